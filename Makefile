@@ -1,0 +1,54 @@
+# Every target works from a fresh clone and installs what it needs into $(VENV).
+#   make run                      a mail server on 127.0.0.1:2525
+#   make test ARGS="-k maildir"   all tests, or pytest's arguments
+#   make check                    ruff, mypy, layers
+#   make services                 the Debian packages that some tests talk to (root or sudo)
+#   PYTHON=python3.13 make test   the same with another Python, in a virtual environment of its own
+
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: run test check coverage services clean
+
+run: $(VENV)/.installed
+	$(BIN)/minismtp serve $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/.installed-test build/typing/minismtp_plugins
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet tests/test_layers.py
+
+coverage: $(VENV)/.installed-test
+	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+services:
+	.ci/services
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find minismtp plugins tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The installation is editable: only what pyproject.toml says makes a new one necessary.
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml $(VENV)/pyvenv.cfg
+	$(PIP) install --editable .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/pyvenv.cfg
+	$(PIP) install --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+# plugins/ under its installed name, for mypy (see pyproject.toml)
+build/typing/minismtp_plugins:
+	mkdir -p $(@D)
+	ln -sfn ../../plugins $@

@@ -1,0 +1,7 @@
+"""`python -m minismtp` is the command `minismtp` (layer 7)."""
+
+import sys
+
+from minismtp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,127 @@
+"""Mailbox addresses as values, and the grammar of a mailbox (layer 0; RFC 5321 section 4.1.2).
+
+`Address` keeps the local part without its quoting and the domain in lower case, so that two
+spellings of one mailbox are equal; `str()` gives the spelling of the RFC back.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final
+
+LOCAL_PART_LIMIT: Final = 64  # octets, RFC 5321 section 4.5.3.1.1
+DOMAIN_LIMIT: Final = 255  # octets, RFC 5321 section 4.5.3.1.2
+LABEL_LIMIT: Final = 63  # octets, RFC 1035 section 2.3.4
+
+# UTF8-non-ascii (RFC 6531 section 3.3) but for what somebody takes for a control character or the
+# end of a line: C1 controls and the separators U+2028 and U+2029; surrogates are no characters.
+WIDE: Final = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
+# sub-domain = Let-dig [Ldh-str] / U-label ; Domain = sub-domain *("." sub-domain)
+_SUB_DOMAIN = rf"[A-Za-z0-9{WIDE}](?:[A-Za-z0-9\-{WIDE}]*[A-Za-z0-9{WIDE}])?"
+DOMAIN: Final = rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*"
+# Atom = 1*atext ; Dot-string = Atom *("." Atom)
+_ATOM = rf"[A-Za-z0-9!#$%&'*+\-/=?^_`{{|}}~{WIDE}]+"
+_DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
+# Quoted-string = DQUOTE *QcontentSMTP DQUOTE ; QcontentSMTP = qtextSMTP / quoted-pairSMTP
+_QUOTED_STRING = rf'"(?:[ !#-\[\]-~{WIDE}]|\\[ -~])*"'
+# address-literal = "[" ( IPv4-address-literal / IPv6-address-literal / ... ) "]"
+_LITERAL = r"\[[!-Z^-~]+\]"
+# Mailbox = Local-part "@" ( Domain / address-literal ) ; Local-part = Dot-string / Quoted-string
+MAILBOX: Final = rf"({_DOT_STRING}|{_QUOTED_STRING})@({DOMAIN}|{_LITERAL})"
+
+_PLAIN = re.compile(_DOT_STRING)
+_MAILBOX = re.compile(MAILBOX)
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_ASCII_DOMAIN = re.compile(r"[a-z0-9.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox: `local` part (unquoted) and `domain` (lower case, or a literal in brackets).
+
+    The domain is empty only for `<Postmaster>` (RFC 5321 section 4.1.1.3).
+    """
+
+    local: str
+    domain: str
+
+    def __post_init__(self) -> None:
+        if not self.domain.islower():
+            object.__setattr__(self, "domain", self.domain.lower())
+
+    def __str__(self) -> str:
+        local = self.local
+        if not _PLAIN.fullmatch(local):
+            escaped = local.replace("\\", "\\\\").replace('"', '\\"')
+            local = f'"{escaped}"'
+        return f"{local}@{self.domain}" if self.domain else local
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `local@domain` as RFC 5321 spells it, quotes included; raises ValueError."""
+        match = _MAILBOX.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not an address of the form local@domain")
+        return read_mailbox(match[1], match[2])
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether the address can travel without SMTPUTF8 (RFC 6531)."""
+        return self.local.isascii() and self.domain.isascii()
+
+    @property
+    def ascii_domain(self) -> str:
+        """The domain with each U-label as its A-label, for comparing and for DNS (RFC 5890)."""
+        return to_ascii(self.domain)
+
+
+def read_mailbox(local: str, domain: str) -> Address:
+    """Give the address whose two parts `MAILBOX` has matched; raises ValueError.
+
+    What the pattern leaves to check are lengths, IP addresses and international names.
+    """
+    if len(local.encode()) > LOCAL_PART_LIMIT:
+        raise ValueError("local part longer than 64 octets")
+    if local[0] == '"':
+        local = _QUOTED_PAIR.sub(r"\1", local[1:-1])
+    if domain[0] == "[":
+        _check_literal(domain[1:-1])
+    elif len(domain) > LABEL_LIMIT or not domain.isascii():
+        _check_domain(domain)
+    return Address(local, domain)
+
+
+def to_ascii(domain: str) -> str:
+    """Give a domain in lower case with A-labels; one that has no such form comes back as it is."""
+    domain = domain.lower()
+    if domain.isascii():
+        return domain
+    try:
+        ascii_form = domain.encode("idna").decode("ascii")
+    except UnicodeError:
+        return domain
+    # Some characters fold to ASCII that no domain has, a fullwidth slash for instance to "/".
+    return ascii_form if _ASCII_DOMAIN.fullmatch(ascii_form) else domain
+
+
+def _check_domain(domain: str) -> None:
+    ascii_form = to_ascii(domain)
+    if max(len(domain.encode()), len(ascii_form)) > DOMAIN_LIMIT:
+        raise ValueError("domain longer than 255 octets")
+    if not ascii_form.isascii():
+        raise ValueError("domain is no internationalized domain name")
+    if any(len(label) > LABEL_LIMIT for label in ascii_form.split(".")):
+        raise ValueError("domain label longer than 63 octets")
+
+
+def _check_literal(text: str) -> None:
+    """Check `192.0.2.1` or `IPv6:2001:db8::1` (RFC 5321 section 4.1.3); raises ValueError."""
+    try:
+        if text[:5].lower() != "ipv6:":
+            ipaddress.IPv4Address(text)
+        elif ipaddress.IPv6Address(text[5:]).scope_id is not None:
+            raise ValueError("an address literal has no zone")
+    except ipaddress.AddressValueError:
+        raise ValueError("address literal that is no IP address") from None

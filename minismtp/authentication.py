@@ -1,0 +1,180 @@
+"""AUTH: from the first line of an exchange to a login or a refusal (layer 4; RFC 4954)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Final
+
+from minismtp.backoff import wait_for_turn
+from minismtp.envelope import Credentials
+from minismtp.events import Authenticated
+from minismtp.reply import Reply, Verdict
+from minismtp.service import Service
+from minismtp.session import Session
+from minismtp.smtp import sasl
+from minismtp.smtp.commands import Auth
+from minismtp.smtp.grammar import SyntaxProblem, decode_base64
+
+_SUCCESS: Final = Reply(235, "authentication succeeded", "2.7.0")
+_FAILURE: Final = Reply(535, "authentication credentials invalid", "5.7.8")
+_CANCELLED: Final = Reply(501, "authentication cancelled", "5.7.0")
+_UNAVAILABLE: Final = Reply(454, "temporary authentication failure", "4.7.0")
+_UNENCRYPTED: Final = Reply(538, "encryption required for this mechanism", "5.7.11")
+_UNKNOWN: Final = Reply(504, "mechanism not supported", "5.5.4")
+_NOT_OFFERED: Final = Reply(502, "AUTH is not offered here", "5.5.1")
+_ONCE: Final = Reply(503, "already authenticated", "5.5.1")
+_WAIT: Final = Reply(454, "too many failed logins from your address, wait", "4.7.0")
+_OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
+
+
+class Authentication:
+    """The AUTH exchanges of one session; `session.login` is set by a successful one."""
+
+    def __init__(self, service: Service, session: Session) -> None:
+        self._service = service
+        self._session = session
+        self._exchange: sasl.Exchange | None = None
+        self._mechanism = ""
+        self._username = ""
+        self.failures = 0
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """The mechanisms that may be used now, for the EHLO reply."""
+        return list(self._makers()) if self._allowed() else []
+
+    def begin(self, command: Auth) -> Reply:
+        """Answer AUTH: a challenge, or the outcome when an initial response says it all."""
+        if self._session.login is not None:
+            return _ONCE  # RFC 4954 section 4
+        makers = self._makers()
+        if not makers:
+            return _NOT_OFFERED
+        if not self._allowed():
+            return _UNENCRYPTED
+        maker = makers.get(command.mechanism)
+        if maker is None:
+            return _UNKNOWN
+        if not self._wait_for_turn():
+            return _WAIT
+        self._mechanism, self._username = command.mechanism, ""
+        self._exchange = maker()
+        challenge = next(self._exchange)
+        if command.initial is None:
+            return _challenge(challenge)
+        # "=" stands for an initial response of no octets (RFC 4954 section 4).
+        return self.respond(b"" if command.initial == b"=" else command.initial)
+
+    def respond(self, line: bytes) -> Reply:
+        """Answer a line of the exchange."""
+        exchange = self._exchange
+        if exchange is None:
+            return _CANCELLED
+        if line == b"*":
+            return self._end("cancelled", _CANCELLED)
+        try:
+            return _challenge(exchange.send(decode_base64(line)))
+        except StopIteration as done:
+            return self._decide(done.value)
+        except SyntaxProblem as problem:
+            return self._end("cancelled", Reply(501, str(problem), "5.5.2"))
+        except sasl.SaslProblem:
+            return self._end("failure", _FAILURE)
+        except Verdict as verdict:
+            return self._end("error", _as_unavailable(verdict))
+
+    def abandon(self) -> None:
+        """Drop the exchange, for instance because a line was too long."""
+        self._end("cancelled", _CANCELLED)
+
+    def _allowed(self) -> bool:
+        return self._session.tls is not None or self._service.clear_auth
+
+    def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
+        """Give the mechanisms that can succeed here, the strongest first."""
+        tls = self._session.tls
+        offered = self._service.hooks.mechanisms
+        makers: dict[str, Callable[[], sasl.Exchange]] = {
+            "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key),
+            "PLAIN": sasl.plain,
+            "LOGIN": sasl.login,
+            "OAUTHBEARER": sasl.oauthbearer,
+            "XOAUTH2": sasl.xoauth2,
+        }
+        found = {name: maker for name, maker in makers.items() if name in offered}
+        if tls is not None and tls.client_identity:
+            identity = tls.client_identity
+            found["EXTERNAL"] = lambda: sasl.external(identity)
+        return found
+
+    def _wait_for_turn(self) -> bool:
+        backoff = self._service.backoff
+        if backoff is None:
+            return True
+        return wait_for_turn(backoff, self._session.peer, self._service.draining)
+
+    def _stored_key(self, username: str) -> sasl.StoredKey | None:
+        self._username = username
+        return self._service.hooks.stored_key(self._session, self._mechanism, username)
+
+    def _decide(self, result: sasl.Offer | sasl.Proof) -> Reply:
+        self._username = result.username
+        if isinstance(result, sasl.Proof):
+            identity = result.username if result.authorization in {"", result.username} else None
+        else:
+            credentials = Credentials(
+                self._mechanism,
+                result.username,
+                result.password,
+                result.authorization,
+                result.token,
+            )
+            try:
+                identity = self._service.hooks.authenticate(self._session, credentials)
+            except Verdict as verdict:
+                return self._end("error", _as_unavailable(verdict))
+        if identity is None and self._mechanism in _OAUTH:
+            # RFC 7628 section 3.2.3: the reason is a challenge, to be answered before the 535.
+            self._exchange = sasl.oauth_failure()
+            return _challenge(next(self._exchange))
+        if identity is None:
+            return self._end("failure", _FAILURE)
+        self._session.login = identity
+        return self._end("success", _SUCCESS)
+
+    def _end(self, result: str, reply: Reply) -> Reply:
+        """Finish the exchange: count it, tell the log, and let a failure wait."""
+        service, session = self._service, self._session
+        self._exchange = None
+        service.metrics.auth[self._mechanism, result](1)
+        # fail2ban reads this line: see etc/fail2ban.
+        service.log.info(
+            f"auth {result}",
+            peer=session.peer,
+            mechanism=self._mechanism,
+            username=self._username,
+            listener=session.listener,
+        )
+        if service.hooks.observed:
+            service.hooks.observe(
+                Authenticated(session.id, session.peer, self._mechanism, self._username, result)
+            )
+        backoff = service.backoff
+        if result == "failure":
+            self.failures += 1
+            if backoff is not None:
+                backoff.failed(session.peer)
+        elif result == "success" and backoff is not None:
+            backoff.succeeded(session.peer)
+        return reply
+
+
+def _challenge(text: bytes) -> Reply:
+    return Reply(334, base64.b64encode(text).decode("ascii"))
+
+
+def _as_unavailable(verdict: Verdict) -> Reply:
+    """Give a back end's refusal as AUTH knows it: 454 for whatever may pass, else as it is."""
+    reply = verdict.reply
+    return _UNAVAILABLE if reply.category == 4 and reply.code != 421 else reply  # noqa: PLR2004

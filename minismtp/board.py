@@ -1,0 +1,39 @@
+"""A few figures of the whole server in shared memory, written by the supervisor (layer 2)."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import astuple, dataclass
+from typing import Final
+
+_FORMAT: Final = struct.Struct("?i?d")
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether the server is `ready`, how many `workers` serve, and how the last reload went.
+
+    `reloaded_at` is seconds since the epoch.
+    """
+
+    ready: bool = False
+    workers: int = 0
+    reload_ok: bool = True
+    reloaded_at: float = 0.0
+
+
+class Board:
+    """Where the supervisor posts the standing for other processes; make it before a fork."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _FORMAT.size)
+
+    def post(self, standing: Standing) -> None:
+        """Show a new standing to all processes."""
+        self._memory[: _FORMAT.size] = _FORMAT.pack(*astuple(standing))
+
+    def read(self) -> Standing:
+        """Give the standing as last posted."""
+        ready, workers, reload_ok, reloaded_at = _FORMAT.unpack(self._memory[: _FORMAT.size])
+        return Standing(ready, workers, reload_ok, reloaded_at)

@@ -1,0 +1,185 @@
+"""What `minismtp check` looks at beyond the configuration file itself (layer 7).
+
+Nothing is left behind: plugins are started with a temporary state directory, so that a check run by
+root makes no files that the server's own user cannot open later.
+"""
+
+import os
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+from minismtp import tls
+from minismtp.config import Config, Listener, TlsConfig
+from minismtp.guard import Failure
+from minismtp.hookspecs import ServerInfo
+from minismtp.log import Log
+from minismtp.metrics import Metrics
+from minismtp.plugins import PluginSet
+from minismtp.service import make_service
+from minismtp.settings import ConfigError
+from minismtp.testing import Dialogue
+
+_DAY: Final = 86_400
+_EXPIRES_SOON: Final = 14 * _DAY
+# Addresses for documentation (RFC 5737, RFC 3849): nobody's, so nobody trusts them.
+_OUTSIDERS: Final = ("192.0.2.1", "2001:db8::1")
+# RFC 6761 section 6.4: nobody's domain either.
+_FOREIGN: Final = "probe@relay-test.invalid"
+
+
+class Finding(NamedTuple):
+    """Something that will not work (error), or that somebody should look at (warning)."""
+
+    severity: Literal["error", "warning"]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.message}"
+
+
+def check(config: Config) -> Iterator[Finding]:
+    """Look at everything that a consistent configuration names."""
+    yield from _hostname(config)
+    yield from _directories(config)
+    yield from _certificates(config)
+    yield from _secrets(config)
+    yield from _plugins(config)
+
+
+def _error(config: Config, key: str, message: str) -> Finding:
+    return Finding("error", str(ConfigError(message, file=config.file, key=key)))
+
+
+def _warning(config: Config, key: str, message: str) -> Finding:
+    return Finding("warning", str(ConfigError(message, file=config.file, key=key)))
+
+
+def _hostname(config: Config) -> Iterator[Finding]:
+    public = any(not listener.address.is_local for listener in config.listeners)
+    if public and "." not in config.hostname:
+        message = f"{config.hostname!r} is not fully qualified; other servers may mistrust it"
+        yield _warning(config, "hostname", message)
+
+
+def _directories(config: Config) -> Iterator[Finding]:
+    for number, directory in enumerate(config.plugin_path):
+        if not directory.is_dir():
+            yield _warning(config, f"plugin_path[{number}]", f"{directory} is no directory")
+    existing = config.state_directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        yield _error(config, "state_directory", f"{existing} is no directory")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        made = "written to" if existing == config.state_directory else f"made: {existing}"
+        yield _error(config, "state_directory", f"cannot be {made} is not writable for this user")
+
+
+def _certificates(config: Config) -> Iterator[Finding]:
+    pairs = {"tls.certificate": config.tls} if config.tls.certificate else {}
+    for number, entry in enumerate(config.tls.sni):
+        pair = replace(config.tls, certificate=entry.certificate, key=entry.key, sni=[])
+        pairs[f"tls.sni[{number}].certificate"] = pair
+    for key, pair in pairs.items():
+        try:
+            tls.server_context(pair, file=config.file)
+        except ConfigError as error:
+            yield Finding("error", str(error))
+        else:
+            yield from _expiry(config, key, pair)
+
+
+def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Finding]:
+    assert pair.certificate is not None  # noqa: S101 - it has just been loaded
+    end = tls.not_after(pair.certificate)
+    left = end - time.time()
+    if left < _EXPIRES_SOON:
+        day = time.strftime("%Y-%m-%d", time.gmtime(end))
+        when = f"expired on {day}" if left < 0 else f"expires on {day}"
+        yield _warning(config, key, f"{pair.certificate} {when}")
+
+
+def _secrets(config: Config) -> Iterator[Finding]:
+    files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
+    files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
+    for plugin in config.plugins:
+        path = plugin.options.get("path")
+        if plugin.use == "password_file" and isinstance(path, str):
+            files[f"{plugin.key}.path"] = config.base / path
+    for key, path in files.items():
+        if path.exists() and path.stat().st_mode & stat.S_IROTH:
+            yield _warning(config, key, f"{path} can be read by everybody (chmod o-r)")
+
+
+def _plugins(config: Config) -> Iterator[Finding]:
+    metrics = Metrics(listener.name for listener in config.listeners)
+    with Path(os.devnull).open("wb") as nowhere, tempfile.TemporaryDirectory() as directory:
+        log = Log(descriptor=nowhere.fileno())
+        try:
+            plugins = PluginSet.load(config, metrics, log)
+            yield from _roles(config, plugins)
+            plugins.hooks().on_start(
+                ServerInfo(config.hostname, Path(directory), role="check", slot=0)
+            )
+        except (ConfigError, Failure) as error:
+            yield Finding("error", str(error))
+            return
+        try:
+            for listener in config.listeners:
+                yield from _relay(config, listener, plugins, metrics, log)
+        finally:
+            plugins.hooks().on_stop()
+
+
+def _roles(config: Config, plugins: PluginSet) -> Iterator[Finding]:
+    """Miss the plugins without which a server is of no use."""
+    if not plugins.hooks().delivers:
+        yield _warning(config, "plugins", "none of them stores mail (hook deliver)")
+    for number, listener in enumerate(config.listeners):
+        key, hooks = f"listeners[{number}]", plugins.hooks(listener.name)
+        if not hooks.routes:
+            message = "no plugin routes recipients here (hook route): all are refused"
+            yield _warning(config, key, message)
+        can_log_in = hooks.mechanisms or listener.client_certificates
+        if listener.kind == "submission" and not can_log_in:
+            message = "no plugin checks passwords here (hook authenticate): nobody can log in"
+            yield _warning(config, key, message)
+
+
+def _relay(
+    config: Config, listener: Listener, plugins: PluginSet, metrics: Metrics, log: Log
+) -> Iterator[Finding]:
+    """Offer an outsider's mail for somebody else, as open-relay tests do."""
+    key = f"listeners[{config.listeners.index(listener)}]"
+    service = make_service(
+        config,
+        listener,
+        plugins,
+        metrics,
+        log,
+        draining=threading.Event(),
+        starttls=listener.tls == "starttls",
+    )
+    for peer in _OUTSIDERS:
+        dialogue = Dialogue(service=service, peer=peer)
+        replies = [
+            dialogue.banner,
+            dialogue.send(f"{'LHLO' if service.lmtp else 'EHLO'} outsider.invalid"),
+            dialogue.send("MAIL FROM:<outsider@sender-test.invalid>"),
+            dialogue.send(f"RCPT TO:<{_FOREIGN}>"),
+        ]
+        dialogue.send("QUIT")
+        refusal = next((reply for reply in replies if not reply.startswith("2")), "")
+        if not refusal:
+            yield _error(config, key, f"open relay: {peer} may send mail to {_FOREIGN}")
+            return
+        if refusal.startswith("4"):
+            message = f"cannot tell whether it is an open relay: the test got {refusal!r}"
+            yield _warning(config, key, message)
+            return

@@ -1,0 +1,196 @@
+"""The configuration as checked, typed values (layer 2).
+
+A `Config` that exists is consistent in itself. What concerns other files (certificates, plugins,
+permissions) is looked at by who uses them, and by `minismtp check`.
+"""
+
+import os
+import pwd
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import tomli
+
+from minismtp.scalars import parse_domain
+from minismtp.sections import (
+    COMMON_KEYS,
+    Limits,
+    Listener,
+    LogConfig,
+    MetricsConfig,
+    Outbound,
+    PluginConfig,
+    SniCertificate,
+    TlsConfig,
+    check_domain,
+    check_unique,
+    counts,
+    says,
+)
+from minismtp.settings import ConfigError, build, did_you_mean
+
+__all__ = [
+    "COMMON_KEYS",
+    "DEFAULT_FILE",
+    "Config",
+    "Limits",
+    "Listener",
+    "LogConfig",
+    "MetricsConfig",
+    "Outbound",
+    "PluginConfig",
+    "SniCertificate",
+    "TlsConfig",
+    "default_hostname",
+    "default_state_directory",
+]
+
+DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
+
+
+def default_hostname() -> str:
+    """Give this machine's name, or localhost where that is no domain (as in some containers)."""
+    try:
+        return parse_domain(socket.gethostname())
+    except ValueError:
+        return "localhost"
+
+
+def default_state_directory() -> Path:
+    """Give the directory that systemd made for us, else one below the current directory."""
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(given) if given else Path.cwd() / "minismtp-state"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration.
+
+    `file` is where it was read, empty for the embedded default; relative paths started at `base`.
+    """
+
+    hostname: Annotated[
+        str, says("name of this server in greetings and trace fields; default: the machine's")
+    ] = field(default_factory=default_hostname)
+    state_directory: Annotated[
+        Path, says("spool and state; default: $STATE_DIRECTORY, else ./minismtp-state")
+    ] = field(default_factory=default_state_directory)
+    plugin_path: Annotated[list[Path], says("directories of single-file plugins")] = field(
+        default_factory=list
+    )
+    workers: Annotated[int, counts("processes; 0 = what measures best for the cores", least=0)] = 0
+    user: Annotated[str, says("taken on when started as root; empty = stay")] = ""
+    bare_newline: Annotated[
+        Literal["reject", "fix"], says("what to do with a bare CR or LF in DATA")
+    ] = "reject"
+    listeners: Annotated[list[Listener], says("at least one")] = field(default_factory=list)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    limits: Limits = field(default_factory=Limits)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    outbound: Outbound = field(default_factory=Outbound)
+    plugins: Annotated[list[PluginConfig], says("they run in this order")] = field(
+        default_factory=list
+    )
+    file: str = ""
+    base: Path = field(default_factory=Path.cwd)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hostname", check_domain(self.hostname, key="hostname"))
+        self._check_user()
+        self._check_listeners()
+        self._check_plugins()
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> "Config":
+        """Read a file: `path`, else $MINISMTP_CONFIG, else the one in /etc, else none at all.
+
+        Without any file it is a harmless default: local mail only, on a loopback port. Raises
+        ConfigError.
+        """
+        if path is None and (named := os.environ.get("MINISMTP_CONFIG")):
+            path = Path(named)
+        try:
+            text = (path or DEFAULT_FILE).read_bytes().decode("utf-8")
+        except OSError as error:
+            if path is None and isinstance(error, FileNotFoundError):
+                return cls.embedded()
+            file = str(path or DEFAULT_FILE)
+            raise ConfigError(f"cannot be read: {error.strerror}", file=file) from error
+        except ValueError as error:
+            raise ConfigError(f"is not UTF-8: {error}", file=str(path or DEFAULT_FILE)) from error
+        return cls.parse(text, path or DEFAULT_FILE)
+
+    @classmethod
+    def parse(cls, text: str, path: Path) -> "Config":
+        """Read the text of the file `path`; raises ConfigError."""
+        try:
+            table = tomli.loads(text)
+        except ValueError as error:
+            raise ConfigError(str(error), file=str(path)) from error
+        return cls.build(table, file=str(path), base=path.absolute().parent)
+
+    @classmethod
+    def embedded(cls) -> "Config":
+        """Give the configuration for when there is no file."""
+        hostname, state = default_hostname(), default_state_directory()
+        template = str(state).replace("{", "{{").replace("}", "}}")
+        domains = list(dict.fromkeys(["localhost", hostname]))
+        table: dict[str, object] = {
+            "listeners": [{"name": "smtp", "address": "127.0.0.1:2525", "tls": "none"}],
+            "plugins": [
+                {"use": "mailboxes", "domains": domains},
+                {"use": "maildir", "path": f"{template}/mail/{{local}}"},
+            ],
+        }
+        return cls.build(table, file="", base=Path.cwd())
+
+    @classmethod
+    def build(cls, table: Mapping[str, object], *, file: str, base: Path) -> "Config":
+        """Make the configuration from a TOML document; raises ConfigError."""
+        table = dict(table)
+        plugins = table.get("plugins")
+        if isinstance(plugins, list) and all(isinstance(item, dict) for item in plugins):
+            table["plugins"] = [
+                PluginConfig.parse(item, file=file, key=f"plugins[{number}]", base=base)
+                for number, item in enumerate(plugins)
+            ]
+        return build(cls, table, file=file, key="", base=base, given={"file": file, "base": base})
+
+    def _check_user(self) -> None:
+        try:
+            if self.user:
+                pwd.getpwnam(self.user)
+        except KeyError:
+            raise ConfigError(f"no user is called {self.user!r}", key="user") from None
+
+    def _check_listeners(self) -> None:
+        if not self.listeners:
+            raise ConfigError("expected at least one [[listeners]] table", key="listeners")
+        check_unique("listeners", [listener.name for listener in self.listeners])
+        chosen = [str(item.address) if item.port or item.path else "" for item in self.listeners]
+        check_unique("listeners", chosen, attribute="address")
+        for number, listener in enumerate(self.listeners):
+            key = f"listeners[{number}]"
+            if listener.tls != "none" and self.tls.certificate is None:
+                raise ConfigError(
+                    f'"{listener.tls}" needs certificate and key in [tls];'
+                    ' without them expected tls = "none"',
+                    key=f"{key}.tls",
+                )
+            if listener.client_certificates and self.tls.client_ca is None:
+                raise ConfigError("needs client_ca in [tls]", key=f"{key}.client_certificates")
+
+    def _check_plugins(self) -> None:
+        check_unique("plugins", [plugin.name for plugin in self.plugins])
+        known = [listener.name for listener in self.listeners]
+        for number, plugin in enumerate(self.plugins):
+            for index, name in enumerate(plugin.listeners):
+                if name not in known:
+                    raise ConfigError(
+                        f"no listener is called {name!r}{did_you_mean(name, known)}",
+                        key=f"plugins[{number}].listeners[{index}]",
+                    )

@@ -1,0 +1,205 @@
+"""One connection: the socket, TLS, and time (layer 5).
+
+A session's thread blocks in plain `recv` and `send` without any timeout of its own. `due` says
+until when it may; the server's watch looks at it and shuts the socket down when the time has come,
+which wakes the thread whatever it is blocked in: a command that trickles in, a TLS handshake, a
+peer that does not read. So every deadline is absolute and costs the ordinary path nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from math import inf
+from typing import Final
+
+from minismtp.receiver import Receiver
+from minismtp.service import Service
+from minismtp.session import Session
+from minismtp.smtp.proxy import ProxyProblem, read_header
+from minismtp.tls import Certificates, tls_info
+
+_GRACE: Final = 5.0  # seconds for the last words of a session that was cut
+_COMMANDS: Final = 8192  # octets asked for between commands: an idle session holds no more
+_CONTENT: Final = 65536
+_LINGER: Final = 64  # reads of what a peer still sends after the last reply
+
+
+class Connection:
+    """Runs a session over a socket. `run` belongs to one thread; `cut` and `drain` to the watch.
+
+    `introduce` is set where a balancer says by a PROXY header who the peer is: it is told the
+    address and answers whether that peer has a place left.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        service: Service,
+        session: Session,
+        certificates: Certificates | None,
+        *,
+        implicit_tls: bool,
+    ) -> None:
+        self.due = inf
+        self.session = session
+        self.introduce: Callable[[str], bool] | None = None
+        self._socket = sock
+        self._service = service
+        self._certificates = certificates
+        self._implicit_tls = implicit_tls
+        self._receiver = Receiver(service, session)
+        self._closing = threading.Lock()
+        self._closed = False
+        self._cut_reason = ""
+
+    def run(self) -> None:
+        """Hold the whole session; the socket is closed when it returns."""
+        try:
+            if self.introduce is not None:
+                self._meet(self.introduce)
+            if self._implicit_tls and not self._receiver.closing:
+                self._handshake()
+            if not self._receiver.closing:
+                self._send(self._receiver.greet(early=self._talks_early()))
+            while not self._receiver.closing:
+                self._turn()
+            self._linger()
+        except ProxyProblem as problem:
+            self._service.log.info("PROXY refused", peer=self.session.peer, error=str(problem))
+        except (ssl.SSLError, OSError) as error:
+            self._note(error)
+        finally:
+            self._receiver.finished()
+            self._close()
+
+    def cut(self, reason: str, now: float) -> None:
+        """Wake the session's thread, which then says goodbye; the second time, for good."""
+        with self._closing:
+            if self._closed:
+                return
+            how = socket.SHUT_RDWR if self._cut_reason else socket.SHUT_RD
+            self._cut_reason = self._cut_reason or reason
+            self.due = now + _GRACE
+            with contextlib.suppress(OSError):
+                # Not SSLSocket.shutdown: that drops TLS and lets the rest go out in clear.
+                socket.socket.shutdown(self._socket, how)
+
+    def drain(self, now: float) -> None:
+        """Cut a session that waits between two commands; others see `draining` by themselves."""
+        if self.due != inf and self._receiver.at_boundary:
+            self.cut("draining", now)
+
+    def _turn(self) -> None:
+        """Take what the peer says next and answer it."""
+        receiver = self._receiver
+        self.due = receiver.deadline
+        if self._service.draining.is_set() and receiver.at_boundary:
+            self._say_goodbye("draining")
+            return
+        data = self._socket.recv(_COMMANDS if receiver.at_boundary else _CONTENT)
+        self.due = inf
+        if self._cut_reason or not data:
+            self._say_goodbye(self._cut_reason)
+            return
+        self._send(receiver.receive(data))
+        while receiver.pending:
+            self._send(receiver.proceed())
+        if receiver.wants_tls:
+            self._handshake()
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self.due = self._receiver.deadline
+            self._socket.sendall(data)
+            self.due = inf
+
+    def _say_goodbye(self, reason: str) -> None:
+        match reason:
+            case "draining":
+                self._send(self._receiver.interrupt("service shutting down", "4.3.2", reason))
+            case "timeout":
+                self._send(self._receiver.interrupt("timeout", "4.4.2", reason))
+            case _:
+                self._receiver.interrupt("connection lost", "4.4.2", "lost")
+
+    def _meet(self, introduce: Callable[[str], bool]) -> None:
+        """Learn from the PROXY header who the peer is; raises ProxyProblem."""
+        self.due = self._receiver.deadline
+        header = read_header(self._exactly)
+        self.due = inf
+        session = self.session
+        if header.local:
+            # A health check: served like anybody, but it counts for nothing.
+            self._receiver = Receiver(self._service.silent(), session)
+        elif header.peer:
+            session.peer, session.peer_port = header.peer, header.peer_port
+            session.local = header.called
+            if not introduce(header.peer):
+                self._send(self._receiver.limited())
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            more = self._socket.recv(count - len(data))
+            if self._cut_reason or not more:
+                raise ProxyProblem("connection ended within the PROXY header")
+            data += more
+        return data
+
+    def _talks_early(self) -> bool:
+        """Wait for `greet_delay` and say whether the peer could not (RFC 5321 section 4.3.1)."""
+        delay = self._service.greet_delay
+        if not delay:
+            return False
+        self.due = self._service.clock() + delay + _GRACE
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(delay * 1000))
+
+    def _handshake(self) -> None:
+        if self._certificates is None:
+            raise OSError("no certificates")
+        context = self._certificates.current()
+        self.due = self._receiver.deadline
+        with self._closing:
+            wrapped = context.wrap_socket(
+                self._socket, server_side=True, do_handshake_on_connect=False
+            )
+            self._socket = wrapped
+        wrapped.do_handshake()
+        self.due = inf
+        self._receiver.secured(tls_info(wrapped))
+
+    def _linger(self) -> None:
+        """Let the last reply arrive: closing with unread input would reset the connection."""
+        if self._receiver.reason == "quit":
+            return
+        self.due = self._service.clock() + 1.0
+        socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        for _ in range(_LINGER):
+            if not socket.socket.recv(self._socket, _CONTENT):
+                return
+
+    def _note(self, error: OSError) -> None:
+        """Remember why the session ended without its own doing."""
+        receiver = self._receiver
+        if self._cut_reason:
+            receiver.reason = self._cut_reason
+        elif isinstance(error, ssl.SSLError) and self.session.tls is None:
+            receiver.reason = "tls"
+            self._service.log.info(
+                "TLS handshake failed",
+                peer=self.session.peer,
+                error=error.reason or str(error),
+            )
+
+    def _close(self) -> None:
+        with self._closing:
+            self._closed = True
+            self.due = inf
+            self._socket.close()

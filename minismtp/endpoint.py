@@ -1,0 +1,124 @@
+"""The process that answers Prometheus and health checks (layer 6).
+
+/metrics adds up the files of all workers; /healthz says that the server lives; /readyz that it
+takes mail. Plain HTTP, meant for loopback: put a reverse proxy before it for anything else.
+"""
+
+from __future__ import annotations
+
+import http.server
+import platform
+import signal
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from minismtp import __version__
+from minismtp.board import Board
+from minismtp.metrics import FLUSH_INTERVAL
+
+_TIMEOUT: Final = 10.0  # seconds for one request
+
+
+def run(sock: socket.socket, board: Board, directory: Path) -> int:
+    """Answer requests until SIGTERM."""
+    server = _HttpServer(sock, _registry(board, directory), board)
+    threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
+    signal.sigwait({signal.SIGTERM})
+    return 0
+
+
+def _registry(board: Board, directory: Path) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    registry.register(_ServerCollector(board))
+    return registry
+
+
+class _ServerCollector:
+    """What belongs to the whole server and not to a worker."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the families for one scrape."""
+        build = GaugeMetricFamily(
+            "minismtp_build_info", "Version of the server.", labels=["version", "python"]
+        )
+        build.add_metric([__version__, platform.python_version()], 1)
+        yield build
+        standing = self._board.read()
+        yield GaugeMetricFamily(
+            "minismtp_workers", "Worker processes that serve.", value=standing.workers
+        )
+        yield GaugeMetricFamily(
+            "minismtp_config_last_reload_successful",
+            "Whether the last reload of the configuration succeeded.",
+            value=float(standing.reload_ok),
+        )
+        yield GaugeMetricFamily(
+            "minismtp_config_last_reload_success_timestamp_seconds",
+            "When the configuration was last loaded with success.",
+            value=standing.reloaded_at,
+        )
+
+
+class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    daemon_threads = True
+
+    def __init__(self, sock: socket.socket, registry: CollectorRegistry, board: Board) -> None:
+        socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
+        self.socket = sock
+        self.registry = registry
+        self.board = board
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: a scraper that hangs up is its own affair."""
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _HttpServer
+    timeout = _TIMEOUT
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        match self.path.partition("?")[0]:
+            case "/metrics":
+                # Workers add up what happened every FLUSH_INTERVAL: after it, nothing is missing.
+                time.sleep(FLUSH_INTERVAL * 1.2)
+                self._answer(
+                    HTTPStatus.OK, generate_latest(self.server.registry), CONTENT_TYPE_LATEST
+                )
+            case "/healthz":
+                self._answer(HTTPStatus.OK, b"ok\n")
+            case "/readyz":
+                if self.server.board.read().ready:
+                    self._answer(HTTPStatus.OK, b"ready\n")
+                else:
+                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+            case _:
+                self._answer(HTTPStatus.NOT_FOUND, b"/metrics /healthz /readyz\n")
+
+    do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        """Keep scrapes out of the log."""
+
+    def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)

@@ -1,0 +1,140 @@
+"""Files that survive a crash, and values read from files that people edit (layer 0).
+
+What these functions have written is on disk when they return: data first, then the directory
+entry that leads to it. POSIX promises a new or renamed entry only once its directory is synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put `data` under `path`, so that a reader or a crash finds the old content or all of the new.
+
+    `mode` is for a new file (the umask applies); an old one keeps its mode, and its owner as far as
+    we may set it. Raises OSError, and leaves the old file as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
+    try:
+        try:
+            _keep_access(descriptor, path)
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path | str) -> None:
+    """Make the entries of a directory durable: new names, renames and removals."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory, and the parents that it lacks, durably; one that is there already is fine.
+
+    The parent is synced in that case too: whoever made the directory may have been killed before
+    the sync. Raises FileExistsError when `path` is something else than a directory.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        return _make_one(path, mode)
+    make_directory(path.parent, mode)
+    return _make_one(path, mode)
+
+
+class WatchedFiles(Generic[T]):
+    """A value made from files, made again after one of them has changed.
+
+    `load` reads the files and raises OSError or ValueError when they are no good: at first that
+    goes to the caller, later it is logged and the value before stays. Files are looked at no more
+    than once a second, by whichever thread calls; the others meanwhile get the value before.
+    """
+
+    def __init__(self, load: Callable[[], T], *paths: Path) -> None:
+        self._load = load
+        self._paths = paths
+        self._lock = threading.Lock()
+        self._next_look = monotonic() + 1
+        self._seen = self._look()
+        self._value = load()
+
+    def get(self) -> T:
+        """Give the value of the files as they were within the last second."""
+        if monotonic() >= self._next_look and self._lock.acquire(blocking=False):
+            try:
+                self._next_look = monotonic() + 1
+                self._refresh()
+            finally:
+                self._lock.release()
+        return self._value
+
+    def _refresh(self) -> None:
+        seen = self._look()  # before reading: a change meanwhile is found by the next look
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._value = self._load()
+        except (OSError, ValueError) as error:
+            _log.warning("what was read before stays in use: %s", error)
+
+    def _look(self) -> list[tuple[int, ...] | None]:
+        return [_stamp(path) for path in self._paths]
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Give what differs after any change; ctime also moves on chmod, which may repair a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _make_one(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    sync_directory(path.parent)
+
+
+def _keep_access(descriptor: int, path: Path) -> None:
+    """Give a new file the mode and the owner of the one that it replaces, if there is one."""
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        return
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, old.st_mode & 0o777)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,220 @@
+"""The header of a message, read without trust; and one field, written with care (layer 2).
+
+`Headers` cuts the leading bytes of a message into fields and keeps every byte as received. Nothing
+a sender writes makes it raise, run in more than linear time, or keep more than its limits allow.
+A line ends at LF, with or without CR before it, as mail stores see it; a CR elsewhere is data.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from encodings.aliases import aliases
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FIELD_LIMIT = 10_000
+SIZE_LIMIT = 1024 * 1024  # octets
+
+# RFC 5322 section 2.2.3: a line that begins with white space continues the field above it.
+_FIELD_END = re.compile(rb"\n(?![ \t])")
+
+# field-name = 1*ftext; ftext = %d33-57 / %d59-126 (RFC 5322 section 3.6.8), then ":"; the obsolete
+# syntax of section 4.5 has white space before the colon.
+_NAME = re.compile(r"[!-9;-~]+")
+_FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")
+
+_WORD = re.compile(rb"[ \t]*[^ \t]+")
+_LINE_WISHED = 78  # octets without CRLF, RFC 5322 section 2.1.1
+_LINE_LIMIT = 998
+
+# encoded-word = "=?" charset ["*" language] "?" encoding "?" encoded-text "?=" (RFC 2047 section 2,
+# RFC 2231 section 5). The text may have spaces here, as many senders write it. Each part excludes
+# "?", so that a search for the next word is linear.
+_ENCODED_WORD = re.compile(r"=\?([\w.:-]{1,40})(?:\*[\w-]*)?\?([BbQq])\?([^?]*)\?=", re.ASCII)
+_QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
+
+# A charset is looked up only when it is one of these: Python remembers for ever each unknown name
+# it was asked for, and has codecs of quadratic time, such as punycode.
+_CHARSETS = frozenset(aliases) | frozenset(aliases.values()) | {"cp874", "koi8_t", "koi8_u"}
+_CHARSET_SYNONYMS = {"iso_8859_8_i": "iso_8859_8", "windows_874": "cp874"}
+
+
+class Headers:
+    """The header fields of a message in order; names match in any case, and nothing raises.
+
+    A line that is no field (no colon, or no valid name before it) is kept, and is in `raw_all()`,
+    but has no name to be found by. `truncated` says that a field beyond `FIELD_LIMIT` fields or
+    `SIZE_LIMIT` octets was ignored. Immutable.
+    """
+
+    __slots__ = ("_by_name", "_fields", "truncated")
+
+    def __init__(self, fields: list[bytes], *, truncated: bool = False) -> None:
+        """Take the exact bytes of each field; `Headers.parse` makes them from a message."""
+        self.truncated = truncated
+        self._fields: list[tuple[str, bytes]] = []
+        self._by_name: dict[str, list[bytes]] = {}
+        for raw in fields:
+            match = _FIELD_NAME.match(raw)
+            name = match[1].decode("ascii") if match else ""
+            self._fields.append((name, raw))
+            if name:
+                self._by_name.setdefault(name.lower(), []).append(raw)
+
+    @classmethod
+    def parse(cls, block: bytes) -> Headers:
+        """Read the fields at the start of `block`, up to the first empty line; a body may follow.
+
+        Without any empty line it is all header (RFC 5322 section 2.1), as mail stores read it.
+        """
+        window = block[:SIZE_LIMIT]
+        fields: list[bytes] = []
+        start = 0
+        while start < len(window) and not window.startswith((b"\r\n", b"\n"), start):
+            match = _FIELD_END.search(window, start)
+            end = match.end() if match else len(window)
+            if len(fields) == FIELD_LIMIT or end == len(window) < len(block):
+                return cls(fields, truncated=True)
+            fields.append(window[start:end])
+            start = end
+        return cls(fields)
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the first value of this name: unfolded, stripped, without line breaks."""
+        fields = self._by_name.get(name.lower())
+        return _value(fields[0]) if fields else default
+
+    def get_all(self, name: str) -> list[str]:
+        """Return the values of all fields of this name, from the top."""
+        return [_value(raw) for raw in self._by_name.get(name.lower(), ())]
+
+    def decoded(self, name: str, default: str = "") -> str:
+        """Return the first value as a person reads it: RFC 2047 decoded, without line breaks.
+
+        An encoded word that cannot be decoded stays as it was written.
+        """
+        return _decode_words(self.get(name, default))
+
+    def raw(self, name: str) -> bytes:
+        """Return the exact bytes of the first field of this name, line end included, or none."""
+        fields = self._by_name.get(name.lower())
+        return fields[0] if fields else b""
+
+    def raw_all(self, name: str | None = None) -> list[bytes]:
+        """Return the exact bytes of each field of this name; without a name, of every line."""
+        if name is None:
+            return [raw for _, raw in self._fields]
+        return list(self._by_name.get(name.lower(), ()))
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a field of this name is there."""
+        return isinstance(name, str) and name.lower() in self._by_name
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Yield (name, value) pairs from the top, names as the sender wrote them."""
+        return ((name, _value(raw)) for name, raw in self._fields if name)
+
+    def __len__(self) -> int:
+        """Count the fields that have a name."""
+        return sum(map(len, self._by_name.values()))
+
+    def __repr__(self) -> str:
+        """Show the first names, never a value."""
+        return f"<Headers: {', '.join(name for name, _ in self._fields[:20] if name)}>"
+
+
+def format_field(name: str, value: str) -> bytes:
+    """Return one header field with its line end, folded at white space where it is long.
+
+    A value that is folded already (CRLF and white space) stays exactly as it is, so a signature
+    over it stays good. Raises ValueError for what RFC 5322, with UTF-8 (RFC 6532), does not allow.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a header field name")
+    first, *folded = f"{name}: {value}".encode().split(b"\r\n")  # a lone surrogate is a ValueError
+    lines = [first, *folded] if folded else _fold(first)
+    for line in lines:
+        if b"\r" in line or b"\n" in line or b"\0" in line:
+            raise ValueError(f"the value of {name} has a bare CR or LF, or a NUL")
+        if len(line) > _LINE_LIMIT:
+            raise ValueError(f"{name} has a line of more than {_LINE_LIMIT} octets")
+    # RFC 5322 section 3.2.2: a folded line begins with white space and has something else too.
+    if not all(line.startswith((b" ", b"\t")) and line.strip(b" \t") for line in folded):
+        raise ValueError(f"the value of {name} has a line end that is not folding")
+    return b"\r\n".join(lines) + b"\r\n"
+
+
+def _fold(line: bytes) -> list[bytes]:
+    if len(line) <= _LINE_WISHED:
+        return [line]
+    lines: list[bytes] = []
+    current = b""
+    for word in _WORD.findall(line):
+        if current and len(current) + len(word) > _LINE_WISHED:
+            lines.append(current)
+            current = b""
+        current += word
+    return [*lines, current]
+
+
+def _value(raw: bytes) -> str:
+    body = raw.partition(b":")[2].replace(b"\r\n", b"").replace(b"\n", b"").replace(b"\r", b" ")
+    return _text(body.strip(b" \t"))
+
+
+def _text(octets: bytes) -> str:
+    try:
+        return octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return octets.decode("latin-1")
+
+
+def _decode_words(value: str) -> str:
+    """Decode neighbouring words of one charset at once: senders cut characters in two."""
+    pieces: list[str] = []
+    run: list[bytes] = []
+    run_charset, end = "", 0
+    for match in _ENCODED_WORD.finditer(value):
+        charset, octets = _codec(match[1]), _encoded_octets(match[2], match[3])
+        if not charset or octets is None:
+            continue
+        # RFC 2047 section 6.2: white space between two encoded words is not shown.
+        gap = value[end : match.start()]
+        neighbours = bool(run) and not gap.strip(" \t")
+        if not neighbours or charset != run_charset:
+            pieces += (_decode(b"".join(run), run_charset), "" if neighbours else gap)
+            run = []
+        run.append(octets)
+        run_charset, end = charset, match.end()
+    pieces += (_decode(b"".join(run), run_charset), value[end:])
+    return "".join(pieces).replace("\r", " ").replace("\n", " ")
+
+
+def _encoded_octets(encoding: str, text: str) -> bytes | None:
+    octets = text.encode("utf-8")
+    if encoding in "Qq":
+        octets = octets.replace(b"_", b" ")
+        return _QUOTED_OCTET.sub(lambda match: binascii.unhexlify(match[1]), octets)
+    try:
+        return binascii.a2b_base64(octets + b"==")  # surplus padding is ignored, a lack raises
+    except binascii.Error:
+        return None
+
+
+def _codec(charset: str) -> str:
+    name = charset.lower().replace("-", "_")
+    name = _CHARSET_SYNONYMS.get(name, name)
+    return name if name in _CHARSETS else ""
+
+
+def _decode(octets: bytes, charset: str) -> str:
+    if not octets:
+        return ""
+    try:
+        text = octets.decode(charset, "replace")
+    except (LookupError, ValueError):  # no charset on this machine, or one that cannot replace
+        text = _text(octets)
+    return text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates

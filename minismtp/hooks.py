@@ -1,0 +1,168 @@
+"""The hooks of one listener as ordinary typed methods (layer 3).
+
+Nothing else calls pluggy. Callers are bound once, when the listener starts, and a hook that nobody
+implements costs 0.1 us instead of the 2.6 us of an empty pluggy call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pluggy
+
+if TYPE_CHECKING:
+    from minismtp.address import Address
+    from minismtp.envelope import Credentials, Envelope, Recipient, Route
+    from minismtp.events import Event
+    from minismtp.hookspecs import ServerInfo
+    from minismtp.message import Message
+    from minismtp.reply import Reply
+    from minismtp.session import Session
+    from minismtp.smtp.sasl import StoredKey
+
+Caller: TypeAlias = Any  # a pluggy.HookCaller
+#: What a plugin can check when it does not say so by an attribute `mechanisms`.
+PASSWORDS = ("PLAIN", "LOGIN")
+SCRAM = ("SCRAM-SHA-256",)
+
+
+class Hooks:
+    """Calls the implementations that apply on one listener, in the order of the configuration.
+
+    Every method may raise a `Verdict`, except `observe` and `on_stop`.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager, without: Iterable[object] = ()) -> None:
+        excluded = list(without)
+
+        def bind(name: str) -> Caller | None:
+            caller = manager.subset_hook_caller(name, excluded)
+            return caller if caller.get_hookimpls() else None
+
+        self._on_start = bind("on_start")
+        self._on_stop = bind("on_stop")
+        self._on_connect = bind("on_connect")
+        self._on_helo = bind("on_helo")
+        self._ehlo_keywords = bind("ehlo_keywords")
+        self._authenticate = bind("authenticate")
+        self._stored_key = bind("stored_key")
+        self._on_mail = bind("on_mail")
+        self._on_rcpt = bind("on_rcpt")
+        self._route = bind("route")
+        self._on_data = bind("on_data")
+        self._on_message = bind("on_message")
+        self._deliver = bind("deliver")
+        self._command = bind("command")
+        self._observe = bind("observe")
+
+    @property
+    def mechanisms(self) -> set[str]:
+        """The SASL mechanisms that the plugins can check here, each by its own `mechanisms`."""
+        found: set[str] = set()
+        for caller, default in ((self._authenticate, PASSWORDS), (self._stored_key, SCRAM)):
+            for implementation in caller.get_hookimpls() if caller else ():
+                found.update(getattr(implementation.plugin, "mechanisms", default))
+        return found
+
+    @property
+    def routes(self) -> bool:
+        """Whether any plugin routes recipients here."""
+        return self._route is not None
+
+    @property
+    def delivers(self) -> bool:
+        """Whether any plugin stores mail here."""
+        return self._deliver is not None
+
+    def on_start(self, server: ServerInfo) -> None:
+        """Let the plugins open what they need; raises `guard.Failure`."""
+        if self._on_start is not None:
+            self._on_start(server=server)
+
+    def on_stop(self) -> None:
+        """Let the plugins close what they opened."""
+        if self._on_stop is not None:
+            self._on_stop()
+
+    def on_connect(self, session: Session) -> None:
+        """Ask about a peer."""
+        if self._on_connect is not None:
+            self._on_connect(session=session)
+
+    def on_helo(self, session: Session) -> None:
+        """Ask about the HELO name."""
+        if self._on_helo is not None:
+            self._on_helo(session=session)
+
+    def ehlo_keywords(self, session: Session) -> list[str]:
+        """Collect further EHLO lines."""
+        if self._ehlo_keywords is None:
+            return []
+        return [line for lines in self._ehlo_keywords(session=session) for line in lines]
+
+    def authenticate(self, session: Session, credentials: Credentials) -> str | None:
+        """Ask for the authorization identity; None = wrong credentials."""
+        if self._authenticate is None:
+            return None
+        identity: str | None = self._authenticate(session=session, credentials=credentials)
+        return identity
+
+    def stored_key(self, session: Session, mechanism: str, username: str) -> StoredKey | None:
+        """Ask for the stored key of a user."""
+        if self._stored_key is None:
+            return None
+        key: StoredKey | None = self._stored_key(
+            session=session, mechanism=mechanism, username=username
+        )
+        return key
+
+    def on_mail(self, session: Session, envelope: Envelope) -> None:
+        """Ask about the reverse-path."""
+        if self._on_mail is not None:
+            self._on_mail(session=session, envelope=envelope)
+
+    def on_rcpt(self, session: Session, envelope: Envelope, recipient: Recipient) -> None:
+        """Ask about a recipient."""
+        if self._on_rcpt is not None:
+            self._on_rcpt(session=session, envelope=envelope, recipient=recipient)
+
+    def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Route | None:
+        """Ask where a recipient's copy goes; None = nowhere."""
+        if self._route is None:
+            return None
+        route: Route | None = self._route(session=session, envelope=envelope, recipient=recipient)
+        return route
+
+    def on_data(self, session: Session, envelope: Envelope) -> None:
+        """Ask about the whole envelope."""
+        if self._on_data is not None:
+            self._on_data(session=session, envelope=envelope)
+
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Ask about the whole message."""
+        if self._on_message is not None:
+            self._on_message(session=session, envelope=envelope, message=message)
+
+    def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
+        """Store one copy; False = no plugin took it."""
+        if self._deliver is None:
+            return False
+        return bool(self._deliver(envelope=envelope, message=message, mailbox=mailbox))
+
+    def command(self, session: Session, verb: str, argument: str) -> Reply | None:
+        """Ask for the reply to an unusual command."""
+        if self._command is None:
+            return None
+        reply: Reply | None = self._command(session=session, verb=verb, argument=argument)
+        return reply
+
+    @property
+    def observed(self) -> bool:
+        """Whether anybody observes; spares the making of events."""
+        return self._observe is not None
+
+    def observe(self, event: Event) -> None:
+        """Tell the observers what happened."""
+        if self._observe is not None:
+            self._observe(event=event)

@@ -1,0 +1,135 @@
+"""Every place where a plugin may speak (layer 3).
+
+Raise a verdict (`Reject`, `Defer`, `Disconnect`) to refuse, return to answer, return `None` for no
+opinion. All hooks run in the session's own thread of a worker process unless their text says
+otherwise, and may block: only this session waits. An implementation names the arguments it needs
+and no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from minismtp.address import Address
+    from minismtp.envelope import Credentials, Envelope, Recipient, Route
+    from minismtp.events import Event
+    from minismtp.message import Message
+    from minismtp.reply import Reply
+    from minismtp.session import Session
+    from minismtp.smtp.sasl import StoredKey
+
+PROJECT = "minismtp"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0."""
+
+    hostname: str
+    state_directory: Path
+    role: str
+    slot: int
+
+
+@hookspec
+def on_start(server: ServerInfo) -> None:
+    """Open connections, databases and threads.
+
+    Called once in each process after the fork, before the first session. Whatever it raises stops
+    the start of the process. `server` names the host, the state directory, the role and the slot.
+    """
+
+
+@hookspec
+def on_stop() -> None:
+    """Close what `on_start` opened; called once at the end of each process."""
+
+
+@hookspec
+def on_connect(session: Session) -> None:
+    """Judge a peer before the banner.
+
+    Reject closes the connection with 554, Defer and Disconnect with 421 (RFC 5321 section 3.1).
+    """
+
+
+@hookspec
+def on_helo(session: Session) -> None:
+    """Judge `session.helo` after EHLO, HELO or LHLO; a refusal leaves the peer ungreeted."""
+
+
+@hookspec
+def ehlo_keywords(session: Session) -> list[str] | None:
+    """Give further lines for the EHLO reply, keyword and parameters; all are collected."""
+
+
+@hookspec(firstresult=True)
+def authenticate(session: Session, credentials: Credentials) -> str | None:
+    """Check credentials and give the authorization identity; None asks the next plugin.
+
+    After the last None the client hears 535 5.7.8. Raise Defer when the back end is away: the
+    client hears 454 4.7.0 and keeps its password (RFC 4954 section 6).
+    """
+
+
+@hookspec(firstresult=True)
+def stored_key(session: Session, mechanism: str, username: str) -> StoredKey | None:
+    """Give the stored key of a user for a SCRAM mechanism (RFC 5802 section 3).
+
+    The mechanism is advertised only where a plugin implements this hook.
+    """
+
+
+@hookspec
+def on_mail(session: Session, envelope: Envelope) -> None:
+    """Judge the reverse-path, after syntax, SIZE and AUTH rules have passed."""
+
+
+@hookspec
+def on_rcpt(session: Session, envelope: Envelope, recipient: Recipient) -> None:
+    """Judge one recipient before it is routed; `envelope.recipients` holds the earlier ones."""
+
+
+@hookspec(firstresult=True)
+def route(session: Session, envelope: Envelope, recipient: Recipient) -> Route | None:
+    """Say where a recipient's copy goes: `Local(...)` or `Relay(...)`; None asks the next plugin.
+
+    A recipient that nobody routes is refused with 550 5.7.1, so there is no open relay by accident.
+    """
+
+
+@hookspec
+def on_data(session: Session, envelope: Envelope) -> None:
+    """Judge the whole envelope, before 354 or the first chunk of content."""
+
+
+@hookspec
+def on_message(session: Session, envelope: Envelope, message: Message) -> None:
+    """Judge the whole message; may prepend fields, replace content, quarantine or discard."""
+
+
+@hookspec(firstresult=True)
+def deliver(envelope: Envelope, message: Message, mailbox: Address) -> bool | None:
+    """Store one copy; True says that it is on disk and synced, None asks the next plugin.
+
+    May be called hours after the session, and again after a crash: an implementation is idempotent
+    for the same `envelope.id` and mailbox. Raise Defer or Reject when the mailbox cannot take it.
+    """
+
+
+@hookspec(firstresult=True)
+def command(session: Session, verb: str, argument: str) -> Reply | None:
+    """Answer VRFY, HELP or a verb that the server does not know; None gives the standard reply."""
+
+
+@hookspec
+def observe(event: Event) -> None:
+    """Learn what happened (see `minismtp.events`); nothing that it does can affect a session."""

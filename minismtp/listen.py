@@ -1,0 +1,94 @@
+"""Listening sockets: opened here, or handed over by systemd (layer 5)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from minismtp.config import Listener
+from minismtp.scalars import SocketAddress
+from minismtp.settings import reason
+
+_FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
+_BACKLOG: Final = 4096
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the message names file, key, address and reason."""
+
+
+def open_listeners(listeners: list[Listener], *, file: str = "") -> dict[str, socket.socket]:
+    """Give the listening socket of each listener by name; raises ListenError.
+
+    Sockets from systemd are matched by FileDescriptorName, never by their order; a listener that
+    systemd has no socket for is opened here.
+    """
+    adopted = adopt(dict(os.environ), os.getpid())
+    sockets = {}
+    for index, listener in enumerate(listeners):
+        sock = adopted.pop(listener.name, None) or open_socket(
+            listener.address, key=f"listeners[{index}].address", file=file
+        )
+        sock.setblocking(False)
+        sockets[listener.name] = sock
+    for name, sock in adopted.items():
+        sock.close()
+        raise ListenError(f"{file}: systemd hands over a socket {name!r}; no listener is called so")
+    return sockets
+
+
+def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
+    """Give the sockets that systemd hands over, by name (sd_listen_fds_with_names)."""
+    if environment.get("LISTEN_PID") != str(pid):
+        return {}
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    count = int(environment.get("LISTEN_FDS", "0"))
+    found = {}
+    for offset in range(count):
+        sock = socket.socket(fileno=_FIRST_DESCRIPTOR + offset)
+        os.set_inheritable(sock.fileno(), False)
+        found[names[offset] if offset < len(names) else f"unknown-{offset}"] = sock
+    return found
+
+
+def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket:
+    """Bind one address and listen, without blocking in accept; raises ListenError."""
+    try:
+        sock = _open_unix(address.path) if address.path else _open_tcp(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        where = f"{file}: {key}" if file else key
+        raise ListenError(f"{where}: cannot listen on {address}: {reason(error)}") from None
+    sock.setblocking(False)
+    return sock
+
+
+def _open_tcp(address: SocketAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    try:
+        sock.bind((address.host, address.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _open_unix(path: Path) -> socket.socket:
+    """Bind a unix socket; a stale one, on which nobody answers, is replaced."""
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(str(path)) != 0:
+                path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+    except OSError:
+        sock.close()
+        raise
+    return sock

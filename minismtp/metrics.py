@@ -1,0 +1,305 @@
+"""What Prometheus scrapes from one process (layer 2).
+
+Sessions never touch a metric themselves: they append to a queue (0.1 us) and one thread adds the
+queue up (`FLUSH_INTERVAL`), since a counter in a shared file costs 2 us and a histogram 4. In a
+worker the values live in files of its slot (prometheus-client's multiprocess mode), so there are
+never more files than slots; `endpoint` reads them.
+
+Labels are bounded: names from the configuration and closed sets, nothing that a peer can choose.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import values as prometheus_values
+
+FLUSH_INTERVAL: Final = 0.05
+SECONDS: Final = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+)
+SESSION_SECONDS: Final = (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
+SIZES: Final = (1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 16e6, 64e6)
+COMMANDS: Final = (
+    *("EHLO", "HELO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT", "VRFY"),
+    *("EXPN", "HELP", "STARTTLS", "AUTH", "XCLIENT", "CONTENT", "OTHER"),
+)
+MECHANISMS: Final = (
+    "PLAIN",
+    "LOGIN",
+    "SCRAM-SHA-256",
+    "OAUTHBEARER",
+    "XOAUTH2",
+    "EXTERNAL",
+    "OTHER",
+)
+CONNECTION_RESULTS: Final = ("accepted", "refused", "limited")
+AUTH_RESULTS: Final = ("success", "failure", "error", "cancelled")
+MESSAGE_OUTCOMES: Final = ("stored", "queued", "discarded", "quarantined", "rejected", "deferred")
+RECIPIENT_OUTCOMES: Final = ("accepted", "rejected", "deferred")
+VERDICTS: Final = ("none", "answer", "reject", "defer", "disconnect")
+
+
+def use_slot(directory: Path, slot: int) -> None:
+    """Keep the metrics of this process in the files of `slot`; call it before `Metrics` is made."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    multiprocess = prometheus_values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+    prometheus_values.ValueClass = multiprocess
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Tally:
+    """A queue of additions and observations that one thread adds up."""
+
+    def __init__(self) -> None:
+        self._additions: deque[tuple[Counter | Gauge, float]] = deque()
+        self._observations: deque[tuple[Histogram, float]] = deque()
+        self._wake = threading.Event()
+        self._flushing = threading.Lock()
+
+    def adder(self, child: Counter | Gauge) -> Callable[[float], None]:
+        """Give a function that adds to a counter or gauge."""
+        append, wake = self._additions.append, self._wake
+
+        def add(amount: float) -> None:
+            append((child, amount))
+            if not wake.is_set():
+                wake.set()
+
+        return add
+
+    def observer(self, child: Histogram) -> Callable[[float], None]:
+        """Give a function that puts one observation into a histogram."""
+        append, wake = self._observations.append, self._wake
+
+        def observe(value: float) -> None:
+            append((child, value))
+            if not wake.is_set():
+                wake.set()
+
+        return observe
+
+    def start(self) -> None:
+        """Start the thread that adds up."""
+        threading.Thread(target=self._run, name="metrics", daemon=True).start()
+
+    def flush(self) -> None:
+        """Add up all that waits."""
+        with self._flushing:
+            sums: dict[Counter | Gauge, float] = {}
+            while self._additions:
+                child, amount = self._additions.popleft()
+                sums[child] = sums.get(child, 0.0) + amount
+            for child, amount in sums.items():
+                child.inc(amount)
+            while self._observations:
+                histogram, value = self._observations.popleft()
+                histogram.observe(value)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            self.flush()
+            time.sleep(FLUSH_INTERVAL)
+
+
+class HookMetrics:
+    """The metrics of one plugin's implementation of one hook."""
+
+    def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool) -> None:
+        tally, labels = metrics.tally, (plugin, hook)
+        self.wall = tally.observer(metrics.hook_duration.labels(*labels))
+        self.cpu = tally.adder(metrics.hook_cpu.labels(*labels))
+        self.error = tally.adder(metrics.hook_errors.labels(*labels))
+        self.overrun = tally.adder(metrics.hook_overruns.labels(*labels))
+        verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
+        self.verdict = {v: tally.adder(verdicts.labels(*labels, v)) for v in VERDICTS}
+        self.stored = (
+            tally.observer(metrics.storage_duration.labels(plugin)) if (hook == "deliver") else None
+        )
+
+
+class ListenerMetrics:
+    """The metrics of one listener, each bound once so that a session makes no look-up by labels."""
+
+    def __init__(self, metrics: Metrics, listener: str) -> None:
+        tally = metrics.tally
+        self.connections = {
+            r: tally.adder(metrics.connections.labels(listener, r)) for r in CONNECTION_RESULTS
+        }
+        self.active = tally.adder(metrics.connections_active.labels(listener))
+        self.session_duration = tally.observer(metrics.session_duration.labels(listener))
+        self.commands = {
+            (command, category): tally.adder(metrics.commands.labels(listener, command, text))
+            for command in COMMANDS
+            for category, text in ((2, "2xx"), (3, "3xx"), (4, "4xx"), (5, "5xx"))
+        }
+        self.tls = {
+            v: tally.adder(metrics.tls_sessions.labels(listener, v)) for v in ("TLSv1.2", "TLSv1.3")
+        }
+        self.auth = {
+            (mechanism, result): tally.adder(metrics.auth.labels(listener, mechanism, result))
+            for mechanism in MECHANISMS
+            for result in AUTH_RESULTS
+        }
+        self.messages = {
+            o: tally.adder(metrics.messages.labels(listener, o)) for o in MESSAGE_OUTCOMES
+        }
+        self.recipients = {
+            o: tally.adder(metrics.recipients.labels(listener, o)) for o in RECIPIENT_OUTCOMES
+        }
+        self.message_size = tally.observer(metrics.message_size.labels(listener))
+
+
+class SilentMetrics(ListenerMetrics):
+    """The metrics of sessions that count for nothing, such as a balancer's health checks."""
+
+    def __init__(self) -> None:
+        nothing: dict[Any, Callable[[float], None]] = defaultdict(lambda: _ignore)
+        self.connections = self.commands = self.tls = self.auth = nothing
+        self.messages = self.recipients = nothing
+        self.active = self.session_duration = self.message_size = _ignore
+
+
+def _ignore(_: float) -> None:
+    pass
+
+
+class Metrics:
+    """All metrics of one process, under the names of the documentation."""
+
+    def __init__(
+        self, listeners: Iterable[str] = (), registry: CollectorRegistry | None = None
+    ) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.tally = Tally()
+        self._define_sessions()
+        self._define_mail()
+        self._define_hooks()
+        self._listeners = {name: ListenerMetrics(self, name) for name in listeners}
+
+    def listener(self, name: str) -> ListenerMetrics:
+        """Give the metrics of a listener; all its label combinations start at 0."""
+        if name not in self._listeners:
+            self._listeners[name] = ListenerMetrics(self, name)
+        return self._listeners[name]
+
+    def hook(self, plugin: str, hook: str, *, shadow: bool = False) -> HookMetrics:
+        """Give the metrics of one plugin's implementation of one hook."""
+        return HookMetrics(self, plugin, hook, shadow=shadow)
+
+    def certificate(self, listener: str, *, loaded: bool, not_after: float | None) -> None:
+        """Say whether the certificate of a listener loaded, and when it ends (epoch seconds)."""
+        self.certificate_loaded.labels(listener).set(float(loaded))
+        if not_after is not None:
+            self.certificate_not_after.labels(listener).set(not_after)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"minismtp_{name}", text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        return Histogram(f"minismtp_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+    def _define_sessions(self) -> None:
+        self.connections = self._counter(
+            "connections", "Connections by what became of them.", "listener", "result"
+        )
+        self.connections_active = Gauge(
+            "minismtp_connections_active",
+            "Connections open now.",
+            ["listener"],
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+        self.session_duration = self._histogram(
+            "session_duration_seconds",
+            "Length of sessions.",
+            "listener",
+            buckets=SESSION_SECONDS,
+        )
+        self.commands = self._counter(
+            "commands", "Replies by command and class.", "listener", "command", "code_class"
+        )
+        self.tls_sessions = self._counter(
+            "tls_sessions", "TLS handshakes that succeeded.", "listener", "version"
+        )
+        self.auth = self._counter(
+            "auth_attempts", "AUTH exchanges.", "listener", "mechanism", "result"
+        )
+        self.certificate_loaded = Gauge(
+            "minismtp_tls_certificate_last_reload_successful",
+            "Whether the files of a listener's certificate loaded when they last changed.",
+            ["listener"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.certificate_not_after = Gauge(
+            "minismtp_tls_certificate_not_after_timestamp_seconds",
+            "When the certificate of a listener ends.",
+            ["listener"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+
+    def _define_mail(self) -> None:
+        self.messages = self._counter(
+            "messages", "Messages by what became of them.", "listener", "outcome"
+        )
+        self.recipients = self._counter(
+            "recipients", "Recipients by how RCPT was answered.", "listener", "outcome"
+        )
+        self.message_size = self._histogram(
+            "message_size_bytes", "Size of received messages.", "listener", buckets=SIZES
+        )
+
+    def _define_hooks(self) -> None:
+        labels = ("plugin", "hook")
+        self.hook_duration = self._histogram(
+            "hook_duration_seconds", "Wall time of hook implementations.", *labels
+        )
+        self.hook_cpu = self._counter(
+            "hook_cpu_seconds", "CPU time of hook implementations.", *labels
+        )
+        self.hook_verdicts = self._counter(
+            "hook_verdicts", "What hook implementations answered.", *labels, "verdict"
+        )
+        self.hook_errors = self._counter(
+            "hook_errors", "Exceptions from plugins that are no verdicts.", *labels
+        )
+        self.hook_overruns = self._counter(
+            "hook_overruns", "Hook calls that took longer than the plugin's timeout.", *labels
+        )
+        self.shadow_verdicts = self._counter(
+            "shadow_verdicts",
+            "What plugins in shadow mode would have answered.",
+            *labels,
+            "verdict",
+        )
+        self.storage_duration = self._histogram(
+            "storage_duration_seconds", "Time to store one copy durably.", "plugin"
+        )

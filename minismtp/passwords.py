@@ -1,0 +1,197 @@
+"""Passwords kept as slow, salted, self-describing hashes (layer 0).
+
+A stored string names its scheme and its cost: `$scrypt$ln=15,r=8,p=1$SALT$KEY` or argon2's own
+`$argon2id$v=19$m=65536,t=3,p=4$SALT$KEY`, base64 without padding, so that files may mix schemes and
+costs and stay valid when the defaults change. Passwords are hashed as the UTF-8 that the client
+sent: no SASLprep and no Unicode normalization, since a client that prepares does so itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import re
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+_DEFAULT = "scrypt"
+
+# The cost of a new scrypt hash: 2**15 blocks of 8 * 128 octets = 32 MiB and about 60 ms.
+_LOG_N, _R, _P = 15, 8, 1
+_KEY_LENGTH = 32
+# A stored string may cost more, up to this; beyond it a login would be a way to exhaust us.
+_MEMORY_LIMIT = 256 << 20
+_ROUNDS_LIMIT = 16
+
+_SCRYPT = re.compile(
+    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,3}),p=([0-9]{1,3})"
+    r"\$([A-Za-z0-9+/]+)=*\$([A-Za-z0-9+/]+)=*"
+)
+
+# A flood of logins waits here instead of taking 32 MiB and a core for each session.
+_turns = threading.BoundedSemaphore(4)
+
+
+def hash_password(password: str, scheme: str = _DEFAULT) -> str:
+    """Give the string to store for a password; `scheme` is scrypt or argon2id.
+
+    Raises ValueError for an empty password and an unknown scheme, ModuleNotFoundError when
+    argon2id is asked for and the extra `argon2` is not installed.
+    """
+    if not password:
+        raise ValueError("the password is empty")
+    known = _SCHEMES.get(scheme)
+    if known is None:
+        raise ValueError(f"unknown password scheme {scheme!r}: known are {', '.join(_SCHEMES)}")
+    with _turns:
+        return known.hash(_octets(password))
+
+
+def verify_password(password: str, stored: str | None) -> bool:
+    """Tell whether `password` belongs to the stored string; False also when that is malformed.
+
+    None stands for a user who does not exist: as slow as a hash of the default scheme and always
+    False, so that nobody learns from the time taken which users exist. Blocks for as long as the
+    scheme costs, and for a turn while four others are being checked. Raises ModuleNotFoundError
+    for argon2id without the extra `argon2`: the password may be right, so False would be a lie.
+    """
+    name = _DEFAULT if stored is None else _scheme_of(stored)
+    if name not in _SCHEMES:
+        return False
+    scheme = _SCHEMES[name]
+    with _turns:
+        if stored is None:
+            scheme.hash(_octets(password))
+            return False
+        try:
+            return scheme.verify(_octets(password), stored)
+        except ValueError:
+            return False
+
+
+def check_stored_password(stored: str) -> None:
+    """Raise ValueError for a string that `verify_password` can only refuse; shows no secret."""
+    scheme = _SCHEMES.get(_scheme_of(stored))
+    if scheme is None:
+        raise ValueError(f"not a password hash of a known scheme ({', '.join(_SCHEMES)})")
+    try:
+        scheme.check(stored)
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    hash: Callable[[bytes], str]
+    verify: Callable[[bytes, str], bool]  # raises ValueError for a malformed string
+    check: Callable[[str], object]  # the same, at once and without a password
+
+
+def _scheme_of(stored: str) -> str:
+    return stored.split("$", 2)[1] if stored.startswith("$") else ""
+
+
+def _octets(password: str) -> bytes:
+    return password.encode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class _ScryptHash:
+    """The parts of a stored scrypt string (RFC 7914 names the parameters)."""
+
+    log_n: int
+    r: int
+    p: int
+    salt: bytes
+    key: bytes
+
+    @classmethod
+    def parse(cls, stored: str) -> _ScryptHash:
+        match = _SCRYPT.fullmatch(stored)
+        if match is None:
+            raise ValueError("expected $scrypt$ln=15,r=8,p=1$SALT$KEY")
+        log_n, r, p = (int(number) for number in match.group(1, 2, 3))
+        salt, key = (_decode(text) for text in match.group(4, 5))
+        parts = cls(log_n, r, p, salt, key)
+        if not (log_n and r and p) or parts.memory > _MEMORY_LIMIT or p > _ROUNDS_LIMIT:
+            raise ValueError(f"scrypt parameters ln={log_n},r={r},p={p} are out of bounds")
+        if len(key) < _KEY_LENGTH // 2:
+            raise ValueError("the scrypt key is too short to prove anything")
+        return parts
+
+    @property
+    def memory(self) -> int:
+        """The octets that OpenSSL takes: the blocks V, the working space X and T, and B."""
+        return 128 * self.r * ((1 << self.log_n) + 2 + self.p)
+
+    def derive(self, password: bytes) -> bytes:
+        return hashlib.scrypt(
+            password,
+            salt=self.salt,
+            n=1 << self.log_n,
+            r=self.r,
+            p=self.p,
+            maxmem=self.memory,
+            dklen=len(self.key),
+        )
+
+
+def _hash_scrypt(password: bytes) -> str:
+    parts = _ScryptHash(_LOG_N, _R, _P, os.urandom(16), bytes(_KEY_LENGTH))
+    salt, key = _encode(parts.salt), _encode(parts.derive(password))
+    return f"$scrypt$ln={_LOG_N},r={_R},p={_P}${salt}${key}"
+
+
+def _verify_scrypt(password: bytes, stored: str) -> bool:
+    parts = _ScryptHash.parse(stored)
+    return hmac.compare_digest(parts.derive(password), parts.key)
+
+
+def _argon2() -> ModuleType:
+    try:
+        import argon2  # noqa: PLC0415 - an optional extra
+    except ModuleNotFoundError as error:
+        hint = "argon2id needs argon2-cffi: pip install 'minismtp[argon2]'"
+        raise ModuleNotFoundError(hint) from error
+    return argon2
+
+
+def _hash_argon2(password: bytes) -> str:
+    return str(_argon2().PasswordHasher().hash(password))
+
+
+def _verify_argon2(password: bytes, stored: str) -> bool:
+    _check_argon2(stored)
+    argon2 = _argon2()
+    try:
+        return bool(argon2.PasswordHasher().verify(stored, password))
+    except argon2.exceptions.VerificationError:
+        return False
+
+
+def _check_argon2(stored: str) -> None:
+    parameters = _argon2().extract_parameters(stored)  # its InvalidHashError is a ValueError
+    if parameters.memory_cost << 10 > _MEMORY_LIMIT or parameters.time_cost > _ROUNDS_LIMIT:
+        raise ValueError("argon2id parameters are out of bounds")
+
+
+# One line for each scheme.
+_SCHEMES = {
+    "scrypt": _Scheme(_hash_scrypt, _verify_scrypt, _ScryptHash.parse),
+    "argon2id": _Scheme(_hash_argon2, _verify_argon2, _check_argon2),
+}
+
+
+def _encode(octets: bytes) -> str:
+    return base64.b64encode(octets).decode("ascii").rstrip("=")
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)

@@ -1,0 +1,58 @@
+"""The trace field that this server puts on top of every message (layer 2; RFC 5321 section 4.4)."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from minismtp.envelope import Envelope
+from minismtp.session import Session
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = (
+    *("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
+)
+_last_date: tuple[int, str] = (-1, "")
+
+
+def received(session: Session, envelope: Envelope) -> bytes:
+    """Give the Received field of one message, folded, with its final CRLF.
+
+    The recipient is named only when there is one: more would give away blind copies.
+    """
+    keyword = session.protocol
+    if envelope.smtputf8:
+        # RFC 6531 section 4.3: UTF8SMTP, UTF8SMTPSA, UTF8LMTP ...
+        keyword = "UTF8" + keyword.removeprefix("E")
+    tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls else ""
+    recipients = envelope.recipients
+    for_clause = f"\r\n\tfor <{recipients[0].address}>" if len(recipients) == 1 else ""
+    text = (
+        f"Received: from {session.helo or 'unknown'} ({_origin(session.peer)})\r\n"
+        f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
+        f"\t{date(envelope.arrived)}\r\n"
+    )
+    return text.encode()
+
+
+def _origin(peer: str) -> str:
+    """Give the TCP-info of the peer: an address literal, or "unix"."""
+    if ":" in peer:
+        return f"[IPv6:{peer}]"
+    return f"[{peer}]" if peer[:1].isdigit() else peer
+
+
+def date(seconds: float) -> str:
+    """Give a date as RFC 5322 section 3.3 writes it, in UTC; the text is made once a second."""
+    global _last_date  # noqa: PLW0603 - a cache of one value, replaced whole
+    second = int(seconds)
+    cached = _last_date
+    if cached[0] == second:
+        return cached[1]
+    t = time.gmtime(second)
+    text = (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday} {_MONTHS[t.tm_mon - 1]} {t.tm_year}"
+        f" {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} +0000"
+    )
+    _last_date = (second, text)
+    return text

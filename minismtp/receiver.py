@@ -1,0 +1,452 @@
+"""The receiving end of a session (layer 4): octets in, octets out, hooks in between.
+
+It turns the events of `smtp.protocol` into hook calls and what the hooks say into replies. It knows
+no socket: `connection` and `testing` drive it in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Final, assert_never
+
+from minismtp.authentication import Authentication
+from minismtp.events import SessionClosed, SessionOpened
+from minismtp.metrics import COMMANDS
+from minismtp.reply import Disconnect, Reject, Reply, Verdict
+from minismtp.service import Service
+from minismtp.session import Session, TlsInfo
+from minismtp.smtp.commands import (
+    Auth,
+    Bdat,
+    Command,
+    Data,
+    Ehlo,
+    Helo,
+    Lhlo,
+    Mail,
+    Noop,
+    Other,
+    Quit,
+    Rcpt,
+    Rset,
+    StartTls,
+)
+from minismtp.smtp.grammar import SyntaxProblem
+from minismtp.smtp.protocol import (
+    ContentChunk,
+    EndOfChunk,
+    EndOfContent,
+    Event,
+    Protocol,
+    Refused,
+    SaslResponse,
+    Signal,
+    State,
+)
+from minismtp.transaction import Transaction
+from minismtp.xclient import apply_xclient
+
+_OK: Final = Reply(250, "ok", "2.0.0")
+_GO_AHEAD: Final = Reply(354, "end data with <CR><LF>.<CR><LF>")
+_TLS_READY: Final = Reply(220, "ready to start TLS", "2.0.0")
+_TLS_ACTIVE: Final = Reply(503, "TLS is already active", "5.5.1")
+_NO_TLS: Final = Reply(502, "STARTTLS is not offered here", "5.5.1")
+_AUTH_REQUIRED: Final = Reply(530, "authentication required", "5.7.0")
+_TOO_BIG: Final = Reply(552, "message exceeds the maximum size", "5.3.4")
+_TLS_REQUIRED: Final = Reply(530, "REQUIRETLS needs TLS", "5.7.10")
+_BINARY_DATA: Final = Reply(503, "BINARYMIME needs BDAT", "5.5.1")
+_CHUNK_OK: Final = Reply(250, "chunk received", "2.0.0")
+_NO_XCLIENT: Final = Reply(550, "XCLIENT is not for you", "5.7.1")
+_UNKNOWN: Final = Reply(500, "command not recognized", "5.5.2")
+_CANNOT_VERIFY: Final = Reply(252, "cannot verify, but will take mail and try", "2.5.2")
+_NO_EXPANSION: Final = Reply(502, "EXPN is not implemented", "5.5.1")
+_HELP: Final = Reply(214, "see RFC 5321; mail to postmaster reaches a person", "2.0.0")
+_PIPELINED: Final = Reply(503, "wait for the reply before you go on")
+_TOO_MANY_ERRORS: Final = Reply(421, "too many bad commands, closing connection", "4.7.0")
+_TOO_MANY_LOGINS: Final = Reply(421, "too many failed logins, closing connection", "4.7.0")
+_BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
+_FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at the most
+
+
+class Receiver:
+    """Drives one session. `deadline` is when the peer must have finished what it is doing now.
+
+    `reason` says in one word how the session ended.
+    """
+
+    def __init__(self, service: Service, session: Session) -> None:
+        self.session = session
+        self.reason = "lost"
+        self._service = service
+        self._protocol = Protocol(lmtp=service.lmtp, line_length=service.limits.line_length)
+        self._authentication = Authentication(service, session)
+        self._transaction: Transaction | None = None
+        self._origin = session.peer
+        self._refused_verb = "OTHER"
+        self._messages = 0
+        self._commands = 0
+        self._errors = 0
+        self._begun = service.clock()
+        limits = service.limits
+        self._command_timeout = limits.command_timeout.total_seconds()
+        self._data_timeout = limits.data_timeout.total_seconds()
+        self._opened = False
+        self._end = self._begun + limits.session_timeout.total_seconds()
+        self.deadline = min(self._begun + self._command_timeout, self._end)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the connection is to be closed once the replies have left."""
+        return self._protocol.state is State.CLOSED
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether a TLS handshake is to follow, answered by `secured`."""
+        return self._protocol.state is State.TLS
+
+    @property
+    def pending(self) -> bool:
+        """Whether `proceed` has input left to work on."""
+        return self._protocol.buffered and not self.closing and not self.wants_tls
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the peer is between two commands: nothing half said."""
+        return self._protocol.state is not State.DATA and not self._protocol.buffered
+
+    def greet(self, *, early: bool = False) -> bytes:
+        """Give the banner, or the refusal of a peer that is unwelcome or talked `early`."""
+        service, session = self._service, self.session
+        self._opened = True
+        service.metrics.active(1)
+        if service.hooks.observed:
+            service.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
+        banner = "LMTP" if service.lmtp else "ESMTP"
+        reply = Reply(220, f"{service.hostname} {banner} minismtp")
+        try:
+            if early:
+                raise Reject("you talk before the greeting")
+            service.hooks.on_connect(session)
+        except Verdict as verdict:
+            # RFC 5321 section 3.1: 554 or 421; RFC 2034 section 4: no enhanced code in a greeting.
+            code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
+            reply = Reply(code, f"{service.hostname} {verdict.reply.text}")
+            self.reason = "refused"
+            service.log.info("connection refused", peer=session.peer, reply=str(reply))
+        service.metrics.connections["accepted" if reply.code == 220 else "refused"](1)  # noqa: PLR2004
+        return self._send(reply)
+
+    def limited(self) -> bytes:
+        """Give the refusal of a peer that has too many sessions, and close."""
+        self._service.metrics.connections["limited"](1)
+        return self.interrupt("too many connections, try again later", "4.7.0", "limited")
+
+    def receive(self, data: bytes) -> bytes:
+        """Take octets from the peer and give the replies that they call for."""
+        self._protocol.receive(data)
+        return self.proceed()
+
+    def proceed(self) -> bytes:
+        """Work on what has come in until more is needed or enough replies wait to be sent."""
+        output: list[bytes] = []
+        size = 0
+        while size < _FLUSH:
+            event = self._protocol.next_event()
+            if isinstance(event, Signal):
+                break
+            replies = self._decide(event)
+            if replies:
+                sent = self._send(*replies)
+                output.append(sent)
+                size += len(sent)
+        return output[0] if len(output) == 1 else b"".join(output)
+
+    def secured(self, tls: TlsInfo) -> None:
+        """Begin anew inside TLS; all that was said in clear is forgotten (RFC 3207 section 4.2)."""
+        self._service.metrics.tls[tls.version](1)
+        session = self.session
+        session.tls = tls
+        session.helo = ""
+        session.esmtp = False
+        if self.wants_tls:
+            self._protocol.restart()
+            self.deadline = min(self._service.clock() + self._command_timeout, self._end)
+
+    def interrupt(self, text: str, enhanced: str, reason: str) -> bytes:
+        """End the session from outside: give the 421 that says why."""
+        self.reason = reason
+        self._protocol.close()
+        return Reply(421, f"{self._service.hostname} {text}", enhanced).encode()
+
+    def finished(self) -> None:
+        """Tell the log, the metrics and the observers that the session is over."""
+        self._drop_transaction()
+        self._protocol.close()
+        service, session = self._service, self.session
+        duration = service.clock() - self._begun
+        if self._opened:
+            service.metrics.active(-1)
+            service.metrics.session_duration(duration)
+        (service.log.debug if service.quiet else service.log.info)(
+            "session closed",
+            peer=session.peer,
+            listener=session.listener,
+            reason=self.reason,
+            seconds=f"{duration:.3f}",
+            commands=self._commands,
+            messages=self._messages,
+            helo=session.helo,
+            **({"tls": session.tls.version} if session.tls else {}),
+        )
+        if service.hooks.observed:
+            service.hooks.observe(
+                SessionClosed(session.id, session.listener, session.peer, duration, self.reason)
+            )
+
+    def _send(self, *replies: Reply) -> bytes:
+        protocol = self._protocol
+        verb = protocol.verb
+        sent = protocol.send_each(list(replies)) if len(replies) > 1 else protocol.send(replies[0])
+        now = self._service.clock()
+        if protocol.state is State.DATA:
+            self.deadline = min(now + self._data_timeout, self._end)
+        elif protocol.state is not State.CHUNKS:
+            self.deadline = min(now + self._command_timeout, self._end)
+        if verb != "CONNECT":
+            self._count(_METRIC_NAMES.get(verb, verb), replies[0])
+        return sent
+
+    def _count(self, verb: str, reply: Reply) -> None:
+        self._commands += 1
+        name = self._refused_verb if verb == "REFUSED" else verb
+        key = (name if name in COMMANDS else "OTHER", reply.category)
+        self._service.metrics.commands[key](1)
+
+    def _decide(self, event: Command | Event) -> list[Reply] | None:
+        """Give the replies to one event; None when it is owed none."""
+        match event:
+            case ContentChunk():
+                if self._transaction is not None:
+                    dotted = self._protocol.state is State.DATA
+                    self._transaction.write(event.data, dotted=dotted)
+                return None
+            case EndOfContent():
+                return self._finish_content(
+                    bare_newline=event.bare_newline, long_line=event.long_line
+                )
+            case EndOfChunk():
+                return self._finish_chunk(last=event.last)
+            case Bdat():
+                self._begin_chunk()
+                return None
+            case _:
+                return [self._guarded(event)]
+
+    def _guarded(self, event: Event) -> Reply:
+        """Answer an event, whatever the hooks raise, and close on what must not go on."""
+        if self._service.draining.is_set() and not isinstance(event, Quit):
+            return self._closing_reply("draining")
+        if self._authentication.failures >= self._service.limits.failed_logins and not isinstance(
+            event, Quit
+        ):
+            self.reason = "logins"
+            return _TOO_MANY_LOGINS
+        try:
+            reply = self._answer(event)
+        except Disconnect as verdict:
+            self.reason = "refused"
+            reply = verdict.reply
+            if reply.code != 421:  # noqa: PLR2004
+                self._protocol.close()
+        except Verdict as verdict:
+            reply = verdict.reply
+        if reply.code in _BAD_COMMANDS:
+            self._errors += 1
+            if self._errors > self._service.limits.errors:
+                self.reason = "errors"
+                return _TOO_MANY_ERRORS
+        return reply
+
+    def _closing_reply(self, reason: str) -> Reply:
+        self.reason = reason
+        return Reply(421, f"{self._service.hostname} service shutting down", "4.3.2")
+
+    def _answer(self, event: Event) -> Reply:  # noqa: C901, PLR0912 - one arm for each command
+        match event:
+            case Mail():
+                return self._mail(event)
+            case Rcpt():
+                return self._current.recipient(event)
+            case Data():
+                return self._data()
+            case Ehlo() | Lhlo() | Helo():
+                return self._hello(event)
+            case Rset():
+                self._drop_transaction()
+                return _OK
+            case Noop():
+                return _OK
+            case Quit():
+                self.reason = "quit"
+                return Reply(221, f"{self._service.hostname} closing connection", "2.0.0")
+            case StartTls():
+                return self._starttls()
+            case Auth():
+                return self._authentication.begin(event)
+            case SaslResponse():
+                return self._authentication.respond(event.data)
+            case Refused():
+                return self._refused(event)
+            case Other():
+                return self._other(event)
+            case ContentChunk() | EndOfChunk() | EndOfContent() | Bdat() | Signal():
+                raise AssertionError(event)
+        assert_never(event)
+
+    def _hello(self, event: Ehlo | Helo | Lhlo) -> Reply:
+        session = self.session
+        if self._service.strict_pipelining and self._protocol.buffered:
+            # RFC 2920 section 3.1: EHLO is the last of a group, its reply must be awaited.
+            return _PIPELINED
+        session.helo = event.name
+        session.esmtp = not isinstance(event, Helo)
+        try:
+            self._service.hooks.on_helo(session)
+        except Verdict as verdict:
+            # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
+            code = verdict.reply.code
+            return Reply(code, verdict.reply.text)
+        self._drop_transaction()
+        greeting = f"{self._service.hostname} greets {event.name}"
+        if not session.esmtp:
+            return Reply(250, greeting)
+        return Reply(250, "\n".join([greeting, *self._keywords()]))
+
+    def _keywords(self) -> list[str]:
+        service, session = self._service, self.session
+        limits = service.limits
+        lines = [
+            "PIPELINING",
+            f"SIZE {int(limits.message_size)}",
+            "8BITMIME",
+            "SMTPUTF8",
+            "ENHANCEDSTATUSCODES",
+            "CHUNKING",
+            "BINARYMIME",
+            "DSN",
+            f"LIMITS RCPTMAX={limits.recipients}",
+        ]
+        if service.starttls and session.tls is None:
+            lines.append("STARTTLS")
+        if session.tls is not None:
+            lines.append("REQUIRETLS")
+        if service.trusts_xclient(self._origin):
+            lines.append("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR")
+        mechanisms = self._authentication.mechanisms
+        if mechanisms and session.login is None:
+            lines.append(f"AUTH {' '.join(mechanisms)}")
+        return [*lines, *service.hooks.ehlo_keywords(session)]
+
+    def _starttls(self) -> Reply:
+        if self.session.tls is not None:
+            return _TLS_ACTIVE
+        return _TLS_READY if self._service.starttls else _NO_TLS
+
+    def _mail(self, event: Mail) -> Reply:
+        service, session = self._service, self.session
+        if service.kind == "submission" and session.login is None:
+            return _AUTH_REQUIRED  # RFC 6409 section 4.3
+        if event.size is not None and event.size > service.limits.message_size:
+            return _TOO_BIG  # RFC 1870 section 6.1
+        if event.require_tls and session.tls is None:
+            return _TLS_REQUIRED  # RFC 8689 section 4
+        transaction = Transaction(service, session, event, self._messages + 1)
+        reply = transaction.begin()
+        self._messages += 1
+        self._transaction = transaction
+        return reply
+
+    def _data(self) -> Reply:
+        transaction = self._current
+        if transaction.envelope.body == "BINARYMIME":
+            return _BINARY_DATA  # RFC 3030 section 3
+        transaction.open_content()
+        return _GO_AHEAD
+
+    def _begin_chunk(self) -> None:
+        transaction = self._current
+        if self._protocol.state is State.RCPT:
+            # One deadline for all chunks: many small ones buy no more time.
+            self.deadline = min(self._service.clock() + self._data_timeout, self._end)
+        try:
+            transaction.open_content()
+        except Disconnect as verdict:
+            self.reason = "refused"
+            transaction.refuse(verdict.reply)
+        except Verdict as verdict:
+            transaction.refuse(verdict.reply)
+
+    def _finish_chunk(self, *, last: bool) -> list[Reply]:
+        transaction = self._current
+        if not last and transaction.refused is None:
+            return [_CHUNK_OK]
+        replies = self._finish_content(bare_newline=False, long_line=False)
+        return replies if last else replies[:1]
+
+    def _finish_content(self, *, bare_newline: bool, long_line: bool) -> list[Reply]:
+        transaction = self._current
+        self._transaction = None
+        return transaction.finish(bare_newline=bare_newline, long_line=long_line)
+
+    def _refused(self, event: Refused) -> Reply:
+        self._refused_verb = event.verb
+        if self._protocol.verb == "RESPONSE":
+            self._authentication.abandon()
+        if event.reply.code == 421:  # noqa: PLR2004
+            self.reason = "refused"
+        return event.reply
+
+    def _other(self, event: Other) -> Reply:
+        self._refused_verb = event.verb
+        answer = self._service.hooks.command(self.session, event.verb, event.argument)
+        if answer is not None:
+            return answer
+        match event.verb:
+            case "XCLIENT":
+                return self._xclient(event.argument)
+            case "VRFY":
+                return _CANNOT_VERIFY
+            case "EXPN":
+                return _NO_EXPANSION
+            case "HELP":
+                return _HELP
+            case _:
+                return _UNKNOWN
+
+    def _xclient(self, argument: str) -> Reply:
+        """Let a trusted front end say who it speaks for, and begin anew with a greeting."""
+        service, session = self._service, self.session
+        if not service.trusts_xclient(self._origin):
+            return _NO_XCLIENT
+        try:
+            apply_xclient(session, argument)
+        except SyntaxProblem as problem:
+            return Reply(501, str(problem), "5.5.4")
+        session.esmtp = False
+        service.hooks.on_connect(session)
+        return Reply(220, f"{service.hostname} ESMTP minismtp")
+
+    @property
+    def _current(self) -> Transaction:
+        """The transaction under way: the protocol lets nothing that needs one come before MAIL."""
+        if self._transaction is None:
+            raise RuntimeError("no transaction")
+        return self._transaction
+
+    def _drop_transaction(self) -> None:
+        if self._transaction is not None:
+            self._transaction.abort()
+            self._transaction = None
+
+
+#: How the protocol's own verbs are called in the metrics.
+_METRIC_NAMES: Final = {"RESPONSE": "AUTH", "LAST": "BDAT"}

@@ -1,0 +1,115 @@
+"""SMTP replies as values, and the verdicts that carry one to the peer (layer 0).
+
+A `Reply` that exists is well formed: its enhanced status code (RFC 3463) always has the class of
+its reply code (RFC 2034 section 3), so no caller can tell a client "550 4.7.1".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from textwrap import wrap
+from typing import Final
+
+LINE_LIMIT: Final = 512  # octets of a reply line with its CRLF, RFC 5321 section 4.5.3.1.5
+
+# Reply-code = %x32-35 %x30-35 %x30-39, RFC 5321 section 4.2
+_CODE = re.compile(r"[2-5][0-5][0-9]")
+# status-code = ("2"/"4"/"5") "." 1*3DIGIT "." 1*3DIGIT, no leading zeros, RFC 3463 section 2
+_ENHANCED = re.compile(r"[245](?:\.(?:0|[1-9][0-9]{0,2})){2}")
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply: a three-digit code, text (lines parted by a line feed), an enhanced status code.
+
+    Raises ValueError for a code outside 200-559, an enhanced code of another class, and text with
+    control characters.
+    """
+
+    code: int
+    text: str
+    enhanced: str = ""
+
+    def __post_init__(self) -> None:
+        if not _CODE.fullmatch(str(self.code)):
+            raise ValueError(f"{self.code} is not an SMTP reply code")
+        if self.enhanced and not _ENHANCED.fullmatch(self.enhanced):
+            raise ValueError(f"{self.enhanced!r} is not an enhanced status code")
+        if self.enhanced and int(self.enhanced[0]) != self.category:
+            raise ValueError(f"enhanced code {self.enhanced} does not fit reply code {self.code}")
+        if _UNPRINTABLE.search(self.text):
+            raise ValueError(f"reply text {self.text!r} has control characters")
+
+    def __str__(self) -> str:
+        parts = (str(self.code), self.enhanced, self.text.replace("\n", " "))
+        return " ".join(part for part in parts if part)
+
+    @property
+    def category(self) -> int:
+        """The first digit: 2 done, 3 go on, 4 try again later, 5 refused (RFC 5321 4.2.1)."""
+        return self.code // 100
+
+    def encode(self) -> bytes:
+        r"""Give the octets on the wire; every line of a longer reply repeats both codes.
+
+        Characters outside ASCII become `\xe9` and the like: a client that did not ask for UTF-8
+        must not get it (RFC 6531 section 3.7.4).
+        """
+        return _encode(self.code, self.enhanced, self.text)
+
+
+@lru_cache(maxsize=512)
+def _encode(code: int, enhanced: str, text: str) -> bytes:
+    prefix = f"{enhanced} " if enhanced else ""
+    room = LINE_LIMIT - len(f"{code}-{prefix}\r\n")
+    lines: list[str] = []
+    for line in text.encode("ascii", "backslashreplace").decode().split("\n"):
+        # A challenge is one line however long it is (RFC 4954 section 4).
+        fits = len(line) <= room or code // 100 == 3  # noqa: PLR2004
+        lines += [line] if fits else wrap(line, room) or [""]
+    middle = "".join(f"{code}-{prefix}{line}\r\n" for line in lines[:-1])
+    return f"{middle}{code} {prefix}{lines[-1]}\r\n".encode()
+
+
+class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
+    """A refusal that a hook raises; `reply` is what the peer is told."""
+
+    def __init__(self, text: str, *, code: int, enhanced: str, category: int) -> None:
+        self.reply = Reply(code, printable(text), enhanced)
+        if self.reply.category != category:
+            raise ValueError(f"{type(self).__name__} takes a {category}yz code, not {code}")
+        super().__init__(str(self.reply))
+
+
+class Reject(Verdict):
+    """Refuse for good: 550 5.7.1 unless refined."""
+
+    def __init__(self, text: str = "refused", *, code: int = 550, enhanced: str = "5.7.1") -> None:
+        super().__init__(text, code=code, enhanced=enhanced, category=5)
+
+
+class Defer(Verdict):
+    """Refuse for now, the client tries again later: 451 4.7.1 unless refined."""
+
+    def __init__(
+        self, text: str = "try again later", *, code: int = 451, enhanced: str = "4.7.1"
+    ) -> None:
+        super().__init__(text, code=code, enhanced=enhanced, category=4)
+
+
+class Disconnect(Verdict):
+    """Refuse and close the connection: 421 4.7.0 unless refined (RFC 5321 section 3.8)."""
+
+    def __init__(
+        self, text: str = "closing connection", *, code: int = 421, enhanced: str = "4.7.0"
+    ) -> None:
+        category = 5 if code // 100 == 5 else 4  # noqa: PLR2004 - but nothing that accepts
+        super().__init__(text, code=code, enhanced=enhanced, category=category)
+
+
+def printable(text: str) -> str:
+    """Give text fit for a reply: control characters become spaces, line ends stay line feeds."""
+    return _UNPRINTABLE.sub(" ", text.replace("\r\n", "\n"))

@@ -1,0 +1,218 @@
+"""Values that TOML can only write as text: sizes, durations, networks, paths and others (layer 2).
+
+`SCALARS` says for each type how it is read, how it is written, and what an editor may check.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from minismtp.address import Address, to_ascii
+
+Network: TypeAlias = IPv4Network | IPv6Network
+
+_BINARY_UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10}
+_SIZE_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, **_BINARY_UNITS}
+_SIZE = re.compile(r"([0-9]{1,18}) ?([A-Za-z]*)")
+_TIME_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}  # milliseconds
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:ms|[dhms]))+")
+_LONGEST_DURATION = 36_500 * _TIME_UNITS["d"]
+# RFC 1035 section 2.3.1, with the digits of RFC 1123 section 2.1
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HOST_PORT = re.compile(r"(\[[^\]]*\]|[^\[\]:]*):([0-9]{1,5})")
+_MAX_PORT = 65535
+_MAX_DOMAIN = 253
+
+
+class ByteSize(int):
+    """A number of octets; the configuration writes 26214400 or "25MiB"."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, value: object) -> "ByteSize":
+        """Read a number, or text with a unit; raises ValueError."""
+        match = _SIZE.fullmatch(str(value)) if _is_number(value) or isinstance(value, str) else None
+        if match is None or match[2] not in _SIZE_UNITS:
+            raise ValueError('expected a size such as 26214400, "25MiB" or "10kB"')
+        return cls(int(match[1]) * _SIZE_UNITS[match[2]])
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAddress:
+    """Where a socket is bound or connected: `host` and `port`, or the `path` of a unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, base: Path = Path()) -> "SocketAddress":
+        """Read "host:port", "[::]:25" or "unix:/path" (relative to `base`); raises ValueError."""
+        if text.startswith("unix:"):
+            return cls(path=_path(text.removeprefix("unix:"), base))
+        match = _HOST_PORT.fullmatch(text)
+        if match is None or int(match[2]) > _MAX_PORT:
+            raise ValueError(_ADDRESS_EXPECTED)
+        return cls(host=_host(match[1]), port=int(match[2]))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nobody outside this machine can reach it: loopback or a unix socket."""
+        if self.path is not None or self.host == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+_ADDRESS_EXPECTED = 'expected an address such as "0.0.0.0:25", "[::]:25" or "unix:/run/x.sock"'
+
+
+def parse_domain(text: str) -> str:
+    """Give a domain in lower case with A-labels; raises ValueError when it is none."""
+    domain = to_ascii(text)
+    labels = domain.split(".")
+    if (
+        len(domain) > _MAX_DOMAIN
+        or not all(_LABEL.fullmatch(label) for label in labels)
+        or labels[-1].isdigit()  # an address, not a name (RFC 3696 section 2)
+    ):
+        raise ValueError(f"expected a domain such as mx.example.org, not {text!r}")
+    return domain
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read "30s", "1h30m" or "0s"; raises ValueError."""
+    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+        raise ValueError('expected a duration such as "30s", "5m", "1h30m" or "2d"')
+    parts = re.findall(r"([0-9]+)(ms|[dhms])", value)
+    milliseconds = sum(int(number) * _TIME_UNITS[unit] for number, unit in parts)
+    if milliseconds > _LONGEST_DURATION:
+        raise ValueError(f"the duration {value!r} is too long: system calls would not take it")
+    return timedelta(milliseconds=milliseconds)
+
+
+def parse_network(value: object) -> Network:
+    """Read "192.0.2.0/24", "2001:db8::/32" or one address; raises ValueError."""
+    try:
+        found = ip_network(_text(value), strict=False)
+    except ValueError:
+        raise ValueError('expected a network such as "192.0.2.0/24" or "2001:db8::/32"') from None
+    if "/" in str(value) and ip_address(str(value).partition("/")[0]) != found.network_address:
+        raise ValueError(f"{value!r} has bits set behind its prefix; did you mean '{found}'?")
+    return found
+
+
+class Scalar(NamedTuple):
+    """How values of one type stand in TOML: `name` is for people, `schema` for editors."""
+
+    name: str
+    read: Callable[[object, Path], Any]
+    write: Callable[[Any], object] = str
+    schema: dict[str, object] = {"type": "string"}  # noqa: RUF012 - only ever read
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string")  # noqa: TRY004 - every reader raises ValueError
+    return value
+
+
+def _host(text: str) -> str:
+    bare = text[1:-1] if text.startswith("[") else text
+    try:
+        address = ip_address(bare)
+    except ValueError:
+        address = None
+    if address is not None and (address.version == 6) == text.startswith("["):  # noqa: PLR2004
+        return str(address)
+    if bare != text or not bare:
+        raise ValueError(_ADDRESS_EXPECTED)
+    try:
+        return parse_domain(bare)
+    except ValueError:
+        raise ValueError(_ADDRESS_EXPECTED) from None
+
+
+def _path(value: object, base: Path) -> Path:
+    text = _text(value)
+    if not text or _CONTROL.search(text):
+        raise ValueError("expected a path, not an empty string or one with control characters")
+    return base / text
+
+
+def _pattern(value: object, _base: Path) -> re.Pattern[str]:
+    try:
+        return re.compile(_text(value))
+    except re.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from None
+
+
+def _network(version: int) -> Callable[[object, Path], Network]:
+    def read(value: object, _base: Path) -> Network:
+        found = parse_network(value)
+        if found.version != version:
+            raise ValueError(f"expected an IPv{version} network, not {value!r}")
+        return found
+
+    return read
+
+
+def _duration_text(value: timedelta) -> str:
+    rest, parts = value // timedelta(milliseconds=1), []
+    for unit, length in _TIME_UNITS.items():
+        count, rest = divmod(rest, length)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def _size_text(value: ByteSize) -> object:
+    for unit, length in _BINARY_UNITS.items():
+        if value and value % length == 0:
+            return f"{value // length}{unit}"
+    return int(value)
+
+
+SCALARS: Final[dict[Any, Scalar]] = {
+    Path: Scalar("path", _path),
+    ByteSize: Scalar(
+        "size",
+        lambda value, _base: ByteSize.parse(value),
+        _size_text,
+        {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+ ?([KMG]i?B|kB|B)?$"},
+    ),
+    timedelta: Scalar(
+        "duration",
+        lambda value, _base: parse_duration(value),
+        _duration_text,
+        {"type": "string", "pattern": "^([0-9]+(ms|[dhms]))+$"},
+    ),
+    Network: Scalar("network", lambda value, _base: parse_network(value)),
+    IPv4Network: Scalar("network", _network(4)),
+    IPv6Network: Scalar("network", _network(6)),
+    re.Pattern[str]: Scalar(
+        "regular expression",
+        _pattern,
+        lambda value: value.pattern,
+        {"type": "string", "format": "regex"},
+    ),
+    Address: Scalar("address", lambda value, _base: Address.parse(_text(value))),
+    SocketAddress: Scalar("host:port", lambda value, base: SocketAddress.parse(_text(value), base)),
+}

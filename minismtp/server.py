@@ -1,0 +1,240 @@
+"""The listening side of a worker: accepts, admits, and gives each session a thread (layer 5).
+
+Threads are kept and used again: a new one costs a connection 250 us, a hand-over to a waiting one a
+fifth of that. Another thread, the watch, looks after the deadlines of all sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Final
+
+from minismtp import log as logging
+from minismtp.admission import Admission
+from minismtp.config import Listener
+from minismtp.connection import Connection
+from minismtp.reply import Reply
+from minismtp.service import Service, new_id
+from minismtp.session import Session
+from minismtp.tls import Certificates
+
+_TICK: Final = 1.0  # seconds between two looks of the watch, at the most
+_SHORTEST_TICK: Final = 0.05
+_ACCEPTS: Final = 64  # connections taken in one go before the stop pipe is looked at again
+
+
+class Sessions:
+    """The running sessions of one worker, their threads and their deadlines."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._running: set[Connection] = set()
+        self._idle: list[queue.SimpleQueue[Callable[[], None] | None]] = []
+        self._changed = threading.Condition()
+        self._stopped = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def run(self, connection: Connection, finished: Callable[[], None]) -> None:
+        """Run a session in a thread of its own, then call `finished`."""
+
+        def job() -> None:
+            logging.bind(session=connection.session.id)
+            try:
+                connection.run()
+            finally:
+                logging.unbind()
+                self._running.discard(connection)
+                finished()
+                if self._stopped.is_set():
+                    with self._changed:
+                        self._changed.notify_all()
+
+        self._running.add(connection)
+        try:
+            inbox = self._idle.pop()
+        except IndexError:
+            inbox = queue.SimpleQueue()
+            threading.Thread(target=self._work, args=(inbox,), name="session", daemon=True).start()
+        inbox.put(job)
+
+    def start_watch(self) -> None:
+        """Start the thread that cuts sessions whose time has come."""
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def drain(self, timeout: float) -> bool:
+        """Let the sessions end, 421 at the next command boundary; True when none is left."""
+        self._stopped.set()
+        now = self._clock()
+        for connection in tuple(self._running):
+            connection.drain(now)
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, timeout)
+
+    def _work(self, inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+        while (job := inbox.get()) is not None:
+            job()
+            self._idle.append(inbox)
+
+    def _watch(self) -> None:
+        tick = _TICK
+        while True:
+            time.sleep(tick)
+            now = self._clock()
+            nearest = now + _TICK
+            for connection in tuple(self._running):
+                due = connection.due
+                if due <= now:
+                    connection.cut("timeout", now)
+                elif due < nearest:
+                    nearest = due
+            tick = max(nearest - now, _SHORTEST_TICK)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """One listener of one worker, on a listening socket that all workers share."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self,
+        listener: Listener,
+        sock: socket.socket,
+        service: Service,
+        sessions: Sessions,
+        admission: Admission,
+        *,
+        slot: int = 0,
+        certificates: Certificates | None = None,
+    ) -> None:
+        # The base class would open a socket of its own: this one is inherited and listening.
+        socketserver.BaseServer.__init__(
+            self,
+            ("", 0) if listener.path else sock.getsockname()[:2],
+            socketserver.BaseRequestHandler,
+        )
+        self.socket = sock
+        self.listener = listener
+        self._service = service
+        self._sessions = sessions
+        self._admission = admission
+        self._slot = slot
+        self._certificates = certificates
+        # Users who submit mail keep their places when a flood comes in from outside.
+        self._reserved = service.limits.reserved_sessions if listener.kind == "mx" else 0
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def serve_forever(self, poll_interval: float = 0.0) -> None:  # noqa: ARG002 - nothing is polled
+        """Accept until `stop`: one wake-up for each connection, in one of the workers only."""
+        with select.epoll() as poll:
+            poll.register(self.socket, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            poll.register(self._wake_read, select.EPOLLIN)
+            while True:
+                ready = {descriptor for descriptor, _ in poll.poll()}
+                if self._wake_read in ready:
+                    return
+                self._accept_some()
+
+    def stop(self) -> None:
+        """Make `serve_forever` return; the socket stays open for the other workers."""
+        os.write(self._wake_write, b"x")
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """Admit a connection and hand it to a thread, or refuse it with 421 right here."""
+        assert isinstance(request, socket.socket)  # noqa: S101 - what accept gave
+        peer, port = _peer(client_address)
+        proxied = self._speaks_proxy(peer)
+        admitted = self._admission.enter(
+            self._slot, "" if proxied else peer, reserved=self._reserved
+        )
+        if isinstance(admitted, str):
+            self._refuse(request, peer, admitted)
+            return
+        session = Session(
+            id=new_id(),
+            listener=self.listener.name,
+            kind=self.listener.kind,
+            hostname=self._service.hostname,
+            peer=peer,
+            peer_port=port,
+            started=self._service.wall(),
+        )
+        if not self.listener.path:
+            # Replies leave in one send for each batch: Nagle could only delay them.
+            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(
+            request,
+            self._service,
+            session,
+            self._certificates,
+            implicit_tls=self.listener.tls == "implicit",
+        )
+        if proxied:
+            connection.introduce = lambda found: self._admission.rename(admitted, found)
+        self._sessions.run(connection, lambda: self._admission.leave(admitted))
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """Log what went wrong with one connection before its session began."""
+        self._service.log.error("connection not served", peer=_peer(client_address)[0])
+
+    def server_close(self) -> None:
+        """Close this worker's descriptors; the listening socket itself stays with the others."""
+        self.socket.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _accept_some(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                request, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # The peer has gone already, or descriptors are short: give others a chance to end.
+                self._service.log.warning("accept failed", error=str(error))
+                self._service.draining.wait(_SHORTEST_TICK)
+                return
+            try:
+                self.process_request(request, address)
+            except OSError:
+                self.handle_error(request, address)
+                request.close()
+
+    def _speaks_proxy(self, peer: str) -> bool:
+        """Whether the peer is a balancer that is trusted to say for whom it speaks."""
+        trusted = self.listener.proxy_protocol
+        if not trusted:
+            return False
+        if peer == "unix":
+            return True
+        address = ip_address(peer)
+        return any(address in network for network in trusted)
+
+    def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
+        self._service.metrics.connections["limited"](1)
+        self._service.log.info("connection limited", peer=peer, limit=limit)
+        text = f"{self._service.hostname} too many connections, try again later"
+        with contextlib.suppress(OSError):
+            request.setblocking(False)
+            if self.listener.tls != "implicit":
+                request.send(Reply(421, text, "4.7.0").encode())
+        request.close()
+
+
+def _peer(address: object) -> tuple[str, int]:
+    """Give the IP address and port of a peer; IPv4 through an IPv6 socket as IPv4."""
+    if isinstance(address, tuple):
+        host = str(address[0]).partition("%")[0]
+        return host.removeprefix("::ffff:") if "." in host else host, int(address[1])
+    return "unix", 0

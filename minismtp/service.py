@@ -1,0 +1,104 @@
+"""What all sessions of one listener share (layer 4)."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
+
+from minismtp.backoff import Backoff
+from minismtp.config import Config, Limits, Listener
+from minismtp.hooks import Hooks
+from minismtp.log import Log
+from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
+from minismtp.plugins import PluginSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The rules and collaborators of one listener.
+
+    `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
+    (loopback or a unix socket). `greet_delay` in seconds; `quiet` keeps sessions out of the log and
+    the metrics. `draining` is set when the process is about to end. `clock` gives
+    monotonic seconds, `wall` seconds since the epoch.
+    """
+
+    listener: str
+    kind: str
+    hostname: str
+    limits: Limits
+    hooks: Hooks
+    metrics: ListenerMetrics
+    log: Log
+    starttls: bool = False
+    clear_auth: bool = False
+    xclient: tuple[IPv4Network | IPv6Network, ...] = ()
+    greet_delay: float = 0.0
+    strict_pipelining: bool = False
+    match_sender: bool = False
+    backoff: Backoff | None = None
+    quiet: bool = False
+    fix_newlines: bool = False
+    spool: Path | None = None
+    draining: threading.Event = field(default_factory=threading.Event)
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+
+    def silent(self) -> Service:
+        """Give the same service for sessions that count for nothing."""
+        return replace(self, quiet=True, metrics=SilentMetrics())
+
+    def trusts_xclient(self, peer: str) -> bool:
+        """Whether this peer may say who it speaks for."""
+        if not self.xclient or peer == "unix":
+            return False
+        address = ip_address(peer)
+        return any(address in network for network in self.xclient)
+
+    @property
+    def lmtp(self) -> bool:
+        """Whether the listener speaks LMTP."""
+        return self.kind == "lmtp"
+
+
+def make_service(
+    config: Config,
+    listener: Listener,
+    plugins: PluginSet,
+    metrics: Metrics,
+    log: Log,
+    *,
+    draining: threading.Event,
+    starttls: bool,
+    backoff: Backoff | None = None,
+) -> Service:
+    """Make the service of one listener from the configuration."""
+    return Service(
+        listener=listener.name,
+        kind=listener.kind,
+        hostname=config.hostname,
+        limits=config.limits,
+        hooks=plugins.hooks(listener.name),
+        metrics=metrics.listener(listener.name),
+        log=log,
+        starttls=starttls,
+        clear_auth=listener.tls == "none" and listener.address.is_local,
+        xclient=tuple(listener.xclient),
+        greet_delay=listener.greet_delay.total_seconds(),
+        strict_pipelining=listener.strict_pipelining,
+        match_sender=listener.match_sender,
+        backoff=backoff,
+        fix_newlines=config.bare_newline == "fix",
+        spool=config.state_directory / "spool",
+        draining=draining,
+    )
+
+
+def new_id() -> str:
+    """Give an identifier for a session: 12 hexadecimal digits nobody can guess."""
+    return secrets.token_hex(6)

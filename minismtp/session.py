@@ -1,0 +1,54 @@
+"""What is known of one connection, as plain data that hooks may read (layer 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from minismtp.stash import Stash
+
+
+@dataclass(frozen=True, slots=True)
+class TlsInfo:
+    """The TLS of a session; `client_identity` comes from a client certificate that was checked."""
+
+    version: str
+    cipher: str
+    server_name: str = ""
+    client_identity: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """One connection. `peer` is an IP address as text, or "unix"; `started` is wall-clock seconds.
+
+    `login` is the authorization identity after AUTH. The peer's words (`helo`) are not checked.
+    Plugins may read all of it and write to `stash`; it lives in one thread.
+    """
+
+    id: str
+    listener: str
+    kind: str
+    hostname: str
+    peer: str
+    peer_port: int = 0
+    local: str = ""
+    started: float = 0.0
+    helo: str = ""
+    esmtp: bool = False
+    tls: TlsInfo | None = None
+    login: str | None = None
+    stash: Stash = field(default_factory=Stash)
+
+    @property
+    def protocol(self) -> str:
+        """The `with` keyword of the trace field: SMTP, ESMTP, ESMTPS, ESMTPA, ESMTPSA, LMTPS ...
+
+        RFC 3848; UTF8 forms come from the envelope (RFC 6531 section 4.3).
+        """
+        if self.kind == "lmtp":
+            base = "LMTP"
+        elif self.esmtp:
+            base = "ESMTP"
+        else:
+            return "SMTP"
+        return base + ("S" if self.tls else "") + ("A" if self.login is not None else "")

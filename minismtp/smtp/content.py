@@ -1,0 +1,94 @@
+"""The content of DATA: where it ends, and what was sent (layer 1).
+
+Content ends with CRLF "." CRLF and nothing else (RFC 5321 section 4.1.1.4), whatever the packet
+boundaries; a decoder that also took LF "." LF for the end would let one message smuggle in another.
+All work is done on whole buffers with `find`, `count` and `replace`: no line is looked at singly.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+END: Final = b"\r\n.\r\n"
+_STUFFED: Final = b"\r\n."
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+# Every proper prefix of END, longest first: what a buffer may end with and yet be undecided.
+_PREFIXES: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
+
+
+class DotDecoder:
+    """Takes the octets after 354 and gives the content, with the dots unstuffed.
+
+    Feed it buffers until `done`; then `rest` holds what came after the end. `bare_newline` and
+    `long_line` say what was wrong with the content so far. It keeps at most four octets back.
+    """
+
+    __slots__ = (
+        "_column",
+        "_first",
+        "_held",
+        "_line_length",
+        "bare_newline",
+        "done",
+        "long_line",
+        "rest",
+    )
+
+    def __init__(self, line_length: int = 0) -> None:
+        # The CRLF before the first line is that of the DATA command: a lone dot ends at once.
+        self._held = b"\r\n"
+        self._first = True
+        self._line_length = line_length
+        self._column = 0
+        self.done = False
+        self.rest = b""
+        self.bare_newline = False
+        self.long_line = False
+
+    def decode(self, data: bytes) -> bytes:
+        """Take more octets and give the content that is certain by now."""
+        data = self._held + data
+        end = data.find(END)
+        if end >= 0:
+            self.done = True
+            self.rest = data[end + len(END) :]
+            data = data[: end + 2]
+        else:
+            held = next((p for p in _PREFIXES if data.endswith(p)), b"")
+            self._held = held
+            data = data[: len(data) - len(held)]
+        # The cut is never inside CRLF or CRLF-dot, so one replace unstuffs across buffers too.
+        if _STUFFED in data:
+            data = data.replace(_STUFFED, b"\r\n")
+        if self._first and data:
+            self._first = False
+            data = data[2:]
+        self._check(data)
+        return data
+
+    def _check(self, data: bytes) -> None:
+        # Three counts cost 14 us for 5 KB, a regular expression with lookaround 124 us.
+        newlines = data.count(b"\n")
+        if newlines != data.count(b"\r\n") or newlines != data.count(b"\r"):
+            self.bare_newline = True
+        if self._line_length and not self.long_line:
+            self._measure(data)
+
+    def _measure(self, data: bytes) -> None:
+        """Look for a line longer than the limit by hopping from limit to limit."""
+        limit, size = self._line_length, len(data)
+        start = -self._column
+        while size - start > limit:
+            newline = data.rfind(b"\r\n", max(start, 0), start + limit)
+            if newline < 0:
+                self.long_line = True
+                return
+            start = newline + 2
+        newline = data.rfind(b"\r\n")
+        self._column = size - newline - 2 if newline >= 0 else self._column + size
+
+
+def fix_newlines(data: bytes) -> bytes:
+    """Give `data` with every bare CR and bare LF made a CRLF."""
+    return _BARE.sub(b"\r\n", data)

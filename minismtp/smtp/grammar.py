@@ -1,0 +1,118 @@
+"""The grammar of what follows a verb: RFC 5321 section 4.1.2 and RFC 6531 (layer 1).
+
+Each rule's ABNF stands above its regular expression. Everything works on text that was decoded from
+UTF-8; whether non-ASCII is allowed in a transaction is decided by who asks.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import Final
+
+from minismtp.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
+
+PATH_LIMIT: Final = 256  # octets with the brackets, RFC 5321 section 4.5.3.1.3
+
+# A-d-l = At-domain *( "," At-domain ) ; accepted and ignored, RFC 5321 appendix C
+_SOURCE_ROUTE = rf"(?:@{DOMAIN}(?:,@{DOMAIN})*:)?"
+# Path = "<" [ A-d-l ":" ] Mailbox ">"
+_PATH = re.compile(rf"<{_SOURCE_ROUTE}{MAILBOX}>")
+_POSTMASTER = re.compile(r"<(postmaster)>", re.IGNORECASE)
+# The names that hosts give in EHLO are looser than Domain: RFC 5321 section 4.1.4 forbids to refuse
+# mail because of them, so whatever cannot disturb a trace field passes.
+_HELO_NAME = re.compile(r"[A-Za-z0-9._:\-\[\]]{1,255}")
+# esmtp-param = esmtp-keyword ["=" esmtp-value] ; esmtp-value = 1*(%d33-60 / %d62-126)
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-<>-~{WIDE}]+))?")
+# xtext = *( xchar / hexchar ) ; xchar = any ASCII from "!" to "~" except "+" and "=" (RFC 3461)
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
+_HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
+
+
+class SyntaxProblem(ValueError):  # noqa: N818 - the peer's, and it carries the answer
+    """Text that does not follow the grammar; the message says what was expected."""
+
+
+def parse_reverse_path(text: str) -> tuple[Address | None, str]:
+    """Read the path that `text` begins with; give it and what follows, None for `<>`.
+
+    Raises SyntaxProblem (RFC 5321 section 4.1.1.2).
+    """
+    if text.startswith("<>"):
+        return None, text[2:]
+    return _parse_path(text)
+
+
+def parse_forward_path(text: str) -> tuple[Address, str]:
+    """Read the path that `text` begins with; give it and what follows. Raises SyntaxProblem.
+
+    `<Postmaster>` needs no domain and gets an empty one (RFC 5321 section 4.1.1.3).
+    """
+    postmaster = _POSTMASTER.match(text)
+    if postmaster is not None:
+        return Address(postmaster[1], ""), text[postmaster.end() :]
+    return _parse_path(text)
+
+
+def _parse_path(text: str) -> tuple[Address, str]:
+    match = _PATH.match(text)
+    if match is None:
+        raise SyntaxProblem("expected an address in angle brackets")
+    if len(match[0].encode()) > PATH_LIMIT:
+        raise SyntaxProblem("path longer than 256 octets")
+    try:
+        return read_mailbox(match[1], match[2]), text[match.end() :]
+    except ValueError as error:
+        raise SyntaxProblem(str(error)) from None
+
+
+def parse_helo(text: str) -> str:
+    """Check the argument of EHLO, HELO, LHLO: a name or address literal; raises SyntaxProblem."""
+    name = text.strip(" ")
+    if not _HELO_NAME.fullmatch(name):
+        raise SyntaxProblem("expected a domain or an address literal")
+    return name
+
+
+def parse_parameters(text: str) -> dict[str, str | None]:
+    """Read ESMTP parameters as KEYWORD -> value, None without `=`.
+
+    Raises SyntaxProblem for a malformed or repeated one (RFC 5321 section 4.1.2).
+    """
+    found: dict[str, str | None] = {}
+    for word in split_words(text):
+        match = _PARAMETER.fullmatch(word)
+        if match is None:
+            raise SyntaxProblem("malformed parameter")
+        keyword = match[1].upper()
+        if keyword in found:
+            raise SyntaxProblem(f"parameter {keyword} given twice")
+        found[keyword] = match[2]
+    return found
+
+
+def split_words(text: str) -> list[str]:
+    """Give what stands between blanks, one or more: SP only, as `str.split` knows many others."""
+    return [word for word in text.split(" ") if word]
+
+
+def decode_xtext(text: str) -> str:
+    """Decode xtext (RFC 3461 section 4) into printable text; raises SyntaxProblem.
+
+    So nothing encoded brings in a line end. Octets outside ASCII are taken for UTF-8.
+    """
+    if not _XTEXT.fullmatch(text):
+        raise SyntaxProblem("malformed xtext")
+    octets = _HEXCHAR.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
+    decoded = octets.decode("utf-8", "replace")
+    if not decoded.isprintable() or "\ufffd" in decoded:
+        raise SyntaxProblem("xtext of what is not printable")
+    return decoded
+
+
+def decode_base64(text: bytes) -> bytes:
+    """Decode a SASL message (RFC 4954 section 4): strict base64; raises SyntaxProblem."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        raise SyntaxProblem("malformed base64") from None

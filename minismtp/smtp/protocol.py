@@ -1,0 +1,343 @@
+"""The SMTP session as a pure machine (layer 1): bytes in, events out, one reply for each event.
+
+    protocol.receive(data)
+    while (event := protocol.next_event()) is not NEED_DATA:
+        ... decide ...
+        output += protocol.send(reply)
+
+Replies drive the state: `TRANSITIONS` maps (state, verb, class of the reply) to the next state, so
+whatever a hook decided is what moves the machine. A verb that has no row in the present state is
+out of sequence and comes out as `Refused` with 503. Everything that changes the state is in this
+file.
+
+Events that are owed a reply: commands, `SaslResponse`, `EndOfChunk`, `EndOfContent`, `Refused`.
+`Bdat` and `ContentChunk` are owed none: BDAT is answered at the end of its chunk, whose octets are
+consumed whatever the answer will be (RFC 3030 section 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final, TypeAlias
+
+from minismtp.reply import Reply
+from minismtp.smtp.commands import (
+    LONGEST_LINE,
+    Bdat,
+    Command,
+    CommandProblem,
+    Other,
+    StartTls,
+    parse,
+)
+from minismtp.smtp.content import DotDecoder
+
+
+class State(Enum):
+    """Where a session stands between two events."""
+
+    CONNECTED = auto()  # no banner yet
+    UNWELCOME = auto()  # 554 banner: only QUIT is left (RFC 5321 section 3.1)
+    START = auto()  # banner sent, no greeting yet
+    READY = auto()  # greeted, no transaction
+    MAIL = auto()  # reverse-path taken
+    REFUSED = auto()  # recipients tried, none taken
+    RCPT = auto()  # at least one recipient taken
+    DATA = auto()  # 354 sent, dot-stuffed content follows
+    CHUNKS = auto()  # at least one chunk taken, more to come
+    AUTH = auto()  # a challenge sent, a response follows
+    TLS = auto()  # 220 sent, a handshake follows
+    CLOSED = auto()  # nothing follows
+
+
+_GREETED: Final = (State.READY, State.MAIL, State.REFUSED, State.RCPT, State.CHUNKS)
+_OPEN: Final = (State.START, *_GREETED)
+
+#: (state, verb, class of the reply) -> next state. A class that has no row leaves the state as it
+#: is, if its verb has a row there at all; 421 closes from everywhere.
+TRANSITIONS: Final[dict[tuple[State, str, int], State]] = {
+    (State.CONNECTED, "CONNECT", 2): State.START,
+    (State.CONNECTED, "CONNECT", 5): State.UNWELCOME,
+    (State.UNWELCOME, "QUIT", 2): State.CLOSED,
+    **{(s, greeting, 2): State.READY for s in _OPEN for greeting in ("EHLO", "HELO", "LHLO")},
+    **{(s, "RSET", 2): State.READY for s in _GREETED},
+    (State.START, "RSET", 2): State.START,
+    **{(s, "QUIT", 2): State.CLOSED for s in _OPEN},
+    **{(s, v, 2): s for s in _OPEN for v in ("NOOP", "HELP", "VRFY", "EXPN", "OTHER")},
+    (State.READY, "STARTTLS", 2): State.TLS,
+    (State.READY, "AUTH", 3): State.AUTH,
+    (State.READY, "AUTH", 2): State.READY,
+    (State.AUTH, "RESPONSE", 3): State.AUTH,
+    **{(State.AUTH, "RESPONSE", c): State.READY for c in (2, 4, 5)},
+    (State.READY, "XCLIENT", 2): State.START,
+    (State.START, "XCLIENT", 2): State.START,
+    (State.READY, "MAIL", 2): State.MAIL,
+    (State.MAIL, "RCPT", 2): State.RCPT,
+    **{(State.MAIL, "RCPT", c): State.REFUSED for c in (4, 5)},
+    (State.REFUSED, "RCPT", 2): State.RCPT,
+    (State.RCPT, "RCPT", 2): State.RCPT,
+    (State.RCPT, "DATA", 3): State.DATA,
+    **{(State.DATA, "CONTENT", c): State.READY for c in (2, 4, 5)},
+    **{(s, "BDAT", 2): State.CHUNKS for s in (State.RCPT, State.CHUNKS)},
+    **{(s, "BDAT", c): State.READY for s in (State.RCPT, State.CHUNKS) for c in (4, 5)},
+    **{(s, "LAST", c): State.READY for s in (State.RCPT, State.CHUNKS) for c in (2, 4, 5)},
+}
+_ALLOWED: Final = frozenset((state, verb) for state, verb, _ in TRANSITIONS)
+
+#: What is out of sequence and has a better name than that.
+_OUT_OF_SEQUENCE: Final = {
+    (State.REFUSED, "DATA"): Reply(554, "no valid recipients", "5.5.1"),
+    (State.REFUSED, "BDAT"): Reply(554, "no valid recipients", "5.5.1"),
+    (State.CHUNKS, "DATA"): Reply(503, "DATA cannot be mixed with BDAT", "5.5.1"),
+}
+_TOO_LONG: Final = Reply(500, "line too long", "5.5.2")
+_TLS_RECORD: Final = b"\x16\x03"
+
+
+class Signal(Enum):
+    """What `next_event` gives when there is no event."""
+
+    NEED_DATA = auto()
+
+
+NEED_DATA: Final = Signal.NEED_DATA
+
+
+@dataclass(frozen=True, slots=True)
+class ContentChunk:
+    """Some octets of the content; they come in order and are never empty."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfContent:
+    """The dot has come; the flags say what the content had that RFC 5321 forbids."""
+
+    bare_newline: bool
+    long_line: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfChunk:
+    """The octets of a BDAT command have come."""
+
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SaslResponse:
+    """A line of an authentication exchange, still in base64; `*` cancels (RFC 4954 section 4)."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something that can only be answered with `reply`."""
+
+    verb: str
+    reply: Reply
+
+
+Event: TypeAlias = (
+    Command | ContentChunk | EndOfContent | EndOfChunk | SaslResponse | Refused | Signal
+)
+
+
+class Protocol:
+    """One SMTP or LMTP session. It owns the input buffer, and no more than one line waits in it.
+
+    `line_length` bounds the text lines of DATA in octets with CRLF, 0 = not at all.
+    """
+
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_chunk",
+        "_chunk_refusal",
+        "_decoder",
+        "_line_length",
+        "_lmtp",
+        "_octets",
+        "_overlong",
+        "_verb",
+        "state",
+    )
+
+    def __init__(self, *, lmtp: bool = False, line_length: int = 0) -> None:
+        self.state = State.CONNECTED
+        self._lmtp = lmtp
+        self._line_length = line_length
+        self._verb = "CONNECT"
+        self._buffer = b""
+        self._at = 0
+        self._overlong = False
+        self._decoder: DotDecoder | None = None
+        self._chunk: Bdat | None = None
+        self._chunk_refusal: Refused | None = None
+        self._octets = 0
+
+    @property
+    def verb(self) -> str:
+        """What the next reply answers: a verb, CONNECT, RESPONSE, CONTENT or LAST; "" = nothing."""
+        return self._verb
+
+    @property
+    def buffered(self) -> bool:
+        """Whether input waits that no event has covered."""
+        return self._at < len(self._buffer)
+
+    def receive(self, data: bytes) -> None:
+        """Take octets from the peer."""
+        self._buffer = self._buffer[self._at :] + data if self.buffered else data
+        self._at = 0
+
+    def send(self, reply: Reply) -> bytes:
+        """Answer the last event, move on, and give the octets to send."""
+        self._move(reply)
+        return reply.encode()
+
+    def send_each(self, replies: list[Reply]) -> bytes:
+        """Answer the content of LMTP: one reply for each recipient (RFC 2033 section 4.2)."""
+        self._move(replies[-1])
+        return b"".join([reply.encode() for reply in replies])
+
+    def close(self) -> None:
+        """End the session from outside; no further event comes."""
+        self.state = State.CLOSED
+
+    def restart(self) -> None:
+        """Forget the session after a TLS handshake (RFC 3207 section 4.2)."""
+        self.state = State.START
+        self._buffer = b""
+        self._at = 0
+
+    def next_event(self) -> Event:
+        """Give the next thing that the peer said, or NEED_DATA."""
+        if self._verb:
+            raise RuntimeError(f"{self._verb} has not been answered")
+        if self.state is State.DATA:
+            return self._next_content()
+        if self._chunk is not None:
+            return self._next_octets(self._chunk)
+        if self.state in {State.CLOSED, State.TLS}:
+            return NEED_DATA
+        if self.state is State.START and self._buffer.startswith(_TLS_RECORD, self._at):
+            return self._refuse("OTHER", Reply(421, "this port speaks plain SMTP first", "4.7.0"))
+        line = self._next_line()
+        if line is None:
+            return NEED_DATA
+        if self.state is State.AUTH:
+            return self._next_response(line)
+        return self._next_command(line)
+
+    def _move(self, reply: Reply) -> None:
+        verb, self._verb = self._verb, ""
+        if not verb:
+            raise RuntimeError("there is nothing to answer")
+        if reply.code == 421:  # noqa: PLR2004 - RFC 5321 section 3.8
+            self.state = State.CLOSED
+            return
+        self.state = TRANSITIONS.get((self.state, verb, reply.category), self.state)
+        if self.state is State.DATA:
+            self._decoder = DotDecoder(self._line_length)
+
+    def _refuse(self, verb: str, reply: Reply) -> Refused:
+        self._verb = "REFUSED"
+        return Refused(verb, reply)
+
+    def _next_line(self) -> bytes | None:
+        """Give the next whole line without CRLF; a line that is too long comes out cut short."""
+        end = self._buffer.find(b"\r\n", self._at)
+        if end < 0:
+            if len(self._buffer) - self._at > LONGEST_LINE:
+                # Forget the line but for a CR that may be half of its end; memory stays bounded.
+                self._overlong = True
+                self._buffer = self._buffer[-1:] if self._buffer.endswith(b"\r") else b""
+                self._at = 0
+            return None
+        line = self._buffer[self._at : end]
+        self._at = end + 2
+        if self._overlong:
+            self._overlong = False
+            return bytes(LONGEST_LINE)
+        return line
+
+    def _next_command(self, line: bytes) -> Event:
+        try:
+            command = parse(line)
+        except CommandProblem as problem:
+            return self._refuse(problem.verb, problem.reply)
+        verb = command.verb
+        if self._lmtp and verb in {"EHLO", "HELO"}:
+            return self._refuse(verb, Reply(500, "this is LMTP: say LHLO", "5.5.1"))
+        if verb == "LHLO" and not self._lmtp:
+            return self._refuse(verb, Reply(500, "this is SMTP: say EHLO", "5.5.1"))
+        row = verb if (State.START, verb) in _ALLOWED or not isinstance(command, Other) else "OTHER"
+        if isinstance(command, Bdat):
+            return self._begin_chunk(command)
+        if (self.state, row) not in _ALLOWED:
+            return self._refuse(verb, self._out_of_sequence(row))
+        if isinstance(command, StartTls) and self.buffered:
+            # RFC 3207 section 6: what came in clear must not count as said inside TLS.
+            self._at = len(self._buffer)
+            return self._refuse(verb, Reply(421, "nothing may follow STARTTLS", "4.7.0"))
+        self._verb = row
+        return command
+
+    def _out_of_sequence(self, verb: str) -> Reply:
+        if self.state is State.START and verb in {"MAIL", "AUTH", "STARTTLS", "RCPT", "DATA"}:
+            greeting = "LHLO" if self._lmtp else "EHLO"
+            return Reply(503, f"say {greeting} first", "5.5.1")
+        known = _OUT_OF_SEQUENCE.get((self.state, verb))
+        return known or Reply(503, "bad sequence of commands", "5.5.1")
+
+    def _next_response(self, line: bytes) -> Event:
+        self._verb = "RESPONSE"
+        if len(line) + 2 > LONGEST_LINE:
+            # RFC 4954 section 4: 500 5.5.6 and the exchange has failed.
+            return Refused("AUTH", Reply(500, "authentication line too long", "5.5.6"))
+        return SaslResponse(line)
+
+    def _begin_chunk(self, command: Bdat) -> Event:
+        self._chunk = command
+        self._octets = command.size
+        if (self.state, "BDAT") in _ALLOWED:
+            return command
+        self._chunk_refusal = Refused("BDAT", self._out_of_sequence("BDAT"))
+        return self._next_octets(command)
+
+    def _next_octets(self, chunk: Bdat) -> Event:
+        refusal = self._chunk_refusal
+        if self._octets and self.buffered:
+            data = self._buffer[self._at : self._at + self._octets]
+            self._at += len(data)
+            self._octets -= len(data)
+            if refusal is None:
+                return ContentChunk(data)
+        if self._octets:
+            return NEED_DATA
+        self._chunk = None
+        if refusal is not None:
+            self._chunk_refusal = None
+            return self._refuse(refusal.verb, refusal.reply)
+        self._verb = "LAST" if chunk.last else "BDAT"
+        return EndOfChunk(chunk.last)
+
+    def _next_content(self) -> Event:
+        decoder = self._decoder
+        if decoder is None:
+            raise RuntimeError("content without a decoder")
+        while not decoder.done:
+            if not self.buffered:
+                return NEED_DATA
+            data = decoder.decode(self._buffer[self._at :])
+            self._buffer = decoder.rest
+            self._at = 0
+            if data:
+                return ContentChunk(data)
+        self._decoder = None
+        self._verb = "CONTENT"
+        return EndOfContent(decoder.bare_newline, decoder.long_line)

@@ -1,0 +1,102 @@
+"""The PROXY protocol, versions 1 and 2 (layer 1).
+
+A balancer in front of us says with it who the client is. The reader takes exactly the octets of the
+header and not one of what follows, which may be a TLS handshake.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+_SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
+_V1_LIMIT: Final = 107  # octets with CRLF, section 2.1 of the specification
+_V2_LIMIT: Final = 2048  # octets after the fixed part: addresses and TLVs
+_V1: Final = re.compile(rb"PROXY (TCP4|TCP6) (\S+) (\S+) ([0-9]{1,5}) ([0-9]{1,5})\r\n")
+_LOCAL: Final = 0x20
+_PROXY: Final = 0x21
+_TCP4: Final = 0x11
+_TCP6: Final = 0x21
+_PORT_LIMIT: Final = 65536
+
+
+class ProxyProblem(Exception):  # noqa: N818 - a fault of the peer
+    """What came is no PROXY header."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyHeader:
+    """Who the client is and which address it called; `peer` is "" for LOCAL and UNKNOWN.
+
+    `local` says that the balancer speaks for itself, as in its health checks.
+    """
+
+    peer: str
+    peer_port: int
+    called: str
+    local: bool
+
+
+def read_header(receive: Callable[[int], bytes]) -> ProxyHeader:
+    """Read one header by `receive(n)`, which gives exactly n octets; raises ProxyProblem.
+
+    Whatever `receive` raises passes through.
+    """
+    start = receive(len(_SIGNATURE))
+    if start == _SIGNATURE:
+        return _version_2(receive)
+    if start.startswith(b"PROXY "):
+        return _version_1(start, receive)
+    raise ProxyProblem("no PROXY header")
+
+
+def _version_1(line: bytes, receive: Callable[[int], bytes]) -> ProxyHeader:
+    while not line.endswith(b"\r\n"):
+        if len(line) >= _V1_LIMIT:
+            raise ProxyProblem("PROXY line longer than 107 octets")
+        line += receive(1)
+    if line.startswith(b"PROXY UNKNOWN"):
+        return ProxyHeader("", 0, "", local=False)
+    match = _V1.fullmatch(line)
+    if match is None:
+        raise ProxyProblem("malformed PROXY line")
+    version = 4 if match[1] == b"TCP4" else 6
+    ports = int(match[4]), int(match[5])
+    if max(ports) >= _PORT_LIMIT:
+        raise ProxyProblem("port out of range in PROXY line")
+    return ProxyHeader(
+        _address(match[2], version), ports[0], _address(match[3], version), local=False
+    )
+
+
+def _version_2(receive: Callable[[int], bytes]) -> ProxyHeader:
+    command, family, size = struct.unpack("!BBH", receive(4))
+    if size > _V2_LIMIT:
+        raise ProxyProblem("PROXY header too long")
+    rest = receive(size) if size else b""
+    if command == _LOCAL:
+        return ProxyHeader("", 0, "", local=True)
+    if command != _PROXY:
+        raise ProxyProblem("unknown version or command in PROXY header")
+    form = {_TCP4: "!4s4sHH", _TCP6: "!16s16sHH"}.get(family)
+    if form is None:
+        return ProxyHeader("", 0, "", local=False)
+    if size < struct.calcsize(form):
+        raise ProxyProblem("PROXY header too short for its addresses")
+    source, target, port, _ = struct.unpack_from(form, rest)
+    peer, called = ipaddress.ip_address(source), ipaddress.ip_address(target)
+    return ProxyHeader(str(peer), port, str(called), local=False)
+
+
+def _address(text: bytes, version: int) -> str:
+    try:
+        address = ipaddress.ip_address(text.decode("ascii", "replace"))
+    except ValueError:
+        raise ProxyProblem("malformed address in PROXY line") from None
+    if address.version != version:
+        raise ProxyProblem("address of another family in PROXY line")
+    return str(address)

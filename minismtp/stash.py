@@ -1,0 +1,55 @@
+"""Typed notes that plugins leave for one another on a session or an envelope (layer 0)."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar, cast
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class StashKey(Generic[T]):
+    """A key that is equal to itself alone, so two modules never collide; it types its value."""
+
+    __slots__ = ()
+
+
+class Stash:
+    """Values under `StashKey`s; a missing key raises KeyError.
+
+    It belongs to one session or one envelope, hence to one thread at a time.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: dict[StashKey[Any], object] = {}
+
+    def __setitem__(self, key: StashKey[T], value: T) -> None:
+        self._values[key] = value
+
+    def __getitem__(self, key: StashKey[T]) -> T:
+        return cast("T", self._values[key])
+
+    def __delitem__(self, key: StashKey[T]) -> None:
+        del self._values[key]
+
+    def __contains__(self, key: StashKey[Any]) -> bool:
+        return key in self._values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def get(self, key: StashKey[T], default: D) -> T | D:
+        """Give the value under `key`, else `default`."""
+        return cast("T | D", self._values.get(key, default))
+
+    def setdefault(self, key: StashKey[T], default: T) -> T:
+        """Give the value under `key`, storing `default` first when there is none."""
+        return cast("T", self._values.setdefault(key, default))
+
+    def copy(self) -> Stash:
+        """Give a stash of its own with the same values."""
+        twin = Stash()
+        twin._values.update(self._values)
+        return twin

@@ -1,0 +1,392 @@
+"""The parent of all processes (layer 7): listeners, workers, signals.
+
+It starts no thread and imports no plugin, so forking from it is safe at any time; it blocks every
+signal that it handles and takes them one at a time from `sigtimedwait`. Workers belong to a
+generation: HUP starts a new one from the re-read configuration and drains the old one when the new
+one serves; when it cannot, the old one goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from minismtp import endpoint, worker
+from minismtp.admission import Admission
+from minismtp.backoff import Backoff
+from minismtp.board import Board, Standing
+from minismtp.config import Config
+from minismtp.listen import ListenError, open_listeners, open_socket
+from minismtp.log import Log
+from minismtp.scalars import SocketAddress
+from minismtp.settings import ConfigError
+from minismtp.worker import EXIT_CONFIG, Post
+
+_SIGNALS: Final = {
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD),
+}
+_TICK: Final = 0.05  # seconds between two looks while something is under way
+_QUIET_TICK: Final = 1.0
+_START_TIME: Final = 60.0  # seconds that a generation has to become ready
+_SHORT_LIFE: Final = 10.0  # a worker that dies younger is started again later and later
+_LONGEST_PAUSE: Final = 60.0
+_FEWEST_WORKERS: Final = 4
+
+
+def serve(config: Config) -> int:
+    """Run the server until it is told to stop; gives the exit status."""
+    log = Log(level=config.log.level, style=config.log.format)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        supervisor = Supervisor(config, log)
+    except ListenError as error:
+        sys.stderr.write(f"minismtp: {error}\n")
+        return 1
+    try:
+        return supervisor.run()
+    finally:
+        supervisor.kill()
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """The workers of one configuration; `pause` before the next start grows with short lives."""
+
+    config: Config
+    sockets: dict[str, socket.socket]
+    wanted: int
+    begun: float
+    pause: float = 0.0
+    next_start: float = 0.0
+
+
+@dataclass(slots=True)
+class Child:
+    """A process: its slot (-1 for the endpoint), the pipe it becomes ready on, when it started."""
+
+    slot: int
+    ready: int
+    started: float
+    generation: Generation | None
+    serving: bool = False
+
+
+class Supervisor:
+    """Starts, watches and stops the processes."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self._log = log
+        self._children: dict[int, Child] = {}
+        self._board = Board()
+        self._admission = Admission(config.limits.sessions, config.limits.sessions_per_ip)
+        backoff = config.limits.login_backoff.total_seconds()
+        self._backoff = Backoff(backoff, time.monotonic)
+        self._metrics_directory = _metrics_directory(config)
+        _own(config, config.state_directory)
+        self._lifeline_read, self._lifeline_write = os.pipe()
+        self._endpoint_socket = _endpoint_socket(config)
+        sockets = open_listeners(config.listeners, file=config.file)
+        self._current = Generation(config, sockets, _workers(config), time.monotonic())
+        self._coming: Generation | None = None
+        self._status: int | None = None
+        self._stop_by = 0.0
+        self._standing = Standing(reloaded_at=time.time())
+
+    def run(self) -> int:
+        """Loop until all processes have ended after a stop."""
+        self._start_endpoint()
+        self._start_worker(self._current)
+        while self._status is None or self._children:
+            busy = self._coming or self._status is not None or not self._standing.ready
+            received = signal.sigtimedwait(_SIGNALS, _TICK if busy else _QUIET_TICK)
+            if received is not None:
+                self._act(received.si_signo)
+            self._tend()
+        self._log.info("stopped")
+        return self._status
+
+    def kill(self) -> None:
+        """End every process at once; nothing acknowledged is lost by it."""
+        for pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in list(self._children):
+            os.waitpid(pid, 0)
+        self._children.clear()
+
+    def _act(self, number: int) -> None:
+        match number:
+            case signal.SIGTERM | signal.SIGINT:
+                if self._status is not None:
+                    self._log.warning("stopping at once")
+                    self.kill()
+                else:
+                    self._stop(0)
+            case signal.SIGHUP:
+                self._reload()
+            case signal.SIGUSR2:
+                self._signal_workers(signal.SIGUSR2)
+            case _:
+                pass
+
+    def _tend(self) -> None:
+        """Look after the children: who died, who is ready, who is missing."""
+        self._reap()
+        self._hear()
+        if self._status is None:
+            if self._coming is not None:
+                self._tend_reload(self._coming)
+            self._fill(self._coming or self._current)
+        elif time.monotonic() > self._stop_by:
+            self.kill()
+        serving = sum(child.serving for child in self._workers_of(self._current))
+        standing = replace(
+            self._standing,
+            ready=serving > 0 and self._status is None,
+            workers=serving,
+        )
+        if standing != self._standing:
+            if standing.ready and not self._standing.ready:
+                self._announce()
+            self._standing = standing
+            self._board.post(standing)
+
+    def _announce(self) -> None:
+        if self._endpoint_socket is not None:
+            where = "{}:{}".format(*self._endpoint_socket.getsockname()[:2])
+            self._log.info("metrics", address=where)
+        for listener in self._current.config.listeners:
+            sock = self._current.sockets[listener.name]
+            address = _bound(sock, listener.address)
+            self._log.info("listening", listener=listener.name, address=address, kind=listener.kind)
+        if self._endpoint_socket is not None:
+            address = _bound(self._endpoint_socket, SocketAddress())
+            self._log.info("serving metrics", address=address)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            child = self._children.pop(pid, None)
+            if child is not None:
+                self._bury(pid, child, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, pid: int, child: Child, status: int) -> None:
+        self._close_ready(child)
+        if child.slot < 0:
+            if self._status is None:
+                self._log.error("metrics endpoint died", pid=pid, status=status)
+                self._start_endpoint()
+            return
+        self._admission.forget(child.slot)
+        for path in self._metrics_directory.glob(f"gauge_live*_{child.slot}.db"):
+            path.unlink(missing_ok=True)
+        generation = child.generation
+        if self._status is not None or generation not in {self._current, self._coming}:
+            return
+        assert generation is not None  # noqa: S101 - one of the two
+        self._log.error("worker died", pid=pid, slot=child.slot, status=status)
+        if generation is self._coming:
+            self._give_up_reload("a worker of the new generation cannot start")
+        elif not self._standing.ready and not child.serving:
+            self._stop(EXIT_CONFIG if status == EXIT_CONFIG else 1)
+        else:
+            lived = time.monotonic() - child.started
+            doubled = min(max(generation.pause * 2, 1.0), _LONGEST_PAUSE)
+            generation.pause = doubled if lived < _SHORT_LIFE else 0.0
+            generation.next_start = time.monotonic() + generation.pause
+
+    def _hear(self) -> None:
+        """Note which workers have become ready."""
+        for child in self._children.values():
+            if child.ready >= 0:
+                try:
+                    said = os.read(child.ready, 1)
+                except BlockingIOError:
+                    continue
+                child.serving = bool(said)
+                self._close_ready(child)
+
+    def _fill(self, generation: Generation) -> None:
+        """Start missing workers; the second and later ones once the first has shown that it can."""
+        workers = self._workers_of(generation)
+        if workers and not any(child.serving for child in workers):
+            return
+        if time.monotonic() >= generation.next_start:
+            for _ in range(generation.wanted - len(workers)):
+                self._start_worker(generation)
+
+    def _workers_of(self, generation: Generation) -> list[Child]:
+        return [child for child in self._children.values() if child.generation is generation]
+
+    def _reload(self) -> None:
+        if self._status is not None or self._coming is not None:
+            return
+        old = self._current
+        try:
+            config = Config.load(Path(old.config.file) if old.config.file else None)
+            sockets = self._sockets_for(config)
+        except (ConfigError, ListenError) as error:
+            self._give_up_reload(str(error))
+            return
+        now = time.monotonic()
+        self._coming = Generation(config, sockets, _workers(config), now)
+        self._log.info("reloading")
+
+    def _sockets_for(self, config: Config) -> dict[str, socket.socket]:
+        """Give the sockets of a new configuration; those on the same address are kept."""
+        old = {item.address: item.name for item in self._current.config.listeners}
+        sockets = {}
+        for index, listener in enumerate(config.listeners):
+            if listener.address in old:
+                sockets[listener.name] = self._current.sockets[old[listener.address]]
+            else:
+                key = f"listeners[{index}].address"
+                sockets[listener.name] = open_socket(listener.address, key=key, file=config.file)
+        return sockets
+
+    def _tend_reload(self, coming: Generation) -> None:
+        workers = self._workers_of(coming)
+        if len(workers) == coming.wanted and all(child.serving for child in workers):
+            old, self._current, self._coming = self._current, coming, None
+            kept = {id(sock) for sock in coming.sockets.values()}
+            for sock in old.sockets.values():
+                if id(sock) not in kept:
+                    sock.close()
+            self._signal_workers(signal.SIGTERM, old)
+            self._standing = replace(self._standing, reload_ok=True, reloaded_at=time.time())
+            self._board.post(self._standing)
+            self._log.info("reloaded")
+        elif time.monotonic() - coming.begun > _START_TIME:
+            self._give_up_reload("the new generation did not become ready in time")
+
+    def _give_up_reload(self, reason: str) -> None:
+        self._log.error("reload failed, the old configuration goes on", reason=reason)
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            self._signal_workers(signal.SIGKILL, coming)
+            kept = {id(sock) for sock in self._current.sockets.values()}
+            for sock in coming.sockets.values():
+                if id(sock) not in kept:
+                    sock.close()
+        self._standing = replace(self._standing, reload_ok=False)
+        self._board.post(self._standing)
+
+    def _stop(self, status: int) -> None:
+        self._status = status
+        drain = self._current.config.limits.drain.total_seconds()
+        self._stop_by = time.monotonic() + drain + _SHORT_LIFE
+        self._log.info("stopping", workers=len(self._children))
+        for pid in self._children:
+            os.kill(pid, signal.SIGTERM)
+
+    def _signal_workers(self, number: int, generation: Generation | None = None) -> None:
+        for pid, child in self._children.items():
+            if child.slot >= 0 and generation in {None, child.generation}:
+                os.kill(pid, number)
+
+    def _start_endpoint(self) -> None:
+        sock = self._endpoint_socket
+        if sock is not None:
+            config = self._current.config
+            self._fork(
+                config, -1, None, lambda _: endpoint.run(sock, self._board, self._metrics_directory)
+            )
+
+    def _start_worker(self, generation: Generation) -> None:
+        taken = {child.slot for child in self._children.values()}
+        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+
+        def run(ready: int) -> int:
+            post = Post(
+                slot,
+                generation.sockets,
+                self._admission,
+                self._backoff,
+                self._metrics_directory,
+                ready,
+                self._lifeline_read,
+            )
+            return worker.run(generation.config, post)
+
+        self._fork(generation.config, slot, generation, run)
+
+    def _fork(
+        self, config: Config, slot: int, generation: Generation | None, body: Callable[[int], int]
+    ) -> None:
+        ready_read, ready_write = os.pipe()
+        os.set_blocking(ready_read, False)
+        pid = os.fork()
+        if pid:
+            os.close(ready_write)
+            self._children[pid] = Child(slot, ready_read, time.monotonic(), generation)
+            if slot < 0:
+                self._close_ready(self._children[pid])
+            return
+        status = 1
+        try:
+            os.close(self._lifeline_write)
+            _take_on(config.user)
+            status = body(ready_write)
+        except Exception as error:  # noqa: BLE001 - the last line of a process
+            self._log.exception("process failed", error, slot=slot)
+        finally:
+            os._exit(status)
+
+    def _close_ready(self, child: Child) -> None:
+        if child.ready >= 0:
+            os.close(child.ready)
+            child.ready = -1
+
+
+def _workers(config: Config) -> int:
+    return config.workers or max(_FEWEST_WORKERS, 2 * (os.cpu_count() or 1))
+
+
+def _metrics_directory(config: Config) -> Path:
+    """Give an empty directory for the files of the metrics, in memory if there is one."""
+    base = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    directory = (Path(base) if base else config.state_directory) / "metrics"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True, mode=0o700)
+    _own(config, directory)
+    return directory
+
+
+def _own(config: Config, directory: Path) -> None:
+    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+    if config.user and os.geteuid() == 0:
+        entry = pwd.getpwnam(config.user)
+        os.chown(directory, entry.pw_uid, entry.pw_gid)
+
+
+def _endpoint_socket(config: Config) -> socket.socket | None:
+    if config.metrics.address is None:
+        return None
+    return open_socket(config.metrics.address, key="metrics.address", file=config.file)
+
+
+def _bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
+    """Give where a socket is bound, with the port that the kernel chose for 0."""
+    return address if address.path else SocketAddress(*sock.getsockname()[:2])
+
+
+def _take_on(user: str) -> None:
+    """Become `user`, when the process is root and one is named."""
+    if user and os.geteuid() == 0:
+        entry = pwd.getpwnam(user)
+        os.initgroups(user, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)

@@ -1,0 +1,211 @@
+"""TLS contexts from the files that the configuration names (layer 2)."""
+
+from __future__ import annotations
+
+import calendar
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from minismtp.sections import TlsConfig
+from minismtp.session import TlsInfo
+from minismtp.settings import ConfigError
+
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_LOOK_EVERY: Final = 1.0  # seconds
+_UTC_TIME: Final = 0x17
+_CONTEXT_0: Final = 0xA0
+
+
+def server_context(tls: TlsConfig, *, ask_client: bool = False, file: str = "") -> ssl.SSLContext:
+    """Make the context of a listener (RFC 8314, RFC 9325); raises ConfigError naming the file.
+
+    `ask_client` lets clients show a certificate signed by `client_ca`. The certificates of
+    `[[tls.sni]]` answer to their names, the first one to all others.
+    """
+    if tls.certificate is None or tls.key is None:
+        raise ConfigError("certificate and key are needed", file=file, key="tls")
+    context = _context(tls, tls.certificate, tls.key, file, "tls")
+    named = {
+        entry.name.lower(): _context(tls, entry.certificate, entry.key, file, f"tls.sni[{index}]")
+        for index, entry in enumerate(tls.sni)
+    }
+    for each in (context, *named.values()):
+        if ask_client:
+            _ask_client(each, tls, file)
+    if named:
+
+        def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+            wanted = (name or "").lower()
+            found = named.get(wanted) or named.get(f"*.{wanted.partition('.')[2]}")
+            if found is not None:
+                connection.context = found
+
+        context.sni_callback = choose
+    return context
+
+
+def files_of(tls: TlsConfig) -> list[Path]:
+    """Give every file that `server_context` reads."""
+    named = [path for entry in tls.sni for path in (entry.certificate, entry.key)]
+    return [path for path in (tls.certificate, tls.key, tls.client_ca, *named) if path is not None]
+
+
+class Certificates:
+    """The context of a listener, made anew when its files change.
+
+    `current` looks at the files at most once a second. A new pair that does not load leaves the old
+    one in use; `report` hears of every attempt: "" or what was wrong.
+    """
+
+    def __init__(
+        self,
+        tls: TlsConfig,
+        *,
+        ask_client: bool,
+        file: str,
+        clock: Callable[[], float],
+        report: Callable[[str], None],
+    ) -> None:
+        self._tls = tls
+        self._ask_client = ask_client
+        self._file = file
+        self._clock = clock
+        self._report = report
+        self._seen = _stamps(tls)
+        self._looked = clock()
+        self._changing = threading.Lock()
+        self._context = server_context(tls, ask_client=ask_client, file=file)
+
+    def current(self) -> ssl.SSLContext:
+        """Give the context for the next handshake."""
+        if self._clock() - self._looked >= _LOOK_EVERY and self._changing.acquire(blocking=False):
+            try:
+                self._looked = self._clock()
+                self._look()
+            finally:
+                self._changing.release()
+        return self._context
+
+    def _look(self) -> None:
+        stamps = _stamps(self._tls)
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self._context = server_context(self._tls, ask_client=self._ask_client, file=self._file)
+        except ConfigError as error:
+            self._report(str(error))
+        else:
+            self._report("")
+
+
+def _stamps(tls: TlsConfig) -> list[tuple[int, int, int]]:
+    stamps = []
+    for path in files_of(tls):
+        try:
+            found = path.stat()
+        except OSError:
+            stamps.append((0, 0, 0))
+        else:
+            stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
+    return stamps
+
+
+def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
+    """Say what a handshake has agreed on."""
+    cipher = connection.cipher()
+    return TlsInfo(
+        connection.version() or "",
+        cipher[0] if cipher else "",
+        client_identity=_identity(connection),
+    )
+
+
+def _identity(connection: ssl.SSLSocket) -> str:
+    """Give who a checked client certificate is for: its mail address, DNS name or common name."""
+    certificate: dict[str, Any] = connection.getpeercert() or {}
+    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
+    pairs += reversed(certificate.get("subjectAltName", ()))
+    names = {str(kind): str(value) for kind, value in pairs}
+    wanted = ("email", "emailAddress", "DNS", "commonName")
+    return next((names[kind] for kind in wanted if kind in names), "")
+
+
+def not_after(certificate: Path) -> float:
+    """Give the end of the first certificate of a PEM file in seconds since the epoch.
+
+    Raises ValueError for a file that holds no certificate.
+    """
+    pem = certificate.read_text(encoding="ascii", errors="replace")
+    begin = pem.find("-----BEGIN CERTIFICATE-----")
+    end = pem.find("-----END CERTIFICATE-----")
+    if begin < 0 or end < 0:
+        raise ValueError(f"{certificate} holds no PEM certificate")
+    der = ssl.PEM_cert_to_DER_cert(pem[begin:end] + "-----END CERTIFICATE-----")
+    # Certificate > TBSCertificate > [version], serial, algorithm, issuer, Validity (RFC 5280 4.1)
+    [(_, certificate_body)] = _children(der)
+    fields = _children(_children(certificate_body)[0][1])
+    validity = fields[4 if fields[0][0] == _CONTEXT_0 else 3]
+    tag, value = _children(validity[1])[1]
+    text = value.decode("ascii")
+    if tag == _UTC_TIME:
+        # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.
+        text = ("19" if text[:2] >= "50" else "20") + text
+    return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
+
+
+def _context(tls: TlsConfig, certificate: Path, key: Path, file: str, where: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _VERSIONS[tls.minimum_version]
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+    _load_pair(context, certificate, key, file, where)
+    return context
+
+
+def _ask_client(context: ssl.SSLContext, tls: TlsConfig, file: str) -> None:
+    if tls.client_ca is None:
+        raise ConfigError("client_certificates needs it", file=file, key="tls.client_ca")
+    try:
+        context.load_verify_locations(tls.client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"{tls.client_ca}: {error}", file=file, key="tls.client_ca") from None
+    context.verify_mode = ssl.CERT_OPTIONAL
+
+
+def _load_pair(
+    context: ssl.SSLContext, certificate: Path, key: Path, file: str, where: str
+) -> None:
+    for name, path in (("certificate", certificate), ("key", key)):
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: {error.strerror}", file=file, key=f"{where}.{name}"
+            ) from None
+    try:
+        context.load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        reason = (error.reason or "not PEM").replace("_", " ").lower()
+        message = f"{certificate} and {key} are no pair of PEM certificate and key: {reason}"
+        raise ConfigError(message, file=file, key=f"{where}.certificate") from None
+
+
+def _children(der: bytes) -> list[tuple[int, bytes]]:
+    """Split DER into (tag, value) pairs; the value of a sequence is DER again."""
+    found, at = [], 0
+    while at + 2 <= len(der):
+        tag, size = der[at], der[at + 1]
+        at += 2
+        if size & 0x80:
+            octets = size & 0x7F
+            size = int.from_bytes(der[at : at + octets], "big")
+            at += octets
+        found.append((tag, der[at : at + size]))
+        at += size
+    return found

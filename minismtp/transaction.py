@@ -1,0 +1,288 @@
+"""One mail transaction: from MAIL to the reply after the content (layer 4).
+
+The 250 after the content is given only when every copy is on disk and synced, or when the message
+was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowledged can be lost.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from minismtp.address import Address
+from minismtp.envelope import Envelope, Local, Recipient, Relay
+from minismtp.events import MessageDecided, RecipientDecided
+from minismtp.message import Content, ContentWriter, Message
+from minismtp.received import received
+from minismtp.reply import Reply, Verdict
+from minismtp.service import Service
+from minismtp.session import Session
+from minismtp.smtp.commands import Mail, Rcpt
+from minismtp.smtp.content import fix_newlines
+from minismtp.submission import complete, owns_sender
+
+_SENDER_OK: Final = Reply(250, "sender ok", "2.1.0")
+_RECIPIENT_OK: Final = Reply(250, "recipient ok", "2.1.5")
+_NOT_YOURS: Final = Reply(553, "sender address does not belong to your login", "5.7.1")
+_NO_ROUTE: Final = Reply(550, "relaying denied", "5.7.1")
+_NO_OUTBOUND: Final = Reply(451, "mail for other hosts is not taken now", "4.3.5")
+_TOO_MANY: Final = Reply(452, "too many recipients", "4.5.3")
+_NEEDS_UTF8: Final = Reply(553, "address needs SMTPUTF8", "5.6.7")
+_TOO_BIG: Final = Reply(552, "message exceeds the maximum size", "5.3.4")
+_NO_SPACE: Final = Reply(452, "no space to receive the message", "4.3.1")
+_BARE_NEWLINE: Final = Reply(550, "message has a bare CR or LF", "5.6.0")
+_LONG_LINE: Final = Reply(500, "message has a line that is too long", "5.6.0")
+_LONG_HEADER: Final = Reply(552, "header section is too long", "5.3.4")
+_LOOP: Final = Reply(554, "message has come through too many hosts", "5.4.6")
+_NO_STORAGE: Final = Reply(451, "no storage takes this mailbox", "4.3.5")
+_HEAD: Final = 65536  # octets looked at first for the end of the header section
+
+
+class Transaction:
+    """A transaction under way; it is made when MAIL was accepted by the syntax and the rules."""
+
+    def __init__(self, service: Service, session: Session, mail: Mail, number: int) -> None:
+        self._service = service
+        self._session = session
+        self._writer: ContentWriter | None = None
+        self._problem: Reply | None = None
+        self._asked = False
+        self.begun = service.clock()
+        self.envelope = Envelope(
+            id=f"{session.id}.{number}",
+            reverse_path=mail.reverse_path,
+            listener=session.listener,
+            peer=session.peer,
+            helo=session.helo,
+            login=session.login,
+            arrived=service.wall(),
+            size=mail.size,
+            body=mail.body,
+            smtputf8=mail.smtputf8,
+            require_tls=mail.require_tls,
+            submitter=mail.submitter,
+            dsn_return=mail.dsn_return,
+            dsn_id=mail.dsn_id,
+        )
+
+    def begin(self) -> Reply:
+        """Ask the plugins about the reverse-path; raises Verdict."""
+        service, session = self._service, self._session
+        if service.match_sender and not owns_sender(service.hooks, session, self.envelope):
+            return _NOT_YOURS
+        service.hooks.on_mail(session, self.envelope)
+        return _SENDER_OK
+
+    def recipient(self, command: Rcpt) -> Reply:
+        """Judge and route one recipient; accepted ones join the envelope."""
+        address = command.forward_path
+        if not address.domain:
+            # <Postmaster> is ours (RFC 5321 section 4.5.1).
+            address = Address(address.local, self._service.hostname)
+        recipient = Recipient(address, notify=command.notify, original=command.original)
+        try:
+            reply = self._judge(recipient)
+        except Verdict as verdict:
+            self._decided(recipient, verdict.reply)
+            raise
+        self._decided(recipient, reply)
+        return reply
+
+    def _judge(self, recipient: Recipient) -> Reply:
+        service, session, envelope = self._service, self._session, self.envelope
+        if len(envelope.recipients) >= service.limits.recipients:
+            return _TOO_MANY  # RFC 5321 section 4.5.3.1.10
+        if not envelope.smtputf8 and not recipient.address.is_ascii:
+            return _NEEDS_UTF8  # RFC 6531 section 3.5
+        service.hooks.on_rcpt(session, envelope, recipient)
+        recipient.route = service.hooks.route(session, envelope, recipient)
+        match recipient.route:
+            case None:
+                return _NO_ROUTE
+            case Relay():
+                return _NO_OUTBOUND
+            case Local():
+                envelope.recipients.append(recipient)
+                return _RECIPIENT_OK
+
+    def _decided(self, recipient: Recipient, reply: Reply) -> None:
+        service = self._service
+        outcome = {2: "accepted", 4: "deferred"}.get(reply.category, "rejected")
+        service.metrics.recipients[outcome](1)
+        if reply.category != 2:  # noqa: PLR2004
+            service.log.info(
+                f"recipient {outcome}",
+                id=self.envelope.id,
+                peer=self._session.peer,
+                sender=self.envelope.sender,
+                recipient=str(recipient.address),
+                reply=str(reply),
+            )
+        if service.hooks.observed:
+            service.hooks.observe(
+                RecipientDecided(self._session.id, self.envelope.id, recipient.address, reply)
+            )
+
+    def open_content(self) -> None:
+        """Ask the plugins before 354 or the first chunk; raises Verdict."""
+        if not self._asked:
+            self._asked = True
+            self._service.hooks.on_data(self._session, self.envelope)
+        if self._writer is None:
+            self._writer = ContentWriter(self._service.spool)
+
+    def refuse(self, reply: Reply) -> None:
+        """Let the content come in, keep none of it, and answer it with `reply`."""
+        if self._problem is None:
+            self._problem = reply
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    @property
+    def refused(self) -> Reply | None:
+        """What the content will be answered with, if that is settled."""
+        return self._problem
+
+    def write(self, data: bytes, *, dotted: bool) -> None:
+        """Take some content; `dotted` says that it came by DATA, where lines end with CRLF."""
+        writer = self._writer
+        if writer is None:
+            return
+        if dotted and self._service.fix_newlines:
+            data = fix_newlines(data)
+        if writer.size + len(data) > self._service.limits.message_size:
+            self.refuse(_TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
+            return
+        try:
+            writer.write(data)
+        except OSError as error:
+            self._service.log.error("content not written", id=self.envelope.id, error=str(error))
+            self.refuse(_NO_SPACE)
+
+    def abort(self) -> None:
+        """Drop what came in; the client has gone or has asked for it."""
+        if self._writer is not None:
+            self._writer.discard()
+            self._writer = None
+
+    def finish(self, *, bare_newline: bool = False, long_line: bool = False) -> list[Reply]:
+        """Judge the whole message and store it: one reply, or with LMTP one for each recipient."""
+        if bare_newline and not self._service.fix_newlines:
+            self.refuse(_BARE_NEWLINE)
+        if long_line:
+            self.refuse(_LONG_LINE)
+        size, outcome = 0, ""
+        writer = self._writer
+        if writer is None:
+            replies = [self._problem or _NO_SPACE]
+        else:
+            self._writer = None
+            size = writer.size
+            try:
+                outcome, replies = self._accept(writer)
+            except Verdict as verdict:
+                replies = [verdict.reply]
+        if self._service.lmtp and len(replies) == 1:
+            replies *= len(self.envelope.recipients)
+        self._account(outcome or _outcome(replies), size, replies)
+        return replies
+
+    def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
+        service, session, envelope = self._service, self._session, self.envelope
+        content = writer.finish()
+        head = _header_section(content, service.limits.headers)
+        if head is None:
+            return "rejected", [_LONG_HEADER]
+        if _hops(head) > service.limits.hops:
+            return "rejected", [_LOOP]  # RFC 5321 section 6.3
+        trace = received(session, envelope)
+        if head[:1] in {b" ", b"\t"}:
+            # Not a header but a body at once: it must not read as a continuation of our field.
+            trace += b"\r\n"
+        message = Message(envelope.id, content, trace)
+        if service.kind == "submission":
+            complete(envelope, message, service.hostname)
+        service.hooks.on_message(session, envelope, message)
+        accepted = Reply(250, f"message accepted as {envelope.id}", "2.0.0")
+        if message.discarded is not None:
+            service.log.info("discarded", id=envelope.id, reason=message.discarded)
+            return "discarded", [accepted]
+        replies = self._store(message, accepted)
+        if message.quarantined is not None and accepted in replies:
+            return "quarantined", replies
+        return "", replies
+
+    def _store(self, message: Message, accepted: Reply) -> list[Reply]:
+        """Store each mailbox's copy once; SMTP answers with the first failure, if there is one."""
+        done: dict[Address, Reply] = {}
+        replies = []
+        for recipient in self.envelope.recipients:
+            reply = accepted
+            for mailbox in _mailboxes(recipient):
+                if mailbox not in done:
+                    done[mailbox] = self._deliver(message, mailbox, accepted)
+                if reply is accepted:
+                    reply = done[mailbox]
+            replies.append(reply)
+        if self._service.lmtp:
+            return replies
+        return [next((r for r in replies if r is not accepted), accepted)]
+
+    def _deliver(self, message: Message, mailbox: Address, accepted: Reply) -> Reply:
+        try:
+            stored = self._service.hooks.deliver(self.envelope, message, mailbox)
+        except Verdict as verdict:
+            return verdict.reply
+        return accepted if stored else _NO_STORAGE
+
+    def _account(self, outcome: str, size: int, replies: list[Reply]) -> None:
+        service, envelope = self._service, self.envelope
+        service.metrics.messages[outcome](1)
+        if size:
+            service.metrics.message_size(size)
+        service.log.info(
+            outcome,
+            id=envelope.id,
+            peer=self._session.peer,
+            **({} if self._session.login is None else {"login": self._session.login}),
+            sender=f"<{envelope.sender}>",
+            to=",".join([str(recipient.address) for recipient in envelope.recipients]),
+            size=size,
+            seconds=f"{service.clock() - self.begun:.4f}",
+            reply=str(replies[0]),
+        )
+        if service.hooks.observed:
+            for reply in replies:
+                service.hooks.observe(
+                    MessageDecided(self._session.id, envelope.id, size, outcome, reply)
+                )
+
+
+def _mailboxes(recipient: Recipient) -> tuple[Address, ...]:
+    route = recipient.route
+    mailboxes = route.mailboxes if isinstance(route, Local) else ()
+    return mailboxes or (recipient.address,)
+
+
+def _outcome(replies: list[Reply]) -> str:
+    """Name the ending of a message: stored as soon as one copy is."""
+    best = min(reply.category for reply in replies)
+    return {2: "stored", 4: "deferred"}.get(best, "rejected")
+
+
+def _hops(head: bytes) -> int:
+    """Count the trace fields that a message came with."""
+    return (b"\n" + head.lower()).count(b"\nreceived:")
+
+
+def _header_section(content: Content, limit: int) -> bytes | None:
+    """Give the header section, None when it is longer than `limit` octets."""
+    for size in (min(_HEAD, limit), limit):
+        head = content.head(size)
+        for end in (b"\r\n\r\n", b"\n\n"):
+            at = head.find(end)
+            if at >= 0:
+                return head[:at]
+        if content.size <= size:
+            return head
+    return None

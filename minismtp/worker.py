@@ -1,0 +1,169 @@
+"""A worker process: plugins, a server for each listener, and an orderly end (layer 6)."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from minismtp import log as logging
+from minismtp.admission import Admission
+from minismtp.backoff import Backoff
+from minismtp.config import Config, Listener
+from minismtp.guard import Failure
+from minismtp.hookspecs import ServerInfo
+from minismtp.log import Log
+from minismtp.metrics import Metrics, use_slot
+from minismtp.plugins import PluginSet
+from minismtp.server import Server, Sessions
+from minismtp.service import make_service
+from minismtp.settings import ConfigError
+from minismtp.tls import Certificates, not_after
+
+EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What the supervisor gives a worker: its slot, the shared things, and two pipes.
+
+    A byte on `ready` says that the worker serves; end of file on `lifeline` that the supervisor has
+    died.
+    """
+
+    slot: int
+    sockets: dict[str, socket.socket]
+    admission: Admission
+    backoff: Backoff
+    metrics_directory: Path
+    ready: int
+    lifeline: int
+
+
+def run(config: Config, post: Post) -> int:
+    """Serve until SIGTERM or the supervisor's death; gives the exit status."""
+    log = Log(level=config.log.level, style=config.log.format)
+    logging.bridge(log, config.log.level)
+    use_slot(post.metrics_directory, post.slot)
+    metrics = Metrics(listener.name for listener in config.listeners)
+    try:
+        plugins = PluginSet.load(config, metrics, log)
+        worker = Worker(config, post, plugins, metrics, log)
+        worker.start()
+    except (ConfigError, Failure) as error:
+        sys.stderr.write(f"minismtp: {error}\n")
+        return EXIT_CONFIG
+    os.write(post.ready, b"r")
+    os.close(post.ready)
+    worker.wait()
+    worker.stop()
+    return 0
+
+
+class Worker:
+    """The running parts of one worker."""
+
+    def __init__(
+        self, config: Config, post: Post, plugins: PluginSet, metrics: Metrics, log: Log
+    ) -> None:
+        self._config = config
+        self._post = post
+        self._plugins = plugins
+        self._metrics = metrics
+        self._log = log
+        self._draining = threading.Event()
+        self._sessions = Sessions(time.monotonic)
+        self._servers = [self._server(listener.name) for listener in config.listeners]
+
+    def start(self) -> None:
+        """Start the plugins, then accept; raises Failure."""
+        (self._config.state_directory / "spool").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._plugins.hooks().on_start(
+            ServerInfo(
+                self._config.hostname, self._config.state_directory, "worker", self._post.slot
+            )
+        )
+        self._log.start()
+        self._metrics.tally.start()
+        self._sessions.start_watch()
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+
+    def wait(self) -> None:
+        """Block until it is time to end; USR2 prints the stack of every thread meanwhile."""
+        threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
+        while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
+            faulthandler.dump_traceback(all_threads=True)
+
+    def stop(self) -> None:
+        """Accept no more, let the sessions end within the drain time, close the plugins."""
+        threading.Thread(target=_stop_at_once_on_second_term, daemon=True).start()
+        self._draining.set()
+        for server in self._servers:
+            server.stop()
+        timeout = self._config.limits.drain.total_seconds()
+        if not self._sessions.drain(timeout):
+            self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))
+        self._plugins.hooks().on_stop()
+        self._metrics.tally.flush()
+        self._log.flush()
+
+    def _server(self, name: str) -> Server:
+        config = self._config
+        listener = next(item for item in config.listeners if item.name == name)
+        service = make_service(
+            config,
+            listener,
+            self._plugins,
+            self._metrics,
+            self._log,
+            draining=self._draining,
+            starttls=listener.tls == "starttls",
+            backoff=self._post.backoff,
+        )
+        return Server(
+            listener,
+            self._post.sockets[name],
+            service,
+            self._sessions,
+            self._post.admission,
+            slot=self._post.slot,
+            certificates=None if listener.tls == "none" else self._certificates(listener),
+        )
+
+    def _certificates(self, listener: Listener) -> Certificates:
+        settings = self._config.tls
+
+        def report(problem: str) -> None:
+            if problem:
+                self._log.error("certificate not reloaded, the old one stays", error=problem)
+            else:
+                self._log.info("certificate loaded", listener=listener.name)
+            end = not_after(settings.certificate) if settings.certificate and not problem else None
+            self._metrics.certificate(listener.name, loaded=not problem, not_after=end)
+
+        certificates = Certificates(
+            settings,
+            ask_client=listener.client_certificates,
+            file=self._config.file,
+            clock=time.monotonic,
+            report=report,
+        )
+        report("")
+        return certificates
+
+    def _watch_lifeline(self) -> None:
+        if not os.read(self._post.lifeline, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop_at_once_on_second_term() -> None:
+    signal.sigwait({signal.SIGTERM})
+    os._exit(1)

@@ -1,0 +1,200 @@
+r"""Store mail in Maildirs, so that no crash loses what was acknowledged or shows half a message.
+
+One delivery is: create NAME in tmp/ exclusively, write, fsync the file, link it into new/ (which
+never overwrites), unlink it from tmp/, fsync new/. Only then is the message acknowledged. A crash
+- before the link leaves at most a file in tmp/, which no reader looks at and the next attempt with
+  the same name replaces. new/ shows nothing, and nothing was acknowledged.
+- after the link leaves the whole message in new/, as the file was synced first; until new/ is
+  synced a power cut may take the entry back, but nothing was acknowledged.
+- after the fsync of new/ changes nothing any more: content and entry are on disk.
+NAME is made from the envelope alone, so a delivery repeated after a crash finds what the first one
+left, in new/ or moved to cur/ by a reader, syncs its directory and is done.
+
+Directories are made when they are missing, each synced into its parent, tmp/ last. So where tmp/
+exists, everything above it and beside it is on disk, whoever made it and however that one ended,
+and the ordinary delivery has nothing to look up.
+"""
+
+# ruff: noqa: PTH108, PTH116, PTH208, S108 - system calls on plain strings: a Path costs more than they
+import contextlib
+import errno
+import logging
+import os
+import re
+import socket
+from hashlib import sha256
+from pathlib import Path
+from string import Formatter
+from typing import Literal
+from urllib.parse import quote
+
+from minismtp import (
+    Address,
+    Defer,
+    Envelope,
+    Message,
+    ServerInfo,
+    hookimpl,
+    make_directory,
+    plugin,
+    sync_directory,
+)
+
+_log = logging.getLogger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A file name has 255 octets at most, and a template may put both values into one name.
+_LONGEST_VALUE = 120
+_LONGEST_HOST = 100
+# What a reader does now can bear a time a little before now: the kernel stamps by clock ticks.
+_CLOCK_SLACK = 2.0
+
+
+@plugin
+class Maildir:
+    """Store each copy in the Maildir of its mailbox, on disk before the client hears 250.
+
+    `path` is a template with the placeholders {domain} and {local}. What could lead elsewhere in
+    their values (a slash, a leading dot and so on) is percent-encoded, and very long values end in
+    a digest, so that each mailbox has a directory of its own below the fixed part. Directories are
+    made as needed, for the server's user alone. Messages that a filter has quarantined go to the
+    Maildir++ folder .Quarantine. The files begin with Return-Path and Delivered-To; CRLF line ends
+    are kept. `sync = "file"` syncs each message by itself.
+    """
+
+    path: Path
+    sync: Literal["file"] = "file"
+
+    def __post_init__(self) -> None:
+        self._template = str(self.path)
+        try:
+            fields = [part[1:] for part in Formatter().parse(self._template) if part[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"path: {self.path}: {error}") from error
+        if not {*fields} <= {("domain", "", None), ("local", "", None)}:
+            raise ValueError(f"path: {self.path}: known placeholders are {{domain}} and {{local}}")
+        if re.search(r"\}[\w.~+=%-]*\{", self._template, re.ASCII):
+            raise ValueError(f"path: {self.path}: expected / or @ between the placeholders")
+        varying = [number for number, part in enumerate(self.path.parts) if "{" in part]
+        self._own_levels = len(self.path.parts) - varying[0] if varying else 1
+        self._host = _escape(socket.gethostname())[:_LONGEST_HOST]
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Take the configured host name for the names of files."""
+        self._host = _escape(server.hostname)[:_LONGEST_HOST]
+
+    @hookimpl
+    def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
+        """Store one copy, synced; a copy that an earlier attempt has stored counts."""
+        box = self._box(mailbox)
+        folder = box if message.quarantined is None else f"{box}/.Quarantine"
+        try:
+            try:
+                self._store(folder, envelope, message, mailbox)
+            except FileNotFoundError:
+                self._make_directories(Path(box), Path(folder))
+                self._store(folder, envelope, message, mailbox)
+        except OSError as error:
+            _log.warning("id=%s mailbox=%s not stored: %s", envelope.id, mailbox, error)
+            if error.errno in _FULL:
+                raise Defer("mailbox storage is full", code=452, enhanced="4.3.1") from error
+            raise Defer("mailbox cannot be written", code=451, enhanced="4.3.0") from error
+        return True
+
+    def _box(self, mailbox: Address) -> str:
+        return self._template.format(
+            domain=path_component(mailbox.ascii_domain), local=path_component(mailbox.local)
+        )
+
+    def _store(self, box: str, envelope: Envelope, message: Message, mailbox: Address) -> None:
+        # `time.unique part.host` of the Maildir specification, from what a repetition has too.
+        seconds, microseconds = divmod(round(envelope.arrived * 1_000_000), 1_000_000)
+        name = f"{seconds}.M{microseconds:06}I{_escape(envelope.id)}.{self._host}"
+        temporary = f"{box}/tmp/{name}"
+        if found := _find(box, name, envelope.arrived):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            sync_directory(found)
+            return
+        descriptor = _create(temporary)
+        try:
+            try:
+                message.write_to(descriptor, before=_trace(envelope, mailbox))
+                _publish(descriptor, temporary, f"{box}/new", name)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def _make_directories(self, box: Path, folder: Path) -> None:
+        # Also the levels that exist already: one may have been made just before a crash.
+        for directory in reversed([box, *box.parents][: self._own_levels]):
+            make_directory(directory)
+        for maildir in {box: None, folder: None}:
+            make_directory(maildir)
+            if maildir != box:  # Maildir++ tells a folder from a Maildir by this file
+                (maildir / "maildirfolder").touch(mode=0o600)
+            for name in ("new", "cur", "tmp"):
+                make_directory(maildir / name)
+
+
+def _find(box: str, name: str, arrived: float) -> str | None:
+    """Give the directory that an earlier attempt left the message in, if there was one.
+
+    Readers move files from new/ to cur/ and append flags. cur/ is listed only if it changed after
+    the message arrived: nothing came in before.
+    """
+    if os.access(f"{box}/new/{name}", os.F_OK):
+        return f"{box}/new"
+    current = f"{box}/cur"
+    if os.stat(current).st_mtime < arrived - _CLOCK_SLACK:
+        return None
+    return current if any(entry.startswith(name) for entry in os.listdir(current)) else None
+
+
+def _create(path: str) -> int:
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileExistsError:  # left by a crash
+        os.unlink(path)
+        return os.open(path, flags, 0o600)
+
+
+def _publish(descriptor: int, temporary: str, new: str, name: str) -> None:
+    """Sync a written file, show it to readers, return once it will stay: the durable step."""
+    os.fsync(descriptor)
+    with contextlib.suppress(FileExistsError):  # the same message, by another attempt
+        os.link(temporary, f"{new}/{name}")
+    os.unlink(temporary)
+    try:
+        sync_directory(new)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{new}/{name}")
+        raise
+
+
+def _trace(envelope: Envelope, mailbox: Address) -> bytes:
+    """Give the fields of final delivery (RFC 5321 section 4.4), a line each whatever they hold."""
+    values = (f"Return-Path: <{envelope.sender}>", f"Delivered-To: {mailbox}")
+    lines = (re.sub(r"[\x00-\x1f\x7f]", " ", value) + "\r\n" for value in values)
+    return "".join(lines).encode("utf-8", "replace")
+
+
+def _escape(text: str) -> str:
+    r"""Give a part of a file's name; the Maildir specification writes `/` as \057, `:` as \072."""
+    return text.replace("/", r"\057").replace(":", r"\072")
+
+
+def path_component(value: str) -> str:
+    """Give a value as one path component, or as a part of one; different values stay different."""
+    text = quote(value, safe="+=", errors="surrogatepass") or "%"
+    if text.startswith("."):
+        text = f"%2E{text[1:]}"
+    if len(text) > _LONGEST_VALUE:
+        digest = sha256(text.encode("ascii")).hexdigest()
+        text = f"{text[: _LONGEST_VALUE - 66]}%%{digest}"
+    return text

@@ -1,0 +1,423 @@
+"""What every test may ask for: programs, certificates, running servers, clients with a deadline.
+
+In importlib mode no test can import this file at run time: fixtures hand out the instances, and
+tests name the classes for mypy below `if TYPE_CHECKING`.
+"""
+
+import contextlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, Self, TypeVar
+
+import hypothesis
+import pytest
+import trustme
+from prometheus_client.parser import text_string_to_metric_families
+
+from minismtp.passwords import hash_password
+
+DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+_SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+_CONFIGURATION: Final = """\
+hostname = "mx.example.org"
+state_directory = "state"
+plugin_path = ["local_plugins"]
+workers = {workers}
+{top}
+"""
+_LISTENERS: Final = """
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+tls = "none"
+"""
+_METRICS: Final = """
+[metrics]
+address = "127.0.0.1:0"
+"""
+_PLUGINS: Final = """
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+
+[[plugins]]
+use = "maildir"
+path = "mail/{local}"
+"""
+_WHOLE: Final = """
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+
+[[listeners]]
+name = "submission"
+address = "127.0.0.1:0"
+kind = "submission"
+
+[[listeners]]
+name = "submissions"
+address = "127.0.0.1:0"
+kind = "submission"
+tls = "implicit"
+
+[[listeners]]
+name = "ipv6"
+address = "[::1]:0"
+tls = "none"
+
+[[listeners]]
+name = "local"
+address = "unix:smtp.sock"
+tls = "none"
+
+[[plugins]]
+use = "password_file"
+path = "passwords"
+"""
+T = TypeVar("T")
+
+# An example may stall on a busy machine; timings belong to benchmarks.
+hypothesis.settings.register_profile("minismtp", deadline=None)
+hypothesis.settings.load_profile("minismtp")
+
+
+def wait_until(condition: Callable[[], T | None], what: str = "") -> T:
+    """Give the first true value of `condition`; fail when there is none in time."""
+    deadline = time.monotonic() + DEADLINE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"in vain: {what or condition}"
+        time.sleep(0.01)
+    return value
+
+
+class Client:
+    """A peer that does just what it is told. Every read has a deadline."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(DEADLINE)
+        self.socket = sock
+        self.buffer = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.socket.close()
+
+    def send(self, text: str | bytes) -> None:
+        """Send octets as they are."""
+        self.socket.sendall(text.encode() if isinstance(text, str) else text)
+
+    def command(self, line: str) -> str:
+        """Send a line and give the reply to it."""
+        self.send(f"{line}\r\n")
+        return self.reply()
+
+    def reply(self) -> str:
+        """Give the next whole reply, its lines parted by line feeds."""
+        lines: list[str] = []
+        while not lines or lines[-1][3:4] == "-":
+            while b"\r\n" not in self.buffer:
+                data = self.socket.recv(65536)
+                assert data, f"connection closed after {lines} {self.buffer!r}"
+                self.buffer += data
+            line, _, self.buffer = self.buffer.partition(b"\r\n")
+            lines.append(line.decode())
+        return "\n".join(lines)
+
+    def greet(self) -> str:
+        """Read the banner, say EHLO, and give the reply to it."""
+        self.reply()
+        return self.command("EHLO client.example")
+
+    def begin_data(self, recipient: str, sender: str = "sender@client.example") -> None:
+        """Go as far as the 354 of DATA."""
+        self.greet()
+        self.command(f"MAIL FROM:<{sender}>")
+        self.command(f"RCPT TO:<{recipient}>")
+        assert self.command("DATA").startswith("354")
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        """Make the TLS handshake."""
+        self.socket = context.wrap_socket(self.socket, server_hostname="mx.example.org")
+
+    def rest(self) -> str:
+        """Give all that comes until the server closes the connection."""
+        while data := self.socket.recv(65536):
+            self.buffer += data
+        rest, self.buffer = self.buffer, b""
+        return rest.decode()
+
+
+class Running:
+    """A server that a test has started, in `directory`, with the configuration in `config`."""
+
+    def __init__(self, config: Path, *, command: tuple[str, ...] = ()) -> None:
+        self.config = config
+        self.directory = config.parent
+        self._log = self.directory / "log"
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, sys.executable, "-m", "minismtp", "serve", "--config", config],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        """All that the server has said so far, whole lines."""
+        return self._log.read_text().rpartition("\n")[0]
+
+    def wait_for_log(self, pattern: str, count: int = 1) -> re.Match[str]:
+        """Give the `count`th match of a regular expression in the log."""
+
+        def find() -> re.Match[str] | None:
+            over = self.process.poll() is not None
+            found = list(re.finditer(pattern, self.log, re.MULTILINE))
+            assert len(found) >= count or not over, f"server ended, no {pattern!r} in:\n{self.log}"
+            return found[count - 1] if len(found) >= count else None
+
+        return wait_until(find, f"{pattern} in:\n{self.log}")
+
+    def address(self, listener: str = "smtp") -> str:
+        """Give where a listener is: host:port, [host]:port or unix:path."""
+        return self.wait_for_log(rf" listening listener={listener} address=(\S+)")[1]
+
+    def port(self, listener: str = "smtp") -> int:
+        """Give the port of a listener."""
+        return int(self.address(listener).rpartition(":")[2])
+
+    def connect(self, listener: str = "smtp", *, source: str = "") -> Client:
+        """Connect; the banner is not read yet."""
+        address = self.address(listener)
+        if address.startswith("unix:"):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(address.removeprefix("unix:"))
+            return Client(sock)
+        host = "::1" if address.startswith("[") else "127.0.0.1"
+        return Client(
+            socket.create_connection(
+                (host, self.port(listener)), DEADLINE, (source, 0) if source else None
+            )
+        )
+
+    def mail(self, local: str) -> list[bytes]:
+        """Give the messages stored for a user, in no order."""
+        return [path.read_bytes() for path in (self.directory / "mail" / local).glob("new/*")]
+
+    def stored(self, local: str) -> bytes:
+        """Give what the client sent of a user's only message: without the trace fields."""
+        [message] = self.mail(local)
+        return content_of(message)
+
+    def http(self, path: str, method: str = "GET") -> tuple[int, str]:
+        """Ask the metrics endpoint; give the status and the body."""
+        port = int(self.wait_for_log(r" serving metrics address=127\.0\.0\.1:(\d+)")[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        with contextlib.closing(connection):
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Give the sum of the samples called `minismtp_` and `name` that have these labels."""
+        wanted = labels.items()
+        families = text_string_to_metric_families(self.http("/metrics")[1])
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == f"minismtp_{name}" and wanted <= sample.labels.items()
+        )
+
+    def tree(self) -> list[int]:
+        """Give the processes of the server, the supervisor first."""
+        return [self.process.pid, *_children(self.process.pid)]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the supervisor."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Give the exit status once the server has ended."""
+        return self.process.wait(DEADLINE)
+
+    def kill(self) -> None:
+        """Kill all its processes at once, as a power cut does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found.append(int(status.parent.name))
+    return found
+
+
+def content_of(message: bytes) -> bytes:
+    """Give a stored message without the fields that the server put above it."""
+    end = re.search(
+        rb"\AReturn-Path:.*\r\nDelivered-To:.*\r\nReceived:.*\r\n(?:\t.*\r\n)*", message
+    )
+    assert end is not None, message[:500]
+    return message[end.end() :]
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """A certificate for mx.example.org with its key, and the authority that clients trust."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+
+    @property
+    def table(self) -> str:
+        """The table for the configuration."""
+        return f'[tls]\ncertificate = "{self.certificate}"\nkey = "{self.key}"\n'
+
+    def client(self) -> ssl.SSLContext:
+        """Make the context of a client that trusts the authority."""
+        return ssl.create_default_context(cafile=self.authority)
+
+
+class Configure(Protocol):
+    """Writes a configuration file and gives its path."""
+
+    def __call__(
+        self,
+        *tables: str,
+        listeners: str = _LISTENERS,
+        plugins: str = _PLUGINS,
+        metrics: str = _METRICS,
+        top: str = "",
+        workers: int = 1,
+    ) -> Path:
+        """Write it; `tables` come after all others."""
+
+
+def configure_in(directory: Path) -> Configure:
+    """Give the function that writes the configuration of the servers in a directory."""
+
+    def configure(
+        *tables: str,
+        listeners: str = _LISTENERS,
+        plugins: str = _PLUGINS,
+        metrics: str = _METRICS,
+        top: str = "",
+        workers: int = 1,
+    ) -> Path:
+        (directory / "local_plugins").mkdir(exist_ok=True)
+        path = directory / "minismtp.toml"
+        text = _CONFIGURATION.format(workers=workers, top=top)
+        path.write_text("\n".join([text, metrics, listeners, plugins, *tables]))
+        return path
+
+    return configure
+
+
+@contextlib.contextmanager
+def running(config: Path, *, command: tuple[str, ...] = ()) -> Iterator[Running]:
+    """Run a server that listens when the block begins and is gone when it ends."""
+    server = Running(config, command=command)
+    try:
+        server.wait_for_log(" listening ")
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    """Make a certificate and its authority."""
+    directory = tmp_path_factory.mktemp("tls")
+    files = TlsFiles(directory / "chain.pem", directory / "key.pem", directory / "ca.pem")
+    authority = trustme.CA()
+    issued = authority.issue_cert("mx.example.org", "localhost", "127.0.0.1")
+    authority.cert_pem.write_to_path(files.authority)
+    issued.private_key_pem.write_to_path(files.key)
+    for number, blob in enumerate(issued.cert_chain_pems):
+        blob.write_to_path(files.certificate, append=number > 0)
+    return files
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tls_files: TlsFiles) -> Iterator[Running]:
+    """Run one server with every kind of listener for all tests that leave it as it was.
+
+    Each test takes mailboxes of its own. `alice` logs in with the password `secret`.
+    """
+    directory = tmp_path_factory.mktemp("server")
+    (directory / "passwords").write_text(f"alice:{hash_password('secret')}\n")
+    configure = configure_in(directory)
+    limits = '[limits]\nlogin_backoff = "0s"\n'
+    with running(configure(tls_files.table, limits, listeners=_WHOLE, workers=2)) as server:
+        yield server
+
+
+@pytest.fixture
+def configure(tmp_path: Path) -> Configure:
+    """Give a function that writes a configuration into the test's own directory."""
+    return configure_in(tmp_path)
+
+
+class Start(Protocol):
+    """Starts a server."""
+
+    def __call__(self, config: Path, *, command: tuple[str, ...] = ()) -> Running:
+        """Start it, and wait until it listens."""
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Give a function that starts servers; they end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(config: Path, *, command: tuple[str, ...] = ()) -> Running:
+            return stack.enter_context(running(config, command=command))
+
+        yield start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and "require_program" in item.fixturenames:
+            item.add_marker("service")
+
+
+@pytest.fixture(scope="session")
+def require_program() -> Callable[[str], str]:
+    """Give a function that finds a program's path.
+
+    A test whose program is missing is skipped; it fails where $MINISMTP_REQUIRE_SERVICES is 1.
+    """
+
+    def require(program: str) -> str:
+        path = shutil.which(program, path=_SYSTEM_PATH)
+        if path is not None:
+            return path
+        problem = f"{program} is not installed; `make services` installs it"
+        if os.environ.get("MINISMTP_REQUIRE_SERVICES") == "1":
+            pytest.fail(problem)
+        pytest.skip(problem)
+
+    return require

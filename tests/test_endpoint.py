@@ -1,0 +1,34 @@
+"""What Prometheus and health checks are told."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conftest import Running
+
+
+def test_promtool_has_nothing_to_say_about_the_metrics(
+    server: Running, require_program: Callable[[str], str]
+) -> None:
+    promtool = require_program("promtool")
+    status, metrics = server.http("/metrics")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"], input=metrics, capture_output=True, text=True, check=False
+    )
+    assert (status, checked.returncode, checked.stdout, checked.stderr) == (200, 0, "", "")
+
+
+def test_server_that_takes_mail_is_healthy_and_ready(server: Running) -> None:
+    assert server.http("/healthz") == (200, "ok\n")
+    assert server.http("/readyz") == (200, "ready\n")
+
+
+def test_other_paths_are_not_found(server: Running) -> None:
+    assert server.http("/")[0] == 404
+
+
+def test_head_is_answered_without_a_body(server: Running) -> None:
+    assert server.http("/healthz", "HEAD") == (200, "")

@@ -1,0 +1,202 @@
+"""Writes that survive a crash, and values that follow the files they come from."""
+
+import itertools
+import logging
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from minismtp.files import WatchedFiles, atomic_write, make_directory, sync_directory
+
+# Rewrites one file per step; each time a child dies before the system call of that number.
+KILLED_WRITERS = """
+import itertools, os, signal, sys
+from pathlib import Path
+from minismtp.files import atomic_write
+step = 0
+def deadly(real, fatal):
+    def call(*arguments, **options):
+        global step
+        step += 1
+        if step == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+    return call
+for fatal in itertools.count(1):
+    path = Path(sys.argv[1], str(fatal), "file")
+    path.parent.mkdir()
+    path.write_bytes(b"old")
+    if not os.fork():
+        for name in ("open", "write", "fsync", "close", "replace", "rename"):
+            setattr(os, name, deadly(getattr(os, name), fatal))
+        atomic_write(path, b"new" * 1000)
+        os._exit(0)
+    if os.wait()[1] == 0:
+        break
+"""
+
+
+@pytest.fixture
+def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)
+
+
+def test_atomic_write_makes_a_private_file(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    atomic_write(path, b"data")
+    assert path.read_bytes() == b"data"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_atomic_write_replaces_content_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, b"old" * 100_000)
+    atomic_write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_keeps_the_mode_of_the_file_it_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o640)
+    atomic_write(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_atomic_write_keeps_the_owner_of_the_file_it_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, 65534, 65534)
+    atomic_write(path, b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
+
+
+def test_failed_atomic_write_leaves_only_the_old_content(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(IsADirectoryError):
+        atomic_write(tmp_path / "directory", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["directory"]
+
+
+def test_atomic_write_killed_at_any_step_leaves_old_or_new_content(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED_WRITERS, str(tmp_path)], check=True)
+    contents = [path.read_bytes() for path in tmp_path.glob("*/file")]
+    assert set(contents) == {b"old", b"new" * 1000}
+    assert len(contents) > 5
+
+
+def test_make_directory_makes_parents_for_us_alone(tmp_path: Path) -> None:
+    make_directory(tmp_path / "a" / "b")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+
+def test_make_directory_accepts_one_that_is_there(tmp_path: Path) -> None:
+    make_directory(tmp_path / "a")
+    make_directory(tmp_path / "a")
+    assert (tmp_path / "a").is_dir()
+
+
+def test_make_directory_refuses_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(FileExistsError):
+        make_directory(tmp_path / "a")
+
+
+def test_make_directory_ends_at_a_dangling_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        make_directory(tmp_path / "link" / "a")
+
+
+def test_sync_directory_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(NotADirectoryError):
+        sync_directory(tmp_path / "a")
+
+
+def test_watched_file_that_is_missing_at_first_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError):
+        WatchedFiles(path.read_text, path)
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_watched_value_follows_each_of_its_files(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("a")
+    second.write_text("b")
+    watched = WatchedFiles(lambda: first.read_text() + second.read_text(), first, second)
+    assert watched.get() == "ab"
+    first.write_text("longer")
+    assert watched.get() == "longerb"
+    atomic_write(second, b"c")
+    assert watched.get() == "longerc"
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_watched_value_is_not_made_again_without_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    made = itertools.count()
+    watched = WatchedFiles(made.__next__, path)
+    assert [watched.get(), watched.get()] == [0, 0]
+
+
+def test_files_are_looked_at_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 100.9, 101.1, 101.1])
+    monkeypatch.setattr("minismtp.files.monotonic", times.__next__)
+    path = tmp_path / "file"
+    path.write_text("old")
+    watched = WatchedFiles(path.read_text, path)
+    path.write_text("changed")
+    assert watched.get() == "old"
+    assert watched.get() == "changed"
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+@pytest.mark.parametrize("content", [b"\xff", None], ids=["malformed", "removed"])
+def test_broken_change_keeps_the_value_and_warns_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("good")
+    watched = WatchedFiles(lambda: path.read_text(encoding="utf-8"), path)
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    assert [watched.get(), watched.get()] == ["good", "good"]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    path.write_text("good again")
+    assert watched.get() == "good again"
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_other_threads_have_the_value_before_while_one_reads(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    reading, go_on = threading.Event(), threading.Event()
+
+    def load() -> str:
+        if path.stat().st_size:
+            reading.set()
+            assert go_on.wait(30)
+        return path.read_text()
+
+    watched = WatchedFiles(load, path)
+    path.write_text("new")
+    reader = threading.Thread(target=watched.get)
+    reader.start()
+    assert reading.wait(30)
+    assert watched.get() == ""
+    go_on.set()
+    reader.join(30)
+    assert watched.get() == "new"

@@ -1,0 +1,266 @@
+"""Which recipients are ours and where their copies go, as an administrator writes it down."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from minismtp_plugins.mailboxes import Mailboxes
+
+from minismtp import Address, Local, Recipient, Reject, Session
+from minismtp.settings import ConfigError, build
+
+SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net", peer="192.0.2.1")
+
+
+def route(mailboxes: Mailboxes, local: str, domain: str = "example.org") -> list[str] | None:
+    """Give the mailboxes as text."""
+    found = mailboxes.route(SESSION, Recipient(Address(local, domain)))
+    assert found is None or isinstance(found, Local)
+    return None if found is None else [str(address) for address in found.mailboxes]
+
+
+def with_aliases(tmp_path: Path, text: str, **options: list[str] | str) -> Mailboxes:
+    path = tmp_path / "aliases"
+    path.write_text(text)
+    table = {"domains": ["example.org", "example.com"], "aliases_file": str(path), **options}
+    return build(Mailboxes, table, file="", key="", base=tmp_path)
+
+
+def assert_unknown(mailboxes: Mailboxes, local: str) -> None:
+    with pytest.raises(Reject) as refusal:
+        route(mailboxes, local)
+    assert str(refusal.value.reply) == "550 5.1.1 no such mailbox"
+
+
+@pytest.fixture
+def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)
+
+
+def test_without_users_every_local_part_has_a_mailbox() -> None:
+    assert route(Mailboxes(domains=["example.org"]), "anybody") == ["anybody@example.org"]
+
+
+def test_listed_users_are_the_only_ones() -> None:
+    mailboxes = Mailboxes(domains=["example.org"], users=["Alice"])
+    assert route(mailboxes, "alice") == ["alice@example.org"]
+    assert_unknown(mailboxes, "bob")
+
+
+def test_other_domains_are_left_to_other_plugins() -> None:
+    mailboxes = Mailboxes(domains=["example.org"], catch_all="all")
+    assert route(mailboxes, "alice", "example.net") is None
+    assert route(mailboxes, "alice", "sub.example.org") is None
+
+
+def test_each_domain_has_its_own_mailboxes() -> None:
+    mailboxes = Mailboxes(domains=["example.org", "EXAMPLE.com"], users=["alice"])
+    assert route(mailboxes, "alice", "example.com") == ["alice@example.com"]
+
+
+def test_case_of_local_part_makes_no_difference() -> None:
+    assert route(Mailboxes(domains=["example.org"]), "AliCE") == ["alice@example.org"]
+
+
+@pytest.mark.parametrize("ours", ["bücher.example", "xn--bcher-kva.example"])
+@pytest.mark.parametrize("theirs", ["bücher.example", "xn--bcher-kva.example"])
+def test_both_forms_of_an_idna_domain_are_one(ours: str, theirs: str) -> None:
+    """RFC 5890 section 2.3.2.4."""
+    found = route(Mailboxes(domains=[ours]), "a", theirs)
+    assert found == ["a@xn--bcher-kva.example"]
+
+
+def test_address_literal_can_be_a_domain() -> None:
+    assert route(Mailboxes(domains=["[192.0.2.1]"]), "a", "[192.0.2.1]") == ["a@[192.0.2.1]"]
+
+
+@pytest.mark.parametrize("local", ["../../etc/passwd", "a/b", "a\0b", ".", "a b", "\udc80"])
+def test_strange_local_part_is_only_a_name(local: str) -> None:
+    anybody = Mailboxes(domains=["example.org"])
+    found = anybody.route(SESSION, Recipient(Address(local, "example.org")))
+    assert found == Local(Address(local, "example.org"))
+    assert_unknown(Mailboxes(domains=["example.org"], users=["alice"]), local)
+
+
+def test_tag_is_left_out_of_the_mailbox() -> None:
+    assert route(Mailboxes(domains=["example.org"]), "alice+list+x") == ["alice@example.org"]
+    listed = Mailboxes(domains=["example.org"], users=["alice"])
+    assert route(listed, "Alice+List") == ["alice@example.org"]
+    assert_unknown(listed, "bob+list")
+
+
+def test_user_with_the_separator_in_the_name_comes_before_the_tag() -> None:
+    mailboxes = Mailboxes(domains=["example.org"], users=["c", "c++"])
+    assert route(mailboxes, "c++") == ["c++@example.org"]
+
+
+def test_separator_can_be_changed_and_switched_off() -> None:
+    dash = Mailboxes(domains=["example.org"], users=["alice"], separator="-")
+    assert route(dash, "alice-list") == ["alice@example.org"]
+    assert_unknown(dash, "alice+list")
+    assert_unknown(Mailboxes(domains=["example.org"], users=["alice"], separator=""), "alice+x")
+
+
+@pytest.mark.parametrize("local", ["+tag", "+", ""])
+def test_tag_alone_is_nobody(local: str) -> None:
+    assert_unknown(Mailboxes(domains=["example.org"]), local)
+
+
+def test_catch_all_takes_what_no_user_matches() -> None:
+    mailboxes = Mailboxes(domains=["example.org"], users=["alice"], catch_all="Rest")
+    assert route(mailboxes, "bob") == ["rest@example.org"]
+    assert route(mailboxes, "alice+x") == ["alice@example.org"]
+
+
+def test_catch_all_without_users_takes_everything() -> None:
+    assert route(Mailboxes(domains=["example.org"], catch_all="me"), "bob") == ["me@example.org"]
+
+
+def test_catch_all_can_be_an_alias(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "rest: a, b", users=["a", "b"], catch_all="rest")
+    assert route(mailboxes, "nobody") == ["a@example.org", "b@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("options", "mailbox"),
+    [
+        ({}, "postmaster"),
+        ({"postmaster": "Alice"}, "alice"),
+        ({"catch_all": "rest"}, "rest"),
+        ({"users": ["postmaster", "alice"], "catch_all": "rest"}, "postmaster"),
+    ],
+    ids=["own mailbox", "option", "catch-all", "user"],
+)
+def test_postmaster_is_always_accepted(options: dict[str, str], mailbox: str) -> None:
+    """RFC 5321 section 4.5.1."""
+    table = {"domains": ["example.org"], "users": ["alice"], **options}
+    mailboxes = build(Mailboxes, table, file="", key="", base=Path())
+    assert route(mailboxes, "PostMaster") == [f"{mailbox}@example.org"]
+
+
+def test_postmaster_can_be_an_alias(tmp_path: Path) -> None:
+    mailboxes = with_aliases(
+        tmp_path, "postmaster: alice", users=["alice"], catch_all="rest", postmaster="x"
+    )
+    assert route(mailboxes, "postmaster") == ["alice@example.org"]
+
+
+def test_postmaster_option_can_name_an_alias(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "staff: alice", users=["alice"], postmaster="staff")
+    assert route(mailboxes, "postmaster") == ["alice@example.org"]
+
+
+def test_postmaster_of_the_host_itself_is_accepted_into_the_first_domain() -> None:
+    mailboxes = Mailboxes(domains=["example.org", "example.com"], users=["alice"])
+    assert route(mailboxes, "Postmaster", "mx.example.net") == ["postmaster@example.org"]
+    assert route(mailboxes, "alice", "mx.example.net") is None
+
+
+def test_users_file_lists_one_local_part_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("# people\nAlice\n\n bob # since May\nc#\n")
+    mailboxes = Mailboxes(domains=["example.org"], users=["dora"], users_file=path)
+    for local in ("alice", "bob", "c#", "dora"):
+        assert route(mailboxes, local) == [f"{local}@example.org"]
+    assert_unknown(mailboxes, "people")
+
+
+def test_empty_users_file_means_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.touch()
+    assert_unknown(Mailboxes(domains=["example.org"], users_file=path), "alice")
+
+
+def test_alias_leads_to_all_its_targets_in_the_domain_of_the_recipient(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "# who\nSales: Alice, bob # two\n", users=["alice", "bob"])
+    assert route(mailboxes, "sales", "example.com") == ["alice@example.com", "bob@example.com"]
+    assert route(mailboxes, "SALES+x") == ["alice@example.org", "bob@example.org"]
+
+
+def test_target_can_be_an_address_at_another_domain_of_ours(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "sales: alice@EXAMPLE.com, alice", users=["alice"])
+    assert route(mailboxes, "sales") == ["alice@example.com", "alice@example.org"]
+
+
+def test_aliases_lead_through_aliases_and_name_nobody_twice(tmp_path: Path) -> None:
+    text = "all: sales, staff@example.com\nsales: a, b\nstaff: b, c, sales\n"
+    mailboxes = with_aliases(tmp_path, text, users=["a", "b", "c"])
+    assert route(mailboxes, "all") == [
+        *("a@example.org", "b@example.org"),
+        *("b@example.com", "c@example.com", "a@example.com"),
+    ]
+
+
+def test_alias_loop_ends(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "x: y, alice\ny: x\n", users=["alice"])
+    assert route(mailboxes, "x") == ["alice@example.org"]
+    assert route(mailboxes, "y") == ["alice@example.org"]
+
+
+def test_long_chain_of_aliases_is_followed(tmp_path: Path) -> None:
+    text = "".join(f"a{number}: a{number + 1}\n" for number in range(2000))
+    assert route(with_aliases(tmp_path, text), "a0") == ["a2000@example.org"]
+
+
+def test_alias_that_names_itself_keeps_its_own_mailbox(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "alice: alice, bob", users=["alice", "bob"])
+    assert route(mailboxes, "alice") == ["alice@example.org", "bob@example.org"]
+
+
+def test_alias_comes_before_the_mailbox_of_the_same_name(tmp_path: Path) -> None:
+    assert route(with_aliases(tmp_path, "old: new"), "old") == ["new@example.org"]
+    assert route(with_aliases(tmp_path, "old: new"), "other") == ["other@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("sales alice", "aliases:1: expected `alias: target, target`"),
+        ("\nsales:", "aliases:2: expected `alias: target, target`"),
+        ("sales: alice,, alice", "aliases:1: expected"),
+        (": alice", "aliases:1: expected"),
+        ("a: alice\nA: alice", "aliases:2: a stands here twice"),
+        ("a: alice@elsewhere.example", "aliases:1: alice@elsewhere.example is not an address at"),
+        ("a: @example.org", "aliases:1: @example.org is not an address at our domains"),
+        ("a: bob", "aliases: a leads to bob, which is no user and no alias"),
+        ("a: a", "aliases: a leads to a, which is no user"),
+        ("a: b\nb: a", "aliases: a leads only back to itself"),
+    ],
+    ids=lambda value: value.replace("\n", "|"),
+)
+def test_fault_in_aliases_is_named(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        with_aliases(tmp_path, text, users=["alice"])
+    assert f"aliases_file: {tmp_path}/{problem}" in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"domains": []}, "domains: expected at least one domain"),
+        ({"domains": ["a@example.org"]}, "domains: 'a@example.org' is not a domain"),
+        ({"domains": ["example.org", ""]}, "domains: '' is not a domain"),
+        ({"domains": ["example.org"], "postmaster": ""}, "postmaster: expected"),
+        ({"domains": ["example.org"], "users_file": "none"}, "none: No such file or directory"),
+        ({}, "domains"),
+    ],
+    ids=str,
+)
+def test_wrong_option_is_named(tmp_path: Path, table: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        build(Mailboxes, table, file="c.toml", key="plugins[0]", base=tmp_path)
+    assert problem in str(fault.value)
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_changed_files_are_taken_on_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    users, aliases = tmp_path / "users", tmp_path / "aliases"
+    users.write_text("alice\n")
+    aliases.write_text("")
+    mailboxes = Mailboxes(domains=["example.org"], users_file=users, aliases_file=aliases)
+    assert_unknown(mailboxes, "bob")
+    users.write_text("alice\nbob\n")
+    aliases.write_text("sales: bob\n")
+    assert route(mailboxes, "sales") == ["bob@example.org"]
+    users.write_text("")
+    assert route(mailboxes, "sales") == ["bob@example.org"]

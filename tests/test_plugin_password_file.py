@@ -1,0 +1,154 @@
+"""Logins against a file of hashes."""
+
+import hashlib
+import itertools
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from minismtp_plugins.password_file import PasswordFile
+
+from minismtp import Credentials
+from minismtp.passwords import hash_password
+from minismtp.settings import ConfigError, build
+
+
+def cheap(password: str, log_n: int = 1) -> str:
+    """Give a stored string that costs nothing to check."""
+    key = hashlib.scrypt(password.encode(), salt=b"salt", n=1 << log_n, r=1, p=1, dklen=32)
+    return f"$scrypt$ln={log_n},r=1,p=1$c2FsdA${b64encode(key).decode()}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "passwords"
+    path.write_text(f"# people\n\nalice:{cheap('apple')}\n Bob : {cheap('pear', 2)} \n")
+    return path
+
+
+@pytest.fixture
+def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect the cost of every scrypt that runs from now on."""
+    found: list[int] = []
+    real: Callable[..., bytes] = hashlib.scrypt
+
+    def scrypt(password: bytes, **options: int) -> bytes:
+        found.append(options["n"])
+        return real(password, **options)
+
+    monkeypatch.setattr(hashlib, "scrypt", scrypt)
+    return found
+
+
+@pytest.mark.parametrize(("user", "password"), [("alice", "apple"), ("Bob", "pear")])
+def test_right_password_gives_the_user_name(path: Path, user: str, password: str) -> None:
+    plugin = PasswordFile(path=path)
+    assert plugin.authenticate(Credentials("PLAIN", user, password)) == user
+
+
+@pytest.mark.parametrize(
+    ("user", "password"),
+    [
+        ("alice", "pear"),
+        ("alice", ""),
+        ("alice", "apple "),
+        ("bob", "pear"),
+        ("carol", "apple"),
+        ("", "apple"),
+        ("# people", "apple"),
+        ("\udc80", "apple"),
+    ],
+)
+def test_wrong_password_or_user_gives_no_opinion(path: Path, user: str, password: str) -> None:
+    assert PasswordFile(path=path).authenticate(Credentials("LOGIN", user, password)) is None
+
+
+def test_strong_hash_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "passwords"
+    path.write_text(f"alice:{hash_password('apple', 'argon2id')}\n")
+    plugin = PasswordFile(path=path)
+    assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) == "alice"
+
+
+def test_nobody_may_act_as_somebody_else(path: Path) -> None:
+    """RFC 4616 section 2: the authorization identity."""
+    plugin = PasswordFile(path=path)
+    own = Credentials("PLAIN", "alice", "apple", authorization="alice")
+    other = Credentials("PLAIN", "alice", "apple", authorization="Bob")
+    assert plugin.authenticate(own) == "alice"
+    assert plugin.authenticate(other) is None
+
+
+def test_token_is_not_looked_at(path: Path, costs: list[int]) -> None:
+    credentials = Credentials("OAUTHBEARER", "alice", token="apple")  # noqa: S106 - it is no secret
+    assert PasswordFile(path=path).authenticate(credentials) is None
+    assert costs == []
+
+
+@pytest.mark.parametrize("user", ["alice", "Bob", *(f"unknown{number}" for number in range(20))])
+def test_every_refusal_costs_one_check(path: Path, costs: list[int], user: str) -> None:
+    assert PasswordFile(path=path).authenticate(Credentials("PLAIN", user, "wrong")) is None
+    assert len(costs) == 1
+    assert costs[0] in (1 << 1, 1 << 2)
+
+
+def test_unknown_users_cost_what_any_of_the_known_cost(path: Path, costs: list[int]) -> None:
+    plugin = PasswordFile(path=path)
+    for number in range(50):
+        plugin.authenticate(Credentials("PLAIN", f"unknown{number}", "wrong"))
+    assert set(costs) == {1 << 1, 1 << 2}
+
+
+def test_unknown_user_always_costs_the_same(path: Path, costs: list[int]) -> None:
+    for _ in range(3):
+        PasswordFile(path=path).authenticate(Credentials("PLAIN", "unknown", "wrong"))
+    assert len(set(costs)) == 1
+
+
+def test_empty_file_refuses_everybody(tmp_path: Path) -> None:
+    path = tmp_path / "passwords"
+    path.touch()
+    assert PasswordFile(path=path).authenticate(Credentials("PLAIN", "alice", "apple")) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("alice", "expected `user:hash`"),
+        ("alice:", "expected `user:hash`"),
+        (":$scrypt$", "expected `user:hash`"),
+        ("alice:secret", "not a password hash of a known scheme"),
+        ("alice:$scrypt$ln=1", "expected $scrypt$ln=15,r=8,p=1$SALT$KEY"),
+        (f"bob:{cheap('x')}\nbob:{cheap('y')}", "bob stands here twice"),
+    ],
+    ids=["no hash", "empty hash", "no user", "clear text", "half a hash", "twice"],
+)
+def test_fault_in_file_is_named_with_its_line(tmp_path: Path, line: str, problem: str) -> None:
+    path = tmp_path / "passwords"
+    path.write_text(f"# people\n{line}\n")
+    number = 3 if "\n" in line else 2
+    with pytest.raises(ConfigError) as fault:
+        build(PasswordFile, {"path": "passwords"}, file="c", key="plugins[0]", base=tmp_path)
+    assert f"path: {path}:{number}: {problem}" in str(fault.value)
+    assert "secret" not in str(fault.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere: No such file"):
+        build(PasswordFile, {"path": "nowhere"}, file="c", key="plugins[0]", base=tmp_path)
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_changed_file_is_taken_on_and_a_broken_one_is_not(path: Path) -> None:
+    plugin = PasswordFile(path=path)
+    path.write_text(f"carol:{cheap('plum')}\n")
+    assert plugin.authenticate(Credentials("PLAIN", "carol", "plum")) == "carol"
+    assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) is None
+    path.write_text("carol:\n")
+    assert plugin.authenticate(Credentials("PLAIN", "carol", "plum")) == "carol"
