@@ -6,9 +6,10 @@ it, whatever the line (the fuzz tests hold it to that).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 from minismtp.address import Address
 from minismtp.reply import Reply
@@ -151,46 +152,49 @@ Command: TypeAlias = (
     Ehlo | Helo | Lhlo | Mail | Rcpt | Data | Bdat | Rset | Noop | Quit | StartTls | Auth | Other
 )
 
-#: What a line may be long in octets with its CRLF: 512 (RFC 5321 section 4.5.3.1.4) and what the
-#: extensions add: SIZE 26, BODY 17, AUTH 500, SMTPUTF8 10, ENVID and RET 116, REQUIRETLS 11 to
-#: MAIL; NOTIFY 28 and ORCPT 500 to RCPT; AUTH 12288 (RFC 1870, 6152, 4954, 6531, 3461, 8689).
+#: How long a line may be in octets with its CRLF: 512 (RFC 5321 section 4.5.3.1.4), and for some
+#: verbs more, by their extensions (RFC 1870, 6152, 4954, 6531, 3461, 8689).
 LINE_LIMIT: Final = 512
+LONGEST_LINE: Final = 12288  # RFC 4954 section 4, for AUTH and its responses
 LINE_LIMITS: Final = {
-    "MAIL": 512 + 26 + 17 + 500 + 10 + 116 + 11,
-    "RCPT": 512 + 28 + 500,
-    "AUTH": 12288,
+    "MAIL": 512 + 26 + 17 + 500 + 10 + 116 + 11,  # SIZE BODY AUTH SMTPUTF8 ENVID+RET REQUIRETLS
+    "RCPT": 512 + 500 + 28,  # ORCPT NOTIFY
+    "VRFY": 512 + 10,  # SMTPUTF8
+    "EXPN": 512 + 10,
+    "AUTH": LONGEST_LINE,
 }
-LONGEST_LINE: Final = 12288
 
-_HTTP: Final = frozenset({"GET", "POST", "PUT", "CONNECT", "DELETE", "OPTIONS", "PATCH", "TRACE"})
-_SIZE_DIGITS: Final = 20  # size-value = 1*20DIGIT, RFC 1870 section 3; chunk-size likewise
-_ENVID_LIMIT: Final = 100  # octets, RFC 3461 section 4.4
-_ORCPT_LIMIT: Final = 500  # octets, RFC 3461 section 4.2
-_NOTIFY: Final = frozenset({"SUCCESS", "FAILURE", "DELAY"})
+_VERB = re.compile(r"[A-Z0-9_-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_HTTP: Final = frozenset(
+    {"GET", "HEAD", "POST", "PUT", "CONNECT", "DELETE", "OPTIONS", "PATCH", "TRACE"}
+)
 
 
 def parse(line: bytes) -> Command:
     """Read one command line without its CRLF; raises CommandProblem."""
-    word, _, rest = line.partition(b" ")
+    # White space before CRLF is tolerated (RFC 5321 section 4.1.1), but not between words.
+    word, _, rest = line.rstrip(b" \t").partition(b" ")
     name = word.decode("ascii", "replace").upper()
-    verb = name if name in _PARSERS else "OTHER"
+    parser = _PARSERS.get(name)
+    verb = name if parser else "OTHER"
     if len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
         raise CommandProblem(verb, Reply(500, "line too long", "5.5.2"))
+    if name in _HTTP or name.startswith("HTTP/"):
+        # No mail client speaks so: somebody's browser is being used against us.
+        raise CommandProblem(verb, Reply(421, "this is not a web server", "4.7.0"))
+    if not _VERB.fullmatch(name):
+        raise CommandProblem(verb, Reply(500, "command not recognized", "5.5.2"))
     try:
         argument = rest.decode("utf-8")
     except UnicodeDecodeError:
         raise CommandProblem(verb, Reply(501, "command is not UTF-8", "5.5.2")) from None
-    if not line.isascii() and verb == "OTHER" and not word.isascii():
-        raise CommandProblem(verb, Reply(500, "command not recognized", "5.5.2"))
-    if any(c < " " or c == "\x7f" for c in argument if c != "\t") or not name.isprintable():
+    if _CONTROL.search(argument):
         raise CommandProblem(verb, Reply(501, "control character in command", "5.5.2"))
     try:
-        parser = _PARSERS.get(verb)
-        return parser(argument) if parser else _other(name, argument)
+        return parser(argument) if parser else Other(name, argument)
     except SyntaxProblem as problem:
-        # RFC 2034 section 4: no enhanced code in a reply to EHLO or HELO.
-        enhanced = "" if verb in {"EHLO", "HELO", "LHLO"} else "5.5.4"
-        raise CommandProblem(verb, Reply(501, str(problem), enhanced)) from None
+        raise CommandProblem(verb, Reply(501, str(problem), "5.5.4")) from None
 
 
 def _mail(text: str) -> Mail:
@@ -199,22 +203,10 @@ def _mail(text: str) -> Mail:
         address, rest = parse_reverse_path(argument)
     except SyntaxProblem as problem:
         raise CommandProblem("MAIL", Reply(501, f"sender: {problem}", "5.1.7")) from None
-    if not rest.strip(" "):
-        _check_utf8("MAIL", address, smtputf8=False)
-        return Mail(address)
-    parameters = _parameters(rest)
-    command = Mail(
-        address,
-        size=_size(parameters),
-        body=_one_of(parameters, "BODY", ("7BIT", "8BITMIME", "BINARYMIME")) or "7BIT",
-        smtputf8=_flag(parameters, "SMTPUTF8"),
-        submitter=_submitter(parameters),
-        dsn_return=_one_of(parameters, "RET", ("FULL", "HDRS")),
-        dsn_id=_xtext(parameters, "ENVID", _ENVID_LIMIT),
-        require_tls=_flag(parameters, "REQUIRETLS"),
-    )
-    _none_left("MAIL", parameters)
-    _check_utf8("MAIL", address, smtputf8=command.smtputf8)
+    command = Mail(address, **_values("MAIL", rest, _MAIL_PARAMETERS))
+    if address is not None and not command.smtputf8 and not address.is_ascii:
+        # RFC 6531 section 3.5
+        raise CommandProblem("MAIL", Reply(553, "address needs SMTPUTF8", "5.6.7"))
     return command
 
 
@@ -224,12 +216,7 @@ def _rcpt(text: str) -> Rcpt:
         address, rest = parse_forward_path(argument)
     except SyntaxProblem as problem:
         raise CommandProblem("RCPT", Reply(501, f"recipient: {problem}", "5.1.3")) from None
-    if not rest.strip(" "):
-        return Rcpt(address)
-    parameters = _parameters(rest)
-    command = Rcpt(address, notify=_notify(parameters), original=_original(parameters))
-    _none_left("RCPT", parameters)
-    return command
+    return Rcpt(address, **_values("RCPT", rest, _RCPT_PARAMETERS))
 
 
 def _after(prefix: str, text: str) -> str:
@@ -239,132 +226,144 @@ def _after(prefix: str, text: str) -> str:
     return text[len(prefix) :].lstrip(" ")
 
 
-def _parameters(rest: str) -> dict[str, str | None]:
-    if not rest.startswith(" "):
+#: KEYWORD -> the field it sets, and the reader of its value; without a reader it takes no value.
+_Parameters: TypeAlias = Mapping[str, tuple[str, Callable[[str], object] | None]]
+
+
+def _values(verb: str, rest: str, known: _Parameters) -> dict[str, Any]:
+    """Read the parameters after a path into the fields that they set."""
+    if rest and not rest.startswith(" "):
         raise SyntaxProblem("expected a blank after the address")
-    return parse_parameters(rest)
+    values: dict[str, object] = {}
+    for keyword, value in parse_parameters(rest).items():
+        if keyword not in known:
+            # RFC 5321 section 4.1.1.11
+            raise CommandProblem(verb, Reply(555, f"parameter {keyword} not recognized", "5.5.4"))
+        field, reader = known[keyword]
+        if reader is None and value is None:
+            values[field] = True
+        elif reader is None or value is None:
+            raise SyntaxProblem(f"{keyword} takes {'a' if reader else 'no'} value")
+        else:
+            values[field] = reader(value)
+    return values
 
 
-def _none_left(verb: str, parameters: dict[str, str | None]) -> None:
-    for keyword in parameters:
-        # RFC 5321 section 4.1.1.11
-        raise CommandProblem(verb, Reply(555, f"parameter {keyword} not recognized", "5.5.4"))
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def reader(value: str) -> str:
+        if value.upper() not in allowed:
+            raise SyntaxProblem(f"expected one of {', '.join(allowed)}")
+        return value.upper()
+
+    return reader
 
 
-def _check_utf8(verb: str, address: Address | None, *, smtputf8: bool) -> None:
-    if address is not None and not smtputf8 and not address.is_ascii:
-        # RFC 6531 section 3.5
-        raise CommandProblem(verb, Reply(553, "address needs SMTPUTF8", "5.6.7"))
+# size-value = 1*20DIGIT, RFC 1870 section 3; chunk-size = 1*DIGIT, RFC 3030 section 2
+_NUMBER = re.compile(r"[0-9]{1,20}")
 
 
-def _flag(parameters: dict[str, str | None], keyword: str) -> bool:
-    if keyword not in parameters:
-        return False
-    if parameters.pop(keyword) is not None:
-        raise SyntaxProblem(f"{keyword} takes no value")
-    return True
+def _octets(value: str) -> int:
+    if not _NUMBER.fullmatch(value):
+        raise SyntaxProblem("expected a number of octets")
+    return int(value)
 
 
-def _value(parameters: dict[str, str | None], keyword: str) -> str | None:
-    if keyword not in parameters:
-        return None
-    value = parameters.pop(keyword)
-    if value is None:
-        raise SyntaxProblem(f"{keyword} needs a value")
-    return value
+def _submitter(value: str) -> str:
+    """Read AUTH=, "" for a submitter that nobody vouches for (RFC 4954 section 5)."""
+    mailbox = decode_xtext(value)
+    return "" if mailbox == "<>" else mailbox
 
 
-def _size(parameters: dict[str, str | None]) -> int | None:
-    value = _value(parameters, "SIZE")
-    return None if value is None else _number("SIZE", value)
+_ENVID_LIMIT: Final = 100  # octets, RFC 3461 section 4.4
 
 
-def _number(what: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= _SIZE_DIGITS):
-        raise SyntaxProblem(f"{what} needs a number of octets")
-    return int(text)
+def _envelope_id(value: str) -> str:
+    if len(value) > _ENVID_LIMIT:
+        raise SyntaxProblem("ENVID longer than 100 octets")
+    return _ascii(decode_xtext(value))
 
 
-def _one_of(parameters: dict[str, str | None], keyword: str, allowed: tuple[str, ...]) -> str:
-    value = _value(parameters, keyword)
-    if value is None:
-        return ""
-    if value.upper() not in allowed:
-        raise SyntaxProblem(f"{keyword} is one of {', '.join(allowed)}")
-    return value.upper()
+def _ascii(text: str) -> str:
+    if not text.isascii():
+        raise SyntaxProblem("xtext of what is not ASCII")
+    return text
 
 
-def _xtext(parameters: dict[str, str | None], keyword: str, limit: int) -> str:
-    value = _value(parameters, keyword)
-    if value is None:
-        return ""
-    if len(value) > limit:
-        raise SyntaxProblem(f"{keyword} longer than {limit} octets")
-    return decode_xtext(value)
+_NOTIFY: Final = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
-def _submitter(parameters: dict[str, str | None]) -> str:
-    value = _value(parameters, "AUTH")
-    return "" if value in {None, "<>"} else decode_xtext(value or "")
-
-
-def _notify(parameters: dict[str, str | None]) -> frozenset[str]:
-    value = _value(parameters, "NOTIFY")
-    if value is None:
-        return frozenset()
+def _notify(value: str) -> frozenset[str]:
     wishes = value.upper().split(",")
-    if wishes == ["NEVER"]:
-        return frozenset(wishes)
-    if len(set(wishes)) != len(wishes) or not _NOTIFY.issuperset(wishes):
+    known = wishes == ["NEVER"] or _NOTIFY.issuperset(wishes)
+    if not known or len(set(wishes)) != len(wishes):
         raise SyntaxProblem("NOTIFY is NEVER or a list of SUCCESS, FAILURE, DELAY")
     return frozenset(wishes)
 
 
-def _original(parameters: dict[str, str | None]) -> str:
-    value = _value(parameters, "ORCPT")
-    if value is None:
-        return ""
-    kind, semicolon, _ = value.partition(";")
-    if not semicolon or not kind or len(value) > _ORCPT_LIMIT:
+_ORCPT_LIMIT: Final = 500  # octets, RFC 3461 section 4.2
+# original-recipient-address = addr-type ";" xtext ; addr-type = atom
+_ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
+
+
+def _original(value: str) -> str:
+    match = _ORCPT.fullmatch(value)
+    if match is None or len(value.encode()) > _ORCPT_LIMIT:
         raise SyntaxProblem("ORCPT is an address type, a semicolon and an address in xtext")
     # RFC 6533 section 3: utf-8 addresses have an encoding of their own, kept as sent.
-    if kind.lower() != "utf-8":
-        decode_xtext(value.partition(";")[2])
+    if match[1].lower() != "utf-8":
+        _ascii(decode_xtext(match[2]))
     return value
 
 
 def _bdat(text: str) -> Bdat:
-    words = split_words(text)
-    if len(words) not in {1, 2} or (len(words) == 2 and words[1].upper() != "LAST"):  # noqa: PLR2004
-        raise SyntaxProblem("expected BDAT size [LAST]")
-    return Bdat(_number("BDAT", words[0]), last=len(words) > 1)
+    match split_words(text):
+        case [size]:
+            return Bdat(_octets(size), last=False)
+        case [size, last] if last.upper() == "LAST":
+            return Bdat(_octets(size), last=True)
+    raise SyntaxProblem("expected BDAT size [LAST]")
 
 
 def _auth(text: str) -> Auth:
-    words = split_words(text)
-    if len(words) not in {1, 2}:
-        raise SyntaxProblem("expected AUTH mechanism [initial-response]")
-    return Auth(words[0].upper(), words[1].encode() if len(words) > 1 else None)
+    match split_words(text):
+        case [mechanism]:
+            return Auth(mechanism.upper(), None)
+        case [mechanism, initial]:
+            return Auth(mechanism.upper(), initial.encode())
+    raise SyntaxProblem("expected AUTH mechanism [initial-response]")
 
 
-def _other(verb: str, argument: str) -> Other:
-    if verb in _HTTP or verb.startswith("HTTP/"):
-        # No mail client speaks so: somebody's browser is being used against us.
-        raise CommandProblem("OTHER", Reply(421, "this is not a web server", "4.7.0"))
-    if verb in {"VRFY", "EXPN"} and not argument.strip():
-        raise CommandProblem(verb, Reply(501, f"{verb} needs an argument", "5.5.4"))
-    return Other(verb, argument)
+def _vrfy(verb: str) -> Callable[[str], Command]:
+    def parser(argument: str) -> Command:
+        if not argument.strip(" "):
+            raise SyntaxProblem(f"{verb} needs an argument")
+        return Other(verb, argument)
+
+    return parser
 
 
 def _bare(command: Command) -> Callable[[str], Command]:
     def parser(argument: str) -> Command:
-        if argument.strip():
+        if argument.strip(" "):
             raise SyntaxProblem(f"{command.verb} takes no argument")
         return command
 
     return parser
 
 
+_MAIL_PARAMETERS: Final[_Parameters] = {
+    "SIZE": ("size", _octets),
+    "BODY": ("body", _one_of("7BIT", "8BITMIME", "BINARYMIME")),
+    "SMTPUTF8": ("smtputf8", None),
+    "AUTH": ("submitter", _submitter),
+    "RET": ("dsn_return", _one_of("FULL", "HDRS")),
+    "ENVID": ("dsn_id", _envelope_id),
+    "REQUIRETLS": ("require_tls", None),
+}
+_RCPT_PARAMETERS: Final[_Parameters] = {
+    "NOTIFY": ("notify", _notify),
+    "ORCPT": ("original", _original),
+}
 _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "EHLO": lambda text: Ehlo(parse_helo(text)),
     "HELO": lambda text: Helo(parse_helo(text)),
@@ -378,7 +377,7 @@ _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "QUIT": _bare(Quit()),
     "STARTTLS": _bare(StartTls()),
     "AUTH": _auth,
-    "VRFY": lambda text: _other("VRFY", text),
-    "EXPN": lambda text: _other("EXPN", text),
-    "HELP": lambda text: _other("HELP", text),
+    "VRFY": _vrfy("VRFY"),
+    "EXPN": _vrfy("EXPN"),
+    "HELP": lambda text: Other("HELP", text),
 }

@@ -85,14 +85,14 @@ TRANSITIONS: Final[dict[tuple[State, str, int], State]] = {
 }
 _ALLOWED: Final = frozenset((state, verb) for state, verb, _ in TRANSITIONS)
 
-#: What is out of sequence and has a better name than that.
-_OUT_OF_SEQUENCE: Final = {
-    (State.REFUSED, "DATA"): Reply(554, "no valid recipients", "5.5.1"),
-    (State.REFUSED, "BDAT"): Reply(554, "no valid recipients", "5.5.1"),
-    (State.CHUNKS, "DATA"): Reply(503, "DATA cannot be mixed with BDAT", "5.5.1"),
-}
-_TOO_LONG: Final = Reply(500, "line too long", "5.5.2")
+_NO_RECIPIENTS: Final = frozenset({(State.REFUSED, "DATA"), (State.REFUSED, "BDAT")})
+_CLOSING: Final = 421  # closes from every state, RFC 5321 section 3.8
+_GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
+_SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO", "5.5.1")
+_SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO", "5.5.1")
 _TLS_RECORD: Final = b"\x16\x03"
+#: Stands for a line that was too long to keep; it is refused for its length wherever it comes.
+_OVERLONG: Final = bytes(LONGEST_LINE)
 
 
 class Signal(Enum):
@@ -185,6 +185,11 @@ class Protocol:
         return self._verb
 
     @property
+    def in_content(self) -> bool:
+        """Whether what comes next belongs to a content: after 354, or octets of a BDAT chunk."""
+        return self.state is State.DATA or self._chunk is not None
+
+    @property
     def buffered(self) -> bool:
         """Whether input waits that no event has covered."""
         return self._at < len(self._buffer)
@@ -201,7 +206,7 @@ class Protocol:
 
     def send_each(self, replies: list[Reply]) -> bytes:
         """Answer the content of LMTP: one reply for each recipient (RFC 2033 section 4.2)."""
-        self._move(replies[-1])
+        self._move(next((reply for reply in replies if reply.code == _CLOSING), replies[-1]))
         return b"".join([reply.encode() for reply in replies])
 
     def close(self) -> None:
@@ -216,15 +221,15 @@ class Protocol:
 
     def next_event(self) -> Event:
         """Give the next thing that the peer said, or NEED_DATA."""
+        if self.state is State.CLOSED or self.state is State.TLS:
+            return NEED_DATA
         if self._verb:
             raise RuntimeError(f"{self._verb} has not been answered")
-        if self.state is State.DATA:
-            return self._next_content()
+        if self._decoder is not None:
+            return self._next_content(self._decoder)
         if self._chunk is not None:
             return self._next_octets(self._chunk)
-        if self.state in {State.CLOSED, State.TLS}:
-            return NEED_DATA
-        if self.state is State.START and self._buffer.startswith(_TLS_RECORD, self._at):
+        if self.state is State.START and self._begins_with_tls():
             return self._refuse("OTHER", Reply(421, "this port speaks plain SMTP first", "4.7.0"))
         line = self._next_line()
         if line is None:
@@ -237,7 +242,7 @@ class Protocol:
         verb, self._verb = self._verb, ""
         if not verb:
             raise RuntimeError("there is nothing to answer")
-        if reply.code == 421:  # noqa: PLR2004 - RFC 5321 section 3.8
+        if reply.code == _CLOSING:
             self.state = State.CLOSED
             return
         self.state = TRANSITIONS.get((self.state, verb, reply.category), self.state)
@@ -246,10 +251,15 @@ class Protocol:
 
     def _refuse(self, verb: str, reply: Reply) -> Refused:
         self._verb = "REFUSED"
+        if verb in _GREETINGS:
+            reply = Reply(reply.code, reply.text)  # RFC 2034 section 3: no enhanced code there
         return Refused(verb, reply)
 
+    def _begins_with_tls(self) -> bool:
+        return not self._overlong and self._buffer.startswith(_TLS_RECORD, self._at)
+
     def _next_line(self) -> bytes | None:
-        """Give the next whole line without CRLF; a line that is too long comes out cut short."""
+        """Give the next whole line without CRLF, `_OVERLONG` for one that is longer than any."""
         end = self._buffer.find(b"\r\n", self._at)
         if end < 0:
             if len(self._buffer) - self._at > LONGEST_LINE:
@@ -260,9 +270,9 @@ class Protocol:
             return None
         line = self._buffer[self._at : end]
         self._at = end + 2
-        if self._overlong:
+        if self._overlong or len(line) + 2 > LONGEST_LINE:
             self._overlong = False
-            return bytes(LONGEST_LINE)
+            return _OVERLONG
         return line
 
     def _next_command(self, line: bytes) -> Event:
@@ -271,28 +281,31 @@ class Protocol:
         except CommandProblem as problem:
             return self._refuse(problem.verb, problem.reply)
         verb = command.verb
-        if self._lmtp and verb in {"EHLO", "HELO"}:
-            return self._refuse(verb, Reply(500, "this is LMTP: say LHLO", "5.5.1"))
-        if verb == "LHLO" and not self._lmtp:
-            return self._refuse(verb, Reply(500, "this is SMTP: say EHLO", "5.5.1"))
-        row = verb if (State.START, verb) in _ALLOWED or not isinstance(command, Other) else "OTHER"
+        if verb in _GREETINGS and self._lmtp is not (verb == "LHLO"):
+            # RFC 2033 section 4.1
+            return self._refuse(verb, _SAY_LHLO if self._lmtp else _SAY_EHLO)
         if isinstance(command, Bdat):
             return self._begin_chunk(command)
-        if (self.state, row) not in _ALLOWED:
-            return self._refuse(verb, self._out_of_sequence(row))
+        if isinstance(command, Other) and (State.START, verb) not in _ALLOWED:
+            verb = "OTHER"
+        if (self.state, verb) not in _ALLOWED:
+            return self._refuse(command.verb, self._out_of_sequence(verb))
         if isinstance(command, StartTls) and self.buffered:
             # RFC 3207 section 6: what came in clear must not count as said inside TLS.
             self._at = len(self._buffer)
             return self._refuse(verb, Reply(421, "nothing may follow STARTTLS", "4.7.0"))
-        self._verb = row
+        self._verb = verb
         return command
 
     def _out_of_sequence(self, verb: str) -> Reply:
-        if self.state is State.START and verb in {"MAIL", "AUTH", "STARTTLS", "RCPT", "DATA"}:
-            greeting = "LHLO" if self._lmtp else "EHLO"
-            return Reply(503, f"say {greeting} first", "5.5.1")
-        known = _OUT_OF_SEQUENCE.get((self.state, verb))
-        return known or Reply(503, "bad sequence of commands", "5.5.1")
+        if self.state is State.START:
+            return Reply(503, f"say {'LHLO' if self._lmtp else 'EHLO'} first", "5.5.1")
+        if (self.state, verb) in _NO_RECIPIENTS:
+            # RFC 5321 section 3.3; RFC 2033 section 4.2 insists on 503.
+            return Reply(503 if self._lmtp else 554, "no valid recipients", "5.5.1")
+        if self.state is State.CHUNKS and verb == "DATA":
+            return Reply(503, "DATA cannot be mixed with BDAT", "5.5.1")
+        return Reply(503, "bad sequence of commands", "5.5.1")
 
     def _next_response(self, line: bytes) -> Event:
         self._verb = "RESPONSE"
@@ -326,10 +339,7 @@ class Protocol:
         self._verb = "LAST" if chunk.last else "BDAT"
         return EndOfChunk(chunk.last)
 
-    def _next_content(self) -> Event:
-        decoder = self._decoder
-        if decoder is None:
-            raise RuntimeError("content without a decoder")
+    def _next_content(self, decoder: DotDecoder) -> Event:
         while not decoder.done:
             if not self.buffered:
                 return NEED_DATA

@@ -1,18 +1,20 @@
 """SASL mechanisms as dialogues without a socket (layer 1; RFC 4422, 4616, 5802, 7628).
 
 A mechanism is a generator: it yields challenges, is sent responses, and returns what the client
-offered (`Credentials`, still to be checked) or proved (`Proof`). It raises `SaslProblem` when the
+offered (`Offer`, still to be checked) or proved (`Proof`). It raises `SaslProblem` when the
 client does not follow the mechanism.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
+import re
 import secrets
+import stringprep
+import unicodedata
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -56,6 +58,20 @@ KeyLookup: TypeAlias = Callable[[str], StoredKey | None]
 SCRAM_ITERATIONS: Final = 4096  # RFC 7677 section 4: at least
 _SECRET: Final = secrets.token_bytes(32)  # makes up salts for users that do not exist
 
+# saslname = 1*(value-safe-char / "=2C" / "=3D"), RFC 5802 section 7
+_NAME = r"(?:[^\0,=]|=2C|=3D)+"
+# gs2-header = ("n" / "y") "," [ "a=" saslname ] "," without channel binding, RFC 5801 section 4
+_GS2 = rf"[ny],(?:a=({_NAME}))?,"
+# nonce = "r=" 1*( any printable ASCII but "," ) ; extensions that nobody has defined are ignored
+_NONCE = r"r=([!-+\--~]+)"
+_EXTENSIONS = r"(?:,[A-Za-z]=[^\0,]+)*"
+_BASE64 = r"[A-Za-z0-9+/]+={0,2}"
+_OAUTH_HEADER = re.compile(_GS2)
+# client-first-message = gs2-header client-first-message-bare
+_CLIENT_FIRST = re.compile(rf"({_GS2})(n=({_NAME}),{_NONCE}{_EXTENSIONS})")
+# client-final-message = "c=" base64 "," nonce ["," extensions] "," "p=" base64
+_CLIENT_FINAL = re.compile(rf"(c=({_BASE64}),{_NONCE}{_EXTENSIONS}),p=({_BASE64})")
+
 
 def plain() -> Exchange:
     """PLAIN: authorization identity, NUL, user name, NUL, password (RFC 4616 section 2)."""
@@ -77,23 +93,35 @@ def login() -> Exchange:
 def oauthbearer() -> Exchange:
     """OAUTHBEARER: a GS2 header and key=value pairs parted by 0x01 (RFC 7628 section 3.1)."""
     header, _, rest = _text((yield b"")).partition("\x01")
-    fields = dict(pair.partition("=")[::2] for pair in rest.split("\x01") if pair)
-    flag, _, identity = header.rstrip(",").partition(",")
-    if flag not in {"n", "y"} or (identity and not identity.startswith("a=")):
+    match = _OAUTH_HEADER.fullmatch(header)
+    if match is None:
         raise SaslProblem("malformed GS2 header")
-    user = _unescaped(identity[2:])
-    return Offer(user, token=_bearer(fields.get("auth", "")))
+    return Offer(_unescaped(match[1] or ""), token=_bearer(_pairs(rest)))
 
 
 def xoauth2() -> Exchange:
     """XOAUTH2: `user=` and `auth=` parted by 0x01, as large providers ask for."""
-    message = _text((yield b""))
-    fields = dict(pair.partition("=")[::2] for pair in message.split("\x01") if pair)
-    return Offer(fields.get("user", ""), token=_bearer(fields.get("auth", "")))
+    pairs = _pairs(_text((yield b"")))
+    username = pairs.get("user", "")
+    if not username:
+        raise SaslProblem("XOAUTH2 without a user name")
+    return Offer(username, token=_bearer(pairs))
+
+
+def external(identity: str) -> Exchange:
+    """EXTERNAL: the identity that TLS has already proved (RFC 4422 appendix A)."""
+    asked = _text((yield b""))
+    return Proof(identity, asked)
 
 
 #: The challenge that tells an OAuth client why it failed (RFC 7628 section 3.2.2).
 OAUTH_FAILURE: Final = json.dumps({"status": "invalid_token", "scope": ""}).encode()
+
+
+def oauth_failure() -> Exchange:
+    """Tell an OAuth client why its token was refused, and wait for its dummy answer."""
+    yield OAUTH_FAILURE
+    raise SaslProblem("invalid token")
 
 
 def scram_sha_256(lookup: KeyLookup) -> Exchange:
@@ -102,30 +130,28 @@ def scram_sha_256(lookup: KeyLookup) -> Exchange:
     A user that `lookup` does not know gets a salt of its own, always the same, and fails at the
     end, so nobody learns which users exist.
     """
-    gs2, username, authorization, first = _scram_first(_text((yield b"")))
-    nonce = _attribute(first, "r") + secrets.token_urlsafe(18)
+    first = _CLIENT_FIRST.fullmatch(_text((yield b"")))
+    if first is None:
+        raise SaslProblem("malformed first SCRAM message, or one with channel binding")
+    username, nonce = _unescaped(first[4]), first[5] + secrets.token_urlsafe(18)
     key = lookup(username)
     known = key or _made_up(username)
-    salt = base64.b64encode(known.salt).decode()
-    server_first = f"r={nonce},s={salt},i={known.iterations}"
-    final = _text((yield server_first.encode()))
-    without_proof, _, proof = final.rpartition(",p=")
-    if _attribute(without_proof, "r") != nonce or _attribute(without_proof, "c") != gs2:
+    server_first = f"r={nonce},s={_encoded(known.salt)},i={known.iterations}"
+    final = _CLIENT_FINAL.fullmatch(_text((yield server_first.encode())))
+    if final is None:
+        raise SaslProblem("malformed final SCRAM message")
+    if final[2] != _encoded(first[1].encode()) or final[3] != nonce:
         raise SaslProblem("SCRAM nonce or channel binding does not match")
-    message = f"{first},{server_first},{without_proof}".encode()
-    signature = hmac.digest(known.stored, message, "sha256")
-    client_key = bytes(a ^ b for a, b in zip(signature, _decoded(proof), strict=False))
-    matches = hmac.compare_digest(hashlib.sha256(client_key).digest(), known.stored)
-    if not matches or key is None:
+    message = f"{first[3]},{server_first},{final[1]}".encode()
+    if not _proves(known, message, _decoded(final[4])) or key is None:
         raise SaslProblem("wrong proof")
-    server_signature = base64.b64encode(hmac.digest(known.server, message, "sha256"))
-    yield b"v=" + server_signature
-    return Proof(username, authorization)
+    yield f"v={_encoded(hmac.digest(known.server, message, 'sha256'))}".encode()
+    return Proof(username, _unescaped(first[2] or ""))
 
 
 def derive_key(password: str, salt: bytes, iterations: int = SCRAM_ITERATIONS) -> StoredKey:
     """Make the stored key of a password for SCRAM-SHA-256 (RFC 5802 section 3)."""
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+    salted = hashlib.pbkdf2_hmac("sha256", _prepared(password).encode(), salt, iterations)
     client_key = hmac.digest(salted, b"Client Key", "sha256")
     return StoredKey(
         salt,
@@ -135,18 +161,24 @@ def derive_key(password: str, salt: bytes, iterations: int = SCRAM_ITERATIONS) -
     )
 
 
-def _scram_first(message: str) -> tuple[str, str, str, str]:
-    """Split client-first-message: base64 of the GS2 header, user, authorization, bare message."""
-    parts = message.split(",", 2)
-    if len(parts) != 3 or parts[0] not in {"n", "y"}:  # noqa: PLR2004
-        raise SaslProblem("SCRAM without channel binding expected")
-    header = f"{parts[0]},{parts[1]},"
-    authorization = parts[1].removeprefix("a=")
-    username = _unescaped(_attribute(parts[2], "n"))
-    if not username:
-        raise SaslProblem("SCRAM without a user name")
-    encoded = base64.b64encode(header.encode()).decode()
-    return encoded, username, _unescaped(authorization), parts[2]
+def _prepared(password: str) -> str:
+    """Give the form of a password that both sides hash: SASLprep (RFC 4013 section 2).
+
+    What SASLprep forbids passes: a password that one side would not send cannot match anyway.
+    """
+    if password.isascii():
+        return password
+    kept = (c for c in password if not stringprep.in_table_b1(c))
+    spaced = (" " if stringprep.in_table_c12(c) else c for c in kept)
+    return unicodedata.normalize("NFKC", "".join(spaced))
+
+
+def _proves(key: StoredKey, message: bytes, proof: bytes) -> bool:
+    """Whether `proof` is ClientKey XOR ClientSignature (RFC 5802 section 3)."""
+    signature = hmac.digest(key.stored, message, "sha256")
+    client_key = bytes(a ^ b for a, b in zip(signature, proof, strict=False))
+    right = hmac.compare_digest(hashlib.sha256(client_key).digest(), key.stored)
+    return right and len(proof) == len(signature)
 
 
 def _made_up(username: str) -> StoredKey:
@@ -154,28 +186,30 @@ def _made_up(username: str) -> StoredKey:
     return StoredKey(digest[:16], SCRAM_ITERATIONS, digest, digest)
 
 
-def _attribute(message: str, name: str) -> str:
-    for part in message.split(","):
-        if part.startswith(f"{name}="):
-            return part[2:]
-    raise SaslProblem(f"SCRAM message without {name}=")
-
-
 def _unescaped(name: str) -> str:
     return name.replace("=2C", ",").replace("=3D", "=")
 
 
-def _bearer(value: str) -> str:
-    scheme, _, token = value.partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
+def _pairs(text: str) -> dict[str, str]:
+    return dict(pair.partition("=")[::2] for pair in text.split("\x01"))
+
+
+def _bearer(pairs: dict[str, str]) -> str:
+    scheme, _, token = pairs.get("auth", "").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
         raise SaslProblem("expected a bearer token")
-    return token.strip()
+    return token
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise SaslProblem("malformed base64 in SCRAM message") from None
 
 
@@ -184,15 +218,3 @@ def _text(message: bytes) -> str:
         return message.decode("utf-8")
     except UnicodeDecodeError:
         raise SaslProblem("SASL message is not UTF-8") from None
-
-
-def external(identity: str) -> Exchange:
-    """EXTERNAL: the identity that TLS has already proved (RFC 4422 appendix A)."""
-    asked = _text((yield b""))
-    return Proof(identity, asked)
-
-
-def oauth_failure() -> Exchange:
-    """Tell an OAuth client why its token was refused, and wait for its dummy answer."""
-    yield OAUTH_FAILURE
-    raise SaslProblem("invalid token")

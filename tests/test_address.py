@@ -1,0 +1,145 @@
+"""Mailbox addresses: their grammar, their equality and their spelling."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minismtp.address import Address, to_ascii
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        pytest.param("user@example.org", Address("user", "example.org"), id="plain"),
+        pytest.param(" user@example.org\n", Address("user", "example.org"), id="blanks-around"),
+        pytest.param("User@EXAMPLE.org", Address("User", "example.org"), id="case-of-local-kept"),
+        pytest.param("a.b+c@example.org", Address("a.b+c", "example.org"), id="dot-string"),
+        pytest.param(
+            "!#$%&'*+-/=?^_`{|}~@x", Address("!#$%&'*+-/=?^_`{|}~", "x"), id="every-atext"
+        ),
+        pytest.param('"a b"@example.org', Address("a b", "example.org"), id="quoted"),
+        pytest.param('"a@b"@example.org', Address("a@b", "example.org"), id="quoted-at"),
+        pytest.param(r'"a\"\\b"@example.org', Address('a"\\b', "example.org"), id="quoted-pair"),
+        pytest.param('""@example.org', Address("", "example.org"), id="empty-quoted"),
+        pytest.param('"user"@example.org', Address("user", "example.org"), id="needless-quotes"),
+        pytest.param("a@[192.0.2.1]", Address("a", "[192.0.2.1]"), id="ipv4-literal"),
+        pytest.param("a@[IPv6:2001:DB8::1]", Address("a", "[ipv6:2001:db8::1]"), id="ipv6-literal"),
+        # RFC 6531 section 3.3
+        pytest.param("jürgen@bücher.example", Address("jürgen", "bücher.example"), id="utf-8"),
+        pytest.param("a@example-1.org", Address("a", "example-1.org"), id="hyphen"),
+        pytest.param("a" * 64 + "@x", Address("a" * 64, "x"), id="local-part-of-64"),
+        pytest.param("a@" + "b" * 63 + ".x", Address("a", "b" * 63 + ".x"), id="label-of-63"),
+        pytest.param(
+            "a@" + ".".join(["b" * 63] * 4),
+            Address("a", ".".join(["b" * 63] * 4)),
+            id="domain-of-255",
+        ),
+    ],
+)
+def test_address_is_read(text: str, address: Address) -> None:
+    assert Address.parse(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("user", id="no-domain"),
+        pytest.param("@example.org", id="no-local-part"),
+        pytest.param("user@", id="empty-domain"),
+        pytest.param("a@b@example.org", id="two-ats"),
+        pytest.param(".a@example.org", id="dot-first"),
+        pytest.param("a.@example.org", id="dot-last"),
+        pytest.param("a..b@example.org", id="two-dots"),
+        pytest.param("a b@example.org", id="blank"),
+        pytest.param("<a@example.org>", id="angle-brackets"),
+        pytest.param('"a"b"@example.org', id="quote-inside"),
+        pytest.param('"a@example.org', id="quote-not-closed"),
+        pytest.param('"a\\"@example.org', id="quote-escaped"),
+        pytest.param('"a\nb"@example.org', id="line-feed-quoted"),
+        pytest.param("a\r\nb@example.org", id="line-end"),
+        pytest.param("a\x85b@example.org", id="c1-control"),
+        pytest.param('"a\u2028b"@example.org', id="line-separator"),
+        pytest.param("a\udc80@example.org", id="surrogate"),
+        pytest.param("a@-example.org", id="hyphen-first"),
+        pytest.param("a@example-.org", id="hyphen-last"),
+        pytest.param("a@example..org", id="empty-label"),
+        pytest.param("a@example.org.", id="dot-at-the-end"),
+        pytest.param("a@exam_ple.org", id="underscore"),
+        pytest.param("a@[192.0.2.256]", id="ipv4-out-of-range"),
+        pytest.param("a@[192.0.2]", id="ipv4-short"),
+        pytest.param("a@[2001:db8::1]", id="ipv6-without-tag"),
+        pytest.param("a@[IPv6:2001:db8::1%eth0]", id="ipv6-zone"),
+        pytest.param("a@[IPv6:192.0.2.1]", id="ipv4-as-ipv6"),
+        pytest.param("a@[tag:what]", id="unknown-tag"),
+        pytest.param("a@[]", id="empty-literal"),
+        # RFC 5321 section 4.5.3.1.1 and 4.5.3.1.2, RFC 1035 section 2.3.4
+        pytest.param("a" * 65 + "@x", id="local-part-of-65"),
+        pytest.param("é" * 33 + "@x", id="local-part-of-66-octets"),
+        pytest.param("a@" + "b" * 64, id="label-of-64"),
+        pytest.param("a@" + ".".join(["b" * 63] * 4) + ".c", id="domain-of-257"),
+        pytest.param("a@" + ".".join(["é" * 50] * 5), id="domain-too-long-as-a-labels"),
+        pytest.param("a@" + "é" * 60 + ".org", id="a-label-too-long"),
+        # The compatibility forms of a slash and of two dots
+        pytest.param("a@\u2025\uff0fx", id="folds-to-a-path"),
+        pytest.param("a@x\uff0fy.org", id="folds-to-a-slash"),
+        pytest.param("a@x\u00a0y.org", id="folds-to-a-blank"),
+    ],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"address|octets|domain|zone"):
+        Address.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        pytest.param(Address("a.b", "example.org"), "a.b@example.org", id="plain"),
+        pytest.param(Address("a b", "example.org"), '"a b"@example.org', id="blank"),
+        pytest.param(Address(".a", "example.org"), '".a"@example.org', id="dot-first"),
+        pytest.param(Address('a"\\', "x"), r'"a\"\\"@x', id="quote-and-backslash"),
+        pytest.param(Address("", "x"), '""@x', id="empty"),
+        pytest.param(Address("jürgen", "x"), "jürgen@x", id="utf-8"),
+        pytest.param(Address("Postmaster", ""), "Postmaster", id="postmaster"),
+    ],
+)
+def test_address_is_spelt_as_the_rfc_asks(address: Address, text: str) -> None:
+    assert str(address) == text
+
+
+@settings(max_examples=200)
+@given(
+    st.text(st.characters(max_codepoint=0x2FF, exclude_categories=["Cc"])).filter(
+        lambda text: len(str(Address(text, "x")).encode()) <= 66
+    )
+)
+def test_spelling_is_read_back(local: str) -> None:
+    address = Address(local, "example.org")
+    assert Address.parse(str(address)) == address
+
+
+def test_equal_mailboxes_are_one_in_a_set() -> None:
+    assert len({Address.parse(text) for text in ('"a"@x.ORG', "a@X.org")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "is_ascii"), [("a@x", True), ("é@x", False), ("a@é", False)], ids=str
+)
+def test_address_knows_whether_it_is_ascii(text: str, is_ascii: bool) -> None:
+    assert Address.parse(text).is_ascii is is_ascii
+
+
+@pytest.mark.parametrize(
+    ("domain", "ascii_form"),
+    [
+        pytest.param("Example.ORG", "example.org", id="ascii"),
+        pytest.param("Bücher.example", "xn--bcher-kva.example", id="u-label"),
+        pytest.param("xn--BCHER-kva.example", "xn--bcher-kva.example", id="a-label"),
+        pytest.param("é..x", "é..x", id="empty-label-stays"),
+        pytest.param("é" * 64, "é" * 64, id="long-label-stays"),
+        pytest.param("é.x\uff0fy", "é.x\uff0fy", id="slash-stays"),
+    ],
+)
+def test_domain_gets_its_ascii_form(domain: str, ascii_form: str) -> None:
+    assert to_ascii(domain) == ascii_form
+    assert Address("", domain).ascii_domain == ascii_form

@@ -1,0 +1,255 @@
+"""The grammar of paths, parameters, xtext and base64."""
+
+import contextlib
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from minismtp.address import Address
+from minismtp.smtp.grammar import (
+    SyntaxProblem,
+    decode_base64,
+    decode_xtext,
+    parse_forward_path,
+    parse_helo,
+    parse_parameters,
+    parse_reverse_path,
+    split_words,
+)
+
+_LONG_DOMAIN = ".".join(["d" * 60] * 4)  # 243 octets
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "rest"),
+    [
+        # RFC 5321 section 4.1.2
+        pytest.param("<a@x.org>", Address("a", "x.org"), "", id="plain"),
+        pytest.param("<a@x.org> SIZE=1", Address("a", "x.org"), " SIZE=1", id="parameters-follow"),
+        pytest.param("<a@x.org>>", Address("a", "x.org"), ">", id="bracket-follows"),
+        pytest.param('<"a>b"@x.org>', Address("a>b", "x.org"), "", id="bracket-quoted"),
+        pytest.param('<"a b"@[192.0.2.1]>', Address("a b", "[192.0.2.1]"), "", id="literal"),
+        # RFC 5321 appendix C: source routes are accepted and ignored
+        pytest.param("<@one.org:a@x.org>", Address("a", "x.org"), "", id="source-route"),
+        pytest.param("<@one,@two.org:a@x.org>", Address("a", "x.org"), "", id="long-source-route"),
+        # RFC 5321 section 4.5.3.1.3: 256 octets with the brackets
+        pytest.param(
+            f"<{'a' * 10}@{_LONG_DOMAIN}>", Address("a" * 10, _LONG_DOMAIN), "", id="256-octets"
+        ),
+    ],
+)
+def test_path_is_read(text: str, address: Address, rest: str) -> None:
+    assert parse_reverse_path(text) == (address, rest)
+    assert parse_forward_path(text) == (address, rest)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("a@x.org", id="no-brackets"),
+        pytest.param("<a@x.org", id="not-closed"),
+        pytest.param("<a>", id="no-domain"),
+        pytest.param("<@x.org>", id="no-local-part"),
+        pytest.param("<a@>", id="empty-domain"),
+        pytest.param("< a@x.org>", id="blank-inside"),
+        pytest.param("<<a@x.org>>", id="brackets-twice"),
+        pytest.param("<@one.org a@x.org>", id="route-without-colon"),
+        pytest.param("<@one.org,:a@x.org>", id="route-with-hole"),
+        pytest.param("<one.org:a@x.org>", id="route-without-at"),
+        pytest.param("<:a@x.org>", id="empty-route"),
+        pytest.param("< >", id="blank"),
+        pytest.param(f"<{'a' * 65}@x.org>", id="local-part-of-65"),
+        pytest.param(f"<{'a' * 11}@{_LONG_DOMAIN}>", id="257-octets"),
+        pytest.param(f"<@{_LONG_DOMAIN}:aaaaaaa@x.org>", id="route-beyond-256"),
+        pytest.param("<a@[300.0.2.1]>", id="bad-literal"),
+    ],
+)
+def test_what_is_no_path_is_refused(text: str) -> None:
+    for parser in (parse_reverse_path, parse_forward_path):
+        with pytest.raises(SyntaxProblem):
+            parser(text)
+
+
+def test_null_reverse_path_is_none() -> None:
+    # RFC 5321 section 4.5.5
+    assert parse_reverse_path("<> BODY=7BIT") == (None, " BODY=7BIT")
+
+
+def test_null_forward_path_is_refused() -> None:
+    # RFC 5321 section 4.1.1.3: forward-path = Path, which is never empty
+    with pytest.raises(SyntaxProblem):
+        parse_forward_path("<>")
+
+
+@pytest.mark.parametrize("name", ["Postmaster", "postmaster", "POSTMASTER"])
+def test_postmaster_needs_no_domain(name: str) -> None:
+    # RFC 5321 section 4.1.1.3
+    assert parse_forward_path(f"<{name}> X") == (Address(name, ""), " X")
+
+
+def test_postmaster_without_domain_is_no_sender() -> None:
+    with pytest.raises(SyntaxProblem):
+        parse_reverse_path("<postmaster>")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mail.example.org",
+        "localhost",
+        "[192.0.2.1]",
+        "[IPv6:2001:db8::1]",
+        # RFC 5321 section 4.1.4: mail must not be refused for the name
+        "my_desktop",
+        "-",
+        "x" * 255,
+    ],
+    ids=lambda name: name[:20],
+)
+def test_helo_name_is_taken(name: str) -> None:
+    assert parse_helo(f" {name} ") == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "two words", "a\tb", "a(b)", "a\0", "bücher", "a;b", "x" * 256],
+    ids=lambda text: ascii(text[:20]),
+)
+def test_helo_name_that_would_disturb_a_trace_field_is_refused(text: str) -> None:
+    with pytest.raises(SyntaxProblem):
+        parse_helo(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        pytest.param("", {}, id="none"),
+        pytest.param("   ", {}, id="blanks"),
+        pytest.param(" SIZE=10  body=8BITMIME ", {"SIZE": "10", "BODY": "8BITMIME"}, id="values"),
+        pytest.param(" SMTPUTF8", {"SMTPUTF8": None}, id="no-value"),
+        pytest.param(" X-1=<>;+2B", {"X-1": "<>;+2B"}, id="any-printable-value"),
+        pytest.param(" X=é", {"X": "é"}, id="utf-8-value"),  # RFC 6531 section 3.3
+    ],
+)
+def test_parameters_are_read(text: str, parameters: dict[str, str | None]) -> None:
+    # RFC 5321 section 4.1.2
+    assert parse_parameters(text) == parameters
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(" SIZE=", id="empty-value"),
+        pytest.param(" =10", id="empty-keyword"),
+        pytest.param(" -X", id="hyphen-first"),
+        pytest.param(" X=a=b", id="equals-in-value"),
+        pytest.param(" SIZE =10", id="blank-before-equals"),
+        pytest.param(" X_Y", id="underscore"),
+        pytest.param(" é", id="utf-8-keyword"),
+        pytest.param(" X=a\tb", id="tab"),
+        pytest.param(" X=a\u2028", id="line-separator"),
+        pytest.param(" SIZE=1 size=1", id="twice"),
+    ],
+)
+def test_malformed_or_repeated_parameter_is_refused(text: str) -> None:
+    with pytest.raises(SyntaxProblem):
+        parse_parameters(text)
+
+
+def test_words_are_parted_by_blanks_only() -> None:
+    assert split_words("  a\tb  c\u00a0d ") == ["a\tb", "c\u00a0d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        # RFC 3461 section 4
+        pytest.param("", "", id="empty"),
+        pytest.param("abc@x.org", "abc@x.org", id="plain"),
+        pytest.param("a+2Bb+3Dc+20d", "a+b=c d", id="encoded"),
+        pytest.param("+C3+A9", "é", id="utf-8"),
+    ],
+)
+def test_xtext_is_decoded(text: str, decoded: str) -> None:
+    assert decode_xtext(text) == decoded
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a=b", id="bare-equals"),
+        pytest.param("a+b", id="bare-plus"),
+        pytest.param("+2", id="one-digit"),
+        pytest.param("+2b", id="lower-case-digits"),
+        pytest.param("a b", id="blank"),
+        pytest.param("é", id="not-ascii"),
+        pytest.param("+0D+0A", id="line-end"),
+        pytest.param("+00", id="nul"),
+        pytest.param("+7F", id="delete"),
+        pytest.param("+E2+80+A8", id="line-separator"),
+        pytest.param("+C3", id="half-a-character"),
+        pytest.param("+FF", id="not-utf-8"),
+    ],
+)
+def test_malformed_or_unprintable_xtext_is_refused(text: str) -> None:
+    with pytest.raises(SyntaxProblem):
+        decode_xtext(text)
+
+
+@settings(max_examples=200)
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x24F)).filter(str.isprintable))
+@example("+=+2B")
+def test_encoded_text_is_decoded_to_itself(text: str) -> None:
+    encoded = "".join(
+        chr(octet) if 0x21 <= octet <= 0x7E and octet not in b"+=" else f"+{octet:02X}"
+        for octet in text.encode()
+    )
+    assert decode_xtext(encoded) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [(b"", b""), (b"AGEAYg==", b"\0a\0b"), (b"+/+/", b"\xfb\xff\xbf")],
+    ids=repr,
+)
+def test_base64_is_decoded(text: bytes, decoded: bytes) -> None:
+    assert decode_base64(text) == decoded
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"*",
+        b"A",
+        b"AA",
+        b"AAA",
+        b"AA=A",
+        b"=",
+        b"AAAA=",
+        b"AAAA====",
+        b"AA AA",
+        b"AA\tAA=",
+        b"-_-_",
+    ],
+    ids=repr,
+)
+def test_what_is_not_strict_base64_is_refused(text: bytes) -> None:
+    # RFC 4954 section 4: 501 for what cannot be decoded
+    with pytest.raises(SyntaxProblem):
+        decode_base64(text)
+
+
+@settings(max_examples=300)
+@given(st.text(st.sampled_from('<>@,:". \\[]-aé1')) | st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for parser in (
+        parse_reverse_path,
+        parse_forward_path,
+        parse_helo,
+        parse_parameters,
+        decode_xtext,
+    ):
+        with contextlib.suppress(SyntaxProblem):
+            parser(text)
