@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter, thread_time
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from minismtp.envelope import Envelope, Local, Relay
 from minismtp.events import HookFailed
-from minismtp.log import Log
+from minismtp.log import Log, describe
 from minismtp.message import Message
 from minismtp.metrics import HookMetrics
 from minismtp.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.session import Session
 from minismtp.smtp.sasl import StoredKey
+from minismtp.stash import Stash, StashKey
 
-#: What an implementation of each verb may return beside None; another type is a bug in the plugin.
+T = TypeVar("T")
+D = TypeVar("D")
+
+#: What an implementation may return beside None; anything else is a bug in the plugin. So a verdict
+#: that was returned where it should have been raised defers mail instead of letting it pass.
 ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
+    **dict.fromkeys(("on_connect", "on_helo", "on_mail", "on_rcpt", "on_data", "on_message"), ()),
     "authenticate": str,
     "stored_key": StoredKey,
     "route": (Local, Relay),
@@ -33,8 +40,12 @@ ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     "command": Reply,
     "ehlo_keywords": list,
 }
+#: Hooks that have nobody to refuse: a verdict of theirs is a failure like any other exception.
+IMPARTIAL: Final = frozenset({"on_start", "on_stop", "observe"})
 #: Hooks whose failure concerns nobody but the plugin.
-HARMLESS: Final = frozenset({"observe", "on_stop"})
+HARMLESS: Final = frozenset({"on_stop", "observe"})
+# ehlo-line = ehlo-keyword *( SP ehlo-param ), RFC 5321 section 4.1.1.1
+_EHLO_LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*")
 
 
 class Method(Protocol):
@@ -58,7 +69,7 @@ class Failure(Exception):  # noqa: N818 - says what happened, and to whom
     """`on_start` of a plugin raised: the process cannot start."""
 
     def __init__(self, plugin: str, error: BaseException) -> None:
-        super().__init__(f"plugin {plugin!r}: on_start: {type(error).__name__}: {error}")
+        super().__init__(f"plugin {plugin!r}: on_start: {describe(error)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +79,32 @@ class Guard:
     policy: Policy
     log: Log
     announce: Callable[[HookFailed], None]
+    _notes: StashKey[Stash] = field(default_factory=StashKey, init=False)
 
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
-        expected = ANSWERS.get(hook)
-        shadow, timeout = self.policy.shadow, self.policy.timeout
+        shadow = self.policy.shadow
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
             if shadow:
-                args = tuple(_own(argument) for argument in args)
+                args = tuple([self._own(argument) for argument in args])
             begun, cpu = perf_counter(), thread_time()
+            raised: BaseException | None = None
             verdict: Verdict | None = None
             result = None
             try:
                 result = method(*args)
-                if not (expected is None or result is None or isinstance(result, expected)):
-                    raise TypeError(f"{hook} returned {result!r}")  # noqa: TRY301 - a plugin's bug
-            except Verdict as raised:
-                verdict = raised
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - the one home of such a clause
-                verdict = self._failed(hook, error, metrics)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the one home of such a clause
+                raised = error
             wall = perf_counter() - begun
-            metrics.wall(wall)
             metrics.cpu(thread_time() - cpu)
-            if wall > timeout:
-                metrics.overrun(1)
-                self.log.warning(
-                    "plugin overran its timeout", plugin=self.policy.plugin, hook=hook, seconds=wall
-                )
+            self._timed(hook, wall, metrics)
+            if result is not None or raised is not None:
+                verdict, result = self._judge(hook, raised, result, metrics)
+                raised = None  # its traceback refers to this frame
             metrics.verdict[_kind(verdict, result)](1)
             if shadow:
                 return None
@@ -108,17 +116,97 @@ class Guard:
 
         return guarded
 
+    def _timed(self, hook: str, wall: float, metrics: HookMetrics) -> None:
+        metrics.wall(wall)
+        if wall > self.policy.timeout:
+            metrics.overrun(1)
+            self.log.warning(
+                "plugin overran its timeout",
+                plugin=self.policy.plugin,
+                hook=hook,
+                seconds=f"{wall:.3f}",
+            )
+
+    def _judge(
+        self, hook: str, raised: BaseException | None, result: object, metrics: HookMetrics
+    ) -> tuple[Verdict | None, object]:
+        """Tell an answer and a verdict from a failure, which becomes the policy's verdict."""
+        if raised is None and not _fits(hook, result):
+            raised = TypeError(f"{hook} returned {type(result).__name__}")
+        if raised is None:
+            return None, result
+        if isinstance(raised, Verdict) and hook not in IMPARTIAL:
+            return raised, None
+        return self._failed(hook, raised, metrics), None
+
     def _failed(self, hook: str, error: BaseException, metrics: HookMetrics) -> Verdict | None:
-        plugin, on_error = self.policy.plugin, self.policy.on_error
+        plugin = self.policy.plugin
+        ignored = self.policy.on_error == "ignore" or hook in HARMLESS
+        applied = "ignore" if ignored or self.policy.shadow else "defer"
         metrics.error(1)
-        self.log.exception("plugin failed", error, plugin=plugin, hook=hook, policy=on_error)
-        if hook == "on_start" and on_error == "defer":
+        self.log.exception("plugin failed", error, plugin=plugin, hook=hook, policy=applied)
+        if hook == "on_start" and applied == "defer":
             raise Failure(plugin, error) from error
         if hook != "observe":
-            self.announce(HookFailed(plugin, hook, repr(error), on_error))
-        if hook in HARMLESS or on_error == "ignore":
-            return None
-        return Defer("temporary failure, try again later", enhanced="4.3.0")
+            self.announce(HookFailed(plugin, hook, describe(error), applied))
+        return None if ignored else Defer("temporary failure, try again later", enhanced="4.3.0")
+
+    def _own(self, argument: object) -> object:
+        """Give a shadow plugin its own copy of whatever it could change."""
+        match argument:
+            case Message():
+                return argument.copy()
+            case Session() | Envelope():
+                twin = copy.copy(argument)
+                own = argument.stash.setdefault(self._notes, Stash())
+                twin.stash = _ShadowStash(own, argument.stash)
+                if isinstance(twin, Envelope):
+                    twin.recipients = [copy.copy(recipient) for recipient in twin.recipients]
+                return twin
+            case _:
+                return copy.copy(argument)
+
+
+class _ShadowStash(Stash):
+    """What a shadow plugin notes, over the real notes: nobody else sees its own."""
+
+    __slots__ = ("_own", "_real")
+
+    def __init__(self, own: Stash, real: Stash) -> None:
+        super().__init__()
+        self._own = own
+        self._real = real
+
+    def __setitem__(self, key: StashKey[T], value: T) -> None:
+        self._own[key] = value
+
+    def __getitem__(self, key: StashKey[T]) -> T:
+        return self._own[key] if key in self._own else self._real[key]
+
+    def __delitem__(self, key: StashKey[T]) -> None:
+        del self._own[key]
+
+    def __contains__(self, key: StashKey[Any]) -> bool:
+        return key in self._own or key in self._real
+
+    def get(self, key: StashKey[T], default: D) -> T | D:
+        return self[key] if key in self else default  # noqa: SIM401 - this is the `get`
+
+    def setdefault(self, key: StashKey[T], default: T) -> T:
+        return self[key] if key in self else self._own.setdefault(key, default)
+
+
+def _fits(hook: str, result: object) -> bool:
+    if not isinstance(result, ANSWERS.get(hook, object)):
+        return False
+    match hook:
+        case "authenticate":
+            return bool(result) and str(result).isprintable()  # nobody logs in as nobody
+        case "ehlo_keywords":
+            lines = result if isinstance(result, list) else ()
+            return all(isinstance(line, str) and _EHLO_LINE.fullmatch(line) for line in lines)
+        case _:
+            return True
 
 
 def _kind(verdict: Verdict | None, result: object) -> str:
@@ -131,18 +219,3 @@ def _kind(verdict: Verdict | None, result: object) -> str:
             return "disconnect"
         case _:
             return "defer"
-
-
-def _own(argument: object) -> object:
-    """Give a shadow plugin its own copy of whatever it could change."""
-    match argument:
-        case Message():
-            return argument.copy()
-        case Session() | Envelope():
-            twin = copy.copy(argument)
-            twin.stash = argument.stash.copy()
-            if isinstance(twin, Envelope):
-                twin.recipients = [copy.copy(recipient) for recipient in twin.recipients]
-            return twin
-        case _:
-            return copy.copy(argument)

@@ -18,13 +18,15 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 FLUSH_INTERVAL: Final = 0.05
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_SAFE = frozenset(
+_SAFE: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+/:@<>,;()[]{}!#$%&*?^~|"
 )
+_SAFE_EVENT: Final = _SAFE | {" "}
 
 _bound = threading.local()
 
@@ -50,8 +52,8 @@ class Log:
         self._descriptor = descriptor
         self._waiting: deque[str] = deque()
         self._wake: threading.Event | None = None
-        self._second = 0
-        self._date = ""
+        self._flushing = threading.RLock()
+        self._date = (0, "")
 
     def debug(self, event: str, **fields: object) -> None:
         """Log what only a developer wants to see."""
@@ -77,7 +79,7 @@ class Log:
     def exception(self, event: str, error: BaseException, **fields: object) -> None:
         """Log a failure with its traceback on the same line (line feeds escaped)."""
         text = "".join(traceback.format_exception(error)).rstrip()
-        self.error(event, error=repr(error), **fields, traceback=text)
+        self.error(event, error=describe(error), **fields, traceback=text)
 
     def start(self) -> None:
         """Let ordinary lines wait from now on; starts the thread that flushes them."""
@@ -86,14 +88,12 @@ class Log:
 
     def flush(self) -> None:
         """Write all that waits."""
-        lines = []
-        try:
-            while True:
+        with self._flushing:  # or two threads would change the order of the lines
+            lines = []
+            while self._waiting:
                 lines.append(self._waiting.popleft())
-        except IndexError:
-            pass
-        if lines:
-            _write(self._descriptor, "".join(lines).encode("utf-8", "backslashreplace"))
+            if lines:
+                _write(self._descriptor, "".join(lines).encode("utf-8", "backslashreplace"))
 
     def _run(self, wake: threading.Event) -> None:
         while True:
@@ -115,11 +115,12 @@ class Log:
     def _now(self) -> str:
         # The date text is made once a second: strftime costs 2 us, this 0.3 us.
         now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._second = second
-        return f"{self._date}.{int(now * 1000) % 1000:03d}Z"
+        second, date = self._date
+        if second != int(now):
+            second = int(now)
+            date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._date = (second, date)
+        return f"{date}.{int(now * 1000) % 1000:03d}Z"
 
 
 class Bridge(logging.Handler):
@@ -131,14 +132,22 @@ class Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log one record under its logger's name, with its traceback if it has one."""
-        level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
-        write = getattr(self._log, level, self._log.info)
-        trace = (
-            {"traceback": logging.Formatter().formatException(record.exc_info)}
-            if (record.exc_info and record.exc_info[0])
-            else {}
-        )
-        write(record.getMessage(), logger=record.name, **trace)
+        try:
+            text = record.getMessage()
+        except Exception:  # noqa: BLE001 - as every handler does: a bad format string is no failure
+            self.handleError(record)
+            return
+        trace = {}
+        if record.exc_info and record.exc_info[0]:
+            trace["traceback"] = logging.Formatter().formatException(record.exc_info)
+        self._writer(record.levelno)(text, logger=record.name, **trace)
+
+    def _writer(self, level: int) -> Callable[..., None]:
+        if level >= LEVELS["error"]:
+            return self._log.error
+        if level >= LEVELS["warning"]:
+            return self._log.warning
+        return self._log.info if level >= LEVELS["info"] else self._log.debug
 
 
 def bridge(log: Log, level: str) -> None:
@@ -148,7 +157,14 @@ def bridge(log: Log, level: str) -> None:
     root.setLevel(LEVELS[level])
 
 
+def describe(error: BaseException) -> str:
+    """Give the type and the text of an exception, whatever its own methods do."""
+    return f"{type(error).__name__}: {traceback.TracebackException(type(error), error, None)}"
+
+
 def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str:
+    # What comes over the bridge may be anything.
+    event = event if _SAFE_EVENT.issuperset(event) else _quoted(event)
     pairs = "".join([f" {k}={_quoted(str(v))}" for k, v in fields.items()])
     return f"{now} {level} {event}{pairs}\n"
 
@@ -160,7 +176,8 @@ def _as_json(now: str, level: str, event: str, fields: dict[str, object]) -> str
 def _quoted(text: str) -> str:
     if text and _SAFE.issuperset(text):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    # Letters stay readable; controls, line separators and the like become escapes.
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _write(descriptor: int, data: bytes) -> None:

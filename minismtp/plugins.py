@@ -23,7 +23,7 @@ import pluggy
 from minismtp import hookspecs
 from minismtp.guard import Guard, Policy
 from minismtp.hooks import Hooks
-from minismtp.log import Log
+from minismtp.log import Log, describe
 from minismtp.metrics import Metrics
 from minismtp.settings import ConfigError, build, did_you_mean
 
@@ -35,6 +35,12 @@ T = TypeVar("T")
 _MARK = "__minismtp_plugin__"
 _OPTIONS = f"{hookspecs.PROJECT}_impl"
 GROUP = "minismtp"
+_ORDINARY = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_NOT_ORDINARY = (
+    inspect.iscoroutinefunction,
+    inspect.isasyncgenfunction,
+    inspect.isgeneratorfunction,
+)
 
 
 @dataclass_transform(eq_default=False, kw_only_default=True)
@@ -79,12 +85,11 @@ class PluginSet:
     ) -> PluginSet:
         """Load what the configuration names; raises ConfigError."""
         loaded = cls(metrics or Metrics(), log or Log())
+        factories: dict[str, type[Any]] = {}
         for table in config.plugins:
-            factory = find(table, config)
-            instance = build(
-                factory, table.options, file=config.file, key=table.key, base=config.base
-            )
-            loaded.add(table, instance, file=config.file)
+            if table.use not in factories:
+                factories[table.use] = find(table, config)
+            loaded.add(table, _make(factories[table.use], table, config), file=config.file)
         loaded.close()
         return loaded
 
@@ -98,9 +103,10 @@ class PluginSet:
             timeout=table.timeout.total_seconds(),
         )
         guard = Guard(policy, self._log, self._announce)
-        for name, method in _implementations(instance):
-            metrics = self._metrics.hook(table.name, name, shadow=policy.shadow)
-            setattr(instance, name, guard.wrap(name, method, metrics))
+        for name, method, options in _methods(instance):
+            if options is not None:
+                metrics = self._metrics.hook(table.name, name, shadow=policy.shadow)
+                setattr(instance, name, hookspecs.hookimpl(guard.wrap(name, method, metrics)))
         self._instances.append((table, instance))
 
     def close(self) -> None:
@@ -139,67 +145,94 @@ class PluginSet:
 
 def find(table: PluginConfig, config: Config) -> type[Any]:
     """Give the class that `use` names; raises ConfigError."""
-    known = list(available(config.plugin_path, only=table.use))
-    for found in known:
+    sources = _sources(config.plugin_path)
+    if table.use in sources:
+        found = _load(table.use, sources[table.use])
         if found.factory is not None:
             return found.factory
-        raise ConfigError(found.problem, file=config.file, key=f"{table.key}.use")
-    names = [item.name for item in available(config.plugin_path, only=None)]
-    raise ConfigError(
-        f"no plugin is called {table.use!r}{did_you_mean(table.use, names)}",
-        file=config.file,
-        key=f"{table.key}.use",
-    )
+        problem = found.problem
+    else:
+        problem = f"no plugin is called {table.use!r}{did_you_mean(table.use, list(sources))}"
+    raise ConfigError(problem, file=config.file, key=f"{table.key}.use")
 
 
-def available(plugin_path: list[Path], only: str | None = None) -> list[Available]:
-    """List the plugins that can be used, local ones first; `only` loads no other than this one."""
-    found: dict[str, Available] = {}
+def available(plugin_path: list[Path]) -> list[Available]:
+    """Load all plugins that can be used, local ones first."""
+    return [_load(name, source) for name, source in _sources(plugin_path).items()]
+
+
+def _sources(plugin_path: list[Path]) -> dict[str, Path | EntryPoint]:
+    """Say where each plugin would come from, without loading any."""
+    found: dict[str, Path | EntryPoint] = {}
     for directory in plugin_path:
         for path in sorted(directory.glob("*.py")):
-            name = path.stem
-            if not name.startswith("_") and name not in found and only in (None, name):
-                found[name] = _from_file(path)
+            if not path.name.startswith("_"):
+                found.setdefault(path.stem, path)
     for entry in entry_points(group=GROUP):
-        if entry.name not in found and only in (None, entry.name):
-            found[entry.name] = _from_entry_point(entry)
-    return list(found.values())
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def _load(name: str, source: Path | EntryPoint) -> Available:
+    return _from_file(name, source) if isinstance(source, Path) else _from_entry_point(source)
+
+
+def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
+    try:
+        return build(factory, table.options, file=config.file, key=table.key, base=config.base)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        problem = f"plugin {table.name!r}: {_blame(error, Path(inspect.getfile(factory)))}"
+        raise ConfigError(problem, file=config.file, key=table.key) from error
 
 
 def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None:
     """Refuse a misspelt hook or argument, and a hook without its marker; raises ConfigError."""
     specs = {name: getattr(hookspecs, name) for name in hook_names()}
-    for name, method in inspect.getmembers(type(instance), inspect.isroutine):
-        marked = getattr(method, _OPTIONS, None)
-        problem = ""
-        if marked is None:
-            if name in specs:
-                problem = f"{name} lacks @hookimpl"
+    for name, method, options in _methods(instance):
+        if options is None:
+            problem = f"{name} lacks @hookimpl" if name in specs else ""
         elif name not in specs:
             problem = f"no hook is called {name!r}{did_you_mean(name, list(specs))}"
-        elif marked["wrapper"] or marked["hookwrapper"]:
-            problem = f"{name} is a wrapper; a plugin judges for itself only"
         else:
-            problem = _check_arguments(name, method, specs[name])
+            problem = _check_kind(name, method, options) or _check_arguments(
+                name, method, list(inspect.signature(specs[name]).parameters)
+            )
         if problem:
             raise ConfigError(
                 f"plugin {plugin!r} ({_place(method)}): {problem}", file=file, key=key
             )
 
 
-def _check_arguments(name: str, method: Any, spec: Any) -> str:  # noqa: ANN401 - any callable
-    offered = list(inspect.signature(spec).parameters)
-    for argument in list(inspect.signature(method).parameters)[1:]:
-        if argument not in offered:
-            takes = ", ".join(offered) or "no argument"
-            return f"{name} has no argument {argument!r}; it offers {takes}"
+def _check_kind(name: str, method: Any, options: dict[str, object]) -> str:  # noqa: ANN401 - any callable
+    function = inspect.unwrap(method)
+    if options["wrapper"] or options["hookwrapper"]:
+        return f"{name} is a wrapper; a plugin judges for itself only"
+    if any(options.values()):
+        return f"@hookimpl takes no options; the order of {name} is that of the configuration"
+    if any(kind(function) for kind in _NOT_ORDINARY):
+        return f"{name} is a coroutine or generator; hooks are ordinary functions"
     return ""
 
 
-def _implementations(instance: object) -> Iterator[tuple[str, Any]]:
-    for name, method in inspect.getmembers(instance, inspect.isroutine):
-        if hasattr(method, _OPTIONS):
-            yield name, method
+def _check_arguments(name: str, method: Any, offered: list[str]) -> str:  # noqa: ANN401 - any callable
+    for argument, parameter in inspect.signature(method).parameters.items():
+        if argument not in offered:
+            takes = ", ".join(offered) or "no argument"
+            return f"{name} has no argument {argument!r}; it offers {takes}"
+        # pluggy passes by position and leaves out what has a default.
+        if parameter.kind is not _ORDINARY or parameter.default is not inspect.Parameter.empty:
+            return f"argument {argument!r} of {name} must be an ordinary one without a default"
+    return ""
+
+
+def _methods(instance: object) -> Iterator[tuple[str, Any, dict[str, object] | None]]:
+    """Yield each method with its name and the options of @hookimpl; properties are not run."""
+    for name in dir(instance):
+        defined = inspect.getattr_static(instance, name)
+        if inspect.isroutine(defined):
+            yield name, getattr(instance, name), getattr(defined, _OPTIONS, None)
 
 
 def _place(method: Any) -> str:  # noqa: ANN401 - any callable
@@ -207,52 +240,53 @@ def _place(method: Any) -> str:  # noqa: ANN401 - any callable
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _from_file(path: Path) -> Available:
-    source = str(path)
-    module_name = f"minismtp_local.{path.stem}"
+def _from_file(name: str, path: Path) -> Available:
+    module_name = f"minismtp_local.{name}"
     spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        return Available(path.stem, source, None, f"{path} cannot be read as Python")
+    assert spec is not None  # noqa: S101 - the name ends with .py
+    assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    sys.modules[module_name] = module  # where dataclasses look up what annotations name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - any fault of a plugin's file becomes one line
-        return Available(path.stem, source, None, f"plugin {path.stem!r}: {_blame(error, path)}")
-    classes = [
-        item
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a plugin's file becomes one line
+        return Available(name, str(path), None, f"plugin {name!r}: {_blame(error, path)}")
+    classes = {
+        item: f"{item.__name__} ({path}:{inspect.getsourcelines(item)[1]})"
         for item in vars(module).values()
         if _MARK in getattr(item, "__dict__", {}) and item.__module__ == module_name
-    ]
+    }
     if len(classes) != 1:
-        problem = (
-            f"plugin {path.stem!r} ({path}): expected one class under @plugin, found {len(classes)}"
-        )
-        return Available(path.stem, source, None, problem)
-    return Available(path.stem, source, classes[0])
+        found = ", ".join(classes.values()) or f"none in {path}"
+        problem = f"plugin {name!r}: expected one class under @plugin, found {found}"
+        return Available(name, str(path), None, problem)
+    return Available(name, str(path), *classes)
 
 
 def _from_entry_point(entry: EntryPoint) -> Available:
-    source = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+    owner = entry.dist.name if entry.dist else entry.module
+    source = f"{owner} {entry.dist.version}" if entry.dist else entry.value
     try:
         factory = entry.load()
     except ModuleNotFoundError as error:
-        extra = f"; install minismtp[{','.join(entry.extras)}]" if entry.extras else ""
+        extra = f"; install {owner}[{','.join(entry.extras)}]" if entry.extras else ""
         problem = f"plugin {entry.name!r} needs the module {error.name!r}{extra}"
         return Available(entry.name, source, None, problem)
-    except Exception as error:  # noqa: BLE001 - any fault of a plugin's module becomes one line
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a plugin's module becomes one line
         return Available(entry.name, source, None, f"plugin {entry.name!r}: {_blame(error, None)}")
-    if not hasattr(factory, _MARK):
+    if _MARK not in getattr(factory, "__dict__", {}):
         problem = f"plugin {entry.name!r}: {entry.value} is not a class under @plugin"
         return Available(entry.name, source, None, problem)
     return Available(entry.name, source, factory)
 
 
-def _blame(error: Exception, path: Path | None) -> str:
+def _blame(error: BaseException, path: Path | None) -> str:
     """Say what went wrong and at which line of the plugin, without a traceback."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if path is not None and f.filename == str(path)] or frames[-1:]
-    place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
-    return f"{place}{type(error).__name__}: {error}"
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    own = [place for place in places if path is not None and place[0] == str(path)]
+    if path is None or own:
+        file, line = (own or places)[-1]
+        return f"{file}:{line}: {describe(error)}"
+    return f"{path}: {describe(error)}"

@@ -1,21 +1,33 @@
-"""A whole session in memory, for tests of plugins and of the server itself (layer 5).
+r"""A whole session in memory, for tests of plugins and of the server itself (layer 5).
 
-    dialogue = Dialogue(SpamFlag())
-    assert dialogue.send("EHLO client.example").startswith("250")
+    mailroom = Mailroom()
+    dialogue = Dialogue(SpamFlag(), mailroom)
+    assert dialogue.mail("X-Spam-Flag: YES\n\nBuy!").startswith("550")
+    assert not mailroom.stored
 
 Everything is real but the socket: the protocol, the receiver, the guards around the plugins.
 """
 
 from __future__ import annotations
 
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from minismtp import log as logging
+from minismtp.address import Address
 from minismtp.config import Config, Limits, PluginConfig
+from minismtp.envelope import Local
+from minismtp.hooks import Hooks
+from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.log import Log
+from minismtp.message import Message
 from minismtp.metrics import Metrics
-from minismtp.plugins import PluginSet
+from minismtp.plugins import PluginSet, plugin
 from minismtp.receiver import Receiver
 from minismtp.service import Service, make_service, new_id
 from minismtp.session import Session, TlsInfo
@@ -24,8 +36,10 @@ from minismtp.session import Session, TlsInfo
 class Dialogue:
     """A client's side of one session with the given plugins. The banner is in `banner`.
 
-    `login` and `tls` put the session into that state at once. `metrics` holds what was counted;
-    read a value with `count`.
+    A plugin may come with its `[[plugins]]` table: `(PluginConfig(use="spam", mode="shadow"),
+    SpamFlag())`. `login` and `tls` put the session into that state at once. What was counted is in
+    `metrics`; read a value with `count`. Errors are logged to standard error unless `log` is given.
+    A `service` stands for all that is said of plugins, kind, limits, spool and log.
     """
 
     def __init__(
@@ -37,11 +51,15 @@ class Dialogue:
         tls: bool = False,
         limits: Limits | None = None,
         spool: Path | None = None,
+        log: Log | None = None,
+        metrics: Metrics | None = None,
         service: Service | None = None,
     ) -> None:
-        self.metrics = Metrics(["test"])
+        self.metrics = metrics or Metrics(["test"])
+        self._started: Hooks | None = None
         if service is None:
-            service = self._service(plugins, kind, limits or Limits(), spool)
+            log = log or Log(level="error")
+            service = self._service(plugins, kind, limits or Limits(), spool, log)
         self.service = service
         self.session = Session(
             id=new_id(),
@@ -54,12 +72,15 @@ class Dialogue:
             tls=TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384") if tls else None,
         )
         self.receiver = Receiver(service, self.session)
-        self.banner = self.receiver.greet().decode()
+        with self._logging():
+            self.banner = self.receiver.greet().decode()
 
     @classmethod
-    def configured(cls, config: Config, listener: str, *, peer: str = "192.0.2.1") -> Dialogue:
-        """Begin a session as the configuration has it; raises ConfigError."""
-        metrics, log = Metrics(), Log(level="error")
+    def configured(
+        cls, config: Config, listener: str, *, peer: str = "192.0.2.1", log: Log | None = None
+    ) -> Dialogue:
+        """Begin a session as the configuration has it; raises ConfigError and guard.Failure."""
+        metrics, log = Metrics(), log or Log(level="error")
         plugins = PluginSet.load(config, metrics, log)
         found = next(item for item in config.listeners if item.name == listener)
         service = make_service(
@@ -71,17 +92,23 @@ class Dialogue:
             draining=threading.Event(),
             starttls=found.tls == "starttls",
         )
-        return cls(service=service, peer=peer)
+        state = config.state_directory
+        (state / "spool").mkdir(parents=True, exist_ok=True)
+        plugins.hooks().on_start(ServerInfo(config.hostname, state, role="worker", slot=0))
+        dialogue = cls(service=service, metrics=metrics, peer=peer)
+        dialogue._started = plugins.hooks()
+        return dialogue
 
     def send(self, line: str) -> str:
         """Send one line and give the reply's lines, parted by line feeds and without the last."""
-        return self.send_raw(line.encode() + b"\r\n").decode().replace("\r\n", "\n").rstrip("\n")
+        return _text(self.send_raw(line.encode() + b"\r\n"))
 
     def send_raw(self, data: bytes) -> bytes:
         """Send octets and give the octets that come back."""
-        output = self.receiver.receive(data)
-        while self.receiver.pending:
-            output += self.receiver.proceed()
+        with self._logging():
+            output = self.receiver.receive(data)
+            while self.receiver.pending:
+                output += self.receiver.proceed()
         return output
 
     def mail(
@@ -101,33 +128,80 @@ class Dialogue:
         commands += [f"RCPT TO:<{recipient}>" for recipient in to] + ["DATA"]
         for command in commands:
             reply = self.send(command)
-            if reply[0] not in "23":
+            if not reply.startswith(("2", "3")):
                 return reply
         stuffed = (b"\r\n" + data).replace(b"\r\n.", b"\r\n..")[2:]
-        return self.send_raw(stuffed + b".\r\n").decode().replace("\r\n", "\n").rstrip("\n")
+        return _text(self.send_raw(stuffed + b".\r\n"))
+
+    def close(self) -> None:
+        """End the session, as when the connection is gone, and stop the plugins."""
+        with self._logging():
+            self.receiver.finished()
+        if self._started is not None:
+            self._started.on_stop()
 
     def count(self, name: str, **labels: str) -> float:
         """Give the value of a metric, 0 when it has none."""
         self.metrics.tally.flush()
         return self.metrics.registry.get_sample_value(f"minismtp_{name}", labels) or 0.0
 
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        logging.bind(session=self.session.id)
+        try:
+            yield
+        finally:
+            logging.unbind("session")
+
     def _service(
-        self, plugins: tuple[object, ...], kind: str, limits: Limits, spool: Path | None
+        self, plugins: tuple[object, ...], kind: str, limits: Limits, spool: Path | None, log: Log
     ) -> Service:
-        log = Log(level="error")
         loaded = PluginSet(self.metrics, log)
-        for plugin in plugins:
-            name = type(plugin).__name__.lower()
-            loaded.add(PluginConfig(use=name, name=name), plugin)
+        names: set[str] = set()
+        for number, item in enumerate(plugins):
+            if isinstance(item, tuple):
+                table, instance = item
+            else:
+                name = type(item).__name__.lower()
+                name = f"{name}-{number + 1}" if name in names else name
+                table, instance = PluginConfig(use=name, key=f"plugins[{number}]"), item
+            names.add(table.name)
+            loaded.add(table, instance)
         loaded.close()
+        state = spool or Path(tempfile.gettempdir())
+        loaded.hooks().on_start(ServerInfo("mx.example.org", state, role="worker", slot=0))
+        self._started = loaded.hooks()
         return Service(
             listener="test",
             kind=kind,
             hostname="mx.example.org",
             limits=limits,
-            hooks=loaded.hooks(),
+            hooks=loaded.hooks("test"),
             metrics=self.metrics.listener("test"),
             log=log,
             clear_auth=True,
             spool=spool,
         )
+
+
+@plugin
+class Mailroom:
+    """Take mail for everybody, and keep it in memory: `stored` has the messages of each mailbox."""
+
+    stored: dict[str, list[bytes]] = field(default_factory=dict)
+
+    @hookimpl
+    def route(self) -> Local:
+        """Take everybody in."""
+        return Local()
+
+    @hookimpl
+    def deliver(self, message: Message, mailbox: Address) -> bool:
+        """Keep a copy as it would be stored."""
+        with message.open() as content:
+            self.stored.setdefault(str(mailbox), []).append(content.read())
+        return True
+
+
+def _text(reply: bytes) -> str:
+    return reply.decode().replace("\r\n", "\n").rstrip("\n")

@@ -15,7 +15,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, Self, TypeVar
@@ -148,9 +149,11 @@ class Client:
         self.command(f"RCPT TO:<{recipient}>")
         assert self.command("DATA").startswith("354")
 
-    def secure(self, context: ssl.SSLContext) -> None:
-        """Make the TLS handshake."""
-        self.socket = context.wrap_socket(self.socket, server_hostname="mx.example.org")
+    def secure(self, context: ssl.SSLContext, *, ragged: bool = True) -> None:
+        """Make the TLS handshake; with `ragged` the end need not be told by close_notify."""
+        self.socket = context.wrap_socket(
+            self.socket, server_hostname="mx.example.org", suppress_ragged_eofs=ragged
+        )
 
     def rest(self) -> str:
         """Give all that comes until the server closes the connection."""
@@ -163,7 +166,7 @@ class Client:
 class Running:
     """A server that a test has started, in `directory`, with the configuration in `config`."""
 
-    def __init__(self, config: Path, *, command: tuple[str, ...] = ()) -> None:
+    def __init__(self, config: Path, command: tuple[str, ...], descriptors: list[int]) -> None:
         self.config = config
         self.directory = config.parent
         self._log = self.directory / "log"
@@ -175,6 +178,7 @@ class Running:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=descriptors,
             )
 
     @property
@@ -193,6 +197,10 @@ class Running:
 
         return wait_until(find, f"{pattern} in:\n{self.log}")
 
+    def wait_until(self, condition: Callable[[], T]) -> T:
+        """Give the first true value of `condition`."""
+        return wait_until(condition, f"a state of the server that said\n{self.log}")
+
     def address(self, listener: str = "smtp") -> str:
         """Give where a listener is: host:port, [host]:port or unix:path."""
         return self.wait_for_log(rf" listening listener={listener} address=(\S+)")[1]
@@ -208,12 +216,9 @@ class Running:
             sock = socket.socket(socket.AF_UNIX)
             sock.connect(address.removeprefix("unix:"))
             return Client(sock)
-        host = "::1" if address.startswith("[") else "127.0.0.1"
-        return Client(
-            socket.create_connection(
-                (host, self.port(listener)), DEADLINE, (source, 0) if source else None
-            )
-        )
+        target = ("::1" if address.startswith("[") else "127.0.0.1", self.port(listener))
+        origin = (source, 0) if source else None
+        return Client(socket.create_connection(target, DEADLINE, origin))
 
     def mail(self, local: str) -> list[bytes]:
         """Give the messages stored for a user, in no order."""
@@ -336,9 +341,14 @@ def configure_in(directory: Path) -> Configure:
 
 
 @contextlib.contextmanager
-def running(config: Path, *, command: tuple[str, ...] = ()) -> Iterator[Running]:
-    """Run a server that listens when the block begins and is gone when it ends."""
-    server = Running(config, command=command)
+def running(
+    config: Path, *, command: tuple[str, ...] = (), keep: Iterable[socket.socket] = ()
+) -> Iterator[Running]:
+    """Run a server that listens when the block begins and is gone when it ends.
+
+    `command` is put before its own; it inherits the sockets in `keep`.
+    """
+    server = Running(config, command, [sock.fileno() for sock in keep])
     try:
         server.wait_for_log(" listening ")
         yield server
@@ -358,6 +368,28 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     for number, blob in enumerate(issued.cert_chain_pems):
         blob.write_to_path(files.certificate, append=number > 0)
     return files
+
+
+class Launch(Protocol):
+    """Runs a server for a module's tests."""
+
+    def __call__(
+        self, *tables: str, listeners: str = _LISTENERS, workers: int = 1
+    ) -> AbstractContextManager[Running]:
+        """Run it, in a directory of its own, until the block ends."""
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Give a function that runs a server for as long as a block."""
+
+    @contextlib.contextmanager
+    def launch(*tables: str, listeners: str = _LISTENERS, workers: int = 1) -> Iterator[Running]:
+        configure = configure_in(tmp_path_factory.mktemp("server"))
+        with running(configure(*tables, listeners=listeners, workers=workers)) as server:
+            yield server
+
+    return launch
 
 
 @pytest.fixture(scope="session")
@@ -383,8 +415,10 @@ def configure(tmp_path: Path) -> Configure:
 class Start(Protocol):
     """Starts a server."""
 
-    def __call__(self, config: Path, *, command: tuple[str, ...] = ()) -> Running:
-        """Start it, and wait until it listens."""
+    def __call__(
+        self, config: Path, *, command: tuple[str, ...] = (), keep: Iterable[socket.socket] = ()
+    ) -> Running:
+        """Start it as `running` does; it ends with the test."""
 
 
 @pytest.fixture
@@ -392,8 +426,10 @@ def start() -> Iterator[Start]:
     """Give a function that starts servers; they end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(config: Path, *, command: tuple[str, ...] = ()) -> Running:
-            return stack.enter_context(running(config, command=command))
+        def start(
+            config: Path, *, command: tuple[str, ...] = (), keep: Iterable[socket.socket] = ()
+        ) -> Running:
+            return stack.enter_context(running(config, command=command, keep=keep))
 
         yield start
 

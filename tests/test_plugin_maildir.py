@@ -251,6 +251,16 @@ def test_copy_that_a_reader_has_moved_is_found(plugin: Maildir, box: Path, flags
     assert len(files(box)) == 1
 
 
+def test_directory_that_no_reader_has_touched_since_is_not_listed(
+    plugin: Maildir, box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing cur/ for each message would cost more than storing it."""
+    plugin.deliver(make_envelope(), make_message(), ALICE)
+    os.utime(box / "cur", (1000, 1000))
+    monkeypatch.delattr(os, "listdir")
+    assert plugin.deliver(make_envelope(id="other"), make_message(), ALICE) is True
+
+
 def test_each_mailbox_has_its_own_copy(plugin: Maildir, tmp_path: Path) -> None:
     envelope = make_envelope()
     for local in ("alice", "bob"):

@@ -1,0 +1,298 @@
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+
+from minismtp.check import check
+from minismtp.config import Config
+
+MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
+MAILDIR = '[[plugins]]\nuse = "maildir"\npath = "mail/{local}"\n'
+LISTENER = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
+TLS = '[tls]\ncertificate = "cert.pem"\nkey = "key.pem"\n'
+
+Findings = Callable[..., list[str]]
+LocalPlugin = Callable[..., str]
+
+
+@pytest.fixture
+def findings(tmp_path: Path) -> Findings:
+    """Give a function that checks a configuration; the file's name is left out of the findings."""
+
+    def run(*parts: str) -> list[str]:
+        text = "".join(parts)
+        if "state_directory" not in text:
+            text = f'state_directory = "state"\n{text}'
+        file = tmp_path / "x.toml"
+        found = check(Config.parse(text, file))
+        return [str(finding).replace(f"{file}: ", "") for finding in found]
+
+    return run
+
+
+@pytest.fixture
+def local_plugin(tmp_path: Path) -> LocalPlugin:
+    """Give a function that writes a plugin's methods to a file and gives its configuration."""
+
+    def write(methods: str, options: str = "") -> str:
+        directory = tmp_path / "plugins"
+        directory.mkdir()
+        (directory / "mine.py").write_text(
+            '"""A plugin for one test."""\n'
+            "from pathlib import Path\n"
+            "from minismtp import Defer, Local, Reject, Relay, hookimpl, plugin\n"
+            f"@plugin\nclass Mine:\n{methods}\n"
+        )
+        return f'plugin_path = ["plugins"]\n{LISTENER}[[plugins]]\nuse = "mine"\n{options}{MAILDIR}'
+
+    return write
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Callable[..., Path]:
+    """Give a function that puts a certificate and its key beside the configuration."""
+
+    def issue(days: float = 365, name: str = "cert.pem") -> Path:
+        end = datetime.now(UTC) + timedelta(days=days)
+        issued = trustme.CA().issue_cert("mx.example.org", not_after=end)
+        (tmp_path / name).write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+        key = tmp_path / name.replace("cert", "key")
+        key.write_bytes(issued.private_key_pem.bytes())
+        key.chmod(0o600)
+        return key
+
+    return issue
+
+
+def test_sound_configuration_has_no_findings(findings: Findings) -> None:
+    assert findings(LISTENER, MAILBOXES, MAILDIR) == []
+
+
+def test_check_leaves_nothing_behind(findings: Findings, tmp_path: Path) -> None:
+    findings(LISTENER, MAILBOXES, MAILDIR)
+    assert list(tmp_path.iterdir()) == []
+
+
+OUTSIDER = "route(self, session, recipient)"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("return Relay()", "192.0.2.1 may send mail to probe@relay-test.invalid"),
+        ("return Local()", "192.0.2.1 may send mail to probe@relay-test.invalid"),
+        (
+            "return Relay() if ':' in session.peer else None",
+            "2001:db8::1 may send mail to probe@relay-test.invalid",
+        ),
+    ],
+)
+def test_open_relay_is_an_error(
+    answer: str, expected: str, findings: Findings, local_plugin: LocalPlugin
+) -> None:
+    text = local_plugin(f"    @hookimpl\n    def {OUTSIDER}:\n        {answer}")
+    assert findings(text) == [f"error: listeners[0]: open relay: {expected}"]
+
+
+def test_open_relay_over_lmtp_is_an_error(findings: Findings, local_plugin: LocalPlugin) -> None:
+    text = local_plugin(f"    @hookimpl\n    def {OUTSIDER}:\n        return Relay()")
+    text = text.replace(LISTENER, f'{LISTENER}kind = "lmtp"\n')
+    assert "open relay" in "".join(findings(text))
+
+
+def test_relay_for_users_who_have_logged_in_is_sound(
+    findings: Findings, local_plugin: LocalPlugin
+) -> None:
+    answer = "return Relay() if session.login else None"
+    text = local_plugin(
+        f"    @hookimpl\n    def {OUTSIDER}:\n        {answer}\n"
+        "    @hookimpl\n    def authenticate(self, credentials):\n        return None"
+    )
+    assert findings(text.replace(LISTENER, f'{LISTENER}kind = "submission"\n')) == []
+
+
+@pytest.mark.parametrize(
+    "body", ['raise Defer("the directory is away")', "1 / 0"], ids=["deferred", "crashed"]
+)
+def test_route_that_was_put_off_is_a_warning(
+    body: str, findings: Findings, local_plugin: LocalPlugin
+) -> None:
+    text = local_plugin(f"    @hookimpl\n    def {OUTSIDER}:\n        {body}")
+    (found,) = findings(text)
+    assert found.startswith("warning: listeners[0]: cannot tell whether it is an open relay: ")
+    assert "'451 4." in found
+
+
+@pytest.mark.parametrize("hook", ["on_connect", "on_mail", "on_rcpt"])
+@pytest.mark.parametrize(
+    ("route", "severity"),
+    [("return Relay()", "error"), ("return None", ""), ("raise Reject('no')", "")],
+)
+def test_filter_that_defers_does_not_hide_an_open_relay(
+    hook: str, route: str, severity: str, findings: Findings, local_plugin: LocalPlugin
+) -> None:
+    text = local_plugin(
+        f"    @hookimpl\n    def {hook}(self):\n        raise Defer('greylisted')\n"
+        f"    @hookimpl\n    def {OUTSIDER}:\n        {route}"
+    )
+    assert [line.partition(":")[0] for line in findings(text)] == ([severity] if severity else [])
+
+
+def test_plugin_is_started_and_stopped_with_a_directory_that_is_not_the_servers(
+    findings: Findings, local_plugin: LocalPlugin, tmp_path: Path
+) -> None:
+    text = local_plugin(
+        "    note: Path\n"
+        "    @hookimpl\n    def on_start(self, server):\n"
+        "        self.note.write_text(f'{server.role} {server.state_directory}')\n"
+        "    @hookimpl\n    def on_stop(self):\n"
+        "        self.note.write_text(self.note.read_text() + ' stopped')\n"
+        "    @hookimpl\n    def route(self):\n        return None",
+        'note = "note"\n',
+    )
+    assert findings(text) == []
+    role, directory, stopped = (tmp_path / "note").read_text().split()
+    assert (role, stopped) == ("check", "stopped")
+    assert Path(directory) != tmp_path / "state"
+    assert not Path(directory).exists()
+
+
+def test_plugin_that_cannot_start_is_an_error(
+    findings: Findings, local_plugin: LocalPlugin
+) -> None:
+    text = local_plugin(
+        "    @hookimpl\n    def on_start(self):\n        raise OSError('database is away')\n"
+        "    @hookimpl\n    def route(self):\n        return None"
+    )
+    assert findings(text) == ["error: plugin 'mine': on_start: OSError: database is away"]
+
+
+def test_server_that_stores_nothing_is_warned_about(findings: Findings) -> None:
+    assert findings(LISTENER, MAILBOXES) == [
+        "warning: plugins: none of them stores mail (hook deliver)"
+    ]
+
+
+def test_listener_without_routes_is_warned_about(findings: Findings) -> None:
+    elsewhere = LISTENER.replace('"smtp"', '"other"')
+    found = findings(LISTENER, elsewhere, MAILBOXES, 'listeners = ["smtp"]\n', MAILDIR)
+    assert found == [
+        "warning: listeners[1]: no plugin routes recipients here (hook route): all are refused"
+    ]
+
+
+def test_submission_without_passwords_is_warned_about(findings: Findings) -> None:
+    (found,) = findings(LISTENER, 'kind = "submission"\n', MAILBOXES, MAILDIR)
+    assert found.startswith("warning: listeners[0]: no plugin checks passwords here (hook auth")
+
+
+@pytest.mark.parametrize(
+    ("hostname", "warned"), [("mx", True), ("mx.example.org", False)], ids=["short", "full"]
+)
+def test_short_hostname_of_a_public_server_is_warned_about(
+    hostname: str, warned: bool, findings: Findings
+) -> None:
+    public = LISTENER.replace("127.0.0.1", "0.0.0.0")  # noqa: S104 - nothing listens
+    found = findings(f'hostname = "{hostname}"\n', public, MAILBOXES, MAILDIR)
+    assert ("warning: hostname: 'mx' is not fully qualified" in "".join(found)) is warned
+
+
+def test_missing_plugin_directory_is_warned_about(findings: Findings, tmp_path: Path) -> None:
+    found = findings('plugin_path = ["plugins"]\n', LISTENER, MAILBOXES, MAILDIR)
+    assert found == [f"warning: plugin_path[0]: {tmp_path / 'plugins'} is no directory"]
+
+
+@pytest.mark.parametrize("directory", ["state", "state/below/it"])
+def test_file_in_the_place_of_the_state_directory_is_an_error(
+    directory: str, findings: Findings, tmp_path: Path
+) -> None:
+    (tmp_path / "state").touch()
+    found = findings(f'state_directory = "{directory}"\n', LISTENER, MAILBOXES, MAILDIR)
+    assert found == [f"error: state_directory: {tmp_path / 'state'} is no directory"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_state_directory_that_cannot_be_made_is_an_error(
+    findings: Findings, tmp_path: Path
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    found = findings('state_directory = "locked/state"\n', LISTENER, MAILBOXES, MAILDIR)
+    assert "error: state_directory: " in "".join(found)
+
+
+def test_certificate_that_is_good_for_long_has_no_finding(
+    findings: Findings, certificate: Callable[..., Path]
+) -> None:
+    certificate()
+    assert findings(LISTENER.replace("none", "starttls"), TLS, MAILBOXES, MAILDIR) == []
+
+
+@pytest.mark.parametrize(("days", "word"), [(-1, "expired on"), (7, "expires on")])
+def test_certificate_at_its_end_is_warned_about(
+    days: int,
+    word: str,
+    findings: Findings,
+    certificate: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    certificate(days)
+    day = (datetime.now(UTC) + timedelta(days=days)).date()
+    assert findings(LISTENER, TLS, MAILBOXES, MAILDIR) == [
+        f"warning: tls.certificate: {tmp_path / 'cert.pem'} {word} {day}"
+    ]
+
+
+def test_certificates_for_other_names_are_looked_at_too(
+    findings: Findings, certificate: Callable[..., Path], tmp_path: Path
+) -> None:
+    certificate()
+    certificate(7, "cert2.pem").chmod(0o644)
+    sni = '[[tls.sni]]\nname = "a.example"\ncertificate = "cert2.pem"\nkey = "key2.pem"\n'
+    expiring, readable = findings(LISTENER, TLS, sni, MAILBOXES, MAILDIR)
+    assert f"tls.sni[0].certificate: {tmp_path / 'cert2.pem'} expires on" in expiring
+    assert f"tls.sni[0].key: {tmp_path / 'key2.pem'} can be read by everybody" in readable
+
+
+def test_certificate_of_another_key_is_an_error(
+    findings: Findings, certificate: Callable[..., Path]
+) -> None:
+    certificate()
+    certificate(name="cert2.pem")
+    (found,) = findings(LISTENER, TLS.replace("key.pem", "key2.pem"), MAILBOXES, MAILDIR)
+    assert found.startswith("error: tls.certificate: ")
+    assert "no pair" in found
+
+
+def test_missing_certificate_is_an_error(findings: Findings, tmp_path: Path) -> None:
+    assert findings(LISTENER, TLS, MAILBOXES, MAILDIR) == [
+        f"error: tls.certificate: {tmp_path / 'cert.pem'}: No such file or directory"
+    ]
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o640, False), (0o644, True)], ids=oct)
+def test_key_that_everybody_can_read_is_warned_about(
+    mode: int, warned: bool, findings: Findings, certificate: Callable[..., Path]
+) -> None:
+    certificate().chmod(mode)
+    found = findings(LISTENER, TLS, MAILBOXES, MAILDIR)
+    assert ("can be read by everybody" in "".join(found)) is warned
+
+
+def test_password_file_that_everybody_can_read_is_warned_about(
+    findings: Findings, tmp_path: Path
+) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.touch()
+    passwords.chmod(0o644)
+    plugin = '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
+    assert findings(LISTENER, MAILBOXES, plugin, MAILDIR) == [
+        f"warning: plugins[1].path: {passwords} can be read by everybody (chmod o-r)"
+    ]
+
+
+def test_one_mistake_does_not_hide_another(findings: Findings) -> None:
+    found = findings(LISTENER, TLS, MAILBOXES.replace("domains", "domain"), MAILDIR)
+    assert [line.split(": ")[1] for line in found] == ["tls.certificate", "plugins[0].domain"]

@@ -1,0 +1,422 @@
+import io
+import json
+import os
+import pty
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from minismtp import __version__
+from minismtp.cli import main
+from minismtp.passwords import verify_password
+
+LISTENER = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
+MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
+MAILDIR = '[[plugins]]\nuse = "maildir"\npath = "mail/{local}"\n'
+SOUND = LISTENER + MAILBOXES + MAILDIR
+PLUGIN = """
+from minismtp import hookimpl, plugin
+@plugin
+class Mine:
+    @hookimpl
+    def on_rcpt(self, recipient):
+        pass
+"""
+
+Write = Callable[[str], str]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this machine's configuration away, and its directories clean."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setattr("minismtp.config.DEFAULT_FILE", tmp_path / "no.toml")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Give a function that writes a configuration and gives its name."""
+
+    def to_file(text: str) -> str:
+        path = tmp_path / "x.toml"
+        path.write_text(text)
+        return str(path)
+
+    return to_file
+
+
+BROKEN = {
+    "a table is not closed": ("[[listeners]\n", ": Expected ']]' at the end of an array"),
+    "a key is misspelt": ("[limits]\nmesage_size = 5", "limits.mesage_size: unknown key; did you"),
+    "a size has an odd unit": (
+        '[limits]\nmessage_size = "25 megs"',
+        'limits.message_size: expected a size such as 26214400, "25MiB"',
+    ),
+    "a number is text": (
+        '[limits]\nrecipients = "many"',
+        "limits.recipients: expected integer, got string",
+    ),
+    "nothing listens": ("", "listeners: expected at least one [[listeners]] table"),
+    "an address lacks its port": (
+        LISTENER.replace(":0", ""),
+        "listeners[0].address: expected an address such as",
+    ),
+    "TLS has no certificate": (
+        LISTENER.replace("none", "starttls"),
+        'listeners[0].tls: "starttls" needs certificate and key in [tls]',
+    ),
+    "the certificate is missing": (
+        f'{SOUND}[tls]\ncertificate = "c.pem"\nkey = "k.pem"\n',
+        "c.pem: No such file or directory",
+    ),
+    "the certificate is something else": (
+        f'{SOUND}[tls]\ncertificate = "x.toml"\nkey = "x.toml"\n',
+        "are no pair of PEM certificate and key",
+    ),
+    "passwords would travel in clear": (
+        LISTENER.replace("127.0.0.1", "0.0.0.0") + 'kind = "submission"\n',  # noqa: S104 - text
+        "listeners[0].tls: a submission listener outside loopback must not",
+    ),
+    "no such plugin": (
+        SOUND.replace('"maildir"', '"mialdir"'),
+        "plugins[1].use: no plugin is called 'mialdir'; did you mean 'maildir'?",
+    ),
+    "a plugin's option is misspelt": (
+        SOUND.replace("path", "pth"),
+        "plugins[1].pth: unknown key; did you mean 'path'?",
+    ),
+    "a plugin's option is missing": (
+        f'{LISTENER}[[plugins]]\nuse = "maildir"\n',
+        "plugins[0].path: this key is required",
+    ),
+    "a plugin refuses its options": (
+        SOUND.replace('["example.org"]', "[]"),
+        "plugins[0].domains: expected at least one domain",
+    ),
+    "a plugin's file is missing": (
+        f'{SOUND}[[plugins]]\nuse = "password_file"\npath = "passwords"\n',
+        "passwords: No such file or directory",
+    ),
+    "a plugin names no listener": (
+        f'{SOUND}listeners = ["smpt"]\n',
+        "plugins[1].listeners[0]: no listener is called 'smpt'; did you mean 'smtp'?",
+    ),
+    "two plugins share a name": (SOUND + MAILDIR, "plugins[2].name: 'maildir' is taken by"),
+    "a hook is misspelt": (
+        f'plugin_path = ["."]\n{SOUND}[[plugins]]\nuse = "misspelt"\n',
+        "no hook is called 'on_rctp'; did you mean 'on_rcpt'?",
+    ),
+    "a plugin has a syntax error": (
+        f'plugin_path = ["."]\n{SOUND}[[plugins]]\nuse = "unfinished"\n',
+        "unfinished.py:1:",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_check_refuses_a_configuration_where(
+    case: str, write: Write, tmp_path: Path, capsys: Capture
+) -> None:
+    text, expected = BROKEN[case]
+    (tmp_path / "misspelt.py").write_text(PLUGIN.replace("on_rcpt", "on_rctp"))
+    (tmp_path / "unfinished.py").write_text("class Unfinished(\n")
+    file = write(text)
+    assert main(["check", "--config", file]) == 78
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert lines[0].startswith(f"error: {file}: ")
+    assert expected in lines[0]
+    assert "Traceback" not in output.err
+    assert output.out == ""
+
+
+@pytest.mark.parametrize("command", ["check", "serve", "hooks", "plugins"])
+def test_command_with_a_broken_configuration_ends_with_78_and_one_line(
+    command: str, write: Write, capsys: Capture
+) -> None:
+    file = write("workers = -1")
+    assert main([command, "--config", file]) == 78
+    prefix = "error" if command == "check" else "minismtp"
+    assert capsys.readouterr().err == f"{prefix}: {file}: workers: expected integer >= 0\n"
+
+
+def test_check_accepts_a_sound_configuration(write: Write, capsys: Capture) -> None:
+    assert main(["check", "--strict", "--config", write(SOUND)]) == 0
+    assert capsys.readouterr() == ("configuration ok\n", "")
+
+
+def test_check_accepts_what_runs_without_any_file(capsys: Capture) -> None:
+    assert main(["check", "--strict"]) == 0
+    assert capsys.readouterr() == ("configuration ok\n", "")
+
+
+def test_warnings_fail_only_a_strict_check(write: Write, capsys: Capture) -> None:
+    file = write(LISTENER + MAILBOXES)
+    assert main(["check", "--config", file]) == 0
+    output = capsys.readouterr()
+    assert output.err.startswith(f"warning: {file}: plugins: none of them stores mail")
+    assert output.out == "configuration ok\n"
+    assert main(["check", "--strict", "--config", file]) == 78
+    assert capsys.readouterr().out == ""
+
+
+def test_check_reads_the_file_of_the_environment(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINISMTP_CONFIG", write("workers = -1"))
+    assert main(["check"]) == 78
+
+
+def test_hooks_are_explained_and_put_in_their_order(
+    write: Write, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    filters = (
+        '[[plugins]]\nuse = "mine"\nname = "first"\nmode = "shadow"\n'
+        '[[plugins]]\nuse = "mine"\nname = "second"\nlisteners = ["smtp"]\n'
+    )
+    file = write(f'plugin_path = ["."]\n{LISTENER}{filters}{MAILBOXES}{MAILDIR}')
+    assert main(["hooks", "--config", file]) == 0
+    output = capsys.readouterr().out
+    assert "\nroute(session, envelope, recipient)\n    Say where a recipient's copy goes" in output
+    assert "\non_stop()\n" in output
+    order = output.partition(f"Order of the plugins ({file}):\n")[2].splitlines()
+    assert "    on_rcpt: first (shadow), second (only on smtp)" in order
+    assert "    route: mailboxes" in order
+
+
+def test_plugins_are_listed_with_their_options(capsys: Capture) -> None:
+    assert main(["plugins"]) == 0
+    entry = capsys.readouterr().out.partition("maildir (minismtp ")[2].partition("\n\n")[0]
+    lines = entry.splitlines()
+    assert lines[0] == f"{__version__})"
+    assert lines[1].startswith("    Store each copy in the Maildir")
+    assert "    path: path, required" in lines
+    assert any(line.startswith("    sync: ") and 'default "file"' in line for line in lines)
+
+
+def test_plugin_that_cannot_be_used_is_listed_with_the_reason(
+    write: Write, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "needy.py").write_text("import not_installed_anywhere\n")
+    assert main(["plugins", "--config", write(f'plugin_path = ["."]\n{SOUND}')]) == 0
+    output = capsys.readouterr().out
+    assert f"needy ({tmp_path / 'needy.py'})\n    cannot be used: " in output
+    assert "No module named 'not_installed_anywhere'" in output
+
+
+def test_schema_is_json_with_the_shipped_plugins(capsys: Capture) -> None:
+    assert main(["schema"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    alternatives = document["properties"]["plugins"]["items"]["oneOf"]
+    assert {"maildir", "mailboxes", "password_file"} <= {item["title"] for item in alternatives}
+
+
+def test_version_is_told(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"minismtp {__version__}\n"
+
+
+def test_help_lists_the_commands(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(f"\n    {name} " in output for name in ("serve", "check", "hooks", "plugins"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["chek"], ["check", "--strickt"], ["passwd", "file"], ["check", "--config"]]
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
+    assert main(arguments) == 2
+    assert "usage: minismtp" in capsys.readouterr().err
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Give a function that puts octets where standard input is read."""
+
+    def put(octets: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(octets)))
+
+    return put
+
+
+Typed = Callable[[bytes], None]
+
+
+def users(path: Path) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in path.read_text().splitlines())
+
+
+def test_passwd_makes_a_file_for_its_owner_alone(typed: Typed, tmp_path: Path) -> None:
+    typed(b"se:cret word\r\nmore\n")
+    path = tmp_path / "passwords"
+    assert main(["passwd", str(path), "anna"]) == 0
+    assert verify_password("se:cret word", users(path)["anna"])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_passwd_replaces_one_user_and_keeps_the_rest(typed: Typed, tmp_path: Path) -> None:
+    path = tmp_path / "passwords"
+    path.write_text("# staff\nanna:old\nannabel:x\nbob:y\n")
+    path.chmod(0o640)
+    typed(b"new\n")
+    assert main(["passwd", str(path), "anna"]) == 0
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# staff"
+    assert lines[1].startswith("anna:$scrypt$")
+    assert lines[2:] == ["annabel:x", "bob:y"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_passwd_takes_the_scheme(typed: Typed, tmp_path: Path) -> None:
+    typed(b"secret\n")
+    assert main(["passwd", "--scheme", "argon2id", str(tmp_path / "passwords"), "anna"]) == 0
+    assert users(tmp_path / "passwords")["anna"].startswith("$argon2id$")
+
+
+def test_passwd_writes_through_a_symbolic_link(typed: Typed, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real")
+    typed(b"secret\n")
+    assert main(["passwd", str(tmp_path / "link"), "anna"]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert "anna" in users(tmp_path / "real")
+
+
+def test_passwd_removes_a_user(tmp_path: Path) -> None:
+    path = tmp_path / "passwords"
+    path.write_text("anna:x\nbob:y\n")
+    assert main(["passwd", "--remove", str(path), "anna"]) == 0
+    assert path.read_text() == "bob:y\n"
+
+
+def test_passwd_cannot_remove_who_is_not_there(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "passwords"
+    path.write_text("bob:y\n")
+    assert main(["passwd", "--remove", str(path), "anna"]) == 1
+    assert capsys.readouterr().err == f"minismtp: {path}: no user is called 'anna'\n"
+    assert path.read_text() == "bob:y\n"
+
+
+@pytest.mark.parametrize(
+    ("octets", "expected"),
+    [
+        (b"", "the password is empty"),
+        (b"\n", "the password is empty"),
+        (b"\xff\n", "can't decode"),
+    ],
+    ids=["end of file", "empty", "not UTF-8"],
+)
+def test_passwd_refuses_what_is_no_password(
+    octets: bytes, expected: str, typed: Typed, tmp_path: Path, capsys: Capture
+) -> None:
+    typed(octets)
+    assert main(["passwd", str(tmp_path / "passwords"), "anna"]) == 1
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "passwords").exists()
+
+
+@pytest.mark.parametrize(
+    "user", ["", "a:b", "a\nb", "a\x7f", " a", "a ", "#a", "\udcff"], ids=ascii
+)
+def test_passwd_refuses_a_user_name_that_would_break_the_file(
+    user: str, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(["passwd", str(tmp_path / "passwords"), user]) == 2
+    assert "expected a name without ':'" in capsys.readouterr().err
+    assert not (tmp_path / "passwords").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [(".", "Is a directory"), ("missing/passwords", "No such file or directory")],
+)
+def test_passwd_tells_which_file_cannot_be_written(
+    file: str, expected: str, typed: Typed, capsys: Capture
+) -> None:
+    typed(b"secret\n")
+    assert main(["passwd", file, "anna"]) == 1
+    assert capsys.readouterr().err == f"minismtp: {file}: {expected}\n"
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Give the two ends of a terminal: where a user types, and the program's side."""
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.parametrize(
+    ("again", "status", "expected"),
+    [("secret", 0, ""), ("secert", 1, "minismtp: the two passwords differ\n")],
+)
+def test_passwd_asks_twice_at_a_terminal(
+    again: str, status: int, expected: str, terminal: tuple[int, int], tmp_path: Path
+) -> None:
+    keyboard, screen = terminal
+    path = tmp_path / "passwords"
+    # A session of its own has no /dev/tty: getpass asks on standard input and error.
+    with subprocess.Popen(
+        [sys.executable, "-m", "minismtp", "passwd", str(path), "anna"],
+        stdin=screen,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        said = b""
+        for prompt, answer in ((b"Password: ", "secret"), (b"The same again: ", again)):
+            while not said.endswith(prompt):
+                said += process.stderr.read(1)
+            os.write(keyboard, answer.encode() + b"\n")
+        rest = process.stderr.read().decode()
+    assert process.returncode == status
+    assert rest.lstrip("\n") == expected
+    assert path.exists() is (status == 0)
+
+
+def test_reader_that_has_seen_enough_is_no_reason_for_a_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "minismtp", "schema"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_interrupt_is_quiet(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(io.StringIO):
+        def isatty(self) -> bool:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", Interrupted())
+    assert main(["passwd", "passwords", "anna"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_serve_without_any_file_says_where_mail_goes_and_how_to_send_some(tmp_path: Path) -> None:
+    # Whether the ports are free here does not matter: this is said before they are opened.
+    with subprocess.Popen(
+        [sys.executable, "-m", "minismtp", "serve"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(5)]
+        process.terminate()
+    assert f"{tmp_path / 'state' / 'mail'}" in said[1]
+    assert "| curl --url smtp://127.0.0.1:2525 --mail-from me@example.org" in said[4]
+    assert "--mail-rcpt me@localhost --upload-file -" in said[4]

@@ -1,0 +1,305 @@
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minismtp.log import Bridge, Log, bind, bridge, describe, unbind
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+ANYTHING = st.text(max_size=20)  # what may come from a peer, a library or an attacker
+
+
+class Written:
+    """A file for a log, and what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.file = path.open("ab")
+
+    @property
+    def descriptor(self) -> int:
+        return self.file.fileno()
+
+    @property
+    def lines(self) -> list[str]:
+        text = self._path.read_bytes().decode()
+        assert not text or text.endswith("\n")
+        return text.splitlines()
+
+    @property
+    def line(self) -> str:
+        [line] = self.lines
+        return line
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Written]:
+    found = Written(tmp_path / "log")
+    yield found
+    found.file.close()
+
+
+def parse(line: str) -> tuple[str, str, dict[str, str]]:
+    """Read a line of text back: level, event and fields."""
+    found = re.fullmatch(
+        rf'{TIME} (\w+) ("(?:[^"\\]|\\.)*"|[^="]*?)((?: \w+=(?:"(?:[^"\\]|\\.)*"|\S+))*)', line
+    )
+    assert found is not None, line
+    pairs = re.findall(r' (\w+)=("(?:[^"\\]|\\.)*"|\S+)', found[3])
+    values = {key: json.loads(value) if value[0] == '"' else value for key, value in pairs}
+    return found[1], json.loads(found[2]) if found[2][:1] == '"' else found[2], values
+
+
+def test_line_is_time_level_event_and_fields(written: Written) -> None:
+    Log(descriptor=written.descriptor).info(
+        "session closed", peer="192.0.2.1", seconds=1.5, count=3
+    )
+    assert re.fullmatch(
+        rf"{TIME} info session closed peer=192\.0\.2\.1 seconds=1\.5 count=3", written.line
+    )
+
+
+def test_value_that_is_not_plain_is_quoted(written: Written) -> None:
+    Log(descriptor=written.descriptor).info("x", a="two words", b="", c='"', d="a=b", e="ü")
+    assert written.line.endswith(r' a="two words" b="" c="\"" d="a=b" e="ü"')
+
+
+def test_json_line_has_the_same_fields(written: Written) -> None:
+    log = Log(style="json", descriptor=written.descriptor)
+    log.warning("not stored", id="a.1", size=3, path=Path("/x"))
+    found = json.loads(written.line)
+    assert re.fullmatch(TIME, found.pop("time"))
+    assert found == {
+        "level": "warning",
+        "event": "not stored",
+        "id": "a.1",
+        "size": 3,
+        "path": "/x",
+    }
+
+
+@given(event=ANYTHING, value=ANYTHING)
+def test_text_line_gives_every_value_back(
+    event: str, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = Written(tmp_path_factory.mktemp("log") / "log")
+    with found.file:
+        Log(descriptor=found.descriptor).info(event or "event", value=value, last=1)
+        level, parsed, fields = parse(found.line)
+    assert (level, parsed) == ("info", event or "event")
+    assert fields == {"value": value, "last": "1"}
+
+
+@given(event=ANYTHING, value=ANYTHING)
+def test_json_line_gives_every_value_back(
+    event: str, value: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found = Written(tmp_path_factory.mktemp("log") / "log")
+    with found.file:
+        Log(style="json", descriptor=found.descriptor).info(event, value=value)
+        line = json.loads(found.line)
+    assert (line["event"], line["value"]) == (event, value)
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize(
+    "separator",
+    ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029", "\0", "\x1b", "\u202e"],
+    ids=ascii,
+)
+def test_nobody_can_begin_a_line_or_steer_a_terminal(
+    separator: str, style: str, written: Written
+) -> None:
+    text = f"a{separator}2026-01-01T00:00:00.000Z info auth success"
+    Log(style=style, descriptor=written.descriptor).info(text, helo=text)
+    assert len(written.lines) == 1
+    assert separator not in written.line
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_level_is_the_least_that_is_logged(
+    level: str, expected: list[str], written: Written
+) -> None:
+    log = Log(level=level, descriptor=written.descriptor)
+    log.debug("x")
+    log.info("x")
+    log.warning("x")
+    log.error("x")
+    assert [line.split()[1] for line in written.lines] == expected
+
+
+def test_bound_fields_stand_in_front_on_this_thread_only(written: Written) -> None:
+    log = Log(descriptor=written.descriptor)
+    bind(session="abc")
+    bind(id="abc.1")
+    log.info("x", peer="p")
+    thread = threading.Thread(target=log.info, args=("other",))
+    thread.start()
+    thread.join()
+    unbind("id")
+    log.info("y")
+    unbind()
+    log.info("z")
+    assert [line[25:] for line in written.lines] == [
+        "info x session=abc id=abc.1 peer=p",
+        "info other",
+        "info y session=abc",
+        "info z",
+    ]
+
+
+def test_exception_is_one_line_with_its_traceback(written: Written) -> None:
+    try:
+        os.environ["NO_SUCH_KEY"]
+    except KeyError as error:
+        Log(descriptor=written.descriptor).exception("failed", error, plugin="p")
+    level, event, fields = parse(written.line)
+    assert (level, event, fields["plugin"]) == ("error", "failed", "p")
+    assert fields["error"] == "KeyError: 'NO_SUCH_KEY'"
+    assert fields["traceback"].startswith("Traceback (most recent call last):\n")
+    assert fields["traceback"].endswith("\nKeyError: 'NO_SUCH_KEY'")
+
+
+def test_lone_surrogate_is_written_as_an_escape(written: Written) -> None:
+    Log(descriptor=written.descriptor).info("x", value="a\udc80b")
+    assert parse(written.line)[2] == {"value": "a\udc80b"}
+
+
+def test_description_of_an_exception_never_fails() -> None:
+    class Broken(Exception):  # noqa: N818 - its text is what counts
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert describe(ValueError("boom")) == "ValueError: boom"
+    assert describe(Broken()).startswith("Broken: ")
+
+
+def test_ordinary_lines_may_wait_and_leave_by_themselves() -> None:
+    reading, writing = os.pipe()
+    log = Log(descriptor=writing)
+    log.start()
+    log.info("first")
+    assert b" info first\n" in os.read(reading, 1000)
+    log.info("second")
+    assert b" info second\n" in os.read(reading, 1000)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_warning_leaves_at_once_behind_what_waits(written: Written) -> None:
+    log = Log(descriptor=written.descriptor)
+    log.start()
+    for number in range(100):
+        log.info("x", number=number)
+    log.warning("last")
+    assert [line.split()[-1] for line in written.lines] == [
+        *[f"number={number}" for number in range(100)],
+        "last",
+    ]
+
+
+def test_lines_of_many_threads_stay_whole_and_in_order(written: Written) -> None:
+    log = Log(descriptor=written.descriptor)
+    log.start()
+
+    def work(name: str) -> None:
+        for number in range(100):
+            (log.warning if number % 10 == 0 else log.info)("x", thread=name, number=number)
+
+    threads = [threading.Thread(target=work, args=(str(n),)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.flush()
+    found: dict[str, list[int]] = {}
+    for line in written.lines:
+        fields = parse(line)[2]
+        found.setdefault(fields["thread"], []).append(int(fields["number"]))
+    assert found == {str(n): [*range(100)] for n in range(4)}
+
+
+def test_closed_descriptor_ends_nothing(tmp_path: Path) -> None:
+    found = Written(tmp_path / "log")
+    log = Log(descriptor=found.descriptor)
+    found.file.close()
+    log.error("nobody hears it")
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """Give the root logger, which is as before when the test is over."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("root")
+def test_lines_of_the_standard_library_come_over_the_bridge(written: Written) -> None:
+    bridge(Log(descriptor=written.descriptor), "info")
+    bind(session="abc")
+    logging.getLogger("third.party").info("%s of %d", "one", 2)
+    logging.getLogger("third.party").debug("not said")
+    unbind()
+    level, event, fields = parse(written.line)
+    assert (level, event) == ("info", "one of 2")
+    assert fields == {"session": "abc", "logger": "third.party"}
+
+
+@pytest.mark.parametrize(
+    ("number", "level"),
+    [(10, "debug"), (15, "debug"), (20, "info"), (25, "info"), (30, "warning"), (50, "error")],
+)
+def test_levels_of_the_standard_library_become_ours(
+    number: int, level: str, written: Written
+) -> None:
+    log = Log(level="debug", descriptor=written.descriptor)
+    record = logging.LogRecord("name", number, "", 0, "text", None, None)
+    Bridge(log).emit(record)
+    assert parse(written.line)[0] == level
+
+
+@pytest.mark.usefixtures("root")
+def test_traceback_comes_over_the_bridge_on_the_same_line(written: Written) -> None:
+    bridge(Log(descriptor=written.descriptor), "info")
+    try:
+        int("x")
+    except ValueError:
+        logging.getLogger("third.party").exception("failed\nbadly")
+    _, event, fields = parse(written.line)
+    assert event == "failed\nbadly"
+    assert fields["traceback"].startswith("Traceback")
+
+
+@pytest.mark.usefixtures("root")
+def test_message_that_looks_like_fields_is_quoted(written: Written) -> None:
+    bridge(Log(descriptor=written.descriptor), "info")
+    logging.getLogger("third.party").info("session=forged")
+    assert parse(written.line) == ("info", "session=forged", {"logger": "third.party"})
+
+
+@pytest.mark.usefixtures("root")
+def test_bad_format_string_of_a_library_is_not_the_callers_failure(
+    written: Written, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bridge(Log(descriptor=written.descriptor), "info")
+    logging.getLogger("third.party").info("%d", "one")
+    assert written.lines == []
+    assert "Logging error" in capsys.readouterr().err

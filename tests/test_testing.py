@@ -1,0 +1,196 @@
+from dataclasses import field, replace
+from pathlib import Path
+
+import pytest
+
+from minismtp import Reject, ServerInfo, hookimpl, plugin
+from minismtp.config import Config, Limits, PluginConfig
+from minismtp.guard import Failure
+from minismtp.settings import ByteSize, ConfigError
+from minismtp.testing import Dialogue, Mailroom
+
+
+def configuration(tmp_path: Path, *plugins: dict[str, object]) -> Config:
+    document: dict[str, object] = {
+        "hostname": "mx.example.org",
+        "state_directory": "state",
+        "listeners": [
+            {"name": "smtp", "address": "127.0.0.1:0", "tls": "none"},
+            {"name": "lmtp", "address": "127.0.0.1:0", "tls": "none", "kind": "lmtp"},
+        ],
+        "plugins": [*plugins],
+    }
+    return Config.build(document, file="mini.toml", base=tmp_path)
+
+
+def test_banner_and_replies_are_text() -> None:
+    dialogue = Dialogue()
+    assert dialogue.banner == "220 mx.example.org ESMTP minismtp\r\n"
+    assert dialogue.send("HELO client.example") == "250 mx.example.org greets client.example"
+
+
+def test_octets_go_in_and_come_out_as_they_are() -> None:
+    assert Dialogue().send_raw(b"NOOP\r\nRSE") == b"250 2.0.0 ok\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "stored"),
+    [
+        ("Subject: x\n\n.dot\n..two\n", b"Subject: x\r\n\r\n.dot\r\n..two\r\n"),
+        (".\n", b".\r\n"),
+        (b"a\r\nb", b"a\r\nb\r\n"),
+        ("ü", "ü\r\n".encode()),
+        ("", b"\r\n"),
+    ],
+    ids=repr,
+)
+def test_mail_is_sent_whole_with_dots_and_line_ends(content: str | bytes, stored: bytes) -> None:
+    mailroom = Mailroom()
+    assert Dialogue(mailroom).mail(content).startswith("250 2.0.0 message accepted")
+    assert mailroom.stored["user@example.org"][0].endswith(b" +0000\r\n" + stored)
+
+
+def test_mail_gives_the_first_refusal() -> None:
+    assert Dialogue().mail("x") == "550 5.7.1 relaying denied"
+
+
+def test_mail_over_a_closed_session_gives_nothing() -> None:
+    dialogue = Dialogue()
+    dialogue.send("QUIT")
+    assert dialogue.mail("x") == ""
+
+
+def test_mail_over_lmtp_gives_a_reply_for_each_recipient() -> None:
+    dialogue = Dialogue(Mailroom(), kind="lmtp")
+    replies = dialogue.mail("x", to=("a@example.org", "b@example.org")).splitlines()
+    assert [reply[:9] for reply in replies] == ["250 2.0.0", "250 2.0.0"]
+
+
+def test_session_may_begin_inside_tls_and_logged_in() -> None:
+    mailroom = Mailroom()
+    dialogue = Dialogue(mailroom, kind="submission", tls=True, login="alice")
+    assert dialogue.mail("x").startswith("250")
+    assert b" with ESMTPSA " in mailroom.stored["user@example.org"][0]
+
+
+def test_limits_are_those_given() -> None:
+    dialogue = Dialogue(limits=Limits(message_size=ByteSize(1000)))
+    assert "250-SIZE 1000\n" in dialogue.send("EHLO client.example")
+
+
+def test_plugins_of_one_class_are_told_apart_in_the_metrics() -> None:
+    dialogue = Dialogue(Mailroom(), Mailroom())
+    dialogue.mail("x")
+    labels = {"hook": "route", "verdict": "answer"}
+    assert dialogue.count("hook_verdicts_total", plugin="mailroom", **labels) == 1
+    assert dialogue.count("hook_verdicts_total", plugin="mailroom-2", **labels) == 0
+    assert dialogue.count("hook_verdicts_total", plugin="unknown", **labels) == 0
+
+
+def test_plugin_may_come_with_its_table() -> None:
+    dialogue = Dialogue((PluginConfig(use="mailroom", name="local"), Mailroom()))
+    dialogue.mail("x")
+    assert dialogue.count("storage_duration_seconds_count", plugin="local") == 1
+
+
+def test_table_for_another_listener_leaves_the_plugin_out() -> None:
+    dialogue = Dialogue((PluginConfig(use="mailroom", listeners=["other"]), Mailroom()))
+    assert dialogue.mail("x").startswith("550")
+
+
+def test_wrong_plugin_is_refused_as_in_a_configuration() -> None:
+    @plugin
+    class Wrong:
+        @hookimpl
+        def on_mial(self) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"plugins\[0\]\.use: plugin 'wrong' .*'on_mail'"):
+        Dialogue(Wrong())
+
+
+def test_service_with_other_rules_may_be_given() -> None:
+    dialogue = Dialogue(Mailroom())
+    other = Dialogue(
+        service=replace(dialogue.service, hostname="other.example"), metrics=dialogue.metrics
+    )
+    assert other.banner.startswith("220 other.example ")
+    assert other.count("connections_total", listener="test", result="accepted") == 2
+
+
+def test_configured_session_uses_listener_and_plugins(tmp_path: Path) -> None:
+    config = configuration(
+        tmp_path,
+        {"use": "mailboxes", "domains": ["example.org"]},
+        {"use": "maildir", "path": "mail/{local}"},
+    )
+    dialogue = Dialogue.configured(config, "lmtp", peer="unix")
+    assert dialogue.banner == "220 mx.example.org LMTP minismtp\r\n"
+    assert dialogue.mail("Subject: x\n\n" + "y\n" * 200_000).startswith("250")
+    [stored] = (tmp_path / "mail/user/new").iterdir()
+    assert stored.read_bytes().endswith(b"Subject: x\r\n\r\n" + b"y\r\n" * 200_000)
+    assert dialogue.count("messages_total", listener="lmtp", outcome="stored") == 1
+
+
+def test_configured_session_begins_and_ends_the_plugins(tmp_path: Path) -> None:
+    (tmp_path / "started.py").write_text(
+        "from minismtp import hookimpl, plugin\n"
+        "@plugin\n"
+        "class Started:\n"
+        "    @hookimpl\n"
+        "    def on_start(self, server):\n"
+        "        self.path = server.state_directory / 'started'\n"
+        "        self.path.touch()\n"
+        "    @hookimpl\n"
+        "    def on_stop(self):\n"
+        "        self.path.unlink()\n"
+    )
+    config = replace(configuration(tmp_path, {"use": "started"}), plugin_path=[tmp_path])
+    dialogue = Dialogue.configured(config, "smtp")
+    assert (tmp_path / "state/started").exists()
+    dialogue.close()
+    assert not (tmp_path / "state/started").exists()
+
+
+@pytest.mark.usefixtures("capfd")
+def test_plugin_that_does_not_start_is_a_failure() -> None:
+    @plugin
+    class Broken:
+        @hookimpl
+        def on_start(self) -> None:
+            raise OSError("no database")
+
+    with pytest.raises(Failure, match="plugin 'broken'"):
+        Dialogue(Broken())
+
+
+def test_closed_session_is_over_for_plugins_and_metrics() -> None:
+    @plugin
+    class Lifecycle:
+        seen: list[str] = field(default_factory=list)
+
+        @hookimpl
+        def on_start(self, server: ServerInfo) -> None:
+            self.seen.append(server.role)
+
+        @hookimpl
+        def on_stop(self) -> None:
+            self.seen.append("stopped")
+
+    lifecycle = Lifecycle()
+    dialogue = Dialogue(lifecycle)
+    assert dialogue.count("connections_active", listener="test") == 1
+    dialogue.close()
+    assert dialogue.count("connections_active", listener="test") == 0
+    assert lifecycle.seen == ["worker", "stopped"]
+
+
+def test_example_of_the_documentation_works() -> None:
+    @plugin
+    class BadHelo:
+        names: list[str]
+
+        @hookimpl
+        def on_helo(self) -> None:
+            raise Reject("your name is not welcome here")
+
+    assert Dialogue(BadHelo(names=["localhost"])).send("EHLO localhost").startswith("550")
