@@ -1,9 +1,11 @@
 """How many sessions the whole server has, in all and for each address (layer 2).
 
-The table lies in shared memory made before the fork, so the limits hold exactly over all workers.
-A row is one session: the peer's address and the slot of its worker. Every change happens under a
-POSIX record lock, which the kernel releases when a worker is killed; the supervisor then clears the
-rows of its slot. One entry costs about 5 us with 2,000 sessions.
+The counts lie in shared memory made before the fork, so the limits hold exactly over all workers.
+They are kept for each slot apart: when a worker is killed, the supervisor takes back what its slot
+held. Every change happens under a lock that the kernel releases when its holder dies.
+
+Addresses are rows of a hash table with linear probing; a row whose last session has left is closed
+by moving later ones up, so the table never fills with graves. One entry costs about 5 us.
 """
 
 from __future__ import annotations
@@ -12,16 +14,27 @@ import fcntl
 import ipaddress
 import mmap
 import os
+import struct
 import threading
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+SLOTS: Final = 128  # more processes than any server runs, two generations of them included
 _ADDRESS: Final = 16  # octets; IPv4 as an IPv4-mapped IPv6 address
-_ROW: Final = _ADDRESS + 4  # the address, the slot plus one
-_FREE: Final = bytes(_ROW)
-_UNKNOWN: Final = bytes(_ADDRESS)  # the row of a peer without an address: a unix socket, a balancer
+_COUNT: Final = struct.Struct("=I")
+_SLOTS: Final = struct.Struct(f"={SLOTS}I")
+_COUNTS: Final = _COUNT.size + _SLOTS.size  # the total, then one count for each slot
+_ROW: Final = _ADDRESS + _COUNTS
 
-Ticket: TypeAlias = int
 Refusal: TypeAlias = Literal["sessions", "address"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A session's place: the slot of its worker, and the packed address, "" = not known."""
+
+    slot: int
+    address: bytes
 
 
 class SharedLock:
@@ -50,8 +63,9 @@ class Admission:
     def __init__(self, limit: int, per_address: int) -> None:
         self._limit = limit
         self._per_address = per_address
-        size = max(limit, 1) * _ROW
-        self._rows = mmap.mmap(-1, size)
+        self._capacity = 2 * limit + 1  # never more than half full, so probing stays short
+        self._totals = mmap.mmap(-1, _COUNTS)
+        self._rows = mmap.mmap(-1, self._capacity * _ROW)  # pages that are not touched cost nothing
         self._lock = SharedLock("minismtp-admission")
 
     def enter(self, slot: int, peer: str, *, reserved: int = 0) -> Ticket | Refusal:
@@ -61,54 +75,103 @@ class Admission:
         """
         address = _packed(peer)
         with self._lock:
-            rows = self._rows[: max(self._limit - reserved, 0) * _ROW]
-            if address and self._count(self._rows[:], address) >= self._per_address:
-                return "address"
-            place = _find(rows, _FREE)
-            if place < 0:
+            if _total(self._totals, 0) >= self._limit - reserved:
                 return "sessions"
-            row = (address or _UNKNOWN) + (slot + 1).to_bytes(4, "big")
-            self._rows[place : place + _ROW] = row
-            return place
+            if address and not self._add(slot, address):
+                return "address"
+            _change(self._totals, 0, slot, 1)
+            return Ticket(slot, address)
 
-    def rename(self, ticket: Ticket, peer: str) -> bool:
-        """Say who the peer of a session is after all; False when that address has no place left."""
+    def introduce(self, ticket: Ticket, peer: str) -> Ticket | None:
+        """Say who the peer of a session is after all; None when that address has no place left."""
         address = _packed(peer)
-        if not address:
-            return True
         with self._lock:
-            if self._count(self._rows[:], address) >= self._per_address:
-                return False
-            self._rows[ticket : ticket + _ADDRESS] = address
-            return True
+            if address and not self._add(ticket.slot, address):
+                return None
+            return Ticket(ticket.slot, address)
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back."""
         with self._lock:
-            self._rows[ticket : ticket + _ROW] = _FREE
+            _change(self._totals, 0, ticket.slot, -1)
+            if ticket.address:
+                place = self._find(ticket.address)
+                _change(self._rows, place + _ADDRESS, ticket.slot, -1)
+                self._close_if_empty(place)
 
     def forget(self, slot: int) -> None:
-        """Give back all places of a worker that has died."""
-        mark = (slot + 1).to_bytes(4, "big")
+        """Give back all places of a worker that has died, whatever it was doing to the table."""
         with self._lock:
-            for place in range(0, self._limit * _ROW, _ROW):
-                if self._rows[place + _ADDRESS : place + _ROW] == mark:
-                    self._rows[place : place + _ROW] = _FREE
+            self._totals[:] = _without(self._totals[:], slot)
+            rows = {}
+            for place in range(0, self._capacity * _ROW, _ROW):
+                address = self._rows[place : place + _ADDRESS]
+                if any(address):
+                    # A row that was being moved stands here twice; only the first is in use.
+                    found = self._find(address)
+                    rows[address] = _without(self._rows[found + _ADDRESS : found + _ROW], slot)
+            self._rows[:] = bytes(len(self._rows))
+            for address, counts in rows.items():
+                if any(counts):
+                    place = self._find(address)
+                    self._rows[place : place + _ROW] = address + counts
 
-    def _count(self, rows: bytes, address: bytes) -> int:
-        count, place = 0, _find(rows, address)
-        while place >= 0 and count < self._per_address:
-            count += 1
-            place = _find(rows, address, place + _ROW)
-        return count
+    def _add(self, slot: int, address: bytes) -> bool:
+        place = self._find(address)
+        counts = place + _ADDRESS
+        if _total(self._rows, counts) >= self._per_address:
+            return False
+        self._rows[place:counts] = address
+        _change(self._rows, counts, slot, 1)
+        return True
+
+    def _find(self, address: bytes) -> int:
+        """Give the place of an address's row, or of the free row that it would take."""
+        place = self._home(address)
+        while (found := self._rows[place : place + _ADDRESS]) != address and any(found):
+            place = self._next(place)
+        return place
+
+    def _close_if_empty(self, place: int) -> None:
+        if _total(self._rows, place + _ADDRESS):
+            return
+        size, later = self._capacity * _ROW, place
+        while True:
+            later = self._next(later)
+            address = self._rows[later : later + _ADDRESS]
+            if not any(address):
+                break
+            # A row may move up unless that takes it above the place where its probing begins.
+            home = self._home(address)
+            if (home - place - 1) % size >= (later - place) % size:
+                self._rows[place : place + _ROW] = self._rows[later : later + _ROW]
+                place = later
+        self._rows[place : place + _ROW] = bytes(_ROW)
+
+    def _home(self, address: bytes) -> int:
+        # The seed of `hash` is inherited by the fork, and nobody outside knows it.
+        return hash(address) % self._capacity * _ROW
+
+    def _next(self, place: int) -> int:
+        return (place + _ROW) % (self._capacity * _ROW)
 
 
-def _find(rows: bytes, wanted: bytes, start: int = 0) -> int:
-    """Give the place of the first row that begins with `wanted`, or -1."""
-    place = rows.find(wanted, start)
-    while place >= 0 and place % _ROW:
-        place = rows.find(wanted, place + 1)
-    return place
+def _total(memory: mmap.mmap, counts: int) -> int:
+    total: int = _COUNT.unpack_from(memory, counts)[0]
+    return total
+
+
+def _change(memory: mmap.mmap, counts: int, slot: int, amount: int) -> None:
+    for at in (counts, counts + (1 + slot) * _COUNT.size):
+        # Never below 0: until `forget`, a worker killed between the two has left them apart.
+        _COUNT.pack_into(memory, at, max(_total(memory, at) + amount, 0))
+
+
+def _without(counts: bytes, slot: int) -> bytes:
+    """Give counts without those of one slot, and with the total that the others make."""
+    held = list(_SLOTS.unpack_from(counts, _COUNT.size))
+    held[slot] = 0
+    return _COUNT.pack(sum(held)) + _SLOTS.pack(*held)
 
 
 def _packed(peer: str) -> bytes:

@@ -177,13 +177,22 @@ class Connection:
 
     def _linger(self) -> None:
         """Let the last reply arrive: closing with unread input would reset the connection."""
-        if self._receiver.reason == "quit":
+        self._close_tls()
+        if self._receiver.reason == "quit" and not self._receiver.unread:
             return
         self.due = self._service.clock() + 1.0
         socket.socket.shutdown(self._socket, socket.SHUT_WR)
         for _ in range(_LINGER):
             if not socket.socket.recv(self._socket, _CONTENT):
                 return
+
+    def _close_tls(self) -> None:
+        """Say close_notify, so that the peer knows nothing was cut off; await no answer."""
+        if isinstance(self._socket, ssl.SSLSocket):
+            self._socket.settimeout(0)
+            with contextlib.suppress(OSError, ValueError):
+                self._socket.unwrap()
+            self._socket.settimeout(None)
 
     def _note(self, error: OSError) -> None:
         """Remember why the session ended without its own doing."""

@@ -40,7 +40,7 @@ def open_listeners(listeners: list[Listener], *, file: str = "") -> dict[str, so
 
 
 def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
-    """Give the sockets that systemd hands over, by name (sd_listen_fds_with_names)."""
+    """Give the sockets that systemd hands over, by name; raises ListenError."""
     if environment.get("LISTEN_PID") != str(pid):
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")
@@ -49,7 +49,10 @@ def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
     for offset in range(count):
         sock = socket.socket(fileno=_FIRST_DESCRIPTOR + offset)
         os.set_inheritable(sock.fileno(), False)
-        found[names[offset] if offset < len(names) else f"unknown-{offset}"] = sock
+        name = names[offset] if offset < len(names) else f"unknown-{offset}"
+        if name in found:
+            raise ListenError(f"systemd hands over two sockets {name!r}; each needs its own name")
+        found[name] = sock
     return found
 
 

@@ -163,6 +163,9 @@ def _context(tls: TlsConfig, certificate: Path, key: Path, file: str, where: str
     context.minimum_version = _VERSIONS[tls.minimum_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+    # SMTP says itself where a message ends, so an end without close_notify cuts nothing off, and
+    # the reply to it still goes out; without the option OpenSSL makes a fatal alert of it.
+    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     _load_pair(context, certificate, key, file, where)
     return context
 

@@ -1,0 +1,235 @@
+"""One connection: deadlines that trickling cannot push on, TLS, and peers that vanish."""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Client, Launch, Running, TlsFiles
+
+TIMEOUT = "421 4.4.2 mx.example.org timeout"
+LISTENERS = """
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+
+[[listeners]]
+name = "submissions"
+address = "127.0.0.1:0"
+kind = "submission"
+tls = "implicit"
+"""
+LIMITS = """
+[limits]
+command_timeout = "1s"
+data_timeout = "1500ms"
+session_timeout = "5s"
+"""
+
+
+@pytest.fixture(scope="module")
+def hasty(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
+    """Run a server with short timeouts."""
+    with launch(tls_files.table, LIMITS, listeners=LISTENERS) as server:
+        yield server
+
+
+def trickle(client: Client, data: bytes) -> None:
+    """Send `data` slowly, over and over, until the server says something."""
+    while True:
+        for octet in data:
+            if select.select([client.socket], [], [], 0.2)[0]:
+                return
+            client.send(bytes([octet]))
+
+
+def test_silent_client_hears_421(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.greet()
+        assert client.rest() == f"{TIMEOUT}\r\n"
+
+
+def test_command_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.reply()
+        trickle(client, b"N" * 100)
+        assert client.rest() == f"{TIMEOUT}\r\n"
+
+
+def test_content_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.begin_data("trickle@example.org")
+        trickle(client, b"line\r\n")
+        assert client.rest() == f"{TIMEOUT}\r\n"
+    assert hasty.mail("trickle") == []
+
+
+def test_many_chunks_do_not_buy_time(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.greet()
+        client.command("MAIL FROM:<>")
+        client.command("RCPT TO:<chunks@example.org>")
+        reply = "250"
+        while reply.startswith("250"):
+            client.send("BDAT 1\r\nx")
+            reply = client.reply()
+        assert reply == TIMEOUT
+    assert hasty.mail("chunks") == []
+
+
+def test_session_ends_however_busy_it_is(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.greet()
+        reply = "250"
+        while reply.startswith("250"):
+            reply = client.command("NOOP")
+        assert reply == TIMEOUT
+
+
+def test_handshake_that_never_starts_ends_the_session(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.greet()
+        assert client.command("STARTTLS").startswith("220 ")
+        # No reply would be right here: the client waits for TLS.
+        assert client.rest() == ""
+
+
+def test_implicit_handshake_that_never_starts_ends_the_session(hasty: Running) -> None:
+    with hasty.connect("submissions") as client:
+        assert client.rest() == ""
+
+
+def test_handshake_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
+    with hasty.connect("submissions") as client:
+        # The beginning of a TLS record that holds a ClientHello of 16 KiB.
+        trickle(client, b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03" + bytes(1000))
+        assert client.rest() == ""
+
+
+def test_timeout_inside_tls_is_told_inside_tls(hasty: Running, tls_files: TlsFiles) -> None:
+    with hasty.connect() as client:
+        client.greet()
+        client.command("STARTTLS")
+        client.secure(tls_files.client())
+        client.command("EHLO client.example")
+        assert client.rest() == f"{TIMEOUT}\r\n"
+
+
+def test_client_that_never_reads_is_cut(hasty: Running) -> None:
+    with hasty.connect() as client:
+        client.reply()
+        client.command("EHLO never-reads.example")
+        while select.select([], [client.socket], [], 0.5)[1]:
+            client.socket.send(b"HELP\r\n" * 1000)
+        hasty.wait_for_log(r"session closed .* reason=timeout .*helo=never-reads\.example")
+
+
+def connected(port: int) -> bool:
+    """Whether a TCP connection from this port is still open on the server's side."""
+    established = "01"
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(
+        line.split()[2].endswith(f":{port:04X}") and line.split()[3] == established
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize("unfinished", [b"", b"half a li", b"line\r\n.", b"line\r\n.\r"])
+def test_client_that_vanishes_in_data_leaves_nothing(server: Running, unfinished: bytes) -> None:
+    with server.connect() as client:
+        client.begin_data("vanished@example.org")
+        client.send(b"Subject: x\r\n\r\n" + unfinished)
+        port = client.socket.getsockname()[1]
+    server.wait_until(lambda: not connected(port))
+    assert server.mail("vanished") == []
+
+
+def test_client_that_resets_the_connection_in_data_leaves_nothing(server: Running) -> None:
+    with server.connect() as client:
+        client.begin_data("reset@example.org")
+        client.send(b"Subject: x\r\n\r\n")
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        port = client.socket.getsockname()[1]
+    server.wait_until(lambda: not connected(port))
+    assert server.mail("reset") == []
+
+
+def test_client_that_only_stops_sending_hears_its_replies(server: Running) -> None:
+    with server.connect() as client:
+        client.reply()
+        client.send("NOOP\r\nNOOP\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.rest() == "250 2.0.0 ok\r\n250 2.0.0 ok\r\n"
+
+
+def test_last_reply_arrives_though_more_was_sent(server: Running) -> None:
+    with server.connect() as client:
+        client.greet()
+        # What the server has not read when it closes must not become a reset.
+        client.send(b"STARTTLS\r\n" + b"x" * 100_000)
+        assert client.rest().startswith("421 4.7.0 ")
+
+
+def test_reply_to_quit_arrives_though_more_was_sent(server: Running) -> None:
+    with server.connect() as client:
+        client.greet()
+        client.send(b"QUIT\r\n" + b"NOOP\r\n" * 20_000)
+        assert client.rest() == "221 2.0.0 mx.example.org closing connection\r\n"
+
+
+def test_end_of_a_session_inside_tls_is_told_to_tls(server: Running, tls_files: TlsFiles) -> None:
+    # RFC 8446 section 6.1: without close_notify the client cannot tell the end from an attack.
+    with server.connect("submissions") as client:
+        client.secure(tls_files.client(), ragged=False)
+        client.greet()
+        client.send("QUIT\r\n")
+        assert client.rest() == "221 2.0.0 mx.example.org closing connection\r\n"
+
+
+def test_plain_text_on_the_port_of_tls_is_refused_and_logged(server: Running) -> None:
+    with server.connect("submissions") as client:
+        client.send("EHLO client.example\r\n")
+        port = client.socket.getsockname()[1]
+        server.wait_until(lambda: not connected(port))
+    server.wait_for_log(r"TLS handshake failed session=\w+ peer=127\.0\.0\.1")
+
+
+def test_client_that_does_not_trust_us_ends_its_session_only(
+    server: Running, tls_files: TlsFiles
+) -> None:
+    with server.connect("submissions") as client, pytest.raises(ssl.SSLCertVerificationError):
+        client.secure(ssl.create_default_context())
+    with server.connect("submissions") as client:
+        client.secure(tls_files.client())
+        assert client.reply().startswith("220 ")
+
+
+def test_what_was_said_in_clear_is_forgotten_inside_tls(
+    server: Running, tls_files: TlsFiles
+) -> None:
+    with server.connect() as client:
+        client.greet()
+        client.command("STARTTLS")
+        client.secure(tls_files.client())
+        # RFC 3207 section 4.2: the client must greet again.
+        assert client.command("MAIL FROM:<>").startswith("503 5.5.1 ")
+        assert "STARTTLS" not in client.command("EHLO client.example")
+
+
+def test_each_session_leaves_one_line_that_says_how_it_ended(server: Running) -> None:
+    with server.connect() as client:
+        client.reply()
+        client.command("EHLO told-apart.example")
+        client.command("QUIT")
+        assert client.rest() == ""
+    line = server.wait_for_log(r"session closed .*helo=told-apart\.example.*")[0]
+    assert re.search(r"peer=127\.0\.0\.1 listener=smtp reason=quit .* commands=2 ", line)
+    assert " transactions=0 " in line

@@ -1,0 +1,239 @@
+"""Listening sockets: opened here, or handed over by systemd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from minismtp.config import Listener
+from minismtp.listen import ListenError, adopt, open_listeners, open_socket
+from minismtp.scalars import SocketAddress
+
+if TYPE_CHECKING:
+    from conftest import Configure, Start
+
+TWO = """
+[[listeners]]
+name = "first"
+address = "127.0.0.1:0"
+tls = "none"
+
+[[listeners]]
+name = "second"
+address = "127.0.0.1:0"
+tls = "none"
+"""
+# What systemd does before it starts a service: descriptors from 3 on, names, our process id.
+HAND_OVER = """
+import fcntl, os, sys
+descriptors, names, command = sys.argv[1].split(","), sys.argv[2], sys.argv[3:]
+copies = [fcntl.fcntl(int(descriptor), fcntl.F_DUPFD, 100) for descriptor in descriptors]
+for number, copy in enumerate(copies, 3):
+    os.dup2(copy, number)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(copies)), LISTEN_FDNAMES=names)
+os.execv(command[0], command)
+"""
+
+
+def open_one(address: str, *, file: str = "") -> socket.socket:
+    return open_socket(SocketAddress.parse(address), key="listeners[0].address", file=file)
+
+
+@pytest.fixture
+def bound() -> Iterator[list[socket.socket]]:
+    """Give two listening sockets on ports that the kernel chose."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    yield sockets
+    for sock in sockets:
+        sock.close()
+
+
+def hand_over(sockets: list[socket.socket], names: str, *command: str) -> tuple[str, ...]:
+    """Give the command that runs another one with sockets as systemd hands them over."""
+    numbers = ",".join(str(sock.fileno()) for sock in sockets)
+    return (sys.executable, "-c", HAND_OVER, numbers, names, *command)
+
+
+def test_socket_takes_connections() -> None:
+    with (
+        open_one("127.0.0.1:0") as sock,
+        socket.create_connection(sock.getsockname()) as client,
+    ):
+        assert client.getpeername() == sock.getsockname()
+
+
+def test_accept_does_not_wait_for_a_client() -> None:
+    with open_one("127.0.0.1:0") as sock, pytest.raises(BlockingIOError):
+        sock.accept()
+
+
+def test_port_in_use_is_named_with_file_key_and_reason(bound: list[socket.socket]) -> None:
+    port = bound[0].getsockname()[1]
+    with pytest.raises(ListenError) as caught:
+        open_one(f"127.0.0.1:{port}", file="m.toml")
+    assert str(caught.value) == (
+        f"m.toml: listeners[0].address: cannot listen on 127.0.0.1:{port}: Address already in use"
+    )
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1:25: Cannot assign requested address"):
+        open_one("192.0.2.1:25")
+
+
+def test_port_of_an_ended_session_can_be_taken_again() -> None:
+    with open_one("127.0.0.1:0") as sock:
+        address = sock.getsockname()
+        with socket.create_connection(address) as client:
+            # Who closes first keeps the port in TIME_WAIT.
+            sock.setblocking(True)
+            sock.accept()[0].close()
+            assert client.recv(1) == b""
+    open_one(f"127.0.0.1:{address[1]}").close()
+
+
+def test_ipv6_socket_leaves_the_port_of_ipv4_free() -> None:
+    with open_one("[::]:0") as sock:
+        port = sock.getsockname()[1]
+        with open_one(f"127.0.0.1:{port}") as other:
+            assert other.getsockname()[1] == port
+
+
+def test_unix_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
+    open_one(f"unix:{tmp_path}/smtp.sock").close()
+    with open_one(f"unix:{tmp_path}/smtp.sock"), socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/smtp.sock")
+
+
+def test_unix_socket_that_somebody_answers_stays_his(tmp_path: Path) -> None:
+    with open_one(f"unix:{tmp_path}/smtp.sock"), socket.socket(socket.AF_UNIX) as client:
+        with pytest.raises(ListenError, match="Address already in use"):
+            open_one(f"unix:{tmp_path}/smtp.sock")
+        client.connect(f"{tmp_path}/smtp.sock")
+
+
+def test_file_in_the_place_of_a_unix_socket_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "smtp.sock").write_text("precious")
+    with pytest.raises(ListenError, match="Address already in use"):
+        open_one(f"unix:{tmp_path}/smtp.sock")
+    assert (tmp_path / "smtp.sock").read_text() == "precious"
+
+
+def test_listeners_are_opened_under_their_names() -> None:
+    listeners = [
+        Listener(name=name, address=SocketAddress("127.0.0.1", 0), tls="none") for name in "ab"
+    ]
+    sockets = open_listeners(listeners)
+    try:
+        assert list(sockets) == ["a", "b"]
+        assert sockets["a"].getsockname() != sockets["b"].getsockname()
+    finally:
+        for sock in sockets.values():
+            sock.close()
+
+
+@pytest.mark.parametrize("listen_pid", ["", "1"], ids=["nobody", "another process"])
+def test_sockets_handed_to_another_process_are_not_touched(listen_pid: str) -> None:
+    environment = {"LISTEN_PID": listen_pid, "LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
+    assert adopt(environment, os.getpid()) == {}
+
+
+def test_two_sockets_of_one_name_are_refused(bound: list[socket.socket]) -> None:
+    script = "import os; from minismtp.listen import adopt; adopt(dict(os.environ), os.getpid())"
+    done = subprocess.run(
+        hand_over(bound, "smtp:smtp", sys.executable, "-c", script),
+        pass_fds=[sock.fileno() for sock in bound],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ListenError: systemd hands over two sockets 'smtp'" in done.stderr
+
+
+def test_sockets_are_adopted_by_name_and_not_by_order(bound: list[socket.socket]) -> None:
+    script = (
+        "import os; from minismtp.listen import adopt; "
+        "print({n: s.getsockname()[1] for n, s in adopt(dict(os.environ), os.getpid()).items()})"
+    )
+    done = subprocess.run(
+        hand_over(bound, "second:first", sys.executable, "-c", script),
+        pass_fds=[sock.fileno() for sock in bound],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second = (sock.getsockname()[1] for sock in bound)
+    assert done.stdout == f"{ {'second': first, 'first': second} }\n"
+
+
+def test_server_listens_on_the_sockets_of_systemd(
+    configure: Configure, start: Start, bound: list[socket.socket]
+) -> None:
+    command = hand_over(bound, "second:first")
+    server = start(configure(listeners=TWO), command=command, keep=bound)
+    second, first = (sock.getsockname()[1] for sock in bound)
+    assert (server.port("first"), server.port("second")) == (first, second)
+    for sock in bound:
+        sock.close()
+    with server.connect("first") as client:
+        assert client.reply().startswith("220 ")
+
+
+def test_listener_that_systemd_has_no_socket_for_is_opened(
+    configure: Configure, start: Start, bound: list[socket.socket]
+) -> None:
+    command = hand_over(bound[:1], "second")
+    server = start(configure(listeners=TWO), command=command, keep=bound)
+    assert server.port("second") == bound[0].getsockname()[1]
+    with server.connect("first") as client:
+        assert client.reply().startswith("220 ")
+
+
+def test_socket_that_no_listener_is_named_after_stops_the_start(
+    configure: Configure, bound: list[socket.socket]
+) -> None:
+    config = configure()
+    done = subprocess.run(
+        hand_over(
+            bound[:1], "smpt", sys.executable, "-m", "minismtp", "serve", "--config", str(config)
+        ),
+        pass_fds=[bound[0].fileno()],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"minismtp: {config}: systemd hands over a socket 'smpt'; no listener is called so\n"
+    )
+
+
+def test_server_that_systemd_starts_on_demand_answers_the_first_connection(
+    configure: Configure, require_program: Callable[[str], str]
+) -> None:
+    program = require_program("systemd-socket-activate")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve = (sys.executable, "-m", "minismtp", "serve", "--config", configure())
+    systemd = subprocess.Popen(
+        [program, f"--listen=127.0.0.1:{port}", "--fdname=smtp", *serve],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert systemd.stderr is not None
+        assert b"Listening on" in systemd.stderr.readline()
+        with socket.create_connection(("127.0.0.1", port), 60) as client:
+            assert client.recv(100).startswith(b"220 mx.example.org ")
+    finally:
+        os.killpg(systemd.pid, signal.SIGKILL)
+        systemd.communicate()
