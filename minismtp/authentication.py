@@ -6,25 +6,17 @@ import base64
 from collections.abc import Callable
 from typing import Final
 
+from minismtp import replies
 from minismtp.backoff import wait_for_turn
 from minismtp.envelope import Credentials
 from minismtp.events import Authenticated
-from minismtp.reply import Reply, Verdict
+from minismtp.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64
 
-_SUCCESS: Final = Reply(235, "authentication succeeded", "2.7.0")
-_FAILURE: Final = Reply(535, "authentication credentials invalid", "5.7.8")
-_CANCELLED: Final = Reply(501, "authentication cancelled", "5.7.0")
-_UNAVAILABLE: Final = Reply(454, "temporary authentication failure", "4.7.0")
-_UNENCRYPTED: Final = Reply(538, "encryption required for this mechanism", "5.7.11")
-_UNKNOWN: Final = Reply(504, "mechanism not supported", "5.5.4")
-_NOT_OFFERED: Final = Reply(502, "AUTH is not offered here", "5.5.1")
-_ONCE: Final = Reply(503, "already authenticated", "5.5.1")
-_WAIT: Final = Reply(454, "too many failed logins from your address, wait", "4.7.0")
 _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 
 
@@ -47,17 +39,17 @@ class Authentication:
     def begin(self, command: Auth) -> Reply:
         """Answer AUTH: a challenge, or the outcome when an initial response says it all."""
         if self._session.login is not None:
-            return _ONCE  # RFC 4954 section 4
+            return replies.ALREADY_AUTHENTICATED  # RFC 4954 section 4
         makers = self._makers()
         if not makers:
-            return _NOT_OFFERED
+            return replies.AUTH_NOT_OFFERED
         if not self._allowed():
-            return _UNENCRYPTED
+            return replies.ENCRYPTION_REQUIRED
         maker = makers.get(command.mechanism)
         if maker is None:
-            return _UNKNOWN
+            return replies.UNKNOWN_MECHANISM
         if not self._wait_for_turn():
-            return _WAIT
+            return replies.AUTH_WAIT
         self._mechanism, self._username = command.mechanism, ""
         self._exchange = maker()
         challenge = next(self._exchange)
@@ -70,9 +62,9 @@ class Authentication:
         """Answer a line of the exchange."""
         exchange = self._exchange
         if exchange is None:
-            return _CANCELLED
+            return replies.AUTH_CANCELLED
         if line == b"*":
-            return self._end("cancelled", _CANCELLED)
+            return self._end("cancelled", replies.AUTH_CANCELLED)
         try:
             return _challenge(exchange.send(decode_base64(line)))
         except StopIteration as done:
@@ -80,13 +72,13 @@ class Authentication:
         except SyntaxProblem as problem:
             return self._end("cancelled", Reply(501, str(problem), "5.5.2"))
         except sasl.SaslProblem:
-            return self._end("failure", _FAILURE)
+            return self._end("failure", replies.BAD_CREDENTIALS)
         except Verdict as verdict:
-            return self._end("error", _as_unavailable(verdict))
+            return self._refused(verdict)
 
     def abandon(self) -> None:
         """Drop the exchange, for instance because a line was too long."""
-        self._end("cancelled", _CANCELLED)
+        self._end("cancelled", replies.AUTH_CANCELLED)
 
     def _allowed(self) -> bool:
         return self._session.tls is not None or self._service.clear_auth
@@ -133,15 +125,23 @@ class Authentication:
             try:
                 identity = self._service.hooks.authenticate(self._session, credentials)
             except Verdict as verdict:
-                return self._end("error", _as_unavailable(verdict))
+                return self._refused(verdict)
         if identity is None and self._mechanism in _OAUTH:
             # RFC 7628 section 3.2.3: the reason is a challenge, to be answered before the 535.
             self._exchange = sasl.oauth_failure()
             return _challenge(next(self._exchange))
         if identity is None:
-            return self._end("failure", _FAILURE)
+            return self._end("failure", replies.BAD_CREDENTIALS)
         self._session.login = identity
-        return self._end("success", _SUCCESS)
+        return self._end("success", replies.AUTHENTICATED)
+
+    def _refused(self, verdict: Verdict) -> Reply:
+        """Answer a plugin's refusal: for good counts as a failed login."""
+        result = "failure" if isinstance(verdict, Reject) else "error"
+        reply = self._end(result, _as_unavailable(verdict))
+        if isinstance(verdict, Disconnect):
+            raise verdict
+        return reply
 
     def _end(self, result: str, reply: Reply) -> Reply:
         """Finish the exchange: count it, tell the log, and let a failure wait."""
@@ -177,4 +177,4 @@ def _challenge(text: bytes) -> Reply:
 def _as_unavailable(verdict: Verdict) -> Reply:
     """Give a back end's refusal as AUTH knows it: 454 for whatever may pass, else as it is."""
     reply = verdict.reply
-    return _UNAVAILABLE if reply.category == 4 and reply.code != 421 else reply  # noqa: PLR2004
+    return replies.AUTH_UNAVAILABLE if reply.category == 4 and reply.code != 421 else reply  # noqa: PLR2004

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final, assert_never
 
+from minismtp import replies
 from minismtp.authentication import Authentication
+from minismtp.ehlo import keywords
 from minismtp.events import SessionClosed, SessionOpened
 from minismtp.metrics import COMMANDS
 from minismtp.reply import Disconnect, Reject, Reply, Verdict
@@ -45,24 +47,6 @@ from minismtp.smtp.protocol import (
 from minismtp.transaction import Transaction
 from minismtp.xclient import apply_xclient
 
-_OK: Final = Reply(250, "ok", "2.0.0")
-_GO_AHEAD: Final = Reply(354, "end data with <CR><LF>.<CR><LF>")
-_TLS_READY: Final = Reply(220, "ready to start TLS", "2.0.0")
-_TLS_ACTIVE: Final = Reply(503, "TLS is already active", "5.5.1")
-_NO_TLS: Final = Reply(502, "STARTTLS is not offered here", "5.5.1")
-_AUTH_REQUIRED: Final = Reply(530, "authentication required", "5.7.0")
-_TOO_BIG: Final = Reply(552, "message exceeds the maximum size", "5.3.4")
-_TLS_REQUIRED: Final = Reply(530, "REQUIRETLS needs TLS", "5.7.10")
-_BINARY_DATA: Final = Reply(503, "BINARYMIME needs BDAT", "5.5.1")
-_CHUNK_OK: Final = Reply(250, "chunk received", "2.0.0")
-_NO_XCLIENT: Final = Reply(550, "XCLIENT is not for you", "5.7.1")
-_UNKNOWN: Final = Reply(500, "command not recognized", "5.5.2")
-_CANNOT_VERIFY: Final = Reply(252, "cannot verify, but will take mail and try", "2.5.2")
-_NO_EXPANSION: Final = Reply(502, "EXPN is not implemented", "5.5.1")
-_HELP: Final = Reply(214, "see RFC 5321; mail to postmaster reaches a person", "2.0.0")
-_PIPELINED: Final = Reply(503, "wait for the reply before you go on")
-_TOO_MANY_ERRORS: Final = Reply(421, "too many bad commands, closing connection", "4.7.0")
-_TOO_MANY_LOGINS: Final = Reply(421, "too many failed logins, closing connection", "4.7.0")
 _BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
 _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at the most
 
@@ -82,7 +66,8 @@ class Receiver:
         self._transaction: Transaction | None = None
         self._origin = session.peer
         self._refused_verb = "OTHER"
-        self._messages = 0
+        self._starved = True  # no event before more input
+        self._transactions = 0
         self._commands = 0
         self._errors = 0
         self._begun = service.clock()
@@ -106,12 +91,17 @@ class Receiver:
     @property
     def pending(self) -> bool:
         """Whether `proceed` has input left to work on."""
-        return self._protocol.buffered and not self.closing and not self.wants_tls
+        return not self._starved and not self.closing and not self.wants_tls
 
     @property
     def at_boundary(self) -> bool:
         """Whether the peer is between two commands: nothing half said."""
-        return self._protocol.state is not State.DATA and not self._protocol.buffered
+        return not self._protocol.in_content and not self._protocol.buffered
+
+    @property
+    def unread(self) -> bool:
+        """Whether the peer has said more than was answered."""
+        return self._protocol.buffered
 
     def greet(self, *, early: bool = False) -> bytes:
         """Give the banner, or the refusal of a peer that is unwelcome or talked `early`."""
@@ -130,6 +120,8 @@ class Receiver:
             # RFC 5321 section 3.1: 554 or 421; RFC 2034 section 4: no enhanced code in a greeting.
             code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
             reply = Reply(code, f"{service.hostname} {verdict.reply.text}")
+            if isinstance(verdict, Disconnect):
+                self._protocol.close()
             self.reason = "refused"
             service.log.info("connection refused", peer=session.peer, reply=str(reply))
         service.metrics.connections["accepted" if reply.code == 220 else "refused"](1)  # noqa: PLR2004
@@ -149,13 +141,15 @@ class Receiver:
         """Work on what has come in until more is needed or enough replies wait to be sent."""
         output: list[bytes] = []
         size = 0
+        self._starved = False
         while size < _FLUSH:
             event = self._protocol.next_event()
             if isinstance(event, Signal):
+                self._starved = True
                 break
-            replies = self._decide(event)
-            if replies:
-                sent = self._send(*replies)
+            answers = self._decide(event)
+            if answers:
+                sent = self._send(*answers)
                 output.append(sent)
                 size += len(sent)
         return output[0] if len(output) == 1 else b"".join(output)
@@ -167,6 +161,7 @@ class Receiver:
         session.tls = tls
         session.helo = ""
         session.esmtp = False
+        session.login = None
         if self.wants_tls:
             self._protocol.restart()
             self.deadline = min(self._service.clock() + self._command_timeout, self._end)
@@ -193,7 +188,7 @@ class Receiver:
             reason=self.reason,
             seconds=f"{duration:.3f}",
             commands=self._commands,
-            messages=self._messages,
+            transactions=self._transactions,
             helo=session.helo,
             **({"tls": session.tls.version} if session.tls else {}),
         )
@@ -202,17 +197,19 @@ class Receiver:
                 SessionClosed(session.id, session.listener, session.peer, duration, self.reason)
             )
 
-    def _send(self, *replies: Reply) -> bytes:
+    def _send(self, *answers: Reply) -> bytes:
         protocol = self._protocol
         verb = protocol.verb
-        sent = protocol.send_each(list(replies)) if len(replies) > 1 else protocol.send(replies[0])
+        sent = protocol.send_each(list(answers)) if len(answers) > 1 else protocol.send(answers[0])
+        if protocol.state is State.CLOSED and self.reason == "lost":
+            self.reason = "refused"
         now = self._service.clock()
         if protocol.state is State.DATA:
             self.deadline = min(now + self._data_timeout, self._end)
         elif protocol.state is not State.CHUNKS:
             self.deadline = min(now + self._command_timeout, self._end)
         if verb != "CONNECT":
-            self._count(_METRIC_NAMES.get(verb, verb), replies[0])
+            self._count(_METRIC_NAMES.get(verb, verb), answers[0])
         return sent
 
     def _count(self, verb: str, reply: Reply) -> None:
@@ -249,21 +246,22 @@ class Receiver:
             event, Quit
         ):
             self.reason = "logins"
-            return _TOO_MANY_LOGINS
+            return replies.TOO_MANY_LOGINS
         try:
             reply = self._answer(event)
-        except Disconnect as verdict:
-            self.reason = "refused"
-            reply = verdict.reply
-            if reply.code != 421:  # noqa: PLR2004
-                self._protocol.close()
         except Verdict as verdict:
             reply = verdict.reply
+            if isinstance(verdict, Disconnect):
+                self._protocol.close()
+        match event:
+            case Ehlo() | Helo() | Lhlo():
+                # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
+                reply = Reply(reply.code, reply.text)
         if reply.code in _BAD_COMMANDS:
             self._errors += 1
             if self._errors > self._service.limits.errors:
                 self.reason = "errors"
-                return _TOO_MANY_ERRORS
+                return replies.TOO_MANY_ERRORS
         return reply
 
     def _closing_reply(self, reason: str) -> Reply:
@@ -282,9 +280,9 @@ class Receiver:
                 return self._hello(event)
             case Rset():
                 self._drop_transaction()
-                return _OK
+                return replies.OK
             case Noop():
-                return _OK
+                return replies.OK
             case Quit():
                 self.reason = "quit"
                 return Reply(221, f"{self._service.hostname} closing connection", "2.0.0")
@@ -306,71 +304,52 @@ class Receiver:
         session = self.session
         if self._service.strict_pipelining and self._protocol.buffered:
             # RFC 2920 section 3.1: EHLO is the last of a group, its reply must be awaited.
-            return _PIPELINED
-        session.helo = event.name
-        session.esmtp = not isinstance(event, Helo)
+            return replies.PIPELINED
+        before = session.helo, session.esmtp
+        session.helo, session.esmtp = event.name, not isinstance(event, Helo)
         try:
             self._service.hooks.on_helo(session)
-        except Verdict as verdict:
-            # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
-            code = verdict.reply.code
-            return Reply(code, verdict.reply.text)
+            offered = self._offered() if session.esmtp else []
+        except Verdict:
+            session.helo, session.esmtp = before  # RFC 5321 section 4.1.4
+            raise
         self._drop_transaction()
         greeting = f"{self._service.hostname} greets {event.name}"
-        if not session.esmtp:
-            return Reply(250, greeting)
-        return Reply(250, "\n".join([greeting, *self._keywords()]))
+        return Reply(250, "\n".join([greeting, *offered]))
 
-    def _keywords(self) -> list[str]:
-        service, session = self._service, self.session
-        limits = service.limits
-        lines = [
-            "PIPELINING",
-            f"SIZE {int(limits.message_size)}",
-            "8BITMIME",
-            "SMTPUTF8",
-            "ENHANCEDSTATUSCODES",
-            "CHUNKING",
-            "BINARYMIME",
-            "DSN",
-            f"LIMITS RCPTMAX={limits.recipients}",
-        ]
-        if service.starttls and session.tls is None:
-            lines.append("STARTTLS")
-        if session.tls is not None:
-            lines.append("REQUIRETLS")
-        if service.trusts_xclient(self._origin):
-            lines.append("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR")
-        mechanisms = self._authentication.mechanisms
-        if mechanisms and session.login is None:
-            lines.append(f"AUTH {' '.join(mechanisms)}")
-        return [*lines, *service.hooks.ehlo_keywords(session)]
+    def _offered(self) -> list[str]:
+        return keywords(
+            self._service,
+            self.session,
+            mechanisms=self._authentication.mechanisms,
+            xclient=self._service.trusts_xclient(self._origin),
+        )
 
     def _starttls(self) -> Reply:
         if self.session.tls is not None:
-            return _TLS_ACTIVE
-        return _TLS_READY if self._service.starttls else _NO_TLS
+            return replies.TLS_ACTIVE
+        return replies.TLS_READY if self._service.starttls else replies.NO_TLS
 
     def _mail(self, event: Mail) -> Reply:
         service, session = self._service, self.session
         if service.kind == "submission" and session.login is None:
-            return _AUTH_REQUIRED  # RFC 6409 section 4.3
+            return replies.AUTH_REQUIRED  # RFC 6409 section 4.3
         if event.size is not None and event.size > service.limits.message_size:
-            return _TOO_BIG  # RFC 1870 section 6.1
+            return replies.TOO_BIG  # RFC 1870 section 6.1
         if event.require_tls and session.tls is None:
-            return _TLS_REQUIRED  # RFC 8689 section 4
-        transaction = Transaction(service, session, event, self._messages + 1)
+            return replies.TLS_REQUIRED  # RFC 8689 section 4
+        transaction = Transaction(service, session, event, self._transactions + 1)
         reply = transaction.begin()
-        self._messages += 1
+        self._transactions += 1
         self._transaction = transaction
         return reply
 
     def _data(self) -> Reply:
         transaction = self._current
         if transaction.envelope.body == "BINARYMIME":
-            return _BINARY_DATA  # RFC 3030 section 3
+            return replies.BINARY_DATA  # RFC 3030 section 3
         transaction.open_content()
-        return _GO_AHEAD
+        return replies.GO_AHEAD
 
     def _begin_chunk(self) -> None:
         transaction = self._current
@@ -379,30 +358,29 @@ class Receiver:
             self.deadline = min(self._service.clock() + self._data_timeout, self._end)
         try:
             transaction.open_content()
-        except Disconnect as verdict:
-            self.reason = "refused"
-            transaction.refuse(verdict.reply)
         except Verdict as verdict:
+            transaction.disconnects = isinstance(verdict, Disconnect)
             transaction.refuse(verdict.reply)
 
     def _finish_chunk(self, *, last: bool) -> list[Reply]:
         transaction = self._current
         if not last and transaction.refused is None:
-            return [_CHUNK_OK]
-        replies = self._finish_content(bare_newline=False, long_line=False)
-        return replies if last else replies[:1]
+            return [replies.CHUNK_OK]
+        answers = self._finish_content(bare_newline=False, long_line=False)
+        return answers if last else answers[:1]
 
     def _finish_content(self, *, bare_newline: bool, long_line: bool) -> list[Reply]:
         transaction = self._current
         self._transaction = None
-        return transaction.finish(bare_newline=bare_newline, long_line=long_line)
+        answers = transaction.finish(bare_newline=bare_newline, long_line=long_line)
+        if transaction.disconnects:
+            self._protocol.close()
+        return answers
 
     def _refused(self, event: Refused) -> Reply:
         self._refused_verb = event.verb
         if self._protocol.verb == "RESPONSE":
             self._authentication.abandon()
-        if event.reply.code == 421:  # noqa: PLR2004
-            self.reason = "refused"
         return event.reply
 
     def _other(self, event: Other) -> Reply:
@@ -414,19 +392,19 @@ class Receiver:
             case "XCLIENT":
                 return self._xclient(event.argument)
             case "VRFY":
-                return _CANNOT_VERIFY
+                return replies.CANNOT_VERIFY
             case "EXPN":
-                return _NO_EXPANSION
+                return replies.NO_EXPANSION
             case "HELP":
-                return _HELP
+                return replies.HELP
             case _:
-                return _UNKNOWN
+                return replies.UNKNOWN_COMMAND
 
     def _xclient(self, argument: str) -> Reply:
         """Let a trusted front end say who it speaks for, and begin anew with a greeting."""
         service, session = self._service, self.session
         if not service.trusts_xclient(self._origin):
-            return _NO_XCLIENT
+            return replies.NO_XCLIENT
         try:
             apply_xclient(session, argument)
         except SyntaxProblem as problem:

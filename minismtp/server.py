@@ -180,9 +180,17 @@ class Server(socketserver.ThreadingTCPServer):
             self._certificates,
             implicit_tls=self.listener.tls == "implicit",
         )
+        place = [admitted]
+
+        def introduce(found: str) -> bool:
+            ticket = self._admission.introduce(admitted, found)
+            if ticket is not None:
+                place[0] = ticket
+            return ticket is not None
+
         if proxied:
-            connection.introduce = lambda found: self._admission.rename(admitted, found)
-        self._sessions.run(connection, lambda: self._admission.leave(admitted))
+            connection.introduce = introduce
+        self._sessions.run(connection, lambda: self._admission.leave(place[0]))
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log what went wrong with one connection before its session began."""

@@ -8,37 +8,27 @@ from __future__ import annotations
 
 from typing import Final
 
+from minismtp import replies
 from minismtp.address import Address
 from minismtp.envelope import Envelope, Local, Recipient, Relay
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.message import Content, ContentWriter, Message
 from minismtp.received import received
-from minismtp.reply import Reply, Verdict
+from minismtp.reply import Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import fix_newlines
 from minismtp.submission import complete, owns_sender
 
-_SENDER_OK: Final = Reply(250, "sender ok", "2.1.0")
-_RECIPIENT_OK: Final = Reply(250, "recipient ok", "2.1.5")
-_NOT_YOURS: Final = Reply(553, "sender address does not belong to your login", "5.7.1")
-_NO_ROUTE: Final = Reply(550, "relaying denied", "5.7.1")
-_NO_OUTBOUND: Final = Reply(451, "mail for other hosts is not taken now", "4.3.5")
-_TOO_MANY: Final = Reply(452, "too many recipients", "4.5.3")
-_NEEDS_UTF8: Final = Reply(553, "address needs SMTPUTF8", "5.6.7")
-_TOO_BIG: Final = Reply(552, "message exceeds the maximum size", "5.3.4")
-_NO_SPACE: Final = Reply(452, "no space to receive the message", "4.3.1")
-_BARE_NEWLINE: Final = Reply(550, "message has a bare CR or LF", "5.6.0")
-_LONG_LINE: Final = Reply(500, "message has a line that is too long", "5.6.0")
-_LONG_HEADER: Final = Reply(552, "header section is too long", "5.3.4")
-_LOOP: Final = Reply(554, "message has come through too many hosts", "5.4.6")
-_NO_STORAGE: Final = Reply(451, "no storage takes this mailbox", "4.3.5")
 _HEAD: Final = 65536  # octets looked at first for the end of the header section
 
 
 class Transaction:
-    """A transaction under way; it is made when MAIL was accepted by the syntax and the rules."""
+    """A transaction under way; it is made when MAIL was accepted by the syntax and the rules.
+
+    `disconnects` says that a plugin wants the connection closed after the reply to the content.
+    """
 
     def __init__(self, service: Service, session: Session, mail: Mail, number: int) -> None:
         self._service = service
@@ -46,6 +36,7 @@ class Transaction:
         self._writer: ContentWriter | None = None
         self._problem: Reply | None = None
         self._asked = False
+        self.disconnects = False
         self.begun = service.clock()
         self.envelope = Envelope(
             id=f"{session.id}.{number}",
@@ -68,9 +59,9 @@ class Transaction:
         """Ask the plugins about the reverse-path; raises Verdict."""
         service, session = self._service, self._session
         if service.match_sender and not owns_sender(service.hooks, session, self.envelope):
-            return _NOT_YOURS
+            return replies.NOT_YOURS
         service.hooks.on_mail(session, self.envelope)
-        return _SENDER_OK
+        return replies.SENDER_OK
 
     def recipient(self, command: Rcpt) -> Reply:
         """Judge and route one recipient; accepted ones join the envelope."""
@@ -90,19 +81,19 @@ class Transaction:
     def _judge(self, recipient: Recipient) -> Reply:
         service, session, envelope = self._service, self._session, self.envelope
         if len(envelope.recipients) >= service.limits.recipients:
-            return _TOO_MANY  # RFC 5321 section 4.5.3.1.10
+            return replies.TOO_MANY  # RFC 5321 section 4.5.3.1.10
         if not envelope.smtputf8 and not recipient.address.is_ascii:
-            return _NEEDS_UTF8  # RFC 6531 section 3.5
+            return replies.NEEDS_UTF8  # RFC 6531 section 3.5
         service.hooks.on_rcpt(session, envelope, recipient)
         recipient.route = service.hooks.route(session, envelope, recipient)
         match recipient.route:
             case None:
-                return _NO_ROUTE
+                return replies.NO_ROUTE
             case Relay():
-                return _NO_OUTBOUND
+                return replies.NO_OUTBOUND
             case Local():
                 envelope.recipients.append(recipient)
-                return _RECIPIENT_OK
+                return replies.RECIPIENT_OK
 
     def _decided(self, recipient: Recipient, reply: Reply) -> None:
         service = self._service
@@ -125,8 +116,8 @@ class Transaction:
     def open_content(self) -> None:
         """Ask the plugins before 354 or the first chunk; raises Verdict."""
         if not self._asked:
-            self._asked = True
             self._service.hooks.on_data(self._session, self.envelope)
+            self._asked = True
         if self._writer is None:
             self._writer = ContentWriter(self._service.spool)
 
@@ -151,13 +142,13 @@ class Transaction:
         if dotted and self._service.fix_newlines:
             data = fix_newlines(data)
         if writer.size + len(data) > self._service.limits.message_size:
-            self.refuse(_TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
+            self.refuse(replies.TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
             return
         try:
             writer.write(data)
         except OSError as error:
-            self._service.log.error("content not written", id=self.envelope.id, error=str(error))
-            self.refuse(_NO_SPACE)
+            self._not_written(error)
+            self.refuse(replies.NO_SPACE)
 
     def abort(self) -> None:
         """Drop what came in; the client has gone or has asked for it."""
@@ -168,33 +159,36 @@ class Transaction:
     def finish(self, *, bare_newline: bool = False, long_line: bool = False) -> list[Reply]:
         """Judge the whole message and store it: one reply, or with LMTP one for each recipient."""
         if bare_newline and not self._service.fix_newlines:
-            self.refuse(_BARE_NEWLINE)
+            self.refuse(replies.BARE_NEWLINE)
         if long_line:
-            self.refuse(_LONG_LINE)
+            self.refuse(replies.LONG_LINE)
         size, outcome = 0, ""
         writer = self._writer
         if writer is None:
-            replies = [self._problem or _NO_SPACE]
+            answers = [self._problem or replies.NO_SPACE]
         else:
             self._writer = None
             size = writer.size
             try:
-                outcome, replies = self._accept(writer)
+                outcome, answers = self._accept(writer)
             except Verdict as verdict:
-                replies = [verdict.reply]
-        if self._service.lmtp and len(replies) == 1:
-            replies *= len(self.envelope.recipients)
-        self._account(outcome or _outcome(replies), size, replies)
-        return replies
+                answers = [self._refusal(verdict)]
+            except OSError as error:
+                self._not_written(error)
+                answers = [replies.NO_SPACE]
+        if self._service.lmtp and len(answers) == 1:
+            answers *= len(self.envelope.recipients)
+        self._account(outcome or _outcome(answers), size, answers)
+        return answers
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         service, session, envelope = self._service, self._session, self.envelope
         content = writer.finish()
         head = _header_section(content, service.limits.headers)
         if head is None:
-            return "rejected", [_LONG_HEADER]
+            return "rejected", [replies.LONG_HEADER]
         if _hops(head) > service.limits.hops:
-            return "rejected", [_LOOP]  # RFC 5321 section 6.3
+            return "rejected", [replies.LOOP]  # RFC 5321 section 6.3
         trace = received(session, envelope)
         if head[:1] in {b" ", b"\t"}:
             # Not a header but a body at once: it must not read as a continuation of our field.
@@ -207,15 +201,15 @@ class Transaction:
         if message.discarded is not None:
             service.log.info("discarded", id=envelope.id, reason=message.discarded)
             return "discarded", [accepted]
-        replies = self._store(message, accepted)
-        if message.quarantined is not None and accepted in replies:
-            return "quarantined", replies
-        return "", replies
+        answers = self._store(message, accepted)
+        if message.quarantined is not None and accepted in answers:
+            return "quarantined", answers
+        return "", answers
 
     def _store(self, message: Message, accepted: Reply) -> list[Reply]:
-        """Store each mailbox's copy once; SMTP answers with the first failure, if there is one."""
+        """Store each mailbox's copy once; SMTP stops at the first failure and answers with it."""
         done: dict[Address, Reply] = {}
-        replies = []
+        answers = []
         for recipient in self.envelope.recipients:
             reply = accepted
             for mailbox in _mailboxes(recipient):
@@ -223,19 +217,26 @@ class Transaction:
                     done[mailbox] = self._deliver(message, mailbox, accepted)
                 if reply is accepted:
                     reply = done[mailbox]
-            replies.append(reply)
-        if self._service.lmtp:
-            return replies
-        return [next((r for r in replies if r is not accepted), accepted)]
+                if reply is not accepted and not self._service.lmtp:
+                    return [reply]  # the client keeps the whole message
+            answers.append(reply)
+        return answers if self._service.lmtp else [accepted]
 
     def _deliver(self, message: Message, mailbox: Address, accepted: Reply) -> Reply:
         try:
             stored = self._service.hooks.deliver(self.envelope, message, mailbox)
         except Verdict as verdict:
-            return verdict.reply
-        return accepted if stored else _NO_STORAGE
+            return self._refusal(verdict)
+        return accepted if stored else replies.NO_STORAGE
 
-    def _account(self, outcome: str, size: int, replies: list[Reply]) -> None:
+    def _refusal(self, verdict: Verdict) -> Reply:
+        self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
+        return verdict.reply
+
+    def _not_written(self, error: OSError) -> None:
+        self._service.log.error("content not written", id=self.envelope.id, error=str(error))
+
+    def _account(self, outcome: str, size: int, answers: list[Reply]) -> None:
         service, envelope = self._service, self.envelope
         service.metrics.messages[outcome](1)
         if size:
@@ -249,10 +250,10 @@ class Transaction:
             to=",".join([str(recipient.address) for recipient in envelope.recipients]),
             size=size,
             seconds=f"{service.clock() - self.begun:.4f}",
-            reply=str(replies[0]),
+            reply=str(answers[0]),
         )
         if service.hooks.observed:
-            for reply in replies:
+            for reply in answers:
                 service.hooks.observe(
                     MessageDecided(self._session.id, envelope.id, size, outcome, reply)
                 )
@@ -264,9 +265,9 @@ def _mailboxes(recipient: Recipient) -> tuple[Address, ...]:
     return mailboxes or (recipient.address,)
 
 
-def _outcome(replies: list[Reply]) -> str:
+def _outcome(answers: list[Reply]) -> str:
     """Name the ending of a message: stored as soon as one copy is."""
-    best = min(reply.category for reply in replies)
+    best = min(reply.category for reply in answers)
     return {2: "stored", 4: "deferred"}.get(best, "rejected")
 
 
@@ -277,6 +278,8 @@ def _hops(head: bytes) -> int:
 
 def _header_section(content: Content, limit: int) -> bytes | None:
     """Give the header section, None when it is longer than `limit` octets."""
+    if content.head(2) == b"\r\n":
+        return b""
     for size in (min(_HEAD, limit), limit):
         head = content.head(size)
         for end in (b"\r\n\r\n", b"\n\n"):

@@ -19,10 +19,11 @@ LAYERS = {
     "values": "reply address stash files passwords",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "envelope headers message session received tls spool config metrics dns state"
-    " events log admission backoff board scalars schema reference sections settings xclient",
+    " events log replies admission backoff board scalars schema reference sections settings"
+    " xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
-    "receiver": "receiver authentication service submission transaction",
+    "receiver": "receiver authentication ehlo service submission transaction",
     "sockets": "connection listen server testing",
     "roles": "worker endpoint"
     " outbound outbound.schedule outbound.destination outbound.client outbound.dsn outbound.runner",
