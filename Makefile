@@ -2,17 +2,19 @@
 #   make run                      a mail server on 127.0.0.1:2525
 #   make test ARGS="-k maildir"   all tests, or pytest's arguments
 #   make check                    ruff, mypy, layers
+#   make fuzz SECONDS=600         random peers against the running server
 #   make services                 the Debian packages that some tests talk to (root or sudo)
 #   PYTHON=python3.13 make test   the same with another Python, in a virtual environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 ARGS ?=
+SECONDS ?= 600
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check coverage services clean
+.PHONY: run test check fuzz coverage services clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -25,6 +27,9 @@ check: $(VENV)/.installed-test build/typing/minismtp_plugins
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --quiet tests/test_layers.py
+
+fuzz: $(VENV)/.installed-test
+	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s tests/test_fuzz.py $(ARGS)
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
