@@ -6,6 +6,7 @@ What plugin authors import stands here; everything else is internal.
 from minismtp.address import Address
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay
 from minismtp.files import WatchedFiles, atomic_write, make_directory, sync_directory
+from minismtp.groupsync import GroupSync
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.message import Content, Message
 from minismtp.passwords import check_stored_password, verify_password
@@ -23,6 +24,7 @@ __all__ = [
     "Defer",
     "Disconnect",
     "Envelope",
+    "GroupSync",
     "Local",
     "Message",
     "Recipient",

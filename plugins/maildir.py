@@ -1,12 +1,21 @@
 r"""Store mail in Maildirs, so that no crash loses what was acknowledged or shows half a message.
 
-One delivery is: create NAME in tmp/ exclusively, write, fsync the file, link it into new/ (which
-never overwrites), unlink it from tmp/, fsync new/. Only then is the message acknowledged. A crash
-- before the link leaves at most a file in tmp/, which no reader looks at and the next attempt with
+One delivery is: create NAME in tmp/ exclusively, lock it, write, sync, rename it into new/. Only
+then is the message acknowledged. NAME ends with `,S=` and the size, so a file tells whether it is
+whole. A crash
+- before the sync leaves at most a file in tmp/, which no reader looks at and the next attempt with
   the same name replaces. new/ shows nothing, and nothing was acknowledged.
-- after the link leaves the whole message in new/, as the file was synced first; until new/ is
-  synced a power cut may take the entry back, but nothing was acknowledged.
-- after the fsync of new/ changes nothing any more: content and entry are on disk.
+- after the rename leaves the message in new/, or, when the power fails before the file system has
+  written the rename, in tmp/ again: whole, as it was synced there.
+So what is whole in tmp/ and locked by nobody was left by a crash. When the server starts, such
+files are synced and moved into new/ (`_rescue`). What was not acknowledged may come with them, and
+again from the sender: at least once, never lost.
+
+`sync = "file"` syncs the file, and after the rename new/ as well, so not even the time until the
+next start passes before an acknowledged message is seen. `sync = "group"` syncs the file system,
+once for all that are being delivered, by all workers (`GroupSync`): that covers the file and its
+entry in tmp/.
+
 NAME is made from the envelope alone, so a delivery repeated after a crash finds what the first one
 left, in new/ or moved to cur/ by a reader, syncs its directory and is done.
 
@@ -15,13 +24,18 @@ exists, everything above it and beside it is on disk, whoever made it and howeve
 and the ordinary delivery has nothing to look up.
 """
 
-# ruff: noqa: PTH108, PTH116, PTH208, S108 - system calls on plain strings: a Path costs more than they
+# ruff: noqa: PTH104, PTH108, PTH116, PTH123, PTH207, PTH208, S108 - system calls on plain strings: a Path costs more than they
 import contextlib
 import errno
+import fcntl
+import glob
 import logging
 import os
 import re
 import socket
+import threading
+import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from string import Formatter
@@ -32,6 +46,7 @@ from minismtp import (
     Address,
     Defer,
     Envelope,
+    GroupSync,
     Message,
     ServerInfo,
     hookimpl,
@@ -47,6 +62,8 @@ _LONGEST_VALUE = 120
 _LONGEST_HOST = 100
 # What a reader does now can bear a time a little before now: the kernel stamps by clock ticks.
 _CLOCK_SLACK = 2.0
+_OURS = re.compile(r"[0-9]+\.M[0-9]{6}I.*,S=([0-9]+)")
+_STALE = 36 * 3600.0  # seconds after which tmp/ may be cleared, by the Maildir specification
 
 
 @plugin
@@ -58,11 +75,12 @@ class Maildir:
     a digest, so that each mailbox has a directory of its own below the fixed part. Directories are
     made as needed, for the server's user alone. Messages that a filter has quarantined go to the
     Maildir++ folder .Quarantine. The files begin with Return-Path and Delivered-To; CRLF line ends
-    are kept. `sync = "file"` syncs each message by itself.
+    are kept. `sync = "file"` syncs each message by itself, `sync = "group"` all that are being
+    delivered at once.
     """
 
     path: Path
-    sync: Literal["file"] = "file"
+    sync: Literal["file", "group"] = "file"
 
     def __post_init__(self) -> None:
         self._template = str(self.path)
@@ -77,11 +95,16 @@ class Maildir:
         varying = [number for number, part in enumerate(self.path.parts) if "{" in part]
         self._own_levels = len(self.path.parts) - varying[0] if varying else 1
         self._host = _escape(socket.gethostname())[:_LONGEST_HOST]
+        self._groups: dict[int, GroupSync] = {}  # by device
+        self._state = Path()
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the configured host name for the names of files."""
+        """Take the configured host name, and bring back what a crash has left in tmp/."""
         self._host = _escape(server.hostname)[:_LONGEST_HOST]
+        self._state = server.state_directory
+        if server.slot == 0 and server.role == "worker":
+            threading.Thread(target=self._rescue, name="maildir", daemon=True).start()
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
@@ -109,7 +132,9 @@ class Maildir:
     def _store(self, box: str, envelope: Envelope, message: Message, mailbox: Address) -> None:
         # `time.unique part.host` of the Maildir specification, from what a repetition has too.
         seconds, microseconds = divmod(round(envelope.arrived * 1_000_000), 1_000_000)
-        name = f"{seconds}.M{microseconds:06}I{_escape(envelope.id)}.{self._host}"
+        trace = _trace(envelope, mailbox)
+        size = len(trace) + message.size
+        name = f"{seconds}.M{microseconds:06}I{_escape(envelope.id)}.{self._host},S={size}"
         temporary = f"{box}/tmp/{name}"
         if found := _find(box, name, envelope.arrived):
             with contextlib.suppress(FileNotFoundError):
@@ -119,14 +144,29 @@ class Maildir:
         descriptor = _create(temporary)
         try:
             try:
-                message.write_to(descriptor, before=_trace(envelope, mailbox))
-                _publish(descriptor, temporary, f"{box}/new", name)
+                if self.sync == "file":
+                    message.write_to(descriptor, before=trace)
+                    _publish(descriptor, temporary, f"{box}/new", name)
+                else:
+                    group = self._group(descriptor, box)
+                    ticket = group.ticket()
+                    message.write_to(descriptor, before=trace)
+                    group.commit(ticket)
+                    os.rename(temporary, f"{box}/new/{name}")
             finally:
                 os.close(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+    def _group(self, descriptor: int, box: str) -> GroupSync:
+        """Give the group of the file system that a file is on: Maildirs may lie on several."""
+        device = os.fstat(descriptor).st_dev
+        group = self._groups.get(device)
+        if group is None:
+            group = self._groups[device] = GroupSync(box, self._state / f"sync-{device}")
+        return group
 
     def _make_directories(self, box: Path, folder: Path) -> None:
         # Also the levels that exist already: one may have been made just before a crash.
@@ -138,6 +178,39 @@ class Maildir:
                 (maildir / "maildirfolder").touch(mode=0o600)
             for name in ("new", "cur", "tmp"):
                 make_directory(maildir / name)
+
+    def _rescue(self) -> None:
+        """Move what is whole in tmp/ and locked by nobody into new/, and remove what is stale."""
+        for temporary in self._temporaries():
+            try:
+                if _rescue_file(temporary):
+                    _log.info("found after a crash, now in new/: %s", temporary)
+            except OSError as error:
+                _log.warning("left in tmp/: %s: %s", temporary, error)
+
+    def _temporaries(self) -> Iterator[str]:
+        parts = [glob.escape(part) for part in re.split(r"\{(?:domain|local)\}", self._template)]
+        for folder in ("", "/.Quarantine"):
+            yield from glob.iglob("*".join(parts) + f"{folder}/tmp/[0-9]*")
+
+
+def _rescue_file(temporary: str) -> bool:
+    folder, _, name = temporary.rpartition("/tmp/")
+    match = _OURS.fullmatch(name)
+    if match is None:
+        return False
+    with contextlib.suppress(FileNotFoundError), open(temporary, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # being written
+        status = os.fstat(file.fileno())
+        if status.st_size == int(match[1]):
+            _publish(file.fileno(), temporary, f"{folder}/new", name)
+            return True
+        if status.st_mtime < time.time() - _STALE:
+            os.unlink(temporary)
+    return False
 
 
 def _find(box: str, name: str, arrived: float) -> str | None:
@@ -155,20 +228,21 @@ def _find(box: str, name: str, arrived: float) -> str | None:
 
 
 def _create(path: str) -> int:
+    """Make a file that nobody else will take for one that a crash has left."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     try:
-        return os.open(path, flags, 0o600)
+        descriptor = os.open(path, flags, 0o600)
     except FileExistsError:  # left by a crash
         os.unlink(path)
-        return os.open(path, flags, 0o600)
+        descriptor = os.open(path, flags, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def _publish(descriptor: int, temporary: str, new: str, name: str) -> None:
-    """Sync a written file, show it to readers, return once it will stay: the durable step."""
+    """Sync a written file, show it to readers, return once it will stay."""
     os.fsync(descriptor)
-    with contextlib.suppress(FileExistsError):  # the same message, by another attempt
-        os.link(temporary, f"{new}/{name}")
-    os.unlink(temporary)
+    os.rename(temporary, f"{new}/{name}")
     try:
         sync_directory(new)
     except OSError:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
-    "values": "reply address stash files passwords",
+    "values": "reply address stash files groupsync passwords",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "envelope headers message session received tls spool config metrics dns state"
     " events log replies admission backoff board scalars schema reference sections settings"

@@ -1,6 +1,7 @@
 """Storage in Maildirs: the form, the names, and what is left after every kind of failure."""
 
 import errno
+import fcntl
 import mailbox as standard_mailbox
 import os
 import resource
@@ -8,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from minismtp_plugins import maildir
 from minismtp_plugins.maildir import Maildir, path_component
 
-from minismtp import Address, Content, Defer, Envelope, Message, ServerInfo
+from minismtp import Address, Content, Defer, Envelope, GroupSync, Message, ServerInfo
 from minismtp.settings import ConfigError, build
 
 ALICE = Address("alice", "example.org")
@@ -96,9 +98,10 @@ def test_large_message_is_stored_whole(plugin: Maildir, box: Path) -> None:
 
 
 def test_name_is_made_from_the_envelope_and_the_host(plugin: Maildir, box: Path) -> None:
-    plugin.on_start(ServerInfo("mx:1/a", box, role="worker", slot=0))
+    plugin.on_start(ServerInfo("mx:1/a", box.parent, role="worker", slot=0))
     plugin.deliver(make_envelope(arrived=1700000000.000042, id="a:/b"), make_message(), ALICE)
-    name = r"1700000000.M000042Ia\072\057b.mx\0721\057a"
+    size = len(TRACE + TEXT)
+    name = rf"1700000000.M000042Ia\072\057b.mx\0721\057a,S={size}"
     assert [path.name for path in files(box)] == [name]
 
 
@@ -296,7 +299,7 @@ KILLED_CONTENT = b"Subject: x" + b"\r\nline" * 500
 KILLED_DELIVERIES = """
 import itertools, os, signal, sys
 from pathlib import Path
-from minismtp import Address
+from minismtp import Address, ServerInfo
 from minismtp_plugins.maildir import Maildir
 sys.path.insert(0, sys.argv[1])
 from test_plugin_maildir import KILLED_CONTENT, make_envelope, make_message
@@ -315,10 +318,12 @@ for fatal in itertools.count(1):
     if not os.fork():
         os.write = slow
         os.writev = lambda descriptor, pieces: slow(descriptor, b"".join(pieces))
-        for name in "access close fsync link listdir mkdir open stat unlink write writev".split():
+        for name in "access close fsync fstat listdir mkdir open rename stat unlink write".split():
             setattr(os, name, deadly(getattr(os, name), fatal))
+        os.writev = deadly(os.writev, fatal)
         envelope = make_envelope(arrived=1700000000.5)
-        plugin = Maildir(path=Path(sys.argv[2], "{local}"))
+        plugin = Maildir(path=Path(sys.argv[2], "{local}"), sync=sys.argv[3])
+        plugin.on_start(ServerInfo("mx", Path(sys.argv[4]), role="worker", slot=1))
         plugin.deliver(envelope, make_message(KILLED_CONTENT), Address(str(fatal), "example.org"))
         os._exit(0)
     if os.wait()[1] == 0:
@@ -326,11 +331,11 @@ for fatal in itertools.count(1):
 """
 
 
-@pytest.fixture(scope="module")
-def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("killed")
-    here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", KILLED_DELIVERIES, here, str(root)], check=True)
+@pytest.fixture(scope="module", params=["file", "group"])
+def killed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, state = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("state")
+    arguments = [Path(__file__).parent, root, request.param, state]
+    subprocess.run([sys.executable, "-c", KILLED_DELIVERIES, *arguments], check=True)
     return root
 
 
@@ -349,8 +354,11 @@ def test_delivery_killed_at_any_step_shows_no_partial_message(killed: Path) -> N
     assert len(unfinished) > 3, "no delivery was killed while it wrote"
 
 
-def test_delivery_repeated_after_a_kill_leaves_exactly_one_copy(killed: Path) -> None:
+def test_delivery_repeated_after_a_kill_leaves_exactly_one_copy(
+    killed: Path, tmp_path: Path
+) -> None:
     plugin = Maildir(path=killed / "{local}")
+    plugin.on_start(ServerInfo("mx", tmp_path, role="worker", slot=1))
     boxes = list(killed.iterdir())
     assert len(boxes) > 20
     for box in boxes:
@@ -360,6 +368,122 @@ def test_delivery_repeated_after_a_kill_leaves_exactly_one_copy(killed: Path) ->
         (path,) = files(box)
         assert path.parent == box / "new"
         assert path.read_bytes().endswith(b"Received: by us\r\n" + KILLED_CONTENT)
+
+
+# What a crash has left in tmp/
+
+
+def rescue(plugin: Maildir, state: Path, slot: int = 0) -> None:
+    """Start the plugin as a worker does, and wait for what it does then."""
+    plugin.on_start(ServerInfo("mx.example.org", state, role="worker", slot=slot))
+    for thread in threading.enumerate():
+        if thread.name == "maildir":
+            thread.join()
+
+
+def put_back(plugin: Maildir, folder: Path, *, quarantined: bool = False) -> Path:
+    """Deliver a message and put it into tmp/ again, as a power cut may; give where it was."""
+    message = make_message()
+    if quarantined:
+        message.quarantine("suspicious")
+    plugin.deliver(make_envelope(), message, ALICE)
+    (path,) = folder.glob("new/*")
+    path.rename(folder / "tmp" / path.name)
+    return path
+
+
+@pytest.mark.parametrize("quarantined", [False, True])
+def test_whole_message_in_tmp_comes_back_at_the_start(
+    plugin: Maildir, box: Path, tmp_path: Path, *, quarantined: bool
+) -> None:
+    path = put_back(plugin, box / ".Quarantine" if quarantined else box, quarantined=quarantined)
+    rescue(plugin, tmp_path)
+    assert path.read_bytes() == TRACE + TEXT
+    assert not list(box.rglob("tmp/*"))
+
+
+def test_one_worker_looks_for_them(plugin: Maildir, box: Path, tmp_path: Path) -> None:
+    path = put_back(plugin, box)
+    rescue(plugin, tmp_path, slot=1)
+    assert not path.exists()
+
+
+def test_message_that_is_being_written_stays_in_tmp(
+    plugin: Maildir, box: Path, tmp_path: Path
+) -> None:
+    path = put_back(plugin, box)
+    with (box / "tmp" / path.name).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        rescue(plugin, tmp_path)
+    assert not path.exists()
+
+
+def test_writer_keeps_its_file_locked(
+    plugin: Maildir, box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Message.write_to
+
+    def write_and_look(message: Message, descriptor: int, before: bytes) -> int:
+        written = write(message, descriptor, before)
+        rescue(Maildir(path=plugin.path), tmp_path)
+        return written
+
+    monkeypatch.setattr(Message, "write_to", write_and_look)
+    assert plugin.deliver(make_envelope(), make_message(), ALICE) is True
+    assert len(files(box)) == 1
+
+
+@pytest.mark.parametrize(("hours", "kept"), [(35, True), (37, False)])
+def test_part_of_a_message_never_comes_back_and_goes_when_it_is_stale(
+    plugin: Maildir, box: Path, tmp_path: Path, hours: int, *, kept: bool
+) -> None:
+    path = put_back(plugin, box)
+    part = box / "tmp" / path.name
+    part.write_bytes(b"half a mess")
+    then = time.time() - hours * 3600
+    os.utime(part, (then, then))
+    rescue(plugin, tmp_path)
+    assert files(box) == [part] * kept
+
+
+def test_file_of_another_program_in_tmp_is_left_alone(
+    plugin: Maildir, box: Path, tmp_path: Path
+) -> None:
+    plugin.deliver(make_envelope(), make_message(), ALICE)
+    foreign = box / "tmp" / "1700000000.P1Q2.host,S=3"
+    foreign.write_bytes(b"abc")
+    os.utime(foreign, (0, 0))
+    rescue(plugin, tmp_path)
+    assert foreign.exists()
+
+
+def test_group_syncs_what_is_written_before_anybody_sees_it(
+    box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Path]] = []
+
+    def look(_: GroupSync, __: int) -> None:
+        seen.append(files(box))
+
+    monkeypatch.setattr(GroupSync, "commit", look)
+    plugin = Maildir(path=tmp_path / "{domain}" / "{local}", sync="group")
+    plugin.on_start(ServerInfo("mx.example.org", tmp_path, role="worker", slot=1))
+    plugin.deliver(make_envelope(), make_message(), ALICE)
+    (new,) = files(box)
+    assert seen == [[box / "tmp" / new.name]]
+
+
+def test_group_whose_sync_fails_stores_nothing(
+    box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: GroupSync, __: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(GroupSync, "commit", fail)
+    plugin = Maildir(path=tmp_path / "{domain}" / "{local}", sync="group")
+    plugin.on_start(ServerInfo("mx.example.org", tmp_path, role="worker", slot=1))
+    assert_deferred(plugin, make_message(), "451 4.3.0 mailbox cannot be written")
+    assert files(box) == []
 
 
 # Storage that fails
@@ -426,8 +550,9 @@ def test_mailbox_that_cannot_be_written_is_451_and_the_reason_is_logged(
 
 
 def test_message_whose_entry_cannot_be_synced_is_taken_back(
-    plugin: Maildir, box: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, box: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    plugin = Maildir(path=tmp_path / "{domain}" / "{local}", sync="file")
     plugin.deliver(make_envelope(id="first"), make_message(), ALICE)
 
     def fail(_: str) -> None:
@@ -441,7 +566,7 @@ def test_message_whose_entry_cannot_be_synced_is_taken_back(
 def test_copy_of_an_earlier_attempt_counts_only_once_its_directory_is_synced(
     plugin: Maildir, monkeypatch: pytest.MonkeyPatch, box: Path
 ) -> None:
-    """A crash may have come between the link and the sync."""
+    """A crash may have come between the rename and the sync."""
     envelope = make_envelope()
     plugin.deliver(envelope, make_message(), ALICE)
     synced: list[str] = []
