@@ -64,9 +64,10 @@ class Receiver:
         self._protocol = Protocol(lmtp=service.lmtp, line_length=service.limits.line_length)
         self._authentication = Authentication(service, session)
         self._transaction: Transaction | None = None
-        self._origin = session.peer
+        self._origin = ""
         self._refused_verb = "OTHER"
         self._starved = True  # no event before more input
+        self._envelopes = 0
         self._transactions = 0
         self._commands = 0
         self._errors = 0
@@ -107,23 +108,11 @@ class Receiver:
         """Give the banner, or the refusal of a peer that is unwelcome or talked `early`."""
         service, session = self._service, self.session
         self._opened = True
+        self._origin = session.peer  # now: a PROXY header has come before the banner
         service.metrics.active(1)
         if service.hooks.observed:
             service.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
-        banner = "LMTP" if service.lmtp else "ESMTP"
-        reply = Reply(220, f"{service.hostname} {banner} minismtp")
-        try:
-            if early:
-                raise Reject("you talk before the greeting")
-            service.hooks.on_connect(session)
-        except Verdict as verdict:
-            # RFC 5321 section 3.1: 554 or 421; RFC 2034 section 4: no enhanced code in a greeting.
-            code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
-            reply = Reply(code, f"{service.hostname} {verdict.reply.text}")
-            if isinstance(verdict, Disconnect):
-                self._protocol.close()
-            self.reason = "refused"
-            service.log.info("connection refused", peer=session.peer, reply=str(reply))
+        reply = self._banner(early=early)
         service.metrics.connections["accepted" if reply.code == 220 else "refused"](1)  # noqa: PLR2004
         return self._send(reply)
 
@@ -238,7 +227,36 @@ class Receiver:
             case _:
                 return [self._guarded(event)]
 
+    def _banner(self, *, early: bool = False) -> Reply:
+        """Ask the plugins about the peer: 220, or what says that it is unwelcome."""
+        service, session = self._service, self.session
+        try:
+            if early:
+                raise Reject("you talk before the greeting")
+            service.hooks.on_connect(session)
+        except Verdict as verdict:
+            # RFC 5321 section 3.1: 554 or 421; RFC 2034 section 4: no enhanced code in a greeting.
+            code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
+            reply = Reply(code, f"{service.hostname} {verdict.reply.text}")
+            if isinstance(verdict, Disconnect):
+                self._protocol.close()
+            self.reason = "refused"
+            service.log.info("connection refused", peer=session.peer, reply=str(reply))
+            return reply
+        return Reply(220, f"{service.hostname} {'LMTP' if service.lmtp else 'ESMTP'} minismtp")
+
     def _guarded(self, event: Event) -> Reply:
+        """Answer an event, and remember what the metrics are to call it."""
+        if isinstance(event, Refused):
+            self._refused_verb = event.verb
+        reply = self._judged(event)
+        match event:
+            case Ehlo() | Helo() | Lhlo() | Refused(verb="EHLO" | "HELO" | "LHLO"):
+                # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
+                return Reply(reply.code, reply.text)
+        return reply
+
+    def _judged(self, event: Event) -> Reply:
         """Answer an event, whatever the hooks raise, and close on what must not go on."""
         if self._service.draining.is_set() and not isinstance(event, Quit):
             return self._closing_reply("draining")
@@ -253,10 +271,6 @@ class Receiver:
             reply = verdict.reply
             if isinstance(verdict, Disconnect):
                 self._protocol.close()
-        match event:
-            case Ehlo() | Helo() | Lhlo():
-                # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
-                reply = Reply(reply.code, reply.text)
         if reply.code in _BAD_COMMANDS:
             self._errors += 1
             if self._errors > self._service.limits.errors:
@@ -338,10 +352,12 @@ class Receiver:
             return replies.TOO_BIG  # RFC 1870 section 6.1
         if event.require_tls and session.tls is None:
             return replies.TLS_REQUIRED  # RFC 8689 section 4
-        transaction = Transaction(service, session, event, self._transactions + 1)
+        self._envelopes += 1
+        transaction = Transaction(service, session, event, self._envelopes)
         reply = transaction.begin()
-        self._transactions += 1
-        self._transaction = transaction
+        if reply is replies.SENDER_OK:
+            self._transactions += 1
+            self._transaction = transaction
         return reply
 
     def _data(self) -> Reply:
@@ -378,13 +394,11 @@ class Receiver:
         return answers
 
     def _refused(self, event: Refused) -> Reply:
-        self._refused_verb = event.verb
         if self._protocol.verb == "RESPONSE":
             self._authentication.abandon()
         return event.reply
 
     def _other(self, event: Other) -> Reply:
-        self._refused_verb = event.verb
         answer = self._service.hooks.command(self.session, event.verb, event.argument)
         if answer is not None:
             return answer
@@ -410,8 +424,10 @@ class Receiver:
         except SyntaxProblem as problem:
             return Reply(501, str(problem), "5.5.4")
         session.esmtp = False
-        service.hooks.on_connect(session)
-        return Reply(220, f"{service.hostname} ESMTP minismtp")
+        reply = self._banner()
+        if reply.category == 5:  # noqa: PLR2004
+            self._protocol.close()  # the front end would go on as if nothing had been said
+        return reply
 
     @property
     def _current(self) -> Transaction:

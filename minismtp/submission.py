@@ -5,12 +5,18 @@ Fields that are missing are added on top; nothing that the user wrote is ever ch
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from minismtp.address import Address
 from minismtp.envelope import Envelope, Local, Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
 from minismtp.received import date
+from minismtp.reply import Reject
 from minismtp.session import Session
+
+_BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
 
 def complete(envelope: Envelope, message: Message, hostname: str) -> None:
@@ -21,7 +27,7 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     if "Date" not in headers:
         message.prepend("Date", date(envelope.arrived))
     login = envelope.login or ""
-    if "@" in login and "Sender" not in headers and login not in headers.get("From"):
+    if "@" in login and "Sender" not in headers and not _names(headers.get("From"), login):
         message.prepend("Sender", login)
 
 
@@ -36,11 +42,19 @@ def owns_sender(hooks: Hooks, session: Session, envelope: Envelope) -> bool:
         return True
     if str(sender).lower() == login.lower():
         return True
-    route = hooks.route(session, envelope, Recipient(sender))
+    try:
+        route = hooks.route(session, envelope, Recipient(sender))
+    except Reject:
+        return False  # nobody's address
     if not isinstance(route, Local):
         return False
     mailboxes = route.mailboxes or (sender,)
     return any(_is(mailbox, login) for mailbox in mailboxes)
+
+
+def _names(addresses: str, login: str) -> bool:
+    """Look for one address among others, by words: Python's own parser recurses without bound."""
+    return login.lower() in _BETWEEN_ADDRESSES.split(addresses.lower())
 
 
 def _is(mailbox: Address, login: str) -> bool:

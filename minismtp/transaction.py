@@ -6,6 +6,7 @@ was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowl
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from minismtp import replies
@@ -22,6 +23,7 @@ from minismtp.smtp.content import fix_newlines
 from minismtp.submission import complete, owns_sender
 
 _HEAD: Final = 65536  # octets looked at first for the end of the header section
+_EMPTY_LINE: Final = re.compile(rb"\n\r?\n")  # a line ends at LF, as in `headers`: BDAT is exact
 
 
 class Transaction:
@@ -34,6 +36,7 @@ class Transaction:
         self._service = service
         self._session = session
         self._writer: ContentWriter | None = None
+        self._accepted: list[Recipient] = []
         self._problem: Reply | None = None
         self._asked = False
         self.disconnects = False
@@ -50,7 +53,8 @@ class Transaction:
             body=mail.body,
             smtputf8=mail.smtputf8,
             require_tls=mail.require_tls,
-            submitter=mail.submitter,
+            # RFC 4954 section 5: else as AUTH=<>, for nobody has vouched for it.
+            submitter=mail.submitter if session.login is not None else "",
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
         )
@@ -80,10 +84,11 @@ class Transaction:
 
     def _judge(self, recipient: Recipient) -> Reply:
         service, session, envelope = self._service, self._session, self.envelope
-        if len(envelope.recipients) >= service.limits.recipients:
+        if len(self._accepted) >= service.limits.recipients:
             return replies.TOO_MANY  # RFC 5321 section 4.5.3.1.10
-        if not envelope.smtputf8 and not recipient.address.is_ascii:
-            return replies.NEEDS_UTF8  # RFC 6531 section 3.5
+        in_ascii = recipient.address.is_ascii and recipient.original.isascii()
+        if not envelope.smtputf8 and not in_ascii:
+            return replies.NEEDS_UTF8  # RFC 6531 section 3.5, RFC 6533 section 3
         service.hooks.on_rcpt(session, envelope, recipient)
         recipient.route = service.hooks.route(session, envelope, recipient)
         match recipient.route:
@@ -93,6 +98,7 @@ class Transaction:
                 return replies.NO_OUTBOUND
             case Local():
                 envelope.recipients.append(recipient)
+                self._accepted.append(recipient)
                 return replies.RECIPIENT_OK
 
     def _decided(self, recipient: Recipient, reply: Reply) -> None:
@@ -177,7 +183,7 @@ class Transaction:
                 self._not_written(error)
                 answers = [replies.NO_SPACE]
         if self._service.lmtp and len(answers) == 1:
-            answers *= len(self.envelope.recipients)
+            answers *= len(self._accepted)
         self._account(outcome or _outcome(answers), size, answers)
         return answers
 
@@ -210,7 +216,7 @@ class Transaction:
         """Store each mailbox's copy once; SMTP stops at the first failure and answers with it."""
         done: dict[Address, Reply] = {}
         answers = []
-        for recipient in self.envelope.recipients:
+        for recipient in self._accepted:  # whatever plugins did to the list of the envelope
             reply = accepted
             for mailbox in _mailboxes(recipient):
                 if mailbox not in done:
@@ -278,14 +284,13 @@ def _hops(head: bytes) -> int:
 
 def _header_section(content: Content, limit: int) -> bytes | None:
     """Give the header section, None when it is longer than `limit` octets."""
-    if content.head(2) == b"\r\n":
+    if content.head(2).startswith((b"\r\n", b"\n")):
         return b""
     for size in (min(_HEAD, limit), limit):
         head = content.head(size)
-        for end in (b"\r\n\r\n", b"\n\n"):
-            at = head.find(end)
-            if at >= 0:
-                return head[:at]
+        end = _EMPTY_LINE.search(head)
+        if end:
+            return head[: end.start()]
         if content.size <= size:
             return head
     return None

@@ -53,6 +53,6 @@ def _address(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    if not text.isdigit() or int(text) >= _PORT_LIMIT:
+    if not (text.isascii() and text.isdigit()) or int(text) >= _PORT_LIMIT:
         raise SyntaxProblem("XCLIENT PORT is no port")
     return int(text)

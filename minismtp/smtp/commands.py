@@ -179,7 +179,9 @@ def parse(line: bytes) -> Command:
     parser = _PARSERS.get(name)
     verb = name if parser else "OTHER"
     if len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
-        raise CommandProblem(verb, Reply(500, "line too long", "5.5.2"))
+        # RFC 4954 section 6: an authentication line has a code of its own.
+        enhanced = "5.5.6" if verb == "AUTH" else "5.5.2"
+        raise CommandProblem(verb, Reply(500, "line too long", enhanced))
     if name in _HTTP or name.startswith("HTTP/"):
         # No mail client speaks so: somebody's browser is being used against us.
         raise CommandProblem(verb, Reply(421, "this is not a web server", "4.7.0"))

@@ -74,17 +74,20 @@ class DotDecoder:
             self._measure(data)
 
     def _measure(self, data: bytes) -> None:
-        """Look for a line longer than the limit by hopping from limit to limit."""
+        """Look for a line longer than the limit by hopping from limit to limit.
+
+        A bare LF ends a line too: where such content is not refused, it becomes a CRLF.
+        """
         limit, size = self._line_length, len(data)
         start = -self._column
         while size - start > limit:
-            newline = data.rfind(b"\r\n", max(start, 0), start + limit)
+            newline = data.rfind(b"\n", max(start, 0), start + limit)
             if newline < 0:
                 self.long_line = True
                 return
-            start = newline + 2
-        newline = data.rfind(b"\r\n")
-        self._column = size - newline - 2 if newline >= 0 else self._column + size
+            start = newline + 1
+        newline = data.rfind(b"\n")
+        self._column = size - newline - 1 if newline >= 0 else self._column + size
 
 
 def fix_newlines(data: bytes) -> bytes:

@@ -88,11 +88,10 @@ _ALLOWED: Final = frozenset((state, verb) for state, verb, _ in TRANSITIONS)
 _NO_RECIPIENTS: Final = frozenset({(State.REFUSED, "DATA"), (State.REFUSED, "BDAT")})
 _CLOSING: Final = 421  # closes from every state, RFC 5321 section 3.8
 _GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
-_SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO", "5.5.1")
-_SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO", "5.5.1")
+_SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO")
+_SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
-#: Stands for a line that was too long to keep; it is refused for its length wherever it comes.
-_OVERLONG: Final = bytes(LONGEST_LINE)
+_VERB_ROOM: Final = 16  # octets kept of a line that is too long to keep: its verb is among them
 
 
 class Signal(Enum):
@@ -173,7 +172,7 @@ class Protocol:
         self._verb = "CONNECT"
         self._buffer = b""
         self._at = 0
-        self._overlong = False
+        self._overlong = b""
         self._decoder: DotDecoder | None = None
         self._chunk: Bdat | None = None
         self._chunk_refusal: Refused | None = None
@@ -259,27 +258,32 @@ class Protocol:
         return not self._overlong and self._buffer.startswith(_TLS_RECORD, self._at)
 
     def _next_line(self) -> bytes | None:
-        """Give the next whole line without CRLF, `_OVERLONG` for one that is longer than any."""
+        """Give the next whole line without CRLF; of one that is longer than any, only its verb.
+
+        What stands for the rest keeps it too long, so it is refused for that wherever it comes.
+        """
         end = self._buffer.find(b"\r\n", self._at)
         if end < 0:
             if len(self._buffer) - self._at > LONGEST_LINE:
                 # Forget the line but for a CR that may be half of its end; memory stays bounded.
-                self._overlong = True
+                self._overlong = self._overlong or self._buffer[self._at : self._at + _VERB_ROOM]
                 self._buffer = self._buffer[-1:] if self._buffer.endswith(b"\r") else b""
                 self._at = 0
             return None
         line = self._buffer[self._at : end]
         self._at = end + 2
-        if self._overlong or len(line) + 2 > LONGEST_LINE:
-            self._overlong = False
-            return _OVERLONG
+        if self._overlong:
+            line, self._overlong = self._overlong.ljust(LONGEST_LINE, b"\0"), b""
         return line
 
     def _next_command(self, line: bytes) -> Event:
         try:
             command = parse(line)
         except CommandProblem as problem:
-            return self._refuse(problem.verb, problem.reply)
+            refused = self._refuse(problem.verb, problem.reply)
+            if problem.verb == "RCPT":
+                self._verb = "RCPT"  # tried and refused: RFC 5321 section 3.3 for what DATA hears
+            return refused
         verb = command.verb
         if verb in _GREETINGS and self._lmtp is not (verb == "LHLO"):
             # RFC 2033 section 4.1

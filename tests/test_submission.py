@@ -1,0 +1,241 @@
+"""What a submission server adds to a user's message, and who may send as whom."""
+
+import re
+from dataclasses import field, replace
+from typing import Literal
+
+import pytest
+
+from minismtp import Address, Defer, Envelope, Local, Recipient, Reject, hookimpl, plugin
+from minismtp.testing import Dialogue, Mailroom
+
+Kind = Literal["mx", "submission", "lmtp"]
+USER = "user@example.org"
+DATE = "Sun, 9 Sep 2001 01:46:40 +0000"
+WHOLE = (
+    "Date: Mon, 1 Jan 2024 00:00:00 +0000\nMessage-ID: <1@client.example>\nSender: x@y.example\n"
+)
+
+
+def submitted(
+    content: str, *, login: str | None = "alice@example.org", kind: Kind = "submission"
+) -> tuple[list[str], str]:
+    """Send a message; give the lines that were put above the Received field, and those below."""
+    mailroom = Mailroom()
+    service = replace(Dialogue(mailroom, kind=kind).service, wall=lambda: 1_000_000_000.0)
+    assert Dialogue(service=service, login=login, tls=True).mail(content).startswith("250")
+    [stored] = mailroom.stored[USER]
+    above, below = re.split(
+        r"Received: .*?\+0000\r\n", stored.decode(), maxsplit=1, flags=re.DOTALL
+    )
+    return above.splitlines(), below.replace("\r\n", "\n")
+
+
+# Missing fields (RFC 6409 section 8)
+
+
+def test_missing_fields_are_added() -> None:
+    above, below = submitted("Subject: x\nFrom: bob@example.org\n\nbody\n")
+    sender, date, identifier = above
+    assert sender == "Sender: alice@example.org"
+    assert date == f"Date: {DATE}"
+    assert re.fullmatch(r"Message-ID: <[0-9a-f]{12}\.1@mx\.example\.org>", identifier)
+    assert below == "Subject: x\nFrom: bob@example.org\n\nbody\n"
+
+
+def test_message_id_is_the_one_of_the_log_and_the_reply() -> None:
+    mailroom = Mailroom()
+    dialogue = Dialogue(mailroom, kind="submission", login="alice", tls=True)
+    identifier = dialogue.mail("Subject: x").rpartition(" ")[2]
+    assert f"Message-ID: <{identifier}@mx.example.org>".encode() in mailroom.stored[USER][0]
+
+
+@pytest.mark.parametrize("name", ["Date", "Message-ID", "Sender"])
+def test_only_what_is_missing_is_added(name: str) -> None:
+    content = "".join(line for line in WHOLE.splitlines(keepends=True) if name not in line)
+    above, below = submitted(content)
+    assert [line.partition(":")[0] for line in above] == [name]
+    assert below == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WHOLE,
+        WHOLE.upper(),
+        WHOLE.replace(": ", ":\n "),
+        "Date:\nMessage-ID:\nSender:\nSubject: empty is there too\n",
+        "Date: never\nMessage-ID: none\nSender: nobody\n\nbody\n",
+    ],
+    ids=["whole", "upper-case", "folded", "empty", "nonsense"],
+)
+def test_what_the_user_wrote_is_never_changed(content: str) -> None:
+    assert submitted(content) == ([], content)
+
+
+def test_fields_of_the_body_are_no_fields() -> None:
+    above, below = submitted("Subject: x\n\n" + WHOLE)
+    assert [line.partition(":")[0] for line in above] == ["Sender", "Date", "Message-ID"]
+    assert below == "Subject: x\n\n" + WHOLE
+
+
+@pytest.mark.parametrize("content", ["\nbody\n", " body\n"], ids=repr)
+def test_message_without_a_header_gets_one(content: str) -> None:
+    above, below = submitted(content)
+    assert [line.partition(":")[0] for line in above] == ["Sender", "Date", "Message-ID"]
+    assert below == f"\n{content}".replace("\n\n", "\n")
+
+
+@pytest.mark.parametrize("kind", ["mx", "lmtp"])
+def test_nothing_is_added_to_mail_of_others(kind: Kind) -> None:
+    # RFC 5321 section 6.4: not in mail that is relayed or delivered
+    assert submitted("Subject: x\n", kind=kind) == ([], "Subject: x\n")
+
+
+@pytest.mark.parametrize(
+    ("sender", "added"),
+    [
+        ("alice@example.org", False),
+        ("Alice <alice@example.org>", False),
+        ("Alice <ALICE@Example.ORG>", False),
+        ('"Doe, Alice" <alice@example.org>', False),
+        ("alice@example.org (Alice)", False),
+        ("Bob <bob@example.org>", True),
+        ("malice@example.org", True),
+        ("alice@example.org.attacker.example", True),
+        ("x-alice@example.org", True),
+        ("", True),
+    ],
+)
+@pytest.mark.parametrize("login", ["alice@example.org", "Alice@example.org"])
+def test_sender_is_added_where_from_names_somebody_else(
+    login: str, sender: str, added: bool
+) -> None:
+    # RFC 5322 section 3.6.2, RFC 6409 section 8.1
+    above, _ = submitted(f"From: {sender}\nDate: x\nMessage-ID: x\n", login=login)
+    assert above == ([f"Sender: {login}"] if added else [])
+
+
+def test_sender_needs_a_login_that_is_an_address() -> None:
+    above, _ = submitted("From: bob@example.org\nDate: x\nMessage-ID: x\n", login="alice")
+    assert above == []
+
+
+def test_filters_see_the_added_fields() -> None:
+    seen: list[bool] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_message(self, message: object) -> None:
+            headers = getattr(message, "headers", ())
+            seen.append({"Date", "Message-ID", "Received"} <= {name for name, _ in headers})
+
+    Dialogue(Looking(), Mailroom(), kind="submission", login="alice", tls=True).mail("Subject: x")
+    assert seen == [True]
+
+
+# Who may send as whom
+
+
+@plugin
+class Aliases:
+    """Routes addresses to mailboxes, and knows nobody else."""
+
+    routes: dict[str, Local]
+    asked: list[str] = field(default_factory=list)
+
+    @hookimpl
+    def route(self, envelope: Envelope, recipient: Recipient) -> Local | None:
+        assert envelope.recipients == []
+        self.asked.append(str(recipient.address))
+        match recipient.address.local:
+            case "unknown":
+                raise Reject("no such user", enhanced="5.1.1")
+            case "later":
+                raise Defer("directory is away")
+        return self.routes.get(str(recipient.address))
+
+
+ALICE = Address("alice", "example.org")
+BOB = Address("bob", "example.org")
+
+
+def sending(sender: str, login: str | None, *plugins: object, match: bool = True) -> str:
+    service = replace(Dialogue(*plugins, kind="submission").service, match_sender=match)
+    dialogue = Dialogue(service=service, login=login, tls=True)
+    dialogue.send("EHLO client.example")
+    return dialogue.send(f"MAIL FROM:<{sender}>")
+
+
+def aliases() -> Aliases:
+    return Aliases(
+        routes={
+            "alice@example.org": Local(),
+            "bob@example.org": Local(),
+            "info@example.org": Local(ALICE),
+            "team@example.org": Local(BOB, ALICE),
+            "boss@example.org": Local(BOB),
+        }
+    )
+
+
+NOT_YOURS = "553 5.7.1 sender address does not belong to your login"
+OK = "250 2.1.0 sender ok"
+
+
+@pytest.mark.parametrize("login", ["alice@example.org", "Alice@Example.org", "alice"])
+@pytest.mark.parametrize(
+    ("sender", "reply"),
+    [
+        ("alice@example.org", OK),
+        ("ALICE@EXAMPLE.ORG", OK),
+        ("info@example.org", OK),
+        ("team@example.org", OK),
+        ("", OK),
+        ("bob@example.org", NOT_YOURS),
+        ("boss@example.org", NOT_YOURS),
+        ("alice@elsewhere.example", NOT_YOURS),
+        ("malice@example.org", NOT_YOURS),
+        ("unknown@example.org", NOT_YOURS),
+        ("later@example.org", "451 4.7.1 directory is away"),
+    ],
+)
+def test_sender_must_belong_to_the_login(login: str, sender: str, reply: str) -> None:
+    # RFC 6409 section 6.1
+    routes = aliases()
+    routes.routes["ALICE@example.org"] = Local()
+    assert sending(sender, login, routes) == reply
+
+
+def test_sender_that_is_the_login_needs_no_route() -> None:
+    routes = Aliases(routes={})
+    assert sending("alice@example.org", "alice@example.org", routes) == OK
+    assert routes.asked == []
+
+
+def test_sender_is_free_where_nothing_else_is_configured() -> None:
+    routes = aliases()
+    assert sending("bob@example.org", "alice@example.org", routes, match=False) == OK
+    assert routes.asked == []
+
+
+def test_filters_are_not_asked_about_a_sender_that_is_not_yours() -> None:
+    asked: list[str] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_mail(self, envelope: Envelope) -> None:
+            asked.append(envelope.sender)
+
+    for sender in ("bob@example.org", "info@example.org"):
+        sending(sender, "alice@example.org", Looking(), aliases())
+    assert asked == ["info@example.org"]
+
+
+def test_peer_without_a_login_is_not_held_to_one() -> None:
+    service = replace(Dialogue(aliases()).service, match_sender=True)
+    dialogue = Dialogue(service=service)
+    dialogue.send("EHLO client.example")
+    assert dialogue.send("MAIL FROM:<bob@example.org>") == OK

@@ -1,0 +1,762 @@
+"""One message from MAIL to the reply after its content: what is taken, stored and said."""
+
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from minismtp import (
+    Address,
+    Defer,
+    Disconnect,
+    Envelope,
+    Local,
+    Message,
+    Recipient,
+    Reject,
+    Relay,
+    Reply,
+    hookimpl,
+    plugin,
+)
+from minismtp.config import Limits
+from minismtp.events import Event, MessageDecided, RecipientDecided
+from minismtp.log import Log
+from minismtp.scalars import ByteSize
+from minismtp.testing import Dialogue, Mailroom
+
+Kind = Literal["mx", "submission", "lmtp"]
+MAIL = "MAIL FROM:<a@client.example>"
+RCPT = "RCPT TO:<user@example.org>"
+USER = "user@example.org"
+THREE = ("a@example.org", "b@example.org", "c@example.org")
+
+
+@plugin
+class Storage:
+    """Routes as told, else to the recipient's own mailbox; refuses for some mailboxes."""
+
+    routes: dict[str, Local | Relay | None] = field(default_factory=dict)
+    refusals: dict[str, Exception] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    @hookimpl
+    def route(self, recipient: Recipient) -> Local | Relay | None:
+        return self.routes.get(str(recipient.address), Local())
+
+    @hookimpl
+    def deliver(self, mailbox: Address) -> bool:
+        self.asked.append(str(mailbox))
+        if str(mailbox) in self.refusals:
+            raise self.refusals[str(mailbox)]
+        return True
+
+
+@plugin
+class Observer:
+    events: list[Event] = field(default_factory=list)
+
+    @hookimpl
+    def observe(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def recipients(self) -> list[RecipientDecided]:
+        return [event for event in self.events if isinstance(event, RecipientDecided)]
+
+    @property
+    def messages(self) -> list[MessageDecided]:
+        return [event for event in self.events if isinstance(event, MessageDecided)]
+
+
+def box(name: str) -> Address:
+    return Address(name, "example.org")
+
+
+def at_mail(dialogue: Dialogue, *parameters: str) -> Dialogue:
+    dialogue.send("LHLO client.example" if dialogue.service.lmtp else "EHLO client.example")
+    assert dialogue.send(" ".join([MAIL, *parameters])).startswith("250")
+    return dialogue
+
+
+def chunk(dialogue: Dialogue, content: bytes) -> str:
+    """Send a message to one recipient by BDAT, byte-exact."""
+    at_mail(dialogue).send(RCPT)
+    return dialogue.send_raw(b"BDAT %d LAST\r\n%s" % (len(content), content)).decode()
+
+
+def data(dialogue: Dialogue, content: bytes) -> str:
+    """Send a message to one recipient by DATA, its lines as they are."""
+    at_mail(dialogue).send(RCPT)
+    dialogue.send("DATA")
+    return dialogue.send_raw(content + b"\r\n.\r\n").decode()
+
+
+def outcome(dialogue: Dialogue, name: str) -> float:
+    return dialogue.count("messages_total", listener="test", outcome=name)
+
+
+def fixing(mailroom: Mailroom, limits: Limits | None = None) -> Dialogue:
+    service = Dialogue(mailroom, limits=limits).service
+    return Dialogue(service=replace(service, fix_newlines=True))
+
+
+# Recipients
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply"),
+    [
+        (None, "550 5.7.1 relaying denied"),
+        (Relay(), "451 4.3.5 mail for other hosts is not taken now"),
+        (Local(), "250 2.1.5 recipient ok"),
+        (Local(box("other")), "250 2.1.5 recipient ok"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["mx", "submission", "lmtp"])
+def test_route_decides_about_the_recipient(
+    kind: Kind, answer: Local | Relay | None, reply: str
+) -> None:
+    dialogue = Dialogue(Storage(routes={USER: answer}), kind=kind, tls=True, login="alice")
+    assert at_mail(dialogue).send(RCPT) == reply
+
+
+def test_recipient_that_is_not_taken_gets_nothing() -> None:
+    storage = Storage(routes={"b@example.org": None, "c@example.org": Relay()})
+    dialogue = at_mail(Dialogue(storage))
+    codes = [dialogue.send(f"RCPT TO:<{address}>")[:3] for address in THREE]
+    assert codes == ["250", "550", "451"]
+    dialogue.send("DATA")
+    assert dialogue.send(".").startswith("250")
+    assert storage.asked == ["a@example.org"]
+
+
+def test_recipients_beyond_the_limit_wait_and_the_others_get_their_mail() -> None:
+    # RFC 5321 section 4.5.3.1.10
+    storage = Storage()
+    dialogue = at_mail(Dialogue(storage, limits=Limits(recipients=2)))
+    replies = [dialogue.send(f"RCPT TO:<{address}>") for address in THREE]
+    assert [reply[:9] for reply in replies] == ["250 2.1.5", "250 2.1.5", "452 4.5.3"]
+    dialogue.send("DATA")
+    assert dialogue.send(".").startswith("250")
+    assert storage.asked == ["a@example.org", "b@example.org"]
+
+
+def test_refused_recipients_do_not_count_towards_the_limit() -> None:
+    storage = Storage(routes={"a@example.org": None, "b@example.org": None})
+    dialogue = at_mail(Dialogue(storage, limits=Limits(recipients=1)))
+    codes = [dialogue.send(f"RCPT TO:<{address}>")[:3] for address in THREE]
+    assert codes == ["550", "550", "250"]
+
+
+def test_filters_are_not_asked_about_recipients_beyond_the_limit() -> None:
+    asked: list[str] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_rcpt(self, recipient: Recipient) -> None:
+            asked.append(str(recipient.address))
+
+    dialogue = at_mail(Dialogue(Looking(), Storage(), limits=Limits(recipients=1)))
+    for address in THREE:
+        dialogue.send(f"RCPT TO:<{address}>")
+    assert asked == ["a@example.org"]
+
+
+@pytest.mark.parametrize("address", ["jörg@example.org", "user@bücher.example"])
+def test_recipient_outside_ascii_needs_smtputf8(address: str) -> None:
+    # RFC 6531 section 3.5
+    dialogue = at_mail(Dialogue(Storage()))
+    reply = dialogue.send(f"RCPT TO:<{address}>")
+    assert reply == "553 5.6.7 this address needs SMTPUTF8 at MAIL"
+
+
+def test_recipient_outside_ascii_is_stored_with_smtputf8() -> None:
+    mailroom = Mailroom()
+    dialogue = at_mail(Dialogue(mailroom), "SMTPUTF8")
+    dialogue.send("RCPT TO:<jörg@example.org>")
+    dialogue.send("DATA")
+    assert dialogue.send(".").startswith("250")
+    [stored] = mailroom.stored["jörg@example.org"]
+    assert b" with UTF8SMTP id " in stored
+    assert "for <jörg@example.org>".encode() in stored
+
+
+@pytest.mark.parametrize("name", ["postmaster", "Postmaster", "POSTMASTER"])
+def test_postmaster_without_a_domain_is_ours(name: str) -> None:
+    # RFC 5321 section 4.5.1
+    mailroom = Mailroom()
+    assert Dialogue(mailroom).mail("x", to=(name,)).startswith("250")
+    [mailbox] = mailroom.stored
+    assert mailbox == f"{name}@mx.example.org"
+
+
+def test_recipient_carries_its_route_and_its_wishes_for_notices() -> None:
+    # RFC 3461 section 4
+    seen: list[Recipient] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_data(self, envelope: Envelope) -> None:
+            assert (envelope.dsn_return, envelope.dsn_id) == ("HDRS", "Q1")
+            seen.extend(envelope.recipients)
+
+    storage = Storage(routes={USER: Local(box("other"))})
+    dialogue = at_mail(Dialogue(Looking(), storage), "RET=HDRS", "ENVID=Q1")
+    dialogue.send(f"{RCPT} NOTIFY=FAILURE,DELAY ORCPT=rfc822;old@example.org")
+    assert dialogue.send("DATA").startswith("354")
+    assert seen == [
+        Recipient(
+            Address("user", "example.org"),
+            route=Local(box("other")),
+            notify=frozenset({"FAILURE", "DELAY"}),
+            original="rfc822;old@example.org",
+        )
+    ]
+
+
+def test_recipients_are_counted_by_outcome() -> None:
+    storage = Storage(routes={"b@example.org": None, "c@example.org": Relay()})
+    dialogue = at_mail(Dialogue(storage))
+    for address in (*THREE, USER):
+        dialogue.send(f"RCPT TO:<{address}>")
+    counts = [
+        dialogue.count("recipients_total", listener="test", outcome=name)
+        for name in ("accepted", "rejected", "deferred")
+    ]
+    assert counts == [2, 1, 1]
+
+
+# Storage
+
+
+def test_first_failure_is_the_answer_for_all_of_smtp() -> None:
+    storage = Storage(
+        refusals={
+            "b@example.org": Defer("full", code=452, enhanced="4.2.2"),
+            "c@example.org": Reject("gone"),
+        }
+    )
+    dialogue = Dialogue(storage)
+    assert dialogue.mail("x", to=THREE) == "452 4.2.2 full"
+    assert storage.asked == ["a@example.org", "b@example.org"]
+    assert outcome(dialogue, "deferred") == 1
+    assert outcome(dialogue, "stored") == 0
+
+
+def test_second_mailbox_of_a_recipient_that_fails_is_the_answer() -> None:
+    storage = Storage(
+        routes={USER: Local(box("one"), box("two"))}, refusals={"two@example.org": Defer("full")}
+    )
+    assert Dialogue(storage).mail("x") == "451 4.7.1 full"
+
+
+def test_mailbox_that_is_reached_twice_is_stored_once() -> None:
+    storage = Storage(
+        routes={
+            "a@example.org": Local(box("user")),
+            "b@example.org": Local(box("user"), box("other"), box("user")),
+        }
+    )
+    dialogue = Dialogue(storage)
+    assert dialogue.mail("x", to=("a@example.org", "b@example.org", USER)).startswith("250")
+    assert storage.asked == ["user@example.org", "other@example.org"]
+
+
+def test_lmtp_failure_concerns_whom_it_reaches() -> None:
+    # RFC 2033 section 4.2
+    storage = Storage(
+        routes={
+            "a@example.org": Local(box("user")),
+            "b@example.org": Local(box("other")),
+            "c@example.org": Local(box("user"), box("third")),
+        },
+        refusals={"user@example.org": Defer("full", code=452, enhanced="4.2.2")},
+    )
+    dialogue = Dialogue(storage, kind="lmtp")
+    replies = dialogue.mail("x", to=THREE).splitlines()
+    assert [reply[:9] for reply in replies] == ["452 4.2.2", "250 2.0.0", "452 4.2.2"]
+    assert storage.asked == ["user@example.org", "other@example.org", "third@example.org"]
+
+
+@pytest.mark.parametrize(
+    ("refusals", "name"),
+    [
+        ({"a@example.org": Reject("no"), "b@example.org": Reject("no")}, "rejected"),
+        ({"a@example.org": Reject("no"), "b@example.org": Defer("full")}, "deferred"),
+        ({"a@example.org": Reject("no")}, "stored"),
+    ],
+    ids=["rejected", "deferred", "stored"],
+)
+def test_lmtp_outcome_is_the_best_of_all(refusals: dict[str, Exception], name: str) -> None:
+    dialogue = Dialogue(Storage(refusals=refusals), kind="lmtp")
+    dialogue.mail("x", to=("a@example.org", "b@example.org"))
+    assert outcome(dialogue, name) == 1
+
+
+@pytest.mark.parametrize(
+    "verdict", [Disconnect("bye"), Disconnect("bye", code=554, enhanced="5.7.1")], ids=str
+)
+def test_lmtp_storage_that_disconnects_answers_for_all_and_closes(verdict: Disconnect) -> None:
+    storage = Storage(refusals={"a@example.org": verdict, "b@example.org": Defer("full")})
+    dialogue = Dialogue(storage, kind="lmtp")
+    replies = dialogue.mail("x", to=THREE).splitlines()
+    assert [reply[:3] for reply in replies] == [str(verdict.reply.code), "451", "250"]
+    assert dialogue.receiver.closing
+
+
+@pytest.mark.parametrize("answer", [None, False])
+def test_mail_that_no_plugin_stores_is_deferred(answer: bool | None) -> None:
+    @plugin
+    class Elsewhere:
+        @hookimpl
+        def deliver(self) -> bool | None:
+            return answer
+
+    @plugin
+    class Routing:
+        @hookimpl
+        def route(self) -> Local:
+            return Local()
+
+    dialogue = Dialogue(Routing(), Elsewhere())
+    assert dialogue.mail("x") == "451 4.3.5 no storage takes this mailbox"
+    assert outcome(dialogue, "deferred") == 1
+
+
+def test_mail_without_any_storage_is_deferred() -> None:
+    @plugin
+    class Routing:
+        @hookimpl
+        def route(self) -> Local:
+            return Local()
+
+    assert Dialogue(Routing()).mail("x").startswith("451 4.3.5")
+
+
+@plugin
+class Deciding:
+    """Does with each message what its field says."""
+
+    act: Literal["discard", "quarantine"]
+
+    @hookimpl
+    def on_message(self, message: Message) -> None:
+        if self.act == "discard":
+            message.discard("looks odd")
+        else:
+            message.quarantine("looks odd")
+
+
+def test_discarded_mail_is_accepted_logged_and_stored_nowhere(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    storage = Storage()
+    dialogue = Dialogue(Deciding(act="discard"), storage, kind="lmtp", log=Log())
+    reply = dialogue.mail("x", to=THREE)
+    identifier = f"{dialogue.session.id}.1"
+    assert reply.splitlines() == [f"250 2.0.0 message accepted as {identifier}"] * 3
+    assert storage.asked == []
+    assert f'id={identifier} reason="looks odd"' in capfd.readouterr().err
+    assert outcome(dialogue, "discarded") == 1
+
+
+@pytest.mark.parametrize(
+    ("refusals", "name"), [({}, "quarantined"), ({USER: Defer("full")}, "deferred")], ids=str
+)
+def test_quarantined_mail_counts_as_such_only_when_stored(
+    refusals: dict[str, Exception], name: str
+) -> None:
+    dialogue = Dialogue(Deciding(act="quarantine"), Storage(refusals=refusals))
+    dialogue.mail("x")
+    assert outcome(dialogue, name) == 1
+
+
+def test_storage_gets_what_filters_have_made_of_the_message() -> None:
+    @plugin
+    class Filter:
+        @hookimpl
+        def on_message(self, message: Message) -> None:
+            message.replace(b"Subject: other\r\n\r\nbody\r\n")
+            message.prepend("X-Filter", "yes")
+
+    mailroom = Mailroom()
+    dialogue = Dialogue(Filter(), mailroom)
+    dialogue.mail("Subject: x", to=("a@example.org", "b@example.org"))
+    [first], [second] = mailroom.stored.values()
+    assert first == second
+    assert re.fullmatch(
+        rb"X-Filter: yes\r\nReceived: .*\+0000\r\nSubject: other\r\n\r\nbody\r\n", first, re.DOTALL
+    )
+
+
+# The trace field
+
+
+def test_trace_field_stands_on_top_of_what_was_sent() -> None:
+    # RFC 5321 section 4.4
+    mailroom = Mailroom()
+    service = replace(Dialogue(mailroom).service, wall=lambda: 1_000_000_000.5)
+    dialogue = Dialogue(service=service, tls=True, peer="2001:db8::7")
+    dialogue.mail("Subject: x\n\nbody")
+    assert mailroom.stored[USER] == [
+        (
+            "Received: from client.example ([IPv6:2001:db8::7])\r\n"
+            f"\tby mx.example.org with ESMTPS id {dialogue.session.id}.1\r\n"
+            "\t(TLSv1.3 TLS_AES_256_GCM_SHA384)\r\n"
+            "\tfor <user@example.org>;\r\n"
+            "\tSun, 9 Sep 2001 01:46:40 +0000\r\n"
+            "Subject: x\r\n\r\nbody\r\n"
+        ).encode()
+    ]
+
+
+@pytest.mark.parametrize("content", [b" x: y\r\n", b"\tx\r\n"], ids=repr)
+def test_body_without_a_header_does_not_continue_the_trace_field(content: bytes) -> None:
+    mailroom = Mailroom()
+    chunk(Dialogue(mailroom), content)
+    assert mailroom.stored[USER][0].endswith(b" +0000\r\n\r\n" + content)
+
+
+@pytest.mark.parametrize("content", [b"\r\n x\r\n", b"\n x", b"x", b""], ids=repr)
+def test_other_content_follows_the_trace_field_at_once(content: bytes) -> None:
+    mailroom = Mailroom()
+    chunk(Dialogue(mailroom), content)
+    assert mailroom.stored[USER][0].endswith(b" +0000\r\n" + content)
+
+
+# Limits of a message
+
+
+@pytest.mark.parametrize(
+    ("size", "reply"), [(1000, "250 2.0.0"), (1001, "552 5.3.4"), (300_000, "552 5.3.4")]
+)
+@pytest.mark.parametrize("by", ["DATA", "BDAT"])
+def test_size_is_held_while_receiving(by: str, size: int, reply: str) -> None:
+    # RFC 1870 section 6.3
+    storage = Storage()
+    dialogue = Dialogue(storage, limits=Limits(message_size=ByteSize(1000), line_length=0))
+    send = data if by == "DATA" else chunk
+    content = b"x" * (size - 2 * (by == "DATA"))
+    assert send(dialogue, content).startswith(reply)
+    assert bool(storage.asked) == reply.startswith("250")
+    assert outcome(dialogue, "stored" if storage.asked else "rejected") == 1
+    assert dialogue.mail("x").startswith("250")
+
+
+def test_size_counts_over_all_chunks() -> None:
+    storage = Storage()
+    dialogue = at_mail(Dialogue(storage, limits=Limits(message_size=ByteSize(1000))))
+    dialogue.send(RCPT)
+    first = dialogue.send_raw(b"BDAT 999\r\n" + b"x" * 999)
+    assert first.startswith(b"250")
+    assert dialogue.send_raw(b"BDAT 2 LAST\r\nxx").startswith(b"552 5.3.4")
+    assert storage.asked == []
+
+
+@pytest.mark.parametrize("content", [b"a\nb", b"a\rb", b"\na", b"a\r\r\nb", b"a\n.\nb"], ids=repr)
+def test_bare_newlines_are_refused(content: bytes) -> None:
+    # RFC 5321 section 2.3.8
+    storage = Storage()
+    reply = data(Dialogue(storage), content)
+    assert reply == "550 5.6.0 message has a bare CR or LF\r\n"
+    assert storage.asked == []
+
+
+def test_bare_newlines_pass_by_bdat() -> None:
+    # RFC 3030 section 3: octets as they are
+    mailroom = Mailroom()
+    content = b"a\nb\rc\r\r\nd"
+    assert chunk(Dialogue(mailroom), content).startswith("250")
+    assert mailroom.stored[USER][0].endswith(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "stored"),
+    [
+        (b"a\nb", b"a\r\nb\r\n"),
+        (b"a\rb", b"a\r\nb\r\n"),
+        (b"a\r\r\nb", b"a\r\n\r\nb\r\n"),
+        (b"a\n.\nb", b"a\r\n.\r\nb\r\n"),
+    ],
+    ids=repr,
+)
+def test_bare_newlines_are_fixed_where_configured(content: bytes, stored: bytes) -> None:
+    mailroom = Mailroom()
+    assert data(fixing(mailroom), content).startswith("250")
+    assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + stored)
+
+
+def test_fixed_newlines_end_lines_for_the_limit_too() -> None:
+    mailroom = Mailroom()
+    content = b"\n".join([b"x" * 70] * 100)
+    assert data(fixing(mailroom), content).startswith("250")
+    assert mailroom.stored[USER][0].endswith(content.replace(b"\n", b"\r\n") + b"\r\n")
+
+
+def test_chunks_are_byte_exact_where_newlines_are_fixed() -> None:
+    mailroom = Mailroom()
+    assert chunk(fixing(mailroom), b"a\nb\rc").startswith("250")
+    assert mailroom.stored[USER][0].endswith(b"a\nb\rc")
+
+
+def test_size_of_fixed_content_counts() -> None:
+    mailroom = Mailroom()
+    dialogue = fixing(mailroom, Limits(message_size=ByteSize(100)))
+    assert data(dialogue, b"\n" * 60).startswith("552 5.3.4")
+    assert not mailroom.stored
+
+
+@pytest.mark.parametrize(
+    ("line_length", "reply"), [(20, "500 5.6.0"), (21, "250 2.0.0"), (0, "250 2.0.0")]
+)
+def test_lines_that_are_too_long_are_refused(line_length: int, reply: str) -> None:
+    # RFC 5321 section 4.5.3.1.6
+    storage = Storage()
+    dialogue = Dialogue(storage, limits=Limits(line_length=line_length))
+    assert data(dialogue, b"x\r\n" + b"y" * 19).startswith(reply)
+    assert bool(storage.asked) == reply.startswith("250")
+
+
+def test_lines_of_chunks_may_be_long() -> None:
+    assert chunk(Dialogue(Storage()), b"x" * 5000).startswith("250")
+
+
+RECEIVED = b"Received: from a by b\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reply"),
+    [
+        (RECEIVED * 2 + b"\r\nbody", "250 2.0.0"),
+        (RECEIVED * 3 + b"\r\nbody", "554 5.4.6"),
+        (b"Subject: x\r\n" + RECEIVED.upper() * 3, "554 5.4.6"),
+        (RECEIVED * 2 + b"\r\n" + RECEIVED, "250 2.0.0"),
+        (RECEIVED * 2 + b"\n" + RECEIVED, "250 2.0.0"),
+        (b"\r\n" + RECEIVED * 3, "250 2.0.0"),
+        (b"\n" + RECEIVED * 3, "250 2.0.0"),
+        (b"X-Received: a\r\n Received: b\r\n" * 3, "250 2.0.0"),
+    ],
+    ids=["two", "three", "upper-case", "body", "mixed", "no-header", "no-header-lf", "others"],
+)
+def test_mail_that_goes_in_circles_is_refused(content: bytes, reply: str) -> None:
+    # RFC 5321 section 6.3
+    storage = Storage()
+    dialogue = Dialogue(storage, limits=Limits(hops=2))
+    assert chunk(dialogue, content).startswith(reply)
+    assert bool(storage.asked) == reply.startswith("250")
+
+
+FIELD = b"X: " + b"y" * 95 + b"\r\n"  # 100 octets
+
+
+@pytest.mark.parametrize(
+    ("content", "reply"),
+    [
+        (FIELD * 9 + b"\r\n" + b"body" * 1000, "250 2.0.0"),
+        (FIELD * 10 + b"\r\n" + b"body", "552 5.3.4"),
+        (FIELD * 10 + b"X", "552 5.3.4"),
+        (FIELD * 10, "250 2.0.0"),
+        (b"\r\n" + FIELD * 20, "250 2.0.0"),
+        (b"\n" + FIELD * 20, "250 2.0.0"),
+        (b"X: y\n\n" + FIELD * 20, "250 2.0.0"),
+        (b"X: y\n\r\n" + FIELD * 20, "250 2.0.0"),
+        (b"X: y\r\n\n" + FIELD * 20, "250 2.0.0"),
+    ],
+    ids=["fits", "longer", "endless", "all", "none", "none-lf", "lf", "lf-crlf", "crlf-lf"],
+)
+def test_header_section_has_a_limit(content: bytes, reply: str) -> None:
+    storage = Storage()
+    dialogue = Dialogue(storage, limits=Limits(headers=ByteSize(1000)))
+    assert chunk(dialogue, content).startswith(reply)
+    assert bool(storage.asked) == reply.startswith("250")
+
+
+def test_header_section_beyond_the_first_look_is_found() -> None:
+    dialogue = Dialogue(Storage(), limits=Limits(hops=700))
+    assert chunk(dialogue, FIELD * 700 + b"\r\n" + RECEIVED * 701).startswith("250")
+    assert chunk(dialogue, FIELD * 700 + RECEIVED * 701 + b"\r\n").startswith("554 5.4.6")
+
+
+# The disk
+
+
+def test_content_that_cannot_be_written_is_deferred_and_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    storage = Storage()
+    dialogue = Dialogue(storage, spool=tmp_path / "missing")
+    assert dialogue.mail("x\n" * 200_000) == "452 4.3.1 no space to receive the message"
+    assert storage.asked == []
+    assert outcome(dialogue, "deferred") == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert " error content not written " in line
+    assert f" id={dialogue.session.id}.1 " in line
+    assert "missing" in line
+    assert dialogue.mail("x").startswith("250")
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` octets, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("capfd")
+def test_end_of_content_that_cannot_be_written_is_deferred(tmp_path: Path) -> None:
+    storage = Storage()
+    dialogue = at_mail(Dialogue(storage, spool=tmp_path, kind="lmtp"))
+    dialogue.send(RCPT)
+    dialogue.send(RCPT)
+    dialogue.send_raw(b"BDAT 270000\r\n" + b"x" * 270_000)
+    with files_up_to(300_000):
+        reply = dialogue.send_raw(b"BDAT 100000 LAST\r\n" + b"x" * 100_000)
+    assert reply == b"452 4.3.1 no space to receive the message\r\n" * 2
+    assert storage.asked == []
+    assert outcome(dialogue, "deferred") == 1
+
+
+def test_large_content_arrives_whole(tmp_path: Path) -> None:
+    mailroom = Mailroom()
+    content = b"".join(b"line %d\r\n" % number for number in range(60_000))
+    assert data(Dialogue(mailroom, spool=tmp_path), content[:-2]).startswith("250")
+    assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + content)
+
+
+# What is told to others
+
+
+def test_observers_learn_about_each_recipient_and_the_message() -> None:
+    observer, storage = Observer(), Storage(routes={"b@example.org": None})
+    dialogue = at_mail(Dialogue(observer, storage, limits=Limits(recipients=1)))
+    for address in ("b@example.org", "a@example.org", "jörg@example.org", "c@example.org"):
+        dialogue.send(f"RCPT TO:<{address}>")
+    dialogue.send_raw(b"BDAT 0 LAST\r\n")
+    session = dialogue.session.id
+    envelope = f"{session}.1"
+    assert observer.recipients == [
+        RecipientDecided(session, envelope, box("b"), Reply(550, "relaying denied", "5.7.1")),
+        RecipientDecided(session, envelope, box("a"), Reply(250, "recipient ok", "2.1.5")),
+        RecipientDecided(
+            session, envelope, box("jörg"), Reply(452, "too many recipients", "4.5.3")
+        ),
+        RecipientDecided(session, envelope, box("c"), Reply(452, "too many recipients", "4.5.3")),
+    ]
+    reply = Reply(250, f"message accepted as {envelope}", "2.0.0")
+    assert observer.messages == [MessageDecided(session, envelope, 0, "stored", reply)]
+
+
+def test_observers_learn_about_a_filtered_recipient() -> None:
+    @plugin
+    class Refusing:
+        @hookimpl
+        def on_rcpt(self) -> None:
+            raise Disconnect("bye")
+
+    observer = Observer()
+    dialogue = at_mail(Dialogue(Refusing(), observer, Storage()))
+    dialogue.send(RCPT)
+    assert [event.reply for event in observer.recipients] == [Reply(421, "bye", "4.7.0")]
+    assert dialogue.count("recipients_total", listener="test", outcome="deferred") == 1
+
+
+def test_observers_learn_the_answer_for_each_recipient_of_lmtp() -> None:
+    observer, storage = Observer(), Storage(refusals={"b@example.org": Defer("full")})
+    dialogue = Dialogue(observer, storage, kind="lmtp")
+    dialogue.mail("x", to=THREE)
+    assert [event.reply.code for event in observer.messages] == [250, 451, 250]
+    assert {(event.size, event.outcome) for event in observer.messages} == {(3, "stored")}
+    assert outcome(dialogue, "stored") == 1
+
+
+def test_size_of_messages_is_measured() -> None:
+    dialogue = Dialogue(Storage())
+    dialogue.mail("x" * 98)
+    dialogue.mail("x" * 198)
+    assert dialogue.count("message_size_bytes_count", listener="test") == 2
+    assert dialogue.count("message_size_bytes_sum", listener="test") == 300
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1].partition(" ")[2]
+
+
+def test_log_has_one_line_of_each_message(capfd: pytest.CaptureFixture[str]) -> None:
+    clock = iter([1000.0, 1000.0, *[1000.25] * 100])
+    service = Dialogue(Storage(), kind="submission", log=Log()).service
+    dialogue = Dialogue(
+        service=replace(service, clock=lambda: next(clock)), login="alice", tls=True
+    )
+    dialogue.mail("x", to=("a@example.org", "b@example.org"))
+    identifier = f"{dialogue.session.id}.1"
+    line = last_line(capfd.readouterr().err)
+    seconds = re.search(r" seconds=(\d+\.\d{4}) ", line)
+    assert seconds is not None
+    assert line == (
+        f"info stored session={dialogue.session.id} id={identifier} peer=192.0.2.1 login=alice"
+        " sender=<sender@client.example> to=a@example.org,b@example.org"
+        f' size=3{seconds[0]}reply="250 2.0.0 message accepted as {identifier}"'
+    )
+
+
+def test_log_says_how_long_the_transaction_took(capfd: pytest.CaptureFixture[str]) -> None:
+    now = [1000.0]
+    service = Dialogue(Storage(), log=Log()).service
+    dialogue = at_mail(Dialogue(service=replace(service, clock=lambda: now[0])))
+    now[0] = 1000.25
+    dialogue.send(RCPT)
+    dialogue.send_raw(b"BDAT 0 LAST\r\n")
+    assert " seconds=0.2500 " in last_line(capfd.readouterr().err)
+
+
+def test_log_line_of_a_bounce_from_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    # RFC 5321 section 4.5.5
+    dialogue = Dialogue(Storage(refusals={USER: Reject("gone", enhanced="5.2.1")}), log=Log())
+    dialogue.mail("x", sender="")
+    line = last_line(capfd.readouterr().err)
+    assert line.startswith("info rejected ")
+    assert " peer=192.0.2.1 sender=<> to=user@example.org size=3 " in line
+    assert line.endswith('reply="550 5.2.1 gone"')
+
+
+def test_log_has_a_line_of_each_refused_recipient(capfd: pytest.CaptureFixture[str]) -> None:
+    dialogue = at_mail(Dialogue(Storage(routes={USER: None}), log=Log()))
+    dialogue.send(RCPT)
+    [line] = capfd.readouterr().err.splitlines()
+    session = dialogue.session.id
+    assert line.partition(" ")[2] == (
+        f"info recipient rejected session={session} id={session}.1 peer=192.0.2.1"
+        ' sender=a@client.example recipient=user@example.org reply="550 5.7.1 relaying denied"'
+    )
+
+
+@plugin
+class Emptying:
+    """Meddles with the list of recipients, which is not a plugin's to change."""
+
+    @hookimpl
+    def on_message(self, envelope: Envelope) -> None:
+        envelope.recipients.clear()
+
+
+@pytest.mark.parametrize("kind", ["mx", "lmtp"])
+def test_accepted_recipients_stay_whatever_a_plugin_does_to_the_list(
+    kind: Literal["mx", "lmtp"],
+) -> None:
+    storage = Storage()
+    reply = Dialogue(Emptying(), storage, kind=kind).mail("Subject: x\n\nx", to=THREE)
+    assert storage.asked == list(THREE)
+    assert reply.count("250 2.0.0 ") == (3 if kind == "lmtp" else 1)
