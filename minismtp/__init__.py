@@ -13,6 +13,7 @@ from minismtp.passwords import check_stored_password, verify_password
 from minismtp.plugins import plugin
 from minismtp.reply import Defer, Disconnect, Reject, Reply
 from minismtp.session import Session
+from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "Session",
     "Stash",
     "StashKey",
+    "StoredKey",
     "WatchedFiles",
     "atomic_write",
     "check_stored_password",

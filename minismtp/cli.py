@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     passwd.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
     passwd.add_argument("user", type=_user_name, metavar="USER")
     passwd.add_argument("--scheme", choices=("scrypt", "argon2id"), default="scrypt")
+    passwd.add_argument(
+        "--no-scram",
+        action="store_true",
+        help="store no keys for SCRAM, which is then not offered to anybody of this file",
+    )
     passwd.add_argument("--remove", action="store_true", help="remove the user")
     return parser
 
@@ -208,6 +213,7 @@ def _user_name(text: str) -> str:
 def _passwd(arguments: argparse.Namespace) -> int:
     from minismtp.files import atomic_write
     from minismtp.passwords import hash_password
+    from minismtp.smtp.sasl import make_key
 
     path: Path = arguments.file
     user: str = arguments.user
@@ -215,7 +221,10 @@ def _passwd(arguments: argparse.Namespace) -> int:
         lines = path.read_bytes().splitlines() if path.exists() else []
         others = [line for line in lines if line.partition(b":")[0].strip() != user.encode()]
         if not arguments.remove:
-            stored = hash_password(_ask_password(), arguments.scheme)
+            password = _ask_password()
+            stored = hash_password(password, arguments.scheme)
+            if not arguments.no_scram:
+                stored += f":{make_key(password).text}"
             place = next((i for i, line in enumerate(lines) if line not in others), len(others))
             others.insert(place, f"{user}:{stored}".encode())
         elif len(others) == len(lines):

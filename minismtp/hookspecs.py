@@ -84,7 +84,10 @@ def authenticate(session: Session, credentials: Credentials) -> str | None:
 def stored_key(session: Session, mechanism: str, username: str) -> StoredKey | None:
     """Give the stored key of a user for a SCRAM mechanism (RFC 5802 section 3).
 
-    The mechanism is advertised only where a plugin implements this hook.
+    None asks the next plugin. After the last None the client gets a salt that is made up, always
+    the same for a name, and 535 5.7.8 in the end; a key that is not `ordinary` could be told from
+    it. The mechanism is advertised only where a plugin implements this hook, or, when that plugin
+    has an attribute or property `mechanisms`, where it stands in there.
     """
 
 

@@ -13,6 +13,7 @@ import pytest
 from minismtp import __version__
 from minismtp.cli import main
 from minismtp.passwords import verify_password
+from minismtp.smtp.sasl import StoredKey, derive_key
 
 LISTENER = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
@@ -252,6 +253,7 @@ Typed = Callable[[bytes], None]
 
 
 def users(path: Path) -> dict[str, str]:
+    """Give the hash of each user, and after a colon the keys for SCRAM."""
     return dict(line.split(":", 1) for line in path.read_text().splitlines())
 
 
@@ -259,7 +261,10 @@ def test_passwd_makes_a_file_for_its_owner_alone(typed: Typed, tmp_path: Path) -
     typed(b"se:cret word\r\nmore\n")
     path = tmp_path / "passwords"
     assert main(["passwd", str(path), "anna"]) == 0
-    assert verify_password("se:cret word", users(path)["anna"])
+    stored, _, keys = users(path)["anna"].partition(":")
+    assert verify_password("se:cret word", stored)
+    key = StoredKey.parse(keys)
+    assert key == derive_key("se:cret word", key.salt)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -420,3 +425,10 @@ def test_serve_without_any_file_says_where_mail_goes_and_how_to_send_some(tmp_pa
     assert f"{tmp_path / 'state' / 'mail'}" in said[1]
     assert "| curl --url smtp://127.0.0.1:2525 --mail-from me@example.org" in said[4]
     assert "--mail-rcpt me@localhost --upload-file -" in said[4]
+
+
+def test_passwd_stores_no_scram_keys_when_told_so(typed: Typed, tmp_path: Path) -> None:
+    typed(b"secret\n")
+    path = tmp_path / "passwords"
+    assert main(["passwd", "--no-scram", str(path), "anna"]) == 0
+    assert verify_password("secret", users(path)["anna"])

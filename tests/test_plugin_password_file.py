@@ -2,8 +2,10 @@
 
 import hashlib
 import itertools
+import time
 from base64 import b64encode
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,46 @@ def test_changed_file_is_taken_on_and_a_broken_one_is_not(path: Path) -> None:
     assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) is None
     path.write_text("carol:\n")
     assert plugin.authenticate(Credentials("PLAIN", "carol", "plum")) == "carol"
+
+
+def login(plugin: PasswordFile, password: str = "apple") -> str | None:  # noqa: S107
+    """Let alice log in."""
+    return plugin.authenticate(Credentials("PLAIN", "alice", password))
+
+
+def test_right_password_is_recognized_without_another_check(path: Path, costs: list[int]) -> None:
+    plugin = PasswordFile(path=path)
+    assert [login(plugin), login(plugin)] == ["alice", "alice"]
+    assert len(costs) == 1
+
+
+def test_wrong_password_costs_a_check_each_time(path: Path, costs: list[int]) -> None:
+    plugin = PasswordFile(path=path)
+    assert login(plugin) == "alice"
+    assert [login(plugin, "wrong"), login(plugin, "wrong")] == [None, None]
+    assert len(costs) == 3
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_old_password_is_forgotten_when_its_hash_changes(path: Path) -> None:
+    plugin = PasswordFile(path=path)
+    assert login(plugin) == "alice"
+    path.write_text(f"alice:{cheap('cherry')}\n")
+    assert [login(plugin), login(plugin, "cherry")] == [None, "alice"]
+
+
+def test_password_is_checked_again_after_a_while(
+    path: Path, costs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = PasswordFile(path=path, remember=timedelta(minutes=10))
+    assert login(plugin) == "alice"
+    later = time.monotonic() + 601
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert login(plugin) == "alice"
+    assert len(costs) == 2
+
+
+def test_nothing_is_remembered_when_told_so(path: Path, costs: list[int]) -> None:
+    plugin = PasswordFile(path=path, remember=timedelta())
+    assert [login(plugin), login(plugin)] == ["alice", "alice"]
+    assert len(costs) == 2

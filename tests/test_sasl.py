@@ -218,7 +218,7 @@ def test_exchange_is_that_of_the_rfc(monkeypatch: pytest.MonkeyPatch) -> None:
     # RFC 7677 section 3, with the server's part of the nonce from there
     monkeypatch.setattr(secrets, "token_urlsafe", lambda _: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0")
     salt = base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ==")
-    exchange = sasl.scram_sha_256({"user": derive_key("pencil", salt)}.get)
+    exchange = sasl.scram_sha_256({"user": derive_key("pencil", salt, 4096)}.get)
     next(exchange)
     assert exchange.send(b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO") == (
         b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"

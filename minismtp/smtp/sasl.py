@@ -44,18 +44,49 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """What a server keeps for SCRAM instead of a password (RFC 5802 section 3)."""
+    """What a server keeps for SCRAM-SHA-256 instead of a password (RFC 5802 section 3)."""
 
     salt: bytes = field(repr=False)
     iterations: int
     stored: bytes = field(repr=False)
     server: bytes = field(repr=False)
 
+    @classmethod
+    def parse(cls, text: str) -> StoredKey:
+        """Read what `text` gives; raises ValueError, which shows no secret."""
+        match = _STORED_KEY.fullmatch(text)
+        if match is None:
+            raise ValueError(f"expected {_STORED_KEY_FORM}")
+        salt, stored, server = (_unpadded(match[number]) for number in (2, 3, 4))
+        if not len(stored) == len(server) == hashlib.sha256().digest_size:
+            raise ValueError("a SCRAM-SHA-256 key has 32 octets")
+        if not FEWEST_ITERATIONS <= int(match[1]) <= _MOST_ITERATIONS:
+            raise ValueError(f"{match[1]} SCRAM iterations are out of bounds")
+        return cls(salt, int(match[1]), stored, server)
+
+    @property
+    def text(self) -> str:
+        """The self-describing form for a file, base64 without padding."""
+        parts = (_encoded(part).rstrip("=") for part in (self.salt, self.stored, self.server))
+        return f"$scram-sha-256$i={self.iterations}${'$'.join(parts)}"
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether a client can tell no difference to what users that do not exist are given."""
+        return (len(self.salt), self.iterations) == (SALT_LENGTH, SCRAM_ITERATIONS)
+
 
 Exchange: TypeAlias = Generator[bytes, bytes, Offer | Proof]
 KeyLookup: TypeAlias = Callable[[str], StoredKey | None]
 
-SCRAM_ITERATIONS: Final = 4096  # RFC 7677 section 4: at least
+FEWEST_ITERATIONS: Final = 4096  # RFC 7677 section 4
+# Whoever has the file tries passwords at this cost, whatever that of the hash beside it. Cyrus SASL
+# goes no further.
+SCRAM_ITERATIONS: Final = 65536
+_MOST_ITERATIONS: Final = 10_000_000
+SALT_LENGTH: Final = 16  # octets
+_STORED_KEY_FORM: Final = f"$scram-sha-256$i={SCRAM_ITERATIONS}$SALT$STOREDKEY$SERVERKEY"
+_STORED_KEY: Final = re.compile(r"\$scram-sha-256\$i=([0-9]{1,8})" + r"\$([A-Za-z0-9+/]+)=*" * 3)
 _SECRET: Final = secrets.token_bytes(32)  # makes up salts for users that do not exist
 
 # saslname = 1*(value-safe-char / "=2C" / "=3D"), RFC 5802 section 7
@@ -134,8 +165,8 @@ def scram_sha_256(lookup: KeyLookup) -> Exchange:
     if first is None:
         raise SaslProblem("malformed first SCRAM message, or one with channel binding")
     username, nonce = _unescaped(first[4]), first[5] + secrets.token_urlsafe(18)
-    key = lookup(username)
-    known = key or _made_up(username)
+    made_up, key = _made_up(username), lookup(username)  # both, whoever it is
+    known = key or made_up
     server_first = f"r={nonce},s={_encoded(known.salt)},i={known.iterations}"
     final = _CLIENT_FINAL.fullmatch(_text((yield server_first.encode())))
     if final is None:
@@ -149,9 +180,20 @@ def scram_sha_256(lookup: KeyLookup) -> Exchange:
     return Proof(username, _unescaped(first[2] or ""))
 
 
+def make_key(password: str) -> StoredKey:
+    """Make a stored key with a salt of its own; raises ValueError for an empty password."""
+    return derive_key(password, secrets.token_bytes(SALT_LENGTH))
+
+
 def derive_key(password: str, salt: bytes, iterations: int = SCRAM_ITERATIONS) -> StoredKey:
-    """Make the stored key of a password for SCRAM-SHA-256 (RFC 5802 section 3)."""
-    salted = hashlib.pbkdf2_hmac("sha256", _prepared(password).encode(), salt, iterations)
+    """Make the stored key of a password for SCRAM-SHA-256 (RFC 5802 section 3).
+
+    Raises ValueError for a password of which SASLprep leaves nothing.
+    """
+    prepared = _prepared(password).encode("utf-8", "surrogatepass")
+    if not prepared:
+        raise ValueError("the password is empty")
+    salted = hashlib.pbkdf2_hmac("sha256", prepared, salt, iterations)
     client_key = hmac.digest(salted, b"Client Key", "sha256")
     return StoredKey(
         salt,
@@ -183,7 +225,7 @@ def _proves(key: StoredKey, message: bytes, proof: bytes) -> bool:
 
 def _made_up(username: str) -> StoredKey:
     digest = hmac.digest(_SECRET, username.encode(), "sha256")
-    return StoredKey(digest[:16], SCRAM_ITERATIONS, digest, digest)
+    return StoredKey(digest[:SALT_LENGTH], SCRAM_ITERATIONS, digest, digest)
 
 
 def _unescaped(name: str) -> str:
@@ -204,6 +246,10 @@ def _bearer(pairs: dict[str, str]) -> str:
 
 def _encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def _unpadded(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
 
 
 def _decoded(text: str) -> bytes:
