@@ -81,7 +81,10 @@ class Config:
     plugin_path: Annotated[list[Path], says("directories of single-file plugins")] = field(
         default_factory=list
     )
-    workers: Annotated[int, counts("processes; 0 = what measures best for the cores", least=0)] = 0
+    # Two generations of workers share the places of `admission.SLOTS` processes.
+    workers: Annotated[
+        int, counts("processes; 0 = what measures best for the cores", least=0, most=64)
+    ] = 0
     user: Annotated[str, says("taken on when started as root; empty = stay")] = ""
     bare_newline: Annotated[
         Literal["reject", "fix"], says("what to do with a bare CR or LF in DATA")

@@ -65,7 +65,7 @@ class Connection:
             if self._implicit_tls and not self._receiver.closing:
                 self._handshake()
             if not self._receiver.closing:
-                self._send(self._receiver.greet(early=self._talks_early()))
+                self._greet()
             while not self._receiver.closing:
                 self._turn()
             self._linger()
@@ -93,6 +93,14 @@ class Connection:
         """Cut a session that waits between two commands; others see `draining` by themselves."""
         if self.due != inf and self._receiver.at_boundary:
             self.cut("draining", now)
+
+    def _greet(self) -> None:
+        early = self._talks_early()
+        if self._cut_reason:
+            # The end of input that `cut` made is not the peer talking early.
+            self._say_goodbye(self._cut_reason)
+        else:
+            self._send(self._receiver.greet(early=early))
 
     def _turn(self) -> None:
         """Take what the peer says next and answer it."""
@@ -157,6 +165,8 @@ class Connection:
         if not delay:
             return False
         self.due = self._service.clock() + delay + _GRACE
+        if self._service.draining.is_set():
+            return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(delay * 1000))

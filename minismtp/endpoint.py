@@ -7,6 +7,7 @@ takes mail. Plain HTTP, meant for loopback: put a reverse proxy before it for an
 from __future__ import annotations
 
 import http.server
+import os
 import platform
 import signal
 import socket
@@ -30,12 +31,18 @@ from minismtp.metrics import FLUSH_INTERVAL
 _TIMEOUT: Final = 10.0  # seconds for one request
 
 
-def run(sock: socket.socket, board: Board, directory: Path) -> int:
-    """Answer requests until SIGTERM."""
+def run(sock: socket.socket, board: Board, directory: Path, lifeline: int) -> int:
+    """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died."""
     server = _HttpServer(sock, _registry(board, directory), board)
     threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
+    threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
     signal.sigwait({signal.SIGTERM})
     return 0
+
+
+def _watch(lifeline: int) -> None:
+    if not os.read(lifeline, 1):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _registry(board: Board, directory: Path) -> CollectorRegistry:

@@ -27,9 +27,9 @@ def says(description: str) -> Meta:
     return Meta(description=description)
 
 
-def counts(description: str, *, least: int = 1) -> Meta:
+def counts(description: str, *, least: int = 1, most: int | None = None) -> Meta:
     """Describe a key that holds a number of things."""
-    return Meta(description=description, ge=least)
+    return Meta(description=description, ge=least, le=most)
 
 
 Networks: TypeAlias = list[Network]

@@ -46,7 +46,10 @@ class Sessions:
         return len(self._running)
 
     def run(self, connection: Connection, finished: Callable[[], None]) -> None:
-        """Run a session in a thread of its own, then call `finished`."""
+        """Run a session in a thread of its own, then call `finished`.
+
+        Raises RuntimeError when no thread can be started; nothing has happened then.
+        """
 
         def job() -> None:
             logging.bind(session=connection.session.id)
@@ -60,12 +63,12 @@ class Sessions:
                     with self._changed:
                         self._changed.notify_all()
 
-        self._running.add(connection)
         try:
             inbox = self._idle.pop()
         except IndexError:
             inbox = queue.SimpleQueue()
             threading.Thread(target=self._work, args=(inbox,), name="session", daemon=True).start()
+        self._running.add(connection)
         inbox.put(job)
 
     def start_watch(self) -> None:
@@ -142,12 +145,14 @@ class Server(socketserver.ThreadingTCPServer):
             poll.register(self._wake_read, select.EPOLLIN)
             while True:
                 ready = {descriptor for descriptor, _ in poll.poll()}
+                if ready != {self._wake_read}:
+                    # Even at the end: no other worker was woken for this connection.
+                    self._accept_some()
                 if self._wake_read in ready:
                     return
-                self._accept_some()
 
     def stop(self) -> None:
-        """Make `serve_forever` return; the socket stays open for the other workers."""
+        """Make `serve_forever` return."""
         os.write(self._wake_write, b"x")
 
     def process_request(self, request: object, client_address: object) -> None:
@@ -190,7 +195,11 @@ class Server(socketserver.ThreadingTCPServer):
 
         if proxied:
             connection.introduce = introduce
-        self._sessions.run(connection, lambda: self._admission.leave(place[0]))
+        try:
+            self._sessions.run(connection, lambda: self._admission.leave(place[0]))
+        except RuntimeError:
+            self._admission.leave(admitted)
+            self._refuse(request, peer, "threads")
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log what went wrong with one connection before its session began."""

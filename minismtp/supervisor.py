@@ -15,13 +15,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Final
 
 from minismtp import endpoint, worker
-from minismtp.admission import Admission
+from minismtp.admission import SLOTS, Admission
 from minismtp.backoff import Backoff
 from minismtp.board import Board, Standing
 from minismtp.config import Config
@@ -59,7 +60,10 @@ def serve(config: Config) -> int:
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """The workers of one configuration; `pause` before the next start grows with short lives."""
+    """The workers of one configuration.
+
+    `pause` before the next start grows with short lives; who is still there at `end_by` is killed.
+    """
 
     config: Config
     sockets: dict[str, socket.socket]
@@ -67,6 +71,7 @@ class Generation:
     begun: float
     pause: float = 0.0
     next_start: float = 0.0
+    end_by: float = inf
 
 
 @dataclass(slots=True)
@@ -90,20 +95,23 @@ class Supervisor:
         self._admission = Admission(config.limits.sessions, config.limits.sessions_per_ip)
         backoff = config.limits.login_backoff.total_seconds()
         self._backoff = Backoff(backoff, time.monotonic)
-        self._metrics_directory = _metrics_directory(config)
-        _own(config, config.state_directory)
         self._lifeline_read, self._lifeline_write = os.pipe()
         self._endpoint_socket = _endpoint_socket(config)
+        self._next_endpoint = 0.0
         sockets = open_listeners(config.listeners, file=config.file)
+        # After the sockets: a second server that finds them taken leaves the first one's files.
+        self._metrics_directory = _metrics_directory(config)
+        _own(config, config.state_directory)
         self._current = Generation(config, sockets, _workers(config), time.monotonic())
         self._coming: Generation | None = None
+        self._reload_wanted = False
+        self._started = False  # whether a worker has ever served
         self._status: int | None = None
         self._stop_by = 0.0
         self._standing = Standing(reloaded_at=time.time())
 
     def run(self) -> int:
         """Loop until all processes have ended after a stop."""
-        self._start_endpoint()
         self._start_worker(self._current)
         while self._status is None or self._children:
             busy = self._coming or self._status is not None or not self._standing.ready
@@ -131,7 +139,7 @@ class Supervisor:
                 else:
                     self._stop(0)
             case signal.SIGHUP:
-                self._reload()
+                self._reload_wanted = True
             case signal.SIGUSR2:
                 self._signal_workers(signal.SIGUSR2)
             case _:
@@ -144,9 +152,14 @@ class Supervisor:
         if self._status is None:
             if self._coming is not None:
                 self._tend_reload(self._coming)
+            elif self._reload_wanted:
+                self._reload_wanted = False
+                self._reload()
             self._fill(self._coming or self._current)
+            self._fill_endpoint()
         elif time.monotonic() > self._stop_by:
             self.kill()
+        self._end_overdue()
         serving = sum(child.serving for child in self._workers_of(self._current))
         standing = replace(
             self._standing,
@@ -188,7 +201,6 @@ class Supervisor:
         if child.slot < 0:
             if self._status is None:
                 self._log.error("metrics endpoint died", pid=pid, status=status)
-                self._start_endpoint()
             return
         self._admission.forget(child.slot)
         for path in self._metrics_directory.glob(f"gauge_live*_{child.slot}.db"):
@@ -200,7 +212,7 @@ class Supervisor:
         self._log.error("worker died", pid=pid, slot=child.slot, status=status)
         if generation is self._coming:
             self._give_up_reload("a worker of the new generation cannot start")
-        elif not self._standing.ready and not child.serving:
+        elif not self._started:
             self._stop(EXIT_CONFIG if status == EXIT_CONFIG else 1)
         else:
             lived = time.monotonic() - child.started
@@ -217,6 +229,7 @@ class Supervisor:
                 except BlockingIOError:
                     continue
                 child.serving = bool(said)
+                self._started = self._started or child.serving
                 self._close_ready(child)
 
     def _fill(self, generation: Generation) -> None:
@@ -225,18 +238,32 @@ class Supervisor:
         if workers and not any(child.serving for child in workers):
             return
         if time.monotonic() >= generation.next_start:
-            for _ in range(generation.wanted - len(workers)):
+            free = SLOTS - len(self._children)
+            for _ in range(min(generation.wanted - len(workers), free)):
                 self._start_worker(generation)
+
+    def _fill_endpoint(self) -> None:
+        """Start the endpoint when it is missing; again and again, but not without a breath."""
+        now = time.monotonic()
+        missing = all(child.slot >= 0 for child in self._children.values())
+        if missing and now >= self._next_endpoint:
+            self._next_endpoint = now + _QUIET_TICK
+            self._start_endpoint()
+
+    def _end_overdue(self) -> None:
+        """Kill what a reload has told to end and what has not: a plugin may hang in `on_stop`."""
+        now = time.monotonic()
+        for pid, child in self._children.items():
+            if child.generation is not None and now > child.generation.end_by:
+                os.kill(pid, signal.SIGKILL)
 
     def _workers_of(self, generation: Generation) -> list[Child]:
         return [child for child in self._children.values() if child.generation is generation]
 
     def _reload(self) -> None:
-        if self._status is not None or self._coming is not None:
-            return
-        old = self._current
+        file = self._current.config.file
         try:
-            config = Config.load(Path(old.config.file) if old.config.file else None)
+            config = Config.load(Path(file) if file else None)
             sockets = self._sockets_for(config)
         except (ConfigError, ListenError) as error:
             self._give_up_reload(str(error))
@@ -247,11 +274,13 @@ class Supervisor:
 
     def _sockets_for(self, config: Config) -> dict[str, socket.socket]:
         """Give the sockets of a new configuration; those on the same address are kept."""
-        old = {item.address: item.name for item in self._current.config.listeners}
         sockets = {}
         for index, listener in enumerate(config.listeners):
-            if listener.address in old:
-                sockets[listener.name] = self._current.sockets[old[listener.address]]
+            same = [o.name for o in self._current.config.listeners if o.address == listener.address]
+            if same:
+                # Several listeners may be on "port 0": each keeps its own.
+                name = listener.name if listener.name in same else same[0]
+                sockets[listener.name] = self._current.sockets[name]
             else:
                 key = f"listeners[{index}].address"
                 sockets[listener.name] = open_socket(listener.address, key=key, file=config.file)
@@ -261,11 +290,10 @@ class Supervisor:
         workers = self._workers_of(coming)
         if len(workers) == coming.wanted and all(child.serving for child in workers):
             old, self._current, self._coming = self._current, coming, None
-            kept = {id(sock) for sock in coming.sockets.values()}
-            for sock in old.sockets.values():
-                if id(sock) not in kept:
-                    sock.close()
+            _close(old.sockets.values(), keep=coming.sockets.values())
             self._signal_workers(signal.SIGTERM, old)
+            drain = old.config.limits.drain.total_seconds()
+            old.end_by = time.monotonic() + drain + _SHORT_LIFE
             self._standing = replace(self._standing, reload_ok=True, reloaded_at=time.time())
             self._board.post(self._standing)
             self._log.info("reloaded")
@@ -277,10 +305,7 @@ class Supervisor:
         coming, self._coming = self._coming, None
         if coming is not None:
             self._signal_workers(signal.SIGKILL, coming)
-            kept = {id(sock) for sock in self._current.sockets.values()}
-            for sock in coming.sockets.values():
-                if id(sock) not in kept:
-                    sock.close()
+            _close(coming.sockets.values(), keep=self._current.sockets.values())
         self._standing = replace(self._standing, reload_ok=False)
         self._board.post(self._standing)
 
@@ -289,8 +314,12 @@ class Supervisor:
         drain = self._current.config.limits.drain.total_seconds()
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
         self._log.info("stopping", workers=len(self._children))
-        for pid in self._children:
-            os.kill(pid, signal.SIGTERM)
+        # Nobody shall wait in a queue that nobody serves.
+        self._close_listeners(keep=())
+        for pid, child in self._children.items():
+            # Workers of older generations know already: a second TERM would cut their sessions.
+            if child.generation in {None, self._current, self._coming}:
+                os.kill(pid, signal.SIGTERM)
 
     def _signal_workers(self, number: int, generation: Generation | None = None) -> None:
         for pid, child in self._children.items():
@@ -301,15 +330,22 @@ class Supervisor:
         sock = self._endpoint_socket
         if sock is not None:
             config = self._current.config
-            self._fork(
-                config, -1, None, lambda _: endpoint.run(sock, self._board, self._metrics_directory)
-            )
+
+            def run(_: int) -> int:
+                self._close_listeners(keep=())
+                return endpoint.run(sock, self._board, self._metrics_directory, self._lifeline_read)
+
+            self._fork(config, -1, None, run)
 
     def _start_worker(self, generation: Generation) -> None:
         taken = {child.slot for child in self._children.values()}
         slot = next(number for number in range(len(taken) + 1) if number not in taken)
 
         def run(ready: int) -> int:
+            # An address is free again when no process has a copy of its socket any more.
+            self._close_listeners(keep=generation.sockets.values())
+            if self._endpoint_socket is not None:
+                self._endpoint_socket.close()
             post = Post(
                 slot,
                 generation.sockets,
@@ -345,10 +381,21 @@ class Supervisor:
         finally:
             os._exit(status)
 
+    def _close_listeners(self, *, keep: Collection[socket.socket]) -> None:
+        for generation in (self._current, self._coming):
+            if generation is not None:
+                _close(generation.sockets.values(), keep=keep)
+
     def _close_ready(self, child: Child) -> None:
         if child.ready >= 0:
             os.close(child.ready)
             child.ready = -1
+
+
+def _close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:
+    for sock in sockets:
+        if sock not in keep:
+            sock.close()
 
 
 def _workers(config: Config) -> int:

@@ -81,6 +81,7 @@ class Worker:
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
         self._servers = [self._server(listener.name) for listener in config.listeners]
+        self._accepting: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start the plugins, then accept; raises Failure."""
@@ -94,13 +95,15 @@ class Worker:
         self._metrics.tally.start()
         self._sessions.start_watch()
         for server in self._servers:
-            threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+            thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
+            thread.start()
+            self._accepting.append(thread)
 
     def wait(self) -> None:
         """Block until it is time to end; USR2 prints the stack of every thread meanwhile."""
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
         while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
-            faulthandler.dump_traceback(all_threads=True)
+            _dump_stacks()
 
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""
@@ -108,6 +111,9 @@ class Worker:
         self._draining.set()
         for server in self._servers:
             server.stop()
+        for thread, server in zip(self._accepting, self._servers, strict=True):
+            thread.join()
+            server.server_close()
         timeout = self._config.limits.drain.total_seconds()
         if not self._sessions.drain(timeout):
             self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))
@@ -162,6 +168,16 @@ class Worker:
     def _watch_lifeline(self) -> None:
         if not os.read(self._post.lifeline, 1):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _dump_stacks() -> None:
+    """Print the stack of every thread in one piece: the other workers do so at the same time."""
+    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
+        file.write(f"Process {os.getpid()}\n".encode())
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        os.write(sys.stderr.fileno(), file.read())
 
 
 def _stop_at_once_on_second_term() -> None:

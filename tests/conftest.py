@@ -374,7 +374,7 @@ class Launch(Protocol):
     """Runs a server for a module's tests."""
 
     def __call__(
-        self, *tables: str, listeners: str = _LISTENERS, workers: int = 1
+        self, *tables: str, listeners: str = _LISTENERS, top: str = "", workers: int = 1
     ) -> AbstractContextManager[Running]:
         """Run it, in a directory of its own, until the block ends."""
 
@@ -384,9 +384,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Give a function that runs a server for as long as a block."""
 
     @contextlib.contextmanager
-    def launch(*tables: str, listeners: str = _LISTENERS, workers: int = 1) -> Iterator[Running]:
+    def launch(
+        *tables: str, listeners: str = _LISTENERS, top: str = "", workers: int = 1
+    ) -> Iterator[Running]:
         configure = configure_in(tmp_path_factory.mktemp("server"))
-        with running(configure(*tables, listeners=listeners, workers=workers)) as server:
+        with running(configure(*tables, listeners=listeners, top=top, workers=workers)) as server:
             yield server
 
     return launch

@@ -1,0 +1,540 @@
+"""The processes: who starts, who is replaced, how a new configuration takes over, how all end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pytest
+
+from minismtp.config import Config
+from minismtp.settings import ConfigError
+
+if TYPE_CHECKING:
+    from conftest import Client, Configure, Running, Start
+
+# EHLO names the worker and the generation; the options `fail` and `hang` spoil its start or end.
+GENERATION = """
+import os, threading
+from minismtp import hookimpl, plugin
+
+@plugin
+class Generation:
+    number: int = 1
+    fail: str = ""
+    hang: bool = False
+
+    @hookimpl
+    def on_start(self) -> None:
+        if self.fail:
+            raise RuntimeError(self.fail)
+
+    @hookimpl
+    def on_stop(self) -> None:
+        if self.hang:
+            threading.Event().wait()
+
+    @hookimpl
+    def ehlo_keywords(self) -> list[str]:
+        return [f"GENERATION {self.number} {os.getpid()}"]
+"""
+DRAINING = "421 4.3.2 mx.example.org service shutting down"
+TWO = """
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+tls = "none"
+
+[[listeners]]
+name = "second"
+address = "127.0.0.1:0"
+tls = "none"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plugin(tmp_path: Path) -> None:
+    (tmp_path / "local_plugins").mkdir()
+    (tmp_path / "local_plugins" / "generation.py").write_text(GENERATION)
+
+
+def generation(number: int = 1, *, fail: str = "", hang: bool = False) -> str:
+    options = f'number = {number}\nfail = "{fail}"\nhang = {str(hang).lower()}\n'
+    return f'[[plugins]]\nuse = "generation"\n{options}'
+
+
+def limits(drain: str = "30s", sessions: int = 100) -> str:
+    return f'[limits]\ndrain = "{drain}"\nsessions = {sessions}\n'
+
+
+def one_on(port: int) -> str:
+    return f'[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:{port}"\ntls = "none"\n'
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Give a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def who(client: Client) -> tuple[int, int]:
+    """Greet, and give the generation and the process id of the worker, zeros of one that ends."""
+    assert client.reply().startswith("220 ")
+    greeting = client.command("EHLO client.example")
+    found = re.search(r"^250[- ]GENERATION (\d+) (\d+)$", greeting, re.MULTILINE)
+    if not found:
+        assert greeting == DRAINING
+        return 0, 0
+    return int(found[1]), int(found[2])
+
+
+def serving(server: Running) -> tuple[int, int]:
+    """Give the generation and the process id of the worker that serves a new session."""
+    while True:
+        with server.connect() as client:
+            found = who(client)
+        if found != (0, 0):
+            return found
+
+
+def workers(server: Running) -> set[int]:
+    """Give the process ids of the workers; what else the supervisor has is its endpoint."""
+    return {pid for pid in server.tree()[1:] if is_worker(pid)}
+
+
+def is_worker(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "/metrics/counter_" in Path(f"/proc/{pid}/maps").read_text()
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def all_workers(server: Running, count: int) -> set[int]:
+    """Give the process ids of the workers once all of them serve."""
+    server.wait_until(lambda: server.metric("workers") == count)
+    return workers(server)
+
+
+def refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def serve(config: Path) -> subprocess.CompletedProcess[str]:
+    """Run a server that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "minismtp", "serve", "--config", config],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+# Workers
+
+
+def test_several_workers_serve(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(), workers=3))
+    expected = all_workers(server, 3)
+    assert len(expected) == 3
+
+    def seen() -> set[int]:
+        """Come all at once: a worker that waits takes what a busy one has not."""
+        with contextlib.ExitStack() as stack:
+            crowd = [stack.enter_context(server.connect()) for _ in range(60)]
+            found.update(who(client)[1] for client in crowd)
+        return found
+
+    found: set[int] = set()
+    server.wait_until(lambda: seen() == expected)
+
+
+def test_worker_that_was_killed_is_replaced(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(), workers=2))
+    before = all_workers(server, 2)
+    _, victim = serving(server)
+    os.kill(victim, signal.SIGKILL)
+    server.wait_for_log(rf"error worker died pid={victim} slot=\d status=-9")
+    server.wait_until(lambda: len(workers(server) - before) == 1)
+    assert victim not in all_workers(server, 2)
+
+
+def test_places_of_a_killed_worker_are_free_again(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(), limits(sessions=3)))
+    with contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(server.connect()) for _ in range(3)]
+        [(_, worker)] = {who(client) for client in crowd}
+        with server.connect() as client:
+            assert client.reply().startswith("421 4.7.0 ")
+        os.kill(worker, signal.SIGKILL)
+        later = [stack.enter_context(server.connect()) for _ in range(3)]
+        assert {who(client) for client in later}.isdisjoint({(1, worker)})
+        with server.connect() as client:
+            assert client.reply().startswith("421 4.7.0 ")
+    server.wait_until(lambda: server.metric("connections_active") == 0)
+
+
+def test_endpoint_that_was_killed_is_replaced(configure: Configure, start: Start) -> None:
+    server = start(configure())
+    [worker] = all_workers(server, 1)
+    [endpoint] = set(server.tree()[1:]) - {worker}
+    os.kill(endpoint, signal.SIGKILL)
+    server.wait_for_log(rf"error metrics endpoint died pid={endpoint} status=-9")
+    assert server.http("/readyz") == (200, "ready\n")
+
+
+def test_endpoint_that_cannot_start_does_not_stop_the_mail(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure())
+    [worker] = all_workers(server, 1)
+    shutil.rmtree(server.directory / "state" / "metrics")
+    [endpoint] = set(server.tree()[1:]) - {worker}
+    os.kill(endpoint, signal.SIGKILL)
+    server.wait_for_log("error metrics endpoint died", 3)
+    with server.connect() as client:
+        assert client.reply().startswith("220 ")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_server_without_a_worker_is_healthy_and_not_ready(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation()))
+    # From here on no worker can start.
+    (server.directory / "local_plugins" / "generation.py").write_text("rubbish(")
+    os.kill(serving(server)[1], signal.SIGKILL)
+    server.wait_for_log("worker died", 2)
+    server.wait_until(lambda: server.http("/readyz") == (503, "not ready\n"))
+    assert server.http("/healthz") == (200, "ok\n")
+    assert server.metric("workers") == 0
+
+
+def test_stacks_of_all_threads_are_dumped_on_usr2(configure: Configure, start: Start) -> None:
+    server = start(configure(workers=2))
+    all_workers(server, 2)
+    with server.connect() as client:
+        client.greet()
+        server.signal(signal.SIGUSR2)
+        # The main thread comes last and sits in `wait`, deep below the module.
+        server.wait_for_log(r"^  File .* in _run_module_as_main$", 2)
+        dumps = server.log.partition("Process ")[2].split("Process ")
+        assert {int(dump.split()[0]) for dump in dumps} == workers(server)
+        for dump in dumps:
+            assert re.search(r'server\.py", line \d+ in serve_forever', dump)
+            assert re.search(r'worker\.py", line \d+ in wait', dump)
+        assert re.search(r'connection\.py", line \d+ in _turn', "".join(dumps))
+        assert client.command("NOOP") == "250 2.0.0 ok"
+
+
+def test_death_of_the_supervisor_ends_all_processes(
+    configure: Configure, start: Start, free_port: int
+) -> None:
+    server = start(configure(limits(drain="1h"), listeners=one_on(free_port), workers=2))
+    all_workers(server, 2)
+    children = server.tree()[1:]
+    assert len(children) == 3
+    with server.connect() as client:
+        client.begin_data("orphan@example.org")
+        server.process.kill()
+        client.send("text\r\n.\r\n")
+        assert client.reply().startswith("250 2.0.0 ")
+        assert client.rest() == f"{DRAINING}\r\n"
+    server.wait_until(lambda: not any(alive(pid) for pid in children))
+    assert refused(free_port)
+    assert len(server.mail("orphan")) == 1
+
+
+# The start
+
+
+def test_plugin_that_cannot_start_ends_the_server_with_78(configure: Configure) -> None:
+    config = configure(generation(fail="the database is away"), workers=2)
+    done = serve(config)
+    assert done.returncode == 78
+    told = [line for line in done.stderr.splitlines() if line.startswith("minismtp: ")]
+    assert told == ["minismtp: plugin 'generation': on_start: RuntimeError: the database is away"]
+
+
+def test_option_that_a_plugin_does_not_know_ends_the_server_with_78(configure: Configure) -> None:
+    config = configure('[[plugins]]\nuse = "generation"\nnumer = 1\n')
+    done = serve(config)
+    assert done.returncode == 78
+    assert f"minismtp: {config}: plugins[2].numer: " in done.stderr
+    assert "did you mean" in done.stderr
+
+
+@pytest.mark.parametrize("taken", ["listeners[0].address", "metrics.address"])
+def test_port_in_use_ends_the_server_with_1_and_one_line(configure: Configure, taken: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        if taken == "metrics.address":
+            config = configure(metrics=f'[metrics]\naddress = "127.0.0.1:{port}"\n')
+        else:
+            config = configure(listeners=one_on(port))
+        done = serve(config)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"minismtp: {config}: {taken}: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    )
+
+
+def test_second_server_on_the_same_port_leaves_the_first_one_its_metrics(
+    configure: Configure, start: Start, free_port: int
+) -> None:
+    server = start(configure(listeners=one_on(free_port)))
+    serving_before = server.metric("connections_total", result="accepted")
+    assert serve(server.config).returncode == 1
+    with server.connect() as client:
+        client.reply()
+    assert server.metric("connections_total", result="accepted") == serving_before + 1
+
+
+def test_state_directory_that_cannot_be_made_ends_the_server_with_one_line(
+    configure: Configure, tmp_path: Path
+) -> None:
+    config = configure()
+    (tmp_path / "state").write_text("a file")
+    done = serve(config)
+    assert done.returncode == 1
+    assert done.stderr == f"minismtp: {tmp_path}/state/metrics: Not a directory\n"
+
+
+def test_more_workers_than_there_are_places_for_are_refused(configure: Configure) -> None:
+    with pytest.raises(ConfigError, match=r"workers: expected integer <= 64"):
+        Config.load(configure(workers=65))
+
+
+# A new configuration
+
+
+def reload(server: Running, count: int = 1) -> None:
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" info reloaded$", count)
+
+
+def test_reload_brings_a_new_generation(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1), workers=2))
+    before = all_workers(server, 2)
+    at_start = server.metric("config_last_reload_success_timestamp_seconds")
+    configure(generation(2), workers=2)
+    reload(server)
+    server.wait_until(lambda: serving(server)[0] == 2)
+    server.wait_until(lambda: not any(alive(pid) for pid in before))
+    assert len(all_workers(server, 2)) == 2
+    assert server.metric("config_last_reload_successful") == 1
+    assert server.metric("config_last_reload_success_timestamp_seconds") > at_start
+    assert "worker died" not in server.log
+
+
+def test_reload_changes_the_number_of_workers(configure: Configure, start: Start) -> None:
+    server = start(configure(workers=1))
+    configure(workers=3)
+    reload(server)
+    server.wait_until(lambda: len(workers(server)) == 3)
+    assert server.metric("workers") == 3
+
+
+def test_message_in_transfer_is_taken_by_the_old_generation(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(1), limits(drain="1h"), workers=2))
+    with server.connect() as client, server.connect() as idle:
+        _, old = who(client)
+        client.command("MAIL FROM:<>")
+        client.command("RCPT TO:<moving@example.org>")
+        client.command("DATA")
+        idle.greet()
+        configure(generation(2), workers=2)
+        reload(server)
+        assert idle.rest() == f"{DRAINING}\r\n"
+        server.wait_until(lambda: serving(server)[0] == 2)
+        assert alive(old)
+        client.send("Subject: moving\r\n\r\ntext\r\n.\r\n")
+        assert client.reply().startswith("250 2.0.0 ")
+    server.wait_until(lambda: not alive(old))
+    assert server.stored("moving") == b"Subject: moving\r\n\r\ntext\r\n"
+
+
+def test_stop_after_a_reload_lets_the_old_generation_finish_too(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(1), limits(drain="1h")))
+    with server.connect() as client, server.connect() as idle:
+        client.begin_data("twice@example.org")
+        idle.greet()
+        reload(server)
+        assert idle.rest() == f"{DRAINING}\r\n"
+        server.signal(signal.SIGTERM)
+        server.wait_until(lambda: len(workers(server)) == 1)
+        client.send("text\r\n.\r\n")
+        assert client.reply().startswith("250 2.0.0 ")
+    assert server.wait() == 0
+
+
+def test_old_worker_that_hangs_at_its_end_is_killed(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1, hang=True), limits(drain="0s")))
+    _, old = serving(server)
+    configure(generation(2))
+    reload(server)
+    server.wait_until(lambda: not alive(old))
+    assert serving(server)[0] == 2
+
+
+def test_no_connection_is_refused_during_reloads(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1), workers=2))
+    for number in range(2, 5):
+        configure(generation(number), workers=2)
+        server.signal(signal.SIGHUP)
+        # An old worker on its way out may have taken the connection: it says hello, then 421.
+        while serving(server)[0] != number:
+            pass
+        server.wait_for_log(r" info reloaded$", number - 1)
+
+
+def test_reload_asked_for_during_a_reload_is_not_forgotten(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(1), workers=2))
+    configure(generation(2), workers=2)
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" info reloading$")
+    configure(generation(3), workers=2)
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" info reloaded$", 2)
+    server.wait_until(lambda: serving(server)[0] == 3)
+
+
+def test_reload_moves_a_listener_and_closes_the_old_port(
+    configure: Configure, start: Start, free_port: int
+) -> None:
+    server = start(configure(generation(1)))
+    before = server.port()
+    configure(generation(2), listeners=one_on(free_port))
+    reload(server)
+    with socket.create_connection(("127.0.0.1", free_port), 60) as sock:
+        assert sock.recv(4) == b"220 "
+    # As soon as nobody serves there: no process holds a copy that queues connections for ever.
+    server.wait_until(lambda: refused(before))
+
+
+def test_listeners_keep_their_sockets_over_a_reload(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1), listeners=TWO))
+    configure(generation(2), listeners=TWO)
+    reload(server)
+    server.wait_until(lambda: serving(server)[0] == 2)
+    for name in ("smtp", "second"):
+        with server.connect(name) as client:
+            client.reply()
+            client.command(f"EHLO to-{name}.example")
+        server.wait_for_log(rf"session closed .* listener={name} .*helo=to-{name}\.example")
+
+
+Mistake = Literal["syntax", "key", "port", "plugin"]
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """Give a port on which somebody else listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [
+        ("syntax", r"{config}: Expected .*at end of document"),
+        ("key", r"{config}: plugins\[2\]\.numer: .*did you mean 'number'"),
+        ("port", r"{config}: listeners\[0\]\.address: cannot listen on .* in use"),
+    ],
+)
+def test_mistake_in_the_new_configuration_leaves_the_old_one_in_force(
+    configure: Configure, start: Start, taken_port: int, mistake: Mistake, reason: str
+) -> None:
+    server = start(configure(generation(1), workers=2))
+    before = all_workers(server, 2)
+    match mistake:
+        case "syntax":
+            server.config.write_text("[[listeners")
+        case "key":
+            configure('[[plugins]]\nuse = "generation"\nnumer = 2\n')
+        case _:
+            configure(listeners=one_on(taken_port))
+    server.signal(signal.SIGHUP)
+    server.wait_until(lambda: server.metric("config_last_reload_successful") == 0)
+    found = [line for line in server.log.splitlines() if str(server.config) in line]
+    assert len(found) == 1, found
+    assert re.search(reason.format(config=re.escape(str(server.config))), found[0])
+    assert serving(server)[0] == 1
+    assert all_workers(server, 2) == before
+    assert server.http("/readyz") == (200, "ready\n")
+
+
+def test_plugin_that_cannot_start_leaves_the_old_generation_in_service(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(1), workers=2))
+    before = all_workers(server, 2)
+    with server.connect() as client:
+        client.greet()
+        configure(generation(2, fail="the database is away"), workers=2)
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda: server.metric("config_last_reload_successful") == 0)
+        server.wait_for_log(r"^minismtp: .*plugin 'generation'.*the database is away")
+        assert client.command("NOOP") == "250 2.0.0 ok"
+    assert serving(server)[0] == 1
+    server.wait_until(lambda: workers(server) == before)
+    # What was mended is taken on, and the gauge tells.
+    configure(generation(3), workers=2)
+    reload(server)
+    server.wait_until(lambda: serving(server)[0] == 3)
+    assert server.metric("config_last_reload_successful") == 1
+
+
+def test_files_of_the_metrics_do_not_grow_with_reloads_and_deaths(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(), limits(drain="1s"), workers=2))
+
+    all_workers(server, 2)
+    for number in range(1, 6):
+        old = workers(server)
+        reload(server, number)
+        server.wait_until(lambda old=old: not any(alive(pid) for pid in old))  # type: ignore[misc]
+        all_workers(server, 2)
+    for _ in range(3):
+        _, victim = serving(server)
+        os.kill(victim, signal.SIGKILL)
+        server.wait_until(lambda victim=victim: victim not in workers(server))  # type: ignore[misc]
+        all_workers(server, 2)
+    names = {path.name for path in (server.directory / "state" / "metrics").iterdir()}
+    kinds = {name.rpartition("_")[0] for name in names}
+    assert {"counter", "histogram", "gauge_livesum"} <= kinds
+    # Two generations at once have used four slots, and no others.
+    assert names <= {f"{kind}_{slot}.db" for kind in kinds for slot in range(4)}
+    # What was counted in a slot stays counted when another worker takes it.
+    assert server.metric("connections_total", result="accepted") == 3
