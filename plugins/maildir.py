@@ -2,7 +2,8 @@ r"""Store mail in Maildirs, so that no crash loses what was acknowledged or show
 
 One delivery is: create NAME in tmp/ exclusively, lock it, write, sync, rename it into new/. Only
 then is the message acknowledged. NAME ends with `,S=` and the size, so a file tells whether it is
-whole. A crash
+whole: it has that size and no hole. (The size alone may reach the disk before the content, which
+then reads as zeros; file systems report such parts as holes.) A crash
 - before the sync leaves at most a file in tmp/, which no reader looks at and the next attempt with
   the same name replaces. new/ shows nothing, and nothing was acknowledged.
 - after the rename leaves the message in new/, or, when the power fails before the file system has
@@ -205,7 +206,8 @@ def _rescue_file(temporary: str) -> bool:
         except BlockingIOError:
             return False  # being written
         status = os.fstat(file.fileno())
-        if status.st_size == int(match[1]):
+        size = int(match[1])
+        if status.st_size == size > 0 and os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size:
             _publish(file.fileno(), temporary, f"{folder}/new", name)
             return True
         if status.st_mtime < time.time() - _STALE:

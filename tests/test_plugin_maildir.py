@@ -433,6 +433,18 @@ def test_writer_keeps_its_file_locked(
     assert len(files(box)) == 1
 
 
+def test_file_whose_content_was_not_written_stays_in_tmp(
+    plugin: Maildir, box: Path, tmp_path: Path
+) -> None:
+    path = put_back(plugin, box)
+    empty = box / "tmp" / path.name
+    size = empty.stat().st_size
+    empty.write_bytes(b"")
+    os.truncate(empty, size)
+    rescue(plugin, tmp_path)
+    assert files(box) == [empty]
+
+
 @pytest.mark.parametrize(("hours", "kept"), [(35, True), (37, False)])
 def test_part_of_a_message_never_comes_back_and_goes_when_it_is_stale(
     plugin: Maildir, box: Path, tmp_path: Path, hours: int, *, kept: bool
