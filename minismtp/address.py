@@ -61,7 +61,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read `local@domain` as RFC 5321 spells it, quotes included; raises ValueError."""
-        match = _MAILBOX.fullmatch(text.strip())
+        match = _MAILBOX.fullmatch(text.strip(" \t\r\n"))  # not wider: a local part may have U+00A0
         if match is None:
             raise ValueError(f"{text!r} is not an address of the form local@domain")
         return read_mailbox(match[1], match[2])

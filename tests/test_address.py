@@ -118,6 +118,11 @@ def test_spelling_is_read_back(local: str) -> None:
     assert Address.parse(str(address)) == address
 
 
+def test_only_ascii_blanks_around_an_address_do_not_count() -> None:
+    assert Address.parse(" a@x\r\n") == Address("a", "x")
+    assert Address.parse("\xa0a@x") == Address("\xa0a", "x")
+
+
 def test_equal_mailboxes_are_one_in_a_set() -> None:
     assert len({Address.parse(text) for text in ('"a"@x.ORG', "a@X.org")}) == 1
 
