@@ -95,7 +95,8 @@ def who(client: Client) -> tuple[int, int]:
     greeting = client.command("EHLO client.example")
     found = re.search(r"^250[- ]GENERATION (\d+) (\d+)$", greeting, re.MULTILINE)
     if not found:
-        assert greeting == DRAINING
+        # Cut while it waited, or told in answer to EHLO: that has no enhanced code (RFC 2034).
+        assert greeting in (DRAINING, DRAINING.replace(" 4.3.2", ""))
         return 0, 0
     return int(found[1]), int(found[2])
 
