@@ -47,9 +47,29 @@ def _watch(lifeline: int) -> None:
 
 def _registry(board: Board, directory: Path) -> CollectorRegistry:
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    registry.register(_WorkersCollector(directory))
     registry.register(_ServerCollector(board))
     return registry
+
+
+class _WorkersCollector:
+    """The sum of what the workers have counted, each in the files of its slot."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the families for one scrape."""
+        # A file that its worker has just made is empty, which the library takes for a broken one.
+        files = [str(path) for path in self._directory.glob("*.db") if _size(path)]
+        yield from MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # the gauges of a worker that has ended
+        return 0
 
 
 class _ServerCollector:

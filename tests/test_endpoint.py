@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,3 +34,16 @@ def test_other_paths_are_not_found(server: Running) -> None:
 
 def test_head_is_answered_without_a_body(server: Running) -> None:
     assert server.http("/healthz", "HEAD") == (200, "")
+
+
+def test_file_that_a_worker_has_just_made_does_not_spoil_a_scrape(server: Running) -> None:
+    before = server.http("/metrics")[1]
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in server.tree())
+    counters = re.search(r"/.*/metrics/counter_(?=\d+\.db$)", maps, re.MULTILINE)
+    assert counters is not None
+    empty = Path(f"{counters[0]}99.db")
+    empty.touch()
+    status, metrics = server.http("/metrics")
+    empty.unlink()
+    assert status == 200
+    assert metrics.count("\n") == before.count("\n")
