@@ -47,22 +47,19 @@ def _watch(lifeline: int) -> None:
 
 def _registry(board: Board, directory: Path) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(_WorkersCollector(directory))
+    _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
     registry.register(_ServerCollector(board))
     return registry
 
 
-class _WorkersCollector:
+class _WorkersCollector(MultiProcessCollector):
     """The sum of what the workers have counted, each in the files of its slot."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
 
     def collect(self) -> Iterator[Metric]:
         """Give the families for one scrape."""
         # A file that its worker has just made is empty, which the library takes for a broken one.
-        files = [str(path) for path in self._directory.glob("*.db") if _size(path)]
-        yield from MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        files = [str(path) for path in Path(self._path).glob("*.db") if _size(path)]
+        yield from self.merge(files)  # type: ignore[no-untyped-call]
 
 
 def _size(path: Path) -> int:
