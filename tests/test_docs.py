@@ -1,0 +1,438 @@
+"""What the README and the guides say is true: their code runs, their tables are complete."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+import tomli
+from prometheus_client.parser import text_string_to_metric_families
+
+import minismtp
+from minismtp import hookspecs
+from minismtp.cli import main
+from minismtp.config import (
+    Config,
+    Limits,
+    Listener,
+    LogConfig,
+    MetricsConfig,
+    Outbound,
+    PluginConfig,
+    SniCertificate,
+    TlsConfig,
+)
+from minismtp.metrics import Metrics
+from minismtp.passwords import hash_password
+from minismtp.plugins import PluginSet, available, hook_names
+from minismtp.schema import options
+from minismtp.testing import Dialogue
+
+if TYPE_CHECKING:
+    from conftest import Running
+
+ROOT: Final = Path(__file__).parents[1]
+README: Final = ROOT / "README.md"
+ARCHITECTURE: Final = ROOT / "docs" / "architecture.md"
+CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
+GUIDE: Final = ROOT / "docs" / "plugins.md"
+PAGES: Final = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LISTENER: Final = '\n[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
+SPAM: Final = "Subject: Offer\nX-Spam-Flag: YES\n\nBuy.\n"
+
+
+class Block(NamedTuple):
+    """A fenced block of code: its language, the file that it stands for, its text."""
+
+    language: str
+    file: str
+    text: str
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    fence = re.compile(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+    found = [Block(*match.groups()) for match in fence.finditer(page.read_text())]
+    return [block for block in found if block.language == language]
+
+
+def tables(page: Path) -> dict[str, list[list[str]]]:
+    """Give the rows of a page's tables, but for their heads, by the heading they stand under."""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
+    for line in page.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif line.startswith("| ---"):
+            found[heading].pop()  # what came before was the head
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found.setdefault(heading, []).append(cells)
+    return found
+
+
+def code(text: str) -> list[str]:
+    """Give what stands in backticks."""
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+# The README
+
+
+@pytest.fixture
+def first_plugin(tmp_path: Path) -> Path:
+    """Put the files of the README's first plugin in their places; give the configuration."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "spam_flag.py").write_text(blocks(README, "python")[0].text)
+    path = tmp_path / "minismtp.toml"
+    path.write_text(f'state_directory = "state"\n{blocks(README, "toml")[0].text}')
+    return path
+
+
+def converse(configuration: Path) -> Dialogue:
+    return Dialogue.configured(Config.load(configuration), "smtp")
+
+
+def stored(configuration: Path) -> list[bytes]:
+    new = configuration.parent / "mail" / "example.org" / "me" / "new"
+    return [path.read_bytes() for path in new.glob("*")]
+
+
+def test_first_plugin_of_the_readme_refuses_spam_with_the_reply_shown(first_plugin: Path) -> None:
+    reply = converse(first_plugin).mail(SPAM, to=("me@example.org",))
+    assert f"`{reply}`" in README.read_text()
+    assert stored(first_plugin) == []
+
+
+def test_first_plugin_of_the_readme_lets_other_mail_through(first_plugin: Path) -> None:
+    reply = converse(first_plugin).mail(SPAM.replace("YES", "NO"), to=("me@example.org",))
+    assert reply.startswith("250 ")
+    assert [message.endswith(b"\r\n\r\nBuy.\r\n") for message in stored(first_plugin)] == [True]
+
+
+def test_first_plugin_of_the_readme_in_shadow_mode_is_only_counted(first_plugin: Path) -> None:
+    use, shadow = 'use = "spam_flag"\n', 'mode = "shadow"\n'
+    first_plugin.write_text(first_plugin.read_text().replace(use, use + shadow))
+    dialogue = converse(first_plugin)
+    assert dialogue.mail(SPAM, to=("me@example.org",)).startswith("250 ")
+    labels = {"plugin": "spam_flag", "hook": "on_message", "verdict": "reject"}
+    assert dialogue.count("shadow_verdicts_total", **labels) == 1
+    assert f"`{use.strip()}`" in README.read_text()
+    assert f"`{shadow.strip()}`" in README.read_text()
+
+
+def test_first_mail_of_the_readme_is_what_the_server_suggests(
+    running_by_itself: str,
+) -> None:
+    commands = "".join(block.text for block in blocks(README, "sh")).replace("\\\n", " ")
+    sent = [shlex.split(line) for line in commands.splitlines() if "me@localhost" in line]
+    suggested = [
+        shlex.split(line) for line in running_by_itself.splitlines() if "curl --url" in line
+    ]
+    assert sent == suggested != []
+
+
+@pytest.fixture
+def running_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give what a server without any configuration says before it starts."""
+    said: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
+    monkeypatch.setattr("minismtp.config.DEFAULT_FILE", tmp_path / "no.toml")
+    monkeypatch.setattr("minismtp.supervisor.serve", lambda _config: 0)
+    monkeypatch.setattr("minismtp.cli._say", said.append)
+    assert main(["serve"]) == 0
+    return "\n".join(said)
+
+
+def test_mail_server_of_the_readme_has_its_three_ports_and_sound_plugins(tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text(f"alice:{hash_password('secret')}\n")
+    config = Config.parse(blocks(README, "toml")[1].text, tmp_path / "minismtp.toml")
+    PluginSet.load(config)
+    assert [(item.port, item.kind, item.tls) for item in config.listeners] == [
+        (25, "mx", "starttls"),
+        (587, "submission", "starttls"),
+        (465, "submission", "implicit"),
+    ]
+
+
+def test_dependencies_are_those_of_the_project_with_its_extras() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    wanted = [*PYPROJECT["project"]["dependencies"]]
+    wanted += [item for name, items in extras.items() if name != "test" for item in items]
+    rows = tables(README)["Dependencies"]
+    assert {re.match(r"[\w-]+", item)[0] for item in wanted} == {  # type: ignore[index]
+        re.sub(r"\[(.+)\]\(.+\)", r"\1", package) for package, _ in rows
+    }
+    assert all(reason for _, reason in rows)
+
+
+def test_extras_that_are_mentioned_exist() -> None:
+    mentioned = re.findall(r"extra `(\w+)`|'\.\[(\w+)\]'", README.read_text())
+    extras = {first or second for first, second in mentioned}
+    assert extras == set(PYPROJECT["project"]["optional-dependencies"])
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    mentioned = {
+        target for page in PAGES for target in re.findall(r"\bmake (\w+)\b *[`#]", page.read_text())
+    }
+    assert {"run", "test"} <= mentioned <= targets
+
+
+# Commands
+
+
+def mentioned_commands() -> list[str]:
+    """Give every call of minismtp on the pages, in blocks of code and in backticks."""
+    lines = [
+        line
+        for page in PAGES
+        for line in (
+            *(line for block in blocks(page, "sh") for line in block.text.splitlines()),
+            *code(page.read_text()),
+        )
+    ]
+    calls = [re.search(r"(?:^|/)minismtp ([a-z].*)", line) for line in lines]
+    return sorted({call[1] for call in calls if call})
+
+
+def test_every_command_is_in_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    existing = re.findall(r"^    ([a-z][\w-]*)  ", capsys.readouterr().out, re.MULTILINE)
+    assert [code(row[0])[0].split()[1] for row in tables(README)["Commands"]] == existing
+
+
+@pytest.mark.parametrize("call", mentioned_commands())
+def test_command_exists_with_its_options(call: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = call.split(maxsplit=1)[0]
+    assert main([command, "--help"]) == 0
+    usage = capsys.readouterr().out
+    assert set(re.findall(r"--\w+", call)) <= set(re.findall(r"--\w+", usage))
+
+
+def cause(status: int, directory: Path) -> list[str]:
+    """Give a command that ends with this status."""
+    good, bad, passwords = (directory / name for name in ("good.toml", "bad.toml", "passwords"))
+    good.write_text(LISTENER)
+    bad.write_text("hostnaem = 'mx.example.org'\n")
+    return {
+        0: ["check", "--config", str(good)],
+        1: ["passwd", "--remove", str(passwords), "nobody"],
+        2: ["sevre"],
+        78: ["check", "--config", str(bad)],
+    }[status]
+
+
+@pytest.mark.parametrize("status", [int(row[0]) for row in tables(CONFIGURATION)["Exit status"]])
+def test_exit_status_is_as_documented(status: int, tmp_path: Path) -> None:
+    assert main(cause(status, tmp_path)) == status
+    assert re.search(rf"^Exit status: .*\b{status} ", README.read_text(), re.MULTILINE)
+
+
+# The guide for plugin authors
+
+
+@pytest.fixture
+def guide_files(tmp_path: Path) -> Path:
+    """Write the files of the guide as an author would; give their directory."""
+    for block in blocks(GUIDE, "python"):
+        (tmp_path / block.file).write_text(block.text)
+    return tmp_path
+
+
+def test_tests_of_the_guide_pass(guide_files: Path) -> None:
+    """In a process of its own, as an author runs them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=guide_files,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+
+
+def plugin_files() -> list[str]:
+    return [item.file for item in blocks(GUIDE, "python") if not item.file.startswith("test_")]
+
+
+@pytest.mark.parametrize("file", plugin_files())
+def test_plugin_of_the_guide_loads_from_its_file(file: str, guide_files: Path) -> None:
+    name = file.removesuffix(".py")
+    shown = [item.text for item in blocks(GUIDE, "toml") if f'use = "{name}"' in item.text]
+    table = shown[0] if shown else f'[[plugins]]\nuse = "{name}"\n'
+    config = Config.parse(f"plugin_path = ['.']\n{LISTENER}{table}", guide_files / "minismtp.toml")
+    PluginSet.load(config)
+
+
+def test_sender_that_first_contact_does_not_know_is_put_off_once(guide_files: Path) -> None:
+    namespace = runpy.run_path(str(guide_files / "first_contact.py"))
+    dialogue = Dialogue(namespace["FirstContact"](), spool=guide_files)
+    replies = [dialogue.send("EHLO client.example"), *map(dialogue.send, ["MAIL FROM:<a@b.c>"] * 2)]
+    dialogue.close()
+    assert [reply[:3] for reply in replies] == ["250", "451", "250"]
+
+
+def test_every_hook_is_in_the_guide_with_its_arguments() -> None:
+    rows = [code(row[0])[0] for row in tables(GUIDE)["Hooks"]]
+    assert rows == [f"{name}({', '.join(arguments(name))})" for name in hook_names()]
+
+
+def arguments(hook: str) -> list[str]:
+    return list(inspect.signature(getattr(hookspecs, hook)).parameters)
+
+
+VERDICT: Final = re.compile(r'`raise (\w+)\("text"\)`: (\d+ [\d.]+)')
+
+
+@pytest.mark.parametrize(("verdict", "reply"), VERDICT.findall(GUIDE.read_text()))
+def test_verdict_is_the_reply_in_the_guide(verdict: str, reply: str) -> None:
+    assert str(getattr(minismtp, verdict)("text").reply) == f"{reply} text"
+
+
+CONFIGURATIONS: Final = {
+    f"{page.name}-{number}": block.text
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "toml"))
+    if "[project]" not in block.text
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configuration_on_a_page_is_valid(name: str, tmp_path: Path) -> None:
+    text = CONFIGURATIONS[name]
+    whole = text if "[[listeners]]" in text else text + LISTENER
+    assert Config.parse(whole, tmp_path / "minismtp.toml").plugins
+
+
+def test_entry_point_of_the_guide_is_in_the_group_that_is_searched() -> None:
+    [project] = [item.text for item in blocks(GUIDE, "toml") if "[project]" in item.text]
+    group = tomli.loads(project)["project"]["entry-points"]["minismtp"]
+    assert group == {"blocked_domains": "blocked_domains:BlockedDomains"}
+
+
+# The configuration
+
+SECTIONS: Final[dict[str, type]] = {
+    "Top level": Config,
+    "`[[listeners]]`": Listener,
+    "`[tls]`": TlsConfig,
+    "`[[tls.sni]]`": SniCertificate,
+    "`[limits]`": Limits,
+    "`[metrics]`": MetricsConfig,
+    "`[log]`": LogConfig,
+    "`[outbound]`": Outbound,
+    "`[[plugins]]`": PluginConfig,
+    **{
+        f"Plugin `{found.name}`": found.factory
+        for found in available([])
+        if found.factory and found.name in PYPROJECT["project"]["entry-points"]["minismtp"]
+    },
+}
+# Their defaults depend on the machine.
+COMPUTED: Final = {"hostname", "state_directory"}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_is_documented_with_its_type_and_default(section: str) -> None:
+    documented = {}
+    for key, kind, default, meaning in tables(CONFIGURATION)[section]:
+        [name] = code(key)
+        assert meaning
+        documented[name] = (kind, "computed" if name in COMPUTED else default.strip("`"))
+    existing = {
+        option.name: (
+            option.kind,
+            "computed" if option.name in COMPUTED else option.default or "required",
+        )
+        for option in options(SECTIONS[section])
+        if not option.kind.endswith("table")  # it has a section of its own
+    }
+    assert documented == existing
+
+
+def test_every_plugin_that_is_shipped_has_a_section() -> None:
+    assert {f"Plugin `{name}`" for name in PYPROJECT["project"]["entry-points"]["minismtp"]} == {
+        heading for heading in tables(CONFIGURATION) if heading.startswith("Plugin ")
+    }
+
+
+def test_every_metric_is_documented_with_its_labels_and_type(server: Running) -> None:
+    documented = {
+        code(name)[0]: (set(code(labels)), kind)
+        for name, labels, kind, _ in tables(CONFIGURATION)["Metrics"]
+    }
+    assert documented == defined_metrics() | served_metrics(server)
+
+
+def defined_metrics() -> dict[str, tuple[set[str], str]]:
+    """Give the metrics of a worker that has plugins and certificates of every kind."""
+    metrics = Metrics(["smtp"])
+    metrics.certificate("smtp", loaded=True, not_after=0.0)
+    for shadow in (False, True):
+        metrics.hook("maildir", "deliver", shadow=shadow)
+    return dict(map(described, metrics.registry.collect()))
+
+
+def served_metrics(server: Running) -> dict[str, tuple[set[str], str]]:
+    return dict(map(described, text_string_to_metric_families(server.http("/metrics")[1])))
+
+
+def described(family: Any) -> tuple[str, tuple[set[str], str]]:  # noqa: ANN401 - of two origins
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+    return name, (labels, family.type)
+
+
+# The architecture, and links
+
+
+def test_every_module_is_in_its_layer() -> None:
+    found = runpy.run_path(str(ROOT / "tests" / "test_layers.py"))
+    layer_names: list[str] = list(found["LAYERS"])
+    packages = {"minismtp", "smtp"}  # the names for authors, and a package with nothing in it
+    existing = {
+        (layer_names[found["LAYER_OF"][module]], module)
+        for module in found["MODULES"]
+        if module not in packages
+    }
+    documented = {
+        (layer, module)
+        for layer, modules, _ in tables(ARCHITECTURE)["The layers"]
+        for module in code(modules)
+    }
+    assert documented == existing
+
+
+PROOFS: Final = tables(ARCHITECTURE)["What the promises rest on"]
+
+
+@pytest.mark.parametrize("test", sorted({name for row in PROOFS for name in code(row[2])}))
+def test_proof_exists(test: str) -> None:
+    assert (ROOT / "tests" / f"{test}.py").exists()
+
+
+def links() -> list[tuple[str, str]]:
+    found = {
+        (page.relative_to(ROOT).as_posix(), target)
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+        if not target.startswith("https://")
+    }
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("page", "target"), links())
+def test_link_leads_to_a_file(page: str, target: str) -> None:
+    assert ((ROOT / page).parent / target).exists()
