@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import secrets
+import threading
 import time
 import zlib
 from dataclasses import field
@@ -40,6 +41,7 @@ class PasswordFile:
 
     def __post_init__(self) -> None:
         self._users = WatchedFiles(self._read, self.path)
+        self._verifying = threading.Lock()
         self._secret = secrets.token_bytes(32)
         self._recent: dict[str, tuple[bytes, float]] = {}  # user: digest, until when
 
@@ -62,9 +64,7 @@ class PasswordFile:
             decoy = others[
                 zlib.crc32(credentials.username.encode("utf-8", "replace")) % len(others)
             ]
-        right = self._is_recent(credentials, stored) or verify_password(
-            credentials.password, stored or decoy
-        )
+        right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
         if stored and right:
             self._keep(credentials, stored)
         # RFC 4616 section 2: nobody here may act as somebody else.
@@ -75,6 +75,14 @@ class PasswordFile:
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:
         """Give the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
         return self._users.get().keys.get(username) if mechanism == "SCRAM-SHA-256" else None
+
+    def _verify(self, credentials: Credentials, stored: str | None, decoy: str | None) -> bool:
+        # One at a time in each worker: more would share the same cores and take 32 MiB each. Who
+        # waited for a login like its own need not repeat the work.
+        with self._verifying:
+            return self._is_recent(credentials, stored) or verify_password(
+                credentials.password, stored or decoy
+            )
 
     def _is_recent(self, credentials: Credentials, stored: str | None) -> bool:
         digest, until = self._recent.get(credentials.username, (b"", 0.0))

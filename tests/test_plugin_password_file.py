@@ -2,9 +2,11 @@
 
 import hashlib
 import itertools
+import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -197,3 +199,16 @@ def test_nothing_is_remembered_when_told_so(path: Path, costs: list[int]) -> Non
     plugin = PasswordFile(path=path, remember=timedelta())
     assert [login(plugin), login(plugin)] == ["alice", "alice"]
     assert len(costs) == 2
+
+
+def test_logins_at_once_cost_one_check_of_the_hash(path: Path, costs: list[int]) -> None:
+    plugin = PasswordFile(path=path)
+    together = threading.Barrier(8)
+
+    def log_in(_number: int) -> str | None:
+        together.wait(10)
+        return plugin.authenticate(Credentials("PLAIN", "alice", "apple"))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(log_in, range(8))) == ["alice"] * 8
+    assert len(costs) == 1
