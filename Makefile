@@ -3,6 +3,9 @@
 #   make test ARGS="-k maildir"   all tests, or pytest's arguments
 #   make check                    ruff, mypy, layers
 #   make fuzz SECONDS=600         random peers against the running server
+#   make bench                    measure, beside the peers that are installed
+#   make peers                    install the peers of make bench (root or sudo)
+#   make profile                  where the time of a worker goes under load
 #   make services                 the Debian packages that some tests talk to (root or sudo)
 #   PYTHON=python3.13 make test   the same with another Python, in a virtual environment of its own
 
@@ -14,7 +17,7 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check fuzz coverage services clean
+.PHONY: run test check fuzz coverage bench peers profile services clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -34,6 +37,15 @@ fuzz: $(VENV)/.installed-test
 coverage: $(VENV)/.installed-test
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+profile: $(VENV)/.installed-bench
+	$(BIN)/python tests/bench/profile_worker.py $(ARGS)
+
+peers:
+	.ci/peers
+
 services:
 	.ci/services
 
@@ -51,6 +63,10 @@ $(VENV)/.installed: pyproject.toml $(VENV)/pyvenv.cfg
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/pyvenv.cfg
 	$(PIP) install --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml $(VENV)/pyvenv.cfg
+	$(PIP) install --editable '.[bench]'
 	touch $@ $(VENV)/.installed
 
 # plugins/ under its installed name, for mypy (see pyproject.toml)

@@ -1,0 +1,257 @@
+"""Measures minismtp and its peers side by side: rates, latency, CPU time and memory.
+
+    make bench                         everything; root gives it a file system with a journal
+    make bench ARGS="--rounds 1 --workloads b20 --servers minismtp,postfix"
+
+In each round every workload runs against every server in turn, each on empty directories, so that a
+slow minute of the machine meets all of them. Writes bench.json, and with --report the table and the
+plot of docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import clients
+import filesystem
+import peers
+import processes
+import report
+from pauses import Pauses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DISCARD: Final = """
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+
+[[plugins]]
+use = "discard"
+"""
+STAGES: Final = f'[[plugins]]\nuse = "every_stage"\n{peers.STORE}'
+
+SERVERS: Final[dict[str, Any]] = {
+    "minismtp": peers.minismtp(),
+    "minismtp sync=group": peers.minismtp(sync="group"),
+    "minismtp + plugin": peers.minismtp(STAGES),
+    "minismtp discard": peers.minismtp(DISCARD),
+    "postfix": peers.postfix,
+    "haraka": peers.haraka,
+    "aiosmtpd": peers.aiosmtpd,
+    "smtp-sink": peers.smtp_sink,
+}
+STORING: Final = ("minismtp", "minismtp sync=group", "postfix", "haraka", "aiosmtpd")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the clients do, and against which servers."""
+
+    title: str
+    servers: tuple[str, ...]
+    sessions: int = 20
+    per_connection: int = 0
+    octets: int = 5000
+    client: str = "load"
+
+
+WORKLOADS: Final = {
+    "a20": Workload("durable, one message per connection, 20 sessions", STORING, 20, 1),
+    "a100": Workload("durable, one message per connection, 100 sessions", STORING, 100, 1),
+    "b1": Workload("durable, persistent, 1 session", STORING, 1),
+    "b20": Workload("durable, persistent, 20 sessions", (*STORING, "minismtp + plugin"), 20),
+    "b100": Workload("durable, persistent, 100 sessions", STORING, 100),
+    "c": Workload("discarded, persistent, 20 sessions", ("minismtp discard", "smtp-sink")),
+    "c1": Workload(
+        "discarded, one message per connection, 20 sessions",
+        ("minismtp discard", "smtp-sink"),
+        per_connection=1,
+    ),
+    "d": Workload("25 MB, 4 sessions, durable", STORING, 4, octets=25_000_000),
+    "e": Workload("STARTTLS, AUTH PLAIN, one durable message", STORING, 20, client="tls"),
+    "f": Workload("idle sessions, 20 messages a second beside them", ("minismtp",), client="idle"),
+}
+
+
+def main() -> int:
+    """Run what the command line asks for; 1 when a client met an error."""
+    options = arguments()
+    with place(options) as directory:
+        where = filesystem.FileSystem.of(directory)
+        print(f"mail is written to {where}")
+        if not where.journal:
+            print(
+                "WARNING: no journal; syncs behave otherwise than on a mail host", file=sys.stderr
+            )
+        result = {
+            "date": time.strftime("%Y-%m-%d"),
+            "file_system": str(where),
+            "cores": os.cpu_count(),
+            "machine": f"Linux {platform.release()}, Python {platform.python_version()}",
+            "seconds": options.seconds,
+            "rounds": options.rounds,
+            "measured": list(measured(options, directory)),
+        }
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if options.report:
+        report.write(result, {name: each.title for name, each in WORKLOADS.items()}, options.report)
+    print(report.table(result, {name: each.title for name, each in WORKLOADS.items()}))
+    return any(found.get("failed") for found in result["measured"])
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="default: all")
+    parser.add_argument("--servers", default=",".join(SERVERS), help="default: all")
+    parser.add_argument("--idle", type=int, default=10_000, help="idle sessions of workload f")
+    parser.add_argument("--directory", type=Path, help="default: an image made for the run")
+    parser.add_argument("--image-size", default="6G")
+    parser.add_argument("--output", type=Path, default=Path("build/bench/bench.json"))
+    parser.add_argument("--report", type=Path, help="directory for the table and the plot")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def place(options: argparse.Namespace) -> Iterator[Path]:
+    """Give the directory for the mail: the one asked for, or a file system of our own."""
+    if options.directory is not None:
+        yield options.directory
+    elif os.geteuid() == 0:
+        with filesystem.image(options.image_size, Path(tempfile.gettempdir())) as directory:
+            yield directory
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+
+
+def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
+    """Give one measurement after the other, and say each."""
+    wanted = options.servers.split(",")
+    tls = peers.Certificate.make(directory)
+    for name in wanted:
+        if reason := peers.missing(name):
+            print(f"{name} is not measured: it takes {reason}", file=sys.stderr)
+    wanted = [name for name in wanted if not peers.missing(name)]
+    for number in range(options.rounds):
+        for rate in disk(directory, options.seconds):
+            yield {"round": number, "workload": "disk", **rate}
+        for key in options.workloads.split(","):
+            workload = WORKLOADS[key]
+            for name in (each for each in workload.servers if each in wanted):
+                with scratch(directory) as home, SERVERS[name](home, tls) as server:
+                    found = {"round": number, "workload": key, "server": name}
+                    found |= once(workload, server, options)
+                print(json.dumps(found), flush=True)
+                yield found
+
+
+@contextlib.contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """Give an empty directory, and take it away in the end."""
+    home = Path(tempfile.mkdtemp(dir=directory))
+    home.chmod(0o755)
+    try:
+        yield home
+    finally:
+        shutil.rmtree(home)
+        os.sync()  # or the next one would write out what this one has left
+
+
+def disk(directory: Path, seconds: float) -> Iterator[dict[str, Any]]:
+    """Measure what the file system itself can do with 20 writers."""
+    with scratch(directory) as home, Pauses() as pauses:
+        found = clients.run("disk", "-d", home, "-t", 20, "-s", seconds)
+    yield {"server": "disk", **rates(found["files"], pauses)}
+
+
+def rates(count: int, pauses: Pauses) -> dict[str, Any]:
+    """Give the rate of a run, of the time that the machine ran, and the share it stood still."""
+    return {
+        "messages": count,
+        "seconds": round(pauses.elapsed, 3),
+        "paused": round(pauses.paused, 3),
+        "rate": round(count / (pauses.elapsed - pauses.paused), 1),
+    }
+
+
+def once(workload: Workload, server: peers.Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one workload against one server."""
+    run: dict[str, Callable[..., dict[str, Any]]] = {"load": load, "tls": submit, "idle": idle}
+    cpu = processes.cpu_seconds(processes.tree([server.pid]))
+    idle_memory = processes.resident(processes.tree([server.pid]))
+    with processes.Sampler([server.pid]) as sampler, Pauses() as pauses:
+        found = run[workload.client](workload, server, options)
+    used = processes.cpu_seconds(processes.tree([server.pid])) - cpu
+    messages = found["messages"]
+    found |= rates(messages, pauses)
+    if server.new and messages:
+        start = time.monotonic()
+        while server.stored() < messages and time.monotonic() - start < peers.PATIENCE:
+            time.sleep(0.01)
+        late = time.monotonic() - start
+        found["delivered"] = server.stored()
+        found["delivered_rate"] = round(
+            found["delivered"] / (pauses.elapsed - pauses.paused + late), 1
+        )
+    found["cpu_per_1000"] = round(used / max(messages, 1) * 1000, 3)
+    found["idle_rss_mb"] = round(idle_memory / 1e6, 1)
+    found["rss_mb"] = round(sampler.resident / 1e6, 1)
+    found["pss_mb"] = round(sampler.proportional / 1e6, 1)
+    return found
+
+
+def load(workload: Workload, server: peers.Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Send in clear."""
+    pipelining = [] if server.pipelining else ["-n"]
+    return clients.run(
+        *("load", "-p", server.port, "-s", workload.sessions, "-k", workload.per_connection),
+        *("-b", workload.octets, "-m", 10_000_000, "-d", options.seconds, *pipelining),
+    )
+
+
+def submit(workload: Workload, server: peers.Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Submit over TLS."""
+    return clients.run(
+        *("tls", "-p", server.submission, "-s", workload.sessions, "-d", options.seconds),
+        *("-b", workload.octets, "-w", clients.plain_response()),
+    )
+
+
+def idle(workload: Workload, server: peers.Server, options: argparse.Namespace) -> dict[str, Any]:
+    """Hold idle sessions, send a light flow beside them, then ask them all."""
+    del workload
+    before = processes.resident(processes.tree([server.pid]))
+    held = clients.IdleSessions(server.port, options.idle)
+    try:
+        memory = processes.resident(processes.tree([server.pid])) - before
+        found = clients.run(
+            *("load", "-p", server.port, "-s", 1, "-k", 1, "-i", 0.05, "-m", 10_000_000),
+            *("-d", options.seconds),
+        )
+        asked = held.ask()
+    finally:
+        held.close()
+    found |= vars(asked)
+    found["failed"] += asked.wanted - asked.answered
+    found["kb_per_session"] = round(memory / max(asked.opened, 1) / 1000, 1)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

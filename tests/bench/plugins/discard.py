@@ -1,0 +1,9 @@
+"""Takes mail and stores nothing."""
+
+from minismtp import plugin
+
+
+@plugin
+class Discard:
+    def deliver(self) -> bool:
+        return True
