@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -259,6 +260,22 @@ def test_old_proof_does_not_serve_again() -> None:
     _, challenge = begun(client)
     exchange, _ = begun(client)
     assert "nonce" in refused(exchange, client.final(challenge))
+
+
+def test_proof_over_another_header_is_refused() -> None:
+    # RFC 5802 section 5.1: c= must be what the first message said, even if the proof covers it.
+    client = ScramClient("user", "pencil")
+    exchange, challenge = begun(client)
+    client.header = "y,,"
+    assert "channel binding" in refused(exchange, client.final(challenge))
+
+
+@pytest.mark.parametrize(("iterations", "taken"), [(4095, False), (4096, True), (10**7 + 1, False)])
+def test_stored_key_has_a_bounded_cost(iterations: int, taken: bool) -> None:
+    # RFC 7677 section 4 asks for 4096 iterations at least.
+    text = KEY.text.replace(f"i={KEY.iterations}", f"i={iterations}")
+    with nullcontext() if taken else pytest.raises(ValueError, match="out of bounds"):
+        assert StoredKey.parse(text).iterations == iterations
 
 
 def test_wrong_password_proves_nothing() -> None:
