@@ -32,7 +32,7 @@ check: $(VENV)/.installed-test build/typing/minismtp_plugins
 	$(BIN)/pytest --quiet tests/test_layers.py
 
 fuzz: $(VENV)/.installed-test
-	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s tests/test_fuzz.py $(ARGS)
+	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)

@@ -173,9 +173,6 @@ class Supervisor:
             self._board.post(standing)
 
     def _announce(self) -> None:
-        if self._endpoint_socket is not None:
-            where = "{}:{}".format(*self._endpoint_socket.getsockname()[:2])
-            self._log.info("metrics", address=where)
         for listener in self._current.config.listeners:
             sock = self._current.sockets[listener.name]
             address = _bound(sock, listener.address)

@@ -170,6 +170,7 @@ class Running:
         self.config = config
         self.directory = config.parent
         self._log = self.directory / "log"
+        self._addresses: dict[str, str] = {}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, sys.executable, "-m", "minismtp", "serve", "--config", config],
@@ -203,7 +204,10 @@ class Running:
 
     def address(self, listener: str = "smtp") -> str:
         """Give where a listener is: host:port, [host]:port or unix:path."""
-        return self.wait_for_log(rf" listening listener={listener} address=(\S+)")[1]
+        if listener not in self._addresses:  # the log may have become long
+            found = self.wait_for_log(rf" listening listener={listener} address=(\S+)")
+            self._addresses[listener] = found[1]
+        return self._addresses[listener]
 
     def port(self, listener: str = "smtp") -> int:
         """Give the port of a listener."""
