@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -25,6 +25,7 @@ from minismtp import endpoint, worker
 from minismtp.admission import SLOTS, Admission
 from minismtp.backoff import Backoff
 from minismtp.board import Board, Standing
+from minismtp.children import Child, Children
 from minismtp.config import Config
 from minismtp.listen import ListenError, open_listeners, open_socket
 from minismtp.log import Log
@@ -74,28 +75,16 @@ class Generation:
     end_by: float = inf
 
 
-@dataclass(slots=True)
-class Child:
-    """A process: its slot (-1 for the endpoint), the pipe it becomes ready on, when it started."""
-
-    slot: int
-    ready: int
-    started: float
-    generation: Generation | None
-    serving: bool = False
-
-
 class Supervisor:
     """Starts, watches and stops the processes."""
 
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
-        self._children: dict[int, Child] = {}
+        self._children: Children[Generation | None] = Children(log)  # None: the endpoint
         self._board = Board()
         self._admission = Admission(config.limits.sessions, config.limits.sessions_per_ip)
         backoff = config.limits.login_backoff.total_seconds()
         self._backoff = Backoff(backoff, time.monotonic)
-        self._lifeline_read, self._lifeline_write = os.pipe()
         self._endpoint_socket = _endpoint_socket(config)
         self._next_endpoint = 0.0
         sockets = open_listeners(config.listeners, file=config.file)
@@ -124,11 +113,7 @@ class Supervisor:
 
     def kill(self) -> None:
         """End every process at once; nothing acknowledged is lost by it."""
-        for pid in self._children:
-            os.kill(pid, signal.SIGKILL)
-        for pid in list(self._children):
-            os.waitpid(pid, 0)
-        self._children.clear()
+        self._children.kill()
 
     def _act(self, number: int) -> None:
         match number:
@@ -147,8 +132,9 @@ class Supervisor:
 
     def _tend(self) -> None:
         """Look after the children: who died, who is ready, who is missing."""
-        self._reap()
-        self._hear()
+        for pid, child, status in self._children.reap():
+            self._bury(pid, child, status)
+        self._children.hear()
         if self._status is None:
             if self._coming is not None:
                 self._tend_reload(self._coming)
@@ -160,7 +146,8 @@ class Supervisor:
         elif time.monotonic() > self._stop_by:
             self.kill()
         self._end_overdue()
-        serving = sum(child.serving for child in self._workers_of(self._current))
+        serving = sum(child.serving for child in self._children.of(self._current))
+        self._started = self._started or serving > 0
         standing = replace(
             self._standing,
             ready=serving > 0 and self._status is None,
@@ -181,20 +168,7 @@ class Supervisor:
             address = _bound(self._endpoint_socket, SocketAddress())
             self._log.info("serving metrics", address=address)
 
-    def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            child = self._children.pop(pid, None)
-            if child is not None:
-                self._bury(pid, child, os.waitstatus_to_exitcode(status))
-
-    def _bury(self, pid: int, child: Child, status: int) -> None:
-        self._close_ready(child)
+    def _bury(self, pid: int, child: Child[Generation | None], status: int) -> None:
         if child.slot < 0:
             if self._status is None:
                 self._log.error("metrics endpoint died", pid=pid, status=status)
@@ -202,7 +176,7 @@ class Supervisor:
         self._admission.forget(child.slot)
         for path in self._metrics_directory.glob(f"gauge_live*_{child.slot}.db"):
             path.unlink(missing_ok=True)
-        generation = child.generation
+        generation = child.group
         if self._status is not None or generation not in {self._current, self._coming}:
             return
         assert generation is not None  # noqa: S101 - one of the two
@@ -217,21 +191,9 @@ class Supervisor:
             generation.pause = doubled if lived < _SHORT_LIFE else 0.0
             generation.next_start = time.monotonic() + generation.pause
 
-    def _hear(self) -> None:
-        """Note which workers have become ready."""
-        for child in self._children.values():
-            if child.ready >= 0:
-                try:
-                    said = os.read(child.ready, 1)
-                except BlockingIOError:
-                    continue
-                child.serving = bool(said)
-                self._started = self._started or child.serving
-                self._close_ready(child)
-
     def _fill(self, generation: Generation) -> None:
         """Start missing workers; the second and later ones once the first has shown that it can."""
-        workers = self._workers_of(generation)
+        workers = self._children.of(generation)
         if workers and not any(child.serving for child in workers):
             return
         if time.monotonic() >= generation.next_start:
@@ -242,7 +204,7 @@ class Supervisor:
     def _fill_endpoint(self) -> None:
         """Start the endpoint when it is missing; again and again, but not without a breath."""
         now = time.monotonic()
-        missing = all(child.slot >= 0 for child in self._children.values())
+        missing = all(child.slot >= 0 for _, child in self._children)
         if missing and now >= self._next_endpoint:
             self._next_endpoint = now + _QUIET_TICK
             self._start_endpoint()
@@ -250,12 +212,9 @@ class Supervisor:
     def _end_overdue(self) -> None:
         """Kill what a reload has told to end and what has not: a plugin may hang in `on_stop`."""
         now = time.monotonic()
-        for pid, child in self._children.items():
-            if child.generation is not None and now > child.generation.end_by:
+        for pid, child in self._children:
+            if child.group is not None and now > child.group.end_by:
                 os.kill(pid, signal.SIGKILL)
-
-    def _workers_of(self, generation: Generation) -> list[Child]:
-        return [child for child in self._children.values() if child.generation is generation]
 
     def _reload(self) -> None:
         file = self._current.config.file
@@ -284,7 +243,7 @@ class Supervisor:
         return sockets
 
     def _tend_reload(self, coming: Generation) -> None:
-        workers = self._workers_of(coming)
+        workers = self._children.of(coming)
         if len(workers) == coming.wanted and all(child.serving for child in workers):
             old, self._current, self._coming = self._current, coming, None
             _close(old.sockets.values(), keep=coming.sockets.values())
@@ -313,30 +272,29 @@ class Supervisor:
         self._log.info("stopping", workers=len(self._children))
         # Nobody shall wait in a queue that nobody serves.
         self._close_listeners(keep=())
-        for pid, child in self._children.items():
+        for pid, child in self._children:
             # Workers of older generations know already: a second TERM would cut their sessions.
-            if child.generation in {None, self._current, self._coming}:
+            if child.group in {None, self._current, self._coming}:
                 os.kill(pid, signal.SIGTERM)
 
     def _signal_workers(self, number: int, generation: Generation | None = None) -> None:
-        for pid, child in self._children.items():
-            if child.slot >= 0 and generation in {None, child.generation}:
+        for pid, child in self._children:
+            if child.slot >= 0 and generation in {None, child.group}:
                 os.kill(pid, number)
 
     def _start_endpoint(self) -> None:
         sock = self._endpoint_socket
         if sock is not None:
-            config = self._current.config
+            lifeline = self._children.lifeline
 
             def run(_: int) -> int:
                 self._close_listeners(keep=())
-                return endpoint.run(sock, self._board, self._metrics_directory, self._lifeline_read)
+                return endpoint.run(sock, self._board, self._metrics_directory, lifeline)
 
-            self._fork(config, -1, None, run)
+            self._children.fork(-1, None, self._current.config.user, run)
 
     def _start_worker(self, generation: Generation) -> None:
-        taken = {child.slot for child in self._children.values()}
-        slot = next(number for number in range(len(taken) + 1) if number not in taken)
+        slot = self._children.free_slot()
 
         def run(ready: int) -> int:
             # An address is free again when no process has a copy of its socket any more.
@@ -350,43 +308,16 @@ class Supervisor:
                 self._backoff,
                 self._metrics_directory,
                 ready,
-                self._lifeline_read,
+                self._children.lifeline,
             )
             return worker.run(generation.config, post)
 
-        self._fork(generation.config, slot, generation, run)
-
-    def _fork(
-        self, config: Config, slot: int, generation: Generation | None, body: Callable[[int], int]
-    ) -> None:
-        ready_read, ready_write = os.pipe()
-        os.set_blocking(ready_read, False)
-        pid = os.fork()
-        if pid:
-            os.close(ready_write)
-            self._children[pid] = Child(slot, ready_read, time.monotonic(), generation)
-            if slot < 0:
-                self._close_ready(self._children[pid])
-            return
-        status = 1
-        try:
-            os.close(self._lifeline_write)
-            _take_on(config.user)
-            status = body(ready_write)
-        except Exception as error:  # noqa: BLE001 - the last line of a process
-            self._log.exception("process failed", error, slot=slot)
-        finally:
-            os._exit(status)
+        self._children.fork(slot, generation, generation.config.user, run)
 
     def _close_listeners(self, *, keep: Collection[socket.socket]) -> None:
         for generation in (self._current, self._coming):
             if generation is not None:
                 _close(generation.sockets.values(), keep=keep)
-
-    def _close_ready(self, child: Child) -> None:
-        if child.ready >= 0:
-            os.close(child.ready)
-            child.ready = -1
 
 
 def _close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:
@@ -425,12 +356,3 @@ def _endpoint_socket(config: Config) -> socket.socket | None:
 def _bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
     """Give where a socket is bound, with the port that the kernel chose for 0."""
     return address if address.path else SocketAddress(*sock.getsockname()[:2])
-
-
-def _take_on(user: str) -> None:
-    """Become `user`, when the process is root and one is named."""
-    if user and os.geteuid() == 0:
-        entry = pwd.getpwnam(user)
-        os.initgroups(user, entry.pw_gid)
-        os.setgid(entry.pw_gid)
-        os.setuid(entry.pw_uid)

@@ -27,7 +27,7 @@ LAYERS = {
     "sockets": "connection listen server testing",
     "roles": "worker endpoint"
     " outbound outbound.schedule outbound.destination outbound.client outbound.dsn outbound.runner",
-    "program": "supervisor check cli __main__",
+    "program": "supervisor children check cli __main__",
 }
 LAYER_OF = {
     module: number for number, names in enumerate(LAYERS.values()) for module in names.split()
