@@ -40,7 +40,7 @@ _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
 _START_TIME: Final = 60.0  # seconds that a generation has to become ready
 _SHORT_LIFE: Final = 10.0  # a worker that dies younger is started again later and later
-_LONGEST_PAUSE: Final = 60.0
+_LONGEST_PAUSE: Final = 5.0
 _FEWEST_WORKERS: Final = 4
 
 
@@ -186,9 +186,7 @@ class Supervisor:
         elif not self._started:
             self._stop(EXIT_CONFIG if status == EXIT_CONFIG else 1)
         else:
-            lived = time.monotonic() - child.started
-            doubled = min(max(generation.pause * 2, 1.0), _LONGEST_PAUSE)
-            generation.pause = doubled if lived < _SHORT_LIFE else 0.0
+            generation.pause = pause(generation.pause, time.monotonic() - child.started)
             generation.next_start = time.monotonic() + generation.pause
 
     def _fill(self, generation: Generation) -> None:
@@ -318,6 +316,14 @@ class Supervisor:
         for generation in (self._current, self._coming):
             if generation is not None:
                 _close(generation.sockets.values(), keep=keep)
+
+
+def pause(before: float, lived: float) -> float:
+    """Give the seconds until a dead worker is replaced, after a life and the pause before it.
+
+    They grow while workers live short lives, but not for long: mail waits meanwhile.
+    """
+    return 0.0 if lived >= _SHORT_LIFE else min(max(before * 2, 1.0), _LONGEST_PAUSE)
 
 
 def _close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 
 from minismtp.config import Config
 from minismtp.settings import ConfigError
+from minismtp.supervisor import pause
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start
@@ -539,3 +541,10 @@ def test_files_of_the_metrics_do_not_grow_with_reloads_and_deaths(
     assert names <= {f"{kind}_{slot}.db" for kind in kinds for slot in range(4)}
     # What was counted in a slot stays counted when another worker takes it.
     assert server.metric("connections_total", result="accepted") == 3
+
+
+def test_pause_before_a_new_worker_grows_with_short_lives_and_stays_short() -> None:
+    found = list(itertools.accumulate([0.1] * 6, pause, initial=0.0))
+    assert found[:4] == [0.0, 1.0, 2.0, 4.0]
+    assert set(found[4:]) == {5.0}
+    assert pause(5.0, lived=10.0) == 0.0
