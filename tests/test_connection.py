@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from minismtp.connection import Connection
+from minismtp.testing import Dialogue
+
 if TYPE_CHECKING:
     from conftest import Client, Launch, Running, TlsFiles
 
@@ -233,3 +236,42 @@ def test_each_session_leaves_one_line_that_says_how_it_ended(server: Running) ->
     line = server.wait_for_log(r"session closed .*helo=told-apart\.example.*")[0]
     assert re.search(r"peer=127\.0\.0\.1 listener=smtp reason=quit .* commands=2 ", line)
     assert " transactions=0 " in line
+
+
+class Recorder(socket.socket):
+    """A socket that remembers what was sent in which pieces."""
+
+    def __init__(self, of: socket.socket) -> None:
+        super().__init__(of.family, of.type, fileno=of.detach())
+        self.pieces: list[bytes] = []
+
+    def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]
+        self.pieces.append(data)
+        super().sendall(data, flags)
+
+
+GROUP = b"".join(b"RCPT TO:<user%d@example.org>\r\n" % number for number in range(90))
+
+
+def test_long_group_of_commands_is_answered_in_one_piece() -> None:
+    # RFC 2920 section 3.2; the group is longer than what is asked for at once.
+    dialogue = Dialogue()
+    ours, theirs = socket.socketpair()
+    sock = Recorder(ours)
+    with theirs:
+        theirs.sendall(b"EHLO client.example\r\nMAIL FROM:<>\r\n" + GROUP + b"QUIT\r\n")
+        Connection(sock, dialogue.service, dialogue.session, None, implicit_tls=False).run()
+    assert len(sock.pieces) == 2
+    assert sock.pieces[1].count(b"\r\n550 5.7.1 ") == 90
+    assert sock.pieces[1].endswith(b"\r\n221 2.0.0 mx.example.org closing connection\r\n")
+
+
+def test_long_group_of_commands_inside_tls_is_answered_whole(
+    hasty: Running, tls_files: TlsFiles
+) -> None:
+    with hasty.connect() as client:
+        client.greet()
+        client.command("STARTTLS")
+        client.secure(tls_files.client())
+        client.send(b"EHLO client.example\r\nMAIL FROM:<>\r\n" + GROUP + b"QUIT\r\n")
+        assert client.rest().count("\r\n250 2.1.5 ") == 90
