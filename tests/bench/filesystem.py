@@ -72,7 +72,7 @@ def image(size: str, directory: Path) -> Iterator[Path]:
         mount.mkdir(mode=0o755)
         stack.callback(mount.rmdir)
         _run("mount", "-o", "noatime", device, str(mount))
-        stack.callback(_run, "umount", str(mount))
+        stack.callback(_run, "umount", "--lazy", str(mount))  # somebody may still be ending
         yield mount
 
 

@@ -172,7 +172,7 @@ sync = "{sync}"
 """
 
 
-def minismtp(plugins: str = STORE, sync: str = "file") -> Start:
+def minismtp(plugins: str = STORE, sync: str = "file", *, stores: bool = True) -> Start:
     """Give what starts minismtp with these plugins."""
 
     @contextlib.contextmanager
@@ -193,7 +193,8 @@ def minismtp(plugins: str = STORE, sync: str = "file") -> Start:
         command = [program, "serve", "--config", str(directory / "minismtp.toml")]
         with _running(command, directory / "log") as process:
             wait_for(port, process)
-            yield Server(port, process.pid, [f"{directory}/mail/*/new"], submission)
+            new = [f"{directory}/mail/*/new"] if stores else []
+            yield Server(port, process.pid, new, submission)
 
     return start
 
