@@ -157,8 +157,8 @@ def test_sessions_of_an_address_are_limited_over_all_workers(
         banners = [client.reply() for client in crowd]
         assert banners.count(LIMITED) == 17
     server.wait_for_log(r"connection limited peer=127\.0\.0\.3 limit=address", 17)
-    assert server.metric("connections_total", result="limited") == 34
-    assert server.metric("connections_total", result="accepted") == 6
+    server.wait_until(lambda: server.metric("connections_total", result="limited") == 34)
+    server.wait_until(lambda: server.metric("connections_total", result="accepted") == 6)
 
 
 def test_reserved_places_are_kept_for_submission(
@@ -173,7 +173,8 @@ def test_reserved_places_are_kept_for_submission(
         assert client.reply().startswith("220 ")
     # RFC 8314: a peer that waits for TLS can make nothing of words in clear.
     assert clients.enter_context(server.connect("submissions")).rest() == ""
-    assert server.metric("connections_total", result="limited", listener="submissions") == 1
+    limited = {"result": "limited", "listener": "submissions"}
+    server.wait_until(lambda: server.metric("connections_total", **limited) == 1)
 
 
 def test_unix_socket_has_no_address_to_limit(
