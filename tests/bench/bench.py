@@ -105,10 +105,12 @@ def main() -> int:
             "rounds": options.rounds,
             "measured": list(measured(options, directory)),
         }
+    titles = {name: each.title for name, each in WORKLOADS.items()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     if options.report:
-        report.write(result, {name: each.title for name, each in WORKLOADS.items()}, options.report)
-    print(report.table(result, {name: each.title for name, each in WORKLOADS.items()}))
+        report.write(result, titles, options.report)
+    print(report.table(result, titles))
     return any(found.get("failed") for found in result["measured"])
 
 

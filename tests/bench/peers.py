@@ -336,12 +336,11 @@ def postfix(directory: Path, tls: Certificate) -> Iterator[Server]:
     (etc / "mailboxes").write_text("".join(f"{name}@example.org {name}/\n" for name in users))
     (etc / "passwords").write_text(f"{USER}:{{PLAIN}}{PASSWORD}::::::\n")
     (etc / "dovecot.conf").write_text(DOVECOT.format(**values, owner="dovenull"))
-    with _running(["dovecot", "-F", "-c", str(etc / "dovecot.conf")], directory / "log") as sasl:
+    with _running(["dovecot", "-F", "-c", str(etc / "dovecot.conf")], directory / "log"):
         subprocess.run(["postfix", "-c", str(etc), "start"], check=True, capture_output=True)
         try:
             wait_for(port)
             pid = int((spool / "pid" / "master.pid").read_text())
-            del sasl
             yield Server(port, pid, [f"{mail}/*/new"], submission)
         finally:
             subprocess.run(["postfix", "-c", str(etc), "stop"], check=False, capture_output=True)

@@ -78,7 +78,9 @@ def plot(result: dict[str, Any], target: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    found = {name: servers for name, servers in grouped(result).items() if name not in "disk f"}
+    found = {
+        name: servers for name, servers in grouped(result).items() if name not in {"disk", "f"}
+    }
     columns = 3
     rows = -(-len(found) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(12, 2.4 * rows), squeeze=False)
