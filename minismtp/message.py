@@ -16,7 +16,7 @@ from email.errors import MessageDefect, MessageError
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import EmailPolicy
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from minismtp.headers import SIZE_LIMIT, Headers, format_field
 
@@ -51,6 +51,11 @@ class Content:
     def of(cls, data: bytes) -> Content:
         """Content that holds `data` in memory."""
         return cls(bytes(data), len(data))
+
+    @classmethod
+    def stored(cls, file: IO[bytes], size: int) -> Content:
+        """Content that is the first `size` octets of an unbuffered file, which it closes."""
+        return cls(_Spill(file), size)
 
     def open(self, before: bytes = b"") -> BinaryIO:
         """Return a new reader at offset 0 over `before` and the content; each stands alone.
@@ -124,7 +129,9 @@ class ContentWriter:
     def _flush(self) -> None:
         try:
             if self._spill is None:
-                self._spill = _Spill(self._directory)
+                # With O_TMPFILE where the file system has it: then no instant has a name.
+                file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - see _Spill
+                self._spill = _Spill(file)
             _write_all(self._spill.file.fileno(), self._chunks)
         except OSError:
             self.discard()
@@ -252,17 +259,15 @@ class Message:
 
 
 class _Spill:
-    """A file without a name, closed when nobody refers to it any more."""
+    """A file that is closed when nobody refers to it any more."""
 
     __slots__ = ("file",)
 
-    def __init__(self, directory: Path | None) -> None:
-        # With O_TMPFILE where the file system has it: then there is no instant with a name.
-        self.file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 - see __del__
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
 
     def __del__(self) -> None:
-        if hasattr(self, "file"):  # not when it could not be made
-            self.file.close()
+        self.file.close()
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` octets from `offset`, without moving any shared position."""

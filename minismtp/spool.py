@@ -1,0 +1,334 @@
+"""Messages that wait for delivery, one file each (layer 2).
+
+The file of a message begins with its octets as they will be sent; after them stand its envelope
+(JSON) and a footer with the sizes of both. It is written once, synced and renamed, and never
+changed; what becomes of its recipients is kept by the schedule of the runner.
+
+| state | tmp/ID | queue/ID | damaged/ID | how it got here, and what a crash leaves |
+| --- | --- | --- | --- | --- |
+| S1 writing | partial | - | - | `add`; not acknowledged, removed by the next start |
+| S2 synced | whole | - | - | the sync of `add`; the next start makes it S3 |
+| S3 queued | - | whole | - | the rename; acknowledged. A power cut may make it S2 again |
+| S4 done | - | - | - | `remove`, once every recipient's fate is settled. May become S3 again |
+| S5 set aside | - | - | as found | `set_aside`: a file that no `add` has written so |
+
+Guarantees. A message is acknowledged in S3 only, and its octets and its name were synced in S2
+(fsync(2) of a new file writes its directory entry too, on the file systems with a journal); so a
+crash at any instant leaves it in S2 or S3, and every start makes S3 of S2. A file is whole when its
+footer fits its size and it has no hole, so nothing partial is ever sent. After a crash a message
+may be sent again, never lost: at least once.
+
+`lock` is held by the process that takes messages out; a second one cannot (`BusyError`). `wake` is a
+FIFO that carries the names of new messages; who cannot write there makes the file `missed`, and the
+reader looks through queue/ once more. Nothing else ever lists a directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import select
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from minismtp.address import Address
+from minismtp.envelope import Envelope, Local, Recipient
+from minismtp.files import make_directory, sync_directory
+from minismtp.message import Content, Message
+
+_FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
+_FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
+_FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+_FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
+_PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowledgement
+
+
+class DamagedError(ValueError):
+    """A file of the spool is not as `add` has written it."""
+
+
+class BusyError(RuntimeError):
+    """Another process takes messages out of this spool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where one copy goes, and for whom.
+
+    `address` is the mailbox for kind "local", the address to send to for "relay". `recipient` is
+    the address as RCPT named it; `notify` and `original` are its wishes (RFC 3461 section 4).
+    """
+
+    kind: Literal["local", "relay"]
+    address: str
+    recipient: str
+    notify: tuple[str, ...] = ()
+    original: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """The envelope as it waits: see `Envelope`. `sender` is empty for the null reverse-path."""
+
+    id: str
+    sender: str
+    listener: str
+    peer: str
+    helo: str
+    login: str | None
+    arrived: float
+    targets: tuple[Target, ...]
+    body: str = "7BIT"
+    smtputf8: bool = False
+    require_tls: bool = False
+    submitter: str = ""
+    dsn_return: str = ""
+    dsn_id: str = ""
+    quarantined: str | None = None
+
+    @classmethod
+    def of(cls, envelope: Envelope, message: Message, targets: list[Target]) -> Entry:
+        """Take what has to be kept of a transaction."""
+        return cls(
+            id=envelope.id,
+            sender=envelope.sender,
+            listener=envelope.listener,
+            peer=envelope.peer,
+            helo=envelope.helo,
+            login=envelope.login,
+            arrived=envelope.arrived,
+            targets=tuple(targets),
+            body=envelope.body,
+            smtputf8=envelope.smtputf8,
+            require_tls=envelope.require_tls,
+            submitter=envelope.submitter,
+            dsn_return=envelope.dsn_return,
+            dsn_id=envelope.dsn_id,
+            quarantined=message.quarantined,
+        )
+
+    def envelope(self) -> Envelope:
+        """Give the envelope for the hooks; its recipients are those that wait here."""
+        recipients = [
+            Recipient(
+                Address.parse(target.recipient),
+                Local(Address.parse(target.address)) if target.kind == "local" else None,
+                frozenset(target.notify),
+                target.original,
+            )
+            for target in self.targets
+        ]
+        return Envelope(
+            id=self.id,
+            reverse_path=Address.parse(self.sender) if self.sender else None,
+            listener=self.listener,
+            peer=self.peer,
+            helo=self.helo,
+            login=self.login,
+            arrived=self.arrived,
+            recipients=recipients,
+            body=self.body,
+            smtputf8=self.smtputf8,
+            require_tls=self.require_tls,
+            submitter=self.submitter,
+            dsn_return=self.dsn_return,
+            dsn_id=self.dsn_id,
+        )
+
+
+class Spool:
+    """The directory of waiting messages; any number of processes may add.
+
+    `reserve` is how many octets of the file system stay free.
+    """
+
+    def __init__(self, directory: Path, reserve: int = 0) -> None:
+        self._directory = directory
+        self._reserve = reserve
+        self._temporary = str(directory / "tmp")
+        self._queue = str(directory / "queue")
+        self._wake = directory / "wake"
+        self._missed = directory / "missed"
+        self._waker = -1
+
+    def prepare(self) -> None:
+        """Make what is missing of the directories; raises OSError."""
+        for name in ("tmp", "queue", "damaged"):
+            make_directory(self._directory / name)
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(self._wake, 0o600)
+
+    def has_space(self, size: int = 0) -> bool:
+        """Whether a message of `size` octets leaves the reserve free."""
+        status = os.statvfs(self._directory)
+        return status.f_bavail * status.f_frsize >= size + self._reserve
+
+    def add(self, entry: Entry, message: Message) -> None:
+        """Queue a message: it is on disk when this returns. Raises OSError and leaves nothing."""
+        if not self.has_space(message.size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
+        temporary = f"{self._temporary}/{entry.id}"
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # a starting runner leaves it alone
+                size = message.write_to(descriptor)
+                text = msgspec.json.encode(entry)
+                _write(descriptor, text + _FOOTER_FORMAT % (size, len(text)))
+                os.fsync(descriptor)
+                os.rename(temporary, f"{self._queue}/{entry.id}")  # noqa: PTH104 - plain strings
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        self._call(entry.id)
+
+    def open(self, name: str) -> tuple[Entry, Message]:
+        """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
+        file = open(f"{self._queue}/{name}", "rb", buffering=0)  # noqa: PTH123, SIM115 - kept by the content
+        try:
+            entry, size = _read(file.fileno())
+        except DamagedError:
+            file.close()
+            raise
+        if entry.id != name:
+            file.close()
+            raise DamagedError(f"holds the message {entry.id}")
+        message = Message(name, Content.stored(file, size))
+        message.quarantined = entry.quarantined
+        return entry, message
+
+    def remove(self, name: str) -> None:
+        """Drop a message whose every recipient is settled; one that is gone is fine."""
+        Path(self._queue, name).unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> None:
+        """Put a damaged file where it is in nobody's way."""
+        Path(self._queue, name).rename(self._directory / "damaged" / name)
+
+    def lock(self) -> int:
+        """Become the one process that takes messages out, until the descriptor is closed.
+
+        Raises BusyError when another process is.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self._directory / "lock", flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise BusyError(f"another process holds {self._directory / 'lock'}") from None
+        return descriptor
+
+    def recover(self) -> Iterator[tuple[str, bool]]:
+        """Make S3 of S2 and nothing of S1; yields each name, and whether it was whole."""
+        for item in os.scandir(self._temporary):
+            with contextlib.suppress(FileNotFoundError), open(item.path, "rb") as file:  # noqa: PTH123
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # a worker is writing it
+                try:
+                    _read(file.fileno())
+                except DamagedError:
+                    Path(item.path).unlink()
+                    yield item.name, False
+                else:
+                    os.fsync(file.fileno())
+                    Path(item.path).rename(Path(self._queue, item.name))
+                    yield item.name, True
+        sync_directory(self._queue)
+
+    def names(self) -> Iterator[str]:
+        """Walk through all queued messages; for the start, and after `missed`."""
+        return (item.name for item in os.scandir(self._queue))
+
+    def listen(self) -> int:
+        """Open the FIFO for `hear`; a writer of our own keeps it open."""
+        descriptor = os.open(self._wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # an unprivileged user has a quota of such memory
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _FIFO_SIZE)
+        return descriptor
+
+    def missed(self) -> bool:
+        """Whether somebody could not write to the FIFO since the last call."""
+        try:
+            self._missed.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def knock(self) -> None:
+        """Have the runner look again, for instance because the schedule was changed."""
+        self._call("")
+
+    def _call(self, name: str) -> None:
+        line = f"{name}\n".encode("ascii")
+        for _ in range(2):  # a runner that was started again has another reader
+            try:
+                if self._waker < 0:
+                    self._waker = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.write(self._waker, line)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._waker, select.POLLOUT)
+                if not poll.poll(_PATIENCE):
+                    break
+            except OSError as error:
+                self._close_waker()
+                if error.errno == errno.ENXIO:
+                    return  # nobody listens: the next start walks through the queue
+            else:
+                return
+        with contextlib.suppress(OSError):
+            self._missed.touch()
+
+    def _close_waker(self) -> None:
+        if self._waker >= 0:
+            os.close(self._waker)
+            self._waker = -1
+
+
+def heard(descriptor: int) -> tuple[list[str], bool]:
+    """Read what stands in the FIFO: the names of new messages, and whether somebody knocked."""
+    pieces = []
+    with contextlib.suppress(BlockingIOError):
+        while piece := os.read(descriptor, _FIFO_SIZE):
+            pieces.append(piece)
+    lines = b"".join(pieces).decode("ascii", "replace").split("\n")[:-1]
+    return [line for line in lines if _NAME.fullmatch(line)], "" in lines
+
+
+def _read(descriptor: int) -> tuple[Entry, int]:
+    """Give the envelope and the size of the message; raises DamagedError."""
+    total = os.fstat(descriptor).st_size
+    footer = os.pread(descriptor, _FOOTER_SIZE, max(0, total - _FOOTER_SIZE))
+    match = _FOOTER.fullmatch(footer)
+    if match is None:
+        raise DamagedError("the end is missing")
+    size, length = int(match[1]), int(match[2])
+    if size + length + _FOOTER_SIZE != total:
+        raise DamagedError("the sizes do not fit")
+    if os.lseek(descriptor, 0, os.SEEK_HOLE) != total:
+        raise DamagedError("a part was never written")
+    try:
+        entry = msgspec.json.decode(os.pread(descriptor, length, size), type=Entry)
+        entry.envelope()
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise DamagedError(f"the envelope cannot be read: {error}") from None
+    return entry, size
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

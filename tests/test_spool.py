@@ -1,0 +1,264 @@
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minismtp import spool as module
+from minismtp.address import Address
+from minismtp.envelope import Envelope
+from minismtp.message import Content, ContentWriter, Message
+from minismtp.spool import BusyError, DamagedError, Entry, Spool, Target, heard
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    spool = Spool(tmp_path)
+    spool.prepare()
+    return spool
+
+
+def entry(name: str = "m.1", **changes: object) -> Entry:
+    given: dict[str, object] = {
+        "id": name,
+        "sender": "a@example.org",
+        "listener": "submission",
+        "peer": "192.0.2.1",
+        "helo": "client",
+        "login": "a",
+        "arrived": 1234.5,
+        "targets": (
+            Target(
+                kind="relay",
+                address="b@example.net",
+                recipient="b@example.net",
+                notify=("FAILURE", "DELAY"),
+                original="rfc822;B@example.net",
+            ),
+        ),
+        **changes,
+    }
+    return Entry(**given)  # type: ignore[arg-type]
+
+
+def message(content: bytes = b"Subject: x\r\n\r\nhello\r\n") -> Message:
+    return Message("m.1", Content.of(content), b"Received: from x\r\n")
+
+
+def test_a_message_comes_back_as_it_was_queued(spool: Spool) -> None:
+    spool.add(entry(), message())
+    found, stored = spool.open("m.1")
+    assert found == entry()
+    assert stored.open().read() == b"Received: from x\r\nSubject: x\r\n\r\nhello\r\n"
+    assert stored.headers.get("Subject") == "x"
+
+
+def test_a_large_message_is_read_piece_by_piece(spool: Spool, tmp_path: Path) -> None:
+    writer = ContentWriter(tmp_path, memory=1000)
+    for _ in range(100):
+        writer.write(b"x" * 1000)
+    spool.add(entry(), Message("m.1", writer.finish()))
+    _, stored = spool.open("m.1")
+    assert stored.size == 100_000
+    with stored.open() as reader:
+        assert reader.read() == b"x" * 100_000
+
+
+def test_an_envelope_keeps_what_the_hooks_and_the_reports_need() -> None:
+    envelope = Envelope(
+        id="m.1",
+        reverse_path=None,
+        listener="mx",
+        peer="192.0.2.1",
+        helo="h",
+        login=None,
+        arrived=1.0,
+        body="8BITMIME",
+        smtputf8=True,
+        require_tls=True,
+        submitter="s@example.org",
+        dsn_return="HDRS",
+        dsn_id="QQ314159",
+    )
+    held = message()
+    held.quarantine("looks odd")
+    target = Target(kind="local", address="box@example.org", recipient="nick@example.org")
+    kept = Entry.of(envelope, held, [target])
+    again = kept.envelope()
+    assert kept.quarantined == "looks odd"
+    assert [str(recipient.address) for recipient in again.recipients] == ["nick@example.org"]
+    assert again.recipients[0].route is not None
+    for name in Envelope.__slots__:
+        if name not in {"recipients", "stash", "size"}:
+            assert getattr(again, name) == getattr(envelope, name), name
+
+
+def test_the_quarantine_mark_waits_with_the_message(spool: Spool) -> None:
+    spool.add(entry(quarantined="odd"), message())
+    assert spool.open("m.1")[1].quarantined == "odd"
+
+
+def test_an_address_with_odd_characters_survives() -> None:
+    odd = Address('a "b" c', "example.org")
+    target = Target(kind="relay", address=str(odd), recipient=str(odd))
+    assert entry(targets=(target,)).envelope().recipients[0].address == odd
+
+
+def test_a_message_is_synced_before_it_is_queued(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        seen.append((path.parent.name, os.fstat(descriptor).st_size, spool_names(tmp_path)))
+        real(descriptor)
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    spool.add(entry(), message())
+    size = (tmp_path / "queue" / "m.1").stat().st_size
+    assert seen == [("tmp", size, [])]
+
+
+def spool_names(directory: Path) -> list[str]:
+    return [path.name for path in (directory / "queue").iterdir()]
+
+
+def test_a_failed_sync_leaves_nothing(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    with pytest.raises(OSError, match="broken disk"):
+        spool.add(entry(), message())
+    assert [*(tmp_path / "tmp").iterdir(), *(tmp_path / "queue").iterdir()] == []
+
+
+def test_a_disk_that_would_become_too_full_is_refused(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, reserve=1 << 60)
+    spool.prepare()
+    assert not spool.has_space()
+    with pytest.raises(OSError, match="No space left") as caught:
+        spool.add(entry(), message())
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_start_queues_what_is_whole_and_drops_what_is_not(spool: Spool, tmp_path: Path) -> None:
+    spool.add(entry("whole"), message())
+    spool.add(entry("partial"), message())
+    for name in ("whole", "partial"):
+        (tmp_path / "queue" / name).rename(tmp_path / "tmp" / name)
+    partial = tmp_path / "tmp" / "partial"
+    partial.write_bytes(partial.read_bytes()[:-1])
+    assert sorted(spool.recover()) == [("partial", False), ("whole", True)]
+    assert list(spool.names()) == ["whole"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_start_leaves_alone_what_is_being_written(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        found.extend(Spool(tmp_path).recover())
+        real(descriptor)
+
+    monkeypatch.setattr(module, "sync_directory", lambda _: None)
+    monkeypatch.setattr(module.os, "fsync", fsync)
+    spool.add(entry(), message())
+    assert found == []
+    assert list(spool.names()) == ["m.1"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda _: b"", "end is missing"),
+        (lambda octets: octets[:-1], "end is missing"),
+        (lambda octets: octets[1:], "sizes do not fit"),
+        (lambda octets: octets.replace(b'"sender"', b'"Sender"'), "sender"),
+        (lambda octets: octets.replace(b"a@example.org", b"a example.org"), "no|not an address"),
+        (lambda octets: octets.replace(b'"id":"m.1"', b'"id":"m.2"'), "m.2"),
+    ],
+    ids=["empty", "cut", "shifted", "key", "address", "other"],
+)
+def test_a_damaged_file_is_told_and_set_aside(
+    spool: Spool, tmp_path: Path, damage: Callable[[bytes], bytes], problem: str
+) -> None:
+    spool.add(entry(), message())
+    path = tmp_path / "queue" / "m.1"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DamagedError, match=problem):
+        spool.open("m.1")
+    spool.set_aside("m.1")
+    assert list(spool.names()) == []
+    assert (tmp_path / "damaged" / "m.1").exists()
+
+
+def test_a_part_that_never_reached_the_disk_is_damage(spool: Spool, tmp_path: Path) -> None:
+    spool.add(entry(), Message("m.1", Content.of(b"x" * 100_000)))
+    path = tmp_path / "queue" / "m.1"
+    octets = path.read_bytes()
+    with path.open("wb") as file:
+        file.seek(65536)
+        file.write(octets[65536:])
+    with pytest.raises(DamagedError, match="never written"):
+        spool.open("m.1")
+
+
+def test_only_one_process_takes_messages_out(spool: Spool, tmp_path: Path) -> None:
+    descriptor = spool.lock()
+    with pytest.raises(BusyError):
+        Spool(tmp_path).lock()
+    os.close(descriptor)
+    os.close(Spool(tmp_path).lock())
+
+
+def test_the_reader_hears_of_new_messages(spool: Spool) -> None:
+    descriptor = spool.listen()
+    spool.add(entry("m.1"), message())
+    spool.add(entry("m.2"), message())
+    assert heard(descriptor) == (["m.1", "m.2"], False)
+    spool.knock()
+    assert heard(descriptor) == ([], True)
+    assert heard(descriptor) == ([], False)
+    os.close(descriptor)
+
+
+def test_a_message_is_queued_when_nobody_listens(spool: Spool) -> None:
+    spool.add(entry(), message())
+    assert not spool.missed()
+    descriptor = spool.listen()
+    spool.add(entry("m.2"), message())
+    os.close(descriptor)
+    spool.add(entry("m.3"), message())
+    descriptor = spool.listen()
+    spool.add(entry("m.4"), message())
+    assert heard(descriptor)[0] == ["m.4"]
+    assert sorted(spool.names()) == ["m.1", "m.2", "m.3", "m.4"]
+    os.close(descriptor)
+
+
+def test_a_full_pipe_is_noticed_by_the_reader(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0)
+    descriptor = spool.listen()
+    while not spool.missed():
+        spool.knock()
+    assert heard(descriptor) == ([], True)
+    os.close(descriptor)
+
+
+def test_removing_twice_is_fine(spool: Spool) -> None:
+    spool.add(entry(), message())
+    spool.remove("m.1")
+    spool.remove("m.1")
+    with pytest.raises(FileNotFoundError):
+        spool.open("m.1")
