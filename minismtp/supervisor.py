@@ -2,8 +2,9 @@
 
 It starts no thread and imports no plugin, so forking from it is safe at any time; it blocks every
 signal that it handles and takes them one at a time from `sigtimedwait`. Workers belong to a
-generation: HUP starts a new one from the re-read configuration and drains the old one when the new
-one serves; when it cannot, the old one goes on.
+generation: HUP starts a new one from the re-read configuration. When that serves, the old one
+accepts no more and its sessions go on until their clients quit or the drain time has passed; when
+the new one cannot serve, the old one goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from minismtp.settings import ConfigError
 from minismtp.worker import EXIT_CONFIG, Post
 
 _SIGNALS: Final = {
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD),
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    signal.SIGCHLD,
 }
 _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
@@ -63,7 +65,8 @@ def serve(config: Config) -> int:
 class Generation:
     """The workers of one configuration.
 
-    `pause` before the next start grows with short lives; who is still there at `end_by` is killed.
+    `pause` before the next start grows with short lives. After a reload its sessions may go on
+    until `hurry_at`; who is still there at `end_by` is killed.
     """
 
     config: Config
@@ -72,6 +75,7 @@ class Generation:
     begun: float
     pause: float = 0.0
     next_start: float = 0.0
+    hurry_at: float = inf
     end_by: float = inf
 
 
@@ -208,8 +212,14 @@ class Supervisor:
             self._start_endpoint()
 
     def _end_overdue(self) -> None:
-        """Kill what a reload has told to end and what has not: a plugin may hang in `on_stop`."""
+        """Hurry old generations, and kill what was told to end and has not.
+
+        A plugin may hang in `on_stop`.
+        """
         now = time.monotonic()
+        for generation in self._generations():
+            if now > generation.hurry_at:
+                self._hurry(generation)
         for pid, child in self._children:
             if child.group is not None and now > child.group.end_by:
                 os.kill(pid, signal.SIGKILL)
@@ -245,9 +255,10 @@ class Supervisor:
         if len(workers) == coming.wanted and all(child.serving for child in workers):
             old, self._current, self._coming = self._current, coming, None
             _close(old.sockets.values(), keep=coming.sockets.values())
-            self._signal_workers(signal.SIGTERM, old)
-            drain = old.config.limits.drain.total_seconds()
-            old.end_by = time.monotonic() + drain + _SHORT_LIFE
+            for generation in self._generations() - {old, coming}:
+                self._hurry(generation)
+            self._signal_workers(signal.SIGUSR1, old)
+            old.hurry_at = time.monotonic() + old.config.limits.drain.total_seconds()
             self._standing = replace(self._standing, reload_ok=True, reloaded_at=time.time())
             self._board.post(self._standing)
             self._log.info("reloaded")
@@ -270,10 +281,21 @@ class Supervisor:
         self._log.info("stopping", workers=len(self._children))
         # Nobody shall wait in a queue that nobody serves.
         self._close_listeners(keep=())
+        for generation in self._generations():
+            self._hurry(generation)
         for pid, child in self._children:
-            # Workers of older generations know already: a second TERM would cut their sessions.
-            if child.group in {None, self._current, self._coming}:
+            if child.group is None:
                 os.kill(pid, signal.SIGTERM)
+
+    def _generations(self) -> set[Generation]:
+        return {child.group for _, child in self._children if child.group is not None}
+
+    def _hurry(self, generation: Generation) -> None:
+        """Have a generation drain; only once, for a second TERM would cut its sessions."""
+        if generation.end_by == inf:
+            drain = generation.config.limits.drain.total_seconds()
+            generation.end_by = time.monotonic() + drain + _SHORT_LIFE
+            self._signal_workers(signal.SIGTERM, generation)
 
     def _signal_workers(self, number: int, generation: Generation | None = None) -> None:
         for pid, child in self._children:

@@ -28,6 +28,8 @@ from minismtp.settings import ConfigError
 from minismtp.tls import Certificates, not_after
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
+_SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+_TICK: Final = 0.05  # seconds between two looks at the last sessions
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ def run(config: Config, post: Post) -> int:
         return EXIT_CONFIG
     os.write(post.ready, b"r")
     os.close(post.ready)
-    worker.wait()
+    if worker.wait():
+        worker.retire()
     worker.stop()
     return 0
 
@@ -99,27 +102,45 @@ class Worker:
             thread.start()
             self._accepting.append(thread)
 
-    def wait(self) -> None:
-        """Block until it is time to end; USR2 prints the stack of every thread meanwhile."""
+    def wait(self) -> bool:
+        """Block until it is time to end: True when others have taken over, who let us `retire`.
+
+        USR2 prints the stack of every thread meanwhile.
+        """
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
-        while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
+        while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
             _dump_stacks()
+        return number == signal.SIGUSR1
+
+    def retire(self) -> None:
+        """Accept no more, and let the sessions go on until none is left or TERM comes."""
+        self._close_servers()
+        while self._sessions:
+            received = signal.sigtimedwait(_SIGNALS, _TICK)
+            if received is not None and received.si_signo == signal.SIGTERM:
+                return
+            if received is not None and received.si_signo == signal.SIGUSR2:
+                _dump_stacks()
 
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""
         threading.Thread(target=_stop_at_once_on_second_term, daemon=True).start()
         self._draining.set()
-        for server in self._servers:
-            server.stop()
-        for thread, server in zip(self._accepting, self._servers, strict=True):
-            thread.join()
-            server.server_close()
+        self._close_servers()
         timeout = self._config.limits.drain.total_seconds()
         if not self._sessions.drain(timeout):
             self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))
         self._plugins.hooks().on_stop()
         self._metrics.tally.flush()
         self._log.flush()
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.stop()
+        for thread, server in zip(self._accepting, self._servers, strict=True):
+            thread.join()
+            server.server_close()
+        self._servers, self._accepting = [], []
 
     def _server(self, name: str) -> Server:
         config = self._config

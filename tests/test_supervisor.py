@@ -375,13 +375,51 @@ def test_message_in_transfer_is_taken_by_the_old_generation(
         idle.greet()
         configure(generation(2), workers=2)
         reload(server)
-        assert idle.rest() == f"{DRAINING}\r\n"
         server.wait_until(lambda: serving(server)[0] == 2)
         assert alive(old)
         client.send("Subject: moving\r\n\r\ntext\r\n.\r\n")
         assert client.reply().startswith("250 2.0.0 ")
+        idle.command("QUIT")
+        assert alive(old)
     server.wait_until(lambda: not alive(old))
     assert server.stored("moving") == b"Subject: moving\r\n\r\ntext\r\n"
+
+
+def test_sessions_go_on_after_a_reload(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1), limits(drain="1h")))
+    with server.connect() as client:
+        _, old = who(client)
+        reload(server)
+        for _ in range(2):
+            client.command("MAIL FROM:<>")
+            client.command("RCPT TO:<after@example.org>")
+            client.command("DATA")
+            client.send("text\r\n.\r\n")
+            assert client.reply().startswith("250 2.0.0 ")
+        assert client.command("QUIT").startswith("221 ")
+    server.wait_until(lambda: not alive(old))
+    assert len(server.mail("after")) == 2
+
+
+def test_sessions_are_hurried_when_the_drain_time_has_passed(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(1), limits(drain="2s")))
+    with server.connect() as client:
+        client.greet()
+        reload(server)
+        assert client.command("NOOP").startswith("250 ")
+        assert client.rest() == f"{DRAINING}\r\n"
+
+
+def test_the_next_reload_hurries_the_generation_before(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1), limits(drain="1h")))
+    with server.connect() as client:
+        client.greet()
+        reload(server, 1)
+        assert client.command("NOOP").startswith("250 ")
+        reload(server, 2)
+        assert client.rest() == f"{DRAINING}\r\n"
 
 
 def test_stop_after_a_reload_lets_the_old_generation_finish_too(
@@ -392,8 +430,8 @@ def test_stop_after_a_reload_lets_the_old_generation_finish_too(
         client.begin_data("twice@example.org")
         idle.greet()
         reload(server)
-        assert idle.rest() == f"{DRAINING}\r\n"
         server.signal(signal.SIGTERM)
+        assert idle.rest() == f"{DRAINING}\r\n"
         server.wait_until(lambda: len(workers(server)) == 1)
         client.send("text\r\n.\r\n")
         assert client.reply().startswith("250 2.0.0 ")
