@@ -16,7 +16,7 @@ from email.errors import MessageDefect, MessageError
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import EmailPolicy
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from minismtp.headers import SIZE_LIMIT, Headers, format_field
 
@@ -53,9 +53,9 @@ class Content:
         return cls(bytes(data), len(data))
 
     @classmethod
-    def stored(cls, file: IO[bytes], size: int) -> Content:
-        """Content that is the first `size` octets of an unbuffered file, which it closes."""
-        return cls(_Spill(file), size)
+    def stored(cls, descriptor: int, size: int) -> Content:
+        """Content that is the first `size` octets of an open file, which it will close."""
+        return cls(_Spill(descriptor), size)
 
     def open(self, before: bytes = b"") -> BinaryIO:
         """Return a new reader at offset 0 over `before` and the content; each stands alone.
@@ -78,7 +78,7 @@ class Content:
             return _write_all(descriptor, (before, self._store))
         if before:
             _write_all(descriptor, (before,))
-        _copy(self._store.file.fileno(), descriptor, self.size)
+        _copy(self._store.descriptor, descriptor, self.size)
         return len(before) + self.size
 
 
@@ -130,9 +130,9 @@ class ContentWriter:
         try:
             if self._spill is None:
                 # With O_TMPFILE where the file system has it: then no instant has a name.
-                file = tempfile.TemporaryFile(dir=self._directory, buffering=0)  # noqa: SIM115 - see _Spill
-                self._spill = _Spill(file)
-            _write_all(self._spill.file.fileno(), self._chunks)
+                with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
+                    self._spill = _Spill(os.dup(file.fileno()))
+            _write_all(self._spill.descriptor, self._chunks)
         except OSError:
             self.discard()
             raise
@@ -259,20 +259,21 @@ class Message:
 
 
 class _Spill:
-    """A file that is closed when nobody refers to it any more."""
+    """An open file, closed when nobody refers to it any more."""
 
-    __slots__ = ("file",)
+    # Not a file object: when a cycle is collected, that may be closed, and complain, before us.
+    __slots__ = ("descriptor",)
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        self.file.close()
+        os.close(self.descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to `length` octets from `offset`, without moving any shared position."""
         pieces = []
-        while length > 0 and (piece := os.pread(self.file.fileno(), length, offset)):
+        while length > 0 and (piece := os.pread(self.descriptor, length, offset)):
             pieces.append(piece)
             offset += len(piece)
             length -= len(piece)
@@ -311,7 +312,7 @@ class _Reader(io.RawIOBase):
             count = len(piece)
         else:
             view = view[: max(0, self._end - self._position)]
-            count = os.preadv(self._spill.file.fileno(), [view], offset) if view else 0
+            count = os.preadv(self._spill.descriptor, [view], offset) if view else 0
         self._position += count
         return count
 
