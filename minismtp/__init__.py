@@ -4,6 +4,7 @@ What plugin authors import stands here; everything else is internal.
 """
 
 from minismtp.address import Address
+from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay
 from minismtp.files import WatchedFiles, atomic_write, make_directory, sync_directory
 from minismtp.groupsync import GroupSync
@@ -23,6 +24,8 @@ __all__ = [
     "Content",
     "Credentials",
     "Defer",
+    "Delivery",
+    "Destination",
     "Disconnect",
     "Envelope",
     "GroupSync",

@@ -56,10 +56,11 @@ class Children(Generic[Group]):
         taken = {child.slot for child in self._children.values()}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
-    def fork(self, slot: int, group: Group, user: str, body: Callable[[int], int]) -> None:
+    def fork(self, slot: int, group: Group, user: str, body: Callable[[int], int]) -> int:
         """Start a process that takes on `user` and ends with what `body` gives.
 
-        `body` is given the descriptor on which to say, by one octet, that it is ready.
+        `body` is given the descriptor on which to say, by one octet, that it is ready. Gives the
+        process id.
         """
         ready_read, ready_write = os.pipe()
         os.set_blocking(ready_read, False)
@@ -67,7 +68,7 @@ class Children(Generic[Group]):
         if pid:
             os.close(ready_write)
             self._children[pid] = Child(slot, ready_read, time.monotonic(), group)
-            return
+            return pid
         status = 1
         try:
             os.close(self._lifeline_write)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig
 
 EXIT_FAILURE: Final = 1
+EXIT_USAGE: Final = 2
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "schema", _schema, "print a JSON Schema of the configuration, for editors", config=False
     )
     reference.add_argument("--markdown", action="store_true", help="a reference for people")
+    _add_queue(add("queue", _queue, "see and steer the mail that waits for delivery"))
     passwd = add("passwd", _passwd, "set a user's password in a password file", config=False)
     passwd.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
     passwd.add_argument("user", type=_user_name, metavar="USER")
@@ -99,6 +101,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     passwd.add_argument("--remove", action="store_true", help="remove the user")
     return parser
+
+
+def _add_queue(parser: argparse.ArgumentParser) -> None:
+    from minismtp.postmaster import VERBS
+
+    parser.add_argument("verb", choices=list(VERBS), help="; ".join(map(": ".join, VERBS.items())))
+    parser.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
+    parser.add_argument("--to-domain", default="", metavar="DOMAIN")
+    parser.add_argument(
+        "--from", dest="sender", metavar="ADDRESS", help='or "@domain"; "" = bounces'
+    )
+    parser.add_argument("--older-than", metavar="DURATION", help='such as "2h"')
+    parser.add_argument("--state", choices=("queued", "deferred", "held"), default="")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="a part of the last reply")
+    parser.add_argument("--all", action="store_true", help="everything, where nothing is chosen")
+    parser.add_argument("--json", action="store_true")
+
+
+def _queue(arguments: argparse.Namespace) -> int:
+    from minismtp.config import Config
+    from minismtp.postmaster import UsageError, run
+
+    try:
+        text = run(Config.load(arguments.config), arguments)
+    except UsageError as error:
+        return _complain(str(error), EXIT_USAGE)
+    if text:
+        _say(text)
+    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:

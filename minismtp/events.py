@@ -74,6 +74,23 @@ class HookFailed:
     policy: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryAttempted:
+    """An attempt for one recipient of a queued message: `state` is delivered, queued or failed."""
+
+    envelope: str
+    recipient: str
+    state: str
+    host: str
+    reply: str
+
+
 Event: TypeAlias = (
-    SessionOpened | SessionClosed | Authenticated | RecipientDecided | MessageDecided | HookFailed
+    SessionOpened
+    | SessionClosed
+    | Authenticated
+    | RecipientDecided
+    | MessageDecided
+    | HookFailed
+    | DeliveryAttempted
 )

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
+from minismtp.delivery import Destination
 from minismtp.envelope import Envelope, Local, Relay
 from minismtp.events import HookFailed
 from minismtp.log import Log, describe
@@ -33,6 +34,8 @@ D = TypeVar("D")
 #: that was returned where it should have been raised defers mail instead of letting it pass.
 ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     **dict.fromkeys(("on_connect", "on_helo", "on_mail", "on_rcpt", "on_data", "on_message"), ()),
+    "on_send": (),
+    "destination": Destination,
     "authenticate": str,
     "stored_key": StoredKey,
     "route": (Local, Relay),

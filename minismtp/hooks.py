@@ -15,6 +15,7 @@ from minismtp.reply import Verdict
 
 if TYPE_CHECKING:
     from minismtp.address import Address
+    from minismtp.delivery import Delivery, Destination
     from minismtp.envelope import Credentials, Envelope, Recipient, Route
     from minismtp.events import Event
     from minismtp.hookspecs import ServerInfo
@@ -60,6 +61,8 @@ class Hooks:
         self._on_data = bind("on_data")
         self._on_message = bind("on_message")
         self._deliver = bind("deliver")
+        self._on_send = bind("on_send")
+        self._destination = bind("destination")
         self._command = bind("command")
         self._observe = bind("observe")
 
@@ -155,6 +158,18 @@ class Hooks:
         if self._deliver is None:
             return False
         return bool(self._deliver(envelope=envelope, message=message, mailbox=mailbox))
+
+    def on_send(self, delivery: Delivery, message: Message) -> None:
+        """Let the plugins change a message that leaves."""
+        if self._on_send is not None:
+            self._on_send(delivery=delivery, message=message)
+
+    def destination(self, delivery: Delivery) -> Destination | None:
+        """Ask for the next hop; None = as configured."""
+        if self._destination is None:
+            return None
+        found: Destination | None = self._destination(delivery=delivery)
+        return found
 
     def command(self, session: Session, verb: str, argument: str) -> Reply | None:
         """Ask for the reply to an unusual command."""

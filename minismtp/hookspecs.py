@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minismtp.address import Address
+    from minismtp.delivery import Delivery, Destination
     from minismtp.envelope import Credentials, Envelope, Recipient, Route
     from minismtp.events import Event
     from minismtp.message import Message
@@ -125,6 +126,23 @@ def deliver(envelope: Envelope, message: Message, mailbox: Address) -> bool | No
 
     May be called hours after the session, and again after a crash: an implementation is idempotent
     for the same `envelope.id` and mailbox. Raise Defer or Reject when the mailbox cannot take it.
+    """
+
+
+@hookspec
+def on_send(delivery: Delivery, message: Message) -> None:
+    """Change the message before it leaves, the last chance: signing, for instance.
+
+    Runs in the outbound process, once for each attempt, on a message of this attempt alone. Reject
+    returns the message to its sender, Defer has it tried later.
+    """
+
+
+@hookspec(firstresult=True)
+def destination(delivery: Delivery) -> Destination | None:
+    """Choose the next hop; None asks the next plugin, and after the last the configuration.
+
+    Runs in the outbound process for each attempt. Reject returns the message, Defer has it wait.
     """
 
 

@@ -16,6 +16,7 @@ from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
+from minismtp.spool import Spool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,9 @@ class Service:
 
     `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
     (loopback or a unix socket). `greet_delay` in seconds; `quiet` keeps sessions out of the log and
-    the metrics. `draining` is set when the process is about to end. `clock` gives
-    monotonic seconds, `wall` seconds since the epoch.
+    the metrics. `spool` is where large contents are written, `queue` where messages wait for other
+    hosts; without one nothing is relayed. `draining` is set when the process is about to end.
+    `clock` gives monotonic seconds, `wall` seconds since the epoch.
     """
 
     listener: str
@@ -45,6 +47,7 @@ class Service:
     quiet: bool = False
     fix_newlines: bool = False
     spool: Path | None = None
+    queue: Spool | None = None
     draining: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -76,6 +79,7 @@ def make_service(
     draining: threading.Event,
     starttls: bool,
     backoff: Backoff | None = None,
+    queue: Spool | None = None,
 ) -> Service:
     """Make the service of one listener from the configuration."""
     return Service(
@@ -95,6 +99,7 @@ def make_service(
         backoff=backoff,
         fix_newlines=config.bare_newline == "fix",
         spool=config.state_directory / "spool",
+        queue=queue,
         draining=draining,
     )
 

@@ -18,7 +18,7 @@ crash at any instant leaves it in S2 or S3, and every start makes S3 of S2. A fi
 footer fits its size and it has no hole, so nothing partial is ever sent. After a crash a message
 may be sent again, never lost: at least once.
 
-`lock` is held by the process that takes messages out; a second one cannot (`BusyError`). `wake` is a
+`lock` is held by the process that takes messages out; a second one cannot. `wake` is a
 FIFO that carries the names of new messages; who cannot write there makes the file `missed`, and the
 reader looks through queue/ once more. Nothing else ever lists a directory.
 """
@@ -195,16 +195,13 @@ class Spool:
 
     def open(self, name: str) -> tuple[Entry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
-        file = open(f"{self._queue}/{name}", "rb", buffering=0)  # noqa: PTH123, SIM115 - kept by the content
+        descriptor = os.open(f"{self._queue}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            entry, size = _read(file.fileno())
+            entry, size = _read(descriptor, name)
         except DamagedError:
-            file.close()
+            os.close(descriptor)
             raise
-        if entry.id != name:
-            file.close()
-            raise DamagedError(f"holds the message {entry.id}")
-        message = Message(name, Content.stored(file, size))
+        message = Message(name, Content.stored(descriptor, size))
         message.quarantined = entry.quarantined
         return entry, message
 
@@ -239,7 +236,7 @@ class Spool:
                 except BlockingIOError:
                     continue  # a worker is writing it
                 try:
-                    _read(file.fileno())
+                    _read(file.fileno(), item.name)
                 except DamagedError:
                     Path(item.path).unlink()
                     yield item.name, False
@@ -309,7 +306,7 @@ def heard(descriptor: int) -> tuple[list[str], bool]:
     return [line for line in lines if _NAME.fullmatch(line)], "" in lines
 
 
-def _read(descriptor: int) -> tuple[Entry, int]:
+def _read(descriptor: int, name: str) -> tuple[Entry, int]:
     """Give the envelope and the size of the message; raises DamagedError."""
     total = os.fstat(descriptor).st_size
     footer = os.pread(descriptor, _FOOTER_SIZE, max(0, total - _FOOTER_SIZE))
@@ -326,6 +323,8 @@ def _read(descriptor: int) -> tuple[Entry, int]:
         entry.envelope()
     except (msgspec.MsgspecError, ValueError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None
+    if entry.id != name:
+        raise DamagedError(f"holds the message {entry.id}")
     return entry, size
 
 

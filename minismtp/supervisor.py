@@ -9,6 +9,7 @@ the new one cannot serve, the old one goes on.
 
 from __future__ import annotations
 
+import enum
 import os
 import pwd
 import shutil
@@ -30,6 +31,7 @@ from minismtp.children import Child, Children
 from minismtp.config import Config
 from minismtp.listen import ListenError, open_listeners, open_socket
 from minismtp.log import Log
+from minismtp.outbound import runner
 from minismtp.scalars import SocketAddress
 from minismtp.settings import ConfigError
 from minismtp.worker import EXIT_CONFIG, Post
@@ -61,6 +63,13 @@ def serve(config: Config) -> int:
         supervisor.kill()
 
 
+class Role(enum.Enum):
+    """The processes that there is one of."""
+
+    ENDPOINT = "endpoint"
+    RUNNER = "runner"
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
     """The workers of one configuration.
@@ -84,13 +93,16 @@ class Supervisor:
 
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
-        self._children: Children[Generation | None] = Children(log)  # None: the endpoint
+        self._children: Children[Generation | Role] = Children(log)
         self._board = Board()
         self._admission = Admission(config.limits.sessions, config.limits.sessions_per_ip)
         backoff = config.limits.login_backoff.total_seconds()
         self._backoff = Backoff(backoff, time.monotonic)
         self._endpoint_socket = _endpoint_socket(config)
         self._next_endpoint = 0.0
+        self._runner = 0  # its process id
+        self._runner_pause = 0.0
+        self._next_runner = 0.0
         sockets = open_listeners(config.listeners, file=config.file)
         # After the sockets: a second server that finds them taken leaves the first one's files.
         self._metrics_directory = _metrics_directory(config)
@@ -147,6 +159,7 @@ class Supervisor:
                 self._reload()
             self._fill(self._coming or self._current)
             self._fill_endpoint()
+            self._fill_runner()
         elif time.monotonic() > self._stop_by:
             self.kill()
         self._end_overdue()
@@ -172,8 +185,8 @@ class Supervisor:
             address = _bound(self._endpoint_socket, SocketAddress())
             self._log.info("serving metrics", address=address)
 
-    def _bury(self, pid: int, child: Child[Generation | None], status: int) -> None:
-        if child.slot < 0:
+    def _bury(self, pid: int, child: Child[Generation | Role], status: int) -> None:
+        if child.group is Role.ENDPOINT:
             if self._status is None:
                 self._log.error("metrics endpoint died", pid=pid, status=status)
             return
@@ -181,9 +194,12 @@ class Supervisor:
         for path in self._metrics_directory.glob(f"gauge_live*_{child.slot}.db"):
             path.unlink(missing_ok=True)
         generation = child.group
+        if generation is Role.RUNNER:
+            self._bury_runner(pid, child, status)
+            return
         if self._status is not None or generation not in {self._current, self._coming}:
             return
-        assert generation is not None  # noqa: S101 - one of the two
+        assert isinstance(generation, Generation)  # noqa: S101 - one of the two
         self._log.error("worker died", pid=pid, slot=child.slot, status=status)
         if generation is self._coming:
             self._give_up_reload("a worker of the new generation cannot start")
@@ -192,6 +208,15 @@ class Supervisor:
         else:
             generation.pause = pause(generation.pause, time.monotonic() - child.started)
             generation.next_start = time.monotonic() + generation.pause
+
+    def _bury_runner(self, pid: int, child: Child[Generation | Role], status: int) -> None:
+        if pid != self._runner:
+            return  # one that a reload has replaced
+        self._runner = 0
+        self._runner_pause = pause(self._runner_pause, time.monotonic() - child.started)
+        self._next_runner = time.monotonic() + self._runner_pause
+        if self._status is None:
+            self._log.error("outbound runner died", pid=pid, status=status)
 
     def _fill(self, generation: Generation) -> None:
         """Start missing workers; the second and later ones once the first has shown that it can."""
@@ -206,10 +231,14 @@ class Supervisor:
     def _fill_endpoint(self) -> None:
         """Start the endpoint when it is missing; again and again, but not without a breath."""
         now = time.monotonic()
-        missing = all(child.slot >= 0 for _, child in self._children)
-        if missing and now >= self._next_endpoint:
+        if not self._children.of(Role.ENDPOINT) and now >= self._next_endpoint:
             self._next_endpoint = now + _QUIET_TICK
             self._start_endpoint()
+
+    def _fill_runner(self) -> None:
+        """Start the runner when workers serve; one that a reload has replaced may still drain."""
+        if not self._runner and self._started and time.monotonic() >= self._next_runner:
+            self._start_runner()
 
     def _end_overdue(self) -> None:
         """Hurry old generations, and kill what was told to end and has not.
@@ -221,7 +250,7 @@ class Supervisor:
             if now > generation.hurry_at:
                 self._hurry(generation)
         for pid, child in self._children:
-            if child.group is not None and now > child.group.end_by:
+            if isinstance(child.group, Generation) and now > child.group.end_by:
                 os.kill(pid, signal.SIGKILL)
 
     def _reload(self) -> None:
@@ -258,6 +287,9 @@ class Supervisor:
             for generation in self._generations() - {old, coming}:
                 self._hurry(generation)
             self._signal_workers(signal.SIGUSR1, old)
+            if self._runner:
+                os.kill(self._runner, signal.SIGTERM)
+                self._runner = 0
             old.hurry_at = time.monotonic() + old.config.limits.drain.total_seconds()
             self._standing = replace(self._standing, reload_ok=True, reloaded_at=time.time())
             self._board.post(self._standing)
@@ -284,11 +316,12 @@ class Supervisor:
         for generation in self._generations():
             self._hurry(generation)
         for pid, child in self._children:
-            if child.group is None:
+            if isinstance(child.group, Role):
                 os.kill(pid, signal.SIGTERM)
 
     def _generations(self) -> set[Generation]:
-        return {child.group for _, child in self._children if child.group is not None}
+        groups = {child.group for _, child in self._children}
+        return {group for group in groups if isinstance(group, Generation)}
 
     def _hurry(self, generation: Generation) -> None:
         """Have a generation drain; only once, for a second TERM would cut its sessions."""
@@ -299,7 +332,7 @@ class Supervisor:
 
     def _signal_workers(self, number: int, generation: Generation | None = None) -> None:
         for pid, child in self._children:
-            if child.slot >= 0 and generation in {None, child.group}:
+            if generation in {None, child.group} and child.group is not Role.ENDPOINT:
                 os.kill(pid, number)
 
     def _start_endpoint(self) -> None:
@@ -311,7 +344,19 @@ class Supervisor:
                 self._close_listeners(keep=())
                 return endpoint.run(sock, self._board, self._metrics_directory, lifeline)
 
-            self._children.fork(-1, None, self._current.config.user, run)
+            self._children.fork(-1, Role.ENDPOINT, self._current.config.user, run)
+
+    def _start_runner(self) -> None:
+        slot, config = self._children.free_slot(), self._current.config
+        directory, lifeline = self._metrics_directory, self._children.lifeline
+
+        def run(ready: int) -> int:
+            self._close_listeners(keep=())
+            if self._endpoint_socket is not None:
+                self._endpoint_socket.close()
+            return runner.run(config, runner.Desk(slot, directory, ready, lifeline))
+
+        self._runner = self._children.fork(slot, Role.RUNNER, config.user, run)
 
     def _start_worker(self, generation: Generation) -> None:
         slot = self._children.free_slot()

@@ -7,7 +7,7 @@ was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowl
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Literal
 
 from minismtp import replies
 from minismtp.address import Address
@@ -20,6 +20,7 @@ from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import fix_newlines
+from minismtp.spool import Entry, Target
 from minismtp.submission import complete, owns_sender
 
 _HEAD: Final = 65536  # octets looked at first for the end of the header section
@@ -64,6 +65,8 @@ class Transaction:
         service, session = self._service, self._session
         if service.match_sender and not owns_sender(service.hooks, session, self.envelope):
             return replies.NOT_YOURS
+        if service.queue is not None and not service.queue.has_space(self.envelope.size or 0):
+            return replies.NO_SPACE
         service.hooks.on_mail(session, self.envelope)
         return replies.SENDER_OK
 
@@ -94,9 +97,9 @@ class Transaction:
         match recipient.route:
             case None:
                 return replies.NO_ROUTE
-            case Relay():
+            case Relay() if service.queue is None:
                 return replies.NO_OUTBOUND
-            case Local():
+            case Relay() | Local():
                 envelope.recipients.append(recipient)
                 self._accepted.append(recipient)
                 return replies.RECIPIENT_OK
@@ -207,26 +210,52 @@ class Transaction:
         if message.discarded is not None:
             service.log.info("discarded", id=envelope.id, reason=message.discarded)
             return "discarded", [accepted]
-        answers = self._store(message, accepted)
+        queued, answers = self._store(message, accepted)
         if message.quarantined is not None and accepted in answers:
             return "quarantined", answers
-        return "", answers
+        return "queued" if queued else "", answers
 
-    def _store(self, message: Message, accepted: Reply) -> list[Reply]:
-        """Store each mailbox's copy once; SMTP stops at the first failure and answers with it."""
+    def _store(self, message: Message, accepted: Reply) -> tuple[bool, list[Reply]]:
+        """Store each mailbox's copy once, queue what goes to other hosts.
+
+        SMTP has one reply: a failure before anything was stored is that reply, and the client keeps
+        the whole message; after it, that copy waits in the queue. True = all of it is queued.
+        """
+        waiting = [target for recipient in self._accepted for target in _relayed(recipient)]
         done: dict[Address, Reply] = {}
-        answers = []
+        answers: list[Reply] = []
         for recipient in self._accepted:  # whatever plugins did to the list of the envelope
             reply = accepted
             for mailbox in _mailboxes(recipient):
                 if mailbox not in done:
                     done[mailbox] = self._deliver(message, mailbox, accepted)
-                if reply is accepted:
+                if done[mailbox] is accepted:
+                    continue
+                if self._service.lmtp:
                     reply = done[mailbox]
-                if reply is not accepted and not self._service.lmtp:
-                    return [reply]  # the client keeps the whole message
+                elif self._service.queue is None or accepted not in done.values():
+                    return False, [done[mailbox]]
+                else:
+                    waiting.append(_target("local", mailbox, recipient))
             answers.append(reply)
-        return answers if self._service.lmtp else [accepted]
+        if waiting:
+            self._enqueue(message, waiting, answers)
+        queued = bool(waiting) and accepted not in done.values()
+        return queued, answers if self._service.lmtp else [accepted]
+
+    def _enqueue(self, message: Message, waiting: list[Target], answers: list[Reply]) -> None:
+        """Queue copies. Raises OSError, but with LMTP changes the answers that depend on it."""
+        queue = self._service.queue
+        assert queue is not None  # noqa: S101 - else nothing waits
+        try:
+            queue.add(Entry.of(self.envelope, message, waiting), message)
+        except OSError as error:
+            if not self._service.lmtp:
+                raise
+            self._not_written(error)
+            for number, recipient in enumerate(self._accepted):
+                if isinstance(recipient.route, Relay):
+                    answers[number] = replies.NO_SPACE
 
     def _deliver(self, message: Message, mailbox: Address, accepted: Reply) -> Reply:
         try:
@@ -266,9 +295,30 @@ class Transaction:
 
 
 def _mailboxes(recipient: Recipient) -> tuple[Address, ...]:
-    route = recipient.route
-    mailboxes = route.mailboxes if isinstance(route, Local) else ()
-    return mailboxes or (recipient.address,)
+    match recipient.route:
+        case Relay():
+            return ()
+        case Local(mailboxes) if mailboxes:
+            return mailboxes
+        case _:
+            return (recipient.address,)
+
+
+def _relayed(recipient: Recipient) -> list[Target]:
+    if not isinstance(recipient.route, Relay):
+        return []
+    addresses = recipient.route.addresses or (recipient.address,)
+    return [_target("relay", address, recipient) for address in addresses]
+
+
+def _target(kind: Literal["local", "relay"], address: Address, recipient: Recipient) -> Target:
+    return Target(
+        kind=kind,
+        address=str(address),
+        recipient=str(recipient.address),
+        notify=tuple(sorted(recipient.notify)),
+        original=recipient.original,
+    )
 
 
 def _outcome(answers: list[Reply]) -> str:

@@ -25,6 +25,7 @@ from minismtp.plugins import PluginSet
 from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.settings import ConfigError
+from minismtp.spool import Spool
 from minismtp.tls import Certificates, not_after
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
@@ -81,6 +82,7 @@ class Worker:
         self._plugins = plugins
         self._metrics = metrics
         self._log = log
+        self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
         self._servers = [self._server(listener.name) for listener in config.listeners]
@@ -88,7 +90,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the plugins, then accept; raises Failure."""
-        (self._config.state_directory / "spool").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._queue.prepare()
         self._plugins.hooks().on_start(
             ServerInfo(
                 self._config.hostname, self._config.state_directory, "worker", self._post.slot
@@ -154,6 +156,7 @@ class Worker:
             draining=self._draining,
             starttls=listener.tls == "starttls",
             backoff=self._post.backoff,
+            queue=self._queue,
         )
         return Server(
             listener,

@@ -418,6 +418,17 @@ def configure(tmp_path: Path) -> Configure:
     return configure_in(tmp_path)
 
 
+@pytest.fixture
+def configure_at(tmp_path: Path) -> Callable[[str], Configure]:
+    """Give what gives such a function for a directory inside the test's own, by its name."""
+
+    def configure_at(name: str) -> Configure:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return configure_in(tmp_path / name)
+
+    return configure_at
+
+
 class Start(Protocol):
     """Starts a server."""
 

@@ -18,16 +18,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "values": "reply address stash files groupsync passwords",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
-    "mail": "envelope headers message session received tls spool config metrics dns state"
+    "mail": "envelope delivery headers message session received tls spool config metrics state"
     " events log replies admission backoff board scalars schema reference sections settings"
     " xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo service submission transaction",
     "sockets": "connection listen server testing",
-    "roles": "worker endpoint"
-    " outbound outbound.schedule outbound.destination outbound.client outbound.dsn outbound.runner",
-    "program": "supervisor children check cli __main__",
+    "roles": "worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
+    " outbound.client outbound.attempt outbound.dsn outbound.runner",
+    "program": "supervisor children check postmaster cli __main__",
 }
 LAYER_OF = {
     module: number for number, names in enumerate(LAYERS.values()) for module in names.split()

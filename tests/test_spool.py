@@ -116,7 +116,7 @@ def test_a_message_is_synced_before_it_is_queued(
         seen.append((path.parent.name, os.fstat(descriptor).st_size, spool_names(tmp_path)))
         real(descriptor)
 
-    monkeypatch.setattr(module.os, "fsync", fsync)
+    monkeypatch.setattr("os.fsync", fsync)
     spool.add(entry(), message())
     size = (tmp_path / "queue" / "m.1").stat().st_size
     assert seen == [("tmp", size, [])]
@@ -132,7 +132,7 @@ def test_a_failed_sync_leaves_nothing(
     def fsync(_: int) -> None:
         raise OSError(errno.EIO, "broken disk")
 
-    monkeypatch.setattr(module.os, "fsync", fsync)
+    monkeypatch.setattr("os.fsync", fsync)
     with pytest.raises(OSError, match="broken disk"):
         spool.add(entry(), message())
     assert [*(tmp_path / "tmp").iterdir(), *(tmp_path / "queue").iterdir()] == []
@@ -162,7 +162,7 @@ def test_a_start_queues_what_is_whole_and_drops_what_is_not(spool: Spool, tmp_pa
 def test_a_start_leaves_alone_what_is_being_written(
     spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    found: list[tuple[str, bool]] = []
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -170,7 +170,7 @@ def test_a_start_leaves_alone_what_is_being_written(
         real(descriptor)
 
     monkeypatch.setattr(module, "sync_directory", lambda _: None)
-    monkeypatch.setattr(module.os, "fsync", fsync)
+    monkeypatch.setattr("os.fsync", fsync)
     spool.add(entry(), message())
     assert found == []
     assert list(spool.names()) == ["m.1"]

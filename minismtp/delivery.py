@@ -1,0 +1,36 @@
+"""What plugins see of mail on its way out: a delivery and its next hop (layer 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from minismtp.address import Address
+from minismtp.envelope import Envelope
+
+TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An attempt: a message to all its recipients in one domain, after so many `attempts`."""
+
+    envelope: Envelope
+    recipients: tuple[Address, ...]
+    domain: str
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A next hop: `host` is a domain name or an IP address, tried at all its addresses.
+
+    `implicit` means TLS from the first octet (RFC 8314). `username` and `password` log in there.
+    """
+
+    host: str
+    port: int = 25
+    tls: TlsLevel = "opportunistic"
+    implicit: bool = False
+    username: str = ""
+    password: str = field(default="", repr=False)

@@ -1,0 +1,1 @@
+"""Mail to other servers, and to mailboxes that could not take it at once."""

@@ -1,0 +1,210 @@
+"""One attempt after the other to deliver to one destination (layer 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from minismtp.address import Address
+from minismtp.config import Config
+from minismtp.delivery import Delivery, Destination
+from minismtp.envelope import Local, Recipient
+from minismtp.hooks import Hooks
+from minismtp.message import Message
+from minismtp.outbound.client import Answer, Connection, Deadlines, HostError, TlsError
+from minismtp.outbound.destination import Host, Resolver, UnreachableError
+from minismtp.reply import Verdict
+from minismtp.session import Session
+from minismtp.spool import Entry, Target
+
+LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
+_MESSAGES: Final = 100  # over one connection
+_ADDRESSES: Final = 10  # that are tried in one attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and those of its targets that go to one destination."""
+
+    entry: Entry
+    message: Message
+    targets: Sequence[Target]
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an attempt brought: an answer for each target, by which host, over which TLS.
+
+    `reached` says whether the destination works, None when that was not found out.
+    """
+
+    answers: list[Answer]
+    host: str = ""
+    tls: str = ""
+    reached: bool | None = None
+
+
+def destination_of(target: Target) -> str:
+    """Give the key by which targets share an attempt: the domain (A-labels), or `LOCAL`."""
+    return LOCAL if target.kind == "local" else Address.parse(target.address).ascii_domain
+
+
+class Carrier:
+    """What all attempts share."""
+
+    def __init__(self, config: Config, hooks: Hooks, resolver: Resolver) -> None:
+        self.config = config
+        self.hooks = hooks
+        self.resolver = resolver
+        self.deadlines = Deadlines()
+
+    def start(self) -> None:
+        """Start to watch the deadlines."""
+        self.deadlines.start()
+
+    def destination(self, delivery: Delivery) -> Destination:
+        """Give the next hop, of an empty host when it is by MX. Raises Verdict and OSError."""
+        chosen = self.hooks.destination(delivery)
+        if chosen is not None:
+            return chosen
+        route = self.config.outbound.route(delivery.domain)
+        password = ""
+        if route.password_file is not None:
+            password = route.password_file.read_text().split("\n", 1)[0].rstrip("\r")
+        return Destination(
+            route.host.host if route.host else "",
+            route.host.port if route.host else self.config.outbound.port,
+            route.tls,
+            route.implicit,
+            route.username,
+            password,
+        )
+
+    def routed(self, notice: Entry) -> Entry:
+        """Give a notification of ours with its way: to a mailbox here, or out."""
+        session = Session(
+            id=notice.id, listener="", kind="mx", hostname=self.config.hostname, peer="127.0.0.1"
+        )
+        recipient = Recipient(Address.parse(notice.sender or notice.targets[0].recipient))
+        try:
+            route = self.hooks.route(session, notice.envelope(), recipient)
+        except Verdict:
+            return notice
+        if not isinstance(route, Local):
+            return notice
+        mailboxes = route.mailboxes or (recipient.address,)
+        recipients = str(recipient.address)
+        targets = [Target(kind="local", address=str(m), recipient=recipients) for m in mailboxes]
+        return replace(notice, targets=tuple(targets))
+
+
+class Attempt:
+    """Delivers message after message to one destination, over one connection while that holds."""
+
+    def __init__(self, carrier: Carrier, name: str) -> None:
+        self._carrier = carrier
+        self._name = name
+        self._connection: Connection | None = None
+        self._destination: Destination | None = None
+
+    def deliver(self, outgoing: Outgoing) -> Done:
+        """Make one attempt; whatever happens to it is an answer."""
+        if self._name == LOCAL:
+            return Done([self._store(outgoing, target) for target in outgoing.targets])
+        envelope = outgoing.entry.envelope()
+        addresses = tuple(Address.parse(target.address) for target in outgoing.targets)
+        delivery = Delivery(envelope, addresses, self._name, outgoing.attempts)
+        message = outgoing.message.copy()
+        try:
+            destination = self._carrier.destination(delivery)
+            self._carrier.hooks.on_send(delivery, message)
+        except Verdict as verdict:
+            return _all(outgoing, str(verdict.reply))
+        except OSError as error:
+            return _all(outgoing, f"451 4.3.5 {error.strerror} ({error.filename})")
+        if outgoing.entry.require_tls:
+            destination = replace(destination, tls="verified")
+        return self._send(replace(outgoing, message=message), destination)
+
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.quit()
+            self._connection = None
+
+    def _store(self, outgoing: Outgoing, target: Target) -> Answer:
+        mailbox = Address.parse(target.address)
+        try:
+            stored = self._carrier.hooks.deliver(
+                outgoing.entry.envelope(), outgoing.message, mailbox
+            )
+        except Verdict as verdict:
+            return _answer(str(verdict.reply))
+        return _answer("250 2.0.0 stored" if stored else "451 4.3.5 no storage takes this mailbox")
+
+    def _send(self, outgoing: Outgoing, destination: Destination) -> Done:
+        if self._connection is not None:
+            fits = self._destination == destination and self._connection.messages < _MESSAGES
+            if fits:
+                try:
+                    return self._over(self._connection, outgoing)
+                except HostError:
+                    pass  # it may have been idle for too long: a new one is a fair chance
+            self.close()
+        try:
+            hosts = self._hosts(destination)
+        except UnreachableError as error:
+            return _all(outgoing, error.reply, reached=None if error.final else False)
+        failure: HostError | None = None
+        for host in hosts[:_ADDRESSES]:
+            try:
+                self._connection = self._connect(host, destination)
+                self._destination = destination
+                return self._over(self._connection, outgoing)
+            except HostError as error:
+                self.close()
+                if failure is None or failure.final:
+                    failure = error
+        assert failure is not None  # noqa: S101 - there is at least one host
+        reply = failure.reply
+        if not failure.final and reply[:1] == "5":
+            reply = f"451 4.4.1 {reply}"
+        return _all(outgoing, reply, reached=False)
+
+    def _hosts(self, destination: Destination) -> list[Host]:
+        resolver = self._carrier.resolver
+        if destination.host:
+            return resolver.addresses(destination.host, destination.port)
+        return resolver.hosts(self._name)
+
+    def _connect(self, host: Host, destination: Destination) -> Connection:
+        hostname, deadlines = self._carrier.config.hostname, self._carrier.deadlines
+        try:
+            return Connection(host, destination, hostname, deadlines)
+        except TlsError:
+            if destination.tls != "opportunistic" or destination.implicit:
+                raise
+        # RFC 7435: what would have gone in clear without the offer may go in clear.
+        return Connection(host, replace(destination, tls="none"), hostname, deadlines)
+
+    def _over(self, connection: Connection, outgoing: Outgoing) -> Done:
+        answers = connection.send(outgoing.entry, outgoing.targets, outgoing.message)
+        if connection.closed:
+            self._connection = None
+        return Done(answers, connection.host.name, connection.tls, reached=True)
+
+
+def _all(outgoing: Outgoing, reply: str, *, reached: bool | None = None) -> Done:
+    return Done([_answer(reply)] * len(outgoing.targets), reached=reached)
+
+
+def _answer(reply: str) -> Answer:
+    match reply[0]:
+        case "2":
+            return Answer("delivered", reply)
+        case "5":
+            return Answer("failed", reply)
+        case _:
+            return Answer("queued", reply)
