@@ -344,7 +344,7 @@ class Supervisor:
                 self._close_listeners(keep=())
                 return endpoint.run(sock, self._board, self._metrics_directory, lifeline)
 
-            self._children.fork(-1, Role.ENDPOINT, self._current.config.user, run)
+            self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)
 
     def _start_runner(self) -> None:
         slot, config = self._children.free_slot(), self._current.config
@@ -356,7 +356,7 @@ class Supervisor:
                 self._endpoint_socket.close()
             return runner.run(config, runner.Desk(slot, directory, ready, lifeline))
 
-        self._runner = self._children.fork(slot, Role.RUNNER, config.user, run)
+        self._runner = self._children.fork("queue", slot, Role.RUNNER, config.user, run)
 
     def _start_worker(self, generation: Generation) -> None:
         slot = self._children.free_slot()
@@ -377,7 +377,7 @@ class Supervisor:
             )
             return worker.run(generation.config, post)
 
-        self._children.fork(slot, generation, generation.config.user, run)
+        self._children.fork("worker", slot, generation, generation.config.user, run)
 
     def _close_listeners(self, *, keep: Collection[socket.socket]) -> None:
         for generation in (self._current, self._coming):

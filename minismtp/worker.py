@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp import log as logging
+from minismtp import stacks
 from minismtp.admission import Admission
 from minismtp.backoff import Backoff
 from minismtp.config import Config, Listener
@@ -111,7 +111,7 @@ class Worker:
         """
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
         while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
-            _dump_stacks()
+            stacks.dump()
         return number == signal.SIGUSR1
 
     def retire(self) -> None:
@@ -122,7 +122,7 @@ class Worker:
             if received is not None and received.si_signo == signal.SIGTERM:
                 return
             if received is not None and received.si_signo == signal.SIGUSR2:
-                _dump_stacks()
+                stacks.dump()
 
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""
@@ -192,16 +192,6 @@ class Worker:
     def _watch_lifeline(self) -> None:
         if not os.read(self._post.lifeline, 1):
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _dump_stacks() -> None:
-    """Print the stack of every thread in one piece: the other workers do so at the same time."""
-    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
-        file.write(f"Process {os.getpid()}\n".encode())
-        file.flush()
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        os.write(sys.stderr.fileno(), file.read())
 
 
 def _stop_at_once_on_second_term() -> None:

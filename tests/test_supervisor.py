@@ -113,14 +113,14 @@ def serving(server: Running) -> tuple[int, int]:
 
 
 def workers(server: Running) -> set[int]:
-    """Give the process ids of the workers; what else the supervisor has is its endpoint."""
-    return {pid for pid in server.tree()[1:] if is_worker(pid)}
+    """Give the process ids of the workers."""
+    return {pid for pid in server.tree()[1:] if name_of(pid) == "minismtp-worker"}
 
 
-def is_worker(pid: int) -> bool:
+def name_of(pid: int) -> str:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return "/metrics/counter_" in Path(f"/proc/{pid}/maps").read_text()
-    return False
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def alive(pid: int) -> bool:
@@ -240,12 +240,16 @@ def test_server_without_a_worker_is_healthy_and_not_ready(
 def test_stacks_of_all_threads_are_dumped_on_usr2(configure: Configure, start: Start) -> None:
     server = start(configure(workers=2))
     all_workers(server, 2)
+    server.wait_for_log(" queue opened ")
     with server.connect() as client:
         client.greet()
         server.signal(signal.SIGUSR2)
-        # The main thread comes last and sits in `wait`, deep below the module.
-        server.wait_for_log(r"^  File .* in _run_module_as_main$", 2)
+        # The main thread comes last, deep below the module.
+        server.wait_for_log(r"^  File .* in _run_module_as_main$", 3)
         dumps = server.log.partition("Process ")[2].split("Process ")
+        runner = next(dump for dump in dumps if "outbound/" in dump)
+        dumps.remove(runner)
+        assert name_of(int(runner.split()[0])) == "minismtp-queue"
         assert {int(dump.split()[0]) for dump in dumps} == workers(server)
         for dump in dumps:
             assert re.search(r'server\.py", line \d+ in serve_forever', dump)
@@ -259,8 +263,10 @@ def test_death_of_the_supervisor_ends_all_processes(
 ) -> None:
     server = start(configure(limits(drain="1h"), listeners=one_on(free_port), workers=2))
     all_workers(server, 2)
+    server.wait_for_log(" queue opened ")
     children = server.tree()[1:]
-    assert len(children) == 3
+    names = ["minismtp-http", "minismtp-queue", "minismtp-worker", "minismtp-worker"]
+    assert sorted(map(name_of, children)) == names
     with server.connect() as client:
         client.begin_data("orphan@example.org")
         server.process.kill()
@@ -581,8 +587,8 @@ def test_files_of_the_metrics_do_not_grow_with_reloads_and_deaths(
     names = {path.name for path in (server.directory / "state" / "metrics").iterdir()}
     kinds = {name.rpartition("_")[0] for name in names}
     assert {"counter", "histogram", "gauge_livesum"} <= kinds
-    # Two generations at once have used four slots, and no others.
-    assert names <= {f"{kind}_{slot}.db" for kind in kinds for slot in range(4)}
+    # Two generations at once, with a runner each, have used six slots, and no others.
+    assert names <= {f"{kind}_{slot}.db" for kind in kinds for slot in range(6)}
     # What was counted in a slot stays counted when another worker takes it.
     assert counted(3)
 

@@ -7,7 +7,6 @@ needs. Every job ends with its outcomes in the schedule. What dies in between is
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import select
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp import log as logging
+from minismtp import stacks
 from minismtp.config import Config
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
@@ -157,7 +157,7 @@ class Runner:
 
     def _watch_signals(self) -> None:
         while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
-            faulthandler.dump_traceback(all_threads=True)
+            stacks.dump()
         self._stopping = True
         self._rouse()
 
