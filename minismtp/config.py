@@ -21,7 +21,6 @@ from minismtp.sections import (
     Listener,
     LogConfig,
     MetricsConfig,
-    Outbound,
     PluginConfig,
     SniCertificate,
     TlsConfig,
@@ -30,6 +29,7 @@ from minismtp.sections import (
     counts,
     says,
 )
+from minismtp.sending import Outbound, OutboundRoute
 from minismtp.settings import ConfigError, build, did_you_mean
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "LogConfig",
     "MetricsConfig",
     "Outbound",
+    "OutboundRoute",
     "PluginConfig",
     "SniCertificate",
     "TlsConfig",

@@ -18,7 +18,6 @@ from minismtp.settings import ConfigError, build
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")
 _HEADERS_SIZE: Final = ByteSize.parse("1MiB")
-_FREE_SPACE: Final = ByteSize.parse("100MiB")
 _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
@@ -199,90 +198,6 @@ class LogConfig:
         Literal["debug", "info", "warning", "error"], says("the least that is logged")
     ] = "info"
     format: Annotated[Literal["text", "json"], says("text: key=value")] = "text"
-
-
-TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
-_TLS_SAYS: Final = (
-    "none; opportunistic: where offered; required: or wait; verified: with a valid certificate"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutboundRoute:
-    """How mail for some domains leaves."""
-
-    domain: Annotated[
-        str, says('"example.net", "*.example.net" or "*"; the first that fits counts')
-    ]
-    host: Annotated[
-        SocketAddress | None, says('"smtp.example.net:587" takes this mail; "" = by MX')
-    ] = None
-    tls: Annotated[TlsLevel, says(_TLS_SAYS)] = "opportunistic"
-    implicit: Annotated[bool, says("TLS from the first octet, as on port 465")] = False
-    username: Annotated[str, says("log in there; needs tls required, verified or implicit")] = ""
-    password_file: Annotated[Path | None, says("file whose first line is the password")] = None
-
-    def __post_init__(self) -> None:
-        if self.domain != "*":
-            wildcard = "*." if self.domain.startswith("*.") else ""
-            domain = check_domain(self.domain.removeprefix("*."), key="domain")
-            object.__setattr__(self, "domain", wildcard + domain)
-        if self.username and self.tls not in {"required", "verified"} and not self.implicit:
-            raise ConfigError(
-                'a password must not travel in clear; expected "required" or "verified"', key="tls"
-            )
-        if (self.password_file is None) == bool(self.username):
-            missing = "password_file" if self.username else "username"
-            raise ConfigError("username and password_file go together", key=missing)
-
-    def fits(self, domain: str) -> bool:
-        """Whether the route is for a domain (A-labels, lower case)."""
-        if self.domain.startswith("*."):
-            return domain.endswith(self.domain[1:])
-        return self.domain in {"*", domain}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outbound:
-    """Mail to other servers."""
-
-    smarthost: Annotated[
-        SocketAddress | None,
-        says('"smtp.example.net:587" takes all mail that no route is for; "" = by MX'),
-    ] = None
-    tls: Annotated[TlsLevel, says(_TLS_SAYS)] = "opportunistic"
-    routes: Annotated[list[OutboundRoute], says("other ways for some domains")] = field(
-        default_factory=list
-    )
-    retry: Annotated[
-        tuple[timedelta, ...], says("waits between attempts; the last one repeats")
-    ] = tuple(timedelta(minutes=m) for m in (1, 5, 15, 30, 60, 120, 240))
-    expire: Annotated[timedelta, says("age at which a message is returned")] = timedelta(days=5)
-    warn_after: Annotated[
-        timedelta, says("age at which a waiting message's sender hears of it; 0s = never")
-    ] = timedelta(hours=4)
-    threads: Annotated[int, counts("deliveries at once", most=1000)] = 50
-    concurrency: Annotated[int, counts("deliveries at once to one destination")] = 10
-    port: Annotated[int, counts("port of the hosts that MX records name", most=65535)] = 25
-    nameservers: Annotated[
-        list[SocketAddress], says("resolvers; empty = those of /etc/resolv.conf")
-    ] = field(default_factory=list)
-    free_space: Annotated[
-        ByteSize, says("what stays free on the file system of the spool; below it 452")
-    ] = _FREE_SPACE
-
-    def __post_init__(self) -> None:
-        if not self.retry or not all(self.retry):
-            raise ConfigError("expected at least one duration, each more than 0", key="retry")
-        if not self.expire:
-            raise ConfigError("expected more than 0", key="expire")
-
-    def route(self, domain: str) -> OutboundRoute:
-        """Give the way for a domain; the last resort is the smarthost or MX."""
-        for route in self.routes:
-            if route.fits(domain):
-                return route
-        return OutboundRoute(domain="*", host=self.smarthost, tls=self.tls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

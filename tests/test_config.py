@@ -33,6 +33,19 @@ def problem(text: str) -> str:
     return str(caught.value).removeprefix(f"{FILE}: ")
 
 
+def test_a_login_at_the_smarthost_is_for_what_has_no_route() -> None:
+    outbound = Config.parse(
+        '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:25"\ntls = "none"\n'
+        '[outbound]\nsmarthost = "smtp.example.net:465"\ntls = "verified"\n'
+        'username = "me"\npassword_file = "secret"\n'
+        '[[outbound.routes]]\ndomain = "*.example.org"\n',
+        Path("/etc/x.toml"),
+    ).outbound
+    last = outbound.route("example.org")
+    assert (last.username, last.password_file, last.implicit) == ("me", Path("/etc/secret"), True)
+    assert outbound.route("mx.example.org").host is None
+
+
 def test_defaults_are_those_of_the_documentation() -> None:
     config = parse(LISTENER)
     limits = config.limits
@@ -214,6 +227,24 @@ def test_configuration_cannot_be_changed_later() -> None:
         ("[outbound]\nretry = []", "outbound.retry: expected at least one duration"),
         ('[outbound]\nretry = ["0s"]', "outbound.retry: expected at least one duration, each"),
         ('[outbound]\nexpire = "0s"', "outbound.expire: expected more than 0"),
+        ('[outbound]\nsmarthost = "unix:/x"', 'outbound.smarthost: expected "host:port", not a'),
+        ('[outbound]\nusername = "me"', "outbound.username: is for a host that is named"),
+        (
+            '[outbound]\nsmarthost = "x.example:587"\nusername = "me"\npassword_file = "p"',
+            "outbound.tls: a password goes to whom we know",
+        ),
+        (
+            '[outbound]\nsmarthost = "x.example:587"\nusername = "me"\ntls = "verified"',
+            "outbound.password_file: username and password_file go together",
+        ),
+        (
+            '[outbound]\nsmarthost = "x.example:465"\ntls = "none"',
+            "outbound.tls: implicit TLS is TLS",
+        ),
+        (
+            '[[outbound.routes]]\ndomain = "*"\nimplicit = true',
+            "outbound.routes[0].implicit: is for a host that is named",
+        ),
         ('[log]\nlevel = "loud"', 'log.level: expected one of "debug", "info", "warning", "error"'),
         ("plugins = 3", "plugins: expected array, got integer"),
         ("plugins = [3]", "plugins[0]: expected table, got integer"),

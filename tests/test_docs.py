@@ -26,6 +26,7 @@ from minismtp.config import (
     LogConfig,
     MetricsConfig,
     Outbound,
+    OutboundRoute,
     PluginConfig,
     SniCertificate,
     TlsConfig,
@@ -333,6 +334,7 @@ SECTIONS: Final[dict[str, type]] = {
     "`[metrics]`": MetricsConfig,
     "`[log]`": LogConfig,
     "`[outbound]`": Outbound,
+    "`[[outbound.routes]]`": OutboundRoute,
     "`[[plugins]]`": PluginConfig,
     **{
         f"Plugin `{found.name}`": found.factory

@@ -19,8 +19,8 @@ LAYERS = {
     "values": "reply address stash files groupsync passwords",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "envelope delivery headers message session received tls spool config metrics state"
-    " events log stacks replies admission backoff board scalars schema reference sections settings"
-    " xclient",
+    " events log stacks replies admission backoff board scalars schema reference sections sending"
+    " settings xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo service submission transaction",
