@@ -26,7 +26,8 @@ LAYERS = {
     "receiver": "receiver authentication ehlo service submission transaction",
     "sockets": "connection listen server testing",
     "roles": "worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
-    " outbound.client outbound.attempt outbound.dsn outbound.runner",
+    " outbound.answer outbound.deadlines outbound.channel outbound.content outbound.extensions"
+    " outbound.transfer outbound.client outbound.attempt outbound.dsn outbound.runner",
     "program": "supervisor children check postmaster cli __main__",
 }
 LAYER_OF = {

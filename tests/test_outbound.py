@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp.message import Content, Message
-from minismtp.outbound.client import dotted
+from minismtp.outbound.content import dotted
 from minismtp.outbound.dsn import Report, notification, status
 from minismtp.spool import Entry, Target
 
@@ -521,7 +521,7 @@ def test_verified_tls_wants_a_valid_certificate(
     there = receiver("receiver", listeners, tls_files.table)
     here = sender(out(), route("example.net", there.address("smtp"), 'tls = "verified"'))
     send(here, "<bob@example.net>")
-    here.wait_for_log(r" delivery deferred .*4\.7\.5 TLS with .* failed: .*certificate")
+    here.wait_for_log(r" delivery deferred .*4\.7\.5 .* failed in the TLS handshake: .*certificate")
     assert there.mail("bob") == []
 
 

@@ -12,7 +12,9 @@ from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Local, Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
-from minismtp.outbound.client import Answer, Connection, Deadlines, HostError, TlsError
+from minismtp.outbound.answer import Answer, HostError, TlsError
+from minismtp.outbound.client import Connection
+from minismtp.outbound.deadlines import Deadlines
 from minismtp.outbound.destination import Host, Resolver, UnreachableError
 from minismtp.reply import Verdict
 from minismtp.session import Session

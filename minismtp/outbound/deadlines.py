@@ -1,0 +1,54 @@
+"""Absolute deadlines for threads that block on sockets (layer 6)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class Line(Protocol):
+    """What a thread may wait for."""
+
+    def hang_up(self) -> None:
+        """Wake up who waits for it, from another thread; it cannot be used any more."""
+
+
+class Deadlines:
+    """Hangs up lines whose time has passed: a timeout for each wait would not end a drip."""
+
+    def __init__(self) -> None:
+        self._due: dict[Line, float] = {}
+        self._passed: set[Line] = set()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the thread that watches."""
+        threading.Thread(target=self._run, name="deadlines", daemon=True).start()
+
+    @contextlib.contextmanager
+    def within(self, line: Line, seconds: float) -> Iterator[None]:
+        """Give the block so long; what it waits for then ends, and TimeoutError is raised."""
+        with self._lock:
+            self._due[line] = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._due[line]
+                passed = line in self._passed
+                self._passed.discard(line)
+            if passed:
+                raise TimeoutError
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            with self._lock:
+                for line, due in self._due.items():
+                    if due <= now:
+                        self._passed.add(line)
+                        line.hang_up()

@@ -1,0 +1,99 @@
+"""What a host's extensions allow: how a message may go there, or why it must come back (layer 6).
+
+RFC 1870 (SIZE), 3030 (BINARYMIME), 3461 (DSN), 6152 (8BITMIME), 6531 (SMTPUTF8), 8689 (REQUIRETLS).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from minismtp.address import Address
+from minismtp.message import Message
+from minismtp.outbound.content import is_ascii
+from minismtp.spool import Entry, Target
+
+_NO_XTEXT: Final = re.compile(r"[^!-*,-<>-~]")
+_WIDE: Final = re.compile(r"[^\x00-\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """The keywords of a host's reply to EHLO, in lower case, with their parameters.
+
+    `verified` says whether they came over TLS with a certificate that was checked.
+    """
+
+    host: str
+    keywords: Mapping[str, str]
+    verified: bool = False
+
+    def __contains__(self, keyword: str) -> bool:
+        return keyword in self.keywords
+
+    def obstacle(self, entry: Entry, targets: Sequence[Target], message: Message) -> str:
+        """Give why a message cannot travel here unharmed, empty when it can."""
+        limit = self.keywords.get("size", "")
+        if limit.isdecimal() and 0 < int(limit) < message.size:
+            return f"552 5.3.4 {self.host} takes no message of {message.size} octets"
+        if entry.body == "BINARYMIME":
+            if not ("binarymime" in self and "chunking" in self):
+                return f"554 5.6.1 {self.host} takes no BINARYMIME"
+        elif "8bitmime" not in self and not is_ascii(message):
+            return f"554 5.6.3 {self.host} takes no 8BITMIME"
+        if "smtputf8" not in self:
+            addresses = [entry.sender, *(target.address for target in targets)]
+            header = b"".join(message.headers.raw_all())
+            if not all(map(str.isascii, addresses)) or (entry.smtputf8 and not header.isascii()):
+                return f"550 5.6.7 {self.host} takes no SMTPUTF8"
+        if entry.require_tls and not (self.verified and "requiretls" in self):
+            return f"550 5.7.30 {self.host} does not support REQUIRETLS"
+        return ""
+
+    def mail(self, entry: Entry, message: Message) -> str:
+        """Give the MAIL command for a message."""
+        parts = [f"MAIL FROM:<{_ascii_domain(entry.sender)}>"]
+        if "size" in self:
+            parts.append(f"SIZE={message.size}")
+        if entry.body == "BINARYMIME":
+            parts.append("BODY=BINARYMIME")
+        elif "8bitmime" in self and (entry.body == "8BITMIME" or not is_ascii(message)):
+            parts.append("BODY=8BITMIME")
+        if entry.smtputf8 and "smtputf8" in self:
+            parts.append("SMTPUTF8")
+        if entry.require_tls:
+            parts.append("REQUIRETLS")
+        if "dsn" in self:
+            parts += [f"RET={entry.dsn_return}"] if entry.dsn_return else []
+            parts += [f"ENVID={_xtext(entry.dsn_id)}"] if entry.dsn_id else []
+        return " ".join(parts)
+
+    def rcpt(self, target: Target) -> str:
+        """Give the RCPT command for a recipient."""
+        parts = [f"RCPT TO:<{_ascii_domain(target.address)}>"]
+        if "dsn" in self:
+            parts += [f"NOTIFY={','.join(sorted(target.notify))}"] if target.notify else []
+            parts += [f"ORCPT={self._original(target.original)}"] if target.original else []
+        return " ".join(parts)
+
+    def _original(self, original: str) -> str:
+        """Give the address as the client encoded it, in ASCII where it must be (RFC 6533 3)."""
+        if "smtputf8" in self:
+            return original
+        return _WIDE.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", original)
+
+
+def _xtext(text: str) -> str:
+    """Encode as RFC 3461 section 4 wants it."""
+    return _NO_XTEXT.sub(
+        lambda match: "".join(f"+{octet:02X}" for octet in match[0].encode()), text
+    )
+
+
+def _ascii_domain(address: str) -> str:
+    if address.isascii():
+        return address
+    parsed = Address.parse(address)
+    return str(Address(parsed.local, parsed.ascii_domain))

@@ -1,0 +1,92 @@
+"""One mail transaction over a channel: an envelope, and the content (layer 6; RFC 5321 3.3)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Final
+
+from minismtp.message import Message
+from minismtp.outbound.answer import Answer, HostError, HostReply
+from minismtp.outbound.channel import Channel
+from minismtp.outbound.content import dotted, pieces
+from minismtp.outbound.extensions import Extensions
+from minismtp.spool import Entry, Target
+
+COMMANDS: Final = 300.0
+CONTENT: Final = 1800.0
+END: Final = 600.0
+
+_START_INPUT: Final = 354
+
+
+def transact(
+    channel: Channel,
+    extensions: Extensions,
+    entry: Entry,
+    targets: Sequence[Target],
+    message: Message,
+) -> list[Answer]:
+    """Send a message; one answer for each target. Raises HostError before anything was taken.
+
+    A connection that is lost later is an answer: nobody knows whether the message was taken. The
+    channel is closed then.
+    """
+    binary = entry.body == "BINARYMIME"
+    commands = [extensions.mail(entry, message), *map(extensions.rcpt, targets)]
+    commands += [] if binary else ["DATA"]
+    pipelining = "pipelining" in extensions
+    with channel.phase(COMMANDS, "the envelope"):
+        replies = channel.converse(commands, at_once=pipelining)
+        sender = next(replies)
+        answers = [sender.answer] * len(targets)
+        if sender.accepts:
+            answers = [reply.answer for reply in islice(replies, len(targets))]
+        taken = [number for number, answer in enumerate(answers) if answer.state == "delivered"]
+        start = None if binary or not taken else next(replies)
+    if not taken:
+        _leave(channel, replies if pipelining else iter(()))
+        return answers
+    if start is not None and start.code != _START_INPUT:
+        verdict = _refusal(start)
+        _leave(channel, iter(()))
+    else:
+        with message.open() as reader:
+            bdat = f"BDAT {message.size} LAST\r\n".encode()
+            verdict = _send(channel, chain([bdat], pieces(reader)) if binary else dotted(reader))
+    for number in taken:
+        answers[number] = replace(verdict, reports="dsn" in extensions)
+    return answers
+
+
+def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
+    with channel.phase(CONTENT, "the content"):
+        if not channel.stream(content):
+            early = channel.reply()
+            channel.close()  # it still waits for the rest
+            return _refusal(early)
+    try:
+        with channel.phase(END, "the reply to the content, which it may have taken"):
+            return channel.reply().answer
+    except HostError as error:
+        channel.close()
+        return Answer("queued", error.reply)
+
+
+def _leave(channel: Channel, replies: Iterator[HostReply]) -> None:
+    """End a transaction without a message; what goes wrong shows in the next one."""
+    with contextlib.suppress(HostError), channel.phase(COMMANDS, "RSET"):
+        if any(reply.code == _START_INPUT for reply in replies):
+            channel.ask(".")  # RFC 2920 section 3.1: nobody gets this empty message
+        else:
+            channel.ask("RSET")
+
+
+def _refusal(reply: HostReply) -> Answer:
+    """Give the answer of a reply that can be nothing but a refusal."""
+    answer = reply.answer
+    if answer.state == "delivered":
+        raise HostError(f"451 4.5.0 out of step: {reply}")
+    return answer
