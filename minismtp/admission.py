@@ -61,12 +61,17 @@ class Admission:
     """Lets sessions in: `limit` in all, `per_address` from one address. Make it before the fork."""
 
     def __init__(self, limit: int, per_address: int) -> None:
-        self.limit = limit
+        self._limit = limit
         self._per_address = per_address
         self._capacity = 2 * limit + 1  # never more than half full, so probing stays short
         self._totals = mmap.mmap(-1, _COUNTS)
         self._rows = mmap.mmap(-1, self._capacity * _ROW)  # pages that are not touched cost nothing
         self._lock = SharedLock("minismtp-admission")
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions there are now."""
+        return _total(self._totals, 0)
 
     def enter(self, slot: int, peer: str, *, reserved: int = 0) -> Ticket | Refusal:
         """Take a place for a session; give its ticket, or which limit is in the way.
@@ -75,7 +80,7 @@ class Admission:
         """
         address = _packed(peer)
         with self._lock:
-            if _total(self._totals, 0) >= self.limit - reserved:
+            if _total(self._totals, 0) >= self._limit - reserved:
                 return "sessions"
             if address and not self._add(slot, address):
                 return "address"

@@ -1,4 +1,4 @@
-"""A few figures of the whole server in shared memory, written by the supervisor (layer 2)."""
+"""A few figures of the whole server in shared memory (layer 2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 from typing import Final
 
 _FORMAT: Final = struct.Struct("?i?d")
+_QUEUE: Final = struct.Struct("q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,13 @@ class Standing:
 
 
 class Board:
-    """Where the supervisor posts the standing for other processes; make it before a fork."""
+    """Where processes post for others: the supervisor the standing, the runner its queue.
+
+    Make it before a fork.
+    """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _FORMAT.size)
+        self._memory = mmap.mmap(-1, _FORMAT.size + _QUEUE.size)
 
     def post(self, standing: Standing) -> None:
         """Show a new standing to all processes."""
@@ -37,3 +41,12 @@ class Board:
         """Give the standing as last posted."""
         ready, workers, reload_ok, reloaded_at = _FORMAT.unpack(self._memory[: _FORMAT.size])
         return Standing(ready, workers, reload_ok, reloaded_at)
+
+    def post_queue(self, messages: int) -> None:
+        """Show how many messages wait for delivery."""
+        _QUEUE.pack_into(self._memory, _FORMAT.size, messages)
+
+    def queue(self) -> int:
+        """Give how many messages wait for delivery."""
+        messages: int = _QUEUE.unpack_from(self._memory, _FORMAT.size)[0]
+        return messages

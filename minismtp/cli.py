@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from minismtp import __version__
+from minismtp.log import complain
 from minismtp.settings import ConfigError, reason
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _complain(message: str, status: int) -> int:
-    sys.stderr.write(f"minismtp: {message}\n")
+    complain(f"minismtp: {message}")
     return status
 
 
@@ -167,7 +168,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     fatal = False
     for finding in findings():
-        sys.stderr.write(f"{finding}\n")
+        complain(str(finding), finding.severity)
         fatal = fatal or arguments.strict or finding.severity == "error"
     if fatal:
         return EXIT_CONFIG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -19,22 +20,27 @@ class ListenError(Exception):
     """An address cannot be listened on; the message names file, key, address and reason."""
 
 
-def open_listeners(listeners: list[Listener], *, file: str = "") -> dict[str, socket.socket]:
+def open_listeners(
+    listeners: list[Listener], adopted: dict[str, socket.socket], *, file: str = ""
+) -> dict[str, socket.socket]:
     """Give the listening socket of each listener by name; raises ListenError.
 
-    Sockets from systemd are matched by FileDescriptorName, never by their order; a listener that
-    systemd has no socket for is opened here.
+    Adopted sockets are matched by FileDescriptorName, never by their order; a listener that systemd
+    has no socket for is opened here.
     """
-    adopted = adopt(dict(os.environ), os.getpid())
     sockets = {}
     for index, listener in enumerate(listeners):
-        sock = adopted.pop(listener.name, None) or open_socket(
-            listener.address, key=f"listeners[{index}].address", file=file
-        )
+        key = f"listeners[{index}].address"
+        sock = adopted.get(listener.name) or open_socket(listener.address, key=key, file=file)
+        # What may be said without TLS was decided by the address in the configuration.
+        if listener.tls == "none" and listener.address.is_local and not _is_local(sock):
+            where = f"{file}: {key}" if file else key
+            raise ListenError(
+                f"{where}: is local and needs no TLS, but the socket of systemd is open to all"
+            )
         sock.setblocking(False)
         sockets[listener.name] = sock
-    for name, sock in adopted.items():
-        sock.close()
+    for name in adopted.keys() - sockets.keys():
         raise ListenError(f"{file}: systemd hands over a socket {name!r}; no listener is called so")
     return sockets
 
@@ -66,6 +72,10 @@ def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket
         raise ListenError(f"{where}: cannot listen on {address}: {reason(error)}") from None
     sock.setblocking(False)
     return sock
+
+
+def _is_local(sock: socket.socket) -> bool:
+    return sock.family == socket.AF_UNIX or ip_address(sock.getsockname()[0]).is_loopback
 
 
 def _open_tcp(address: SocketAddress) -> socket.socket:

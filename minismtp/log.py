@@ -3,7 +3,8 @@
 Lines go to standard error by one `os.write` each, so lines of several processes never mix. Ordinary
 lines may wait up to `FLUSH_INTERVAL` seconds and leave together: a write for every message gives up
 the interpreter lock and cost a third of the throughput. Warnings and errors leave at once, and take
-all that waits with them, so order holds.
+all that waits with them, so order holds. Where systemd's journal reads standard error, every line
+begins with its priority, as in sd-daemon(3), and has no time: the journal knows it.
 
 A session is a thread, hence what is bound to the thread (`bind`) stands in every line that the
 thread logs, those of third-party libraries included.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
@@ -23,6 +25,8 @@ from typing import Final
 
 FLUSH_INTERVAL: Final = 0.05
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
+_STDERR: Final = 2
 _SAFE: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+/:@<>,;()[]{}!#$%&*?^~|"
 )
@@ -46,10 +50,13 @@ def unbind(*names: str) -> None:
 class Log:
     """Writes events to a file descriptor. Safe in several threads; make it after the fork."""
 
-    def __init__(self, *, level: str = "info", style: str = "text", descriptor: int = 2) -> None:
+    def __init__(
+        self, *, level: str = "info", style: str = "text", descriptor: int = _STDERR
+    ) -> None:
         self._threshold = LEVELS[level]
         self._format = _as_json if style == "json" else _as_text
         self._descriptor = descriptor
+        self._journal = _is_journal(descriptor)
         self._waiting: deque[str] = deque()
         self._wake: threading.Event | None = None
         self._flushing = threading.RLock()
@@ -106,7 +113,11 @@ class Log:
         bound = getattr(_bound, "fields", None)
         if bound:
             fields = {**bound, **fields}
-        self._waiting.append(self._format(self._now(), level, event, fields))
+        if self._journal:
+            line = f"<{_PRIORITIES[level]}>{self._format('', level, event, fields)}"
+        else:
+            line = self._format(self._now(), level, event, fields)
+        self._waiting.append(line)
         if self._wake is None:
             self.flush()
         elif not self._wake.is_set():
@@ -157,6 +168,12 @@ def bridge(log: Log, level: str) -> None:
     root.setLevel(LEVELS[level])
 
 
+def complain(message: str, level: str = "error") -> None:
+    """Tell the user on standard error, by a line that is meant for people, of a mistake."""
+    mark = f"<{_PRIORITIES[level]}>" if _is_journal(_STDERR) else ""
+    sys.stderr.write(f"{mark}{message}\n")
+
+
 def describe(error: BaseException) -> str:
     """Give the type and the text of an exception, whatever its own methods do."""
     return f"{type(error).__name__}: {traceback.TracebackException(type(error), error, None)}"
@@ -166,11 +183,12 @@ def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str
     # What comes over the bridge may be anything.
     event = event if _SAFE_EVENT.issuperset(event) else _quoted(event)
     pairs = "".join([f" {k}={_quoted(str(v))}" for k, v in fields.items()])
-    return f"{now} {level} {event}{pairs}\n"
+    return f"{now} {level} {event}{pairs}\n" if now else f"{level} {event}{pairs}\n"
 
 
 def _as_json(now: str, level: str, event: str, fields: dict[str, object]) -> str:
-    return json.dumps({"time": now, "level": level, "event": event, **fields}, default=str) + "\n"
+    time_field = {"time": now} if now else {}
+    return json.dumps({**time_field, "level": level, "event": event, **fields}, default=str) + "\n"
 
 
 def _quoted(text: str) -> str:
@@ -178,6 +196,15 @@ def _quoted(text: str) -> str:
         return text
     # Letters stay readable; controls, line separators and the like become escapes.
     return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _is_journal(descriptor: int) -> bool:
+    """Whether a descriptor is the one that systemd has connected to its journal."""
+    journal = os.environ.get("JOURNAL_STREAM", "")
+    if not journal:
+        return False
+    status = os.fstat(descriptor)
+    return journal == f"{status.st_dev}:{status.st_ino}"
 
 
 def _write(descriptor: int, data: bytes) -> None:

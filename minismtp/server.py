@@ -27,7 +27,7 @@ from minismtp.service import Service, new_id
 from minismtp.session import Session
 from minismtp.tls import Certificates
 
-_TICK: Final = 1.0  # seconds between two looks of the watch, at the most
+_TICK: Final = 1.0  # seconds between two turns of a loop, at the most: it shows that it lives
 _SHORTEST_TICK: Final = 0.05
 _ACCEPTS: Final = 64  # connections taken in one go before the stop pipe is looked at again
 
@@ -41,6 +41,7 @@ class Sessions:
         self._idle: list[queue.SimpleQueue[Callable[[], None] | None]] = []
         self._changed = threading.Condition()
         self._stopped = threading.Event()
+        self.turns = 0  # of the watch: while it moves, the watch is alive
 
     def __len__(self) -> int:
         return len(self._running)
@@ -93,6 +94,7 @@ class Sessions:
         tick = _TICK
         while True:
             time.sleep(tick)
+            self.turns += 1
             now = self._clock()
             nearest = now + _TICK
             for connection in tuple(self._running):
@@ -136,6 +138,7 @@ class Server(socketserver.ThreadingTCPServer):
         self._certificates = certificates
         # Users who submit mail keep their places when a flood comes in from outside.
         self._reserved = service.limits.reserved_sessions if listener.kind == "mx" else 0
+        self.turns = 0  # of the loop that accepts: while it moves, the loop is alive
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:  # noqa: ARG002 - nothing is polled
@@ -144,8 +147,9 @@ class Server(socketserver.ThreadingTCPServer):
             poll.register(self.socket, select.EPOLLIN | select.EPOLLEXCLUSIVE)
             poll.register(self._wake_read, select.EPOLLIN)
             while True:
-                ready = {descriptor for descriptor, _ in poll.poll()}
-                if ready != {self._wake_read}:
+                ready = {descriptor for descriptor, _ in poll.poll(_TICK)}
+                self.turns += 1
+                if ready - {self._wake_read}:
                     # Even at the end: no other worker was woken for this connection.
                     self._accept_some()
                 if self._wake_read in ready:

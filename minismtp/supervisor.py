@@ -15,10 +15,9 @@ import pwd
 import shutil
 import signal
 import socket
-import sys
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -26,11 +25,11 @@ from typing import Final
 from minismtp import endpoint, worker
 from minismtp.admission import SLOTS, Admission
 from minismtp.backoff import Backoff
-from minismtp.board import Board, Standing
 from minismtp.children import Child, Children
 from minismtp.config import Config
-from minismtp.listen import ListenError, open_listeners, open_socket
-from minismtp.log import Log
+from minismtp.herald import Herald
+from minismtp.listen import ListenError, adopt, open_listeners, open_socket
+from minismtp.log import Log, complain
 from minismtp.outbound import runner
 from minismtp.scalars import SocketAddress
 from minismtp.settings import ConfigError
@@ -55,7 +54,7 @@ def serve(config: Config) -> int:
     try:
         supervisor = Supervisor(config, log)
     except ListenError as error:
-        sys.stderr.write(f"minismtp: {error}\n")
+        complain(f"minismtp: {error}")
         return 1
     try:
         return supervisor.run()
@@ -94,8 +93,8 @@ class Supervisor:
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
         self._children: Children[Generation | Role] = Children(log)
-        self._board = Board()
         self._admission = Admission(config.limits.sessions, config.limits.sessions_per_ip)
+        self._herald = Herald(log, self._admission)
         backoff = config.limits.login_backoff.total_seconds()
         self._backoff = Backoff(backoff, time.monotonic)
         self._endpoint_socket = _endpoint_socket(config)
@@ -103,7 +102,9 @@ class Supervisor:
         self._runner = 0  # its process id
         self._runner_pause = 0.0
         self._next_runner = 0.0
-        sockets = open_listeners(config.listeners, file=config.file)
+        adopted = adopt(dict(os.environ), os.getpid())
+        sockets = open_listeners(config.listeners, adopted, file=config.file)
+        self._adopted = adopted.keys()
         # After the sockets: a second server that finds them taken leaves the first one's files.
         self._metrics_directory = _metrics_directory(config)
         _own(config, config.state_directory)
@@ -113,13 +114,12 @@ class Supervisor:
         self._started = False  # whether a worker has ever served
         self._status: int | None = None
         self._stop_by = 0.0
-        self._standing = Standing(reloaded_at=time.time())
 
     def run(self) -> int:
         """Loop until all processes have ended after a stop."""
         self._start_worker(self._current)
         while self._status is None or self._children:
-            busy = self._coming or self._status is not None or not self._standing.ready
+            busy = self._coming or self._status is not None or not self._herald.ready
             received = signal.sigtimedwait(_SIGNALS, _TICK if busy else _QUIET_TICK)
             if received is not None:
                 self._act(received.si_signo)
@@ -163,18 +163,19 @@ class Supervisor:
         elif time.monotonic() > self._stop_by:
             self.kill()
         self._end_overdue()
-        serving = sum(child.serving for child in self._children.of(self._current))
-        self._started = self._started or serving > 0
-        standing = replace(
-            self._standing,
-            ready=serving > 0 and self._status is None,
-            workers=serving,
-        )
-        if standing != self._standing:
-            if standing.ready and not self._standing.ready:
-                self._announce()
-            self._standing = standing
-            self._board.post(standing)
+        serving = {
+            pid: child.slot
+            for pid, child in self._children
+            if child.serving and child.group is self._current
+        }
+        self._started = self._started or bool(serving)
+        if self._herald.tell(self._state(), serving, self._current.wanted):
+            self._announce()
+
+    def _state(self) -> str:
+        if self._status is not None:
+            return "Stopping"
+        return "Reloading" if self._coming else "Serving" if self._started else "Starting"
 
     def _announce(self) -> None:
         for listener in self._current.config.listeners:
@@ -255,6 +256,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         file = self._current.config.file
+        self._herald.reloading()
         try:
             config = Config.load(Path(file) if file else None)
             sockets = self._sockets_for(config)
@@ -266,14 +268,19 @@ class Supervisor:
         self._log.info("reloading")
 
     def _sockets_for(self, config: Config) -> dict[str, socket.socket]:
-        """Give the sockets of a new configuration; those on the same address are kept."""
+        """Give the sockets of a new configuration; those on the same address are kept.
+
+        The address of a socket from systemd is what its unit says, whatever the configuration does.
+        """
+        kept = self._current.sockets
         sockets = {}
         for index, listener in enumerate(config.listeners):
             same = [o.name for o in self._current.config.listeners if o.address == listener.address]
-            if same:
+            if listener.name in (self._adopted & kept.keys()):
+                sockets[listener.name] = kept[listener.name]
+            elif same:
                 # Several listeners may be on "port 0": each keeps its own.
-                name = listener.name if listener.name in same else same[0]
-                sockets[listener.name] = self._current.sockets[name]
+                sockets[listener.name] = kept[listener.name if listener.name in same else same[0]]
             else:
                 key = f"listeners[{index}].address"
                 sockets[listener.name] = open_socket(listener.address, key=key, file=config.file)
@@ -291,26 +298,22 @@ class Supervisor:
                 os.kill(self._runner, signal.SIGTERM)
                 self._runner = 0
             old.hurry_at = time.monotonic() + old.config.limits.drain.total_seconds()
-            self._standing = replace(self._standing, reload_ok=True, reloaded_at=time.time())
-            self._board.post(self._standing)
-            self._log.info("reloaded")
+            self._herald.reloaded()
         elif time.monotonic() - coming.begun > _START_TIME:
             self._give_up_reload("the new generation did not become ready in time")
 
     def _give_up_reload(self, reason: str) -> None:
-        self._log.error("reload failed, the old configuration goes on", reason=reason)
         coming, self._coming = self._coming, None
         if coming is not None:
             self._signal_workers(signal.SIGKILL, coming)
             _close(coming.sockets.values(), keep=self._current.sockets.values())
-        self._standing = replace(self._standing, reload_ok=False)
-        self._board.post(self._standing)
+        self._herald.reload_failed(reason)
 
     def _stop(self, status: int) -> None:
         self._status = status
         drain = self._current.config.limits.drain.total_seconds()
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
-        self._log.info("stopping", workers=len(self._children))
+        self._herald.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
         # Nobody shall wait in a queue that nobody serves.
         self._close_listeners(keep=())
         for generation in self._generations():
@@ -338,12 +341,11 @@ class Supervisor:
     def _start_endpoint(self) -> None:
         sock = self._endpoint_socket
         if sock is not None:
-            lifeline, limit = self._children.lifeline, self._admission.limit
-            directory = self._metrics_directory
+            lifeline = self._children.lifeline
 
             def run(_: int) -> int:
                 self._close_listeners(keep=())
-                return endpoint.run(sock, self._board, directory, lifeline, sessions=limit)
+                return endpoint.run(sock, self._herald.board, self._metrics_directory, lifeline)
 
             self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)
 
@@ -355,7 +357,9 @@ class Supervisor:
             self._close_listeners(keep=())
             if self._endpoint_socket is not None:
                 self._endpoint_socket.close()
-            return runner.run(config, runner.Desk(slot, directory, ready, lifeline))
+            return runner.run(
+                config, runner.Desk(slot, directory, ready, lifeline, self._herald.board)
+            )
 
         self._runner = self._children.fork("queue", slot, Role.RUNNER, config.user, run)
 
@@ -372,6 +376,7 @@ class Supervisor:
                 generation.sockets,
                 self._admission,
                 self._backoff,
+                self._herald.pulses,
                 self._metrics_directory,
                 ready,
                 self._children.lifeline,

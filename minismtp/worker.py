@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
 from minismtp.metrics import Metrics, use_slot
 from minismtp.plugins import PluginSet
+from minismtp.pulse import INTERVAL, Pulses
 from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.settings import ConfigError
 from minismtp.spool import Spool
-from minismtp.tls import Certificates, first_end
+from minismtp.tls import Certificates, not_after
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
@@ -45,6 +46,7 @@ class Post:
     sockets: dict[str, socket.socket]
     admission: Admission
     backoff: Backoff
+    pulses: Pulses
     metrics_directory: Path
     ready: int
     lifeline: int
@@ -61,8 +63,9 @@ def run(config: Config, post: Post) -> int:
         worker = Worker(config, post, plugins, metrics, log)
         worker.start()
     except (ConfigError, Failure) as error:
-        sys.stderr.write(f"minismtp: {error}\n")
+        logging.complain(f"minismtp: {error}")
         return EXIT_CONFIG
+    post.pulses.beat(post.slot)
     os.write(post.ready, b"r")
     os.close(post.ready)
     if worker.wait():
@@ -87,6 +90,7 @@ class Worker:
         self._sessions = Sessions(time.monotonic)
         self._servers = [self._server(listener.name) for listener in config.listeners]
         self._accepting: list[threading.Thread] = []
+        self._turns: list[int] = []
 
     def start(self) -> None:
         """Start the plugins, then accept; raises Failure."""
@@ -107,12 +111,17 @@ class Worker:
     def wait(self) -> bool:
         """Block until it is time to end: True when others have taken over, who let us `retire`.
 
-        USR2 prints the stack of every thread meanwhile.
+        Meanwhile it shows signs of life, and USR2 prints the stack of every thread.
         """
         threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
-        while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
-            stacks.dump()
-        return number == signal.SIGUSR1
+        while True:
+            received = signal.sigtimedwait(_SIGNALS, INTERVAL)
+            if received is None:
+                self._beat()
+            elif received.si_signo == signal.SIGUSR2:
+                stacks.dump()
+            else:
+                return received.si_signo == signal.SIGUSR1
 
     def retire(self) -> None:
         """Accept no more, and let the sessions go on until none is left or TERM comes."""
@@ -135,6 +144,13 @@ class Worker:
         self._plugins.hooks().on_stop()
         self._metrics.tally.flush()
         self._log.flush()
+
+    def _beat(self) -> None:
+        """Show life, if every thread that all sessions hang on has turned since the last beat."""
+        turns = [self._sessions.turns, *(server.turns for server in self._servers)]
+        if not any(map(operator.eq, turns, self._turns)):
+            self._turns = turns
+            self._post.pulses.beat(self._post.slot)
 
     def _close_servers(self) -> None:
         for server in self._servers:
@@ -176,7 +192,7 @@ class Worker:
                 self._log.error("certificate not reloaded, the old one stays", error=problem)
             else:
                 self._log.info("certificate loaded", listener=listener.name)
-            end = None if problem else first_end(settings)
+            end = not_after(settings.certificate) if settings.certificate and not problem else None
             self._metrics.certificate(listener.name, loaded=not problem, not_after=end)
 
         certificates = Certificates(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -94,13 +95,24 @@ def test_fail2ban_cannot_be_led_to_ban_somebody_else(
     assert banned(fail2ban_regex, path) == ["2001:db8::7"] * 4
 
 
-def test_fail2ban_reads_the_journal(tmp_path: Path, require_program: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_fail2ban_reads_the_journal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    require_program: Callable[[str], str],
+    style: Literal["text", "json"],
+) -> None:
     fail2ban_regex = require_program("fail2ban-regex")
     path = tmp_path / "journal"
-    path.write_text(
-        "2026-11-24T11:10:50+0000 mx minismtp[4711]: 2026-11-24T11:10:50.876Z"
-        " info auth failure peer=192.0.2.7 mechanism=LOGIN username=bob listener=smtp\n"
-    )
+    with (tmp_path / "sent").open("w+b") as file:
+        status = os.fstat(file.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        log = Log(style=style, descriptor=file.fileno())
+        log.info("auth failure", peer="192.0.2.7", mechanism="LOGIN", username="bob")
+        file.seek(0)
+        # The journal takes the priority away and puts its own fields in front.
+        line = file.read().decode().removeprefix("<6>")
+    path.write_text(f"2026-11-24T11:10:50+0000 mx minismtp[4711]: {line}")
     assert banned(fail2ban_regex, path) == ["192.0.2.7"]
 
 

@@ -131,7 +131,7 @@ def test_listeners_are_opened_under_their_names() -> None:
     listeners = [
         Listener(name=name, address=SocketAddress("127.0.0.1", 0), tls="none") for name in "ab"
     ]
-    sockets = open_listeners(listeners)
+    sockets = open_listeners(listeners, {})
     try:
         assert list(sockets) == ["a", "b"]
         assert sockets["a"].getsockname() != sockets["b"].getsockname()
@@ -187,6 +187,18 @@ def test_server_listens_on_the_sockets_of_systemd(
         assert client.reply().startswith("220 ")
 
 
+def test_socket_of_systemd_stays_over_a_reload_whatever_address_the_configuration_has(
+    configure: Configure, start: Start, bound: list[socket.socket]
+) -> None:
+    server = start(configure(listeners=TWO), command=hand_over(bound, "first:second"), keep=bound)
+    port = server.port("first")
+    configure(listeners=TWO.replace("127.0.0.1:0", f"127.0.0.1:{port}", 1))
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(" info reloaded$")
+    with server.connect("first") as client:
+        assert client.reply().startswith("220 ")
+
+
 def test_listener_that_systemd_has_no_socket_for_is_opened(
     configure: Configure, start: Start, bound: list[socket.socket]
 ) -> None:
@@ -214,6 +226,15 @@ def test_socket_that_no_listener_is_named_after_stops_the_start(
     assert done.stderr == (
         f"minismtp: {config}: systemd hands over a socket 'smpt'; no listener is called so\n"
     )
+
+
+def test_socket_that_is_open_to_all_is_refused_where_the_address_allows_no_tls() -> None:
+    local = Listener(name="local", address=SocketAddress("127.0.0.1", 0), tls="none")
+    with (
+        socket.create_server(("", 0)) as sock,
+        pytest.raises(ListenError, match=r"^listeners\[0\]\.address: .* open to all$"),
+    ):
+        open_listeners([local], {"local": sock})
 
 
 def test_server_that_systemd_starts_on_demand_answers_the_first_connection(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.log import Bridge, Log, bind, bridge, describe, unbind
+from minismtp.log import Bridge, Log, bind, bridge, complain, describe, unbind
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 ANYTHING = st.text(max_size=20)  # what may come from a peer, a library or an attacker
@@ -303,3 +303,51 @@ def test_bad_format_string_of_a_library_is_not_the_callers_failure(
     logging.getLogger("third.party").info("%d", "one")
     assert written.lines == []
     assert "Logging error" in capsys.readouterr().err
+
+
+@pytest.fixture
+def journal(written: Written, monkeypatch: pytest.MonkeyPatch) -> Written:
+    """Give a file that seems to be the socket of systemd's journal."""
+    status = os.fstat(written.descriptor)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    return written
+
+
+def test_line_for_the_journal_has_its_priority_and_no_time(journal: Written) -> None:
+    log = Log(level="debug", descriptor=journal.descriptor)
+    log.debug("a", n=1)
+    log.info("b", n=2)
+    log.warning("c", n=3)
+    log.error("d", n=4)
+    assert journal.lines == [
+        "<7>debug a n=1",
+        "<6>info b n=2",
+        "<4>warning c n=3",
+        "<3>error d n=4",
+    ]
+
+
+def test_json_line_for_the_journal_has_its_priority_and_no_time(journal: Written) -> None:
+    Log(style="json", descriptor=journal.descriptor).error("d", n=4)
+    assert journal.line == '<3>{"level": "error", "event": "d", "n": 4}'
+
+
+def test_file_is_not_taken_for_the_journal_that_another_descriptor_has(
+    journal: Written, tmp_path: Path
+) -> None:
+    other = Written(tmp_path / "other")
+    with other.file:
+        Log(descriptor=other.descriptor).info("x")
+        assert re.fullmatch(rf"{TIME} info x", other.line)
+    assert journal.lines == []
+
+
+def test_complaint_to_the_journal_has_its_priority(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complain("minismtp: a")
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    complain("minismtp: b")
+    complain("c", "warning")
+    assert capfd.readouterr().err.splitlines() == ["minismtp: a", "<3>minismtp: b", "<4>c"]

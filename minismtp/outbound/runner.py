@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -21,16 +20,16 @@ from typing import Final
 
 from minismtp import log as logging
 from minismtp import stacks
+from minismtp.board import Board
 from minismtp.config import Config
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
-from minismtp.metrics import Metrics, use_slot
+from minismtp.metrics import Metrics, OutboundMetrics, use_slot
 from minismtp.outbound.agenda import Agenda, Job, delay
 from minismtp.outbound.attempt import Attempt, Carrier, Outgoing, destination_of
 from minismtp.outbound.destination import Resolver
 from minismtp.outbound.dsn import Action, Report, notification
-from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.plugins import PluginSet
 from minismtp.settings import ConfigError
@@ -50,6 +49,7 @@ class Desk:
     metrics_directory: Path
     ready: int
     lifeline: int
+    board: Board
 
 
 def run(config: Config, desk: Desk) -> int:
@@ -67,11 +67,11 @@ def run(config: Config, desk: Desk) -> int:
             ServerInfo(config.hostname, config.state_directory, "outbound", desk.slot)
         )
     except (ConfigError, Failure) as error:
-        sys.stderr.write(f"minismtp: {error}\n")
+        logging.complain(f"minismtp: {error}")
         return EXIT_CONFIG
     log.start()
     metrics.tally.start()
-    runner = Runner(config, spool, plugins, OutboundMetrics(metrics), log)
+    runner = Runner(config, spool, plugins, metrics.outbound(), log, board=desk.board)
     os.write(desk.ready, b"r")
     os.close(desk.ready)
     runner.run(desk.lifeline)
@@ -97,12 +97,20 @@ class Runner:
     """The parts of the runner; `_lock` guards the agenda."""
 
     def __init__(
-        self, config: Config, spool: Spool, plugins: PluginSet, metrics: OutboundMetrics, log: Log
+        self,
+        config: Config,
+        spool: Spool,
+        plugins: PluginSet,
+        metrics: OutboundMetrics,
+        log: Log,
+        *,
+        board: Board,
     ) -> None:
         self._config = config
         self._spool = spool
         self._metrics = metrics
         self._log = log
+        self._board = board
         outbound = config.outbound
         self._retry = [each.total_seconds() for each in outbound.retry]
         self._expire = outbound.expire.total_seconds()
@@ -390,6 +398,7 @@ class Runner:
             running = self._agenda.running
         age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
         self._metrics.queue(counts, running, age)
+        self._board.post_queue(sum(counts.values()))
 
     def _rouse(self) -> None:
         with contextlib.suppress(BlockingIOError):  # then it is awake enough

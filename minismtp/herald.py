@@ -1,0 +1,96 @@
+"""Says how the server is: to its own processes, to systemd, and in the log (layer 7)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from minismtp.admission import Admission
+from minismtp.board import Board, Standing
+from minismtp.log import Log
+from minismtp.notify import Notifier
+from minismtp.pulse import Pulses
+
+_LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
+
+
+class Herald:
+    """The supervisor's voice. The supervisor says what changes, and calls `tell` every second."""
+
+    def __init__(self, log: Log, admission: Admission) -> None:
+        self.board = Board()
+        self.pulses = Pulses()
+        self._log = log
+        self._admission = admission
+        self._notifier = Notifier(os.environ, os.getpid())
+        self._standing = Standing(reloaded_at=time.time())
+        self._silent: set[int] = set()  # process ids
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server takes mail, as last told."""
+        return self._standing.ready
+
+    def tell(self, state: str, serving: Mapping[int, int], wanted: int) -> bool:
+        """Take in the state and the slots of the workers that serve, by their process ids.
+
+        Gives whether this makes the server ready, which it was not before.
+        """
+        ready = bool(serving) and state != "Stopping"
+        begins = ready and not self.ready
+        self._post(replace(self._standing, ready=ready, workers=len(serving)))
+        if begins:
+            self._notifier.ready()
+        # A server that ends has workers that end, and is killed in good time.
+        answering = self._answering(serving) or state == "Stopping"
+        self._notifier.tell(self._describe(state, len(serving), wanted), answering=answering)
+        return begins
+
+    def reloading(self) -> None:
+        """Say that a new configuration is being read."""
+        self._notifier.reloading()
+
+    def reloaded(self) -> None:
+        """Say that the new configuration is in force."""
+        self._log.info("reloaded")
+        self._post(replace(self._standing, reload_ok=True, reloaded_at=time.time()))
+        self._notifier.ready()
+
+    def reload_failed(self, reason: str) -> None:
+        """Say that the old configuration stays in force."""
+        self._log.error("reload failed, the old configuration goes on", reason=reason)
+        self._post(replace(self._standing, reload_ok=False))
+        self._notifier.ready()
+
+    def stopping(self, processes: int, seconds: float) -> None:
+        """Say that the server ends, in so many seconds at the most."""
+        self._log.info("stopping", workers=processes)
+        self._notifier.stopping(seconds)
+
+    def _post(self, standing: Standing) -> None:
+        if standing != self._standing:
+            self._standing = standing
+            self.board.post(standing)
+
+    def _describe(self, state: str, serving: int, wanted: int) -> str:
+        """Give the line that `systemctl status` shows."""
+        failed = "" if self._standing.reload_ok else "; the last reload failed"
+        return (
+            f"{state}: workers {serving}/{wanted}, sessions {self._admission.sessions},"
+            f" queue {self.board.queue()}{failed}"
+        )
+
+    def _answering(self, serving: Mapping[int, int]) -> bool:
+        """Whether every worker has shown life lately; tells whose life has stopped."""
+        silent = {
+            pid for pid, slot in serving.items() if self.pulses.silence(slot) > _LONGEST_SILENCE
+        }
+        for pid in silent - self._silent:
+            self._log.error("worker does not answer", pid=pid)
+            os.kill(pid, signal.SIGUSR2)  # if it still can, it prints where it hangs
+        self._silent = silent
+        return not silent

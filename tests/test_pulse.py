@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import os
+import time
+
+from minismtp.pulse import Pulses
+
+
+def test_beat_of_another_process_is_seen_in_its_slot_alone() -> None:
+    pulses = Pulses()
+    pulses.beat(1)
+    first = pulses.silence(1)
+    pid = os.fork()
+    if not pid:
+        pulses.beat(2)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert 0 <= first <= pulses.silence(1)
+    assert pulses.silence(2) < pulses.silence(1)
+
+
+def test_slot_that_never_beat_has_been_silent_for_ever() -> None:
+    assert Pulses().silence(0) > time.monotonic() - 1
