@@ -61,7 +61,7 @@ class Admission:
     """Lets sessions in: `limit` in all, `per_address` from one address. Make it before the fork."""
 
     def __init__(self, limit: int, per_address: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._per_address = per_address
         self._capacity = 2 * limit + 1  # never more than half full, so probing stays short
         self._totals = mmap.mmap(-1, _COUNTS)
@@ -80,7 +80,7 @@ class Admission:
         """
         address = _packed(peer)
         with self._lock:
-            if _total(self._totals, 0) >= self._limit - reserved:
+            if _total(self._totals, 0) >= self.limit - reserved:
                 return "sessions"
             if address and not self._add(slot, address):
                 return "address"

@@ -26,14 +26,17 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from minismtp import __version__
 from minismtp.board import Board
-from minismtp.metrics import FLUSH_INTERVAL
+from minismtp.tally import FLUSH_INTERVAL
 
 _TIMEOUT: Final = 10.0  # seconds for one request
 
 
-def run(sock: socket.socket, board: Board, directory: Path, lifeline: int) -> int:
-    """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died."""
-    server = _HttpServer(sock, _registry(board, directory), board)
+def run(sock: socket.socket, board: Board, directory: Path, lifeline: int, *, sessions: int) -> int:
+    """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
+
+    `sessions` is the limit of the whole server.
+    """
+    server = _HttpServer(sock, _registry(board, directory, sessions), board)
     threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
     threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
     signal.sigwait({signal.SIGTERM})
@@ -45,10 +48,10 @@ def _watch(lifeline: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _registry(board: Board, directory: Path) -> CollectorRegistry:
+def _registry(board: Board, directory: Path, sessions: int) -> CollectorRegistry:
     registry = CollectorRegistry()
     _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-    registry.register(_ServerCollector(board))
+    registry.register(_ServerCollector(board, sessions))
     return registry
 
 
@@ -72,8 +75,9 @@ def _size(path: Path) -> int:
 class _ServerCollector:
     """What belongs to the whole server and not to a worker."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, sessions: int) -> None:
         self._board = board
+        self._sessions = sessions
 
     def collect(self) -> Iterator[Metric]:
         """Give the families for one scrape."""
@@ -85,6 +89,9 @@ class _ServerCollector:
         standing = self._board.read()
         yield GaugeMetricFamily(
             "minismtp_workers", "Worker processes that serve.", value=standing.workers
+        )
+        yield GaugeMetricFamily(
+            "minismtp_sessions_limit", "Sessions that may be open at once.", value=self._sessions
         )
         yield GaugeMetricFamily(
             "minismtp_config_last_reload_successful",

@@ -1,9 +1,9 @@
 """What Prometheus scrapes from one process (layer 2).
 
-Sessions never touch a metric themselves: they append to a queue (0.1 us) and one thread adds the
-queue up (`FLUSH_INTERVAL`), since a counter in a shared file costs 2 us and a histogram 4. In a
-worker the values live in files of its slot (prometheus-client's multiprocess mode), so there are
-never more files than slots; `endpoint` reads them.
+Sessions never touch a metric themselves, they append to a `Tally`. In a worker the values live in
+files of its slot (prometheus-client's multiprocess mode), so there are never more files than slots;
+`endpoint` reads them and adds what belongs to the whole server. The metrics of the queue stand in
+`outbound.metrics`.
 
 Labels are bounded: names from the configuration and closed sets, nothing that a peer can choose.
 """
@@ -11,9 +11,7 @@ Labels are bounded: names from the configuration and closed sets, nothing that a
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,8 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
-FLUSH_INTERVAL: Final = 0.05
+from minismtp.tally import Tally
+
 SECONDS: Final = (
     0.0005,
     0.001,
@@ -59,9 +58,6 @@ CONNECTION_RESULTS: Final = ("accepted", "refused", "limited")
 AUTH_RESULTS: Final = ("success", "failure", "error", "cancelled")
 MESSAGE_OUTCOMES: Final = ("stored", "queued", "discarded", "quarantined", "rejected", "deferred")
 RECIPIENT_OUTCOMES: Final = ("accepted", "rejected", "deferred")
-DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
-QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
-DELAYS: Final = (0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 14400, 86400, 432000)
 VERDICTS: Final = ("none", "answer", "reject", "defer", "disconnect")
 
 
@@ -71,62 +67,6 @@ def use_slot(directory: Path, slot: int) -> None:
     multiprocess = prometheus_values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
     prometheus_values.ValueClass = multiprocess
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-class Tally:
-    """A queue of additions and observations that one thread adds up."""
-
-    def __init__(self) -> None:
-        self._additions: deque[tuple[Counter | Gauge, float]] = deque()
-        self._observations: deque[tuple[Histogram, float]] = deque()
-        self._wake = threading.Event()
-        self._flushing = threading.Lock()
-
-    def adder(self, child: Counter | Gauge) -> Callable[[float], None]:
-        """Give a function that adds to a counter or gauge."""
-        append, wake = self._additions.append, self._wake
-
-        def add(amount: float) -> None:
-            append((child, amount))
-            if not wake.is_set():
-                wake.set()
-
-        return add
-
-    def observer(self, child: Histogram) -> Callable[[float], None]:
-        """Give a function that puts one observation into a histogram."""
-        append, wake = self._observations.append, self._wake
-
-        def observe(value: float) -> None:
-            append((child, value))
-            if not wake.is_set():
-                wake.set()
-
-        return observe
-
-    def start(self) -> None:
-        """Start the thread that adds up."""
-        threading.Thread(target=self._run, name="metrics", daemon=True).start()
-
-    def flush(self) -> None:
-        """Add up all that waits."""
-        with self._flushing:
-            sums: dict[Counter | Gauge, float] = {}
-            while self._additions:
-                child, amount = self._additions.popleft()
-                sums[child] = sums.get(child, 0.0) + amount
-            for child, amount in sums.items():
-                child.inc(amount)
-            while self._observations:
-                histogram, value = self._observations.popleft()
-                histogram.observe(value)
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            self.flush()
-            time.sleep(FLUSH_INTERVAL)
 
 
 class HookMetrics:
@@ -177,63 +117,6 @@ class ListenerMetrics:
         self.message_size = tally.observer(metrics.message_size.labels(listener))
 
 
-class OutboundMetrics:
-    """The metrics of the queue; only the process that takes messages out has them."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        registry, tally = metrics.registry, metrics.tally
-        self._messages = Gauge(
-            "minismtp_queue_messages",
-            "Messages that wait, by state; active are deliveries under way.",
-            ["state"],
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self._age = Gauge(
-            "minismtp_queue_oldest_message_age_seconds",
-            "Age of the oldest message in the queue.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        attempts = Counter(
-            "minismtp_delivery_attempts",
-            "Attempts to deliver to a recipient by result.",
-            ["result"],
-            registry=registry,
-        )
-        self._attempts = {r: tally.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
-        self._duration = tally.observer(
-            Histogram(
-                "minismtp_delivery_duration_seconds",
-                "Length of attempts.",
-                buckets=SESSION_SECONDS,
-                registry=registry,
-            )
-        )
-        self._delay = tally.observer(
-            Histogram(
-                "minismtp_queue_delay_seconds",
-                "Time from arrival to delivery.",
-                buckets=DELAYS,
-                registry=registry,
-            )
-        )
-        self.queue(dict.fromkeys(QUEUE_STATES, 0), 0, 0.0)
-
-    def attempt(self, state: str, seconds: float, delay: float) -> None:
-        """Count an attempt for one recipient, and what it waited if it has arrived."""
-        self._attempts["deferred" if state == "queued" else state](1)
-        self._duration(seconds)
-        if state == "delivered":
-            self._delay(delay)
-
-    def queue(self, counts: dict[str, int], active: int, oldest: float) -> None:
-        """Say how many messages are in each state, and the age of the oldest in seconds."""
-        for state, count in {**counts, "active": active}.items():
-            self._messages.labels(state).set(count)
-        self._age.set(oldest)
-
-
 class SilentMetrics(ListenerMetrics):
     """The metrics of sessions that count for nothing, such as a balancer's health checks."""
 
@@ -271,12 +154,8 @@ class Metrics:
         """Give the metrics of one plugin's implementation of one hook."""
         return HookMetrics(self, plugin, hook, shadow=shadow)
 
-    def outbound(self) -> OutboundMetrics:
-        """Give the metrics of the queue."""
-        return OutboundMetrics(self)
-
     def certificate(self, listener: str, *, loaded: bool, not_after: float | None) -> None:
-        """Say whether the certificate of a listener loaded, and when it ends (epoch seconds)."""
+        """Say whether a listener's certificates loaded, and when the first ends (epoch seconds)."""
         self.certificate_loaded.labels(listener).set(float(loaded))
         if not_after is not None:
             self.certificate_not_after.labels(listener).set(not_after)
@@ -324,7 +203,7 @@ class Metrics:
         )
         self.certificate_not_after = Gauge(
             "minismtp_tls_certificate_not_after_timestamp_seconds",
-            "When the certificate of a listener ends.",
+            "When the first of a listener's certificates ends.",
             ["listener"],
             registry=self.registry,
             multiprocess_mode="livemostrecent",

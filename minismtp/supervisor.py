@@ -341,11 +341,12 @@ class Supervisor:
     def _start_endpoint(self) -> None:
         sock = self._endpoint_socket
         if sock is not None:
-            lifeline = self._children.lifeline
+            lifeline, limit = self._children.lifeline, self._admission.limit
+            directory = self._metrics_directory
 
             def run(_: int) -> int:
                 self._close_listeners(keep=())
-                return endpoint.run(sock, self._herald.board, self._metrics_directory, lifeline)
+                return endpoint.run(sock, self._herald.board, directory, lifeline, sessions=limit)
 
             self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)
 

@@ -135,6 +135,12 @@ def _identity(connection: ssl.SSLSocket) -> str:
     return next((names[kind] for kind in wanted if kind in names), "")
 
 
+def first_end(tls: TlsConfig) -> float:
+    """Give when the first of all certificates ends, in seconds since the epoch."""
+    named = (tls.certificate, *(entry.certificate for entry in tls.sni))
+    return min(not_after(path) for path in named if path is not None)
+
+
 def not_after(certificate: Path) -> float:
     """Give the end of the first certificate of a PEM file in seconds since the epoch.
 

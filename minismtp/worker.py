@@ -27,7 +27,7 @@ from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.settings import ConfigError
 from minismtp.spool import Spool
-from minismtp.tls import Certificates, not_after
+from minismtp.tls import Certificates, first_end
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
@@ -192,7 +192,7 @@ class Worker:
                 self._log.error("certificate not reloaded, the old one stays", error=problem)
             else:
                 self._log.info("certificate loaded", listener=listener.name)
-            end = not_after(settings.certificate) if settings.certificate and not problem else None
+            end = None if problem else first_end(settings)
             self._metrics.certificate(listener.name, loaded=not problem, not_after=end)
 
         certificates = Certificates(

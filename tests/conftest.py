@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -378,9 +378,14 @@ class Launch(Protocol):
     """Runs a server for a module's tests."""
 
     def __call__(
-        self, *tables: str, listeners: str = _LISTENERS, top: str = "", workers: int = 1
+        self,
+        *tables: str,
+        listeners: str = _LISTENERS,
+        top: str = "",
+        workers: int = 1,
+        files: Mapping[str, str] | None = None,
     ) -> AbstractContextManager[Running]:
-        """Run it, in a directory of its own, until the block ends."""
+        """Run it, in a directory of its own that has these files, until the block ends."""
 
 
 @pytest.fixture(scope="session")
@@ -389,10 +394,18 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
     @contextlib.contextmanager
     def launch(
-        *tables: str, listeners: str = _LISTENERS, top: str = "", workers: int = 1
+        *tables: str,
+        listeners: str = _LISTENERS,
+        top: str = "",
+        workers: int = 1,
+        files: Mapping[str, str] | None = None,
     ) -> Iterator[Running]:
-        configure = configure_in(tmp_path_factory.mktemp("server"))
-        with running(configure(*tables, listeners=listeners, top=top, workers=workers)) as server:
+        directory = tmp_path_factory.mktemp("server")
+        configure = configure_in(directory)
+        config = configure(*tables, listeners=listeners, top=top, workers=workers)
+        for name, text in (files or {}).items():
+            (directory / name).write_text(text)
+        with running(config) as server:
             yield server
 
     return launch

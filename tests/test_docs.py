@@ -10,11 +10,10 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 import tomli
-from prometheus_client.parser import text_string_to_metric_families
 
 import minismtp
 from minismtp import hookspecs
@@ -31,14 +30,10 @@ from minismtp.config import (
     SniCertificate,
     TlsConfig,
 )
-from minismtp.metrics import Metrics
 from minismtp.passwords import hash_password
 from minismtp.plugins import PluginSet, available, hook_names
 from minismtp.schema import options
 from minismtp.testing import Dialogue
-
-if TYPE_CHECKING:
-    from conftest import Running
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
@@ -368,33 +363,6 @@ def test_every_plugin_that_is_shipped_has_a_section() -> None:
     assert {f"Plugin `{name}`" for name in PYPROJECT["project"]["entry-points"]["minismtp"]} == {
         heading for heading in tables(CONFIGURATION) if heading.startswith("Plugin ")
     }
-
-
-def test_every_metric_is_documented_with_its_labels_and_type(server: Running) -> None:
-    documented = {
-        code(name)[0]: (set(code(labels)), kind)
-        for name, labels, kind, _ in tables(CONFIGURATION)["Metrics"]
-    }
-    assert documented == defined_metrics() | served_metrics(server)
-
-
-def defined_metrics() -> dict[str, tuple[set[str], str]]:
-    """Give the metrics of a worker that has plugins and certificates of every kind."""
-    metrics = Metrics(["smtp"])
-    metrics.certificate("smtp", loaded=True, not_after=0.0)
-    for shadow in (False, True):
-        metrics.hook("maildir", "deliver", shadow=shadow)
-    return dict(map(described, metrics.registry.collect()))
-
-
-def served_metrics(server: Running) -> dict[str, tuple[set[str], str]]:
-    return dict(map(described, text_string_to_metric_families(server.http("/metrics")[1])))
-
-
-def described(family: Any) -> tuple[str, tuple[set[str], str]]:  # noqa: ANN401 - of two origins
-    name = f"{family.name}_total" if family.type == "counter" else family.name
-    labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-    return name, (labels, family.type)
 
 
 # The architecture, and links

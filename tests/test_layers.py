@@ -20,14 +20,15 @@ LAYERS = {
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "envelope delivery headers message session received tls spool config metrics state"
     " events log stacks replies admission backoff board pulse scalars schema reference sections"
-    " sending settings xclient",
+    " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo service submission transaction",
     "sockets": "connection listen notify server testing",
     "roles": "worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
     " outbound.answer outbound.deadlines outbound.channel outbound.content outbound.extensions"
-    " outbound.transfer outbound.client outbound.attempt outbound.dsn outbound.runner",
+    " outbound.transfer outbound.client outbound.attempt outbound.dsn"
+    " outbound.metrics outbound.runner",
     "program": "supervisor children herald check postmaster cli __main__",
 }
 LAYER_OF = {

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from minismtp.sections import SniCertificate, TlsConfig
 from minismtp.settings import ConfigError
-from minismtp.tls import Certificates, not_after, server_context, tls_info
+from minismtp.tls import Certificates, first_end, not_after, server_context, tls_info
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
@@ -211,6 +212,15 @@ def test_end_of_a_chain_is_that_of_its_first_certificate(pair: Pair) -> None:
     other = AUTHORITY.issue_cert("x.example", not_after=until)
     other.cert_chain_pems[0].write_to_path(pair.certificate, append=True)
     assert not_after(pair.certificate) == own
+
+
+def test_first_end_is_that_of_the_certificate_for_any_name_that_ends_first(tmp_path: Path) -> None:
+    main = Pair(tmp_path, "mx.example.org", until=datetime(2031, 1, 1, tzinfo=UTC))
+    until = datetime(2030, 1, 1, tzinfo=UTC)
+    (tmp_path / "other").mkdir()
+    other = Pair(tmp_path / "other", "mx.example.net", until=until)
+    named = SniCertificate(name="mx.example.net", certificate=other.certificate, key=other.key)
+    assert first_end(replace(main.config, sni=[named])) == until.timestamp()
 
 
 def test_file_without_a_certificate_has_no_end(pair: Pair) -> None:

@@ -25,11 +25,12 @@ from minismtp.config import Config
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
-from minismtp.metrics import Metrics, OutboundMetrics, use_slot
+from minismtp.metrics import Metrics, use_slot
 from minismtp.outbound.agenda import Agenda, Job, delay
 from minismtp.outbound.attempt import Attempt, Carrier, Outgoing, destination_of
 from minismtp.outbound.destination import Resolver
 from minismtp.outbound.dsn import Action, Report, notification
+from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.plugins import PluginSet
 from minismtp.settings import ConfigError
@@ -71,7 +72,7 @@ def run(config: Config, desk: Desk) -> int:
         return EXIT_CONFIG
     log.start()
     metrics.tally.start()
-    runner = Runner(config, spool, plugins, metrics.outbound(), log, board=desk.board)
+    runner = Runner(config, spool, plugins, OutboundMetrics(metrics), log, board=desk.board)
     os.write(desk.ready, b"r")
     os.close(desk.ready)
     runner.run(desk.lifeline)

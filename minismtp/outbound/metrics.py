@@ -1,0 +1,70 @@
+"""What Prometheus scrapes of the queue (layer 6)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from minismtp.metrics import SESSION_SECONDS, Metrics
+
+DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
+QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
+DELAYS: Final = (0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 14400, 86400, 432000)
+
+
+class OutboundMetrics:
+    """The metrics of the queue; only the process that takes messages out has them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        registry, tally = metrics.registry, metrics.tally
+        self._messages = Gauge(
+            "minismtp_queue_messages",
+            "Messages that wait, by state; active are deliveries under way.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._age = Gauge(
+            "minismtp_queue_oldest_message_age_seconds",
+            "Age of the oldest message in the queue.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        attempts = Counter(
+            "minismtp_delivery_attempts",
+            "Attempts to deliver to a recipient by result.",
+            ["result"],
+            registry=registry,
+        )
+        self._attempts = {r: tally.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
+        self._duration = tally.observer(
+            Histogram(
+                "minismtp_delivery_duration_seconds",
+                "Length of attempts.",
+                buckets=SESSION_SECONDS,
+                registry=registry,
+            )
+        )
+        self._delay = tally.observer(
+            Histogram(
+                "minismtp_queue_delay_seconds",
+                "Time from arrival to delivery.",
+                buckets=DELAYS,
+                registry=registry,
+            )
+        )
+        self.queue(dict.fromkeys(QUEUE_STATES, 0), 0, 0.0)
+
+    def attempt(self, state: str, seconds: float, delay: float) -> None:
+        """Count an attempt for one recipient, and what it waited if it has arrived."""
+        self._attempts["deferred" if state == "queued" else state](1)
+        self._duration(seconds)
+        if state == "delivered":
+            self._delay(delay)
+
+    def queue(self, counts: dict[str, int], active: int, oldest: float) -> None:
+        """Say how many messages are in each state, and the age of the oldest in seconds."""
+        for state, count in {**counts, "active": active}.items():
+            self._messages.labels(state).set(count)
+        self._age.set(oldest)

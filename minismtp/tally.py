@@ -1,0 +1,72 @@
+"""Additions to metrics: sessions put them into a queue, one thread adds them up (layer 2).
+
+A counter in a shared file costs 2 us and a histogram 4; an append to a queue costs 0.1.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+FLUSH_INTERVAL: Final = 0.05
+
+
+class Tally:
+    """A queue of additions and observations that one thread adds up."""
+
+    def __init__(self) -> None:
+        self._additions: deque[tuple[Counter | Gauge, float]] = deque()
+        self._observations: deque[tuple[Histogram, float]] = deque()
+        self._wake = threading.Event()
+        self._flushing = threading.Lock()
+
+    def adder(self, child: Counter | Gauge) -> Callable[[float], None]:
+        """Give a function that adds to a counter or gauge."""
+        append, wake = self._additions.append, self._wake
+
+        def add(amount: float) -> None:
+            append((child, amount))
+            if not wake.is_set():
+                wake.set()
+
+        return add
+
+    def observer(self, child: Histogram) -> Callable[[float], None]:
+        """Give a function that puts one observation into a histogram."""
+        append, wake = self._observations.append, self._wake
+
+        def observe(value: float) -> None:
+            append((child, value))
+            if not wake.is_set():
+                wake.set()
+
+        return observe
+
+    def start(self) -> None:
+        """Start the thread that adds up."""
+        threading.Thread(target=self._run, name="metrics", daemon=True).start()
+
+    def flush(self) -> None:
+        """Add up all that waits."""
+        with self._flushing:
+            sums: dict[Counter | Gauge, float] = {}
+            while self._additions:
+                child, amount = self._additions.popleft()
+                sums[child] = sums.get(child, 0.0) + amount
+            for child, amount in sums.items():
+                child.inc(amount)
+            while self._observations:
+                histogram, value = self._observations.popleft()
+                histogram.observe(value)
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            self.flush()
+            time.sleep(FLUSH_INTERVAL)

@@ -1,0 +1,284 @@
+"""A real Prometheus scrapes a server that is used in every way.
+
+With $MINISMTP_PROMETHEUS_SECONDS the traffic goes on for so long; else every kind of it comes once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from minismtp.passwords import hash_password
+
+if TYPE_CHECKING:
+    from conftest import Client, Launch, Running, TlsFiles
+
+ROOT: Final = Path(__file__).parents[1]
+DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+SECONDS: Final = float(os.environ.get("MINISMTP_PROMETHEUS_SECONDS", "0"))
+LISTENERS: Final = """
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+
+[[listeners]]
+name = "submission"
+address = "127.0.0.1:0"
+kind = "submission"
+"""
+FILTER: Final = '''\
+"""Does what the field X-Test says."""
+
+from minismtp import Message, Reject, hookimpl, plugin
+
+
+@plugin
+class Filter:
+    @hookimpl
+    def on_message(self, message: Message) -> None:
+        match message.headers.get("X-Test"):
+            case "reject":
+                raise Reject("as you like it")
+            case "crash":
+                raise RuntimeError("as you like it")
+'''
+HERE: Final = """
+[[plugins]]
+use = "filter"
+name = "trial"
+mode = "shadow"
+
+[[plugins]]
+use = "filter"
+
+[[plugins]]
+use = "password_file"
+path = "passwords"
+
+[[plugins]]
+use = "relay"
+
+[limits]
+login_backoff = "0s"
+
+[[outbound.routes]]
+domain = "example.net"
+host = "{there}"
+
+[[outbound.routes]]
+domain = "*"
+host = "127.0.0.1:9"
+"""
+THERE: Final = """
+[[plugins]]
+use = "mailboxes"
+name = "net"
+domains = ["example.net"]
+users = ["bob"]
+"""
+RIGHT: Final = "AUTH PLAIN AGFsaWNlAHNlY3JldA=="  # alice, secret
+WRONG: Final = "AUTH PLAIN AGFsaWNlAHdyb25n"  # alice, wrong
+RECEIVED: Final = {"yes": "250", "reject": "550", "crash": "451"}
+
+
+@pytest.fixture(scope="module")
+def used(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
+    """Run a server that has taken, refused, stored and relayed mail."""
+    files = {
+        "passwords": f"alice:{hash_password('secret')}\n",
+        "local_plugins/filter.py": FILTER,
+    }
+    with launch(THERE) as there:
+        tables = (tls_files.table, HERE.format(there=there.address()))
+        with launch(*tables, listeners=LISTENERS, workers=2, files=files) as server:
+            server.wait_for_log(" queue opened ")
+            use(server, tls_files)
+            yield server
+
+
+def use(server: Running, tls_files: TlsFiles) -> None:
+    """Make every kind of traffic once."""
+    with server.connect() as client:
+        client.greet()
+        for word, code in RECEIVED.items():
+            assert mail(client, "user@example.org", word) == code
+        client.command("MAIL FROM:<sender@client.example>")
+        assert client.command("RCPT TO:<bob@example.net>").startswith("550 ")
+        client.command("QUIT")
+    with server.connect("submission") as client:
+        client.greet()
+        client.command("STARTTLS")
+        client.secure(tls_files.client())
+        client.command("EHLO client.example")
+        assert client.command(WRONG).startswith("535 ")
+        assert client.command(RIGHT).startswith("235 ")
+        for recipient in ("bob@example.net", "nobody@example.net", "me@example.com"):
+            assert mail(client, recipient) == "250"
+        client.command("QUIT")
+
+
+def mail(client: Client, recipient: str, word: str = "yes") -> str:
+    """Send a message and give the code of the reply to it."""
+    client.command("MAIL FROM:<alice@example.org>")
+    client.command(f"RCPT TO:<{recipient}>")
+    client.command("DATA")
+    client.send(f"Subject: hello\r\nX-Test: {word}\r\n\r\nIt works.\r\n.\r\n")
+    return client.reply()[:3]
+
+
+def documented() -> dict[str, tuple[set[str], str]]:
+    """Give the metrics of the documentation with their labels and types."""
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    rows = re.findall(r"^\| `(minismtp_\w+)` \| (.*?) ?\| (\w+) \| \S", page, re.MULTILINE)
+    return {name: (set(re.findall(r"\w+", labels)), kind) for name, labels, kind in rows}
+
+
+# What the server exposes
+
+
+def test_used_server_exposes_the_documented_metrics(used: Running) -> None:
+    exposed = {}
+    for family in text_string_to_metric_families(used.http("/metrics")[1]):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        exposed[name] = (labels, family.type)
+    assert exposed == documented()
+
+
+def test_promtool_has_nothing_to_say_about_a_used_server(
+    used: Running, require_program: Callable[[str], str]
+) -> None:
+    checked = subprocess.run(
+        [require_program("promtool"), "check", "metrics"],
+        input=used.http("/metrics")[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+# What Prometheus makes of it
+
+
+class Prometheus:
+    """A Prometheus that scrapes one server every second."""
+
+    def __init__(self, program: str, directory: Path, target: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        config = directory / "prometheus.yml"
+        config.write_text(CONFIGURATION.format(target=target))
+        self._log = directory / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    program,
+                    f"--config.file={config}",
+                    f"--storage.tsdb.path={directory / 'data'}",
+                    f"--web.listen-address={self.address}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401 - any JSON
+        """Ask the API; gives the data of the answer."""
+        url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Give the rows of an instant query."""
+        result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
+        return result
+
+
+CONFIGURATION: Final = """
+global:
+  scrape_interval: 1s
+scrape_configs:
+  - job_name: minismtp
+    static_configs:
+      - targets: ["{target}"]
+"""
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    used: Running,
+    tls_files: TlsFiles,
+    require_program: Callable[[str], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Prometheus]:
+    """Run one that has seen traffic."""
+    program = require_program("prometheus")
+    target = used.wait_for_log(r" serving metrics address=(\S+)")[1]
+    found = Prometheus(program, tmp_path_factory.mktemp("prometheus"), target)
+    try:
+        used.wait_until(lambda: scrapes(found) >= 1)
+        end = time.monotonic() + SECONDS
+        use(used, tls_files)
+        while time.monotonic() < end:
+            use(used, tls_files)
+        used.wait_until(lambda: not used.metric("queue_messages", state="queued"))
+        seen = scrapes(found)
+        used.wait_until(lambda: scrapes(found) >= seen + 2)
+        yield found
+    finally:
+        found.process.kill()
+        found.process.wait()
+
+
+def scrapes(prometheus: Prometheus) -> int:
+    """Give how many scrapes have succeeded so far."""
+    try:
+        rows = prometheus.query("sum_over_time(up[1h])")
+    except OSError:  # not up yet
+        return 0
+    return int(float(rows[0]["value"][1])) if rows else 0
+
+
+@pytest.mark.parametrize("metric", documented())
+def test_prometheus_has_data_of_the_metric(metric: str, prometheus: Prometheus) -> None:
+    labels, kind = documented()[metric]
+    rows = prometheus.query(f"{metric}_count" if kind == "histogram" else metric)
+    assert rows
+    assert all(labels <= row["metric"].keys() for row in rows)
+    if kind == "histogram":
+        assert prometheus.query(f"{metric}_bucket")
+
+
+MOVING: Final = (
+    'minismtp_connections_total{result="accepted"}',
+    'minismtp_commands_total{command="CONTENT",code_class="2xx"}',
+    "minismtp_tls_sessions_total",
+    'minismtp_auth_attempts_total{result="success"}',
+    'minismtp_auth_attempts_total{result="failure"}',
+    *(f'minismtp_messages_total{{outcome="{o}"}}' for o in ("stored", "queued", "rejected")),
+    *(f'minismtp_recipients_total{{outcome="{o}"}}' for o in ("accepted", "rejected")),
+    'minismtp_hook_verdicts_total{plugin="filter",verdict="reject"}',
+    'minismtp_shadow_verdicts_total{plugin="trial",verdict="reject"}',
+    'minismtp_hook_errors_total{plugin="filter"}',
+    "minismtp_storage_duration_seconds_count",
+    *(f'minismtp_delivery_attempts_total{{result="{r}"}}' for r in ("delivered", "failed")),
+    "minismtp_queue_delay_seconds_count",
+)
+
+
+@pytest.mark.parametrize("series", MOVING)
+def test_prometheus_sees_the_traffic(series: str, prometheus: Prometheus) -> None:
+    [row] = prometheus.query(f"sum(rate({series}[1h]))")
+    assert float(row["value"][1]) > 0
