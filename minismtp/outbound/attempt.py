@@ -14,7 +14,7 @@ from minismtp.hooks import Hooks
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, TlsError
 from minismtp.outbound.client import Connection
-from minismtp.outbound.deadlines import Deadlines
+from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host, Resolver, UnreachableError
 from minismtp.reply import Verdict
 from minismtp.session import Session
@@ -61,6 +61,7 @@ class Carrier:
         self.hooks = hooks
         self.resolver = resolver
         self.deadlines = Deadlines()
+        self.timeouts = Timeouts.of(config.outbound)
 
     def start(self) -> None:
         """Start to watch the deadlines."""
@@ -182,14 +183,15 @@ class Attempt:
         return resolver.hosts(self._name)
 
     def _connect(self, host: Host, destination: Destination) -> Connection:
-        hostname, deadlines = self._carrier.config.hostname, self._carrier.deadlines
+        carrier = self._carrier
+        shared = (carrier.config.hostname, carrier.deadlines, carrier.timeouts)
         try:
-            return Connection(host, destination, hostname, deadlines)
+            return Connection(host, destination, *shared)
         except TlsError:
             if destination.tls != "opportunistic" or destination.implicit:
                 raise
         # RFC 7435: what would have gone in clear without the offer may go in clear.
-        return Connection(host, replace(destination, tls="none"), hostname, deadlines)
+        return Connection(host, replace(destination, tls="none"), *shared)
 
     def _over(self, connection: Connection, outgoing: Outgoing) -> Done:
         answers = connection.send(outgoing.entry, outgoing.targets, outgoing.message)
