@@ -151,6 +151,7 @@ class Supervisor:
         for pid, child, status in self._children.reap():
             self._bury(pid, child, status)
         self._children.hear()
+        self._started = self._started or bool(self._serving())
         if self._status is None:
             if self._coming is not None:
                 self._tend_reload(self._coming)
@@ -163,14 +164,16 @@ class Supervisor:
         elif time.monotonic() > self._stop_by:
             self.kill()
         self._end_overdue()
-        serving = {
+        if self._herald.tell(self._state(), self._serving(), self._current.wanted):
+            self._announce()
+
+    def _serving(self) -> dict[int, int]:
+        """Give the processes that serve the present configuration, with their slots."""
+        return {
             pid: child.slot
             for pid, child in self._children
             if child.serving and child.group is self._current
         }
-        self._started = self._started or bool(serving)
-        if self._herald.tell(self._state(), serving, self._current.wanted):
-            self._announce()
 
     def _state(self) -> str:
         if self._status is not None:

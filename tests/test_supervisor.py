@@ -114,7 +114,11 @@ def serving(server: Running) -> tuple[int, int]:
 
 def workers(server: Running) -> set[int]:
     """Give the process ids of the workers."""
-    return {pid for pid in server.tree()[1:] if name_of(pid) == "minismtp-worker"}
+    return called(server, "minismtp-worker")
+
+
+def called(server: Running, name: str) -> set[int]:
+    return {pid for pid in server.tree()[1:] if name_of(pid) == name}
 
 
 def name_of(pid: int) -> str:
@@ -202,8 +206,8 @@ def test_places_of_a_killed_worker_are_free_again(configure: Configure, start: S
 
 def test_endpoint_that_was_killed_is_replaced(configure: Configure, start: Start) -> None:
     server = start(configure())
-    [worker] = all_workers(server, 1)
-    [endpoint] = set(server.tree()[1:]) - {worker}
+    all_workers(server, 1)
+    [endpoint] = called(server, "minismtp-http")
     os.kill(endpoint, signal.SIGKILL)
     server.wait_for_log(rf"error metrics endpoint died pid={endpoint} status=-9")
     assert server.http("/readyz") == (200, "ready\n")
@@ -213,9 +217,9 @@ def test_endpoint_that_cannot_start_does_not_stop_the_mail(
     configure: Configure, start: Start
 ) -> None:
     server = start(configure())
-    [worker] = all_workers(server, 1)
+    all_workers(server, 1)
     shutil.rmtree(server.directory / "state" / "metrics")
-    [endpoint] = set(server.tree()[1:]) - {worker}
+    [endpoint] = called(server, "minismtp-http")
     os.kill(endpoint, signal.SIGKILL)
     server.wait_for_log("error metrics endpoint died", 3)
     with server.connect() as client:
