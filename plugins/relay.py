@@ -1,26 +1,36 @@
-"""Let those send mail to other hosts who have logged in or belong to a trusted network."""
+"""Pass on mail of those who have logged in or belong to a trusted network, and of our domains."""
 
 from dataclasses import field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from minismtp import Envelope, Recipient, Relay, Session, hookimpl, plugin
+from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, plugin
 
 
 @plugin
 class Relaying:
     """Route every recipient that no plugin before has routed, for users and trusted networks.
 
-    `networks` are those whose hosts need not log in. It belongs after the plugins that know which
-    recipients are ours. Nobody else is answered, so their recipients stay refused (550 5.7.1).
+    `networks` are those whose hosts need not log in. `domains` are those whose mail we take from
+    everybody, to pass it on: as a backup MX, to the hosts that their MX records prefer to us; as a
+    gateway, by a route of `[outbound]`. It belongs after the plugins that know which recipients are
+    ours. Nobody else is answered, so their recipients stay refused (550 5.7.1).
     """
 
     networks: list[IPv4Network | IPv6Network] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for domain in self.domains:
+            if not domain or "@" in domain or any(char.isspace() for char in domain):
+                raise ValueError(f"domains: {domain!r} is not a domain")
+        self._domains = {Address("", domain).ascii_domain for domain in self.domains}
 
     @hookimpl
     def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Relay | None:
         """Send a recipient's copy to its own address."""
-        del envelope, recipient
-        if session.login is not None or self._trusts(session.peer):
+        del envelope
+        ours = recipient.address.ascii_domain in self._domains
+        if ours or session.login is not None or self._trusts(session.peer):
             return Relay()
         return None
 

@@ -374,6 +374,21 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return files
 
 
+class Run(Protocol):
+    """Runs a server for as long as a block."""
+
+    def __call__(
+        self, config: Path, *, command: tuple[str, ...] = ()
+    ) -> AbstractContextManager[Running]:
+        """Run it; `command` is put before its own."""
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Give what runs a server, for modules that keep one for all their tests."""
+    return running
+
+
 class Launch(Protocol):
     """Runs a server for a module's tests."""
 

@@ -25,9 +25,8 @@ LAYERS = {
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo service submission transaction",
     "sockets": "connection listen notify server testing",
-    "roles": "worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
-    " outbound.destination outbound.answer outbound.deadlines outbound.channel outbound.content"
-    " outbound.extensions"
+    "roles": "worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
+    " outbound.answer outbound.deadlines outbound.channel outbound.content outbound.extensions"
     " outbound.transfer outbound.client outbound.attempt outbound.dsn"
     " outbound.metrics outbound.runner",
     "program": "supervisor children herald check postmaster cli __main__",
