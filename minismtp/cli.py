@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     reference.add_argument("--markdown", action="store_true", help="a reference for people")
     _add_queue(add("queue", _queue, "see and steer the mail that waits for delivery"))
+    sessions = add("sessions", _sessions, "show the sessions that are open now")
+    sessions.add_argument("--stack", action="store_true", help="and where their threads are")
+    sessions.add_argument("--json", action="store_true")
     passwd = add("passwd", _passwd, "set a user's password in a password file", config=False)
     passwd.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
     passwd.add_argument("user", type=_user_name, metavar="USER")
@@ -130,6 +133,14 @@ def _queue(arguments: argparse.Namespace) -> int:
         return _complain(str(error), EXIT_USAGE)
     if text:
         _say(text)
+    return 0
+
+
+def _sessions(arguments: argparse.Namespace) -> int:
+    from minismtp.config import Config
+    from minismtp.insight import sessions
+
+    _say(sessions.run(Config.load(arguments.config), arguments))
     return 0
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
+from minismtp.activity import Activity, taken_up
 from minismtp.receiver import Receiver
 from minismtp.service import Service
 from minismtp.session import Session
@@ -54,13 +55,23 @@ class Connection:
         self._service = service
         self._certificates = certificates
         self._implicit_tls = implicit_tls
-        self._receiver = Receiver(service, session)
+        self._activity = Activity()
+        self._receiver = Receiver(service, session, self._activity)
         self._closing = threading.Lock()
         self._closed = False
         self._cut_reason = ""
 
     def run(self) -> None:
         """Hold the whole session; the socket is closed when it returns."""
+        with taken_up(self._activity):
+            self._run()
+
+    def report(self, *, stack: bool) -> dict[str, object]:
+        """Say how the session stands, with the Python stack of its thread if that is wanted."""
+        found = self._receiver.report() | {"waiting": self.due != inf}
+        return found | {"stack": self._activity.stack()} if stack else found
+
+    def _run(self) -> None:
         try:
             if self.introduce is not None:
                 self._meet(self.introduce)
@@ -161,7 +172,7 @@ class Connection:
         session = self.session
         if header.local:
             # A health check: served like anybody, but it counts for nothing.
-            self._receiver = Receiver(self._service.silent(), session)
+            self._receiver = Receiver(self._service.silent(), session, self._activity)
         elif header.peer:
             session.peer, session.peer_port = header.peer, header.peer_port
             session.local = header.called

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
+from minismtp.activity import current
 from minismtp.delivery import Destination
 from minismtp.envelope import Envelope, Local, Relay
 from minismtp.events import HookFailed
@@ -86,13 +87,15 @@ class Guard:
 
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
-        shadow = self.policy.shadow
+        plugin, shadow = self.policy.plugin, self.policy.shadow
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
             if shadow:
                 args = tuple([self._own(argument) for argument in args])
+            activity = current()
             begun, cpu = perf_counter(), thread_time()
+            activity.running = (hook, plugin, begun)
             raised: BaseException | None = None
             verdict: Verdict | None = None
             result = None
@@ -103,6 +106,7 @@ class Guard:
             except BaseException as error:  # noqa: BLE001 - the one home of such a clause
                 raised = error
             wall = perf_counter() - begun
+            activity.running = None
             metrics.cpu(thread_time() - cpu)
             self._timed(hook, wall, metrics)
             if result is not None or raised is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final, assert_never
 
 from minismtp import replies
+from minismtp.activity import Activity
 from minismtp.authentication import Authentication
 from minismtp.ehlo import keywords
 from minismtp.events import SessionClosed, SessionOpened
@@ -57,10 +58,11 @@ class Receiver:
     `reason` says in one word how the session ended.
     """
 
-    def __init__(self, service: Service, session: Session) -> None:
+    def __init__(self, service: Service, session: Session, activity: Activity) -> None:
         self.session = session
         self.reason = "lost"
         self._service = service
+        self._activity = activity
         self._protocol = Protocol(lmtp=service.lmtp, line_length=service.limits.line_length)
         self._authentication = Authentication(service, session)
         self._transaction: Transaction | None = None
@@ -76,6 +78,7 @@ class Receiver:
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
         self._opened = False
+        self._answered = self._begun
         self._end = self._begun + limits.session_timeout.total_seconds()
         self.deadline = min(self._begun + self._command_timeout, self._end)
 
@@ -161,6 +164,25 @@ class Receiver:
         self._protocol.close()
         return Reply(421, f"{self._service.hostname} {text}", enhanced).encode()
 
+    def report(self) -> dict[str, object]:
+        """Say how the session stands: for other threads, hence nothing that may just be changing.
+
+        `idle` is how many seconds ago the last reply was.
+        """
+        session, transaction, now = self.session, self._transaction, self._service.clock()
+        return self._activity.report() | {
+            "id": session.id,
+            "peer": session.peer,
+            "listener": session.listener,
+            "state": self._protocol.state.name.lower(),
+            "login": session.login,
+            "tls": session.tls.version if session.tls else None,
+            "helo": session.helo,
+            "age": now - self._begun,
+            "message": transaction.envelope.id if transaction else None,
+            "idle": now - self._answered,
+        }
+
     def finished(self) -> None:
         """Tell the log, the metrics and the observers that the session is over."""
         self._drop_transaction()
@@ -192,7 +214,7 @@ class Receiver:
         sent = protocol.send_each(list(answers)) if len(answers) > 1 else protocol.send(answers[0])
         if protocol.state is State.CLOSED and self.reason == "lost":
             self.reason = "refused"
-        now = self._service.clock()
+        self._answered = now = self._service.clock()
         if protocol.state is State.DATA:
             self.deadline = min(now + self._data_timeout, self._end)
         elif protocol.state is not State.CHUNKS:

@@ -72,6 +72,10 @@ class Sessions:
         self._running.add(connection)
         inbox.put(job)
 
+    def reports(self, *, stack: bool) -> list[dict[str, object]]:
+        """Say how every session stands, with the stacks of their threads if that is wanted."""
+        return [connection.report(stack=stack) for connection in tuple(self._running)]
+
     def start_watch(self) -> None:
         """Start the thread that cuts sessions whose time has come."""
         threading.Thread(target=self._watch, name="watch", daemon=True).start()

@@ -106,8 +106,9 @@ class Supervisor:
         sockets = open_listeners(config.listeners, adopted, file=config.file)
         self._adopted = adopted.keys()
         # After the sockets: a second server that finds them taken leaves the first one's files.
-        self._metrics_directory = _metrics_directory(config)
+        self._metrics_directory = _runtime_directory(config, "metrics")
         _own(config, config.state_directory)
+        _make_control_directory(config)
         self._current = Generation(config, sockets, _workers(config), time.monotonic())
         self._coming: Generation | None = None
         self._reload_wanted = False
@@ -413,14 +414,31 @@ def _workers(config: Config) -> int:
     return config.workers or max(_FEWEST_WORKERS, 2 * (os.cpu_count() or 1))
 
 
-def _metrics_directory(config: Config) -> Path:
-    """Give an empty directory for the files of the metrics, in memory if there is one."""
+def _runtime_directory(config: Config, name: str) -> Path:
+    """Give an empty directory for what a restart does not need, in memory if there is one."""
     base = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    directory = (Path(base) if base else config.state_directory) / "metrics"
-    shutil.rmtree(directory, ignore_errors=True)
+    directory = (Path(base) if base else config.state_directory) / name
+    _clear(directory)
     directory.mkdir(parents=True, mode=0o700)
     _own(config, directory)
     return directory
+
+
+def _make_control_directory(config: Config) -> None:
+    """Make the directory of the sockets for questions, and a way there from the state directory.
+
+    Who asks knows the configuration, but not the environment of the server.
+    """
+    directory, entry = _runtime_directory(config, "control"), config.state_directory / "control"
+    if directory != entry:
+        _clear(entry)
+        entry.symlink_to(directory)
+
+
+def _clear(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _own(config: Config, directory: Path) -> None:

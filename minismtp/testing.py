@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from minismtp import log as logging
+from minismtp.activity import Activity, taken_up
 from minismtp.address import Address
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.envelope import Local
@@ -71,7 +72,8 @@ class Dialogue:
             login=login,
             tls=TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384") if tls else None,
         )
-        self.receiver = Receiver(service, self.session)
+        self._activity = Activity()
+        self.receiver = Receiver(service, self.session, self._activity)
         with self._logging():
             self.banner = self.receiver.greet().decode()
 
@@ -149,7 +151,8 @@ class Dialogue:
     def _logging(self) -> Iterator[None]:
         logging.bind(session=self.session.id)
         try:
-            yield
+            with taken_up(self._activity):
+                yield
         finally:
             logging.unbind("session")
 

@@ -10,13 +10,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from minismtp import log as logging
 from minismtp import stacks
 from minismtp.admission import Admission
 from minismtp.backoff import Backoff
 from minismtp.config import Config, Listener
+from minismtp.control import Control, Say
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
@@ -91,6 +92,9 @@ class Worker:
         self._servers = [self._server(listener.name) for listener in config.listeners]
         self._accepting: list[threading.Thread] = []
         self._turns: list[int] = []
+        self._control = Control(
+            config.state_directory / "control", str(post.slot), {"sessions": self._report}
+        )
 
     def start(self) -> None:
         """Start the plugins, then accept; raises Failure."""
@@ -103,6 +107,7 @@ class Worker:
         self._log.start()
         self._metrics.tally.start()
         self._sessions.start_watch()
+        self._control.start()
         for server in self._servers:
             thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
             thread.start()
@@ -151,6 +156,10 @@ class Worker:
         if not any(map(operator.eq, turns, self._turns)):
             self._turns = turns
             self._post.pulses.beat(self._post.slot)
+
+    def _report(self, question: dict[str, Any], say: Say) -> None:
+        for session in self._sessions.reports(stack=bool(question.get("stack"))):
+            say(session)
 
     def _close_servers(self) -> None:
         for server in self._servers:

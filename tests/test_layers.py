@@ -18,14 +18,16 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "values": "reply address stash files groupsync passwords",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
-    "mail": "envelope delivery headers message session received tls spool config metrics state"
+    "mail": "activity"
+    " envelope delivery headers message session received tls spool config metrics state"
     " events log stacks replies admission backoff board pulse scalars schema reference sections"
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo service submission transaction",
-    "sockets": "connection listen notify server testing",
-    "roles": "worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
+    "sockets": "control connection listen notify server testing",
+    "roles": "insight insight.sessions outbound.watch"
+    " worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
     " outbound.answer outbound.deadlines outbound.channel outbound.content outbound.extensions"
     " outbound.transfer outbound.client outbound.attempt outbound.dsn"
     " outbound.metrics outbound.runner",
@@ -127,7 +129,9 @@ def test_shipped_plugin_uses_only_what_authors_may_use(path: Path) -> None:
     assert used <= public
 
 
-@pytest.mark.parametrize("package", [name for name in ("smtp", "outbound") if name in MODULES])
+@pytest.mark.parametrize(
+    "package", [name for name in ("smtp", "outbound", "insight") if name in MODULES]
+)
 def test_inner_package_holds_nothing_itself(package: str) -> None:
     body = ast.parse(MODULES[package].read_bytes()).body
     assert [type(node) for node in body] in ([], [ast.Expr])  # at most a docstring

@@ -22,6 +22,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
+from minismtp.activity import Activity
 from minismtp.config import Limits
 from minismtp.log import Log
 from minismtp.receiver import Receiver
@@ -147,7 +148,7 @@ def test_banner_names_host_and_protocol_without_enhanced_code(kind: Kind, word: 
 def test_peer_that_talks_before_the_banner_is_unwelcome() -> None:
     # RFC 5321 section 4.3.1
     dialogue = Dialogue()
-    receiver = Receiver(dialogue.service, dialogue.session)
+    receiver = Receiver(dialogue.service, dialogue.session, Activity())
     assert receiver.greet(early=True) == b"554 mx.example.org you talk before the greeting\r\n"
     assert receiver.receive(b"EHLO client.example\r\nQUIT\r\n").startswith(b"503 ")
     assert dialogue.count("connections_total", listener="test", result="refused") == 1
@@ -155,7 +156,7 @@ def test_peer_that_talks_before_the_banner_is_unwelcome() -> None:
 
 def test_peer_with_too_many_sessions_hears_421_and_is_counted() -> None:
     dialogue = Dialogue()
-    receiver = Receiver(dialogue.service, dialogue.session)
+    receiver = Receiver(dialogue.service, dialogue.session, Activity())
     assert receiver.limited().startswith(b"421 4.7.0 mx.example.org too many connections")
     assert receiver.closing
     assert receiver.reason == "limited"
@@ -1102,7 +1103,7 @@ def test_client_behind_a_trusted_proxy_is_not_trusted_with_xclient() -> None:
     session = Session(
         id="s", listener="test", kind="mx", hostname="mx.example.org", peer="192.0.2.1"
     )
-    receiver = Receiver(service, session)
+    receiver = Receiver(service, session, Activity())
     session.peer = "198.51.100.9"
     receiver.greet()
     assert receiver.receive(b"XCLIENT LOGIN=alice\r\n").startswith(b"550 5.7.1")

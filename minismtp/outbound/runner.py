@@ -22,6 +22,7 @@ from minismtp import log as logging
 from minismtp import stacks
 from minismtp.board import Board
 from minismtp.config import Config
+from minismtp.control import Control
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
@@ -32,6 +33,7 @@ from minismtp.outbound.destination import Resolver
 from minismtp.outbound.dsn import Action, Report, notification
 from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.schedule import Outcome, Row, Schedule
+from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
 from minismtp.settings import ConfigError
 from minismtp.spool import BusyError, DamagedError, Entry, Spool, heard
@@ -119,6 +121,7 @@ class Runner:
         self._schedule = _open_schedule(config.state_directory / "spool" / "queue.db", log)
         self._agenda = Agenda(self._retry, outbound.concurrency)
         self._lock = threading.Lock()
+        self._watch = Watch()
         self._places = outbound.threads
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -138,6 +141,8 @@ class Runner:
     def run(self, lifeline: int) -> None:
         """Deliver until TERM, then let what is under way end."""
         self._carrier.start()
+        control = self._config.state_directory / "control"
+        Control(control, "outbound", {"sessions": self._watch.report}).start()
         fifo = self._spool.listen()
         self._recover()
         next_sweep = 0.0
@@ -265,7 +270,8 @@ class Runner:
         following: Job | None = job
         try:
             while following is not None:
-                self._do(attempt, following)
+                with self._watch.on(following):
+                    self._do(attempt, following)
                 if self._stopping:
                     break
                 with self._lock:

@@ -1,0 +1,93 @@
+"""The sessions that are open now: `minismtp sessions` (layer 7)."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minismtp.config import Config
+from minismtp.control import ask
+
+_HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
+
+
+def run(config: Config, arguments: argparse.Namespace) -> str:
+    """Give the text to print; what does not answer is told on standard error."""
+    found = survey(config.state_directory / "control", stack=arguments.stack)
+    for problem in found.problems:
+        sys.stderr.write(f"minismtp: {problem}\n")
+    if arguments.json:
+        return json.dumps(found.sessions, indent=1)
+    if not found.sessions:
+        return "no sessions"
+    lines = columns([_HEAD, *map(row, found.sessions)])
+    for number, session in reversed(list(enumerate(found.sessions, 2))):
+        lines[number:number] = [f"    {line}" for line in session.get("stack", ())]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All sessions, the oldest first, and which processes did not say theirs."""
+
+    sessions: list[dict[str, Any]]
+    problems: list[str]
+
+
+def survey(directory: Path, *, stack: bool = False) -> Survey:
+    """Ask every process for its sessions; raises FileNotFoundError when there is none."""
+    sessions, problems = [], []
+    answers = ask(directory, {"ask": "sessions", "stack": stack})
+    if not answers:
+        raise FileNotFoundError(errno.ENOENT, "no server answers here", str(directory))
+    for answer in answers:
+        sessions += [{**session, "process": answer.process} for session in answer.lines]
+        if answer.problem:
+            problems.append(f"process {answer.process}: {answer.problem}")
+    return Survey(sorted(sessions, key=lambda each: -each["age"]), problems)
+
+
+def row(session: dict[str, Any]) -> tuple[str, ...]:
+    """Give the cells of one session, in the order of the table's head."""
+    return (
+        session["id"],
+        session["peer"],
+        session["listener"],
+        session["state"],
+        span(session["age"]),
+        session.get("login") or "-",
+        session.get("tls") or "-",
+        session["message"] or "-",
+        doing(session),
+    )
+
+
+def doing(session: dict[str, Any]) -> str:
+    """Say what a session is at, and for how long."""
+    if session["plugin"]:
+        return f"{session['plugin']}.{session['hook']} {span(session['seconds'])}"
+    return f"waits for the client {span(session['idle'])}" if session.get("waiting") else "works"
+
+
+def span(seconds: float) -> str:
+    """Give a duration as people read it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"  # noqa: PLR2004
+
+
+def columns(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Give the lines of a table whose columns stand below one another."""
+    table = [*rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
