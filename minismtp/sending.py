@@ -93,6 +93,19 @@ class Outbound:
     warn_after: Annotated[
         timedelta, says("age at which a waiting message's sender hears of it; 0s = never")
     ] = timedelta(hours=4)
+    # RFC 5321 section 4.5.3.2 has them for a single wait; here each is for a phase as a whole.
+    connect_timeout: Annotated[timedelta, says("for one address to take a connection")] = timedelta(
+        seconds=30
+    )
+    command_timeout: Annotated[
+        timedelta, says("for the greeting with EHLO, the TLS handshake, AUTH, and each envelope")
+    ] = timedelta(minutes=5)
+    data_timeout: Annotated[timedelta, says("for sending one message's content")] = timedelta(
+        minutes=30
+    )
+    end_timeout: Annotated[
+        timedelta, says("for the reply after the content; too short a wait makes duplicates")
+    ] = timedelta(minutes=10)
     threads: Annotated[int, counts("deliveries at once", most=1000)] = 50
     concurrency: Annotated[int, counts("deliveries at once to one destination")] = 10
     port: Annotated[int, counts("port of the hosts that MX records name", most=65535)] = 25
@@ -106,8 +119,10 @@ class Outbound:
     def __post_init__(self) -> None:
         if not self.retry or not all(self.retry):
             raise ConfigError("expected at least one duration, each more than 0", key="retry")
-        if not self.expire:
-            raise ConfigError("expected more than 0", key="expire")
+        timeouts = ("connect_timeout", "command_timeout", "data_timeout", "end_timeout")
+        for name in ("expire", *timeouts):
+            if not getattr(self, name):
+                raise ConfigError("expected more than 0", key=name)
         try:
             self._last_route()
         except ConfigError as error:

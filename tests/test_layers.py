@@ -27,9 +27,9 @@ LAYERS = {
     "receiver": "receiver authentication ehlo service submission transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight insight.sessions outbound.watch"
-    " worker endpoint outbound outbound.agenda outbound.schedule outbound.destination"
-    " outbound.answer outbound.deadlines outbound.channel outbound.content outbound.extensions"
-    " outbound.transfer outbound.client outbound.attempt outbound.dsn"
+    " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
+    " outbound.destination outbound.answer outbound.deadlines outbound.channel outbound.content"
+    " outbound.extensions outbound.transfer outbound.client outbound.attempt outbound.dsn"
     " outbound.metrics outbound.runner",
     "program": "supervisor children herald check postmaster cli __main__",
 }

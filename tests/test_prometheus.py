@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from conftest import Client, Launch, Running, TlsFiles
 
 ROOT: Final = Path(__file__).parents[1]
+EXAMPLES: Final = ROOT / "etc" / "prometheus"
+MONITORING: Final = (ROOT / "docs" / "monitoring.md").read_text()
 DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
 SECONDS: Final = float(os.environ.get("MINISMTP_PROMETHEUS_SECONDS", "0"))
 LISTENERS: Final = """
@@ -140,8 +142,7 @@ def mail(client: Client, recipient: str, word: str = "yes") -> str:
 
 def documented() -> dict[str, tuple[set[str], str]]:
     """Give the metrics of the documentation with their labels and types."""
-    page = (ROOT / "docs" / "monitoring.md").read_text()
-    rows = re.findall(r"^\| `(minismtp_\w+)` \| (.*?) ?\| (\w+) \| \S", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(minismtp_\w+)` \| (.*?) ?\| (\w+) \| \S", MONITORING, re.MULTILINE)
     return {name: (set(re.findall(r"\w+", labels)), kind) for name, labels, kind in rows}
 
 
@@ -174,13 +175,15 @@ def test_promtool_has_nothing_to_say_about_a_used_server(
 
 
 class Prometheus:
-    """A Prometheus that scrapes one server every second."""
+    """A Prometheus with the example's configuration that scrapes one server every second."""
 
     def __init__(self, program: str, directory: Path, target: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         config = directory / "prometheus.yml"
-        config.write_text(CONFIGURATION.format(target=target))
+        text = (EXAMPLES / "prometheus.yml").read_text()
+        text = text.replace("127.0.0.1:9925", target).replace("15s", "1s")
+        config.write_text(text.replace("- minismtp-", f"- {EXAMPLES}/minismtp-"))
         self._log = directory / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -205,15 +208,10 @@ class Prometheus:
         result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
         return result
 
-
-CONFIGURATION: Final = """
-global:
-  scrape_interval: 1s
-scrape_configs:
-  - job_name: minismtp
-    static_configs:
-      - targets: ["{target}"]
-"""
+    def evaluated(self) -> bool:
+        """Whether every rule has been looked at."""
+        groups = self.ask("rules")["groups"]
+        return all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +233,7 @@ def prometheus(
             use(used, tls_files)
         used.wait_until(lambda: not used.metric("queue_messages", state="queued"))
         seen = scrapes(found)
-        used.wait_until(lambda: scrapes(found) >= seen + 2)
+        used.wait_until(lambda: scrapes(found) >= seen + 2 and found.evaluated())
         yield found
     finally:
         found.process.kill()
@@ -282,3 +280,49 @@ MOVING: Final = (
 def test_prometheus_sees_the_traffic(series: str, prometheus: Prometheus) -> None:
     [row] = prometheus.query(f"sum(rate({series}[1h]))")
     assert float(row["value"][1]) > 0
+
+
+# Rules and alerts
+
+ALERTS: Final = re.findall(
+    r"- alert: (\w+)", (EXAMPLES / "minismtp-alerts.yml").read_text(), re.MULTILINE
+)
+ORDINARY, *CASES = (EXAMPLES / "minismtp-alerts.test.yml").read_text().split("\n  - name: ")[1:]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["check config prometheus.yml", "test rules minismtp-alerts.test.yml"],
+    ids=["config", "alerts"],
+)
+def test_promtool_is_content_with_the_examples(
+    arguments: str, require_program: Callable[[str], str]
+) -> None:
+    done = subprocess.run(
+        [require_program("promtool"), *arguments.split()],
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_alert_has_a_case_where_it_fires_and_is_quiet_on_an_ordinary_day(alert: str) -> None:
+    [case] = [text for text in CASES if text.startswith(f"{alert}\n")]
+    assert f"alertname: {alert}\n" in case
+    assert "exp_alerts:\n          - exp_labels:" in case
+    assert f"- {{alertname: {alert}, eval_time: 6h}}" in ORDINARY
+
+
+def test_guide_says_what_to_do_about_every_alert_and_no_other() -> None:
+    assert re.findall(r"^\| `(Minismtp\w+)` \| \w+ \| .", MONITORING, re.MULTILINE) == ALERTS
+
+
+def test_rules_work_in_prometheus(prometheus: Prometheus) -> None:
+    rules = [rule for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
+    assert {rule["name"] for rule in rules if rule["type"] == "alerting"} == {*ALERTS}
+    assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
+    records = [rule["name"] for rule in rules if rule["type"] == "recording"]
+    assert [name for name in records if not prometheus.query(name)] == []

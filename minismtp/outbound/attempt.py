@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from minismtp.address import Address
@@ -14,8 +15,8 @@ from minismtp.hooks import Hooks
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, TlsError
 from minismtp.outbound.client import Connection
-from minismtp.outbound.deadlines import Deadlines
-from minismtp.outbound.destination import Host, Resolver, UnreachableError
+from minismtp.outbound.deadlines import Deadlines, Timeouts
+from minismtp.outbound.destination import Directory, Host, UnreachableError
 from minismtp.reply import Verdict
 from minismtp.session import Session
 from minismtp.spool import Entry, Target
@@ -56,11 +57,12 @@ def destination_of(target: Target) -> str:
 class Carrier:
     """What all attempts share."""
 
-    def __init__(self, config: Config, hooks: Hooks, resolver: Resolver) -> None:
+    def __init__(self, config: Config, hooks: Hooks, directory: Directory) -> None:
         self.config = config
         self.hooks = hooks
-        self.resolver = resolver
+        self.directory = directory
         self.deadlines = Deadlines()
+        self.timeouts = Timeouts.of(config.outbound)
 
     def start(self) -> None:
         """Start to watch the deadlines."""
@@ -155,41 +157,42 @@ class Attempt:
                 except HostError:
                     pass  # it may have been idle for too long: a new one is a fair chance
             self.close()
-        try:
-            hosts = self._hosts(destination)
-        except UnreachableError as error:
-            return _all(outgoing, error.reply, reached=None if error.final else False)
         failure: HostError | None = None
-        for host in hosts[:_ADDRESSES]:
-            try:
-                self._connection = self._connect(host, destination)
-                self._destination = destination
-                return self._over(self._connection, outgoing)
-            except HostError as error:
-                self.close()
-                if failure is None or failure.final:
-                    failure = error
-        assert failure is not None  # noqa: S101 - there is at least one host
+        try:
+            for host in islice(self._hosts(destination), _ADDRESSES):
+                try:
+                    self._connection = self._connect(host, destination)
+                    self._destination = destination
+                    return self._over(self._connection, outgoing)
+                except HostError as error:
+                    self.close()
+                    if failure is None or failure.final:
+                        failure = error
+        except UnreachableError as error:
+            if failure is None or (failure.final and not error.final):
+                return _all(outgoing, error.reply, reached=None if error.final else False)
+        assert failure is not None  # noqa: S101 - what yields no host raises
         reply = failure.reply
         if not failure.final and reply[:1] == "5":
             reply = f"451 4.4.1 {reply}"
         return _all(outgoing, reply, reached=False)
 
-    def _hosts(self, destination: Destination) -> list[Host]:
-        resolver = self._carrier.resolver
+    def _hosts(self, destination: Destination) -> Iterable[Host]:
+        directory = self._carrier.directory
         if destination.host:
-            return resolver.addresses(destination.host, destination.port)
-        return resolver.hosts(self._name)
+            return directory.at(destination.host, destination.port)
+        return directory.by_mx(self._name)
 
     def _connect(self, host: Host, destination: Destination) -> Connection:
-        hostname, deadlines = self._carrier.config.hostname, self._carrier.deadlines
+        carrier = self._carrier
+        shared = (carrier.config.hostname, carrier.deadlines, carrier.timeouts)
         try:
-            return Connection(host, destination, hostname, deadlines)
+            return Connection(host, destination, *shared)
         except TlsError:
             if destination.tls != "opportunistic" or destination.implicit:
                 raise
         # RFC 7435: what would have gone in clear without the offer may go in clear.
-        return Connection(host, replace(destination, tls="none"), hostname, deadlines)
+        return Connection(host, replace(destination, tls="none"), *shared)
 
     def _over(self, connection: Connection, outgoing: Outgoing) -> Done:
         answers = connection.send(outgoing.entry, outgoing.targets, outgoing.message)

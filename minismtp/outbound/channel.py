@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from minismtp.outbound.answer import HostError, HostReply
-from minismtp.outbound.deadlines import Deadlines
+from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 
 _LINE_LIMIT: Final = 8192  # octets; RFC 5321 section 4.5.3.1.5 has 512
@@ -29,17 +29,18 @@ _SERVICE_ENDS: Final = 421
 class Channel(smtplib.SMTP):
     """A connection to a host; it belongs to one thread, but anybody may hang it up."""
 
-    def __init__(self, host: Host, hostname: str, deadlines: Deadlines) -> None:
+    def __init__(self, host: Host, hostname: str, deadlines: Deadlines, timeouts: Timeouts) -> None:
         super().__init__(local_hostname=hostname)
+        self.timeouts = timeouts
         self._host = host
         self._deadlines = deadlines
         self._heard = b""
 
-    def open(self, seconds: float) -> None:
+    def open(self) -> None:
         """Connect. Raises HostError."""
         address = (self._host.address, self._host.port)
         try:
-            self.sock = socket.create_connection(address, seconds)
+            self.sock = socket.create_connection(address, self.timeouts.connect)
         except OSError as error:
             raise HostError(f"451 4.4.1 cannot connect to {self._host}: {reason(error)}") from None
         self.sock.settimeout(None)

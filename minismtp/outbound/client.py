@@ -12,14 +12,12 @@ from minismtp.delivery import Destination
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.channel import Channel
-from minismtp.outbound.deadlines import Deadlines
+from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 from minismtp.outbound.extensions import Extensions
 from minismtp.outbound.transfer import transact
 from minismtp.spool import Entry, Target
 
-CONNECT: Final = 30.0
-COMMANDS: Final = 300.0
 _PARTING: Final = 10.0
 
 #: Of one transaction: every host takes so many (RFC 5321 section 4.5.3.1.8).
@@ -32,14 +30,19 @@ class Connection:
     """A connection that is ready for MAIL. `tls` is none, encrypted or verified."""
 
     def __init__(
-        self, host: Host, destination: Destination, hostname: str, deadlines: Deadlines
+        self,
+        host: Host,
+        destination: Destination,
+        hostname: str,
+        deadlines: Deadlines,
+        timeouts: Timeouts,
     ) -> None:
         """Connect, greet, secure and log in. Raises HostError."""
         self.host = host
         self.tls = "none"
         self.messages = 0
         self._destination = destination
-        self._channel = Channel(host, hostname, deadlines)
+        self._channel = Channel(host, hostname, deadlines, timeouts)
         try:
             self._open()
         except BaseException:
@@ -48,10 +51,10 @@ class Connection:
 
     def _open(self) -> None:
         destination, channel = self._destination, self._channel
-        channel.open(CONNECT)
+        channel.open()
         if destination.implicit:
             self._secure()
-        with channel.phase(COMMANDS, "the greeting"):
+        with channel.phase(channel.timeouts.command, "the greeting"):
             self._demand(channel.reply(), 220)
             self._demand(channel.hello(), 250)
         if not destination.implicit and destination.tls != "none":
@@ -67,20 +70,22 @@ class Connection:
             if wanted:
                 raise HostError(f"451 4.7.4 {self.host} does not offer STARTTLS")
             return
-        with channel.phase(COMMANDS, "STARTTLS"):
+        with channel.phase(channel.timeouts.command, "STARTTLS"):
             [reply] = channel.ask("STARTTLS")
         if not reply.accepts:
             if wanted:
                 raise HostError(f"451 4.7.4 {self.host} refuses STARTTLS: {reply}")
             return
         self._secure()
-        with channel.phase(COMMANDS, "EHLO"):
+        with channel.phase(channel.timeouts.command, "EHLO"):
             self._demand(channel.hello(), 250)
 
     def _secure(self) -> None:
         verified = self._destination.tls == "verified"
         try:
-            with self._channel.phase(COMMANDS, "the TLS handshake", status="4.7.5"):
+            with self._channel.phase(
+                self._channel.timeouts.command, "the TLS handshake", status="4.7.5"
+            ):
                 self._channel.secure(_context(verified=verified), self.host.name.strip("[]"))
         except HostError as error:
             raise TlsError(error.reply) from None
@@ -99,7 +104,7 @@ class Connection:
             first, more = "AUTH LOGIN", [_base64(username), _base64(password)]
         else:
             raise HostError(f"451 4.7.8 {self.host} offers no AUTH PLAIN or LOGIN")
-        with channel.phase(COMMANDS, "AUTH"):
+        with channel.phase(channel.timeouts.command, "AUTH"):
             [reply] = channel.ask(first)
             for step in more:
                 if reply.code == _CONTINUE:

@@ -6,7 +6,30 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+from minismtp.sending import Outbound
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds for each phase of a connection as a whole, sending included."""
+
+    connect: float
+    command: float
+    data: float
+    end: float
+
+    @classmethod
+    def of(cls, outbound: Outbound) -> Self:
+        """Take them from the configuration."""
+        return cls(
+            outbound.connect_timeout.total_seconds(),
+            outbound.command_timeout.total_seconds(),
+            outbound.data_timeout.total_seconds(),
+            outbound.end_timeout.total_seconds(),
+        )
 
 
 class Line(Protocol):
@@ -17,9 +40,13 @@ class Line(Protocol):
 
 
 class Deadlines:
-    """Hangs up lines whose time has passed: a timeout for each wait would not end a drip."""
+    """Hangs up lines whose time has passed: a timeout for each wait would not end a drip.
 
-    def __init__(self) -> None:
+    It looks every `interval` seconds.
+    """
+
+    def __init__(self, interval: float = 1.0) -> None:
+        self._interval = interval
         self._due: dict[Line, float] = {}
         self._passed: set[Line] = set()
         self._lock = threading.Lock()
@@ -45,7 +72,7 @@ class Deadlines:
 
     def _run(self) -> None:
         while True:
-            time.sleep(1)
+            time.sleep(self._interval)
             now = time.monotonic()
             with self._lock:
                 for line, due in self._due.items():

@@ -5,33 +5,28 @@ What the DNS answers decides a message's fate: "no such domain" is final, "no an
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import random
+import re
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
-import dns.exception
-import dns.message
-import dns.nameserver
-import dns.rdatatype
-import dns.resolver
-
+from minismtp.outbound.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
 
-_LIFETIME: Final = 20.0  # seconds for one question, all servers and repetitions included
-_CACHED: Final = 10_000  # answers
-_ANY: Final = {"0.0.0.0", "::", "localhost"}  # noqa: S104 - compared, not bound
 _MOST_HOSTS: Final = 10  # of a domain; more are no help (RFC 5321 section 5.1: at least two)
+_HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 
 class UnreachableError(Exception):
-    """No way to a domain: an SMTP reply with the reason. `final` says that it stays so."""
+    """A way to a domain is closed: an SMTP reply with the reason. `final` says: for good."""
 
-    def __init__(self, reply: str, *, final: bool) -> None:
+    def __init__(self, reply: str, *, final: bool = False) -> None:
         super().__init__(reply)
         self.reply = reply
         self.final = final
@@ -39,113 +34,122 @@ class UnreachableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One address of one host that takes mail for a domain."""
+    """One address of one host that takes mail for a domain.
+
+    `authentic` says that nobody can have put the name there: DNSSEC has validated the MX records,
+    or the name is from the configuration. `signed` are the names of the host, the best first, below
+    which TLSA records count; none where its zone is not signed (RFC 7672 section 2.2.2).
+    """
 
     name: str
     address: str
     port: int
+    authentic: bool = False
+    signed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}[{self.address}]:{self.port}"
+        name = "" if self.name == self.address else self.name
+        return f"{name}[{self.address}]:{self.port}"
 
 
-class Resolver:
-    """Asks the DNS, with a cache; threads may share one. `own` is where we listen."""
+class Directory:
+    """Knows the hosts for a domain. `hostname` and `own` are our name and where we listen."""
 
     def __init__(
-        self,
-        nameservers: Iterable[SocketAddress] = (),
-        *,
-        hostname: str = "",
-        own: Sequence[SocketAddress] = (),
-        port: int = 25,
+        self, resolver: Resolver, *, hostname: str, own: Sequence[SocketAddress], port: int
     ) -> None:
-        servers = [dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers]
-        self._resolver = dns.resolver.Resolver(configure=not servers)
-        if servers:
-            self._resolver.nameservers = servers
-        self._resolver.cache = dns.resolver.LRUCache(_CACHED)
-        self._resolver.lifetime = _LIFETIME
+        self._resolver = resolver
         self._hostname = hostname.lower()
         self._own = own
         self._port = port
 
-    def hosts(self, domain: str) -> list[Host]:
-        """Give where to deliver mail for a domain, the best first. Raises UnreachableError."""
+    def by_mx(self, domain: str) -> Iterator[Host]:
+        """Yield where to deliver mail for a domain (A-labels), the best first.
+
+        Looks up one preference after the other, as far as the caller goes. Raises UnreachableError,
+        at the end, when there was none, or when another try may find more.
+        """
         if domain.startswith("["):
-            address = domain[1:-1].removeprefix("IPv6:").removeprefix("ipv6:")
-            return self._not_ours([Host(domain, address, self._port)])
-        hosts: list[Host] = []
+            address = domain[1:-1].lower().removeprefix("ipv6:")
+            yield from self._not_ours([Host(address, address, self._port, authentic=True)])
+            return
+        found = self._mx(domain)
         problem: UnreachableError | None = None
-        for _, equals in groupby(self._exchanges(domain), key=itemgetter(0)):
+        some = False
+        for _, equals in groupby(_exchanges(domain, found), key=itemgetter(0)):
             names = [name for _, name in equals]
-            here: list[Host] = []
+            hosts: list[Host] = []
             for name in names if self._hostname not in names else []:
                 try:
-                    here += self._at(name, self._port)
+                    hosts += self._hosts(name, self._port, authentic=found.secure)
                 except UnreachableError as error:
                     if problem is None or problem.final:
                         problem = error  # one that may change counts for more
-            if self._hostname in names or any(map(self._is_ours, here)):
+            if self._hostname in names or any(map(self._is_ours, hosts)):
                 # RFC 5321 section 5.1: only hosts that are preferred to ourselves.
                 problem = problem or _loop(domain)
                 break
-            hosts += here
-        if hosts:
-            return hosts
-        raise problem or UnreachableError(f"550 5.4.4 no host takes mail for {domain}", final=True)
+            some = some or bool(hosts)
+            yield from hosts
+        if problem is not None and not (some and problem.final):
+            raise problem
 
-    def addresses(self, name: str, port: int) -> list[Host]:
-        """Give all addresses of one host. Raises UnreachableError."""
-        return self._not_ours(self._at(name, port))
+    def at(self, name: str, port: int) -> list[Host]:
+        """Give all addresses of a host that the configuration or a plugin names.
 
-    def _exchanges(self, domain: str) -> list[tuple[int, str]]:
-        try:
-            answer = self._resolver.resolve(f"{domain}.", "MX")
-        except dns.resolver.NoAnswer:
-            return [(0, domain)]  # the implicit MX
-        except dns.resolver.NXDOMAIN:
-            raise UnreachableError(
-                f"550 5.1.2 domain {domain} does not exist", final=True
-            ) from None
-        except (dns.exception.DNSException, OSError) as error:
-            raise _no_answer(domain, error) from None
-        found = [(each.preference, each.exchange.to_text(omit_final_dot=True)) for each in answer]
-        found = [(number, name.lower()) for number, name in found]
-        if all(name in {"", "."} for _, name in found):
-            raise UnreachableError(f"556 5.1.10 domain {domain} accepts no mail", final=True)
-        random.shuffle(found)  # equal preferences share the load
-        found.sort(key=lambda each: each[0])
-        return [(number, name) for number, name in found if name not in {"", "."}][:_MOST_HOSTS]
-
-    def _at(self, name: str, port: int) -> list[Host]:
-        return [Host(name, address, port) for address in self._addresses(name)]
-
-    def _addresses(self, name: str) -> Iterator[str]:
-        try:
+        What is wrong with that can be mended here, so no UnreachableError is final.
+        """
+        with contextlib.suppress(ValueError):
             ipaddress.ip_address(name)
-        except ValueError:
-            pass
-        else:
-            return iter([name])
-        found: list[str] = []
-        failure: Exception | None = None
-        for kind in ("AAAA", "A"):
+            return self._not_ours([Host(name, name, port, authentic=True)])
+        try:
+            hosts = self._hosts(name, port, authentic=True)
+        except UnreachableError as error:
+            hosts = [Host(name, address, port, authentic=True) for address in _system(name)]
+            if not hosts:
+                reply = error.reply if not error.final else f"451 4.4.4 host {name} has no address"
+                raise UnreachableError(reply) from None
+        return self._not_ours(hosts)
+
+    def _mx(self, domain: str) -> Found:
+        try:
+            found = self._resolver.lookup(domain, "MX")
+        except UnansweredError as error:
+            raise UnreachableError(f"451 4.4.3 {error}") from None
+        if not found.exists:
+            raise UnreachableError(f"550 5.1.2 domain {domain} does not exist", final=True)
+        return found
+
+    def _hosts(self, name: str, port: int, *, authentic: bool) -> list[Host]:
+        """Give a host at each of its addresses; raises UnreachableError when it has none."""
+        answers: list[Found] = []
+        failure: UnansweredError | None = None
+        for kind in ("AAAA", "A") if _HOST_NAME.fullmatch(name) else ():
             try:
-                answer = self._resolver.resolve(f"{name}.", kind)
-            except (dns.resolver.NoAnswer, dns.resolver.NXDOMAIN):
-                continue
-            except (dns.exception.DNSException, OSError) as error:
+                answers.append(self._resolver.lookup(name, kind))
+            except UnansweredError as error:
                 failure = error
-                continue
-            addresses = [each.address for each in answer]
-            random.shuffle(addresses)
-            found += addresses
-        if found:
-            return iter(found)
-        if failure is not None:
-            raise _no_answer(name, failure)
-        raise UnreachableError(f"550 5.4.4 host {name} has no address", final=True)
+        answers = [each for each in answers if each.records]
+        if not answers:
+            if failure is not None:
+                raise UnreachableError(f"451 4.4.3 {failure}")
+            raise UnreachableError(f"550 5.4.4 host {name} has no address", final=True)
+        signed = self._signed(name, answers) if authentic else ()
+        return [
+            Host(name, record.address, port, authentic, signed)
+            for found in answers
+            for record in random.sample(found.records, len(found.records))
+        ]
+
+    def _signed(self, name: str, answers: Sequence[Found]) -> tuple[str, ...]:
+        """Give the names of a host that are in signed zones; an alias may lead out of one."""
+        if all(found.secure for found in answers):
+            return tuple(dict.fromkeys([answers[0].name, name]))
+        if answers[0].name != name:
+            with contextlib.suppress(UnansweredError):
+                if self._resolver.lookup(name, "CNAME").secure:
+                    return (name,)
+        return ()
 
     def _not_ours(self, hosts: list[Host]) -> list[Host]:
         """Drop addresses on which we would talk to ourselves; raises UnreachableError."""
@@ -155,21 +159,39 @@ class Resolver:
         raise _loop(hosts[0].name)
 
     def _is_ours(self, host: Host) -> bool:
-        """Whether we listen there; another server may have the same port of another address."""
+        """Whether we listen there; another server may use the same port of another address."""
+        family = "::" if ":" in host.address else "0.0.0.0"  # noqa: S104 - compared, not bound
         return any(
             own.port == host.port
-            and (_is_local(host.address) if own.host in _ANY else own.host == host.address)
+            and (own.host == host.address or (own.host == family and _is_local(host.address)))
             for own in self._own
         )
+
+
+def _exchanges(domain: str, found: Found) -> list[tuple[int, str]]:
+    """Give the hosts of MX records with their preferences, the best first."""
+    if not found.records:
+        return [(0, domain)]  # the implicit MX
+    named = [(mx.preference, mx.exchange.to_text(omit_final_dot=True)) for mx in found.records]
+    exchanges = [(number, name.lower()) for number, name in named if name not in {"", "."}]
+    if not exchanges:
+        raise UnreachableError(f"556 5.1.10 domain {domain} accepts no mail", final=True)
+    random.shuffle(exchanges)  # equal preferences share the load
+    exchanges.sort(key=itemgetter(0))
+    return exchanges[:_MOST_HOSTS]
 
 
 def _loop(name: str) -> UnreachableError:
     return UnreachableError(f"550 5.4.6 mail for {name} loops back to this host", final=True)
 
 
-def _no_answer(name: str, error: Exception) -> UnreachableError:
-    kind = type(error).__name__
-    return UnreachableError(f"451 4.4.3 the DNS does not answer for {name} ({kind})", final=False)
+def _system(name: str) -> list[str]:
+    """Give the addresses that this machine knows otherwise, from /etc/hosts for instance."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def _is_local(address: str) -> bool:

@@ -29,9 +29,10 @@ from minismtp.log import Log, describe
 from minismtp.metrics import Metrics, use_slot
 from minismtp.outbound.agenda import Agenda, Job, delay
 from minismtp.outbound.attempt import Attempt, Carrier, Outgoing, destination_of
-from minismtp.outbound.destination import Resolver
+from minismtp.outbound.destination import Directory
 from minismtp.outbound.dsn import Action, Report, notification
 from minismtp.outbound.metrics import OutboundMetrics
+from minismtp.outbound.resolver import Resolver
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
@@ -127,16 +128,13 @@ class Runner:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._stopping = False
-        self._carrier = Carrier(
-            config,
-            plugins.hooks(),
-            Resolver(
-                outbound.nameservers,
-                hostname=config.hostname,
-                own=[listener.address for listener in config.listeners],
-                port=outbound.port,
-            ),
+        directory = Directory(
+            Resolver(outbound.nameservers),
+            hostname=config.hostname,
+            own=[listener.address for listener in config.listeners],
+            port=outbound.port,
         )
+        self._carrier = Carrier(config, plugins.hooks(), directory)
 
     def run(self, lifeline: int) -> None:
         """Deliver until TERM, then let what is under way end."""

@@ -15,10 +15,6 @@ from minismtp.outbound.content import dotted, pieces
 from minismtp.outbound.extensions import Extensions
 from minismtp.spool import Entry, Target
 
-COMMANDS: Final = 300.0
-CONTENT: Final = 1800.0
-END: Final = 600.0
-
 _START_INPUT: Final = 354
 
 
@@ -38,7 +34,7 @@ def transact(
     commands = [extensions.mail(entry, message), *map(extensions.rcpt, targets)]
     commands += [] if binary else ["DATA"]
     pipelining = "pipelining" in extensions
-    with channel.phase(COMMANDS, "the envelope"):
+    with channel.phase(channel.timeouts.command, "the envelope"):
         replies = channel.converse(commands, at_once=pipelining)
         sender = next(replies)
         answers = [sender.answer] * len(targets)
@@ -62,13 +58,15 @@ def transact(
 
 
 def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
-    with channel.phase(CONTENT, "the content"):
+    with channel.phase(channel.timeouts.data, "the content"):
         if not channel.stream(content):
             early = channel.reply()
             channel.close()  # it still waits for the rest
             return _refusal(early)
     try:
-        with channel.phase(END, "the reply to the content, which it may have taken"):
+        with channel.phase(
+            channel.timeouts.end, "the reply to the content, which it may have taken"
+        ):
             return channel.reply().answer
     except HostError as error:
         channel.close()
@@ -77,7 +75,7 @@ def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
 
 def _leave(channel: Channel, replies: Iterator[HostReply]) -> None:
     """End a transaction without a message; what goes wrong shows in the next one."""
-    with contextlib.suppress(HostError), channel.phase(COMMANDS, "RSET"):
+    with contextlib.suppress(HostError), channel.phase(channel.timeouts.command, "RSET"):
         if any(reply.code == _START_INPUT for reply in replies):
             channel.ask(".")  # RFC 2920 section 3.1: nobody gets this empty message
         else:

@@ -1,0 +1,113 @@
+"""Questions to the DNS, answered from a cache where that is possible (layer 6).
+
+Whether an answer is to be believed (RFC 4035) is for the resolver to say, by its AD flag; and that
+flag is worth something only when the resolver, and the way to it, are trusted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import dns.exception
+import dns.flags
+import dns.nameserver
+import dns.resolver
+
+from minismtp.scalars import SocketAddress
+
+_LIFETIME: Final = 20.0  # seconds for one question, all servers and repetitions included
+_PAYLOAD: Final = 1232  # octets of UDP, whole in one packet on every way
+_CACHED: Final = 10_000  # answers
+_LONGEST: Final = 3600.0  # seconds in the cache, whatever the TTL
+_LONGEST_NEGATIVE: Final = 300.0  # without a SOA record a negative answer has no TTL at all
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_TRUST_AD: Final = re.compile(r"^options\b.*\btrust-ad\b", re.MULTILINE)
+
+
+class UnansweredError(Exception):
+    """The DNS does not say whether there is such a record; the text says why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The records of one type under a name, none when it has no such records.
+
+    `name` is where aliases have led, in lower case. `secure` says that DNSSEC has validated the
+    answer, `exists` that there is such a name.
+    """
+
+    records: tuple[Any, ...]
+    name: str
+    secure: bool = False
+    exists: bool = True
+
+
+class Resolver:
+    """Asks the DNS; threads may share one. Without `nameservers` it is that of this machine."""
+
+    def __init__(self, nameservers: Iterable[SocketAddress] = ()) -> None:
+        servers = [dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers]
+        self._resolver, self._trusted = _system_resolver() if not servers else _resolver(), True
+        if servers:
+            self._resolver.nameservers = servers
+        else:
+            self._trusted = _is_trusted(self._resolver)
+        self._resolver.cache = _Cache(_CACHED)
+        self._resolver.lifetime = _LIFETIME
+        self._resolver.use_edns(0, 0, _PAYLOAD)
+        # RFC 6840 section 5.7: who sets AD in a question wants it in the answer.
+        self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
+
+    def lookup(self, name: str, kind: str) -> Found:
+        """Give the records of type `kind` that an absolute name has; raises UnansweredError."""
+        try:
+            answer = self._resolver.resolve(f"{name}.", kind, raise_on_no_answer=False)
+        except dns.resolver.NXDOMAIN:
+            return Found((), name, exists=False)
+        except (dns.exception.DNSException, OSError) as error:
+            raise UnansweredError(
+                f"the DNS does not answer for {name} {kind} ({type(error).__name__})"
+            ) from None
+        return Found(
+            tuple(answer.rrset or ()),
+            answer.canonical_name.to_text(omit_final_dot=True).lower(),
+            secure=self._trusted and bool(answer.response.flags & dns.flags.AD),
+        )
+
+
+class _Cache(dns.resolver.LRUCache):
+    """Keeps answers as long as their TTL says, within our bounds."""
+
+    def put(self, key: dns.resolver.CacheKey, value: dns.resolver.Answer) -> None:
+        longest = _LONGEST if value.rrset is not None else _LONGEST_NEGATIVE
+        value.expiration = min(value.expiration, time.time() + longest)
+        super().put(key, value)
+
+
+def _resolver() -> dns.resolver.Resolver:
+    return dns.resolver.Resolver(configure=False)
+
+
+def _system_resolver() -> dns.resolver.Resolver:
+    try:
+        return dns.resolver.Resolver(str(_RESOLV_CONF))
+    except dns.resolver.NoResolverConfiguration:
+        resolver = _resolver()
+        resolver.nameservers = ["127.0.0.1"]  # as resolv.conf(5) says
+        return resolver
+
+
+def _is_trusted(resolver: dns.resolver.Resolver) -> bool:
+    """Whether AD counts: by resolv.conf's word for it, or since nobody is on the way."""
+    try:
+        if _TRUST_AD.search(_RESOLV_CONF.read_text()):
+            return True
+    except OSError:
+        pass
+    return all(ipaddress.ip_address(str(each)).is_loopback for each in resolver.nameservers)

@@ -1,0 +1,263 @@
+"""Where mail goes, asked of a real name server."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+import dns.message
+import dns.query
+import pytest
+
+from minismtp.address import Address
+from minismtp.outbound import resolver as resolver_module
+from minismtp.outbound.destination import Directory, UnreachableError
+from minismtp.outbound.resolver import Resolver, UnansweredError
+from minismtp.scalars import SocketAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+ZONE: Final = """\
+$ORIGIN test.
+$TTL 300
+@       SOA ns hostmaster 1 3600 600 86400 2
+@       NS  ns
+ns      A   127.0.0.1
+many    MX  20 backup
+many    MX  10 one
+many    MX  10 two
+one     A   198.51.100.1
+two     AAAA 2001:db8::2
+two     A   198.51.100.2
+backup  A   198.51.100.9
+itself  A   198.51.100.7
+null    MX  0 .
+odd     MX  0 .
+odd     MX  5 one
+bare    TXT "nothing here takes mail"
+dangling MX 10 gone
+half    MX  10 gone
+half    MX  20 one
+numeric MX  10 198.51.100.1.
+alias   MX  10 nick
+nick    CNAME one
+ours    MX  10 mx.example.org.
+ours    MX  20 backup
+second  MX  5  one
+second  MX  10 mx.example.org.
+second  MX  10 two
+second  MX  20 backup
+address MX  10 here
+address MX  20 backup
+here    A   127.0.0.1
+elsewhere A 127.0.0.2
+xn--bcher-kva MX 10 one
+worse   MX  10 one
+worse   MX  20 x.fails.
+"""
+CONFIGURATION: Final = """\
+server:
+  ip-address: 127.0.0.1@{port}
+  username: ""
+  database: ""
+  pidfile: ""
+  xfrdfile: ""
+  zonelistfile: "zones.list"
+  zonesdir: "{directory}"
+  server-count: 1
+remote-control:
+  control-enable: no
+zone:
+  name: test
+  zonefile: test.zone
+zone:
+  name: fails
+  zonefile: missing.zone
+"""
+OWN: Final = SocketAddress("0.0.0.0", 25)  # noqa: S104 - compared, not bound
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def nameserver(
+    require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SocketAddress]:
+    """Run nsd for the zone above; it cannot load another one, and refuses all the rest."""
+    program, directory, port = require_program("nsd"), tmp_path_factory.mktemp("dns"), free_port()
+    (directory / "test.zone").write_text(ZONE)
+    (directory / "nsd.conf").write_text(CONFIGURATION.format(port=port, directory=directory))
+    command = [program, "-d", "-c", str(directory / "nsd.conf")]
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)
+    try:
+        question = dns.message.make_query("test.", "SOA")
+        for _ in range(600):
+            assert process.poll() is None, (directory / "log").read_text()
+            with contextlib.suppress(OSError, dns.exception.Timeout):
+                if dns.query.udp(question, "127.0.0.1", 0.1, port).answer:
+                    break
+        yield SocketAddress("127.0.0.1", port)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def directory(nameserver: SocketAddress) -> Directory:
+    return Directory(Resolver([nameserver]), hostname="MX.example.org", own=[OWN], port=25)
+
+
+def way(directory: Directory, domain: str) -> list[str]:
+    return [str(host) for host in directory.by_mx(domain)]
+
+
+def refusal(directory: Directory, domain: str) -> str:
+    with pytest.raises(UnreachableError) as caught:
+        list(directory.by_mx(domain))
+    assert caught.value.final == caught.value.reply.startswith("5")
+    return caught.value.reply
+
+
+ONE = "one.test[198.51.100.1]:25"
+TWO = ["two.test[2001:db8::2]:25", "two.test[198.51.100.2]:25"]
+
+
+def test_the_lowest_preference_comes_first_and_equals_share_the_load(directory: Directory) -> None:
+    """RFC 5321 section 5.1: equal preferences in random order."""
+    seen = collections.Counter(tuple(way(directory, "many.test")) for _ in range(100))
+    backup = "backup.test[198.51.100.9]:25"
+    assert set(seen) == {(ONE, *TWO, backup), (*TWO, ONE, backup)}
+
+
+@pytest.mark.parametrize(
+    ("domain", "wanted"),
+    [
+        ("itself.test", ["itself.test[198.51.100.7]:25"]),  # the implicit MX
+        ("half.test", [ONE]),
+        ("odd.test", [ONE]),  # a null MX beside others is none (RFC 7505 section 3)
+        ("alias.test", ["nick.test[198.51.100.1]:25"]),
+        ("second.test", [ONE]),  # we are the second: only those before us
+        (Address.parse("x@b\u00fccher.test").ascii_domain, [ONE]),
+        ("[198.51.100.5]", ["[198.51.100.5]:25"]),
+        ("[IPv6:2001:db8::5]", ["[2001:db8::5]:25"]),
+    ],
+)
+def test_way_to_a_domain(directory: Directory, domain: str, wanted: list[str]) -> None:
+    assert way(directory, domain) == wanted
+
+
+@pytest.mark.parametrize(
+    ("domain", "reply"),
+    [
+        ("nowhere.test", "550 5.1.2 domain nowhere.test does not exist"),
+        ("null.test", "556 5.1.10 domain null.test accepts no mail"),  # RFC 7505 section 3
+        ("bare.test", "550 5.4.4 host bare.test has no address"),
+        ("dangling.test", "550 5.4.4 host gone.test has no address"),
+        ("numeric.test", "550 5.4.4 host 198.51.100.1 has no address"),  # a name, no address
+        ("ours.test", "550 5.4.6 mail for ours.test loops back to this host"),
+        ("[127.0.0.1]", "550 5.4.6 mail for 127.0.0.1 loops back to this host"),
+        ("[IPv6:::1]", ""),
+        ("address.test", ""),
+        ("x.fails", "451 4.4.3 the DNS does not answer for x.fails MX (NoNameservers)"),
+    ],
+)
+def test_no_way_to_a_domain(nameserver: SocketAddress, domain: str, reply: str) -> None:
+    own = [OWN, SocketAddress("::", 25)]
+    directory = Directory(Resolver([nameserver]), hostname="mx.example.org", own=own, port=25)
+    given = refusal(directory, domain)
+    assert given == reply or (not reply and given.startswith("550 5.4.6 "))
+
+
+def test_another_server_of_this_machine_is_no_loop(nameserver: SocketAddress) -> None:
+    resolver = Resolver([nameserver])
+    own = [SocketAddress("127.0.0.1", 25)]
+    elsewhere = Directory(resolver, hostname="mx.example.org", own=own, port=25)
+    assert way(elsewhere, "elsewhere.test") == ["elsewhere.test[127.0.0.2]:25"]
+    other_port = Directory(resolver, hostname="mx.example.org", own=own, port=2525)
+    assert way(other_port, "here.test") == ["here.test[127.0.0.1]:2525"]
+
+
+def test_a_dns_failure_behind_working_hosts_is_told_at_the_end(nameserver: SocketAddress) -> None:
+    """A refusal by the hosts that are known must not be final then."""
+    directory = Directory(Resolver([nameserver]), hostname="x.test", own=[], port=25)
+    hosts = directory.by_mx("worse.test")
+    assert str(next(hosts)) == ONE
+    with pytest.raises(UnreachableError) as caught:
+        next(hosts)
+    assert not caught.value.final
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("two.test", ["two.test[2001:db8::2]:587", "two.test[198.51.100.2]:587"]),
+        ("198.51.100.4", ["[198.51.100.4]:587"]),
+        ("2001:db8::4", ["[2001:db8::4]:587"]),
+        ("localhost", ["localhost[127.0.0.1]:587"]),  # the hosts file of this machine has it
+    ],
+)
+def test_way_to_a_host(directory: Directory, name: str, wanted: list[str]) -> None:
+    found = [str(host) for host in directory.at(name, 587)]
+    assert found[-len(wanted) :] == wanted
+    assert all(host.authentic for host in directory.at(name, 587))
+
+
+def test_a_host_of_ours_that_is_not_found_may_be_found_later(directory: Directory) -> None:
+    """A mistake in the configuration returns no mail."""
+    with pytest.raises(UnreachableError) as caught:
+        directory.at("gone.test", 587)
+    assert caught.value.reply == "451 4.4.4 host gone.test has no address"
+    assert not caught.value.final
+
+
+def test_answers_are_kept_for_their_time_only(
+    nameserver: SocketAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver([nameserver])
+    cache = resolver._resolver.cache  # noqa: SLF001
+    assert cache is not None
+    for _ in range(3):
+        resolver.lookup("one.test", "A")
+        resolver.lookup("nowhere.test", "A")  # NXDOMAIN
+        resolver.lookup("one.test", "MX")  # no such record
+    assert cache.hits() == 6
+    monkeypatch.setattr(resolver_module, "_LONGEST", 0.0)
+    again = Resolver([nameserver])
+    for _ in range(3):
+        again.lookup("one.test", "A")
+    assert again._resolver.cache.hits() == 0  # noqa: SLF001
+
+
+def test_without_a_resolver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver_module, "_LIFETIME", 0.2)
+    with pytest.raises(UnansweredError, match=r"the DNS does not answer for one\.test A"):
+        Resolver([SocketAddress("127.0.0.1", free_port())]).lookup("one.test", "A")
+
+
+@pytest.mark.parametrize(
+    ("text", "trusted"),
+    [
+        ("nameserver 127.0.0.53\n", True),
+        ("nameserver 198.51.100.53\n", False),
+        ("nameserver 198.51.100.53\noptions edns0 trust-ad\n", True),
+        ("", True),  # the one of this machine, as resolv.conf(5) says
+    ],
+)
+def test_the_system_says_whom_it_trusts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, trusted: bool
+) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(text)
+    monkeypatch.setattr(resolver_module, "_RESOLV_CONF", path)
+    assert Resolver()._trusted is trusted  # noqa: SLF001

@@ -1,0 +1,118 @@
+"""What a host offers decides how a message goes there, or why it cannot."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from minismtp.message import Content, Message
+from minismtp.outbound.extensions import Extensions
+from minismtp.spool import Entry, Target
+
+
+def target(address: str = "bob@example.net", **more: object) -> Target:
+    return Target(kind="relay", address=address, recipient=address, **more)  # type: ignore[arg-type]
+
+
+def entry(*targets: Target, **more: object) -> Entry:
+    return Entry(
+        **{  # type: ignore[arg-type]
+            "id": "m", "sender": "me@example.org", "listener": "", "peer": "", "helo": "",
+            "login": None, "arrived": 0.0, "targets": targets or (target(),), **more,
+        }
+    )  # fmt: skip
+
+
+def message(content: bytes = b"Subject: hello\r\n\r\nhello\r\n") -> Message:
+    return Message("m", Content.of(content))
+
+
+def extensions(*keywords: str, verified: bool = False) -> Extensions:
+    found = dict(keyword.partition(" ")[::2] for keyword in keywords)
+    return Extensions("mx", found, verified)
+
+
+EVERY: Final = extensions(
+    *("size 1000", "8bitmime", "smtputf8", "dsn", "chunking", "binarymime", "requiretls"),
+    verified=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("offered", "content", "values", "command"),
+    [
+        (extensions(), b"x\r\n", {"body": "8BITMIME"}, ""),
+        (extensions(), b"x\r\n", {"smtputf8": True, "dsn_return": "HDRS", "dsn_id": "a"}, ""),
+        (EVERY, b"x\r\n", {}, " SIZE=3"),
+        (EVERY, b"\xff\r\n", {}, " SIZE=3 BODY=8BITMIME"),
+        (EVERY, b"x\r\n", {"body": "8BITMIME"}, " SIZE=3 BODY=8BITMIME"),
+        (EVERY, b"x\r\n", {"body": "BINARYMIME"}, " SIZE=3 BODY=BINARYMIME"),
+        (EVERY, b"x\r\n", {"smtputf8": True}, " SIZE=3 SMTPUTF8"),
+        (EVERY, b"x\r\n", {"require_tls": True}, " SIZE=3 REQUIRETLS"),
+        (EVERY, b"x\r\n", {"dsn_return": "FULL"}, " SIZE=3 RET=FULL"),
+        (EVERY, b"x\r\n", {"dsn_id": "a+b="}, " SIZE=3 ENVID=a+2Bb+3D"),
+    ],
+)
+def test_mail_has_what_the_host_offers_and_the_message_needs(
+    offered: Extensions, content: bytes, values: dict[str, object], command: str
+) -> None:
+    said = offered.mail(entry(**values), message(content))
+    assert said == f"MAIL FROM:<me@example.org>{command}"
+
+
+def test_the_null_reverse_path_is_empty() -> None:
+    assert extensions().mail(entry(sender=""), message()) == "MAIL FROM:<>"
+
+
+@pytest.mark.parametrize(
+    ("offered", "values", "parameters"),
+    [
+        (EVERY, {}, ""),
+        (EVERY, {"notify": ("SUCCESS", "DELAY")}, " NOTIFY=DELAY,SUCCESS"),
+        (EVERY, {"original": "rfc822;a+2Bb@y.org"}, " ORCPT=rfc822;a+2Bb@y.org"),
+        (EVERY, {"original": "utf-8;\u00e9@y.org"}, " ORCPT=utf-8;\u00e9@y.org"),
+        (extensions("dsn"), {"original": "utf-8;\u00e9@y.org"}, " ORCPT=utf-8;\\x{E9}@y.org"),
+        (extensions(), {"notify": ("NEVER",), "original": "rfc822;a@y.org"}, ""),
+    ],
+)
+def test_rcpt_passes_on_what_the_sender_wants_to_hear(
+    offered: Extensions, values: dict[str, Any], parameters: str
+) -> None:
+    assert offered.rcpt(target(**values)) == f"RCPT TO:<bob@example.net>{parameters}"
+
+
+def test_an_international_domain_travels_as_a_labels() -> None:
+    assert EVERY.rcpt(target("b\u00f6b@b\u00fccher.example")) == (
+        "RCPT TO:<b\u00f6b@xn--bcher-kva.example>"
+    )
+
+
+EIGHT_BIT: Final = b"Subject: x\r\n\r\n\xc3\xa9\r\n"
+WIDE_HEADER: Final = b"Subject: \xc3\xa9\r\n\r\nx\r\n"
+
+
+@pytest.mark.parametrize(
+    ("offered", "content", "values", "code"),
+    [
+        (EVERY, WIDE_HEADER, {"smtputf8": True, "require_tls": True}, ""),
+        (EVERY, b"x" * 1001, {}, "552 5.3.4 "),
+        (extensions("size"), b"x" * 1001, {}, ""),
+        (extensions("size 0"), b"x" * 1001, {}, ""),
+        (extensions(), EIGHT_BIT, {}, "554 5.6.3 "),
+        (extensions(), EIGHT_BIT, {"body": "8BITMIME"}, "554 5.6.3 "),
+        (extensions(), b"x\r\n", {"body": "8BITMIME"}, ""),
+        (extensions("8bitmime"), b"x\r\n", {"body": "BINARYMIME"}, "554 5.6.1 "),
+        (extensions("8bitmime", "binarymime"), b"x\r\n", {"body": "BINARYMIME"}, "554 5.6.1 "),
+        (extensions("8bitmime"), WIDE_HEADER, {"smtputf8": True}, "550 5.6.7 "),
+        (extensions("8bitmime"), b"x\r\n", {"smtputf8": True}, ""),
+        (extensions(), b"x\r\n", {"sender": "\u00e9@example.org", "smtputf8": True}, "550 5.6.7 "),
+        (extensions("requiretls"), b"x\r\n", {"require_tls": True}, "550 5.7.30 "),
+        (extensions(verified=True), b"x\r\n", {"require_tls": True}, "550 5.7.30 "),
+    ],
+)
+def test_a_message_that_would_be_damaged_goes_back(
+    offered: Extensions, content: bytes, values: dict[str, object], code: str
+) -> None:
+    waiting = entry(**values)
+    assert offered.obstacle(waiting, waiting.targets, message(content))[: len(code) or None] == code

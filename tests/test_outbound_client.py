@@ -1,0 +1,725 @@
+"""The client against hosts of every kind, each a real socket, with time-outs that fit a test."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from minismtp.delivery import Destination
+from minismtp.message import Content, Message
+from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
+from minismtp.outbound.client import Connection
+from minismtp.outbound.deadlines import Deadlines, Timeouts
+from minismtp.outbound.destination import Host
+from minismtp.spool import Entry, Target
+
+if TYPE_CHECKING:
+    from conftest import TlsFiles
+
+    Behaviour = Callable[["Peer"], None]
+    Visit = Callable[..., Connection]
+
+PATIENCE: Final = 60.0  # seconds: only a test that fails ever waits so long
+SHORT: Final = 0.3
+DRIP: Final = 0.05
+PATIENT: Final = Timeouts(PATIENCE, PATIENCE, PATIENCE, PATIENCE)
+PIPELINING: Final = b"250-there\r\n250-8BITMIME\r\n250 PIPELINING\r\n"
+ONE_BY_ONE: Final = b"250-there\r\n250 8BITMIME\r\n"
+STARTTLS: Final = b"250-there\r\n250 STARTTLS\r\n"
+
+
+class Peer:
+    """A connection as the host has it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(PATIENCE)
+        self.socket = sock
+        self.buffer = b""
+        self.heard: list[bytes] = []
+
+    def say(self, octets: bytes) -> None:
+        self.socket.sendall(octets)
+
+    def drip(self, octets: bytes) -> None:
+        """Send one octet after the other, until nobody listens."""
+        for octet in octets:
+            self.say(bytes([octet]))
+            time.sleep(DRIP)
+
+    def hear(self, *, most: int = 65536) -> bytes:
+        """Give the next line, empty when the client is gone."""
+        while b"\n" not in self.buffer:
+            data = self.socket.recv(most)
+            if not data:
+                return b""
+            self.buffer += data
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        self.heard.append(line + b"\n")
+        return self.heard[-1]
+
+    def wait(self) -> None:
+        """Say nothing until the client is gone."""
+        while self.hear():
+            pass
+
+    def greet(self, hello: bytes = PIPELINING) -> None:
+        self.say(b"220 there\r\n")
+        self.hear()
+        self.say(hello)
+
+    def secure(self, context: ssl.SSLContext) -> None:
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+
+    def serve(self, replies: dict[bytes, list[bytes] | bytes] | None = None) -> None:
+        """Take mail; `replies` has what is said instead of 250 and 354, the last one again."""
+        replies = replies or {}
+        while line := self.hear():
+            verb = line.split(b":")[0].split()[0]
+            reply = self.reply(replies, verb, b"354 go\r\n" if verb == b"DATA" else b"250 ok\r\n")
+            if not reply:
+                return
+            self.say(reply)
+            if verb == b"DATA" and reply.startswith(b"354"):
+                while (line := self.hear()) != b".\r\n":
+                    if not line:
+                        return
+                self.say(self.reply(replies, b".", b"250 taken\r\n"))
+
+    @staticmethod
+    def reply(replies: dict[bytes, list[bytes] | bytes], verb: bytes, usual: bytes) -> bytes:
+        found = replies.get(verb, usual)
+        if isinstance(found, bytes):
+            return found
+        return found.pop(0) if len(found) > 1 else found[0]
+
+
+class Listener:
+    """A host that behaves as it is told to, in each of its connections."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self.peers: list[Peer] = []
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.host = Host("mx.example.org", "127.0.0.1", self.socket.getsockname()[1])
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self.socket.accept()
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        peer = Peer(sock)
+        self.peers.append(peer)
+        with contextlib.suppress(OSError):
+            self._behaviour(peer)
+        peer.socket.close()
+
+    @property
+    def heard(self) -> list[bytes]:
+        """All lines of all connections."""
+        return [line for peer in self.peers for line in peer.heard]
+
+
+@pytest.fixture(scope="module")
+def deadlines() -> Deadlines:
+    deadlines = Deadlines(DRIP)
+    deadlines.start()
+    return deadlines
+
+
+@pytest.fixture
+def listen() -> Iterator[Callable[[Behaviour], Listener]]:
+    made: list[Listener] = []
+
+    def listen(behaviour: Behaviour) -> Listener:
+        made.append(Listener(behaviour))
+        return made[-1]
+
+    yield listen
+    for each in made:
+        each.socket.close()
+
+
+@pytest.fixture
+def visit(deadlines: Deadlines, listen: Callable[[Behaviour], Listener]) -> Iterator[Visit]:
+    """Connect to a host, or to one that behaves so; the connection ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def visit(
+            host: Host | Listener | Behaviour,
+            timeouts: Timeouts = PATIENT,
+            destination: Destination = Destination(""),  # noqa: B008 - a value
+        ) -> Connection:
+            if callable(host):
+                host = listen(host)
+            if isinstance(host, Listener):
+                host = host.host
+            connection = Connection(host, destination, "here.example", deadlines, timeouts)
+            stack.callback(connection.close)
+            return connection
+
+        yield visit
+
+
+def short(**phases: float) -> Timeouts:
+    """Give time-outs of which one is short."""
+    return Timeouts(**{"connect": 60, "command": 60, "data": 60, "end": 60, **phases})
+
+
+def target(address: str = "bob@example.net", **more: object) -> Target:
+    return Target(kind="relay", address=address, recipient=address, **more)  # type: ignore[arg-type]
+
+
+def entry(*targets: Target, **more: object) -> Entry:
+    return Entry(
+        **{  # type: ignore[arg-type]
+            "id": "m", "sender": "me@example.org", "listener": "", "peer": "", "helo": "",
+            "login": None, "arrived": 0.0, "targets": targets or (target(),), **more,
+        }
+    )  # fmt: skip
+
+
+def message(content: bytes = b"Subject: hello\r\n\r\nhello\r\n") -> Message:
+    return Message("m", Content.of(content))
+
+
+def send(connection: Connection, content: Message | None = None, **more: object) -> Answer:
+    """Send a message to one recipient."""
+    waiting = entry(**more)
+    [answer] = connection.send(waiting, waiting.targets, content or message())
+    return answer
+
+
+def greeted(behaviour: Behaviour, hello: bytes = PIPELINING) -> Behaviour:
+    def behave(peer: Peer) -> None:
+        peer.greet(hello)
+        behaviour(peer)
+
+    return behave
+
+
+def serving(hello: bytes = PIPELINING, **replies: list[bytes] | bytes) -> Behaviour:
+    """Behave well but for these replies; DOT is the one after the content."""
+    named = {(b"." if verb == "DOT" else verb.encode()): said for verb, said in replies.items()}
+    return greeted(lambda peer: peer.serve(dict(named)), hello)
+
+
+# Hosts that cannot be reached
+
+
+def test_a_host_that_refuses_connections_is_told_so(visit: Visit) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = Host("mx.example.org", *server.getsockname())
+    with pytest.raises(HostError, match=r"451 4\.4\.1 cannot connect to .* refused") as caught:
+        visit(host)
+    assert not caught.value.final
+
+
+def test_a_host_that_takes_no_connection_is_given_up(visit: Visit) -> None:
+    with socket.socket() as server, contextlib.ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)  # one may wait in its queue, and the kernel drops the others
+        for _ in range(2):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(server.getsockname())
+        with pytest.raises(HostError, match=r"451 4\.4\.1 cannot connect to .* timed out"):
+            visit(Host("mx.example.org", *server.getsockname()), short(connect=SHORT))
+
+
+# Greetings
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reply", "final"),
+    [
+        (b"421 4.3.2 not now\r\n", r"421 4\.3\.2 not now", False),
+        (b"450 4.3.2 busy\r\n", r"450 4\.3\.2 busy", False),
+        (b"554-5.7.1 go\r\n554 5.7.1 away\r\n", r"554 5\.7\.1 go away", True),
+        (b"", r"451 4\.4\.2 .* hung up during the greeting", False),
+        (b"220 half a li", r"451 4\.4\.2 .* hung up during the greeting", False),
+        (b"250 out of place\r\n", "250 out of place", False),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", r"451 4\.5\.0 .* no SMTP reply: SSH-2", False),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", r"451 4\.5\.0 .* no SMTP reply: HTTP/1\.1", False),
+        (b"\x15\x03\x01\x00\x02\x02\x0a", r"451 4\.5\.0 .* no SMTP reply", False),
+        (b"2200 there\r\n", r"451 4\.5\.0 .* no SMTP reply: 2200", False),
+        (b"260 there\r\n", r"451 4\.5\.0 .* no SMTP reply: 260", False),
+        (b"220-one\r\n554 two\r\n", r"451 4\.5\.0 .* no SMTP reply: 554 two", False),
+        (b"220 " + b"x" * 20_000, r"451 4\.5\.0 .* does not end a line", False),
+        (b"220-more\r\n" * 10_000, r"451 4\.5\.0 .* does not end its reply", False),
+    ],
+    ids=lambda value: repr(value)[:30] if isinstance(value, bytes) else "",
+)
+def test_greetings_have_the_right_outcome(
+    visit: Visit, greeting: bytes, reply: str, final: bool
+) -> None:
+    with pytest.raises(HostError, match=reply) as caught:
+        visit(lambda peer: peer.say(greeting))
+    assert caught.value.final is final
+    assert len(caught.value.reply) < 600
+
+
+def silent_after(*replies: bytes) -> Behaviour:
+    """Give these, after the greeting one for each command; then wait."""
+
+    def behave(peer: Peer) -> None:
+        peer.say(b"220 there\r\n")
+        for reply in replies:
+            peer.hear()
+            peer.say(reply)
+        peer.wait()
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "phase"),
+    [
+        (Peer.wait, "the greeting"),
+        (lambda peer: peer.drip(b"220 there is " + b"no end " * 100), "the greeting"),
+        (lambda peer: peer.drip(b"220-\r\n" * 100), "the greeting"),
+        (silent_after(), "the greeting"),
+        (silent_after(STARTTLS), "STARTTLS"),
+        (silent_after(STARTTLS, b"220 go\r\n"), "the TLS handshake"),
+    ],
+    ids=["silent", "one line", "many lines", "EHLO", "STARTTLS", "handshake"],
+)
+def test_who_takes_for_ever_is_given_up(visit: Visit, behaviour: Behaviour, phase: str) -> None:
+    with pytest.raises(HostError, match=rf"451 4\.\S+ .* timed out in {phase}"):
+        visit(behaviour, short(command=SHORT))
+
+
+def test_a_host_that_ends_its_side_at_once_has_hung_up(visit: Visit) -> None:
+    def half_close(peer: Peer) -> None:
+        peer.say(b"220 there\r\n")
+        peer.socket.shutdown(socket.SHUT_WR)
+        peer.wait()
+
+    with pytest.raises(HostError, match="hung up during the greeting"):
+        visit(half_close)
+
+
+# TLS and AUTH
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (b"220 go\r\nrubbish\r\n", r"451 4\.7\.5 .* mixes clear text into TLS"),
+        (b"220 go\r\n250 SIZE 1\r\n", r"451 4\.7\.5 .* mixes clear text into TLS"),
+    ],
+)
+def test_what_came_in_clear_counts_for_nothing_in_tls(
+    visit: Visit, said: bytes, problem: str
+) -> None:
+    def behave(peer: Peer) -> None:
+        peer.hear()
+        peer.say(said)
+        peer.wait()
+
+    with pytest.raises(TlsError, match=problem):
+        visit(greeted(behave, STARTTLS))
+
+
+def test_a_handshake_that_fails_is_told_apart(visit: Visit) -> None:
+    def behave(peer: Peer) -> None:
+        peer.hear()
+        peer.say(b"220 go\r\n")
+        peer.socket.recv(1)
+        peer.say(b"no TLS, whatever I said\r\n")
+        peer.wait()
+
+    with pytest.raises(TlsError, match=r"451 4\.7\.5 .* failed in the TLS handshake"):
+        visit(greeted(behave, STARTTLS))
+
+
+@pytest.fixture
+def tls_host(
+    listen: Callable[[Behaviour], Listener], tls_files: TlsFiles
+) -> Callable[..., Listener]:
+    """Make a host with implicit TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls_files.certificate, tls_files.key)
+
+    def make(behaviour: Behaviour) -> Listener:
+        def behave(peer: Peer) -> None:
+            peer.secure(context)
+            behaviour(peer)
+
+        return listen(behave)
+
+    return make
+
+
+SECRET: Final = "s\u00e9cret"  # noqa: S105 - of nobody
+LOGIN: Final = Destination("", tls="required", implicit=True, username="me", password=SECRET)
+
+
+def base64(text: str) -> bytes:
+    return b64encode(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "steps"),
+    [
+        (b"LOGIN PLAIN", [b"AUTH PLAIN " + base64("\0me\0" + SECRET)]),
+        (b"cram-md5 login", [b"AUTH LOGIN", base64("me"), base64(SECRET)]),
+    ],
+)
+def test_the_client_logs_in(
+    visit: Visit, tls_host: Callable[..., Listener], mechanisms: bytes, steps: list[bytes]
+) -> None:
+    def behave(peer: Peer) -> None:
+        for _ in steps[1:]:
+            peer.hear()
+            peer.say(b"334 VXNlcm5hbWU6\r\n")
+        peer.hear()
+        peer.say(b"235 2.7.0 welcome\r\n")
+        peer.serve()
+
+    host = tls_host(greeted(behave, b"250-there\r\n250 AUTH " + mechanisms + b"\r\n"))
+    connection = visit(host, destination=LOGIN)
+    assert connection.tls == "encrypted"
+    assert send(connection).state == "delivered"
+    assert host.heard[1 : 1 + len(steps)] == [step + b"\r\n" for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said", "problem"),
+    [
+        (b"AUTH PLAIN", b"535 5.7.8 wrong\r\n", r"4\.7\.8 login refused by .*535 5\.7\.8 wrong"),
+        (b"AUTH PLAIN", b"334 what else\r\n", r"4\.7\.8 login refused by .*334 what else"),
+        (b"AUTH LOGIN", b"504 5.5.4 what\r\n", r"4\.7\.8 login refused by .*504 5\.5\.4 what"),
+        (b"AUTH NTLM", b"", r"4\.7\.8 .* offers no AUTH PLAIN or LOGIN"),
+        (b"SIZE", b"", r"4\.7\.8 .* offers no AUTH PLAIN or LOGIN"),
+    ],
+)
+def test_a_login_that_fails_keeps_the_mail_waiting(
+    visit: Visit, tls_host: Callable[..., Listener], keywords: bytes, said: bytes, problem: str
+) -> None:
+    behaviour = serving(b"250-there\r\n250 " + keywords + b"\r\n", AUTH=said)
+    with pytest.raises(HostError, match=problem) as caught:
+        visit(tls_host(behaviour), destination=LOGIN)
+    assert not caught.value.final
+    assert "cret" not in str(caught.value)
+    assert base64(SECRET).decode() not in str(caught.value)
+
+
+def test_no_password_travels_in_clear(visit: Visit, listen: Callable[..., Listener]) -> None:
+    host = listen(serving(b"250-there\r\n250 AUTH PLAIN\r\n"))
+    with pytest.raises(HostError, match="must not travel in clear"):
+        visit(host, destination=Destination("", username="me", password=SECRET))
+    assert not any(line.startswith(b"AUTH") for line in host.heard)
+
+
+# Envelopes
+
+
+@pytest.mark.parametrize("hello", [PIPELINING, ONE_BY_ONE], ids=["pipelining", "one by one"])
+@pytest.mark.parametrize(
+    ("replies", "state", "reply"),
+    [
+        ({}, "delivered", "250 taken"),
+        ({"MAIL": b"451 4.7.1 greylisted\r\n"}, "queued", "451 4.7.1 greylisted"),
+        ({"MAIL": b"550 5.7.1 no\r\n"}, "failed", "550 5.7.1 no"),
+        ({"RCPT": b"450 4.2.0 busy\r\n"}, "queued", "450 4.2.0 busy"),
+        ({"RCPT": b"550 5.1.1 nobody\r\n"}, "failed", "550 5.1.1 nobody"),
+        ({"DATA": b"451 4.3.0 later\r\n"}, "queued", "451 4.3.0 later"),
+        ({"DATA": b"554 5.5.1 no\r\n"}, "failed", "554 5.5.1 no"),
+        ({"DOT": b"452 4.3.1 full\r\n"}, "queued", "452 4.3.1 full"),
+        ({"DOT": b"554-5.6.0 spam\r\n554 5.6.0 it is\r\n"}, "failed", "554 5.6.0 spam it is"),
+        ({"DOT": b"354 go on\r\n"}, "queued", "354 go on"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_reply_has_its_meaning_and_the_next_message_goes(
+    visit: Visit, hello: bytes, replies: dict[str, bytes], state: str, reply: str
+) -> None:
+    first = {verb: [said, b"354 go\r\n" if verb == "DATA" else b"250 taken\r\n"]
+             for verb, said in replies.items()}  # fmt: skip
+    connection = visit(serving(hello, **first))
+    answer = send(connection)
+    assert (answer.state, answer.reply) == (state, reply)
+    assert send(connection).state == "delivered"
+    connection.quit()
+    assert connection.closed
+
+
+@pytest.mark.parametrize("hello", [PIPELINING, ONE_BY_ONE], ids=["pipelining", "one by one"])
+def test_each_recipient_has_its_own_answer(visit: Visit, hello: bytes) -> None:
+    said = [b"250 ok\r\n", b"550 5.1.1 nobody\r\n", b"450 4.2.1 busy\r\n", b"251 forwarded\r\n"]
+    targets = [target(f"{name}@example.net") for name in "abcd"]
+    answers = visit(serving(hello, RCPT=said)).send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered", "failed", "queued", "delivered"]
+    assert [answer.reply for answer in answers] == [
+        *("250 taken", "550 5.1.1 nobody", "450 4.2.1 busy", "250 taken")
+    ]
+
+
+def test_a_transaction_without_recipients_ends_with_a_lone_dot(
+    visit: Visit, listen: Callable[..., Listener]
+) -> None:
+    """RFC 2920 section 3.1: DATA may be answered 354 though no recipient is valid."""
+    host = listen(serving(RCPT=[b"550 5.1.1 nobody\r\n", b"250 ok\r\n"], DOT=b"554 5.5.1 no\r\n"))
+    connection = visit(host)
+    assert send(connection).reply == "550 5.1.1 nobody"
+    assert host.heard[-2:] == [b"DATA\r\n", b".\r\n"]
+    assert send(connection).reply == "554 5.5.1 no"
+
+
+def test_a_host_without_pipelining_gets_one_command_at_a_time(visit: Visit) -> None:
+    early: list[bytes] = []
+
+    def behave(peer: Peer) -> None:
+        for reply in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            peer.hear()
+            early.append(peer.buffer)
+            peer.say(reply)
+        while peer.hear() != b".\r\n":
+            pass
+        peer.say(b"250 taken\r\n")
+
+    assert send(visit(greeted(behave, ONE_BY_ONE))).state == "delivered"
+    assert early == [b"", b"", b""]
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT"])
+def test_a_refusal_counts_though_the_host_hangs_up_after_it(visit: Visit, verb: str) -> None:
+    def behave(peer: Peer) -> None:
+        for said in (b"MAIL", b"RCPT", b"DATA"):
+            peer.hear()
+            if said == verb.encode():
+                peer.say(b"554 5.7.1 listed\r\n")
+                return
+            peer.say(b"250 ok\r\n")
+
+    connection = visit(greeted(behave))
+    answer = send(connection)
+    assert (answer.state, answer.reply) == ("failed", "554 5.7.1 listed")
+    with pytest.raises(HostError):
+        send(connection)
+
+
+@pytest.mark.parametrize("hello", [PIPELINING, ONE_BY_ONE], ids=["pipelining", "one by one"])
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+def test_421_ends_the_connection_whatever_it_answers(visit: Visit, hello: bytes, verb: str) -> None:
+    connection = visit(serving(hello, **{verb: b"421 4.3.2 closing\r\n"}))
+    with pytest.raises(HostError, match=r"421 4\.3\.2 closing") as caught:
+        send(connection)
+    assert not caught.value.final
+    assert connection.closed
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+def test_a_host_that_hangs_up_in_the_envelope_may_be_tried_again(visit: Visit, verb: str) -> None:
+    with pytest.raises(HostError, match=r"451 4\.4\.2 .* hung up during the envelope"):
+        send(visit(serving(ONE_BY_ONE, **{verb: b""})))
+
+
+def test_a_host_that_takes_for_ever_in_the_envelope_is_given_up(visit: Visit) -> None:
+    with pytest.raises(HostError, match=r"451 4\.4\.2 .* timed out in the envelope"):
+        send(visit(greeted(Peer.wait), short(command=SHORT)))
+
+
+def test_a_hundred_recipients_go_at_once(visit: Visit, listen: Callable[..., Listener]) -> None:
+    """RFC 5321 section 4.5.3.1.8: so many every host takes."""
+    host = listen(serving())
+    targets = [target(f"u{number}@example.net") for number in range(250)]
+    answers = visit(host).send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered"] * 250
+    assert sum(line.startswith(b"MAIL") for line in host.heard) == 3
+
+
+def test_what_was_answered_stays_when_the_rest_cannot_be_sent(visit: Visit) -> None:
+    connection = visit(serving(MAIL=[b"250 ok\r\n", b"421 enough\r\n"]))
+    targets = [target(f"u{number}@example.net") for number in range(150)]
+    answers = connection.send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered"] * 100 + ["queued"] * 50
+    assert answers[-1].reply == "421 enough"
+
+
+# Out of step
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        (b"421 4.4.2 idle for too long\r\n", r"421 4\.4\.2 idle"),
+        (b"250 ok\r\n", r"451 4\.5\.0 .* speaks before it is asked: 250 ok"),
+        (b"", r"451 4\.4\.2 .* hung up during the envelope"),
+    ],
+)
+def test_what_is_said_unasked_is_no_answer(visit: Visit, said: bytes, problem: str) -> None:
+    def behave(peer: Peer) -> None:
+        if not said:
+            peer.socket.shutdown(socket.SHUT_WR)
+        peer.wait()
+
+    connection = visit(greeted(behave, PIPELINING + said))
+    with pytest.raises(HostError, match=problem):
+        send(connection)
+
+
+def test_two_replies_to_one_command_are_never_taken_for_a_delivery(visit: Visit) -> None:
+    twice = serving(ONE_BY_ONE, MAIL=b"250 ok\r\n250 ok\r\n")
+    with pytest.raises(HostError, match=r"451 4\.5\.0 .* speaks before it is asked"):
+        send(visit(twice))
+
+
+def test_success_before_the_end_of_the_content_is_no_success(visit: Visit) -> None:
+    """The reply lies there when the dot would go out, and must not be taken for its reply."""
+    connection = visit(serving(DATA=b"354 go\r\n250 taken\r\n"))
+    with pytest.raises(HostError, match=r"451 4\.5\.0 .*out of step: 250 taken"):
+        send(connection)
+    assert connection.closed
+
+
+def test_a_positive_reply_to_data_is_out_of_step(visit: Visit) -> None:
+    with pytest.raises(HostError, match="out of step: 250 taken"):
+        send(visit(serving(DATA=b"250 taken\r\n")))
+
+
+# Content
+
+
+LARGE: Final = b"Subject: large\r\n\r\n" + (b"x" * 70 + b"\r\n") * 200_000
+
+
+def test_a_refusal_in_the_middle_of_the_content_counts(visit: Visit) -> None:
+    def behave(peer: Peer) -> None:
+        for said in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            peer.hear()
+            peer.say(said)
+        peer.hear()
+        peer.say(b"552 5.3.4 too large\r\n")
+        peer.socket.shutdown(socket.SHUT_WR)
+        peer.socket.recv(65536)
+
+    connection = visit(greeted(behave))
+    answer = send(connection, message(LARGE))
+    assert (answer.state, answer.reply) == ("failed", "552 5.3.4 too large")
+    assert connection.closed
+
+
+def test_a_host_that_stops_reading_is_given_up(visit: Visit) -> None:
+    gone = threading.Event()
+
+    def behave(peer: Peer) -> None:
+        for said in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            peer.hear()
+            peer.say(said)
+        gone.wait(PATIENCE)
+
+    with pytest.raises(HostError, match=r"451 4\.4\.2 .* timed out in the content"):
+        send(visit(greeted(behave), short(data=SHORT)), message(LARGE))
+    gone.set()
+
+
+def test_a_host_that_reads_an_octet_at_a_time_is_given_up(visit: Visit) -> None:
+    def behave(peer: Peer) -> None:
+        for said in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            peer.hear()
+            peer.say(said)
+        while peer.socket.recv(1):
+            time.sleep(DRIP)
+
+    with pytest.raises(HostError, match=r"451 4\.4\.2 .* timed out in the content"):
+        send(visit(greeted(behave), short(data=SHORT)), message(LARGE))
+
+
+@pytest.mark.parametrize(
+    ("said", "reply"),
+    [
+        (b"", r"451 4\.4\.2 .* hung up during the reply to the content, which it may have taken"),
+        (b"25", r"451 4\.4\.2 .* hung up during the reply to the content, .*"),
+        (b"taken\r\n", r"451 4\.5\.0 .* no SMTP reply: taken"),
+        (b"421 4.3.2 closing\r\n", r"421 4\.3\.2 closing"),
+        (None, r"451 4\.4\.2 .* timed out in the reply to the content, which it may have taken"),
+    ],
+    ids=["hangs up", "half a reply", "no reply", "421", "silence"],
+)
+def test_without_a_reply_to_the_content_the_message_waits(
+    visit: Visit, said: bytes | None, reply: str
+) -> None:
+    def behave(peer: Peer) -> None:
+        for answer in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            peer.hear()
+            peer.say(answer)
+        while peer.hear() != b".\r\n":
+            pass
+        if said is None:
+            peer.wait()
+        else:
+            peer.say(said)
+
+    connection = visit(greeted(behave), short(end=SHORT) if said is None else PATIENT)
+    answer = send(connection)
+    assert answer.state == "queued"
+    assert re.fullmatch(reply, answer.reply)
+    assert connection.closed
+
+
+def test_binary_content_goes_by_bdat_as_it_is(visit: Visit) -> None:
+    content = b"Subject: x\r\n\r\n\0.\n.\r\n\xff\r"
+    taken: list[bytes] = []
+
+    def behave(peer: Peer) -> None:
+        for _ in range(2):
+            peer.hear()
+            peer.say(b"250 ok\r\n")
+        peer.hear()
+        while len(peer.buffer) < len(content):
+            peer.buffer += peer.socket.recv(65536)
+        taken.append(peer.buffer)
+        peer.say(b"250 taken\r\n")
+
+    hello = b"250-there\r\n250-CHUNKING\r\n250-PIPELINING\r\n250 BINARYMIME\r\n"
+    connection = visit(greeted(behave, hello))
+    assert send(connection, message(content), body="BINARYMIME").state == "delivered"
+    assert taken == [content]
+
+
+# Replies as they are shown
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        ([b"5.1.1 no", b"5.1.1 such user"], "5.1.1 no such user"),
+        ([b"5.1.1 no", b"such user"], "5.1.1 no such user"),
+        ([b"a\0b\x1b[31m\x07\r\nc\x7f\x80"], "a b [31m c \\ufffd"),
+        (["niño".encode()], "ni\\xf1o"),
+        ([b"x" * 1000], "x" * 500),
+        ([b""], ""),
+    ],
+    ids=["codes", "one code", "controls", "UTF-8", "long", "empty"],
+)
+def test_a_reply_becomes_one_harmless_line(lines: list[bytes], text: str) -> None:
+    reply = HostReply.of(550, lines)
+    assert reply.text == text
+    assert str(reply) == f"550 {text}".rstrip()
+    assert str(reply).isprintable()
+    assert str(reply).isascii()
+
+
+# Extensions
+
+
+def test_a_message_that_cannot_travel_is_not_begun(
+    visit: Visit, listen: Callable[..., Listener]
+) -> None:
+    host = listen(serving(b"250 there\r\n"))
+    answer = send(visit(host), message(b"Subject: x\r\n\r\n\xc3\xa9\r\n"))
+    assert (answer.state, answer.reply[:9]) == ("failed", "554 5.6.3")
+    assert len(host.heard) == 1
