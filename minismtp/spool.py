@@ -176,11 +176,9 @@ class Spool:
         if not self.has_space(message.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
         temporary = f"{self._temporary}/{entry.id}"
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
+        descriptor = _begin(temporary)
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # a starting runner leaves it alone
                 size = message.write_to(descriptor)
                 text = msgspec.json.encode(entry)
                 _write(descriptor, text + _FOOTER_FORMAT % (size, len(text)))
@@ -304,6 +302,17 @@ def heard(descriptor: int) -> tuple[list[str], bool]:
             pieces.append(piece)
     lines = b"".join(pieces).decode("ascii", "replace").split("\n")[:-1]
     return [line for line in lines if _NAME.fullmatch(line)], "" in lines
+
+
+def _begin(path: str) -> int:
+    """Make a file and lock it: then a starting runner leaves it alone."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    while True:
+        descriptor = os.open(path, flags, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)  # `recover` found it before it was locked, and removed it
 
 
 def _read(descriptor: int, name: str) -> tuple[Entry, int]:

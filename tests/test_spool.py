@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,22 @@ def test_a_start_queues_what_is_whole_and_drops_what_is_not(spool: Spool, tmp_pa
     assert sorted(spool.recover()) == [("partial", False), ("whole", True)]
     assert list(spool.names()) == ["whole"]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_start_in_the_moment_a_file_is_made_disturbs_nobody(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, bool]] = []
+
+    def flock(descriptor: int, operation: int) -> None:
+        monkeypatch.undo()
+        found.extend(Spool(tmp_path).recover())  # between the open and the lock
+        fcntl.flock(descriptor, operation)
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    spool.add(entry(), message())
+    assert found == [("m.1", False)]
+    assert spool.open("m.1")[0] == entry()
 
 
 def test_a_start_leaves_alone_what_is_being_written(
