@@ -99,9 +99,11 @@ class Connection:
         mechanisms = channel.esmtp_features.get("auth", "").upper().split()
         username, password = destination.username, destination.password
         if "PLAIN" in mechanisms:
-            first, more = f"AUTH PLAIN {_base64(f'{chr(0)}{username}{chr(0)}{password}')}", []
+            secret = _base64(f"\0{username}\0{password}")
+            first, more = f"AUTH PLAIN {secret}", []
         elif "LOGIN" in mechanisms:
-            first, more = "AUTH LOGIN", [_base64(username), _base64(password)]
+            secret = _base64(password)
+            first, more = "AUTH LOGIN", [_base64(username), secret]
         else:
             raise HostError(f"451 4.7.8 {self.host} offers no AUTH PLAIN or LOGIN")
         with channel.phase(channel.timeouts.command, "AUTH"):
@@ -110,8 +112,10 @@ class Connection:
                 if reply.code == _CONTINUE:
                     [reply] = channel.ask(step)
         if reply.code != _AUTHENTICATED:
-            # Wrong today, right tomorrow: it is our operator who can mend it.
-            raise HostError(f"451 4.7.8 login refused by {self.host}: {reply}")
+            # Wrong today, right tomorrow: it is our operator who can mend it. Some hosts repeat
+            # what they did not understand.
+            said = str(reply).replace(secret, "...")
+            raise HostError(f"451 4.7.8 login refused by {self.host}: {said}")
 
     def send(self, entry: Entry, targets: Sequence[Target], message: Message) -> list[Answer]:
         """Send a message; one answer for each target. Raises HostError before anything was taken.

@@ -15,6 +15,8 @@ from minismtp.message import Message
 from minismtp.outbound.content import is_ascii
 from minismtp.spool import Entry, Target
 
+# size-value ::= 1*20DIGIT (RFC 1870 section 4)
+_SIZE: Final = re.compile(r"[0-9]{1,20}")
 _NO_XTEXT: Final = re.compile(r"[^!-*,-<>-~]")
 _WIDE: Final = re.compile(r"[^\x00-\x7f]")
 
@@ -35,8 +37,8 @@ class Extensions:
 
     def obstacle(self, entry: Entry, targets: Sequence[Target], message: Message) -> str:
         """Give why a message cannot travel here unharmed, empty when it can."""
-        limit = self.keywords.get("size", "")
-        if limit.isdecimal() and 0 < int(limit) < message.size:
+        limit = _SIZE.fullmatch(self.keywords.get("size", ""))
+        if limit and 0 < int(limit[0]) < message.size:
             return f"552 5.3.4 {self.host} takes no message of {message.size} octets"
         if entry.body == "BINARYMIME":
             if not ("binarymime" in self and "chunking" in self):
@@ -46,7 +48,8 @@ class Extensions:
         if "smtputf8" not in self:
             addresses = [entry.sender, *(target.address for target in targets)]
             header = b"".join(message.headers.raw_all())
-            if not all(map(str.isascii, addresses)) or (entry.smtputf8 and not header.isascii()):
+            in_ascii = all(_ascii_domain(address).isascii() for address in addresses)
+            if not in_ascii or (entry.smtputf8 and not header.isascii()):
                 return f"550 5.6.7 {self.host} takes no SMTPUTF8"
         if entry.require_tls and not (self.verified and "requiretls" in self):
             return f"550 5.7.30 {self.host} does not support REQUIRETLS"
