@@ -274,6 +274,7 @@ def test_a_damaged_message_is_set_aside_and_blocks_nothing(
     text = (here.directory / "minismtp.toml").read_text()
     old = text.split('host = "')[1].split('"')[0]
     (here.directory / "minismtp.toml").write_text(text.replace(old, there.address("smtp")))
+    (here.directory / "log").unlink()  # has the port of before
     again = start(here.directory / "minismtp.toml")
     again.wait_for_log(r" error damaged message set aside .*broken\.1")
     assert (spool / "damaged" / "broken.1").exists()
