@@ -3,6 +3,7 @@
 #   make test ARGS="-k maildir"   all tests, or pytest's arguments
 #   make check                    ruff, mypy, layers
 #   make fuzz SECONDS=600         random peers against the running server
+#   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
 #   make bench                    measure, beside the peers that are installed
 #   make peers                    install the peers of make bench (root or sudo)
 #   make profile                  where the time of a worker goes under load
@@ -17,7 +18,7 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check fuzz coverage bench peers profile services clean
+.PHONY: run test check fuzz coverage docs bench peers profile services clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -36,6 +37,10 @@ fuzz: $(VENV)/.installed-test
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+docs: $(VENV)/.installed-test
+	$(BIN)/python docs/build.py
+	mandoc -T lint -W warning docs/man/*.[58]
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/bench.py $(ARGS)

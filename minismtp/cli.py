@@ -32,7 +32,7 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: list[str] | None = None) -> int:
     """Run a command and give its exit status."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = parser().parse_args(argv)
     except SystemExit as end:  # argparse has said all
         return end.code if isinstance(end.code, int) else EXIT_FAILURE
     command: Command = arguments.command
@@ -57,14 +57,15 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Give the whole command line; its manual is made from it."""
+    whole = argparse.ArgumentParser(
         prog="minismtp",
         description="An SMTP server whose plugins are plain Python.",
         epilog="Exit status: 0 done, 1 failure, 2 usage, 78 a mistake in the configuration.",
     )
-    parser.add_argument("--version", action="version", version=f"minismtp {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"minismtp {__version__}")
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
 
     def add(
         name: str, command: Command, text: str, *, config: bool = True
@@ -86,10 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     strict.add_argument("--strict", action="store_true", help="let warnings count as errors")
     add("hooks", _hooks, "explain the hooks, and tell in which order plugins run")
     add("plugins", _plugins, "list the plugins that can be used, with their options")
-    reference = add(
-        "schema", _schema, "print a JSON Schema of the configuration, for editors", config=False
-    )
-    reference.add_argument("--markdown", action="store_true", help="a reference for people")
+    add("schema", _schema, "print a JSON Schema of the configuration, for editors", config=False)
     _add_queue(add("queue", _queue, "see and steer the mail that waits for delivery"))
     sessions = add("sessions", _sessions, "show the sessions that are open now")
     sessions.add_argument("--stack", action="store_true", help="and where their threads are")
@@ -97,14 +95,19 @@ def _parser() -> argparse.ArgumentParser:
     passwd = add("passwd", _passwd, "set a user's password in a password file", config=False)
     passwd.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
     passwd.add_argument("user", type=_user_name, metavar="USER")
-    passwd.add_argument("--scheme", choices=("scrypt", "argon2id"), default="scrypt")
+    passwd.add_argument(
+        "--scheme",
+        choices=("scrypt", "argon2id"),
+        default="scrypt",
+        help="how the password is hashed; default: scrypt",
+    )
     passwd.add_argument(
         "--no-scram",
         action="store_true",
         help="store no keys for SCRAM, which is then not offered to anybody of this file",
     )
     passwd.add_argument("--remove", action="store_true", help="remove the user")
-    return parser
+    return whole
 
 
 def _add_queue(parser: argparse.ArgumentParser) -> None:
@@ -112,15 +115,24 @@ def _add_queue(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(map(": ".join, VERBS.items())))
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
-    parser.add_argument("--to-domain", default="", metavar="DOMAIN")
+    parser.add_argument("--to-domain", default="", metavar="DOMAIN", help="only recipients there")
     parser.add_argument(
-        "--from", dest="sender", metavar="ADDRESS", help='or "@domain"; "" = bounces'
+        "--from", dest="sender", metavar="ADDRESS", help='the sender, or "@domain"; "" = bounces'
     )
-    parser.add_argument("--older-than", metavar="DURATION", help='such as "2h"')
-    parser.add_argument("--state", choices=("queued", "deferred", "held"), default="")
+    parser.add_argument(
+        "--older-than",
+        metavar="DURATION",
+        help='only messages that have waited so long, such as "2h"',
+    )
+    parser.add_argument(
+        "--state",
+        choices=("queued", "deferred", "held"),
+        default="",
+        help="queued: not tried yet; deferred: tried and put off; held: by the operator",
+    )
     parser.add_argument("--reason", default="", metavar="TEXT", help="a part of the last reply")
     parser.add_argument("--all", action="store_true", help="everything, where nothing is chosen")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _queue(arguments: argparse.Namespace) -> int:
@@ -226,7 +238,8 @@ def _plugins(arguments: argparse.Namespace) -> int:
         _say(f"    {summary(found.factory)}")
         for option in options(found.factory):
             default = "required" if option.default is None else f"default {option.default}"
-            _say(f"    {option.name}: {option.kind}, {default}")
+            meaning = f"; {option.meaning}" if option.meaning else ""
+            _say(f"    {option.name}: {option.kind}, {default}{meaning}")
         _say("")
     return 0
 
@@ -235,11 +248,11 @@ def _schema(arguments: argparse.Namespace) -> int:
     import json
 
     from minismtp.plugins import available
-    from minismtp.reference import markdown
     from minismtp.schema import schema
 
+    del arguments
     document = schema({found.name: found.factory for found in available([])})
-    _say(markdown(document).rstrip() if arguments.markdown else json.dumps(document, indent=2))
+    _say(json.dumps(document, indent=2))
     return 0
 
 

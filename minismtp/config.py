@@ -68,27 +68,39 @@ def default_state_directory() -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole configuration.
+    """The whole file; these keys stand above its first table.
 
     `file` is where it was read, empty for the embedded default; relative paths started at `base`.
     """
 
     hostname: Annotated[
-        str, says("name of this server in greetings and trace fields; default: the machine's")
+        str, says("what this server calls itself in greetings, trace fields and Message-IDs")
     ] = field(default_factory=default_hostname)
     state_directory: Annotated[
-        Path, says("spool and state; default: $STATE_DIRECTORY, else ./minismtp-state")
+        Path,
+        says("holds the queue, large messages while they come in, and the figures of the metrics"),
     ] = field(default_factory=default_state_directory)
-    plugin_path: Annotated[list[Path], says("directories of single-file plugins")] = field(
-        default_factory=list
-    )
+    plugin_path: Annotated[
+        list[Path],
+        says(
+            "directories of local plugins, one file each; they come before installed ones of the"
+            " same name"
+        ),
+    ] = field(default_factory=list)
     # Two generations of workers share the places of `admission.SLOTS` processes.
     workers: Annotated[
-        int, counts("processes; 0 = what measures best for the cores", least=0, most=64)
+        int,
+        counts("processes that serve; 0 = two for each core, four at least", least=0, most=64),
     ] = 0
-    user: Annotated[str, says("taken on when started as root; empty = stay")] = ""
+    user: Annotated[
+        str,
+        says("the user to become when started as root, after the sockets are open; empty = stay"),
+    ] = ""
     bare_newline: Annotated[
-        Literal["reject", "fix"], says("what to do with a bare CR or LF in DATA")
+        Literal["reject", "fix"],
+        says(
+            "a message by DATA with a bare CR or LF is refused with 550 5.6.0, or each becomes CRLF"
+        ),
     ] = "reject"
     listeners: Annotated[list[Listener], says("at least one")] = field(default_factory=list)
     tls: TlsConfig = field(default_factory=TlsConfig)

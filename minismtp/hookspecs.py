@@ -1,9 +1,13 @@
 """Every place where a plugin may speak (layer 3).
 
-Raise a verdict (`Reject`, `Defer`, `Disconnect`) to refuse, return to answer, return `None` for no
-opinion. All hooks run in the session's own thread of a worker process unless their text says
-otherwise, and may block: only this session waits. An implementation names the arguments it needs
-and no others.
+Raise a verdict to refuse: `Reject("text")` is 550 5.7.1, `Defer("text")` is 451 4.7.1,
+`Disconnect("text")` is 421 4.7.0 and the end of the connection. Return to answer, return `None` for
+no opinion. The `on_*` hooks, `ehlo_keywords` and `observe` run in all plugins, in the order of the
+configuration, until one refuses; of the others the first answer counts.
+
+Hooks run in the session's own thread of a worker process unless their text says otherwise, and may
+block: only this session waits. An implementation names the arguments it needs, in any order, and no
+others.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ def on_start(server: ServerInfo) -> None:
     """Open connections, databases and threads.
 
     Called once in each process after the fork, before the first session. Whatever it raises stops
-    the start of the process. `server` names the host, the state directory, the role and the slot.
+    the start of the process. `server` names the host, the state directory, the role (worker,
+    outbound or check) and the slot.
     """
 
 
@@ -94,30 +99,42 @@ def stored_key(session: Session, mechanism: str, username: str) -> StoredKey | N
 
 @hookspec
 def on_mail(session: Session, envelope: Envelope) -> None:
-    """Judge the reverse-path, after syntax, SIZE and AUTH rules have passed."""
+    """Judge the reverse-path at MAIL, after syntax, SIZE and AUTH rules have passed.
+
+    `envelope.reverse_path` is None for bounces.
+    """
 
 
 @hookspec
 def on_rcpt(session: Session, envelope: Envelope, recipient: Recipient) -> None:
-    """Judge one recipient before it is routed; `envelope.recipients` holds the earlier ones."""
+    """Judge one recipient at RCPT, before it is routed.
+
+    `envelope.recipients` holds those that were accepted before. The refusal is for this one alone.
+    """
 
 
 @hookspec(firstresult=True)
 def route(session: Session, envelope: Envelope, recipient: Recipient) -> Route | None:
     """Say where a recipient's copy goes: `Local(...)` or `Relay(...)`; None asks the next plugin.
 
-    A recipient that nobody routes is refused with 550 5.7.1, so there is no open relay by accident.
+    `Local` names the mailboxes that get a copy, none for the recipient's own address; they are
+    stored by `deliver`. `Relay` puts the message into the queue for other servers. A recipient that
+    nobody routes is refused with 550 5.7.1, so there is no open relay by accident.
     """
 
 
 @hookspec
 def on_data(session: Session, envelope: Envelope) -> None:
-    """Judge the whole envelope, before 354 or the first chunk of content."""
+    """Judge the whole envelope at DATA or the first BDAT, before any content is asked for."""
 
 
 @hookspec
 def on_message(session: Session, envelope: Envelope, message: Message) -> None:
-    """Judge the whole message; may prepend fields, replace content, quarantine or discard."""
+    """Judge the whole message, before anything is stored.
+
+    May prepend fields, replace the content, quarantine or discard; a refusal is the reply to the
+    end of the content and counts for all recipients.
+    """
 
 
 @hookspec(firstresult=True)

@@ -6,7 +6,7 @@ Made from the types, defaults and descriptions of the same dataclasses as the co
 import dataclasses
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_origin
 
 import msgspec
@@ -28,11 +28,12 @@ _MISSING: Final = dataclasses.MISSING
 
 
 class Option(NamedTuple):
-    """One option of a plugin: `kind` of value, and `default` as in TOML, None when required."""
+    """A key of a table: `kind` of value, `default` as in TOML (None: required), and `meaning`."""
 
     name: str
     kind: str
     default: str | None
+    meaning: str = ""
 
 
 def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
@@ -48,13 +49,25 @@ def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
 
 
 def options(cls: type) -> list[Option]:
-    """Give the options of a plugin in the order of their definition."""
+    """Give the keys of a table or a plugin in the order of their definition."""
     found = []
     for item, annotation in _fields(cls):
-        default = _default(item)
+        default, shape = _default(item), shape_of(annotation)
         text = None if default is _MISSING else "none" if default is None else _toml(default)
-        found.append(Option(item.name, _kind(shape_of(annotation)), text))
+        meaning = _said(shape).get("description", "")
+        found.append(Option(item.name, _kind(shape), text, meaning))
     return found
+
+
+def tables(cls: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
+    """Give the tables of the file as TOML writes their names, each with its dataclass."""
+    for item, annotation in _fields(cls):
+        shape = shape_of(annotation)
+        inner = shape if shape.items is None else shape_of(shape.items)
+        if _kind(inner) == "table":
+            name = f"{path}{item.name}"
+            yield (f"[{name}]" if shape.items is None else f"[[{name}]]"), inner.bare
+            yield from tables(inner.bare, f"{name}.")
 
 
 def summary(cls: type) -> str:
@@ -114,10 +127,7 @@ def _table(cls: type) -> dict[str, Any]:
 
 def _value(shape: Shape) -> dict[str, Any]:
     """Give the schema of one value; what `msgspec.Meta` says of it is kept."""
-    said: dict[str, Any] = {}
-    for meta in shape.metadata:
-        if isinstance(meta, msgspec.Meta) and meta.description:
-            said["description"] = meta.description
+    said = _said(shape)
     if shape.bare in SCALARS:
         return {**said, **SCALARS[shape.bare].schema}
     if isinstance(shape.bare, type) and dataclasses.is_dataclass(shape.bare):
@@ -130,6 +140,11 @@ def _value(shape: Shape) -> dict[str, Any]:
     if shape.choices:
         return {**said, "enum": shape.choices}
     return _plain(shape)
+
+
+def _said(shape: Shape) -> dict[str, Any]:
+    said = [m.description for m in shape.metadata if isinstance(m, msgspec.Meta) and m.description]
+    return {"description": said[-1]} if said else {}
 
 
 def _kind(shape: Shape) -> str:

@@ -39,33 +39,57 @@ Networks: TypeAlias = list[Network]
 class Listener:
     """One address where clients are served."""
 
-    name: Annotated[str, says("label in metrics and logs; FileDescriptorName of a systemd socket")]
-    address: Annotated[SocketAddress, says('"host:port", "[::]:25" or "unix:/path"')]
+    name: Annotated[
+        str,
+        says(
+            "label in metrics and logs, what `listeners` of a plugin refers to, and the"
+            " `FileDescriptorName` of a systemd socket to take over"
+        ),
+    ]
+    address: Annotated[
+        SocketAddress, says("may be a unix socket; an IPv6 address serves IPv6 only")
+    ]
     kind: Annotated[
         Literal["mx", "submission", "lmtp"],
-        says("mx: mail from other servers; submission: users, who must log in; lmtp: RFC 2033"),
+        says(
+            "mx: mail from other servers; submission: mail from users, who must log in first (530),"
+            " and gets the Date, Message-ID and Sender that it lacks; lmtp: RFC 2033"
+        ),
     ] = "mx"
     tls: Annotated[
         Literal["none", "starttls", "implicit"],
-        says("starttls and implicit need [tls] certificate and key"),
+        says(
+            "starttls and implicit need `[tls]`; a submission listener may have none on loopback"
+            " and unix sockets only. AUTH is offered inside TLS; with none, on loopback and unix"
+            " sockets"
+        ),
     ] = "starttls"
     proxy_protocol: Annotated[
-        Networks, says("networks trusted to send a PROXY v1 or v2 header")
+        Networks,
+        says(
+            "balancers that must send a PROXY header, version 1 or 2. On a unix socket everybody"
+            " must, when any network is named"
+        ),
     ] = field(default_factory=list)
-    xclient: Annotated[Networks, says("networks trusted to use XCLIENT")] = field(
-        default_factory=list
+    xclient: Annotated[Networks, says("front ends that may say by XCLIENT who they speak for")] = (
+        field(default_factory=list)
     )
     client_certificates: Annotated[
-        bool, says("ask clients for a certificate signed by [tls] client_ca")
+        bool,
+        says("ask for a certificate signed by `client_ca`; its owner may log in by AUTH EXTERNAL"),
     ] = False
     strict_pipelining: Annotated[
         bool, says("refuse clients that do not wait for the reply to EHLO")
     ] = False
     match_sender: Annotated[
-        bool, says("submission: the sender must belong to the login, else 553")
+        bool,
+        says(
+            "the sender must be the login, or an address whose mail comes to the login's own"
+            " mailbox; else 553"
+        ),
     ] = False
     greet_delay: Annotated[
-        timedelta, says("wait before the banner; who talks earlier is refused; 0s = off")
+        timedelta, says("wait before the banner; who talks meanwhile is refused")
     ] = timedelta(0)
 
     def __post_init__(self) -> None:
@@ -99,11 +123,11 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SniCertificate:
-    """The certificate for clients that ask for one server name (RFC 6066 section 3)."""
+    """A further certificate, for clients that ask for another server name (RFC 6066 section 3)."""
 
-    name: Annotated[str, says('server name; "*.example.org" stands for any one label')]
-    certificate: Annotated[Path, says("PEM file, the whole chain")]
-    key: Annotated[Path, says("PEM file")]
+    name: Annotated[str, says('"mx.example.net"; "*.example.net" stands for any one label')]
+    certificate: Annotated[Path, says("as in `[tls]`")]
+    key: Annotated[Path, says("as in `[tls]`")]
 
     def __post_init__(self) -> None:
         wildcard = "*." if self.name.startswith("*.") else ""
@@ -113,13 +137,17 @@ class SniCertificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsConfig:
-    """Certificates; read again on HUP and when the files change."""
+    """The certificate of the server, and what TLS is spoken.
 
-    certificate: Annotated[Path | None, says("PEM file, the whole chain")] = None
-    key: Annotated[Path | None, says("PEM file")] = None
-    minimum_version: Annotated[Literal["1.2", "1.3"], says("oldest version of TLS")] = "1.2"
+    The files are looked at again within a second of a handshake. New ones that do not load leave
+    the old ones in use, and are logged and counted.
+    """
+
+    certificate: Annotated[Path | None, says("PEM, the whole chain, the server's own first")] = None
+    key: Annotated[Path | None, says("PEM, without a pass phrase")] = None
+    minimum_version: Annotated[Literal["1.2", "1.3"], says("the oldest version of TLS")] = "1.2"
     client_ca: Annotated[
-        Path | None, says("PEM file of the authorities that sign clients' certificates")
+        Path | None, says("PEM: the authorities that sign clients' certificates")
     ] = None
     sni: Annotated[list[SniCertificate], says("certificates for other names")] = field(
         default_factory=list
@@ -134,35 +162,60 @@ class TlsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a message, a session, a peer and the whole server may take."""
+    """What a message, a session, a peer and the whole server may take.
 
-    message_size: Annotated[ByteSize, says("octets of one message")] = _MESSAGE_SIZE
-    headers: Annotated[ByteSize, says("octets of a message's header section")] = _HEADERS_SIZE
+    All times are absolute deadlines: a client that sends an octet now and then gains nothing.
+    Limits of sessions and `login_backoff` hold over all workers together. To ban an address
+    altogether, feed the `auth failure` lines of the log to fail2ban: `etc/fail2ban` has the filter
+    and a jail.
+    """
+
+    message_size: Annotated[
+        ByteSize,
+        says(
+            "of one message; 552 5.3.4 at MAIL when the client says more, else at the end of the"
+            " content"
+        ),
+    ] = _MESSAGE_SIZE
+    headers: Annotated[ByteSize, says("of a message's header section")] = _HEADERS_SIZE
     line_length: Annotated[
         int, counts("octets of a text line in DATA with its CRLF; 0 = any", least=0)
     ] = 1000
-    recipients: Annotated[int, counts("recipients of one message")] = 100
-    hops: Annotated[int, counts("Received fields before a message counts as looping")] = 100
-    sessions: Annotated[int, counts("sessions at once, whole server")] = 2000
-    sessions_per_ip: Annotated[int, counts("sessions at once, one address")] = 100
+    recipients: Annotated[int, counts("of one message; 452 4.5.3 for those beyond")] = 100
+    hops: Annotated[
+        int, counts("Received fields from which on a message is going round in circles: 554 5.4.6")
+    ] = 100
+    sessions: Annotated[int, counts("at once in the whole server; 421 beyond")] = 2000
+    sessions_per_ip: Annotated[int, counts("at once from one address; 421 beyond")] = 100
     reserved_sessions: Annotated[
-        int, counts("of `sessions`, those that only submission listeners may use", least=0)
+        int,
+        counts(
+            "of `sessions`, those that mx listeners cannot use up: with some, a flood on port 25"
+            " leaves room for users",
+            least=0,
+        ),
     ] = 0
-    errors: Annotated[int, counts("bad commands before 421")] = 10
-    failed_logins: Annotated[int, counts("failed logins of one session before 421")] = 3
+    errors: Annotated[int, counts("bad commands of one session before 421")] = 10
+    failed_logins: Annotated[int, counts("of one session before 421")] = 3
     login_backoff: Annotated[
-        timedelta, says("per address after a failed login, doubles up to 1 min; 0s = off")
+        timedelta,
+        says(
+            "wait of an address after a failed login; doubles with each one up to a minute;"
+            ' "0s" = off'
+        ),
     ] = timedelta(seconds=1)
-    command_timeout: Annotated[timedelta, says("wait for one command")] = timedelta(minutes=5)
-    data_timeout: Annotated[timedelta, says("absolute, for the whole content")] = timedelta(
-        minutes=10
-    )
-    session_timeout: Annotated[timedelta, says("absolute, for the whole session")] = timedelta(
-        hours=1
-    )
-    drain: Annotated[timedelta, says("time that TERM gives running sessions")] = timedelta(
-        seconds=30
-    )
+    command_timeout: Annotated[
+        timedelta, says("for one command to arrive, and for its reply to be taken")
+    ] = timedelta(minutes=5)
+    data_timeout: Annotated[timedelta, says("for the whole content")] = timedelta(minutes=10)
+    session_timeout: Annotated[timedelta, says("for the whole session")] = timedelta(hours=1)
+    drain: Annotated[
+        timedelta,
+        says(
+            "how long sessions go on after a reload, and what they then, or after TERM, have to"
+            " end in"
+        ),
+    ] = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
         for name in (
@@ -182,7 +235,11 @@ class MetricsConfig:
     """The HTTP endpoint for Prometheus and for health checks."""
 
     address: Annotated[
-        SocketAddress | None, says('serves /metrics, /healthz and /readyz; "" = nowhere')
+        SocketAddress | None,
+        says(
+            "where `/metrics`, `/healthz` (200 while the server lives) and `/readyz` (200 while it"
+            ' takes mail, else 503) are served, by plain HTTP; "" = nowhere'
+        ),
     ] = _METRICS_ADDRESS
 
     def __post_init__(self) -> None:
@@ -192,31 +249,52 @@ class MetricsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """The log, on standard error."""
+    """The log goes to standard error, a line for each event."""
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"], says("the least that is logged")
     ] = "info"
-    format: Annotated[Literal["text", "json"], says("text: key=value")] = "text"
+    format: Annotated[Literal["text", "json"], says("text is `key=value`")] = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginConfig:
-    """One `[[plugins]]` table: what every plugin has, and the `options` that are its own."""
+    """A plugin that runs; they run in the order of the file.
 
-    use: Annotated[str, says("name of the plugin: `minismtp plugins` lists them")]
-    name: Annotated[str, says("label in metrics and logs; default: `use`")] = ""
+    A table has these keys, and as many more as the plugin has options.
+    """
+
+    use: Annotated[
+        str,
+        says(
+            "which plugin: a file in `plugin_path` without `.py`, or the name of an entry point;"
+            " `minismtp plugins` lists them"
+        ),
+    ]
+    name: Annotated[
+        str,
+        says(
+            "label in metrics and logs, the value of `use` when empty; needed when one plugin is"
+            " used twice"
+        ),
+    ] = ""
     on_error: Annotated[
-        Literal["defer", "ignore"], says("when the plugin fails: 451 4.3.0, or go on without it")
+        Literal["defer", "ignore"],
+        says("when the plugin fails, answer 451 4.3.0, or go on as if it had no opinion"),
     ] = "defer"
     mode: Annotated[
-        Literal["enforce", "shadow"], says("shadow: verdicts are counted, never applied")
+        Literal["enforce", "shadow"],
+        says("shadow: runs on copies, its verdicts are counted and never applied"),
     ] = "enforce"
     timeout: Annotated[
-        timedelta, says("for sockets opened through the server; overruns are logged and counted")
+        timedelta,
+        says(
+            "a call that takes longer is logged and counted; it is not ended, as a thread cannot be"
+            " killed"
+        ),
     ] = timedelta(seconds=30)
-    listeners: Annotated[list[str], says("names of listeners; empty = all")] = field(
-        default_factory=list
+    listeners: Annotated[list[str], says("names of the listeners where it runs; empty = all")] = (
+        field(default_factory=list)
     )
     options: dict[str, object] = field(default_factory=dict)
     key: str = ""

@@ -20,11 +20,9 @@ _SUBMISSIONS: Final = 465
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboundRoute:
-    """How mail for some domains leaves."""
+    """Another way for the mail to some domains; the first one that fits counts."""
 
-    domain: Annotated[
-        str, says('"example.net", "*.example.net" or "*"; the first that fits counts')
-    ]
+    domain: Annotated[str, says('"example.net", "*.example.net" (not example.net itself) or "*"')]
     host: Annotated[
         SocketAddress | None, says('"smtp.example.net:587" takes this mail; "" = by MX')
     ] = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,28 +16,20 @@ import pytest
 import tomli
 
 import minismtp
-from minismtp import hookspecs
 from minismtp.cli import main
 from minismtp.config import (
     Config,
-    Limits,
-    Listener,
-    LogConfig,
-    MetricsConfig,
-    Outbound,
-    OutboundRoute,
-    PluginConfig,
-    SniCertificate,
-    TlsConfig,
 )
 from minismtp.passwords import hash_password
-from minismtp.plugins import PluginSet, available, hook_names
+from minismtp.plugins import PluginSet, hook_names
 from minismtp.schema import options
+from minismtp.schema import tables as file_tables
 from minismtp.testing import Dialogue
 
 ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
 ARCHITECTURE: Final = ROOT / "docs" / "architecture.md"
+ADMINISTRATOR: Final = ROOT / "docs" / "administrator.md"
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 GUIDE: Final = ROOT / "docs" / "plugins.md"
 PAGES: Final = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
@@ -210,10 +202,15 @@ def test_every_command_is_in_the_readme(capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("call", mentioned_commands())
 def test_command_exists_with_its_options(call: str, capsys: pytest.CaptureFixture[str]) -> None:
-    command = call.split(maxsplit=1)[0]
+    command, *rest = call.split()
     assert main([command, "--help"]) == 0
     usage = capsys.readouterr().out
-    assert set(re.findall(r"--\w+", call)) <= set(re.findall(r"--\w+", usage))
+    assert set(re.findall(r"--[\w-]+", call)) <= set(re.findall(r"--[\w-]+", usage))
+    verbs = re.search(r"^  \{([\w,]+)\}", usage, re.MULTILINE)  # of `queue`
+    assert not (verbs and rest) or rest[0] in verbs[1].split(",")
+
+
+EXIT_STATUS: Final = [row for row in tables(ADMINISTRATOR)["Changes"] if row[0].isdigit()]
 
 
 def cause(status: int, directory: Path) -> list[str]:
@@ -229,7 +226,7 @@ def cause(status: int, directory: Path) -> list[str]:
     }[status]
 
 
-@pytest.mark.parametrize("status", [int(row[0]) for row in tables(CONFIGURATION)["Exit status"]])
+@pytest.mark.parametrize("status", [int(row[0]) for row in EXIT_STATUS])
 def test_exit_status_is_as_documented(status: int, tmp_path: Path) -> None:
     assert main(cause(status, tmp_path)) == status
     assert re.search(rf"^Exit status: .*\b{status} ", README.read_text(), re.MULTILINE)
@@ -280,15 +277,6 @@ def test_sender_that_first_contact_does_not_know_is_put_off_once(guide_files: Pa
     assert [reply[:3] for reply in replies] == ["250", "451", "250"]
 
 
-def test_every_hook_is_in_the_guide_with_its_arguments() -> None:
-    rows = [code(row[0])[0] for row in tables(GUIDE)["Hooks"]]
-    assert rows == [f"{name}({', '.join(arguments(name))})" for name in hook_names()]
-
-
-def arguments(hook: str) -> list[str]:
-    return list(inspect.signature(getattr(hookspecs, hook)).parameters)
-
-
 VERDICT: Final = re.compile(r'`raise (\w+)\("text"\)`: (\d+ [\d.]+)')
 
 
@@ -309,7 +297,8 @@ CONFIGURATIONS: Final = {
 def test_configuration_on_a_page_is_valid(name: str, tmp_path: Path) -> None:
     text = CONFIGURATIONS[name]
     whole = text if "[[listeners]]" in text else text + LISTENER
-    assert Config.parse(whole, tmp_path / "minismtp.toml").plugins
+    config = Config.parse(whole, tmp_path / "minismtp.toml")
+    assert bool(config.plugins) == ("[[plugins]]" in text)
 
 
 def test_entry_point_of_the_guide_is_in_the_group_that_is_searched() -> None:
@@ -318,51 +307,34 @@ def test_entry_point_of_the_guide_is_in_the_group_that_is_searched() -> None:
     assert group == {"blocked_domains": "blocked_domains:BlockedDomains"}
 
 
-# The configuration
+# The pages that come from the code
 
-SECTIONS: Final[dict[str, type]] = {
-    "Top level": Config,
-    "`[[listeners]]`": Listener,
-    "`[tls]`": TlsConfig,
-    "`[[tls.sni]]`": SniCertificate,
-    "`[limits]`": Limits,
-    "`[metrics]`": MetricsConfig,
-    "`[log]`": LogConfig,
-    "`[outbound]`": Outbound,
-    "`[[outbound.routes]]`": OutboundRoute,
-    "`[[plugins]]`": PluginConfig,
-    **{
-        f"Plugin `{found.name}`": found.factory
-        for found in available([])
-        if found.factory and found.name in PYPROJECT["project"]["entry-points"]["minismtp"]
-    },
-}
-# Their defaults depend on the machine.
-COMPUTED: Final = {"hostname", "state_directory"}
+MADE: Final[dict[Path, str]] = runpy.run_path(str(ROOT / "docs" / "build.py"))["pages"]()
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_every_key_is_documented_with_its_type_and_default(section: str) -> None:
-    documented = {}
-    for key, kind, default, meaning in tables(CONFIGURATION)[section]:
-        [name] = code(key)
-        assert meaning
-        documented[name] = (kind, "computed" if name in COMPUTED else default.strip("`"))
-    existing = {
-        option.name: (
-            option.kind,
-            "computed" if option.name in COMPUTED else option.default or "required",
-        )
-        for option in options(SECTIONS[section])
-        if not option.kind.endswith("table")  # it has a section of its own
-    }
-    assert documented == existing
+@pytest.mark.parametrize("page", MADE, ids=lambda page: page.name)
+def test_page_is_what_make_docs_makes(page: Path) -> None:
+    assert page.read_text() == MADE[page]
 
 
-def test_every_plugin_that_is_shipped_has_a_section() -> None:
-    assert {f"Plugin `{name}`" for name in PYPROJECT["project"]["entry-points"]["minismtp"]} == {
-        heading for heading in tables(CONFIGURATION) if heading.startswith("Plugin ")
-    }
+def test_every_option_of_the_configuration_is_in_its_reference() -> None:
+    rows = tables(CONFIGURATION)
+    for name, cls in [*file_tables(), ("Top level", Config)]:
+        keys = {option.name for option in options(cls) if not option.kind.endswith("table")}
+        assert {code(row[0])[0] for row in rows[f"`{name}`" if "[" in name else name]} == keys
+
+
+def test_every_hook_is_in_its_reference() -> None:
+    assert [
+        code(name)[0] for name, _ in tables(ROOT / "docs" / "hooks.md")["Hooks"]
+    ] == hook_names()
+
+
+@pytest.mark.parametrize("page", [p for p in MADE if p.suffix != ".md"], ids=lambda p: p.name)
+def test_manual_has_no_mistakes(page: Path, require_program: Callable[[str], str]) -> None:
+    command = [require_program("mandoc"), "-T", "lint", "-W", "warning", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # The architecture, and links
@@ -404,5 +376,13 @@ def links() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "target"), links())
-def test_link_leads_to_a_file(page: str, target: str) -> None:
-    assert ((ROOT / page).parent / target).exists()
+def test_link_leads_to_a_file_and_a_heading_in_it(page: str, target: str) -> None:
+    file, _, anchor = target.partition("#")
+    path = (ROOT / page).parent / file if file else ROOT / page
+    assert path.exists()
+    assert not anchor or anchor in anchors(path)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}

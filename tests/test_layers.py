@@ -20,7 +20,7 @@ LAYERS = {
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "activity"
     " envelope delivery headers message session received tls spool config metrics state"
-    " events log stacks replies admission backoff board pulse scalars schema reference sections"
+    " events log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
