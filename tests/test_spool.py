@@ -170,7 +170,7 @@ def test_a_start_in_the_moment_a_file_is_made_disturbs_nobody(
         found.extend(Spool(tmp_path).recover())  # between the open and the lock
         fcntl.flock(descriptor, operation)
 
-    monkeypatch.setattr(module.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     spool.add(entry(), message())
     assert found == [("m.1", False)]
     assert spool.open("m.1")[0] == entry()
