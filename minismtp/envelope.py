@@ -50,8 +50,9 @@ class Recipient:
 class Envelope:
     """One transaction. `size` is what the client declared in octets; `arrived` wall-clock seconds.
 
-    `recipients` are those accepted so far. `login`, `peer`, `helo` and `listener` are the
-    session's, kept here because storage may run hours after the session has ended.
+    `recipients` are those accepted so far. `queued` says that the message comes from the queue: an
+    earlier attempt may have stored what is to be stored now. `login`, `peer`, `helo` and `listener`
+    are the session's, kept here because storage may run hours after the session has ended.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Envelope:
     submitter: str = ""
     dsn_return: str = ""
     dsn_id: str = ""
+    queued: bool = False
     stash: Stash = field(default_factory=Stash)
 
     @property

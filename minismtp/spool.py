@@ -31,8 +31,10 @@ import fcntl
 import os
 import re
 import select
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Final, Literal
 
@@ -48,6 +50,7 @@ _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
 _FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
+_FREE_FOR: Final = 1.0  # seconds
 _PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowledgement
 
 
@@ -141,6 +144,7 @@ class Entry:
             submitter=self.submitter,
             dsn_return=self.dsn_return,
             dsn_id=self.dsn_id,
+            queued=True,
         )
 
 
@@ -158,6 +162,7 @@ class Spool:
         self._wake = directory / "wake"
         self._missed = directory / "missed"
         self._waker = -1
+        self._free = (0, -inf)  # octets, and until when that counts
 
     def prepare(self) -> None:
         """Make what is missing of the directories; raises OSError."""
@@ -167,9 +172,18 @@ class Spool:
             os.mkfifo(self._wake, 0o600)
 
     def has_space(self, size: int = 0) -> bool:
-        """Whether a message of `size` octets leaves the reserve free."""
-        status = os.statvfs(self._directory)
-        return status.f_bavail * status.f_frsize >= size + self._reserve
+        """Whether a message of `size` octets leaves the reserve free.
+
+        Every MAIL asks, so the file system is asked once a second; the reserve covers what comes
+        in meanwhile, and a disk that is full all the same is told by `add`.
+        """
+        now = time.monotonic()
+        free, until = self._free
+        if now >= until:
+            status = os.statvfs(self._directory)
+            free = status.f_bavail * status.f_frsize
+            self._free = (free, now + _FREE_FOR)
+        return free >= size + self._reserve
 
     def add(self, entry: Entry, message: Message) -> None:
         """Queue a message: it is on disk when this returns. Raises OSError and leaves nothing."""

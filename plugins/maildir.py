@@ -7,18 +7,20 @@ then reads as zeros; file systems report such parts as holes.) A crash
 - before the sync leaves at most a file in tmp/, which no reader looks at and the next attempt with
   the same name replaces. new/ shows nothing, and nothing was acknowledged.
 - after the rename leaves the message in new/, or, when the power fails before the file system has
-  written the rename, in tmp/ again: whole, as it was synced there.
+  written the rename (ext4 does so within five seconds), in tmp/ again: whole, as it was synced
+  there together with its entry, which the journals of ext4 and XFS write with a new file.
 So what is whole in tmp/ and locked by nobody was left by a crash. When the server starts, such
-files are synced and moved into new/ (`_rescue`). What was not acknowledged may come with them, and
-again from the sender: at least once, never lost.
+files are moved into new/ (`_rescue`). What was not acknowledged may come with them, and again from
+the sender: at least once, never lost.
 
-`sync = "file"` syncs the file, and after the rename new/ as well, so not even the time until the
-next start passes before an acknowledged message is seen. `sync = "group"` syncs the file system,
-once for all that are being delivered, by all workers (`GroupSync`): that covers the file and its
-entry in tmp/.
+No directory is synced for a message. That would be a second commit of the journal for each: it made
+a lone client's message take 2.6 ms instead of 1.5, and cost 20 clients a fifth of their rate.
 
-NAME is made from the envelope alone, so a delivery repeated after a crash finds what the first one
-left, in new/ or moved to cur/ by a reader, syncs its directory and is done.
+`sync = "file"` syncs the file. `sync = "group"` syncs the file system, once for all that are being
+delivered, by all workers (`GroupSync`): that covers the file and its entry in tmp/.
+
+NAME is made from the envelope alone, so a delivery from the queue, which a crash may have cut off
+after the rename, finds what it has left, in new/ or moved to cur/ by a reader, and is done.
 
 Directories are made when they are missing, each synced into its parent, tmp/ last. So where tmp/
 exists, everything above it and beside it is on disk, whoever made it and however that one ended,
@@ -137,23 +139,22 @@ class Maildir:
         size = len(trace) + message.size
         name = f"{seconds}.M{microseconds:06}I{_escape(envelope.id)}.{self._host},S={size}"
         temporary = f"{box}/tmp/{name}"
-        if found := _find(box, name, envelope.arrived):
+        if envelope.queued and _stored(box, name, envelope.arrived):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-            sync_directory(found)
             return
         descriptor = _create(temporary)
         try:
             try:
                 if self.sync == "file":
                     message.write_to(descriptor, before=trace)
-                    _publish(descriptor, temporary, f"{box}/new", name)
+                    os.fsync(descriptor)
                 else:
                     group = self._group(descriptor, box)
                     ticket = group.ticket()
                     message.write_to(descriptor, before=trace)
                     group.commit(ticket)
-                    os.rename(temporary, f"{box}/new/{name}")
+                os.rename(temporary, f"{box}/new/{name}")
             finally:
                 os.close(descriptor)
         except BaseException:
@@ -208,25 +209,27 @@ def _rescue_file(temporary: str) -> bool:
         status = os.fstat(file.fileno())
         size = int(match[1])
         if status.st_size == size > 0 and os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size:
-            _publish(file.fileno(), temporary, f"{folder}/new", name)
+            os.fsync(file.fileno())
+            os.rename(temporary, f"{folder}/new/{name}")
+            sync_directory(f"{folder}/new")
             return True
         if status.st_mtime < time.time() - _STALE:
             os.unlink(temporary)
     return False
 
 
-def _find(box: str, name: str, arrived: float) -> str | None:
-    """Give the directory that an earlier attempt left the message in, if there was one.
+def _stored(box: str, name: str, arrived: float) -> bool:
+    """Whether an earlier attempt has stored the message.
 
     Readers move files from new/ to cur/ and append flags. cur/ is listed only if it changed after
     the message arrived: nothing came in before.
     """
     if os.access(f"{box}/new/{name}", os.F_OK):
-        return f"{box}/new"
+        return True
     current = f"{box}/cur"
     if os.stat(current).st_mtime < arrived - _CLOCK_SLACK:
-        return None
-    return current if any(entry.startswith(name) for entry in os.listdir(current)) else None
+        return False
+    return any(entry.startswith(name) for entry in os.listdir(current))
 
 
 def _create(path: str) -> int:
@@ -239,18 +242,6 @@ def _create(path: str) -> int:
         descriptor = os.open(path, flags, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return descriptor
-
-
-def _publish(descriptor: int, temporary: str, new: str, name: str) -> None:
-    """Sync a written file, show it to readers, return once it will stay."""
-    os.fsync(descriptor)
-    os.rename(temporary, f"{new}/{name}")
-    try:
-        sync_directory(new)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(f"{new}/{name}")
-        raise
 
 
 def _trace(envelope: Envelope, mailbox: Address) -> bytes:

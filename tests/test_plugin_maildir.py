@@ -28,7 +28,7 @@ TEXT = b"Subject: x\r\n\r\n.dot\r\nsome 8-bit \xff\r\n"
 TRACE = b"Return-Path: <bob@example.net>\r\nDelivered-To: alice@example.org\r\nReceived: by us\r\n"
 
 
-def make_envelope(**changes: str | float | Address | None) -> Envelope:
+def make_envelope(**changes: str | float | Address | bool | None) -> Envelope:
     fields = {
         "id": "1a2b",
         "reverse_path": Address("bob", "example.net"),
@@ -238,7 +238,7 @@ def test_mailbox_with_a_hostile_name_stays_below_the_root(tmp_path: Path) -> Non
 
 
 def test_repeated_delivery_stores_one_copy(plugin: Maildir, box: Path) -> None:
-    envelope = make_envelope()
+    envelope = make_envelope(queued=True)
     for _ in range(2):
         assert plugin.deliver(envelope, make_message(), ALICE) is True
     assert len(files(box)) == 1
@@ -246,7 +246,7 @@ def test_repeated_delivery_stores_one_copy(plugin: Maildir, box: Path) -> None:
 
 @pytest.mark.parametrize("flags", ["", ":2,", ":2,S", ":2,RSab"])
 def test_copy_that_a_reader_has_moved_is_found(plugin: Maildir, box: Path, flags: str) -> None:
-    envelope = make_envelope(arrived=time.time() - 100)
+    envelope = make_envelope(arrived=time.time() - 100, queued=True)
     plugin.deliver(envelope, make_message(), ALICE)
     (path,) = files(box)
     path.rename(box / "cur" / f"{path.name}{flags}")
@@ -261,7 +261,7 @@ def test_directory_that_no_reader_has_touched_since_is_not_listed(
     plugin.deliver(make_envelope(), make_message(), ALICE)
     os.utime(box / "cur", (1000, 1000))
     monkeypatch.delattr(os, "listdir")
-    assert plugin.deliver(make_envelope(id="other"), make_message(), ALICE) is True
+    assert plugin.deliver(make_envelope(id="other", queued=True), make_message(), ALICE) is True
 
 
 def test_each_mailbox_has_its_own_copy(plugin: Maildir, tmp_path: Path) -> None:
@@ -285,9 +285,9 @@ def test_delivery_beside_another_of_the_same_message_keeps_one(
     plugin: Maildir, box: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes that both found nothing there."""
-    envelope = make_envelope()
+    envelope = make_envelope(queued=True)
     plugin.deliver(envelope, make_message(), ALICE)
-    monkeypatch.setattr(maildir, "_find", lambda *_: None)
+    monkeypatch.setattr(maildir, "_stored", lambda *_: False)
     assert plugin.deliver(envelope, make_message(), ALICE) is True
     assert [path.read_bytes() for path in files(box)] == [TRACE + TEXT]
 
@@ -363,7 +363,7 @@ def test_delivery_repeated_after_a_kill_leaves_exactly_one_copy(
     assert len(boxes) > 20
     for box in boxes:
         mailbox = Address(box.name, "example.org")
-        envelope = make_envelope(arrived=1700000000.5)
+        envelope = make_envelope(arrived=1700000000.5, queued=True)
         assert plugin.deliver(envelope, make_message(KILLED_CONTENT), mailbox) is True
         (path,) = files(box)
         assert path.parent == box / "new"
@@ -469,6 +469,23 @@ def test_file_of_another_program_in_tmp_is_left_alone(
     assert foreign.exists()
 
 
+def test_a_file_is_synced_before_anybody_sees_it(
+    box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = Maildir(path=tmp_path / "{domain}" / "{local}", sync="file")
+    plugin.deliver(make_envelope(id="first"), make_message(), ALICE)
+    (first,) = files(box)
+    seen: list[tuple[int, set[Path]]] = []
+
+    def look(descriptor: int) -> None:
+        seen.append((os.fstat(descriptor).st_ino, {*files(box)} - {first}))
+
+    monkeypatch.setattr(os, "fsync", look)
+    plugin.deliver(make_envelope(), make_message(), ALICE)
+    (new,) = {*files(box)} - {first}
+    assert seen == [(new.stat().st_ino, {box / "tmp" / new.name})]
+
+
 def test_group_syncs_what_is_written_before_anybody_sees_it(
     box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -559,32 +576,6 @@ def test_mailbox_that_cannot_be_written_is_451_and_the_reason_is_logged(
     assert_deferred(plugin, make_message(), "451 4.3.0 mailbox cannot be written")
     (line,) = caplog.messages
     assert line.startswith("id=1a2b mailbox=alice@example.org not stored: [Errno 20]")
-
-
-def test_message_whose_entry_cannot_be_synced_is_taken_back(
-    tmp_path: Path, box: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plugin = Maildir(path=tmp_path / "{domain}" / "{local}", sync="file")
-    plugin.deliver(make_envelope(id="first"), make_message(), ALICE)
-
-    def fail(_: str) -> None:
-        raise OSError(errno.EIO, "the disk is gone")
-
-    monkeypatch.setattr(maildir, "sync_directory", fail)
-    assert_deferred(plugin, make_message(), "451 4.3.0 mailbox cannot be written")
-    assert [path.name.partition("I")[2].partition(".")[0] for path in files(box)] == ["first"]
-
-
-def test_copy_of_an_earlier_attempt_counts_only_once_its_directory_is_synced(
-    plugin: Maildir, monkeypatch: pytest.MonkeyPatch, box: Path
-) -> None:
-    """A crash may have come between the rename and the sync."""
-    envelope = make_envelope()
-    plugin.deliver(envelope, make_message(), ALICE)
-    synced: list[str] = []
-    monkeypatch.setattr(maildir, "sync_directory", synced.append)
-    plugin.deliver(envelope, make_message(), ALICE)
-    assert synced == [f"{box}/new"]
 
 
 def test_interrupted_delivery_leaves_nothing(

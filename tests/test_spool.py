@@ -90,8 +90,9 @@ def test_an_envelope_keeps_what_the_hooks_and_the_reports_need() -> None:
     assert kept.quarantined == "looks odd"
     assert [str(recipient.address) for recipient in again.recipients] == ["nick@example.org"]
     assert again.recipients[0].route is not None
+    assert again.queued
     for name in Envelope.__slots__:
-        if name not in {"recipients", "stash", "size"}:
+        if name not in {"recipients", "stash", "size", "queued"}:
             assert getattr(again, name) == getattr(envelope, name), name
 
 
