@@ -41,7 +41,7 @@ class Hooks:
 
         def bind(name: str) -> Caller | None:
             caller = manager.subset_hook_caller(name, excluded)
-            return _releasing(caller) if caller.get_hookimpls() else None
+            return _releasing(_direct(caller)) if caller.get_hookimpls() else None
 
         self._checkers = [
             (implementation.plugin, default)
@@ -187,6 +187,29 @@ class Hooks:
         """Tell the observers what happened."""
         if self._observe is not None:
             self._observe(event=event)
+
+
+def _direct(caller: pluggy.HookCaller) -> Caller:
+    """Give what calls the implementations as pluggy does, in their order, without its detour.
+
+    A plugin on every stage of a message is called seven times: of the 4 us of a pluggy call that
+    leaves 1. There are no wrappers to nest: `plugins` refuses them.
+    """
+    implementations = caller.get_hookimpls()
+    calls = [(each.function, each.argnames) for each in reversed(implementations)]
+    first = bool(caller.spec and caller.spec.opts.get("firstresult"))
+
+    def call(**arguments: object) -> Any:  # noqa: ANN401 - each hook has its own answer
+        results = []
+        for function, names in calls:
+            result = function(*[arguments[name] for name in names])
+            if result is not None:
+                if first:
+                    return result
+                results.append(result)
+        return None if first else results
+
+    return call
 
 
 def _releasing(caller: Caller) -> Caller:

@@ -11,8 +11,11 @@ import pytest
 
 from minismtp import (
     Address,
+    Content,
     Credentials,
     Defer,
+    Delivery,
+    Destination,
     Disconnect,
     Envelope,
     Local,
@@ -857,6 +860,57 @@ def empty() -> Hooks:
 
 
 SESSION = Session(id="s", listener="l", kind="mx", hostname="mx.example.org", peer="192.0.2.1")
+# Mail that leaves
+
+
+@plugin
+class Way:
+    """Sends mail for one domain its own way, and marks what goes there."""
+
+    domain: str
+    host: str
+    verdict: Verdict | None = None
+
+    @hookimpl
+    def destination(self, delivery: Delivery) -> Destination | None:
+        return Destination(self.host) if delivery.domain == self.domain else None
+
+    @hookimpl
+    def on_send(self, delivery: Delivery, message: Message) -> None:
+        if self.verdict is not None:
+            raise self.verdict
+        message.prepend("X-Way", f"{self.host} for {delivery.domain}")
+
+
+def to_example_net() -> Delivery:
+    return Delivery(ENVELOPE, (Address("bob", "example.net"),), "example.net")
+
+
+def test_destination_is_the_first_answer() -> None:
+    ways = (
+        Way(domain="example.com", host="a"),
+        Way(domain="example.net", host="b"),
+        Way(domain="example.net", host="c"),
+    )
+    hooks = Dialogue(*ways).service.hooks
+    assert hooks.destination(to_example_net()) == Destination("b")
+
+
+def test_on_send_runs_every_plugin() -> None:
+    hooks = Dialogue(Way(domain="", host="a"), Way(domain="", host="b")).service.hooks
+    message = Message("e", Content.of(b"\r\n"))
+    hooks.on_send(to_example_net(), message)
+    assert message.headers.get_all("X-Way") == ["b for example.net", "a for example.net"]
+
+
+def test_on_send_may_refuse() -> None:
+    verdict = Reject("not out of here")
+    hooks = Dialogue(Way(domain="", host="a", verdict=verdict)).service.hooks
+    with pytest.raises(Reject) as raised:
+        hooks.on_send(to_example_net(), Message("e", Content.of(b"\r\n")))
+    assert raised.value is verdict
+
+
 ENVELOPE = Envelope(
     id="e",
     reverse_path=None,
