@@ -84,6 +84,11 @@ class Hooks:
         """Whether any plugin stores mail here."""
         return self._deliver is not None
 
+    @property
+    def directs(self) -> bool:
+        """Whether any plugin chooses next hops."""
+        return self._destination is not None
+
     def on_start(self, server: ServerInfo) -> None:
         """Let the plugins open what they need; raises `guard.Failure`."""
         if self._on_start is not None:

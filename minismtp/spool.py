@@ -18,9 +18,10 @@ crash at any instant leaves it in S2 or S3, and every start makes S3 of S2. A fi
 footer fits its size and it has no hole, so nothing partial is ever sent. After a crash a message
 may be sent again, never lost: at least once.
 
-`lock` is held by the process that takes messages out; a second one cannot. `wake` is a
-FIFO that carries the names of new messages; who cannot write there makes the file `missed`, and the
-reader looks through queue/ once more. Nothing else ever lists a directory.
+`lock` is held by the process that takes messages out; a second one cannot. One that ends may give
+it up early and `keep` the few messages that it still delivers: then their files are locked. `wake`
+is a FIFO that carries the names of new messages; who cannot write there makes the file `missed`,
+and the reader looks through queue/ once more. Nothing else ever lists a directory.
 """
 
 from __future__ import annotations
@@ -219,7 +220,8 @@ class Spool:
 
     def remove(self, name: str) -> None:
         """Drop a message whose every recipient is settled; one that is gone is fine."""
-        Path(self._queue, name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self._queue}/{name}")  # noqa: PTH108 - plain strings
 
     def set_aside(self, name: str) -> None:
         """Put a damaged file where it is in nobody's way."""
@@ -238,6 +240,34 @@ class Spool:
             os.close(descriptor)
             raise BusyError(f"another process holds {self._directory / 'lock'}") from None
         return descriptor
+
+    def served(self) -> bool:
+        """Whether a process takes messages out."""
+        try:
+            os.close(self.lock())
+        except BusyError:
+            return True
+        return False
+
+    def keep(self, name: str) -> int:
+        """Keep a message from other runners, until the descriptor is closed. Raises OSError."""
+        descriptor = os.open(f"{self._queue}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def kept(self, name: str) -> bool:
+        """Whether another runner keeps a message. Raises OSError."""
+        try:
+            os.close(self.keep(name))
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     def recover(self) -> Iterator[tuple[str, bool]]:
         """Make S3 of S2 and nothing of S1; yields each name, and whether it was whole."""
@@ -289,6 +319,8 @@ class Spool:
                     self._waker = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                 os.write(self._waker, line)
             except BlockingIOError:
+                if self._missed.exists():
+                    return  # who came before has waited in vain already
                 poll = select.poll()
                 poll.register(self._waker, select.POLLOUT)
                 if not poll.poll(_PATIENCE):

@@ -172,6 +172,7 @@ class Running:
         self._log = self.directory / "log"
         self._addresses: dict[str, str] = {}
         with self._log.open("ab") as log:
+            self._begin = log.tell()  # another server may have run here before
             self.process = subprocess.Popen(
                 [*command, sys.executable, "-m", "minismtp", "serve", "--config", config],
                 cwd=self.directory,
@@ -185,7 +186,7 @@ class Running:
     @property
     def log(self) -> str:
         """All that the server has said so far, whole lines."""
-        return self._log.read_text().rpartition("\n")[0]
+        return self._log.read_bytes()[self._begin :].decode().rpartition("\n")[0]
 
     def wait_for_log(self, pattern: str, count: int = 1) -> re.Match[str]:
         """Give the `count`th match of a regular expression in the log."""

@@ -30,8 +30,10 @@ LAYERS = {
     " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
     " outbound.destination outbound.answer outbound.deadlines outbound.channel outbound.content"
     " outbound.extensions outbound.transfer outbound.client outbound.attempt outbound.dsn"
-    " outbound.metrics outbound.runner",
-    "program": "supervisor children herald check postmaster cli __main__",
+    " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
+    " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
+    " outbound.runner",
+    "program": "supervisor children herald check listing postmaster cli __main__",
 }
 LAYER_OF = {
     module: number for number, names in enumerate(LAYERS.values()) for module in names.split()

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.outbound.agenda import Agenda, delay
-from minismtp.outbound.schedule import Filter, Outcome, Schedule
+from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
+from minismtp.outbound.selection import Filter
 
 NOW = 1000.0
 
@@ -12,34 +12,42 @@ NOW = 1000.0
 @pytest.fixture
 def schedule(tmp_path: Path) -> Schedule:
     schedule = Schedule(tmp_path / "queue.db")
-    schedule.add("m1", "a@one.test", 900.0, 10, [("x@b.test", "b.test"), ("y@c.test", "c.test")])
-    schedule.add("m2", "b@two.test", 950.0, 20, [("z@b.test", "b.test")])
+    arrive(
+        schedule,
+        Arrival("m1", "a@one.test", 900.0, 10, (("x@b.test", "b.test"), ("y@c.test", "c.test"))),
+        Arrival("m2", "b@two.test", 950.0, 20, (("z@b.test", "b.test"),)),
+    )
     return schedule
 
 
+def arrive(schedule: Schedule, *arrivals: Arrival) -> None:
+    schedule.write(Batch(arrivals={each.name: each for each in arrivals}))
+
+
+def record(schedule: Schedule, name: str, *outcomes: Outcome) -> None:
+    schedule.write(Batch(outcomes=[(name, outcome, NOW) for outcome in outcomes]))
+
+
 def addresses(schedule: Schedule, which: Filter) -> list[str]:
-    return [row.address for *_, row in schedule.select(which, NOW)]
+    return [each.address for each in schedule.select(which, NOW)]
 
 
 def test_a_message_is_noted_once(schedule: Schedule) -> None:
-    assert not schedule.add("m1", "other", 1.0, 1, [("q@q.test", "q.test")])
+    arrive(schedule, Arrival("m1", "other", 1.0, 1, (("q@q.test", "q.test"),)))
     assert [row.address for row in schedule.rows("m1")] == ["x@b.test", "y@c.test"]
-    assert schedule.names() == {"m1", "m2"}
 
 
-def test_waiting_gives_each_job_with_its_time(schedule: Schedule) -> None:
-    assert sorted(schedule.waiting()) == [
-        ("m1", "b.test", 900.0),
-        ("m1", "c.test", 900.0),
-        ("m2", "b.test", 950.0),
-    ]
+def test_everything_comes_by_message_and_the_oldest_first(schedule: Schedule) -> None:
+    found = [(arrived, [row.address for row in rows]) for arrived, rows in schedule.everything()]
+    assert found == [(900.0, ["x@b.test", "y@c.test"]), (950.0, ["z@b.test"])]
 
 
 def test_outcomes_are_kept_for_each_recipient(schedule: Schedule, tmp_path: Path) -> None:
-    schedule.record(
+    record(
+        schedule,
         "m1",
-        [Outcome(0, "delivered", "250 ok", "mx"), Outcome(1, "queued", "451 no", "", 1060.0)],
-        NOW,
+        Outcome(0, "delivered", "250 ok", "mx"),
+        Outcome(1, "queued", "451 no", "", 1060.0),
     )
     schedule.close()
     first, second = Schedule(tmp_path / "queue.db").rows("m1")
@@ -52,33 +60,40 @@ def test_outcomes_are_kept_for_each_recipient(schedule: Schedule, tmp_path: Path
     assert (second.state, second.next, second.tried, second.attempts) == ("queued", 1060.0, NOW, 1)
 
 
-def test_a_message_is_settled_when_nobody_waits(schedule: Schedule) -> None:
-    schedule.record("m1", [Outcome(0, "delivered", "250 ok")], NOW)
-    assert schedule.settled() == []
-    schedule.record("m1", [Outcome(1, "failed", "550 no")], NOW)
-    assert schedule.settled() == ["m1"]
-    schedule.forget("m1")
+def test_a_batch_may_bring_a_message_with_its_outcome(schedule: Schedule) -> None:
+    arrival = Arrival("m3", "", 1.0, 1, (("x@b.test", "b.test"),))
+    schedule.write(Batch({"m3": arrival}, [("m3", Outcome(0, "queued", "451 no"), NOW)]))
+    assert schedule.rows("m3")[0].reply == "451 no"
+
+
+def test_a_message_that_is_gone_leaves_no_rows(schedule: Schedule) -> None:
+    schedule.write(Batch(gone={"m1"}))
     assert schedule.rows("m1") == []
+    assert addresses(schedule, Filter()) == ["z@b.test"]
 
 
-def test_what_is_held_during_an_attempt_stays_held(schedule: Schedule) -> None:
-    schedule.change(Filter(ids=("m2",)), NOW, "held")
-    schedule.record("m2", [Outcome(0, "queued", "451 no", "", 1060.0)], NOW)
-    assert schedule.rows("m2")[0].state == "held"
-    schedule.record("m2", [Outcome(0, "delivered", "250 ok")], NOW)
+@pytest.mark.parametrize("state", ["held", "returning", "removed"])
+def test_what_is_decided_during_an_attempt_stands(schedule: Schedule, state: str) -> None:
+    schedule.change(Filter(ids=("m2",)), NOW, state)  # type: ignore[arg-type]
+    record(schedule, "m2", Outcome(0, "queued", "451 no", "", 1060.0))
+    assert schedule.rows("m2")[0].state == state
+    record(schedule, "m2", Outcome(0, "delivered", "250 ok"))
     assert schedule.rows("m2")[0].state == "delivered"
 
 
-def test_a_held_message_is_no_job(tmp_path: Path) -> None:
-    schedule = Schedule(tmp_path / "queue.db")
-    schedule.add("m1", "", 1.0, 1, [("x@b.test", "b.test")], held=True)
-    assert list(schedule.waiting()) == []
-    assert schedule.counts() == ({"queued": 0, "deferred": 0, "held": 1}, 1.0)
+def test_a_batch_that_fails_changes_nothing(schedule: Schedule) -> None:
+    wrong = Outcome(0, "queued", None)  # type: ignore[arg-type]
+    with pytest.raises(sqlite3.Error):
+        schedule.write(Batch(gone={"m1"}, outcomes=[("m2", wrong, NOW)]))
+    assert len(schedule.rows("m1")) == 2
 
 
-def test_counts_tell_new_messages_from_deferred_ones(schedule: Schedule) -> None:
-    schedule.record("m2", [Outcome(0, "queued", "451 no", "", 1060.0)], NOW)
-    assert schedule.counts() == ({"queued": 1, "deferred": 1, "held": 0}, 900.0)
+def test_two_batches_become_one() -> None:
+    one = Batch(closed={"d": (1.0, "no")}, gone={"m1"})
+    both = one.then(Batch(closed={"d": None}, warned={"m2"}))
+    assert (both.closed, both.gone, both.warned) == ({"d": None}, {"m1"}, {"m2"})
+    assert both
+    assert not Batch()
 
 
 @pytest.mark.parametrize(
@@ -102,8 +117,19 @@ def test_counts_tell_new_messages_from_deferred_ones(schedule: Schedule) -> None
     ids=str,
 )
 def test_filters_choose_recipients(schedule: Schedule, which: Filter, found: list[str]) -> None:
-    schedule.record("m1", [Outcome(1, "queued", "451 Greylisted", "", 1060.0)], NOW)
+    record(schedule, "m1", Outcome(1, "queued", "451 Greylisted", "", 1060.0))
     assert addresses(schedule, which) == found
+
+
+def test_a_destination_that_does_not_answer_is_a_reason(schedule: Schedule) -> None:
+    schedule.write(Batch(closed={"b.test": (1234.0, "451 cannot connect")}))
+    assert addresses(schedule, Filter(state="deferred")) == ["x@b.test", "z@b.test"]
+    assert addresses(schedule, Filter(reason="connect")) == ["x@b.test", "z@b.test"]
+    assert schedule.select(Filter(), NOW)[0].closed_until == 1234.0
+    assert schedule.closed_reply("b.test") == "451 cannot connect"
+    schedule.write(Batch(closed={"b.test": None}))
+    assert addresses(schedule, Filter(state="deferred")) == []
+    assert schedule.closed_reply("b.test") == ""
 
 
 def test_changes_concern_only_what_was_chosen(schedule: Schedule) -> None:
@@ -115,132 +141,24 @@ def test_changes_concern_only_what_was_chosen(schedule: Schedule) -> None:
 
 
 def test_another_process_s_change_is_seen_once(schedule: Schedule, tmp_path: Path) -> None:
-    assert not schedule.changed()
+    assert schedule.changed() == []
     other = Schedule(tmp_path / "queue.db")
     other.change(Filter(ids=("m2",)), NOW, "removed")
-    assert schedule.changed()
-    assert not schedule.changed()
-    assert schedule.settled() == ["m2"]
+    assert schedule.changed() == ["m2"]
+    assert schedule.changed() == []
 
 
 def test_delay_is_told_once(schedule: Schedule) -> None:
     assert schedule.to_warn(910.0) == ["m1"]
-    schedule.warned("m1")
+    schedule.write(Batch(warned={"m1"}))
     assert schedule.to_warn(910.0) == []
+    assert schedule.older(910.0) == ["m1"]
 
 
-def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "queue.db").write_bytes(b"no database" * 100)
+@pytest.mark.parametrize("octets", [b"no database" * 100, b""], ids=["rubbish", "cut"])
+def test_a_damaged_file_is_an_error(schedule: Schedule, tmp_path: Path, octets: bytes) -> None:
+    schedule.close()
+    path = tmp_path / "queue.db"
+    path.write_bytes(octets or path.read_bytes()[:6000])
     with pytest.raises(sqlite3.DatabaseError):
-        Schedule(tmp_path / "queue.db")
-
-
-# The agenda
-
-
-def agenda(concurrency: int = 5) -> Agenda:
-    return Agenda([60.0, 300.0], concurrency)
-
-
-def taken(plan: Agenda, now: float = 10.0) -> list[tuple[str, str]]:
-    found = []
-    while (job := plan.take(now)) is not None:
-        found.append(job)
-    return found
-
-
-def test_jobs_come_in_the_order_of_their_time() -> None:
-    plan = agenda()
-    for number, when in enumerate((3.0, 1.0, 2.0)):
-        plan.add((f"m{number}", f"d{number}"), when)
-    assert [message for message, _ in taken(plan)] == ["m1", "m2", "m0"]
-
-
-def test_a_job_waits_for_its_time() -> None:
-    plan = agenda()
-    plan.add(("m", "d"), 20.0)
-    assert plan.take(10.0) is None
-    assert plan.next_time() == 20.0
-    assert plan.take(20.0) == ("m", "d")
-
-
-def test_one_job_at_once_finds_out_about_a_destination() -> None:
-    plan = agenda()
-    for number in range(4):
-        plan.add((f"m{number}", "d"), float(number))
-    assert taken(plan) == [("m0", "d")]
-    plan.done(("m0", "d"), 10.0, reached=True, again=None)
-    assert taken(plan) == [("m1", "d"), ("m2", "d")]
-    plan.done(("m1", "d"), 10.0, reached=True, again=None)
-    assert taken(plan) == [("m3", "d")]
-
-
-def test_concurrency_ends_at_its_limit() -> None:
-    plan = agenda(concurrency=2)
-    for number in range(9):
-        plan.add((f"m{number}", "d"), 0.0)
-    for _ in range(3):
-        job, *_ = taken(plan)
-        plan.done(job, 10.0, reached=True, again=None)
-    assert len(taken(plan)) == 2
-
-
-def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
-    plan = agenda()
-    plan.add(("m0", "dead"), 0.0)
-    plan.add(("m1", "dead"), 0.0)
-    plan.add(("m2", "well"), 0.0)
-    assert taken(plan) == [("m0", "dead"), ("m2", "well")]
-    plan.done(("m0", "dead"), 10.0, reached=False, again=70.0)
-    assert taken(plan, 60.0) == []
-    assert taken(plan, 77.0) == [("m1", "dead")]
-    plan.done(("m1", "dead"), 77.0, reached=False, again=137.0)
-    assert taken(plan, 77.0 + 269.0) == []
-    assert len(taken(plan, 77.0 + 331.0)) == 1
-
-
-def test_an_operator_opens_a_destination() -> None:
-    plan = agenda()
-    plan.add(("m0", "dead"), 0.0)
-    taken(plan)
-    plan.done(("m0", "dead"), 10.0, reached=False, again=10.0)
-    assert taken(plan) == []
-    plan.open("dead")
-    assert taken(plan) == [("m0", "dead")]
-
-
-def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
-    plan = agenda()
-    plan.add(("m", "d"), 50.0)
-    plan.add(("m", "d"), 5.0)
-    assert taken(plan) == [("m", "d")]
-    plan.done(("m", "d"), 10.0, reached=True, again=None)
-    assert taken(plan, 100.0) == []
-
-
-def test_a_running_job_is_not_started_again() -> None:
-    plan = agenda()
-    plan.add(("m", "d"), 0.0)
-    taken(plan)
-    plan.clear()
-    plan.add(("m", "d"), 0.0)
-    assert taken(plan) == []
-    plan.done(("m", "d"), 10.0, reached=True, again=15.0)
-    assert taken(plan, 15.0) == [("m", "d")]
-
-
-def test_a_connection_takes_the_next_message_for_its_destination() -> None:
-    plan = agenda()
-    plan.add(("m0", "d"), 0.0)
-    plan.add(("m1", "d"), 1.0)
-    taken(plan)
-    plan.done(("m0", "d"), 10.0, reached=True, again=None)
-    assert plan.take_from("d", 10.0) == ("m1", "d")
-    assert plan.take_from("d", 10.0) is None
-
-
-@pytest.mark.parametrize(("attempts", "wait"), [(0, 60), (1, 60), (2, 300), (9, 300)])
-def test_delays_follow_the_configuration_with_jitter(attempts: int, wait: float) -> None:
-    found = {delay([60.0, 300.0], attempts) for _ in range(100)}
-    assert all(0.9 * wait <= each <= 1.1 * wait for each in found)
-    assert len(found) > 50
+        Schedule(path, check=True)

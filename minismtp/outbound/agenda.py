@@ -3,7 +3,11 @@
 A job is one message for one destination. Each destination has a queue of its own, a number of jobs
 that may run at once, and, after it could not be reached, a time before which nothing is tried: one
 job finds out for all. That number starts at one and grows with each success, so a host that takes
-its time, or none that answers, holds few threads.
+its time, or none that answers, holds few places. And a quarter of the places is left to
+destinations whose last job came through, however many of the others there are.
+
+All times are seconds of one clock; the runner's is monotonic, so that nothing waits for hours
+because somebody has set the clock back.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TypeAlias
 
 Job: TypeAlias = tuple[str, str]  #: message and destination
 
-_JITTER = 0.1
+JITTER = 0.1  #: the part of a wait that is left to chance
+_KNOWN = 10_000  # destinations that are remembered while nothing waits for them
 
 
 def delay(retry: Sequence[float], attempts: int) -> float:
@@ -25,7 +31,7 @@ def delay(retry: Sequence[float], attempts: int) -> float:
     Jitter of a tenth keeps messages of one moment from coming again at one moment.
     """
     wait = retry[min(max(attempts, 1), len(retry)) - 1]
-    return wait * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
+    return wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
 
 
 @dataclass(slots=True)
@@ -35,26 +41,48 @@ class _Destination:
     limit: int = 1
     failures: int = 0
     closed_until: float = 0.0
+    proven: bool = False  # whether the last job that found out came through
+    look_at: float = inf  # the head that counts; what the heaps have beside it is stale
+
+    @property
+    def idle(self) -> bool:
+        return not (self.jobs or self.running or self.failures)
 
 
 class Agenda:
-    """The jobs of the runner by time and destination; used under the runner's lock."""
+    """The jobs of the runner by time and destination. Not for several threads at once.
 
-    def __init__(self, retry: Sequence[float], concurrency: int) -> None:
+    `places` is how many jobs may run in all, `concurrency` how many for one destination.
+    """
+
+    def __init__(self, retry: Sequence[float], concurrency: int, places: int) -> None:
         self._retry = retry
         self._concurrency = concurrency
+        self._places = places
+        self._unproven_places = max(1, places * 3 // 4)
         self._destinations: dict[str, _Destination] = {}
-        self._heads: list[tuple[float, str]] = []
+        # When a destination is worth a look, by whether it is proven.
+        self._heads: dict[bool, list[tuple[float, str]]] = {False: [], True: []}
         self._known: dict[Job, float] = {}  # waiting jobs; what the heaps have beside them is stale
         self._running: set[Job] = set()
+        self._unproven_running = 0
 
     def __len__(self) -> int:
         return len(self._known)
 
     @property
-    def running(self) -> int:
+    def running(self) -> frozenset[Job]:
+        """The jobs that run."""
+        return frozenset(self._running)
+
+    @property
+    def active(self) -> int:
         """How many jobs run."""
         return len(self._running)
+
+    def runs(self, job: Job) -> bool:
+        """Whether a job runs."""
+        return job in self._running
 
     def add(self, job: Job, when: float) -> None:
         """Plan a job, or plan it anew; one that is running is left to `done`."""
@@ -62,14 +90,25 @@ class Agenda:
             return
         message, name = job
         self._known[job] = when
-        destination = self._destinations.setdefault(name, _Destination())
+        destination = self._destinations.get(name)
+        if destination is None:
+            destination = self._destinations[name] = _Destination()
         heapq.heappush(destination.jobs, (when, message))
-        heapq.heappush(self._heads, (when, name))
+        if destination.jobs[0][1] == message and destination.running < destination.limit:
+            self._look(name, destination, when)
+
+    def drop(self, job: Job) -> bool:
+        """Forget a job that waits; False when there is none."""
+        return self._known.pop(job, None) is not None
 
     def take(self, now: float) -> Job | None:
-        """Start a job that is due and that its destination allows; None = none."""
-        while self._heads and self._heads[0][0] <= now:
-            _, name = heapq.heappop(self._heads)
+        """Start a job that is due and for which there is a place; None = none."""
+        while (heads := self._due(now)) is not None:
+            when, name = heapq.heappop(heads)
+            destination = self._destinations.get(name)
+            if destination is None or when != destination.look_at:
+                continue
+            destination.look_at = inf
             job = self.take_from(name, now)
             if job is not None:
                 return job
@@ -79,40 +118,42 @@ class Agenda:
         """Start a job for one destination, as who has a connection there wants."""
         destination = self._destinations.get(name)
         if destination is None or destination.running >= destination.limit:
-            return None  # `done` looks again
+            return None
         self._tidy(name, destination)
         if not destination.jobs:
             return None
         when, message = destination.jobs[0]
         if max(when, destination.closed_until) > now:
-            heapq.heappush(self._heads, (max(when, destination.closed_until), name))
+            self._plan(name, destination)
             return None
         heapq.heappop(destination.jobs)
         job = (message, name)
         del self._known[job]
         self._running.add(job)
         destination.running += 1
+        self._unproven_running += not destination.proven
         self._plan(name, destination)
         return job
 
-    def done(self, job: Job, now: float, *, reached: bool | None, again: float | None) -> None:
-        """End a job: whether the destination was reached (None = unknown), and when it is next."""
+    def done(
+        self, job: Job, now: float, *, reached: bool | None, again: float | None
+    ) -> float | None:
+        """End a job: whether the destination was reached (None = unknown), and when it is next.
+
+        Gives for how many seconds the destination is closed from now on, 0 when it has just become
+        open, None when neither changed.
+        """
         self._running.discard(job)
         destination = self._destinations[job[1]]
         destination.running -= 1
-        if reached:
-            destination.failures = 0
-            destination.closed_until = 0.0
-            destination.limit = min(destination.limit + 1, self._concurrency)
-        elif reached is False:
-            destination.failures += 1
-            destination.limit = 1
-            destination.closed_until = now + delay(self._retry, destination.failures)
+        self._unproven_running -= not destination.proven
+        changed = None if reached is None else self._learn(destination, now, reached=reached)
         if again is not None:
             self.add(job, again)
         self._plan(job[1], destination)
-        if not destination.jobs and not destination.running and not destination.failures:
+        if destination.idle and len(self._destinations) > _KNOWN:
             del self._destinations[job[1]]
+        return changed
 
     def open(self, name: str) -> None:
         """Forget that a destination could not be reached: the operator wants another try."""
@@ -121,22 +162,53 @@ class Agenda:
             destination.closed_until = 0.0
             self._plan(name, destination)
 
-    def clear(self) -> None:
-        """Forget all jobs but those that run; destinations stay known."""
-        self._known.clear()
-        self._heads.clear()
-        for destination in self._destinations.values():
-            destination.jobs.clear()
-
     def next_time(self) -> float | None:
         """Give when `take` is worth a call again; None = not before something changes."""
-        return self._heads[0][0] if self._heads else None
+        times = [heads[0][0] for heads in self._open_heads()]
+        return min(times) if times else None
+
+    def _learn(self, destination: _Destination, now: float, *, reached: bool) -> float | None:
+        if destination.proven != reached:
+            self._unproven_running += destination.running * (1 if destination.proven else -1)
+            destination.proven = reached
+            destination.look_at = inf  # it belongs to the other heads now
+        if reached:
+            was_closed = destination.failures > 0
+            destination.failures = 0
+            destination.closed_until = 0.0
+            destination.limit = min(destination.limit + 1, self._concurrency)
+            return 0.0 if was_closed else None
+        if now < destination.closed_until:  # another job that was under way has found out
+            return None
+        destination.failures += 1
+        wait = delay(self._retry, destination.failures)
+        destination.limit = 1
+        destination.closed_until = now + wait
+        return wait
+
+    def _open_heads(self) -> list[list[tuple[float, str]]]:
+        """Give the heads for which there are places."""
+        if len(self._running) >= self._places:
+            return []
+        kinds = [True]
+        if self._unproven_running < self._unproven_places:
+            kinds.append(False)
+        return [self._heads[kind] for kind in kinds if self._heads[kind]]
+
+    def _due(self, now: float) -> list[tuple[float, str]] | None:
+        heads = min(self._open_heads(), key=lambda heads: heads[0], default=None)
+        return heads if heads and heads[0][0] <= now else None
 
     def _plan(self, name: str, destination: _Destination) -> None:
         self._tidy(name, destination)
         if destination.jobs and destination.running < destination.limit:
-            when = max(destination.jobs[0][0], destination.closed_until)
-            heapq.heappush(self._heads, (when, name))
+            self._look(name, destination, destination.jobs[0][0])
+
+    def _look(self, name: str, destination: _Destination, when: float) -> None:
+        when = max(when, destination.closed_until)
+        if when < destination.look_at:
+            destination.look_at = when
+            heapq.heappush(self._heads[destination.proven], (when, name))
 
     def _tidy(self, name: str, destination: _Destination) -> None:
         while destination.jobs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from minismtp.address import Address
+from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Local, Recipient
@@ -49,11 +49,6 @@ class Done:
     reached: bool | None = None
 
 
-def destination_of(target: Target) -> str:
-    """Give the key by which targets share an attempt: the domain (A-labels), or `LOCAL`."""
-    return LOCAL if target.kind == "local" else Address.parse(target.address).ascii_domain
-
-
 class Carrier:
     """What all attempts share."""
 
@@ -67,6 +62,14 @@ class Carrier:
     def start(self) -> None:
         """Start to watch the deadlines."""
         self.deadlines.start()
+
+    def key(self, domain: str) -> str:
+        """Give the name by which addresses share an attempt: their domain, or their route."""
+        domain = to_ascii(domain)
+        route = self.config.outbound.route(domain)
+        if route.host is None or self.hooks.directs:
+            return domain
+        return f"{'' if route.domain == '*' else f'{route.domain} '}via {route.host}"
 
     def destination(self, delivery: Delivery) -> Destination:
         """Give the next hop, of an empty host when it is by MX. Raises Verdict and OSError."""
@@ -119,7 +122,7 @@ class Attempt:
             return Done([self._store(outgoing, target) for target in outgoing.targets])
         envelope = outgoing.entry.envelope()
         addresses = tuple(Address.parse(target.address) for target in outgoing.targets)
-        delivery = Delivery(envelope, addresses, self._name, outgoing.attempts)
+        delivery = Delivery(envelope, addresses, addresses[0].ascii_domain, outgoing.attempts)
         message = outgoing.message.copy()
         try:
             destination = self._carrier.destination(delivery)
@@ -175,7 +178,7 @@ class Attempt:
         reply = failure.reply
         if not failure.final and reply[:1] == "5":
             reply = f"451 4.4.1 {reply}"
-        return _all(outgoing, reply, reached=False)
+        return _all(outgoing, reply, reached=None if failure.final else False)
 
     def _hosts(self, destination: Destination) -> Iterable[Host]:
         directory = self._carrier.directory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -63,7 +64,7 @@ class OutboundMetrics:
         if state == "delivered":
             self._delay(delay)
 
-    def queue(self, counts: dict[str, int], active: int, oldest: float) -> None:
+    def queue(self, counts: Mapping[str, int], active: int, oldest: float) -> None:
         """Say how many messages are in each state, and the age of the oldest in seconds."""
         for state, count in {**counts, "active": active}.items():
             self._messages.labels(state).set(count)

@@ -1,8 +1,10 @@
 """What has become of each recipient in the spool, and when it is tried next (layer 6).
 
-One SQLite file that the runner and `minismtp queue` share. It can be made anew from the spool: then
-only the number of attempts is forgotten. Commits survive the death of a process at once, a power
-cut after the next checkpoint: what is lost by it is tried again.
+One SQLite file that the runner and `minismtp queue` share. The runner reads it at its start and
+writes down what happens; an operator's command changes it, and notes in `changes` which messages
+the runner has to look at again. It can be made anew from the spool: then only the past attempts are
+forgotten. Commits survive the death of a process at once, a power cut after the next checkpoint:
+what is lost by it is tried again.
 """
 
 # ruff: noqa: S608 - the conditions are made here, values are always parameters
@@ -13,12 +15,16 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+from minismtp.outbound.selection import WAITING, Filter
 
 #: "returning" and "removed" are what an operator has decided; the runner does it.
 State: TypeAlias = Literal["queued", "held", "returning", "removed", "delivered", "failed"]
+#: The states of a recipient whose fate is not settled.
+OPEN: Final = frozenset({"queued", "held", "returning"})
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -32,10 +38,14 @@ CREATE TABLE IF NOT EXISTS recipients (
     reply TEXT NOT NULL DEFAULT '', host TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (message, number)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS closed (
+    destination TEXT PRIMARY KEY, until REAL NOT NULL, reply TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS changes (message TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS arrivals ON messages (arrived);
+CREATE INDEX IF NOT EXISTS unwarned ON messages (arrived) WHERE warned = 0;
 """
 _BUSY: Final = 10.0  # seconds that one process waits for the other's transaction
-_WAITING: Final = "state IN ('queued', 'held')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,18 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that came into the spool: (address, destination) of each recipient, in order."""
+
+    name: str
+    sender: str
+    arrived: float
+    size: int
+    targets: tuple[tuple[str, str], ...]
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What an attempt brought for one recipient: its new state, the reply, the next time."""
 
@@ -65,55 +87,67 @@ class Outcome:
     next: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """Which recipients: all that fit every condition that is given.
+@dataclass(slots=True)
+class Batch:
+    """What one transaction writes down."""
 
-    `to_domain` and `sender` compare without case, the latter with an address or "@domain";
-    `older_than` is in seconds; `reason` is a part of the last reply.
+    arrivals: dict[str, Arrival] = field(default_factory=dict)
+    outcomes: list[tuple[str, Outcome, float]] = field(default_factory=list)
+    moved: list[tuple[str, str, int]] = field(default_factory=list)  # destination, message, number
+    warned: set[str] = field(default_factory=set)
+    closed: dict[str, tuple[float, str] | None] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return any((self.arrivals, self.outcomes, self.moved, self.warned, self.closed)) or any(
+            (self.changed, self.gone)
+        )
+
+    def then(self, later: Batch) -> Batch:
+        """Give both as one."""
+        return Batch(
+            self.arrivals | later.arrivals,
+            self.outcomes + later.outcomes,
+            self.moved + later.moved,
+            self.warned | later.warned,
+            self.closed | later.closed,
+            self.changed | later.changed,
+            self.gone | later.gone,
+        )
+
+
+class Waiting(NamedTuple):
+    """A waiting recipient as an operator sees it; a tuple, for there may be 50,000 to show.
+
+    `closed_until` and `closed_reply` are of its destination while that is not tried because it
+    could not be reached, else 0 and empty. Times and `tried` as in `Row`.
     """
 
-    ids: tuple[str, ...] = ()
-    to_domain: str = ""
-    sender: str | None = None
-    older_than: float | None = None
-    state: str = ""
-    reason: str = ""
-
-    def where(self, now: float) -> tuple[str, list[object]]:
-        """Give the condition and its values."""
-        parts, values = [_WAITING], list[object]()
-        if self.ids:
-            parts.append(f"message IN ({','.join('?' * len(self.ids))})")
-            values.extend(self.ids)
-        if self.to_domain:
-            parts.append("address LIKE ? ESCAPE '\\'")
-            values.append("%@" + _literally(self.to_domain))
-        if self.sender is not None:
-            parts.append("sender LIKE ? ESCAPE '\\'")
-            literal = _literally(self.sender)
-            values.append(f"%{literal}" if self.sender.startswith("@") else literal)
-        if self.older_than is not None:
-            parts.append("arrived <= ?")
-            values.append(now - self.older_than)
-        if self.state == "deferred":
-            parts.append("state = 'queued' AND attempts > 0")
-        elif self.state == "queued":
-            parts.append("state = 'queued' AND attempts = 0")
-        elif self.state:
-            parts.append("state = ?")
-            values.append(self.state)
-        if self.reason:
-            parts.append("reply LIKE ? ESCAPE '\\'")
-            values.append(f"%{_literally(self.reason)}%")
-        return " AND ".join(parts), values
+    message: str
+    sender: str
+    arrived: float
+    size: int
+    address: str
+    destination: str
+    state: State
+    attempts: int
+    next: float
+    tried: float
+    reply: str
+    host: str
+    closed_until: float
+    closed_reply: str
 
 
 class Schedule:
-    """The table of recipients. Threads of a process may share one; it locks."""
+    """The tables. Threads of a process may share one; it locks."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or make it. Raises sqlite3.DatabaseError when it is damaged."""
+    def __init__(self, path: Path, *, check: bool = False) -> None:
+        """Open the file, or make it. Raises sqlite3.DatabaseError when it is damaged.
+
+        With `check` the whole file is looked at; else damage may show up later.
+        """
         self._lock = threading.Lock()
         self._database = sqlite3.connect(
             path, timeout=_BUSY, isolation_level=None, check_same_thread=False
@@ -122,132 +156,131 @@ class Schedule:
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute("PRAGMA foreign_keys = ON")
         self._database.executescript(_TABLES)
-        self._version = self._data_version()
+        self._version = -1
+        if check:
+            (found,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
 
-    def add(
-        self,
-        name: str,
-        sender: str,
-        arrived: float,
-        size: int,
-        targets: Iterable[tuple[str, str]],
-        *,
-        held: bool = False,
-    ) -> bool:
-        """Note a message with (address, destination) of each recipient; False if it was known."""
-        with self._transaction():
-            added = self._database.execute(
+    def write(self, batch: Batch) -> None:
+        """Write a batch down. Raises sqlite3.Error, and then has changed nothing."""
+        with self._transaction() as database:
+            arrivals = batch.arrivals.values()
+            database.executemany(
                 "INSERT OR IGNORE INTO messages (id, sender, arrived, size) VALUES (?, ?, ?, ?)",
-                (name, sender, arrived, size),
-            ).rowcount
-            if added:
-                self._database.executemany(
-                    "INSERT INTO recipients (message, number, address, destination, state, next)"
-                    " VALUES (?, ?, ?, ?, ?, ?)",
-                    [
-                        (name, number, *target, "held" if held else "queued", arrived)
-                        for number, target in enumerate(targets)
-                    ],
-                )
-        return bool(added)
+                [(each.name, each.sender, each.arrived, each.size) for each in arrivals],
+            )
+            database.executemany(
+                "INSERT OR IGNORE INTO recipients"
+                " (message, number, address, destination, state, next) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (a.name, number, *target, "held" if a.held else "queued", a.arrived)
+                    for a in arrivals
+                    for number, target in enumerate(a.targets)
+                ],
+            )
+            # What an operator has decided during an attempt stands, unless that has settled it.
+            database.executemany(
+                "UPDATE recipients SET"
+                " state = CASE WHEN state <> 'queued' AND ?1 = 'queued' THEN state ELSE ?1 END,"
+                " reply = ?2, host = ?3, next = ?4, tried = ?5, attempts = attempts + 1"
+                " WHERE message = ?6 AND number = ?7",
+                [
+                    (o.state, o.reply, o.host, o.next, tried, name, o.number)
+                    for name, o, tried in batch.outcomes
+                    if name not in batch.gone
+                ],
+            )
+            database.executemany(
+                "UPDATE recipients SET destination = ? WHERE message = ? AND number = ?",
+                batch.moved,
+            )
+            self._names("UPDATE messages SET warned = 1 WHERE id = ?", batch.warned)
+            self._names("INSERT OR IGNORE INTO changes VALUES (?)", batch.changed)
+            self._names("DELETE FROM messages WHERE id = ?", batch.gone)
+            for name, closed in batch.closed.items():
+                if closed is None:
+                    database.execute("DELETE FROM closed WHERE destination = ?", (name,))
+                else:
+                    database.execute("REPLACE INTO closed VALUES (?, ?, ?)", (name, *closed))
 
     def rows(self, name: str) -> list[Row]:
         """Give all recipients of a message in the order of the envelope; none if it is unknown."""
-        return self._rows("message = ?", (name,))
+        with self._lock:
+            found = self._database.execute(
+                "SELECT * FROM recipients WHERE message = ? ORDER BY number", (name,)
+            ).fetchall()
+        return [Row(*values) for values in found]
 
-    def record(self, name: str, outcomes: Iterable[Outcome], now: float) -> None:
-        """Note what an attempt brought."""
-        with self._transaction():
-            self._database.executemany(
-                "UPDATE recipients SET state = CASE WHEN state = 'held' AND ? = 'queued'"
-                " THEN 'held' ELSE ? END,"
-                " reply = ?, host = ?, next = ?, tried = ?, attempts = attempts + 1"
-                " WHERE message = ? AND number = ?",
-                [
-                    (o.state, o.state, o.reply, o.host, o.next, now, name, o.number)
-                    for o in outcomes
-                ],
+    def everything(self) -> Iterator[tuple[float, list[Row]]]:
+        """Give the arrival and the recipients of each message, the oldest first."""
+        with self._lock:
+            cursor = self._database.execute(
+                "SELECT arrived, recipients.* FROM messages JOIN recipients ON message = id"
+                " ORDER BY arrived, message, number"
             )
+            arrived, rows = 0.0, list[Row]()
+            for when, *values in cursor:
+                row = Row(*values)
+                if rows and row.message != rows[0].message:
+                    yield arrived, rows
+                    rows = []
+                arrived = when
+                rows.append(row)
+            if rows:
+                yield arrived, rows
 
-    def forget(self, name: str) -> None:
-        """Drop a message."""
-        with self._transaction():
-            self._database.execute("DELETE FROM messages WHERE id = ?", (name,))
+    def reopen(self) -> None:
+        """Forget which destinations could not be reached: a new start, a new look."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM closed")
 
-    def waiting(self) -> Iterator[tuple[str, str, float]]:
-        """Give message, destination and time of every job that is queued; holds no lock."""
+    def closed_reply(self, destination: str) -> str:
+        """Give why a destination is not tried, empty if it is."""
         with self._lock:
             found = self._database.execute(
-                "SELECT message, destination, MIN(next) FROM recipients WHERE state = 'queued'"
-                " GROUP BY message, destination"
-            ).fetchall()
-        return iter(found)
+                "SELECT reply FROM closed WHERE destination = ?", (destination,)
+            ).fetchone()
+        return str(found[0]) if found else ""
 
-    def settled(self) -> list[str]:
-        """Give the messages none of whose recipients waits any more."""
-        with self._lock:
-            found = self._database.execute(
-                "SELECT id FROM messages WHERE NOT EXISTS (SELECT 1 FROM recipients"
-                " WHERE message = id AND state IN ('queued', 'held', 'returning'))"
-            ).fetchall()
-        return [name for (name,) in found]
-
-    def returning(self) -> list[Row]:
-        """Give the recipients whose copy the operator wants returned."""
-        return self._rows("state = 'returning'", ())
-
-    def names(self) -> set[str]:
-        """Give the names of all messages."""
-        with self._lock:
-            return {name for (name,) in self._database.execute("SELECT id FROM messages")}
+    def older(self, than: float) -> list[str]:
+        """Give the messages that came before a time."""
+        return self._ids("SELECT id FROM messages WHERE arrived <= ?", than)
 
     def to_warn(self, before: float) -> list[str]:
-        """Give the messages that came before a time, still wait and have no warning yet."""
-        with self._lock:
-            found = self._database.execute(
-                "SELECT id FROM messages WHERE arrived <= ? AND warned = 0", (before,)
-            ).fetchall()
-        return [name for (name,) in found]
+        """Give the messages that came before a time and whose sender knows of no delay yet."""
+        return self._ids("SELECT id FROM messages WHERE arrived <= ? AND warned = 0", before)
 
-    def warned(self, name: str) -> None:
-        """Note that the sender of a message knows of the delay."""
-        with self._transaction():
-            self._database.execute("UPDATE messages SET warned = 1 WHERE id = ?", (name,))
-
-    def counts(self) -> tuple[dict[str, int], float | None]:
-        """Give how many recipients' messages are in each state, and when the oldest arrived."""
+    def changed(self) -> list[str]:
+        """Give the messages that an operator has changed since the last call."""
         with self._lock:
-            found = self._database.execute(
-                "SELECT CASE WHEN state = 'queued' AND attempts > 0 THEN 'deferred' ELSE state END,"
-                f" COUNT(DISTINCT message) FROM recipients WHERE {_WAITING} GROUP BY 1"
-            ).fetchall()
-            (oldest,) = self._database.execute("SELECT MIN(arrived) FROM messages").fetchone()
-        return {"queued": 0, "deferred": 0, "held": 0, **dict(found)}, oldest
-
-    def changed(self) -> bool:
-        """Whether another process has changed something since the last call."""
-        with self._lock:
-            version = self._data_version()
-        changed, self._version = version != self._version, version
-        return changed
+            (version,) = self._database.execute("PRAGMA data_version").fetchone()
+            if version == self._version:
+                return []
+            self._version = version
+        with self._transaction() as database:
+            names = [name for (name,) in database.execute("SELECT message FROM changes")]
+            database.execute("DELETE FROM changes")
+        return names
 
     # What an operator does.
 
-    def select(self, which: Filter, now: float) -> list[tuple[str, float, int, Row]]:
-        """Give sender, arrival and size of the message and the row of each waiting recipient."""
+    def select(self, which: Filter, now: float) -> list[Waiting]:
+        """Give the waiting recipients, message by message, the oldest first."""
         condition, values = which.where(now)
         with self._lock:
             found = self._database.execute(
-                "SELECT sender, arrived, size, recipients.* FROM recipients"
-                f" JOIN messages ON id = message WHERE {condition}"
+                "SELECT message, sender, arrived, size, address, recipients.destination, state,"
+                " attempts, next, tried, recipients.reply, host, COALESCE(until, 0),"
+                f" COALESCE(closed.reply, '') FROM {WAITING} WHERE {condition}"
                 " ORDER BY arrived, message, number",
                 values,
-            ).fetchall()
-        return [(sender, arrived, size, _row(rest)) for sender, arrived, size, *rest in found]
+            ).fetchall()  # a cursor that stays open would let the file grow
+        return list(map(Waiting._make, found))
 
     def change(self, which: Filter, now: float, state: State, *, only: str = "") -> int:
         """Put the recipients into a state; "queued" is tried at once. Gives how many.
@@ -258,43 +291,36 @@ class Schedule:
         condition += {"held": " AND state = 'held'", "unheld": " AND state = 'queued'"}.get(
             only, ""
         )
-        with self._transaction():
-            return self._database.execute(
-                "UPDATE recipients SET state = ?, next = ?"
-                " WHERE (message, number) IN (SELECT message, number FROM recipients"
-                f" JOIN messages ON id = message WHERE {condition})",
-                (state, now, *values),
-            ).rowcount
-
-    def _rows(self, condition: str, values: tuple[object, ...]) -> list[Row]:
-        with self._lock:
-            found = self._database.execute(
-                f"SELECT * FROM recipients WHERE {condition} ORDER BY message, number",
+        with self._transaction() as database:
+            database.execute(
+                "CREATE TEMP TABLE chosen AS"
+                f" SELECT message, number FROM {WAITING} WHERE {condition}",
                 values,
-            ).fetchall()
-        return [_row(each) for each in found]
+            )
+            count = database.execute(
+                "UPDATE recipients SET state = ?, next = ? FROM chosen"
+                " WHERE recipients.message = chosen.message"
+                " AND recipients.number = chosen.number",
+                (state, now),
+            ).rowcount
+            database.execute("INSERT OR IGNORE INTO changes SELECT DISTINCT message FROM chosen")
+            database.execute("DROP TABLE chosen")
+        return count
+
+    def _ids(self, query: str, value: float) -> list[str]:
+        with self._lock:
+            return [name for (name,) in self._database.execute(query, (value,))]
+
+    def _names(self, query: str, names: Iterable[str]) -> None:
+        self._database.executemany(query, [(name,) for name in names])
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield self._database
             except BaseException:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
-
-    def _data_version(self) -> int:
-        (version,) = self._database.execute("PRAGMA data_version").fetchone()
-        return int(version)
-
-
-def _row(values: Iterable[Any]) -> Row:
-    return Row(*values)
-
-
-def _literally(text: str) -> str:
-    for special in ("\\", "%", "_"):
-        text = text.replace(special, f"\\{special}")
-    return text

@@ -27,6 +27,7 @@ import clients
 import filesystem
 import peers
 import processes
+import relays
 import report
 from pauses import Pauses
 
@@ -47,12 +48,15 @@ SERVERS: Final[dict[str, Any]] = {
     "minismtp": peers.minismtp(),
     "minismtp sync=group": peers.minismtp(sync="group"),
     "minismtp + plugin": peers.minismtp(STAGES),
+    "minismtp spool": peers.minismtp(peers.SPOOL, stores=False),
     "minismtp discard": peers.minismtp(DISCARD, stores=False),
     "postfix": peers.postfix,
     "haraka": peers.haraka,
     "aiosmtpd": peers.aiosmtpd,
     "smtp-sink": peers.smtp_sink,
 }
+VARIANTS: Final = ("minismtp + plugin", "minismtp spool")
+SENDING: Final = ("minismtp", "postfix")
 STORING: Final = ("minismtp", "minismtp sync=group", "postfix", "haraka", "aiosmtpd")
 
 
@@ -68,11 +72,13 @@ class Workload:
     client: str = "load"
 
 
+_DRAINED: Final = 5000
+
 WORKLOADS: Final = {
     "a20": Workload("durable, one message per connection, 20 sessions", STORING, 20, 1),
     "a100": Workload("durable, one message per connection, 100 sessions", STORING, 100, 1),
     "b1": Workload("durable, persistent, 1 session", STORING, 1),
-    "b20": Workload("durable, persistent, 20 sessions", (*STORING, "minismtp + plugin"), 20),
+    "b20": Workload("durable, persistent, 20 sessions", (*STORING, *VARIANTS), 20),
     "b100": Workload("durable, persistent, 100 sessions", STORING, 100),
     "c": Workload("discarded, persistent, 20 sessions", ("minismtp discard", "smtp-sink")),
     "c1": Workload(
@@ -82,6 +88,8 @@ WORKLOADS: Final = {
     ),
     "d": Workload("25 MB, 4 sessions, durable", STORING, 4, octets=25_000_000),
     "e": Workload("STARTTLS, AUTH PLAIN, one durable message", STORING, 20, client="tls"),
+    "drain": Workload("5,000 queued messages sent to one host", SENDING, client="drain"),
+    "relay": Workload("taken and sent on, persistent, 20 sessions", SENDING, client="relay"),
     "f": Workload("idle sessions, 20 messages a second beside them", ("minismtp",), client="idle"),
 }
 
@@ -156,9 +164,13 @@ def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str,
         for key in options.workloads.split(","):
             workload = WORKLOADS[key]
             for name in (each for each in workload.servers if each in wanted):
-                with scratch(directory) as home, SERVERS[name](home, tls) as server:
-                    found = {"round": number, "workload": key, "server": name}
-                    found |= once(workload, server, options)
+                found = {"round": number, "workload": key, "server": name}
+                with scratch(directory) as home:
+                    if workload.client in {"drain", "relay"}:
+                        found |= sent_on(workload, getattr(relays, name), home, options)
+                    else:
+                        with SERVERS[name](home, tls) as server:
+                            found |= once(workload, server, options)
                 print(json.dumps(found), flush=True)
                 yield found
 
@@ -217,6 +229,34 @@ def once(workload: Workload, server: peers.Server, options: argparse.Namespace) 
     found["rss_mb"] = round(sampler.resident / 1e6, 1)
     found["pss_mb"] = round(sampler.proportional / 1e6, 1)
     return found
+
+
+def sent_on(
+    workload: Workload, relay: relays.Start, home: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure until the last message has arrived at the sink: a full queue, or a stream."""
+    drain = workload.client == "drain"
+    with relays.sink(home) as sink, relay(home, sink.port, held=drain) as server:
+        ends = ("-m", _DRAINED) if drain else ("-m", 10_000_000, "-d", options.seconds)
+        client = ("load", "-p", server.port, "-s", workload.sessions, "-b", workload.octets, *ends)
+        found = clients.run(*client) if drain else {}
+        cpu = processes.cpu_seconds(processes.tree([server.pid]))
+        with processes.Sampler([server.pid]) as sampler, Pauses() as pauses:
+            if drain:
+                server.release()
+            else:
+                found = clients.run(*client)
+            sink.wait_for(found["messages"])
+        used = processes.cpu_seconds(processes.tree([server.pid])) - cpu
+    messages = found["messages"]
+    return {
+        **({"failed": found["failed"]} if drain else found),
+        **rates(messages, pauses),
+        "accepted_rate": found["rate"],
+        "cpu_per_1000": round(used / max(messages, 1) * 1000, 3),
+        "rss_mb": round(sampler.resident / 1e6, 1),
+        "pss_mb": round(sampler.proportional / 1e6, 1),
+    }
 
 
 def settle(server: peers.Server, messages: int) -> float:

@@ -110,7 +110,8 @@ def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program until the block ends; what it says goes to `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, **settings}
@@ -172,6 +173,16 @@ sync = "{sync}"
 """
 
 
+SPOOL: Final = """
+[outbound]
+smarthost = "127.0.0.1:9"
+
+[[plugins]]
+use = "relay"
+networks = ["127.0.0.0/8"]
+"""
+
+
 def minismtp(plugins: str = STORE, sync: str = "file", *, stores: bool = True) -> Start:
     """Give what starts minismtp with these plugins."""
 
@@ -191,7 +202,7 @@ def minismtp(plugins: str = STORE, sync: str = "file", *, stores: bool = True) -
         )
         (directory / "minismtp.toml").write_text(text)
         command = [program, "serve", "--config", str(directory / "minismtp.toml")]
-        with _running(command, directory / "log") as process:
+        with running(command, directory / "log") as process:
             wait_for(port, process)
             new = [f"{directory}/mail/*/new"] if stores else []
             yield Server(port, process.pid, new, submission)
@@ -205,7 +216,7 @@ def aiosmtpd(directory: Path, tls: Certificate) -> Iterator[Server]:
     port, submission = free_port(), free_port()
     command = [sys.executable, str(HERE / "aiosmtpd_server.py"), str(directory / "mail")]
     command += [str(port), str(submission), str(tls.certificate), str(tls.key)]
-    with _running(command, directory / "log") as process:
+    with running(command, directory / "log") as process:
         wait_for(port, process)
         new = [f"{directory}/mail/new"]
         yield Server(port, process.pid, new, submission, pipelining=False)
@@ -234,7 +245,7 @@ def haraka(directory: Path, tls: Certificate) -> Iterator[Server]:
     for name, text in files.items():
         (config / name).write_text(text)
     command = [str(HARAKA), "-c", str(directory)]
-    with _running(command, directory / "log", BENCH_MAILDIR=str(mail)) as process:
+    with running(command, directory / "log", BENCH_MAILDIR=str(mail)) as process:
         wait_for(port, process)
         yield Server(port, process.pid, [f"{mail}/new"], submission, pipelining=False)
 
@@ -336,7 +347,7 @@ def postfix(directory: Path, tls: Certificate) -> Iterator[Server]:
     (etc / "mailboxes").write_text("".join(f"{name}@example.org {name}/\n" for name in users))
     (etc / "passwords").write_text(f"{USER}:{{PLAIN}}{PASSWORD}::::::\n")
     (etc / "dovecot.conf").write_text(DOVECOT.format(**values, owner="dovenull"))
-    with _running(["dovecot", "-F", "-c", str(etc / "dovecot.conf")], directory / "log"):
+    with running(["dovecot", "-F", "-c", str(etc / "dovecot.conf")], directory / "log"):
         subprocess.run(["postfix", "-c", str(etc), "start"], check=True, capture_output=True)
         try:
             wait_for(port)
@@ -352,7 +363,7 @@ def smtp_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
     del tls
     port = free_port()
     command = ["smtp-sink", "-u", "nobody", f"127.0.0.1:{port}", "1024"]
-    with _running(command, directory / "log") as process:
+    with running(command, directory / "log") as process:
         wait_for(port, process)
         yield Server(port, process.pid)
 

@@ -1,0 +1,230 @@
+"""All that waits, in memory: where each recipient stands, and the agenda of jobs (layer 6).
+
+This is what the runner acts upon. Every method costs as much as it changes, whatever the length of
+the queue. Times of jobs are waits in seconds from now, by the monotonic clock: the wall clock may
+jump, a job may not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from minismtp.outbound.agenda import Agenda, Job
+from minismtp.outbound.schedule import OPEN, Outcome, Row, State
+
+
+@dataclass(slots=True)
+class Standing:
+    """Where one recipient stands."""
+
+    destination: str
+    state: State = "queued"
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many messages wait by state, how many jobs run, and when the oldest message arrived."""
+
+    states: Mapping[str, int]
+    active: int
+    oldest: float | None
+
+
+@dataclass(slots=True)
+class _Message:
+    arrived: float
+    recipients: list[Standing]
+
+    def state(self) -> str:
+        """Give the state that the metrics count it under."""
+        queued = [each for each in self.recipients if each.state == "queued"]
+        if queued:
+            return "deferred" if any(each.attempts for each in queued) else "queued"
+        return "held" if any(each.state == "held" for each in self.recipients) else ""
+
+
+class Backlog:
+    """The waiting messages. Safe in several threads."""
+
+    def __init__(self, agenda: Agenda, clock: Callable[[], float] = time.monotonic) -> None:
+        self._agenda = agenda
+        self._clock = clock
+        self._messages: OrderedDict[str, _Message] = OrderedDict()
+        self._states = {"queued": 0, "deferred": 0, "held": 0, "": 0}
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._messages
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def add(
+        self, name: str, arrived: float, recipients: list[Standing], waits: Mapping[str, float]
+    ) -> None:
+        """Take on a message, its recipients in the order of the envelope.
+
+        `waits` has the seconds until the first attempt for destinations that are not tried now.
+        """
+        message = _Message(arrived, recipients)
+        with self._lock:
+            if name not in self._messages:
+                self._messages[name] = message
+                self._states[message.state()] += 1
+                self._plan(name, message, waits)
+
+    def take(self) -> Job | None:
+        """Start a job that is due and for which there is a place; None = none."""
+        with self._lock:
+            return None if self._stopped else self._agenda.take(self._clock())
+
+    def take_from(self, destination: str) -> Job | None:
+        """Start a job for one destination; None = none is due."""
+        with self._lock:
+            if self._stopped:
+                return None
+            return self._agenda.take_from(destination, self._clock())
+
+    def patience(self) -> float | None:
+        """Give the seconds until `take` is worth a call; None = not before something changes."""
+        with self._lock:
+            when = self._agenda.next_time()
+        return None if when is None else max(0.0, when - self._clock())
+
+    def standing(self, job: Job) -> list[tuple[int, int]]:
+        """Give number and attempts of the recipients that a job is to try."""
+        name, destination = job
+        with self._lock:
+            message = self._messages.get(name)
+            if message is None:
+                return []
+            return [
+                (number, each.attempts)
+                for number, each in enumerate(message.recipients)
+                if each.destination == destination and each.state == "queued"
+            ]
+
+    def settle(self, name: str, outcomes: Iterable[Outcome]) -> bool:
+        """Note outcomes; gives whether no recipient of the message waits any more.
+
+        What an operator has decided during an attempt stands, unless that has settled it.
+        """
+        with self._lock:
+            message = self._messages.get(name)
+            if message is None:
+                return True
+            before = message.state()
+            for outcome in outcomes:
+                each = message.recipients[outcome.number]
+                each.attempts += 1
+                if each.state == "queued" or outcome.state != "queued":
+                    each.state = outcome.state
+            self._count(before, message)
+            return not any(each.state in OPEN for each in message.recipients)
+
+    def done(
+        self, job: Job, *, reached: bool | None, wait: float | None
+    ) -> tuple[float | None, bool]:
+        """End a job; `wait` is after how many seconds to come again, None = not.
+
+        Gives what `Agenda.done` gives, and whether an operator wants the message back meanwhile.
+        """
+        name, destination = job
+        with self._lock:
+            now = self._clock()
+            message = self._messages.get(name)
+            recipients = message.recipients if message else []
+            queued = any(r.destination == destination and r.state == "queued" for r in recipients)
+            again = now + wait if wait is not None and queued else None
+            changed = self._agenda.done(job, now, reached=reached, again=again)
+            return changed, any(each.state == "returning" for each in recipients)
+
+    def forget(self, name: str) -> None:
+        """Drop a message; jobs of it that run may end as they like."""
+        with self._lock:
+            message = self._messages.pop(name, None)
+            if message is not None:
+                self._states[message.state()] -= 1
+                for destination in {each.destination for each in message.recipients}:
+                    self._agenda.drop((name, destination))
+
+    def revise(self, name: str, rows: Sequence[Row], waits: Mapping[str, float]) -> bool:
+        """Take over what an operator, or another runner, has decided about a message.
+
+        Destinations that are tried now are given another chance. Gives whether somebody has to see
+        to the message because its recipients were removed or are to be returned.
+        """
+        with self._lock:
+            message = self._messages.get(name)
+            if message is None:
+                return False
+            before = message.state()
+            for row, each in zip(rows, message.recipients, strict=True):
+                if each.state in OPEN:
+                    each.state, each.attempts = row.state, row.attempts
+            self._count(before, message)
+            self._plan(name, message, waits)
+            for destination in {each.destination for each in message.recipients} - waits.keys():
+                self._agenda.open(destination)
+            states = {each.state for each in message.recipients}
+            return "returning" in states or not states & OPEN
+
+    def decided(self, name: str) -> list[int]:
+        """Give the recipients that are to be returned and that no job tries just now."""
+        with self._lock:
+            message = self._messages.get(name)
+            return [] if message is None else self._unattended(name, message, "returning")
+
+    def withdraw(self, name: str) -> list[int]:
+        """Give the queued recipients that no job tries just now, and let none try them again."""
+        with self._lock:
+            message = self._messages.get(name)
+            if message is None:
+                return []
+            found = self._unattended(name, message, "queued")
+            for number in found:
+                self._agenda.drop((name, message.recipients[number].destination))
+            return found
+
+    def stop(self) -> frozenset[Job]:
+        """Start no more jobs; gives those that run."""
+        with self._lock:
+            self._stopped = True
+            return self._agenda.running
+
+    def running(self) -> frozenset[Job]:
+        """Give the jobs that run."""
+        with self._lock:
+            return self._agenda.running
+
+    def census(self) -> Census:
+        """Count."""
+        with self._lock:
+            states = {name: count for name, count in self._states.items() if name}
+            oldest = next(iter(self._messages.values())).arrived if self._messages else None
+            return Census(states, self._agenda.active, oldest)
+
+    def _unattended(self, name: str, message: _Message, state: State) -> list[int]:
+        return [
+            number
+            for number, each in enumerate(message.recipients)
+            if each.state == state and not self._agenda.runs((name, each.destination))
+        ]
+
+    def _plan(self, name: str, message: _Message, waits: Mapping[str, float]) -> None:
+        now = self._clock()
+        queued = {each.destination for each in message.recipients if each.state == "queued"}
+        for destination in queued:
+            self._agenda.add((name, destination), now + waits.get(destination, 0.0))
+        for destination in {each.destination for each in message.recipients} - queued:
+            self._agenda.drop((name, destination))
+
+    def _count(self, before: str, message: _Message) -> None:
+        self._states[before] -= 1
+        self._states[message.state()] += 1

@@ -1,0 +1,125 @@
+"""What is not delivering: returns that operators want, expiry, news of delays (layer 6).
+
+It has a thread of its own, so that the return of 50,000 messages keeps no new one waiting.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from dataclasses import replace
+from typing import Final
+
+from minismtp.log import describe
+from minismtp.outbound.custody import Custody
+from minismtp.outbound.notices import Notices, final
+from minismtp.outbound.schedule import Outcome, Row
+
+SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old
+
+
+class Clerk:
+    """Sees to messages one after the other; `expire` and `warn_after` are ages in seconds."""
+
+    def __init__(
+        self, custody: Custody, notices: Notices, *, expire: float, warn_after: float
+    ) -> None:
+        self._custody = custody
+        self._schedule = custody.schedule
+        self._notices = notices
+        self._log = custody.log
+        self._expire = expire
+        self._warn_after = warn_after
+        self._unfinished: list[str] = []
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._run, name="clerk", daemon=True).start()
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._stopping = True
+
+    def _run(self) -> None:
+        next_sweep = time.monotonic()
+        while not self._stopping:
+            try:
+                name = self._custody.decided.get(timeout=max(0.0, next_sweep - time.monotonic()))
+            except queue.Empty:
+                next_sweep = time.monotonic() + SWEEP
+                self._sweep()
+            else:
+                self._see_to(name)
+
+    def _see_to(self, name: str) -> None:
+        """Return or remove a message as an operator has decided."""
+        numbers = self._custody.backlog.decided(name)
+        if self._return(name, numbers, "550 5.0.0 returned by the postmaster"):
+            self._log.info("done as the postmaster wants", id=name, returned=len(numbers))
+        else:
+            self._unfinished.append(name)
+
+    def _sweep(self) -> None:
+        """Look for messages that are too old, or whose sender should hear of a delay."""
+        now = time.time()
+        for name in self._unfinished:
+            self._custody.decided.put(name)
+        self._unfinished.clear()
+        try:
+            late = self._schedule.to_warn(now - self._warn_after) if self._warn_after else []
+            # Those whose destination is tried end with their last attempt, before this.
+            expired = self._schedule.older(now - self._expire - SWEEP)
+        except sqlite3.Error as error:
+            self._log.error("schedule not read", error=describe(error))
+            return
+        for name in late:
+            self._warn(name)
+        for name in expired:
+            numbers = self._custody.backlog.withdraw(name)
+            if numbers:
+                self._return(name, numbers, "550 5.4.7 delivery time expired")
+
+    def _return(self, name: str, numbers: list[int], text: str) -> bool:
+        """End the wait of recipients, reported as failed; False when that was not possible."""
+        try:
+            opened = self._custody.open(name)
+            if opened is None:
+                return True
+            entry, message = opened
+            rows = {row.number: row for row in self._rows(name)}
+            outcomes = []
+            for number in numbers:
+                row = rows.get(number)
+                reply = self._reason(row) if row else ""
+                host = row.host if row else ""
+                outcomes.append(Outcome(number, "failed", final(text, reply), host))
+            self._notices.report(entry, message, outcomes, [False] * len(outcomes))
+        except (OSError, sqlite3.Error) as error:
+            self._log.error("not returned yet, tried again", id=name, error=describe(error))
+            return False
+        self._custody.settle(name, outcomes, time.time())
+        return True
+
+    def _warn(self, name: str) -> None:
+        try:
+            opened = self._custody.open(name)
+            if opened is None:
+                return
+            rows = [row for row in self._rows(name) if row.state == "queued"]
+            told = [replace(row, reply=self._reason(row)) for row in rows]
+            self._notices.warn(*opened, told)
+        except (OSError, sqlite3.Error) as error:
+            self._log.error("delay not told yet, tried again", id=name, error=describe(error))
+            return
+        self._custody.ledger.warned(name)
+
+    def _rows(self, name: str) -> list[Row]:
+        self._custody.ledger.flush()
+        return self._schedule.rows(name)
+
+    def _reason(self, row: Row) -> str:
+        """Give why a recipient waits: its last reply, or that of its destination."""
+        return row.reply or self._schedule.closed_reply(row.destination)

@@ -1,0 +1,166 @@
+"""Takes jobs to their end: the message out of the spool, an attempt, what comes of it (layer 6).
+
+The order of the steps is what makes a crash harmless. Notifications are queued before the outcome
+is noted, and a message leaves the spool when each of its recipients is settled and reported; so
+after a crash something may happen twice, but nothing is left out. What settles only a part of a
+message is written down at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from minismtp.events import DeliveryAttempted
+from minismtp.outbound.agenda import Job, delay
+from minismtp.outbound.attempt import Attempt, Carrier, Done, Outgoing
+from minismtp.outbound.custody import Custody
+from minismtp.outbound.metrics import OutboundMetrics
+from minismtp.outbound.notices import Notices, final
+from minismtp.outbound.schedule import Outcome
+from minismtp.outbound.watch import Watch
+from minismtp.spool import Entry
+
+_TURN = 10.0  # seconds after which a place goes to whoever waits longest
+_MOST = 100  # messages in one turn
+_KEPT = 1.0  # seconds until a message is looked at again that another runner delivers
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What a job has brought: see `Custody.done`."""
+
+    reached: bool | None = None
+    wait: float | None = None
+    reply: str = ""
+
+
+class Courier:
+    """What all delivery threads share, and what starts them."""
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        custody: Custody,
+        notices: Notices,
+        metrics: OutboundMetrics,
+        watch: Watch,
+    ) -> None:
+        self._carrier = carrier
+        self._custody = custody
+        self._backlog = custody.backlog
+        self._notices = notices
+        self._metrics = metrics
+        self._watch = watch
+        self._log = custody.log
+        outbound = carrier.config.outbound
+        self._retry = [each.total_seconds() for each in outbound.retry]
+        self._expire = outbound.expire.total_seconds()
+
+    def start_jobs(self) -> None:
+        """Start a thread for each job that is due and has a place."""
+        while (job := self._backlog.take()) is not None:
+            thread = threading.Thread(target=self._work, args=(job,), name="delivery", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more threads for us
+                self._log.error("delivery not started", error=str(error))
+                self._custody.done(job, wait=self._retry[0])
+                return
+
+    def _work(self, job: Job) -> None:
+        """Do jobs for one destination one after the other, over one connection while it holds."""
+        destination = job[1]
+        attempt = Attempt(self._carrier, destination)
+        following: Job | None = job
+        end, left = time.monotonic() + _TURN, _MOST
+        try:
+            while following is not None:
+                with self._watch.on(following):
+                    self._do(attempt, following)
+                left -= 1
+                turn = left > 0 and time.monotonic() < end
+                following = self._backlog.take_from(destination) if turn else None
+                self.start_jobs()  # more may run at this destination now
+        finally:
+            attempt.close()
+            self.start_jobs()
+
+    def _do(self, attempt: Attempt, job: Job) -> None:
+        result = _Result(wait=self._retry[0])
+        try:
+            result = self._deliver(attempt, job)
+        except Exception as error:  # noqa: BLE001 - a job must never end without its message planned
+            self._log.exception("delivery failed", error, id=job[0])
+        finally:
+            self._custody.done(job, reached=result.reached, wait=result.wait, reply=result.reply)
+
+    def _deliver(self, attempt: Attempt, job: Job) -> _Result:
+        name, _ = job
+        if not self._custody.ours(name):
+            return _Result(wait=_KEPT)
+        opened = self._custody.open(name)
+        standing = self._backlog.standing(job)
+        if opened is None or not standing:
+            return _Result()
+        entry, message = opened
+        begun = time.monotonic()
+        attempts = max(number for _, number in standing)
+        targets = tuple(entry.targets[number] for number, _ in standing)
+        done = attempt.deliver(Outgoing(entry, message, targets, attempts))
+        now = time.time()
+        outcomes = self._outcomes(entry, standing, done, now)
+        try:
+            self._notices.report(entry, message, outcomes, [each.reports for each in done.answers])
+        except OSError as error:
+            # Nobody would hear of a failure; so it is none yet.
+            self._log.error("notification not queued", id=name, error=str(error))
+            again = now + self._retry[0]
+            outcomes = [
+                replace(each, state="queued", next=again) if each.state == "failed" else each
+                for each in outcomes
+            ]
+        self._tell(entry, outcomes, done, time.monotonic() - begun, now)
+        self._custody.settle(name, outcomes, now)
+        waits = [max(0.0, each.next - now) for each in outcomes if each.state == "queued"]
+        return _Result(done.reached, min(waits, default=None), done.answers[0].reply)
+
+    def _outcomes(
+        self, entry: Entry, standing: list[tuple[int, int]], done: Done, now: float
+    ) -> list[Outcome]:
+        """Give what becomes of each recipient, by its answer and the age of the message."""
+        outcomes = []
+        returned_at = entry.arrived + self._expire
+        for (number, attempts), answer in zip(standing, done.answers, strict=True):
+            state, reply, when = answer.state, answer.reply, 0.0
+            if state == "queued" and now >= returned_at:
+                state, reply = "failed", final("550 5.4.7 delivery time expired", reply)
+            elif state == "queued":
+                when = min(now + delay(self._retry, attempts + 1), returned_at)
+            outcomes.append(Outcome(number, state, reply, done.host, when))
+        return outcomes
+
+    def _tell(
+        self, entry: Entry, outcomes: list[Outcome], done: Done, seconds: float, now: float
+    ) -> None:
+        age = now - entry.arrived
+        hooks = self._carrier.hooks
+        for outcome in outcomes:
+            address = entry.targets[outcome.number].address
+            self._metrics.attempt(outcome.state, seconds, age)
+            event = "deferred" if outcome.state == "queued" else outcome.state
+            self._log.info(
+                f"delivery {event}",
+                id=entry.id,
+                to=address,
+                host=done.host,
+                tls=done.tls,
+                delay=f"{age:.1f}",
+                seconds=f"{seconds:.3f}",
+                reply=outcome.reply,
+            )
+            if hooks.observed:
+                hooks.observe(
+                    DeliveryAttempted(entry.id, address, outcome.state, done.host, outcome.reply)
+                )

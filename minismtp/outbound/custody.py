@@ -1,0 +1,137 @@
+"""The waiting messages: keeps the spool, the backlog and the schedule in step (layer 6)."""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from minismtp.log import Log, describe
+from minismtp.message import Message
+from minismtp.outbound.agenda import Job
+from minismtp.outbound.backlog import Backlog, Standing
+from minismtp.outbound.handover import Handover
+from minismtp.outbound.ledger import Ledger
+from minismtp.outbound.schedule import Outcome, Row, Schedule
+from minismtp.spool import DamagedError, Entry, Spool
+
+
+@dataclass(frozen=True, slots=True)
+class Custody:
+    """The messages of the runner; its methods are safe in several threads.
+
+    `longest` is the longest wait between attempts in seconds: nothing waits longer, whatever the
+    clock has shown. `decided` has the messages that an operator wants removed or returned, for
+    `Clerk`.
+    """
+
+    spool: Spool
+    schedule: Schedule
+    ledger: Ledger
+    backlog: Backlog
+    handover: Handover
+    log: Log
+    longest: float
+    decided: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    _changed: set[str] = field(default_factory=set)
+
+    def open(self, name: str) -> tuple[Entry, Message] | None:
+        """Read a message; None when there is none, or none that can be sent. Raises OSError."""
+        try:
+            return self.spool.open(name)
+        except FileNotFoundError:
+            self._forget(name)
+        except DamagedError as error:
+            self.set_aside(name, error)
+        return None
+
+    def remove(self, name: str) -> None:
+        """Drop a message whose every recipient is settled."""
+        self.spool.remove(name)
+        self._forget(name)
+
+    def set_aside(self, name: str, error: DamagedError) -> None:
+        """Put a file that `Spool.add` has not written so where it blocks nothing."""
+        self.log.error("damaged message set aside in spool/damaged", id=name, error=str(error))
+        self.spool.set_aside(name)
+        self._forget(name)
+
+    def settle(self, name: str, outcomes: Sequence[Outcome], tried: float) -> None:
+        """Note outcomes, or drop the message when nobody waits any more.
+
+        What settles a part of the recipients is on disk when this returns, for they would get the
+        message again.
+        """
+        if self.backlog.settle(name, outcomes):
+            self.remove(name)
+            return
+        self.ledger.record(name, outcomes, tried)
+        if any(each.state != "queued" for each in outcomes):
+            self.ledger.flush()
+
+    def done(
+        self, job: Job, *, reached: bool | None = None, wait: float | None = None, reply: str = ""
+    ) -> None:
+        """End a job: see `Attempt` for `reached` and `reply`, `Backlog.done` for `wait`."""
+        name, destination = job
+        closed, returning = self.backlog.done(job, reached=reached, wait=wait)
+        if closed:
+            self.ledger.close(destination, time.time() + closed, reply)
+        elif closed == 0.0:
+            self.ledger.open(destination)
+        if returning:
+            self.decided.put(name)
+        self.handover.done(job)
+
+    def ours(self, name: str) -> bool:
+        """Whether a message is ours to deliver; False while the runner before us is at it."""
+        if not self.handover.foreign(name):
+            return True
+        if not self.handover.take_over(name):
+            return False
+        self.revise(name)
+        return True
+
+    def hear_of_changes(self) -> None:
+        """Take over what operators have decided since the last call."""
+        try:
+            self._changed.update(self.schedule.changed())
+            if self._changed:
+                self.ledger.flush()  # or the file would not know of the newest attempts
+            for name in list(self._changed):
+                self.revise(name)
+                self._changed.discard(name)
+        except sqlite3.Error as error:
+            self.log.error("schedule not read, tried again", error=describe(error))
+
+    def revise(self, name: str) -> None:
+        """Take over what the schedule's file says of a message. Raises sqlite3.Error."""
+        rows = self.schedule.rows(name)
+        if not rows:
+            self.backlog.forget(name)  # by the runner before us
+        elif self.backlog.revise(name, rows, self.waits(rows, rows)):
+            self.decided.put(name)
+
+    def waits(self, rows: Sequence[Row], recipients: Iterable[Row | Standing]) -> dict[str, float]:
+        """Give the seconds until the next attempt of the destinations that are not tried now."""
+        now = time.time()
+        waits: dict[str, float] = {}
+        for row, each in zip(rows, recipients, strict=True):
+            if row.state == "queued" and row.next > now:
+                wait = min(row.next - now, self.longest)
+                waits[each.destination] = min(wait, waits.get(each.destination, wait))
+        return waits
+
+    def stop(self) -> int:
+        """Let no more jobs start, and keep those that run; gives how many they are."""
+        jobs = self.backlog.stop()
+        self.handover.keep(jobs)
+        for job in jobs - self.backlog.running():  # ended meanwhile
+            self.handover.done(job)
+        return len(jobs)
+
+    def _forget(self, name: str) -> None:
+        self.backlog.forget(name)
+        self.ledger.forget(name)

@@ -1,0 +1,118 @@
+"""What is on its way into the schedule, written down by one thread (layer 6).
+
+The runner acts upon its memory; the schedule's file is for operators and for the next start. So a
+transaction takes all that came up in a twentieth of a second, a message that came and went in
+that time is never written at all, and nobody waits for the file unless a crash would make somebody
+get a message twice. What cannot be written, because the disk is full for instance, is tried again
+and does not disturb deliveries.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final
+
+from minismtp.log import Log, describe
+from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
+
+_PAUSE: Final = 0.05  # seconds between two transactions
+_SULK: Final = 5.0  # seconds until the next try after one that failed
+
+
+class Ledger:
+    """Collects changes of the schedule. Any thread may call; nothing here raises."""
+
+    def __init__(self, schedule: Schedule, log: Log) -> None:
+        self._schedule = schedule
+        self._log = log
+        self._batch = Batch()
+        self._lock = threading.Lock()  # guards the batch
+        self._writing = threading.Lock()
+        self._wake = threading.Event()
+        self._failed = False
+
+    def start(self) -> None:
+        """Start the thread that writes."""
+        threading.Thread(target=self._run, name="ledger", daemon=True).start()
+
+    def arrive(self, arrival: Arrival) -> None:
+        """Note a new message."""
+        with self._lock:
+            self._batch.arrivals[arrival.name] = arrival
+        self._wake.set()
+
+    def record(self, name: str, outcomes: Iterable[Outcome], tried: float) -> None:
+        """Note what an attempt at `tried`, in epoch seconds, has brought."""
+        with self._lock:
+            self._batch.outcomes += [(name, outcome, tried) for outcome in outcomes]
+        self._wake.set()
+
+    def forget(self, name: str) -> None:
+        """Note that a message is gone."""
+        with self._lock:
+            if self._batch.arrivals.pop(name, None) is None:
+                self._batch.gone.add(name)
+        self._wake.set()
+
+    def warned(self, name: str) -> None:
+        """Note that the sender of a message knows of the delay."""
+        with self._lock:
+            self._batch.warned.add(name)
+        self._wake.set()
+
+    def move(self, destination: str, name: str, number: int) -> None:
+        """Note that a recipient goes to another destination than before."""
+        with self._lock:
+            self._batch.moved.append((destination, name, number))
+        self._wake.set()
+
+    def close(self, destination: str, until: float, reply: str) -> None:
+        """Note that a destination could not be reached and why; `until` in epoch seconds."""
+        with self._lock:
+            self._batch.closed[destination] = (until, reply)
+        self._wake.set()
+
+    def open(self, destination: str) -> None:
+        """Note that a destination is tried again."""
+        with self._lock:
+            self._batch.closed[destination] = None
+        self._wake.set()
+
+    def hand_over(self, names: Iterable[str]) -> None:
+        """Note that another runner has to look at messages again."""
+        with self._lock:
+            self._batch.changed.update(names)
+        self._wake.set()
+
+    def flush(self) -> bool:
+        """Write down all that was noted before; False when that failed, and waits."""
+        with self._writing:
+            with self._lock:
+                batch, self._batch = self._batch, Batch()
+            if not batch:
+                return True
+            try:
+                self._schedule.write(batch)
+            except sqlite3.Error as error:
+                with self._lock:
+                    self._batch = batch.then(self._batch)
+                if not self._failed:
+                    self._log.error("schedule not written, tried again", error=describe(error))
+                self._failed = True
+                return False
+            if self._failed:
+                self._log.info("schedule written again")
+            self._failed = False
+            return True
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            time.sleep(_PAUSE)
+            self._wake.clear()
+            if not self.flush():
+                time.sleep(_SULK)
+                self._wake.set()

@@ -1,0 +1,69 @@
+"""Tells senders what became of their messages, as far as they want to know (layer 6).
+
+Notifications are messages in the spool like all others; `dsn` writes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+from minismtp.log import Log
+from minismtp.message import Message
+from minismtp.outbound.attempt import Carrier
+from minismtp.outbound.dsn import Action, Report, notification
+from minismtp.outbound.schedule import Outcome, Row
+from minismtp.spool import Entry, Spool
+
+
+class Notices:
+    """Queues notifications. `expire` is the age in seconds at which messages are returned."""
+
+    def __init__(self, carrier: Carrier, spool: Spool, log: Log, expire: float) -> None:
+        self._carrier = carrier
+        self._spool = spool
+        self._log = log
+        self._expire = expire
+
+    def report(
+        self, entry: Entry, message: Message, outcomes: Sequence[Outcome], reported: Iterable[bool]
+    ) -> None:
+        """Tell of failures, and of successes that no other host reports. Raises OSError."""
+        by_action: dict[Action, list[Report]] = {}
+        for outcome, done in zip(outcomes, reported, strict=True):
+            target = entry.targets[outcome.number]
+            report = Report(target, outcome.reply, outcome.host)
+            if outcome.state == "failed":
+                by_action.setdefault("failed", []).append(report)
+            elif outcome.state == "delivered" and not done:
+                action: Action = "delivered" if target.kind == "local" else "relayed"
+                by_action.setdefault(action, []).append(report)
+        for action, told in by_action.items():
+            self._notify(entry, message, action, told)
+
+    def warn(self, entry: Entry, message: Message, rows: Iterable[Row]) -> None:
+        """Tell that recipients still wait. Raises OSError."""
+        told = [Report(entry.targets[row.number], row.reply, row.host) for row in rows]
+        self._notify(entry, message, "delayed", told)
+
+    def _notify(self, entry: Entry, message: Message, action: Action, told: list[Report]) -> None:
+        made = notification(
+            entry,
+            message,
+            action,
+            told,
+            hostname=self._carrier.config.hostname,
+            now=time.time(),
+            until=entry.arrived + self._expire,
+        )
+        if made is not None:
+            notice, content = made
+            self._spool.add(self._carrier.routed(notice), content)
+            self._log.info(
+                "notification", id=notice.id, about=entry.id, action=action, to=entry.sender
+            )
+
+
+def final(text: str, reply: str) -> str:
+    """Give the reply of a decision of ours, with what the last host has said."""
+    return f"{text} (the last attempt: {reply})" if reply else text

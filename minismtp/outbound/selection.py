@@ -1,0 +1,64 @@
+"""Which waiting recipients an operator means, as a condition of SQL (layer 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# A recipient behind a destination that does not answer need not have been tried itself.
+_TRIED: Final = "(attempts > 0 OR closed.reply IS NOT NULL)"
+_REPLY: Final = "COALESCE(NULLIF(recipients.reply, ''), closed.reply, '')"
+WAITING: Final = (
+    "recipients JOIN messages ON id = message"
+    " LEFT JOIN closed ON closed.destination = recipients.destination"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which recipients: all that fit every condition that is given.
+
+    `to_domain` and `sender` compare without case, the latter with an address or "@domain";
+    `older_than` is in seconds; `reason` is a part of the last reply.
+    """
+
+    ids: tuple[str, ...] = ()
+    to_domain: str = ""
+    sender: str | None = None
+    older_than: float | None = None
+    state: str = ""
+    reason: str = ""
+
+    def where(self, now: float) -> tuple[str, list[object]]:
+        """Give the condition and its values."""
+        parts, values = ["state IN ('queued', 'held')"], list[object]()
+        if self.ids:
+            parts.append(f"message IN ({','.join('?' * len(self.ids))})")
+            values.extend(self.ids)
+        if self.to_domain:
+            parts.append("address LIKE ? ESCAPE '\\'")
+            values.append("%@" + _literally(self.to_domain))
+        if self.sender is not None:
+            parts.append("sender LIKE ? ESCAPE '\\'")
+            literal = _literally(self.sender)
+            values.append(f"%{literal}" if self.sender.startswith("@") else literal)
+        if self.older_than is not None:
+            parts.append("arrived <= ?")
+            values.append(now - self.older_than)
+        if self.state == "deferred":
+            parts.append(f"state = 'queued' AND {_TRIED}")
+        elif self.state == "queued":
+            parts.append(f"state = 'queued' AND NOT {_TRIED}")
+        elif self.state:
+            parts.append("state = ?")
+            values.append(self.state)
+        if self.reason:
+            parts.append(f"{_REPLY} LIKE ? ESCAPE '\\'")
+            values.append(f"%{_literally(self.reason)}%")
+        return " AND ".join(parts), values
+
+
+def _literally(text: str) -> str:
+    for special in ("\\", "%", "_"):
+        text = text.replace(special, f"\\{special}")
+    return text

@@ -1,0 +1,170 @@
+import pytest
+
+from minismtp.outbound.agenda import Agenda, delay
+
+
+def agenda(concurrency: int = 5, places: int = 100) -> Agenda:
+    return Agenda([60.0, 300.0], concurrency, places)
+
+
+def taken(plan: Agenda, now: float = 10.0) -> list[tuple[str, str]]:
+    found = []
+    while (job := plan.take(now)) is not None:
+        found.append(job)
+    return found
+
+
+def test_jobs_come_in_the_order_of_their_time() -> None:
+    plan = agenda()
+    for number, when in enumerate((3.0, 1.0, 2.0)):
+        plan.add((f"m{number}", f"d{number}"), when)
+    assert [message for message, _ in taken(plan)] == ["m1", "m2", "m0"]
+
+
+def test_a_job_waits_for_its_time() -> None:
+    plan = agenda()
+    plan.add(("m", "d"), 20.0)
+    assert plan.take(10.0) is None
+    assert plan.next_time() == 20.0
+    assert plan.take(20.0) == ("m", "d")
+
+
+def test_one_job_at_once_finds_out_about_a_destination() -> None:
+    plan = agenda()
+    for number in range(4):
+        plan.add((f"m{number}", "d"), float(number))
+    assert taken(plan) == [("m0", "d")]
+    plan.done(("m0", "d"), 10.0, reached=True, again=None)
+    assert taken(plan) == [("m1", "d"), ("m2", "d")]
+    plan.done(("m1", "d"), 10.0, reached=True, again=None)
+    assert taken(plan) == [("m3", "d")]
+
+
+def test_concurrency_ends_at_its_limit() -> None:
+    plan = agenda(concurrency=2)
+    for number in range(9):
+        plan.add((f"m{number}", "d"), 0.0)
+    for _ in range(3):
+        taken(plan)
+        plan.done(min(plan.running), 10.0, reached=True, again=None)
+    taken(plan)
+    assert plan.active == 2
+
+
+def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
+    plan = agenda()
+    plan.add(("m0", "dead"), 0.0)
+    plan.add(("m1", "dead"), 0.0)
+    plan.add(("m2", "well"), 0.0)
+    assert taken(plan) == [("m0", "dead"), ("m2", "well")]
+    plan.done(("m0", "dead"), 10.0, reached=False, again=70.0)
+    assert taken(plan, 60.0) == []
+    assert taken(plan, 77.0) == [("m1", "dead")]
+    plan.done(("m1", "dead"), 77.0, reached=False, again=137.0)
+    assert taken(plan, 77.0 + 269.0) == []
+    assert len(taken(plan, 77.0 + 331.0)) == 1
+
+
+def test_an_operator_opens_a_destination() -> None:
+    plan = agenda()
+    plan.add(("m0", "dead"), 0.0)
+    taken(plan)
+    plan.done(("m0", "dead"), 10.0, reached=False, again=10.0)
+    assert taken(plan) == []
+    plan.open("dead")
+    assert taken(plan) == [("m0", "dead")]
+
+
+def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
+    plan = agenda()
+    plan.add(("m", "d"), 50.0)
+    plan.add(("m", "d"), 5.0)
+    assert taken(plan) == [("m", "d")]
+    plan.done(("m", "d"), 10.0, reached=True, again=None)
+    assert taken(plan, 100.0) == []
+
+
+def test_a_running_job_is_not_started_again() -> None:
+    plan = agenda()
+    plan.add(("m", "d"), 0.0)
+    taken(plan)
+    plan.add(("m", "d"), 0.0)
+    assert taken(plan) == []
+    plan.done(("m", "d"), 10.0, reached=True, again=15.0)
+    assert taken(plan, 15.0) == [("m", "d")]
+
+
+def test_a_connection_takes_the_next_message_for_its_destination() -> None:
+    plan = agenda()
+    plan.add(("m0", "d"), 0.0)
+    plan.add(("m1", "d"), 1.0)
+    taken(plan)
+    plan.done(("m0", "d"), 10.0, reached=True, again=None)
+    assert plan.take_from("d", 10.0) == ("m1", "d")
+    assert plan.take_from("d", 10.0) is None
+
+
+def test_a_job_that_was_dropped_does_not_come() -> None:
+    plan = agenda()
+    plan.add(("m0", "d"), 0.0)
+    plan.add(("m1", "d"), 1.0)
+    assert plan.drop(("m0", "d"))
+    assert not plan.drop(("m0", "d"))
+    assert taken(plan) == [("m1", "d")]
+
+
+def test_no_more_jobs_run_than_there_are_places() -> None:
+    plan = agenda(places=4)
+    for number in range(9):
+        plan.add((f"m{number}", "well"), float(number))
+    while plan.active < 4:
+        taken(plan)
+        if plan.active < 4:
+            plan.done(min(plan.running), 10.0, reached=True, again=None)
+    assert plan.next_time() is None
+    plan.done(min(plan.running), 10.0, reached=True, again=None)
+    assert len(taken(plan)) == 1
+
+
+def test_a_quarter_of_the_places_is_left_to_destinations_that_work() -> None:
+    plan = agenda(places=8)
+    plan.add(("m", "well"), 0.0)
+    plan.done(taken(plan)[0], 0.0, reached=True, again=None)
+    for number in range(20):
+        plan.add(("m", f"tarpit{number}"), 1.0)
+    assert len(taken(plan)) == 6
+    for number in range(3):
+        plan.add((f"m{number}", "well"), 9.0)
+    assert taken(plan) == [("m0", "well"), ("m1", "well")]
+    plan.done(("m0", "well"), 10.0, reached=True, again=None)
+    assert taken(plan) == [("m2", "well")]
+
+
+def test_a_destination_tells_when_it_closes_and_opens() -> None:
+    plan = agenda()
+    plan.add(("m", "d"), 0.0)
+    taken(plan)
+    closed = plan.done(("m", "d"), 10.0, reached=False, again=11.0)
+    assert closed is not None
+    assert 54 <= closed <= 66
+    assert taken(plan, 100.0) == [("m", "d")]
+    assert plan.done(("m", "d"), 100.0, reached=True, again=101.0) == 0.0
+    assert taken(plan, 101.0) == [("m", "d")]
+    assert plan.done(("m", "d"), 101.0, reached=True, again=None) is None
+
+
+def test_who_finds_out_late_does_not_close_a_destination_for_longer() -> None:
+    plan = agenda()
+    for number in range(3):
+        plan.add((f"m{number}", "d"), 0.0)
+    plan.done(taken(plan)[0], 0.0, reached=True, again=None)
+    one, other = taken(plan)
+    assert plan.done(one, 10.0, reached=False, again=None) is not None
+    assert plan.done(other, 11.0, reached=False, again=None) is None
+
+
+@pytest.mark.parametrize(("attempts", "wait"), [(0, 60), (1, 60), (2, 300), (9, 300)])
+def test_delays_follow_the_configuration_with_jitter(attempts: int, wait: float) -> None:
+    found = {delay([60.0, 300.0], attempts) for _ in range(100)}
+    assert all(0.9 * wait <= each <= 1.1 * wait for each in found)
+    assert len(found) > 50

@@ -1,0 +1,172 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from minismtp.log import Log
+from minismtp.outbound.agenda import Agenda, Job
+from minismtp.outbound.backlog import Backlog, Standing
+from minismtp.outbound.ledger import Ledger
+from minismtp.outbound.schedule import Arrival, Batch, Outcome, Row, Schedule, State
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def backlog(clock: Clock) -> Backlog:
+    backlog = Backlog(Agenda([60.0], 5, 10), clock)
+    backlog.add("m1", 900.0, [Standing("b"), Standing("c"), Standing("b")], {})
+    backlog.add("m2", 950.0, [Standing("d", "held")], {})
+    return backlog
+
+
+def jobs(backlog: Backlog) -> set[Job]:
+    found = set()
+    while (job := backlog.take()) is not None:
+        found.add(job)
+    return found
+
+
+def row(number: int, destination: str, state: State) -> Row:
+    return Row("m1", number, "x@y.test", destination, state, 0, 0.0, 0.0, "", "")
+
+
+def test_a_job_is_for_all_recipients_at_its_destination(backlog: Backlog) -> None:
+    assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
+    assert backlog.standing(("m1", "b")) == [(0, 0), (2, 0)]
+    assert backlog.standing(("m2", "d")) == []
+    assert backlog.standing(("gone", "b")) == []
+
+
+def test_a_message_is_settled_with_its_last_recipient(backlog: Backlog) -> None:
+    jobs(backlog)
+    outcomes = [Outcome(0, "delivered", "250 ok"), Outcome(2, "queued", "451 no")]
+    assert not backlog.settle("m1", outcomes)
+    assert not backlog.settle("m1", [Outcome(1, "failed", "550 no")])
+    assert backlog.standing(("m1", "b")) == [(2, 1)]
+    assert backlog.settle("m1", [Outcome(2, "delivered", "250 ok")])
+
+
+def test_what_waits_comes_again_after_its_wait(backlog: Backlog, clock: Clock) -> None:
+    jobs(backlog)
+    backlog.settle("m1", [Outcome(1, "queued", "451 no")])
+    assert backlog.done(("m1", "c"), reached=True, wait=30.0) == (None, False)
+    assert jobs(backlog) == set()
+    assert backlog.patience() == 30.0
+    clock.now = 30.0
+    assert jobs(backlog) == {("m1", "c")}
+
+
+def test_a_message_is_counted_under_one_state(backlog: Backlog) -> None:
+    assert backlog.census().states == {"queued": 1, "deferred": 0, "held": 1}
+    assert backlog.census().oldest == 900.0
+    jobs(backlog)
+    assert backlog.census().active == 2
+    backlog.settle("m1", [Outcome(1, "queued", "451 no")])
+    assert backlog.census().states == {"queued": 0, "deferred": 1, "held": 1}
+    backlog.forget("m1")
+    assert backlog.census().states == {"queued": 0, "deferred": 0, "held": 1}
+    assert backlog.census().oldest == 950.0
+
+
+def test_a_hold_takes_jobs_away_and_a_release_brings_them_back(backlog: Backlog) -> None:
+    held = [row(0, "b", "held"), row(1, "c", "queued"), row(2, "b", "held")]
+    assert not backlog.revise("m1", held, {})
+    assert jobs(backlog) == {("m1", "c")}
+    free = [row(0, "b", "queued"), row(1, "c", "queued"), row(2, "b", "held")]
+    assert not backlog.revise("m1", free, {})
+    assert jobs(backlog) == {("m1", "b")}
+    assert backlog.standing(("m1", "b")) == [(0, 0)]
+
+
+def test_a_return_waits_for_the_attempt_that_runs(backlog: Backlog) -> None:
+    assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
+    backlog.done(("m1", "c"), reached=True, wait=60.0)
+    states: list[State] = ["returning", "returning", "queued"]
+    rows = [row(number, "bcb"[number], state) for number, state in enumerate(states)]
+    assert backlog.revise("m1", rows, {})
+    assert backlog.decided("m1") == [1]
+    backlog.settle("m1", [Outcome(0, "queued", "451 no"), Outcome(2, "delivered", "250 ok")])
+    assert backlog.done(("m1", "b"), reached=True, wait=60.0) == (None, True)
+    assert backlog.decided("m1") == [0, 1]
+    assert jobs(backlog) == set()
+
+
+def test_a_removed_message_is_settled(backlog: Backlog) -> None:
+    rows = [row(number, "bcb"[number], "removed") for number in range(3)]
+    assert backlog.revise("m1", rows, {})
+    assert backlog.settle("m1", [])
+    assert jobs(backlog) == set()
+
+
+def test_what_is_withdrawn_is_not_tried_again(backlog: Backlog) -> None:
+    assert backlog.take_from("b") == ("m1", "b")
+    assert backlog.withdraw("m1") == [1]
+    assert backlog.withdraw("gone") == []
+    assert jobs(backlog) == set()
+
+
+def test_nothing_starts_after_the_stop(backlog: Backlog) -> None:
+    job = backlog.take()
+    assert backlog.stop() == {job} == backlog.running()
+    assert backlog.take() is None
+    assert backlog.take_from("c") is None
+
+
+# The ledger
+
+
+@pytest.fixture
+def schedule(tmp_path: Path) -> Schedule:
+    return Schedule(tmp_path / "queue.db")
+
+
+def arrival(name: str) -> Arrival:
+    return Arrival(name, "a@b.test", 1.0, 10, (("x@y.test", "y.test"),))
+
+
+def test_what_comes_and_goes_at_once_is_never_written(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Batch] = []
+    monkeypatch.setattr(schedule, "write", written.append)
+    ledger = Ledger(schedule, Log())
+    ledger.arrive(arrival("m1"))
+    ledger.arrive(arrival("m2"))
+    ledger.forget("m1")
+    assert ledger.flush()
+    [batch] = written
+    assert [*batch.arrivals] == ["m2"]
+    assert not batch.gone
+
+
+def test_what_cannot_be_written_is_written_later(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(schedule, Log())
+
+    def fail(_: Batch) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "write", fail)
+        ledger.arrive(arrival("m1"))
+        assert not ledger.flush()
+        ledger.record("m1", [Outcome(0, "queued", "451 no")], 2.0)
+        assert not ledger.flush()
+    assert schedule.rows("m1") == []
+    assert ledger.flush()
+    assert schedule.rows("m1")[0].reply == "451 no"
+    said = capfd.readouterr().err
+    assert said.count("error schedule not written") == 1
+    assert said.count("info schedule written again") == 1
