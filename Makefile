@@ -5,6 +5,7 @@
 #   make fuzz SECONDS=600         random peers against the running server
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
 #   make bench                    measure, beside the peers that are installed
+#   make endurance                reloads and killed workers under load
 #   make peers                    install the peers of make bench (root or sudo)
 #   make profile                  where the time of a worker goes under load
 #   make services                 the Debian packages that some tests talk to (root or sudo)
@@ -18,7 +19,7 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check fuzz coverage docs bench peers profile services clean
+.PHONY: run test check fuzz coverage docs bench endurance peers profile services clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -47,6 +48,9 @@ bench: $(VENV)/.installed-bench
 
 profile: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/profile_worker.py $(ARGS)
+
+endurance: $(VENV)/.installed-bench
+	$(BIN)/python tests/bench/endurance.py $(ARGS)
 
 peers:
 	.ci/peers
