@@ -9,6 +9,8 @@
 #   make peers                    install the peers of make bench (root or sudo)
 #   make profile                  where the time of a worker goes under load
 #   make services                 the Debian packages that some tests talk to (root or sudo)
+#   make install                  a service of systemd in /opt/minismtp (root); systemd/install has the variables
+#   make uninstall                take it away; configuration and mail stay
 #   PYTHON=python3.13 make test   the same with another Python, in a virtual environment of its own
 
 PYTHON ?= python3
@@ -19,7 +21,7 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check fuzz coverage docs bench endurance peers profile services clean
+.PHONY: run test check fuzz coverage docs bench endurance peers profile services install uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -57,6 +59,14 @@ peers:
 
 services:
 	.ci/services
+
+# What is set on the command line reaches the script. The default of PYTHON above does not, and is not meant to: the
+# script looks for an interpreter that the service's user can run.
+install:
+	systemd/install install
+
+uninstall:
+	systemd/install uninstall
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

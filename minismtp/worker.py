@@ -141,8 +141,8 @@ class Worker:
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""
         threading.Thread(target=_stop_at_once_on_second_term, daemon=True).start()
-        self._draining.set()
         self._close_servers()
+        self._draining.set()
         timeout = self._config.limits.drain.total_seconds()
         if not self._sessions.drain(timeout):
             self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))

@@ -1,0 +1,239 @@
+"""A machine for the tests of the service: this one's own tree, with systemd booted in a container.
+
+systemd-nspawn shows the tree read-only below a layer in memory, with a network of its own; so what
+a test changes is gone afterwards, and ports 25, 465 and 587 are free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import signal
+import smtplib
+import ssl
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+ROOT: Final = Path(__file__).parents[1]
+DROP_INS: Final = "/etc/systemd/system/minismtp.service.d"
+CGROUPS: Final = Path("/sys/fs/cgroup")
+DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+_NEWNET: Final = 0x40000000  # CLONE_NEWNET
+_PYTHON: Final = "/usr/bin/python3"  # one below root's home is of no use to a service
+_ENVIRONMENT: Final = {
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+# A container in / itself is refused, one in what is bound to it is not.
+_PRELUDE: Final = """
+for group in $CONTROL_GROUPS; do echo $$ >"$group/cgroup.procs"; done
+mount --bind --options ro / "$0"
+exec "$@"
+"""
+# There is no network: what is installed comes from the directory that `build_wheels` fills.
+_OFFLINE: Final = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1"}
+T = TypeVar("T")
+
+
+class Machine:
+    """A booted systemd, by the process id of its first process."""
+
+    def __init__(self, leader: int, client: ssl.SSLContext) -> None:
+        self._leader = leader
+        self._client = client
+        self._inside = ThreadPoolExecutor(1, initializer=self.enter)
+
+    def run(self, *command: str | Path, check: bool = True, say: str = "") -> str:
+        """Run a command inside and give what it says."""
+        done = subprocess.run(
+            ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-p", "-n", "-C", *command],
+            cwd="/",
+            env=_ENVIRONMENT,
+            input=say,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, f"{command}: {done.stdout}"
+        return done.stdout.strip()
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file inside; one that exists keeps its owner and mode."""
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat >"$0"', path, say=text)
+
+    def show(self, name: str) -> str:
+        """Give a property of the service."""
+        return self.run("systemctl", "show", "minismtp", "--value", f"--property={name}")
+
+    def wait_until(self, condition: Callable[[], T | None]) -> T:
+        """Give the first true value of `condition`."""
+        deadline = time.monotonic() + DEADLINE
+        while not (value := condition()):
+            assert time.monotonic() < deadline, self.run("journalctl", "--unit=minismtp")
+            time.sleep(0.05)
+        return value
+
+    def enter(self) -> None:
+        """Move the calling thread into the network inside, for good."""
+        with Path(f"/proc/{self._leader}/ns/net").open() as network:
+            status = ctypes.CDLL(None, use_errno=True).setns(network.fileno(), _NEWNET)
+        assert status == 0, os.strerror(ctypes.get_errno())
+
+    def inside(self, function: Callable[[], T]) -> T:
+        """Call a function in a thread that uses the network inside."""
+        return self._inside.submit(function).result()
+
+    def send(self, recipient: str, port: int = 25) -> None:
+        """Send a message; on 587 and 465 as alice, inside TLS."""
+        text = f"Subject: to {recipient}\r\n\r\ntext\r\n"
+
+        def send() -> None:
+            if port == 465:
+                smtp: smtplib.SMTP = smtplib.SMTP_SSL(
+                    "127.0.0.1", port, timeout=DEADLINE, context=self._client
+                )
+            else:
+                smtp = smtplib.SMTP("127.0.0.1", port, timeout=DEADLINE)
+            with smtp:
+                if port == 587:
+                    smtp.starttls(context=self._client)
+                if port != 25:
+                    smtp.login("alice", "secret")
+                smtp.sendmail("alice@example.org", [recipient], text)
+
+        self.inside(send)
+
+    def stored(self, local: str) -> list[str]:
+        """Give the files of a user's mailbox, each behind its owner."""
+        directory = f"/var/lib/minismtp/mail/{local}/new"
+        return self.run("find", directory, "-type", "f", "-printf", "%u %p\n").splitlines()
+
+    def metric(self, name: str) -> float:
+        """Give a metric that has no labels."""
+
+        def scrape() -> str:
+            with urllib.request.urlopen("http://127.0.0.1:9925/metrics") as response:
+                text: str = response.read().decode()
+                return text
+
+        found = re.search(rf"^minismtp_{name} (\S+)$", self.inside(scrape), re.MULTILINE)
+        assert found
+        return float(found[1])
+
+    def processes(self) -> list[dict[str, str]]:
+        """Give what /proc knows of the processes of the service, the supervisor first."""
+        pids = self.run("sh", "-c", "cat /sys/fs/cgroup/system.slice/minismtp.service/cgroup.procs")
+        texts = [self.run("cat", f"/proc/{pid}/status") for pid in pids.split()]
+        return [dict(line.split(":\t", 1) for line in text.splitlines()) for text in texts]
+
+    def drop_in(self, name: str, text: str) -> None:
+        """Add to the unit."""
+        self.write(f"{DROP_INS}/{name}.conf", text)
+        self.run("systemctl", "daemon-reload")
+
+    def journal(self, *options: str) -> list[str]:
+        """Give what the service has said to the journal."""
+        options = ("--unit=minismtp", "--output=cat", *options)
+        return self.run("journalctl", *options, check=False).splitlines()
+
+    def install(self, goal: str = "install") -> str:
+        """Install the wheel as the README says, or take it away again."""
+        return self.run(*make(goal, "/source", "/wheels"))
+
+
+@contextlib.contextmanager
+def booted(nspawn: str, directory: Path, wheels: Path) -> Iterator[int]:
+    """Boot, and give the first process inside; `directory` is for what that needs."""
+    (directory / "root").mkdir()
+    log = directory / "boot.log"
+    command: list[str | Path] = [
+        *("unshare", "--mount", "sh", "-euc", _PRELUDE, directory / "root"),
+        *(nspawn, "--quiet", f"--directory={directory}/root", "--volatile=overlay", "--boot"),
+        *("--register=no", "--keep-unit", "--private-network", "--console=pipe"),
+        *(f"--machine=minismtp-{os.getpid()}", f"--bind-ro={wheels}:/wheels"),
+        # Not the services of this machine, which the default target would start.
+        *(f"--bind-ro={ROOT}:/source", "systemd.unit=basic.target"),
+    ]
+    with _control_groups() as groups, log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "CONTROL_GROUPS": groups},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
+        leader = 0
+        try:
+            deadline = time.monotonic() + DEADLINE
+            while not (leader := _systemd_below(process.pid)):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+            yield leader
+        finally:
+            os.kill(leader or process.pid, signal.SIGKILL)  # with it goes all that runs inside
+            process.wait()
+
+
+@contextlib.contextmanager
+def _control_groups() -> Iterator[str]:
+    """Make control groups and give their paths: other machines that boot have groups of theirs."""
+    roots = [CGROUPS, CGROUPS / "unified", CGROUPS / "systemd"]
+    groups = [
+        root / f"minismtp-{os.getpid()}" for root in roots if (root / "cgroup.procs").exists()
+    ]
+
+    for group in groups:
+        group.mkdir()
+    try:
+        yield " ".join(map(str, groups))
+    finally:
+        for group in groups:
+            inner = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
+            for path in [*inner, group]:
+                path.rmdir()
+
+
+def _systemd_below(pid: int) -> int:
+    """Give the child in which systemd runs, 0 when there is none yet."""
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                return int(child)
+    return 0
+
+
+def build_wheels(directory: Path) -> None:
+    """Put the project's wheel into `directory`/wheels, and those of what it needs."""
+    source, wheels = directory / "source", directory / "wheels"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", source],
+        check=True,
+    )
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    version = subprocess.check_output([_PYTHON, "--version"], text=True).split()[1]
+    target = (f"--python-version={version}", "--only-binary=:all:", f"--dest={wheels}")
+    subprocess.run([*pip, "download", *target, *dependencies], check=True)
+
+
+def make(goal: str, source: Path | str, wheels: Path | str, *variables: str) -> list[str]:
+    """Give the command that installs the wheel as the README says, or takes it away again."""
+    environment = [f"{name}={value}" for name, value in _OFFLINE.items()]
+    package = f'PACKAGE="$(ls {wheels}/minismtp-*.whl)"'
+    call = f'exec env "$@" PIP_FIND_LINKS={wheels} {package} make -C {source} {goal}'
+    return ["sh", "-c", call, "sh", *environment, *variables]
