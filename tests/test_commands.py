@@ -90,6 +90,11 @@ A = Address("a", "x.org")
         pytest.param(
             "RCPT TO:<a@x.org> ORCPT=utf-8;é@x".encode(), Rcpt(A, original="utf-8;é@x"), id="utf-8"
         ),
+        pytest.param(
+            b"RCPT TO:<a@x.org> ORCPT=rfc822;+C3+A9+2B@x.org",
+            Rcpt(A, original=r"utf-8;\x{E9}\x{2B}@x.org"),
+            id="utf-8-by-postfix",
+        ),
         pytest.param(b"DATA", Data(), id="data"),
         # RFC 3030 section 2
         pytest.param(b"BDAT 10", Bdat(10, last=False), id="bdat"),
@@ -194,6 +199,7 @@ def test_line_is_read(line: bytes, command: Command) -> None:
         pytest.param(b"RCPT TO:<a@x> ORCPT=b@y.org", "RCPT", 501, "5.5.4", id="orcpt-no-type"),
         pytest.param(b"RCPT TO:<a@x> ORCPT=;b@y.org", "RCPT", 501, "5.5.4", id="orcpt-empty-type"),
         pytest.param(b"RCPT TO:<a@x> ORCPT=rfc822;b+", "RCPT", 501, "5.5.4", id="orcpt-no-xtext"),
+        pytest.param(b"RCPT TO:<a@x> ORCPT=x400;+C3+A9", "RCPT", 501, "5.5.4", id="orcpt-wide"),
         pytest.param(
             b"RCPT TO:<a@x> ORCPT=rfc822;" + b"b" * 494, "RCPT", 501, "5.5.4", id="orcpt-too-long"
         ),

@@ -307,13 +307,22 @@ _ORCPT_LIMIT: Final = 500  # octets, RFC 3461 section 4.2
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
 
 
+# RFC 6533 section 3: what does not stand for itself in the ASCII form of a utf-8 address
+_NO_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
+
+
 def _original(value: str) -> str:
     match = _ORCPT.fullmatch(value)
     if match is None or len(value.encode()) > _ORCPT_LIMIT:
         raise SyntaxProblem("ORCPT is an address type, a semicolon and an address in xtext")
-    # RFC 6533 section 3: utf-8 addresses have an encoding of their own, kept as sent.
-    if match[1].lower() != "utf-8":
-        _ascii(decode_xtext(match[2]))
+    kind = match[1].lower()
+    if kind == "utf-8":
+        return value  # RFC 6533 section 3: it has an encoding of its own, kept as sent
+    original = decode_xtext(match[2])
+    if kind == "rfc822" and not original.isascii():
+        # Postfix sends international addresses so; this is the form that RFC 6533 gives them.
+        return "utf-8;" + _NO_QCHAR.sub(lambda found: f"\\x{{{ord(found[0]):02X}}}", original)
+    _ascii(original)
     return value
 
 
