@@ -277,11 +277,7 @@ class Network:
             )
         self._stack.callback(process.wait)
         self._stack.callback(os.killpg, process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + DEADLINE
-        while begun not in path.read_text():
-            assert process.poll() is None, path.read_text()
-            assert time.monotonic() < deadline, path.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: begun in path.read_text(), path)
 
     def close(self) -> None:
         """End the DNS and all hosts."""
@@ -335,6 +331,12 @@ class MailServer:
         return message
 
 
+def client(origin: Host, server: Host) -> smtplib.SMTP:
+    """Connect from one host to the port 25 of another."""
+    address, name = server.addresses[0], f"{origin.name}.test"
+    return origin.inside(lambda: smtplib.SMTP(address, local_hostname=name, timeout=DEADLINE))
+
+
 def send(
     origin: Host,
     server: Host,
@@ -345,12 +347,17 @@ def send(
     mail: Sequence[str] = (),
     rcpt: Sequence[str] = (),
 ) -> None:
-    """Send a message from one host to the port 25 of another; refusals raise SMTPException."""
-    address = server.addresses[0]
-    with origin.inside(
-        lambda: smtplib.SMTP(address, local_hostname=f"{origin.name}.test", timeout=DEADLINE)
-    ) as smtp:
+    """Send a message, with parameters for MAIL and RCPT; refusals raise SMTPException."""
+    with client(origin, server) as smtp:
         smtp.sendmail(sender, recipient, content, mail, rcpt)
+
+
+def wait_for(condition: Callable[[], bool], log: Path) -> None:
+    """Return when a program that writes this log has come so far."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text(errors="replace")
+        time.sleep(0.01)
 
 
 def hops(message: bytes) -> list[str]:

@@ -1,0 +1,403 @@
+"""Mail to and from Postfix, as Debian has it, each on a host with addresses of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.message import EmailMessage
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from network import DEADLINE, Host, MailServer, Network, client, hops, network, send, wait_for
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+MESSAGES: Final = 200  # each way
+RECORDS: Final = ("here MX 10 mx.here", "postfix MX 10 mx.postfix")
+PLUGINS: Final = """
+[[plugins]]
+use = "note"
+
+[[plugins]]
+use = "mailboxes"
+domains = ["here.test"]
+users_file = "users"
+
+[[plugins]]
+use = "relay"
+networks = ["192.0.2.1"]
+"""
+NOTE: Final = '''
+"""Write down with each message how it was sent."""
+
+import json
+
+from minismtp import Envelope, Message, hookimpl, plugin
+
+
+@plugin
+class Note:
+    @hookimpl
+    def on_message(self, envelope: Envelope, message: Message) -> None:
+        [recipient] = envelope.recipients
+        note = {
+            "body": envelope.body,
+            "smtputf8": envelope.smtputf8,
+            "ret": envelope.dsn_return,
+            "envid": envelope.dsn_id,
+            "notify": sorted(recipient.notify),
+            "orcpt": recipient.original,
+        }
+        message.prepend("X-Note", json.dumps(note))
+'''
+MAIN_CF: Final = """
+compatibility_level = 3.6
+maillog_file = /dev/stdout
+myhostname = mx.postfix.test
+mydestination =
+mynetworks = 192.0.2.1/32
+smtpd_peername_lookup = no
+inet_protocols = all
+virtual_mailbox_domains = postfix.test
+virtual_mailbox_base = /var/mail
+virtual_mailbox_maps = texthash:/etc/postfix/mailboxes
+virtual_uid_maps = static:65534
+virtual_gid_maps = static:65534
+virtual_minimum_uid = 1
+virtual_transport = virtual
+smtpd_tls_chain_files = {certificate}
+smtpd_tls_security_level = may
+smtpd_tls_received_header = yes
+smtp_tls_CAfile = {authority}
+smtp_tls_security_level = may
+smtp_tls_loglevel = 1
+in_flow_delay = 0
+"""
+MASTER_CF: Final = """
+smtp inet n - n - - smtpd
+pickup unix n - n 60 1 pickup
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+tlsmgr unix - - n 1000? 1 tlsmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+flush unix n - n 1000? 0 flush
+proxymap unix - - n - - proxymap
+anvil unix - - n - 1 anvil
+scache unix - - n - 1 scache
+smtp unix - - n - - smtp
+virtual unix - n n - - virtual
+error unix - - n - - error
+retry unix - - n - - error
+postlog unix-dgram n - n - 1 postlogd
+"""
+USERS: Final = [
+    *("me", "plain", "eight", "j\u00fcrgen", "told", "many"),
+    *("unknown-there", "unknown-here", "asks-there", "asks-here"),
+]
+
+
+class Postfix:
+    """A Postfix on a host, with directories of its own in the places of the installed ones."""
+
+    def __init__(self, host: Host, directory: Path, net: Network) -> None:
+        self.host = host
+        self._directory = directory
+        self.path = directory / "log"
+        etc, mail = directory / "etc", directory / "mail"
+        shutil.copytree("/etc/postfix", etc)
+        values = {"certificate": net.certificate(host), "authority": net.authority}
+        (etc / "main.cf").write_text(MAIN_CF.format(**values))
+        (etc / "master.cf").write_text(MASTER_CF)
+        (etc / "mailboxes").write_text("".join(f"{user}@postfix.test {user}/\n" for user in USERS))
+        for path in (mail, directory / "spool", directory / "lib"):
+            path.mkdir()
+        os.chown(mail, 65534, 65534)
+        shutil.chown(directory / "lib", "postfix")
+        host.cover("/etc/postfix", etc)
+        host.cover("/var/mail", mail)
+        host.cover("/var/spool/postfix", directory / "spool")
+        host.cover("/var/lib/postfix", directory / "lib")
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Run it for as long as the block."""
+        with self.path.open("wb") as log:
+            process = subprocess.Popen(
+                [*self.host.prefix, "postfix", "start-fg"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            wait_for(lambda: "daemon started" in self.log, self.path)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(DEADLINE)
+
+    @property
+    def log(self) -> str:
+        """All that it has said."""
+        return self.path.read_text(errors="replace")
+
+    def wait_for_log(self, pattern: str) -> None:
+        """Return when a line of the log fits."""
+        wait_for(lambda: re.search(pattern, self.log) is not None, self.path)
+
+    def stored(self, user: str) -> list[bytes]:
+        """Give the messages of a mailbox."""
+        directory = self._directory / "mail" / user / "new"
+        return [path.read_bytes() for path in directory.glob("*")]
+
+    def mail(self, user: str) -> bytes:
+        """Give the only message of a mailbox, once it is there."""
+        wait_for(lambda: bool(self.stored(user)), self.path)
+        [message] = self.stored(user)
+        return message
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the tests find."""
+
+    client: Host
+    ours: MailServer
+    postfix: Postfix
+
+
+@pytest.fixture(scope="module")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str], run: Run
+) -> Iterator[Place]:
+    for program in ("nsd", "unbound", "unshare", "ip", "postfix"):
+        require_program(program)
+    directory = tmp_path_factory.mktemp("postfix")
+    with network(tmp_path_factory.mktemp("network")) as net, contextlib.ExitStack() as stack:
+        client, here, there = (
+            net.host(name, number)
+            for name, number in (("client", 1), ("mx.here", 10), ("mx.postfix", 11))
+        )
+        net.publish(*RECORDS)
+        ours = net.minismtp(here, run, PLUGINS)
+        (ours.directory / "local_plugins" / "note.py").write_text(NOTE)
+        (ours.directory / "users").write_text("\n".join(USERS))
+        stack.callback(ours.close)
+        ours.start()
+        postfix = Postfix(there, directory, net)
+        stack.enter_context(postfix.running())
+        yield Place(client, ours, postfix)
+
+
+def note(message: bytes) -> dict[str, object]:
+    """Give how a message was sent to us."""
+    found = re.search(rb"^X-Note: (.*(?:\n[ \t].*)*)", message, re.MULTILINE)
+    assert found is not None, message
+    read: dict[str, object] = json.loads(found[1])
+    return read
+
+
+def report(message: bytes) -> tuple[EmailMessage, dict[str, str]]:
+    """Give a delivery status notification, and the fields of its status."""
+    parsed = email.message_from_bytes(message, policy=email.policy.default)
+    assert parsed.get_content_type() == "multipart/report"
+    assert parsed["Return-Path"] == "<>"
+    fields: dict[str, str] = {}
+    for part in parsed.iter_parts():
+        if part.get_content_type().endswith("delivery-status"):
+            for block in part.iter_parts():
+                fields |= dict(block.items())
+    return parsed, fields
+
+
+EIGHT_BIT: Final = "Subject: 8 bits\r\n\r\nGr\u00fc\u00dfe, \u4f60\u597d\r\n".encode()
+RET: Final = ["RET=HDRS", "ENVID=QQ+2B1"]
+NOTIFY: Final = ["NOTIFY=FAILURE,SUCCESS", "ORCPT=rfc822;Told+2Bme@example.org"]
+
+
+# To Postfix
+
+
+def test_postfix_takes_our_mail_over_tls(place: Place) -> None:
+    send(place.client, place.ours.host, "plain@postfix.test")
+    message = place.postfix.mail("plain")
+    assert message.endswith(b"\nSubject: hello\n\nIt works.\n")
+    hop = hops(message)[0]
+    assert hop.startswith("from mx.here.test (unknown [IPv6:fd00:25::10]) (using TLSv1.3 ")
+    assert " by mx.postfix.test (Postfix) with ESMTPS id " in hop
+    place.ours.running.wait_for_log(
+        r" delivery delivered .*to=plain@postfix\.test host=mx\.postfix\.test tls=encrypted "
+    )
+
+
+def test_what_postfix_refuses_goes_back(place: Place) -> None:
+    send(
+        place.client,
+        place.ours.host,
+        "nobody@postfix.test",
+        sender="unknown-there@here.test",
+        mail=["ENVID=1"],
+    )
+    parsed, fields = report(place.ours.mail("unknown-there"))
+    assert fields["Reporting-MTA"] == "dns; mx.here.test"
+    assert fields["Remote-MTA"] == "dns; mx.postfix.test"
+    assert fields["Action"] == "failed"
+    assert fields["Status"] == "5.1.1"
+    assert fields["Final-Recipient"] == "rfc822; nobody@postfix.test"
+    assert fields["Original-Envelope-Id"] == "1"
+    assert "nobody@postfix.test" in fields["Diagnostic-Code"]
+    [original] = [part for part in parsed.walk() if part.get_content_type() == "message/rfc822"]
+    assert "It works." in str(original)
+
+
+def test_8_bit_content_reaches_postfix_as_it_is(place: Place) -> None:
+    send(
+        place.client,
+        place.ours.host,
+        "eight@postfix.test",
+        content=EIGHT_BIT,
+        mail=["BODY=8BITMIME"],
+    )
+    assert place.postfix.mail("eight").endswith(EIGHT_BIT.replace(b"\r\n", b"\n"))
+
+
+def test_international_mail_reaches_postfix(place: Place) -> None:
+    send(
+        place.client,
+        place.ours.host,
+        "j\u00fcrgen@postfix.test",
+        sender="j\u00fcrgen@here.test",
+        content=EIGHT_BIT.replace(b"8 bits", "\u00fc".encode()),
+        mail=["SMTPUTF8", "BODY=8BITMIME"],
+    )
+    message = place.postfix.mail("j\u00fcrgen").decode()
+    assert "Return-Path: <j\u00fcrgen@here.test>" in message
+    assert "Delivered-To: j\u00fcrgen@postfix.test" in message
+    assert "\nSubject: \u00fc\n" in message
+
+
+def test_postfix_hears_of_whom_to_tell(place: Place) -> None:
+    """RFC 3461: it reports the delivery that we, passing on the wish for it, do not report."""
+    send(
+        place.client,
+        place.ours.host,
+        "told@postfix.test",
+        sender="asks-there@here.test",
+        mail=RET,
+        rcpt=NOTIFY,
+    )
+    _, fields = report(place.ours.mail("asks-there"))
+    assert fields["Reporting-MTA"] == "dns; mx.postfix.test"
+    assert fields["Original-Envelope-Id"] == "QQ+1"
+    assert fields["Original-Recipient"] == "rfc822;Told+me@example.org"
+    assert fields["Action"] == "delivered"
+
+
+def test_postfix_takes_many_messages(place: Place) -> None:
+    send_many(place.client, place.ours.host, "many@postfix.test")
+    wait_for(lambda: len(place.postfix.stored("many")) >= MESSAGES, place.postfix.path)
+    assert numbers(place.postfix.stored("many")) == list(range(MESSAGES))
+
+
+# From Postfix
+
+
+def test_postfix_sends_to_us_over_tls(place: Place) -> None:
+    send(place.client, place.postfix.host, "plain@here.test")
+    message = place.ours.mail("plain")
+    assert message.endswith(b"\r\nSubject: hello\r\n\r\nIt works.\r\n")
+    hop = hops(message)[0]
+    # Postfix chooses between the versions of IP by chance.
+    assert re.match(r"from mx\.postfix\.test \(\[.*\]\) by mx\.here\.test with ESMTPS id ", hop)
+    place.postfix.wait_for_log(
+        r"Trusted TLS connection established to mx\.here\.test\[.*\]:25: TLSv1\.3"
+    )
+
+
+def test_postfix_returns_what_we_refuse(place: Place) -> None:
+    send(place.client, place.postfix.host, "nobody@here.test", sender="unknown-here@here.test")
+    _, fields = report(place.ours.mail("unknown-here"))
+    assert fields["Reporting-MTA"] == "dns; mx.postfix.test"
+    assert fields["Remote-MTA"] == "dns; mx.here.test"
+    assert fields["Status"] == "5.1.1"
+    assert fields["Diagnostic-Code"] == "smtp; 550 5.1.1 no such mailbox"
+
+
+def test_8_bit_content_from_postfix_arrives_as_it_is(place: Place) -> None:
+    send(
+        place.client,
+        place.postfix.host,
+        "eight@here.test",
+        content=EIGHT_BIT,
+        mail=["BODY=8BITMIME"],
+    )
+    message = place.ours.mail("eight")
+    assert message.endswith(EIGHT_BIT)
+    assert note(message)["body"] == "8BITMIME"
+
+
+def test_international_mail_from_postfix_arrives(place: Place) -> None:
+    send(
+        place.client,
+        place.postfix.host,
+        "j\u00fcrgen@here.test",
+        sender="j\u00fcrgen@postfix.test",
+        content=EIGHT_BIT.replace(b"8 bits", "\u00fc".encode()),
+        mail=["SMTPUTF8", "BODY=8BITMIME"],
+    )
+    message = place.ours.mail("j%C3%BCrgen")
+    assert note(message)["smtputf8"] is True
+    assert note(message)["orcpt"] == r"utf-8;j\x{FC}rgen@here.test"
+    assert message.startswith("Return-Path: <j\u00fcrgen@postfix.test>\r\n".encode())
+    assert " with UTF8SMTPS id " in hops(message)[0]
+
+
+def test_we_hear_from_postfix_whom_to_tell(place: Place) -> None:
+    send(
+        place.client,
+        place.postfix.host,
+        "told@here.test",
+        sender="asks-here@postfix.test",
+        mail=RET,
+        rcpt=NOTIFY,
+    )
+    assert note(place.ours.mail("told")) == {
+        "body": "7BIT",
+        "smtputf8": False,
+        "ret": "HDRS",
+        "envid": "QQ+1",
+        "notify": ["FAILURE", "SUCCESS"],
+        "orcpt": "rfc822;Told+2Bme@example.org",
+    }
+
+
+def test_many_messages_from_postfix_arrive(place: Place) -> None:
+    send_many(place.client, place.postfix.host, "many@here.test")
+    stored = place.ours.running.wait_until(
+        lambda: len(found := place.ours.running.mail("many")) >= MESSAGES and found
+    )
+    assert numbers(stored or []) == list(range(MESSAGES))
+
+
+def send_many(origin: Host, server: Host, recipient: str) -> None:
+    with client(origin, server) as smtp:
+        for number in range(MESSAGES):
+            smtp.sendmail("me@here.test", recipient, f"Subject: {number}\r\n\r\n")
+
+
+def numbers(messages: list[bytes]) -> list[int]:
+    found = [re.search(rb"^Subject: ([0-9]+)\r?$", each, re.MULTILINE) for each in messages]
+    return sorted(int(each[1]) for each in found if each)
