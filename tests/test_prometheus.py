@@ -326,3 +326,67 @@ def test_rules_work_in_prometheus(prometheus: Prometheus) -> None:
     assert {rule["name"]: rule.get("lastError") for rule in rules if rule["health"] != "ok"} == {}
     records = [rule["name"] for rule in rules if rule["type"] == "recording"]
     assert [name for name in records if not prometheus.query(name)] == []
+
+
+# The dashboard
+
+DASHBOARD: Final = json.loads((ROOT / "etc" / "grafana" / "minismtp.json").read_text())
+PANELS: Final = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+TARGETS: Final = [
+    pytest.param(target["expr"], target["legendFormat"], id=f"{panel['title']}-{target['refId']}")
+    for panel in PANELS
+    for target in panel["targets"]
+]
+FOR_GRAFANA: Final = {"$job": "minismtp", "$instance": ".*", "$__rate_interval": "1h"}
+
+
+@pytest.mark.parametrize(("expression", "legend"), TARGETS)
+def test_panel_shows_something(expression: str, legend: str, prometheus: Prometheus) -> None:
+    for name, value in FOR_GRAFANA.items():
+        expression = expression.replace(name, value)
+    assert "$" not in expression
+    rows = prometheus.query(expression)
+    assert rows
+    shown = {*re.findall(r"\{\{(\w+)\}\}", legend)}
+    assert all(shown <= row["metric"].keys() for row in rows)
+
+
+SELECTOR: Final = re.compile(r"(minismtp_\w+?)(?:_bucket|_sum|_count)?\{([^}]*)\}")
+
+
+def test_panels_ask_for_labels_that_their_metric_has() -> None:
+    for target in TARGETS:
+        expression = str(target.values[0])
+        labels = {"job", "instance", "le"}
+        for metric, selector in SELECTOR.findall(expression):
+            labels |= documented()[metric][0]
+            assert {*re.findall(r'(\w+)!?=~?"', selector)} <= labels
+            assert selector.startswith('job=~"$job",instance=~"$instance"')
+        for grouping in re.findall(r"by \(([^)]*)\)", expression):
+            assert {*grouping.split(", ")} <= labels
+
+
+def test_dashboard_shows_every_metric() -> None:
+    shown = {name for target in TARGETS for name, _ in SELECTOR.findall(str(target.values[0]))}
+    assert shown == documented().keys()
+
+
+def test_dashboard_can_be_turned_to_any_prometheus_job_and_instance() -> None:
+    variables = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
+    assert list(variables) == ["datasource", "job", "instance"]
+    assert {panel["datasource"]["uid"] for panel in PANELS} == {"${datasource}"}
+    for name in ("job", "instance"):
+        assert re.fullmatch(
+            rf"label_values\(minismtp_workers.*, {name}\)", variables[name]["definition"]
+        )
+
+
+def test_panels_do_not_cover_each_other() -> None:
+    taken: dict[tuple[int, int], int] = {}
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert taken.setdefault((x, y), panel["id"]) == panel["id"]
+    assert {*taken.values()} == {panel["id"] for panel in DASHBOARD["panels"]}
