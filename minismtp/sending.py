@@ -81,6 +81,13 @@ class Outbound:
     implicit: Annotated[bool, says(f"at the smarthost, {_IMPLICIT_SAYS}")] = False
     username: Annotated[str, says("log in at the smarthost; tls must be required or verified")] = ""
     password_file: Annotated[Path | None, says("file whose first line is the password")] = None
+    mta_sts: Annotated[bool, says("keep to the policies that domains publish (RFC 8461)")] = True
+    dane: Annotated[
+        bool, says("keep to TLSA records, where a trusted resolver has validated them (RFC 7672)")
+    ] = True
+    server_ca: Annotated[
+        Path | None, says("PEM file of the authorities that sign certificates; none = the system's")
+    ] = None
     routes: Annotated[list[OutboundRoute], says("other ways for some domains")] = field(
         default_factory=list
     )
@@ -107,6 +114,9 @@ class Outbound:
     threads: Annotated[int, counts("deliveries at once", most=1000)] = 50
     concurrency: Annotated[int, counts("deliveries at once to one destination")] = 10
     port: Annotated[int, counts("port of the hosts that MX records name", most=65535)] = 25
+    mta_sts_port: Annotated[
+        int, counts("port of the web servers that have the policies", most=65535)
+    ] = 443
     nameservers: Annotated[
         list[SocketAddress], says("resolvers; empty = those of /etc/resolv.conf")
     ] = field(default_factory=list)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from minismtp.der import certificate_fields, elements
 from minismtp.sections import TlsConfig
 from minismtp.session import TlsInfo
 from minismtp.settings import ConfigError
@@ -17,7 +18,6 @@ from minismtp.settings import ConfigError
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _LOOK_EVERY: Final = 1.0  # seconds
 _UTC_TIME: Final = 0x17
-_CONTEXT_0: Final = 0xA0
 
 
 def server_context(tls: TlsConfig, *, ask_client: bool = False, file: str = "") -> ssl.SSLContext:
@@ -152,11 +152,8 @@ def not_after(certificate: Path) -> float:
     if begin < 0 or end < 0:
         raise ValueError(f"{certificate} holds no PEM certificate")
     der = ssl.PEM_cert_to_DER_cert(pem[begin:end] + "-----END CERTIFICATE-----")
-    # Certificate > TBSCertificate > [version], serial, algorithm, issuer, Validity (RFC 5280 4.1)
-    [(_, certificate_body)] = _children(der)
-    fields = _children(_children(certificate_body)[0][1])
-    validity = fields[4 if fields[0][0] == _CONTEXT_0 else 3]
-    tag, value = _children(validity[1])[1]
+    _, _, _, validity, *_ = certificate_fields(der)
+    tag, value, _ = elements(validity.value)[1]
     text = value.decode("ascii")
     if tag == _UTC_TIME:
         # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.
@@ -203,18 +200,3 @@ def _load_pair(
         reason = (error.reason or "not PEM").replace("_", " ").lower()
         message = f"{certificate} and {key} are no pair of PEM certificate and key: {reason}"
         raise ConfigError(message, file=file, key=f"{where}.certificate") from None
-
-
-def _children(der: bytes) -> list[tuple[int, bytes]]:
-    """Split DER into (tag, value) pairs; the value of a sequence is DER again."""
-    found, at = [], 0
-    while at + 2 <= len(der):
-        tag, size = der[at], der[at + 1]
-        at += 2
-        if size & 0x80:
-            octets = size & 0x7F
-            size = int.from_bytes(der[at : at + octets], "big")
-            at += octets
-        found.append((tag, der[at : at + size]))
-        at += size
-    return found

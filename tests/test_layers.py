@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
-    "values": "reply address stash files groupsync passwords",
+    "values": "reply address stash files groupsync passwords der",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "activity"
     " envelope delivery headers message session received tls spool config metrics state"
@@ -28,7 +28,8 @@ LAYERS = {
     "sockets": "control connection listen notify server testing",
     "roles": "insight insight.sessions outbound.watch"
     " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
-    " outbound.destination outbound.answer outbound.deadlines outbound.channel outbound.content"
+    " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"
+    " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"
     " outbound.extensions outbound.transfer outbound.client outbound.attempt outbound.dsn"
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"

@@ -17,9 +17,10 @@ import pytest
 from minismtp.delivery import Destination
 from minismtp.message import Content, Message
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
-from minismtp.outbound.client import Connection
+from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
+from minismtp.outbound.security import Contexts, Security
 from minismtp.spool import Entry, Target
 
 if TYPE_CHECKING:
@@ -165,7 +166,9 @@ def visit(deadlines: Deadlines, listen: Callable[[Behaviour], Listener]) -> Iter
                 host = listen(host)
             if isinstance(host, Listener):
                 host = host.host
-            connection = Connection(host, destination, "here.example", deadlines, timeouts)
+            setting = Setting("here.example", deadlines, timeouts, Contexts())
+            security = Security(destination.tls)
+            connection = Connection(host, destination, security, setting)
             stack.callback(connection.close)
             return connection
 

@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from minismtp.outbound.destination import UnreachableError
+from minismtp.outbound.security import Security
+
 _ENHANCED: Final = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
 _UNPRINTABLE: Final = re.compile(r"[^ -~]+")
 _TEXT_LIMIT: Final = 500  # characters of a reply that are kept
@@ -13,17 +16,16 @@ _TEXT_LIMIT: Final = 500  # characters of a reply that are kept
 State: TypeAlias = Literal["delivered", "queued", "failed"]
 
 
-class HostError(Exception):
+class HostError(UnreachableError):
     """A host cannot be used now; another one may. The reply says why."""
-
-    def __init__(self, reply: str, *, final: bool = False) -> None:
-        super().__init__(reply)
-        self.reply = reply
-        self.final = final
 
 
 class TlsError(HostError):
-    """The host offers TLS, but no handshake comes about."""
+    """A handshake does not come about, or not with whom it should; `otherwise` may be tried."""
+
+    def __init__(self, reply: str, otherwise: Security | None) -> None:
+        super().__init__(reply)
+        self.otherwise = otherwise
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final
+from typing import Final, Self
 
 from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Local, Recipient
 from minismtp.hooks import Hooks
+from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, TlsError
-from minismtp.outbound.client import Connection
+from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Directory, Host, UnreachableError
+from minismtp.outbound.mta_sts import Policies, Policy
+from minismtp.outbound.policy import Judge
+from minismtp.outbound.resolver import Resolver
+from minismtp.outbound.security import Contexts
+from minismtp.outbound.well_known import Web
 from minismtp.reply import Verdict
 from minismtp.session import Session
 from minismtp.spool import Entry, Target
@@ -52,16 +59,44 @@ class Done:
 class Carrier:
     """What all attempts share."""
 
-    def __init__(self, config: Config, hooks: Hooks, directory: Directory) -> None:
+    def __init__(
+        self,
+        config: Config,
+        hooks: Hooks,
+        directory: Directory,
+        judge: Judge,
+        setting: Setting,
+    ) -> None:
         self.config = config
         self.hooks = hooks
         self.directory = directory
-        self.deadlines = Deadlines()
-        self.timeouts = Timeouts.of(config.outbound)
+        self.judge = judge
+        self.setting = setting
+
+    @classmethod
+    def of(cls, config: Config, hooks: Hooks, log: Log) -> Self:
+        """Build the parts. Raises ConfigError and OSError."""
+        outbound = config.outbound
+        resolver, deadlines = Resolver(outbound.nameservers), Deadlines()
+        contexts = Contexts(outbound.server_ca)
+        directory = Directory(
+            resolver,
+            hostname=config.hostname,
+            own=[listener.address for listener in config.listeners],
+            port=outbound.port,
+        )
+        policies = None
+        if outbound.mta_sts:
+            web = Web(directory, deadlines, contexts.verified, outbound.mta_sts_port)
+            policies = Policies(resolver, web, config.state_directory / "mta-sts", log)
+        judge = Judge(resolver, policies, log, dane=outbound.dane)
+        timeouts = Timeouts.of(outbound)
+        setting = Setting(config.hostname, deadlines, timeouts, contexts)
+        return cls(config, hooks, directory, judge, setting)
 
     def start(self) -> None:
         """Start to watch the deadlines."""
-        self.deadlines.start()
+        self.setting.deadlines.start()
 
     def key(self, domain: str) -> str:
         """Give the name by which addresses share an attempt: their domain, or their route."""
@@ -152,22 +187,16 @@ class Attempt:
         return _answer("250 2.0.0 stored" if stored else "451 4.3.5 no storage takes this mailbox")
 
     def _send(self, outgoing: Outgoing, destination: Destination) -> Done:
-        if self._connection is not None:
-            fits = self._destination == destination and self._connection.messages < _MESSAGES
-            if fits:
-                try:
-                    return self._over(self._connection, outgoing)
-                except HostError:
-                    pass  # it may have been idle for too long: a new one is a fair chance
-            self.close()
-        failure: HostError | None = None
+        done = self._send_again(outgoing, destination)
+        if done is not None:
+            return done
+        failure: UnreachableError | None = None
         try:
+            policy = self._carrier.judge.policy(self._name, destination)
             for host in islice(self._hosts(destination), _ADDRESSES):
                 try:
-                    self._connection = self._connect(host, destination)
-                    self._destination = destination
-                    return self._over(self._connection, outgoing)
-                except HostError as error:
+                    return self._send_to(host, outgoing, destination, policy)
+                except UnreachableError as error:
                     self.close()
                     if failure is None or failure.final:
                         failure = error
@@ -180,22 +209,43 @@ class Attempt:
             reply = f"451 4.4.1 {reply}"
         return _all(outgoing, reply, reached=None if failure.final else False)
 
+    def _send_again(self, outgoing: Outgoing, destination: Destination) -> Done | None:
+        """Send over the connection that is open, if it fits; None = it takes a new one."""
+        if self._connection is not None:
+            if self._destination == destination and self._connection.messages < _MESSAGES:
+                # It may have been idle for too long: a new one is a fair chance then.
+                with contextlib.suppress(HostError):
+                    return self._over(self._connection, outgoing)
+            self.close()
+        return None
+
+    def _send_to(
+        self, host: Host, outgoing: Outgoing, destination: Destination, policy: Policy | None
+    ) -> Done:
+        if outgoing.entry.require_tls:
+            Judge.vouch(host, self._name, policy)
+        self._connection = self._connect(host, destination, policy)
+        self._destination = destination
+        return self._over(self._connection, outgoing)
+
     def _hosts(self, destination: Destination) -> Iterable[Host]:
         directory = self._carrier.directory
         if destination.host:
             return directory.at(destination.host, destination.port)
         return directory.by_mx(self._name)
 
-    def _connect(self, host: Host, destination: Destination) -> Connection:
+    def _connect(self, host: Host, destination: Destination, policy: Policy | None) -> Connection:
         carrier = self._carrier
-        shared = (carrier.config.hostname, carrier.deadlines, carrier.timeouts)
-        try:
-            return Connection(host, destination, *shared)
-        except TlsError:
-            if destination.tls != "opportunistic" or destination.implicit:
-                raise
-        # RFC 7435: what would have gone in clear without the offer may go in clear.
-        return Connection(host, replace(destination, tls="none"), *shared)
+        security = carrier.judge.demand(host, self._name, destination, policy)
+        while True:
+            try:
+                return Connection(host, destination, security, carrier.setting)
+            except TlsError as error:
+                if error.otherwise is None:
+                    raise
+                if security.policy == "testing":
+                    carrier.judge.report(self._name, error.reply)
+                security = error.otherwise
 
     def _over(self, connection: Connection, outgoing: Outgoing) -> Done:
         answers = connection.send(outgoing.entry, outgoing.targets, outgoing.message)

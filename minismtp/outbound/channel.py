@@ -68,7 +68,7 @@ class Channel(smtplib.SMTP):
                 # Not of SSLSocket, which would go on in clear.
                 socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
-    def secure(self, context: ssl.SSLContext, name: str) -> None:
+    def secure(self, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:
         """Make the TLS handshake, and forget what was said before it (RFC 3207 section 4.2)."""
         if self._heard:
             raise HostError(f"451 4.7.5 {self._host} mixes clear text into TLS")
@@ -82,6 +82,7 @@ class Channel(smtplib.SMTP):
         wrapped.do_handshake()
         self.ehlo_resp = self.helo_resp = None
         self.esmtp_features, self.does_esmtp = {}, False
+        return wrapped
 
     def hello(self) -> HostReply:
         """Say EHLO, or HELO where that is not understood; `esmtp_features` has the extensions."""

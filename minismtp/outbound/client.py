@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ssl
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from minismtp.delivery import Destination
@@ -15,6 +15,13 @@ from minismtp.outbound.channel import Channel
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 from minismtp.outbound.extensions import Extensions
+from minismtp.outbound.security import (
+    AUTHENTICATED,
+    AnchorsError,
+    Contexts,
+    MismatchError,
+    Security,
+)
 from minismtp.outbound.transfer import transact
 from minismtp.spool import Entry, Target
 
@@ -26,23 +33,30 @@ _CONTINUE: Final = 334
 _AUTHENTICATED: Final = 235
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all connections have in common."""
+
+    hostname: str
+    deadlines: Deadlines
+    timeouts: Timeouts
+    contexts: Contexts
+
+
 class Connection:
-    """A connection that is ready for MAIL. `tls` is none, encrypted or verified."""
+    """A connection that is ready for MAIL. `tls` is one of `security.LEVELS`."""
 
     def __init__(
-        self,
-        host: Host,
-        destination: Destination,
-        hostname: str,
-        deadlines: Deadlines,
-        timeouts: Timeouts,
+        self, host: Host, destination: Destination, security: Security, setting: Setting
     ) -> None:
         """Connect, greet, secure and log in. Raises HostError."""
         self.host = host
         self.tls = "none"
         self.messages = 0
         self._destination = destination
-        self._channel = Channel(host, hostname, deadlines, timeouts)
+        self._security = security
+        self._contexts = setting.contexts
+        self._channel = Channel(host, setting.hostname, setting.deadlines, setting.timeouts)
         try:
             self._open()
         except BaseException:
@@ -57,39 +71,41 @@ class Connection:
         with channel.phase(channel.timeouts.command, "the greeting"):
             self._demand(channel.reply(), 220)
             self._demand(channel.hello(), 250)
-        if not destination.implicit and destination.tls != "none":
+        if not destination.implicit and self._security.level != "none":
             self._start_tls()
         if destination.username:
             self._log_in()
         keywords = dict(channel.esmtp_features)
-        self._extensions = Extensions(str(self.host), keywords, self.tls == "verified")
+        self._extensions = Extensions(str(self.host), keywords)
 
     def _start_tls(self) -> None:
-        channel, wanted = self._channel, self._destination.tls != "opportunistic"
-        if not channel.has_extn("starttls"):
-            if wanted:
-                raise HostError(f"451 4.7.4 {self.host} does not offer STARTTLS")
-            return
-        with channel.phase(channel.timeouts.command, "STARTTLS"):
-            [reply] = channel.ask("STARTTLS")
-        if not reply.accepts:
-            if wanted:
-                raise HostError(f"451 4.7.4 {self.host} refuses STARTTLS: {reply}")
-            return
-        self._secure()
-        with channel.phase(channel.timeouts.command, "EHLO"):
-            self._demand(channel.hello(), 250)
+        channel, security = self._channel, self._security
+        problem = f"451 4.7.4 {self.host} does not offer STARTTLS"
+        if channel.has_extn("starttls"):
+            with channel.phase(channel.timeouts.command, "STARTTLS"):
+                [reply] = channel.ask("STARTTLS")
+            if reply.accepts:
+                self._secure()
+                with channel.phase(channel.timeouts.command, "EHLO"):
+                    self._demand(channel.hello(), 250)
+                return
+            problem = f"451 4.7.4 {self.host} refuses STARTTLS: {reply}"
+        if security.level != "opportunistic":
+            raise TlsError(problem, security.otherwise)
 
     def _secure(self) -> None:
-        verified = self._destination.tls == "verified"
+        channel, security = self._channel, self._security
+        name = security.dane.base if security.dane else self.host.name
         try:
-            with self._channel.phase(
-                self._channel.timeouts.command, "the TLS handshake", status="4.7.5"
-            ):
-                self._channel.secure(_context(verified=verified), self.host.name.strip("[]"))
+            with channel.phase(channel.timeouts.command, "the TLS handshake", status="4.7.5"):
+                secured = channel.secure(security.context(self._contexts), name)
+                self.tls = security.confirm(secured)
         except HostError as error:
-            raise TlsError(error.reply) from None
-        self.tls = "verified" if verified else "encrypted"
+            raise TlsError(error.reply, security.otherwise) from None
+        except MismatchError as error:
+            raise TlsError(f"451 4.7.5 {self.host}: {error}", security.otherwise) from None
+        except AnchorsError as found:
+            raise TlsError(f"451 4.7.5 {self.host}: {found}", found.security) from None
 
     def _log_in(self) -> None:
         """Log in by PLAIN or LOGIN, inside TLS only (RFC 4954, RFC 4616)."""
@@ -122,6 +138,10 @@ class Connection:
 
         After the content, a lost connection is an answer: nobody knows whether it was taken.
         """
+        if entry.require_tls and (
+            self.tls not in AUTHENTICATED or "requiretls" not in self._extensions
+        ):  # RFC 8689 section 4.2.1: another host may do
+            raise HostError(f"550 5.7.30 {self.host} does not support REQUIRETLS", final=True)
         problem = self._extensions.obstacle(entry, targets, message)
         if problem:
             return [Answer("failed", problem)] * len(targets)
@@ -157,16 +177,6 @@ class Connection:
     def _demand(reply: HostReply, wanted: int) -> None:
         if reply.code != wanted:
             raise HostError(str(reply), final=reply.is_final)
-
-
-def _context(*, verified: bool) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if not verified:
-        # Better than in clear, though anybody could be at the other end (RFC 7435).
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _base64(text: str) -> str:

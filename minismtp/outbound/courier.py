@@ -148,7 +148,7 @@ class Courier:
         hooks = self._carrier.hooks
         for outcome in outcomes:
             address = entry.targets[outcome.number].address
-            self._metrics.attempt(outcome.state, seconds, age)
+            self._metrics.attempt(outcome.state, seconds, age, done.tls)
             event = "deferred" if outcome.state == "queued" else outcome.state
             self._log.info(
                 f"delivery {event}",

@@ -23,14 +23,10 @@ _WIDE: Final = re.compile(r"[^\x00-\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """The keywords of a host's reply to EHLO, in lower case, with their parameters.
-
-    `verified` says whether they came over TLS with a certificate that was checked.
-    """
+    """The keywords of a host's reply to EHLO, in lower case, with their parameters."""
 
     host: str
     keywords: Mapping[str, str]
-    verified: bool = False
 
     def __contains__(self, keyword: str) -> bool:
         return keyword in self.keywords
@@ -51,8 +47,6 @@ class Extensions:
             in_ascii = all(_ascii_domain(address).isascii() for address in addresses)
             if not in_ascii or (entry.smtputf8 and not header.isascii()):
                 return f"550 5.6.7 {self.host} takes no SMTPUTF8"
-        if entry.require_tls and not (self.verified and "requiretls" in self):
-            return f"550 5.7.30 {self.host} does not support REQUIRETLS"
         return ""
 
     def mail(self, entry: Entry, message: Message) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 from prometheus_client import Counter, Gauge, Histogram
 
 from minismtp.metrics import SESSION_SECONDS, Metrics
+from minismtp.outbound.security import LEVELS
 
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
 QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
@@ -39,6 +40,13 @@ class OutboundMetrics:
             registry=registry,
         )
         self._attempts = {r: tally.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
+        secured = Counter(
+            "minismtp_delivery_tls",
+            "Recipients delivered to other servers by how the connection was secured.",
+            ["level"],
+            registry=registry,
+        )
+        self._secured = {level: tally.adder(secured.labels(level)) for level in LEVELS}
         self._duration = tally.observer(
             Histogram(
                 "minismtp_delivery_duration_seconds",
@@ -57,12 +65,17 @@ class OutboundMetrics:
         )
         self.queue(dict.fromkeys(QUEUE_STATES, 0), 0, 0.0)
 
-    def attempt(self, state: str, seconds: float, delay: float) -> None:
-        """Count an attempt for one recipient, and what it waited if it has arrived."""
+    def attempt(self, state: str, seconds: float, delay: float, tls: str) -> None:
+        """Count an attempt for one recipient, and what it waited if it has arrived.
+
+        `tls` is one of `security.LEVELS`, empty when there was no connection.
+        """
         self._attempts["deferred" if state == "queued" else state](1)
         self._duration(seconds)
         if state == "delivered":
             self._delay(delay)
+            if tls:
+                self._secured[tls](1)
 
     def queue(self, counts: Mapping[str, int], active: int, oldest: float) -> None:
         """Say how many messages are in each state, and the age of the oldest in seconds."""

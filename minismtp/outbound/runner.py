@@ -32,13 +32,11 @@ from minismtp.outbound.backlog import Backlog
 from minismtp.outbound.clerk import Clerk
 from minismtp.outbound.courier import Courier
 from minismtp.outbound.custody import Custody
-from minismtp.outbound.destination import Directory
 from minismtp.outbound.handover import Handover
 from minismtp.outbound.intake import Intake
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices
-from minismtp.outbound.resolver import Resolver
 from minismtp.outbound.schedule import Schedule
 from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
@@ -76,12 +74,13 @@ def run(config: Config, desk: Desk) -> int:
         plugins.hooks().on_start(
             ServerInfo(config.hostname, config.state_directory, "outbound", desk.slot)
         )
+        carrier = Carrier.of(config, plugins.hooks(), log)
     except (ConfigError, Failure) as error:
         logging.complain(f"minismtp: {error}")
         return EXIT_CONFIG
     log.start()
     metrics.tally.start()
-    runner = Runner(config, spool, plugins, OutboundMetrics(metrics), log, board=desk.board)
+    runner = Runner(config, spool, carrier, OutboundMetrics(metrics), log, board=desk.board)
     os.write(desk.ready, b"r")
     os.close(desk.ready)
     runner.run(desk.lifeline, lock)
@@ -109,7 +108,7 @@ class Runner:
         self,
         config: Config,
         spool: Spool,
-        plugins: PluginSet,
+        carrier: Carrier,
         metrics: OutboundMetrics,
         log: Log,
         *,
@@ -122,14 +121,8 @@ class Runner:
         self._metrics = metrics
         self._board = board
         self._watch = Watch()
+        self._carrier = carrier
         self._control = config.state_directory / "control"
-        directory = Directory(
-            Resolver(outbound.nameservers),
-            hostname=config.hostname,
-            own=[listener.address for listener in config.listeners],
-            port=outbound.port,
-        )
-        self._carrier = Carrier(config, plugins.hooks(), directory)
         schedule = _open_schedule(config.state_directory / "spool" / "queue.db", log)
         ledger = Ledger(schedule, log)
         self._custody = Custody(

@@ -1,0 +1,86 @@
+"""TLSA records: certificates as the DNS names them (layer 6; RFC 6698, RFC 7671, RFC 7672)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from minismtp.der import certificate_fields
+from minismtp.outbound.destination import Host, UnreachableError
+from minismtp.outbound.resolver import Resolver, UnansweredError
+
+TRUST_ANCHOR: Final = 2  #: DANE-TA: an authority of the certificate
+END_ENTITY: Final = 3  #: DANE-EE: the certificate itself, whatever stands in it
+_PUBLIC_KEY: Final = 5  # among the fields of a certificate
+
+_SELECTORS: Final[dict[int, Callable[[bytes], bytes]]] = {
+    0: lambda certificate: certificate,
+    1: lambda certificate: certificate_fields(certificate)[_PUBLIC_KEY].octets,
+}
+_MATCHINGS: Final[dict[int, Callable[[bytes], bytes]]] = {
+    0: lambda octets: octets,
+    1: lambda octets: hashlib.sha256(octets).digest(),
+    2: lambda octets: hashlib.sha512(octets).digest(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tlsa:
+    """One record (RFC 6698 section 2.1)."""
+
+    usage: int
+    selector: int
+    matching: int
+    data: bytes
+
+    @property
+    def usable(self) -> bool:
+        """Whether we can do what it says; PKIX-TA and PKIX-EE are for others (RFC 7672 3.1.3)."""
+        return (
+            self.usage in {TRUST_ANCHOR, END_ENTITY}
+            and self.selector in _SELECTORS
+            and self.matching in _MATCHINGS
+        )
+
+    def names(self, certificate: bytes) -> bool:
+        """Whether it is about a certificate (DER)."""
+        return _MATCHINGS[self.matching](_SELECTORS[self.selector](certificate)) == self.data
+
+
+@dataclass(frozen=True, slots=True)
+class Dane:
+    """What the zone of a host says of its certificate: the usable records, below `base`.
+
+    There are such records, or others that we cannot use: then TLS is a must, whoever answers.
+    """
+
+    base: str
+    records: tuple[Tlsa, ...]
+
+    def names(self, certificate: bytes, usage: int) -> bool:
+        """Whether a record of this usage is about a certificate."""
+        return any(each.usage == usage and each.names(certificate) for each in self.records)
+
+    def among(self, chain: Iterable[bytes]) -> list[bytes]:
+        """Give the certificates of a chain that are trust anchors."""
+        return [each for each in chain if self.names(each, TRUST_ANCHOR)]
+
+
+def look_up(resolver: Resolver, host: Host) -> Dane | None:
+    """Give what DANE says of a host, None when nothing. Raises UnreachableError.
+
+    Who can suppress the answer must gain nothing by that (RFC 7672 section 2.1.1).
+    """
+    for base in host.signed:
+        try:
+            found = resolver.lookup(f"_{host.port}._tcp.{base}", "TLSA")
+        except UnansweredError as error:
+            raise UnreachableError(f"451 4.7.5 {host}: {error}") from None
+        if found.records and found.secure:
+            records = [
+                Tlsa(each.usage, each.selector, each.mtype, each.cert) for each in found.records
+            ]
+            return Dane(base, tuple(each for each in records if each.usable))
+    return None

@@ -1,0 +1,165 @@
+"""MTA-STS: what a domain demands of those who send to it (layer 6; RFC 8461).
+
+A policy that was fetched once holds for its `max_age`, whatever happens to the DNS or to the web
+server of the domain: who could take those away must gain nothing. So policies are kept on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+import msgspec
+
+from minismtp.files import atomic_write, make_directory
+from minismtp.log import Log
+from minismtp.outbound.resolver import Resolver, UnansweredError
+from minismtp.outbound.security import matches
+from minismtp.outbound.well_known import FetchError, Web
+
+_RECORD: Final = "v=STSv1"
+_ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")
+# sts-policy-field = name *WSP ":" *WSP value
+_FIELD: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})[ \t]*:[ \t]*(.*?)[ \t]*")
+_NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+_LONGEST: Final = 31_557_600  # seconds: a year (RFC 8461 section 3.2)
+_REFRESH: Final = 86_400.0  # a policy is looked at again after a day, even with the same id
+_AGAIN: Final = 300.0  # after a failure (RFC 8461 section 3.3)
+_MOST_FAILURES: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy; `unknown` stands for one that is published and could not be had."""
+
+    mode: Literal["enforce", "testing", "none", "unknown"]
+    mx: tuple[str, ...] = ()
+    max_age: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what the web server of a domain has (RFC 8461 section 3.2); raises ValueError."""
+        fields: dict[str, str] = {}
+        mx: list[str] = []
+        for line in filter(None, text.replace("\r\n", "\n").split("\n")):
+            match = _FIELD.fullmatch(line)
+            if match is None:
+                raise ValueError(f"not a field: {line[:80]!r}")
+            if match[1] == "mx":
+                mx.append(match[2].lower().rstrip("."))
+            else:
+                fields.setdefault(match[1], match[2])  # the first one counts
+        mode, age = fields.get("mode", ""), fields.get("max_age", "")
+        if fields.get("version") != "STSv1":
+            raise ValueError("no version: STSv1")
+        if mode not in {"enforce", "testing", "none"}:
+            raise ValueError(f"unknown mode {mode[:80]!r}")
+        if not (age.isascii() and age.isdecimal() and len(age) <= 10):  # noqa: PLR2004
+            raise ValueError("no max_age")
+        if mode != "none" and not (mx and all(map(_NAME.fullmatch, mx))):
+            raise ValueError("no mx, or one that is no host name")
+        return cls(mode, tuple(mx), min(int(age), _LONGEST))  # type: ignore[arg-type]
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is something to comply with."""
+        return self.mode in {"enforce", "testing"}
+
+    def allows(self, host: str) -> bool:
+        """Whether mail may go to a host (RFC 8461 section 4.1)."""
+        return any(matches(pattern, host) for pattern in self.mx)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A policy on disk: the `id` of its record, when it was fetched, in seconds of the epoch."""
+
+    id: str
+    fetched: float
+    policy: Policy
+
+
+class Policies:
+    """Finds the policy of a domain; threads may share one."""
+
+    def __init__(self, resolver: Resolver, web: Web, directory: Path, log: Log) -> None:
+        """Keep policies in `directory`; what has expired there goes. Raises OSError."""
+        self._resolver = resolver
+        self._web = web
+        self._directory = directory
+        self._log = log
+        self._failed: dict[str, float] = {}
+        self._lock = threading.Lock()
+        make_directory(directory)
+        for path in list(directory.iterdir()):
+            self._read(path.name)
+
+    def of(self, domain: str) -> Policy | None:
+        """Give the policy of a domain (A-labels), None when it has none.
+
+        May fetch it, which takes no longer than `Web` allows.
+        """
+        kept, published = self._read(domain), self._published(domain)
+        if published and not (
+            kept and kept.id == published and time.time() < kept.fetched + _REFRESH
+        ):
+            kept = self._fetch(domain, published) or kept
+        if kept:
+            return kept.policy
+        return Policy("unknown") if published else None
+
+    def _published(self, domain: str) -> str:
+        """Give the id that the DNS has of a domain's policy, empty when it has none."""
+        with contextlib.suppress(UnansweredError):
+            records = self._resolver.lookup(f"_mta-sts.{domain}", "TXT").records
+            texts = [b"".join(record.strings).decode("ascii", "replace") for record in records]
+            found = [fields for fields in map(_fields, texts) if fields[0] == _RECORD]
+            if len(found) == 1:  # RFC 8461 section 3.1: else there is none
+                ids = [field[3:] for field in found[0] if field.startswith("id=")]
+                if len(ids) == 1 and _ID.fullmatch(ids[0]):
+                    return ids[0]
+        return ""
+
+    def _fetch(self, domain: str, published: str) -> Kept | None:
+        with self._lock:
+            if time.monotonic() < self._failed.get(domain, 0.0):
+                return None
+            if len(self._failed) >= _MOST_FAILURES:
+                self._failed.clear()
+            self._failed[domain] = time.monotonic() + _AGAIN  # also while somebody is at it
+        try:
+            text = self._web.get(f"mta-sts.{domain}", "/.well-known/mta-sts.txt")
+            policy = Policy.parse(text)
+        except (FetchError, ValueError) as error:
+            self._log.warning("MTA-STS policy not fetched", domain=domain, error=str(error))
+            return None
+        with self._lock:
+            del self._failed[domain]
+        kept = Kept(published, time.time(), policy)
+        self._log.info("MTA-STS policy", domain=domain, mode=policy.mode, mx=" ".join(policy.mx))
+        try:
+            atomic_write(self._directory / domain, msgspec.json.encode(kept))
+        except OSError as error:
+            self._log.error("MTA-STS policy not kept", domain=domain, error=str(error))
+        return kept
+
+    def _read(self, domain: str) -> Kept | None:
+        """Give the policy on disk, if it has not expired."""
+        path = self._directory / domain
+        try:
+            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        if kept.fetched <= time.time() < kept.fetched + kept.policy.max_age:
+            return kept
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _fields(text: str) -> list[str]:
+    return [field.strip(" \t") for field in text.split(";")]

@@ -1,0 +1,84 @@
+"""Who decides how TLS with a host must be: the configuration, DANE, MTA-STS, REQUIRETLS (layer 6).
+
+DANE goes before MTA-STS (RFC 8461 section 2), and neither makes less of what is configured.
+"""
+
+from __future__ import annotations
+
+from minismtp.delivery import Destination
+from minismtp.log import Log
+from minismtp.outbound.dane import look_up
+from minismtp.outbound.destination import Host, UnreachableError
+from minismtp.outbound.mta_sts import Policies, Policy
+from minismtp.outbound.resolver import Resolver
+from minismtp.outbound.security import Security
+
+
+class Judge:
+    """Says what a connection must show; `policies` is None where MTA-STS is switched off."""
+
+    def __init__(
+        self, resolver: Resolver, policies: Policies | None, log: Log, *, dane: bool
+    ) -> None:
+        self._resolver = resolver
+        self._policies = policies
+        self._log = log
+        self._dane = dane
+
+    def policy(self, domain: str, destination: Destination) -> Policy | None:
+        """Give the MTA-STS policy for mail by MX; it is not about hosts that we have chosen."""
+        by_mx = not destination.host and not domain.startswith("[")
+        if self._policies is None or destination.tls == "none" or not by_mx:
+            return None
+        return self._policies.of(domain)
+
+    def demand(
+        self, host: Host, domain: str, destination: Destination, policy: Policy | None
+    ) -> Security:
+        """Give what a connection to a host must show. Raises UnreachableError when none will do."""
+        plain = _configured(destination)
+        if plain.level == "none":
+            return plain
+        dane = look_up(self._resolver, host) if self._dane else None
+        if dane is not None and dane.records:
+            names = (dane.base, host.name) if destination.host else (dane.base, host.name, domain)
+            return Security("verified", "dane", dane, names)
+        if dane is not None and plain.level == "opportunistic":
+            plain = Security("required")  # RFC 7672 section 2.2: records that we cannot use
+        if policy is None or not policy.applies:
+            return plain
+        if not policy.allows(host.name):
+            problem = f"451 4.7.5 {host} is none of the hosts in the MTA-STS policy of {domain}"
+            if policy.mode == "enforce":
+                raise UnreachableError(problem)
+            self.report(domain, problem)
+            return plain
+        if policy.mode == "enforce":
+            return Security("verified", "mta-sts")
+        return Security("verified", "testing", otherwise=plain)
+
+    def report(self, domain: str, problem: str) -> None:
+        """Log what a policy in the mode testing would have held up."""
+        self._log.warning("MTA-STS testing", domain=domain, would_fail=problem)
+
+    @staticmethod
+    def vouch(host: Host, domain: str, policy: Policy | None) -> None:
+        """See that nobody can have put the host there, as REQUIRETLS wants (RFC 8689 4.2.1).
+
+        Raises UnreachableError when that is not so.
+        """
+        if host.authentic or (policy is not None and policy.applies and policy.allows(host.name)):
+            return
+        if policy is not None and policy.mode == "unknown":
+            raise UnreachableError(f"451 4.7.5 the MTA-STS policy of {domain} could not be fetched")
+        raise UnreachableError(
+            f"550 5.7.30 REQUIRETLS: neither DNSSEC nor MTA-STS vouches for {host}", final=True
+        )
+
+
+def _configured(destination: Destination) -> Security:
+    """Give what the configuration or a plugin wants."""
+    if destination.tls == "opportunistic" and not destination.implicit:
+        # RFC 7435: what would have gone in clear without the offer may go in clear.
+        return Security("opportunistic", otherwise=Security("none"))
+    return Security(destination.tls)

@@ -1,0 +1,81 @@
+"""Small texts from web servers that nobody vouches for (layer 6; RFC 8461 section 3.3).
+
+Over HTTPS with a valid certificate, without redirections or proxies, of bounded size and time.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from typing import Final
+
+from minismtp.outbound.deadlines import Deadlines
+from minismtp.outbound.destination import Directory, UnreachableError
+
+_SECONDS: Final = 10.0  # for one address, the body included
+_ADDRESSES: Final = 2
+_SIZE: Final = 65536  # octets
+
+
+class FetchError(Exception):
+    """The text could not be had; says why."""
+
+
+class _Line:
+    """A socket as `Deadlines` wants it."""
+
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        self._socket = sock
+
+    def hang_up(self) -> None:
+        socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # of SSLSocket, it forgets TLS
+
+
+class Web:
+    """Fetches texts; `context` verifies the servers' certificates."""
+
+    def __init__(
+        self, directory: Directory, deadlines: Deadlines, context: ssl.SSLContext, port: int
+    ) -> None:
+        self._directory = directory
+        self._deadlines = deadlines
+        self._context = context
+        self._port = port
+
+    def get(self, name: str, path: str) -> str:
+        """Give the text at a path of a server. Raises FetchError."""
+        failure = FetchError(f"{name} has no address")
+        try:
+            hosts = self._directory.at(name, self._port)
+        except UnreachableError as error:
+            raise FetchError(str(error)) from None
+        for host in hosts[:_ADDRESSES]:
+            try:
+                return self._get(name, host.address, path)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                failure = FetchError(f"{host}: {str(error) or type(error).__name__}")
+        raise failure
+
+    def _get(self, name: str, address: str, path: str) -> str:
+        plain = socket.create_connection((address, self._port), _SECONDS)
+        with (
+            self._context.wrap_socket(
+                plain, server_hostname=name, do_handshake_on_connect=False
+            ) as sock,
+            self._deadlines.within(_Line(sock), _SECONDS),
+        ):
+            sock.do_handshake()
+            connection = http.client.HTTPConnection(name)
+            connection.sock = sock
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise FetchError(f"{name} says {response.status}")
+            kind = response.headers.get_content_type()
+            if kind != "text/plain":
+                raise FetchError(f"{name} has {kind}, not text/plain")
+            body = response.read(_SIZE + 1)
+        if len(body) > _SIZE:
+            raise FetchError(f"{name} has more than {_SIZE} octets")
+        return body.decode("utf-8")
