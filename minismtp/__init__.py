@@ -5,8 +5,14 @@ What plugin authors import stands here; everything else is internal.
 
 from minismtp.address import Address
 from minismtp.delivery import Delivery, Destination
-from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay
-from minismtp.files import WatchedFiles, atomic_write, make_directory, sync_directory
+from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
+from minismtp.files import (
+    WatchedFiles,
+    atomic_write,
+    make_directory,
+    sync_directory,
+    warn_of_readers,
+)
 from minismtp.groupsync import GroupSync
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.message import Content, Message
@@ -37,6 +43,7 @@ __all__ = [
     "Reply",
     "ServerInfo",
     "Session",
+    "Several",
     "Stash",
     "StashKey",
     "StoredKey",
@@ -48,4 +55,5 @@ __all__ = [
     "plugin",
     "sync_directory",
     "verify_password",
+    "warn_of_readers",
 ]

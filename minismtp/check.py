@@ -4,6 +4,7 @@ Nothing is left behind: plugins are started with a temporary state directory, so
 root makes no files that the server's own user cannot open later.
 """
 
+import logging
 import os
 import stat
 import tempfile
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Self
 
 from minismtp import tls
 from minismtp.address import Address
@@ -115,10 +116,9 @@ def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Finding]:
 def _secrets(config: Config) -> Iterator[Finding]:
     files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
     files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
-    for plugin in config.plugins:
-        path = plugin.options.get("path")
-        if plugin.use == "password_file" and isinstance(path, str):
-            files[f"{plugin.key}.path"] = config.base / path
+    for number, route in enumerate(config.outbound.routes):
+        if route.password_file is not None:
+            files[f"outbound.routes[{number}].password_file"] = route.password_file
     for key, path in files.items():
         if path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield _warning(config, key, f"{path} can be read by everybody (chmod o-r)")
@@ -131,9 +131,11 @@ def _plugins(config: Config) -> Iterator[Finding]:
         try:
             plugins = PluginSet.load(config, metrics, log)
             yield from _roles(config, plugins)
-            plugins.hooks().on_start(
-                ServerInfo(config.hostname, Path(directory), role="check", slot=0)
-            )
+            with _Warnings() as warnings:
+                plugins.hooks().on_start(
+                    ServerInfo(config.hostname, Path(directory), role="check", slot=0)
+                )
+            yield from (_warning(config, "plugins", text) for text in warnings.texts)
         except (ConfigError, Failure) as error:
             yield Finding("error", str(error))
             return
@@ -142,6 +144,25 @@ def _plugins(config: Config) -> Iterator[Finding]:
                 yield from _relay(config, listener, plugins, metrics, log)
         finally:
             plugins.hooks().on_stop()
+
+
+class _Warnings(logging.Handler):
+    """Collects what is logged as a warning within the block: so plugins have their say here."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def __enter__(self) -> Self:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the text of one warning."""
+        self.texts.append(record.getMessage())
 
 
 def _roles(config: Config, plugins: PluginSet) -> Iterator[Finding]:

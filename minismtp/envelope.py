@@ -25,15 +25,33 @@ class Local:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Relay:
-    """A route to another server: the addresses to send to; none = the recipient's own address."""
+    """A route to other servers: the addresses to send to; none = the recipient's own address.
+
+    `sender` takes the place of the reverse-path on this way, None leaves it; the null reverse-path
+    stays what it is. Whoever forwards may have to rewrite it for SPF.
+    """
 
     addresses: tuple[Address, ...]
+    sender: Address | None
 
-    def __init__(self, *addresses: Address) -> None:
+    def __init__(self, *addresses: Address, sender: Address | None = None) -> None:
         object.__setattr__(self, "addresses", addresses)
+        object.__setattr__(self, "sender", sender)
 
 
-Route: TypeAlias = Local | Relay
+@dataclass(frozen=True, slots=True, init=False)
+class Several:
+    """Several routes at once: an alias may lead to mailboxes here and to addresses elsewhere."""
+
+    routes: tuple[Local | Relay, ...]
+
+    def __init__(self, *routes: Local | Relay) -> None:
+        if not routes:
+            raise ValueError("expected at least one route: nobody would get the mail")
+        object.__setattr__(self, "routes", routes)
+
+
+Route: TypeAlias = Local | Relay | Several
 
 
 @dataclass(slots=True)
@@ -44,6 +62,48 @@ class Recipient:
     route: Route | None = None
     notify: frozenset[str] = frozenset()
     original: str = ""
+
+    @property
+    def mailboxes(self) -> tuple[Address, ...]:
+        """The mailboxes here that get a copy."""
+        return tuple(
+            mailbox
+            for route in self._routes
+            if isinstance(route, Local)
+            for mailbox in route.mailboxes or (self.address,)
+        )
+
+    @property
+    def relays(self) -> tuple[Relay, ...]:
+        """The routes to other servers, each with its addresses."""
+        return tuple(
+            Relay(*(route.addresses or (self.address,)), sender=route.sender)
+            for route in self._routes
+            if isinstance(route, Relay)
+        )
+
+    @property
+    def expands(self) -> bool:
+        """Whether more than one copy is made: an alias of several targets (RFC 3461 5.2.7.2)."""
+        match self.route:
+            case None:
+                return False
+            case Local(mailboxes):
+                return len(mailboxes) > 1
+            case Relay(addresses):
+                return len(addresses) > 1
+            case Several():
+                return True
+
+    @property
+    def _routes(self) -> tuple[Local | Relay, ...]:
+        match self.route:
+            case None:
+                return ()
+            case Several(routes):
+                return routes
+            case route:
+                return (route,)
 
 
 @dataclass(slots=True, kw_only=True)

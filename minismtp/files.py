@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
+import stat
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -63,6 +64,12 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
         return _make_one(path, mode)
     make_directory(path.parent, mode)
     return _make_one(path, mode)
+
+
+def warn_of_readers(option: str, path: Path) -> None:
+    """Log a warning when everybody can read a file that holds secrets, under its option's name."""
+    if path.stat().st_mode & stat.S_IROTH:
+        _log.warning("%s: %s can be read by everybody (chmod o-r)", option, path)
 
 
 class WatchedFiles(Generic[T]):

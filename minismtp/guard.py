@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from minismtp.activity import current
 from minismtp.delivery import Destination
-from minismtp.envelope import Envelope, Local, Relay
+from minismtp.envelope import Envelope, Local, Relay, Several
 from minismtp.events import HookFailed
 from minismtp.log import Log, describe
 from minismtp.message import Message
@@ -39,7 +39,7 @@ ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     "destination": Destination,
     "authenticate": str,
     "stored_key": StoredKey,
-    "route": (Local, Relay),
+    "route": (Local, Relay, Several),
     "deliver": bool,
     "command": Reply,
     "ehlo_keywords": list,

@@ -115,7 +115,9 @@ def on_rcpt(session: Session, envelope: Envelope, recipient: Recipient) -> None:
 
 @hookspec(firstresult=True)
 def route(session: Session, envelope: Envelope, recipient: Recipient) -> Route | None:
-    """Say where a recipient's copy goes: `Local(...)` or `Relay(...)`; None asks the next plugin.
+    """Say where a recipient's copy goes: `Local(...)`, `Relay(...)`, or both as `Several(...)`.
+
+    None asks the next plugin.
 
     `Local` names the mailboxes that get a copy, none for the recipient's own address; they are
     stored by `deliver`. `Relay` puts the message into the queue for other servers. A recipient that

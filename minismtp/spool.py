@@ -45,6 +45,7 @@ from minismtp.address import Address
 from minismtp.envelope import Envelope, Local, Recipient
 from minismtp.files import make_directory, sync_directory
 from minismtp.message import Content, Message
+from minismtp.smtp.grammar import encode_xtext
 
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
@@ -67,8 +68,9 @@ class BusyError(RuntimeError):
 class Target:
     """Where one copy goes, and for whom.
 
-    `address` is the mailbox for kind "local", the address to send to for "relay". `recipient` is
-    the address as RCPT named it; `notify` and `original` are its wishes (RFC 3461 section 4).
+    `address` is the mailbox for kind "local", the address to send to for "relay"; `sender`, where
+    it is not empty, takes the place of the entry's on that way. `recipient` is the address as RCPT
+    named it; `notify` and `original` are its wishes (RFC 3461 section 4).
     """
 
     kind: Literal["local", "relay"]
@@ -76,6 +78,44 @@ class Target:
     recipient: str
     notify: tuple[str, ...] = ()
     original: str = ""
+    sender: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        kind: Literal["local", "relay"],
+        address: Address,
+        recipient: Recipient,
+        sender: Address | None = None,
+    ) -> Target:
+        """Make the target for one copy of a recipient's mail, with what it inherits of wishes.
+
+        An alias of several targets has its success told when it is expanded, so its targets tell of
+        failures and delays only (RFC 3461 section 5.2.7.2). Who forwards names the first recipient,
+        so that the sender knows whose failure is told (section 4.2).
+        """
+        notify, original = recipient.notify, recipient.original
+        if recipient.expands and "SUCCESS" in notify:
+            notify = notify - {"SUCCESS"} or frozenset({"NEVER"})
+        if address != recipient.address and not original and recipient.address.is_ascii:
+            original = f"rfc822;{encode_xtext(str(recipient.address))}"
+        return cls(
+            kind=kind,
+            address=str(address),
+            recipient=str(recipient.address),
+            notify=tuple(sorted(notify)),
+            original=original,
+            sender="" if sender is None else str(sender),
+        )
+
+    @classmethod
+    def relays(cls, recipient: Recipient, *, rewritable: bool = True) -> list[Target]:
+        """Give the targets at other servers; `rewritable` is False for the null reverse-path."""
+        return [
+            cls.of("relay", address, recipient, route.sender if rewritable else None)
+            for route in recipient.relays
+            for address in route.addresses
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import re
 from typing import Final
 
 from minismtp.address import Address
-from minismtp.envelope import Envelope, Local, Recipient
+from minismtp.envelope import Envelope, Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
 from minismtp.received import date
@@ -42,14 +42,12 @@ def owns_sender(hooks: Hooks, session: Session, envelope: Envelope) -> bool:
         return True
     if str(sender).lower() == login.lower():
         return True
+    recipient = Recipient(sender)
     try:
-        route = hooks.route(session, envelope, Recipient(sender))
+        recipient.route = hooks.route(session, envelope, recipient)
     except Reject:
         return False  # nobody's address
-    if not isinstance(route, Local):
-        return False
-    mailboxes = route.mailboxes or (sender,)
-    return any(_is(mailbox, login) for mailbox in mailboxes)
+    return any(_is(mailbox, login) for mailbox in recipient.mailboxes)
 
 
 def _names(addresses: str, login: str) -> bool:

@@ -7,15 +7,17 @@ was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowl
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from collections.abc import Container
+from typing import Final
 
 from minismtp import replies
 from minismtp.address import Address
-from minismtp.envelope import Envelope, Local, Recipient, Relay
+from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.message import Content, ContentWriter, Message
 from minismtp.received import received
 from minismtp.reply import Disconnect, Reply, Verdict
+from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
@@ -94,15 +96,13 @@ class Transaction:
             return replies.NEEDS_UTF8  # RFC 6531 section 3.5, RFC 6533 section 3
         service.hooks.on_rcpt(session, envelope, recipient)
         recipient.route = service.hooks.route(session, envelope, recipient)
-        match recipient.route:
-            case None:
-                return replies.NO_ROUTE
-            case Relay() if service.queue is None:
-                return replies.NO_OUTBOUND
-            case Relay() | Local():
-                envelope.recipients.append(recipient)
-                self._accepted.append(recipient)
-                return replies.RECIPIENT_OK
+        if recipient.route is None:
+            return replies.NO_ROUTE
+        if service.queue is None and recipient.relays:
+            return replies.NO_OUTBOUND
+        envelope.recipients.append(recipient)
+        self._accepted.append(recipient)
+        return replies.RECIPIENT_OK
 
     def _decided(self, recipient: Recipient, reply: Reply) -> None:
         service = self._service
@@ -221,12 +221,12 @@ class Transaction:
         SMTP has one reply: a failure before anything was stored is that reply, and the client keeps
         the whole message; after it, that copy waits in the queue. True = all of it is queued.
         """
-        waiting = [target for recipient in self._accepted for target in _relayed(recipient)]
+        waiting = self._relayed()
         done: dict[Address, Reply] = {}
         answers: list[Reply] = []
         for recipient in self._accepted:  # whatever plugins did to the list of the envelope
             reply = accepted
-            for mailbox in _mailboxes(recipient):
+            for mailbox in recipient.mailboxes:
                 if mailbox not in done:
                     done[mailbox] = self._deliver(message, mailbox, accepted)
                 if done[mailbox] is accepted:
@@ -236,12 +236,22 @@ class Transaction:
                 elif self._service.queue is None or accepted not in done.values():
                     return False, [done[mailbox]]
                 else:
-                    waiting.append(_target("local", mailbox, recipient))
+                    waiting.append(Target.of("local", mailbox, recipient))
             answers.append(reply)
         if waiting:
             self._enqueue(message, waiting, answers)
+        self._tell(message, [mailbox for mailbox, reply in done.items() if reply is accepted])
         queued = bool(waiting) and accepted not in done.values()
         return queued, answers if self._service.lmtp else [accepted]
+
+    def _relayed(self) -> list[Target]:
+        """Give the targets at other hosts: each once, though several aliases lead there."""
+        rewritable = self.envelope.reverse_path is not None
+        found: dict[object, Target] = {}
+        for recipient in self._accepted:
+            for target in Target.relays(recipient, rewritable=rewritable):
+                found.setdefault((target.address, target.sender, target.notify), target)
+        return list(found.values())
 
     def _enqueue(self, message: Message, waiting: list[Target], answers: list[Reply]) -> None:
         """Queue copies. Raises OSError, but with LMTP changes the answers that depend on it."""
@@ -254,8 +264,27 @@ class Transaction:
                 raise
             self._not_written(error)
             for number, recipient in enumerate(self._accepted):
-                if isinstance(recipient.route, Relay):
+                if recipient.relays:
                     answers[number] = replies.NO_SPACE
+
+    def _tell(self, message: Message, stored: Container[Address]) -> None:
+        """Queue the notifications of what has succeeded already, where they were asked for.
+
+        They go before the reply: after a crash in between they come twice, never not at all.
+        """
+        service, queue = self._service, self._service.queue
+        asked = [each for each in self._accepted if "SUCCESS" in each.notify]
+        if queue is None or not asked:
+            return
+        entry = Entry.of(self.envelope, message, [])
+        for notice, content in success_notices(entry, message, asked, stored, service.hostname):
+            routed = route_notice(notice, service.hooks, service.hostname)
+            try:
+                queue.add(routed, content)
+            except OSError as error:
+                service.log.error("notification not queued", id=entry.id, error=str(error))
+            else:
+                service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
 
     def _deliver(self, message: Message, mailbox: Address, accepted: Reply) -> Reply:
         try:
@@ -292,33 +321,6 @@ class Transaction:
                 service.hooks.observe(
                     MessageDecided(self._session.id, envelope.id, size, outcome, reply)
                 )
-
-
-def _mailboxes(recipient: Recipient) -> tuple[Address, ...]:
-    match recipient.route:
-        case Relay():
-            return ()
-        case Local(mailboxes) if mailboxes:
-            return mailboxes
-        case _:
-            return (recipient.address,)
-
-
-def _relayed(recipient: Recipient) -> list[Target]:
-    if not isinstance(recipient.route, Relay):
-        return []
-    addresses = recipient.route.addresses or (recipient.address,)
-    return [_target("relay", address, recipient) for address in addresses]
-
-
-def _target(kind: Literal["local", "relay"], address: Address, recipient: Recipient) -> Target:
-    return Target(
-        kind=kind,
-        address=str(address),
-        recipient=str(recipient.address),
-        notify=tuple(sorted(recipient.notify)),
-        original=recipient.original,
-    )
 
 
 def _outcome(answers: list[Reply]) -> str:

@@ -1,19 +1,26 @@
-"""Say which recipients are ours, and which mailbox takes each one's copy."""
+"""Say which recipients are ours, and which mailboxes and other addresses take each one's copy."""
 
-import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from minismtp import (
     Address,
+    Envelope,
     Local,
     Recipient,
     Reject,
+    Relay,
+    ServerInfo,
     Session,
+    Several,
     WatchedFiles,
     hookimpl,
     plugin,
+    warn_of_readers,
 )
+
+from ._directory import Directory, lines_of, read_aliases
+from ._srs import Srs, is_rewritten, read_secrets
 
 
 @plugin
@@ -22,14 +29,21 @@ class Mailboxes:
 
     `domains` are ours. The local parts that exist there are those in `users`, in `users_file` (one
     a line) and in `aliases_file` (lines `alias: target, target`); with none of `users`,
-    `users_file` and `catch_all` every local part exists. A target is a local part or an address of
-    ours, and may be an alias again; an alias that names itself keeps its own mailbox. In both files
-    `#` starts a comment, and changes are taken on within a second.
+    `users_file` and `catch_all` every local part exists. An alias is a local part, an address, or
+    `@domain` for all of a domain that nothing else is said of. A target is a local part, an address
+    here or elsewhere, or `@domain` for the same local part there, and may be an alias again; an
+    alias that names itself keeps its own mailbox. In both files `#` starts a comment, and changes
+    are taken on within a second.
 
     `user+tag` is delivered to `user` (`separator`; "" = off). `catch_all` is the mailbox or alias
     for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
     4.5.1): by the user or alias of that name, else by `catch_all`, else by the mailbox or alias
     that `postmaster` names. Local parts are compared without regard to case.
+
+    Mail that an alias sends elsewhere keeps its sender, or, with the `srs_secret_file`, gets one at
+    `srs_domain` (the first of `domains`) that SPF allows us. Bounces to such a sender are sent back
+    to the original one. They are taken with a valid hash, for 21 days, and from the null
+    reverse-path only, so nobody else can relay through them.
     """
 
     domains: list[str]
@@ -39,6 +53,8 @@ class Mailboxes:
     separator: str = "+"
     catch_all: str = ""
     postmaster: str = "postmaster"
+    srs_secret_file: Path | None = None
+    srs_domain: str = ""
 
     def __post_init__(self) -> None:
         if not self.domains:
@@ -48,128 +64,83 @@ class Mailboxes:
                 raise ValueError(f"domains: {domain!r} is not a domain")
         if not self.postmaster:
             raise ValueError("postmaster: expected the local part of a mailbox")
+        if self.srs_domain and self.srs_secret_file is None:
+            raise ValueError("srs_domain: expected srs_secret_file beside it")
         self._domains = [Address("", domain).ascii_domain for domain in self.domains]
+        self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
         self._directory = WatchedFiles(self._read, *files)
+        self._srs: WatchedFiles[Srs] | None = None
+        if self.srs_secret_file is not None:
+            self._srs = WatchedFiles(self._read_srs, self.srs_secret_file)
 
     @hookimpl
-    def route(self, session: Session, recipient: Recipient) -> Local | None:
-        """Give the mailboxes of a recipient at one of our domains; refuse one that has none."""
+    def on_start(self, server: ServerInfo) -> None:
+        """Warn of a secret that others can read."""
+        if self.srs_secret_file is not None and server.role == "check":
+            warn_of_readers("srs_secret_file", self.srs_secret_file)
+
+    @hookimpl
+    def route(
+        self, session: Session, envelope: Envelope, recipient: Recipient
+    ) -> Local | Relay | Several | None:
+        """Give the ways of a recipient at one of our domains; refuse one that has none."""
         address = recipient.address
         domain = address.ascii_domain
+        if self._srs and domain == self._srs_domain and is_rewritten(address.local):
+            return _returned(self._srs.get(), envelope, address.local)
         if domain not in self._domains:
             if str(address).lower() != f"postmaster@{session.hostname.lower()}":
                 return None
             domain = self._domains[0]
-        found = self._directory.get().find(address.local.lower())
+        found = self._directory.get().find(address.local, domain)
         if not found:
             raise Reject("no such mailbox", code=550, enhanced="5.1.1")
-        return Local(*(Address(local, at or domain) for local, at in found))
+        here = [Address(local, at) for local, at in found if at in self._domains]
+        elsewhere = [Address(local, at) for local, at in found if at not in self._domains]
+        if not elsewhere:
+            return Local(*here)
+        relay = Relay(*elsewhere, sender=self._sender(envelope.reverse_path))
+        return Several(Local(*here), relay) if here else relay
 
-    def _read(self) -> "_Directory":
+    def _sender(self, sender: Address | None) -> Address | None:
+        """Give what a forwarded message's sender is to become; None leaves it."""
+        if self._srs is None or sender is None or sender.ascii_domain in self._domains:
+            return None  # SPF allows us to send for our own domains
+        return self._srs.get().rewrite(sender)
+
+    def _read(self) -> Directory:
         users = None
         if self.users or self.users_file or self.catch_all:
-            listed = _lines(self.users_file) if self.users_file else []
+            listed = lines_of(self.users_file) if self.users_file else []
             users = {name.lower() for name in (*self.users, *(line for _, line in listed))}
         catch_all, postmaster = self.catch_all.lower(), self.postmaster.lower()
-        directory = _Directory(users, self.separator, catch_all, postmaster)
+        directory = Directory(self._domains, users, self.separator, catch_all, postmaster)
         if self.aliases_file:
-            directory.aliases = self._read_aliases(self.aliases_file)
             try:
-                directory.check_aliases()
+                directory.aliases = read_aliases(self.aliases_file, self._domains)
+            except ValueError as error:
+                raise ValueError(f"aliases_file: {error}") from error
+            try:
+                directory.check()
             except ValueError as error:
                 raise ValueError(f"aliases_file: {self.aliases_file}: {error}") from error
         return directory
 
-    def _read_aliases(self, path: Path) -> dict[str, list["_Mailbox"]]:
-        aliases: dict[str, list[_Mailbox]] = {}
-        for number, line in _lines(path):
-            name, colon, rest = line.partition(":")
-            alias = name.strip().lower()
-            targets = [text.strip().lower() for text in rest.split(",")]
-            problem = ""
-            if not (colon and alias and all(targets)):
-                problem = "expected `alias: target, target`"
-            elif alias in aliases:
-                problem = f"{alias} stands here twice"
-            if problem:
-                raise ValueError(f"aliases_file: {path}:{number}: {problem}")
-            aliases[alias] = [self._target(text, f"{path}:{number}") for text in targets]
-        return aliases
-
-    def _target(self, text: str, place: str) -> "_Mailbox":
-        if "@" not in text:
-            return text, ""
-        local, _, domain = text.rpartition("@")
-        at = Address("", domain).ascii_domain
-        if not local or at not in self._domains:
-            raise ValueError(f"aliases_file: {place}: {text} is not an address at our domains")
-        return local, at
+    def _read_srs(self) -> Srs:
+        assert self.srs_secret_file is not None  # noqa: S101 - else nobody asks
+        try:
+            return Srs(read_secrets(self.srs_secret_file), self._srs_domain)
+        except ValueError as error:
+            raise ValueError(f"srs_secret_file: {error}") from error
 
 
-# A local part, and its domain; an empty one stands for the domain of the recipient.
-_Mailbox = tuple[str, str]
-
-
-@dataclass
-class _Directory:
-    """Who exists, as the options and files say; `users` is None when everybody does."""
-
-    users: set[str] | None
-    separator: str
-    catch_all: str
-    postmaster: str
-    aliases: dict[str, list[_Mailbox]] = field(default_factory=dict)
-
-    def find(self, local: str) -> list[_Mailbox]:
-        """Give the mailboxes that take a local part, none when nobody has it."""
-        spellings = [local]
-        if self.separator:
-            spellings.append(local.partition(self.separator)[0])
-        for name in spellings:
-            if name in self.aliases:
-                return self.expand((name, ""))
-            if self.users is not None and name in self.users:
-                return [(name, "")]
-        if local == "postmaster":
-            return self.expand((self.catch_all or self.postmaster, ""))
-        if self.users is None and spellings[-1]:
-            return [(spellings[-1], "")]
-        return self.expand((self.catch_all, "")) if self.catch_all else []
-
-    def expand(self, start: _Mailbox) -> list[_Mailbox]:
-        """Follow aliases to the mailboxes at their ends; each alias is followed once."""
-        mailboxes: dict[_Mailbox, None] = {}
-        seen = {start}
-        waiting = [start]
-        while waiting:
-            name, domain = waiting.pop(0)
-            if name not in self.aliases:
-                mailboxes[name, domain] = None
-                continue
-            for target, own_domain in self.aliases[name]:
-                step = (target, own_domain or domain)
-                if target == name:
-                    mailboxes[step] = None
-                elif step not in seen:
-                    seen.add(step)
-                    waiting.append(step)
-        return list(mailboxes)
-
-    def check_aliases(self) -> None:
-        """Raise ValueError for an alias that leads to nobody; all of them must end at mailboxes."""
-        special = {self.catch_all, self.postmaster}
-        for alias in self.aliases:
-            ends = self.expand((alias, ""))
-            if not ends:
-                raise ValueError(f"{alias} leads only back to itself")
-            for name, _ in ends:
-                if self.users is not None and name not in self.users | special:
-                    raise ValueError(f"{alias} leads to {name}, which is no user and no alias")
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Give the lines of a file that say something, with their numbers, without comments."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
-    return [(number, line) for number, line in enumerate(lines, 1) if line]
+def _returned(srs: Srs, envelope: Envelope, local: str) -> Relay:
+    """Give the way back to the sender of a message that we have forwarded."""
+    try:
+        address = srs.restore(local)
+    except ValueError as error:
+        raise Reject(f"no address of ours: {error}", code=550, enhanced="5.1.1") from error
+    if envelope.reverse_path is not None:
+        raise Reject("this address takes delivery notifications only")
+    return Relay(address)

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from minismtp import (
     Credentials,
+    ServerInfo,
     StoredKey,
     WatchedFiles,
     check_stored_password,
     hookimpl,
     plugin,
     verify_password,
+    warn_of_readers,
 )
 
 
@@ -49,6 +51,12 @@ class PasswordFile:
     def mechanisms(self) -> tuple[str, ...]:
         """What every user of the file can log in with now."""
         return self._users.get().mechanisms
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Warn of a file that others can read."""
+        if server.role == "check":
+            warn_of_readers("path", self.path)
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:

@@ -5,6 +5,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, plugin
 
+_WIDEST = {4: 8, 6: 16}  # prefixes of networks that one organization may have
+
 
 @plugin
 class Relaying:
@@ -24,6 +26,9 @@ class Relaying:
             if not domain or "@" in domain or any(char.isspace() for char in domain):
                 raise ValueError(f"domains: {domain!r} is not a domain")
         self._domains = {Address("", domain).ascii_domain for domain in self.domains}
+        for network in self.networks:
+            if not network.is_private and network.prefixlen < _WIDEST[network.version]:
+                raise ValueError(f"networks: {network} is too wide: an open relay for strangers")
 
     @hookimpl
     def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Relay | None:

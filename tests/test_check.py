@@ -289,7 +289,7 @@ def test_password_file_that_everybody_can_read_is_warned_about(
     passwords.chmod(0o644)
     plugin = '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
     assert findings(LISTENER, MAILBOXES, plugin, MAILDIR) == [
-        f"warning: plugins[1].path: {passwords} can be read by everybody (chmod o-r)"
+        f"warning: plugins: path: {passwords} can be read by everybody (chmod o-r)"
     ]
 
 

@@ -19,18 +19,18 @@ LAYERS = {
     "values": "reply address stash files groupsync passwords der",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "activity"
-    " envelope delivery headers message session received tls spool config metrics state"
+    " envelope delivery dsn headers message session received tls spool config metrics state"
     " events log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
-    "receiver": "receiver authentication ehlo service submission transaction",
+    "receiver": "receiver authentication ehlo reporting service submission transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight insight.sessions outbound.watch"
     " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"
     " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"
-    " outbound.extensions outbound.transfer outbound.client outbound.attempt outbound.dsn"
+    " outbound.extensions outbound.transfer outbound.client outbound.attempt"
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",

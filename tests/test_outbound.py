@@ -22,10 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.message import Content, Message
 from minismtp.outbound.content import dotted
-from minismtp.outbound.dsn import Report, notification, status
-from minismtp.spool import Entry, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -735,35 +732,3 @@ def test_content_for_data_is_what_the_other_side_reads(pieces: list[bytes], size
     assert lines[-2:] == [b".", b""]
     assert b"".join(line.removeprefix(b".") + b"\r\n" for line in lines[:-2]) == wanted
     assert b"." not in lines[:-2]
-
-
-def test_a_report_is_about_a_message_of_its_own() -> None:
-    target = Target(kind="relay", address="b@example.net", recipient="b@example.net")
-    entry = Entry(
-        id="m", sender="a@example.org", listener="", peer="", helo="", login=None, arrived=0.0,
-        targets=(target,),
-    )  # fmt: skip
-    message = Message("m", Content.of(b"Subject: x\r\n\r\nbody\r\n"))
-    made = notification(
-        entry, message, "failed", [Report(target, "550 5.1.1 no")], hostname="h", now=1.0, until=2.0
-    )
-    assert made is not None
-    notice, content = made
-    assert notice.sender == ""
-    assert notice.targets[0].address == "a@example.org"
-    with content.open() as reader:
-        assert b"Subject: x\r\n\r\nbody\r\n" in reader.read()
-
-
-@pytest.mark.parametrize(
-    ("reply", "action", "code"),
-    [
-        ("550 5.1.1 no such user", "failed", "5.1.1"),
-        ("451 4.4.1 cannot connect", "failed", "5.0.0"),
-        ("550 no", "failed", "5.0.0"),
-        ("451 4.4.1 cannot connect", "delayed", "4.4.1"),
-        ("250 ok", "relayed", "2.0.0"),
-    ],
-)
-def test_status_fits_the_action(reply: str, action: str, code: str) -> None:
-    assert status(reply, action) == code  # type: ignore[arg-type]

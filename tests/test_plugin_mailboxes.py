@@ -6,17 +6,40 @@ from pathlib import Path
 import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
-from minismtp import Address, Local, Recipient, Reject, Session
+from minismtp import Address, Envelope, Local, Recipient, Reject, Session
 from minismtp.settings import ConfigError, build
 
 SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net", peer="192.0.2.1")
 
 
+def routed(
+    mailboxes: Mailboxes, address: Address, sender: str = "a@example.com"
+) -> Recipient | None:
+    """Give the recipient with its route, None where it has none."""
+    envelope = Envelope(
+        id="e", reverse_path=Address.parse(sender) if sender else None, listener="smtp",
+        peer="192.0.2.1", helo="x", login=None, arrived=0.0,
+    )  # fmt: skip
+    recipient = Recipient(address)
+    recipient.route = mailboxes.route(SESSION, envelope, recipient)
+    return recipient if recipient.route else None
+
+
 def route(mailboxes: Mailboxes, local: str, domain: str = "example.org") -> list[str] | None:
     """Give the mailboxes as text."""
-    found = mailboxes.route(SESSION, Recipient(Address(local, domain)))
-    assert found is None or isinstance(found, Local)
+    found = routed(mailboxes, Address(local, domain))
     return None if found is None else [str(address) for address in found.mailboxes]
+
+
+def elsewhere(mailboxes: Mailboxes, local: str, sender: str = "a@example.com") -> list[str]:
+    """Give the outside addresses as text, with the sender that they get."""
+    found = routed(mailboxes, Address(local, "example.org"), sender)
+    assert found is not None
+    return [
+        f"{address} from {relay.sender}" if relay.sender else str(address)
+        for relay in found.relays
+        for address in relay.addresses
+    ]
 
 
 def with_aliases(tmp_path: Path, text: str, **options: list[str] | str) -> Mailboxes:
@@ -77,8 +100,9 @@ def test_address_literal_can_be_a_domain() -> None:
 @pytest.mark.parametrize("local", ["../../etc/passwd", "a/b", "a\0b", ".", "a b", "\udc80"])
 def test_strange_local_part_is_only_a_name(local: str) -> None:
     anybody = Mailboxes(domains=["example.org"])
-    found = anybody.route(SESSION, Recipient(Address(local, "example.org")))
-    assert found == Local(Address(local, "example.org"))
+    found = routed(anybody, Address(local, "example.org"))
+    assert found is not None
+    assert found.route == Local(Address(local, "example.org"))
     assert_unknown(Mailboxes(domains=["example.org"], users=["alice"]), local)
 
 
@@ -220,8 +244,12 @@ def test_alias_comes_before_the_mailbox_of_the_same_name(tmp_path: Path) -> None
         ("sales: alice,, alice", "aliases:1: expected"),
         (": alice", "aliases:1: expected"),
         ("a: alice\nA: alice", "aliases:2: a stands here twice"),
-        ("a: alice@elsewhere.example", "aliases:1: alice@elsewhere.example is not an address at"),
-        ("a: @example.org", "aliases:1: @example.org is not an address at our domains"),
+        ("a@example.net: alice", "aliases:1: a@example.net is not an address at our domains"),
+        ("@example.net: alice", "aliases:1: @example.net is not an address at our domains"),
+        ("a: x@", "aliases:1: 'x@' is not an address of the form local@domain"),
+        ("a: al ice", "aliases:1: 'al ice@example.org' is not an address"),
+        ("a: |/bin/vacation", "aliases:1: |/bin/vacation is no address; programs"),
+        ("a: :include:/list", "aliases:1: :include:/list is no address; programs"),
         ("a: bob", "aliases: a leads to bob, which is no user and no alias"),
         ("a: a", "aliases: a leads to a, which is no user"),
         ("a: b\nb: a", "aliases: a leads only back to itself"),
@@ -264,3 +292,131 @@ def test_changed_files_are_taken_on_and_a_broken_one_is_not(tmp_path: Path) -> N
     assert route(mailboxes, "sales") == ["bob@example.org"]
     users.write_text("")
     assert route(mailboxes, "sales") == ["bob@example.org"]
+
+
+# Aliases that lead elsewhere
+
+
+def test_alias_may_lead_to_mailboxes_and_elsewhere(tmp_path: Path) -> None:
+    text = "alice: alice, Al.Ice@EXAMPLE.net\nsales: alice, bob@example.com\n"
+    mailboxes = with_aliases(tmp_path, text, users=["alice", "bob"])
+    assert route(mailboxes, "sales") == ["bob@example.com", "alice@example.org"]
+    assert elsewhere(mailboxes, "Sales+x") == ["Al.Ice@example.net"]
+    assert route(mailboxes, "alice") == ["alice@example.org"]
+
+
+def test_alias_may_lead_elsewhere_only(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "bob: bob@example.net, bob@b\u00fccher.example\n")
+    assert route(mailboxes, "bob") == []
+    assert elsewhere(mailboxes, "bob") == ["bob@example.net", "bob@xn--bcher-kva.example"]
+
+
+def test_alias_can_be_an_address(tmp_path: Path) -> None:
+    text = "info@EXAMPLE.com: alice\ninfo: bob\n"
+    mailboxes = with_aliases(tmp_path, text, users=["alice", "bob"])
+    assert route(mailboxes, "info", "example.com") == ["alice@example.com"]
+    assert route(mailboxes, "info+x", "example.org") == ["bob@example.org"]
+
+
+def test_alias_can_be_all_of_a_domain_that_nothing_else_is_said_of(tmp_path: Path) -> None:
+    text = "@example.com: rest@example.net\ninfo: alice\n"
+    mailboxes = with_aliases(tmp_path, text, users=["alice"])
+    rest = routed(mailboxes, Address("whoever", "example.com"))
+    assert rest is not None
+    assert rest.relays[0].addresses == (Address("rest", "example.net"),)
+    assert route(mailboxes, "alice", "example.com") == ["alice@example.com"]
+    assert route(mailboxes, "info", "example.com") == ["alice@example.com"]
+    assert_unknown(mailboxes, "whoever")
+
+
+def test_domain_can_be_another_name_of_a_domain(tmp_path: Path) -> None:
+    text = "@example.com: @example.org, @example.net\n"
+    mailboxes = with_aliases(tmp_path, text, users=["Alice"])
+    found = routed(mailboxes, Address("Whoever+X", "example.com"))
+    assert found is not None
+    assert found.mailboxes == (Address("whoever", "example.org"),)
+    assert found.relays[0].addresses == (Address("Whoever+X", "example.net"),)
+
+
+def test_domains_that_lead_to_each_other_end(tmp_path: Path) -> None:
+    text = "@example.com: @example.org\n@example.org: @example.com\n"
+    with pytest.raises(ConfigError, match="leads only back to itself"):
+        with_aliases(tmp_path, text, users=["alice"])
+
+
+def test_target_with_a_tag_is_the_user(tmp_path: Path) -> None:
+    assert route(with_aliases(tmp_path, "a: alice+a", users=["alice"]), "a") == [
+        "alice@example.org"
+    ]
+
+
+# Senders of forwarded mail
+
+
+@pytest.fixture
+def forwarder(tmp_path: Path) -> Mailboxes:
+    (tmp_path / "srs").write_text("a secret of sixteen\n")
+    text, path = "bob: bob@example.net\n", "srs"
+    return with_aliases(tmp_path, text, users=["alice"], srs_secret_file=path)
+
+
+def test_sender_is_left_as_it_is_without_a_secret(tmp_path: Path) -> None:
+    assert elsewhere(with_aliases(tmp_path, "bob: b@example.net"), "bob") == ["b@example.net"]
+
+
+def test_sender_becomes_an_address_of_ours_that_leads_back(forwarder: Mailboxes) -> None:
+    [way] = elsewhere(forwarder, "bob", "Jo.Doe@sender.example")
+    sender = Address.parse(way.removeprefix("bob@example.net from "))
+    assert sender.domain == "example.org"
+    assert sender.local.startswith("SRS0=")
+    assert sender.local.endswith("=sender.example=Jo.Doe")
+    for local in (sender.local, sender.local.lower()):
+        back = routed(forwarder, Address(local, "example.org"), sender="")
+        assert back is not None
+        assert str(back.relays[0].addresses[0]).lower() == "jo.doe@sender.example"
+        assert back.relays[0].sender is None
+
+
+@pytest.mark.parametrize("sender", ["", "alice@example.com"])
+def test_bounces_and_our_own_senders_need_no_rewriting(forwarder: Mailboxes, sender: str) -> None:
+    assert elsewhere(forwarder, "bob", sender) == ["bob@example.net"]
+
+
+def test_address_that_holds_a_sender_takes_bounces_only(forwarder: Mailboxes) -> None:
+    [way] = elsewhere(forwarder, "bob", "jo@sender.example")
+    sender = Address.parse(way.removeprefix("bob@example.net from "))
+    with pytest.raises(Reject, match=r"550 5\.7\.1 this address takes delivery notifications only"):
+        routed(forwarder, sender, "spammer@evil.example")
+
+
+@pytest.mark.parametrize(
+    "local",
+    ["SRS0=AAAAAA=AA=victim.example=joe", "SRS0=x", "SRS0=", "srs1=AAAAAA=victim.example==x=y"],
+)
+def test_address_that_we_have_not_made_is_nobody(forwarder: Mailboxes, local: str) -> None:
+    with pytest.raises(Reject, match=r"550 5\.1\.1 no address of ours: wrong hash"):
+        routed(forwarder, Address(local, "example.org"), sender="")
+
+
+def test_rewritten_address_is_ordinary_at_other_domains(forwarder: Mailboxes) -> None:
+    assert_unknown(forwarder, "alice2")
+    assert routed(forwarder, Address("SRS0=x=y=z=joe", "example.net"), sender="") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "problem"),
+    [
+        ({"srs_secret_file": "none"}, "", "none: No such file or directory"),
+        ({"srs_secret_file": "srs"}, "short\n", "srs_secret_file: {}/srs: expected a secret of 16"),
+        ({"srs_secret_file": "srs"}, "\n", "srs_secret_file: {}/srs: expected a secret of 16"),
+        ({"srs_domain": "srs.example.org"}, "", "srs_domain: expected srs_secret_file beside it"),
+    ],
+)
+def test_fault_of_the_secret_is_named(
+    tmp_path: Path, options: dict[str, str], text: str, problem: str
+) -> None:
+    (tmp_path / "srs").write_text(text)
+    table = {"domains": ["example.org"], **options}
+    with pytest.raises(ConfigError) as fault:
+        build(Mailboxes, table, file="", key="", base=tmp_path)
+    assert problem.format(tmp_path) in str(fault.value)

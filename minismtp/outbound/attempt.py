@@ -11,7 +11,6 @@ from typing import Final, Self
 from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
-from minismtp.envelope import Local, Recipient
 from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.message import Message
@@ -25,7 +24,7 @@ from minismtp.outbound.resolver import Resolver
 from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
 from minismtp.reply import Verdict
-from minismtp.session import Session
+from minismtp.reporting import route_notice
 from minismtp.spool import Entry, Target
 
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
@@ -126,20 +125,7 @@ class Carrier:
 
     def routed(self, notice: Entry) -> Entry:
         """Give a notification of ours with its way: to a mailbox here, or out."""
-        session = Session(
-            id=notice.id, listener="", kind="mx", hostname=self.config.hostname, peer="127.0.0.1"
-        )
-        recipient = Recipient(Address.parse(notice.sender or notice.targets[0].recipient))
-        try:
-            route = self.hooks.route(session, notice.envelope(), recipient)
-        except Verdict:
-            return notice
-        if not isinstance(route, Local):
-            return notice
-        mailboxes = route.mailboxes or (recipient.address,)
-        recipients = str(recipient.address)
-        targets = [Target(kind="local", address=str(m), recipient=recipients) for m in mailboxes]
-        return replace(notice, targets=tuple(targets))
+        return route_notice(notice, self.hooks, self.config.hostname)
 
 
 class Attempt:
@@ -155,6 +141,30 @@ class Attempt:
         """Make one attempt; whatever happens to it is an answer."""
         if self._name == LOCAL:
             return Done([self._store(outgoing, target) for target in outgoing.targets])
+        by_sender: dict[str, list[int]] = {}
+        for number, target in enumerate(outgoing.targets):
+            by_sender.setdefault(target.sender, []).append(number)
+        if len(by_sender) == 1:
+            return self._relay(outgoing)
+        answers: dict[int, Answer] = {}
+        done = Done([])
+        for numbers in by_sender.values():  # a transaction has one reverse-path
+            targets = [outgoing.targets[number] for number in numbers]
+            done = self._relay(replace(outgoing, targets=targets))
+            answers |= dict(zip(numbers, done.answers, strict=True))
+        return replace(done, answers=[answers[number] for number in sorted(answers)])
+
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.quit()
+            self._connection = None
+
+    def _relay(self, outgoing: Outgoing) -> Done:
+        """Send to other servers what has one reverse-path."""
+        sender = outgoing.targets[0].sender
+        if sender:
+            outgoing = replace(outgoing, entry=replace(outgoing.entry, sender=sender))
         envelope = outgoing.entry.envelope()
         addresses = tuple(Address.parse(target.address) for target in outgoing.targets)
         delivery = Delivery(envelope, addresses, addresses[0].ascii_domain, outgoing.attempts)
@@ -169,12 +179,6 @@ class Attempt:
         if outgoing.entry.require_tls:
             destination = replace(destination, tls="verified")
         return self._send(replace(outgoing, message=message), destination)
-
-    def close(self) -> None:
-        """End the connection, if there is one."""
-        if self._connection is not None:
-            self._connection.quit()
-            self._connection = None
 
     def _store(self, outgoing: Outgoing, target: Target) -> Answer:
         mailbox = Address.parse(target.address)

@@ -26,6 +26,7 @@ _HELO_NAME = re.compile(r"[A-Za-z0-9._:\-\[\]]{1,255}")
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-<>-~{WIDE}]+))?")
 # xtext = *( xchar / hexchar ) ; xchar = any ASCII from "!" to "~" except "+" and "=" (RFC 3461)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
+_NO_XCHAR = re.compile(r"[^!-*,-<>-~]")
 _HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
 # base64 = *(4base64-char) [(3base64-char "=") / (2base64-char "==")], RFC 5802 section 7; the
 # library would take more padding than there is room for.
@@ -111,6 +112,11 @@ def decode_xtext(text: str) -> str:
     if not decoded.isprintable() or "\ufffd" in decoded:
         raise SyntaxProblem("xtext of what is not printable")
     return decoded
+
+
+def encode_xtext(text: str) -> str:
+    """Encode ASCII text as xtext (RFC 3461 section 4)."""
+    return _NO_XCHAR.sub(lambda match: f"+{ord(match[0]):02X}", text)
 
 
 def decode_base64(text: bytes) -> bytes:

@@ -1,0 +1,260 @@
+"""Delivery status notifications (layer 2; RFC 3461, 3464, 6522, 6533).
+
+A notification is a message like any other, with an entry for the spool. Whatever strangers have put
+into addresses, replies and messages, its fields stay fields and its parts stay parts: controls are
+taken out, nothing but the returned message goes beyond ASCII unless an address needs UTF-8, and
+what is returned is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from minismtp.headers import format_field
+from minismtp.message import Content, Message
+from minismtp.received import date
+from minismtp.smtp.grammar import SyntaxProblem, decode_xtext
+from minismtp.spool import Entry, Target
+
+Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
+
+# Octets up to which a message that failed comes back whole, by what the sender said in RET; of
+# larger ones, and of binary ones, the header comes back (RFC 3461 section 4.3).
+_WHOLE: Final = {"": 64 * 1024, "FULL": 1024 * 1024, "HDRS": 0}
+_HEADER: Final = 64 * 1024  # octets of a header that come back
+_STATUS: Final = re.compile(r"[0-9]{3} ([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_TITLES: Final[dict[Action, tuple[str, str]]] = {
+    "failed": (
+        "Undelivered mail returned to sender",
+        "Your message could not be delivered to the recipients below. It will not be tried again.",
+    ),
+    "delayed": (
+        "Delayed mail (still being tried)",
+        (
+            "Your message could not be delivered yet to the recipients below. It needs nothing of"
+            " you:\nit will be tried again until {until}."
+        ),
+    ),
+    "delivered": ("Mail delivered", "Your message was delivered to the recipients below."),
+    "relayed": (
+        "Mail relayed",
+        "Your message was handed to servers that will send no notification of their own.",
+    ),
+    "expanded": (
+        "Mail forwarded to several recipients",
+        (
+            "Your message was accepted, and forwarded to all who are behind the addresses below."
+            "\nYou will hear of failures only."
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is to be told of one recipient: its target, the last reply and the host that gave it."""
+
+    target: Target
+    reply: str
+    host: str = ""
+
+
+def wanted(target: Target, action: Action) -> bool:
+    """Whether the sender wants to hear of it (RFC 3461 section 4.1)."""
+    match action:
+        case "failed":
+            return not target.notify or "FAILURE" in target.notify
+        case "delayed":
+            return not target.notify or "DELAY" in target.notify
+        case _:
+            return "SUCCESS" in target.notify
+
+
+def status(reply: str, action: Action) -> str:
+    """Give the enhanced code of a reply, or the most general one (RFC 3463)."""
+    match = _STATUS.match(reply)
+    fitting = {"failed": "5", "delayed": "4"}.get(action, "2")
+    if match and match[1][0] == fitting:
+        return match[1]
+    return f"{fitting}.0.0"
+
+
+def notification(
+    entry: Entry,
+    message: Message,
+    action: Action,
+    reports: Iterable[Report],
+    *,
+    hostname: str,
+    now: float,
+    until: float,
+) -> tuple[Entry, Message] | None:
+    """Make the message that tells a sender, ready for the spool. None = nobody is to be told.
+
+    The null reverse-path has nobody to tell, so there is no bounce of a bounce (RFC 5321 6.1).
+    """
+    told = [report for report in reports if wanted(report.target, action)]
+    if not entry.sender or not told:
+        return None
+    name = f"{secrets.token_hex(6)}.d"
+    form = _Form(entry, message, action, told, hostname=hostname, now=now, until=until)
+    content = form.content(name)
+    notice = Entry(
+        id=name,
+        sender="",
+        listener="",
+        peer="",
+        helo="",
+        login=None,
+        arrived=now,
+        targets=(Target(kind="relay", address=entry.sender, recipient=entry.sender),),
+        body="7BIT" if content.isascii() else "8BITMIME",
+        smtputf8=form.utf8,
+    )
+    return notice, Message(name, Content.of(content))
+
+
+class _Form:
+    """One notification, filled in. `utf8` says that it has to be an internationalized one."""
+
+    def __init__(
+        self,
+        entry: Entry,
+        message: Message,
+        action: Action,
+        told: Sequence[Report],
+        *,
+        hostname: str,
+        now: float,
+        until: float,
+    ) -> None:
+        self._entry = entry
+        self._action = action
+        self._told = told
+        self._hostname = hostname
+        self._now = now
+        self._until = until
+        whole = action == "failed" and message.size <= _WHOLE.get(entry.dsn_return, 0)
+        self._whole = whole and entry.body != "BINARYMIME"  # lines of any length, and NUL
+        self._returned = _octets(message) if self._whole else _header(message)
+        # Only what cannot be said otherwise: the way back may lead through hosts without SMTPUTF8.
+        names = [entry.sender, *(f"{t.address}{t.recipient}" for t in (r.target for r in told))]
+        self.utf8 = not all(map(str.isascii, names)) or (
+            entry.smtputf8 and not self._returned.isascii()
+        )
+
+    def content(self, name: str) -> bytes:
+        """Give the octets of the whole message."""
+        boundary = f"=_{secrets.token_hex(12)}"
+        parts = [
+            _part(f"text/plain; charset={'utf-8' if self.utf8 else 'us-ascii'}", self._people()),
+            _part(f"message/{'global-' if self.utf8 else ''}delivery-status", self._programs()),
+            _part(self._returned_type(), self._returned),
+        ]
+        # RFC 3834 section 5: auto-generated must not label a DSN, auto-replied may.
+        head = [
+            self._field("From", f"Mail Delivery System <MAILER-DAEMON@{self._hostname}>"),
+            self._field("To", f"<{self._entry.sender}>"),
+            self._field("Subject", _TITLES[self._action][0]),
+            self._field("Date", date(self._now)),
+            self._field("Message-ID", f"<{name}.{int(self._now)}@{self._hostname}>"),
+            self._field("Auto-Submitted", "auto-replied"),
+            self._field("MIME-Version", "1.0"),
+            b"Content-Type: multipart/report; report-type=delivery-status;\r\n"
+            b'\tboundary="%s"\r\n' % boundary.encode(),
+            b"" if all(map(bytes.isascii, parts)) else b"Content-Transfer-Encoding: 8bit\r\n",
+        ]
+        line = b"\r\n--" + boundary.encode()
+        return b"".join([*head, *(line + b"\r\n" + part for part in parts), line, b"--\r\n"])
+
+    def _returned_type(self) -> str:
+        if self._whole:
+            return "message/global" if self.utf8 else "message/rfc822"
+        return "message/global-headers" if self.utf8 else "text/rfc822-headers"
+
+    def _people(self) -> bytes:
+        title = _TITLES[self._action][1].format(until=date(self._until))
+        lines = [f"This is the mail system at {self._hostname}.", "", *title.split("\n"), ""]
+        for report in self._told:
+            lines.append(f"<{_clean(report.target.recipient)}>")
+            if report.reply:
+                who = f"{report.host} said" if report.host else "reason"
+                lines.append(f"    {who}: {_clean(report.reply)}")
+            lines.append("")
+        return "".join(f"{line}\r\n" for line in lines).encode(*self._charset)
+
+    def _programs(self) -> bytes:
+        """Give the fields for programs: of the message, then of each recipient (RFC 3464 2)."""
+        groups = [self._of_message(), *(self._of_recipient(report) for report in self._told)]
+        return b"\r\n".join(b"".join(group) for group in groups)
+
+    def _of_message(self) -> Iterator[bytes]:
+        yield self._field("Reporting-MTA", f"dns; {self._hostname}")
+        if self._entry.dsn_id:
+            yield self._field("Original-Envelope-Id", self._entry.dsn_id)
+        yield self._field("Arrival-Date", date(self._entry.arrived))
+
+    def _of_recipient(self, report: Report) -> Iterator[bytes]:
+        target = report.target
+        kind, _, original = target.original.partition(";")
+        if original:
+            yield self._field("Original-Recipient", f"{kind}; {_decoded(kind, original)}")
+        final = target.address if target.kind == "relay" else target.recipient
+        yield self._field("Final-Recipient", f"{'rfc822' if final.isascii() else 'utf-8'}; {final}")
+        yield self._field("Action", self._action)
+        yield self._field("Status", status(report.reply, self._action))
+        if report.host:
+            yield self._field("Remote-MTA", f"dns; {report.host}")
+        if report.reply:
+            # RFC 3464 section 2.3.6: "smtp" is for what a host has said itself.
+            kind = "smtp" if report.host else "X-minismtp"
+            yield self._field("Diagnostic-Code", f"{kind}; {report.reply}")
+        yield self._field("Last-Attempt-Date", date(self._now))
+        if self._action == "delayed":
+            yield self._field("Will-Retry-Until", date(self._until))
+
+    @property
+    def _charset(self) -> tuple[str, str]:
+        return ("utf-8" if self.utf8 else "ascii", "backslashreplace")
+
+    def _field(self, name: str, value: str) -> bytes:
+        encoding, errors = self._charset
+        return format_field(name, _clean(value).encode(encoding, errors).decode(encoding))
+
+
+def _part(kind: str, content: bytes) -> bytes:
+    encoding = b"" if content.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+    return b"Content-Type: %s\r\n%s\r\n%s" % (kind.encode(), encoding, content)
+
+
+def _clean(text: str) -> str:
+    return _CONTROLS.sub(" ", text).strip()
+
+
+def _decoded(kind: str, original: str) -> str:
+    """Give an original recipient as the sender wrote it; UTF-8 ones stay encoded (RFC 6533 3)."""
+    try:
+        return original if kind.lower() == "utf-8" else decode_xtext(original)
+    except SyntaxProblem:
+        return original
+
+
+def _octets(message: Message) -> bytes:
+    with message.open() as reader:
+        return reader.read()
+
+
+def _header(message: Message) -> bytes:
+    """Give the fields of a message, whole ones, as many as there is room for."""
+    fields, size = list[bytes](), 0
+    for field in message.headers.raw_all():
+        size += len(field)
+        if size > _HEADER:
+            break
+        fields.append(field)
+    return b"".join(fields)

@@ -1,0 +1,64 @@
+"""Notifications of success for what is done when a message is accepted, and their way (layer 4).
+
+What happens later to the copies that wait in the spool is told by the process that delivers them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
+
+from minismtp.address import Address
+from minismtp.dsn import Action, Report, notification
+from minismtp.envelope import Recipient
+from minismtp.hooks import Hooks
+from minismtp.message import Message
+from minismtp.reply import Verdict
+from minismtp.session import Session
+from minismtp.spool import Entry, Target
+
+
+def success_notices(
+    entry: Entry,
+    message: Message,
+    recipients: Iterable[Recipient],
+    stored: Container[Address],
+    hostname: str,
+) -> Iterator[tuple[Entry, Message]]:
+    """Give what the sender of an accepted message is told at once: an entry and its content each.
+
+    An alias of several targets is "expanded", a mailbox that has its copy "delivered"; of all
+    others somebody tells later (RFC 3461 sections 5.2.3 and 5.2.7.2).
+    """
+    by_action: dict[Action, list[Report]] = {}
+    for recipient in recipients:
+        target = Target(
+            kind="local",
+            address=str(recipient.address),
+            recipient=str(recipient.address),
+            notify=tuple(sorted(recipient.notify)),
+            original=recipient.original,
+        )
+        if recipient.expands:
+            by_action.setdefault("expanded", []).append(Report(target, ""))
+        elif any(mailbox in stored for mailbox in recipient.mailboxes):
+            by_action.setdefault("delivered", []).append(Report(target, ""))
+    now = time.time()
+    for action, reports in by_action.items():
+        made = notification(entry, message, action, reports, hostname=hostname, now=now, until=now)
+        if made is not None:
+            yield made
+
+
+def route_notice(notice: Entry, hooks: Hooks, hostname: str) -> Entry:
+    """Give a notification with its way: to mailboxes here, or out where nobody knows the sender."""
+    session = Session(id=notice.id, listener="", kind="mx", hostname=hostname, peer="127.0.0.1")
+    recipient = Recipient(Address.parse(notice.targets[0].recipient))
+    try:
+        recipient.route = hooks.route(session, notice.envelope(), recipient)
+    except Verdict:
+        return notice
+    targets = [Target.of("local", mailbox, recipient) for mailbox in recipient.mailboxes]
+    targets += Target.relays(recipient, rewritable=False)
+    return replace(notice, targets=tuple(targets)) if targets else notice

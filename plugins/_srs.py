@@ -1,0 +1,110 @@
+"""Senders of forwarded mail, rewritten so that SPF holds and bounces find back (SRS).
+
+The receiver of forwarded mail looks up the SPF record of the sender's domain, which does not name
+us. So the sender becomes an address of ours that holds the old one, signed and dated:
+
+    alice@example.com             SRS0=hash=day=example.com=alice@ours
+    SRS0=...@first.example        SRS1=hash=first.example==...@ours
+
+The second form is for mail that another host has forwarded already; a bounce then skips us all. The
+hash is an HMAC-SHA256 cut to 30 bits, and counts without regard to case: some hosts change it.
+"""
+
+import hmac
+import re
+import time
+from base64 import b32encode
+from collections.abc import Callable
+from pathlib import Path
+
+from minismtp import Address
+
+_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_HASH = 6  # characters
+_DAYS = 1024  # after which the two characters of a day come again
+_VALID = 21  # days in which a bounce can come: longer than any host tries
+_LOCAL_PART = 64  # octets, RFC 5321 section 4.5.3.1.1
+_SHORTEST_SECRET = 16
+_OURS = re.compile(r"SRS[01][=+-]", re.IGNORECASE)
+
+
+class Srs:
+    """Rewrites senders into addresses at `domain`; `today` gives the number of the day.
+
+    The first secret signs, all of them are taken, so that one can be replaced by and by.
+    """
+
+    def __init__(
+        self, secrets: list[bytes], domain: str, today: Callable[[], int] | None = None
+    ) -> None:
+        self._secrets = secrets
+        self._domain = domain
+        self._today = today or (lambda: int(time.time() // 86_400))
+
+    def rewrite(self, sender: Address) -> Address | None:
+        """Give the sender to forward with; None where it would be too long for a local part."""
+        local, host = sender.local, sender.ascii_domain
+        if not _OURS.match(local):
+            day = _stamp(self._today())
+            new = f"SRS0={self._hash(0, day, host, local)}={day}={host}={local}"
+        else:
+            rest = local[4:]
+            if local[3] == "1":
+                host, rest = _first_host(local) or (host, rest)
+            new = f"SRS1={self._hash(0, host, rest)}={host}={rest}"
+        return Address(new, self._domain) if len(new.encode()) <= _LOCAL_PART else None
+
+    def restore(self, local: str) -> Address:
+        """Give the sender that a local part of ours holds; raises ValueError where it is not so."""
+        given, _, signed = local[5:].partition("=")
+        if local[3] == "1":
+            host, _, rest = signed.partition("=")
+            self._check(given, host, rest)
+            return Address(f"SRS0{rest}", host)
+        day, _, signed = signed.partition("=")
+        host, _, user = signed.partition("=")
+        self._check(given, day, host, user)
+        if (self._today() - _day(day)) % _DAYS > _VALID:
+            raise ValueError("expired")
+        return Address(user, host)
+
+    def _check(self, given: str, *parts: str) -> None:
+        octets = given.upper().encode("utf-8", "replace")
+        for number in range(len(self._secrets)):
+            if hmac.compare_digest(octets, self._hash(number, *parts).encode()):
+                return
+        raise ValueError("wrong hash")
+
+    def _hash(self, number: int, *parts: str) -> str:
+        text = "\0".join(parts).lower().encode("utf-8", "surrogatepass")
+        digest = hmac.digest(self._secrets[number], text, "sha256")
+        return b32encode(digest).decode()[:_HASH]
+
+
+def is_rewritten(local: str) -> bool:
+    """Whether a local part has the form that `Srs.rewrite` gives."""
+    return _OURS.match(local) is not None
+
+
+def read_secrets(path: Path) -> list[bytes]:
+    """Read the secrets, one a line, the one that signs first; raises OSError and ValueError."""
+    lines = [line.strip() for line in path.read_bytes().splitlines()]
+    secrets = [line for line in lines if line]
+    if not secrets or min(map(len, secrets)) < _SHORTEST_SECRET:
+        raise ValueError(f"{path}: expected a secret of {_SHORTEST_SECRET} characters or more")
+    return secrets
+
+
+def _stamp(day: int) -> str:
+    return _DIGITS[day // 32 % 32] + _DIGITS[day % 32]
+
+
+def _day(stamp: str) -> int:
+    first, second = (_DIGITS.index(digit) for digit in stamp.upper())
+    return first * 32 + second
+
+
+def _first_host(local: str) -> tuple[str, str] | None:
+    """Give the host that made the SRS0 inside an SRS1, and what it signed."""
+    match = re.fullmatch(r"SRS1[=+-][^=]*=([^=]+)=([=+-].*)", local, re.IGNORECASE)
+    return (match[1], match[2]) if match else None

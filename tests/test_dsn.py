@@ -1,0 +1,350 @@
+"""Delivery status notifications, read back by the standard library and by flufl.bounce."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+from dataclasses import replace
+from email.message import EmailMessage
+from typing import Any
+
+import pytest
+from flufl.bounce import all_failures
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minismtp import Address, Local, Message, Recipient, Relay, Several
+from minismtp.dsn import Action, Report, notification, status
+from minismtp.message import Content
+from minismtp.reporting import success_notices
+from minismtp.spool import Entry, Target
+
+CONTENT = b"Received: from x\r\nSubject: x\r\nTo: b@example.net\r\n\r\nbody\r\n"
+SENDER = "a@example.org"
+REFUSED = "550 5.1.1 no such user"
+
+
+def target(address: str = "b@example.net", **wishes: Any) -> Target:  # noqa: ANN401 - any field
+    wishes.setdefault("recipient", address)
+    return Target(kind=wishes.pop("kind", "relay"), address=address, **wishes)
+
+
+def entry(**values: Any) -> Entry:  # noqa: ANN401 - any field
+    ordinary = Entry(
+        id="m", sender=SENDER, listener="smtp", peer="192.0.2.1", helo="x", login=None,
+        arrived=0.0, targets=(),
+    )  # fmt: skip
+    return replace(ordinary, **values)
+
+
+def made(
+    *reports: Report, action: Action = "failed", content: bytes = CONTENT, **values: object
+) -> tuple[Entry, bytes]:
+    """Give the entry and the octets of a notification."""
+    found = notification(
+        entry(**values),
+        Message("m", Content.of(content)),
+        action,
+        reports,
+        hostname="mx.example.org",
+        now=1.0,
+        until=90_000.0,
+    )
+    assert found is not None
+    notice, message = found
+    with message.open() as reader:
+        return notice, reader.read()
+
+
+def parsed(octets: bytes) -> tuple[EmailMessage, list[EmailMessage]]:
+    """Give a notification and its three parts, which have no defect."""
+    message = email.message_from_bytes(octets, policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    assert [part.defects for part in message.walk()] == [[]] * len(list(message.walk()))
+    assert message["Content-Type"].params["report-type"] == "delivery-status"
+    parts = [part for part in message.iter_parts() if isinstance(part, EmailMessage)]
+    assert len(parts) == 3
+    return message, parts
+
+
+def fields(octets: bytes) -> list[dict[str, str]]:
+    """Give the fields about the message, then those about each recipient."""
+    _, (_, delivery, _) = parsed(octets)
+    return [dict(block.items()) for block in delivery.iter_parts()]
+
+
+def test_notification_has_the_form_of_the_rfcs() -> None:
+    """RFC 3464 section 2, RFC 6522 section 3, RFC 3834 section 5."""
+    notice, octets = made(Report(target(), REFUSED, "mx.example.net"))
+    message, parts = parsed(octets)
+    assert message.get_content_type() == "multipart/report"
+    assert message["From"] == "Mail Delivery System <MAILER-DAEMON@mx.example.org>"
+    assert message["To"] == SENDER
+    assert message["Auto-Submitted"] == "auto-replied"
+    assert {"Date", "Message-ID", "Subject", "MIME-Version"} <= set(message.keys())
+    assert [part.get_content_type() for part in parts] == [
+        *("text/plain", "message/delivery-status", "message/rfc822"),
+    ]
+    assert (notice.sender, notice.body, notice.smtputf8) == ("", "7BIT", False)
+    assert notice.targets == (Target(kind="relay", address=SENDER, recipient=SENDER),)
+    assert octets.isascii()
+    assert octets.count(b"\r\n") == octets.count(b"\n")
+
+
+def test_fields_say_what_happened_to_whom() -> None:
+    about, first, second = fields(
+        made(
+            Report(target(original="rfc822;B+2Bx@example.net"), REFUSED, "mx.example.net"),
+            Report(target("c@example.net"), "451 4.4.1 cannot connect"),
+            dsn_id="QQ314",
+        )[1]
+    )
+    assert about == {
+        "Reporting-MTA": "dns; mx.example.org",
+        "Original-Envelope-Id": "QQ314",
+        "Arrival-Date": "Thu, 1 Jan 1970 00:00:00 +0000",
+    }
+    assert first == {
+        "Original-Recipient": "rfc822; B+x@example.net",
+        "Final-Recipient": "rfc822; b@example.net",
+        "Action": "failed",
+        "Status": "5.1.1",
+        "Remote-MTA": "dns; mx.example.net",
+        "Diagnostic-Code": f"smtp; {REFUSED}",
+        "Last-Attempt-Date": "Thu, 1 Jan 1970 00:00:01 +0000",
+    }
+    assert (second["Status"], second["Diagnostic-Code"]) == (
+        "5.0.0",
+        "X-minismtp; 451 4.4.1 cannot connect",
+    )
+
+
+@pytest.mark.parametrize(
+    ("action", "temporary", "permanent"),
+    [("failed", [], [b"b@example.net"]), ("delayed", [b"b@example.net"], []), ("relayed", [], [])],
+)
+def test_mailing_list_software_understands_it(
+    action: Action, temporary: list[bytes], permanent: list[bytes]
+) -> None:
+    wishes = ("DELAY", "FAILURE", "SUCCESS")
+    _, octets = made(Report(target(notify=wishes), REFUSED, "mx"), action=action)
+    found = all_failures(email.message_from_bytes(octets))
+    assert found == (frozenset(temporary), frozenset(permanent))
+
+
+def test_delay_says_until_when() -> None:
+    _, octets = made(Report(target(), "451 4.2.0 busy", "mx"), action="delayed")
+    _, recipient = fields(octets)
+    assert recipient["Action"] == "delayed"
+    assert recipient["Status"] == "4.2.0"
+    assert recipient["Will-Retry-Until"] == "Fri, 2 Jan 1970 01:00:00 +0000"
+    assert b"tried again until Fri, 2 Jan 1970 01:00:00 +0000." in octets
+
+
+@pytest.mark.parametrize(
+    ("notify", "told"),
+    [
+        ((), {"failed", "delayed"}),
+        (("NEVER",), set()),
+        (("FAILURE",), {"failed"}),
+        (("DELAY",), {"delayed"}),
+        (("SUCCESS",), {"delivered", "relayed", "expanded"}),
+    ],
+)
+def test_only_what_was_asked_for_is_told(notify: tuple[str, ...], told: set[str]) -> None:
+    """RFC 3461 section 4.1."""
+    actions: tuple[Action, ...] = ("failed", "delayed", "delivered", "relayed", "expanded")
+    message = Message("m", Content.of(CONTENT))
+    assert told == {
+        action
+        for action in actions
+        if notification(
+            *(entry(), message, action, [Report(target(notify=notify), "")]),
+            hostname="h",
+            now=1.0,
+            until=2.0,
+        )
+    }
+
+
+def test_null_reverse_path_is_told_nothing() -> None:
+    """RFC 5321 section 6.1."""
+    report = Report(target(), REFUSED)
+    message = Message("m", Content.of(CONTENT))
+    assert not notification(
+        entry(sender=""), message, "failed", [report], hostname="h", now=1.0, until=2.0
+    )
+
+
+LARGE = CONTENT + b"x" * 70_000
+HUGE = CONTENT + b"x" * 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("action", "values", "content", "kind"),
+    [
+        ("failed", {}, CONTENT, "message/rfc822"),
+        ("failed", {"dsn_return": "HDRS"}, CONTENT, "text/rfc822-headers"),
+        ("failed", {}, LARGE, "text/rfc822-headers"),
+        ("failed", {"dsn_return": "FULL"}, LARGE, "message/rfc822"),
+        ("failed", {"dsn_return": "FULL"}, HUGE, "text/rfc822-headers"),
+        ("failed", {"body": "BINARYMIME"}, CONTENT, "text/rfc822-headers"),
+        ("delayed", {"dsn_return": "FULL"}, CONTENT, "text/rfc822-headers"),
+    ],
+)
+def test_message_comes_back_as_asked_for_but_bounded(
+    action: Action, values: dict[str, str], content: bytes, kind: str
+) -> None:
+    """RFC 3461 section 4.3: RET is about failures."""
+    _, octets = made(Report(target(), REFUSED), action=action, content=content, **values)
+    _, (_, _, returned) = parsed(octets)
+    assert returned.get_content_type() == kind
+    assert (b"\r\nbody\r\n" in octets) == (kind == "message/rfc822")
+    assert b"\r\nSubject: x\r\nTo: b@example.net\r\n" in octets
+
+
+def test_long_header_is_cut_between_fields() -> None:
+    content = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 900) for number in range(1000)) + b"\r\n"
+    _, octets = made(Report(target(), REFUSED), content=content)
+    assert len(octets) < 70_000
+    _, (_, _, returned) = parsed(octets)
+    assert returned.get_content().splitlines()[-1].endswith("x" * 900)
+
+
+def test_8_bit_content_comes_back_as_it_was() -> None:
+    """RFC 6152: the part and all around it say 8bit, the fields for programs stay 7bit."""
+    notice, octets = made(Report(target(), REFUSED), content=CONTENT + b"\xff\xe9\r\n")
+    message, (people, delivery, returned) = parsed(octets)
+    assert b"\r\nbody\r\n\xff\xe9\r\n" in octets
+    assert message["Content-Transfer-Encoding"] == returned["Content-Transfer-Encoding"] == "8bit"
+    assert "Content-Transfer-Encoding" not in people
+    assert "Content-Transfer-Encoding" not in delivery
+    assert (notice.body, notice.smtputf8) == ("8BITMIME", False)
+
+
+@pytest.mark.parametrize(
+    ("values", "recipient", "final"),
+    [
+        ({"sender": "é@example.org"}, "b@example.net", "rfc822; b@example.net"),
+        ({}, "bücher@example.net", "utf-8; bücher@example.net"),
+    ],
+    ids=["sender", "recipient"],
+)
+def test_addresses_in_utf8_make_an_international_notification(
+    values: dict[str, Any], recipient: str, final: str
+) -> None:
+    """RFC 6533 section 4."""
+    notice, octets = made(Report(target(recipient), REFUSED), smtputf8=True, **values)
+    message, parts = parsed(octets)
+    assert [part.get_content_type() for part in parts] == [
+        *("text/plain", "message/global-delivery-status", "message/global"),
+    ]
+    assert notice.smtputf8
+    assert f"Final-Recipient: {final}".encode() in octets
+    assert message["To"] == notice.targets[0].address == values.get("sender", SENDER)
+
+
+def test_smtputf8_message_that_is_ascii_comes_back_over_any_host() -> None:
+    notice, octets = made(Report(target(), REFUSED), smtputf8=True)
+    assert not notice.smtputf8
+    assert octets.isascii()
+    content = CONTENT.replace(b"Subject: x", "Subject: é".encode())
+    _, octets = made(Report(target(), REFUSED), smtputf8=True, content=content)
+    assert parsed(octets)[1][2].get_content_type() == "message/global"
+
+
+@given(st.text(max_size=300), st.sampled_from(["", "mx.example.net"]), st.text(max_size=60))
+def test_nothing_a_host_says_makes_a_field_or_a_part(reply: str, host: str, envid: str) -> None:
+    reply = f"550 5.1.1 {reply}"
+    _, octets = made(Report(target(), reply, host), dsn_id=envid)
+    _, recipient = fields(octets)
+    expected = {"Final-Recipient", "Action", "Status", "Diagnostic-Code", "Last-Attempt-Date"}
+    assert set(recipient) == expected | ({"Remote-MTA"} if host else set())
+    assert octets.isascii()
+    assert max(map(len, octets.split(b"\r\n"))) < 998
+
+
+@given(st.binary(max_size=300))
+def test_whatever_is_returned_stays_in_its_part(content: bytes) -> None:
+    _, octets = made(Report(target(), REFUSED), content=content)
+    boundary = octets.split(b'boundary="')[1].split(b'"')[0]
+    assert octets.count(b"\r\n--" + boundary) == 4
+    assert content in octets
+
+
+@pytest.mark.parametrize(
+    ("reply", "action", "code"),
+    [
+        ("550 5.1.1 no such user", "failed", "5.1.1"),
+        ("451 4.4.1 cannot connect", "failed", "5.0.0"),
+        ("550 no", "failed", "5.0.0"),
+        ("451 4.4.1 cannot connect", "delayed", "4.4.1"),
+        ("250 ok", "relayed", "2.0.0"),
+        ("", "expanded", "2.0.0"),
+    ],
+)
+def test_status_fits_the_action(reply: str, action: Action, code: str) -> None:
+    assert status(reply, action) == code
+
+
+# What is told at once
+
+
+HERE = Address("b", "example.org")
+THERE = Address("b", "example.net")
+
+
+def told(recipient: Recipient, *stored: Address) -> dict[str, str]:
+    """Give action and final recipient of what is told when a message is accepted."""
+    message = Message("m", Content.of(CONTENT))
+    notices = success_notices(entry(), message, [recipient], stored, "mx.example.org")
+    found = {}
+    for _, notice in notices:
+        with notice.open() as reader:
+            _, block = fields(reader.read())
+        found[block["Action"]] = block["Final-Recipient"]
+    return found
+
+
+SUCCESS = frozenset({"SUCCESS", "FAILURE"})
+
+
+@pytest.mark.parametrize(
+    ("recipient", "stored", "expected"),
+    [
+        (Recipient(HERE, Local(), SUCCESS), (HERE,), {"delivered": "rfc822; b@example.org"}),
+        (Recipient(HERE, Local(), SUCCESS), (), {}),
+        (Recipient(THERE, Relay(), SUCCESS), (), {}),
+        (
+            Recipient(HERE, Several(Local(), Relay(THERE)), SUCCESS),
+            (HERE,),
+            {"expanded": "rfc822; b@example.org"},
+        ),
+        (Recipient(HERE, Local(), frozenset({"FAILURE"})), (HERE,), {}),
+    ],
+    ids=["stored", "waits", "relayed", "alias", "not asked for"],
+)
+def test_success_is_told_as_soon_as_it_is_certain(
+    recipient: Recipient, stored: tuple[Address, ...], expected: dict[str, str]
+) -> None:
+    assert told(recipient, *stored) == expected
+
+
+def test_targets_of_an_alias_tell_of_failures_and_name_the_alias() -> None:
+    """RFC 3461 sections 4.2 and 5.2.7."""
+    several = Recipient(HERE, Relay(THERE, Address("c", "example.net")), SUCCESS)
+    assert [(each.notify, each.original) for each in Target.relays(several)] == [
+        (("FAILURE",), "rfc822;b@example.org")
+    ] * 2
+    only = Recipient(HERE, Relay(THERE, HERE), frozenset({"SUCCESS"}))
+    assert [each.notify for each in Target.relays(only)] == [("NEVER",)] * 2
+    single = Recipient(HERE, Relay(THERE), SUCCESS, original="rfc822;x@example.com")
+    assert [(each.notify, each.original) for each in Target.relays(single)] == [
+        (("FAILURE", "SUCCESS"), "rfc822;x@example.com")
+    ]
+
+
+def test_rewritten_sender_is_the_targets_own_and_never_that_of_a_bounce() -> None:
+    recipient = Recipient(HERE, Relay(THERE, sender=Address("srs", "example.org")))
+    assert [each.sender for each in Target.relays(recipient)] == ["srs@example.org"]
+    assert [each.sender for each in Target.relays(recipient, rewritable=False)] == [""]

@@ -1,0 +1,116 @@
+"""Who may send mail to other hosts: users and trusted networks, and nobody else."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from minismtp_plugins.mailboxes import Mailboxes
+from minismtp_plugins.relay import Relaying
+
+from minismtp.check import check
+from minismtp.config import Config
+from minismtp.settings import ConfigError, build
+from minismtp.testing import Dialogue
+
+# Without a queue the server says so to those for whom it would relay.
+WOULD_RELAY = "451 4.3.5 mail for other hosts is not taken now"
+REFUSED = "550 5.7.1 relaying denied"
+
+
+def asked(
+    *networks: str, peer: str = "192.0.2.1", login: str | None = None, to: str = "b@example.net"
+) -> str:
+    """Give the answer to RCPT behind a server for example.org."""
+    dialogue = Dialogue(
+        Mailboxes(domains=["example.org"], users=["alice"]),
+        Relaying(networks=[ip_network(each) for each in networks]),
+        peer=peer,
+        login=login,
+        tls=True,
+    )
+    dialogue.send("EHLO client.example")
+    dialogue.send("MAIL FROM:<a@example.com>")
+    return dialogue.send(f"RCPT TO:<{to}>")
+
+
+def test_user_who_has_logged_in_may_send_anywhere() -> None:
+    assert asked(login="alice") == WOULD_RELAY
+
+
+@pytest.mark.parametrize(
+    ("peer", "reply"),
+    [
+        ("192.0.2.1", WOULD_RELAY),
+        ("192.0.2.255", WOULD_RELAY),
+        ("192.0.3.1", REFUSED),
+        ("2001:db8::1", WOULD_RELAY),
+        ("2001:db9::1", REFUSED),
+        ("::ffff:192.0.2.1", REFUSED),
+        ("unix", REFUSED),
+    ],
+)
+def test_host_may_send_anywhere_from_a_trusted_network_only(peer: str, reply: str) -> None:
+    assert asked("192.0.2.0/24", "2001:db8::/32", peer=peer) == reply
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "10.0.0.1", "192.0.2.1"])
+def test_nobody_is_trusted_by_default(peer: str) -> None:
+    assert asked(peer=peer) == REFUSED
+
+
+def test_our_recipients_are_the_mailboxes_for_everybody() -> None:
+    assert asked(login="alice", to="alice@example.org") == "250 2.1.5 recipient ok"
+    assert asked(login="alice", to="x@example.org") == "550 5.1.1 no such mailbox"
+    assert asked("192.0.2.0/24", to="alice@example.org") == "250 2.1.5 recipient ok"
+
+
+@pytest.mark.parametrize("network", ["0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/7", "2000::/3"])
+def test_network_of_half_the_world_is_a_mistake(network: str) -> None:
+    table = {"networks": ["192.0.2.0/24", network]}
+    with pytest.raises(ConfigError) as fault:
+        build(Relaying, table, file="c.toml", key="plugins[1]", base=Path())
+    assert str(fault.value).startswith(f"c.toml: plugins[1].networks: {network} is too wide: ")
+
+
+@pytest.mark.parametrize("network", ["10.0.0.0/8", "127.0.0.0/8", "fc00::/7", "2001:db8::/32"])
+def test_private_network_may_be_wide(network: str) -> None:
+    assert Relaying(networks=[ip_network(network)]).networks
+
+
+def findings(networks: str, tmp_path: Path) -> list[str]:
+    text = f"""
+state_directory = "state"
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+tls = "none"
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+[[plugins]]
+use = "relay"
+networks = {networks}
+[[plugins]]
+use = "maildir"
+path = "mail/{{local}}"
+"""
+    file = tmp_path / "x.toml"
+    return [str(found).replace(f"{file}: ", "") for found in check(Config.parse(text, file))]
+
+
+@pytest.mark.parametrize(
+    ("networks", "found"),
+    [
+        ("[]", []),
+        ('["10.0.0.0/8"]', []),
+        ('["192.0.0.0/8"]', ["error: listeners[0]: open relay: 192.0.2.1 may send mail to"]),
+        ('["2001::/16"]', ["error: listeners[0]: open relay: 2001:db8::1 may send mail to"]),
+        ('["0.0.0.0/0"]', ["error: plugins[1].networks: 0.0.0.0/0 is too wide:"]),
+    ],
+)
+def test_check_refuses_an_open_relay(networks: str, found: list[str], tmp_path: Path) -> None:
+    lines = findings(networks, tmp_path)
+    assert len(lines) == len(found)
+    assert all(map(str.startswith, lines, found))
