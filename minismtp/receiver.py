@@ -35,6 +35,11 @@ from minismtp.smtp.commands import (
 )
 from minismtp.smtp.grammar import SyntaxProblem
 from minismtp.smtp.protocol import (
+    CLOSED,
+    DATA,
+    GREETINGS,
+    NEED_DATA,
+    TLS,
     ContentChunk,
     EndOfChunk,
     EndOfContent,
@@ -49,6 +54,7 @@ from minismtp.transaction import Transaction
 from minismtp.xclient import apply_xclient
 
 _BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
+_CONTENT: Final = frozenset({ContentChunk, EndOfContent, EndOfChunk, Bdat})
 _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at the most
 
 
@@ -85,12 +91,12 @@ class Receiver:
     @property
     def closing(self) -> bool:
         """Whether the connection is to be closed once the replies have left."""
-        return self._protocol.state is State.CLOSED
+        return self._protocol.state is CLOSED
 
     @property
     def wants_tls(self) -> bool:
         """Whether a TLS handshake is to follow, answered by `secured`."""
-        return self._protocol.state is State.TLS
+        return self._protocol.state is TLS
 
     @property
     def pending(self) -> bool:
@@ -117,7 +123,7 @@ class Receiver:
             service.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
         reply = self._banner(early=early)
         service.metrics.connections["accepted" if reply.code == 220 else "refused"](1)  # noqa: PLR2004
-        return self._send(reply)
+        return self._send([reply])
 
     def limited(self) -> bytes:
         """Give the refusal of a peer that has too many sessions, and close."""
@@ -136,12 +142,12 @@ class Receiver:
         self._starved = False
         while size < _FLUSH:
             event = self._protocol.next_event()
-            if isinstance(event, Signal):
+            if event is NEED_DATA:
                 self._starved = True
                 break
             answers = self._decide(event)
             if answers:
-                sent = self._send(*answers)
+                sent = self._send(answers)
                 output.append(sent)
                 size += len(sent)
         return output[0] if len(output) == 1 else b"".join(output)
@@ -208,14 +214,14 @@ class Receiver:
                 SessionClosed(session.id, session.listener, session.peer, duration, self.reason)
             )
 
-    def _send(self, *answers: Reply) -> bytes:
+    def _send(self, answers: list[Reply]) -> bytes:
         protocol = self._protocol
         verb = protocol.verb
-        sent = protocol.send_each(list(answers)) if len(answers) > 1 else protocol.send(answers[0])
-        if protocol.state is State.CLOSED and self.reason == "lost":
+        sent = protocol.send_each(answers) if len(answers) > 1 else protocol.send(answers[0])
+        if protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
         self._answered = now = self._service.clock()
-        if protocol.state is State.DATA:
+        if protocol.state is DATA:
             self.deadline = min(now + self._data_timeout, self._end)
         elif protocol.state is not State.CHUNKS:
             self.deadline = min(now + self._command_timeout, self._end)
@@ -231,10 +237,12 @@ class Receiver:
 
     def _decide(self, event: Command | Event) -> list[Reply] | None:
         """Give the replies to one event; None when it is owed none."""
+        if event.__class__ not in _CONTENT:  # a look at once: each arm below costs a test
+            return [self._guarded(event)]
         match event:
             case ContentChunk():
                 if self._transaction is not None:
-                    dotted = self._protocol.state is State.DATA
+                    dotted = self._protocol.state is DATA
                     self._transaction.write(event.data, dotted=dotted)
                 return None
             case EndOfContent():
@@ -243,11 +251,9 @@ class Receiver:
                 )
             case EndOfChunk():
                 return self._finish_chunk(last=event.last)
-            case Bdat():
+            case _:
                 self._begin_chunk()
                 return None
-            case _:
-                return [self._guarded(event)]
 
     def _banner(self, *, early: bool = False) -> Reply:
         """Ask the plugins about the peer: 220, or what says that it is unwelcome."""
@@ -272,10 +278,10 @@ class Receiver:
         if isinstance(event, Refused):
             self._refused_verb = event.verb
         reply = self._judged(event)
-        match event:
-            case Ehlo() | Helo() | Lhlo() | Refused(verb="EHLO" | "HELO" | "LHLO"):
-                # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
-                return Reply(reply.code, reply.text)
+        verb = self._protocol.verb
+        if (self._refused_verb if verb == "REFUSED" else verb) in GREETINGS:
+            # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
+            return Reply(reply.code, reply.text)
         return reply
 
     def _judged(self, event: Event) -> Reply:
