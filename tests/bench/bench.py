@@ -118,7 +118,7 @@ def main() -> int:
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     if options.report:
         report.write(result, titles, options.report)
-    print(report.table(result, titles))
+    print(report.targets(result), report.table(result, titles), sep="\n\n")
     return any(found.get("failed") for found in result["measured"])
 
 
@@ -227,6 +227,8 @@ def once(workload: Workload, server: peers.Server, options: argparse.Namespace) 
     found["cpu_per_1000"] = round(used / max(messages, 1) * 1000, 3)
     found["idle_rss_mb"] = round(idle_memory / 1e6, 1)
     found["rss_mb"] = round(sampler.resident / 1e6, 1)
+    growth = (sampler.resident - idle_memory) / workload.sessions
+    found["growth_mb_per_session"] = round(growth / 1e6, 2)
     found["pss_mb"] = round(sampler.proportional / 1e6, 1)
     return found
 
