@@ -43,6 +43,7 @@ server:
   database: ""
   pidfile: ""
   xfrdfile: ""
+  xfrdir: "{directory}"
   zonelistfile: "{directory}/zones.list"
   zonesdir: "{directory}"
 remote-control:

@@ -75,6 +75,17 @@ def test_an_operator_opens_a_destination() -> None:
     assert taken(plan) == [("m0", "dead")]
 
 
+def test_an_operators_try_that_fails_makes_no_wait_longer() -> None:
+    plan = agenda()
+    plan.add(("m", "dead"), 0.0)
+    for _ in range(3):
+        taken(plan, 10.0)
+        wait = plan.done(("m", "dead"), 10.0, reached=False, again=10.0)
+        assert wait is not None
+        assert wait < 70.0
+        plan.open("dead")
+
+
 def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
     plan = agenda()
     plan.add(("m", "d"), 50.0)

@@ -89,6 +89,18 @@ def test_a_hold_takes_jobs_away_and_a_release_brings_them_back(backlog: Backlog)
     assert backlog.standing(("m1", "b")) == [(0, 0)]
 
 
+def test_only_a_try_is_another_chance_for_a_destination_that_could_not_be_reached(
+    backlog: Backlog,
+) -> None:
+    assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
+    backlog.done(("m1", "b"), reached=False, wait=60.0)
+    backlog.add("m3", 990.0, [Standing("b")], {})
+    assert not backlog.revise("m1", [row(n, "bcb"[n], "held") for n in range(3)], {})
+    assert jobs(backlog) == set()
+    assert not backlog.revise("m1", [row(n, "bcb"[n], "queued") for n in range(3)], {"c": 60.0})
+    assert jobs(backlog) == {("m1", "b")}
+
+
 def test_a_return_waits_for_the_attempt_that_runs(backlog: Backlog) -> None:
     assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
     backlog.done(("m1", "c"), reached=True, wait=60.0)

@@ -156,9 +156,13 @@ class Agenda:
         return changed
 
     def open(self, name: str) -> None:
-        """Forget that a destination could not be reached: the operator wants another try."""
+        """Forget that a destination could not be reached: the operator wants another try.
+
+        When that fails, its waits begin anew: trying often shall not make them long.
+        """
         destination = self._destinations.get(name)
         if destination is not None:
+            destination.failures = 0
             destination.closed_until = 0.0
             self._plan(name, destination)
 

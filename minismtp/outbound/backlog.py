@@ -170,7 +170,8 @@ class Backlog:
                     each.state, each.attempts = row.state, row.attempts
             self._count(before, message)
             self._plan(name, message, waits)
-            for destination in {each.destination for each in message.recipients} - waits.keys():
+            queued = {each.destination for each in message.recipients if each.state == "queued"}
+            for destination in queued - waits.keys():
                 self._agenda.open(destination)
             states = {each.state for each in message.recipients}
             return "returning" in states or not states & OPEN
