@@ -6,6 +6,7 @@
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
 #   make bench                    measure, beside the peers that are installed
 #   make endurance                reloads and killed workers under load
+#   make bench-queue              how a queue of 50,000 messages behaves
 #   make peers                    install the peers of make bench (root or sudo)
 #   make profile                  where the time of a worker goes under load
 #   make services                 the Debian packages that some tests talk to (root or sudo)
@@ -47,6 +48,9 @@ docs: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/bench.py $(ARGS)
+
+bench-queue: $(VENV)/.installed-bench
+	$(BIN)/python tests/bench/queue_scale.py $(ARGS)
 
 profile: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/profile_worker.py $(ARGS)

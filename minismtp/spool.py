@@ -53,6 +53,7 @@ _FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
 _FREE_FOR: Final = 1.0  # seconds
+_SMALL: Final = 65536  # octets of a file that is read whole
 _PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowledgement
 
 
@@ -250,11 +251,16 @@ class Spool:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
         descriptor = os.open(f"{self._queue}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            entry, size = _read(descriptor, name)
+            entry, size, small = _read(descriptor, name)
         except DamagedError:
             os.close(descriptor)
             raise
-        message = Message(name, Content.stored(descriptor, size))
+        if small is None:
+            content = Content.stored(descriptor, size)
+        else:
+            content = Content.of(small)
+            os.close(descriptor)
+        message = Message(name, content)
         message.quarantined = entry.quarantined
         return entry, message
 
@@ -401,11 +407,15 @@ def _begin(path: str) -> int:
         os.close(descriptor)  # `recover` found it before it was locked, and removed it
 
 
-def _read(descriptor: int, name: str) -> tuple[Entry, int]:
-    """Give the envelope and the size of the message; raises DamagedError."""
+def _read(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
+    """Give the envelope, the size of the message, and a small message itself.
+
+    Raises DamagedError.
+    """
     total = os.fstat(descriptor).st_size
-    footer = os.pread(descriptor, _FOOTER_SIZE, max(0, total - _FOOTER_SIZE))
-    match = _FOOTER.fullmatch(footer)
+    start = max(0, total - _SMALL)
+    end = os.pread(descriptor, _SMALL, start)  # for most messages all that is ever read
+    match = _FOOTER.fullmatch(end[-_FOOTER_SIZE:])
     if match is None:
         raise DamagedError("the end is missing")
     size, length = int(match[1]), int(match[2])
@@ -413,14 +423,15 @@ def _read(descriptor: int, name: str) -> tuple[Entry, int]:
         raise DamagedError("the sizes do not fit")
     if os.lseek(descriptor, 0, os.SEEK_HOLE) != total:
         raise DamagedError("a part was never written")
+    text = end[size - start :] if size >= start else os.pread(descriptor, length, size)
     try:
-        entry = msgspec.json.decode(os.pread(descriptor, length, size), type=Entry)
+        entry = msgspec.json.decode(text[:length], type=Entry)
         entry.envelope()
     except (msgspec.MsgspecError, ValueError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None
     if entry.id != name:
         raise DamagedError(f"holds the message {entry.id}")
-    return entry, size
+    return entry, size, None if start else end[:size]
 
 
 def _write(descriptor: int, data: bytes) -> None:

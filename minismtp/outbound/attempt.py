@@ -154,6 +154,11 @@ class Attempt:
             answers |= dict(zip(numbers, done.answers, strict=True))
         return replace(done, answers=[answers[number] for number in sorted(answers)])
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection that the next message could use."""
+        return self._connection is not None
+
     def close(self) -> None:
         """End the connection, if there is one."""
         if self._connection is not None:

@@ -12,9 +12,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Final
 
 from minismtp.outbound.agenda import Agenda, Job
 from minismtp.outbound.schedule import OPEN, Outcome, Row, State
+
+_MOST_IDLE: Final = 50  # connections that wait for another message
 
 
 @dataclass(slots=True)
@@ -57,6 +61,8 @@ class Backlog:
         self._messages: OrderedDict[str, _Message] = OrderedDict()
         self._states = {"queued": 0, "deferred": 0, "held": 0, "": 0}
         self._stopped = False
+        self._hands: dict[str, list[SimpleQueue[Job | None]]] = {}
+        self._idle = 0  # threads that wait in `take_from`
         self._lock = threading.Lock()
 
     def __contains__(self, name: str) -> bool:
@@ -80,16 +86,40 @@ class Backlog:
                 self._plan(name, message, waits)
 
     def take(self) -> Job | None:
-        """Start a job that is due and for which there is a place; None = none."""
-        with self._lock:
-            return None if self._stopped else self._agenda.take(self._clock())
+        """Start a job that is due and for which there is a place; None = none.
 
-    def take_from(self, destination: str) -> Job | None:
-        """Start a job for one destination; None = none is due."""
+        One for which a thread waits in `take_from` goes there.
+        """
+        with self._lock:
+            while not self._stopped and (job := self._agenda.take(self._clock())) is not None:
+                hands = self._hands.get(job[1])
+                if not hands:
+                    return job
+                hands.pop().put(job)
+        return None
+
+    def take_from(self, destination: str, patience: float = 0.0) -> Job | None:
+        """Start a job for one destination, or wait for one for some seconds; None = none is due."""
         with self._lock:
             if self._stopped:
                 return None
-            return self._agenda.take_from(destination, self._clock())
+            job = self._agenda.take_from(destination, self._clock())
+            if job is not None or not patience or self._idle >= _MOST_IDLE:
+                return job
+            hand: SimpleQueue[Job | None] = SimpleQueue()
+            self._hands.setdefault(destination, []).append(hand)
+            self._idle += 1
+        try:
+            return hand.get(timeout=patience)
+        except Empty:
+            with self._lock:
+                self._hands[destination] = [h for h in self._hands[destination] if h is not hand]
+            return None if hand.empty() else hand.get()
+        finally:
+            with self._lock:
+                self._idle -= 1
+                if not self._hands.get(destination):
+                    self._hands.pop(destination, None)
 
     def patience(self) -> float | None:
         """Give the seconds until `take` is worth a call; None = not before something changes."""
@@ -197,6 +227,9 @@ class Backlog:
         """Start no more jobs; gives those that run."""
         with self._lock:
             self._stopped = True
+            for hands in self._hands.values():
+                while hands:
+                    hands.pop().put(None)
             return self._agenda.running
 
     def running(self) -> frozenset[Job]:

@@ -24,6 +24,7 @@ from minismtp.spool import Entry
 
 _TURN = 10.0  # seconds after which a place goes to whoever waits longest
 _MOST = 100  # messages in one turn
+_LINGER = 1.0  # seconds that a connection waits for another message
 _KEPT = 1.0  # seconds until a message is looked at again that another runner delivers
 
 
@@ -83,6 +84,8 @@ class Courier:
                 turn = left > 0 and time.monotonic() < end
                 following = self._backlog.take_from(destination) if turn else None
                 self.start_jobs()  # more may run at this destination now
+                if turn and following is None and attempt.connected:
+                    following = self._backlog.take_from(destination, _LINGER)
         finally:
             attempt.close()
             self.start_jobs()

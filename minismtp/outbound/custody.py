@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from minismtp.log import Log, describe
 from minismtp.message import Message
@@ -16,6 +17,8 @@ from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.spool import DamagedError, Entry, Spool
+
+_FRESH: Final = 50  # messages that are held open
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,18 @@ class Custody:
     longest: float
     decided: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _changed: set[str] = field(default_factory=set)
+    _fresh: dict[str, tuple[Entry, Message]] = field(default_factory=dict)
+
+    def hold_open(self, entry: Entry, message: Message) -> None:
+        """Keep a new message for the delivery that probably follows at once."""
+        if len(self._fresh) < _FRESH:
+            self._fresh[entry.id] = (entry, message)
 
     def open(self, name: str) -> tuple[Entry, Message] | None:
         """Read a message; None when there is none, or none that can be sent. Raises OSError."""
+        fresh = self._fresh.pop(name, None)
+        if fresh is not None:
+            return fresh
         try:
             return self.spool.open(name)
         except FileNotFoundError:
@@ -133,5 +145,6 @@ class Custody:
         return len(jobs)
 
     def _forget(self, name: str) -> None:
+        self._fresh.pop(name, None)
         self.backlog.forget(name)
         self.ledger.forget(name)

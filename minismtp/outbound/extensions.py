@@ -43,9 +43,10 @@ class Extensions:
             return f"554 5.6.3 {self.host} takes no 8BITMIME"
         if "smtputf8" not in self:
             addresses = [entry.sender, *(target.address for target in targets)]
-            header = b"".join(message.headers.raw_all())
             in_ascii = all(_ascii_domain(address).isascii() for address in addresses)
-            if not in_ascii or (entry.smtputf8 and not header.isascii()):
+            if in_ascii and entry.smtputf8:
+                in_ascii = b"".join(message.headers.raw_all()).isascii()
+            if not in_ascii:
                 return f"550 5.6.7 {self.host} takes no SMTPUTF8"
         return ""
 

@@ -97,6 +97,8 @@ class Intake:
         self._custody.ledger.arrive(
             Arrival(entry.id, entry.sender, entry.arrived, message.size, targets, held)
         )
+        if not held:
+            self._custody.hold_open(entry, message)
         recipients = [Standing(place, "held" if held else "queued") for _, place in targets]
         self._custody.backlog.add(entry.id, entry.arrived, recipients, {})
 
