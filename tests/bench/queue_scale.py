@@ -171,7 +171,7 @@ def fill(directory: Path, options: argparse.Namespace, hosts: list[str], skip: i
     (directory / "minismtp.toml").write_text(text + '[[plugins]]\nuse = "relay"\n')
     spool = Spool(directory / "state" / "spool")
     spool.prepare()
-    spool_module.os.fsync = lambda _: None  # type: ignore[attr-defined, assignment]
+    spool_module.os.fsync = lambda _: None  # type: ignore[attr-defined]
     begun = time.monotonic()
     for number in range(options.messages // len(hosts) * len(hosts)):
         domain = number % len(hosts)
