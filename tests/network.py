@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import email
+import email.policy
 import functools
 import os
 import re
@@ -20,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -365,6 +368,19 @@ def hops(message: bytes) -> list[str]:
     """Give the Received fields of a message, each on one line, the latest first."""
     fields = re.findall(rb"^Received: (.*(?:\n[ \t].*)*)", message, re.MULTILINE)
     return [" ".join(field.decode().split()) for field in fields]
+
+
+def report(message: bytes) -> tuple[EmailMessage, dict[str, str]]:
+    """Give a delivery status notification, and the fields of its status."""
+    parsed = email.message_from_bytes(message, policy=email.policy.default)
+    assert parsed.get_content_type() == "multipart/report"
+    assert parsed["Return-Path"] == "<>"
+    fields: dict[str, str] = {}
+    for part in parsed.iter_parts():
+        if part.get_content_type().endswith("delivery-status"):
+            for block in part.iter_parts():
+                fields |= dict(block.items())
+    return parsed, fields
 
 
 @contextlib.contextmanager

@@ -79,6 +79,34 @@ def test_private_network_may_be_wide(network: str) -> None:
     assert Relaying(networks=[ip_network(network)]).networks
 
 
+@pytest.mark.parametrize(
+    ("recipient", "reply"),
+    [
+        ("bob@Example.NET", WOULD_RELAY),
+        ("bob@xn--mnchen-3ya.example", WOULD_RELAY),
+        ("bob@sub.example.net", REFUSED),
+        ("bob%example.net@example.com", REFUSED),
+        ("alice@example.org", "250 2.1.5 recipient ok"),
+    ],
+)
+def test_mail_for_our_domains_is_taken_from_everybody(recipient: str, reply: str) -> None:
+    dialogue = Dialogue(
+        Mailboxes(domains=["example.org"], users=["alice"]),
+        Relaying(domains=["example.net", "M\u00fcnchen.example", "example.org"]),
+        peer="192.0.2.1",
+    )
+    dialogue.send("EHLO client.example")
+    dialogue.send("MAIL FROM:<a@example.com>")
+    assert dialogue.send(f"RCPT TO:<{recipient}>") == reply
+
+
+@pytest.mark.parametrize("domain", ["", "bob@example.net", "two words"])
+def test_what_is_no_domain_is_a_mistake(domain: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        build(Relaying, {"domains": [domain]}, file="c.toml", key="plugins[1]", base=Path())
+    assert str(fault.value) == f"c.toml: plugins[1].domains: {domain!r} is not a domain"
+
+
 def findings(networks: str, tmp_path: Path) -> list[str]:
     text = f"""
 state_directory = "state"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import email
-import email.policy
 import json
 import os
 import re
@@ -13,12 +11,22 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from network import DEADLINE, Host, MailServer, Network, client, hops, network, send, wait_for
+from network import (
+    DEADLINE,
+    Host,
+    MailServer,
+    Network,
+    client,
+    hops,
+    network,
+    report,
+    send,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -106,7 +114,7 @@ postlog unix-dgram n - n - 1 postlogd
 """
 USERS: Final = [
     *("me", "plain", "eight", "j\u00fcrgen", "told", "many"),
-    *("unknown-there", "unknown-here", "asks-there", "asks-here"),
+    *("unknown-there", "unknown-here", "asks-there", "asks-here", "reported", "hears"),
 ]
 
 
@@ -208,19 +216,6 @@ def note(message: bytes) -> dict[str, object]:
     assert found is not None, message
     read: dict[str, object] = json.loads(found[1])
     return read
-
-
-def report(message: bytes) -> tuple[EmailMessage, dict[str, str]]:
-    """Give a delivery status notification, and the fields of its status."""
-    parsed = email.message_from_bytes(message, policy=email.policy.default)
-    assert parsed.get_content_type() == "multipart/report"
-    assert parsed["Return-Path"] == "<>"
-    fields: dict[str, str] = {}
-    for part in parsed.iter_parts():
-        if part.get_content_type().endswith("delivery-status"):
-            for block in part.iter_parts():
-                fields |= dict(block.items())
-    return parsed, fields
 
 
 EIGHT_BIT: Final = "Subject: 8 bits\r\n\r\nGr\u00fc\u00dfe, \u4f60\u597d\r\n".encode()
@@ -382,6 +377,23 @@ def test_we_hear_from_postfix_whom_to_tell(place: Place) -> None:
         "notify": ["FAILURE", "SUCCESS"],
         "orcpt": "rfc822;Told+2Bme@example.org",
     }
+
+
+def test_postfix_users_hear_of_a_delivery_here(place: Place) -> None:
+    send(
+        place.client,
+        place.postfix.host,
+        "reported@here.test",
+        sender="hears@postfix.test",
+        mail=RET,
+        rcpt=NOTIFY,
+    )
+    _, fields = report(place.postfix.mail("hears"))
+    assert fields["Reporting-MTA"] == "dns; mx.here.test"
+    assert fields["Original-Envelope-Id"] == "QQ+1"
+    assert fields["Original-Recipient"] == "rfc822; Told+me@example.org"
+    assert fields["Final-Recipient"] == "rfc822; reported@here.test"
+    assert fields["Action"] == "delivered"
 
 
 def test_many_messages_from_postfix_arrive(place: Place) -> None:
