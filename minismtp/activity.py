@@ -1,7 +1,7 @@
-"""What the thread of a session is doing, for other threads to look at (layer 2).
+"""What the thread of a session is doing, and the steps that its decisions came by (layer 2).
 
-The guards note here which plugin runs and since when. A look from outside needs no lock: every
-change is one assignment of a value that does not change.
+The guards note here which plugin runs and since when, and how each call ended. A look from outside
+needs no lock: every change is one assignment of a value that does not change.
 """
 
 from __future__ import annotations
@@ -13,19 +13,41 @@ import traceback
 from collections.abc import Iterator
 from time import perf_counter
 from types import FrameType
+from typing import Final, TypeAlias
+
+#: One call of a hook: the hook, the plugin, when it began, how many seconds it took, the verdict
+#: (none, answer, reject ..., "shadow:" before it in shadow mode), and a remark: the reply, or what
+#: went wrong. Times are those of `perf_counter`. Beside them stand what was said: "RCPT" and the
+#: recipient; "reply", the command that was refused, and code and text as verdict and remark.
+Step: TypeAlias = tuple[str, str, float, float, str, str]
+
+_MOST_STEPS: Final = 500  # of one message, or of one session between its messages
+_MOST_TOLD: Final = 50  # in one line of the log
+_NOT_HOOKS: Final = frozenset({"RCPT", "reply"})
 
 
 class Activity:
     """One thread's work. `running` is the plugin's hook under way: hook, plugin, since when.
 
-    That is a time of `perf_counter`; `thread` is an identifier of `threading`, 0 before the start.
+    `steps` are those of the message under way, else of the session. `thread` is an identifier of
+    `threading`, 0 before the start.
     """
 
-    __slots__ = ("running", "thread")
+    __slots__ = ("running", "steps", "thread")
 
     def __init__(self) -> None:
         self.running: tuple[str, str, float] | None = None
+        self.steps: list[Step] = []
         self.thread = 0
+
+    def note(self, step: Step) -> None:
+        """Add a step; what goes on for ever is not noted to its end."""
+        if len(self.steps) < _MOST_STEPS:
+            self.steps.append(step)
+
+    def note_reply(self, verb: str, code: int, text: str) -> None:
+        """Add that a command was refused."""
+        self.note(("reply", verb, perf_counter(), 0.0, str(code), text))
 
     def report(self) -> dict[str, object]:
         """Say which plugin runs, if one does, and for how many seconds."""
@@ -38,8 +60,15 @@ class Activity:
         return [] if frame is None else _lines(frame)
 
 
+class _Nobody(Activity):
+    """The work of threads that have none of their own: nobody looks at it."""
+
+    def note(self, step: Step) -> None:
+        pass
+
+
 class _Here(threading.local):
-    activity = Activity()  # of threads that have none of their own; nobody looks at it
+    activity: Activity = _Nobody()
 
 
 _here = _Here()
@@ -61,6 +90,16 @@ def taken_up(activity: Activity) -> Iterator[None]:
 def current() -> Activity:
     """Give what this thread works on."""
     return _here.activity
+
+
+def summary(steps: list[Step]) -> str:
+    """Tell the verdict of each hook's call and its microseconds, in one word for the log."""
+    told = [
+        f"{plugin}.{hook}:{verdict}:{int(seconds * 1e6)}"
+        for hook, plugin, _, seconds, verdict, _ in steps[:_MOST_TOLD]
+        if hook not in _NOT_HOOKS
+    ]
+    return ",".join(told if len(steps) <= _MOST_TOLD else [*told, "..."])
 
 
 def _lines(frame: FrameType) -> list[str]:

@@ -92,6 +92,18 @@ def parser() -> argparse.ArgumentParser:
     sessions = add("sessions", _sessions, "show the sessions that are open now")
     sessions.add_argument("--stack", action="store_true", help="and where their threads are")
     sessions.add_argument("--json", action="store_true")
+    explain = add("explain", _explain, "tell how a message or a session was decided, step by step")
+    explain.add_argument("id", metavar="ID", help="as in the reply, the log or a Received field")
+    explain.add_argument("--json", action="store_true")
+    trace = add("trace", _trace, "show the dialogue of sessions as it happens, until Ctrl-C")
+    trace.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        type=_network,
+        metavar="NET",
+        help="only with clients in it, such as 192.0.2.0/24; may be given again",
+    )
     passwd = add("passwd", _passwd, "set a user's password in a password file", config=False)
     passwd.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
     passwd.add_argument("user", type=_user_name, metavar="USER")
@@ -154,6 +166,36 @@ def _sessions(arguments: argparse.Namespace) -> int:
 
     _say(sessions.run(Config.load(arguments.config), arguments))
     return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from minismtp.config import Config
+    from minismtp.insight import explain
+
+    text = explain.run(Config.load(arguments.config), arguments)
+    if not text:
+        return _complain(f"nothing is known of {arguments.id}", EXIT_FAILURE)
+    _say(text)
+    return 0
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from minismtp.config import Config
+    from minismtp.insight import trace
+
+    for line in trace.run(Config.load(arguments.config), arguments):
+        _say(line)
+        sys.stdout.flush()
+    return 0
+
+
+def _network(text: str) -> str:
+    from ipaddress import ip_network
+
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _serve(arguments: argparse.Namespace) -> int:

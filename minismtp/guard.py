@@ -22,7 +22,7 @@ from minismtp.envelope import Envelope, Local, Relay, Several
 from minismtp.events import HookFailed
 from minismtp.log import Log, describe
 from minismtp.message import Message
-from minismtp.metrics import HookMetrics
+from minismtp.metrics import VERDICTS, HookMetrics
 from minismtp.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.session import Session
 from minismtp.smtp.sasl import StoredKey
@@ -88,6 +88,7 @@ class Guard:
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow = self.policy.plugin, self.policy.shadow
+        seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
@@ -98,7 +99,7 @@ class Guard:
             activity.running = (hook, plugin, begun)
             raised: BaseException | None = None
             verdict: Verdict | None = None
-            result = None
+            result, remark = None, ""
             try:
                 result = method(*args)
             except KeyboardInterrupt:
@@ -110,9 +111,11 @@ class Guard:
             metrics.cpu(thread_time() - cpu)
             self._timed(hook, wall, metrics)
             if result is not None or raised is not None:
-                verdict, result = self._judge(hook, raised, result, metrics)
+                verdict, result, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
-            metrics.verdict[_kind(verdict, result)](1)
+            kind = _kind(verdict, result)
+            metrics.verdict[kind](1)
+            activity.note((hook, plugin, begun, wall, seen[kind], remark))
             if shadow:
                 return None
             if verdict is not None:
@@ -136,15 +139,18 @@ class Guard:
 
     def _judge(
         self, hook: str, raised: BaseException | None, result: object, metrics: HookMetrics
-    ) -> tuple[Verdict | None, object]:
-        """Tell an answer and a verdict from a failure, which becomes the policy's verdict."""
+    ) -> tuple[Verdict | None, object, str]:
+        """Tell an answer and a verdict from a failure, which becomes the policy's verdict.
+
+        Gives what was decided, what was answered, and a remark for the trace.
+        """
         if raised is None and not _fits(hook, result):
             raised = TypeError(f"{hook} returned {type(result).__name__}")
         if raised is None:
-            return None, result
+            return None, result, ""
         if isinstance(raised, Verdict) and hook not in IMPARTIAL:
-            return raised, None
-        return self._failed(hook, raised, metrics), None
+            return raised, None, str(raised.reply)
+        return self._failed(hook, raised, metrics), None, f"failed: {describe(raised)}"
 
     def _failed(self, hook: str, error: BaseException, metrics: HookMetrics) -> Verdict | None:
         plugin = self.policy.plugin

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -27,24 +28,32 @@ FLUSH_INTERVAL: Final = 0.05
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
 _STDERR: Final = 2
-_SAFE: Final = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-+/:@<>,;()[]{}!#$%&*?^~|"
-)
-_SAFE_EVENT: Final = _SAFE | {" "}
+_SAFE_OCTETS: Final = r"A-Za-z0-9._+/:@<>,;()\[\]{}!#$%&*?^~|-"
+_SAFE: Final = re.compile(f"[{_SAFE_OCTETS}]+")
+_SAFE_EVENT: Final = re.compile(f"[ {_SAFE_OCTETS}]*")
 
 _bound = threading.local()
 
 
 def bind(**fields: object) -> None:
     """Put fields in front of every line that this thread logs, until `unbind`."""
-    current: dict[str, object] = getattr(_bound, "fields", {})
-    _bound.fields = {**current, **fields}
+    bound().update(fields)
 
 
 def unbind(*names: str) -> None:
     """Take fields off this thread's lines; without names, all of them."""
-    current: dict[str, object] = getattr(_bound, "fields", {})
-    _bound.fields = {k: v for k, v in current.items() if k not in names} if names else {}
+    current = bound()
+    for name in names or tuple(current):
+        current.pop(name, None)
+
+
+def bound() -> dict[str, object]:
+    """Give what stands in front of every line of this thread."""
+    try:
+        fields: dict[str, object] = _bound.fields
+    except AttributeError:
+        fields = _bound.fields = {}
+    return fields
 
 
 class Log:
@@ -181,7 +190,7 @@ def describe(error: BaseException) -> str:
 
 def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str:
     # What comes over the bridge may be anything.
-    event = event if _SAFE_EVENT.issuperset(event) else _quoted(event)
+    event = event if _SAFE_EVENT.fullmatch(event) else _quoted(event)
     pairs = "".join([f" {k}={_quoted(str(v))}" for k, v in fields.items()])
     return f"{now} {level} {event}{pairs}\n" if now else f"{level} {event}{pairs}\n"
 
@@ -192,7 +201,7 @@ def _as_json(now: str, level: str, event: str, fields: dict[str, object]) -> str
 
 
 def _quoted(text: str) -> str:
-    if text and _SAFE.issuperset(text):
+    if _SAFE.fullmatch(text):
         return text
     # Letters stay readable; controls, line separators and the like become escapes.
     return json.dumps(text, ensure_ascii=not text.isprintable())

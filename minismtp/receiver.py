@@ -11,6 +11,7 @@ from typing import Final, assert_never
 from minismtp import replies
 from minismtp.activity import Activity
 from minismtp.authentication import Authentication
+from minismtp.chronicle import Record
 from minismtp.ehlo import keywords
 from minismtp.events import SessionClosed, SessionOpened
 from minismtp.metrics import COMMANDS
@@ -72,6 +73,8 @@ class Receiver:
         self._protocol = Protocol(lmtp=service.lmtp, line_length=service.limits.line_length)
         self._authentication = Authentication(service, session)
         self._transaction: Transaction | None = None
+        self._tracing = service.tracing
+        self._subject = session.id  # what the next refusal is about
         self._origin = ""
         self._refused_verb = "OTHER"
         self._starved = True  # no event before more input
@@ -117,6 +120,7 @@ class Receiver:
         """Give the banner, or the refusal of a peer that is unwelcome or talked `early`."""
         service, session = self._service, self.session
         self._opened = True
+        self._tracing.happened(session, f"connected to {session.listener}")
         self._origin = session.peer  # now: a PROXY header has come before the banner
         service.metrics.active(1)
         if service.hooks.observed:
@@ -141,7 +145,7 @@ class Receiver:
         size = 0
         self._starved = False
         while size < _FLUSH:
-            event = self._protocol.next_event()
+            event = self._watched_event() if self._tracing.outlets else self._protocol.next_event()
             if event is NEED_DATA:
                 self._starved = True
                 break
@@ -152,11 +156,18 @@ class Receiver:
                 size += len(sent)
         return output[0] if len(output) == 1 else b"".join(output)
 
+    def _watched_event(self) -> Event | Command:
+        line = self._protocol.upcoming
+        event = self._protocol.next_event()
+        self._tracing.heard(self.session, event, line)
+        return event
+
     def secured(self, tls: TlsInfo) -> None:
         """Begin anew inside TLS; all that was said in clear is forgotten (RFC 3207 section 4.2)."""
         self._service.metrics.tls[tls.version](1)
         session = self.session
         session.tls = tls
+        self._tracing.happened(session, f"{tls.version} {tls.cipher}")
         session.helo = ""
         session.esmtp = False
         session.login = None
@@ -168,7 +179,9 @@ class Receiver:
         """End the session from outside: give the 421 that says why."""
         self.reason = reason
         self._protocol.close()
-        return Reply(421, f"{self._service.hostname} {text}", enhanced).encode()
+        reply = Reply(421, f"{self._service.hostname} {text}", enhanced).about(self.session.id)
+        self._tracing.answered(self.session, reply)
+        return reply.encode()
 
     def report(self) -> dict[str, object]:
         """Say how the session stands: for other threads, hence nothing that may just be changing.
@@ -198,17 +211,29 @@ class Receiver:
         if self._opened:
             service.metrics.active(-1)
             service.metrics.session_duration(duration)
-        (service.log.debug if service.quiet else service.log.info)(
-            "session closed",
-            peer=session.peer,
-            listener=session.listener,
-            reason=self.reason,
-            seconds=f"{duration:.3f}",
-            commands=self._commands,
-            transactions=self._transactions,
-            helo=session.helo,
+        fields: dict[str, str | int] = {
+            "peer": session.peer,
+            "listener": session.listener,
+            "reason": self.reason,
+            "seconds": f"{duration:.3f}",
+            "commands": self._commands,
+            "transactions": self._transactions,
+            "helo": session.helo,
             **({"tls": session.tls.version} if session.tls else {}),
-        )
+        }
+        (service.log.debug if service.quiet else service.log.info)("session closed", **fields)
+        self._tracing.happened(session, f"closed: {self.reason}")
+        if service.chronicle is not None and not service.quiet:
+            service.chronicle.keep(
+                Record(
+                    "session closed",
+                    session.id,
+                    service.wall(),
+                    self._begun,
+                    fields,
+                    self._activity.steps,
+                )
+            )
         if service.hooks.observed:
             service.hooks.observe(
                 SessionClosed(session.id, session.listener, session.peer, duration, self.reason)
@@ -217,6 +242,13 @@ class Receiver:
     def _send(self, answers: list[Reply]) -> bytes:
         protocol = self._protocol
         verb = protocol.verb
+        if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
+            answers = [self._named(reply) for reply in answers]
+        if self._transaction is None:
+            self._subject = self.session.id
+        if self._tracing.outlets:
+            for reply in answers:
+                self._tracing.answered(self.session, reply)
         sent = protocol.send_each(answers) if len(answers) > 1 else protocol.send(answers[0])
         if protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
@@ -226,14 +258,21 @@ class Receiver:
         elif protocol.state is not State.CHUNKS:
             self.deadline = min(now + self._command_timeout, self._end)
         if verb != "CONNECT":
-            self._count(_METRIC_NAMES.get(verb, verb), answers[0])
+            self._count(verb, answers[0])
         return sent
+
+    def _named(self, reply: Reply) -> Reply:
+        """Give a refusal with what it is about: the message under way, else the session."""
+        return reply.about(self._subject) if reply.code >= 400 else reply  # noqa: PLR2004
 
     def _count(self, verb: str, reply: Reply) -> None:
         self._commands += 1
-        name = self._refused_verb if verb == "REFUSED" else verb
-        key = (name if name in COMMANDS else "OTHER", reply.category)
-        self._service.metrics.commands[key](1)
+        self._service.metrics.commands[self._name(verb), reply.category](1)
+
+    def _name(self, verb: str) -> str:
+        """Name what the protocol calls `verb`; nothing that only the peer knows what it is."""
+        name = self._refused_verb if verb == "REFUSED" else _METRIC_NAMES.get(verb, verb)
+        return name if name in COMMANDS else "OTHER"
 
     def _decide(self, event: Command | Event) -> list[Reply] | None:
         """Give the replies to one event; None when it is owed none."""
@@ -279,6 +318,10 @@ class Receiver:
             self._refused_verb = event.verb
         reply = self._judged(event)
         verb = self._protocol.verb
+        if reply.code >= 400:  # noqa: PLR2004
+            self._activity.note_reply(self._name(verb), reply.code, reply.text)
+            if verb == "MAIL" and self._transaction is not None:
+                self._drop_transaction()
         if (self._refused_verb if verb == "REFUSED" else verb) in GREETINGS:
             # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
             return Reply(reply.code, reply.text)
@@ -381,11 +424,11 @@ class Receiver:
         if event.require_tls and session.tls is None:
             return replies.TLS_REQUIRED  # RFC 8689 section 4
         self._envelopes += 1
-        transaction = Transaction(service, session, event, self._envelopes)
+        transaction = Transaction(service, session, event, self._envelopes, self._activity)
+        self._subject = transaction.envelope.id
+        self._transaction = transaction
         reply = transaction.begin()
-        if reply is replies.SENDER_OK:
-            self._transactions += 1
-            self._transaction = transaction
+        self._transactions += reply is replies.SENDER_OK
         return reply
 
     def _data(self) -> Reply:

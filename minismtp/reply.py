@@ -52,6 +52,10 @@ class Reply:
         """The first digit: 2 done, 3 go on, 4 try again later, 5 refused (RFC 5321 4.2.1)."""
         return self.code // 100
 
+    def about(self, identifier: str) -> Reply:
+        """Give the same reply with the identifier that `minismtp explain` and the log know."""
+        return Reply(self.code, f"{self.text} (id {identifier})", self.enhanced)
+
     def encode(self) -> bytes:
         r"""Give the octets on the wire; every line of a longer reply repeats both codes.
 

@@ -18,6 +18,7 @@ from minismtp.settings import ConfigError, build
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")
 _HEADERS_SIZE: Final = ByteSize.parse("1MiB")
+_CHRONICLE_SIZE: Final = ByteSize.parse("64MiB")
 _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
@@ -255,6 +256,9 @@ class LogConfig:
         Literal["debug", "info", "warning", "error"], says("the least that is logged")
     ] = "info"
     format: Annotated[Literal["text", "json"], says("text is `key=value`")] = "text"
+    chronicle: Annotated[
+        ByteSize, says("octets of disk for what `minismtp explain` knows; 0 = it knows nothing")
+    ] = _CHRONICLE_SIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

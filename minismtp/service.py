@@ -11,12 +11,14 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
 from minismtp.backoff import Backoff
+from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Limits, Listener
 from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
 from minismtp.spool import Spool
+from minismtp.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +28,9 @@ class Service:
     `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
     (loopback or a unix socket). `greet_delay` in seconds; `quiet` keeps sessions out of the log and
     the metrics. `spool` is where large contents are written, `queue` where messages wait for other
-    hosts; without one nothing is relayed. `draining` is set when the process is about to end.
-    `clock` gives monotonic seconds, `wall` seconds since the epoch.
+    hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain` tells,
+    `tracing` shows dialogues. `draining` is set when the process is about to end. `clock` gives
+    monotonic seconds, `wall` seconds since the epoch.
     """
 
     listener: str
@@ -48,6 +51,8 @@ class Service:
     fix_newlines: bool = False
     spool: Path | None = None
     queue: Spool | None = None
+    chronicle: Chronicle | None = None
+    tracing: Tracing = field(default_factory=Tracing)
     draining: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -80,6 +85,8 @@ def make_service(
     starttls: bool,
     backoff: Backoff | None = None,
     queue: Spool | None = None,
+    chronicle: Chronicle | None = None,
+    tracing: Tracing | None = None,
 ) -> Service:
     """Make the service of one listener from the configuration."""
     return Service(
@@ -100,6 +107,8 @@ def make_service(
         fix_newlines=config.bare_newline == "fix",
         spool=config.state_directory / "spool",
         queue=queue,
+        chronicle=chronicle,
+        tracing=tracing or Tracing(),
         draining=draining,
     )
 

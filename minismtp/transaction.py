@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
+from time import perf_counter
 from typing import Final
 
 from minismtp import replies
+from minismtp.activity import Activity, summary
 from minismtp.address import Address
+from minismtp.chronicle import Record
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
+from minismtp.log import bind, unbind
 from minismtp.message import Content, ContentWriter, Message
 from minismtp.received import received
 from minismtp.reply import Disconnect, Reply, Verdict
@@ -35,9 +39,16 @@ class Transaction:
     `disconnects` says that a plugin wants the connection closed after the reply to the content.
     """
 
-    def __init__(self, service: Service, session: Session, mail: Mail, number: int) -> None:
+    def __init__(
+        self, service: Service, session: Session, mail: Mail, number: int, activity: Activity
+    ) -> None:
         self._service = service
         self._session = session
+        self._activity = activity
+        self._steps_before, activity.steps = activity.steps, []
+        self._stored: list[Address] = []
+        self._queued: list[Target] = []
+        self._receiving = 0.0  # seconds; until `finish`, when that began
         self._writer: ContentWriter | None = None
         self._accepted: list[Recipient] = []
         self._problem: Reply | None = None
@@ -61,6 +72,7 @@ class Transaction:
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
         )
+        bind(id=self.envelope.id)
 
     def begin(self) -> Reply:
         """Ask the plugins about the reverse-path; raises Verdict."""
@@ -78,6 +90,7 @@ class Transaction:
         if not address.domain:
             # <Postmaster> is ours (RFC 5321 section 4.5.1).
             address = Address(address.local, self._service.hostname)
+        self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
         recipient = Recipient(address, notify=command.notify, original=command.original)
         try:
             reply = self._judge(recipient)
@@ -128,6 +141,7 @@ class Transaction:
             self._service.hooks.on_data(self._session, self.envelope)
             self._asked = True
         if self._writer is None:
+            self._receiving = self._service.clock()
             self._writer = ContentWriter(self._service.spool)
 
     def refuse(self, reply: Reply) -> None:
@@ -160,10 +174,12 @@ class Transaction:
             self.refuse(replies.NO_SPACE)
 
     def abort(self) -> None:
-        """Drop what came in; the client has gone or has asked for it."""
+        """End without a message: the client has gone, asked for it, or was refused so far."""
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
+        self._keep("no message", self._facts(0))
+        self._end()
 
     def finish(self, *, bare_newline: bool = False, long_line: bool = False) -> list[Reply]:
         """Judge the whole message and store it: one reply, or with LMTP one for each recipient."""
@@ -172,6 +188,8 @@ class Transaction:
         if long_line:
             self.refuse(replies.LONG_LINE)
         size, outcome = 0, ""
+        if self._receiving:
+            self._receiving = self._service.clock() - self._receiving
         writer = self._writer
         if writer is None:
             answers = [self._problem or replies.NO_SPACE]
@@ -188,6 +206,7 @@ class Transaction:
         if self._service.lmtp and len(answers) == 1:
             answers *= len(self._accepted)
         self._account(outcome or _outcome(answers), size, answers)
+        self._end()
         return answers
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
@@ -259,6 +278,7 @@ class Transaction:
         assert queue is not None  # noqa: S101 - else nothing waits
         try:
             queue.add(Entry.of(self.envelope, message, waiting), message)
+            self._queued = waiting
         except OSError as error:
             if not self._service.lmtp:
                 raise
@@ -291,7 +311,10 @@ class Transaction:
             stored = self._service.hooks.deliver(self.envelope, message, mailbox)
         except Verdict as verdict:
             return self._refusal(verdict)
-        return accepted if stored else replies.NO_STORAGE
+        if not stored:
+            return replies.NO_STORAGE
+        self._stored.append(mailbox)
+        return accepted
 
     def _refusal(self, verdict: Verdict) -> Reply:
         self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
@@ -305,22 +328,47 @@ class Transaction:
         service.metrics.messages[outcome](1)
         if size:
             service.metrics.message_size(size)
+        facts = self._facts(size) | {"reply": str(answers[0])}
+        if self._stored:
+            facts["stored"] = ",".join(map(str, self._stored))
+        if self._queued:
+            facts["queued"] = ",".join([target.address for target in self._queued])
         service.log.info(
             outcome,
-            id=envelope.id,
-            peer=self._session.peer,
-            **({} if self._session.login is None else {"login": self._session.login}),
-            sender=f"<{envelope.sender}>",
-            to=",".join([str(recipient.address) for recipient in envelope.recipients]),
-            size=size,
-            seconds=f"{service.clock() - self.begun:.4f}",
-            reply=str(answers[0]),
+            **facts,
+            receive=f"{self._receiving:.4f}",
+            hooks=summary(self._activity.steps),
         )
+        self._keep(outcome, facts)
         if service.hooks.observed:
             for reply in answers:
                 service.hooks.observe(
                     MessageDecided(self._session.id, envelope.id, size, outcome, reply)
                 )
+
+    def _facts(self, size: int) -> dict[str, str | int]:
+        """Give what the log and the chronicle say of a message, whatever became of it."""
+        envelope, login = self.envelope, self._session.login
+        return {
+            "id": envelope.id,
+            "peer": envelope.peer,
+            **({} if login is None else {"login": login}),
+            "sender": f"<{envelope.sender}>",
+            "to": ",".join([str(recipient.address) for recipient in envelope.recipients]),
+            "size": size,
+            "seconds": f"{self._service.clock() - self.begun:.4f}",
+        }
+
+    def _keep(self, event: str, facts: dict[str, str | int]) -> None:
+        service = self._service
+        if service.chronicle is not None:
+            steps, now = self._activity.steps, service.wall()
+            service.chronicle.keep(Record(event, self.envelope.id, now, self.begun, facts, steps))
+
+    def _end(self) -> None:
+        """Let the thread's log lines and steps be the session's again."""
+        unbind("id")
+        self._activity.steps = self._steps_before
 
 
 def _outcome(answers: list[Reply]) -> str:

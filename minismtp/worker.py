@@ -8,7 +8,8 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from minismtp import log as logging
 from minismtp import stacks
 from minismtp.admission import Admission
 from minismtp.backoff import Backoff
+from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Listener
 from minismtp.control import Control, Say
 from minismtp.guard import Failure
@@ -29,9 +31,11 @@ from minismtp.service import make_service
 from minismtp.settings import ConfigError
 from minismtp.spool import Spool
 from minismtp.tls import Certificates, first_end
+from minismtp.tracing import Outlet, Tracing
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+_TRACE_TICK: Final = 0.5  # seconds after which a silent trace finds out whether one listens
 _TICK: Final = 0.05  # seconds between two looks at the last sessions
 
 
@@ -86,6 +90,8 @@ class Worker:
         self._plugins = plugins
         self._metrics = metrics
         self._log = log
+        self._chronicle = Chronicle(config.state_directory, config.log.chronicle, log)
+        self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
@@ -93,7 +99,13 @@ class Worker:
         self._accepting: list[threading.Thread] = []
         self._turns: list[int] = []
         self._control = Control(
-            config.state_directory / "control", str(post.slot), {"sessions": self._report}
+            config.state_directory / "control",
+            str(post.slot),
+            {
+                "sessions": self._report,
+                "trace": self._trace,
+                "flush": lambda _, __: self._chronicle.flush(),
+            },
         )
 
     def start(self) -> None:
@@ -105,6 +117,7 @@ class Worker:
             )
         )
         self._log.start()
+        self._chronicle.start()
         self._metrics.tally.start()
         self._sessions.start_watch()
         self._control.start()
@@ -148,7 +161,19 @@ class Worker:
             self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))
         self._plugins.hooks().on_stop()
         self._metrics.tally.flush()
+        self._chronicle.flush()
         self._log.flush()
+
+    def _trace(self, question: dict[str, Any], say: Say) -> None:
+        """Say every line of the dialogues until nobody listens."""
+        outlet = Outlet(tuple(ip_network(network) for network in question["peers"]))
+        self._tracing.open(outlet)
+        try:
+            while True:
+                line = outlet.get(patience=_TRACE_TICK)
+                say({"lost": outlet.lost} if line is None else asdict(line))
+        finally:
+            self._tracing.close(outlet)
 
     def _beat(self) -> None:
         """Show life, if every thread that all sessions hang on has turned since the last beat."""
@@ -182,6 +207,8 @@ class Worker:
             starttls=listener.tls == "starttls",
             backoff=self._post.backoff,
             queue=self._queue,
+            chronicle=self._chronicle,
+            tracing=self._tracing,
         )
         return Server(
             listener,

@@ -57,21 +57,21 @@ def trickle(client: Client, data: bytes) -> None:
 def test_silent_client_hears_421(hasty: Running) -> None:
     with hasty.connect() as client:
         client.greet()
-        assert client.rest() == f"{TIMEOUT}\r\n"
+        assert client.rest().startswith(f"{TIMEOUT} (id ")
 
 
 def test_command_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
     with hasty.connect() as client:
         client.reply()
         trickle(client, b"N" * 100)
-        assert client.rest() == f"{TIMEOUT}\r\n"
+        assert client.rest().startswith(f"{TIMEOUT} (id ")
 
 
 def test_content_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
     with hasty.connect() as client:
         client.begin_data("trickle@example.org")
         trickle(client, b"line\r\n")
-        assert client.rest() == f"{TIMEOUT}\r\n"
+        assert client.rest().startswith(f"{TIMEOUT} (id ")
     assert hasty.mail("trickle") == []
 
 
@@ -84,7 +84,7 @@ def test_many_chunks_do_not_buy_time(hasty: Running) -> None:
         while reply.startswith("250"):
             client.send("BDAT 1\r\nx")
             reply = client.reply()
-        assert reply == TIMEOUT
+        assert reply.startswith(TIMEOUT)
     assert hasty.mail("chunks") == []
 
 
@@ -94,7 +94,7 @@ def test_session_ends_however_busy_it_is(hasty: Running) -> None:
         reply = "250"
         while reply.startswith("250"):
             reply = client.command("NOOP")
-        assert reply == TIMEOUT
+        assert reply.startswith(TIMEOUT)
 
 
 def test_handshake_that_never_starts_ends_the_session(hasty: Running) -> None:
@@ -123,7 +123,7 @@ def test_timeout_inside_tls_is_told_inside_tls(hasty: Running, tls_files: TlsFil
         client.command("STARTTLS")
         client.secure(tls_files.client())
         client.command("EHLO client.example")
-        assert client.rest() == f"{TIMEOUT}\r\n"
+        assert client.rest().startswith(f"{TIMEOUT} (id ")
 
 
 def test_client_that_never_reads_is_cut(hasty: Running) -> None:

@@ -553,7 +553,9 @@ def test_on_data_refusal_consumes_the_chunk() -> None:
     mailroom = Mailroom()
     dialogue = Dialogue(Judge(hook="on_data", verdict=Reject("no")), mailroom)
     at_rcpt(dialogue, data=True)
-    assert dialogue.send_raw(b"BDAT 6\r\nQUIT\r\nNOOP\r\n") == b"550 5.7.1 no\r\n250 2.0.0 ok\r\n"
+    refusal, after = dialogue.send_raw(b"BDAT 6\r\nQUIT\r\nNOOP\r\n").splitlines()
+    assert refusal.startswith(b"550 5.7.1 no (id ")
+    assert after == b"250 2.0.0 ok"
     assert not mailroom.stored
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "values": "reply address stash files groupsync passwords der",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
-    "mail": "activity"
+    "mail": "chronicle tracing"
+    " activity"
     " envelope delivery dsn headers message session received tls spool config metrics state"
     " events log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
@@ -26,7 +27,8 @@ LAYERS = {
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo reporting service submission transaction",
     "sockets": "control connection listen notify server testing",
-    "roles": "insight insight.sessions outbound.watch"
+    "roles": "insight.explain insight.trace"
+    " insight insight.sessions outbound.watch"
     " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"
     " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"

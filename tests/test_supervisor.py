@@ -98,7 +98,7 @@ def who(client: Client) -> tuple[int, int]:
     found = re.search(r"^250[- ]GENERATION (\d+) (\d+)$", greeting, re.MULTILINE)
     if not found:
         # Cut while it waited, or told in answer to EHLO: that has no enhanced code (RFC 2034).
-        assert greeting in (DRAINING, DRAINING.replace(" 4.3.2", ""))
+        assert greeting.startswith((DRAINING, DRAINING.replace(" 4.3.2", "")))
         return 0, 0
     return int(found[1]), int(found[2])
 
@@ -276,7 +276,7 @@ def test_death_of_the_supervisor_ends_all_processes(
         server.process.kill()
         client.send("text\r\n.\r\n")
         assert client.reply().startswith("250 2.0.0 ")
-        assert client.rest() == f"{DRAINING}\r\n"
+        assert client.rest().startswith(f"{DRAINING} (id ")
     server.wait_until(lambda: not any(alive(pid) for pid in children))
     assert refused(free_port)
     assert len(server.mail("orphan")) == 1
@@ -419,7 +419,7 @@ def test_sessions_are_hurried_when_the_drain_time_has_passed(
         client.greet()
         reload(server)
         assert client.command("NOOP").startswith("250 ")
-        assert client.rest() == f"{DRAINING}\r\n"
+        assert client.rest().startswith(f"{DRAINING} (id ")
 
 
 def test_the_next_reload_hurries_the_generation_before(configure: Configure, start: Start) -> None:
@@ -429,7 +429,7 @@ def test_the_next_reload_hurries_the_generation_before(configure: Configure, sta
         reload(server, 1)
         assert client.command("NOOP").startswith("250 ")
         reload(server, 2)
-        assert client.rest() == f"{DRAINING}\r\n"
+        assert client.rest().startswith(f"{DRAINING} (id ")
 
 
 def test_stop_after_a_reload_lets_the_old_generation_finish_too(
@@ -441,7 +441,7 @@ def test_stop_after_a_reload_lets_the_old_generation_finish_too(
         idle.greet()
         reload(server)
         server.signal(signal.SIGTERM)
-        assert idle.rest() == f"{DRAINING}\r\n"
+        assert idle.rest().startswith(f"{DRAINING} (id ")
         server.wait_until(lambda: len(workers(server)) == 1)
         client.send("text\r\n.\r\n")
         assert client.reply().startswith("250 2.0.0 ")

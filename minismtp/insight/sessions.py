@@ -45,12 +45,17 @@ def survey(directory: Path, *, stack: bool = False) -> Survey:
     sessions, problems = [], []
     answers = ask(directory, {"ask": "sessions", "stack": stack})
     if not answers:
-        raise FileNotFoundError(errno.ENOENT, "no server answers here", str(directory))
+        raise nobody_answers(directory)
     for answer in answers:
         sessions += [{**session, "process": answer.process} for session in answer.lines]
         if answer.problem:
             problems.append(f"process {answer.process}: {answer.problem}")
     return Survey(sorted(sessions, key=lambda each: -each["age"]), problems)
+
+
+def nobody_answers(directory: Path) -> FileNotFoundError:
+    """Give the error of a server that does not run."""
+    return FileNotFoundError(errno.ENOENT, "no server answers here", str(directory))
 
 
 def row(session: dict[str, Any]) -> tuple[str, ...]:

@@ -153,9 +153,9 @@ class Courier:
             address = entry.targets[outcome.number].address
             self._metrics.attempt(outcome.state, seconds, age, done.tls)
             event = "deferred" if outcome.state == "queued" else outcome.state
-            self._log.info(
+            self._watch.tell(
                 f"delivery {event}",
-                id=entry.id,
+                entry.id,
                 to=address,
                 host=done.host,
                 tls=done.tls,

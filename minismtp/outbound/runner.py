@@ -21,7 +21,6 @@ from minismtp import log as logging
 from minismtp import stacks
 from minismtp.board import Board
 from minismtp.config import Config
-from minismtp.control import Control
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
@@ -120,9 +119,8 @@ class Runner:
         self._drain = config.limits.drain.total_seconds()
         self._metrics = metrics
         self._board = board
-        self._watch = Watch()
+        self._watch = Watch(config, log)
         self._carrier = carrier
-        self._control = config.state_directory / "control"
         schedule = _open_schedule(config.state_directory / "spool" / "queue.db", log)
         ledger = Ledger(schedule, log)
         self._custody = Custody(
@@ -145,7 +143,7 @@ class Runner:
     def run(self, lifeline: int, lock: int) -> None:
         """Deliver until TERM, then give up the spool's lock and let what is under way end."""
         self._carrier.start()
-        Control(self._control, "outbound", {"sessions": self._watch.report}).start()
+        self._watch.start()
         fifo = self._custody.spool.listen()
         self._intake.recover()
         self._custody.ledger.start()
@@ -196,6 +194,7 @@ class Runner:
         while self._custody.backlog.running() and time.monotonic() < end:
             time.sleep(_LOCK_TICK)
         self._custody.ledger.flush()
+        self._watch.close()
 
 
 def _open_schedule(path: Path, log: Log) -> Schedule:

@@ -1,35 +1,63 @@
-"""Which deliveries are under way, for `minismtp sessions` (layer 6)."""
+"""What is known of deliveries: those under way, and what became of each attempt (layer 6)."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
+from time import perf_counter
 from typing import Any
 
-from minismtp.activity import Activity, taken_up
-from minismtp.control import Say
+from minismtp.activity import Activity, current, taken_up
+from minismtp.chronicle import Chronicle, Record
+from minismtp.config import Config
+from minismtp.control import Answerer, Control, Say
+from minismtp.log import Log, bind, unbind
 from minismtp.outbound.agenda import Job
 
 
 class Watch:
     """The jobs that run, each with what its thread is doing."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config, log: Log) -> None:
+        self._directory = config.state_directory / "control"
+        self._chronicle = Chronicle(config.state_directory, config.log.chronicle, log)
+        self._log = log
         self._running: dict[Job, tuple[float, Activity]] = {}
+
+    def start(self) -> None:
+        """Answer questions, and write down what is told; raises OSError."""
+        self._chronicle.start()
+        flush = self._chronicle.flush
+        answers: dict[str, Answerer] = {"sessions": self._report, "flush": lambda _, __: flush()}
+        Control(self._directory, "outbound", answers).start()
+
+    def tell(self, event: str, identifier: str, **fields: str | int) -> None:
+        """Log what became of a message, and keep it with the steps of this thread's job."""
+        self._log.info(event, id=identifier, **fields)
+        steps, begun = [*current().steps], perf_counter()
+        if steps:
+            begun = min(begun, steps[0][2])
+        self._chronicle.keep(Record(event, identifier, time.time(), begun, fields, steps))
+
+    def close(self) -> None:
+        """Write what was told."""
+        self._chronicle.flush()
 
     @contextlib.contextmanager
     def on(self, job: Job) -> Iterator[None]:
         """Show a job, which this thread does, for as long as a block."""
         activity = Activity()
+        bind(id=job[0])
         self._running[job] = (time.monotonic(), activity)
         try:
             with taken_up(activity):
                 yield
         finally:
             del self._running[job]
+            unbind("id")
 
-    def report(self, question: dict[str, Any], say: Say) -> None:
+    def _report(self, question: dict[str, Any], say: Say) -> None:
         """Say each delivery, in the form of a session."""
         now = time.monotonic()
         for (name, destination), (begun, activity) in [*self._running.items()]:

@@ -203,6 +203,12 @@ class Protocol:
         """Whether input waits that no event has covered."""
         return self._at < len(self._buffer)
 
+    @property
+    def upcoming(self) -> bytes:
+        """The line that comes next, as far as it is there; for who watches the dialogue."""
+        end = self._buffer.find(b"\r\n", self._at)
+        return self._buffer[self._at : end if end >= 0 else None]
+
     def receive(self, data: bytes) -> None:
         """Take octets from the peer."""
         self._buffer = self._buffer[self._at :] + data if self.buffered else data

@@ -1,0 +1,143 @@
+"""What was decided, kept for `minismtp explain` (layer 2).
+
+A `Record` for each session, each message and each attempt to deliver goes into a ring of files that
+all processes share. They are handed over to a queue and written by a thread of its own, so a crash
+loses those of the last moment; no mail depends on them.
+
+All processes append to one file, under its lock. Who finds it full gives it a number; of the
+numbered ones only the newest few stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from minismtp.activity import Step
+from minismtp.log import Log
+
+DIRECTORY: Final = "chronicle"  # in the state directory
+_INTERVAL: Final = 0.5  # seconds that a record may wait
+_SEGMENTS: Final = 8
+_CURRENT: Final = "current.jsonl"
+_MOST: Final = 100_000  # records that may wait: a disk that hangs must not fill the memory
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class Record(msgspec.Struct, gc=False):
+    """One event as in the log, with its `fields` and the steps that led there.
+
+    `time` is the end in epoch seconds, `begun` when it began in seconds of the clock of the steps.
+    """
+
+    event: str
+    id: str
+    time: float
+    begun: float
+    fields: dict[str, str | int]
+    steps: list[Step]
+
+
+class Chronicle:
+    """One process's way into the ring, which takes about `limit` octets of disk in all."""
+
+    def __init__(self, state_directory: Path, limit: int, log: Log) -> None:
+        self._directory = state_directory / DIRECTORY
+        self._segment = limit // _SEGMENTS
+        self._log = log
+        self._waiting: deque[Record] = deque(maxlen=_MOST)
+        self._wake = threading.Event()
+        self._flushing = threading.Lock()
+        self._failed = False
+
+    def keep(self, record: Record) -> None:
+        """Take a record, which nobody changes any more; it is on its way to the disk."""
+        self._waiting.append(record)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def start(self) -> None:
+        """Write from now on."""
+        threading.Thread(target=self._run, name="chronicle", daemon=True).start()
+
+    def flush(self) -> None:
+        """Write all that waits; what cannot be written is dropped."""
+        with self._flushing:
+            records = []
+            while self._waiting:
+                records.append(self._waiting.popleft())
+            if not records or not self._segment:
+                return
+            try:
+                self._append(_ENCODER.encode_lines(records))
+                self._failed = False
+            except OSError as error:
+                if not self._failed:
+                    self._log.warning("chronicle not written", error=str(error))
+                self._failed = True
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            time.sleep(_INTERVAL)
+            self.flush()
+
+    def _append(self, data: bytes) -> None:
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        path = self._directory / _CURRENT
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while data:
+                data = data[os.write(descriptor, data) :]
+            status = os.fstat(descriptor)
+            # Another process may have put it away since it was opened.
+            if status.st_size >= self._segment and path.stat().st_ino == status.st_ino:
+                self._put_away(path)
+        finally:
+            os.close(descriptor)
+
+    def _put_away(self, path: Path) -> None:
+        old = _numbered(self._directory)
+        number = int(old[-1].stem) + 1 if old else 0
+        path.rename(self._directory / f"{number:08}.jsonl")
+        for surplus in old[: -(_SEGMENTS - 2)]:
+            surplus.unlink(missing_ok=True)
+
+
+def recall(state_directory: Path, identifier: str) -> list[Record]:
+    """Give what is known of a session with its messages, or of one message, the oldest first."""
+    session = identifier.partition(".")[0]
+    found = []
+    for line in _lines(state_directory / DIRECTORY, session.encode()):
+        with contextlib.suppress(msgspec.MsgspecError):  # cut off by a crash
+            record = msgspec.json.decode(line, type=Record)
+            if record.id in {identifier, session} or identifier == record.id.partition(".")[0]:
+                found.append(record)
+    return sorted(found, key=lambda record: record.time)
+
+
+def _lines(directory: Path, part: bytes) -> Iterator[bytes]:
+    for path in [*_numbered(directory), directory / _CURRENT]:
+        with contextlib.suppress(FileNotFoundError):
+            data = path.read_bytes()
+            at = data.find(part)
+            while at >= 0:
+                end = data.find(b"\n", at)
+                yield data[data.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(data)]
+                at = data.find(part, end) if end >= 0 else -1
+
+
+def _numbered(directory: Path) -> list[Path]:
+    return sorted(directory.glob("[0-9]*.jsonl"))
