@@ -215,7 +215,7 @@ def _systemd_below(pid: int) -> int:
     return 0
 
 
-def build_wheels(directory: Path) -> None:
+def build_wheels(directory: Path, *more: str) -> None:
     """Put the project's wheel into `directory`/wheels, and those of what it needs."""
     source, wheels = directory / "source", directory / "wheels"
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests")
@@ -228,7 +228,7 @@ def build_wheels(directory: Path) -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     version = subprocess.check_output([_PYTHON, "--version"], text=True).split()[1]
     target = (f"--python-version={version}", "--only-binary=:all:", f"--dest={wheels}")
-    subprocess.run([*pip, "download", *target, *dependencies], check=True)
+    subprocess.run([*pip, "download", *target, *dependencies, *more], check=True)
 
 
 def make(goal: str, source: Path | str, wheels: Path | str, *variables: str) -> list[str]:
