@@ -24,11 +24,12 @@ from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
 from minismtp.metrics import Metrics
+from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.reply import Verdict
 from minismtp.service import make_service
 from minismtp.session import Session
-from minismtp.settings import ConfigError
+from minismtp.settings import ConfigError, reason
 from minismtp.testing import Dialogue
 
 _DAY: Final = 86_400
@@ -57,6 +58,7 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _directories(config)
     yield from _certificates(config)
     yield from _secrets(config)
+    yield from _outbound(config)
     yield from _plugins(config)
 
 
@@ -116,12 +118,32 @@ def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Finding]:
 def _secrets(config: Config) -> Iterator[Finding]:
     files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
     files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
-    for number, route in enumerate(config.outbound.routes):
-        if route.password_file is not None:
-            files[f"outbound.routes[{number}].password_file"] = route.password_file
+    files |= dict(_password_files(config))
     for key, path in files.items():
         if path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield _warning(config, key, f"{path} can be read by everybody (chmod o-r)")
+
+
+def _outbound(config: Config) -> Iterator[Finding]:
+    try:
+        Contexts(config.outbound.server_ca)
+    except ConfigError as error:
+        yield _error(config, error.key, error.message)
+    for key, path in _password_files(config):
+        try:
+            path.read_text()
+        except OSError as error:
+            yield _error(config, key, reason(error))
+        except ValueError as error:
+            yield _error(config, key, f"{path}: {error}")
+
+
+def _password_files(config: Config) -> Iterator[tuple[str, Path]]:
+    if config.outbound.password_file is not None:
+        yield "outbound.password_file", config.outbound.password_file
+    for number, route in enumerate(config.outbound.routes):
+        if route.password_file is not None:
+            yield f"outbound.routes[{number}].password_file", route.password_file
 
 
 def _plugins(config: Config) -> Iterator[Finding]:

@@ -296,3 +296,22 @@ def test_password_file_that_everybody_can_read_is_warned_about(
 def test_one_mistake_does_not_hide_another(findings: Findings) -> None:
     found = findings(LISTENER, TLS, MAILBOXES.replace("domains", "domain"), MAILDIR)
     assert [line.split(": ")[1] for line in found] == ["tls.certificate", "plugins[0].domain"]
+
+
+def test_files_for_sending_are_looked_at(findings: Findings, tmp_path: Path) -> None:
+    smarthost = (
+        '[outbound]\nsmarthost = "smtp.example.net:587"\ntls = "verified"\nusername = "me"\n'
+        'password_file = "secret"\nserver_ca = "ca.pem"\n'
+    )
+    secret, authorities = tmp_path / "secret", tmp_path / "ca.pem"
+    assert findings(LISTENER, smarthost, MAILBOXES, MAILDIR) == [
+        f"error: outbound.server_ca: {authorities}: No such file or directory",
+        f"error: outbound.password_file: {secret}: No such file or directory",
+    ]
+    secret.write_text("x\n")
+    secret.chmod(0o644)
+    authorities.write_text("x\n")
+    assert findings(LISTENER, smarthost, MAILBOXES, MAILDIR) == [
+        f"warning: outbound.password_file: {secret} can be read by everybody (chmod o-r)",
+        f"error: outbound.server_ca: {authorities} is no PEM file of certificates",
+    ]

@@ -732,3 +732,27 @@ def test_a_message_that_cannot_travel_is_not_begun(
     answer = send(visit(host), message(b"Subject: x\r\n\r\n\xc3\xa9\r\n"))
     assert (answer.state, answer.reply[:9]) == ("failed", "554 5.6.3")
     assert len(host.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("offered", "level", "taken"),
+    [
+        (b"REQUIRETLS", "dane", True),
+        (b"REQUIRETLS", "mta-sts", True),
+        (b"REQUIRETLS", "verified", True),
+        (b"REQUIRETLS", "encrypted", False),
+        (b"SIZE", "verified", False),
+    ],
+)
+def test_requiretls_has_another_host_tried(
+    visit: Visit, offered: bytes, level: str, taken: bool
+) -> None:
+    """RFC 8689 section 4.2.1."""
+    connection = visit(serving(b"250-there\r\n250 " + offered + b"\r\n"))
+    connection.tls = level
+    if taken:
+        assert send(connection, require_tls=True).state == "delivered"
+        return
+    with pytest.raises(HostError, match=r"550 5\.7\.30 .*REQUIRETLS") as caught:
+        send(connection, require_tls=True)
+    assert caught.value.final

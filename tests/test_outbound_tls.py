@@ -37,17 +37,10 @@ if TYPE_CHECKING:
 SECURE, CLEAR, WEB = "127.0.1.1", "127.0.1.2", "127.0.1.3"
 #: By the first label of its domain: what a host shows (a good certificate or not), its TLSA records
 #: as usage, selector, matching and whose certificate they are of, and the domain's policy.
-GOOD: Final = [
-    "enforce",
-    "keeps",
-    "testing-good",
-    "both-unusable",
-    "smart",
-    "ta",
-    "ta-key",
-    "ta-name",
-    "verified",
-]
+GOOD: Final = (
+    *("enforce", "keeps", "testing-good", "both-unusable", "smart", "verified"),
+    *("ta", "ta-key", "ta-name", "ta-next"),
+)
 TLSA: Final = {
     "ee": ["3 1 1 rogue"],
     "ee-whole": ["3 0 2 rogue"],
@@ -56,6 +49,7 @@ TLSA: Final = {
     "ta": ["2 0 1 authority"],
     "ta-key": ["2 1 2 authority"],
     "ta-name": ["2 0 1 authority"],
+    "ta-next": ["2 0 1 authority"],
     "ta-other": ["2 0 1 authority"],
     "wrong": ["3 1 1 other"],
     "wrong-clear": ["3 1 1 rogue"],
@@ -178,7 +172,8 @@ def make_certificates(directory: Path) -> dict[str, bytes]:
     other = rogue.issue_cert("mx.rogue.example")
     shown.private_key_and_cert_chain_pem.write_to_path(directory / "rogue.pem")
     for label in GOOD:
-        name = f"mx.{label}.test" if label != "ta-name" else "mx.elsewhere.test"
+        odd = {"ta-name": "mx.elsewhere.test", "ta-next": "ta-next.test"}
+        name = odd.get(label, f"mx.{label}.test")
         authority = private if label.startswith("ta") else trusted
         path = directory / f"{label}.pem"
         authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(path)
@@ -378,6 +373,7 @@ def send(server: Running, domain: str, files: TlsFiles | None = None) -> str:
         ("either.test", "mx.either.test", "dane"),  # one record of several is enough
         ("ta.test", "mx.ta.test", "dane"),
         ("ta-key.test", "mx.ta-key.test", "dane"),
+        ("ta-next.test", "mx.ta-next.test", "dane"),  # a certificate for the domain
         ("alias.test", "nick.alias.test", "dane"),  # RFC 7672 section 2.2.2: where the alias leads
         ("second.test", "mx.ee.test", "dane"),  # the first host has the wrong certificate
         ("both.test", "mx.both.test", "dane"),  # DANE decides, not MTA-STS (RFC 8461 section 2)

@@ -17,6 +17,7 @@ LEVELS: Final = ("none", "encrypted", "verified", "mta-sts", "dane")
 #: Those at which we know who has answered.
 AUTHENTICATED: Final = frozenset({"verified", "mta-sts", "dane"})
 _DER: Final = 2  # _ssl.ENCODING_DER
+_KEY: Final = "outbound.server_ca"
 
 
 class MismatchError(ValueError):
@@ -38,9 +39,10 @@ class Contexts:
         """Trust the authorities in a PEM file, else the system's. Raises ConfigError."""
         try:
             self.verified = ssl.create_default_context(cafile=authorities)
-        except (OSError, ssl.SSLError) as error:
-            reason = f"{authorities}: {error.strerror or error}"
-            raise ConfigError(reason, key="outbound.server_ca") from None
+        except ssl.SSLError:
+            raise ConfigError(f"{authorities} is no PEM file of certificates", key=_KEY) from None
+        except OSError as error:
+            raise ConfigError(f"{authorities}: {error.strerror}", key=_KEY) from None
         self.verified.minimum_version = ssl.TLSVersion.TLSv1_2
         # Better than in clear, though anybody could be at the other end (RFC 7435).
         self.open = _unchecked()

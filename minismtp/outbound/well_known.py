@@ -8,13 +8,14 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 from typing import Final
 
 from minismtp.outbound.deadlines import Deadlines
 from minismtp.outbound.destination import Directory, UnreachableError
 
-_SECONDS: Final = 10.0  # for one address, the body included
-_ADDRESSES: Final = 2
+_SECONDS: Final = 10.0  # for all, from the first address to the end of the body
+_CONNECT: Final = 4.0
 _SIZE: Final = 65536  # octets
 
 
@@ -45,25 +46,30 @@ class Web:
 
     def get(self, name: str, path: str) -> str:
         """Give the text at a path of a server. Raises FetchError."""
-        failure = FetchError(f"{name} has no address")
+        end = time.monotonic() + _SECONDS
         try:
             hosts = self._directory.at(name, self._port)
         except UnreachableError as error:
             raise FetchError(str(error)) from None
-        for host in hosts[:_ADDRESSES]:
+        failure = ""
+        for host in hosts:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
             try:
-                return self._get(name, host.address, path)
+                return self._get(name, host.address, path, left)
             except (OSError, ValueError, http.client.HTTPException) as error:
-                failure = FetchError(f"{host}: {str(error) or type(error).__name__}")
-        raise failure
+                failure = f"{host}: {str(error) or type(error).__name__}"
+        raise FetchError(failure or f"{name} was not found in time")
 
-    def _get(self, name: str, address: str, path: str) -> str:
-        plain = socket.create_connection((address, self._port), _SECONDS)
+    def _get(self, name: str, address: str, path: str, seconds: float) -> str:
+        plain = socket.create_connection((address, self._port), min(seconds, _CONNECT))
+        plain.settimeout(seconds)
         with (
             self._context.wrap_socket(
                 plain, server_hostname=name, do_handshake_on_connect=False
             ) as sock,
-            self._deadlines.within(_Line(sock), _SECONDS),
+            self._deadlines.within(_Line(sock), seconds),
         ):
             sock.do_handshake()
             connection = http.client.HTTPConnection(name)
@@ -73,7 +79,7 @@ class Web:
             if response.status != http.HTTPStatus.OK:
                 raise FetchError(f"{name} says {response.status}")
             kind = response.headers.get_content_type()
-            if kind != "text/plain":
+            if kind != "text/plain" or "Content-Type" not in response.headers:
                 raise FetchError(f"{name} has {kind}, not text/plain")
             body = response.read(_SIZE + 1)
         if len(body) > _SIZE:

@@ -1,0 +1,189 @@
+"""MTA-STS (RFC 8461): reading policies, and fetching them from servers of every kind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import ssl
+import threading
+import time
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+import trustme
+
+from minismtp.outbound import resolver as resolver_module
+from minismtp.outbound import well_known
+from minismtp.outbound.deadlines import Deadlines
+from minismtp.outbound.destination import Directory
+from minismtp.outbound.mta_sts import Policy
+from minismtp.outbound.resolver import Resolver
+from minismtp.outbound.security import Contexts, matches
+from minismtp.outbound.well_known import FetchError, Web
+from minismtp.scalars import SocketAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+GOOD = "version: STSv1\nmode: enforce\nmx: mx.example.net\nmx: *.example.org\nmax_age: 86400\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        GOOD.replace("\n", "\r\n"),
+        GOOD.rstrip("\n"),
+        GOOD.replace(": ", " :\t"),
+        GOOD + "future_field: whatever it says\n",
+        GOOD + "mode: none\nmax_age: 1\n",  # RFC 8461 section 3.2: the first one counts
+        GOOD.replace("mx.example.net", "MX.Example.NET."),
+    ],
+)
+def test_policy_is_read_as_it_is_meant(text: str) -> None:
+    assert Policy.parse(text) == Policy("enforce", ("mx.example.net", "*.example.org"), 86400)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no version"),
+        ("<html>\n", "not a field: '<html>'"),
+        (GOOD.replace("STSv1", "STSv2"), "no version: STSv1"),
+        (GOOD.replace("enforce", "enforced"), "unknown mode 'enforced'"),
+        (GOOD.replace("max_age: 86400\n", ""), "no max_age"),
+        (GOOD.replace("86400", "-1"), "no max_age"),
+        (GOOD.replace("86400", "1e9"), "no max_age"),
+        (GOOD.replace("86400", "9" * 5000), "no max_age"),
+        (GOOD.replace("mx: ", "xm: "), "no mx"),
+        (GOOD.replace("*.example.org", "mx.*.org"), "no host name"),
+        (GOOD.replace("*.example.org", "*"), "no host name"),
+    ],
+)
+def test_what_is_no_policy_is_told_apart(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason.replace("*", r"\*")):
+        Policy.parse(text)
+
+
+def test_a_policy_holds_for_a_year_at_most() -> None:
+    assert Policy.parse(GOOD.replace("86400", "9999999999")).max_age == 31_557_600
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("mx.example.net", "mx.example.net", True),
+        ("MX.example.net", "mx.Example.net", True),
+        ("*.example.net", "mx.example.net", True),
+        ("*.example.net", "a.mx.example.net", False),  # one label only
+        ("*.example.net", "example.net", False),
+        ("*.example.net", ".example.net", True),  # no host has such a name
+        ("mx.example.net", "mx.example.net.evil.example", False),
+        ("*x.example.net", "mx.example.net", False),
+        ("*.", "mx.", False),
+    ],
+)
+def test_a_pattern_stands_for_one_label(pattern: str, name: str, fits: bool) -> None:
+    assert matches(pattern, name) == fits
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as the test wants."""
+
+    answer: ClassVar[Callable[[http.server.BaseHTTPRequestHandler], None]]
+
+    def do_GET(self) -> None:
+        with contextlib.suppress(OSError):
+            type(self).answer(self)
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Is used to clients that break off."""
+
+    def handle_error(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """Give a function that fetches from a server that answers so."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setattr(resolver_module, "_LIFETIME", 0.1)  # /etc/hosts knows localhost
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    resolver = Resolver([SocketAddress("127.0.0.1", 9)])
+    deadlines = Deadlines(0.05)
+    deadlines.start()
+    with contextlib.ExitStack() as stack:
+
+        def fetch(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> str:
+            handler = type("Answering", (Handler,), {"answer": answer})
+            server = Server(("127.0.0.1", 0), handler)
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            directory = Directory(resolver, hostname="here.example", own=[], port=25)
+            verified = Contexts(tmp_path / "ca.pem").verified
+            web = Web(directory, deadlines, verified, server.server_address[1])
+            return web.get("localhost", "/policy")
+
+        yield fetch
+
+
+def reply(
+    status: int = 200, body: bytes = b"hello", **headers: str
+) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def drip(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/plain")
+    handler.end_headers()
+    while True:
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def test_a_text_comes_from_the_web(fetch: Callable[..., str]) -> None:
+    assert fetch(reply(Content_Type="text/plain; charset=us-ascii")) == "hello"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (reply(404, Content_Type="text/plain"), "says 404"),
+        (reply(302, Location="https://localhost/other"), "says 302"),  # RFC 8461 section 3.3
+        (reply(Content_Type="text/html"), "has text/html, not text/plain"),
+        (reply(), "not text/plain"),
+        (reply(body=b"x" * 70_000, Content_Type="text/plain"), "more than 65536 octets"),
+        (reply(body=b"\xff", Content_Type="text/plain"), "utf-8"),
+        (drip, "TimeoutError"),
+        (lambda handler: handler.wfile.write(b"nonsense\r\n\r\n"), "nonsense"),
+        (lambda handler: handler.connection.close(), "."),
+    ],
+)
+def test_a_text_that_is_none_is_refused(
+    fetch: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Callable[[http.server.BaseHTTPRequestHandler], None],
+    reason: str,
+) -> None:
+    monkeypatch.setattr(well_known, "_SECONDS", 2.0)
+    with pytest.raises(FetchError, match=reason):
+        fetch(answer)
