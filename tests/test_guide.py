@@ -83,8 +83,11 @@ def set_up(machine: Machine, tls_files: TlsFiles) -> None:
     do(machine, block("TLS"))
     do(machine, block("Users"), say="secret\n")
     do(machine, block("Start"))
-    machine.write("/root/relay", block("Relaying", "toml"))
-    do(machine, "cat /root/relay >>/etc/minismtp/minismtp.toml; systemctl reload minismtp")
+    file = "/etc/minismtp/minismtp.toml"
+    text, relay = machine.run("cat", file), '[[plugins]]\nuse = "relay"\n'
+    assert relay in text
+    machine.write(file, text.replace(relay, block("Relaying", "toml")))
+    machine.run("systemctl", "reload", "minismtp")
     machine.write("/etc/dovecot/dovecot.conf", block("Reading mail", "dovecot"))
 
 
