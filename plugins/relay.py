@@ -12,10 +12,11 @@ _WIDEST = {4: 8, 6: 16}  # prefixes of networks that one organization may have
 class Relaying:
     """Route every recipient that no plugin before has routed, for users and trusted networks.
 
-    `networks` are those whose hosts need not log in. `domains` are those whose mail we take from
-    everybody, to pass it on: as a backup MX, to the hosts that their MX records prefer to us; as a
-    gateway, by a route of `[outbound]`. It belongs after the plugins that know which recipients are
-    ours. Nobody else is answered, so their recipients stay refused (550 5.7.1).
+    `networks` are those whose hosts need not log in; what is not private and wider than /8 (IPv6:
+    /16) is refused. `domains` are those whose mail we take from everybody, to pass it on: as a
+    backup MX, to the hosts that their MX records prefer to us; as a gateway, by a route of
+    `[outbound]`. It belongs after the plugins that know which recipients are ours. Nobody else is
+    answered, so their recipients stay refused (550 5.7.1).
     """
 
     networks: list[IPv4Network | IPv6Network] = field(default_factory=list)
