@@ -104,6 +104,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NET",
         help="only with clients in it, such as 192.0.2.0/24; may be given again",
     )
+    top = add("top", _top, "show rates, queue, verdicts, slow hooks and sessions, again and again")
+    top.add_argument("--once", action="store_true", help="one look, for scripts")
+    top.add_argument("--interval", type=float, default=2.0, metavar="SECONDS")
+    top.add_argument("--url", default="", help="of the metrics; default: as configured")
     passwd = add("passwd", _passwd, "set a user's password in a password file", config=False)
     passwd.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
     passwd.add_argument("user", type=_user_name, metavar="USER")
@@ -185,6 +189,16 @@ def _trace(arguments: argparse.Namespace) -> int:
 
     for line in trace.run(Config.load(arguments.config), arguments):
         _say(line)
+        sys.stdout.flush()
+    return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from minismtp.config import Config
+    from minismtp.insight import top
+
+    for screen in top.run(Config.load(arguments.config), arguments):
+        _say(screen)
         sys.stdout.flush()
     return 0
 

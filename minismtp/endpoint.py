@@ -1,7 +1,8 @@
 """The process that answers Prometheus and health checks (layer 6).
 
 /metrics adds up the files of all workers; /healthz says that the server lives; /readyz that it
-takes mail. Plain HTTP, meant for loopback: put a reverse proxy before it for anything else.
+takes mail; / is a page for people. Plain HTTP, meant for loopback: put a reverse proxy before it
+for anything else.
 """
 
 from __future__ import annotations
@@ -26,17 +27,29 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from minismtp import __version__
 from minismtp.board import Board
+from minismtp.insight.overview import Overview, overview
+from minismtp.insight.page import POLICY, History, render
+from minismtp.insight.sessions import Survey, survey
 from minismtp.tally import FLUSH_INTERVAL
 
 _TIMEOUT: Final = 10.0  # seconds for one request
 
 
-def run(sock: socket.socket, board: Board, directory: Path, lifeline: int, *, sessions: int) -> int:
+def run(
+    sock: socket.socket,
+    board: Board,
+    directory: Path,
+    lifeline: int,
+    *,
+    sessions: int,
+    control: Path,
+) -> int:
     """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
 
-    `sessions` is the limit of the whole server.
+    `sessions` is the limit of the whole server; `control` is where its processes can be asked.
     """
-    server = _HttpServer(sock, _registry(board, directory, sessions), board)
+    server = _HttpServer(sock, _registry(board, directory, sessions), board, control)
+    server.history.start()
     threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
     threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
     signal.sigwait({signal.SIGTERM})
@@ -108,11 +121,19 @@ class _ServerCollector:
 class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
 
-    def __init__(self, sock: socket.socket, registry: CollectorRegistry, board: Board) -> None:
+    def __init__(
+        self, sock: socket.socket, registry: CollectorRegistry, board: Board, control: Path
+    ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
         self.registry = registry
         self.board = board
+        self.control = control
+        self.history = History(self.figures)
+
+    def figures(self) -> Overview:
+        """Give what the metrics say now."""
+        return overview(self.registry.collect())
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: a scraper that hangs up is its own affair."""
@@ -138,18 +159,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self._answer(HTTPStatus.OK, b"ready\n")
                 else:
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+            case "/":
+                self._answer(HTTPStatus.OK, self._page(), "text/html; charset=utf-8")
             case _:
-                self._answer(HTTPStatus.NOT_FOUND, b"/metrics /healthz /readyz\n")
+                self._answer(HTTPStatus.NOT_FOUND, b"/ /metrics /healthz /readyz\n")
 
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Keep scrapes out of the log."""
 
+    def _page(self) -> bytes:
+        server = self.server
+        time.sleep(FLUSH_INTERVAL * 1.2)  # as for /metrics
+        try:
+            found = survey(server.control)
+        except FileNotFoundError as error:  # no worker has come so far
+            found = Survey([], [str(error)])
+        return render(server.figures(), server.history, found, now=time.time()).encode()
+
     def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", POLICY)
+        self.send_header("Cache-Control", "no-store")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

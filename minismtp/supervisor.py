@@ -350,7 +350,14 @@ class Supervisor:
 
             def run(_: int) -> int:
                 self._close_listeners(keep=())
-                return endpoint.run(sock, self._herald.board, directory, lifeline, sessions=limit)
+                return endpoint.run(
+                    sock,
+                    self._herald.board,
+                    directory,
+                    lifeline,
+                    sessions=limit,
+                    control=directory.parent / "control",
+                )
 
             self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)
 

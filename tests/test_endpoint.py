@@ -29,7 +29,7 @@ def test_server_that_takes_mail_is_healthy_and_ready(server: Running) -> None:
 
 
 def test_other_paths_are_not_found(server: Running) -> None:
-    assert server.http("/")[0] == 404
+    assert server.http("/nothing")[0] == 404
 
 
 def test_head_is_answered_without_a_body(server: Running) -> None:

@@ -27,7 +27,8 @@ LAYERS = {
     "authors": "minismtp",
     "receiver": "receiver authentication ehlo reporting service submission transaction",
     "sockets": "control connection listen notify server testing",
-    "roles": "insight.explain insight.trace"
+    "roles": "insight.overview insight.page insight.top"
+    " insight.explain insight.trace"
     " insight insight.sessions outbound.watch"
     " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"

@@ -1,0 +1,123 @@
+"""The figures that `minismtp top` and the status page show, out of the metrics (layer 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import Metric
+
+_ONCE: Final = frozenset({"on_start", "on_stop"})  # hooks that keep no client waiting
+FLOWS: Final = ("connections", "messages", "refused", "deliveries")
+
+
+@dataclass(slots=True)
+class HookFigures:
+    """One plugin's hook: how often it ran, and for how many seconds in all."""
+
+    calls: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Seconds of one call."""
+        return self.seconds / self.calls if self.calls else 0.0
+
+    def since(self, before: HookFigures | None) -> HookFigures:
+        """Give what has come since then."""
+        if before is None:
+            return self
+        return HookFigures(
+            max(0.0, self.calls - before.calls), max(0.0, self.seconds - before.seconds)
+        )
+
+
+@dataclass(slots=True)
+class Overview:
+    """Totals since the start, and what is now."""
+
+    connections: float = 0.0
+    deliveries: float = 0.0
+    outcomes: dict[str, float] = field(default_factory=dict)
+    active: float = 0.0
+    queue: dict[str, float] = field(default_factory=dict)
+    oldest: float = 0.0
+    verdicts: dict[str, dict[str, float]] = field(default_factory=dict)
+    hooks: dict[tuple[str, str], HookFigures] = field(default_factory=dict)
+
+    @property
+    def flows(self) -> dict[str, float]:
+        """What is worth a plot, by the names in `FLOWS`."""
+        refused = [self.outcomes.get(outcome, 0.0) for outcome in ("rejected", "deferred")]
+        counts = (self.connections, sum(self.outcomes.values()), sum(refused), self.deliveries)
+        return dict(zip(FLOWS, counts, strict=True))
+
+    def slowest(self) -> list[tuple[tuple[str, str], HookFigures]]:
+        """Give the hooks by what one call takes, the slowest first."""
+        ran = [item for item in self.hooks.items() if item[1].calls and item[0][1] not in _ONCE]
+        return sorted(ran, key=lambda item: -item[1].mean)
+
+    def since(self, before: Overview) -> Overview:
+        """Give what has come since then; what only is now stays as it is."""
+        return Overview(
+            max(0.0, self.connections - before.connections),
+            max(0.0, self.deliveries - before.deliveries),
+            _minus(self.outcomes, before.outcomes),
+            self.active,
+            self.queue,
+            self.oldest,
+            {
+                name: _minus(now, before.verdicts.get(name, {}))
+                for name, now in self.verdicts.items()
+            },
+            {name: now.since(before.hooks.get(name)) for name, now in self.hooks.items()},
+        )
+
+
+def overview(families: Iterable[Metric]) -> Overview:
+    """Read the figures out of a scrape."""
+    found = Overview()
+    for family in families:
+        for sample in family.samples:
+            _take(found, sample.name.removeprefix("minismtp_"), sample.labels, sample.value)
+    return found
+
+
+def _take(  # noqa: C901 - one arm for each metric
+    found: Overview, name: str, labels: dict[str, str], value: float
+) -> None:
+    match name:
+        case "connections_total":
+            found.connections += value
+        case "delivery_attempts_total":
+            found.deliveries += value
+        case "connections_active":
+            found.active += value
+        case "messages_total":
+            _add(found.outcomes, labels["outcome"], value)
+        case "queue_messages":
+            found.queue[labels["state"]] = value
+        case "queue_oldest_message_age_seconds":
+            found.oldest = value
+        case "hook_verdicts_total":
+            _add(found.verdicts.setdefault(labels["plugin"], {}), labels["verdict"], value)
+        case "shadow_verdicts_total":
+            plugin = f"{labels['plugin']} (shadow)"
+            _add(found.verdicts.setdefault(plugin, {}), labels["verdict"], value)
+        case "hook_duration_seconds_count":
+            _hook(found, labels).calls += value
+        case "hook_duration_seconds_sum":
+            _hook(found, labels).seconds += value
+
+
+def _hook(found: Overview, labels: dict[str, str]) -> HookFigures:
+    return found.hooks.setdefault((labels["plugin"], labels["hook"]), HookFigures())
+
+
+def _add(counts: dict[str, float], name: str, value: float) -> None:
+    counts[name] = counts.get(name, 0.0) + value
+
+
+def _minus(now: dict[str, float], before: dict[str, float]) -> dict[str, float]:
+    return {name: max(0.0, value - before.get(name, 0.0)) for name, value in now.items()}

@@ -1,0 +1,149 @@
+"""The status page, and `minismtp top`, which shows the same in a terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from minismtp.cli import main
+from minismtp.insight.overview import Overview, overview
+from minismtp.insight.page import History, render
+from minismtp.insight.sessions import Survey
+
+if TYPE_CHECKING:
+    from conftest import Configure, Running, Start
+
+SPAM_FLAG = """\
+from minismtp import Reject, hookimpl, plugin
+
+@plugin
+class SpamFlag:
+    @hookimpl
+    def on_message(self, message):
+        if message.headers.get("X-Spam"):
+            raise Reject("message refused as spam")
+"""
+
+
+@pytest.fixture
+def busy(configure: Configure, start: Start) -> Running:
+    """Start a server that has stored a message and refused another."""
+    config = configure('[[plugins]]\nuse = "spam_flag"\n')
+    (config.parent / "local_plugins" / "spam_flag.py").write_text(SPAM_FLAG)
+    server = start(config)
+    for content in ("Subject: x\r\n\r\nx", "X-Spam: yes\r\n\r\nx"):
+        with server.connect() as client:
+            client.begin_data("user@example.org")
+            client.command(f"{content}\r\n.")
+            client.command("QUIT")
+    return server
+
+
+def text_of(page: str) -> str:
+    """Give what stands between the tags, a blank for each tag."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+
+
+def test_page_shows_sessions_queue_verdicts_and_hooks(busy: Running) -> None:
+    with busy.connect() as client:
+        client.greet()
+        client.command("MAIL FROM:<a@client.example>")
+
+        def complete() -> bool:
+            page = busy.http("/")[1]
+            return "Sessions (1 open)" in page and "<td>held</td>" in page
+
+        busy.wait_until(complete)
+        status, page = busy.http("/")
+    assert status == 200
+    text = text_of(page)
+    assert re.search(r" stored 1 ", text)
+    assert re.search(r" rejected 1 ", text)
+    assert re.search(r" Plugin none answer reject ", text)
+    assert re.search(r" spam_flag 1 0 1 ", text)
+    assert re.search(r" maildir\.deliver 1 [\d.,]+ ms ", text)
+    assert re.search(r" held 0 ", text)
+    assert " 127.0.0.1 mail waits for the client " in text
+    assert page.count("<svg ") == 4
+
+
+def test_page_loads_nothing_and_runs_nothing(busy: Running) -> None:
+    page = busy.http("/")[1]
+    assert not re.search(r"<script|<link|<img|<iframe|src=|href=|url\(|@import|https?:", page)
+
+
+def test_page_escapes_what_peers_chose(busy: Running) -> None:
+    with busy.connect() as client:
+        client.reply()
+        client.command("EHLO [<script>alert(1)</script>]")
+        client.command("HELO <img/src=x>&amp;\"'")
+        page = busy.wait_until(lambda: "Sessions (1 open)" in (p := busy.http("/")[1]) and p)
+    assert page
+    assert "<script" not in page
+    assert "<img" not in page
+
+
+def test_text_of_a_session_is_escaped() -> None:
+    session = {
+        "id": "1",
+        "peer": "<p>",
+        "listener": "<l>",
+        "state": "ready",
+        "age": 1.0,
+        "login": "<u>&",
+        "helo": "<h>",
+        "plugin": "<b>",
+        "hook": "x",
+        "seconds": 1.0,
+    }
+    page = render(Overview(), History(Overview), Survey([session], ["<problem>"]), now=0.0)
+    assert "&lt;u&gt;&amp;" in page
+    assert not re.search(r"<p>|<l>|<u>|<h>|<b>|<problem>", page.replace("<p>&lt;", ""))
+
+
+def test_plots_show_rates() -> None:
+    totals = iter([0.0, 30.0, 90.0])
+    history = History(lambda: Overview(connections=next(totals)))
+    for at in (0.0, 15.0, 30.0):
+        history.look(at)
+    assert history.rates("connections") == [2.0, 4.0]
+    page = render(Overview(connections=90.0), history, Survey([], []), now=0.0)
+    assert "4.0 /s" in page
+    assert '<polyline points="0.0,24.0 240.0,2.0"/>' in page
+
+
+def test_figures_are_zero_where_nothing_is_counted() -> None:
+    found = overview(CollectorRegistry().collect())
+    assert found == Overview()
+    assert found.slowest() == []
+
+
+def test_top_shows_the_same_once(busy: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    port = busy.wait_for_log(r" serving metrics address=127\.0\.0\.1:(\d+)")[1]
+    with busy.connect() as client:
+        client.greet()
+        command = ["top", "--once", "--interval", "0.1", "--config", str(busy.config)]
+        assert main([*command, "--url", f"http://127.0.0.1:{port}"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^connections \d+\.\d/s  messages 0\.0/s  refused 0\.0/s", text, re.MULTILINE)
+    assert re.search(r"^queue: .*held 0", text, re.MULTILINE)
+    assert re.search(r"^spam_flag +-$", text, re.MULTILINE)
+    assert re.search(r"^[0-9a-f]{12}  127\.0\.0\.1  smtp ", text, re.MULTILINE)
+    assert "\x1b" not in text
+
+
+def test_top_of_a_server_that_does_not_run_is_a_failure(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "http://127.0.0.1:9"
+    assert main(["top", "--once", "--url", url, "--config", str(configure())]) == 1
+    assert "Connection refused" in capsys.readouterr().err
+
+
+def test_top_needs_an_address(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configure(metrics='[metrics]\naddress = ""\n')
+    assert main(["top", "--once", "--config", str(config)]) == 1
+    assert "there is no [metrics] address in the configuration" in capsys.readouterr().err
