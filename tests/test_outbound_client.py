@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from minismtp.delivery import Destination
 from minismtp.message import Content, Message
@@ -592,6 +594,42 @@ def test_success_before_the_end_of_the_content_is_no_success(visit: Visit) -> No
     with pytest.raises(HostError, match=r"451 4\.5\.0 .*out of step: 250 taken"):
         send(connection)
     assert connection.closed
+
+
+RIGHT: Final = (b"220", b"250", b"250", b"250", b"354", b"250")  # from the greeting to the dot
+REPLIES: Final = (
+    *(b"%s a\r\n" % code for code in (b"250", b"354", b"421", b"450")),
+    *(b"%s-a\r\n%s b\r\n" % (code, code) for code in (b"250", b"354")),
+    *(b"250-a\r\n450 b\r\n", b"250 a\r\n250 b\r\n", b"2500\r\n", b"250-a\r\n", b"25"),
+    *(b"", b"\r\n", b"\0\xff\r\n", b"no SMTP\r\n"),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.integers(0, 5), st.sampled_from(REPLIES), max_size=2))
+def test_a_message_is_delivered_if_and_only_if_each_reply_is_right(
+    visit: Visit, wrong: dict[int, bytes]
+) -> None:
+    replies = [wrong.get(number, b"%s a\r\n" % code) for number, code in enumerate(RIGHT)]
+    right = all(
+        reply in {b"%s a\r\n" % code, b"%s-a\r\n%s b\r\n" % (code, code)}
+        for reply, code in zip(replies, RIGHT, strict=True)
+    )
+
+    def behave(peer: Peer) -> None:
+        for number, reply in enumerate(replies):
+            peer.say(reply)
+            if not reply.endswith(b"\r\n") or reply == b"250-a\r\n":
+                return  # that was not all of it
+            content = number == 4 and reply.startswith(b"354")
+            while (line := peer.hear()) and content and line != b".\r\n":
+                pass
+
+    try:
+        delivered = send(visit(behave)).state == "delivered"
+    except HostError:
+        delivered = False
+    assert delivered is right or replies[5] == b"250 a\r\n250 b\r\n"  # it was delivered by then
 
 
 def test_a_positive_reply_to_data_is_out_of_step(visit: Visit) -> None:
