@@ -2,7 +2,7 @@
 
 A host is a network and a mount namespace, held by a process that waits on a pipe of ours; commands
 enter it by nsenter. Nothing of it has a name outside, so runs side by side do not clash, and when
-the tests end, however they end, the kernel takes namespaces, links and mounts away.
+the tests have ended and nothing runs there, the kernel takes namespaces, links and mounts away.
 """
 
 from __future__ import annotations

@@ -151,7 +151,9 @@ def test_the_backup_takes_mail_and_passes_it_on(place: Place) -> None:
 def test_a_backup_takes_mail_for_its_domains_only(place: Place) -> None:
     with pytest.raises(smtplib.SMTPRecipientsRefused) as refusal:
         send(place.client, place.backup.host, "bob@here.test")
-    assert refusal.value.recipients == {"bob@here.test": (550, b"5.7.1 relaying denied")}
+    [(code, reply)] = refusal.value.recipients.values()
+    assert code == 550
+    assert reply.startswith(b"5.7.1 relaying denied")
 
 
 def test_a_backup_with_nobody_before_it_returns_the_mail(place: Place) -> None:
