@@ -25,7 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from minismtp import __version__
+from minismtp import __version__, stacks
 from minismtp.board import Board
 from minismtp.insight.overview import Overview, overview
 from minismtp.insight.page import POLICY, History, render
@@ -52,7 +52,8 @@ def run(
     server.history.start()
     threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
     threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
-    signal.sigwait({signal.SIGTERM})
+    while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
+        stacks.dump()
     return 0
 
 

@@ -54,9 +54,12 @@ class Sessions:
 
         def job() -> None:
             logging.bind(session=connection.session.id)
+            thread = threading.current_thread()
+            thread.name = f"session {connection.session.id}"
             try:
                 connection.run()
             finally:
+                thread.name = "session"
                 logging.unbind()
                 self._running.discard(connection)
                 finished()

@@ -143,7 +143,8 @@ class Supervisor:
             case signal.SIGHUP:
                 self._reload_wanted = True
             case signal.SIGUSR2:
-                self._signal_workers(signal.SIGUSR2)
+                for pid, _ in self._children:
+                    os.kill(pid, signal.SIGUSR2)
             case _:
                 pass
 
@@ -337,9 +338,9 @@ class Supervisor:
             generation.end_by = time.monotonic() + drain + _SHORT_LIFE
             self._signal_workers(signal.SIGTERM, generation)
 
-    def _signal_workers(self, number: int, generation: Generation | None = None) -> None:
+    def _signal_workers(self, number: int, generation: Generation) -> None:
         for pid, child in self._children:
-            if generation in {None, child.group} and child.group is not Role.ENDPOINT:
+            if child.group is generation:
                 os.kill(pid, number)
 
     def _start_endpoint(self) -> None:

@@ -249,16 +249,22 @@ def test_stacks_of_all_threads_are_dumped_on_usr2(configure: Configure, start: S
         client.greet()
         server.signal(signal.SIGUSR2)
         # The main thread comes last, deep below the module.
-        server.wait_for_log(r"^  File .* in _run_module_as_main$", 3)
+        server.wait_for_log(r"^  File .* in _run_module_as_main$", 4)
         dumps = server.log.partition("Process ")[2].split("Process ")
         runner = next(dump for dump in dumps if "outbound/" in dump)
         dumps.remove(runner)
+        endpoint = next(dump for dump in dumps if "endpoint.py" in dump)
+        dumps.remove(endpoint)
+        assert name_of(int(endpoint.split()[0])) == "minismtp-http"
         assert name_of(int(runner.split()[0])) == "minismtp-queue"
         assert {int(dump.split()[0]) for dump in dumps} == workers(server)
         for dump in dumps:
             assert re.search(r'server\.py", line \d+ in serve_forever', dump)
             assert re.search(r'worker\.py", line \d+ in wait', dump)
         assert re.search(r'connection\.py", line \d+ in _turn', "".join(dumps))
+        assert re.search(
+            r"^Thread 0x[0-9a-f]{16}: session [0-9a-f]{12}$", "".join(dumps), re.MULTILINE
+        )
         assert client.command("NOOP") == "250 2.0.0 ok"
 
 
