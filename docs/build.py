@@ -99,13 +99,13 @@ def sections() -> Iterator[Section]:
     yield Section("Top level", "These keys stand above the first table of the file.", _keys(Config))
     for name, cls in tables():
         yield Section(f"`{name}`", inspect.getdoc(cls) or "", _keys(cls))
-    for found in available([]):
-        if found.name not in _SHIPPED:
-            continue
-        if found.factory is None:
-            raise ModuleNotFoundError(f"{found.name} cannot be described: {found.problem}")
-        text = inspect.getdoc(found.factory) or ""
-        yield Section(f"Plugin `{found.name}`", text, _keys(found.factory))
+    found = {each.name: each for each in available([])}
+    for plugin in _SHIPPED:
+        factory = found[plugin].factory if plugin in found else None
+        if factory is None:
+            problem = found[plugin].problem if plugin in found else "install the project anew"
+            raise ModuleNotFoundError(f"{plugin} cannot be described: {problem}")
+        yield Section(f"Plugin `{plugin}`", inspect.getdoc(factory) or "", _keys(factory))
 
 
 def _keys(cls: type) -> list[Option]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ import msgspec
 from minismtp.outbound.schedule import Waiting
 
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT")
+_JSON: Final = msgspec.json.Encoder()
 _SPANS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
+_REMEMBERED: Final = 10_000  # texts: a queue of 50,000 messages has few different ones
 _STATES: Final = ("queued", "deferred", "held")
 
 
@@ -51,12 +54,13 @@ def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: 
 
 
 def as_json(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> str:
-    """Give a list of messages, each with its recipients."""
+    """Give a list of messages, each with its recipients, and each on a line of its own."""
     messages = [
         _object(list(rows), now) | contents.get(name, {})
         for name, rows in groupby(found, lambda each: each.message)
     ]
-    return msgspec.json.format(msgspec.json.encode(messages), indent=1).decode()
+    lines = ",\n ".join([_JSON.encode(each).decode() for each in messages])
+    return f"[{lines}]"
 
 
 def state(each: Waiting) -> str:
@@ -74,7 +78,11 @@ def reason(each: Waiting) -> str:
 
 def span(seconds: float) -> str:
     """Give a duration in its two largest units."""
-    seconds = max(0, round(seconds))
+    return _span(max(0, round(seconds)))
+
+
+@lru_cache(_REMEMBERED)
+def _span(seconds: int) -> str:
     for size, unit, smaller, smaller_unit in _SPANS:
         if seconds >= size:
             rest = seconds % size // smaller
@@ -86,6 +94,7 @@ def span(seconds: float) -> str:
     return f"{seconds}s"
 
 
+@lru_cache(_REMEMBERED)
 def octets(count: int) -> str:
     """Give a size for people."""
     size = float(count)
@@ -192,4 +201,9 @@ def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
 
 
 def _date(seconds: float) -> str:
+    return _date_of(int(seconds))
+
+
+@lru_cache(_REMEMBERED)
+def _date_of(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -7,6 +7,7 @@ change at once; without one it takes effect at the next start.
 from __future__ import annotations
 
 import argparse
+import gc
 import sqlite3
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ def run(config: Config, arguments: argparse.Namespace) -> str:
     if verb in _CHANGES and which == Filter() and not arguments.all:
         raise UsageError(f"queue {verb}: expected IDs, a filter such as --to-domain, or --all")
     directory = config.state_directory / "spool"
+    gc.disable()  # it would look at 50,000 rows again and again, and find nothing
     try:
         return _on(directory, verb, which, as_json=arguments.json)
     except sqlite3.Error as error:

@@ -29,7 +29,7 @@ DROP_INS: Final = "/etc/systemd/system/minismtp.service.d"
 CGROUPS: Final = Path("/sys/fs/cgroup")
 DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
 _NEWNET: Final = 0x40000000  # CLONE_NEWNET
-_PYTHON: Final = "/usr/bin/python3"  # one below root's home is of no use to a service
+PYTHON: Final = "/usr/bin/python3"  # one below root's home is of no use to a service
 _ENVIRONMENT: Final = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -163,8 +163,8 @@ def booted(nspawn: str, directory: Path, wheels: Path) -> Iterator[int]:
         *(nspawn, "--quiet", f"--directory={directory}/root", "--volatile=overlay", "--boot"),
         *("--register=no", "--keep-unit", "--private-network", "--console=pipe"),
         *(f"--machine=minismtp-{os.getpid()}", f"--bind-ro={wheels}:/wheels"),
-        # Not the services of this machine, which the default target would start.
-        *(f"--bind-ro={ROOT}:/source", "systemd.unit=basic.target"),
+        # Not the services of this machine, which the default target would start, and no questions.
+        *(f"--bind-ro={ROOT}:/source", "systemd.unit=basic.target", "systemd.firstboot=no"),
     ]
     with _control_groups() as groups, log.open("wb") as file:
         process = subprocess.Popen(
@@ -226,7 +226,7 @@ def build_wheels(directory: Path, *more: str) -> None:
         check=True,
     )
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    version = subprocess.check_output([_PYTHON, "--version"], text=True).split()[1]
+    version = subprocess.check_output([PYTHON, "--version"], text=True).split()[1]
     target = (f"--python-version={version}", "--only-binary=:all:", f"--dest={wheels}")
     subprocess.run([*pip, "download", *target, *dependencies, *more], check=True)
 

@@ -1,4 +1,10 @@
+from __future__ import annotations
+
+import re
+import signal
+import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -8,6 +14,11 @@ from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Schedule
 from minismtp.spool import Entry, Spool, Target, heard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Configure, Running, Start
 
 
 @pytest.fixture
@@ -66,3 +77,40 @@ def test_a_job_may_end_twice_or_before_it_is_kept(spool: Spool, schedule: Schedu
     assert spool.kept("m1")
     handover.done(("m1", "b"))
     assert not spool.kept("m1")
+
+
+def test_new_mail_is_sent_while_the_runner_before_still_delivers(
+    configure: Configure, configure_at: Callable[[str], Configure], start: Start
+) -> None:
+    there = start(
+        configure_at("there")(
+            plugins='[[plugins]]\nuse = "mailboxes"\ndomains = ["well.test"]\n'
+            '[[plugins]]\nuse = "maildir"\npath = "mail/{local}"\n'
+        )
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+        routes = {"well.test": there.address(), "tar.test": f"127.0.0.1:{silent.getsockname()[1]}"}
+        tables = [
+            f'[[outbound.routes]]\ndomain = "{domain}"\nhost = "{host}"\ntls = "none"\n'
+            for domain, host in routes.items()
+        ]
+        relay = '[[plugins]]\nuse = "relay"\nnetworks = ["127.0.0.0/8"]\n'
+        here = start(configure(relay, *tables))
+        send(here, "user@tar.test")
+        with silent.accept()[0]:
+            here.signal(signal.SIGHUP)
+            here.wait_for_log(" queue opened ", 2)
+            send(here, "user@well.test")
+            there.wait_until(lambda: there.mail("user"))
+            assert not re.search(" delivery .* to=user@tar.test", here.log)
+            # The new runner leaves the message alone that the old one is at.
+            silent.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                silent.accept()
+
+
+def send(server: Running, recipient: str) -> None:
+    with server.connect() as client:
+        client.begin_data(recipient)
+        assert client.command("Subject: x\r\n\r\nx\r\n.").startswith("250 ")
+        client.command("QUIT")

@@ -119,14 +119,14 @@ def waiting(directory: Path, options: argparse.Namespace, dead: Dead) -> dict[st
             time.sleep(0.2)
     with server(directory) as (process, opened):
         found["start_with_schedule"] = opened
-        count, found["list"] = listed(directory)
-        found["list_json"] = listed(directory, "--json")[1]
-        assert count == options.messages
         runner = runner_of(process.pid)
         found["runner_rss_mb"] = round(processes.resident([runner]) / 1e6, 1)
         cpu = processes.cpu_seconds([runner])
         time.sleep(10)
         found["runner_cpu_percent_at_rest"] = round(processes.cpu_seconds([runner]) - cpu, 2) * 10
+        count, found["list"] = listed(directory)
+        found["list_json"] = listed(directory, "--json")[1]
+        assert count == options.messages
     return found
 
 
