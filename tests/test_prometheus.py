@@ -227,17 +227,22 @@ def prometheus(
     found = Prometheus(program, tmp_path_factory.mktemp("prometheus"), target)
     try:
         used.wait_until(lambda: scrapes(found) >= 1)
+        before = {result: attempts(used, result) for result in ("delivered", "failed")}
         end = time.monotonic() + SECONDS
         use(used, tls_files)
         while time.monotonic() < end:
             use(used, tls_files)
-        used.wait_until(lambda: not used.metric("queue_messages", state="queued"))
+        used.wait_until(lambda: all(attempts(used, r) > n for r, n in before.items()))
         seen = scrapes(found)
         used.wait_until(lambda: scrapes(found) >= seen + 2 and found.evaluated())
         yield found
     finally:
         found.process.kill()
         found.process.wait()
+
+
+def attempts(server: Running, result: str) -> float:
+    return server.metric("delivery_attempts_total", result=result)
 
 
 def scrapes(prometheus: Prometheus) -> int:
