@@ -17,7 +17,7 @@ from minismtp.outbound.custody import Custody
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome, Row
 
-SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old
+SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old, at the most
 
 
 class Clerk:
@@ -32,6 +32,7 @@ class Clerk:
         self._log = custody.log
         self._expire = expire
         self._warn_after = warn_after
+        self._interval = min(SWEEP, max(warn_after / 10, 1.0)) if warn_after else SWEEP
         self._unfinished: list[str] = []
         self._stopping = False
 
@@ -49,7 +50,7 @@ class Clerk:
             try:
                 name = self._custody.decided.get(timeout=max(0.0, next_sweep - time.monotonic()))
             except queue.Empty:
-                next_sweep = time.monotonic() + SWEEP
+                next_sweep = time.monotonic() + self._interval
                 self._sweep()
             else:
                 self._see_to(name)
