@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
 from minismtp.message import Content, Message
 from minismtp.received import date
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext
-from minismtp.spool import Entry, Target
 
 Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
 

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 from minismtp.address import Address
 from minismtp.dsn import Action, Report, notification
+from minismtp.entry import Entry, Target
 from minismtp.envelope import Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
 from minismtp.reply import Verdict
 from minismtp.session import Session
-from minismtp.spool import Entry, Target
 
 
 def success_notices(

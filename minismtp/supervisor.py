@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import enum
 import os
-import pwd
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -27,10 +24,12 @@ from minismtp.admission import SLOTS, Admission
 from minismtp.backoff import Backoff
 from minismtp.children import Child, Children
 from minismtp.config import Config
+from minismtp.generation import Generation, close, workers_of
 from minismtp.herald import Herald
 from minismtp.listen import ListenError, adopt, open_listeners, open_socket
 from minismtp.log import Log, complain
 from minismtp.outbound import runner
+from minismtp.rundir import make_control_directory, own, runtime_directory
 from minismtp.scalars import SocketAddress
 from minismtp.settings import ConfigError
 from minismtp.worker import EXIT_CONFIG, Post
@@ -44,7 +43,6 @@ _QUIET_TICK: Final = 1.0
 _START_TIME: Final = 60.0  # seconds that a generation has to become ready
 _SHORT_LIFE: Final = 10.0  # a worker that dies younger is started again later and later
 _LONGEST_PAUSE: Final = 5.0
-_FEWEST_WORKERS: Final = 4
 
 
 def serve(config: Config) -> int:
@@ -69,24 +67,6 @@ class Role(enum.Enum):
     RUNNER = "runner"
 
 
-@dataclass(slots=True, eq=False)
-class Generation:
-    """The workers of one configuration.
-
-    `pause` before the next start grows with short lives. After a reload its sessions may go on
-    until `hurry_at`; who is still there at `end_by` is killed.
-    """
-
-    config: Config
-    sockets: dict[str, socket.socket]
-    wanted: int
-    begun: float
-    pause: float = 0.0
-    next_start: float = 0.0
-    hurry_at: float = inf
-    end_by: float = inf
-
-
 class Supervisor:
     """Starts, watches and stops the processes."""
 
@@ -106,10 +86,10 @@ class Supervisor:
         sockets = open_listeners(config.listeners, adopted, file=config.file)
         self._adopted = adopted.keys()
         # After the sockets: a second server that finds them taken leaves the first one's files.
-        self._metrics_directory = _runtime_directory(config, "metrics")
-        _own(config, config.state_directory)
-        _make_control_directory(config)
-        self._current = Generation(config, sockets, _workers(config), time.monotonic())
+        self._metrics_directory = runtime_directory(config, "metrics")
+        own(config, config.state_directory)
+        make_control_directory(config)
+        self._current = Generation(config, sockets, workers_of(config), time.monotonic())
         self._coming: Generation | None = None
         self._reload_wanted = False
         self._started = False  # whether a worker has ever served
@@ -264,38 +244,19 @@ class Supervisor:
         self._herald.reloading()
         try:
             config = Config.load(Path(file) if file else None)
-            sockets = self._sockets_for(config)
+            sockets = self._current.sockets_for(config, self._adopted)
         except (ConfigError, ListenError) as error:
             self._give_up_reload(str(error))
             return
         now = time.monotonic()
-        self._coming = Generation(config, sockets, _workers(config), now)
+        self._coming = Generation(config, sockets, workers_of(config), now)
         self._log.info("reloading")
-
-    def _sockets_for(self, config: Config) -> dict[str, socket.socket]:
-        """Give the sockets of a new configuration; those on the same address are kept.
-
-        The address of a socket from systemd is what its unit says, whatever the configuration does.
-        """
-        kept = self._current.sockets
-        sockets = {}
-        for index, listener in enumerate(config.listeners):
-            same = [o.name for o in self._current.config.listeners if o.address == listener.address]
-            if listener.name in (self._adopted & kept.keys()):
-                sockets[listener.name] = kept[listener.name]
-            elif same:
-                # Several listeners may be on "port 0": each keeps its own.
-                sockets[listener.name] = kept[listener.name if listener.name in same else same[0]]
-            else:
-                key = f"listeners[{index}].address"
-                sockets[listener.name] = open_socket(listener.address, key=key, file=config.file)
-        return sockets
 
     def _tend_reload(self, coming: Generation) -> None:
         workers = self._children.of(coming)
         if len(workers) == coming.wanted and all(child.serving for child in workers):
             old, self._current, self._coming = self._current, coming, None
-            _close(old.sockets.values(), keep=coming.sockets.values())
+            close(old.sockets.values(), keep=coming.sockets.values())
             for generation in self._generations() - {old, coming}:
                 self._hurry(generation)
             self._signal_workers(signal.SIGUSR1, old)
@@ -311,7 +272,7 @@ class Supervisor:
         coming, self._coming = self._coming, None
         if coming is not None:
             self._signal_workers(signal.SIGKILL, coming)
-            _close(coming.sockets.values(), keep=self._current.sockets.values())
+            close(coming.sockets.values(), keep=self._current.sockets.values())
         self._herald.reload_failed(reason)
 
     def _stop(self, status: int) -> None:
@@ -401,7 +362,7 @@ class Supervisor:
     def _close_listeners(self, *, keep: Collection[socket.socket]) -> None:
         for generation in (self._current, self._coming):
             if generation is not None:
-                _close(generation.sockets.values(), keep=keep)
+                close(generation.sockets.values(), keep=keep)
 
 
 def pause(before: float, lived: float) -> float:
@@ -410,50 +371,6 @@ def pause(before: float, lived: float) -> float:
     They grow while workers live short lives, but not for long: mail waits meanwhile.
     """
     return 0.0 if lived >= _SHORT_LIFE else min(max(before * 2, 1.0), _LONGEST_PAUSE)
-
-
-def _close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:
-    for sock in sockets:
-        if sock not in keep:
-            sock.close()
-
-
-def _workers(config: Config) -> int:
-    return config.workers or max(_FEWEST_WORKERS, 2 * (os.cpu_count() or 1))
-
-
-def _runtime_directory(config: Config, name: str) -> Path:
-    """Give an empty directory for what a restart does not need, in memory if there is one."""
-    base = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    directory = (Path(base) if base else config.state_directory) / name
-    _clear(directory)
-    directory.mkdir(parents=True, mode=0o700)
-    _own(config, directory)
-    return directory
-
-
-def _make_control_directory(config: Config) -> None:
-    """Make the directory of the sockets for questions, and a way there from the state directory.
-
-    Who asks knows the configuration, but not the environment of the server.
-    """
-    directory, entry = _runtime_directory(config, "control"), config.state_directory / "control"
-    if directory != entry:
-        _clear(entry)
-        entry.symlink_to(directory)
-
-
-def _clear(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _own(config: Config, directory: Path) -> None:
-    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-    if config.user and os.geteuid() == 0:
-        entry = pwd.getpwnam(config.user)
-        os.chown(directory, entry.pw_uid, entry.pw_gid)
 
 
 def _endpoint_socket(config: Config) -> socket.socket | None:

@@ -15,6 +15,7 @@ from minismtp import replies
 from minismtp.activity import Activity, summary
 from minismtp.address import Address
 from minismtp.chronicle import Record
+from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.log import bind, unbind
@@ -26,7 +27,6 @@ from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import fix_newlines
-from minismtp.spool import Entry, Target
 from minismtp.submission import complete, owns_sender
 
 _HEAD: Final = 65536  # octets looked at first for the end of the header section

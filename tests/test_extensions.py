@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import pytest
 
+from minismtp.entry import Entry, Target
 from minismtp.message import Content, Message
 from minismtp.outbound.extensions import Extensions
-from minismtp.spool import Entry, Target
 
 
 def target(address: str = "bob@example.net", **more: object) -> Target:

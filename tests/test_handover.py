@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from minismtp.entry import Entry, Target
 from minismtp.log import Log
 from minismtp.message import Content, Message
 from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Schedule
-from minismtp.spool import Entry, Spool, Target, heard
+from minismtp.spool import Spool, heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ LAYERS = {
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "chronicle tracing"
     " activity"
-    " envelope delivery dsn headers message session received tls spool config metrics state"
+    " envelope delivery dsn headers message session received tls entry spool config metrics state"
     " events log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
@@ -37,7 +37,7 @@ LAYERS = {
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor children herald check listing postmaster cli __main__",
+    "program": "supervisor generation rundir children herald check listing postmaster cli __main__",
 }
 LAYER_OF = {
     module: number for number, names in enumerate(LAYERS.values()) for module in names.split()

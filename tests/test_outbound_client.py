@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.delivery import Destination
+from minismtp.entry import Entry, Target
 from minismtp.message import Content, Message
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 from minismtp.outbound.security import Contexts, Security
-from minismtp.spool import Entry, Target
 
 if TYPE_CHECKING:
     from conftest import TlsFiles

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from minismtp.entry import Entry, Target
 from minismtp.message import Content, Message
-from minismtp.spool import Entry, Spool, Target
+from minismtp.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

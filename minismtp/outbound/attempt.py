@@ -11,6 +11,7 @@ from typing import Final, Self
 from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
+from minismtp.entry import Entry, Target
 from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.message import Message
@@ -25,7 +26,6 @@ from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
 from minismtp.reply import Verdict
 from minismtp.reporting import route_notice
-from minismtp.spool import Entry, Target
 
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
 _MESSAGES: Final = 100  # over one connection

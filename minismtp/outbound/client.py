@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from minismtp.delivery import Destination
+from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.channel import Channel
@@ -23,7 +24,6 @@ from minismtp.outbound.security import (
     Security,
 )
 from minismtp.outbound.transfer import transact
-from minismtp.spool import Entry, Target
 
 _PARTING: Final = 10.0
 

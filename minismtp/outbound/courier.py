@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
+from minismtp.entry import Entry
 from minismtp.events import DeliveryAttempted
 from minismtp.outbound.agenda import Job, delay
 from minismtp.outbound.attempt import Attempt, Carrier, Done, Outgoing
@@ -20,7 +21,6 @@ from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome
 from minismtp.outbound.watch import Watch
-from minismtp.spool import Entry
 
 _TURN = 10.0  # seconds after which a place goes to whoever waits longest
 _MOST = 100  # messages in one turn

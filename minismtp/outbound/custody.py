@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from minismtp.entry import Entry
 from minismtp.log import Log, describe
 from minismtp.message import Message
 from minismtp.outbound.agenda import Job
@@ -16,7 +17,7 @@ from minismtp.outbound.backlog import Backlog, Standing
 from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Outcome, Row, Schedule
-from minismtp.spool import DamagedError, Entry, Spool
+from minismtp.spool import DamagedError, Spool
 
 _FRESH: Final = 50  # messages that are held open
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from minismtp.address import Address
+from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.outbound.content import is_ascii
-from minismtp.spool import Entry, Target
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)
 _SIZE: Final = re.compile(r"[0-9]{1,20}")

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
+from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.outbound.attempt import LOCAL
 from minismtp.outbound.backlog import Standing
 from minismtp.outbound.custody import Custody
 from minismtp.outbound.schedule import OPEN, Arrival, Row
-from minismtp.spool import DamagedError, Entry
+from minismtp.spool import DamagedError
 
 _DOMAINS: Final = 10_000  # whose destinations are remembered
 

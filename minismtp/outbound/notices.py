@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterable, Sequence
 
 from minismtp.dsn import Action, Report, notification
+from minismtp.entry import Entry
 from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.schedule import Outcome, Row
-from minismtp.spool import Entry, Spool
+from minismtp.spool import Spool
 
 
 class Notices:

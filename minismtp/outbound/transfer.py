@@ -8,12 +8,12 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Final
 
+from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, HostReply
 from minismtp.outbound.channel import Channel
 from minismtp.outbound.content import dotted, pieces
 from minismtp.outbound.extensions import Extensions
-from minismtp.spool import Entry, Target
 
 _START_INPUT: Final = 354
 

@@ -1,0 +1,65 @@
+"""The workers of one configuration, and their sockets (layer 7)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection, KeysView
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from minismtp.config import Config
+from minismtp.listen import open_socket
+
+_FEWEST_WORKERS: Final = 4
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """The workers of one configuration.
+
+    `pause` before the next start grows with short lives. After a reload its sessions may go on
+    until `hurry_at`; who is still there at `end_by` is killed.
+    """
+
+    config: Config
+    sockets: dict[str, socket.socket]
+    wanted: int
+    begun: float
+    pause: float = 0.0
+    next_start: float = 0.0
+    hurry_at: float = inf
+    end_by: float = inf
+
+    def sockets_for(self, config: Config, adopted: KeysView[str]) -> dict[str, socket.socket]:
+        """Give the sockets of a new configuration; those on the same address are kept.
+
+        The address of a socket from systemd, `adopted`, is what its unit says, whatever the
+        configuration does. Raises ListenError.
+        """
+        sockets = {}
+        for index, listener in enumerate(config.listeners):
+            same = [o.name for o in self.config.listeners if o.address == listener.address]
+            if listener.name in (adopted & self.sockets.keys()):
+                sockets[listener.name] = self.sockets[listener.name]
+            elif same:
+                # Several listeners may be on "port 0": each keeps its own.
+                name = listener.name if listener.name in same else same[0]
+                sockets[listener.name] = self.sockets[name]
+            else:
+                key = f"listeners[{index}].address"
+                sockets[listener.name] = open_socket(listener.address, key=key, file=config.file)
+        return sockets
+
+
+def workers_of(config: Config) -> int:
+    """Give how many workers a configuration asks for: of itself, twice the cores, at least four."""
+    return config.workers or max(_FEWEST_WORKERS, 2 * (os.cpu_count() or 1))
+
+
+def close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:
+    """Close all but those to keep."""
+    for sock in sockets:
+        if sock not in keep:
+            sock.close()
