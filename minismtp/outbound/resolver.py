@@ -21,7 +21,7 @@ import dns.resolver
 
 from minismtp.scalars import SocketAddress
 
-_LIFETIME: Final = 20.0  # seconds for one question, all servers and repetitions included
+_LIFETIME: Final = 10.0  # seconds for one question, all servers and repetitions included
 _PAYLOAD: Final = 1232  # octets of UDP, whole in one packet on every way
 _CACHED: Final = 10_000  # answers
 _LONGEST: Final = 3600.0  # seconds in the cache, whatever the TTL
