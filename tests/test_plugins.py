@@ -181,9 +181,8 @@ def test_earlier_directory_of_plugin_path_wins(tmp_path: Path, write: Write) -> 
 
 
 def test_local_file_comes_before_an_installed_plugin(tmp_path: Path, write: Write) -> None:
-    assert load(tmp_path, {"use": "mailboxes", "domains": ["example.org"]}).order() == {
-        "route": ["mailboxes"]
-    }
+    installed = load(tmp_path, {"use": "mailboxes", "domains": ["example.org"]})
+    assert installed.order()["route"] == ["mailboxes"]
     write("mailboxes", SPAM_FLAG)
     assert load(tmp_path, {"use": "mailboxes"}).order() == {"on_message": ["mailboxes"]}
 
