@@ -10,15 +10,18 @@ by moving later ones up, so the table never fills with graves. One entry costs a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import mmap
 import os
 import struct
 import threading
+import time
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+_RETRY: Final = 0.001  # seconds
 SLOTS: Final = 128  # more processes than any server runs, two generations of them included
 _ADDRESS: Final = 16  # octets; IPv4 as an IPv4-mapped IPv6 address
 _COUNT: Final = struct.Struct("=I")
@@ -50,11 +53,30 @@ class SharedLock:
 
     def __enter__(self) -> None:
         self._threads.acquire()
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            while not self._locked():
+                time.sleep(_RETRY)
+        except BaseException:
+            self._threads.release()
+            raise
 
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
         self._threads.release()
+
+    def _locked(self) -> bool:
+        """Wait for the lock; False when it is to be tried again.
+
+        The kernel takes a process for one thread. When two of its threads have to do with two of
+        our locks, it sees a deadlock where there is none: no thread ever waits while it holds one.
+        """
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno != errno.EDEADLK:
+                raise
+            return False
+        return True
 
 
 class Admission:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import itertools
 import linecache
 import os
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from minismtp.admission import Admission, Ticket
+from minismtp.admission import Admission, SharedLock, Ticket
 
 PEER = "192.0.2.1"
 
@@ -236,3 +238,25 @@ def dies_at(line: int, job: Callable[[], None]) -> bool:
     finally:
         sys.settrace(before)
     return False
+
+
+def test_a_deadlock_that_only_the_kernel_sees_is_waited_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes a process for one thread, so threads with two locks look like a circle to it."""
+    lock, real = SharedLock("test"), fcntl.lockf
+    problems = [OSError(errno.EDEADLK, "Resource deadlock avoided")] * 2
+
+    def lockf(descriptor: int, how: int) -> None:
+        if problems:
+            raise problems.pop()
+        real(descriptor, how)
+
+    monkeypatch.setattr("minismtp.admission.fcntl.lockf", lockf)
+    with lock:
+        assert problems == []
+    problems.append(OSError(errno.ENOLCK, "No locks available"))
+    with pytest.raises(OSError, match="No locks"), lock:
+        pass
+    with lock:
+        pass  # the failure has not kept it
