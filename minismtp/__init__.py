@@ -4,6 +4,8 @@ What plugin authors import stands here; everything else is internal.
 """
 
 from minismtp.address import Address
+from minismtp.authres import AuthResult, results_of
+from minismtp.content import Content
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
 from minismtp.files import (
@@ -13,20 +15,30 @@ from minismtp.files import (
     sync_directory,
     warn_of_readers,
 )
+from minismtp.findings import Finding, findings_of
 from minismtp.groupsync import GroupSync
+from minismtp.headers import Headers
 from minismtp.hookspecs import ServerInfo, hookimpl
-from minismtp.message import Content, Message
+from minismtp.message import Message
 from minismtp.passwords import check_stored_password, verify_password
 from minismtp.plugins import plugin
+from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.reply import Defer, Disconnect, Reject, Reply
+from minismtp.resolver import Found, Resolver, UnansweredError
+from minismtp.scalars import ByteSize, SocketAddress
 from minismtp.session import Session
 from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
+from minismtp.web import Answer, WebService
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Address",
+    "Answer",
+    "AuthResult",
+    "Breaker",
+    "ByteSize",
     "Content",
     "Credentials",
     "Defer",
@@ -34,25 +46,37 @@ __all__ = [
     "Destination",
     "Disconnect",
     "Envelope",
+    "Finding",
+    "Found",
     "GroupSync",
+    "Headers",
+    "Line",
     "Local",
     "Message",
     "Recipient",
     "Reject",
     "Relay",
+    "Remote",
+    "RemoteError",
     "Reply",
+    "Resolver",
     "ServerInfo",
     "Session",
     "Several",
+    "SocketAddress",
     "Stash",
     "StashKey",
     "StoredKey",
+    "UnansweredError",
     "WatchedFiles",
+    "WebService",
     "atomic_write",
     "check_stored_password",
+    "findings_of",
     "hookimpl",
     "make_directory",
     "plugin",
+    "results_of",
     "sync_directory",
     "verify_password",
     "warn_of_readers",

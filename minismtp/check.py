@@ -155,7 +155,7 @@ def _plugins(config: Config) -> Iterator[Finding]:
             yield from _roles(config, plugins)
             with _Warnings() as warnings:
                 plugins.hooks().on_start(
-                    ServerInfo(config.hostname, Path(directory), role="check", slot=0)
+                    replace(ServerInfo.of(config, "check"), state_directory=Path(directory))
                 )
             yield from (_warning(config, "plugins", text) for text in warnings.texts)
         except (ConfigError, Failure) as error:

@@ -17,6 +17,7 @@ import tomli
 from minismtp.scalars import parse_domain
 from minismtp.sections import (
     COMMON_KEYS,
+    DnsConfig,
     Limits,
     Listener,
     LogConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "COMMON_KEYS",
     "DEFAULT_FILE",
     "Config",
+    "DnsConfig",
     "Limits",
     "Listener",
     "LogConfig",
@@ -105,6 +107,7 @@ class Config:
     listeners: Annotated[list[Listener], says("at least one")] = field(default_factory=list)
     tls: TlsConfig = field(default_factory=TlsConfig)
     limits: Limits = field(default_factory=Limits)
+    dns: DnsConfig = field(default_factory=DnsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     outbound: Outbound = field(default_factory=Outbound)

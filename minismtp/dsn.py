@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
-from minismtp.message import Content, Message
+from minismtp.message import Message
 from minismtp.received import date
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext
 

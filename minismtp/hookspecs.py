@@ -12,15 +12,18 @@ others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
 import pluggy
+
+from minismtp.resolver import Resolver
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from minismtp.address import Address
+    from minismtp.config import Config
     from minismtp.delivery import Delivery, Destination
     from minismtp.envelope import Credentials, Envelope, Recipient, Route
     from minismtp.events import Event
@@ -36,12 +39,22 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0."""
+    """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0.
+
+    Threads may share the `resolver`, which asks the DNS as the configuration says.
+    """
 
     hostname: str
     state_directory: Path
     role: str
     slot: int
+    resolver: Resolver = field(default_factory=Resolver)
+
+    @classmethod
+    def of(cls, config: Config, role: str, slot: int = 0) -> Self:
+        """Introduce a process that the configuration describes."""
+        resolver = Resolver(config.dns.nameservers)
+        return cls(config.hostname, config.state_directory, role, slot, resolver)
 
 
 @hookspec

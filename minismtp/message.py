@@ -1,143 +1,30 @@
-"""The content of a mail in memory or on disk, and the message that plugins see (layer 2).
+"""The message that plugins see: its content under the fields that we put above it (layer 2).
 
-Content is immutable. What is larger than a piece is written to a file that has no name, so that
-memory per session is bounded and a crash leaves nothing behind. A `Message` never changes its
-content in place: fields are put above it, or the whole is replaced.
+A `Message` never changes its content in place: fields are put above it, or the whole is replaced.
 """
 
 from __future__ import annotations
 
-import errno
-import io
-import os
 import re
-import tempfile
 from email.errors import MessageDefect, MessageError
 from email.message import EmailMessage
 from email.parser import BytesParser
 from email.policy import EmailPolicy
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
+from minismtp.content import Content
 from minismtp.headers import SIZE_LIMIT, Headers, format_field
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-_PIECE: Final = 256 * 1024  # octets written or copied at once
-_VECTOR_LIMIT: Final = 1024  # buffers in one writev: IOV_MAX of Linux
+    from collections.abc import Callable, Sequence
 
 _DEPTH_LIMIT: Final = 30  # levels of parts in one message
 _FIELD_PARSED: Final = 16 * 1024  # characters
 _MIME_FIELD_PARSED: Final = 1024
 
+# One field, folded or not, with its line end; see `headers` for the name.
+_FIELD: Final = re.compile(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*\r?\n")
 _EMPTY_LINE: Final = re.compile(rb"\A\r?\n|\n\r?\n")
-
-
-class Content:
-    """Immutable octets, in memory or on disk; made by `Content.of` or a `ContentWriter`.
-
-    A file on disk has no name; it is gone with the last `Content` or reader that uses it.
-    """
-
-    __slots__ = ("_store", "size")
-
-    def __init__(self, store: bytes | _Spill, size: int) -> None:
-        """Wrap what `of` or `ContentWriter.finish` hands over."""
-        self._store = store
-        self.size = size
-
-    @classmethod
-    def of(cls, data: bytes) -> Content:
-        """Content that holds `data` in memory."""
-        return cls(bytes(data), len(data))
-
-    @classmethod
-    def stored(cls, descriptor: int, size: int) -> Content:
-        """Content that is the first `size` octets of an open file, which it will close."""
-        return cls(_Spill(descriptor), size)
-
-    def open(self, before: bytes = b"") -> BinaryIO:
-        """Return a new reader at offset 0 over `before` and the content; each stands alone.
-
-        Readers can be used at the same time from any threads, and outlive the content.
-        """
-        if isinstance(self._store, bytes):
-            return io.BytesIO(before + self._store)
-        return cast("BinaryIO", io.BufferedReader(_Reader(before, self._store, self.size), 65536))
-
-    def head(self, limit: int) -> bytes:
-        """Return at most the first `limit` octets."""
-        if isinstance(self._store, bytes):
-            return self._store[:limit]
-        return self._store.read(0, min(limit, self.size))
-
-    def write_to(self, descriptor: int, before: bytes = b"") -> int:
-        """Write `before` and the content to a blocking descriptor; return the octets written."""
-        if isinstance(self._store, bytes):
-            return _write_all(descriptor, (before, self._store))
-        if before:
-            _write_all(descriptor, (before,))
-        _copy(self._store.descriptor, descriptor, self.size)
-        return len(before) + self.size
-
-
-class ContentWriter:
-    """Collects content that arrives in chunks: in memory up to `memory` octets, then on disk.
-
-    `directory` is where the nameless file lives; None is the default of `tempfile`. A writer is
-    used by one thread, and is spent after `finish` or `discard`.
-    """
-
-    __slots__ = ("_chunks", "_directory", "_memory", "_pending", "_spill", "size")
-
-    def __init__(self, directory: Path | None = None, memory: int = _PIECE) -> None:
-        """Make an empty writer; nothing is created on disk before it is needed."""
-        self.size = 0
-        self._directory = directory
-        self._memory = memory
-        self._chunks: list[bytes] = []
-        self._pending = 0
-        self._spill: _Spill | None = None
-
-    def write(self, chunk: bytes) -> None:
-        """Take the next octets. Raises OSError (a full disk) after letting go of the file."""
-        self._chunks.append(chunk)
-        length = len(chunk)
-        self.size += length
-        self._pending += length
-        if self._pending > self._memory:
-            self._flush()
-        elif len(self._chunks) == _VECTOR_LIMIT:  # many tiny objects cost far more than they hold
-            self._chunks = [b"".join(self._chunks)]
-
-    def finish(self) -> Content:
-        """Return the content of all that was written. Raises OSError as `write` does."""
-        if self._spill is None:
-            return Content.of(b"".join(self._chunks))
-        self._flush()
-        content = Content(self._spill, self.size)
-        self.discard()
-        return content
-
-    def discard(self) -> None:
-        """Let go of everything; a file that no `Content` uses is gone at once."""
-        self._chunks = []
-        self._pending = 0
-        self._spill = None
-
-    def _flush(self) -> None:
-        try:
-            if self._spill is None:
-                # With O_TMPFILE where the file system has it: then no instant has a name.
-                with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
-                    self._spill = _Spill(os.dup(file.fileno()))
-            _write_all(self._spill.descriptor, self._chunks)
-        except OSError:
-            self.discard()
-            raise
-        self._chunks = []
-        self._pending = 0
 
 
 class Message:
@@ -217,6 +104,39 @@ class Message:
             content = Content.of(content)
         self._change(self._prefix, content)
 
+    def remove(self, name: str, when: Callable[[str], bool] = lambda _: True) -> int:
+        """Take away the fields of this name whose unfolded value `when` is true of; count them."""
+        fields = self.headers.raw_all()
+        removed = set()
+        for number, raw in enumerate(fields):
+            one = Headers([raw])
+            if name in one and when(one.get(name)):
+                removed.add(number)
+        if removed:
+            self.edit([raw for number, raw in enumerate(fields) if number not in removed])
+        return len(removed)
+
+    def edit(self, fields: Sequence[bytes]) -> None:
+        """Put these fields, exact octets with their line ends, in the place of `headers`.
+
+        The body stays as it is, and is not copied. Fields that stand on top of the prefix and of
+        `fields` alike stay in the prefix. Raises ValueError for what is no field.
+        """
+        old = self.headers.raw_all()
+        for raw in set(fields).difference(old):
+            if not _FIELD.fullmatch(raw):
+                raise ValueError(f"{raw[:80]!r} is not a header field")
+        kept = size = 0
+        for before, after in zip(old, fields, strict=False):
+            if before != after or size + len(after) > len(self._prefix):
+                break
+            kept, size = kept + 1, size + len(after)
+        changed = b"".join(fields[kept:])
+        header = sum(map(len, old))
+        rest = self._prefix[header:]  # what follows the header, where it ends in the prefix
+        skipped = max(0, header - len(self._prefix))
+        self._change(self._prefix[:size], self._content.behind(changed + rest, skipped))
+
     def quarantine(self, reason: str) -> None:
         """Have the message set aside instead of delivered; the client sees it accepted."""
         self.quarantined = reason
@@ -256,103 +176,6 @@ class Message:
             limit = min(limit * 8, SIZE_LIMIT + 1)
             block = self._prefix + self._content.head(limit)
         return block
-
-
-class _Spill:
-    """An open file, closed when nobody refers to it any more."""
-
-    # Not a file object: when a cycle is collected, that may be closed, and complain, before us.
-    __slots__ = ("descriptor",)
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` octets from `offset`, without moving any shared position."""
-        pieces = []
-        while length > 0 and (piece := os.pread(self.descriptor, length, offset)):
-            pieces.append(piece)
-            offset += len(piece)
-            length -= len(piece)
-        return b"".join(pieces)
-
-
-class _Reader(io.RawIOBase):
-    """Reads `before`, then a file, at a position of its own."""
-
-    def __init__(self, before: bytes, spill: _Spill, size: int) -> None:
-        super().__init__()
-        self._before = before
-        self._spill = spill
-        self._end = len(before) + size
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the buffer protocol has no type in 3.11
-        view = memoryview(buffer).cast("B")
-        offset = self._position - len(self._before)
-        if offset < 0:
-            piece = self._before[self._position : self._position + len(view)]
-            view[: len(piece)] = piece
-            count = len(piece)
-        else:
-            view = view[: max(0, self._end - self._position)]
-            count = os.preadv(self._spill.descriptor, [view], offset) if view else 0
-        self._position += count
-        return count
-
-
-def _write_all(descriptor: int, pieces: Sequence[bytes]) -> int:
-    """Write all pieces, by one system call where the system takes them whole."""
-    size = sum(map(len, pieces))
-    written = os.writev(descriptor, pieces)
-    if written < size:
-        rest = memoryview(b"".join(pieces))
-        while written < size:
-            written += os.write(descriptor, rest[written:])
-    return size
-
-
-def _copy(source: int, target: int, size: int) -> None:
-    """Copy the first `size` octets of a file, inside the kernel where it can."""
-    offset = 0
-    for way in (_copy_range, _send_file):
-        try:
-            while offset < size and (count := way(source, target, offset, size - offset)):
-                offset += count
-        except OSError as error:
-            # The target is a pipe or socket, on another file system, or opened to append.
-            unsupported = (errno.EINVAL, errno.EXDEV, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
-            if error.errno not in unsupported:
-                raise
-    while offset < size:
-        piece = os.pread(source, min(_PIECE, size - offset), offset)
-        if not piece:
-            raise OSError(errno.EIO, "the file of a message is shorter than its content")
-        offset += os.write(target, piece)
-
-
-def _copy_range(source: int, target: int, offset: int, length: int) -> int:
-    return os.copy_file_range(source, target, length, offset)
-
-
-def _send_file(source: int, target: int, offset: int, length: int) -> int:
-    return os.sendfile(target, source, offset, length)
 
 
 # What `email` has been seen to raise on hostile input, beside its own errors.

@@ -1,4 +1,4 @@
-"""Questions to the DNS, answered from a cache where that is possible (layer 6).
+"""Questions to the DNS, answered from a cache where that is possible (layer 2).
 
 Whether an answer is to be believed (RFC 4035) is for the resolver to say, by its AD flag; and that
 flag is worth something only when the resolver, and the way to it, are trusted.
@@ -21,7 +21,7 @@ import dns.resolver
 
 from minismtp.scalars import SocketAddress
 
-_LIFETIME: Final = 10.0  # seconds for one question, all servers and repetitions included
+_LIFETIME: Final = 10.0
 _PAYLOAD: Final = 1232  # octets of UDP, whole in one packet on every way
 _CACHED: Final = 10_000  # answers
 _LONGEST: Final = 3600.0  # seconds in the cache, whatever the TTL
@@ -59,15 +59,19 @@ class Resolver:
         else:
             self._trusted = _is_trusted(self._resolver)
         self._resolver.cache = _Cache(_CACHED)
-        self._resolver.lifetime = _LIFETIME
         self._resolver.use_edns(0, 0, _PAYLOAD)
         # RFC 6840 section 5.7: who sets AD in a question wants it in the answer.
         self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
 
-    def lookup(self, name: str, kind: str) -> Found:
-        """Give the records of type `kind` that an absolute name has; raises UnansweredError."""
+    def lookup(self, name: str, kind: str, *, seconds: float = _LIFETIME) -> Found:
+        """Give the records of type `kind` that an absolute name has; raises UnansweredError.
+
+        `seconds` bounds the whole question, all servers and repetitions included.
+        """
         try:
-            answer = self._resolver.resolve(f"{name}.", kind, raise_on_no_answer=False)
+            answer = self._resolver.resolve(
+                f"{name}.", kind, raise_on_no_answer=False, lifetime=seconds
+            )
         except dns.resolver.NXDOMAIN:
             return Found((), name, exists=False)
         except (dns.exception.DNSException, OSError) as error:

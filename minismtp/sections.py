@@ -232,6 +232,15 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DnsConfig:
+    """Who is asked, for mail to other servers and by plugins."""
+
+    nameservers: Annotated[
+        list[SocketAddress], says("resolvers; empty = those of /etc/resolv.conf")
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsConfig:
     """The HTTP endpoint for Prometheus and for health checks."""
 

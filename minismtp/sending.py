@@ -117,9 +117,6 @@ class Outbound:
     mta_sts_port: Annotated[
         int, counts("port of the web servers that have the policies", most=65535)
     ] = 443
-    nameservers: Annotated[
-        list[SocketAddress], says("resolvers; empty = those of /etc/resolv.conf")
-    ] = field(default_factory=list)
     free_space: Annotated[
         ByteSize, says("what stays free on the file system of the spool; below it 452")
     ] = _FREE_SPACE

@@ -40,9 +40,10 @@ from typing import Final
 
 import msgspec
 
+from minismtp.content import Content
 from minismtp.entry import Entry
 from minismtp.files import make_directory, sync_directory
-from minismtp.message import Content, Message
+from minismtp.message import Message
 
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"

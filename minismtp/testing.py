@@ -100,7 +100,7 @@ class Dialogue:
         )
         state = config.state_directory
         (state / "spool").mkdir(parents=True, exist_ok=True)
-        plugins.hooks().on_start(ServerInfo(config.hostname, state, role="worker", slot=0))
+        plugins.hooks().on_start(ServerInfo.of(config, "worker"))
         dialogue = cls(service=service, metrics=metrics, peer=peer)
         dialogue._started = plugins.hooks()
         return dialogue

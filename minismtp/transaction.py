@@ -15,11 +15,12 @@ from minismtp import replies
 from minismtp.activity import Activity, summary
 from minismtp.address import Address
 from minismtp.chronicle import Record
+from minismtp.content import Content, ContentWriter
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.log import bind, unbind
-from minismtp.message import Content, ContentWriter, Message
+from minismtp.message import Message
 from minismtp.received import received
 from minismtp.reply import Disconnect, Reply, Verdict
 from minismtp.reporting import route_notice, success_notices

@@ -117,11 +117,7 @@ class Worker:
     def start(self) -> None:
         """Start the plugins, then accept; raises Failure."""
         self._queue.prepare()
-        self._plugins.hooks().on_start(
-            ServerInfo(
-                self._config.hostname, self._config.state_directory, "worker", self._post.slot
-            )
-        )
+        self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._post.slot))
         self._log.start()
         self._chronicle.start()
         self._metrics.tally.start()

@@ -12,10 +12,10 @@ import dns.message
 import dns.query
 import pytest
 
+from minismtp import resolver as resolver_module
 from minismtp.address import Address
-from minismtp.outbound import resolver as resolver_module
 from minismtp.outbound.destination import Directory, UnreachableError
-from minismtp.outbound.resolver import Resolver, UnansweredError
+from minismtp.resolver import Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 import pytest
 
+from minismtp.content import Content
 from minismtp.entry import Entry, Target
-from minismtp.message import Content, Message
+from minismtp.message import Message
 from minismtp.outbound.extensions import Extensions
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "values": "reply address stash files groupsync passwords der",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
-    "mail": "chronicle tracing"
+    "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
     " envelope delivery dsn headers message session received tls entry spool config metrics state"
     " events log stacks replies admission backoff board pulse scalars schema sections"
@@ -30,7 +30,7 @@ LAYERS = {
     "roles": "insight.overview insight.page insight.top"
     " insight.explain insight.trace"
     " insight insight.sessions outbound.watch"
-    " worker endpoint outbound outbound.agenda outbound.schedule outbound.resolver"
+    " worker endpoint outbound outbound.agenda outbound.schedule"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"
     " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"
     " outbound.extensions outbound.transfer outbound.client outbound.attempt"

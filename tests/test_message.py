@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minismtp.content import Content, ContentWriter
 from minismtp.headers import SIZE_LIMIT
-from minismtp.message import Content, ContentWriter, Message
+from minismtp.message import Message
 
 TRACE = b"Received: from a by b;\r\n\tMon, 1 Jan 2024 00:00:00 +0000\r\n"
 MAIL = b"Subject: x\r\nTo: me@example.org\r\n\r\nbody\r\n"
@@ -432,3 +433,53 @@ def test_file_that_lost_its_end_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mail"
     with path.open("wb", buffering=0) as file, pytest.raises(OSError, match="shorter"):
         message.write_to(file.fileno())
+
+
+EDITED = b"Subject: x\r\nX-Spam: no\r\nTo: me@example.org\r\nX-Spam:\r\n yes\r\n\r\n"
+
+
+@pytest.mark.parametrize("memory", [1000, 10_000_000], ids=["disk", "memory"])
+def test_fields_are_removed_by_name_and_value(tmp_path: Path, memory: int) -> None:
+    content = stored(tmp_path, EDITED + LONG, memory)
+    message = Message("1", content, TRACE)
+    assert message.remove("x-spam", lambda value: value == "yes") == 1
+    expected = TRACE + EDITED.replace(b"X-Spam:\r\n yes\r\n", b"") + LONG
+    assert message.open().read() == expected
+    assert message.size == len(expected)
+    assert message.prefix == TRACE
+    assert message.content.head(20) == expected[len(TRACE) :][:20]
+
+
+@pytest.mark.parametrize("memory", [1000, 10_000_000], ids=["disk", "memory"])
+def test_header_is_replaced_and_the_body_kept(tmp_path: Path, memory: int) -> None:
+    message = Message("1", stored(tmp_path, EDITED + LONG, memory), TRACE)
+    message.edit([b"A: 1\r\n", *message.headers.raw_all("Subject")])
+    message.edit([*message.headers.raw_all(), b"B: 2\r\n"])
+    message.prepend("C", "3")
+    expected = b"C: 3\r\nA: 1\r\nSubject: x\r\nB: 2\r\n\r\n" + LONG
+    assert message.open().read() == expected
+    with (tmp_path / "written").open("wb") as file:
+        message.write_to(file.fileno(), b"D: 4\r\n")
+    assert (tmp_path / "written").read_bytes() == b"D: 4\r\n" + expected
+    reader = message.open()
+    reader.seek(len(expected) - 10)
+    assert reader.read() == expected[-10:]
+
+
+def test_what_is_no_field_does_not_get_into_the_header() -> None:
+    message = Message("1", Content.of(EDITED))
+    with pytest.raises(ValueError, match="is not a header field"):
+        message.edit([b"A: 1\r\n\r\nbody"])
+    assert message.open().read() == EDITED
+
+
+def test_lines_that_are_no_fields_survive_an_edit() -> None:
+    message = Message("1", Content.of(b"no field\r\nX: 1\r\n\r\nbody"), TRACE)
+    assert message.remove("X") == 1
+    assert message.open().read() == TRACE + b"no field\r\n\r\nbody"
+
+
+def test_message_without_a_header_keeps_its_body_in_an_edit() -> None:
+    message = Message("1", Content.of(b" body\r\n"), TRACE + b"\r\n")
+    message.edit([b"A: 1\r\n"])
+    assert message.open().read() == b"A: 1\r\n\r\n body\r\n"

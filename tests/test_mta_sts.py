@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 import trustme
 
-from minismtp.outbound import resolver as resolver_module
+from minismtp import resolver as resolver_module
 from minismtp.outbound import well_known
 from minismtp.outbound.deadlines import Deadlines
 from minismtp.outbound.destination import Directory
 from minismtp.outbound.mta_sts import Policy
-from minismtp.outbound.resolver import Resolver
 from minismtp.outbound.security import Contexts, matches
 from minismtp.outbound.well_known import FetchError, Web
+from minismtp.resolver import Resolver
 from minismtp.scalars import SocketAddress
 
 if TYPE_CHECKING:

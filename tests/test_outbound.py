@@ -37,11 +37,13 @@ use = "relay"
 networks = ["127.0.0.0/8"]
 """
 OUT = """
+[dns]
+nameservers = ["127.0.0.1:{dns}"]
+
 [outbound]
 retry = ["{retry}"]
 expire = "{expire}"
 port = {port}
-nameservers = ["127.0.0.1:{dns}"]
 """
 
 

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minismtp.content import Content
 from minismtp.delivery import Destination
 from minismtp.entry import Entry, Target
-from minismtp.message import Content, Message
+from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.deadlines import Deadlines, Timeouts

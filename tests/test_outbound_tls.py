@@ -159,7 +159,7 @@ class World:
     def outbound(self) -> str:
         """The table of a sender."""
         return (
-            f'[outbound]\nport = {self.port}\nnameservers = ["127.0.0.1:{self.dns}"]\n'
+            f'[dns]\nnameservers = ["127.0.0.1:{self.dns}"]\n\n[outbound]\nport = {self.port}\n'
             f'server_ca = "{self.directory}/trusted.pem"\nmta_sts_port = {self.web}\n'
         )
 

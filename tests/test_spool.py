@@ -8,9 +8,10 @@ import pytest
 
 from minismtp import spool as module
 from minismtp.address import Address
+from minismtp.content import Content, ContentWriter
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope
-from minismtp.message import Content, ContentWriter, Message
+from minismtp.message import Message
 from minismtp.spool import BusyError, DamagedError, Spool, heard
 
 

@@ -21,11 +21,11 @@ from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Directory, Host, UnreachableError
 from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.policy import Judge
-from minismtp.outbound.resolver import Resolver
 from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
 from minismtp.reply import Verdict
 from minismtp.reporting import route_notice
+from minismtp.resolver import Resolver
 
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
 _MESSAGES: Final = 100  # over one connection
@@ -76,7 +76,7 @@ class Carrier:
     def of(cls, config: Config, hooks: Hooks, log: Log) -> Self:
         """Build the parts. Raises ConfigError and OSError."""
         outbound = config.outbound
-        resolver, deadlines = Resolver(outbound.nameservers), Deadlines()
+        resolver, deadlines = Resolver(config.dns.nameservers), Deadlines()
         contexts = Contexts(outbound.server_ca)
         directory = Directory(
             resolver,

@@ -16,7 +16,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
-from minismtp.outbound.resolver import Found, Resolver, UnansweredError
+from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
 
 _MOST_HOSTS: Final = 10  # of a domain; more are no help (RFC 5321 section 5.1: at least two)

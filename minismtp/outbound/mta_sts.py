@@ -18,9 +18,9 @@ import msgspec
 
 from minismtp.files import atomic_write, make_directory
 from minismtp.log import Log
-from minismtp.outbound.resolver import Resolver, UnansweredError
 from minismtp.outbound.security import matches
 from minismtp.outbound.well_known import FetchError, Web
+from minismtp.resolver import Resolver, UnansweredError
 
 _RECORD: Final = "v=STSv1"
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")

@@ -70,9 +70,7 @@ def run(config: Config, desk: Desk) -> int:
         plugins = PluginSet.load(config, metrics, log)
         spool.prepare()
         lock = _locked(spool, desk.lifeline)
-        plugins.hooks().on_start(
-            ServerInfo(config.hostname, config.state_directory, "outbound", desk.slot)
-        )
+        plugins.hooks().on_start(ServerInfo.of(config, "outbound", desk.slot))
         carrier = Carrier.of(config, plugins.hooks(), log)
     except (ConfigError, Failure) as error:
         logging.complain(f"minismtp: {error}")

@@ -28,8 +28,9 @@ import processes
 import relays
 
 from minismtp import spool as spool_module
+from minismtp.content import Content
 from minismtp.entry import Entry, Target
-from minismtp.message import Content, Message
+from minismtp.message import Message
 from minismtp.spool import Spool
 
 if TYPE_CHECKING:

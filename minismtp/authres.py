@@ -1,0 +1,58 @@
+"""What checks of a sender have found, as values and as a header field (layer 2; RFC 8601).
+
+    found = AuthResult("spf", "pass", properties={"smtp.mailfrom": "a@b.example"})
+    results_of(envelope).append(found)
+
+Plugins that check leave their results on the envelope; others read them there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from minismtp.envelope import Envelope
+from minismtp.stash import StashKey
+
+# pvalue = [CFWS] ((value / [[local-part] "@"] domain-name) [CFWS]); value = token / quoted-string
+_PLAIN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+./^_`{|}~@-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class AuthResult:
+    """One result: `method` (spf, dkim, dmarc, arc ...), `result` (pass, fail, none, temperror ...).
+
+    `properties` are those of RFC 8601 section 2.3 with their types: {"header.d": "example.org"}.
+    `reason` is for people.
+    """
+
+    method: str
+    result: str
+    reason: str = ""
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Give it as resinfo of RFC 8601 section 2.2."""
+        parts = [f"{self.method}={self.result}"]
+        if self.reason:
+            parts.append(f"reason={quoted(self.reason, always=True)}")
+        parts += [f"{name}={quoted(value)}" for name, value in self.properties.items()]
+        return " ".join(parts)
+
+
+_RESULTS: Final[StashKey[list[AuthResult]]] = StashKey()
+
+
+def results_of(envelope: Envelope) -> list[AuthResult]:
+    """Give the list of the results so far, to read or to add to."""
+    return envelope.stash.setdefault(_RESULTS, [])
+
+
+def quoted(value: str, *, always: bool = False) -> str:
+    """Give a value as a token, or as a quoted-string where it is none; control characters go."""
+    clean = "".join(char if char.isprintable() else "?" for char in value)
+    if _PLAIN.fullmatch(clean) and not always:
+        return clean
+    return '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'

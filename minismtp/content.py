@@ -1,0 +1,247 @@
+"""The content of a mail, immutable, in memory or on disk (layer 2).
+
+What is larger than a piece is written to a file that has no name, so that memory per session is
+bounded and a crash leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_PIECE: Final = 256 * 1024  # octets written or copied at once
+_VECTOR_LIMIT: Final = 1024  # buffers in one writev: IOV_MAX of Linux
+
+
+class Content:
+    """Immutable octets, in memory or on disk; made by `Content.of` or a `ContentWriter`.
+
+    A file on disk has no name; it is gone with the last `Content` or reader that uses it.
+    """
+
+    __slots__ = ("_before", "_skipped", "_store", "size")
+
+    def __init__(
+        self, store: bytes | _Spill, size: int, before: bytes = b"", skipped: int = 0
+    ) -> None:
+        """Wrap what `of` or `ContentWriter.finish` hands over.
+
+        A file may have octets `before` it in memory, and its first ones `skipped`.
+        """
+        self._store = store
+        self._before = before
+        self._skipped = skipped
+        self.size = size
+
+    @classmethod
+    def of(cls, data: bytes) -> Content:
+        """Content that holds `data` in memory."""
+        return cls(bytes(data), len(data))
+
+    @classmethod
+    def stored(cls, descriptor: int, size: int) -> Content:
+        """Content that is the first `size` octets of an open file, which it will close."""
+        return cls(_Spill(descriptor), size)
+
+    def open(self, before: bytes = b"") -> BinaryIO:
+        """Return a new reader at offset 0 over `before` and the content; each stands alone.
+
+        Readers can be used at the same time from any threads, and outlive the content.
+        """
+        if isinstance(self._store, bytes):
+            return io.BytesIO(before + self._store)
+        before += self._before
+        size = self.size - len(self._before)
+        reader = _Reader(before, self._store, self._skipped, size)
+        return cast("BinaryIO", io.BufferedReader(reader, 65536))
+
+    def head(self, limit: int) -> bytes:
+        """Return at most the first `limit` octets."""
+        if isinstance(self._store, bytes):
+            return self._store[:limit]
+        limit = min(limit, self.size)
+        before = self._before[:limit]
+        return before + self._store.read(self._skipped, limit - len(before))
+
+    def behind(self, before: bytes, skipped: int) -> Content:
+        """Give `before` and what follows the first `skipped` octets; a file is not copied."""
+        if isinstance(self._store, bytes):
+            return Content.of(before + self._store[skipped:])
+        before += self._before[skipped:]
+        skipped = max(0, skipped - len(self._before))
+        size = self.size - len(self._before) - skipped
+        return Content(self._store, len(before) + size, before, self._skipped + skipped)
+
+    def write_to(self, descriptor: int, before: bytes = b"") -> int:
+        """Write `before` and the content to a blocking descriptor; return the octets written."""
+        if isinstance(self._store, bytes):
+            return _write_all(descriptor, (before, self._store))
+        if before or self._before:
+            _write_all(descriptor, (before, self._before))
+        size = self.size - len(self._before)
+        _copy(self._store.descriptor, descriptor, self._skipped, size)
+        return len(before) + self.size
+
+
+class ContentWriter:
+    """Collects content that arrives in chunks: in memory up to `memory` octets, then on disk.
+
+    `directory` is where the nameless file lives; None is the default of `tempfile`. A writer is
+    used by one thread, and is spent after `finish` or `discard`.
+    """
+
+    __slots__ = ("_chunks", "_directory", "_memory", "_pending", "_spill", "size")
+
+    def __init__(self, directory: Path | None = None, memory: int = _PIECE) -> None:
+        """Make an empty writer; nothing is created on disk before it is needed."""
+        self.size = 0
+        self._directory = directory
+        self._memory = memory
+        self._chunks: list[bytes] = []
+        self._pending = 0
+        self._spill: _Spill | None = None
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next octets. Raises OSError (a full disk) after letting go of the file."""
+        self._chunks.append(chunk)
+        length = len(chunk)
+        self.size += length
+        self._pending += length
+        if self._pending > self._memory:
+            self._flush()
+        elif len(self._chunks) == _VECTOR_LIMIT:  # many tiny objects cost far more than they hold
+            self._chunks = [b"".join(self._chunks)]
+
+    def finish(self) -> Content:
+        """Return the content of all that was written. Raises OSError as `write` does."""
+        if self._spill is None:
+            return Content.of(b"".join(self._chunks))
+        self._flush()
+        content = Content(self._spill, self.size)
+        self.discard()
+        return content
+
+    def discard(self) -> None:
+        """Let go of everything; a file that no `Content` uses is gone at once."""
+        self._chunks = []
+        self._pending = 0
+        self._spill = None
+
+    def _flush(self) -> None:
+        try:
+            if self._spill is None:
+                # With O_TMPFILE where the file system has it: then no instant has a name.
+                with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
+                    self._spill = _Spill(os.dup(file.fileno()))
+            _write_all(self._spill.descriptor, self._chunks)
+        except OSError:
+            self.discard()
+            raise
+        self._chunks = []
+        self._pending = 0
+
+
+class _Spill:
+    """An open file, closed when nobody refers to it any more."""
+
+    # Not a file object: when a cycle is collected, that may be closed, and complain, before us.
+    __slots__ = ("descriptor",)
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to `length` octets from `offset`, without moving any shared position."""
+        pieces = []
+        while length > 0 and (piece := os.pread(self.descriptor, length, offset)):
+            pieces.append(piece)
+            offset += len(piece)
+            length -= len(piece)
+        return b"".join(pieces)
+
+
+class _Reader(io.RawIOBase):
+    """Reads `before`, then a file, at a position of its own."""
+
+    def __init__(self, before: bytes, spill: _Spill, skipped: int, size: int) -> None:
+        super().__init__()
+        self._before = before
+        self._spill = spill
+        self._skipped = skipped
+        self._end = len(before) + size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the buffer protocol has no type in 3.11
+        view = memoryview(buffer).cast("B")
+        offset = self._position - len(self._before)
+        if offset < 0:
+            piece = self._before[self._position : self._position + len(view)]
+            view[: len(piece)] = piece
+            count = len(piece)
+        else:
+            view = view[: max(0, self._end - self._position)]
+            begin = self._skipped + offset
+            count = os.preadv(self._spill.descriptor, [view], begin) if view else 0
+        self._position += count
+        return count
+
+
+def _write_all(descriptor: int, pieces: Sequence[bytes]) -> int:
+    """Write all pieces, by one system call where the system takes them whole."""
+    size = sum(map(len, pieces))
+    written = os.writev(descriptor, pieces)
+    if written < size:
+        rest = memoryview(b"".join(pieces))
+        while written < size:
+            written += os.write(descriptor, rest[written:])
+    return size
+
+
+def _copy(source: int, target: int, offset: int, size: int) -> None:
+    """Copy `size` octets of a file from `offset` on, inside the kernel where it can."""
+    end = offset + size
+    for way in (_copy_range, _send_file):
+        try:
+            while offset < end and (count := way(source, target, offset, end - offset)):
+                offset += count
+        except OSError as error:
+            # The target is a pipe or socket, on another file system, or opened to append.
+            unsupported = (errno.EINVAL, errno.EXDEV, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
+            if error.errno not in unsupported:
+                raise
+    while offset < end:
+        piece = os.pread(source, min(_PIECE, end - offset), offset)
+        if not piece:
+            raise OSError(errno.EIO, "the file of a message is shorter than its content")
+        offset += os.write(target, piece)
+
+
+def _copy_range(source: int, target: int, offset: int, length: int) -> int:
+    return os.copy_file_range(source, target, length, offset)
+
+
+def _send_file(source: int, target: int, offset: int, length: int) -> int:
+    return os.sendfile(target, source, offset, length)

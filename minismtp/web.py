@@ -1,0 +1,118 @@
+"""HTTP for plugins: one request within a time, and not while the service is down (layer 2)."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import ssl
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+
+from minismtp.remote import Breaker, Line, Remote, RemoteError
+from minismtp.scalars import SocketAddress
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+_LIMIT: Final = 1024 * 1024  # octets of an answer
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a web server said; the names of `headers` are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class WebService:
+    """A web server at a base URL (http or https); threads may share one.
+
+    Redirects are not followed, proxies not used. `timeout` is for a whole request with its answer.
+    """
+
+    def __init__(self, url: str, *, timeout: timedelta, tls: ssl.SSLContext | None = None) -> None:
+        """Take the URL; raises ValueError for one that is none."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
+            raise ValueError(f'expected a URL such as "http://127.0.0.1:11333/", not {url!r}')
+        port = parts.port or _PORTS[parts.scheme]
+        context = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+        address = SocketAddress(parts.hostname, port)
+        self._remote = Remote(address, timeout=timeout, tls=context, breaker=Breaker(url))
+        self._host = parts.netloc
+        self._target = parts.path or "/"
+        if parts.query:
+            self._target += f"?{parts.query}"
+
+    def request(
+        self,
+        method: str,
+        body: bytes | BinaryIO = b"",
+        *,
+        size: int | None = None,
+        path: str = "",
+        headers: Mapping[str, str] | None = None,
+        limit: int = _LIMIT,
+    ) -> Answer:
+        """Ask, and give the answer; raises RemoteError when none comes, or one of status 5yz.
+
+        A `body` that is a file has so many octets as `size` says. `path` is added to the URL's.
+        """
+        length = len(body) if isinstance(body, bytes) else size
+        if length is None:
+            raise ValueError("expected the size of a body that is a file")
+        fields = {"Content-Length": str(length), "Connection": "close", **(headers or {})}
+        with self._remote.connect() as line:
+            connection = http.client.HTTPConnection(self._host)
+            connection.sock = _Socket(line)
+            try:
+                connection.request(method, self._target + path, body, fields)
+                response = connection.getresponse()
+                answer = Answer(
+                    response.status,
+                    {name.lower(): value for name, value in response.getheaders()},
+                    response.read(limit + 1),
+                )
+                if response.length and len(answer.body) <= limit:
+                    raise http.client.IncompleteRead(answer.body, response.length)
+            except (http.client.HTTPException, ValueError) as error:
+                raise RemoteError(f"{self._host} gives no HTTP answer: {error!r}") from error
+            if len(answer.body) > limit:
+                raise RemoteError(f"{self._host} answers with more than {limit} octets")
+            if answer.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise RemoteError(f"{self._host} answers {answer.status} {response.reason}")
+            return answer
+
+
+class _Socket:
+    """All that `http.client` wants of a socket; who opened the line closes it."""
+
+    def __init__(self, line: Line) -> None:
+        self.sendall = line.send
+        self._line = line
+
+    def makefile(self, _mode: str) -> BinaryIO:
+        return cast("BinaryIO", io.BufferedReader(_Reader(self._line)))
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+class _Reader(io.RawIOBase):
+    def __init__(self, line: Line) -> None:
+        super().__init__()
+        self._line = line
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the buffer protocol has no type in 3.11
+        view = memoryview(buffer).cast("B")
+        data = self._line.receive(len(view))
+        view[: len(data)] = data
+        return len(data)

@@ -1,0 +1,199 @@
+"""Services that plugins ask: deadlines, and a breaker that leaves a dead one alone."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from minismtp import Breaker, Reject, Remote, RemoteError, SocketAddress, WebService
+
+SHORT = timedelta(milliseconds=200)
+LONG = timedelta(seconds=60)
+
+
+@contextlib.contextmanager
+def serving(talk: Callable[[socket.socket], None]) -> Iterator[SocketAddress]:
+    """Run a service that talks so to whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    return
+                with sock, contextlib.suppress(OSError):
+                    talk(sock)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield SocketAddress("127.0.0.1", listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def saying(*pieces: bytes) -> Callable[[socket.socket], None]:
+    """Give a talk that reads one piece, then says these."""
+
+    def talk(sock: socket.socket) -> None:
+        sock.recv(65536)
+        for piece in pieces:
+            sock.sendall(piece)
+
+    return talk
+
+
+def drip(sock: socket.socket) -> None:
+    """Send an octet every now and then, without end."""
+    while True:
+        sock.sendall(b".")
+        time.sleep(0.01)
+
+
+def test_answer_is_read_by_size_by_end_and_whole() -> None:
+    talk = saying(b"first\0sec", b"ond", b"the rest")
+    with serving(talk) as address, Remote(address, timeout=LONG).connect() as line:
+        line.send(b"?")
+        assert line.read_until(b"\0") == b"first"
+        assert line.read(6) == b"second"
+        assert line.read_all(100) == b"the rest"
+
+
+def test_unix_socket_is_a_service_too(tmp_path: Path) -> None:
+    path = tmp_path / "service.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Remote(SocketAddress(path=path), timeout=LONG).connect() as line:
+            listener.accept()[0].close()
+            assert line.receive() == b""
+
+
+def test_drip_ends_at_the_deadline() -> None:
+    with serving(drip) as address:
+        remote = Remote(address, timeout=SHORT)
+        with pytest.raises(RemoteError, match=f"{address} is too slow"), remote.connect() as line:
+            line.read_all(1_000_000)
+
+
+def test_service_that_hangs_up_in_the_middle_is_an_error() -> None:
+    with serving(saying(b"half")) as address:
+        remote = Remote(address, timeout=LONG)
+        with remote.connect() as line:
+            line.send(b"?")
+            with pytest.raises(RemoteError, match="hung up in the middle"):
+                line.read(10)
+
+
+@pytest.mark.parametrize("read", ["read_until", "read_all"])
+def test_endless_answer_is_an_error(read: str) -> None:
+    with serving(saying(b"x" * 100_000)) as address:
+        remote = Remote(address, timeout=LONG)
+        with remote.connect() as line:
+            line.send(b"?")
+            with pytest.raises(RemoteError, match="says more than 1000"):
+                line.read_all(1000) if read == "read_all" else line.read_until(b"\0", 1000)
+
+
+def test_service_that_is_away_is_named() -> None:
+    with serving(drip) as address:
+        pass
+    with pytest.raises(RemoteError, match=f"^{address}: Connection refused"):
+        Remote(address, timeout=LONG).open()
+
+
+class Clock:
+    """Monotonic seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fail(breaker: Breaker) -> None:
+    with pytest.raises(ZeroDivisionError), breaker.watch():
+        raise ZeroDivisionError
+
+
+def test_service_that_failed_several_times_is_left_alone_for_a_while() -> None:
+    clock = Clock()
+    breaker = Breaker("scanner", failures=3, pause=30, clock=clock)
+    for _ in range(3):
+        fail(breaker)
+    clock.now = 29
+    with pytest.raises(RemoteError, match="scanner has failed 3 times in a row"), breaker.watch():
+        pytest.fail("it was asked")
+    clock.now = 31
+    one = breaker.watch()
+    with one, pytest.raises(RemoteError), breaker.watch():
+        pytest.fail("it was asked twice")  # before it was known what comes of the first
+    with breaker.watch():
+        pass
+
+
+def test_service_that_fails_again_is_left_alone_again() -> None:
+    clock = Clock()
+    breaker = Breaker("scanner", failures=1, pause=30, clock=clock)
+    fail(breaker)
+    clock.now = 40
+    fail(breaker)
+    clock.now = 69
+    with pytest.raises(RemoteError), breaker.watch():
+        pytest.fail("it was asked")
+
+
+def test_success_and_verdicts_are_no_failures() -> None:
+    breaker = Breaker("scanner", failures=2)
+    for _ in range(4):
+        fail(breaker)
+        with pytest.raises(Reject), breaker.watch():
+            raise Reject("spam")
+
+
+def answering(*pieces: bytes) -> Callable[[socket.socket], None]:
+    return saying(b"HTTP/1.1 200 OK\r\nX-Word: yes\r\nConnection: close\r\n\r\n", *pieces)
+
+
+def test_web_service_gives_status_fields_and_body() -> None:
+    with serving(answering(b"he", b"llo")) as address:
+        answer = WebService(f"http://{address}/check", timeout=LONG).request("POST", b"?")
+    assert (answer.status, answer.headers["x-word"], answer.body) == (200, "yes", b"hello")
+
+
+@pytest.mark.parametrize(
+    ("talk", "problem"),
+    [
+        (saying(b"220 mx.example.org ESMTP\r\n"), "gives no HTTP answer"),
+        (saying(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), "gives no HTTP answer"),
+        (saying(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"), "answers 503 Busy"),
+        (answering(b"x" * 2_000_000), "more than 1048576 octets"),
+        (drip, "gives no HTTP answer|is too slow"),
+        (saying(), "gives no HTTP answer|reset"),
+    ],
+    ids=["SMTP", "half", "503", "endless", "drip", "silence"],
+)
+def test_web_service_that_does_not_answer_well_is_an_error(
+    talk: Callable[[socket.socket], None], problem: str
+) -> None:
+    with serving(talk) as address:
+        service = WebService(f"http://{address}/", timeout=SHORT if talk is drip else LONG)
+        with pytest.raises(RemoteError, match=problem):
+            service.request("GET")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://a.example/", "http://", "a.example", "http://u:p@a.example"]
+)
+def test_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="expected a URL"):
+        WebService(url, timeout=LONG)
