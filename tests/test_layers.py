@@ -25,7 +25,8 @@ LAYERS = {
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
-    "receiver": "receiver authentication ehlo reporting service submission transaction",
+    "receiver": "receiver conversation authentication ehlo reporting service submission"
+    " transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight.overview insight.page insight.top"
     " insight.explain insight.trace"
