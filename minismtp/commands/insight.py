@@ -1,0 +1,82 @@
+"""The commands that show what the server does and did (layer 7)."""
+
+# ruff: noqa: PLC0415 - each command imports what it needs, see `commands`
+from __future__ import annotations
+
+import argparse
+import sys
+
+from minismtp.commands.common import Commands, configuration, fail, say
+
+
+def add_to(commands: Commands) -> None:
+    """Add the commands of this group."""
+    sessions = commands.add("sessions", _sessions, "show the sessions that are open now")
+    sessions.add_argument("--stack", action="store_true", help="and where their threads are")
+    sessions.add_argument("--json", action="store_true")
+    explain = commands.add(
+        "explain", _explain, "tell how a message or a session was decided, step by step"
+    )
+    explain.add_argument("id", metavar="ID", help="as in the reply, the log or a Received field")
+    explain.add_argument("--json", action="store_true")
+    trace = commands.add(
+        "trace", _trace, "show the dialogue of sessions as it happens, until Ctrl-C"
+    )
+    trace.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        type=_network,
+        metavar="NET",
+        help="only with clients in it, such as 192.0.2.0/24; may be given again",
+    )
+    top = commands.add(
+        "top", _top, "show rates, queue, verdicts, slow hooks and sessions, again and again"
+    )
+    top.add_argument("--once", action="store_true", help="one look, for scripts")
+    top.add_argument("--interval", type=float, default=2.0, metavar="SECONDS")
+    top.add_argument("--url", default="", help="of the metrics; default: as configured")
+
+
+def _sessions(arguments: argparse.Namespace) -> int:
+    from minismtp.insight import sessions
+
+    say(sessions.run(configuration(arguments), arguments))
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from minismtp.insight import explain
+
+    text = explain.run(configuration(arguments), arguments)
+    if not text:
+        return fail(f"nothing is known of {arguments.id}")
+    say(text)
+    return 0
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from minismtp.insight import trace
+
+    for line in trace.run(configuration(arguments), arguments):
+        say(line)
+        sys.stdout.flush()
+    return 0
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from minismtp.insight import top
+
+    for screen in top.run(configuration(arguments), arguments):
+        say(screen)
+        sys.stdout.flush()
+    return 0
+
+
+def _network(text: str) -> str:
+    from ipaddress import ip_network
+
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
