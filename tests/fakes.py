@@ -1,0 +1,164 @@
+"""Services for tests: fakes that behave as badly as a test wants, and real ones from Debian."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from minismtp import Address, Envelope, Recipient, SocketAddress
+
+DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+
+Talk: TypeAlias = Callable[[socket.socket], None]
+
+
+@contextlib.contextmanager
+def serving(talk: Talk) -> Iterator[SocketAddress]:
+    """Run a service that talks so to each who connects, to several at once."""
+    threads: list[threading.Thread] = []
+    open_sockets: set[socket.socket] = set()
+
+    def converse(sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            talk(sock)
+        open_sockets.discard(sock)
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                open_sockets.add(sock)
+                threads.append(threading.Thread(target=converse, args=[sock]))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads.append(threading.Thread(target=accept, args=[listener]))
+        threads[0].start()
+        try:
+            yield SocketAddress("127.0.0.1", listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            threads[0].join(DEADLINE)
+            for sock in list(open_sockets):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join(DEADLINE)
+
+
+def listen(sock: socket.socket) -> None:
+    """Listen to all that is said, and never say a word."""
+    while sock.recv(65536):
+        pass
+
+
+def saying(answer: bytes) -> Talk:
+    """Give a talk that reads one piece, says this, and hangs up."""
+
+    def talk(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(answer)
+
+    return talk
+
+
+def after_all(end: bytes, answer: bytes) -> Talk:
+    """Give a talk that says this once it has heard `end`, then hangs up."""
+
+    def talk(sock: socket.socket) -> None:
+        heard = b""
+        while not heard.endswith(end):
+            data = sock.recv(65536)
+            if not data:
+                return
+            heard = (heard + data)[-65536:]
+        sock.sendall(answer)
+
+    return talk
+
+
+#: How a service may fail, by what it does to whoever connects.
+FAILURES: Final[Mapping[str, Talk]] = {
+    "slow": listen,
+    "nonsense": saying(b"220 mx.example.org ESMTP\r\n"),
+    "cut off": saying(b""),
+    "endless": saying(b"x" * 2_000_000),
+}
+
+
+class Daemon:
+    """A real service that a test has started; it ends with `stop`."""
+
+    def __init__(self, *command: str | Path, log: Path, environment: Mapping[str, str]) -> None:
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env={**os.environ, **environment},
+            )
+
+    def await_port(self, port: int) -> None:
+        """Return once it listens on a port of 127.0.0.1."""
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), DEADLINE).close()
+            except ConnectionRefusedError:
+                said = self.log.read_text(errors="replace")
+                assert time.monotonic() < deadline, said
+                assert self.process.poll() is None, said
+                time.sleep(0.01)
+            else:
+                return
+
+    def stop(self) -> None:
+        """End it with all its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(DEADLINE)
+
+
+@contextlib.contextmanager
+def running_daemon(
+    *command: str | Path, port: int, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
+    """Run a service in the foreground that listens on `port` when the block begins."""
+    daemon = Daemon(*command, log=log, environment=environment or {})
+    try:
+        daemon.await_port(port)
+        yield daemon
+    finally:
+        daemon.stop()
+
+
+def free_port() -> int:
+    """Give a port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def envelope(*recipients: str, login: str | None = None) -> Envelope:
+    """Give an envelope for hooks that a test calls itself."""
+    return Envelope(
+        id="1a2b.1",
+        reverse_path=Address.parse("sender@client.example"),
+        listener="smtp",
+        peer="192.0.2.1",
+        helo="client.example",
+        login=login,
+        arrived=1_700_000_000.0,
+        recipients=[Recipient(Address.parse(each)) for each in recipients or ("u@example.org",)],
+    )
