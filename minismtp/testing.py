@@ -5,7 +5,8 @@ r"""A whole session in memory, for tests of plugins and of the server itself (la
     assert dialogue.mail("X-Spam-Flag: YES\n\nBuy!").startswith("550")
     assert not mailroom.stored
 
-Everything is real but the socket: the protocol, the receiver, the guards around the plugins.
+Everything is real but the socket: the protocol, the receiver, the guards around the plugins. With
+pytest the fixtures `dialogue` and `mailroom` are there by themselves (`minismtp_pytest`).
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Dialogue:
     ) -> None:
         self.metrics = metrics or Metrics(["test"])
         self._started: Hooks | None = None
+        self._closed = False
         if service is None:
             log = log or Log(level="error")
             service = self._service(plugins, kind, limits or Limits(), spool, log)
@@ -140,7 +142,10 @@ class Dialogue:
         return _text(self.send_raw(stuffed + b".\r\n"))
 
     def close(self) -> None:
-        """End the session, as when the connection is gone, and stop the plugins."""
+        """End the session, as when the connection is gone, and stop the plugins; once."""
+        if self._closed:
+            return
+        self._closed = True
         with self._logging():
             self.receiver.finished()
         if self._started is not None:
@@ -190,6 +195,49 @@ class Dialogue:
             clear_auth=True,
             spool=spool,
         )
+
+
+class Dialogues:
+    """Begins sessions that end together, all with one state directory: the fixture `dialogue`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._begun: list[Dialogue] = []
+
+    def __call__(
+        self,
+        *plugins: object,
+        kind: Literal["mx", "submission", "lmtp"] = "mx",
+        peer: str = "192.0.2.1",
+        login: str | None = None,
+        tls: bool = False,
+        limits: Limits | None = None,
+        log: Log | None = None,
+    ) -> Dialogue:
+        """Begin one, as `Dialogue` does."""
+        begun = Dialogue(
+            *plugins,
+            kind=kind,
+            peer=peer,
+            login=login,
+            tls=tls,
+            limits=limits,
+            spool=self._directory,
+            log=log,
+        )
+        self._begun.append(begun)
+        return begun
+
+    def configured(self, config: Config, listener: str, *, peer: str = "192.0.2.1") -> Dialogue:
+        """Begin one, as `Dialogue.configured` does."""
+        begun = Dialogue.configured(config, listener, peer=peer)
+        self._begun.append(begun)
+        return begun
+
+    def close(self) -> None:
+        """End them, the latest first."""
+        while self._begun:
+            self._begun.pop().close()
 
 
 @plugin

@@ -38,8 +38,9 @@ LAYERS = {
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor generation rundir children herald check listing postmaster commands"
-    " commands.common commands.operation commands.insight commands.authoring cli __main__",
+    "program": "supervisor generation rundir children herald check listing postmaster"
+    " skeleton commands commands.common commands.operation commands.insight commands.authoring"
+    " cli __main__",
 }
 LAYER_OF = {
     module: number for number, names in enumerate(LAYERS.values()) for module in names.split()

@@ -100,6 +100,7 @@ def test_wheel_holds_nothing_else(distributions: Distributions) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "minismtp",
         "minismtp_plugins",
+        "minismtp_pytest.py",
     }
 
 
@@ -111,7 +112,11 @@ def test_sdist_holds_the_whole_directory(directory: str, distributions: Distribu
 
 
 @pytest.mark.parametrize(
-    "name", ["CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"]
+    "name",
+    [
+        *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"),
+        "minismtp_pytest.py",
+    ],
 )
 def test_sdist_holds_the_file(name: str, distributions: Distributions) -> None:
     assert name in distributions.in_sdist
@@ -134,6 +139,7 @@ for point in importlib.metadata.distribution("minismtp").entry_points:
     lines = [line.split(" ", 2) for line in loaded.stdout.splitlines()]
     assert {(group, name) for group, name, _ in lines} == {
         ("console_scripts", "minismtp"),
+        ("pytest11", "minismtp"),
         *(("minismtp", name) for name in ENTRY_POINTS),
     }
     assert all(file.startswith(str(distributions.wheel)) for _, _, file in lines)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import field, replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from minismtp import Reject, ServerInfo, hookimpl, plugin
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.guard import Failure
 from minismtp.settings import ByteSize, ConfigError
-from minismtp.testing import Dialogue, Mailroom
+from minismtp.testing import Dialogue, Dialogues, Mailroom
 
 
 def configuration(tmp_path: Path, *plugins: dict[str, object]) -> Config:
@@ -194,3 +196,78 @@ def test_example_of_the_documentation_works() -> None:
             raise Reject("your name is not welcome here")
 
     assert Dialogue(BadHelo(names=["localhost"])).send("EHLO localhost").startswith("550")
+
+
+# The fixtures of minismtp_pytest
+
+
+@plugin
+class Lifetime:
+    """Tells its end, and where its state belongs."""
+
+    stopped: list[Path] = field(default_factory=list)
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        self._state = server.state_directory
+
+    @hookimpl
+    def on_stop(self) -> None:
+        self.stopped.append(self._state)
+
+
+def test_fixtures_give_sessions_and_what_takes_their_mail(
+    dialogue: Dialogues, mailroom: Mailroom
+) -> None:
+    session = dialogue(mailroom, kind="lmtp", peer="unix", login="alice", tls=True)
+    assert session.mail("x").startswith("250 ")
+    assert b" with LMTPSA " in mailroom.stored["user@example.org"][0]
+
+
+def test_fixture_takes_limits(dialogue: Dialogues) -> None:
+    session = dialogue(limits=Limits(message_size=ByteSize(1000)))
+    assert "250-SIZE 1000\n" in session.send("EHLO client.example")
+
+
+def test_fixture_begins_sessions_of_a_configuration(dialogue: Dialogues, tmp_path: Path) -> None:
+    config = configuration(tmp_path, {"use": "mailboxes", "domains": ["example.org"]})
+    assert dialogue.configured(config, "lmtp").banner.startswith("220 mx.example.org LMTP")
+
+
+def test_sessions_of_one_test_end_together(tmp_path: Path) -> None:
+    lifetime, dialogues = Lifetime(), Dialogues(tmp_path)
+    first, second = dialogues(lifetime), dialogues(Mailroom())
+    dialogues.close()
+    assert lifetime.stopped == [tmp_path]
+    assert [each.count("connections_active", listener="test") for each in (first, second)] == [0, 0]
+
+
+def test_session_that_was_closed_before_ends_once(tmp_path: Path) -> None:
+    lifetime, dialogues = Lifetime(), Dialogues(tmp_path)
+    dialogues(lifetime).close()
+    dialogues.close()
+    assert lifetime.stopped == [tmp_path]
+
+
+def test_fixture_closes_its_sessions_when_the_test_ends(tmp_path: Path) -> None:
+    """In a process of its own, as an author's tests have it."""
+    (tmp_path / "test_it.py").write_text(
+        "from minismtp import hookimpl, plugin\n"
+        "@plugin\n"
+        "class Last:\n"
+        "    @hookimpl\n"
+        "    def on_stop(self):\n"
+        "        print('it is over')\n"
+        "def test_it(dialogue, mailroom):\n"
+        "    dialogue(Last(), mailroom)\n"
+        "    print('begun')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-s", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout
+    assert done.stdout.partition("begun\n")[2].partition("it is over")[1]
+
+
+def test_runs_of_pytest_that_need_no_fixture_of_ours_load_nothing_of_us() -> None:
+    look = "import minismtp_pytest, sys; sys.exit('minismtp' in sys.modules)"
+    subprocess.run([sys.executable, "-c", look], check=True)

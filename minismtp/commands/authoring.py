@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minismtp.commands.common import Commands, configuration, say
+from minismtp.commands.common import Commands, configuration, fail, say
 
 if TYPE_CHECKING:
     from minismtp.config import PluginConfig
@@ -22,6 +23,16 @@ def add_to(commands: Commands) -> None:
         _schema,
         "print a JSON Schema of the configuration, for editors",
         config=False,
+    )
+    new = commands.add(
+        "new-plugin",
+        _new_plugin,
+        "make a package for a plugin of one's own, with a test that passes",
+        config=False,
+    )
+    new.add_argument("name", metavar="NAME", help="what `use` will call it, such as greylist")
+    new.add_argument(
+        "--directory", type=Path, metavar="DIR", help="to be made; default: minismtp-NAME"
     )
 
 
@@ -77,4 +88,18 @@ def _schema(arguments: argparse.Namespace) -> int:
     del arguments
     document = schema({found.name: found.factory for found in available([])})
     say(json.dumps(document, indent=2))
+    return 0
+
+
+def _new_plugin(arguments: argparse.Namespace) -> int:
+    from minismtp.skeleton import SkeletonError, make
+
+    try:
+        directory = make(arguments.name, arguments.directory)
+    except SkeletonError as error:
+        return fail(str(error))
+    say(
+        f"{directory} has a plugin that works, its test and its pyproject.toml. Next, in the"
+        f" environment of minismtp:\n  cd {directory}\n  pip install -e '.[test]'\n  pytest"
+    )
     return 0
