@@ -110,9 +110,10 @@ class Recipient:
 class Envelope:
     """One transaction. `size` is what the client declared in octets; `arrived` wall-clock seconds.
 
-    `recipients` are those accepted so far. `queued` says that the message comes from the queue: an
-    earlier attempt may have stored what is to be stored now. `login`, `peer`, `helo` and `listener`
-    are the session's, kept here because storage may run hours after the session has ended.
+    `recipients` are those accepted so far; `add` and `remove` say in `on_message` who gets the
+    message instead. `queued` says that the message comes from the queue: an earlier attempt may
+    have stored what is to be stored now. `login`, `peer`, `helo` and `listener` are the session's,
+    kept here because storage may run hours after the session has ended.
     """
 
     id: str
@@ -132,6 +133,25 @@ class Envelope:
     dsn_id: str = ""
     queued: bool = False
     stash: Stash = field(default_factory=Stash)
+    added: tuple[Recipient, ...] = field(default=(), init=False)
+    removed: frozenset[Address] = field(default=frozenset(), init=False)
+
+    def add(self, address: Address, notify: frozenset[str] = frozenset()) -> None:
+        """Have one more recipient get the message, once no plugin has refused it.
+
+        It is routed then like those of RCPT; where nobody routes it, the message is deferred.
+        """
+        present = {each.address for each in self.recipients} - self.removed
+        if address not in present.union(each.address for each in self.added):
+            self.added += (Recipient(address, notify=notify),)
+
+    def remove(self, address: Address) -> None:
+        """Have a recipient not get the message; the client sees it accepted.
+
+        Does nothing for an address that is no recipient. A message with none left is discarded.
+        """
+        self.added = tuple(each for each in self.added if each.address != address)
+        self.removed |= {address}
 
     @property
     def sender(self) -> str:

@@ -34,8 +34,8 @@ D = TypeVar("D")
 #: What an implementation may return beside None; anything else is a bug in the plugin. So a verdict
 #: that was returned where it should have been raised defers mail instead of letting it pass.
 ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
-    **dict.fromkeys(("on_connect", "on_helo", "on_mail", "on_rcpt", "on_data", "on_message"), ()),
-    "on_send": (),
+    **dict.fromkeys(("on_connect", "on_helo", "on_mail", "on_rcpt", "on_routed"), ()),
+    **dict.fromkeys(("on_data", "on_message", "on_send"), ()),
     "destination": Destination,
     "authenticate": str,
     "stored_key": StoredKey,

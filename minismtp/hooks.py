@@ -58,6 +58,7 @@ class Hooks:
         self._on_mail = bind("on_mail")
         self._on_rcpt = bind("on_rcpt")
         self._route = bind("route")
+        self._on_routed = bind("on_routed")
         self._on_data = bind("on_data")
         self._on_message = bind("on_message")
         self._deliver = bind("deliver")
@@ -147,6 +148,11 @@ class Hooks:
             return None
         route: Route | None = self._route(session=session, envelope=envelope, recipient=recipient)
         return route
+
+    def on_routed(self, session: Session, envelope: Envelope, recipient: Recipient) -> None:
+        """Ask about a recipient that has a route."""
+        if self._on_routed is not None:
+            self._on_routed(session=session, envelope=envelope, recipient=recipient)
 
     def on_data(self, session: Session, envelope: Envelope) -> None:
         """Ask about the whole envelope."""

@@ -139,6 +139,15 @@ def route(session: Session, envelope: Envelope, recipient: Recipient) -> Route |
 
 
 @hookspec
+def on_routed(session: Session, envelope: Envelope, recipient: Recipient) -> None:
+    """Judge one recipient at RCPT, after it was routed: one that there is.
+
+    For filters that remember, or tell others of, whom mail is for; strangers' guesses do not get
+    here. `recipient.route` says where its copy goes. The refusal is for this one alone.
+    """
+
+
+@hookspec
 def on_data(session: Session, envelope: Envelope) -> None:
     """Judge the whole envelope at DATA or the first BDAT, before any content is asked for."""
 
@@ -147,8 +156,9 @@ def on_data(session: Session, envelope: Envelope) -> None:
 def on_message(session: Session, envelope: Envelope, message: Message) -> None:
     """Judge the whole message, before anything is stored.
 
-    May prepend fields, replace the content, quarantine or discard; a refusal is the reply to the
-    end of the content and counts for all recipients.
+    May prepend fields, replace the content, quarantine or discard, and change who gets it
+    (`envelope.add`, `envelope.remove`, `envelope.reverse_path`); a refusal is the reply to the end
+    of the content and counts for all recipients.
     """
 
 

@@ -1,13 +1,17 @@
-"""The trace field that this server puts on top of every message (layer 2; RFC 5321 section 4.4)."""
+"""Trace fields, our own on top of each message and earlier ones (layer 2; RFC 5321 section 4.4)."""
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Final
 
+from minismtp.content import Content
 from minismtp.envelope import Envelope
 from minismtp.session import Session
 
+_HEAD: Final = 65536  # octets looked at first for the end of the header section
+_EMPTY_LINE: Final = re.compile(rb"\n\r?\n")  # a line ends at LF, as in `headers`: BDAT is exact
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
     *("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
@@ -56,3 +60,22 @@ def date(seconds: float) -> str:
     )
     _last_date = (second, text)
     return text
+
+
+def hops(head: bytes) -> int:
+    """Count the trace fields that a message came with."""
+    return (b"\n" + head.lower()).count(b"\nreceived:")
+
+
+def header_section(content: Content, limit: int) -> bytes | None:
+    """Give the header section, None when it is longer than `limit` octets."""
+    if content.head(2).startswith((b"\r\n", b"\n")):
+        return b""
+    for size in (min(_HEAD, limit), limit):
+        head = content.head(size)
+        end = _EMPTY_LINE.search(head)
+        if end:
+            return head[: end.start()]
+        if content.size <= size:
+            return head
+    return None

@@ -6,32 +6,25 @@ was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowl
 
 from __future__ import annotations
 
-import re
-from collections.abc import Container
 from time import perf_counter
-from typing import Final
 
 from minismtp import replies
 from minismtp.activity import Activity, summary
 from minismtp.address import Address
 from minismtp.chronicle import Record
-from minismtp.content import Content, ContentWriter
-from minismtp.entry import Entry, Target
+from minismtp.content import ContentWriter
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.log import bind, unbind
 from minismtp.message import Message
-from minismtp.received import received
-from minismtp.reply import Disconnect, Reply, Verdict
-from minismtp.reporting import route_notice, success_notices
+from minismtp.received import header_section, hops, received
+from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import fix_newlines
+from minismtp.storing import Storing
 from minismtp.submission import complete, owns_sender
-
-_HEAD: Final = 65536  # octets looked at first for the end of the header section
-_EMPTY_LINE: Final = re.compile(rb"\n\r?\n")  # a line ends at LF, as in `headers`: BDAT is exact
 
 
 class Transaction:
@@ -47,11 +40,11 @@ class Transaction:
         self._session = session
         self._activity = activity
         self._steps_before, activity.steps = activity.steps, []
-        self._stored: list[Address] = []
-        self._queued: list[Target] = []
+        self._storing: Storing | None = None
         self._receiving = 0.0  # seconds; until `finish`, when that began
         self._writer: ContentWriter | None = None
         self._accepted: list[Recipient] = []
+        self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._problem: Reply | None = None
         self._asked = False
         self.disconnects = False
@@ -109,14 +102,23 @@ class Transaction:
         if not envelope.smtputf8 and not in_ascii:
             return replies.NEEDS_UTF8  # RFC 6531 section 3.5, RFC 6533 section 3
         service.hooks.on_rcpt(session, envelope, recipient)
-        recipient.route = service.hooks.route(session, envelope, recipient)
+        problem = self._route(recipient)
+        if problem is not None:
+            return problem
+        service.hooks.on_routed(session, envelope, recipient)
+        envelope.recipients.append(recipient)
+        self._accepted.append(recipient)
+        return replies.RECIPIENT_OK
+
+    def _route(self, recipient: Recipient) -> Reply | None:
+        """Find out where a recipient's copy goes; gives what stands against it."""
+        service = self._service
+        recipient.route = service.hooks.route(self._session, self.envelope, recipient)
         if recipient.route is None:
             return replies.NO_ROUTE
         if service.queue is None and recipient.relays:
             return replies.NO_OUTBOUND
-        envelope.recipients.append(recipient)
-        self._accepted.append(recipient)
-        return replies.RECIPIENT_OK
+        return None
 
     def _decided(self, recipient: Recipient, reply: Reply) -> None:
         service = self._service
@@ -213,10 +215,10 @@ class Transaction:
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         service, session, envelope = self._service, self._session, self.envelope
         content = writer.finish()
-        head = _header_section(content, service.limits.headers)
+        head = header_section(content, service.limits.headers)
         if head is None:
             return "rejected", [replies.LONG_HEADER]
-        if _hops(head) > service.limits.hops:
+        if hops(head) > service.limits.hops:
             return "rejected", [replies.LOOP]  # RFC 5321 section 6.3
         trace = received(session, envelope)
         if head[:1] in {b" ", b"\t"}:
@@ -230,92 +232,38 @@ class Transaction:
         if message.discarded is not None:
             service.log.info("discarded", id=envelope.id, reason=message.discarded)
             return "discarded", [accepted]
-        queued, answers = self._store(message, accepted)
+        self._readdress()
+        if not self._recipients:
+            service.log.info("discarded", id=envelope.id, reason="no recipient is left")
+            return "discarded", [accepted]
+        storing = Storing(service, envelope, message, self._recipients)
+        self._storing = storing
+        queued, answers = storing.run(accepted, self._accepted)
+        self.disconnects = self.disconnects or storing.disconnects
         if message.quarantined is not None and accepted in answers:
             return "quarantined", answers
         return "queued" if queued else "", answers
 
-    def _store(self, message: Message, accepted: Reply) -> tuple[bool, list[Reply]]:
-        """Store each mailbox's copy once, queue what goes to other hosts.
+    def _readdress(self) -> None:
+        """Take on whom plugins have added and taken away.
 
-        SMTP has one reply: a failure before anything was stored is that reply, and the client keeps
-        the whole message; after it, that copy waits in the queue. True = all of it is queued.
+        Who was added is routed like everybody else, so it opens no relay. Where that fails the
+        whole message is deferred: a filter may have put this recipient in the place of all others.
         """
-        waiting = self._relayed()
-        done: dict[Address, Reply] = {}
-        answers: list[Reply] = []
-        for recipient in self._accepted:  # whatever plugins did to the list of the envelope
-            reply = accepted
-            for mailbox in recipient.mailboxes:
-                if mailbox not in done:
-                    done[mailbox] = self._deliver(message, mailbox, accepted)
-                if done[mailbox] is accepted:
-                    continue
-                if self._service.lmtp:
-                    reply = done[mailbox]
-                elif self._service.queue is None or accepted not in done.values():
-                    return False, [done[mailbox]]
-                else:
-                    waiting.append(Target.of("local", mailbox, recipient))
-            answers.append(reply)
-        if waiting:
-            self._enqueue(message, waiting, answers)
-        self._tell(message, [mailbox for mailbox, reply in done.items() if reply is accepted])
-        queued = bool(waiting) and accepted not in done.values()
-        return queued, answers if self._service.lmtp else [accepted]
-
-    def _relayed(self) -> list[Target]:
-        """Give the targets at other hosts: each once, though several aliases lead there."""
-        rewritable = self.envelope.reverse_path is not None
-        found: dict[object, Target] = {}
-        for recipient in self._accepted:
-            for target in Target.relays(recipient, rewritable=rewritable):
-                found.setdefault((target.address, target.sender, target.notify), target)
-        return list(found.values())
-
-    def _enqueue(self, message: Message, waiting: list[Target], answers: list[Reply]) -> None:
-        """Queue copies. Raises OSError, but with LMTP changes the answers that depend on it."""
-        queue = self._service.queue
-        assert queue is not None  # noqa: S101 - else nothing waits
-        try:
-            queue.add(Entry.of(self.envelope, message, waiting), message)
-            self._queued = waiting
-        except OSError as error:
-            if not self._service.lmtp:
-                raise
-            self._not_written(error)
-            for number, recipient in enumerate(self._accepted):
-                if recipient.relays:
-                    answers[number] = replies.NO_SPACE
-
-    def _tell(self, message: Message, stored: Container[Address]) -> None:
-        """Queue the notifications of what has succeeded already, where they were asked for.
-
-        They go before the reply: after a crash in between they come twice, never not at all.
-        """
-        service, queue = self._service, self._service.queue
-        asked = [each for each in self._accepted if "SUCCESS" in each.notify]
-        if queue is None or not asked:
+        envelope = self.envelope
+        if not (envelope.added or envelope.removed):
             return
-        entry = Entry.of(self.envelope, message, [])
-        for notice, content in success_notices(entry, message, asked, stored, service.hostname):
-            routed = route_notice(notice, service.hooks, service.hostname)
+        kept = [each for each in self._accepted if each.address not in envelope.removed]
+        for recipient in envelope.added:
             try:
-                queue.add(routed, content)
-            except OSError as error:
-                service.log.error("notification not queued", id=entry.id, error=str(error))
-            else:
-                service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
-
-    def _deliver(self, message: Message, mailbox: Address, accepted: Reply) -> Reply:
-        try:
-            stored = self._service.hooks.deliver(self.envelope, message, mailbox)
-        except Verdict as verdict:
-            return self._refusal(verdict)
-        if not stored:
-            return replies.NO_STORAGE
-        self._stored.append(mailbox)
-        return accepted
+                reply = self._route(recipient) or replies.RECIPIENT_OK
+            except Verdict as verdict:
+                reply = verdict.reply
+            self._decided(recipient, reply)
+            if reply is not replies.RECIPIENT_OK:
+                raise Defer("a recipient that was added cannot be reached", enhanced="4.3.5")
+        self._recipients = [*kept, *envelope.added]
+        envelope.recipients = [*self._recipients]
 
     def _refusal(self, verdict: Verdict) -> Reply:
         self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
@@ -330,10 +278,11 @@ class Transaction:
         if size:
             service.metrics.message_size(size)
         facts = self._facts(size) | {"reply": str(answers[0])}
-        if self._stored:
-            facts["stored"] = ",".join(map(str, self._stored))
-        if self._queued:
-            facts["queued"] = ",".join([target.address for target in self._queued])
+        storing = self._storing
+        if storing is not None and storing.stored:
+            facts["stored"] = ",".join(map(str, storing.stored))
+        if storing is not None and storing.queued:
+            facts["queued"] = ",".join([target.address for target in storing.queued])
         service.log.info(
             outcome,
             **facts,
@@ -376,22 +325,3 @@ def _outcome(answers: list[Reply]) -> str:
     """Name the ending of a message: stored as soon as one copy is."""
     best = min(reply.category for reply in answers)
     return {2: "stored", 4: "deferred"}.get(best, "rejected")
-
-
-def _hops(head: bytes) -> int:
-    """Count the trace fields that a message came with."""
-    return (b"\n" + head.lower()).count(b"\nreceived:")
-
-
-def _header_section(content: Content, limit: int) -> bytes | None:
-    """Give the header section, None when it is longer than `limit` octets."""
-    if content.head(2).startswith((b"\r\n", b"\n")):
-        return b""
-    for size in (min(_HEAD, limit), limit):
-        head = content.head(size)
-        end = _EMPTY_LINE.search(head)
-        if end:
-            return head[: end.start()]
-        if content.size <= size:
-            return head
-    return None

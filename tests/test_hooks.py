@@ -523,6 +523,40 @@ def test_route_may_refuse() -> None:
     assert dialogue.send("RCPT TO:<user@example.org>") == "550 5.1.6 gone"
 
 
+def test_on_routed_sees_the_route_and_nobody_who_has_none() -> None:
+    seen: list[tuple[str, object, int]] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_routed(self, envelope: Envelope, recipient: Recipient) -> None:
+            seen.append((str(recipient.address), recipient.route, len(envelope.recipients)))
+
+    @plugin
+    class Here:
+        @hookimpl
+        def route(self, recipient: Recipient) -> Local | None:
+            return Local() if recipient.address.domain == "example.org" else None
+
+    dialogue = at_rcpt(Dialogue(Looking(), Here()), data=True)
+    assert dialogue.send("RCPT TO:<user@elsewhere.example>").startswith("550 ")
+    dialogue.send("RCPT TO:<other@example.org>")
+    assert seen == [("user@example.org", Local(), 0), ("other@example.org", Local(), 1)]
+
+
+def test_on_routed_refusal_concerns_one_recipient() -> None:
+    @plugin
+    class Refusing:
+        @hookimpl
+        def on_routed(self, recipient: Recipient) -> None:
+            if recipient.address.local == "user":
+                raise Defer("come again")
+
+    dialogue = at_rcpt(Dialogue(Refusing(), Mailroom()))
+    assert dialogue.send("RCPT TO:<user@example.org>") == "451 4.7.1 come again"
+    assert dialogue.send("RCPT TO:<other@example.org>").startswith("250 ")
+
+
 def test_on_data_sees_all_recipients() -> None:
     seen: list[list[str]] = []
 

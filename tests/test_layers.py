@@ -25,7 +25,7 @@ LAYERS = {
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
-    "receiver": "receiver conversation authentication ehlo reporting service submission"
+    "receiver": "receiver conversation authentication ehlo reporting service storing submission"
     " transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight.overview insight.page insight.top"

@@ -24,7 +24,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.config import Limits
+from minismtp.config import Limits, PluginConfig
 from minismtp.events import Event, MessageDecided, RecipientDecided
 from minismtp.log import Log
 from minismtp.scalars import ByteSize
@@ -769,3 +769,109 @@ def test_accepted_recipients_stay_whatever_a_plugin_does_to_the_list(
     reply = Dialogue(Emptying(), storage, kind=kind).mail("Subject: x\n\nx", to=THREE)
     assert storage.asked == list(THREE)
     assert reply.count("250 2.0.0 ") == (3 if kind == "lmtp" else 1)
+
+
+@plugin
+class Readdressing:
+    """Adds and takes away recipients of the whole message."""
+
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+    sender: str | None = None
+
+    @hookimpl
+    def on_message(self, envelope: Envelope) -> None:
+        for address in self.remove:
+            envelope.remove(Address.parse(address))
+        for address in self.add:
+            envelope.add(Address.parse(address))
+        if self.sender is not None:
+            envelope.reverse_path = Address.parse(self.sender)
+
+
+def test_plugin_changes_who_gets_the_message() -> None:
+    storage, observer = Storage(), Observer()
+    changing = Readdressing(add=("new@example.org", "b@example.org"), remove=("a@example.org",))
+    dialogue = Dialogue(changing, storage, observer)
+    assert dialogue.mail("Subject: x\n\nx", to=THREE).startswith("250 2.0.0 ")
+    assert storage.asked == ["b@example.org", "c@example.org", "new@example.org"]
+    decided = [(str(event.recipient), event.reply.code) for event in observer.recipients]
+    assert decided[3:] == [("new@example.org", 250)]
+
+
+def test_recipient_that_is_replaced_and_put_back_gets_the_message_once() -> None:
+    storage = Storage()
+    changing = Readdressing(add=(USER,), remove=(USER,))
+    assert Dialogue(changing, storage).mail("Subject: x\n\nx").startswith("250 ")
+    assert storage.asked == [USER]
+
+
+def test_message_that_no_recipient_is_left_of_is_discarded() -> None:
+    storage = Storage()
+    dialogue = Dialogue(Readdressing(remove=(USER,)), storage)
+    assert dialogue.mail("Subject: x\n\nx").startswith("250 ")
+    assert storage.asked == []
+    assert outcome(dialogue, "discarded") == 1
+
+
+@pytest.mark.parametrize(
+    "route", [None, Relay(), Reject("no such mailbox"), Defer("away")], ids=repr
+)
+def test_message_waits_when_an_added_recipient_has_no_route(
+    route: Relay | Exception | None,
+) -> None:
+    """It may stand for those who were taken away: nothing is stored without it."""
+
+    @plugin
+    class Refusing:
+        @hookimpl
+        def route(self, recipient: Recipient) -> None:
+            if recipient.address.local == "new" and isinstance(route, Exception):
+                raise route
+
+    answer = None if isinstance(route, Exception) else route
+    storage, observer = Storage(routes={"new@elsewhere.example": answer}), Observer()
+    changing = Readdressing(add=("new@elsewhere.example",), remove=(USER,))
+    dialogue = Dialogue(changing, Refusing(), storage, observer)
+    reply = dialogue.mail("Subject: x\n\nx")
+    assert reply == "451 4.3.5 a recipient that was added cannot be reached"
+    assert storage.asked == []
+    assert observer.recipients[-1].reply.category in {4, 5}
+
+
+def test_lmtp_answers_for_those_that_the_client_has_named() -> None:
+    storage = Storage(refusals={"c@example.org": Reject("full", code=552, enhanced="5.2.2")})
+    changing = Readdressing(add=("new@example.org",), remove=("a@example.org",))
+    reply = Dialogue(changing, storage, kind="lmtp").mail("Subject: x\n\nx", to=THREE)
+    assert [line[:9] for line in reply.splitlines()] == ["250 2.0.0", "250 2.0.0", "552 5.2.2"]
+    assert storage.asked == ["b@example.org", "c@example.org", "new@example.org"]
+
+
+def test_lmtp_refusal_of_a_recipient_that_took_all_places_is_for_all() -> None:
+    storage = Storage(refusals={"new@example.org": Defer("full", code=452, enhanced="4.2.2")})
+    changing = Readdressing(add=("new@example.org",), remove=THREE)
+    reply = Dialogue(changing, storage, kind="lmtp").mail("Subject: x\n\nx", to=THREE)
+    assert [line[:9] for line in reply.splitlines()] == ["452 4.2.2"] * 3
+
+
+def test_plugin_in_shadow_mode_readdresses_nothing() -> None:
+    storage = Storage()
+    changing = Readdressing(add=("new@example.org",), remove=(USER,), sender="x@example.org")
+    table = PluginConfig(use="x", mode="shadow")
+    assert Dialogue((table, changing), storage).mail("Subject: x\n\nx").startswith("250 ")
+    assert storage.asked == [USER]
+
+
+def test_reverse_path_that_a_plugin_changes_is_what_storage_sees() -> None:
+    seen: list[str] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def deliver(self, envelope: Envelope) -> bool:
+            seen.append(envelope.sender)
+            return True
+
+    changing = Readdressing(sender="new@client.example")
+    Dialogue(changing, Looking(), Storage()).mail("Subject: x\n\nx")
+    assert seen == ["new@client.example"]
