@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from string import Formatter
-from typing import BinaryIO
 
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -32,9 +31,9 @@ from minismtp import (
     warn_of_readers,
 )
 
+from ._canonical import body_hash, folded_names, folded_signature, relaxed_field
+
 _log = logging.getLogger(__name__)
-_PIECE = 65536
-_LINE = 66  # characters of names in a line
 _LONGEST_FROM = 2000  # characters; a longer one gets no signature
 _SHORTEST, _SHORT = 1024, 2048  # bits of RSA keys, RFC 8301 section 3.2
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
@@ -48,8 +47,6 @@ _SIGNED = (
     *("Sender", "List-Id", "List-Help", "List-Unsubscribe", "List-Unsubscribe-Post", "List-Post"),
     *("List-Owner", "List-Archive", "Auto-Submitted"),
 )
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_BLANKS = re.compile(rb"[ \t]{2,}|\t")
 # A display name may hold anything, an address too: they and comments do not count.
 _QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.)*\)')
 _DOMAIN = re.compile(r"<[^<>@]*@([^<>@\s]+)\s*>|@([^<>@\s,;]+)")
@@ -167,19 +164,17 @@ class _Signer:
         unsigned = (
             f"v=1; a={kind}-sha256; c=relaxed/relaxed; d={self.domain};"
             f"\r\n\ts={self.selector}; t={int(time.time())};"
-            f"\r\n\th={_folded(names)};"
+            f"\r\n\th={folded_names(names)};"
             f"\r\n\tbh={b64encode(body).decode()};"
             "\r\n\tb="
         )
-        field = _canonical(b"DKIM-Signature: " + unsigned.encode()).removesuffix(b"\r\n")
+        field = relaxed_field(b"DKIM-Signature: " + unsigned.encode()).removesuffix(b"\r\n")
         octets = fields + field
         if isinstance(self.key, rsa.RSAPrivateKey):
             signed = self.key.sign(octets, padding.PKCS1v15(), SHA256())
         else:
             signed = self.key.sign(hashlib.sha256(octets).digest())  # RFC 8463 section 3
-        text = b64encode(signed).decode()
-        lines = [text[start : start + 72] for start in range(0, len(text), 72)]
-        return unsigned + "\r\n\t".join(lines)
+        return unsigned + folded_signature(signed)
 
 
 def from_domain(value: str) -> str:
@@ -202,49 +197,4 @@ def _names(message: Message) -> Iterator[str]:
 def _canonical_fields(message: Message, names: list[str]) -> bytes:
     """Give the signed fields, the last of each name first (RFC 6376 section 5.4.2)."""
     left = {name: message.headers.raw_all(name) for name in names}
-    return b"".join(_canonical(left[name].pop()) for name in names if left[name])
-
-
-def _canonical(raw: bytes) -> bytes:
-    """Give a field in the relaxed form (RFC 6376 section 3.4.2)."""
-    name, _, value = raw.partition(b":")
-    value = re.sub(rb"[ \t]+", b" ", _LINE_END.sub(b"", value)).strip(b" ")
-    return name.strip(b" \t").lower() + b":" + value + b"\r\n"
-
-
-def body_hash(reader: BinaryIO) -> bytes:
-    """Hash the body in the relaxed form (RFC 6376 section 3.4.4), as lines of the wire."""
-    while reader.readline() not in (b"\r\n", b"\n", b""):
-        pass
-    digest = hashlib.sha256()
-    held = b""  # white space, which counts only if something follows
-    lines = 0  # and so do line ends before it
-    empty = True
-    for octets in iter(lambda: reader.read(_PIECE), b""):
-        piece = held + octets
-        text = piece.rstrip(b" \t\r\n")
-        if text:
-            digest.update(b"\r\n" * lines + _relaxed(text))
-            lines, empty = 0, False
-        rest = piece[len(text) :]
-        end = rest.rfind(b"\n") + 1
-        lines += len(_LINE_END.findall(rest[:end]))
-        held = _BLANKS.sub(b" ", rest[end:])
-    if not empty:
-        digest.update(b"\r\n")
-    return digest.digest()
-
-
-def _relaxed(text: bytes) -> bytes:
-    if not text.count(b"\r\n") == text.count(b"\n") == text.count(b"\r"):
-        text = _LINE_END.sub(b"\r\n", text)  # as it will be sent
-    return _BLANKS.sub(b" ", text).replace(b" \r\n", b"\r\n")
-
-
-def _folded(names: list[str]) -> str:
-    lines = [""]
-    for name in names:
-        if len(lines[-1]) + len(name) > _LINE:
-            lines.append("")
-        lines[-1] += f"{name}:"
-    return "\r\n\t ".join(lines).removesuffix(":")
+    return b"".join(relaxed_field(left[name].pop()) for name in names if left[name])

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from dkim.canonicalization import Relaxed
 from hypothesis import given
 from hypothesis import strategies as st
-from minismtp_plugins import dkim_sign
-from minismtp_plugins.dkim_sign import DkimSign, body_hash, from_domain
+from minismtp_plugins import _canonical
+from minismtp_plugins._canonical import body_hash
+from minismtp_plugins.dkim_sign import DkimSign, from_domain
 
 from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.check import check
@@ -179,7 +180,7 @@ def test_body_is_hashed_as_dkimpy_does_it(words: list[bytes], piece: int) -> Non
     if body and not body.endswith(b"\r\n"):
         body += b"\r\n"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dkim_sign, "_PIECE", piece)
+        patch.setattr(_canonical, "_PIECE", piece)
         found = body_hash(io.BytesIO(b"A: b\r\n\r\n" + body))
     assert found == hashlib.sha256(Relaxed.canonicalize_body(body)).digest()
 

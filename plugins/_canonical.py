@@ -1,0 +1,146 @@
+"""The canonical forms of DKIM and ARC, in which they are hashed (RFC 6376 section 3.4).
+
+Bodies are read in pieces, so memory is bounded, and each step is linear, whatever the message.
+"""
+
+import hashlib
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, Final
+
+_PIECE = 65536
+_ROW: Final = 4096  # octets of a header's line at once
+_LINE: Final = 66  # characters of names in a line
+_LINE_END: Final = re.compile(rb"\r\n|\r|\n")
+_BLANKS: Final = re.compile(rb"[ \t]{2,}|\t")
+_ENDS: Final = 8192  # line ends in one piece
+_B_TAG: Final = re.compile(rb"[ \t\r\n]*b[ \t\r\n]*=")
+
+#: A kind of form and the octets of it that count, None for all of them.
+Extent = tuple[str, int | None]
+
+
+def relaxed_field(raw: bytes) -> bytes:
+    """Give a field in the relaxed form (RFC 6376 section 3.4.2)."""
+    name, _, value = raw.partition(b":")
+    value = re.sub(rb"[ \t]+", b" ", _LINE_END.sub(b"", value)).strip(b" ")
+    return name.strip(b" \t").lower() + b":" + value + b"\r\n"
+
+
+def simple_field(raw: bytes) -> bytes:
+    """Give a field as it stands on the wire (RFC 6376 section 3.4.1)."""
+    return _LINE_END.sub(b"\r\n", raw).removesuffix(b"\r\n") + b"\r\n"
+
+
+FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "relaxed": relaxed_field,
+    "simple": simple_field,
+}
+
+
+def without_signature(raw: bytes) -> bytes:
+    """Give a field of tags with nothing in its tag b (RFC 6376 section 3.7)."""
+    name, colon, value = raw.partition(b":")
+    tags = value.split(b";")
+    for number, tag in enumerate(tags):
+        if match := _B_TAG.match(tag):
+            tags[number] = match[0]
+    return name + colon + b";".join(tags)
+
+
+def body_hash(reader: BinaryIO) -> bytes:
+    """Hash the body of a message in the relaxed form."""
+    return body_hashes(reader, [("relaxed", None)])["relaxed", None][0]
+
+
+def body_hashes(reader: BinaryIO, extents: Iterable[Extent]) -> dict[Extent, tuple[bytes, int]]:
+    """Give for each extent the SHA-256 of a message's body, and how long the canonical body is."""
+    found: dict[Extent, tuple[bytes, int]] = {}
+    wanted = set(extents)
+    for kind in sorted({kind for kind, _ in wanted}):
+        digests = {length: hashlib.sha256() for each, length in wanted if each == kind}
+        size = 0
+        reader.seek(0)
+        _skip_header(reader)
+        for piece in _BODY[kind](reader):
+            for length, digest in digests.items():
+                digest.update(piece if length is None else piece[: max(0, length - size)])
+            size += len(piece)
+        found |= {(kind, length): (each.digest(), size) for length, each in digests.items()}
+    return found
+
+
+def _skip_header(reader: BinaryIO) -> None:
+    begins = True  # a line, which may come in several pieces
+    while piece := reader.readline(_ROW):
+        if begins and piece in (b"\r\n", b"\n"):
+            return
+        begins = piece.endswith(b"\n")
+
+
+def _relaxed_body(reader: BinaryIO) -> Iterator[bytes]:
+    """Give the body in the relaxed form (RFC 6376 section 3.4.4), as lines of the wire."""
+    empty = True
+    for text in _texts(reader, b" \t\r\n"):
+        text = _wire(text)  # noqa: PLW2901 - the same on the wire
+        if b"\t" in text or b"  " in text:
+            text = _BLANKS.sub(b" ", text)  # noqa: PLW2901 - dear, and most have none
+        yield text.replace(b" \r\n", b"\r\n")
+        empty = False
+    if not empty:
+        yield b"\r\n"
+
+
+def _simple_body(reader: BinaryIO) -> Iterator[bytes]:
+    """Give the body in the simple form (RFC 6376 section 3.4.3), as lines of the wire."""
+    for text in _texts(reader, b"\r\n"):
+        yield _wire(text)
+    yield b"\r\n"
+
+
+_BODY: Final = {"relaxed": _relaxed_body, "simple": _simple_body}
+
+
+def _texts(reader: BinaryIO, idle: bytes) -> Iterator[bytes]:
+    """Give the body in pieces that end with none of the `idle` octets: at the end these are void.
+
+    Line ends before a text are pieces of their own; blanks are told once for many.
+    """
+    held = b""  # idle octets, which count only if something follows
+    lines = 0  # and so do line ends before them
+    for octets in iter(lambda: reader.read(_PIECE), b""):
+        piece = held + octets
+        text = piece.rstrip(idle)
+        if text:
+            while lines:
+                yield b"\r\n" * min(lines, _ENDS)
+                lines -= min(lines, _ENDS)
+            yield text
+        rest = piece[len(text) :]
+        # A CR at the end may be half of a line end.
+        end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
+        lines += len(_LINE_END.findall(rest[:end]))
+        held = _BLANKS.sub(b" ", rest[end:])
+
+
+def _wire(text: bytes) -> bytes:
+    if not text.count(b"\r\n") == text.count(b"\n") == text.count(b"\r"):
+        text = _LINE_END.sub(b"\r\n", text)  # as it will be sent
+    return text
+
+
+def folded_names(names: list[str]) -> str:
+    """Give the value of the tag h, folded."""
+    lines = [""]
+    for name in names:
+        if len(lines[-1]) + len(name) > _LINE:
+            lines.append("")
+        lines[-1] += f"{name}:"
+    return "\r\n\t ".join(lines).removesuffix(":")
+
+
+def folded_signature(signature: bytes) -> str:
+    """Give the value of the tag b, folded."""
+    text = b64encode(signature).decode()
+    return "\r\n\t".join(text[start : start + 72] for start in range(0, len(text), 72))

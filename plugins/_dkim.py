@@ -1,0 +1,243 @@
+"""Signatures of DKIM and ARC: read, and held against the header and the keys of the DNS.
+
+No DKIM library does this here, for time and memory that hold whatever a stranger sends: dkimpy has
+the whole message several times in memory, its expressions are of quadratic time (40,000 blanks in a
+body take it six seconds, during which no other session runs), and it knows no largest key.
+RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519), 8617 (ARC).
+"""
+
+import binascii
+import hashlib
+import re
+import time
+from base64 import b64decode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from minismtp import Address, Headers, Message, Resolver, UnansweredError
+
+from ._canonical import FIELD, body_hashes, without_signature
+
+PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+
+_SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and what time allows
+_LONGEST_EXPONENT = 33  # bits; a larger one makes a check as dear as a signature
+_RECORDS = 3  # of one name are tried; there should be one
+_KINDS: Final = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
+# tag-name = ALPHA *ALNUMPUNC (RFC 6376 section 3.2)
+_TAG: Final = re.compile(r"[ \t\r\n]*([A-Za-z]\w*)[ \t\r\n]*=[ \t\r\n]*(.*)", re.ASCII | re.DOTALL)
+_BLANK: Final = re.compile(r"[ \t\r\n]+")
+_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+
+
+class UnverifiedError(Exception):
+    """A signature does not hold: `result` is one of RFC 8601 section 2.7.1, `reason` for people."""
+
+    def __init__(self, result: str, reason: str) -> None:
+        super().__init__(reason)
+        self.result = result
+        self.reason = reason
+
+
+def read_tags(text: str) -> dict[str, str]:
+    """Read a list of tags (RFC 6376 section 3.2); raises ValueError."""
+    specs = text.split(";")
+    if not specs[-1].strip():
+        specs.pop()
+    tags: dict[str, str] = {}
+    for spec in specs:
+        match = _TAG.fullmatch(spec)
+        if match is None or match[1] in tags:
+            raise ValueError(f"{spec.strip()[:40]!r} is no tag, or there twice")
+        tags[match[1]] = match[2].rstrip()
+    return tags
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a field of tags claims; `names` are the fields that it signs, the first one first."""
+
+    raw: bytes
+    tags: dict[str, str]
+    domain: str
+    selector: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, raw: bytes, *required: str) -> "Signature":
+        """Read a field that needs these tags; raises UnverifiedError."""
+        value = Headers([raw]).get(raw.partition(b":")[0].strip(b" \t").decode("ascii"))
+        try:
+            tags = read_tags(value)
+            if missing := set(required).difference(tags):
+                raise ValueError(f"there is no tag {min(missing)}")  # noqa: TRY301 - as from read_tags
+            for name in {"b", "bh"}.intersection(tags):
+                octets_of(tags[name])
+            domain, selector = _name(tags["d"]), _name(tags["s"])
+        except ValueError as error:
+            raise UnverifiedError("neutral", str(error)) from None
+        names = tuple(_BLANK.sub("", tags.get("h", "")).lower().split(":"))
+        return cls(raw, tags, domain, selector, names)
+
+    @property
+    def extent(self) -> tuple[str, int | None]:
+        """How much of the body is signed, in which form."""
+        kind = self._forms[1]
+        return kind, int(self.tags["l"]) if "l" in self.tags else None
+
+    def check_tags(self, now: float) -> None:
+        """Raise UnverifiedError for what no key could make good (RFC 6376 section 6.1.1)."""
+        tags = self.tags
+        if tags["a"] not in _KINDS:
+            known = "policy" if tags["a"] == "rsa-sha1" else "neutral"
+            raise UnverifiedError(known, f"the algorithm is {tags['a'][:40]}")
+        if "h" in tags and "from" not in self.names:
+            raise UnverifiedError("permerror", "the From field is not signed")
+        if not {*self._forms} <= {*FIELD}:
+            raise UnverifiedError("neutral", "its forms are not known")
+        if "dns/txt" not in _BLANK.sub("", tags.get("q", "dns/txt")).split(":"):
+            raise UnverifiedError("neutral", "its key is not in the DNS")
+        for name in {"l", "x", "t"}.intersection(tags):
+            if not _NUMBER.fullmatch(tags[name]):
+                raise UnverifiedError("neutral", f"the tag {name} is no number")
+        if "x" in tags and int(tags["x"]) < now:
+            raise UnverifiedError("policy", "the signature has expired")
+
+    def check_identity(self) -> str:
+        """Give the domain of the tag i of DKIM, which must belong to `domain` (section 3.5)."""
+        identity = Address("", self.tags.get("i", f"@{self.domain}").rpartition("@")[2])
+        domain = identity.ascii_domain
+        if domain != self.domain and not domain.endswith(f".{self.domain}"):
+            raise UnverifiedError("neutral", "the tag i is not of the domain")
+        return domain
+
+    def check(self, octets: bytes, key: PublicKey) -> None:
+        """Raise UnverifiedError when these octets, and this field, are not what was signed."""
+        field = FIELD[self._forms[0]](without_signature(self.raw)).removesuffix(b"\r\n")
+        signature = octets_of(self.tags["b"])
+        try:
+            if isinstance(key, rsa.RSAPublicKey):
+                key.verify(signature, octets + field, padding.PKCS1v15(), SHA256())
+            else:  # RFC 8463 section 3
+                key.verify(signature, hashlib.sha256(octets + field).digest())
+        except InvalidSignature:
+            raise UnverifiedError("fail", "the header is not what was signed") from None
+
+    def signed_fields(self, headers: Headers) -> bytes:
+        """Give the signed fields, the last of each name first (RFC 6376 section 5.4.2)."""
+        form = FIELD[self._forms[0]]
+        left = {name: headers.raw_all(name) for name in set(self.names)}
+        return b"".join(form(left[name].pop()) for name in self.names if left[name])
+
+    @property
+    def _forms(self) -> tuple[str, str]:
+        """The forms of header and body; ARC, whose seals name none, knows only the relaxed one."""
+        default = "relaxed" if "cv" in self.tags else "simple"
+        header, _, body = self.tags.get("c", default).partition("/")
+        return header, body or "simple"
+
+
+class Keys:
+    """The public keys of a message's signatures, all within so many seconds."""
+
+    def __init__(self, resolver: Resolver, seconds: float) -> None:
+        self._resolver = resolver
+        self._due = time.monotonic() + seconds
+
+    def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
+        """Give the key of a signature and its flags; raises UnverifiedError."""
+        name = f"{signature.selector}._domainkey.{signature.domain}"
+        seconds = self._due - time.monotonic()
+        if seconds <= 0:
+            raise UnverifiedError("temperror", "there was no time left to look for the key")
+        try:
+            found = self._resolver.lookup(name, "TXT", seconds=seconds)
+        except UnansweredError as error:
+            raise UnverifiedError("temperror", str(error)) from None
+        problem = UnverifiedError("permerror", "there is no key")
+        for record in found.records[:_RECORDS]:
+            try:
+                return _read_key(b"".join(record.strings).decode("latin-1"), signature)
+            except UnverifiedError as error:
+                problem = error
+        raise problem
+
+
+def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[UnverifiedError | None]:
+    """Give for each signature what is wrong with the body; it is read twice at most."""
+    wanted = list(signatures)
+    if not wanted:
+        return []
+    with message.open() as reader:
+        hashes = body_hashes(reader, [each.extent for each in wanted])
+    return [_body_problem(each, *hashes[each.extent]) for each in wanted]
+
+
+def octets_of(text: str) -> bytes:
+    """Decode base64 with blanks in it; raises ValueError."""
+    try:
+        return b64decode(_BLANK.sub("", text).encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise ValueError(f"{text[:40]!r} is no base64") from None
+
+
+def _body_problem(signature: Signature, digest: bytes, size: int) -> UnverifiedError | None:
+    length = signature.extent[1]
+    if octets_of(signature.tags["bh"]) != digest or (length or 0) > size:
+        return UnverifiedError("fail", "the body is not what was signed")
+    if length is not None and length < size:
+        # RFC 6376 section 8.2: whoever adds something can show anything.
+        return UnverifiedError("policy", "only a part of the body is signed")
+    return None
+
+
+def _name(text: str) -> str:
+    name = Address("", _BLANK.sub("", text)).ascii_domain
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{text[:40]!r} is no name in the DNS")
+    return name
+
+
+def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
+    """Read a record of RFC 6376 section 3.6.1."""
+    kind = _KINDS[signature.tags["a"]]
+    try:
+        tags = read_tags(record)
+        octets = octets_of(tags["p"])
+    except (ValueError, KeyError):
+        raise UnverifiedError("permerror", "the key cannot be read") from None
+    if not octets:
+        raise UnverifiedError("permerror", "the key has been revoked")
+    services, hashes, flags = (
+        frozenset(_BLANK.sub("", tags.get(name, default)).split(":"))
+        for name, default in (("s", "*"), ("h", "sha256"), ("t", ""))
+    )
+    fits = tags.get("v", "DKIM1") == "DKIM1" and tags.get("k", "rsa") == kind
+    if not (fits and services & {"*", "email"} and "sha256" in hashes):
+        raise UnverifiedError("permerror", "the key is not for such a signature")
+    try:
+        key = _load_key(kind, octets)
+    except (ValueError, UnsupportedAlgorithm):
+        raise UnverifiedError("permerror", "the key cannot be read") from None
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < _SHORTEST:
+            raise UnverifiedError("policy", f"the key has {key.key_size} bits only")
+        if key.key_size > _LONGEST or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT:
+            raise UnverifiedError("policy", "the key is too large")
+    return key, flags
+
+
+def _load_key(kind: str, octets: bytes) -> PublicKey:
+    if kind == "ed25519":
+        return ed25519.Ed25519PublicKey.from_public_bytes(octets)
+    key = load_der_public_key(octets)
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise ValueError("not RSA")  # noqa: TRY004 - as from the line above
+    return key

@@ -1,0 +1,162 @@
+"""Find out whose signatures incoming mail has, and whether they hold (DKIM).
+
+RFC 6376, with the limits of RFC 8301 and Ed25519 (RFC 8463); results as RFC 8601 names them.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from minismtp import (
+    AuthResult,
+    Envelope,
+    Message,
+    ServerInfo,
+    Session,
+    StashKey,
+    hookimpl,
+    plugin,
+    results_of,
+)
+
+from ._dkim import Keys, Signature, UnverifiedError, check_bodies
+
+_SHOWN = 8  # characters of a signature at least, to tell it from others (RFC 6008 section 4)
+_TAGS = ("v", "a", "b", "bh", "d", "h", "s")
+
+
+@dataclass(frozen=True, slots=True)
+class DkimResult:
+    """One signature: `result` as in RFC 8601 section 2.7.1, and what the signature says of itself.
+
+    What could not be read is "". `signature` is the base64 of its tag b, `domain` has A-labels.
+    """
+
+    result: str
+    reason: str = ""
+    domain: str = ""
+    selector: str = ""
+    algorithm: str = ""
+    signature: str = ""
+
+
+#: The results of a message, in the order of the fields from the top; empty for one unsigned.
+DKIM_RESULTS: StashKey[tuple[DkimResult, ...]] = StashKey()
+
+
+@plugin
+class DkimVerify:
+    """Verify the DKIM signatures of incoming mail and note the results; nothing is refused here.
+
+    What follows from a result is for `dmarc`, `score` or `rules` to say; `authentication_results`
+    writes it into the header. A message may have any number of signatures, and each costs a
+    question to the DNS and a calculation: the `signatures` that stand highest are verified, further
+    ones are told as one result, policy. All keys together are waited for no longer than `patience`;
+    a key that has not come by then is a temperror. The body is read in pieces, so there is no
+    largest message.
+
+    A signature holds if it covers the From field and the whole body: of one with a tag l that
+    leaves out something, the result is policy, as with rsa-sha1, RSA keys below 1024 bits or above
+    8192, and after its end. Of domains that only test (t=y) a failure is neutral. Mail of users who
+    have logged in is not looked at.
+    """
+
+    signatures: int = 5
+    patience: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        if self.signatures < 1:
+            raise ValueError("signatures: expected one at least")
+        if self.patience <= timedelta():
+            raise ValueError("patience: expected more than nothing")
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Take the resolver."""
+        self._resolver = server.resolver
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Leave a result for each signature."""
+        if session.login is not None:
+            return
+        found = self._results(message)
+        envelope.stash[DKIM_RESULTS] = found
+        results_of(envelope).extend(_published(found))
+
+    def _results(self, message: Message) -> tuple[DkimResult, ...]:
+        fields = message.headers.raw_all("DKIM-Signature")
+        if fields and message.headers.truncated:
+            return (DkimResult("policy", "the header is too large"),)
+        keys = Keys(self._resolver, self.patience.total_seconds())
+        found = _verified(message, fields[: self.signatures], keys)
+        if surplus := len(fields[self.signatures :]):
+            found.append(DkimResult("policy", f"{surplus} more signatures were not verified"))
+        return tuple(found)
+
+
+def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[DkimResult]:
+    """Give the results of these fields; the body is read only for those whose header is good."""
+    found: list[DkimResult] = []
+    good: dict[int, tuple[Signature, frozenset[str]]] = {}
+    for number, raw in enumerate(fields):
+        signature = None
+        try:
+            signature = Signature.read(raw, *_TAGS)
+            good[number] = signature, _check_header(message, signature, keys)
+            found.append(_result(signature))
+        except UnverifiedError as error:
+            found.append(_result(signature, error))
+    problems = check_bodies(message, [signature for signature, _ in good.values()])
+    for (number, (signature, flags)), problem in zip(good.items(), problems, strict=True):
+        if problem is not None and "y" in flags:
+            problem = UnverifiedError("neutral", f"the domain only tests; {problem.reason}")  # noqa: PLW2901
+        found[number] = _result(signature, problem)
+    return found
+
+
+def _check_header(message: Message, signature: Signature, keys: Keys) -> frozenset[str]:
+    """Give the flags of the key that the header was signed with; raises UnverifiedError."""
+    if signature.tags["v"] != "1":
+        raise UnverifiedError("neutral", "its version is not known")
+    signature.check_tags(time.time())
+    identity = signature.check_identity()
+    key, flags = keys.find(signature)
+    if "s" in flags and identity != signature.domain:
+        raise UnverifiedError("permerror", "the key is not for subdomains")
+    try:
+        signature.check(signature.signed_fields(message.headers), key)
+    except UnverifiedError as problem:
+        if "y" in flags:
+            raise UnverifiedError("neutral", f"the domain only tests; {problem.reason}") from None
+        raise
+    return flags
+
+
+def _result(signature: Signature | None, problem: UnverifiedError | None = None) -> DkimResult:
+    result, reason = ("pass", "") if problem is None else (problem.result, problem.reason)
+    if signature is None:
+        return DkimResult(result, reason)
+    domain, selector = signature.domain, signature.selector
+    tags = signature.tags
+    return DkimResult(result, reason, domain, selector, tags["a"], "".join(tags["b"].split()))
+
+
+def _published(found: Sequence[DkimResult]) -> Iterator[AuthResult]:
+    if not found:
+        yield AuthResult("dkim", "none", "the message has no signature")
+    length = _SHOWN
+    while len({each.signature[:length] for each in found}) < len(
+        {each.signature for each in found}
+    ):
+        length += 1
+    for each in found:
+        properties = {
+            "header.d": each.domain,
+            "header.s": each.selector,
+            "header.a": each.algorithm,
+            "header.b": each.signature[:length],
+        }
+        told = {name: value for name, value in properties.items() if value}
+        yield AuthResult("dkim", each.result, each.reason, told)
