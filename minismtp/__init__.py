@@ -4,7 +4,7 @@ What plugin authors import stands here; everything else is internal.
 """
 
 from minismtp.address import Address
-from minismtp.authres import AuthResult, results_of
+from minismtp.authres import AuthResult, quoted, results_of
 from minismtp.content import Content
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
@@ -76,6 +76,7 @@ __all__ = [
     "hookimpl",
     "make_directory",
     "plugin",
+    "quoted",
     "results_of",
     "sync_directory",
     "verify_password",

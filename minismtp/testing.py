@@ -32,6 +32,7 @@ from minismtp.message import Message
 from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet, plugin
 from minismtp.receiver import Receiver
+from minismtp.resolver import Resolver
 from minismtp.service import Service, make_service, new_id
 from minismtp.session import Session, TlsInfo
 
@@ -44,7 +45,8 @@ class Dialogue:
     A plugin may come with its `[[plugins]]` table: `(PluginConfig(use="spam", mode="shadow"),
     SpamFlag())`. `login` and `tls` put the session into that state at once. What was counted is in
     `metrics`; read a value with `count`. Errors are logged to standard error unless `log` is given.
-    A `service` stands for all that is said of plugins, kind, limits, spool and log.
+    Plugins ask the DNS of this machine unless `resolver` is given. A `service` stands for all that
+    is said of plugins, kind, limits, spool, log and resolver.
     """
 
     def __init__(
@@ -58,9 +60,11 @@ class Dialogue:
         spool: Path | None = None,
         log: Log | None = None,
         metrics: Metrics | None = None,
+        resolver: Resolver | None = None,
         service: Service | None = None,
     ) -> None:
         self.metrics = metrics or Metrics(["test"])
+        self._resolver = resolver
         self._started: Hooks | None = None
         self._closed = False
         if service is None:
@@ -182,7 +186,8 @@ class Dialogue:
             loaded.add(table, instance)
         loaded.close()
         state = spool or Path(tempfile.gettempdir())
-        loaded.hooks().on_start(ServerInfo("mx.example.org", state, role="worker", slot=0))
+        server = ServerInfo("mx.example.org", state, "worker", 0, self._resolver or Resolver())
+        loaded.hooks().on_start(server)
         self._started = loaded.hooks()
         return Service(
             listener="test",
@@ -213,6 +218,7 @@ class Dialogues:
         tls: bool = False,
         limits: Limits | None = None,
         log: Log | None = None,
+        resolver: Resolver | None = None,
     ) -> Dialogue:
         """Begin one, as `Dialogue` does."""
         begun = Dialogue(
@@ -224,6 +230,7 @@ class Dialogues:
             limits=limits,
             spool=self._directory,
             log=log,
+            resolver=resolver,
         )
         self._begun.append(begun)
         return begun
