@@ -1,0 +1,86 @@
+"""What the plugins that judge a peer by the DNS have in common: whom they ask about, and how."""
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TypeAlias
+
+from minismtp import Resolver, Session, UnansweredError
+
+IpAddress: TypeAlias = IPv4Address | IPv6Address
+IpNetwork: TypeAlias = IPv4Network | IPv6Network
+
+_LONGEST_NAME = 253  # characters
+_LONGEST_LABEL = 63
+_LOCAL = (
+    *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+    *("::1/128", "fc00::/7", "fe80::/10"),
+)
+
+
+def local_networks() -> list[IpNetwork]:
+    """Give the networks of nobody but ourselves: loopback, private and link-local addresses."""
+    return [ip_network(text) for text in _LOCAL]
+
+
+def address_to_check(session: Session, exempt: Iterable[IpNetwork]) -> IpAddress | None:
+    """Give a stranger's address; None for who has logged in, and for a peer in these networks."""
+    if session.login is not None or session.peer == "unix":
+        return None
+    address = unmapped(ip_address(session.peer))
+    return None if any(address in network for network in exempt) else address
+
+
+def unmapped(address: IpAddress) -> IpAddress:
+    """Give the IPv4 address that an IPv6 socket shows as ::ffff:192.0.2.1."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def reversed_labels(address: IpAddress) -> str:
+    """Give `1.2.0.192` for 192.0.2.1, and 32 nibbles for an IPv6 address (RFC 5782 section 2)."""
+    return address.reverse_pointer.rsplit(".", 2)[0]
+
+
+def can_be_asked(name: str) -> bool:
+    """Whether a name can stand in the DNS as it is, whatever a stranger has made it of."""
+    if not name.isascii() or len(name) > _LONGEST_NAME:
+        return False
+    return all(0 < len(label) <= _LONGEST_LABEL for label in name.split("."))
+
+
+class Questions:
+    """Asks the DNS with one deadline for all of it; for one thread."""
+
+    def __init__(self, resolver: Resolver, patience: timedelta) -> None:
+        self._resolver = resolver
+        self._due = time.monotonic() + patience.total_seconds()
+
+    def ask(self, name: str, kind: str) -> Sequence[str]:
+        """Give the records of type A, AAAA, MX, PTR or TXT as text; raises UnansweredError.
+
+        MX gives the hosts in the order of preference, TXT each record in one piece, an octet for a
+        character. A name that cannot be in the DNS has no records.
+        """
+        name = name.removesuffix(".")
+        if not can_be_asked(name):
+            return ()
+        left = self._due - time.monotonic()
+        if left <= 0:
+            raise UnansweredError(f"no time is left to ask the DNS for {name} {kind}")
+        found = self._resolver.lookup(name.replace("\\", "\\\\"), kind, seconds=left)
+        match kind:
+            case "TXT":
+                return [b"".join(record.strings).decode("latin-1") for record in found.records]
+            case "MX":
+                ordered = sorted(found.records, key=lambda record: record.preference)
+                return [record.exchange.to_text(omit_final_dot=True) for record in ordered]
+            case "PTR":
+                return [record.target.to_text(omit_final_dot=True) for record in found.records]
+            case _:
+                return [record.address for record in found.records]
+
+    def addresses(self, name: str, kind: type[IpAddress]) -> list[IpAddress]:
+        """Give the addresses of one kind that a name has; raises UnansweredError."""
+        return [kind(text) for text in self.ask(name, "A" if kind is IPv4Address else "AAAA")]

@@ -1,0 +1,249 @@
+"""Whether a domain lets an address send for it: check_host() of RFC 7208, given a way to ask.
+
+Bounded as section 4.6.4 says, so that no record makes us ask more than some hundred questions: ten
+terms that ask the DNS, two of them in vain, ten hosts of an MX or a PTR.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TypeAlias
+
+from minismtp import UnansweredError
+
+from ._dns import can_be_asked
+from ._spf_record import (
+    MacroString,
+    Mechanism,
+    Record,
+    RecordError,
+    expand,
+    is_record,
+    parse_macros,
+    parse_record,
+)
+
+#: Gives the records of a name and type as text; raises UnansweredError.
+Ask: TypeAlias = Callable[[str, str], Sequence[str]]
+
+_TERMS = 10  # that ask the DNS
+_VOID = 2  # of them, that find nothing
+_HOSTS = 10  # of an MX or a PTR
+_LONGEST_NAME = 253  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who sends, as macros see it. `receiver` is our own name."""
+
+    address: IPv4Address | IPv6Address
+    local: str
+    domain: str
+    helo: str
+    receiver: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The `result` of RFC 7208 section 2.6, and why: a mechanism, or what was wrong.
+
+    `explanation` is what the domain has to say to a failure, in its own words.
+    """
+
+    result: str
+    reason: str = ""
+    explanation: str = ""
+
+
+def check_host(sender: Sender, ask: Ask) -> Outcome:
+    """Evaluate the record of the sender's domain; never raises for what it says."""
+    evaluation = _Evaluation(sender, ask)
+    try:
+        return evaluation.outcome()
+    except UnansweredError as error:
+        return Outcome("temperror", str(error))
+    except RecordError as error:
+        return Outcome("permerror", str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What decided: a mechanism, or None for the default, of the record of a domain."""
+
+    result: str
+    mechanism: Mechanism | None
+    record: Record
+    domain: str
+
+
+class _Evaluation:
+    """One check, with its counts."""
+
+    def __init__(self, sender: Sender, ask: Ask) -> None:
+        self._sender = sender
+        self._ask = ask
+        self._terms = 0
+        self._void = 0
+        self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
+        self._pointers: list[str] | None = None
+        self._confirmed: dict[str, bool] = {}
+
+    def outcome(self) -> Outcome:
+        found = self._evaluate(self._sender.domain)
+        if found is None:
+            return Outcome("none", f"{self._sender.domain} has no SPF record")
+        reason = f"{found.domain}: {found.mechanism.text if found.mechanism else 'no match'}"
+        explanation = self._explanation(found) if found.result == "fail" else ""
+        return Outcome(found.result, reason, explanation)
+
+    def _evaluate(self, domain: str) -> _Found | None:
+        """Give what the record of a domain says; None when there is none."""
+        record = self._record(domain)
+        while record is not None:
+            for mechanism in record.mechanisms:
+                if self._matches(mechanism, domain):
+                    return _Found(mechanism.result, mechanism, record, domain)
+            if record.redirect is None:
+                return _Found("neutral", None, record, domain)
+            self._count()
+            domain = self._name(record.redirect, domain)
+            record = self._record(domain)
+            if record is None:  # RFC 7208 section 6.1
+                raise RecordError(f"redirect leads to {domain}, which has no SPF record")
+        return None
+
+    def _record(self, domain: str) -> Record | None:
+        # RFC 7208 section 4.3: what is no whole domain has no policy. Address literals are none.
+        if "." not in domain or domain.startswith("[") or not can_be_asked(domain):
+            return None
+        records = [text for text in self._ask(domain, "TXT") if is_record(text)]
+        if len(records) > 1:
+            raise RecordError(f"{domain} has {len(records)} SPF records")
+        try:
+            return parse_record(records[0]) if records else None
+        except RecordError as error:
+            raise RecordError(f"record of {domain}: {error}") from None
+
+    def _matches(self, mechanism: Mechanism, domain: str) -> bool:
+        address = self._sender.address
+        if mechanism.network is not None:
+            return address in mechanism.network
+        if mechanism.kind == "all":
+            return True
+        self._count()
+        target = self._name(mechanism.domain, domain) if mechanism.domain else domain
+        match mechanism.kind:
+            case "include":
+                found = self._evaluate(target)
+                if found is None:  # RFC 7208 section 5.2
+                    raise RecordError(f"include leads to {target}, which has no SPF record")
+                return found.result == "pass"
+            case "exists":
+                return bool(self._of_term(target, "A"))
+            case "ptr":
+                return any(self._is_confirmed(name) for name in self._pointers_below(target))
+            case "mx":
+                hosts = self._of_term(target, "MX")
+                if len(hosts) > _HOSTS:
+                    raise RecordError(f"{target} has more than {_HOSTS} MX records")
+                return any(self._has(self._ask(host, self._kind), mechanism) for host in hosts)
+            case _:
+                return self._has(self._of_term(target, self._kind), mechanism)
+
+    def _has(self, addresses: Sequence[str], mechanism: Mechanism) -> bool:
+        """Whether the sender's address has the same first bits as one of these."""
+        address = self._sender.address
+        length = mechanism.ip4_length if self._kind == "A" else mechanism.ip6_length
+        shift = address.max_prefixlen - length
+        return any(int(ip_address(text)) >> shift == int(address) >> shift for text in addresses)
+
+    def _count(self) -> None:
+        self._terms += 1
+        if self._terms > _TERMS:
+            raise RecordError(f"more than {_TERMS} terms ask the DNS")
+
+    def _of_term(self, name: str, kind: str) -> Sequence[str]:
+        """Ask what a term itself asks. The hosts of an MX and PTR are not counted.
+
+        Else a domain whose hosts have no IPv6 would be in error for each sender that has.
+        """
+        answers = self._ask(name, kind)
+        if not answers:
+            self._void += 1
+            if self._void > _VOID:
+                raise RecordError(f"more than {_VOID} terms ask the DNS in vain")
+        return answers
+
+    def _name(self, pieces: MacroString, domain: str) -> str:
+        name = expand(pieces, lambda letter: self._value(letter, domain)).removesuffix(".")
+        if len(name) > _LONGEST_NAME:  # labels go from the left, RFC 7208 section 7.3
+            name = name[-_LONGEST_NAME - 1 :].partition(".")[2]
+        return name
+
+    def _value(self, letter: str, domain: str) -> str:
+        """Give the value of a macro (RFC 7208 section 7.2)."""
+        sender = self._sender
+        values: dict[str, Callable[[], str]] = {
+            "s": lambda: f"{sender.local}@{sender.domain}",
+            "l": lambda: sender.local,
+            "o": lambda: sender.domain,
+            "d": lambda: domain,
+            "i": self._dotted,
+            "p": lambda: self._confirmed_name(domain),
+            "v": lambda: "in-addr" if self._kind == "A" else "ip6",
+            "h": lambda: sender.helo,
+            "c": lambda: str(sender.address),
+            "r": lambda: sender.receiver,
+            "t": lambda: str(int(time.time())),
+        }
+        return values[letter]()
+
+    def _dotted(self) -> str:
+        address = self._sender.address
+        if isinstance(address, IPv4Address):
+            return str(address)
+        return ".".join(address.exploded.replace(":", "").upper())
+
+    def _pointers_below(self, target: str) -> list[str]:
+        """Give the names of the address in a domain, which nobody has confirmed."""
+        if self._pointers is None:
+            try:
+                names = self._ask(self._sender.address.reverse_pointer, "PTR")
+            except UnansweredError:  # RFC 7208 section 5.5: no match
+                names = ()
+            self._pointers = [name.lower().removesuffix(".") for name in names[:_HOSTS]]
+        target = target.lower()
+        return [
+            name for name in self._pointers if f".{name}".endswith(f".{target}" if target else "")
+        ]
+
+    def _is_confirmed(self, name: str) -> bool:
+        if name not in self._confirmed:
+            try:
+                texts = self._ask(name, self._kind)
+            except UnansweredError:  # RFC 7208 section 5.5: the name is skipped
+                texts = ()
+            self._confirmed[name] = self._sender.address in map(ip_address, texts)
+        return self._confirmed[name]
+
+    def _confirmed_name(self, domain: str) -> str:
+        """Give the domain itself, else a name below it, else any (RFC 7208 section 7.3)."""
+        below = sorted(self._pointers_below(domain), key=lambda name: name != domain.lower())
+        for name in (*below, *self._pointers_below("")):
+            if self._is_confirmed(name):
+                return name
+        return "unknown"
+
+    def _explanation(self, found: _Found) -> str:
+        """Give the text that exp= leads to, "" where anything is wrong (RFC 7208 section 6.2)."""
+        if found.record.explanation is None:
+            return ""
+        try:
+            texts = self._ask(self._name(found.record.explanation, found.domain), "TXT")
+            if len(texts) != 1:
+                return ""
+            pieces = parse_macros(texts[0], explaining=True)
+        except (UnansweredError, RecordError):
+            return ""
+        return expand(pieces, lambda letter: self._value(letter, found.domain))

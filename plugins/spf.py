@@ -1,0 +1,174 @@
+"""Check that a sender's domain lets the client send for it (SPF, RFC 7208)."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Literal, TypeAlias
+
+from minismtp import (
+    Address,
+    AuthResult,
+    Defer,
+    Envelope,
+    Finding,
+    Message,
+    Reject,
+    Resolver,
+    ServerInfo,
+    Session,
+    StashKey,
+    findings_of,
+    hookimpl,
+    plugin,
+    quoted,
+    results_of,
+)
+
+from ._dns import IpAddress, Questions, address_to_check, local_networks
+from ._spf import Outcome, Sender, check_host
+
+Action: TypeAlias = Literal["reject", "tag"]
+
+_LONGEST_EXPLANATION = 300  # characters
+_POINTS = {"pass": 0.0, "fail": 4.0, "softfail": 1.0, "permerror": 1.0, "helo_fail": 2.0}
+
+
+@dataclass(frozen=True, slots=True)
+class SpfResult:
+    """What SPF says of MAIL FROM: the `result` of RFC 7208 section 2.6 for the `domain`.
+
+    For the null reverse-path the domain is the name in HELO. `reason` is for people.
+    """
+
+    domain: str
+    result: str
+    reason: str
+
+
+#: On an envelope whose sender was checked.
+SPF: Final[StashKey[SpfResult]] = StashKey()
+_HELO: Final[StashKey[tuple[str, Outcome]]] = StashKey()
+
+
+@plugin
+class Spf:
+    """Ask at MAIL whether the sender's domain, and the name in HELO, may be used from the address.
+
+    `fail`, `softfail` and `permerror` say what becomes of mail whose reverse-path has that result;
+    for the null reverse-path HELO stands in. "reject" refuses it with 550 5.7.23, permerror with
+    5.7.24 (RFC 7372); "tag" leaves it to filters that come later. `temperror` "defer" has the
+    client come again (451 4.7.24). `helo_fail` is for a name in HELO that forbids its use; "off"
+    spares the question. `patience` is for all questions of one MAIL. `received_spf` puts the
+    Received-SPF field on top.
+
+    Sessions with a login are left alone, and so are `networks`: by default loopback, private and
+    link-local ones. Name yours and those of hosts that forward mail to you, since SPF cannot know
+    them; your list takes the place of the default.
+
+    What was found is in `results_of(envelope)` (spf with smtp.mailfrom and smtp.helo) and under
+    `SPF` in the envelope's stash; `points` makes findings of results for filters that add up.
+    """
+
+    fail: Action = "reject"
+    softfail: Action = "tag"
+    permerror: Action = "tag"
+    temperror: Literal["defer", "tag"] = "defer"
+    helo_fail: Literal["reject", "tag", "off"] = "reject"
+    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
+    points: dict[str, float] = field(default_factory=_POINTS.copy)
+    patience: timedelta = timedelta(seconds=20)
+    received_spf: bool = False
+
+    def __post_init__(self) -> None:
+        known = [*_POINTS, "neutral", "none", "temperror"]
+        for name in self.points:
+            if name not in known:
+                raise ValueError(f"points: expected some of {', '.join(known)}, not {name!r}")
+        if not self.patience:
+            raise ValueError("patience: expected more than no time at all")
+        self._actions = {
+            "fail": self.fail,
+            "softfail": self.softfail,
+            "permerror": self.permerror,
+            "temperror": self.temperror,
+        }
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Know whom to ask."""
+        self._resolver: Resolver = server.resolver
+
+    @hookimpl
+    def on_mail(self, session: Session, envelope: Envelope) -> None:
+        """Check both identities, and refuse what shall be refused."""
+        address = address_to_check(session, self.networks)
+        if address is None:
+            return
+        questions = Questions(self._resolver, self.patience)
+        helo = Address("", session.helo).ascii_domain
+        mailbox = envelope.reverse_path or Address("postmaster", helo)
+        who = Sender(address, mailbox.local, mailbox.ascii_domain, helo, session.hostname)
+        outcome = check_host(who, questions.ask)
+        identity = "smtp.mailfrom" if envelope.reverse_path else "smtp.helo"
+        _note(envelope, outcome, {identity: envelope.sender or helo})
+        envelope.stash[SPF] = SpfResult(who.domain, outcome.result, outcome.reason)
+        self._find(envelope, outcome.result, outcome)
+        self._judge(who, outcome)
+        # Last, so that a name in HELO which the DNS is slow about takes nothing from the sender.
+        if self.helo_fail != "off" and envelope.reverse_path is not None:
+            self._check_helo(session, envelope, address, questions)
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Put the field on top (RFC 7208 section 9.1)."""
+        found = envelope.stash.get(SPF, None)
+        if found is None or not self.received_spf:
+            return
+        facts = {
+            "client-ip": session.peer,
+            "envelope-from": envelope.sender,
+            "helo": session.helo,
+            "receiver": session.hostname,
+            "identity": "mailfrom" if envelope.sender else "helo",
+        }
+        pairs = [f"{name}={quoted(value, always=True)}" for name, value in facts.items()]
+        message.prepend("Received-SPF", f"{found.result} {'; '.join(pairs)}")
+
+    def _check_helo(
+        self, session: Session, envelope: Envelope, address: IpAddress, questions: Questions
+    ) -> None:
+        helo = Address("", session.helo).ascii_domain
+        known, outcome = session.stash.get(_HELO, ("", Outcome("none")))
+        if known != helo:
+            who = Sender(address, "postmaster", helo, helo, session.hostname)
+            outcome = check_host(who, questions.ask)
+            session.stash[_HELO] = (helo, outcome)
+        _note(envelope, outcome, {"smtp.helo": helo})
+        if outcome.result == "fail":
+            self._find(envelope, "helo_fail", outcome)
+            if self.helo_fail == "reject":
+                raise Reject(f"{address} may not call itself {helo} (SPF)", enhanced="5.7.23")
+
+    def _find(self, envelope: Envelope, name: str, outcome: Outcome) -> None:
+        if points := self.points.get(name):
+            findings_of(envelope).append(Finding("spf", name, points, outcome.reason))
+
+    def _judge(self, who: Sender, outcome: Outcome) -> None:
+        """Raise what the options say of a result."""
+        match self._actions.get(outcome.result):
+            case "defer":
+                raise Defer(f"SPF of {who.domain} is not known now", enhanced="4.7.24")
+            case "reject" if outcome.result == "permerror":
+                raise Reject(f"SPF is broken: {outcome.reason}", enhanced="5.7.24")
+            case "reject":
+                text = f"{who.address} may not send for {who.domain} (SPF)"
+                if outcome.explanation:  # RFC 7208 section 8.4: it is a stranger's text
+                    words = outcome.explanation[:_LONGEST_EXPLANATION]
+                    text += f"; {who.domain} explains: {words}"
+                raise Reject(text, enhanced="5.7.23")
+
+
+def _note(envelope: Envelope, outcome: Outcome, properties: dict[str, str]) -> None:
+    results_of(envelope).append(
+        AuthResult("spf", outcome.result, outcome.reason, properties=properties)
+    )
