@@ -1,10 +1,5 @@
 """Check users' passwords against a file of hashes."""
 
-import hashlib
-import hmac
-import secrets
-import threading
-import time
 import zlib
 from dataclasses import field
 from datetime import timedelta
@@ -18,9 +13,10 @@ from minismtp import (
     check_stored_password,
     hookimpl,
     plugin,
-    verify_password,
     warn_of_readers,
 )
+
+from ._login import PasswordCheck, acts_as_itself
 
 
 @plugin
@@ -43,9 +39,7 @@ class PasswordFile:
 
     def __post_init__(self) -> None:
         self._users = WatchedFiles(self._read, self.path)
-        self._verifying = threading.Lock()
-        self._secret = secrets.token_bytes(32)
-        self._recent: dict[str, tuple[bytes, float]] = {}  # user: digest, until when
+        self._check = PasswordCheck(self.remember)
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -72,40 +66,14 @@ class PasswordFile:
             decoy = others[
                 zlib.crc32(credentials.username.encode("utf-8", "replace")) % len(others)
             ]
-        right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
-        if stored and right:
-            self._keep(credentials, stored)
-        # RFC 4616 section 2: nobody here may act as somebody else.
-        may_act = credentials.authorization in ("", credentials.username)
-        return credentials.username if stored and right and may_act else None
+        if self._check.passes(credentials, stored, decoy) and acts_as_itself(credentials):
+            return credentials.username
+        return None
 
     @hookimpl
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:
         """Give the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
         return self._users.get().keys.get(username) if mechanism == "SCRAM-SHA-256" else None
-
-    def _verify(self, credentials: Credentials, stored: str | None, decoy: str | None) -> bool:
-        # One at a time in each worker: more would share the same cores and take 32 MiB each. Who
-        # waited for a login like its own need not repeat the work.
-        with self._verifying:
-            return self._is_recent(credentials, stored) or verify_password(
-                credentials.password, stored or decoy
-            )
-
-    def _is_recent(self, credentials: Credentials, stored: str | None) -> bool:
-        digest, until = self._recent.get(credentials.username, (b"", 0.0))
-        same = hmac.compare_digest(digest, self._digest(credentials, stored or ""))
-        return same and stored is not None and time.monotonic() < until
-
-    def _keep(self, credentials: Credentials, stored: str) -> None:
-        if self.remember and not self._is_recent(credentials, stored):
-            until = time.monotonic() + self.remember.total_seconds()
-            self._recent[credentials.username] = self._digest(credentials, stored), until
-
-    def _digest(self, credentials: Credentials, stored: str) -> bytes:
-        """Tie a password to its user's hash, so that a new hash makes it unknown."""
-        text = f"{stored}\0{credentials.password}".encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()
 
     def _read(self) -> "_Users":
         users = _Users()

@@ -70,6 +70,35 @@ def saying(answer: bytes) -> Talk:
     return talk
 
 
+def drip(sock: socket.socket) -> None:
+    """Say an octet now and then, without end."""
+    while True:
+        sock.sendall(b".")
+        time.sleep(0.01)
+
+
+class Wire:
+    """The service's end of a connection, for a talk that reads what it is told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._buffer = b""
+
+    def read_until(self, end: bytes) -> bytes:
+        """Give all up to and with `end`, or what came before the end of the connection."""
+        while end not in self._buffer and (piece := self.socket.recv(65536)):
+            self._buffer += piece
+        data, found, self._buffer = self._buffer.partition(end)
+        return data + found
+
+    def read(self, size: int) -> bytes:
+        """Give just so many octets, or what came before the end of the connection."""
+        while len(self._buffer) < size and (piece := self.socket.recv(65536)):
+            self._buffer += piece
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+
 def after_all(end: bytes, answer: bytes) -> Talk:
     """Give a talk that says this once it has heard `end`, then hangs up."""
 
@@ -148,6 +177,11 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
+
+
+def nobody_there() -> SocketAddress:
+    """Give an address where nothing listens."""
+    return SocketAddress("127.0.0.1", free_port())
 
 
 def envelope(*recipients: str, login: str | None = None) -> Envelope:

@@ -1,0 +1,79 @@
+"""What the plugins that check passwords elsewhere share."""
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from datetime import timedelta
+
+from minismtp import Credentials, verify_password
+
+_LONGEST = 1000  # octets of a name or a password; what services take is little more
+
+
+def may_be_asked(credentials: Credentials) -> bool:
+    """Whether there is a password that a service can be asked about without harm.
+
+    An empty one is no password: a directory would take it for an anonymous login (RFC 4513 section
+    5.1.2). What is too long, or has a NUL, could make a service hang up on us, and look dead.
+    """
+    texts = (credentials.username, credentials.password, credentials.authorization)
+    try:
+        octets = [text.encode() for text in texts]
+    except UnicodeEncodeError:
+        return False
+    sound = all(len(text) <= _LONGEST and b"\0" not in text for text in octets)
+    return sound and bool(credentials.username and credentials.password)
+
+
+def acts_as_itself(credentials: Credentials) -> bool:
+    """Whether the user asks to be nobody else (RFC 4616 section 2)."""
+    return credentials.authorization in ("", credentials.username)
+
+
+class PasswordCheck:
+    """Checks passwords against stored hashes, and recognizes for a while those that were right.
+
+    Hashes are slow on purpose, which mail programs that log in for each message would feel. What is
+    kept is a keyed digest in memory. Threads share one.
+    """
+
+    def __init__(self, remember: timedelta) -> None:
+        self._seconds = remember.total_seconds()
+        self._verifying = threading.Lock()
+        self._secret = secrets.token_bytes(32)
+        self._recent: dict[str, tuple[bytes, float]] = {}  # user: digest, until when
+
+    def passes(
+        self, credentials: Credentials, stored: str | None, decoy: str | None = None
+    ) -> bool:
+        """Tell whether the password belongs to the user's `stored` hash, None for no such user.
+
+        Such a user costs as much as the `decoy`, a hash of somebody else.
+        """
+        right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
+        if not (stored and right):
+            return False
+        if self._seconds and not self._is_recent(credentials, stored):
+            until = time.monotonic() + self._seconds
+            self._recent[credentials.username] = self._digest(credentials, stored), until
+        return True
+
+    def _verify(self, credentials: Credentials, stored: str | None, decoy: str | None) -> bool:
+        # One at a time in each worker: more would share the same cores and take 32 MiB each. Who
+        # waited for a login like its own need not repeat the work.
+        with self._verifying:
+            return self._is_recent(credentials, stored) or verify_password(
+                credentials.password, stored or decoy
+            )
+
+    def _is_recent(self, credentials: Credentials, stored: str | None) -> bool:
+        digest, until = self._recent.get(credentials.username, (b"", 0.0))
+        same = hmac.compare_digest(digest, self._digest(credentials, stored or ""))
+        return same and stored is not None and time.monotonic() < until
+
+    def _digest(self, credentials: Credentials, stored: str) -> bytes:
+        """Tie a password to its user's hash, so that a new hash makes it unknown."""
+        text = f"{stored}\0{credentials.password}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()

@@ -1,0 +1,114 @@
+"""Have Dovecot check the passwords of users."""
+
+import base64
+import re
+import secrets
+from datetime import timedelta
+
+from minismtp import (
+    Credentials,
+    Defer,
+    Line,
+    Remote,
+    RemoteError,
+    Session,
+    SocketAddress,
+    hookimpl,
+    plugin,
+)
+
+from ._login import may_be_asked
+
+_MAJOR = "1"  # version of the protocol
+_LINES = 1000  # of a greeting
+_ESCAPED = re.compile("\1(.)", re.DOTALL)
+_ESCAPES = {"0": "\0", "1": "\1", "t": "\t", "r": "\r", "n": "\n", "l": "\n"}
+
+
+@plugin
+class DovecotAuth:
+    """Authenticate users by Dovecot's authentication service, so that both know the same users.
+
+    `address` is that of an auth socket (`service auth` with a `unix_listener` or `inet_listener` in
+    Dovecot): `unix:/run/dovecot/auth-client`, or host:port, whose traffic is not encrypted and
+    belongs on loopback. Dovecot is told who connects, so that `allow_nets` works, and whether that
+    is inside TLS. It decides who may act as somebody else (master users), and gives the name that a
+    user is known by after the login. Each login is a conversation of its own within `patience`;
+    where Dovecot is away, or its own database is, the client hears 454 and keeps its password.
+    """
+
+    address: SocketAddress
+    patience: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        if not self.patience:
+            raise ValueError("patience: expected more than no time")
+        self._service = Remote(self.address, timeout=self.patience)
+
+    @hookimpl
+    def authenticate(self, session: Session, credentials: Credentials) -> str | None:
+        """Give the name that Dovecot knows the user by; None for whom it refuses."""
+        if not may_be_asked(credentials):
+            return None
+        with self._service.connect() as line:
+            number = _introduce(line)
+            line.send(f"AUTH\t{number}\t{_request(session, credentials)}\n".encode())
+            verdict, *fields = _read(line)
+        name = _value(fields, "user=")
+        match verdict, fields[:1]:
+            case "OK", [same] if same == str(number) and name:
+                return name
+            case "FAIL", [same] if same == str(number):
+                # Older versions say `temp`, newer ones have a code for it.
+                if "temp" in fields or "code=temp_fail" in fields:
+                    raise Defer("Dovecot cannot tell now", enhanced="4.7.0")
+                return None
+        raise RemoteError(f"{self.address} answers no login")
+
+
+def _introduce(line: Line) -> int:
+    """Exchange greetings; give the number of the connection, and of the request in it."""
+    # Dovecot hangs up on a number that another connection has: a process has many of ours.
+    number = 1 + secrets.randbelow(2**31 - 1)
+    line.send(f"VERSION\t{_MAJOR}\t1\nCPID\t{number}\n".encode())
+    version = _read(line)
+    if version[:2] != ["VERSION", _MAJOR]:
+        raise RemoteError(f"no Dovecot of version {_MAJOR} greets, but {version[:2]}")
+    mechanisms = []
+    for _ in range(_LINES):
+        match _read(line):
+            case ["MECH", mechanism, *_]:
+                mechanisms.append(mechanism)
+            case ["DONE", *_] if "PLAIN" in mechanisms:
+                return number
+            case ["DONE", *_]:
+                raise RemoteError("Dovecot does not offer PLAIN")
+    raise RemoteError("Dovecot's greeting has no end")
+
+
+def _request(session: Session, credentials: Credentials) -> str:
+    texts = (credentials.authorization, credentials.username, credentials.password)
+    # no-penalty: an address waits here already, and Dovecot's wait would look like a dead service.
+    parts = ["PLAIN", "service=smtp", "nologin", "no-penalty"]
+    if session.tls is not None or session.peer == "unix":
+        parts.append("secured")
+    if session.peer != "unix":
+        parts.append(f"rip={session.peer}")
+    if session.local and session.local != "unix":
+        parts.append(f"lip={session.local}")
+    # The response comes last: Dovecot takes all that follows for it.
+    parts.append("resp=" + base64.b64encode("\0".join(texts).encode()).decode())
+    return "\t".join(parts)
+
+
+def _read(line: Line) -> list[str]:
+    return line.read_until(b"\n").decode("utf-8", "replace").split("\t")
+
+
+def _value(fields: list[str], name: str) -> str:
+    """Give the value of a parameter, without the escapes of tabs and the like."""
+    for each in fields:
+        if each.startswith(name):
+            value = each.removeprefix(name)
+            return _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), value)
+    return ""
