@@ -29,7 +29,7 @@ from minismtp.tls import Certificates
 
 _TICK: Final = 1.0  # seconds between two turns of a loop, at the most: it shows that it lives
 _SHORTEST_TICK: Final = 0.05
-_ACCEPTS: Final = 64  # connections taken in one go before the stop pipe is looked at again
+_ONE_OF_US: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
 
 class Sessions:
@@ -149,16 +149,22 @@ class Server(socketserver.ThreadingTCPServer):
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:  # noqa: ARG002 - nothing is polled
-        """Accept until `stop`: one wake-up for each connection, in one of the workers only."""
+        """Accept until `stop`: one wake-up for each connection, in one of the workers only.
+
+        The kernel wakes the first in its list that waits. Who has taken a connection goes to the
+        end of that list, or one worker would have nearly all sessions and one core.
+        """
         with select.epoll() as poll:
-            poll.register(self.socket, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            poll.register(self.socket, _ONE_OF_US)
             poll.register(self._wake_read, select.EPOLLIN)
             while True:
                 ready = {descriptor for descriptor, _ in poll.poll(_TICK)}
                 self.turns += 1
                 if ready - {self._wake_read}:
                     # Even at the end: no other worker was woken for this connection.
-                    self._accept_some()
+                    self._accept()
+                    poll.unregister(self.socket)
+                    poll.register(self.socket, _ONE_OF_US)
                 if self._wake_read in ready:
                     return
 
@@ -222,22 +228,21 @@ class Server(socketserver.ThreadingTCPServer):
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    def _accept_some(self) -> None:
-        for _ in range(_ACCEPTS):
-            try:
-                request, address = self.socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # The peer has gone already, or descriptors are short: give others a chance to end.
-                self._service.log.warning("accept failed", error=str(error))
-                self._service.draining.wait(_SHORTEST_TICK)
-                return
-            try:
-                self.process_request(request, address)
-            except OSError:
-                self.handle_error(request, address)
-                request.close()
+    def _accept(self) -> None:
+        try:
+            request, address = self.socket.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # The peer has gone already, or descriptors are short: give others a chance to end.
+            self._service.log.warning("accept failed", error=str(error))
+            self._service.draining.wait(_SHORTEST_TICK)
+            return
+        try:
+            self.process_request(request, address)
+        except OSError:
+            self.handle_error(request, address)
+            request.close()
 
     def _speaks_proxy(self, peer: str) -> bool:
         """Whether the peer is a balancer that is trusted to say for whom it speaks."""

@@ -30,7 +30,7 @@ class Wedge:
     @hookimpl
     def on_start(self, server):
         if server.slot == 1:
-            Server._accept_some = wedged
+            Server._accept = wedged
 
     @hookimpl
     def on_helo(self):

@@ -6,6 +6,7 @@ import contextlib
 import re
 import signal
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ tls = "implicit"
 """
 # EHLO names the process and the thread that serve the session, and whether Nagle is off.
 SERVED_BY = """
-import os, socket, stat, threading
+import contextlib, os, socket, stat, threading
 from minismtp import Session, hookimpl, plugin
 
 @plugin
@@ -44,11 +45,14 @@ class ServedBy:
 def no_delay(peer_port: int) -> int:
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as sock:
-                if sock.getpeername()[1] == peer_port:
-                    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            is_socket = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
         except OSError:
-            pass
+            continue
+        if not is_socket:
+            continue
+        with socket.socket(fileno=os.dup(descriptor)) as sock, contextlib.suppress(OSError):
+            if sock.getpeername()[1] == peer_port:
+                return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     return -1
 """
 
@@ -133,6 +137,19 @@ def test_sessions_are_limited_exactly_over_all_workers(
 
     # A crowd that comes before the last one has left finds fewer places, never more.
     server.wait_until(fill)
+
+
+def test_sessions_are_spread_over_the_workers(
+    configure: Configure, start: Start, clients: contextlib.ExitStack, served_by: str
+) -> None:
+    server = start(configure(served_by, workers=4))
+
+    def serving() -> Counter[str]:
+        greetings = [clients.enter_context(server.connect()).greet() for _ in range(16)]
+        return Counter(keyword(greeting, "SERVED-BY")[0] for greeting in greetings)
+
+    server.wait_until(lambda: len(serving()) == 4)  # the last one has started
+    assert max(serving().values()) < 8  # 4, or a few more than who is slow to wait again
 
 
 def test_place_is_free_again_when_a_session_ends(
