@@ -85,11 +85,8 @@ class PluginSet:
     ) -> PluginSet:
         """Load what the configuration names; raises ConfigError."""
         loaded = cls(metrics or Metrics(), log or Log())
-        factories: dict[str, type[Any]] = {}
-        for table in config.plugins:
-            if table.use not in factories:
-                factories[table.use] = find(table, config)
-            loaded.add(table, _make(factories[table.use], table, config), file=config.file)
+        for table, instance in instances(config):
+            loaded.add(table, instance, file=config.file)
         loaded.close()
         return loaded
 
@@ -141,6 +138,15 @@ class PluginSet:
     def _announce(self, event: HookFailed) -> None:
         if self._everywhere is not None:
             self._everywhere.observe(event)
+
+
+def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
+    """Make the plugins that the configuration names, in its order; raises ConfigError."""
+    factories: dict[str, type[Any]] = {}
+    for table in config.plugins:
+        if table.use not in factories:
+            factories[table.use] = find(table, config)
+        yield table, _make(factories[table.use], table, config)
 
 
 def find(table: PluginConfig, config: Config) -> type[Any]:

@@ -39,7 +39,8 @@ LAYERS = {
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
     "program": "supervisor generation rundir children herald check listing postmaster"
-    " skeleton commands commands.common commands.operation commands.insight commands.authoring"
+    " skeleton rehearsal trial"
+    " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",
 }
 LAYER_OF = {

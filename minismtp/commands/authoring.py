@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minismtp.commands.common import Commands, configuration, fail, say
+from minismtp.commands.common import EXIT_FAILURE, Commands, configuration, fail, say
 
 if TYPE_CHECKING:
     from minismtp.config import PluginConfig
@@ -34,6 +34,46 @@ def add_to(commands: Commands) -> None:
     new.add_argument(
         "--directory", type=Path, metavar="DIR", help="to be made; default: minismtp-NAME"
     )
+    _add_try(
+        commands.add(
+            "try", _try, "run one plugin over a message, and show each hook's verdict and time"
+        )
+    )
+
+
+def _add_try(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "plugin",
+        metavar="PLUGIN",
+        help="its name in the configuration, else as `use` has it, or a file with `.py`;"
+        " it does all that it does, so one that stores mail stores it",
+    )
+    parser.add_argument("message", type=Path, metavar="FILE", help="the message, as in a Maildir")
+    parser.add_argument(
+        "--from", dest="sender", default="sender@client.example", metavar="ADDRESS", help="or ''"
+    )
+    parser.add_argument("--to", action="append", metavar="ADDRESS", help="may be given again")
+    parser.add_argument("--peer", default="192.0.2.1", type=_address, help="the client's address")
+    parser.add_argument("--helo", default="client.example", metavar="NAME")
+    parser.add_argument("--login", metavar="USER", help="who has logged in; default: nobody")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="an option of the plugin, in TOML; what is no TOML is text; may be given again",
+    )
+    parser.add_argument("--json", action="store_true")
+
+
+def _address(text: str) -> str:
+    from ipaddress import ip_address
+
+    try:
+        return text if text == "unix" else str(ip_address(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _hooks(arguments: argparse.Namespace) -> int:
@@ -103,3 +143,15 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
         f" environment of minismtp:\n  cd {directory}\n  pip install -e '.[test]'\n  pytest"
     )
     return 0
+
+
+def _try(arguments: argparse.Namespace) -> int:
+    from minismtp.guard import Failure
+    from minismtp.trial import run
+
+    try:
+        text, accepted = run(configuration(arguments), arguments)
+    except Failure as error:
+        return fail(str(error))
+    say(text)
+    return 0 if accepted else EXIT_FAILURE

@@ -1,0 +1,262 @@
+"""Mail that goes through plugins and nowhere else, for `try` and `replay` (layer 7).
+
+Everything is real but the socket and the storage: what no plugin of the set stores or routes itself
+is taken for everybody and dropped. The caller chooses the state directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from minismtp import Address, Delivery, Envelope, Local, Message, Session, hookimpl, plugin
+from minismtp.activity import Activity, Step, taken_up
+from minismtp.chronicle import Chronicle, Record
+from minismtp.config import Config, Listener, PluginConfig
+from minismtp.entry import Entry
+from minismtp.hookspecs import ServerInfo
+from minismtp.log import Log
+from minismtp.metrics import Metrics
+from minismtp.plugins import PluginSet
+from minismtp.reply import Verdict
+from minismtp.service import Service, make_service
+from minismtp.spool import Spool
+from minismtp.testing import Dialogue
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REFUSALS: Final = ("reject", "defer", "disconnect")  # among the verdicts of a step
+_PIECE: Final = 65536  # octets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Who brings a message: `sender` is empty for the null reverse-path."""
+
+    sender: str
+    recipients: tuple[str, ...]
+    peer: str = "192.0.2.1"
+    helo: str = "client.example"
+    login: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of a message: accepted, quarantined, discarded, deferred or rejected.
+
+    `steps` are the calls of the plugins' hooks, and the replies that refused something. `message`
+    is as the plugins left it, `before` as they found it; None when it did not come so far.
+    """
+
+    outcome: str
+    reply: str
+    steps: list[Step]
+    session: Session
+    envelope: Envelope | None
+    message: Message | None
+    before: Message | None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the client heard 250 in the end."""
+        return self.outcome not in ("deferred", "rejected")
+
+    @property
+    def refused_by(self) -> str:
+        """The plugin and hook that refused first, nothing when the server did or nobody."""
+        for hook, name, _, _, verdict, _ in self.steps:
+            if verdict in REFUSALS:
+                return f"{name}.{hook}"
+        return ""
+
+
+class Rehearsal:
+    """A server without sockets and storage, whose plugins run until `close`."""
+
+    def __init__(
+        self, config: Config, plugins: Iterable[tuple[PluginConfig, object]], log: Log
+    ) -> None:
+        """Start the plugins; raises ConfigError and guard.Failure."""
+        self._metrics = Metrics(listener.name for listener in config.listeners)
+        self._kept = _Kept(config.state_directory, log)
+        self._first = _First()
+        loaded = PluginSet(self._metrics, log)
+        loaded.add(_FIRST, self._first)
+        for table, instance in plugins:
+            loaded.add(table, instance, file=config.file)
+        loaded.add(_LAST, _Last())
+        loaded.close()
+        (config.state_directory / "spool").mkdir(parents=True, exist_ok=True)
+        self._hooks = loaded.hooks()
+        self._hooks.on_start(ServerInfo.of(config, "worker"))
+        self._services = [self._service(config, each, loaded, log) for each in config.listeners]
+
+    def _service(self, config: Config, listener: Listener, plugins: PluginSet, log: Log) -> Service:
+        service = make_service(
+            config,
+            listener,
+            plugins,
+            self._metrics,
+            log,
+            draining=threading.Event(),
+            starttls=False,
+            queue=_Nowhere(config.state_directory),
+            chronicle=self._kept,
+        )
+        # Our own rules for strangers are not what is rehearsed.
+        return replace(service, greet_delay=0.0, match_sender=False, fix_newlines=True)
+
+    def run(self, client: Client, content: BinaryIO) -> Result:
+        """Run one message, read from where `content` stands, with line ends of either kind."""
+        first = self._first
+        first.envelope = first.message = first.before = None
+        self._kept.records = []
+        kind = "mx" if client.login is None else "submission"
+        service = next((each for each in self._services if each.kind == kind), self._services[0])
+        dialogue = Dialogue(
+            service=service, metrics=self._metrics, peer=client.peer, login=client.login
+        )
+        reply = _converse(dialogue, client, content)
+        dialogue.close()
+        self._metrics.tally.flush()
+        ours = (_FIRST.name, _LAST.name)
+        records = reversed(self._kept.records)  # the session is told last and began first
+        return Result(
+            outcome=_outcome(reply, first.message),
+            reply=reply,
+            steps=[step for record in records for step in record.steps if step[1] not in ours],
+            session=dialogue.session,
+            envelope=first.envelope,
+            message=first.message,
+            before=first.before,
+        )
+
+    def send(self, result: Result) -> list[Step]:
+        """Let the plugins change an accepted message as if it left; gives what they did."""
+        if not result.accepted or result.envelope is None or result.message is None:
+            return []
+        recipients = tuple(each.address for each in result.envelope.recipients)
+        delivery = Delivery(result.envelope, recipients, recipients[0].domain)
+        activity = Activity()
+        with taken_up(activity), contextlib.suppress(Verdict):  # a verdict is in the steps
+            self._hooks.on_send(delivery, result.message)
+        return activity.steps
+
+    def close(self) -> None:
+        """Stop the plugins."""
+        self._hooks.on_stop()
+
+
+class _Kept(Chronicle):
+    """Records in memory, of one message."""
+
+    def __init__(self, directory: Path, log: Log) -> None:
+        super().__init__(directory, 0, log)
+        self.records: list[Record] = []
+
+    def keep(self, record: Record) -> None:
+        self.records.append(record)
+
+
+class _Nowhere(Spool):
+    """A queue for other servers that has room for all and keeps nothing."""
+
+    def has_space(self, size: int = 0) -> bool:
+        del size
+        return True
+
+    def add(self, entry: Entry, message: Message) -> None:
+        pass
+
+
+@plugin
+class _First:
+    """Keeps hold of what passes by, before any other plugin sees it."""
+
+    envelope: Envelope | None = field(default=None, init=False)
+    message: Message | None = field(default=None, init=False)
+    before: Message | None = field(default=None, init=False)
+
+    @hookimpl
+    def on_mail(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+
+    @hookimpl
+    def on_message(self, message: Message) -> None:
+        self.message, self.before = message, message.copy()
+
+
+@plugin
+class _Last:
+    """Takes everything that no plugin has taken, and drops it."""
+
+    @hookimpl
+    def route(self) -> Local:
+        return Local()
+
+    @hookimpl
+    def deliver(self, mailbox: Address) -> bool:
+        del mailbox
+        return True
+
+
+_FIRST: Final = PluginConfig(use="-first")
+_LAST: Final = PluginConfig(use="-last")
+
+
+def _converse(dialogue: Dialogue, client: Client, content: BinaryIO) -> str:
+    """Say all that a client says; gives the reply to the content, or the one that ended it."""
+    if not dialogue.banner.startswith("220"):
+        return dialogue.banner.strip()
+    told = "".join((client.sender, *client.recipients))
+    utf8 = "" if told.isascii() else " SMTPUTF8"
+    greeting = "LHLO" if dialogue.service.lmtp else "EHLO"
+    for command in (
+        f"{greeting} {client.helo}",
+        f"MAIL FROM:<{client.sender}> BODY=8BITMIME{utf8}",
+    ):
+        reply = dialogue.send(command)
+        if not reply.startswith("250"):
+            return reply
+    replies = [dialogue.send(f"RCPT TO:<{each}>") for each in client.recipients]
+    if not any(reply.startswith("250") for reply in replies):
+        return replies[0]
+    reply = dialogue.send("DATA")
+    if not reply.startswith("354"):
+        return reply
+    output, batch = b"", bytearray()
+    for line in _as_data(content):
+        batch += line
+        if len(batch) >= _PIECE:
+            output += dialogue.send_raw(bytes(batch))
+            batch.clear()
+    output += dialogue.send_raw(bytes(batch))
+    first = output.decode().partition("\r\n")[0]
+    return re.sub(r" \(id [0-9a-f.]+\)$", "", first)
+
+
+def _as_data(content: BinaryIO) -> Iterator[bytes]:
+    """Give content as DATA carries it: lines end with CRLF, and a dot before a dot."""
+    before = b"\n"
+    while line := content.readline(_PIECE):
+        stuffed = b"." + line if before.endswith(b"\n") and line.startswith(b".") else line
+        if line.endswith(b"\n") and not (before + line).endswith(b"\r\n"):
+            stuffed = stuffed[:-1] + b"\r\n"
+        yield stuffed
+        before = line
+    yield b".\r\n" if before.endswith(b"\n") else b"\r\n.\r\n"
+
+
+def _outcome(reply: str, message: Message | None) -> str:
+    if not reply.startswith("2"):
+        return "deferred" if reply.startswith("4") else "rejected"
+    if message is not None and message.discarded is not None:
+        return "discarded"
+    if message is not None and message.quarantined is not None:
+        return "quarantined"
+    return "accepted"
