@@ -128,6 +128,9 @@ def _table(cls: type) -> dict[str, Any]:
 def _value(shape: Shape) -> dict[str, Any]:
     """Give the schema of one value; what `msgspec.Meta` says of it is kept."""
     said = _said(shape)
+    if shape.may_be_empty:
+        present = dataclasses.replace(shape, optional=False)
+        return {**said, "anyOf": [_value(present), {"const": ""}]}
     if shape.bare in SCALARS:
         return {**said, **SCALARS[shape.bare].schema}
     if isinstance(shape.bare, type) and dataclasses.is_dataclass(shape.bare):

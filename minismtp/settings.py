@@ -114,6 +114,11 @@ class Shape:
         return Annotated[(self.bare, *self.metadata)] if self.metadata else self.bare
 
     @property
+    def may_be_empty(self) -> bool:
+        """Whether `""` says that there is no value: it is a text, but none of this type's."""
+        return self.optional and (self.bare in SCALARS or self.bare in (int, float))
+
+    @property
     def items(self) -> Any:  # noqa: ANN401 - any type
         """The type of each element when this is a list of some kind, else None."""
         arguments = get_args(self.bare)
@@ -222,8 +227,10 @@ class _Place:
     def convert(self, value: object, annotation: Any) -> Any:  # noqa: ANN401 - any type
         """Give `value` as the type asks for; raises ConfigError."""
         shape = shape_of(annotation)
+        if shape.may_be_empty and value == "":
+            return None
         if shape.bare in SCALARS:
-            return None if shape.optional and value == "" else self._scalar(value, shape)
+            return self._scalar(value, shape)
         if dataclasses.is_dataclass(shape.bare):
             return self._dataclass(value, shape)
         if shape.items is not None:

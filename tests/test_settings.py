@@ -50,6 +50,7 @@ class Everything:
     either: int | str = 0
     optional_text: str | None = None
     optional_path: Path | None = None
+    optional_part: float | None = 1.0
     paths: list[Path] = field(default_factory=list)
     waits: tuple[timedelta, ...] = ()
     pair: tuple[int, str] = (0, "")
@@ -81,6 +82,8 @@ class Everything:
         ("optional_text", "", ""),
         ("optional_path", "x", BASE / "x"),
         ("optional_path", "", None),
+        ("optional_part", 2, 2.0),
+        ("optional_part", "", None),
         ("paths", ["a", "/b"], [BASE / "a", Path("/b")]),
         ("waits", ["1m", "2m"], (timedelta(minutes=1), timedelta(minutes=2))),
         ("pair", [1, "x"], (1, "x")),
