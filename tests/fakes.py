@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -109,6 +110,23 @@ def after_all(end: bytes, answer: bytes) -> Talk:
             if not data:
                 return
             heard = (heard + data)[-65536:]
+        sock.sendall(answer)
+
+    return talk
+
+
+def after_request(answer: bytes) -> Talk:
+    """Give a talk that says this after a request whose size its Content-length says."""
+
+    def talk(sock: socket.socket) -> None:
+        heard = b""
+        while b"\r\n\r\n" not in heard:
+            heard += sock.recv(65536)
+        head, _, body = heard.partition(b"\r\n\r\n")
+        size = re.search(rb"(?i)content-length: (\d+)", head)
+        missing = int(size[1]) - len(body) if size else 0
+        while missing > 0:
+            missing -= len(sock.recv(65536))
         sock.sendall(answer)
 
     return talk

@@ -11,10 +11,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from fakes import FAILURES, Talk, after_all, envelope, free_port, listen, serving
+from fakes import FAILURES, Talk, after_all, after_request, envelope, free_port, listen, serving
 from minismtp_plugins.clamav import Clamav
+from minismtp_plugins.spamassassin import Spamassassin
 
-from minismtp import Message, SocketAddress
+from minismtp import ByteSize, Message, SocketAddress
 from minismtp.config import PluginConfig
 from minismtp.content import ContentWriter
 from minismtp.testing import Dialogue, Mailroom
@@ -44,6 +45,13 @@ SCANNERS: Final = {
         lambda address, patience: Clamav(address=address, patience=patience),
         'address = "{address}"',
         after_all(bytes(4), b"stream: OK\0"),
+    ),
+    "spamassassin": Scanner(
+        lambda address, patience: Spamassassin(
+            address=address, patience=patience, largest=ByteSize(2**30)
+        ),
+        'address = "{address}"',
+        after_request(b"SPAMD/1.1 0 EX_OK\r\nContent-length: 0\r\nSpam: False ; 1 / 5\r\n\r\n"),
     ),
 }
 

@@ -1,0 +1,52 @@
+"""What filters that find a score do with it: X-Spam fields, and thresholds."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+from minismtp import Message, Reject
+
+_PREFIX = b"x-spam-"
+_TESTS = 100  # named in a field
+
+
+def check_thresholds(**thresholds: float | None) -> None:
+    """Refuse thresholds that do not rise from the first to the last; raises ValueError."""
+    known = [(name, value) for name, value in thresholds.items() if value is not None]
+    for name, value in known:
+        if math.isnan(value):
+            raise ValueError(f"{name}: expected a number")
+    for (lower, low), (upper, high) in pairwise(known):
+        if low > high:
+            raise ValueError(f"{upper}: expected at least the {low:g} of {lower}, not {high:g}")
+
+
+def remove_marks(message: Message) -> None:
+    """Take away all X-Spam-* fields: whoever has sent them, they are not ours."""
+    fields = message.headers.raw_all()
+    kept = [raw for raw in fields if raw[: len(_PREFIX)].lower() != _PREFIX]
+    if len(kept) < len(fields):
+        message.edit(kept)
+
+
+def mark(
+    message: Message, *, spam: bool, score: float, required: float, tests: Sequence[str]
+) -> None:
+    """Put X-Spam-Status and X-Spam-Score on top, and X-Spam-Flag if it is spam."""
+    named = ", ".join(tests[:_TESTS]) or "none"
+    word = "Yes" if spam else "No"
+    status = f"{word}, score={score:.1f} required={required:.1f} tests={named}"
+    message.prepend("X-Spam-Status", status)
+    message.prepend("X-Spam-Score", f"{score:.1f}")
+    if spam:
+        message.prepend("X-Spam-Flag", "YES")
+
+
+def judge(
+    message: Message, score: float, text: str, *, quarantine: float | None, reject: float | None
+) -> None:
+    """Refuse a message from the score `reject` on, or set it aside from `quarantine` on."""
+    if reject is not None and score >= reject:
+        raise Reject(text)
+    if quarantine is not None and score >= quarantine:
+        message.quarantine(f"spam, score {score:.1f}")

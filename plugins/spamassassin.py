@@ -1,0 +1,140 @@
+"""Have SpamAssassin judge incoming mail, by its daemon spamd.
+
+The message is streamed to spamd, which answers with a score and the names of the tests that the
+message has met (SYMBOLS); fields are written here, so no second copy comes back.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from string import Formatter
+from typing import Final
+
+from minismtp import (
+    ByteSize,
+    Envelope,
+    Finding,
+    Line,
+    Message,
+    Remote,
+    RemoteError,
+    Session,
+    SocketAddress,
+    StashKey,
+    findings_of,
+    hookimpl,
+    plugin,
+)
+
+from ._spam import check_thresholds, judge, mark, remove_marks
+
+_log: Final = logging.getLogger(__name__)
+_PIECE: Final = 65536
+_ANSWER: Final = 65536  # octets
+_STATUS: Final = re.compile(r"SPAMD/[0-9.]+ 0 [^\r\n]*(?:\r\n|\Z)")
+_NUMBER: Final = r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
+_SPAM: Final = re.compile(
+    rf"^Spam: *(True|False) *; *{_NUMBER} */ *{_NUMBER} *\r?$", re.MULTILINE | re.IGNORECASE
+)
+_LENGTH: Final = re.compile(r"^Content-length: *([0-9]{1,6}) *\r?$", re.MULTILINE | re.IGNORECASE)
+_TEST: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
+_USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,200}")
+
+
+@dataclass(frozen=True, slots=True)
+class SpamassassinResult:
+    """What spamd said of a message; `required` is the score from which on it calls it spam."""
+
+    spam: bool
+    score: float
+    required: float
+    tests: tuple[str, ...]
+
+
+#: The result of an envelope's message; there is none when it was not asked.
+SPAMASSASSIN: Final[StashKey[SpamassassinResult]] = StashKey()
+
+
+@plugin
+class Spamassassin:
+    """Mark, set aside or refuse mail by the score that SpamAssassin gives it.
+
+    `address` is where spamd listens. Every message that it has judged gets the fields X-Spam-Status
+    and X-Spam-Score, and X-Spam-Flag from the score `tag` on (without it, from the one that spamd's
+    own configuration has); such fields from elsewhere are removed. From `quarantine` on a message
+    is set aside, from `reject` on refused with 550 5.7.1; `""` switches either off. The score is
+    left as a finding for the plugin `score`.
+
+    `user` is whose preferences spamd shall use: a name, or one that is made of {local}, {domain} or
+    {address} of the mailbox; a message for several of them is judged for none of them. Messages of
+    more than `largest` octets are not judged, and neither is mail of users who have logged in.
+    `patience` is for a whole conversation.
+    """
+
+    address: SocketAddress = SocketAddress("127.0.0.1", 783)
+    tag: float | None = None
+    quarantine: float | None = None
+    reject: float | None = 15.0
+    user: str = ""
+    largest: ByteSize = ByteSize(512 * 1024)
+    patience: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        check_thresholds(tag=self.tag, quarantine=self.quarantine, reject=self.reject)
+        if not self.patience:
+            raise ValueError('patience: expected a duration above "0s"')
+        try:
+            names = {part[1] for part in Formatter().parse(self.user) if part[1] is not None}
+        except ValueError as error:
+            raise ValueError(f"user: {error}") from None
+        if not names <= {"local", "domain", "address"}:
+            raise ValueError("user: placeholders are {local}, {domain} and {address}")
+        self._spamd = Remote(self.address, timeout=self.patience)
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Ask spamd, and do what the score calls for."""
+        if session.login is not None:
+            return
+        remove_marks(message)
+        if message.size > self.largest:
+            _log.info("not judged: %d octets", message.size)
+            return
+        with self._spamd.connect() as line:
+            result = _ask(line, message, self._user_of(envelope))
+        envelope.stash[SPAMASSASSIN] = result
+        finding = Finding("spamassassin", "score", result.score, ", ".join(result.tests))
+        findings_of(envelope).append(finding)
+        required = result.required if self.tag is None else self.tag
+        spam = result.spam if self.tag is None else result.score >= self.tag
+        mark(message, spam=spam, score=result.score, required=required, tests=result.tests)
+        text = "message refused as spam"
+        judge(message, result.score, text, quarantine=self.quarantine, reject=self.reject)
+
+    def _user_of(self, envelope: Envelope) -> str:
+        """Give whose preferences count, "" for nobody's."""
+        users = {
+            self.user.format(local=box.local, domain=box.ascii_domain, address=box)
+            for recipient in envelope.recipients
+            for box in recipient.mailboxes or (recipient.address,)
+        }
+        user = users.pop() if len(users) == 1 else ""
+        return user if _USER.fullmatch(user) else ""
+
+
+def _ask(line: Line, message: Message, user: str) -> SpamassassinResult:
+    """Give what spamd says of a message; raises RemoteError."""
+    field = f"User: {user}\r\n" if user else ""
+    line.send(f"SYMBOLS SPAMC/1.5\r\n{field}Content-length: {message.size}\r\n\r\n".encode())
+    with message.open() as reader:
+        for piece in iter(lambda: reader.read(_PIECE), b""):
+            line.send(piece)
+    head = line.read_until(b"\r\n\r\n", _ANSWER).decode("latin-1")
+    spam, length = _SPAM.search(head), _LENGTH.search(head)
+    if not _STATUS.match(head) or spam is None or length is None or int(length[1]) > _ANSWER:
+        raise RemoteError(f"spamd answers {head[:200]!r}")
+    tests = _TEST.findall(line.read(int(length[1])).decode("latin-1"))
+    return SpamassassinResult(
+        spam[1].lower() == "true", float(spam[2]), float(spam[3]), tuple(tests)
+    )
