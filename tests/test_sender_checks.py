@@ -15,7 +15,7 @@ PAGES: Final = Path(__file__).parents[1] / "docs" / "plugins"
 LISTENER: Final = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 
 
-@pytest.mark.parametrize("name", ["dkim_verify"])
+@pytest.mark.parametrize("name", ["authentication_results", "dkim_verify"])
 def test_example_of_the_page_is_a_configuration(name: str, tmp_path: Path) -> None:
     page = (PAGES / f"{name}.md").read_text()
     assert page.startswith(f"# {name}\n")

@@ -1,0 +1,80 @@
+"""Authentication-Results fields, read and written (RFC 8601 section 2.2); also those of ARC."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Final
+
+from minismtp import Address, AuthResult
+
+_LINE: Final = 78  # characters, RFC 5322 section 2.1.1
+_LONGEST: Final = 200  # characters of a value
+_DELIMITER: Final = re.compile(r'(\\.|["()])', re.DOTALL)
+_SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^";])++', re.DOTALL)
+_WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"|([^\s"]++)', re.DOTALL)
+# methodspec, reasonspec, propspec: something "=" something
+_PAIR: Final = re.compile(r'([\w./-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))', re.DOTALL)
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+
+
+def written(authserv_id: str, results: Iterable[AuthResult]) -> str:
+    """Give the value of a field, folded, a line at least for each result; "none" for no results."""
+    lines = [authserv_id]
+    for result in results:
+        lines[-1] += ";"
+        lines += _folded(f"\t{_clipped(result)}")
+    if len(lines) == 1:
+        return f"{authserv_id}; none"
+    return "\r\n".join(lines)
+
+
+def read(value: str) -> tuple[str, list[AuthResult]]:
+    """Read an unfolded value as far as it can be: the authserv-id with A-labels, "" for none."""
+    first, *rest = _SEGMENT.findall(_without_comments(value)) or [""]
+    match = _WORD.search(first)
+    name = Address("", _text(*match.groups())).ascii_domain if match else ""
+    return name, [result for text in rest if (result := _read_result(text))]
+
+
+def _read_result(text: str) -> AuthResult | None:
+    pairs = [(match[1].lower(), _text(match[2], match[3])) for match in _PAIR.finditer(text)]
+    if not pairs:
+        return None
+    method, result = pairs[0][0].partition("/")[0], pairs[0][1].lower()
+    found = dict(pairs[1:])
+    return AuthResult(method, result, found.pop("reason", ""), found)
+
+
+def _text(quoted: str | None, plain: str | None) -> str:
+    return plain or _ESCAPED.sub(r"\1", quoted or "")
+
+
+def _without_comments(value: str) -> str:
+    """Take comments away, which may be nested, and may have quotes that are none."""
+    kept: list[str] = []
+    depth, quoted = 0, False
+    for piece in _DELIMITER.split(value):
+        if depth:
+            depth += {"(": 1, ")": -1}.get(piece, 0)
+        elif piece == "(" and not quoted:
+            kept.append(" ")
+            depth = 1
+        else:
+            kept.append(piece)
+            quoted ^= piece == '"'
+    return "".join(kept)
+
+
+def _clipped(result: AuthResult) -> AuthResult:
+    """Keep a line far below its limit, whatever a stranger gave as a name."""
+    properties = {name: value[:_LONGEST] for name, value in result.properties.items()}
+    return replace(result, reason=result.reason[:_LONGEST], properties=properties)
+
+
+def _folded(text: str) -> list[str]:
+    lines = [""]
+    for word in re.findall(r"\s*[^ ]+", text):
+        if len(lines[-1]) + len(word) > _LINE and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+    return lines
