@@ -3,9 +3,11 @@
 import hashlib
 import hmac
 import secrets
+import ssl
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from minismtp import Credentials, verify_password
 
@@ -30,6 +32,14 @@ def may_be_asked(credentials: Credentials) -> bool:
 def acts_as_itself(credentials: Credentials) -> bool:
     """Whether the user asks to be nobody else (RFC 4616 section 2)."""
     return credentials.authorization in ("", credentials.username)
+
+
+def authorities(ca: Path | None) -> ssl.SSLContext:
+    """Trust the authorities in a file, None for the system's; raises ValueError for `ca`."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ValueError(f"ca: {ca}: {error.strerror or 'no certificates'}") from error
 
 
 class PasswordCheck:

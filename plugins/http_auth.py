@@ -1,0 +1,93 @@
+"""Have a web service check the passwords of users."""
+
+import json
+import urllib.parse
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from minismtp import (
+    Credentials,
+    RemoteError,
+    Session,
+    SocketAddress,
+    WebService,
+    hookimpl,
+    plugin,
+)
+
+from ._login import authorities, may_be_asked
+
+_REFUSED = (401, 403)
+_TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
+
+
+@plugin
+class HttpAuth:
+    """Authenticate users by a POST to `url`, for each login one.
+
+    The body, JSON or a form as `format` says, has `username`, `password`, `authorization` (whom the
+    user wants to act as, empty for itself), `peer` (the client's address) and `tls` (true inside
+    TLS). The answer 200 with a JSON object `{"identity": "alice"}` lets the user in under that
+    name; 401 and 403 are a refusal. All others, redirects too, are a failure: the client hears 454
+    and keeps its password, as when no answer comes within `patience`. Passwords go out by https
+    only, where `ca` may name a file of the authorities to trust instead of the system's, or to
+    loopback; `allow_http` permits other networks, which then see them.
+    """
+
+    url: str
+    format: Literal["json", "form"] = "json"
+    ca: Path | None = None
+    allow_http: bool = False
+    patience: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        if not self.patience:
+            raise ValueError("patience: expected more than no time")
+        trust = authorities(self.ca)
+        try:
+            self._service = WebService(self.url, timeout=self.patience, tls=trust)
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from error
+        parts = urllib.parse.urlsplit(self.url)
+        private = parts.scheme == "https" or SocketAddress(str(parts.hostname)).is_local
+        if not private and not self.allow_http:
+            raise ValueError("url: expected https, as passwords go there (or allow_http = true)")
+
+    @hookimpl
+    def authenticate(self, session: Session, credentials: Credentials) -> str | None:
+        """Give the identity that the service answers with; None for whom it refuses."""
+        if not may_be_asked(credentials):
+            return None
+        fields = {
+            "username": credentials.username,
+            "password": credentials.password,
+            "authorization": credentials.authorization,
+            "peer": session.peer,
+            "tls": session.tls is not None,
+        }
+        headers = {"Content-Type": _TYPES[self.format], "Accept": "application/json"}
+        answer = self._service.request("POST", self._body(fields), headers=headers)
+        if answer.status in _REFUSED:
+            return None
+        if answer.status != 200:  # noqa: PLR2004 - OK
+            raise RemoteError(f"{self.url} answers {answer.status} to a login")
+        return _identity(self.url, answer.body)
+
+    def _body(self, fields: dict[str, object]) -> bytes:
+        if self.format == "json":
+            return json.dumps(fields).encode()
+        texts = fields | {"tls": "true" if fields["tls"] else "false"}
+        return urllib.parse.urlencode(texts).encode()
+
+
+def _identity(url: str, body: bytes) -> str:
+    """Give the name in an answer; a page of a portal or proxy must not let anybody in."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    identity = answer.get("identity") if isinstance(answer, dict) else None
+    if not (isinstance(identity, str) and identity and identity.isprintable()):
+        raise RemoteError(f'{url} answers 200 without {{"identity": "..."}}')
+    return identity
