@@ -106,6 +106,8 @@ def sections() -> Iterator[Section]:
             problem = found[plugin].problem if plugin in found else "install the project anew"
             raise ModuleNotFoundError(f"{plugin} cannot be described: {problem}")
         yield Section(f"Plugin `{plugin}`", inspect.getdoc(factory) or "", _keys(factory))
+        for name, cls in tables(factory, "plugins."):
+            yield Section(f"`{name}` of `{plugin}`", inspect.getdoc(cls) or "", _keys(cls))
 
 
 def _keys(cls: type) -> list[Option]:
