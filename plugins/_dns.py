@@ -57,11 +57,12 @@ class Questions:
         self._resolver = resolver
         self._due = time.monotonic() + patience.total_seconds()
 
-    def ask(self, name: str, kind: str) -> Sequence[str]:
+    def ask(self, name: str, kind: str, share: float = 1.0) -> Sequence[str]:
         """Give the records of type A, AAAA, MX, PTR or TXT as text; raises UnansweredError.
 
         MX gives the hosts in the order of preference, TXT each record in one piece, an octet for a
-        character. A name that cannot be in the DNS has no records.
+        character. A name that cannot be in the DNS has no records. No more is waited for than this
+        `share` of the time that is left.
         """
         name = name.removesuffix(".")
         if not can_be_asked(name):
@@ -69,7 +70,7 @@ class Questions:
         left = self._due - time.monotonic()
         if left <= 0:
             raise UnansweredError(f"no time is left to ask the DNS for {name} {kind}")
-        found = self._resolver.lookup(name.replace("\\", "\\\\"), kind, seconds=left)
+        found = self._resolver.lookup(name.replace("\\", "\\\\"), kind, seconds=left * share)
         match kind:
             case "TXT":
                 return [b"".join(record.strings).decode("latin-1") for record in found.records]
