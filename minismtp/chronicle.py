@@ -119,13 +119,19 @@ class Chronicle:
 def recall(state_directory: Path, identifier: str) -> list[Record]:
     """Give what is known of a session with its messages, or of one message, the oldest first."""
     session = identifier.partition(".")[0]
-    found = []
-    for line in _lines(state_directory / DIRECTORY, session.encode()):
-        with contextlib.suppress(msgspec.MsgspecError):  # cut off by a crash
-            record = msgspec.json.decode(line, type=Record)
-            if record.id in {identifier, session} or identifier == record.id.partition(".")[0]:
-                found.append(record)
+    found = [
+        record
+        for record in mentions(state_directory, session)
+        if record.id in {identifier, session} or identifier == record.id.partition(".")[0]
+    ]
     return sorted(found, key=lambda record: record.time)
+
+
+def mentions(state_directory: Path, text: str) -> Iterator[Record]:
+    """Give the records in which a text stands, about as they came."""
+    for line in _lines(state_directory / DIRECTORY, text.encode()):
+        with contextlib.suppress(msgspec.MsgspecError):  # cut off by a crash
+            yield msgspec.json.decode(line, type=Record)
 
 
 def _lines(directory: Path, part: bytes) -> Iterator[bytes]:

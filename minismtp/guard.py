@@ -3,7 +3,7 @@
 Every hook implementation is called through a guard, which times it (wall and CPU), counts its
 verdict, and turns any other exception into the plugin's policy: a crashing filter defers mail, it
 never accepts or loses it. In shadow mode the implementation works on copies and its verdict is
-counted, never applied.
+counted, never applied; what it did to them is noted.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Guard:
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
+            given = args
             if shadow:
                 args = tuple([self._own(argument) for argument in args])
             activity = current()
@@ -115,6 +116,8 @@ class Guard:
                 raised = None  # its traceback refers to this frame
             kind = _kind(verdict, result)
             metrics.verdict[kind](1)
+            if shadow and not remark:
+                remark = _wishes(given, args)
             activity.note((hook, plugin, begun, wall, seen[kind], remark))
             if shadow:
                 return None
@@ -207,6 +210,24 @@ class _ShadowStash(Stash):
 
     def setdefault(self, key: StashKey[T], default: T) -> T:
         return self[key] if key in self else self._own.setdefault(key, default)
+
+
+def _wishes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:
+    """Say what a shadow plugin did to its copy of a message: "would be quarantined: why"."""
+    wishes = []
+    for before, after in zip(real, copies, strict=True):
+        if isinstance(before, Message) and isinstance(after, Message):
+            if after.discarded not in (None, before.discarded):
+                wishes.append(f"would be discarded: {after.discarded}")
+            if after.quarantined not in (None, before.quarantined):
+                wishes.append(f"would be quarantined: {after.quarantined}")
+            if (after.prefix, after.content) != (before.prefix, before.content):
+                wishes.append("would be changed")
+        elif isinstance(before, Envelope) and isinstance(after, Envelope):
+            told = [(each.added, each.removed, each.reverse_path) for each in (before, after)]
+            if told[0] != told[1]:
+                wishes.append("would be readdressed")
+    return "; ".join(wishes)
 
 
 def _fits(hook: str, result: object) -> bool:

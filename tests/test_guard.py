@@ -3,7 +3,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
+from minismtp.chronicle import Chronicle, mentions
 from minismtp.config import PluginConfig
 from minismtp.events import Event, HookFailed
 from minismtp.guard import ANSWERS, Failure, Guard, Policy
@@ -454,6 +455,70 @@ class Changing:
         message.replace(b"changed")
         message.quarantine("shadow")
         message.discard("shadow")
+
+
+@plugin
+class Wishing:
+    """Does one thing to a message."""
+
+    wish: str
+
+    @hookimpl
+    def on_message(self, envelope: Envelope, message: Message) -> None:
+        match self.wish:
+            case "discard" | "quarantine":
+                getattr(message, self.wish)("because")
+            case "prepend":
+                message.prepend("X-Shadow", "yes")
+            case "replace":
+                message.replace(b"other")
+            case "add":
+                envelope.add(Address("other", "example.org"))
+            case "remove":
+                envelope.remove(envelope.recipients[0].address)
+            case "sender":
+                envelope.reverse_path = None
+            case "both":
+                message.prepend("X-Shadow", "yes")
+                message.quarantine("because")
+            case _:
+                pass
+
+
+@pytest.mark.parametrize(
+    ("wish", "remark"),
+    [
+        ("discard", "would be discarded: because"),
+        ("quarantine", "would be quarantined: because"),
+        ("prepend", "would be changed"),
+        ("replace", "would be changed"),
+        ("add", "would be readdressed"),
+        ("remove", "would be readdressed"),
+        ("sender", "would be readdressed"),
+        ("both", "would be quarantined: because; would be changed"),
+        ("nothing", ""),
+    ],
+)
+def test_what_a_shadow_plugin_did_to_its_copies_is_noted(
+    wish: str, remark: str, tmp_path: Path
+) -> None:
+    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    begun = Dialogue(under(Wishing(wish=wish), mode="shadow"), Mailroom())
+    dialogue = Dialogue(service=replace(begun.service, chronicle=chronicle))
+    dialogue.mail("Subject: x\n\ny\n")
+    chronicle.flush()
+    steps = [step for record in mentions(tmp_path, "shadow:") for step in record.steps]
+    assert [step[4:] for step in steps if step[0] == "on_message"] == [("shadow:none", remark)]
+
+
+def test_what_a_plugin_did_for_real_is_no_wish(tmp_path: Path) -> None:
+    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    begun = Dialogue(Wishing(wish="both"), under(Wishing(wish="nothing"), mode="shadow"))
+    dialogue = Dialogue(service=replace(begun.service, chronicle=chronicle))
+    dialogue.mail("Subject: x\n\ny\n")
+    chronicle.flush()
+    steps = [step for record in mentions(tmp_path, "on_message") for step in record.steps]
+    assert {step[5] for step in steps if step[0] == "on_message"} <= {""}
 
 
 def test_shadow_plugin_changes_copies_only() -> None:

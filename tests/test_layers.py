@@ -29,7 +29,7 @@ LAYERS = {
     " transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight.overview insight.page insight.top"
-    " insight.explain insight.trace"
+    " insight.explain insight.shadow insight.trace"
     " insight insight.sessions outbound.watch"
     " worker endpoint outbound outbound.agenda outbound.schedule"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from datetime import timedelta
 
 from minismtp.commands.common import Commands, configuration, fail, say
 
@@ -19,6 +20,17 @@ def add_to(commands: Commands) -> None:
     )
     explain.add_argument("id", metavar="ID", help="as in the reply, the log or a Received field")
     explain.add_argument("--json", action="store_true")
+    shadow = commands.add(
+        "shadow", _shadow, "tell what plugins in shadow mode would have done, with examples"
+    )
+    shadow.add_argument(
+        "--since",
+        type=_duration,
+        default="1d",
+        metavar="DURATION",
+        help='how long ago to begin, such as "2h"; default: 1d',
+    )
+    shadow.add_argument("--json", action="store_true")
     trace = commands.add(
         "trace", _trace, "show the dialogue of sessions as it happens, until Ctrl-C"
     )
@@ -55,6 +67,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _shadow(arguments: argparse.Namespace) -> int:
+    from minismtp.insight import shadow
+
+    say(shadow.run(configuration(arguments), arguments))
+    return 0
+
+
 def _trace(arguments: argparse.Namespace) -> int:
     from minismtp.insight import trace
 
@@ -71,6 +90,15 @@ def _top(arguments: argparse.Namespace) -> int:
         say(screen)
         sys.stdout.flush()
     return 0
+
+
+def _duration(text: str) -> timedelta:
+    from minismtp.scalars import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _network(text: str) -> str:
