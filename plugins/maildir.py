@@ -10,7 +10,7 @@ then reads as zeros; file systems report such parts as holes.) A crash
   written the rename (ext4 does so within five seconds), in tmp/ again: whole, as it was synced
   there together with its entry, which the journals of ext4 and XFS write with a new file.
 So what is whole in tmp/ and locked by nobody was left by a crash. When the server starts, such
-files are moved into new/ (`_rescue`). What was not acknowledged may come with them, and again from
+files are moved into new/ (`rescue`). What was not acknowledged may come with them, and again from
 the sender: at least once, never lost.
 
 No directory is synced for a message. That would be a second commit of the journal for each: it made
@@ -27,26 +27,22 @@ exists, everything above it and beside it is on disk, whoever made it and howeve
 and the ordinary delivery has nothing to look up.
 """
 
-# ruff: noqa: PTH104, PTH108, PTH116, PTH123, PTH207, PTH208, S108 - system calls on plain strings: a Path costs more than they
+# ruff: noqa: PTH104, PTH108, PTH116, PTH208, S108 - system calls on plain strings: a Path costs more than they
 import contextlib
 import errno
 import fcntl
-import glob
 import logging
 import os
 import re
 import socket
 import threading
-import time
-from collections.abc import Iterator
-from hashlib import sha256
+from dataclasses import field
 from pathlib import Path
-from string import Formatter
 from typing import Literal
-from urllib.parse import quote
 
 from minismtp import (
     Address,
+    ByteSize,
     Defer,
     Envelope,
     GroupSync,
@@ -55,18 +51,19 @@ from minismtp import (
     hookimpl,
     make_directory,
     plugin,
-    sync_directory,
 )
+
+from ._folders import Folder
+from ._paths import Template, name_part
+from ._quota import Quota
+from ._rescue import rescue
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A file name has 255 octets at most, and a template may put both values into one name.
-_LONGEST_VALUE = 120
 _LONGEST_HOST = 100
+_QUARANTINE = "Quarantine"
 # What a reader does now can bear a time a little before now: the kernel stamps by clock ticks.
 _CLOCK_SLACK = 2.0
-_OURS = re.compile(r"[0-9]+\.M[0-9]{6}I.*,S=([0-9]+)")
-_STALE = 36 * 3600.0  # seconds after which tmp/ may be cleared, by the Maildir specification
 
 
 @plugin
@@ -76,50 +73,54 @@ class Maildir:
     `path` is a template with the placeholders {domain} and {local}. What could lead elsewhere in
     their values (a slash, a leading dot and so on) is percent-encoded, and very long values end in
     a digest, so that each mailbox has a directory of its own below the fixed part. Directories are
-    made as needed, for the server's user alone. Messages that a filter has quarantined go to the
-    Maildir++ folder .Quarantine. The files begin with Return-Path and Delivered-To; CRLF line ends
-    are kept. `sync = "file"` syncs each message by itself, `sync = "group"` all that are being
-    delivered at once.
+    made as needed, for the server's user alone. The files begin with Return-Path and Delivered-To;
+    CRLF line ends are kept. `sync = "file"` syncs each message by itself, `sync = "group"` all that
+    are being delivered at once.
+
+    What a filter has quarantined goes to the Maildir++ folder .Quarantine. Each table of `folders`
+    names a further `folder` and the field, `header`, that leads there: its `value` is compared in
+    any case, with * and ? as wildcards; with `least` it has to begin with a number of at least that
+    size. Of several fields of the name the topmost counts, of several folders the first that fits.
+    Nobody is subscribed to them: that is for the IMAP server and its users.
+
+    `quota` is what a mailbox may hold, folders included; 0 is no limit. What does not fit is put
+    off with 452 4.2.2, what is larger than the whole is refused with 552 5.2.3. The count is kept
+    in the file maildirsize, which Dovecot and Courier know.
     """
 
     path: Path
     sync: Literal["file", "group"] = "file"
+    quota: ByteSize = ByteSize(0)
+    folders: list[Folder] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._template = str(self.path)
-        try:
-            fields = [part[1:] for part in Formatter().parse(self._template) if part[1] is not None]
-        except ValueError as error:
-            raise ValueError(f"path: {self.path}: {error}") from error
-        if not {*fields} <= {("domain", "", None), ("local", "", None)}:
-            raise ValueError(f"path: {self.path}: known placeholders are {{domain}} and {{local}}")
-        if re.search(r"\}[\w.~+=%-]*\{", self._template, re.ASCII):
-            raise ValueError(f"path: {self.path}: expected / or @ between the placeholders")
-        varying = [number for number, part in enumerate(self.path.parts) if "{" in part]
-        self._own_levels = len(self.path.parts) - varying[0] if varying else 1
-        self._host = _escape(socket.gethostname())[:_LONGEST_HOST]
+        self._template = Template(self.path)
+        self._host = name_part(socket.gethostname())[:_LONGEST_HOST]
+        self._room = Quota(self.quota) if self.quota else None
         self._groups: dict[int, GroupSync] = {}  # by device
         self._state = Path()
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Take the configured host name, and bring back what a crash has left in tmp/."""
-        self._host = _escape(server.hostname)[:_LONGEST_HOST]
+        self._host = name_part(server.hostname)[:_LONGEST_HOST]
         self._state = server.state_directory
         if server.slot == 0 and server.role == "worker":
-            threading.Thread(target=self._rescue, name="maildir", daemon=True).start()
+            folders = dict.fromkeys([_QUARANTINE, *(each.folder for each in self.folders)])
+            left = self._template.temporaries(folders)
+            threading.Thread(target=rescue, args=[left], name="maildir", daemon=True).start()
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
         """Store one copy, synced; a copy that an earlier attempt has stored counts."""
-        box = self._box(mailbox)
-        folder = box if message.quarantined is None else f"{box}/.Quarantine"
+        box = self._template.fill(mailbox)
+        folder = self._folder(box, message)
         try:
             try:
-                self._store(folder, envelope, message, mailbox)
+                self._store(box, folder, envelope, message, mailbox)
             except FileNotFoundError:
                 self._make_directories(Path(box), Path(folder))
-                self._store(folder, envelope, message, mailbox)
+                self._store(box, folder, envelope, message, mailbox)
         except OSError as error:
             _log.warning("id=%s mailbox=%s not stored: %s", envelope.id, mailbox, error)
             if error.errno in _FULL:
@@ -127,22 +128,33 @@ class Maildir:
             raise Defer("mailbox cannot be written", code=451, enhanced="4.3.0") from error
         return True
 
-    def _box(self, mailbox: Address) -> str:
-        return self._template.format(
-            domain=path_component(mailbox.ascii_domain), local=path_component(mailbox.local)
-        )
+    def _folder(self, box: str, message: Message) -> str:
+        if message.quarantined is not None:
+            return f"{box}/.{_QUARANTINE}"
+        for each in self.folders:
+            if each.takes(message):
+                return f"{box}/.{each.folder}"
+        return box
 
-    def _store(self, box: str, envelope: Envelope, message: Message, mailbox: Address) -> None:
+    def _store(
+        self, box: str, folder: str, envelope: Envelope, message: Message, mailbox: Address
+    ) -> None:
         # `time.unique part.host` of the Maildir specification, from what a repetition has too.
         seconds, microseconds = divmod(round(envelope.arrived * 1_000_000), 1_000_000)
         trace = _trace(envelope, mailbox)
         size = len(trace) + message.size
-        name = f"{seconds}.M{microseconds:06}I{_escape(envelope.id)}.{self._host},S={size}"
-        temporary = f"{box}/tmp/{name}"
-        if envelope.queued and _stored(box, name, envelope.arrived):
+        name = f"{seconds}.M{microseconds:06}I{name_part(envelope.id)}.{self._host},S={size}"
+        if envelope.queued and _stored(folder, name, envelope.arrived):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            return
+                os.unlink(f"{folder}/tmp/{name}")
+        elif self._room is None:
+            self._write(folder, name, trace, message)
+        else:
+            with self._room.room(box, size):
+                self._write(folder, name, trace, message)
+
+    def _write(self, folder: str, name: str, trace: bytes, message: Message) -> None:
+        temporary = f"{folder}/tmp/{name}"
         descriptor = _create(temporary)
         try:
             try:
@@ -150,11 +162,11 @@ class Maildir:
                     message.write_to(descriptor, before=trace)
                     os.fsync(descriptor)
                 else:
-                    group = self._group(descriptor, box)
+                    group = self._group(descriptor, folder)
                     ticket = group.ticket()
                     message.write_to(descriptor, before=trace)
                     group.commit(ticket)
-                os.rename(temporary, f"{box}/new/{name}")
+                os.rename(temporary, f"{folder}/new/{name}")
             finally:
                 os.close(descriptor)
         except BaseException:
@@ -172,7 +184,7 @@ class Maildir:
 
     def _make_directories(self, box: Path, folder: Path) -> None:
         # Also the levels that exist already: one may have been made just before a crash.
-        for directory in reversed([box, *box.parents][: self._own_levels]):
+        for directory in reversed([box, *box.parents][: self._template.own_levels]):
             make_directory(directory)
         for maildir in {box: None, folder: None}:
             make_directory(maildir)
@@ -180,42 +192,6 @@ class Maildir:
                 (maildir / "maildirfolder").touch(mode=0o600)
             for name in ("new", "cur", "tmp"):
                 make_directory(maildir / name)
-
-    def _rescue(self) -> None:
-        """Move what is whole in tmp/ and locked by nobody into new/, and remove what is stale."""
-        for temporary in self._temporaries():
-            try:
-                if _rescue_file(temporary):
-                    _log.info("found after a crash, now in new/: %s", temporary)
-            except OSError as error:
-                _log.warning("left in tmp/: %s: %s", temporary, error)
-
-    def _temporaries(self) -> Iterator[str]:
-        parts = [glob.escape(part) for part in re.split(r"\{(?:domain|local)\}", self._template)]
-        for folder in ("", "/.Quarantine"):
-            yield from glob.iglob("*".join(parts) + f"{folder}/tmp/[0-9]*")
-
-
-def _rescue_file(temporary: str) -> bool:
-    folder, _, name = temporary.rpartition("/tmp/")
-    match = _OURS.fullmatch(name)
-    if match is None:
-        return False
-    with contextlib.suppress(FileNotFoundError), open(temporary, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False  # being written
-        status = os.fstat(file.fileno())
-        size = int(match[1])
-        if status.st_size == size > 0 and os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size:
-            os.fsync(file.fileno())
-            os.rename(temporary, f"{folder}/new/{name}")
-            sync_directory(f"{folder}/new")
-            return True
-        if status.st_mtime < time.time() - _STALE:
-            os.unlink(temporary)
-    return False
 
 
 def _stored(box: str, name: str, arrived: float) -> bool:
@@ -249,19 +225,3 @@ def _trace(envelope: Envelope, mailbox: Address) -> bytes:
     values = (f"Return-Path: <{envelope.sender}>", f"Delivered-To: {mailbox}")
     lines = (re.sub(r"[\x00-\x1f\x7f]", " ", value) + "\r\n" for value in values)
     return "".join(lines).encode("utf-8", "replace")
-
-
-def _escape(text: str) -> str:
-    r"""Give a part of a file's name; the Maildir specification writes `/` as \057, `:` as \072."""
-    return text.replace("/", r"\057").replace(":", r"\072")
-
-
-def path_component(value: str) -> str:
-    """Give a value as one path component, or as a part of one; different values stay different."""
-    text = quote(value, safe="+=", errors="surrogatepass") or "%"
-    if text.startswith("."):
-        text = f"%2E{text[1:]}"
-    if len(text) > _LONGEST_VALUE:
-        digest = sha256(text.encode("ascii")).hexdigest()
-        text = f"{text[: _LONGEST_VALUE - 66]}%%{digest}"
-    return text

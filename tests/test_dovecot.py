@@ -3,109 +3,27 @@
 from __future__ import annotations
 
 import imaplib
-import os
 import re
-import signal
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from dovecot import Dovecot
+from minismtp_plugins._folders import Folder
 from minismtp_plugins.maildir import Maildir
 
-from minismtp import Address, Content, Envelope, Message
+from minismtp import Address, ByteSize, Content, Defer, Envelope, Message
 
 if TYPE_CHECKING:
     from conftest import Launch, Running
 
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
 CONTENTS: Final = (
     b"Subject: short\r\n\r\nIt works.\r\n",
     b"Subject: no body\r\n\r\n",
     b"Subject: hard to carry\r\n\r\n..\r\n8-bit: \xc3\xa4 \xff\r\nFrom here on\r\n\r\n\r\n",
     b"Subject: long\r\n\r\n" + b"a line of a long message\r\n" * 20_000,
 )
-CONFIGURATION: Final = """
-protocols = imap
-listen = 127.0.0.1
-base_dir = {directory}/run
-state_dir = {directory}/state
-log_path = /dev/stderr
-default_internal_user = nobody
-default_internal_group = nogroup
-default_login_user = nobody
-first_valid_uid = 1
-ssl = no
-disable_plaintext_auth = no
-mail_location = maildir:{mail}/%u
-passdb {{
-  driver = static
-  args = password=secret
-}}
-userdb {{
-  driver = static
-  args = uid=nobody gid=nogroup home={directory}
-}}
-service imap-login {{
-  chroot =
-  inet_listener imap {{
-    port = {port}
-  }}
-}}
-service anvil {{
-  chroot =
-}}
-service stats {{
-  chroot =
-}}
-"""
-
-
-class Dovecot:
-    """A Dovecot for Maildirs below `mail`; every user's password is `secret`.
-
-    In a user namespace we are nobody: Dovecot serves no mail as root, and needs a name to run as.
-    """
-
-    def __init__(self, program: str, unshare: str, directory: Path, mail: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self._log = directory / "log"
-        config = directory / "dovecot.conf"
-        config.write_text(CONFIGURATION.format(directory=directory, mail=mail, port=self.port))
-        nobody = ("--user", "--map-user=65534", "--map-group=65534")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [unshare, *nobody, program, "-F", "-c", config],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def log_in(self, user: str) -> imaplib.IMAP4:
-        """Begin an IMAP session."""
-        client = self._connect()
-        assert client.login(user, "secret")[0] == "OK"
-        return client
-
-    def _connect(self) -> imaplib.IMAP4:
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            try:
-                return imaplib.IMAP4("127.0.0.1", self.port, DEADLINE)
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline, self._log.read_text()
-                assert self._process.poll() is None, self._log.read_text()
-                time.sleep(0.01)
-
-    def stop(self) -> None:
-        """End it with all its processes."""
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(DEADLINE)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +126,38 @@ def test_delivery_repeated_after_dovecot_has_flagged_the_message_stores_nothing(
     with dovecot.log_in("again") as client:
         client.select()
         client.store("1", "+FLAGS", r"(\Seen \Flagged)")
+        envelope.queued = True
         deliver(running, envelope, "again")
         [(flags, _, _)] = fetch(client)
     assert {"\\Seen", "\\Flagged"} <= {*flags}
+
+
+def test_dovecot_and_we_keep_one_count_of_a_mailbox(
+    running: Running, dovecot: Dovecot, envelope: Envelope
+) -> None:
+    path = running.directory / "mail" / "{local}"
+    plugin, user = Maildir(path=path, quota=ByteSize(10_240)), Address("counted", "example.org")
+    message = Message(envelope.id, Content.of(b"Subject: big\r\n\r\n" + b"x" * 6000))
+    assert plugin.deliver(envelope, message, user)
+    with dovecot.log_in("counted") as client:
+        [size] = [size for _, size, _ in fetch(client)]
+        shown = client.getquotaroot("INBOX")[1][1]
+        assert shown == [b'"User quota" (STORAGE %d 10)' % -(-size // 1024)]
+        with pytest.raises(Defer):
+            plugin.deliver(envelope, message, user)
+        client.store("1", "+FLAGS", r"(\Deleted)")
+        client.expunge()
+    assert plugin.deliver(envelope, message, user)
+
+
+def test_junk_is_a_folder_for_dovecot(
+    running: Running, dovecot: Dovecot, envelope: Envelope
+) -> None:
+    rule = Folder(folder="Junk", header="X-Spam-Flag", value="YES")
+    plugin = Maildir(path=running.directory / "mail" / "{local}", folders=[rule])
+    message = Message(envelope.id, Content.of(b"X-Spam-Flag: YES\r\n\r\nBuy!\r\n"))
+    assert plugin.deliver(envelope, message, Address("annoyed", "example.org"))
+    with dovecot.log_in("annoyed") as client:
+        [(_, _, body)] = fetch(client, "Junk")
+        assert client.select()[1] == [b"0"]
+    assert body.endswith(b"Buy!\r\n")

@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minismtp_plugins import maildir
-from minismtp_plugins.maildir import Maildir, path_component
+from minismtp_plugins._paths import path_component
+from minismtp_plugins.maildir import Maildir
 
 from minismtp import Address, Content, Defer, Envelope, GroupSync, Message, ServerInfo
 from minismtp.settings import ConfigError, build
@@ -588,3 +590,93 @@ def test_interrupted_delivery_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         plugin.deliver(make_envelope(), make_message(), ALICE)
     assert files(box) == []
+
+
+# Folders by header
+
+Rule: TypeAlias = dict[str, str | float]
+
+JUNK: Rule = {"folder": "Junk", "header": "X-Spam-Flag", "value": "YES"}
+
+
+def sorting(root: Path, *folders: Rule) -> Maildir:
+    """Make a plugin as the configuration does, for one mailbox."""
+    table = {"path": "box", "folders": list(folders)}
+    return build(Maildir, table, file="", key="", base=root)
+
+
+@pytest.mark.parametrize(
+    ("rule", "field", "taken"),
+    [
+        (JUNK, "X-Spam-Flag: YES", True),
+        (JUNK, "x-spam-flag:yes", True),
+        (JUNK, "X-Spam-Flag: YES, but", False),
+        (JUNK, "X-Other: YES", False),
+        (JUNK, "X-Spam-Flag: NO\r\nX-Spam-Flag: YES", False),
+        (JUNK | {"value": "yes, *"}, "X-Spam-Flag: Yes, score=7", True),
+        ({"folder": "Junk", "header": "X-Score", "least": 5}, "X-Score: 5.0", True),
+        ({"folder": "Junk", "header": "X-Score", "least": 5}, "X-Score: 12.25 / 6", True),
+        ({"folder": "Junk", "header": "X-Score", "least": 5}, "X-Score: 4.99", False),
+        ({"folder": "Junk", "header": "X-Score", "least": -1.5}, "X-Score: -1.5", True),
+        ({"folder": "Junk", "header": "X-Score", "least": 0}, "X-Score: none", False),
+        ({"folder": "Junk", "header": "X-Score", "least": 0}, "Subject: no such field", False),
+    ],
+)
+def test_folder_takes_what_its_header_says(
+    tmp_path: Path, rule: Rule, field: str, *, taken: bool
+) -> None:
+    message = make_message(f"{field}\r\n\r\ntext\r\n".encode())
+    sorting(tmp_path, rule).deliver(make_envelope(), message, ALICE)
+    (path,) = tmp_path.glob("box/**/new/*")
+    assert (path.parent.parent.name == ".Junk") == taken
+
+
+def test_first_folder_that_fits_is_taken(tmp_path: Path) -> None:
+    other: Rule = {"folder": "Lists.News", "header": "List-Id", "value": "*"}
+    message = make_message(b"List-Id: <news.example.net>\r\nX-Spam-Flag: YES\r\n\r\n")
+    sorting(tmp_path, other, JUNK).deliver(make_envelope(), message, ALICE)
+    found = standard_mailbox.Maildir(tmp_path / "box", create=False)
+    assert found.list_folders() == ["Lists.News"]
+    assert (tmp_path / "box" / ".Lists.News" / "maildirfolder").is_file()
+
+
+def test_quarantine_comes_before_all_folders(tmp_path: Path) -> None:
+    message = make_message(b"X-Spam-Flag: YES\r\n\r\n")
+    message.quarantine("virus")
+    sorting(tmp_path, JUNK).deliver(make_envelope(), message, ALICE)
+    assert len(list(tmp_path.glob("box/.Quarantine/new/*"))) == 1
+
+
+def test_repeated_delivery_finds_the_copy_in_its_folder(tmp_path: Path) -> None:
+    plugin, envelope = sorting(tmp_path, JUNK), make_envelope(queued=True)
+    for _ in range(2):
+        plugin.deliver(envelope, make_message(b"X-Spam-Flag: YES\r\n\r\n"), ALICE)
+    assert len(list(tmp_path.glob("box/**/new/*"))) == 1
+
+
+def test_message_in_the_tmp_of_a_folder_comes_back_at_the_start(tmp_path: Path) -> None:
+    plugin = sorting(tmp_path, JUNK | {"folder": "Spam [x]"})
+    plugin.deliver(make_envelope(), make_message(b"X-Spam-Flag: YES\r\n\r\n"), ALICE)
+    (path,) = tmp_path.glob("box/**/new/*")
+    path.rename(path.parent.parent / "tmp" / path.name)
+    rescue(plugin, tmp_path)
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "problem"),
+    [
+        ({"folder": "../x"}, "folder: '../x': expected a name"),
+        ({"folder": ".Junk"}, "expected a name"),
+        ({"folder": "a..b"}, "expected a name"),
+        ({"folder": "Entwürfe"}, "expected a name"),
+        ({"folder": ""}, "expected a name"),
+        ({"header": "X-Spam Flag"}, "header: expected a field's name"),
+        ({"value": ""}, "value: expected either it or `least`"),
+        ({"least": 5}, "value: expected either it or `least`"),
+    ],
+)
+def test_wrong_folder_is_refused_at_load(tmp_path: Path, rule: Rule, problem: str) -> None:
+    with pytest.raises(ConfigError) as fault:
+        sorting(tmp_path, JUNK | rule)
+    assert problem in str(fault.value)

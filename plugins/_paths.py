@@ -1,0 +1,62 @@
+"""Where the Maildir of a mailbox lies, and parts of names that can lead nowhere else."""
+
+import glob
+import re
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from string import Formatter
+from urllib.parse import quote
+
+from minismtp import Address
+
+# A file name has 255 octets at most, and a template may put both values into one name.
+_LONGEST_VALUE = 120
+
+
+class Template:
+    """A path with the placeholders {domain} and {local}; raises ValueError for another one.
+
+    `own_levels` is how many directories at the end of a path are made for mailboxes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._text = str(path)
+        try:
+            fields = [part[1:] for part in Formatter().parse(self._text) if part[1] is not None]
+        except ValueError as error:
+            raise ValueError(f"path: {path}: {error}") from error
+        if not {*fields} <= {("domain", "", None), ("local", "", None)}:
+            raise ValueError(f"path: {path}: known placeholders are {{domain}} and {{local}}")
+        if re.search(r"\}[\w.~+=%-]*\{", self._text, re.ASCII):
+            raise ValueError(f"path: {path}: expected / or @ between the placeholders")
+        varying = [number for number, part in enumerate(path.parts) if "{" in part]
+        self.own_levels = len(path.parts) - varying[0] if varying else 1
+
+    def fill(self, mailbox: Address) -> str:
+        """Give the path for a mailbox."""
+        return self._text.format(
+            domain=path_component(mailbox.ascii_domain), local=path_component(mailbox.local)
+        )
+
+    def temporaries(self, folders: Iterable[str]) -> Iterator[str]:
+        """Give what lies in tmp/ of all Maildirs that are there, and of these folders of them."""
+        parts = [glob.escape(part) for part in re.split(r"\{(?:domain|local)\}", self._text)]
+        for folder in ("", *(f"/.{glob.escape(name)}" for name in folders)):
+            yield from glob.iglob("*".join(parts) + f"{folder}/tmp/[0-9]*")  # noqa: PTH207, S108 - plain strings, no directory of ours
+
+
+def name_part(text: str) -> str:
+    r"""Give a part of a file's name; the Maildir specification writes `/` as \057, `:` as \072."""
+    return text.replace("/", r"\057").replace(":", r"\072")
+
+
+def path_component(value: str) -> str:
+    """Give a value as one path component, or as a part of one; different values stay different."""
+    text = quote(value, safe="+=", errors="surrogatepass") or "%"
+    if text.startswith("."):
+        text = f"%2E{text[1:]}"
+    if len(text) > _LONGEST_VALUE:
+        digest = sha256(text.encode("ascii")).hexdigest()
+        text = f"{text[: _LONGEST_VALUE - 66]}%%{digest}"
+    return text

@@ -1,0 +1,163 @@
+"""How much a mailbox may hold, kept in the file `maildirsize` of Maildir++.
+
+The first line is the limit, `1073741824S`; each further one, `size count`, is added up. Who stores
+or removes a message appends a line, so nobody walks through a directory for it. That is done only
+- when the file is missing, names another limit, or makes no sense,
+- when it has grown to 5,120 octets, some 300 lines,
+- when a message does not fit any more and nobody has counted or stored for 15 minutes: what people
+  have removed with a program that does not know the file may have made room.
+
+Our processes take turns at the file (flock(2)): what they store together does not exceed the limit.
+Each notes its message before it writes it, so a count takes in what lies in tmp/ as well; it can
+miss a message only in the instant between the two. Other programs append without a lock, and what
+they append while the file is counted anew shows in the next count, as with all who use this file.
+"""
+
+# ruff: noqa: PTH105, PTH108, PTH116, S108 - system calls on plain strings, as in maildir.py
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+
+from minismtp import Defer, Reject
+
+_LONGEST = 5120  # octets of the file
+_TRUSTED = 900.0  # seconds
+_SIZE = re.compile(r",S=([0-9]+)")
+_FOLDERS = ("new", "cur", "tmp")
+
+
+class Quota:
+    """The room in mailboxes that hold `limit` octets at most; threads may share it."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._definition = b"%dS" % limit
+
+    @contextlib.contextmanager
+    def room(self, box: str, size: int) -> Iterator[None]:
+        """Take room for a message that the block stores; it is free again when the block fails.
+
+        Raises Defer when there is none now, Reject when there never is, and OSError.
+        """
+        if size > self._limit:
+            # RFC 3463 section 3.3: X.2.3, "message length exceeds administrative limit".
+            raise Reject("message is larger than the mailbox", code=552, enhanced="5.2.3")
+        self._take(box, size)
+        try:
+            yield
+        except BaseException:
+            with (
+                contextlib.suppress(OSError),
+                self._locked(box, f"{box}/maildirsize") as descriptor,
+            ):
+                os.write(descriptor, b"%d -1\n" % -size)
+            raise
+
+    def _take(self, box: str, size: int) -> None:
+        path = f"{box}/maildirsize"
+        with self._locked(box, path) as descriptor:
+            used = self._read(descriptor)
+            if used is not None and used + size > self._limit:
+                counted = os.fstat(descriptor).st_mtime
+                used = None if counted < time.time() - _TRUSTED else used
+            if used is not None and used + size <= self._limit:
+                os.write(descriptor, b"%d 1\n" % size)
+                return
+            if used is None:
+                used, count = _count(box)
+                text = self._definition + b"\n%d %d\n" % (used, count)
+                if used + size <= self._limit:
+                    _write(box, text + b"%d 1\n" % size)
+                    return
+                _write(box, text)
+        # RFC 5321 section 4.2.3, RFC 3463 section 3.3: X.2.2. For now, since its owner can make
+        # room, and the client tries again for days.
+        raise Defer("mailbox full", code=452, enhanced="4.2.2")
+
+    @contextlib.contextmanager
+    def _locked(self, box: str, path: str) -> Iterator[int]:
+        """Open the file and lock it; a missing one is made."""
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            except FileNotFoundError:
+                _write(box, b"", replace=False)
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if _is_at(descriptor, path):
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _read(self, descriptor: int) -> int | None:
+        """Add up the octets; None = count anew."""
+        text = os.read(descriptor, _LONGEST)
+        definition, _, rest = text.partition(b"\n")
+        if definition.strip() != self._definition or len(text) == _LONGEST:
+            return None
+        try:
+            # Pairs of a size and a count; Python reads numbers from text faster than from octets.
+            total = sum(map(int, rest.decode("ascii").split()[::2]))
+        except ValueError:
+            return None
+        return total if rest[-1:] == b"\n" and total >= 0 else None
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether the file is still the one of this name: another one may have taken its place."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _write(box: str, data: bytes, *, replace: bool = True) -> None:
+    """Put a whole file in the place of maildirsize, or where none is."""
+    temporary = f"{box}/tmp/maildirsize.{secrets.token_hex(8)}"
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+        if replace:
+            os.replace(temporary, f"{box}/maildirsize")
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, f"{box}/maildirsize")
+            os.unlink(temporary)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _count(box: str) -> tuple[int, int]:
+    """Give the octets and the number of the messages in a Maildir and its folders."""
+    size = count = 0
+    with os.scandir(box) as entries:
+        folders = [item.path for item in entries if item.name[0] == "." and item.is_dir()]
+    for folder in [box, *folders]:
+        for part in _FOLDERS:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for octets in _sizes(f"{folder}/{part}", named=part == "tmp"):
+                    size, count = size + octets, count + 1
+    return size, count
+
+
+def _sizes(directory: str, *, named: bool) -> Iterator[int]:
+    """Give the size of each message, as its name has it; a file without counts unless `named`."""
+    with os.scandir(directory) as entries:
+        for item in entries:
+            match = _SIZE.search(item.name)
+            if match is not None:
+                yield int(match[1])
+            elif not named and item.name[0] != ".":
+                with contextlib.suppress(FileNotFoundError):
+                    yield item.stat().st_size
