@@ -29,6 +29,7 @@ from minismtp.scalars import ByteSize, SocketAddress
 from minismtp.session import Session
 from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
+from minismtp.state import Claim, State
 from minismtp.web import Answer, WebService
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "AuthResult",
     "Breaker",
     "ByteSize",
+    "Claim",
     "Content",
     "Credentials",
     "Defer",
@@ -66,6 +68,7 @@ __all__ = [
     "SocketAddress",
     "Stash",
     "StashKey",
+    "State",
     "StoredKey",
     "UnansweredError",
     "WatchedFiles",

@@ -10,6 +10,7 @@ import stat
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from minismtp import tls
 from minismtp.address import Address
-from minismtp.config import Config, Listener, TlsConfig
+from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.envelope import Envelope, Recipient
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
@@ -26,10 +27,12 @@ from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
+from minismtp.remote import RemoteError
 from minismtp.reply import Verdict
 from minismtp.service import make_service
 from minismtp.session import Session
 from minismtp.settings import ConfigError, reason
+from minismtp.state import State
 from minismtp.testing import Dialogue
 
 _DAY: Final = 86_400
@@ -59,6 +62,7 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _certificates(config)
     yield from _secrets(config)
     yield from _outbound(config)
+    yield from _state(config)
     yield from _plugins(config)
 
 
@@ -119,6 +123,8 @@ def _secrets(config: Config) -> Iterator[Finding]:
     files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
     files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
     files |= dict(_password_files(config))
+    if config.file and urllib.parse.urlsplit(config.state.url).password:
+        files["state.url"] = Path(config.file)
     for key, path in files.items():
         if path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield _warning(config, key, f"{path} can be read by everybody (chmod o-r)")
@@ -146,6 +152,17 @@ def _password_files(config: Config) -> Iterator[tuple[str, Path]]:
             yield f"outbound.routes[{number}].password_file", route.password_file
 
 
+def _state(config: Config) -> Iterator[Finding]:
+    if not config.state.url:
+        return  # a file like others of the state directory
+    try:
+        State.of(config.state, config.state_directory).get("check")
+    except ConfigError as error:
+        yield _error(config, error.key, error.message)
+    except RemoteError as error:
+        yield _warning(config, "state.url", f"{error}; plugins that need it follow their on_error")
+
+
 def _plugins(config: Config) -> Iterator[Finding]:
     metrics = Metrics(listener.name for listener in config.listeners)
     with Path(os.devnull).open("wb") as nowhere, tempfile.TemporaryDirectory() as directory:
@@ -154,9 +171,7 @@ def _plugins(config: Config) -> Iterator[Finding]:
             plugins = PluginSet.load(config, metrics, log)
             yield from _roles(config, plugins)
             with _Warnings() as warnings:
-                plugins.hooks().on_start(
-                    replace(ServerInfo.of(config, "check"), state_directory=Path(directory))
-                )
+                plugins.hooks().on_start(_introduction(config, Path(directory)))
             yield from (_warning(config, "plugins", text) for text in warnings.texts)
         except (ConfigError, Failure) as error:
             yield Finding("error", str(error))
@@ -166,6 +181,12 @@ def _plugins(config: Config) -> Iterator[Finding]:
                 yield from _relay(config, listener, plugins, metrics, log)
         finally:
             plugins.hooks().on_stop()
+
+
+def _introduction(config: Config, directory: Path) -> ServerInfo:
+    """Give what `on_start` hears; nothing that plugins keep outlives the check."""
+    here = replace(config, state_directory=directory, state=StateConfig())
+    return ServerInfo.of(here, "check")
 
 
 class _Warnings(logging.Handler):

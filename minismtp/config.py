@@ -24,6 +24,7 @@ from minismtp.sections import (
     MetricsConfig,
     PluginConfig,
     SniCertificate,
+    StateConfig,
     TlsConfig,
     check_domain,
     check_unique,
@@ -46,6 +47,7 @@ __all__ = [
     "OutboundRoute",
     "PluginConfig",
     "SniCertificate",
+    "StateConfig",
     "TlsConfig",
     "default_hostname",
     "default_state_directory",
@@ -108,6 +110,7 @@ class Config:
     tls: TlsConfig = field(default_factory=TlsConfig)
     limits: Limits = field(default_factory=Limits)
     dns: DnsConfig = field(default_factory=DnsConfig)
+    state: StateConfig = field(default_factory=StateConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     outbound: Outbound = field(default_factory=Outbound)

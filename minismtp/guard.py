@@ -12,7 +12,7 @@ import copy
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from minismtp.activity import current
 from minismtp.delivery import Destination
 from minismtp.envelope import Envelope, Local, Relay, Several
 from minismtp.events import HookFailed
+from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
 from minismtp.message import Message
 from minismtp.metrics import VERDICTS, HookMetrics
@@ -88,6 +89,8 @@ class Guard:
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow = self.policy.plugin, self.policy.shadow
+        if hook == "on_start":
+            method = self._introduced(method)
         seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
         @functools.wraps(method)
@@ -128,6 +131,20 @@ class Guard:
             return result
 
         return guarded
+
+    def _introduced(self, method: Method) -> Method:
+        """Give the plugin keys of its own in the state that all share."""
+
+        @functools.wraps(method)
+        def introduced(*args: object) -> Any:  # noqa: ANN401 - hands it on
+            return method(*map(self._at_its_own, args))
+
+        return introduced
+
+    def _at_its_own(self, argument: object) -> object:
+        if isinstance(argument, ServerInfo):
+            return replace(argument, state=argument.state.of_plugin(self.policy.plugin))
+        return argument
 
     def _timed(self, hook: str, wall: float, metrics: HookMetrics) -> None:
         metrics.wall(wall)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 import pluggy
 
 from minismtp.resolver import Resolver
+from minismtp.state import State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,20 +42,23 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class ServerInfo:
     """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0.
 
-    Threads may share the `resolver`, which asks the DNS as the configuration says.
+    Threads may share the `resolver`, which asks the DNS as the configuration says, and the `state`,
+    which all workers have in common, each plugin with keys of its own.
     """
 
     hostname: str
     state_directory: Path
     role: str
     slot: int
-    resolver: Resolver = field(default_factory=Resolver)
+    resolver: Resolver = field(default_factory=Resolver, compare=False)
+    state: State = field(default_factory=State.in_memory, compare=False)
 
     @classmethod
     def of(cls, config: Config, role: str, slot: int = 0) -> Self:
-        """Introduce a process that the configuration describes."""
+        """Introduce a process that the configuration describes; raises ConfigError."""
         resolver = Resolver(config.dns.nameservers)
-        return cls(config.hostname, config.state_directory, role, slot, resolver)
+        state = State.of(config.state, config.state_directory)
+        return cls(config.hostname, config.state_directory, role, slot, resolver, state)
 
 
 @hookspec

@@ -5,6 +5,7 @@ descriptions. Each checks what it can see by itself; `config` checks one against
 """
 
 import re
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -238,6 +239,32 @@ class DnsConfig:
     nameservers: Annotated[
         list[SocketAddress], says("resolvers; empty = those of /etc/resolv.conf")
     ] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfig:
+    """What plugins know in common, such as greylists and limits: in one file for all workers.
+
+    With a `url` it is in Redis or Valkey, for all hosts that have the same one (extra `redis`).
+    """
+
+    url: Annotated[
+        str,
+        says(
+            '"redis://:password@host:6379/0", "rediss://..." for TLS (`?ssl_ca_certs=FILE`), or'
+            ' "unix:///run/redis.sock"; empty = the file `state.db` in the state directory'
+        ),
+    ] = ""
+    prefix: Annotated[str, says("what keys in Redis begin with")] = "minismtp:"
+
+    def __post_init__(self) -> None:
+        parts = urllib.parse.urlsplit(self.url)
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        if self.url and not (parts.scheme in {"redis", "rediss", "unix"} and place):
+            raise ConfigError(
+                'expected a URL such as "redis://192.0.2.1:6379/0" or "unix:///run/redis.sock"',
+                key="url",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

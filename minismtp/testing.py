@@ -35,6 +35,7 @@ from minismtp.receiver import Receiver
 from minismtp.resolver import Resolver
 from minismtp.service import Service, make_service, new_id
 from minismtp.session import Session, TlsInfo
+from minismtp.state import State
 
 
 class Dialogue:
@@ -45,8 +46,9 @@ class Dialogue:
     A plugin may come with its `[[plugins]]` table: `(PluginConfig(use="spam", mode="shadow"),
     SpamFlag())`. `login` and `tls` put the session into that state at once. What was counted is in
     `metrics`; read a value with `count`. Errors are logged to standard error unless `log` is given.
-    Plugins ask the DNS of this machine unless `resolver` is given. A `service` stands for all that
-    is said of plugins, kind, limits, spool, log and resolver.
+    Plugins ask the DNS of this machine unless `resolver` is given, and share what they keep with
+    other dialogues that are given the same `state`. A `service` stands for all that is said of
+    plugins, kind, limits, spool, log, resolver and state.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Dialogue:
         log: Log | None = None,
         metrics: Metrics | None = None,
         resolver: Resolver | None = None,
+        state: State | None = None,
         service: Service | None = None,
     ) -> None:
         self.metrics = metrics or Metrics(["test"])
@@ -69,7 +72,8 @@ class Dialogue:
         self._closed = False
         if service is None:
             log = log or Log(level="error")
-            service = self._service(plugins, kind, limits or Limits(), spool, log)
+            state = state or State.in_memory()
+            service = self._service(plugins, kind, limits or Limits(), spool, log, state=state)
         self.service = service
         self.session = Session(
             id=new_id(),
@@ -171,7 +175,14 @@ class Dialogue:
             logging.unbind()
 
     def _service(
-        self, plugins: tuple[object, ...], kind: str, limits: Limits, spool: Path | None, log: Log
+        self,
+        plugins: tuple[object, ...],
+        kind: str,
+        limits: Limits,
+        spool: Path | None,
+        log: Log,
+        *,
+        state: State,
     ) -> Service:
         loaded = PluginSet(self.metrics, log)
         names: set[str] = set()
@@ -185,8 +196,8 @@ class Dialogue:
             names.add(table.name)
             loaded.add(table, instance)
         loaded.close()
-        state = spool or Path(tempfile.gettempdir())
-        server = ServerInfo("mx.example.org", state, "worker", 0, self._resolver or Resolver())
+        directory, resolver = spool or Path(tempfile.gettempdir()), self._resolver or Resolver()
+        server = ServerInfo("mx.example.org", directory, "worker", 0, resolver, state)
         loaded.hooks().on_start(server)
         self._started = loaded.hooks()
         return Service(
@@ -203,10 +214,14 @@ class Dialogue:
 
 
 class Dialogues:
-    """Begins sessions that end together, all with one state directory: the fixture `dialogue`."""
+    """Begins sessions that end together: the fixture `dialogue`.
+
+    They have one state directory, and unless it is given one `state` for their plugins.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._state = State.in_memory()
         self._begun: list[Dialogue] = []
 
     def __call__(
@@ -219,6 +234,7 @@ class Dialogues:
         limits: Limits | None = None,
         log: Log | None = None,
         resolver: Resolver | None = None,
+        state: State | None = None,
     ) -> Dialogue:
         """Begin one, as `Dialogue` does."""
         begun = Dialogue(
@@ -231,6 +247,7 @@ class Dialogues:
             spool=self._directory,
             log=log,
             resolver=resolver,
+            state=state or self._state,
         )
         self._begun.append(begun)
         return begun
@@ -245,6 +262,7 @@ class Dialogues:
         """End them, the latest first."""
         while self._begun:
             self._begun.pop().close()
+        self._state.close()
 
 
 @plugin

@@ -21,6 +21,7 @@ LAYERS = {
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
     " envelope delivery dsn headers message session received tls entry spool config metrics state"
+    " state_store state_sqlite state_redis"
     " events log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",

@@ -1,0 +1,160 @@
+"""What plugins know in common, in all workers or on all hosts: values, counters, limits (layer 2).
+
+    state.put("last", "192.0.2.1", timedelta(hours=1))
+    failures = state.add(f"failures {session.peer}", 1, timedelta(minutes=10))
+    if wait := state.take(f"mail {session.login}", 100, timedelta(hours=1)):
+        raise Defer(f"try again in {wait:.0f} s")
+
+It is the file state.db in the state directory, or with `[state] url` a Redis or Valkey that several
+hosts share. Nothing is opened before the first call. Measured on a busy virtual machine of two
+cores: in the file 25 us for `get`, 0.1 ms for what writes, 0.15 ms for `take`; in a Redis on the
+same machine 0.2 to 0.6 ms, most of it spent in the client library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from minismtp.remote import Breaker, RemoteError
+from minismtp.sections import StateConfig
+from minismtp.settings import ConfigError
+from minismtp.state_sqlite import SqliteStore
+from minismtp.state_store import Store, Window
+
+_FILE: Final = "state.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A wish for `amount` of what `key` stands for, of which any span of `per` has `capacity`."""
+
+    key: str
+    capacity: int
+    per: timedelta
+    amount: int = 1
+
+
+class State:
+    """Values by key, each with an expiry; threads may share it.
+
+    Every call is atomic. Each raises RemoteError when the store is away, too slow or full; after
+    several failures in a row it is not asked for a while. A key is for one purpose: a value of
+    `put` and `setdefault`, a counter of `add`, or a limit of `take`. Plugins find theirs in
+    `ServerInfo.state`, where keys belong to the plugin alone, by the name in its table.
+    """
+
+    def __init__(self, store: Store, prefix: str = "", breaker: Breaker | None = None) -> None:
+        """Keep all in `store`, below `prefix`."""
+        self._store = store
+        self._prefix = self._shared = prefix
+        self._breaker = breaker or Breaker(store.name)
+
+    @classmethod
+    def of(cls, table: StateConfig, directory: Path) -> State:
+        """Give what the configuration says; raises ConfigError."""
+        if not table.url:
+            return cls(SqliteStore(directory / _FILE))
+        try:
+            from minismtp.state_redis import RedisStore  # noqa: PLC0415 - of an extra
+        except ModuleNotFoundError as error:
+            problem = f"needs the module {error.name!r}; install minismtp[redis]"
+            raise ConfigError(problem, key="state.url") from error
+        try:
+            return cls(RedisStore(table.url), table.prefix)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error), key="state.url") from error
+
+    @classmethod
+    def in_memory(cls, *, clock: Callable[[], float] = time.time) -> State:
+        """Give one for this process alone, for tests; `clock` is in seconds."""
+        return cls(SqliteStore(None, clock=clock))
+
+    def at(self, name: str) -> State:
+        """Give the same with keys of its own, whose names nobody else uses."""
+        return State(self._store, f"{self._prefix}{name}:", self._breaker)
+
+    def of_plugin(self, name: str) -> State:
+        """Give a plugin its own; a plugin that is introduced twice gets no keys below its keys."""
+        own = State(self._store, f"{self._shared}{name}:", self._breaker)
+        own._shared = self._shared
+        return own
+
+    def get(self, key: str) -> str | None:
+        """Give the value, or a counter as text; None when there is none or it has expired."""
+        with self._asking():
+            return self._store.get(self._key(key))
+
+    def put(self, key: str, value: str, expires: timedelta) -> None:
+        """Keep a value for a time, in place of what was there."""
+        with self._asking():
+            self._store.put(self._key(key), value, _seconds(expires))
+
+    def setdefault(self, key: str, value: str, expires: timedelta) -> str:
+        """Give the value; when there is none, keep this one for a time, and give it.
+
+        Of several who come at once, one keeps its value and all get that.
+        """
+        with self._asking():
+            return self._store.setdefault(self._key(key), value, _seconds(expires))
+
+    def add(self, key: str, amount: int, expires: timedelta) -> int:
+        """Add to a counter and give the sum. It begins at 0, and anew when it has expired.
+
+        `expires` counts from the first addition; later ones leave it.
+        """
+        with self._asking():
+            return self._store.add(self._key(key), amount, _seconds(expires))
+
+    def take(self, key: str, capacity: int, per: timedelta, amount: int = 1) -> float:
+        """Take an amount of what a limit allows; gives 0 when it was taken, else seconds to wait.
+
+        No span of `per`, wherever it begins, has more than `capacity`. What was taken may be taken
+        again after `per`, or up to a twentieth of it later. What is refused takes nothing; an
+        amount above the capacity waits for ever (`math.inf`).
+        """
+        return self.take_all([Claim(key, capacity, per, amount)])[0]
+
+    def take_all(self, claims: Sequence[Claim]) -> list[float]:
+        """Take from several limits at once, or from none; gives for each the seconds to wait.
+
+        The keys differ from each other.
+        """
+        wishes = [
+            (self._key(each.key), Window.of(each.capacity, _seconds(each.per)), each.amount)
+            for each in claims
+        ]
+        with self._asking():
+            return self._store.take(wishes)
+
+    def delete(self, key: str) -> None:
+        """Forget a key, whatever it stands for."""
+        with self._asking():
+            self._store.delete(self._key(key))
+
+    def close(self) -> None:
+        """Close connections; a later call opens new ones."""
+        self._store.close()
+
+    def _key(self, key: str) -> bytes:
+        return f"{self._prefix}{key}".encode(errors="backslashreplace")
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Have failures counted by the breaker, and say which store they are of."""
+        with self._breaker.watch():
+            try:
+                yield
+            except self._store.errors as error:
+                raise RemoteError(f"{self._store.name}: {error}") from error
+
+
+def _seconds(time: timedelta) -> float:
+    if time <= timedelta(0):
+        raise ValueError(f"expected a time above 0, not {time}")
+    return time.total_seconds()

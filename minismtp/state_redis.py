@@ -1,0 +1,231 @@
+"""Shared state in Redis or Valkey, for all hosts that use the same one (layer 2; extra `redis`).
+
+What takes more than one command is a script, which the server runs as one, by its own clock. A call
+with connecting and logging in ends after some seconds, whatever the other side does.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import urllib.parse
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import (
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
+from redis.retry import Retry
+
+from minismtp.state_store import MICROSECONDS, PARTS, Window
+
+_SECONDS: Final = 5.0  # for a whole call
+_SETDEFAULT: Final = """
+local found = redis.call('GET', KEYS[1])
+if found then return found end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+_ADD: Final = """
+local sum = redis.call('INCRBY', KEYS[1], ARGV[1])
+if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return sum
+"""
+# As `Window.wait` and `SqliteStore.take` have it. For each key: capacity, length, amount.
+_TAKE: Final = f"""
+local time = redis.call('TIME')
+local now = time[1] * {MICROSECONDS} + time[2]
+local waits, fits = {{}}, true
+for i, key in ipairs(KEYS) do
+    local capacity, length = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1])
+    local excess = tonumber(ARGV[3 * i]) - capacity
+    local wait, oldest, parts = 0, math.floor(now / length) - {PARTS}, {{}}
+    if excess > 0 then wait = -1 end
+    local found = redis.call('HGETALL', key)
+    for j = 1, #found, 2 do
+        local part, amount = tonumber(found[j]), tonumber(found[j + 1])
+        if part < oldest then
+            redis.call('HDEL', key, found[j])
+        else
+            excess = excess + amount
+            parts[#parts + 1] = {{part, amount}}
+        end
+    end
+    table.sort(parts, function(a, b) return a[1] < b[1] end)
+    for _, each in ipairs(parts) do
+        if wait < 0 or excess <= 0 then break end
+        excess = excess - each[2]
+        wait = (each[1] + {PARTS} + 1) * length - now
+    end
+    waits[i] = wait
+    fits = fits and wait == 0
+end
+for i, key in ipairs(KEYS) do
+    if not fits then break end
+    local length = tonumber(ARGV[3 * i - 1])
+    redis.call('HINCRBY', key, string.format('%.0f', math.floor(now / length)), ARGV[3 * i])
+    redis.call('PEXPIRE', key, string.format('%.0f', ({PARTS} + 1) * length / 1000 + 1))
+end
+return waits
+"""
+
+
+class RedisStore:
+    """A database of a server at a URL: redis, rediss (TLS) or unix.
+
+    Raises ValueError or TypeError for parameters of the URL that the library does not know.
+    """
+
+    errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
+
+    def __init__(self, url: str, *, seconds: float = _SECONDS) -> None:
+        self.name = _without_password(url)
+        self._seconds = seconds
+        self._clock = _Clock()
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+        kind = _CLASSES[options.pop("connection_class", Connection)]
+        # A call that has reached the server may have been carried out: nothing is tried twice.
+        retry = Retry(NoBackoff(), 0)
+        options |= {"clock": self._clock, "socket_timeout": seconds, "retry": retry, "protocol": 2}
+        kind(**options)  # so that what the URL has too much is told now
+        self._pool = ConnectionPool(connection_class=kind, **options)
+        client = redis.Redis(connection_pool=self._pool)
+        self._client: Any = client  # its types mix in those of asyncio
+        self._setdefault: Any = client.register_script(_SETDEFAULT)
+        self._add: Any = client.register_script(_ADD)
+        self._take: Any = client.register_script(_TAKE)
+
+    def get(self, key: bytes) -> str | None:
+        """Give the value, None when there is none."""
+        self._clock.start(self._seconds)
+        found = self._client.get(key)
+        return None if found is None else _text(found)
+
+    def put(self, key: bytes, value: str, seconds: float) -> None:
+        """Keep a value, whatever was there."""
+        self._clock.start(self._seconds)
+        self._client.set(key, value, px=_milliseconds(seconds))
+
+    def setdefault(self, key: bytes, value: str, seconds: float) -> str:
+        """Give the value; when there is none, keep this one."""
+        self._clock.start(self._seconds)
+        return _text(self._setdefault([key], [value, _milliseconds(seconds)]))
+
+    def add(self, key: bytes, amount: int, seconds: float) -> int:
+        """Add to the number and give the sum; `seconds` counts from the first addition."""
+        self._clock.start(self._seconds)
+        return int(self._add([key], [amount, _milliseconds(seconds)]))
+
+    def take(self, claims: Sequence[tuple[bytes, Window, int]]) -> list[float]:
+        """Take an amount from each window, or nothing at all; gives the seconds to wait."""
+        self._clock.start(self._seconds)
+        numbers: list[int] = []
+        for _, window, amount in claims:
+            numbers += [window.capacity, window.length, amount]
+        waits = self._take([key for key, _, _ in claims], numbers)
+        return [float("inf") if wait < 0 else wait / MICROSECONDS for wait in waits]
+
+    def delete(self, key: bytes) -> None:
+        """Forget a key."""
+        self._clock.start(self._seconds)
+        self._client.delete(key)
+
+    def close(self) -> None:
+        """Close connections; a later call opens new ones."""
+        self._pool.disconnect()
+
+
+class _Clock(threading.local):
+    """When the call of this thread has to be over."""
+
+    due = 0.0
+
+    def start(self, seconds: float) -> None:
+        self.due = time.monotonic() + seconds
+
+    def left(self) -> float:
+        left = self.due - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("too slow")
+        return left
+
+
+class _TimedSocket:
+    """A socket that waits no longer than the clock of the call says, all waits together."""
+
+    def __init__(self, sock: socket.socket, clock: _Clock) -> None:
+        self._socket = sock
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - all that sockets have
+        return getattr(self._socket, name)
+
+    def sendall(self, data: bytes) -> None:
+        self._hurry()
+        self._socket.sendall(data)
+
+    def recv(self, size: int) -> bytes:
+        self._hurry()
+        return self._socket.recv(size)
+
+    def recv_into(self, *arguments: Any) -> int:  # noqa: ANN401 - hands them on
+        self._hurry()
+        return self._socket.recv_into(*arguments)
+
+    def _hurry(self) -> None:
+        if self._socket.gettimeout() != 0:  # of who only looks whether something has come
+            self._socket.settimeout(self._clock.left())
+
+
+class _Timed:
+    """Makes a kind of connection keep to the clock."""
+
+    def __init__(self, *, clock: _Clock, **options: Any) -> None:  # noqa: ANN401 - hands them on
+        super().__init__(**options)
+        self._clock = clock
+
+    def _connect(self) -> socket.socket:
+        connection: Any = super()
+        vars(self)["socket_connect_timeout"] = self._clock.left()
+        connected: socket.socket = connection._connect()  # noqa: SLF001 - there is no other way
+        return cast("socket.socket", _TimedSocket(connected, self._clock))
+
+
+class _Tcp(_Timed, Connection):
+    pass
+
+
+class _Tls(_Timed, SSLConnection):
+    pass
+
+
+class _Unix(_Timed, UnixDomainSocketConnection):
+    pass
+
+
+_CLASSES: Final[dict[type, type]] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _without_password(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{place}{parts.path}"
