@@ -2,14 +2,19 @@
 
 import hashlib
 import hmac
+import queue
 import secrets
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
-from minismtp import Credentials, verify_password
+from minismtp import Breaker, Credentials, RemoteError, verify_password
+
+T = TypeVar("T")
 
 _LONGEST = 1000  # octets of a name or a password; what services take is little more
 
@@ -87,3 +92,44 @@ class PasswordCheck:
         """Tie a password to its user's hash, so that a new hash makes it unknown."""
         text = f"{stored}\0{credentials.password}".encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()
+
+
+class Bounded:
+    """Runs calls that have no deadline of their own, in a thread that is left alone after it.
+
+    `most` calls run at once, those that hang for ever included; others wait for their turn, within
+    the same time. Behind a breaker, as a service that does not answer soon hangs them all.
+    """
+
+    def __init__(self, breaker: Breaker, patience: timedelta, most: int) -> None:
+        self._breaker = breaker
+        self._seconds = patience.total_seconds()
+        self._turns = threading.BoundedSemaphore(most)
+
+    def run(self, call: Callable[[], T]) -> T:
+        """Give what the call gives, raise what it raises; RemoteError when it takes too long."""
+        due = time.monotonic() + self._seconds
+        with self._breaker.watch():
+            if not self._turns.acquire(timeout=self._seconds):
+                raise RemoteError("too many calls are under way")
+            outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+            threading.Thread(target=self._work, args=[call, outcome], daemon=True).start()
+            try:
+                value, error = outcome.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                raise RemoteError(f"no answer within {self._seconds:g} s") from None
+            if error is not None:
+                raise error
+            return value  # type: ignore[return-value]  # it is there without an error
+
+    def _work(
+        self,
+        call: Callable[[], T],
+        outcome: "queue.SimpleQueue[tuple[T | None, BaseException | None]]",
+    ) -> None:
+        try:
+            outcome.put((call(), None))
+        except BaseException as error:  # noqa: BLE001 - raised where the call was wanted
+            outcome.put((None, error))
+        finally:
+            self._turns.release()
