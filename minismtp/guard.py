@@ -89,8 +89,7 @@ class Guard:
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow = self.policy.plugin, self.policy.shadow
-        if hook == "on_start":
-            method = self._introduced(method)
+        method = self._introduced(hook, method)
         seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
         @functools.wraps(method)
@@ -132,8 +131,10 @@ class Guard:
 
         return guarded
 
-    def _introduced(self, method: Method) -> Method:
-        """Give the plugin keys of its own in the state that all share."""
+    def _introduced(self, hook: str, method: Method) -> Method:
+        """Have `on_start` give the plugin keys of its own in the state that all share."""
+        if hook != "on_start":
+            return method
 
         @functools.wraps(method)
         def introduced(*args: object) -> Any:  # noqa: ANN401 - hands it on
