@@ -30,7 +30,7 @@ def written(authserv_id: str, results: Iterable[AuthResult]) -> str:
 
 def read(value: str) -> tuple[str, list[AuthResult]]:
     """Read an unfolded value as far as it can be: the authserv-id with A-labels, "" for none."""
-    first, *rest = _SEGMENT.findall(_without_comments(value)) or [""]
+    first, *rest = _SEGMENT.findall(without_comments(value)) or [""]
     match = _WORD.search(first)
     name = Address("", _text(*match.groups())).ascii_domain if match else ""
     return name, [result for text in rest if (result := _read_result(text))]
@@ -49,7 +49,7 @@ def _text(quoted: str | None, plain: str | None) -> str:
     return plain or _ESCAPED.sub(r"\1", quoted or "")
 
 
-def _without_comments(value: str) -> str:
+def without_comments(value: str) -> str:
     """Take comments away, which may be nested, and may have quotes that are none."""
     kept: list[str] = []
     depth, quoted = 0, False

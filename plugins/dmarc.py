@@ -1,0 +1,157 @@
+"""Do with incoming mail what the domain in its From field asks for (DMARC).
+
+RFC 7489, and of RFC 9989, which takes its place, the policy np and testing by t=y. Organizations
+are found by the public suffix list and not by a walk up the DNS: that takes two questions at most,
+where the walk may take eight, and gives what domains have been set up with. `pct` still counts.
+"""
+
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Literal
+
+from minismtp import (
+    AuthResult,
+    Defer,
+    Envelope,
+    Headers,
+    Message,
+    Reject,
+    ServerInfo,
+    Session,
+    StashKey,
+    UnansweredError,
+    hookimpl,
+    plugin,
+    results_of,
+)
+
+from ._dmarc import (
+    POLICIES,
+    Names,
+    Policy,
+    from_domains,
+    is_aligned,
+    policy_of,
+    public_suffixes,
+    sampled,
+)
+from ._dns import address_to_check, can_be_asked, local_networks
+
+_ADDRESSES: Final = 1000  # in one From field, names that look like some included
+_DOMAINS: Final = 5
+_RANKS: Final = {"pass": 0, "none": 1, "permerror": 2, "fail": 3, "temperror": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class DmarcResult:
+    """What DMARC says: the `result` of RFC 7489 section 11.2 for the `domain` of the From field.
+
+    `policy` is what the domain asks for where mail fails, "" without a record; `disposition` what
+    that comes to for this message: less for a part of the mail (pct) or while the domain tests.
+    """
+
+    result: str
+    domain: str = ""
+    policy: str = ""
+    disposition: Policy = "none"
+    reason: str = ""
+
+
+#: On an envelope whose message was checked; of several domains in From that of the worst.
+DMARC: Final[StashKey[DmarcResult]] = StashKey()
+
+
+@plugin
+class Dmarc:
+    """Hold mail against the policy of the domain in its From field, once it has been checked.
+
+    It belongs after `spf` and `dkim_verify`, whose results it needs: without them it fails, and
+    mail waits. A message passes if one of them is pass for the domain itself, or, unless the domain
+    asks for more, for another of the same organization. With `action` "enforce", mail that fails is
+    refused with 550 5.7.1 or put into quarantine, as the domain asks; "report_only" notes what
+    would have been done. Messages without a From field, with several, or without an address in it
+    have no domain to ask, and are refused; of several addresses each one's domain has to pass.
+
+    `temperror` says what becomes of mail when the DNS does not answer, within `patience` or to the
+    checks before, and its answer is what would decide: "defer" it (451 4.7.1), or "tag" it and let
+    it pass. Sessions with a login are left alone, and so are `networks`: by default loopback,
+    private and link-local ones. Give the same as for `spf`.
+    """
+
+    action: Literal["enforce", "report_only"] = "enforce"
+    temperror: Literal["defer", "tag"] = "defer"
+    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
+    patience: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        if self.patience <= timedelta():
+            raise ValueError("patience: expected more than nothing")
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Read the public suffix list."""
+        self._resolver = server.resolver
+        self._suffixes = public_suffixes()
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Judge, note, and do what is asked for."""
+        if address_to_check(session, self.networks) is None:
+            return
+        found = self._worst(envelope, message.headers)
+        envelope.stash[DMARC] = found
+        told = {"header.from": found.domain, "policy.dmarc": found.policy}
+        properties = {name: value for name, value in told.items() if value}
+        results_of(envelope).append(AuthResult("dmarc", found.result, found.reason, properties))
+        if self.action == "report_only":
+            return
+        if found.result == "temperror" and self.temperror == "defer":
+            raise Defer(f"the mail of {found.domain} cannot be checked now (DMARC)")
+        if found.disposition == "reject":
+            raise Reject(f"{found.reason} (DMARC)")
+        if found.disposition == "quarantine":
+            message.quarantine(f"dmarc: {found.reason}")
+
+    def _worst(self, envelope: Envelope, headers: Headers) -> DmarcResult:
+        fields = headers.get_all("From")
+        domains: list[str] = []
+        if len(fields) == 1 and fields[0].count("@") <= _ADDRESSES:
+            domains = list(dict.fromkeys(from_domains(fields[0])))
+        if not (0 < len(domains) <= _DOMAINS and all(map(can_be_asked, domains))):
+            # RFC 7489 section 6.6.1
+            reason = "expected one From field with an address"
+            return DmarcResult("permerror", disposition="reject", reason=reason)
+        due = time.monotonic() + self.patience.total_seconds()
+        names = Names(self._resolver, self._suffixes, due)
+        found = [_judged(domain, envelope, names) for domain in domains]
+        return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
+
+
+def _judged(domain: str, envelope: Envelope, names: Names) -> DmarcResult:
+    results = results_of(envelope)
+    if missing := {"spf", "dkim"}.difference(each.method for each in results):
+        raise LookupError(
+            f"there is no result of {min(missing)}: it has to be checked before DMARC"
+        )
+    try:
+        tags = names.record(domain)
+        organization = names.organization(domain)
+        inherited = tags is None and organization != domain
+        if inherited:
+            tags = names.record(organization)
+        if tags is None:
+            return DmarcResult("none", domain, reason="the domain has no policy")
+        policy = policy_of(tags, names, domain if inherited else "")
+    except UnansweredError as error:
+        return DmarcResult("temperror", domain, reason=str(error))
+    if policy is None:
+        return DmarcResult("permerror", domain, reason="the policy of the domain cannot be read")
+    aligned = {each.result for each in results if is_aligned(each, domain, tags, envelope, names)}
+    if "pass" in aligned:
+        return DmarcResult("pass", domain, policy)
+    if "temperror" in aligned and policy != "none":
+        return DmarcResult("temperror", domain, policy, reason="a check has had no answer")
+    reason = f"{domain} does not know this message as its own"
+    return DmarcResult("fail", domain, policy, sampled(policy, tags), reason)
