@@ -17,7 +17,7 @@ from minismtp.files import (
 )
 from minismtp.findings import Finding, findings_of
 from minismtp.groupsync import GroupSync
-from minismtp.headers import Headers
+from minismtp.headers import Headers, format_field
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.message import Message
 from minismtp.passwords import check_stored_password, verify_password
@@ -76,6 +76,7 @@ __all__ = [
     "atomic_write",
     "check_stored_password",
     "findings_of",
+    "format_field",
     "hookimpl",
     "make_directory",
     "plugin",

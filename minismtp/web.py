@@ -6,7 +6,7 @@ import http.client
 import io
 import ssl
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
@@ -56,12 +56,13 @@ class WebService:
         *,
         size: int | None = None,
         path: str = "",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | Sequence[str]] | None = None,
         limit: int = _LIMIT,
     ) -> Answer:
         """Ask, and give the answer; raises RemoteError when none comes, or one of status 5yz.
 
         A `body` that is a file has so many octets as `size` says. `path` is added to the URL's.
+        `headers` are sent in UTF-8, one with several values as several.
         """
         length = len(body) if isinstance(body, bytes) else size
         if length is None:
@@ -71,7 +72,11 @@ class WebService:
             connection = http.client.HTTPConnection(self._host)
             connection.sock = _Socket(line)
             try:
-                connection.request(method, self._target + path, body, fields)
+                connection.putrequest(method, self._target + path)
+                for name, value in fields.items():
+                    for each in [value] if isinstance(value, str) else value:
+                        connection.putheader(name, each.encode())
+                connection.endheaders(body)
                 response = connection.getresponse()
                 answer = Answer(
                     response.status,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import threading
 import time
@@ -168,6 +169,42 @@ def test_web_service_gives_status_fields_and_body() -> None:
     with serving(answering(b"he", b"llo")) as address:
         answer = WebService(f"http://{address}/check", timeout=LONG).request("POST", b"?")
     assert (answer.status, answer.headers["x-word"], answer.body) == (200, "yes", b"hello")
+
+
+def test_web_service_sends_fields_in_utf_8_each_value_and_a_body_that_is_a_file() -> None:
+    heard: list[bytes] = []
+
+    def talk(sock: socket.socket) -> None:
+        while not heard or not heard[-1].endswith(b"the end"):
+            heard.append(sock.recv(65536))
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    body = io.BytesIO(b"x" * 100_000 + b"the end")
+    with serving(talk) as address:
+        WebService(f"http://{address}/", timeout=LONG).request(
+            "POST",
+            body,
+            size=100_007,
+            path="check",
+            headers={"From": "m\u00fcller@example.org", "Rcpt": ["a@example.org", "b@example.org"]},
+        )
+    head, _, sent = b"".join(heard).partition(b"\r\n\r\n")
+    assert head.decode().split("\r\n") == [
+        "POST /check HTTP/1.1",
+        f"Host: {address}",
+        "Accept-Encoding: identity",
+        "Content-Length: 100007",
+        "Connection: close",
+        "From: m\u00fcller@example.org",
+        "Rcpt: a@example.org",
+        "Rcpt: b@example.org",
+    ]
+    assert sent == body.getvalue()
+
+
+def test_field_with_a_line_end_is_not_sent() -> None:
+    with serving(saying()) as address, pytest.raises(RemoteError, match="Invalid header value"):
+        WebService(f"http://{address}/", timeout=LONG).request("GET", headers={"A": "b\r\nC: d"})
 
 
 @pytest.mark.parametrize(
