@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -10,13 +11,24 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from minismtp import Address, Envelope, Recipient, SocketAddress
+import dns.rdata
+
+from minismtp import (
+    Address,
+    Envelope,
+    Found,
+    Recipient,
+    Resolver,
+    SocketAddress,
+    UnansweredError,
+)
 
 DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+_START: Final = 200.0  # of a service that compiles first, on a machine that is busy
 
 Talk: TypeAlias = Callable[[socket.socket], None]
 
@@ -132,6 +144,12 @@ def after_request(answer: bytes) -> Talk:
     return talk
 
 
+def http(said: object) -> bytes:
+    """Give an answer of a web server: a value as JSON."""
+    body = json.dumps(said).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
 #: How a service may fail, by what it does to whoever connects.
 FAILURES: Final[Mapping[str, Talk]] = {
     "slow": listen,
@@ -158,7 +176,7 @@ class Daemon:
 
     def await_port(self, port: int) -> None:
         """Return once it listens on a port of 127.0.0.1."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + _START
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), DEADLINE).close()
@@ -200,6 +218,27 @@ def free_port() -> int:
 def nobody_there() -> SocketAddress:
     """Give an address where nothing listens."""
     return SocketAddress("127.0.0.1", free_port())
+
+
+class Names(Resolver):
+    """A DNS of these names: "a.example A" leads to the records as a zone file has them.
+
+    About a name that is not among them it says nothing when `silent`, else that there is none.
+    """
+
+    def __init__(
+        self, records: Mapping[str, Sequence[str]] | None = None, *, silent: bool = False
+    ) -> None:
+        self._records = records or {}
+        self._silent = silent
+
+    def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Found:
+        del seconds
+        texts = self._records.get(f"{name} {kind}")
+        if texts is None and self._silent:
+            raise UnansweredError(f"the DNS does not answer for {name} {kind}")
+        records = [dns.rdata.from_text("IN", kind, text) for text in texts or ()]
+        return Found(tuple(records), name, exists=texts is not None)
 
 
 def envelope(*recipients: str, login: str | None = None) -> Envelope:

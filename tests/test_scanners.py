@@ -11,8 +11,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from fakes import FAILURES, Talk, after_all, after_request, envelope, free_port, listen, serving
+from fakes import (
+    FAILURES,
+    Names,
+    Talk,
+    after_all,
+    after_request,
+    envelope,
+    free_port,
+    http,
+    listen,
+    serving,
+)
 from minismtp_plugins.clamav import Clamav
+from minismtp_plugins.rspamd import Rspamd
 from minismtp_plugins.spamassassin import Spamassassin
 
 from minismtp import ByteSize, Message, SocketAddress
@@ -46,6 +58,13 @@ SCANNERS: Final = {
         'address = "{address}"',
         after_all(bytes(4), b"stream: OK\0"),
     ),
+    "rspamd": Scanner(
+        lambda address, patience: Rspamd(
+            url=f"http://{address}", patience=patience, largest=ByteSize(2**30)
+        ),
+        'url = "http://{address}"',
+        after_request(http({"action": "no action", "score": 1.0, "required_score": 15})),
+    ),
     "spamassassin": Scanner(
         lambda address, patience: Spamassassin(
             address=address, patience=patience, largest=ByteSize(2**30)
@@ -73,7 +92,7 @@ def dialogue_with(
     scanner: Scanner, address: SocketAddress, patience: timedelta = LONG, on_error: str = "defer"
 ) -> Dialogue:
     table = PluginConfig(use="scanner", on_error="ignore" if on_error == "ignore" else "defer")
-    return Dialogue((table, scanner.make(address, patience)), Mailroom())
+    return Dialogue((table, scanner.make(address, patience)), Mailroom(), resolver=Names())
 
 
 def errors(dialogue: Dialogue) -> float:

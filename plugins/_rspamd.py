@@ -1,0 +1,173 @@
+"""What rspamd answers, as values, and the changes of the header that it asks for."""
+
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.header import Header
+from typing import Any, Final
+
+from minismtp import RemoteError, StashKey, format_field
+
+_log: Final = logging.getLogger(__name__)
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class RspamdResult:
+    """What rspamd said of a message; `symbols` has the score of each that it has met."""
+
+    action: str
+    score: float
+    required: float
+    symbols: Mapping[str, float]
+
+
+#: The result of an envelope's message; there is none when it was not asked.
+RSPAMD: Final[StashKey[RspamdResult]] = StashKey()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: `text` is for the client, `instead` what is to be done instead of reject."""
+
+    result: RspamdResult
+    text: str = ""
+    subject: str = ""
+    instead: str = ""
+    spam_fields: Mapping[str, str] = field(default_factory=dict)
+    passes: bool = False  # whatever the action is
+    added: tuple[tuple[str, str, int | None], ...] = ()  # name, value, place
+    removed: tuple[tuple[str, int], ...] = ()  # name, which of them; 0 = all
+
+    @property
+    def action(self) -> str:
+        """What is to be done."""
+        action = "no action" if self.passes else self.result.action
+        instead = action == "reject" and self.instead in {"quarantine", "discard"}
+        return self.instead if instead else action
+
+
+def parse(body: bytes) -> Answer:
+    """Read the JSON of /checkv2; raises RemoteError for what it cannot be."""
+    try:
+        return _answer(json.loads(body))
+    except RecursionError:
+        raise RemoteError("rspamd answers with JSON of no end of levels") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise RemoteError(f"rspamd answers {body[:200]!r} ({error!r})") from error
+
+
+def _answer(said: Any) -> Answer:  # noqa: ANN401 - any JSON
+    milter = said.get("milter") or {}
+    symbols = said.get("symbols") or {}
+    return Answer(
+        RspamdResult(
+            str(said["action"]),
+            _number(said["score"]),
+            _number(said["required_score"]),
+            {str(name): _number(symbol.get("score", 0)) for name, symbol in symbols.items()},
+        ),
+        text=str((said.get("messages") or {}).get("smtp_message") or ""),
+        subject=str(said.get("subject") or ""),
+        instead=str(milter.get("reject") or ""),
+        passes=milter.get("no_action") is True,
+        spam_fields=_spam_fields(milter.get("spam_header")),
+        added=tuple(
+            _added(name, each)
+            for name, values in (milter.get("add_headers") or {}).items()
+            for each in (values if isinstance(values, list) else [values])
+        ),
+        removed=tuple(
+            (name, int(number))
+            for name, numbers in (milter.get("remove_headers") or {}).items()
+            for number in (numbers if isinstance(numbers, list) else [numbers])
+        ),
+    )
+
+
+def _added(name: str, said: Any) -> tuple[str, str, int | None]:  # noqa: ANN401 - any JSON
+    if not isinstance(said, dict):
+        return name, str(said), None
+    place = said.get("order", said.get("index"))
+    return name, str(said["value"]), None if place is None else int(place)
+
+
+def _number(value: Any) -> float:  # noqa: ANN401 - any JSON
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} is no score")
+    return number
+
+
+def _spam_fields(said: Any) -> Mapping[str, str]:  # noqa: ANN401 - any JSON
+    match said:
+        case dict():
+            return {str(name): str(value) for name, value in said.items()}
+        case str():
+            return {"X-Spam": said}
+        case _:
+            return {"X-Spam": "Yes"}
+
+
+def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
+    """Give the fields of a header as the answer wants them.
+
+    The place of a field that is added counts from the top, from 0; a negative one from the end, and
+    without one it comes last.
+    """
+    gone = {place for name, number in answer.removed for place in _removed(fields, name, number)}
+    kept = [raw for place, raw in enumerate(fields) if place not in gone]
+    whole = len(kept) - (1 if kept and not kept[-1].endswith(b"\n") else 0)  # the last may lack it
+    for name, value, order in answer.added:
+        place = whole if order is None else order
+        place = place + whole + 1 if place < 0 else place
+        made = _field(name, value)
+        kept = _inserted(kept, max(0, min(place, whole)), made)
+        whole += len(made)
+    if answer.action == "add header":
+        for name, value in answer.spam_fields.items():
+            kept = _inserted(_without(kept, name), 0, _field(name, value))
+    if answer.action == "rewrite subject" and answer.subject:
+        place = next(iter(_places(kept, "Subject")), 0)
+        kept = _inserted(_without(kept, "Subject"), place, _field("Subject", answer.subject))
+    return kept
+
+
+def _field(name: str, value: str) -> list[bytes]:
+    """Give a field, folded where the value has line ends; none, and a warning, if it cannot be."""
+    first, *folded = _LINE_END.split(value)
+    if name.lower() == "subject" and not value.isascii():
+        first, *folded = Header(value, "utf-8", header_name=name).encode().split("\n")
+    lines = [first, *(f"\t{line.strip()}" for line in folded if line.strip())]
+    try:
+        return [format_field(name, "\r\n".join(lines))]
+    except ValueError as error:
+        _log.warning("rspamd wants a field that cannot be: %s", error)
+        return []
+
+
+def _inserted(fields: list[bytes], place: int, added: list[bytes]) -> list[bytes]:
+    return [*fields[:place], *added, *fields[place:]]
+
+
+def _without(fields: list[bytes], name: str) -> list[bytes]:
+    gone = set(_places(fields, name))
+    return [raw for place, raw in enumerate(fields) if place not in gone]
+
+
+def _removed(fields: list[bytes], name: str, number: int) -> list[int]:
+    places = _places(fields, name)
+    if number == 0:
+        return places
+    place = number - 1 if number > 0 else len(places) + number
+    return [places[place]] if 0 <= place < len(places) else []
+
+
+def _places(fields: list[bytes], name: str) -> list[int]:
+    """Give where the fields of this name stand."""
+    wanted = name.lower().encode(errors="replace")
+    names = [raw.partition(b":")[0].rstrip(b" \t").lower() for raw in fields]
+    return [place for place, found in enumerate(names) if found == wanted]
