@@ -40,7 +40,7 @@ LAYERS = {
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
     "program": "supervisor generation rundir children herald check listing postmaster"
-    " skeleton rehearsal trial"
+    " skeleton rehearsal trial stored replay"
     " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",
 }

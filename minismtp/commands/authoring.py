@@ -39,6 +39,27 @@ def add_to(commands: Commands) -> None:
             "try", _try, "run one plugin over a message, and show each hook's verdict and time"
         )
     )
+    replay = commands.add(
+        "replay", _replay, "run stored mail through changed plugins, and show what would differ"
+    )
+    replay.add_argument(
+        "maildir", type=Path, metavar="MAILDIR", help="read only; nothing is delivered"
+    )
+    replay.add_argument(
+        "--plugins",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a configuration with the changed plugins, or its [[plugins]] tables alone",
+    )
+    replay.add_argument(
+        "--against",
+        default="",
+        metavar="FILE",
+        help="another such file to compare with, or `accepted` for what became of the mail when it"
+        " came; default: the present configuration",
+    )
+    replay.add_argument("--json", action="store_true", help="a line for each difference")
 
 
 def _add_try(parser: argparse.ArgumentParser) -> None:
@@ -155,3 +176,15 @@ def _try(arguments: argparse.Namespace) -> int:
         return fail(str(error))
     say(text)
     return 0 if accepted else EXIT_FAILURE
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from minismtp.guard import Failure
+    from minismtp.replay import run
+
+    try:
+        for line in run(configuration(arguments), arguments):
+            say(line)
+    except Failure as error:
+        return fail(str(error))
+    return 0

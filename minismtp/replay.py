@@ -1,0 +1,205 @@
+"""Stored mail through a changed set of plugins: `minismtp replay` (layer 7).
+
+Nothing is delivered, queued or told to observers: those hooks are taken from the plugins. Their
+state directories are temporary ones, and time stands where it is now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import tomli
+
+from minismtp.config import Config, PluginConfig
+from minismtp.log import Log
+from minismtp.plugins import instances
+from minismtp.rehearsal import Rehearsal
+from minismtp.settings import ConfigError
+from minismtp.stored import envelope_of, maildir
+
+ACCEPTED: Final = "accepted"  # to compare with, instead of a set of plugins
+_LEFT_OUT: Final = ("route", "deliver", "observe", "on_send", "destination")
+_BAR: Final = 30  # characters
+
+
+class Difference(msgspec.Struct, tag_field="type", tag="difference"):
+    """One message: `was` and `now` are outcomes, `by` the plugin and hook that refused first."""
+
+    message: str
+    was: str
+    now: str
+    by: str
+    reply: str
+
+
+@dataclass
+class Summary:
+    """All messages: how often which change came by which hook, and what could not be read."""
+
+    messages: int = 0
+    unreadable: int = 0
+    changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+    @property
+    def different(self) -> int:
+        """How many messages would fare differently."""
+        return self.changes.total()
+
+
+def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the lines to print; raises ConfigError, guard.Failure and OSError."""
+    summary = Summary()
+    files = maildir(arguments.maildir)
+    progress = _Progress(len(files))
+    with ExitStack() as stack:
+        now = _rehearsal(changed(config, arguments.plugins), stack)
+        was = None
+        if arguments.against != ACCEPTED:
+            named = arguments.against
+            was = _rehearsal(changed(config, Path(named)) if named else config, stack)
+        for number, path in enumerate(files, 1):
+            try:
+                found = _compare(path, config.hostname, now, was)
+            except FileNotFoundError:
+                summary.unreadable += 1  # a reader has moved or removed it
+            else:
+                summary.messages += 1
+                if found is not None:
+                    summary.changes[found.was, found.now, found.by] += 1
+                    progress.clear()
+                    yield _encoded(found) if arguments.json else _line(found)
+            progress.show(number)
+        progress.clear()
+    yield from [_summary_in_json(summary)] if arguments.json else _told(summary)
+
+
+def changed(present: Config, path: Path) -> Config:
+    """Give the configuration with the plugins of a file: a whole one, or `[[plugins]]` alone.
+
+    What a file of plugins alone does not say is as at present. Raises ConfigError.
+    """
+    try:
+        table = tomli.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except ValueError as error:
+        raise ConfigError(str(error), file=str(path)) from error
+    if "listeners" in table:
+        return Config.load(path)
+    for key in table.keys() - {"plugins", "plugin_path"}:
+        raise ConfigError(
+            "expected [[plugins]] and plugin_path alone, or a whole configuration with listeners",
+            file=str(path),
+            key=key,
+        )
+    listeners = [
+        {"name": each.name, "kind": each.kind, "address": "127.0.0.1:0", "tls": "none"}
+        for each in present.listeners
+    ]
+    base = path.absolute().parent
+    found = Config.build({**table, "listeners": listeners}, file=str(path), base=base)
+    return replace(
+        present,
+        plugins=found.plugins,
+        plugin_path=found.plugin_path or present.plugin_path,
+        file=found.file,
+        base=found.base,
+    )
+
+
+def _rehearsal(config: Config, stack: ExitStack) -> Rehearsal:
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    config = replace(config, state_directory=directory)
+    rehearsal = Rehearsal(config, _judging(config), Log(level="error"))
+    stack.callback(rehearsal.close)
+    return rehearsal
+
+
+def _judging(config: Config) -> Iterator[tuple[PluginConfig, object]]:
+    """Give the plugins without the hooks that have effects elsewhere."""
+    for table, instance in instances(config):
+        for hook in _LEFT_OUT:
+            if hasattr(instance, hook):
+                setattr(instance, hook, None)  # which hides the method from the manager
+        yield table, instance
+
+
+def _compare(path: Path, hostname: str, now: Rehearsal, was: Rehearsal | None) -> Difference | None:
+    with path.open("rb") as content:
+        client = envelope_of(content, hostname)
+        begin = content.tell()
+        after = now.run(client, content)
+        if was is None:
+            outcome, by = ACCEPTED, after.refused_by
+        else:
+            content.seek(begin)
+            before = was.run(client, content)
+            outcome, by = before.outcome, after.refused_by or before.refused_by
+    if outcome == after.outcome:
+        return None
+    return Difference(str(path), outcome, after.outcome, by, after.reply)
+
+
+class _Progress:
+    """A bar on standard error, where that is a terminal; a library would bring no more."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._next = 0.0 if sys.stderr.isatty() else float("inf")
+
+    def show(self, number: int) -> None:
+        """Draw it, ten times a second at most."""
+        if (now := time.monotonic()) >= self._next:
+            self._next = now + 0.1
+            bar = "#" * (number * _BAR // self._total)
+            sys.stderr.write(f"\r[{bar:{_BAR}}] {number:,} of {self._total:,}")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Make room for a line, or for the end."""
+        if 0 < self._next < float("inf"):
+            sys.stderr.write("\r\033[K")
+            sys.stderr.flush()
+            self._next = 0.0
+
+
+def _line(found: Difference) -> str:
+    by = f"  {found.by}" if found.by else ""
+    return f"{found.message}  {found.was} -> {found.now}{by}  {found.reply}"
+
+
+def _encoded(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _summary_in_json(summary: Summary) -> str:
+    changes = [
+        {"was": was, "now": now, "by": by, "messages": number}
+        for (was, now, by), number in summary.changes.most_common()
+    ]
+    return _encoded(
+        {
+            "type": "summary",
+            "messages": summary.messages,
+            "different": summary.different,
+            "unreadable": summary.unreadable,
+            "changes": changes,
+        }
+    )
+
+
+def _told(summary: Summary) -> Iterator[str]:
+    gone = f", {summary.unreadable:,} gone meanwhile" if summary.unreadable else ""
+    yield f"{summary.messages:,} messages, {summary.different:,} would fare differently{gone}"
+    for (was, now, by), number in summary.changes.most_common():
+        yield f"    {number:,} {was} -> {now}{f' by {by}' if by else ''}"

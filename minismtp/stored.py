@@ -1,0 +1,92 @@
+"""Stored mail as it came: its client and envelope, read from the fields above it (layer 7).
+
+A delivered message has fields on top that whoever sent it did not write: Return-Path, Delivered-To,
+what filters put above it, and our Received. They tell the envelope (RFC 5321 section 4.4), and the
+message as the client sent it begins below them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from minismtp.address import Address
+from minismtp.headers import Headers
+from minismtp.rehearsal import Client
+
+_HEAD: Final = 256 * 1024  # octets in which the trace fields are
+# The trace fields of `received`: the client's name and address, by, with, our identifier.
+_OURS: Final = re.compile(r"by (\S+) with (\w+) id [0-9a-f]{12}\.[0-9]+[\s;]")
+_ORIGIN: Final = re.compile(r"from (\S+) \((?:[^()\[\]]*\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]|(unix))")
+_ON_DELIVERY: Final = re.compile(rb"(?i)(?:Return-Path|Delivered-To|X-Original-To)[ \t]*:")
+_SOMEBODY: Final = Client(sender="", recipients=())  # where the fields do not tell
+
+
+def maildir(directory: Path) -> list[Path]:
+    """Give the messages of a Maildir, the oldest first; raises OSError."""
+    found = []
+    for folder in ("cur", "new"):
+        with os.scandir(directory / folder) as entries:
+            found += [(entry.name, folder) for entry in entries if entry.name[:1] != "."]
+    return [directory / folder / name for name, folder in sorted(found)]
+
+
+def envelope_of(content: BinaryIO, hostname: str) -> Client:
+    """Tell who brought a stored message to whom, and leave `content` where the message began.
+
+    What was added on its way here is passed by: down to the Received field of `hostname`, or what
+    delivery put on top when there is none. Who had logged in has the sender's address for a name.
+    """
+    headers = Headers.parse(content.read(_HEAD))
+    fields = headers.raw_all()
+    ours = next((n for n, raw in enumerate(fields) if _is_ours(raw, hostname)), None)
+    added = sum(1 for _ in _on_delivery(fields)) if ours is None else ours + 1
+    content.seek(sum(map(len, fields[:added])))
+    sender = _address(headers.get("Return-Path"))
+    recipient = _address(headers.get("Delivered-To")) or f"postmaster@{hostname}"
+    trace = headers.get("Received") if ours is None else Headers([fields[ours]]).get("Received")
+    origin, own = _ORIGIN.match(trace), _OURS.search(trace)
+    logged_in = own is not None and own[2].endswith("A")  # RFC 3848
+    return Client(
+        sender=sender,
+        recipients=(recipient,),
+        peer=_peer(origin),
+        helo=_helo(origin),
+        login=(sender or "somebody") if logged_in else None,
+    )
+
+
+def _is_ours(raw: bytes, hostname: str) -> bool:
+    found = _OURS.search(Headers([raw]).get("Received"))
+    return found is not None and found[1].lower() == hostname.lower()
+
+
+def _on_delivery(fields: list[bytes]) -> Iterator[bytes]:
+    for raw in fields:
+        if not _ON_DELIVERY.match(raw):
+            return
+        yield raw
+
+
+def _address(value: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(Address.parse(value.strip("<> ")))
+    return ""
+
+
+def _peer(origin: re.Match[str] | None) -> str:
+    if origin is None:
+        return _SOMEBODY.peer
+    with contextlib.suppress(ValueError):
+        return origin[3] or str(ip_address(origin[2]))
+    return _SOMEBODY.peer
+
+
+def _helo(origin: re.Match[str] | None) -> str:
+    named = origin is not None and origin[1] != "unknown" and origin[1].isascii()
+    return origin[1] if origin is not None and named else _SOMEBODY.helo
