@@ -88,7 +88,7 @@ class Guard:
 
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
-        plugin, shadow = self.policy.plugin, self.policy.shadow
+        plugin, shadow, timeout = self.policy.plugin, self.policy.shadow, self.policy.timeout
         method = self._introduced(hook, method)
         seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
@@ -109,17 +109,17 @@ class Guard:
                 raise
             except BaseException as error:  # noqa: BLE001 - the one home of such a clause
                 raised = error
-            wall = perf_counter() - begun
+            wall, cpu = perf_counter() - begun, thread_time() - cpu
             activity.running = None
-            metrics.cpu(thread_time() - cpu)
-            self._timed(hook, wall, metrics)
+            if wall > timeout:
+                self._overran(hook, wall, metrics)
+            kind = "none"
             if result is not None or raised is not None:
                 verdict, result, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
-            kind = _kind(verdict, result)
-            metrics.verdict[kind](1)
-            if shadow and not remark:
-                remark = _wishes(given, args)
+                kind = _kind(verdict, result)
+            metrics.called(wall, cpu, kind)
+            remark = remark or (_wishes(given, args) if shadow else "")
             activity.note((hook, plugin, begun, wall, seen[kind], remark))
             if shadow:
                 return None
@@ -147,16 +147,14 @@ class Guard:
             return replace(argument, state=argument.state.of_plugin(self.policy.plugin))
         return argument
 
-    def _timed(self, hook: str, wall: float, metrics: HookMetrics) -> None:
-        metrics.wall(wall)
-        if wall > self.policy.timeout:
-            metrics.overrun(1)
-            self.log.warning(
-                "plugin overran its timeout",
-                plugin=self.policy.plugin,
-                hook=hook,
-                seconds=f"{wall:.3f}",
-            )
+    def _overran(self, hook: str, wall: float, metrics: HookMetrics) -> None:
+        metrics.overrun(1)
+        self.log.warning(
+            "plugin overran its timeout",
+            plugin=self.policy.plugin,
+            hook=hook,
+            seconds=f"{wall:.3f}",
+        )
 
     def _judge(
         self, hook: str, raised: BaseException | None, result: object, metrics: HookMetrics

@@ -20,7 +20,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
-from minismtp.tally import Tally
+from minismtp.tally import Calls, Tally
 
 SECONDS: Final = (
     0.0005,
@@ -74,12 +74,16 @@ class HookMetrics:
 
     def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool) -> None:
         tally, labels = metrics.tally, (plugin, hook)
-        self.wall = tally.observer(metrics.hook_duration.labels(*labels))
-        self.cpu = tally.adder(metrics.hook_cpu.labels(*labels))
+        verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
+        self.called = tally.caller(
+            Calls(
+                metrics.hook_duration.labels(*labels),
+                metrics.hook_cpu.labels(*labels),
+                {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS},
+            )
+        )
         self.error = tally.adder(metrics.hook_errors.labels(*labels))
         self.overrun = tally.adder(metrics.hook_overruns.labels(*labels))
-        verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
-        self.verdict = {v: tally.adder(verdicts.labels(*labels, v)) for v in VERDICTS}
         self.stored = (
             tally.observer(metrics.storage_duration.labels(plugin)) if (hook == "deliver") else None
         )

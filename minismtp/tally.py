@@ -8,12 +8,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
 FLUSH_INTERVAL: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calls:
+    """Where the calls of one function go: how long each took, what CPU time, how it ended."""
+
+    wall: Histogram
+    cpu: Counter
+    endings: Mapping[str, Counter]
 
 
 class Tally:
@@ -22,6 +32,7 @@ class Tally:
     def __init__(self) -> None:
         self._additions: deque[tuple[Counter | Gauge, float]] = deque()
         self._observations: deque[tuple[Histogram, float]] = deque()
+        self._calls: deque[tuple[Calls, float, float, str]] = deque()
         self._wake = threading.Event()
         self._flushing = threading.Lock()
 
@@ -47,6 +58,17 @@ class Tally:
 
         return observe
 
+    def caller(self, calls: Calls) -> Callable[[float, float, str], None]:
+        """Give a function that notes one call: wall seconds, CPU seconds, ending."""
+        append, wake = self._calls.append, self._wake
+
+        def called(wall: float, cpu: float, ending: str) -> None:
+            append((calls, wall, cpu, ending))
+            if not wake.is_set():
+                wake.set()
+
+        return called
+
     def start(self) -> None:
         """Start the thread that adds up."""
         threading.Thread(target=self._run, name="metrics", daemon=True).start()
@@ -55,6 +77,12 @@ class Tally:
         """Add up all that waits."""
         with self._flushing:
             sums: dict[Counter | Gauge, float] = {}
+            while self._calls:
+                calls, wall, cpu, ending = self._calls.popleft()
+                calls.wall.observe(wall)
+                sums[calls.cpu] = sums.get(calls.cpu, 0.0) + cpu
+                ended = calls.endings[ending]
+                sums[ended] = sums.get(ended, 0.0) + 1.0
             while self._additions:
                 child, amount = self._additions.popleft()
                 sums[child] = sums.get(child, 0.0) + amount
