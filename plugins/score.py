@@ -1,0 +1,108 @@
+"""Add up what the filters before have found, and act upon the sum."""
+
+import logging
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+from minismtp import (
+    Defer,
+    Envelope,
+    Finding,
+    Message,
+    Session,
+    StashKey,
+    findings_of,
+    hookimpl,
+    plugin,
+)
+
+from ._spam import check_thresholds, judge, mark, remove_marks
+
+_log: Final = logging.getLogger(__name__)
+_NAMED: Final = 3  # findings in a reply
+_LOGGED: Final = 20
+_LONGEST: Final = 80  # characters of a name
+_STRANGE: Final = re.compile(r"[^!-+\--<>-~]")  # what is not printed, and = and , too
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """The sum for a message, and the findings in it with their points as weighted."""
+
+    score: float
+    findings: tuple[Finding, ...]
+
+
+#: The result of an envelope's message.
+SCORE: Final[StashKey[ScoreResult]] = StashKey()
+
+
+@plugin
+class Score:
+    """Mark, set aside, defer or refuse a message by the points that other filters have given it.
+
+    Filters leave findings, on the session or on the message, each with points: above 0 they speak
+    for spam, below against it. `weights` multiplies them: a key is a plugin (`rspamd = 0.5`) or one
+    finding (`"dnsbl.zen.spamhaus.org" = 2.0`), which counts before its plugin; 0 ignores them.
+
+    From the sum `tag` on a message has X-Spam-Flag; X-Spam-Score and X-Spam-Status say the sum and
+    the findings in any case, and such fields from elsewhere are removed. From `quarantine` on it is
+    set aside, from `defer` on deferred with 451 4.7.1, from `reject` on refused with 550 5.7.1;
+    `""` switches each off, `tag` with all fields. A reply names the worst findings, the log all.
+    Mail of users who have logged in is left alone. It belongs behind all filters that find.
+    """
+
+    tag: float | None = 5.0
+    quarantine: float | None = None
+    defer: float | None = None
+    reject: float | None = 15.0
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_thresholds(tag=self.tag, quarantine=self.quarantine, reject=self.reject)
+        check_thresholds(tag=self.tag, defer=self.defer, reject=self.reject)
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"weights: expected a number for {name}")
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Add up, and do what the sum calls for."""
+        if session.login is not None:
+            return
+        found = [self._weighted(each) for each in (*findings_of(session), *findings_of(envelope))]
+        found.sort(key=lambda finding: finding.points, reverse=True)
+        score = math.fsum(finding.points for finding in found)
+        if not math.isfinite(score):
+            raise ValueError(f"the points are no numbers: {found}")
+        envelope.stash[SCORE] = ScoreResult(score, tuple(found))
+        named = [f"{_label(finding)}={finding.points:g}" for finding in found]
+        if found:
+            _log.info("score %.1f: %s", score, " ".join(named[:_LOGGED]))
+        if self.tag is not None:
+            remove_marks(message)
+            mark(message, spam=score >= self.tag, score=score, required=self.tag, tests=named)
+        self._act(message, score, found)
+
+    def _weighted(self, finding: Finding) -> Finding:
+        weight = self.weights.get(f"{finding.plugin}.{finding.name}")
+        if weight is None:
+            weight = self.weights.get(finding.plugin, 1.0)
+        return Finding(finding.plugin, finding.name, finding.points * weight, finding.text)
+
+    def _act(self, message: Message, score: float, found: list[Finding]) -> None:
+        worst = ", ".join(_label(finding) for finding in found[:_NAMED] if finding.points > 0)
+        refused = self.reject is not None and score >= self.reject
+        if not refused and self.defer is not None and score >= self.defer:
+            raise Defer(f"message deferred: it looks like spam ({worst})")
+        text = f"message refused as spam ({worst})"
+        judge(message, score, text, quarantine=self.quarantine, reject=self.reject)
+
+
+def _label(finding: Finding) -> str:
+    """Name a finding in one word of ASCII, whatever plugin has made it."""
+    whole = finding.name == "score"  # a scanner's own sum
+    name = finding.plugin if whole else f"{finding.plugin}.{finding.name}"
+    return _STRANGE.sub("_", name)[:_LONGEST]
