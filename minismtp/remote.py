@@ -204,6 +204,14 @@ class Line:
             pieces.append(data)
         return b"".join(pieces)
 
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Speak TLS from here on, with a certificate for `host`."""
+        if self._buffer:  # said in clear, and it would be taken for an answer inside TLS
+            raise RemoteError(f"{self._name} mixes clear text into TLS")
+        with _named(self._name):
+            self._socket.settimeout(_left(self._due))
+            self._socket = context.wrap_socket(self._socket, server_hostname=host)
+
     def end(self) -> None:
         """Say that nothing more will be sent."""
         with _named(self._name):

@@ -1,0 +1,164 @@
+"""Have an LDAP directory check the passwords of users."""
+
+import logging
+import urllib.parse
+from datetime import timedelta
+from pathlib import Path
+
+from ldap3.core.exceptions import LDAPExceptionError
+
+from minismtp import (
+    Credentials,
+    Remote,
+    RemoteError,
+    ServerInfo,
+    SocketAddress,
+    WatchedFiles,
+    hookimpl,
+    plugin,
+    warn_of_readers,
+)
+
+from ._ldap import (
+    AMBIGUOUS,
+    REFUSALS,
+    SUCCESS,
+    Conversation,
+    Entry,
+    check_dn,
+    check_filter,
+    escaped,
+)
+from ._login import acts_as_itself, authorities, may_be_asked
+
+_log = logging.getLogger(__name__)
+_PORTS = {"ldap": 389, "ldaps": 636}
+
+
+@plugin
+class Ldap:
+    """Authenticate users by a bind to an LDAP directory, such as OpenLDAP or Active Directory.
+
+    Either `dn` says what each user's entry is called, `uid={user},ou=people,dc=example,dc=org`. Or
+    the entry is searched for below `base`, with a `filter` in which {user} is the user name; as
+    `bind_dn`, whose password is in the file `bind_password_file`, or as nobody. What a user name
+    has of special characters is escaped in both. A search that finds one entry gives the DN to bind
+    with, and, when `identity` names an attribute, the name that the user has after the login.
+
+    `url` is ldaps://host, or ldap://host with `starttls`; in clear text only to this machine. The
+    certificate must be one that the authorities in the file `ca` vouch for, else those of the
+    system. Each login is a connection of its own, as a bind changes who a connection belongs to;
+    referrals are not followed. A directory that is away, or has not answered within `patience`, or
+    answers something unusual, is a failure: the client hears 454 and keeps its password.
+    """
+
+    url: str
+    dn: str = ""
+    base: str = ""
+    filter: str = "(uid={user})"
+    bind_dn: str = ""
+    bind_password_file: Path | None = None
+    identity: str = ""
+    starttls: bool = False
+    ca: Path | None = None
+    patience: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        if bool(self.dn) == bool(self.base):
+            raise ValueError("dn: expected either this or base")
+        for option, text in (("dn", self.dn), ("filter", self.filter)):
+            if text and "{user}" not in text:
+                raise ValueError(f"{option}: expected {{user}} where the user name belongs")
+        if self.dn and self.identity:
+            raise ValueError("identity: expected base, as only a search finds attributes")
+        if bool(self.bind_dn) != (self.bind_password_file is not None):
+            raise ValueError("bind_dn: expected bind_password_file with it")
+        if not self.patience:
+            raise ValueError("patience: expected more than no time")
+        check_dn("dn", self.dn.replace("{user}", "x"))
+        check_dn("base", self.base)
+        check_filter(self.filter.replace("{user}", "x"))
+        self._address = self._checked_url()
+        self._trust = authorities(self.ca)
+        self._service = Remote(
+            self._address,
+            timeout=self.patience,
+            tls=self._trust if self.url.startswith("ldaps:") else None,
+        )
+        self._bind_password: WatchedFiles[bytes] | None = None
+        if path := self.bind_password_file:
+            self._bind_password = WatchedFiles(lambda: _read_password(path), path)
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Warn of a file that others can read."""
+        if server.role == "check" and self.bind_password_file is not None:
+            warn_of_readers("bind_password_file", self.bind_password_file)
+
+    @hookimpl
+    def authenticate(self, credentials: Credentials) -> str | None:
+        """Give the name of the user for the right password; None for all others."""
+        if not (may_be_asked(credentials) and acts_as_itself(credentials)):
+            return None
+        with self._service.connect() as line:
+            try:
+                answer = self._ask(Conversation(line), credentials)
+            except LDAPExceptionError as error:
+                raise RemoteError(f"{self.url}: {error}") from error
+        if isinstance(answer, RemoteError):  # a directory that answers is not left alone for it
+            raise answer
+        return answer
+
+    def _ask(self, directory: Conversation, credentials: Credentials) -> str | RemoteError | None:
+        if self.starttls and (code := directory.start_tls(self._trust, self._address.host)):
+            return self._unusual("StartTLS", code)
+        user = credentials.username
+        entry: Entry | RemoteError | None = Entry(self.dn.replace("{user}", escaped(user)), user)
+        if self.base:
+            entry = self._search(directory, user)
+        if not isinstance(entry, Entry):
+            return entry
+        code = directory.bind(entry.dn, credentials.password.encode())
+        if code == SUCCESS:
+            return entry.name
+        return None if code in REFUSALS else self._unusual("the user's bind", code)
+
+    def _search(self, directory: Conversation, user: str) -> Entry | RemoteError | None:
+        if self._bind_password is not None:
+            code = directory.bind(self.bind_dn, self._bind_password.get())
+            if code != SUCCESS:
+                return self._unusual(f"the bind as {self.bind_dn}", code)
+        query = self.filter.replace("{user}", escaped(user))
+        code, entries = directory.search(self.base, query, self.identity, user)
+        if code == AMBIGUOUS or len(entries) > 1:
+            _log.warning("several entries of %s match %s: nobody logs in", self.url, query)
+            return None
+        if code != SUCCESS:
+            return self._unusual("the search", code)
+        return entries[0] if entries else None
+
+    def _unusual(self, what: str, code: int) -> RemoteError:
+        return RemoteError(f"{self.url} answers {what} with result code {code}")
+
+    def _checked_url(self) -> SocketAddress:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            host, port = "", None
+            parts = urllib.parse.urlsplit("")
+        if parts.scheme not in _PORTS or not host or parts.path.strip("/") or parts.username:
+            raise ValueError('url: expected "ldaps://host", or "ldap://host:389"')
+        address = SocketAddress(host, port or _PORTS[parts.scheme])
+        if parts.scheme == "ldaps" and self.starttls:
+            raise ValueError("starttls: expected an ldap:// url with it")
+        if parts.scheme == "ldap" and not self.starttls and not address.is_local:
+            raise ValueError("url: expected ldaps, or starttls = true, as passwords go there")
+        return address
+
+
+def _read_password(path: Path) -> bytes:
+    password = path.read_bytes().strip()
+    if not password:
+        raise ValueError(f"bind_password_file: {path} is empty")
+    return password
