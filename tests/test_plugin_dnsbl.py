@@ -7,13 +7,22 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import nameserver
 import pytest
 from minismtp_plugins.dnsbl import LISTINGS, Dnsbl, DnsList, Listing
 
-from minismtp import Envelope, Resolver, SocketAddress, findings_of, hookimpl, plugin
+from minismtp import (
+    Envelope,
+    Found,
+    Resolver,
+    SocketAddress,
+    UnansweredError,
+    findings_of,
+    hookimpl,
+    plugin,
+)
 from minismtp.check import check
 from minismtp.config import Config, PluginConfig
 from minismtp.plugins import PluginSet
@@ -171,6 +180,16 @@ def test_reason_of_the_list_is_told_where_it_is_wanted(resolver: Resolver) -> No
     assert asked(Dnsbl(lists=lists("other.test"), reasons=True), resolver)[0].endswith("other.test")
 
 
+def test_reason_that_the_dns_does_not_tell_is_left_out(resolver: Resolver) -> None:
+    class Wordless(Resolver):
+        def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Found:
+            if kind == "TXT":
+                raise UnansweredError("nothing")
+            return resolver.lookup(name, kind, seconds=seconds)
+
+    assert asked(Dnsbl(lists=lists("bl.test"), reasons=True), Wordless())[0] == BY_BL
+
+
 @pytest.mark.parametrize(
     ("sender", "helo", "reply"),
     [
@@ -224,28 +243,33 @@ def test_list_in_trouble_is_counted_and_does_not_hide_the_others(resolver: Resol
 def test_silent_list_leaves_time_for_the_others_and_is_left_alone_in_the_end(
     resolver: Resolver,
 ) -> None:
-    class HalfDeaf(Resolver):
-        asked = 0
+    waited: list[float] = []
 
-        def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Any:  # noqa: ANN401
-            if not name.endswith(".bl.test"):
-                self.asked += 1
-                return silence.lookup(name, kind, seconds=seconds)
+    class HalfDeaf(Resolver):
+        def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Found:
+            if name.endswith(".dead.test"):
+                waited.append(seconds)
+                raise UnansweredError("nothing")
             return resolver.lookup(name, kind, seconds=seconds)
 
+    dnsbl = Dnsbl(lists=lists("dead.test", "bl.test"), patience=timedelta(seconds=60))
+    for _ in range(7):
+        assert asked(dnsbl, HalfDeaf())[0] == BY_BL
+    assert len(waited) == 5
+    assert max(waited) <= 30
+
+
+def test_silence_of_a_resolver_is_a_failure_within_the_patience() -> None:
     with nameserver.silent() as address:
-        silence, half_deaf = Resolver([address]), HalfDeaf([address])
-        dnsbl = Dnsbl(lists=lists("dead.test", "bl.test"), patience=timedelta(milliseconds=300))
-        for _ in range(7):
-            assert asked(dnsbl, half_deaf)[0] == BY_BL
-        assert half_deaf.asked == 5
+        dnsbl = Dnsbl(lists=lists("bl.test", "other.test"), patience=timedelta(milliseconds=200))
+        assert asked(dnsbl, Resolver([address]))[0] == FAILED
 
 
 def test_no_more_lists_are_asked_than_it_takes_to_refuse(resolver: Resolver) -> None:
     names: list[str] = []
 
     class Noting(Resolver):
-        def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Any:  # noqa: ANN401
+        def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Found:
             names.append(name)
             return resolver.lookup(name, kind, seconds=seconds)
 

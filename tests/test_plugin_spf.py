@@ -13,7 +13,16 @@ import nameserver
 import pytest
 from minismtp_plugins.spf import SPF, Spf, SpfResult
 
-from minismtp import Envelope, Resolver, SocketAddress, findings_of, hookimpl, plugin, results_of
+from minismtp import (
+    Envelope,
+    Found,
+    Resolver,
+    SocketAddress,
+    findings_of,
+    hookimpl,
+    plugin,
+    results_of,
+)
 from minismtp.config import Config
 from minismtp.plugins import PluginSet
 from minismtp.settings import ConfigError, build
@@ -216,6 +225,25 @@ def test_name_in_helo_may_be_forbidden(
     if reply[:3] == "250":
         scene.finish()
         assert len(scene.looking.results) == results
+
+
+def test_name_in_helo_is_judged_once_in_a_session_and_counts_for_each_message(
+    resolver: Resolver,
+) -> None:
+    names: list[str] = []
+
+    class Noting(Resolver):
+        def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Found:
+            names.append(name)
+            return resolver.lookup(name, kind, seconds=seconds)
+
+    scene = Scene(Spf(), Noting(), "a@ok.test", helo="mailhost.test")
+    scene.finish()
+    assert scene.dialogue.send("MAIL FROM:<a@soft.test>") == "250 2.1.0 sender ok"
+    assert names == ["ok.test", "mailhost.test", "mailhost.test", "soft.test"]
+    scene.dialogue.send("RCPT TO:<user@example.org>")
+    scene.dialogue.send("DATA")
+    assert scene.looking.results[-1] == 'spf=pass reason="mailhost.test: a" smtp.helo=mailhost.test'
 
 
 def test_address_literal_in_helo_has_no_policy(resolver: Resolver) -> None:

@@ -6,6 +6,7 @@ tests/data/spf has the suite, as published by its authors, with its license.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +15,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minismtp_plugins._dns import can_be_asked, unmapped
+from minismtp_plugins._dns import Questions, can_be_asked, unmapped
 from minismtp_plugins._spf import Outcome, Sender, check_host
 from minismtp_plugins._spf_record import RecordError, expand, parse_macros, parse_record
 
-from minismtp import UnansweredError
+from minismtp import Resolver, UnansweredError
 
 SUITE: Final = Path(__file__).parent / "data" / "spf" / "rfc7208-tests.yml"
 SCENARIOS: Final[list[dict[str, Any]]] = list(yaml.safe_load_all(SUITE.read_text()))
@@ -184,6 +185,36 @@ def test_local_part_outside_ascii_matches_no_name() -> None:
     record = "v=spf1 exists:%{l}.a.example -all"
     assert outcome(record, local="user", user=[{"A": "127.0.0.2"}]).result == "pass"
     assert outcome(record, local="us\u00e9r", user=[{"A": "127.0.0.2"}]).result == "fail"
+
+
+@pytest.mark.parametrize(
+    ("pointers", "result"),
+    [
+        (["TIMEOUT"], "fail"),
+        ([{"PTR": "silent.a.example"}], "fail"),
+        ([{"PTR": "silent.a.example"}, {"PTR": "b.a.example"}], "pass"),
+    ],
+)
+def test_names_of_the_address_that_the_dns_is_silent_about_do_not_match(
+    pointers: list[Any], result: str
+) -> None:
+    """RFC 7208 section 5.5."""
+    zone = Zone(
+        {
+            "a.example": [{"TXT": "v=spf1 ptr exists:%{p}.gone.example ptr -all"}],
+            "1.2.0.192.in-addr.arpa": pointers,
+            "silent.a.example": ["TIMEOUT"],
+            "b.a.example": [{"A": "192.0.2.1"}],
+        }
+    )
+    found = checked(zone, host="192.0.2.1", mailfrom="u@a.example", helo="b.example")
+    assert found.result == result
+    assert zone.asked.count(("1.2.0.192.in-addr.arpa", "PTR")) == 1
+
+
+def test_no_question_is_asked_when_the_time_is_over() -> None:
+    with pytest.raises(UnansweredError, match="no time is left"):
+        Questions(Resolver(), timedelta()).ask("a.example", "A")
 
 
 def test_questions_about_one_sender_are_bounded() -> None:
