@@ -195,6 +195,7 @@ class Server(socketserver.ThreadingTCPServer):
         if not self.listener.path:
             # Replies leave in one send for each batch: Nagle could only delay them.
             request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            session.local = _peer(request.getsockname())[0]
         connection = Connection(
             request,
             self._service,

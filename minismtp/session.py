@@ -21,8 +21,9 @@ class TlsInfo:
 class Session:
     """One connection. `peer` is an IP address as text, or "unix"; `started` is wall-clock seconds.
 
-    `login` is the authorization identity after AUTH. The peer's words (`helo`) are not checked.
-    Plugins may read all of it and write to `stash`; it lives in one thread.
+    `local` is the address of ours that the peer has called, empty for a unix socket. `login` is the
+    authorization identity after AUTH. The peer's words (`helo`) are not checked. Plugins may
+    read all of it and write to `stash`; it lives in one thread.
     """
 
     id: str
