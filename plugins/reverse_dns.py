@@ -1,0 +1,136 @@
+"""Ask the DNS for the name of a client, and whether the name has its address (FCrDNS)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, Literal, TypeAlias
+
+from minismtp import (
+    AuthResult,
+    Defer,
+    Envelope,
+    Finding,
+    Reject,
+    Resolver,
+    ServerInfo,
+    Session,
+    StashKey,
+    UnansweredError,
+    findings_of,
+    hookimpl,
+    plugin,
+    results_of,
+)
+
+from ._dns import IpAddress, Questions, address_to_check, local_networks
+
+Action: TypeAlias = Literal["reject", "defer", "tag"]
+
+_NAMES = 10  # that are tried, of those an address has
+_POINTS: Mapping[str, float] = {"missing": 2.0, "unconfirmed": 1.0}
+_SAID = {
+    "missing": "has no name in the DNS",
+    "unconfirmed": "is not an address of the name that the DNS has for it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientName:
+    """The name of a client in the DNS, "" for none; `confirmed` when the name has its address."""
+
+    name: str
+    confirmed: bool
+
+
+#: On a session whose client was looked up.
+CLIENT_NAME: Final[StashKey[ClientName]] = StashKey()
+
+
+@plugin
+class ReverseDns:
+    """Look up at MAIL the name that belongs to the client's address, and the addresses of the name.
+
+    `missing` is for an address without a name, `unconfirmed` for one whose name does not have the
+    address: "reject" refuses with 550 5.7.25, "defer" with 451 4.7.25 (RFC 7372), "tag" makes a
+    finding with its `points`. Many honest hosts have no name, or a wrong one. When the DNS does not
+    answer within `patience`, that is a failure of this plugin, for `on_error`, where something else
+    than "tag" is to be done; else mail passes.
+
+    The name is under `CLIENT_NAME` in the session's stash, and `results_of(envelope)` has iprev
+    (RFC 8601 section 2.7.3). Sessions with a login are left alone, and so are `networks`, by
+    default loopback, private and link-local ones; yours take the place of the default.
+    """
+
+    missing: Action = "tag"
+    unconfirmed: Action = "tag"
+    points: dict[str, float] = field(default_factory=lambda: dict(_POINTS))
+    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
+    patience: timedelta = timedelta(seconds=5)
+
+    def __post_init__(self) -> None:
+        for name in self.points:
+            if name not in _POINTS:
+                raise ValueError(f"points: expected some of {', '.join(_POINTS)}, not {name!r}")
+        if not self.patience:
+            raise ValueError("patience: expected more than no time at all")
+        self._actions: dict[str, Action] = {
+            "missing": self.missing,
+            "unconfirmed": self.unconfirmed,
+        }
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Know whom to ask."""
+        self._resolver: Resolver = server.resolver
+
+    @hookimpl
+    def on_mail(self, session: Session, envelope: Envelope) -> None:
+        """Look the client up, once in a session, and judge it."""
+        address = address_to_check(session, self.networks)
+        if address is None:
+            return
+        try:
+            if CLIENT_NAME not in session.stash:
+                session.stash[CLIENT_NAME] = self._name(address)
+        except UnansweredError:
+            _note(envelope, address, "temperror")
+            if {*self._actions.values()} == {"tag"}:
+                return
+            raise
+        client = session.stash[CLIENT_NAME]
+        if client.confirmed:
+            _note(envelope, address, "pass")
+        else:
+            _note(envelope, address, "fail" if client.name else "permerror")
+            self._judge(envelope, address, "unconfirmed" if client.name else "missing")
+
+    def _name(self, address: IpAddress) -> ClientName:
+        """Give the first name that has the address, else the first; raises UnansweredError."""
+        questions = Questions(self._resolver, self.patience)
+        names = questions.ask(address.reverse_pointer, "PTR")[:_NAMES]
+        problem: UnansweredError | None = None
+        for name in names:
+            try:
+                if address in questions.addresses(name, type(address)):
+                    return ClientName(name.lower(), confirmed=True)
+            except UnansweredError as error:  # another name may do
+                problem = error
+        if problem is not None:
+            raise problem
+        return ClientName(names[0].lower() if names else "", confirmed=False)
+
+    def _judge(self, envelope: Envelope, address: IpAddress, problem: str) -> None:
+        text = f"{address} {_SAID[problem]}"
+        if points := self.points.get(problem):
+            findings_of(envelope).append(Finding("reverse_dns", problem, points, text))
+        match self._actions[problem]:
+            case "reject":
+                raise Reject(text, enhanced="5.7.25")
+            case "defer":
+                raise Defer(text, enhanced="4.7.25")
+
+
+def _note(envelope: Envelope, address: IpAddress, result: str) -> None:
+    found = AuthResult("iprev", result, properties={"policy.iprev": str(address)})
+    results_of(envelope).append(found)
