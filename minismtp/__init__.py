@@ -27,6 +27,7 @@ from minismtp.reply import Defer, Disconnect, Reject, Reply
 from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import ByteSize, SocketAddress
 from minismtp.session import Session
+from minismtp.smtp.content import dotted
 from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
 from minismtp.state import Claim, State
@@ -75,6 +76,7 @@ __all__ = [
     "WebService",
     "atomic_write",
     "check_stored_password",
+    "dotted",
     "findings_of",
     "format_field",
     "hookimpl",

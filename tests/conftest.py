@@ -397,6 +397,7 @@ class Launch(Protocol):
         self,
         *tables: str,
         listeners: str = _LISTENERS,
+        plugins: str = _PLUGINS,
         top: str = "",
         workers: int = 1,
         files: Mapping[str, str] | None = None,
@@ -412,13 +413,14 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     def launch(
         *tables: str,
         listeners: str = _LISTENERS,
+        plugins: str = _PLUGINS,
         top: str = "",
         workers: int = 1,
         files: Mapping[str, str] | None = None,
     ) -> Iterator[Running]:
         directory = tmp_path_factory.mktemp("server")
         configure = configure_in(directory)
-        config = configure(*tables, listeners=listeners, top=top, workers=workers)
+        config = configure(*tables, listeners=listeners, plugins=plugins, top=top, workers=workers)
         for name, text in (files or {}).items():
             (directory / name).write_text(text)
         with running(config) as server:

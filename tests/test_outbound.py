@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.outbound.content import dotted
+from minismtp.smtp.content import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

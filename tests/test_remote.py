@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from minismtp import Breaker, Reject, Remote, RemoteError, SocketAddress, WebService
+
+if TYPE_CHECKING:
+    from conftest import TlsFiles
 
 SHORT = timedelta(milliseconds=200)
 LONG = timedelta(seconds=60)
@@ -234,3 +239,27 @@ def test_web_service_that_does_not_answer_well_is_an_error(
 def test_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected a URL"):
         WebService(url, timeout=LONG)
+
+
+def test_line_becomes_tls_in_the_middle(tls_files: TlsFiles) -> None:
+    def talk(sock: socket.socket) -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(tls_files.certificate, tls_files.key)
+        sock.sendall(b"go on\n")
+        with context.wrap_socket(sock, server_side=True) as secured:
+            secured.sendall(b"secret\n")
+
+    with serving(talk) as address, Remote(address, timeout=LONG).connect() as line:
+        assert line.read_until(b"\n") == b"go on"
+        line.secure(tls_files.client(), "mx.example.org")
+        assert line.read_until(b"\n") == b"secret"
+
+
+def test_what_was_said_in_clear_is_no_part_of_tls(tls_files: TlsFiles) -> None:
+    with serving(saying(b"220 go on\r\n250 forged\r\n")) as address:
+        line = Remote(address, timeout=LONG).open()
+        line.send(b"?")
+        line.read_until(b"go on\r\n2")
+        with pytest.raises(RemoteError, match="mixes clear text into TLS"):
+            line.secure(tls_files.client(), "mx.example.org")
+        line.close()

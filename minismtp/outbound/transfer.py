@@ -12,8 +12,9 @@ from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, HostReply
 from minismtp.outbound.channel import Channel
-from minismtp.outbound.content import dotted, pieces
+from minismtp.outbound.content import pieces
 from minismtp.outbound.extensions import Extensions
+from minismtp.smtp.content import dotted
 
 _START_INPUT: Final = 354
 

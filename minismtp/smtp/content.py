@@ -7,10 +7,14 @@ All work is done on whole buffers with `find`, `count` and `replace`: no line is
 
 from __future__ import annotations
 
-from typing import Final
+import re
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final
 
 END: Final = b"\r\n.\r\n"
 _STUFFED: Final = b"\r\n."
+_NEWLINE: Final = re.compile(rb"\r\n|\r|\n")
+_PIECE: Final = 65536
 # Every proper prefix of END, longest first: what a buffer may end with and yet be undecided.
 _PREFIXES: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
 
@@ -94,3 +98,24 @@ def fix_newlines(data: bytes) -> bytes:
     """Give `data` with every bare CR and bare LF made a CRLF."""
     # A regular expression with lookaround would cost eight times as much.
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+
+
+def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
+    """Give content for DATA, in pieces: lines end with CRLF, dots doubled, the end marked.
+
+    RFC 5321 section 4.5.2. `size` is how many octets are read at once.
+    """
+    at_start, held = True, b""
+    read: Callable[[], bytes] = lambda: reader.read(size)  # noqa: E731
+    for octets in iter(read, b""):
+        piece = held + octets
+        held = b"\r" if piece.endswith(b"\r") else b""  # its LF may be in the next piece
+        piece = piece[: len(piece) - len(held)]
+        if not piece.count(b"\r\n") == piece.count(b"\n") == piece.count(b"\r"):
+            piece = _NEWLINE.sub(b"\r\n", piece)  # what came by BDAT may have any
+        if not piece:
+            continue
+        stuffed = piece.replace(b"\r\n.", b"\r\n..")
+        yield b"." + stuffed if at_start and piece.startswith(b".") else stuffed
+        at_start = piece.endswith(b"\n")
+    yield (b"" if at_start and not held else b"\r\n") + b".\r\n"
