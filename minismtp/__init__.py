@@ -3,9 +3,10 @@
 What plugin authors import stands here; everything else is internal.
 """
 
+from minismtp import events
 from minismtp.address import Address
 from minismtp.authres import AuthResult, quoted, results_of
-from minismtp.content import Content
+from minismtp.content import Content, ContentWriter
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
 from minismtp.files import (
@@ -43,6 +44,7 @@ __all__ = [
     "ByteSize",
     "Claim",
     "Content",
+    "ContentWriter",
     "Credentials",
     "Defer",
     "Delivery",
@@ -77,6 +79,7 @@ __all__ = [
     "atomic_write",
     "check_stored_password",
     "dotted",
+    "events",
     "findings_of",
     "format_field",
     "hookimpl",

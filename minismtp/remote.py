@@ -160,6 +160,10 @@ class Line:
         self._name = name
         self._buffer = b""
 
+    def extend(self, timeout: timedelta) -> None:
+        """Have the deadline so far from now: for conversations that pause, or go on for long."""
+        self._due = time.monotonic() + timeout.total_seconds()
+
     def send(self, data: bytes) -> None:
         """Send all of the octets."""
         with _named(self._name):

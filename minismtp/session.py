@@ -9,12 +9,16 @@ from minismtp.stash import Stash
 
 @dataclass(frozen=True, slots=True)
 class TlsInfo:
-    """The TLS of a session; `client_identity` comes from a client certificate that was checked."""
+    """The TLS of a session; `client_identity` comes from a client certificate that was checked.
+
+    `bits` are those of the cipher's key, 0 when that is not known.
+    """
 
     version: str
     cipher: str
     server_name: str = ""
     client_identity: str = ""
+    bits: int = 0
 
 
 @dataclass(slots=True, kw_only=True)

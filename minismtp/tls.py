@@ -122,6 +122,7 @@ def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
         connection.version() or "",
         cipher[0] if cipher else "",
         client_identity=_identity(connection),
+        bits=cipher[2] if cipher else 0,
     )
 
 

@@ -91,6 +91,23 @@ def test_drip_ends_at_the_deadline() -> None:
             line.read_all(1_000_000)
 
 
+def test_deadline_of_a_conversation_that_pauses_is_extended() -> None:
+    def talk(sock: socket.socket) -> None:
+        while sock.recv(1):
+            sock.sendall(b".")
+
+    with (
+        serving(talk) as address,
+        contextlib.closing(Remote(address, timeout=SHORT).open()) as line,
+    ):
+        line.extend(timedelta(0))
+        with pytest.raises(RemoteError, match="is too slow"):
+            line.send(b"?")
+        line.extend(LONG)
+        line.send(b"?")
+        assert line.read(1) == b"."
+
+
 def test_service_that_hangs_up_in_the_middle_is_an_error() -> None:
     with serving(saying(b"half")) as address:
         remote = Remote(address, timeout=LONG)
