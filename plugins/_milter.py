@@ -1,0 +1,306 @@
+"""The octets of the milter protocol: what a mail server tells a filter, and what it hears back.
+
+This is the server's side of version 6, which Sendmail has defined, down to version 2. Every packet
+is a length of four octets, a letter, and data; numbers are in network order, texts end with NUL.
+Whatever a filter says is read into values here, or refused with NonsenseError.
+"""
+
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from minismtp import Address, Defer, Disconnect, Reject, RemoteError
+
+VERSION: Final = 6
+OLDEST: Final = 2
+CHUNK: Final = 65535  # octets of data that every filter takes in one packet
+LARGEST: Final = 1 << 20  # octets of a packet that we take
+#: What filters may do here: all that there is.
+ACTIONS: Final = 0x1FF
+#: What filters may leave out: commands, replies, and SKIP, RCPT_REJ and HDR_LEADSPC.
+STEPS: Final = 0x1FFFFF
+SKIP: Final = 0x400
+REFUSED_TOO: Final = 0x800
+LEADING_SPACE: Final = 0x100000
+
+_NAME: Final = re.compile(rb"[!-9;-~]+")
+_LINE: Final = re.compile(
+    rb"([45][0-5][0-9])(?:[ -](?:([45]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$))?([^\r\n]*))?"
+)
+_LONGEST_REPLY: Final = 4096  # octets
+_NOTIFY: Final = frozenset({"NEVER", "SUCCESS", "FAILURE", "DELAY"})
+
+
+class NonsenseError(RemoteError):
+    """A filter says what the protocol does not have, or what was not agreed upon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command: its letter, and the flags by which a filter wants none, or gives no reply.
+
+    `since` is the version that has brought it, `stage` its number in lists of macros.
+    """
+
+    letter: bytes
+    unwanted: int = 0
+    silent: int = 0
+    since: int = OLDEST
+    stage: int = -1
+
+
+CONNECT: Final = Step(b"C", 0x1, 0x1000, stage=0)
+HELO: Final = Step(b"H", 0x2, 0x2000, stage=1)
+MAIL: Final = Step(b"M", 0x4, 0x4000, stage=2)
+RCPT: Final = Step(b"R", 0x8, 0x8000, stage=3)
+DATA: Final = Step(b"T", 0x200, 0x10000, since=4, stage=4)
+UNKNOWN: Final = Step(b"U", 0x100, 0x20000, since=3)
+HEADER: Final = Step(b"L", 0x20, 0x80)
+END_OF_HEADER: Final = Step(b"N", 0x40, 0x40000, stage=6)
+BODY: Final = Step(b"B", 0x10, 0x80000)
+END: Final = Step(b"E", stage=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was agreed upon; `macros` has the names that a filter wants at a stage."""
+
+    version: int
+    actions: int
+    steps: int
+    macros: Mapping[int, tuple[str, ...]]
+
+    def wants(self, step: Step) -> bool:
+        """Whether the filter wants to be told this."""
+        return self.version >= step.since and not self.steps & step.unwanted
+
+    def replies(self, step: Step) -> bool:
+        """Whether the filter says something to it."""
+        return not self.steps & step.silent
+
+
+@dataclass(frozen=True, slots=True)
+class AddHeader:
+    """A field at the end of the header."""
+
+    name: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InsertHeader:
+    """A field with so many above it."""
+
+    index: int
+    name: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeHeader:
+    """Another value for the field of this name that is number `index`, from 1; empty = none."""
+
+    index: int
+    name: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AddRecipient:
+    """One more recipient, with its wishes for DSNs."""
+
+    address: Address
+    notify: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRecipient:
+    """One recipient less."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSender:
+    """Another reverse-path."""
+
+    address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceBody:
+    """A part of the body that takes the place of the message's own."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The message is to be set aside."""
+
+    reason: str
+
+
+Change: TypeAlias = (
+    AddHeader
+    | InsertHeader
+    | ChangeHeader
+    | AddRecipient
+    | RemoveRecipient
+    | ChangeSender
+    | ReplaceBody
+    | Quarantine
+)
+#: The action that each change needs.
+CHANGES: Final[Mapping[bytes, int]] = {
+    b"h": 0x1,
+    b"i": 0x1,
+    b"b": 0x2,
+    b"+": 0x4,
+    b"-": 0x8,
+    b"m": 0x10,
+    b"q": 0x20,
+    b"e": 0x40,
+    b"2": 0x80,
+}
+
+
+def packet(letter: bytes, data: bytes = b"") -> bytes:
+    """Give a packet."""
+    return struct.pack(">I", len(data) + 1) + letter + data
+
+
+def texts(*values: str | bytes) -> bytes:
+    """Give texts, each with its NUL; others within them are left out."""
+    octets = [
+        each if isinstance(each, bytes) else each.encode("utf-8", "replace") for each in values
+    ]
+    return b"".join([each.replace(b"\0", b"") + b"\0" for each in octets])
+
+
+def macros(step: Step, values: Mapping[str, str]) -> bytes:
+    """Give the packet that defines macros for the command behind it; nothing for none."""
+    pairs = [text for pair in values.items() for text in pair]
+    return packet(b"D", step.letter + texts(*pairs)) if pairs else b""
+
+
+def connection(name: str, peer: str, port: int) -> bytes:
+    """Give the data of CONNECT; `peer` is an IP address or "unix"."""
+    if peer == "unix":
+        return texts(name) + b"U"
+    family = b"6" if ":" in peer else b"4"
+    return texts(name) + family + struct.pack(">H", port) + texts(peer)
+
+
+def offer() -> bytes:
+    """Give the packet that says what we can."""
+    return packet(b"O", struct.pack(">III", VERSION, ACTIONS, STEPS))
+
+
+def length(head: bytes) -> int:
+    """Read the length that a packet begins with: the octets behind its letter."""
+    size: int = struct.unpack(">I", head)[0]
+    if not 1 <= size <= LARGEST:
+        raise NonsenseError(f"the filter sends a packet of {size} octets")
+    return size - 1
+
+
+def read_options(letter: bytes, data: bytes) -> Options:
+    """Read a filter's answer to `offer`."""
+    if letter != b"O" or len(data) < 12:  # noqa: PLR2004 - three numbers
+        raise NonsenseError("the filter does not say what it can")
+    version, actions, steps = struct.unpack_from(">III", data)
+    if not OLDEST <= version <= VERSION:
+        raise NonsenseError(f"the filter speaks version {version} of the protocol")
+    if actions & ~ACTIONS or steps & ~STEPS:
+        raise NonsenseError(f"the filter wants what there is not: {actions:#x}, {steps:#x}")
+    wanted, rest = {}, data[12:]
+    while len(rest) > 4:  # noqa: PLR2004 - a number and a text
+        [stage] = struct.unpack_from(">I", rest)
+        names, _, rest = rest[4:].partition(b"\0")
+        wanted[stage] = tuple(names.decode("latin-1").replace(",", " ").split())
+    return Options(version, actions, steps, wanted)
+
+
+def read_change(letter: bytes, data: bytes) -> Change:
+    """Read one of the `CHANGES`."""
+    try:
+        return _read_change(letter, data)
+    except ValueError as error:
+        raise NonsenseError(f"the filter's change {letter!r} cannot be read: {error}") from None
+
+
+def _read_change(letter: bytes, data: bytes) -> Change:
+    match letter:
+        case b"h":
+            return AddHeader(*_field(data))
+        case b"i":
+            return InsertHeader(_number(data), *_field(data[4:]))
+        case b"m":
+            return ChangeHeader(_number(data), *_field(data[4:]))
+        case b"+":
+            return AddRecipient(_address(data))
+        case b"2":
+            return AddRecipient(_address(data), _notify(data))
+        case b"-":
+            return RemoveRecipient(_address(data))
+        case b"e":
+            null = _texts(data)[0] in {b"", b"<>"}
+            return ChangeSender(None if null else _address(data))
+        case b"b":
+            return ReplaceBody(data)
+        case b"q":
+            return Quarantine(_texts(data)[0].decode("utf-8", "replace"))
+    raise ValueError("there is no such change")
+
+
+def read_verdict(data: bytes) -> Reject | Defer | Disconnect:
+    r"""Read a reply that a filter has worded: lines of a code, a status code, and text.
+
+    Filters write each `%` twice, since some servers take the text for a format.
+    """
+    octets = _texts(data)[0][:_LONGEST_REPLY].replace(b"%%", b"%")
+    lines = [_LINE.fullmatch(line) for line in re.split(rb"\r?\n", octets.rstrip(b"\r\n"))]
+    found = [line for line in lines if line is not None]
+    if len(found) < len(lines) or len({line[1] for line in found}) > 1:
+        raise NonsenseError(f"the filter's reply {octets[:80]!r} is none of SMTP")
+    code = int(found[0][1])
+    text = "\n".join([(line[3] or b"").decode("utf-8", "replace") for line in found])
+    kind = Disconnect if code == 421 else Defer if code < 500 else Reject  # noqa: PLR2004
+    usual = f"{code // 100}.7.1"
+    try:
+        return kind(text, code=code, enhanced=(found[0][2] or b"").decode() or usual)
+    except ValueError:  # a status code of another class, or with a leading zero
+        return kind(text, code=code, enhanced=usual)
+
+
+def _texts(data: bytes) -> list[bytes]:
+    return data.removesuffix(b"\0").split(b"\0")
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data[:4], "big")
+
+
+def _field(data: bytes) -> tuple[bytes, bytes]:
+    found = _texts(data)
+    if len(found) != 2 or not _NAME.fullmatch(found[0]):  # noqa: PLR2004 - name and value
+        raise ValueError("it has no name and value")
+    return found[0], found[1]
+
+
+def _address(data: bytes) -> Address:
+    text = _texts(data)[0].decode().strip(" \t")
+    if text.startswith("<") and text.endswith(">"):
+        text = text[1:-1]
+    return Address.parse(text)
+
+
+def _notify(data: bytes) -> frozenset[str]:
+    """Find NOTIFY (RFC 3461 section 4.1) among the parameters of a recipient."""
+    for word in b" ".join(_texts(data)[1:]).decode("latin-1").upper().split():
+        if word.startswith("NOTIFY="):
+            return _NOTIFY.intersection(word.removeprefix("NOTIFY=").split(","))
+    return frozenset()

@@ -1,0 +1,235 @@
+"""The conversation of one session with a filter of the milter protocol."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from typing import Final, Self
+
+from minismtp import Address, Defer, Disconnect, Line, Reject, RemoteError
+
+from . import _milter as wire
+
+_LONGEST: Final = 600.0  # seconds; no client waits longer for us (RFC 5321 section 4.5.3.2.6)
+#: The macros of each stage, where the filter has not chosen.
+_MACROS: Final[Mapping[int, tuple[str, ...]]] = {
+    wire.CONNECT.stage: (
+        *("j", "_", "{daemon_name}", "v", "{if_addr}"),
+        *("{client_addr}", "{client_port}", "{client_name}"),
+    ),
+    wire.HELO.stage: ("{tls_version}", "{cipher}", "{cipher_bits}", "{cert_subject}"),
+    wire.MAIL.stage: (
+        *("i", "{auth_type}", "{auth_authen}", "{mail_mailer}", "{mail_host}", "{mail_addr}"),
+    ),
+    wire.RCPT.stage: ("{rcpt_mailer}", "{rcpt_host}", "{rcpt_addr}"),
+    wire.DATA.stage: ("i",),
+    wire.END.stage: ("i",),
+    wire.END_OF_HEADER.stage: ("i",),
+}
+_OF_SESSION: Final = (wire.CONNECT, wire.HELO)
+
+
+class Conversation:
+    """Tells a filter what happens in a session, and raises as a verdict what it says against it.
+
+    It owns the connection, and belongs to one thread; `macros` are the values that its owner keeps.
+    `released` says that the filter has accepted the whole session, `discarded` that it wants the
+    message dropped. Each method may raise RemoteError, and then nothing more can be said: the owner
+    closes it. `mechanism` is for the owner to remember.
+    """
+
+    def __init__(self, line: Line, patience: timedelta) -> None:
+        """Agree with the filter on what it is told and may do; raises RemoteError."""
+        self.macros: dict[str, str] = {}
+        self.mechanism = ""
+        self.closed = False
+        self.released = False
+        self.discarded = False
+        self._settled = False  # the filter has accepted the message, or has had it discarded
+        self._told: Address | None = None
+        self._line = line
+        self._patience = patience
+        self._refusal: Exception | None = None  # of the message under way
+        self._in_message = False
+        self._skipping = False
+        self._send(wire.offer())
+        self._options = wire.read_options(*self._receive())
+
+    @classmethod
+    def begin(cls, line: Line, patience: timedelta) -> Self:
+        """Begin it; a line on which no agreement is found is closed."""
+        try:
+            return cls(line, patience)
+        except BaseException:
+            line.close()
+            raise
+
+    @property
+    def keeps_space(self) -> bool:
+        """Whether values of fields have the white space before them."""
+        return bool(self._options.steps & wire.LEADING_SPACE)
+
+    @property
+    def listens(self) -> bool:
+        """Whether the filter is to be told more of this message."""
+        return not (self.released or self._settled)
+
+    def hears_of_refused(self, recipient: Address) -> bool:
+        """Whether the filter wants to hear of a recipient that others have refused."""
+        asked = self._options.steps & wire.REFUSED_TOO and recipient != self._told
+        ready = self._in_message and self._refusal is None and not self.closed
+        return bool(asked) and ready and self.listens
+
+    def connect(self, name: str, peer: str, port: int) -> None:
+        """Tell who has connected."""
+        self._say(wire.CONNECT, wire.connection(name, peer, port))
+
+    def helo(self, name: str) -> None:
+        """Tell how the client calls itself; this ends the message under way."""
+        self.abort()
+        self._say(wire.HELO, wire.texts(name))
+
+    def mail(self, *arguments: str) -> None:
+        """Begin a message: the reverse-path in angle brackets, and parameters."""
+        self.abort()
+        self._settled = self.discarded = self._skipping = False
+        self._told = None
+        self._in_message = True
+        self._say(wire.MAIL, wire.texts(*arguments))
+
+    def recipient(self, address: Address, *parameters: str) -> None:
+        """Tell of a recipient, with parameters; a refusal is for this one."""
+        self._told = address
+        self._say(wire.RCPT, wire.texts(f"<{address}>", *parameters))
+
+    def data(self) -> None:
+        """Tell that content is to follow."""
+        self._say(wire.DATA)
+
+    def unknown(self, line: str) -> None:
+        """Tell of a command that nobody knows."""
+        self._say(wire.UNKNOWN, wire.texts(line))
+
+    def show(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
+        """Show the message, until the filter has seen enough."""
+        for name, value in fields:
+            if self._settled or not self._options.wants(wire.HEADER):
+                break
+            room = wire.CHUNK - len(name) - 2  # what is longer, no filter could be given
+            self._say(wire.HEADER, wire.texts(name, value[:room]))
+        if not self._settled:
+            self._say(wire.END_OF_HEADER)
+        for piece in body:
+            if self._settled or self._skipping or not self._options.wants(wire.BODY):
+                break
+            self._say(wire.BODY, piece)
+
+    def end(self) -> Iterator[wire.Change]:
+        """Tell that this was all; give what the filter changes, then raise what it decides."""
+        self._send(self._defined(wire.END) + wire.packet(wire.END.letter))
+        end = time.monotonic() + _LONGEST
+        while True:
+            letter, data = self._reply(end)
+            if letter not in wire.CHANGES:
+                break
+            if not self._options.actions & wire.CHANGES[letter]:
+                raise wire.NonsenseError(f"the filter makes the change {letter!r} unannounced")
+            yield wire.read_change(letter, data)
+        self._in_message = False
+        self._judge(wire.END, letter, data)
+
+    def abort(self) -> None:
+        """Give up the message under way, if there is one."""
+        self._refusal = None
+        if self._in_message:
+            self._in_message = False
+            self._send(wire.packet(b"A"))
+
+    def restart(self) -> bool:
+        """Make it the conversation of another session; False when the filter is too old."""
+        if self._options.version < wire.VERSION:
+            return False
+        self.abort()
+        self._send(wire.packet(b"K"))
+        self._settled = self.discarded = False
+        self.macros.clear()
+        return True
+
+    def close(self) -> None:
+        """Hang up, whatever has been said."""
+        if not self.closed:
+            self.closed = True
+            self._line.close()
+
+    def quit(self) -> None:
+        """Say goodbye, if anybody listens, and hang up."""
+        if not self.closed:
+            with contextlib.suppress(RemoteError):
+                self._send(wire.packet(b"Q"))
+            self.close()
+
+    def _say(self, step: wire.Step, data: bytes = b"") -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        if not self._options.wants(step):
+            return
+        self._send(self._defined(step) + wire.packet(step.letter, data))
+        if self._options.replies(step):
+            letter, said = self._reply(time.monotonic() + _LONGEST)
+            self._judge(step, letter, said)
+
+    def _judge(self, step: wire.Step, letter: bytes, data: bytes) -> None:
+        of_message = step not in _OF_SESSION and step is not wire.UNKNOWN
+        match letter:
+            case b"c":
+                return
+            case b"a" if of_message:
+                self._settled = True
+            case b"a":
+                self.released = step in _OF_SESSION
+            case b"d" if of_message:
+                self._settled = self.discarded = True
+            case b"s" if step is wire.BODY and self._options.steps & wire.SKIP:
+                self._skipping = True
+            case b"r" | b"t" | b"4" | b"f" | b"y":
+                refusal = _refusal(letter, data)
+                if of_message and step is not wire.RCPT:
+                    self._refusal = refusal
+                raise refusal
+            case _:
+                raise wire.NonsenseError(f"the filter says {letter!r} to {step.letter!r}")
+
+    def _defined(self, step: wire.Step) -> bytes:
+        """Give the macros of a command."""
+        names = self._options.macros.get(step.stage, _MACROS.get(step.stage, ()))
+        found = {name: self.macros[name] for name in names if self.macros.get(name)}
+        return wire.macros(step, found)
+
+    def _reply(self, end: float) -> tuple[bytes, bytes]:
+        """Give what the filter says, which may ask for more time until `end`."""
+        while time.monotonic() < end:
+            letter, data = self._receive()
+            if letter != b"p":
+                return letter, data
+        raise wire.NonsenseError(f"the filter is at it for more than {_LONGEST:.0f} s")
+
+    def _send(self, data: bytes) -> None:
+        self._line.extend(self._patience)
+        self._line.send(data)
+
+    def _receive(self) -> tuple[bytes, bytes]:
+        self._line.extend(self._patience)
+        head = self._line.read(5)
+        return head[4:], self._line.read(wire.length(head[:4]))
+
+
+def _refusal(letter: bytes, data: bytes) -> Reject | Defer | Disconnect:
+    match letter:
+        case b"r":
+            return Reject("refused by a filter")
+        case b"t":
+            return Defer("a filter asks you to try again later")
+        case b"y":
+            return wire.read_verdict(data)
+        case _:
+            return Disconnect("a filter asks you to try again later")

@@ -1,0 +1,168 @@
+"""A message as a filter of the milter protocol sees it, and what the filter makes of it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from minismtp import ContentWriter, Envelope, Message
+
+from . import _milter as wire
+
+_NAME: Final = re.compile(rb"([!-9;-~]++)[ \t]*+:")
+_LINE_ENDS: Final = re.compile(rb"[\r\n]+")
+_MOST: Final = 1000  # changes but for parts of the body
+_LARGEST_HEADER: Final = 1 << 20  # octets of all that is added
+_LARGEST_BODY: Final = 1 << 30
+
+
+@dataclass(slots=True)
+class _Field:
+    """One field. Hidden are our own trace field, and fields that were deleted."""
+
+    name: bytes
+    raw: bytes
+    hidden: bool = False
+    deleted: bool = False
+
+
+class Shown:
+    """A message as a filter is shown it: without the Received field that we have put on top.
+
+    What is no field ends the header, as for Sendmail, so that every octet is shown, if only as
+    part of the body. With `keeps_space` values have the white space behind the colon.
+    """
+
+    def __init__(self, message: Message, envelope: Envelope, *, keeps_space: bool) -> None:
+        self.message = message
+        self.envelope = envelope
+        self.keeps_space = keeps_space
+        self.header: list[_Field] = []
+        raws = message.headers.raw_all()
+        for raw in raws:
+            match = _NAME.match(raw)
+            if match is None:
+                break
+            self.header.append(_Field(match[1].lower(), raw))
+        self.rest = raws[len(self.header) :]
+        ours = f" id {envelope.id}".encode()
+        for each in self.header:
+            if each.name == b"received" and ours in each.raw:
+                each.hidden = True
+                break
+
+    def fields(self) -> Iterator[tuple[bytes, bytes]]:
+        """Give names and values, folded by line feeds."""
+        for each in self.header:
+            if not each.hidden:
+                name, _, value = each.raw.partition(b":")
+                value = value.removesuffix(b"\n").removesuffix(b"\r").replace(b"\r\n", b"\n")
+                if not self.keeps_space:
+                    value = value.removeprefix(b" ")
+                yield name.rstrip(b" \t"), value
+
+    def body(self) -> Iterator[bytes]:
+        """Give the octets behind the header in pieces that fit into packets."""
+        start = sum(len(each.raw) for each in self.header)
+        with self.message.open() as reader:
+            reader.seek(start)
+            empty_line = re.match(rb"\r?\n", reader.read(2))
+            reader.seek(start + (empty_line.end() if empty_line else 0))
+            yield from iter(lambda: reader.read(wire.CHUNK), b"")
+
+
+class Changes:
+    """Takes up what a filter changes, and does it when the filter has said all.
+
+    A large body is kept in a nameless file in `directory`. Raises NonsenseError, and OSError where
+    the disk is full.
+    """
+
+    def __init__(self, shown: Shown, directory: Path | None) -> None:
+        self._shown = shown
+        self._directory = directory
+        self._edited = False
+        self._body: ContentWriter | None = None
+        self._others: list[wire.Change] = []
+        self._count = self._size = 0
+
+    def take(self, change: wire.Change) -> None:
+        """Take up one change."""
+        match change:
+            case wire.ReplaceBody(data):
+                self._body = self._body or ContentWriter(self._directory)
+                if self._body.size + len(data) > _LARGEST_BODY:
+                    raise wire.NonsenseError("the filter's body is too large")
+                self._body.write(data)
+                return
+            case wire.AddHeader(name, value):
+                self._insert(len(self._shown.header), name, value)
+            case wire.InsertHeader(index, name, value):
+                self._insert(index, name, value)
+            case wire.ChangeHeader(index, name, value):
+                self._change(index, name, value)
+            case _:
+                self._others.append(change)
+        self._count += 1
+        if self._count > _MOST or self._size > _LARGEST_HEADER:
+            raise wire.NonsenseError("the filter changes too much")
+
+    def apply(self) -> None:
+        """Change the message and its envelope."""
+        if self._edited or self._body is not None:
+            kept = [each.raw for each in self._shown.header if not each.deleted]
+            self._shown.message.edit(kept if self._body else kept + self._shown.rest)
+            if self._body is not None:
+                self._replace_body(b"".join(kept), self._body)
+        for change in self._others:
+            self._apply(change)
+
+    def _insert(self, index: int, name: bytes, value: bytes) -> None:
+        header = self._shown.header
+        if index >= len(header):
+            # Below a field without line end, the last of content without body, there is no place.
+            index = len(header) - bool(header and not header[-1].raw.endswith(b"\n"))
+        header.insert(index, _Field(name.lower(), self._raw(name, value)))
+
+    def _change(self, index: int, name: bytes, value: bytes) -> None:
+        """Change a field by its number among those of its name, counted before any deletion."""
+        same = [
+            each for each in self._shown.header if each.name == name.lower() and not each.hidden
+        ]
+        if max(index, 1) > len(same):
+            if value:
+                self._insert(len(self._shown.header), name, value)
+            return
+        found = same[max(index, 1) - 1]
+        found.deleted = not value
+        found.raw = self._raw(name, value)
+
+    def _raw(self, name: bytes, value: bytes) -> bytes:
+        """Give a field as it stands in a message; a line end that does not fold is made to."""
+        self._edited = True
+        lines = [line for line in _LINE_ENDS.split(value) if line.strip(b" \t")]
+        space = b"" if self._shown.keeps_space else b" "
+        folded = [line if line[:1] in b" \t" else b"\t" + line for line in lines[1:]]
+        raw = name + b":" + space + b"\r\n".join(lines[:1] + folded) + b"\r\n"
+        self._size += len(raw)
+        return raw
+
+    def _replace_body(self, header: bytes, body: ContentWriter) -> None:
+        if header and not header.endswith(b"\n"):
+            header += b"\r\n"
+        message = self._shown.message
+        before = header[len(message.prefix) :] + b"\r\n"
+        message.replace(body.finish().behind(before, 0))
+
+    def _apply(self, change: wire.Change) -> None:
+        envelope = self._shown.envelope
+        match change:
+            case wire.AddRecipient(address, notify):
+                envelope.add(address, notify)
+            case wire.RemoveRecipient(address):
+                envelope.remove(address)
+            case wire.ChangeSender(address):
+                envelope.reverse_path = address
+            case wire.Quarantine(reason):
+                self._shown.message.quarantine(reason)

@@ -1,0 +1,274 @@
+"""Ask a filter that speaks the milter protocol: OpenDKIM, rspamd's proxy and many others.
+
+This is the mail server's side, as Sendmail and Postfix have it, so filters need not know that we
+are neither.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+from minismtp import (
+    Defer,
+    Disconnect,
+    Envelope,
+    Message,
+    Recipient,
+    Reject,
+    Remote,
+    RemoteError,
+    Reply,
+    Resolver,
+    ServerInfo,
+    Session,
+    SocketAddress,
+    UnansweredError,
+    events,
+    hookimpl,
+    plugin,
+)
+
+from ._milter_conversation import Conversation
+from ._milter_message import Changes, Shown
+
+_VERDICTS = (Reject, Defer, Disconnect)
+_KNOWN = frozenset({"VRFY", "EXPN", "HELP", "XCLIENT"})
+_DNS_PATIENCE = 5.0  # seconds
+_NAMES = 3  # of a host, that are looked at
+
+
+@plugin
+class Milter:
+    """Let a filter (milter) at `address` judge and change what comes in.
+
+    The filter hears of each step of each session and may refuse it, add, change and delete header
+    fields, replace the body, add and delete recipients, change the sender, quarantine or discard;
+    it gets only the changes that it has asked for when it was connected. Versions 2 to 6 of the
+    protocol are spoken. `patience` is for each of its answers; a filter that says that it is still
+    at work gets more, ten minutes at most.
+
+    Users who have logged in are told of too, with {auth_authen} and {auth_type}, since filters such
+    as OpenDKIM sign their mail; use `listeners` for a filter of strangers alone. {daemon_name} is
+    the name of the listener. Several filters are several tables, asked in their order.
+    """
+
+    address: SocketAddress
+    patience: timedelta = timedelta(seconds=30)
+
+    def __post_init__(self) -> None:
+        if not self.patience:
+            raise ValueError('patience: expected a duration above "0s"')
+        self._filter = Remote(self.address, timeout=self.patience)
+        self._conversations: dict[str, Conversation] = {}  # by session
+        self._resolver = Resolver()
+        self._spool: Path | None = None
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Take the resolver, and the place for large bodies."""
+        self._resolver = server.resolver
+        spool = server.state_directory / "spool"
+        self._spool = spool if spool.is_dir() else None
+
+    @hookimpl
+    def on_connect(self, session: Session) -> None:
+        """Connect, and tell who the client is."""
+        self._begin(session)
+
+    @hookimpl
+    def on_helo(self, session: Session) -> None:
+        """Tell how the client calls itself."""
+        with self._conversation(session) as conversation:
+            _greet(conversation, session)
+
+    @hookimpl
+    def on_mail(self, session: Session, envelope: Envelope) -> None:
+        """Begin a message; with a filter that was lost, after all that came before it."""
+        lost = self._is_lost(session)
+        with self._conversation(session) as conversation:
+            if lost:
+                _greet(conversation, session)
+            if not conversation.released:
+                how = conversation.mechanism or "unknown"
+                conversation.macros |= {
+                    "i": envelope.id,
+                    "{auth_authen}": session.login or "",
+                    "{auth_type}": "" if session.login is None else how,
+                    "{mail_mailer}": "smtp",
+                    "{mail_host}": envelope.sender.rpartition("@")[2],
+                    "{mail_addr}": envelope.sender,
+                }
+                conversation.mail(f"<{envelope.sender}>", *_parameters(envelope))
+
+    @hookimpl
+    def on_routed(self, session: Session, recipient: Recipient) -> None:
+        """Tell of a recipient."""
+        with self._conversation(session, in_message=True) as conversation:
+            if conversation.listens:
+                conversation.macros |= {
+                    "{rcpt_mailer}": "local" if recipient.mailboxes else "smtp",
+                    "{rcpt_host}": recipient.address.domain,
+                    "{rcpt_addr}": str(recipient.address),
+                }
+                notify = ",".join(sorted(recipient.notify))
+                parameters = [f"NOTIFY={notify}"] if notify else []
+                conversation.recipient(recipient.address, *parameters)
+
+    @hookimpl
+    def on_data(self, session: Session) -> None:
+        """Tell that content is to follow."""
+        with self._conversation(session, in_message=True) as conversation:
+            if conversation.listens:
+                conversation.data()
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Show the message, and do what the filter wants."""
+        with self._conversation(session, in_message=True) as conversation:
+            shown = Shown(message, envelope, keeps_space=conversation.keeps_space)
+            if conversation.listens:
+                conversation.show(shown.fields(), shown.body())
+            if conversation.listens:
+                changes = Changes(shown, self._spool)
+                for change in conversation.end():
+                    changes.take(change)
+                changes.apply()
+            if conversation.discarded:
+                message.discard(f"by the filter at {self.address}")
+
+    @hookimpl
+    def command(self, session: Session, verb: str, argument: str) -> Reply | None:
+        """Tell of a command that nobody knows."""
+        if verb not in _KNOWN and not self._is_lost(session):
+            with self._conversation(session) as conversation:
+                if not conversation.released:
+                    conversation.unknown(f"{verb} {argument}".rstrip())
+        return None
+
+    @hookimpl
+    def observe(self, event: events.Event) -> None:
+        """Learn how a user has logged in, whom others have refused, and that a session is over."""
+        match event:
+            case events.Authenticated(result="success"):
+                if event.session in self._conversations:
+                    self._conversations[event.session].mechanism = event.mechanism
+            case events.RecipientDecided() if event.reply.category != 2:  # noqa: PLR2004
+                conversation = self._conversations.get(event.session)
+                if conversation is not None and conversation.hears_of_refused(event.recipient):
+                    self._tell_refused(conversation, event)
+            case events.SessionClosed():
+                conversation = self._conversations.pop(event.session, None)
+                if conversation is not None:
+                    conversation.quit()
+
+    def _tell_refused(self, conversation: Conversation, event: events.RecipientDecided) -> None:
+        conversation.macros |= {
+            "{rcpt_mailer}": "error",
+            "{rcpt_host}": event.reply.enhanced,
+            "{rcpt_addr}": f"{event.reply.code} {event.reply.text}",
+        }
+        with self._watched(conversation), contextlib.suppress(*_VERDICTS):
+            conversation.recipient(event.recipient)
+
+    def _is_lost(self, session: Session) -> bool:
+        conversation = self._conversations.get(session.id)
+        return conversation is None or (conversation.closed and not conversation.released)
+
+    @contextlib.contextmanager
+    def _conversation(
+        self, session: Session, *, in_message: bool = False
+    ) -> Iterator[Conversation]:
+        """Give the session's conversation. Raises RemoteError for one that was lost `in_message`.
+
+        Elsewhere it begins anew then.
+        """
+        if self._is_lost(session):
+            if in_message:
+                raise RemoteError(f"{self.address} was lost within the message")
+            self._begin(session)
+        conversation = self._conversations[session.id]
+        with self._watched(conversation):
+            yield conversation
+
+    @contextlib.contextmanager
+    def _watched(self, conversation: Conversation) -> Iterator[None]:
+        """Hang up on a filter that fails, or that wants no more."""
+        with self._filter.breaker.watch():
+            try:
+                yield
+                if conversation.released:
+                    conversation.quit()
+            except _VERDICTS:
+                raise
+            except BaseException:
+                conversation.close()
+                raise
+
+    def _begin(self, session: Session) -> None:
+        """Connect for a session, or begin anew after XCLIENT, and tell who the client is."""
+        earlier = self._conversations.pop(session.id, None)
+        with self._filter.breaker.watch():
+            if earlier is None or earlier.closed or not earlier.restart():
+                if earlier is not None:
+                    earlier.quit()
+                conversation = Conversation.begin(self._filter.open(), self.patience)
+                conversation.mechanism = earlier.mechanism if earlier is not None else ""
+            else:
+                conversation = earlier
+        self._conversations[session.id] = conversation
+        with self._watched(conversation):
+            name = _name(self._resolver, session.peer)
+            conversation.macros |= {
+                "j": session.hostname,
+                "_": f"{name} [{session.peer}]" if not name.startswith("[") else name,
+                "v": "minismtp",
+                "{daemon_name}": session.listener,
+                "{if_addr}": session.local,
+                "{client_addr}": session.peer,
+                "{client_port}": str(session.peer_port),
+                "{client_name}": name,
+            }
+            conversation.connect(name, session.peer, session.peer_port)
+
+
+def _greet(conversation: Conversation, session: Session) -> None:
+    if conversation.released or not session.helo:
+        return
+    tls = session.tls
+    conversation.macros |= {
+        "{tls_version}": tls.version if tls else "",
+        "{cipher}": tls.cipher if tls else "",
+        "{cipher_bits}": str(tls.bits) if tls and tls.bits else "",
+        "{cert_subject}": tls.client_identity if tls else "",
+    }
+    conversation.helo(session.helo)
+
+
+def _parameters(envelope: Envelope) -> Iterator[str]:
+    """Give the parameters of MAIL."""
+    if envelope.size is not None:
+        yield f"SIZE={envelope.size}"
+    if envelope.body != "7BIT":
+        yield f"BODY={envelope.body}"
+    if envelope.smtputf8:
+        yield "SMTPUTF8"
+    if envelope.dsn_return:
+        yield f"RET={envelope.dsn_return}"
+
+
+def _name(resolver: Resolver, peer: str) -> str:
+    """Give the name of a host that leads back to its address, else the address in brackets."""
+    if peer == "unix" or ip_address(peer).is_loopback:
+        return "localhost"
+    address = ip_address(peer)
+    with contextlib.suppress(UnansweredError):
+        found = resolver.lookup(address.reverse_pointer, "PTR", seconds=_DNS_PATIENCE)
+        for record in found.records[:_NAMES]:
+            name: str = record.target.to_text(omit_final_dot=True)
+            kind = "AAAA" if address.version == 6 else "A"  # noqa: PLR2004
+            addresses = resolver.lookup(name, kind, seconds=_DNS_PATIENCE).records
+            if any(ip_address(each.address) == address for each in addresses):
+                return name
+    return f"[IPv6:{peer}]" if address.version == 6 else f"[{peer}]"  # noqa: PLR2004
