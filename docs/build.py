@@ -39,6 +39,7 @@ _TYPES: Final = {
     "path": "text; relative to the configuration file",
     "size": 'octets as a number, or text with B, kB, MB, GB, KiB, MiB or GiB: `"25MiB"`',
     "duration": 'text with ms, s, m, h and d: `"30s"`, `"1h30m"`',
+    "rate": 'text, a number or size in a duration: `"100/1h"`, `"2GiB/1d"`',
     "network": 'text: `"192.0.2.0/24"`, `"2001:db8::/32"` or a single address',
     "host:port": 'text: `"0.0.0.0:25"`, `"[::]:25"`; where it says so,'
     ' `"unix:/run/minismtp/smtp.sock"`',

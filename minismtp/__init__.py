@@ -26,7 +26,7 @@ from minismtp.plugins import plugin
 from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.reply import Defer, Disconnect, Reject, Reply
 from minismtp.resolver import Found, Resolver, UnansweredError
-from minismtp.scalars import ByteSize, SocketAddress
+from minismtp.scalars import ByteSize, Rate, SocketAddress
 from minismtp.session import Session
 from minismtp.smtp.content import dotted
 from minismtp.smtp.sasl import StoredKey
@@ -58,6 +58,7 @@ __all__ = [
     "Line",
     "Local",
     "Message",
+    "Rate",
     "Recipient",
     "Reject",
     "Relay",

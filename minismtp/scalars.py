@@ -44,6 +44,29 @@ class ByteSize(int):
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """So much in any span of `per`; the configuration writes "100/1h" or "2GiB/1d"."""
+
+    amount: int
+    per: timedelta
+
+    def __str__(self) -> str:
+        return f"{_size_text(ByteSize(self.amount))}/{_duration_text(self.per)}"
+
+    @classmethod
+    def parse(cls, value: object) -> "Rate":
+        """Read a number or size, a slash and a duration, both above 0; raises ValueError."""
+        amount, _, per = str(value).partition("/")
+        try:
+            found = cls(ByteSize.parse(amount), parse_duration(per))
+        except ValueError:
+            found = cls(0, timedelta(0))
+        if not (found.amount and found.per):
+            raise ValueError('expected a rate such as "100/1h" or "2GiB/1d"')
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class SocketAddress:
     """Where a socket is bound or connected: `host` and `port`, or the `path` of a unix socket."""
 
@@ -203,6 +226,12 @@ SCALARS: Final[dict[Any, Scalar]] = {
         lambda value, _base: parse_duration(value),
         _duration_text,
         {"type": "string", "pattern": "^([0-9]+(ms|[dhms]))+$"},
+    ),
+    Rate: Scalar(
+        "rate",
+        lambda value, _base: Rate.parse(value),
+        str,
+        {"type": "string", "pattern": "^[0-9]+ ?([KMG]i?B|kB|B)?/([0-9]+(ms|[dhms]))+$"},
     ),
     Network: Scalar("network", lambda value, _base: parse_network(value)),
     IPv4Network: Scalar("network", _network(4)),

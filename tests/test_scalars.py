@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp.address import Address
-from minismtp.scalars import SCALARS, ByteSize, Network, SocketAddress, parse_domain
+from minismtp.scalars import SCALARS, ByteSize, Network, Rate, SocketAddress, parse_domain
 
 BASE = Path("/etc/minismtp")
 
@@ -36,6 +36,8 @@ def read(kind: object, value: object) -> object:
         (timedelta, "1h30m", timedelta(minutes=90)),
         (timedelta, "2d", timedelta(days=2)),
         (timedelta, "1500ms", timedelta(seconds=1.5)),
+        (Rate, "100/1h", Rate(100, timedelta(hours=1))),
+        (Rate, "2GiB/1d12h", Rate(2 * 1024**3, timedelta(hours=36))),
         (Network, "192.0.2.0/24", IPv4Network("192.0.2.0/24")),
         (Network, "192.0.2.1", IPv4Network("192.0.2.1/32")),
         (Network, "2001:db8::/32", IPv6Network("2001:db8::/32")),
@@ -69,6 +71,10 @@ def test_value_is_read_as_its_type(kind: object, written: object, expected: obje
             (timedelta, value)
             for value in (5, "", "5", "m", "5 m", "-5m", "5x", "1.5h", "999999999d")
         ],
+        *[
+            (Rate, value)
+            for value in (5, "", "5", "/1h", "5/", "5/h", "0/1h", "5/0s", "-5/1h", "5/1h/1h")
+        ],
         *[(Network, value) for value in (5, "", "x", "10.0.0.0/33", "10.0.0.1/8", "::1/300")],
         *[(IPv4Network, "::/0"), (IPv6Network, "10.0.0.0/8")],
         *[(Path, value) for value in ("", "a\0b", 5, "a\nb")],
@@ -101,6 +107,12 @@ def test_duration_is_written_as_it_can_be_read(value: timedelta) -> None:
 def test_size_is_written_as_it_can_be_read(value: int) -> None:
     scalar = SCALARS[ByteSize]
     assert scalar.read(scalar.write(ByteSize(value)), BASE) == value
+
+
+@given(st.integers(1, 10**18 - 1), st.integers(1, 10**12))
+def test_rate_is_written_as_it_can_be_read(amount: int, milliseconds: int) -> None:
+    value = Rate(amount, timedelta(milliseconds=milliseconds))
+    assert read(Rate, str(value)) == value
 
 
 @given(st.ip_addresses(), st.integers(0, 65535))
