@@ -18,7 +18,7 @@ from minismtp import __version__, hookspecs
 from minismtp.cli import parser
 from minismtp.config import Config
 from minismtp.plugins import available, hook_names
-from minismtp.schema import Option, options, tables
+from minismtp.schema import Option, options, summary, tables
 
 DOCS: Final = Path(__file__).parent
 _SHIPPED: Final = sorted(path.stem for path in (DOCS.parent / "plugins").glob("[!_]*.py"))
@@ -33,6 +33,22 @@ harmless default for trying it out (127.0.0.1:2525, local mail only). `minismtp 
 wrong with a file, with the path of the key and what was expected; `minismtp schema` prints a JSON
 Schema of it, so that editors complete and check it. An unknown key is an error."""
 _MADE: Final = "`make docs` makes this page from the code."
+_EXAMPLES: Final = """\
+Each hook has a whole plugin for an example, with a test that pytest runs (from `docs/examples/`);
+the [guide](plugins.md#tests) says what `dialogue` and `mailroom` are."""
+_INDEX: Final = """\
+Each is one small file in `plugins/`, and an example for the next author ([guide](../plugins.md)).
+Every option is in [configuration.md](../configuration.md); here is what each is for, what it needs,
+and what happens when that is away. `minismtp try NAME mail.eml --set KEY=VALUE` shows one at
+work."""
+# By the first of these hooks that a plugin has.
+_KINDS: Final = {
+    "authenticate": "Logins",
+    "deliver": "Storage and delivery",
+    "route": "Recipients",
+    "on_send": "Mail that leaves",
+    "": "Filters",
+}
 _PIPE: Final = r"\|"
 _NONE: Final = 'Default *none* means that the key is not set; `""` says the same.'
 _TYPES: Final = {
@@ -87,6 +103,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "configuration.md": configuration(),
         DOCS / "hooks.md": hooks(),
+        DOCS / "plugins" / "README.md": plugins(),
         DOCS / "man" / "minismtp.8": manual(),
         DOCS / "man" / "minismtp.toml.5": manual_of_configuration(),
     }
@@ -100,15 +117,23 @@ def sections() -> Iterator[Section]:
     yield Section("Top level", "These keys stand above the first table of the file.", _keys(Config))
     for name, cls in tables():
         yield Section(f"`{name}`", inspect.getdoc(cls) or "", _keys(cls))
+    for plugin, factory in shipped().items():
+        yield Section(f"Plugin `{plugin}`", inspect.getdoc(factory) or "", _keys(factory))
+        for name, cls in tables(factory, "plugins."):
+            yield Section(f"`{name}` of `{plugin}`", inspect.getdoc(cls) or "", _keys(cls))
+
+
+def shipped() -> dict[str, type]:
+    """Give the classes of the shipped plugins by name; raises ModuleNotFoundError."""
     found = {each.name: each for each in available([])}
+    factories = {}
     for plugin in _SHIPPED:
         factory = found[plugin].factory if plugin in found else None
         if factory is None:
             problem = found[plugin].problem if plugin in found else "install the project anew"
             raise ModuleNotFoundError(f"{plugin} cannot be described: {problem}")
-        yield Section(f"Plugin `{plugin}`", inspect.getdoc(factory) or "", _keys(factory))
-        for name, cls in tables(factory, "plugins."):
-            yield Section(f"`{name}` of `{plugin}`", inspect.getdoc(cls) or "", _keys(cls))
+        factories[plugin] = factory
+    return factories
 
 
 def _keys(cls: type) -> list[Option]:
@@ -160,14 +185,28 @@ def hooks() -> str:
     overview = ((f"[`{name}`](#{name})", _doc(name).partition("\n")[0]) for name in names)
     parts = [
         "# Hooks",
-        f"{_prose(hookspecs)}\n{_MADE}",
+        f"{_prose(hookspecs)}\n\n{_EXAMPLES}\n{_MADE}",
         _table(("hook", "what for"), overview),
     ]
     for name in names:
         signature = inspect.signature(getattr(hookspecs, name))
         arguments = [f"{each.name}: {each.annotation}" for each in signature.parameters.values()]
         code = f"def {name}({', '.join(['self', *arguments])}) -> {signature.return_annotation}"
+        example = (DOCS / "examples" / f"{name}.py").read_text()
         parts += [f"## {name}", f"```python\n{code}\n```", _doc(name)]
+        parts.append(f"```python {name}.py\n{example}```")
+    return "\n\n".join(parts) + "\n"
+
+
+def plugins() -> str:
+    """Give the index of the shipped plugins, by what they do."""
+    parts = ["# Plugins that minismtp ships", f"{_INDEX}\n{_MADE}"]
+    rest = shipped()
+    for hook, title in _KINDS.items():
+        kind = {name: cls for name, cls in rest.items() if not hook or hasattr(cls, hook)}
+        rest = {name: cls for name, cls in rest.items() if name not in kind}
+        rows = ((f"[`{name}`]({name}.md)", summary(cls)) for name, cls in kind.items())
+        parts += [f"## {title}", _table(("plugin", "what it does"), rows)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -24,7 +24,9 @@ from minismtp import log as logging
 from minismtp.activity import Activity, taken_up
 from minismtp.address import Address
 from minismtp.config import Config, Limits, PluginConfig
-from minismtp.envelope import Local
+from minismtp.content import Content
+from minismtp.delivery import Delivery, Destination
+from minismtp.envelope import Envelope, Local, Recipient, Relay
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.log import Log
@@ -135,10 +137,7 @@ class Dialogue:
         to: tuple[str, ...] = ("user@example.org",),
     ) -> str:
         """Send a whole message, greeting included, and give the first refusal or the last reply."""
-        data = content.encode() if isinstance(content, str) else content
-        data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        if not data.endswith(b"\r\n"):
-            data += b"\r\n"
+        data = _with_crlf(content)
         greeting = "LHLO" if self.service.lmtp else "EHLO"
         commands = [f"{greeting} client.example", f"MAIL FROM:<{sender}>"]
         commands += [f"RCPT TO:<{recipient}>" for recipient in to] + ["DATA"]
@@ -148,6 +147,34 @@ class Dialogue:
                 return reply
         stuffed = (b"\r\n" + data).replace(b"\r\n.", b"\r\n..")[2:]
         return _text(self.send_raw(stuffed + b".\r\n"))
+
+    def leave(
+        self,
+        content: str | bytes,
+        *,
+        sender: str = "sender@example.org",
+        to: tuple[str, ...] = ("user@client.example",),
+    ) -> tuple[Message, Destination | None]:
+        """Have the plugins send a message on, as for one domain; raises their Verdict.
+
+        Gives it as they changed it, and the next hop, None where they leave it to the server.
+        """
+        envelope = Envelope(
+            id=f"{self.session.id}.1",
+            reverse_path=Address.parse(sender) if sender else None,
+            listener=self.session.listener,
+            peer=self.session.peer,
+            helo=self.session.helo,
+            login=self.session.login,
+            arrived=self.session.started,
+        )
+        addresses = tuple(Address.parse(each) for each in to)
+        envelope.recipients += [Recipient(each, Relay()) for each in addresses]
+        delivery = Delivery(envelope, addresses, addresses[0].domain)
+        message = Message(envelope.id, Content.of(_with_crlf(content)))
+        with self._logging():
+            self.service.hooks.on_send(delivery, message)
+            return message, self.service.hooks.destination(delivery)
 
     def close(self) -> None:
         """End the session, as when the connection is gone, and stop the plugins; once."""
@@ -282,6 +309,12 @@ class Mailroom:
         with message.open() as content:
             self.stored.setdefault(str(mailbox), []).append(content.read())
         return True
+
+
+def _with_crlf(content: str | bytes) -> bytes:
+    data = content.encode() if isinstance(content, str) else content
+    data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return data if data.endswith(b"\r\n") else data + b"\r\n"
 
 
 def _text(reply: bytes) -> str:
