@@ -98,8 +98,6 @@ class Signature:
         if tags["a"] not in _KINDS:
             known = "policy" if tags["a"] == "rsa-sha1" else "neutral"
             raise UnverifiedError(known, f"the algorithm is {tags['a'][:40]}")
-        if "h" in tags and "from" not in self.names:
-            raise UnverifiedError("permerror", "the From field is not signed")
         if not {*self._forms} <= {*FIELD}:
             raise UnverifiedError("neutral", "its forms are not known")
         if "dns/txt" not in _BLANK.sub("", tags.get("q", "dns/txt")).split(":"):
@@ -138,8 +136,8 @@ class Signature:
 
     @property
     def _forms(self) -> tuple[str, str]:
-        """The forms of header and body; ARC, whose seals name none, knows only the relaxed one."""
-        default = "relaxed" if "cv" in self.tags else "simple"
+        """The forms of header and body; fields of ARC, which have no version, are relaxed."""
+        default = "simple/simple" if "v" in self.tags else "relaxed/relaxed"
         header, _, body = self.tags.get("c", default).partition("/")
         return header, body or "simple"
 

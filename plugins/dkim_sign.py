@@ -5,20 +5,17 @@ the RSA of OpenSSL instead of Python's arithmetic, is why no DKIM library does t
 by dkimpy in the tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
 """
 
-import hashlib
 import logging
 import re
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from string import Formatter
 
-from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from minismtp import (
     Address,
@@ -32,21 +29,11 @@ from minismtp import (
 )
 
 from ._canonical import body_hash, folded_names, folded_signature, relaxed_field
+from ._signing import SHORT, PrivateKey, fields_to_sign, load_key, names_to_sign, signature_of
 
 _log = logging.getLogger(__name__)
 _LONGEST_FROM = 2000  # characters; a longer one gets no signature
-_SHORTEST, _SHORT = 1024, 2048  # bits of RSA keys, RFC 8301 section 3.2
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
-# Signed once more than they are there, so that nobody can add another (RFC 6376 section 8.15).
-_SEALED = (
-    *("From", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "In-Reply-To", "References"),
-    *("MIME-Version", "Content-Type", "Content-Transfer-Encoding"),
-)
-# Signed where they are; mailing lists may add theirs (RFC 6376 section 5.4.1, RFC 8058).
-_SIGNED = (
-    *("Sender", "List-Id", "List-Help", "List-Unsubscribe", "List-Unsubscribe-Post", "List-Post"),
-    *("List-Owner", "List-Archive", "Auto-Submitted"),
-)
 # A display name may hold anything, an address too: they and comments do not count.
 _QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.)*\)')
 _DOMAIN = re.compile(r"<[^<>@]*@([^<>@\s]+)\s*>|@([^<>@\s,;]+)")
@@ -96,7 +83,7 @@ class DkimSign:
             return
         for signer in [each for signers in self._signers.values() for each in signers]:
             warn_of_readers("keys", signer.path)
-            if isinstance(signer.key, rsa.RSAPrivateKey) and signer.key.key_size < _SHORT:
+            if isinstance(signer.key, rsa.RSAPrivateKey) and signer.key.key_size < SHORT:
                 _log.warning("keys: %s has %d bits only", signer.path, signer.key.key_size)
 
     @hookimpl
@@ -109,8 +96,8 @@ class DkimSign:
             return
         with message.open() as reader:
             body = body_hash(reader)
-        names = list(_names(message))
-        fields = _canonical_fields(message, names)
+        names = list(names_to_sign(message))
+        fields = fields_to_sign(message, names)
         for signature in [signer.sign(names, fields, body) for signer in signers]:
             message.prepend("DKIM-Signature", signature)
 
@@ -135,18 +122,7 @@ class DkimSign:
 
     def _signer(self, domain: str, selector: str) -> "_Signer":
         path = Path(str(self.keys).format(domain=domain, selector=selector))
-        try:
-            key = load_pem_private_key(path.read_bytes(), password=None)
-        except (ValueError, TypeError) as error:  # TypeError: it has a pass phrase
-            raise ValueError(f"keys: {path}: no private key in PEM: {error}") from error
-        except OSError as error:
-            raise ValueError(f"keys: {path}: {error.strerror}") from error
-        if isinstance(key, rsa.RSAPrivateKey):
-            if key.key_size < _SHORTEST:
-                raise ValueError(f"keys: {path}: {key.key_size} bits; receivers want {_SHORT}")
-        elif not isinstance(key, ed25519.Ed25519PrivateKey):
-            raise ValueError(f"keys: {path}: expected an RSA or Ed25519 key")  # noqa: TRY004 - a mistake in an option
-        return _Signer(path, domain, selector, key)
+        return _Signer(path, domain, selector, load_key("keys", path))
 
 
 @dataclass(frozen=True)
@@ -156,7 +132,7 @@ class _Signer:
     path: Path
     domain: str
     selector: str
-    key: rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+    key: PrivateKey
 
     def sign(self, names: list[str], fields: bytes, body: bytes) -> str:
         """Give the value of a DKIM-Signature field, folded."""
@@ -169,12 +145,7 @@ class _Signer:
             "\r\n\tb="
         )
         field = relaxed_field(b"DKIM-Signature: " + unsigned.encode()).removesuffix(b"\r\n")
-        octets = fields + field
-        if isinstance(self.key, rsa.RSAPrivateKey):
-            signed = self.key.sign(octets, padding.PKCS1v15(), SHA256())
-        else:
-            signed = self.key.sign(hashlib.sha256(octets).digest())  # RFC 8463 section 3
-        return unsigned + folded_signature(signed)
+        return unsigned + folded_signature(signature_of(self.key, fields + field))
 
 
 def from_domain(value: str) -> str:
@@ -185,16 +156,3 @@ def from_domain(value: str) -> str:
         value = bare  # comments may be nested
     match = _DOMAIN.search(value)
     return Address("", match[1] or match[2]).ascii_domain if match else ""
-
-
-def _names(message: Message) -> Iterator[str]:
-    for name in _SEALED:
-        yield from [name] * (len(message.headers.raw_all(name)) + 1)
-    for name in _SIGNED:
-        yield from [name] * len(message.headers.raw_all(name))
-
-
-def _canonical_fields(message: Message, names: list[str]) -> bytes:
-    """Give the signed fields, the last of each name first (RFC 6376 section 5.4.2)."""
-    left = {name: message.headers.raw_all(name) for name in names}
-    return b"".join(relaxed_field(left[name].pop()) for name in names if left[name])

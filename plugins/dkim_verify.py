@@ -121,6 +121,8 @@ def _check_header(message: Message, signature: Signature, keys: Keys) -> frozens
     if signature.tags["v"] != "1":
         raise UnverifiedError("neutral", "its version is not known")
     signature.check_tags(time.time())
+    if "from" not in signature.names:
+        raise UnverifiedError("permerror", "the From field is not signed")
     identity = signature.check_identity()
     key, flags = keys.find(signature)
     if "s" in flags and identity != signature.domain:

@@ -6,12 +6,13 @@ where the walk may take eight, and gives what domains have been set up with. `pc
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from minismtp import (
+    Address,
     AuthResult,
     Defer,
     Envelope,
@@ -38,6 +39,7 @@ from ._dmarc import (
     sampled,
 )
 from ._dns import address_to_check, can_be_asked, local_networks
+from .arc import ARC
 
 _ADDRESSES: Final = 1000  # in one From field, names that look like some included
 _DOMAINS: Final = 5
@@ -74,6 +76,10 @@ class Dmarc:
     would have been done. Messages without a From field, with several, or without an address in it
     have no domain to ask, and are refused; of several addresses each one's domain has to pass.
 
+    Lists and forwarders change messages, and break what domains have signed. `trusted_sealers` are
+    domains (those of their ARC seals) that are believed when they have found a message good before:
+    it fails, and yet nothing is done. This needs `arc` before. Name only who checks what it takes.
+
     `temperror` says what becomes of mail when the DNS does not answer, within `patience` or to the
     checks before, and its answer is what would decide: "defer" it (451 4.7.1), or "tag" it and let
     it pass. Sessions with a login are left alone, and so are `networks`: by default loopback,
@@ -82,12 +88,14 @@ class Dmarc:
 
     action: Literal["enforce", "report_only"] = "enforce"
     temperror: Literal["defer", "tag"] = "defer"
+    trusted_sealers: list[str] = field(default_factory=list)
     networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
     patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
         if self.patience <= timedelta():
             raise ValueError("patience: expected more than nothing")
+        self._trusted = {Address("", domain).ascii_domain for domain in self.trusted_sealers}
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
@@ -125,8 +133,26 @@ class Dmarc:
             return DmarcResult("permerror", disposition="reject", reason=reason)
         due = time.monotonic() + self.patience.total_seconds()
         names = Names(self._resolver, self._suffixes, due)
-        found = [_judged(domain, envelope, names) for domain in domains]
+        found = [self._forgiven(_judged(domain, envelope, names), envelope) for domain in domains]
         return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
+
+    def _forgiven(self, found: DmarcResult, envelope: Envelope) -> DmarcResult:
+        """Do nothing about a failure that somebody trusted explains (RFC 8617 section 7.2)."""
+        chain = envelope.stash.get(ARC, None)
+        if found.result != "fail" or chain is None:
+            return found
+        for report in reversed(chain.reports):
+            if report.sealer not in self._trusted:
+                break
+            if any(_passed(each, found.domain) for each in report.results):
+                reason = f"it passed at {report.sealer}, which is trusted"
+                return replace(found, disposition="none", reason=reason)
+        return found
+
+
+def _passed(result: AuthResult, domain: str) -> bool:
+    sender = Address("", result.properties.get("header.from", "")).ascii_domain
+    return (result.method, result.result, sender) == ("dmarc", "pass", domain)
 
 
 def _judged(domain: str, envelope: Envelope, names: Names) -> DmarcResult:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import dkim
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -24,7 +25,7 @@ PAGES: Final = Path(__file__).parents[1] / "docs" / "plugins"
 LISTENER: Final = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 
 
-@pytest.mark.parametrize("name", ["authentication_results", "dkim_verify", "dmarc"])
+@pytest.mark.parametrize("name", ["arc", "authentication_results", "dkim_verify", "dmarc"])
 def test_example_of_the_page_is_a_configuration(name: str, tmp_path: Path) -> None:
     page = (PAGES / f"{name}.md").read_text()
     assert page.startswith(f"# {name}\n")
@@ -42,6 +43,7 @@ KEYS: Final[dict[str, Key]] = {
 }
 NAMES: Final = {
     **{f"{name}._domainkey.good.test": published(key) for name, key in KEYS.items()},
+    "rsa._domainkey.list.test": published(KEYS["rsa"]),
     "good.test": "v=spf1 ip4:127.0.0.1 -all",
     "_dmarc.good.test": "v=DMARC1; p=reject; adkim=s",
     "eve.test": "v=spf1 ip4:127.0.0.1 -all",
@@ -60,12 +62,40 @@ helo_fail = "off"
 use = "dkim_verify"
 
 [[plugins]]
+use = "arc"
+
+[[plugins]]
 use = "dmarc"
 networks = []
+trusted_sealers = ["list.test"]
 
 [[plugins]]
 use = "authentication_results"
 """
+LIST: Final = """
+[[plugins]]
+use = "arc"
+domain = "list.test"
+selector = "rsa"
+key = "rsa.pem"
+
+[[plugins]]
+use = "relay"
+domains = ["example.org"]
+"""
+FOOTER: Final = '''
+"""Add a line to each message, as lists do."""
+
+from minismtp import Message, hookimpl, plugin
+
+
+@plugin
+class Footer:
+    @hookimpl
+    def on_message(self, message: Message) -> None:
+        with message.content.open() as reader:
+            message.replace(reader.read() + b"-- The list\\r\\n")
+'''
 SIGNS: Final = """
 [[plugins]]
 use = "relay"
@@ -130,6 +160,7 @@ def test_signed_mail_of_another_server_passes_all_checks(
         ("spf", "pass", "alice@good.test"),
         ("dkim", "pass", "good.test", "ed", "ed25519-sha256"),
         ("dkim", "pass", "good.test", "rsa", "rsa-sha256"),
+        ("arc", "none", "127.0.0.1"),
         ("dmarc", "pass", "good.test", "reject"),
     ]
 
@@ -152,3 +183,31 @@ def test_mail_of_domains_without_a_policy_is_let_through(checking: Running) -> N
     assert send(checking, "eve@example.org", "eve@eve.test", "From: eve@eve.test")[:3] == "250"
     [message] = checking.mail("eve")
     assert b"dmarc=none" in message
+
+
+def test_mail_of_a_list_that_is_trusted_passes_by_its_seal(
+    configure_at: Callable[[str], Configure], start: Start, checking: Running, names: str
+) -> None:
+    """The list changes the text, so that the signature holds there and not here."""
+    checks = CHECKS.format(dns=names).replace('[[plugins]]\nuse = "arc"\n', "")
+    last = '[[plugins]]\nuse = "footer"\n'
+    route = f'[[outbound.routes]]\ndomain = "*"\nhost = "{checking.address()}"\n'
+    config = configure_at("list")(checks, last, route, plugins=LIST)
+    (config.parent / "local_plugins" / "footer.py").write_text(FOOTER)
+    (config.parent / "rsa.pem").write_text(pem("rsa"))
+    server = start(config)
+    server.wait_for_log(" queue opened ")
+    content = b"From: alice@good.test\r\nSubject: hello\r\n\r\nIt works.\r\n"
+    signature = dkim.sign(content, b"rsa", b"good.test", pem("rsa").encode()).decode()
+    lines = [*signature.rstrip().split("\r\n"), "From: alice@good.test"]
+    assert send(server, "member@example.org", "owner@eve.test", *lines).startswith("250 ")
+    [message] = checking.wait_until(lambda: checking.mail("member"))
+    assert message.endswith(b"It works.\r\n-- The list\r\n")
+    headers = Headers.parse(message)
+    sealed = headers.get("ARC-Authentication-Results").partition(";")[2]
+    here, there = (
+        [(each.method, each.result) for each in read(value)[1]]
+        for value in (headers.get("Authentication-Results"), sealed)
+    )
+    assert here == [("spf", "pass"), ("dkim", "fail"), ("arc", "pass"), ("dmarc", "fail")]
+    assert there == [("spf", "pass"), ("arc", "none"), ("dkim", "pass"), ("dmarc", "pass")]

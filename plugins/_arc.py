@@ -1,0 +1,180 @@
+"""Chains of ARC: read, verified, and continued (RFC 8617)."""
+
+import re
+import time
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from minismtp import Headers, Message
+
+from ._canonical import (
+    body_hash,
+    folded_names,
+    folded_signature,
+    relaxed_field,
+)
+from ._dkim import Keys, Signature, UnverifiedError, check_bodies, read_tags
+from ._signing import PrivateKey, fields_to_sign, names_to_sign, signature_of
+
+RESULTS, MESSAGE, SEAL = NAMES = (
+    "ARC-Authentication-Results",
+    "ARC-Message-Signature",
+    "ARC-Seal",
+)
+LONGEST: Final = 50  # sets of one chain, RFC 8617 section 4.2.1
+_INSTANCE: Final = re.compile(r"\s*i\s*=\s*([0-9]{1,3})\s*;")
+_TAGS: Final = ("i", "a", "b", "d", "s")
+
+
+class BrokenChainError(Exception):
+    """A chain does not hold; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """The three fields that one host has added."""
+
+    instance: int
+    results: bytes
+    message: Signature
+    seal: Signature
+
+    @property
+    def report(self) -> str:
+        """What the host has found, as the value of an Authentication-Results field."""
+        return Headers([self.results]).get(RESULTS).partition(";")[2]
+
+    @property
+    def octets(self) -> bytes:
+        """The three fields as seals cover them."""
+        return b"".join(map(relaxed_field, (self.results, self.message.raw, self.seal.raw)))
+
+
+def read_chain(headers: Headers) -> list[Set]:
+    """Give the sets from the first to the last, none without a chain; raises BrokenChainError.
+
+    RFC 8617 section 5.2, steps 1 to 3.
+    """
+    fields = {name: headers.raw_all(name) for name in NAMES}
+    length = max(map(len, fields.values()))
+    if length and headers.truncated:
+        raise BrokenChainError("the header is too large")
+    if length > LONGEST:
+        raise BrokenChainError(f"it has more than {LONGEST} sets")
+    found: dict[str, dict[int, bytes]] = {}
+    for name, raws in fields.items():
+        found[name] = {instance_of(raw): raw for raw in raws}
+        if sorted(found[name]) != [*range(1, length + 1)] or len(raws) != length:
+            raise BrokenChainError(f"{name} is not there once for each set")
+    try:
+        return [_read_set(number, found) for number in range(1, length + 1)]
+    except UnverifiedError as error:
+        raise BrokenChainError(error.reason) from None
+
+
+def instance_of(raw: bytes) -> int:
+    """Give the number of the set that a field belongs to, 0 when it has none."""
+    name = raw.partition(b":")[0].strip(b" \t").decode("ascii")
+    value = Headers([raw]).get(name)
+    if name.lower() == RESULTS.lower():
+        match = _INSTANCE.match(value)
+        return int(match[1]) if match else 0
+    try:
+        text = read_tags(value).get("i", "")
+    except ValueError:
+        return 0
+    return int(text) if re.fullmatch("[0-9]{1,3}", text) else 0
+
+
+def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> Set:
+    message = Signature.read(found[MESSAGE][number], *_TAGS, "bh", "h")
+    seal = Signature.read(found[SEAL][number], *_TAGS, "cv")
+    expected = "none" if number == 1 else "pass"
+    if seal.tags["cv"] != expected:
+        raise BrokenChainError(f"seal {number} says cv={seal.tags['cv'][:20]}")
+    if "h" in seal.tags or "arc-seal" in message.names:
+        raise BrokenChainError(f"set {number} signs what it should not")
+    return Set(number, found[RESULTS][number], message, seal)
+
+
+def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
+    """Give the oldest instance since which the message is unchanged, 0 for the whole chain.
+
+    RFC 8617 section 5.2, steps 4 to 6; raises BrokenChainError.
+    """
+    good = list(_good_headers(message, chain, keys))
+    problems = check_bodies(message, [each.message for each in good])
+    oldest = chain[-1].instance
+    for each, problem in zip(good, problems, strict=True):
+        if problem is not None:
+            if each is chain[-1]:
+                raise BrokenChainError(problem.reason)
+            break
+        oldest = each.instance
+    before = b""
+    for each in chain:
+        _check_seal(each, before, keys)
+        before += each.octets
+    return 0 if oldest == 1 else oldest
+
+
+def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterator[Set]:
+    """Give the sets, the last first, whose signature of the header holds; one has to."""
+    for each in reversed(chain):
+        signature = each.message
+        try:
+            signature.check_tags(time.time())
+            key, _ = keys.find(signature)
+            signature.check(signature.signed_fields(message.headers), key)
+        except UnverifiedError as problem:
+            if each is chain[-1]:
+                raise BrokenChainError(problem.reason) from None
+            return
+        yield each
+
+
+def _check_seal(last: Set, before: bytes, keys: Keys) -> None:
+    octets = before + relaxed_field(last.results) + relaxed_field(last.message.raw)
+    try:
+        last.seal.check_tags(time.time())
+        key, _ = keys.find(last.seal)
+        last.seal.check(octets, key)
+    except UnverifiedError as problem:
+        raise BrokenChainError(f"seal {last.instance}: {problem.reason}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Sealer:
+    """A key with its place in the DNS."""
+
+    domain: str
+    selector: str
+    key: PrivateKey
+
+    def seal(
+        self, message: Message, report: str, status: str, instance: int, before: bytes = b""
+    ) -> None:
+        """Put a set on top (RFC 8617 section 5.1): `status` is what became of the chain so far.
+
+        `before` are the octets of that chain, none where it is broken (section 5.1.2).
+        """
+        message.prepend(RESULTS, f"i={instance};{report}")
+        names = list(names_to_sign(message, "DKIM-Signature"))
+        with message.open() as reader:
+            body = body_hash(reader)
+        tags = (
+            f"i={instance}; a=rsa-sha256; d={self.domain}; s={self.selector}; t={int(time.time())};"
+        )
+        signed = f"c=relaxed/relaxed;\r\n\th={folded_names(names)};"
+        signed = f"{tags}\r\n\t{signed}\r\n\tbh={b64encode(body).decode()};"
+        self._add(message, MESSAGE, signed, fields_to_sign(message, names))
+        own = b"".join(relaxed_field(message.headers.raw(name)) for name in (RESULTS, MESSAGE))
+        self._add(message, SEAL, f"{tags}\r\n\tcv={status};", before + own)
+
+    def _add(self, message: Message, name: str, tags: str, octets: bytes) -> None:
+        unsigned = f"{tags}\r\n\tb="
+        field = relaxed_field(f"{name}: {unsigned}".encode()).removesuffix(b"\r\n")
+        signature = signature_of(self.key, octets + field)
+        message.prepend(name, unsigned + folded_signature(signature))

@@ -1,0 +1,65 @@
+"""What signing for DKIM and sealing for ARC have in common: keys, and which fields are signed."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from minismtp import Message
+
+from ._canonical import relaxed_field
+
+PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+SHORT = 2048  # bits of RSA keys, RFC 8301 section 3.2
+_SHORTEST = 1024
+# Signed once more than they are there, so that nobody can add another (RFC 6376 section 8.15).
+_SEALED = (
+    *("From", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "In-Reply-To", "References"),
+    *("MIME-Version", "Content-Type", "Content-Transfer-Encoding"),
+)
+# Signed where they are; mailing lists may add theirs (RFC 6376 section 5.4.1, RFC 8058).
+_SIGNED = (
+    *("Sender", "List-Id", "List-Help", "List-Unsubscribe", "List-Unsubscribe-Post", "List-Post"),
+    *("List-Owner", "List-Archive", "Auto-Submitted"),
+)
+
+
+def load_key(option: str, path: Path) -> PrivateKey:
+    """Read a private key; raises ValueError for the `option` that names the file."""
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError) as error:  # TypeError: it has a pass phrase
+        raise ValueError(f"{option}: {path}: no private key in PEM: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{option}: {path}: {error.strerror}") from error
+    if isinstance(key, rsa.RSAPrivateKey):
+        if key.key_size < _SHORTEST:
+            raise ValueError(f"{option}: {path}: {key.key_size} bits; receivers want {SHORT}")
+    elif not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise ValueError(f"{option}: {path}: expected an RSA or Ed25519 key")  # noqa: TRY004 - a mistake in an option
+    return key
+
+
+def signature_of(key: PrivateKey, octets: bytes) -> bytes:
+    """Sign octets (RFC 6376 section 3.3.2, RFC 8463 section 3)."""
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(octets, padding.PKCS1v15(), SHA256())
+    return key.sign(hashlib.sha256(octets).digest())
+
+
+def names_to_sign(message: Message, *others: str) -> Iterator[str]:
+    """Give the fields that are signed; of `others` those that are there."""
+    for name in _SEALED:
+        yield from [name] * (len(message.headers.raw_all(name)) + 1)
+    for name in (*_SIGNED, *others):
+        yield from [name] * len(message.headers.raw_all(name))
+
+
+def fields_to_sign(message: Message, names: list[str]) -> bytes:
+    """Give them in the relaxed form, the last of each name first (RFC 6376 section 5.4.2)."""
+    left = {name: message.headers.raw_all(name) for name in names}
+    return b"".join(relaxed_field(left[name].pop()) for name in names if left[name])

@@ -1,0 +1,185 @@
+"""Verify the chains of ARC on incoming mail, and seal what is forwarded (RFC 8617).
+
+Only what the last host says was changed on the way is to be believed, and only if that host is: who
+is, is for `dmarc` to say.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from minismtp import (
+    Address,
+    AuthResult,
+    Delivery,
+    Envelope,
+    Headers,
+    Message,
+    ServerInfo,
+    Session,
+    StashKey,
+    hookimpl,
+    plugin,
+    results_of,
+    warn_of_readers,
+)
+
+from ._arc import (
+    LONGEST,
+    NAMES,
+    SEAL,
+    BrokenChainError,
+    Sealer,
+    Set,
+    instance_of,
+    read_chain,
+    verify_chain,
+)
+from ._authres import read
+from ._dkim import Keys
+from ._signing import load_key
+
+_FIELD = "Authentication-Results"
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True)
+class ArcReport:
+    """What a host on the way has found: the `sealer` is the domain that vouches for it."""
+
+    sealer: str
+    authserv_id: str
+    results: tuple[AuthResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArcResult:
+    """The `result` is pass, fail or none; the `reports` of a good chain, the first host's first."""
+
+    result: str
+    reason: str = ""
+    reports: tuple[ArcReport, ...] = ()
+
+
+#: On an envelope whose message was checked.
+ARC: StashKey[ArcResult] = StashKey()
+
+
+@plugin
+class Arc:
+    """Verify the chain of ARC that a message has, and seal messages of others that are sent on.
+
+    What each host on the way has found is left for `dmarc` (`trusted_sealers`), when all seals and
+    the last signature of the message hold; every error is final, one of the DNS too (RFC 8617
+    section 5.2.1). All keys of a message are waited for no longer than `patience`. Mail of users
+    who have logged in is not looked at.
+
+    With `domain`, `selector` and `key` (PEM, RSA) what came from elsewhere is sealed before it
+    leaves for another server, so that those who trust us know what we found. The findings are those
+    of the field that `authentication_results` has written; without it nothing is sealed.
+    `authserv_id` has to be the same there; it is the server's hostname by default.
+    """
+
+    domain: str = ""
+    selector: str = ""
+    key: Path | None = None
+    authserv_id: str = ""
+    patience: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        if self.patience <= timedelta():
+            raise ValueError("patience: expected more than nothing")
+        self._id = Address("", self.authserv_id).ascii_domain
+        self._sealer: Sealer | None = None
+        if not (self.domain or self.selector or self.key):
+            return
+        domain = Address("", self.domain).ascii_domain
+        for option, name in (("domain", domain), ("selector", self.selector.lower())):
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{option}: expected a name in the DNS; domain, selector, key or none"
+                )
+        if self.key is None:
+            raise ValueError("key: expected a file, as there is a domain")
+        key = load_key("key", self.key)
+        if not isinstance(key, rsa.RSAPrivateKey):
+            raise ValueError(f"key: {self.key}: expected RSA; few know another key here")  # noqa: TRY004 - a mistake in an option
+        self._sealer = Sealer(domain, self.selector, key)
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Take the resolver, and warn of a key that others can read."""
+        self._resolver = server.resolver
+        self._id = self._id or Address("", server.hostname).ascii_domain
+        if self.key is not None and server.role == "check":
+            warn_of_readers("key", self.key)
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Verify the chain, and leave the result."""
+        if session.login is not None:
+            return
+        told = {"smtp.remote-ip": session.peer}
+        try:
+            chain = read_chain(message.headers)
+            if chain:
+                keys = Keys(self._resolver, self.patience.total_seconds())
+                told["header.oldest-pass"] = str(verify_chain(message, chain, keys))
+            reports = tuple(map(_report, chain))
+            found = ArcResult("pass" if chain else "none", reports=reports)
+        except BrokenChainError as problem:
+            found = ArcResult("fail", str(problem))
+        envelope.stash[ARC] = found
+        results_of(envelope).append(AuthResult("arc", found.result, found.reason, told))
+
+    @hookimpl
+    def on_send(self, delivery: Delivery, message: Message) -> None:
+        """Seal what has come from elsewhere."""
+        envelope = delivery.envelope
+        ours = envelope.login is not None or not envelope.peer  # a notification has no peer
+        if self._sealer is None or ours or envelope.body == "BINARYMIME":
+            return
+        value = _written_here(message.headers, self._id)
+        statuses = [each.result for each in read(value)[1] if each.method == "arc"]
+        try:
+            chain, last = read_chain(message.headers), 0
+        except BrokenChainError:
+            chain, last = [], _last_of_broken(message.headers)
+        before = b"".join(each.octets for each in chain)
+        match statuses:
+            case ["none"] if not (chain or last):
+                self._sealer.seal(message, value, "none", 1)
+            case ["pass"] if 0 < len(chain) < LONGEST:
+                self._sealer.seal(message, value, "pass", len(chain) + 1, before)
+            case ["fail"] if max(last, len(chain)) < LONGEST:
+                self._sealer.seal(message, value, "fail", max(last, len(chain)) + 1)
+
+
+def _report(each: Set) -> ArcReport:
+    name, results = read(each.report)
+    return ArcReport(each.seal.domain, name, tuple(results))
+
+
+def _written_here(headers: Headers, authserv_id: str) -> str:
+    """Give the value of our Authentication-Results field, "" for none.
+
+    What this server has written stands above its Received field, where nothing can be forged.
+    """
+    for raw in headers.raw_all():
+        name = raw.partition(b":")[0].strip(b" \t").lower()
+        if name == b"received":
+            break
+        field = Headers([raw])
+        if _FIELD in field and read(field.get(_FIELD))[0] == authserv_id:
+            return raw.partition(b":")[2].decode("utf-8", "replace").removesuffix("\r\n")
+    return ""
+
+
+def _last_of_broken(headers: Headers) -> int:
+    """Give the highest number of a set; that of no further set where a seal says that it failed."""
+    if any(re.search(rb"cv\s*=\s*fail\b", raw) for raw in headers.raw_all(SEAL)):
+        return LONGEST
+    return max((instance_of(raw) for name in NAMES for raw in headers.raw_all(name)), default=0)
