@@ -20,7 +20,7 @@ from typing import Final
 from minismtp.activity import Activity, taken_up
 from minismtp.receiver import Receiver
 from minismtp.service import Service
-from minismtp.session import Session
+from minismtp.session import Session, is_silent
 from minismtp.smtp.proxy import ProxyProblem, read_header
 from minismtp.tls import Certificates, tls_info
 
@@ -108,12 +108,17 @@ class Connection:
             self.cut("draining", now)
 
     def _greet(self) -> None:
-        early = self._talks_early()
-        if self._cut_reason:
-            # The end of input that `cut` made is not the peer talking early.
-            self._say_goodbye(self._cut_reason)
+        delay = self._service.greet_delay
+        early = self._speaks_within(delay) if delay else False
+        greeting = b""
+        if not self._cut_reason:
+            self.session.speaks_within = self._speaks_within
+            greeting = self._receiver.greet(early=early)
+            self.session.speaks_within = is_silent  # and refers to us no longer
+        if self._cut_reason or self._service.draining.is_set():
+            self._say_goodbye(self._cut_reason or "draining")
         else:
-            self._send(self._receiver.greet(early=early))
+            self._send(greeting)
 
     def _turn(self) -> None:
         """Take what the peer says next and answer it."""
@@ -188,17 +193,23 @@ class Connection:
             data += more
         return data
 
-    def _talks_early(self) -> bool:
-        """Wait for `greet_delay` and say whether the peer could not (RFC 5321 section 4.3.1)."""
-        delay = self._service.greet_delay
-        if not delay:
-            return False
-        self.due = self._service.clock() + delay + _GRACE
+    def _speaks_within(self, seconds: float) -> bool:
+        """Wait for the peer to speak before it is greeted, and say whether it did.
+
+        That it, or `cut`, ends the input is no speech.
+        """
+        self.due = self._service.clock() + seconds + _GRACE
         if self._service.draining.is_set():
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(delay * 1000))
+        heard = bool(poll.poll(seconds * 1000))
+        self.due = inf
+        if not heard:
+            return False
+        with contextlib.suppress(OSError):
+            return bool(socket.socket.recv(self._socket, 1, socket.MSG_PEEK))
+        return False
 
     def _handshake(self) -> None:
         if self._certificates is None:

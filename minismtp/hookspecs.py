@@ -81,6 +81,7 @@ def on_connect(session: Session) -> None:
     """Judge a peer before the banner.
 
     Reject closes the connection with 554, Defer and Disconnect with 421 (RFC 5321 section 3.1).
+    `session.speaks_within(seconds)` waits, and tells whether the peer talks before its turn.
     """
 
 

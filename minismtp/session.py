@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from minismtp.stash import Stash
+
+
+def is_silent(_seconds: float) -> bool:
+    """Say of a peer that nobody waits for that it has not spoken."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,10 @@ class Session:
     `local` is the address of ours that the peer has called, empty for a unix socket. `login` is the
     authorization identity after AUTH. The peer's words (`helo`) are not checked. Plugins may
     read all of it and write to `stash`; it lives in one thread.
+
+    In `on_connect`, `speaks_within(seconds)` waits at most so long for the peer to say something,
+    and tells whether it did: peers have to await the greeting (RFC 5321 section 3.1). It ends
+    sooner when the peer speaks or leaves, or the server stops. Later it is False at once.
     """
 
     id: str
@@ -42,6 +52,7 @@ class Session:
     esmtp: bool = False
     tls: TlsInfo | None = None
     login: str | None = None
+    speaks_within: Callable[[float], bool] = field(default=is_silent, repr=False, compare=False)
     stash: Stash = field(default_factory=Stash)
 
     @property
