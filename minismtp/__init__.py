@@ -23,6 +23,7 @@ from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.message import Message
 from minismtp.passwords import check_stored_password, verify_password
 from minismtp.plugins import plugin
+from minismtp.quarantine import QuarantineStore
 from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.reply import Defer, Disconnect, Reject, Reply
 from minismtp.resolver import Found, Resolver, UnansweredError
@@ -58,6 +59,7 @@ __all__ = [
     "Line",
     "Local",
     "Message",
+    "QuarantineStore",
     "Rate",
     "Recipient",
     "Reject",

@@ -29,19 +29,24 @@ def table(found: Sequence[Waiting], now: float) -> str:
     """
     if not found:
         return "the queue is empty"
-    rows = [_HEAD, *(_cells(each, now) for each in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = grid(_HEAD, [_cells(each, now) for each in found], map(reason, found))
+    return "\n".join([*lines, "", _summary(found)])
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]], reasons: Iterable[str]) -> list[str]:
+    """Give the lines of a table; each row has a reason at its end."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     form = "  ".join(
         f"{{:{'>' if name in {'AGE', 'SIZE'} else '<'}{width}}}"
-        for name, width in zip(_HEAD, widths, strict=True)
+        for name, width in zip(head, widths, strict=True)
     )
-    lines = [f"{form.format(*_HEAD)}  REASON"]
-    for row, each in zip(rows[1:], found, strict=True):
-        lines.append(f"{form.format(*row)}  {reason(each)}".rstrip())
+    lines = [f"{form.format(*head)}  REASON"]
+    for row, why in zip(rows, reasons, strict=True):
+        lines.append(f"{form.format(*row)}  {why}".rstrip())
     if sys.stdout.isatty():
         edge = shutil.get_terminal_size().columns
         lines = [line[:edge] for line in lines]
-    return "\n".join([*lines, "", _summary(found)])
+    return lines
 
 
 def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> str:
@@ -128,10 +133,11 @@ def _summary(found: Iterable[Waiting]) -> str:
     states = Counter(map(state, found))
     messages = len({each.message for each in found})
     parts = ", ".join(f"{states[name]} {name}" for name in _STATES if states[name])
-    return f"{_plural(messages, 'message')}, {_plural(states.total(), 'recipient')}: {parts}"
+    return f"{plural(messages, 'message')}, {plural(states.total(), 'recipient')}: {parts}"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """Give a number of things."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -139,7 +145,7 @@ def _message(rows: list[Waiting], content: dict[str, str], now: float) -> Iterat
     first = rows[0]
     yield first.message
     yield _line("from", f"<{first.sender}>")
-    yield _line("arrived", f"{_date(first.arrived)}, {span(now - first.arrived)} ago")
+    yield _line("arrived", f"{date(first.arrived)}, {span(now - first.arrived)} ago")
     yield _line("size", octets(first.size))
     for name, value in content.items():
         if value:
@@ -147,7 +153,7 @@ def _message(rows: list[Waiting], content: dict[str, str], now: float) -> Iterat
     for each in rows:
         yield f"  to <{each.address}>: {state(each)}"
         if each.attempts:
-            last = f"the last {span(now - each.tried)} ago, {_date(each.tried)}"
+            last = f"the last {span(now - each.tried)} ago, {date(each.tried)}"
             yield _line("attempts", f"{each.attempts}, {last}", "    ")
             yield _line("reply", reason(each), "    ")
         else:
@@ -161,7 +167,7 @@ def _why(each: Waiting, now: float) -> Iterator[tuple[str, str]]:
         yield "next", "not before `minismtp queue release`"
         return
     when = max(each.next, each.closed_until)
-    yield "next", "now" if when <= now else f"in {span(when - now)}, {_date(when)}"
+    yield "next", "now" if when <= now else f"in {span(when - now)}, {date(when)}"
     if each.closed_until:
         yield "waits for", f"{each.destination}, which could not be reached: {each.closed_reply}"
     elif each.attempts:
@@ -179,7 +185,7 @@ def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
     return {
         "id": first.message,
         "sender": first.sender,
-        "arrived": _date(first.arrived),
+        "arrived": date(first.arrived),
         "age": round(now - first.arrived),
         "size": first.size,
         "recipients": [
@@ -187,8 +193,8 @@ def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
                 "address": each.address,
                 "state": state(each),
                 "attempts": each.attempts,
-                "last_attempt": _date(each.tried) if each.tried else None,
-                "next_attempt": _date(max(each.next, each.closed_until))
+                "last_attempt": date(each.tried) if each.tried else None,
+                "next_attempt": date(max(each.next, each.closed_until))
                 if each.state == "queued"
                 else None,
                 "destination": each.destination,
@@ -200,7 +206,8 @@ def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
     }
 
 
-def _date(seconds: float) -> str:
+def date(seconds: float) -> str:
+    """Give a wall time as ISO 8601 in UTC."""
     return _date_of(int(seconds))
 
 

@@ -21,6 +21,7 @@ LAYERS = {
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
     " envelope delivery dsn headers message session received tls entry spool config metrics state"
+    " quarantine"
     " state_store state_sqlite state_redis"
     " events log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
@@ -39,7 +40,7 @@ LAYERS = {
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor generation rundir children herald check listing postmaster"
+    "program": "supervisor generation rundir children herald check listing postmaster warden"
     " skeleton rehearsal trial stored replay"
     " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",

@@ -30,6 +30,9 @@ def add_to(commands: Commands) -> None:
     strict = commands.add("check", _check, "check the configuration and everything that it names")
     strict.add_argument("--strict", action="store_true", help="let warnings count as errors")
     _add_queue(commands.add("queue", _queue, "see and steer the mail that waits for delivery"))
+    _add_quarantine(
+        commands.add("quarantine", _quarantine, "see and release the mail that filters set aside")
+    )
     passwd = commands.add(
         "passwd", _passwd, "set a user's password in a password file", config=False
     )
@@ -113,6 +116,36 @@ def _add_queue(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", default="", metavar="TEXT", help="a part of the last reply")
     parser.add_argument("--all", action="store_true", help="everything, where nothing is chosen")
     parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_quarantine(parser: argparse.ArgumentParser) -> None:
+    from minismtp.warden import VERBS
+
+    parser.add_argument("verb", choices=list(VERBS), help="; ".join(map(": ".join, VERBS.items())))
+    parser.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
+    parser.add_argument(
+        "--to-domain", default="", metavar="DOMAIN", help="only for mailboxes there"
+    )
+    parser.add_argument(
+        "--from", dest="sender", metavar="ADDRESS", help='the sender, or "@domain"; "" = bounces'
+    )
+    parser.add_argument(
+        "--older-than", metavar="DURATION", help='only messages that are so old, such as "2h"'
+    )
+    parser.add_argument("--reason", default="", metavar="TEXT", help="a part of the reason")
+    parser.add_argument("--all", action="store_true", help="everything, where nothing is chosen")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _quarantine(arguments: argparse.Namespace) -> int:
+    from minismtp.postmaster import UsageError
+    from minismtp.warden import run
+
+    try:
+        say(run(configuration(arguments), arguments))
+    except UsageError as error:
+        return fail(str(error), EXIT_USAGE)
+    return 0
 
 
 def _queue(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,222 @@
+r"""Messages that filters have set aside, in a Maildir with their envelopes (layer 2).
+
+Each file is a message that every mail program can read. It begins with a field of ours,
+X-Quarantine, which has its own length and the envelope (JSON in base64); what follows is the
+message as it would have been stored. So one file holds all that its release needs.
+
+| state | where | what a crash leaves |
+| --- | --- | --- |
+| S1 writing | tmp/NAME | a part, not acknowledged; `expire` removes it |
+| S2 kept | new/NAME, or cur/NAME:2,FLAGS once somebody has read it | the same |
+| S3 being released | cur/NAME:2,P, its time then | the same; a second release goes on |
+| S4 gone | the spool, or nowhere | S3 with the message in the spool too |
+
+A release is idempotent: the entry in the spool is made of the envelope, the name and the time of
+S3, so a second one puts the same file into the spool, and mailboxes know a copy that they have.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from minismtp.address import Address
+from minismtp.content import Content
+from minismtp.entry import Entry, Target
+from minismtp.envelope import Envelope
+from minismtp.files import make_directory, sync_directory
+from minismtp.message import Message
+from minismtp.spool import DamagedError, Spool
+
+_NAME: Final = re.compile(r"([0-9]+)\.M([0-9]{6})I(.+)\.([0-9a-f]{8}),S=([0-9]+)(:2,\w*)?")
+_START: Final = b"X-Quarantine: minismtp-1 %010d"
+_HEAD: Final = re.compile(rb"X-Quarantine: minismtp-1 ([0-9]{10})\r\n")
+_HEAD_SIZE: Final = len(_START % 0) + 2
+_LINE: Final = 76
+_STALE: Final = 36 * 3600.0  # seconds after which tmp/ may be cleared, by the Maildir specification
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A message in the quarantine: `id` is the one it was received under, `arrived` wall time."""
+
+    path: Path
+    id: str
+    digest: str
+    arrived: float
+    size: int
+
+    @property
+    def is_being_released(self) -> bool:
+        """Whether a release has begun."""
+        return "P" in self.path.name.rpartition(":2,")[2] and self.path.parent.name == "cur"
+
+
+class QuarantineStore:
+    """The Maildir `directory`; any number of processes may use it. All raise OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def keep(self, envelope: Envelope, message: Message, mailbox: Address) -> frozenset[Address]:
+        """Set a message aside, on disk when this returns, and say for which mailboxes that was.
+
+        It is kept once for all mailboxes of the envelope; one that the envelope does not know is
+        kept for alone. What is there already from an earlier attempt counts.
+        """
+        targets = _targets(envelope, mailbox)
+        boxes = frozenset(targets)
+        entry = Entry.of(envelope, message, list(targets.values()))
+        prefix = _prefix(entry)
+        seconds, microseconds = divmod(round(envelope.arrived * 1_000_000), 1_000_000)
+        identifier = re.sub(r"[^\w.-]", "_", envelope.id, flags=re.ASCII)
+        digest = sha256("\n".join(sorted(map(str, boxes))).encode()).hexdigest()[:8]
+        size = len(prefix) + message.size
+        name = f"{seconds}.M{microseconds:06}I{identifier}.{digest},S={size}"
+        if envelope.queued and any(each.path.name.startswith(name) for each in self.find()):
+            return boxes
+        try:
+            self._write(name, prefix, message)
+        except FileNotFoundError:
+            for part in ("new", "cur", "tmp"):
+                make_directory(self._directory / part)
+            self._write(name, prefix, message)
+        return boxes
+
+    def _write(self, name: str, prefix: bytes, message: Message) -> None:
+        temporary = self._directory / "tmp" / name
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600)
+        try:
+            try:
+                message.write_to(descriptor, before=prefix)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.rename(self._directory / "new" / name)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(self._directory / "new")
+
+    def find(self) -> Iterator[Kept]:
+        """Look through the quarantine, in no order; no file is opened."""
+        for part in ("new", "cur"):
+            with contextlib.suppress(FileNotFoundError):
+                for item in list(os.scandir(self._directory / part)):
+                    match = _NAME.fullmatch(item.name)
+                    if match is not None:
+                        arrived = int(match[1]) + int(match[2]) / 1_000_000
+                        yield Kept(Path(item.path), match[3], match[4], arrived, int(match[5]))
+
+    def open(self, kept: Kept) -> tuple[Entry, Message]:
+        """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
+        descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            entry, prefix = _read(descriptor, kept.size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        whole = Content.stored(descriptor, kept.size)
+        message = Message(entry.id, whole.behind(b"", prefix))
+        message.quarantined = entry.quarantined
+        return entry, message
+
+    def release(self, kept: Kept, spool: Spool) -> str:
+        """Move a message into the spool, which delivers it; gives its name there.
+
+        Raises FileNotFoundError when it is gone, and DamagedError.
+        """
+        entry, message = self.open(kept)
+        path = kept.path
+        if not kept.is_being_released:
+            os.utime(path)
+            _sync(path)
+            path = path.rename(
+                self._directory / "cur" / f"{kept.path.name.partition(':2,')[0]}:2,P"
+            )
+            sync_directory(self._directory / "cur")
+        name = f"{entry.id}.q{kept.digest}"
+        # Its time in the queue begins now, and so does its age for whoever stores it.
+        arrived = path.stat().st_mtime
+        spool.add(replace(entry, id=name, arrived=arrived, quarantined=None), message)
+        path.unlink(missing_ok=True)
+        return name
+
+    def remove(self, kept: Kept) -> None:
+        """Drop a message. Raises FileNotFoundError when it is gone."""
+        kept.path.unlink()
+
+    def expire(self, age: float) -> int:
+        """Drop what is older than `age` seconds, and parts that a crash has left; counts them.
+
+        What is being released stays: the next release goes on with it.
+        """
+        now, count = time.time(), 0
+        with contextlib.suppress(FileNotFoundError):
+            for item in list(os.scandir(self._directory / "tmp")):
+                if _NAME.fullmatch(item.name) and item.stat().st_mtime < now - _STALE:
+                    Path(item.path).unlink(missing_ok=True)
+        for kept in self.find():
+            if kept.arrived < now - age and not kept.is_being_released:
+                kept.path.unlink(missing_ok=True)
+                count += 1
+        return count
+
+
+def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, Target]:
+    """Give a target for each mailbox; the success of their delivery has been told already."""
+    found = {
+        box: Target.of("local", box, recipient)
+        for recipient in reversed(envelope.recipients)
+        for box in recipient.mailboxes
+    }
+    if mailbox not in found:
+        found = {mailbox: Target(kind="local", address=str(mailbox), recipient=str(mailbox))}
+    for box, target in found.items():
+        if "SUCCESS" in target.notify:
+            rest = tuple(wish for wish in target.notify if wish != "SUCCESS")
+            found[box] = replace(target, notify=rest or ("NEVER",))
+    return found
+
+
+def _prefix(entry: Entry) -> bytes:
+    text = base64.b64encode(msgspec.json.encode(entry))
+    lines = [text[start : start + _LINE] for start in range(0, len(text), _LINE)]
+    folded = b"".join(b"\t%b\r\n" % line for line in lines)
+    return _START % (_HEAD_SIZE + len(folded)) + b"\r\n" + folded
+
+
+def _read(descriptor: int, size: int) -> tuple[Entry, int]:
+    """Give the envelope, and how many octets stand before the message. Raises DamagedError."""
+    if os.fstat(descriptor).st_size != size:
+        raise DamagedError("the size does not fit")
+    head = _HEAD.fullmatch(os.pread(descriptor, _HEAD_SIZE, 0))
+    length = int(head[1]) if head else 0
+    if not _HEAD_SIZE < length <= size:
+        raise DamagedError("the envelope is missing")
+    try:
+        text = base64.b64decode(os.pread(descriptor, length - _HEAD_SIZE, _HEAD_SIZE))
+        entry = msgspec.json.decode(text, type=Entry)
+        entry.envelope()
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise DamagedError(f"the envelope cannot be read: {error}") from None
+    return entry, length
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""Keep what filters have set aside in a place of its own, from where it can be released."""
+
+import logging
+import threading
+from datetime import timedelta
+from pathlib import Path
+
+from minismtp import (
+    Address,
+    Defer,
+    Envelope,
+    Message,
+    QuarantineStore,
+    ServerInfo,
+    StashKey,
+    hookimpl,
+    plugin,
+)
+
+_log = logging.getLogger(__name__)
+_INTERVAL = 3600.0  # seconds between two looks for what has become too old
+
+
+@plugin
+class Quarantine:
+    """Keep messages that a filter has quarantined, with their envelopes, out of all mailboxes.
+
+    `path` is a Maildir, by default the directory quarantine in the state directory. A message lies
+    there once, for all its mailboxes. `minismtp quarantine` lists, shows, releases and deletes;
+    what is released is delivered as if nothing had been found. What is older than `expire` is
+    deleted; "0s" keeps it for ever. It has to stand before the plugin that stores.
+    """
+
+    path: Path | None = None
+    expire: timedelta = timedelta(days=30)
+
+    def __post_init__(self) -> None:
+        self._store = QuarantineStore(self.path or Path("quarantine"))
+        self._kept: StashKey[frozenset[Address]] = StashKey()
+        self._ended = threading.Event()
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Find the place, and begin to look for what is too old."""
+        self._store = QuarantineStore(self.path or server.state_directory / "quarantine")
+        if self.expire and server.role == "worker" and server.slot == 0:
+            threading.Thread(target=self._sweep, name="quarantine", daemon=True).start()
+
+    @hookimpl
+    def on_stop(self) -> None:
+        """End the looking."""
+        self._ended.set()
+
+    @hookimpl
+    def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool | None:
+        """Keep a message that is quarantined; others are left to the next plugin."""
+        if message.quarantined is None:
+            return None
+        before = envelope.stash.setdefault(self._kept, frozenset())
+        if mailbox in before:
+            return True
+        try:
+            kept = self._store.keep(envelope, message, mailbox)
+        except OSError as error:
+            _log.warning("id=%s not quarantined: %s", envelope.id, error)
+            raise Defer("storage failed, try again later", enhanced="4.3.0") from error
+        envelope.stash[self._kept] = before | kept
+        return True
+
+    def _sweep(self) -> None:
+        while True:
+            try:
+                if count := self._store.expire(self.expire.total_seconds()):
+                    _log.info("%d messages in quarantine had become too old", count)
+            except OSError as error:
+                _log.warning("quarantine not looked through: %s", error)
+            if self._ended.wait(_INTERVAL):
+                return
