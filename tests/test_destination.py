@@ -6,10 +6,11 @@ import collections
 import contextlib
 import socket
 import subprocess
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import dns.message
 import dns.query
+import dns.resolver
 import pytest
 
 from minismtp import resolver as resolver_module
@@ -224,23 +225,41 @@ def test_a_host_of_ours_that_is_not_found_may_be_found_later(directory: Director
 def test_answers_are_kept_for_their_time_only(
     nameserver: SocketAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+    resolve = dns.resolver.Resolver.resolve
+
+    def noting(*arguments: Any, **options: Any) -> dns.resolver.Answer:  # noqa: ANN401
+        asked.append(f"{arguments[1]} {arguments[2]}")
+        return resolve(*arguments, **options)
+
+    monkeypatch.setattr(dns.resolver.Resolver, "resolve", noting)
     resolver = Resolver([nameserver])
-    cache = resolver._resolver.cache  # noqa: SLF001
-    assert cache is not None
     for _ in range(3):
-        resolver.lookup("one.test", "A")
-        resolver.lookup("nowhere.test", "A")  # NXDOMAIN
-        resolver.lookup("one.test", "MX")  # no such record
-    assert cache.hits() == 6
+        assert resolver.lookup("one.test", "A").records[0].address == "198.51.100.1"
+        assert not resolver.lookup("ONE.test", "MX").records
+        assert not resolver.lookup("nowhere.test", "A").exists
+        assert not resolver.lookup("nowhere.test", "MX").exists
+    assert asked == ["one.test. A", "one.test. MX", "nowhere.test. A"]
     monkeypatch.setattr(resolver_module, "_LONGEST", 0.0)
     again = Resolver([nameserver])
     for _ in range(3):
         again.lookup("one.test", "A")
-    assert again._resolver.cache.hits() == 0  # noqa: SLF001
+    assert asked[3:] == ["one.test. A"] * 3
+
+
+def test_no_more_answers_are_kept_than_there_is_place_for(
+    nameserver: SocketAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver_module, "_CACHED", 2)
+    resolver = Resolver([nameserver])
+    for _ in range(2):
+        for name in ("one", "two", "backup"):
+            assert resolver.lookup(f"{name}.test", "A").records
+    assert len(resolver._known._answers) == 2  # noqa: SLF001
 
 
 def test_without_a_resolver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolver_module, "_LIFETIME", 0.2)
+    monkeypatch.setitem(Resolver.lookup.__kwdefaults__ or {}, "seconds", 0.2)
     with pytest.raises(UnansweredError, match=r"the DNS does not answer for one\.test A"):
         Resolver([SocketAddress("127.0.0.1", free_port())]).lookup("one.test", "A")
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 import trustme
 
-from minismtp import resolver as resolver_module
 from minismtp.outbound import well_known
 from minismtp.outbound.deadlines import Deadlines
 from minismtp.outbound.destination import Directory
@@ -113,7 +112,8 @@ def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     """Give a function that fetches from a server that answers so."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    monkeypatch.setattr(resolver_module, "_LIFETIME", 0.1)  # /etc/hosts knows localhost
+    defaults = Resolver.lookup.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "seconds", 0.1)  # /etc/hosts knows localhost
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     resolver = Resolver([SocketAddress("127.0.0.1", 9)])
