@@ -1,0 +1,191 @@
+"""Refuse attachments that are programs, by their names, types and first octets."""
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final, Literal, cast
+
+from minismtp import (
+    ByteSize,
+    Envelope,
+    Finding,
+    Message,
+    Reject,
+    Session,
+    StashKey,
+    findings_of,
+    hookimpl,
+    plugin,
+)
+
+from ._archives import HEAD, BrokenError, Budget, files_in, is_archive
+from ._parts import Part, TooMuchError, parts_of
+
+_log: Final = logging.getLogger(__name__)
+_FIELD: Final = "X-Blocked-Attachment"
+_MEMORY: Final = 256 * 1024
+_NAMED: Final = 80  # characters of a name in a reply
+# What Windows, macOS and office programs run, or open without asking where it came from.
+_PROGRAMS: Final = (
+    *("ade", "adp", "apk", "appx", "appxbundle", "bat", "chm", "cmd", "com", "cpl", "dll", "exe"),
+    *("hta", "img", "ins", "iso", "isp", "jar", "js", "jse", "lib", "lnk", "mde", "msc", "msi"),
+    *("msix", "msp", "mst", "pif", "ps1", "reg", "scf", "scr", "sct", "sys", "url", "vb", "vbe"),
+    *("vbs", "vhd", "vhdx", "vxd", "wsc", "wsf", "wsh", "xll"),
+)
+_TYPES: Final = (
+    *("application/x-msdownload", "application/x-dosexec", "application/x-msdos-program"),
+    *("application/vnd.microsoft.portable-executable", "application/hta"),
+    "application/x-ms-shortcut",
+)
+_DOCUMENTS: Final = frozenset(
+    {"csv", "doc", "docx", "gif", "htm", "html", "jpeg", "jpg", "mp3", "mp4", "odt", "pdf", "png"}
+    | {"ppt", "pptx", "rtf", "txt", "wav", "xls", "xlsx", "zip"}
+)
+_ENDS_OF_LINES: Final = re.compile(r"[\x00-\x1f\x7f]")
+# U+202A to U+202E and U+2066 to U+2069 turn the direction of what follows.
+_TURNS: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_MAGIC: Final = (
+    b"\x7fELF",
+    *(b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe"),  # macOS, Java
+    b"L\0\0\0\1\x14\2\0",  # a shortcut of Windows
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedAttachment:
+    """What is wrong with an attachment: the `name` as its sender gave it, and why."""
+
+    name: str
+    reason: str
+
+
+#: What was found in an envelope's message; empty when it is clean.
+ATTACHMENTS: Final[StashKey[tuple[BlockedAttachment, ...]]] = StashKey()
+
+
+@plugin
+class Attachments:
+    """Refuse mail with attachments that are programs, in archives too.
+
+    An attachment is blocked by the extension of any of its names (`extensions`), by its declared
+    type (`types`), and when its first octets are those of a program whatever it is called
+    (`programs`). With `disguises` also when its name hides what it is: invoice.pdf.exe, a name that
+    is turned around. zip, tar, gzip and bzip2 are looked into, `depth` archives deep: names and
+    first octets; with `encrypted` those are blocked that hold encrypted files. With `unreadable`
+    also what is broken, or is too much to be looked at: more than 1000 parts, 30 parts inside each
+    other, `files` in archives, or `unpacked` octets of them.
+
+    The `action` is to reject the message with 550 5.7.1, to quarantine it, to tag it with a field
+    X-Blocked-Attachment, or to leave a finding of so many `points`. Mail of users who have logged
+    in is left alone. Memory is bounded whatever the size of the message.
+    """
+
+    action: Literal["reject", "quarantine", "tag", "finding"] = "reject"
+    extensions: list[str] = field(default_factory=lambda: list(_PROGRAMS))
+    types: list[str] = field(default_factory=lambda: list(_TYPES))
+    programs: bool = True
+    disguises: bool = True
+    encrypted: bool = False
+    unreadable: bool = True
+    depth: int = 3
+    files: int = 5000
+    unpacked: ByteSize = ByteSize(64 * 1024 * 1024)
+    points: float = 10.0
+
+    def __post_init__(self) -> None:
+        self._extensions = {each.lower().removeprefix(".") for each in self.extensions}
+        for each in self._extensions:
+            if not each or not each.isprintable() or set(each) & set("./\\: "):
+                raise ValueError(f"extensions: {each!r} is none; expected such as exe")
+        self._types = {each.lower() for each in self.types}
+        for each in self._types:
+            if not re.fullmatch(r"[^\s/;]+/[^\s/;]+", each):
+                raise ValueError(f"types: {each!r} is none; expected such as application/hta")
+        if self.depth < 0 or self.files < 1:
+            raise ValueError("depth: expected 0 or more, and files 1 or more")
+
+    @hookimpl
+    def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
+        """Look at all parts, and do what is to be done about the first one that is blocked."""
+        if session.login is not None:
+            return
+        message.remove(_FIELD)
+        with message.open() as content:
+            found = next(self._blocked(content), None)
+        envelope.stash[ATTACHMENTS] = () if found is None else (found,)
+        if found is not None:
+            self._act(envelope, message, found)
+
+    def _act(self, envelope: Envelope, message: Message, found: BlockedAttachment) -> None:
+        name = _ENDS_OF_LINES.sub("?", _TURNS.sub("?", found.name))[:_NAMED]
+        text = f"{found.reason}: {name}" if name else found.reason
+        _log.info("attachment blocked (%s): %s", self.action, text)
+        match self.action:
+            case "reject":
+                raise Reject(f"message refused for its attachment, {text}")
+            case "quarantine":
+                message.quarantine(f"attachment, {text}")
+            case "tag":
+                message.prepend(_FIELD, text)
+            case "finding":
+                findings_of(envelope).append(Finding("attachments", "blocked", self.points, text))
+
+    def _blocked(self, content: BinaryIO) -> Iterator[BlockedAttachment]:
+        budget = Budget(self.unpacked, self.files, self.depth)
+        try:
+            for part in parts_of(content):
+                yield from self._in_part(part, budget)
+        except TooMuchError as error:
+            if self.unreadable:
+                yield BlockedAttachment("", f"too much to be looked at, {error}")
+
+    def _in_part(self, part: Part, budget: Budget) -> Iterator[BlockedAttachment]:
+        names = part.names
+        for name in names:
+            yield from self._by_name(name)
+        name = names[0] if names else ""
+        if part.kind in self._types:
+            yield BlockedAttachment(name, f"of type {part.kind}")
+        pieces = part.decoded()
+        head = b""
+        for piece in pieces:
+            head += piece
+            if len(head) >= HEAD:
+                break
+        yield from self._by_content(name, head)
+        if not self.depth or not is_archive(head):
+            return
+        with tempfile.SpooledTemporaryFile(_MEMORY) as file:
+            file.write(head)
+            for piece in pieces:  # `writelines` would hold them all
+                file.write(piece)
+            file.seek(0)
+            yield from self._in_archive(cast("BinaryIO", file), name, budget)
+
+    def _in_archive(self, file: BinaryIO, name: str, budget: Budget) -> Iterator[BlockedAttachment]:
+        try:
+            for inside in files_in(file, name, budget):
+                yield from self._by_name(inside.name, f" in {name}")
+                yield from self._by_content(inside.name, inside.head)
+                if inside.encrypted and self.encrypted:
+                    yield BlockedAttachment(name, "an encrypted archive")
+        except BrokenError as error:
+            if self.unreadable:
+                yield BlockedAttachment(name, str(error))
+
+    def _by_name(self, name: str, place: str = "") -> Iterator[BlockedAttachment]:
+        # Windows leaves out dots and blanks at the end, and what names a stream of a file.
+        base = re.split(r"[/\\]", _ENDS_OF_LINES.sub("", name))[-1].partition(":")[0]
+        before, dot, extension = base.rstrip(". ").lower().rpartition(".")
+        if dot and extension.strip() in self._extensions:
+            yield BlockedAttachment(name + place, f"a file of type .{extension.strip()}")
+        hidden = before.rstrip(". ").rpartition(".")[2] in _DOCUMENTS and extension in _PROGRAMS
+        if self.disguises and (hidden or _TURNS.search(name)):
+            yield BlockedAttachment(name + place, "a name that hides what the file is")
+
+    def _by_content(self, name: str, head: bytes) -> Iterator[BlockedAttachment]:
+        dos = head.startswith(b"MZ") and b"\0" in head[:64]  # a text may begin so
+        if self.programs and (dos or head.startswith(_MAGIC)):
+            yield BlockedAttachment(name, "a program")
