@@ -52,6 +52,7 @@ class Conversation:
         self._refusal: Exception | None = None  # of the message under way
         self._in_message = False
         self._skipping = False
+        self._unsent = bytearray()
         self._send(wire.offer())
         self._options = wire.read_options(*self._receive())
 
@@ -166,6 +167,7 @@ class Conversation:
         if not self.closed:
             with contextlib.suppress(RemoteError):
                 self._send(wire.packet(b"Q"))
+                self._flush()
             self.close()
 
     def _say(self, step: wire.Step, data: bytes = b"") -> None:
@@ -214,10 +216,19 @@ class Conversation:
         raise wire.NonsenseError(f"the filter is at it for more than {_LONGEST:.0f} s")
 
     def _send(self, data: bytes) -> None:
+        """Have something sent before the next reply is awaited: most filters give few."""
+        self._unsent += data
+        if len(self._unsent) > wire.CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
         self._line.extend(self._patience)
-        self._line.send(data)
+        self._line.send(bytes(self._unsent))
+        self._unsent.clear()
 
     def _receive(self) -> tuple[bytes, bytes]:
+        if self._unsent:
+            self._flush()
         self._line.extend(self._patience)
         head = self._line.read(5)
         return head[4:], self._line.read(wire.length(head[:4]))

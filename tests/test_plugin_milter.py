@@ -34,6 +34,7 @@ from minismtp_plugins.milter import Milter
 from minismtp import (
     Envelope,
     Found,
+    Line,
     Local,
     Message,
     Recipient,
@@ -385,6 +386,19 @@ def test_filter_hears_what_it_wants(play: Play, steps: int, letters: str) -> Non
     told = Filter(steps=steps)
     assert play(told).mail().startswith("250 ")
     assert told.letters == letters
+
+
+def test_what_needs_no_reply_is_sent_together(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    send = Line.send
+
+    def count(line: Line, data: bytes) -> None:
+        sent.append(data)
+        send(line, data)
+
+    monkeypatch.setattr(Line, "send", count)
+    assert play(Filter(steps=NO_REPLIES)).mail().startswith("250 ")
+    assert len(sent) == 2  # the agreement, and all of the message
 
 
 def test_old_filter_hears_what_it_knows(play: Play) -> None:
