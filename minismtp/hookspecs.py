@@ -67,7 +67,7 @@ def on_start(server: ServerInfo) -> None:
 
     Called once in each process after the fork, before the first session. Whatever it raises stops
     the start of the process. `server` names the host, the state directory, the role (worker,
-    outbound or check) and the slot.
+    outbound or check) and the slot, and has the `resolver` and the plugin's `state`.
     """
 
 

@@ -171,9 +171,9 @@ class _TimedSocket:
         self._hurry()
         self._socket.sendall(data)
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, *arguments: int) -> bytes:
         self._hurry()
-        return self._socket.recv(size)
+        return self._socket.recv(*arguments)
 
     def recv_into(self, *arguments: Any) -> int:  # noqa: ANN401 - hands them on
         self._hurry()

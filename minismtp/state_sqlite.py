@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any, Final
 from minismtp.state_store import MICROSECONDS, Window
 
 _BUSY: Final = 5.0  # seconds that one waits for others
+_TURN: Final = (0.0002, 0.002)  # seconds between two looks whether it is our turn
 _SWEEP: Final = 256  # writes of a process between two removals
 _SWEPT: Final = 2 * _SWEEP  # rows of one removal: more than were written since the last
 _LARGEST: Final = 256 * 1024 * 1024
@@ -69,13 +71,13 @@ class SqliteStore:
     def get(self, key: bytes) -> str | None:
         """Give the value, None when there is none."""
         with self._use() as connection:
-            row = connection.execute(_GET, (key, self._clock())).fetchone()
+            row = _run(connection, _GET, (key, self._clock())).fetchone()
         return None if row is None else str(row[0])
 
     def put(self, key: bytes, value: str, seconds: float) -> None:
         """Keep a value, whatever was there."""
         with self._use() as connection:
-            connection.execute(_PUT, (key, value, self._clock() + seconds))
+            _run(connection, _PUT, (key, value, self._clock() + seconds))
             self._wrote(connection)
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
@@ -107,7 +109,7 @@ class SqliteStore:
     def delete(self, key: bytes) -> None:
         """Forget a key."""
         with self._use() as connection:
-            connection.execute("DELETE FROM entries WHERE key = ?", (key,))
+            _run(connection, "DELETE FROM entries WHERE key = ?", (key,))
 
     def close(self) -> None:
         """Close the connection; a later call opens a new one."""
@@ -119,7 +121,7 @@ class SqliteStore:
         now = self._clock()
         values = {"key": key, "value": value, "expires": now + seconds, "now": now}
         with self._use() as connection:
-            [(found,)] = connection.execute(statement, values).fetchall()
+            [(found,)] = _run(connection, statement, values).fetchall()
             self._wrote(connection)
         return found
 
@@ -160,7 +162,7 @@ class SqliteStore:
             for name in ("page_count", "page_size", "freelist_count")
         ]
         full = (pages - unused) * size > self._largest
-        connection.execute(_REMOVE, (float("inf") if full else self._clock(), _SWEPT))
+        _run(connection, _REMOVE, (float("inf") if full else self._clock(), _SWEPT))
 
 
 def _prepared(path: str) -> sqlite3.Connection:
@@ -170,15 +172,31 @@ def _prepared(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(_TABLE)
         connection.execute(_INDEX)
+        connection.execute("PRAGMA busy_timeout = 0")
     except BaseException:
         connection.close()
         raise
     return connection
 
 
+def _run(connection: sqlite3.Connection, statement: str, values: Any = ()) -> sqlite3.Cursor:  # noqa: ANN401 - of any kind
+    """Execute a statement when other processes let us; raises OperationalError after a time.
+
+    SQLite itself would sleep for up to 100 ms where others take turns of a fraction of one.
+    """
+    due = time.monotonic() + _BUSY
+    while True:
+        try:
+            return connection.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > due:
+                raise
+        time.sleep(random.uniform(*_TURN))  # noqa: S311 - so that nobody is always too late
+
+
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
+    _run(connection, "BEGIN IMMEDIATE")
     try:
         yield
     except BaseException:

@@ -183,7 +183,7 @@ from minismtp.sections import StateConfig
 
 state = State.of(StateConfig(url=sys.argv[1]), Path(sys.argv[2]))
 hour = timedelta(hours=1)
-sums = [state.add("count", 1, hour) for _ in range(300)]
+sums = [state.add("count", 1, hour) for _ in range(150)]
 taken = [state.take("limit", 100, hour) for _ in range(60)].count(0)
 first = state.setdefault("first", sys.argv[3], hour)
 print(first, taken, *sums)
@@ -203,7 +203,7 @@ def test_processes_count_exactly(kind: str, tmp_path: Path, request: pytest.Fixt
     lines = [worker.communicate()[0].decode().split() for worker in workers]
     assert len({line[0] for line in lines}) == 1
     assert sum(int(line[1]) for line in lines) == 100
-    assert sorted(int(word) for line in lines for word in line[2:]) == list(range(1, 1201))
+    assert sorted(int(word) for line in lines for word in line[2:]) == list(range(1, 601))
 
 
 def test_threads_count_exactly(state: State) -> None:
