@@ -1,0 +1,198 @@
+"""Give each copy to a program."""
+
+import contextlib
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from string import Formatter
+from typing import IO
+
+from minismtp import (
+    Address,
+    ByteSize,
+    Defer,
+    Envelope,
+    Message,
+    Reject,
+    RemoteError,
+    hookimpl,
+    plugin,
+)
+
+_PLACEHOLDERS = frozenset({"recipient", "local", "domain", "sender", "id", "size", "peer"})
+_TEXT = 200  # characters of what a program says that are passed on
+_HEARD = 4096  # octets of it that are kept
+_UNPRINTABLE = re.compile(r"[^ -~]+")
+# What sysexits.h says of the mail; another status is a failure of the program.
+_REFUSALS = {
+    65: (554, "5.6.0", "the content is not taken"),  # EX_DATAERR
+    67: (550, "5.1.1", "no such user"),  # EX_NOUSER
+    68: (550, "5.1.2", "no such host"),  # EX_NOHOST
+    77: (550, "5.7.1", "permission denied"),  # EX_NOPERM
+}
+_FOR_NOW = (69, 75)  # EX_UNAVAILABLE, EX_TEMPFAIL
+
+
+@plugin
+class Pipe:
+    """Store each copy by running a program that reads it from standard input.
+
+    `command` is a list: the path of the program and its arguments, as they are, for no shell sees
+    them. In each {recipient}, {local}, {domain}, {sender}, {id}, {size} and {peer} are filled in;
+    an argument stays one argument whatever they hold, and an address that would have it begin with
+    "-" is refused. The environment has PATH, LANG, HOME (the `directory`), SENDER, RECIPIENT and
+    MESSAGE_ID; the program runs in `directory`, as the user of the server.
+
+    Exit status 0 says that it has the copy. 75 and 69 defer it; 65, 67, 68 and 77 refuse it; others
+    and signals are failures of the program, for `on_error`. The first line on its standard error
+    goes into the reply. After `patience` it is killed with all its processes. `cpu` (seconds),
+    `memory` and `files` limit each of them; 0 is no limit.
+    """
+
+    command: list[str]
+    directory: Path = Path("/")
+    patience: timedelta = timedelta(minutes=1)
+    cpu: timedelta = timedelta(0)
+    memory: ByteSize = ByteSize(0)
+    files: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.command or not self.command[0].startswith("/") or "{" in self.command[0]:
+            raise ValueError("command: expected the absolute path of a program first")
+        for argument in self.command:
+            try:
+                parts = [part[1:] for part in Formatter().parse(argument) if part[1] is not None]
+            except ValueError as error:
+                raise ValueError(f"command: {argument!r}: {error}") from error
+            for name, form, conversion in parts:
+                if name not in _PLACEHOLDERS or form or conversion:
+                    known = ", ".join(sorted(_PLACEHOLDERS))
+                    raise ValueError(f"command: {argument!r}: known placeholders are {known}")
+        if self.files < 0:
+            raise ValueError("files: expected a number, 0 for no limit")
+
+    @hookimpl
+    def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
+        """Run the program for one copy."""
+        arguments = self._arguments(envelope, message, mailbox)
+        # A file, not a pipe: nobody waits for a program that does not read.
+        with tempfile.TemporaryFile() as file:
+            message.write_to(file.fileno())
+            file.seek(0)
+            status, said = self._run(arguments, envelope, mailbox, file)
+        _check(status, said, self.command[0])
+        return True
+
+    def _arguments(self, envelope: Envelope, message: Message, mailbox: Address) -> list[str]:
+        values = {
+            "recipient": str(mailbox),
+            "local": mailbox.local,
+            "domain": mailbox.ascii_domain,
+            "sender": envelope.sender,
+            "id": envelope.id,
+            "size": str(message.size),
+            "peer": envelope.peer,
+        }
+        filled = [argument.format(**values) for argument in self.command]
+        for before, after in zip(self.command, filled, strict=True):
+            if (after.startswith("-") and not before.startswith("-")) or "\0" in after:
+                raise Reject("address is not taken by the mailbox's program", enhanced="5.1.3")
+        return filled
+
+    def _run(
+        self, arguments: list[str], envelope: Envelope, mailbox: Address, stdin: IO[bytes]
+    ) -> tuple[int, str]:
+        """Give the exit status and the first line on standard error."""
+        environment = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(self.directory),
+            "SENDER": envelope.sender,
+            "RECIPIENT": str(mailbox),
+            "MESSAGE_ID": envelope.id,
+        }
+        try:
+            process = subprocess.Popen(  # noqa: S603 - a list, and no shell
+                arguments,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd=self.directory,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RemoteError(f"{arguments[0]} cannot be run: {error.strerror}") from error
+        with process:
+            try:
+                self._limit(process.pid)
+                said = _listen(process, time.monotonic() + self.patience.total_seconds())
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+        return process.returncode, said
+
+    def _limit(self, pid: int) -> None:
+        """Set the limits of a program that has just been started: preexec_fn is not for threads."""
+        cpu = -(-self.cpu // timedelta(seconds=1))
+        limits = {
+            resource.RLIMIT_CPU: cpu,
+            resource.RLIMIT_AS: self.memory,
+            resource.RLIMIT_NOFILE: self.files,
+        }
+        with contextlib.suppress(ProcessLookupError):
+            for kind, value in limits.items():
+                if value:
+                    resource.prlimit(pid, kind, (value, value))
+
+
+def _listen(process: "subprocess.Popen[bytes]", due: float) -> str:
+    """Wait for the end of a program, and give the first line that it says.
+
+    What it has started may go on and keep its standard error open; nobody waits for that.
+    """
+    assert process.stderr is not None  # noqa: S101 - it is a pipe
+    stream, heard = process.stderr.fileno(), b""
+    os.set_blocking(stream, False)
+    ended = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        poll.register(stream, select.POLLIN)
+        while True:
+            left = due - time.monotonic()
+            events = dict(poll.poll(left * 1000)) if left > 0 else {}
+            if not events:
+                raise RemoteError("the program is too slow")
+            if stream in events:
+                piece = os.read(stream, _HEARD)
+                heard = (heard + piece)[:_HEARD]
+                if not piece:
+                    poll.unregister(stream)
+            elif ended in events:
+                break
+    finally:
+        os.close(ended)
+    line = heard.decode("utf-8", "replace").strip().partition("\n")[0]
+    return _UNPRINTABLE.sub(" ", line.encode("ascii", "backslashreplace").decode())[:_TEXT].strip()
+
+
+def _check(status: int, said: str, program: str) -> None:
+    """Raise what an exit status means."""
+    if status == 0:
+        return
+    if status in _FOR_NOW:
+        raise Defer(said or "the mailbox's program cannot take it now", enhanced="4.3.0")
+    if status in _REFUSALS:
+        code, enhanced, text = _REFUSALS[status]
+        raise Reject(said or text, code=code, enhanced=enhanced)
+    how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    raise RemoteError(f"{program}: {how}: {said}")
