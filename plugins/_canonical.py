@@ -120,8 +120,12 @@ def _texts(reader: BinaryIO, idle: bytes) -> Iterator[bytes]:
         rest = piece[len(text) :]
         # A CR at the end may be half of a line end.
         end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
-        lines += len(_LINE_END.findall(rest[:end]))
+        lines += _line_ends(rest[:end])
         held = _BLANKS.sub(b" ", rest[end:])
+
+
+def _line_ends(octets: bytes) -> int:
+    return octets.count(b"\r") + octets.count(b"\n") - octets.count(b"\r\n")
 
 
 def _wire(text: bytes) -> bytes:

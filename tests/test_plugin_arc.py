@@ -13,6 +13,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from minismtp_plugins._arc import Sealer
 from minismtp_plugins._authres import written
 from minismtp_plugins.arc import ARC, Arc, ArcResult
 from minismtp_plugins.dmarc import DMARC, Dmarc
@@ -207,6 +208,17 @@ def test_broken_chain_is_sealed_as_broken_and_then_no_more(key: Path) -> None:
     assert verify(content)[0] == ArcResult("fail", "seal 3 says cv=fail")
     assert dkimpy(content) == "ended"
     assert sealed(key, content, "one").count(b"ARC-Seal") == 3
+
+
+def test_seal_names_no_fields(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 8617 section 4.1.3; the seal itself is good."""
+    add = Sealer._add  # noqa: SLF001 - no other way to a seal that nobody makes
+
+    def add_names(sealer: Sealer, message: Message, name: str, tags: str, octets: bytes) -> None:
+        add(sealer, message, name, f"{tags} h=from;" if name == "ARC-Seal" else tags, octets)
+
+    monkeypatch.setattr(Sealer, "_add", add_names)
+    assert verify(sealed(key, MESSAGE))[0].reason == "set 1 signs what it should not"
 
 
 def test_gap_in_a_chain_is_sealed_as_broken(key: Path) -> None:

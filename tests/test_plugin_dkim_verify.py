@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minismtp_plugins import _canonical
+from minismtp_plugins._canonical import body_hash
+from minismtp_plugins._signing import signature_of
 from minismtp_plugins.dkim_sign import DkimSign
 from minismtp_plugins.dkim_verify import DKIM_RESULTS, DkimVerify
 from zones import DictionaryResolver, published
@@ -197,6 +201,26 @@ def test_appended_text_is_not_covered_by_a_signature_of_a_part() -> None:
         "policy only a part of the body is signed"
     ]
     assert results(content.replace(b"Hello,\t  Bob. \r\n", b"")) == [BODY]
+
+
+def test_length_beyond_the_end_is_none() -> None:
+    """RFC 6376 section 3.5."""
+    body = b64encode(body_hash(io.BytesIO(MESSAGE))).decode()
+    tags = "v=1; a=rsa-sha256; c=relaxed/relaxed; d=example.org; s=rsa; h=from;"
+    unsigned = f"DKIM-Signature: {tags} bh={body}; "
+    for length, expected in (("", "pass"), ("l=9999; ", BODY)):
+        field = f"{unsigned}{length}b=".encode()
+        octets = _canonical.relaxed_field(b"From: Alice <alice@example.org>\r\n")
+        octets += _canonical.relaxed_field(field).removesuffix(b"\r\n")
+        field += b64encode(signature_of(RSA, octets)) + b"\r\n"
+        assert results(field + MESSAGE) == [expected]
+
+
+def test_fields_of_one_name_are_signed_from_the_last_one_up() -> None:
+    """RFC 6376 section 5.4.2."""
+    content = signed(b"X: a\r\nX: b\r\n" + MESSAGE, include_headers=[b"from", b"x"])
+    assert results(content.replace(b"X: a", b"X: c")) == ["pass"]
+    assert results(content.replace(b"X: b", b"X: c")) == [HEADER]
 
 
 SIGNED = signed()
@@ -389,6 +413,17 @@ def test_body_made_to_be_slow_takes_linear_time(body: bytes) -> None:
     """Every quadratic way would need hours for one of them."""
     content = with_tag(lambda field: field).partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
     assert results(content) == [BODY]
+
+
+@pytest.mark.parametrize("unit", [b"\r", b" ", b"\r\n"])
+def test_no_body_is_held_in_memory(unit: bytes) -> None:
+    reader = io.BytesIO(b"A: b\r\n\r\n" + unit * (1_500_000 // len(unit)))
+    tracemalloc.start()
+    try:
+        _canonical.body_hashes(reader, [("simple", None), ("relaxed", 10)])
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=30)
