@@ -7,7 +7,7 @@ from typing import Final
 
 from minismtp import Address, AuthResult
 
-_LINE: Final = 78  # characters, RFC 5322 section 2.1.1
+_LINE: Final = 77  # characters and a semicolon: 78, RFC 5322 section 2.1.1
 _LONGEST: Final = 200  # characters of a value
 _DELIMITER: Final = re.compile(r'(\\.|["()])', re.DOTALL)
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^";])++', re.DOTALL)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from minismtp_plugins._authres import read, written
 from minismtp_plugins.authentication_results import AuthenticationResults
@@ -154,6 +154,7 @@ TEXT = st.text(
 
 
 @given(TEXT, TEXT)
+@example("0" * 23, "0" * 22 + ")")  # with the semicolon one too long
 def test_what_is_written_can_be_read(reason: str, value: str) -> None:
     reason, value = reason.strip(), value.strip()
     result = AuthResult("spf", "pass", reason, {"smtp.helo": value} if value else {})
