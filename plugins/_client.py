@@ -50,13 +50,13 @@ class Client:
     What the server does that makes no sense raises RemoteError, as its absence does.
     """
 
-    def __init__(self, line: Line, name: str, *, lmtp: bool = False) -> None:
-        """Talk over a connection to the server `name`."""
+    def __init__(self, line: Line, name: str, *, lmtp: bool = False, secured: bool = False) -> None:
+        """Talk over a connection to the server `name`; `secured` says that it is TLS already."""
         self.keywords: dict[str, str] = {}
         self._line = line
         self._name = name
         self._lmtp = lmtp
-        self._secured = False
+        self._secured = secured
 
     def greet(self, hostname: str) -> None:
         """Hear the greeting and say who we are."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from dovecot import Dovecot
-from fakes import FAILURES, Talk, Wire, nobody_there, serving
+from fakes import FAILURES, Talk, nobody_there, serving
 from fakes import envelope as make_envelope
 from minismtp_plugins.lmtp import Lmtp
+from scripted import Script
 
 from minismtp import Address, Content, Envelope, Message, RemoteError, SocketAddress
 from minismtp.reply import Verdict
@@ -113,40 +113,6 @@ def test_each_recipient_of_lmtp_has_the_reply_for_itself(running: Running) -> No
 
 
 # Servers that do as a test wants
-
-
-class Script:
-    """An LMTP server that says what it is told to; what it heard is in `heard`."""
-
-    def __init__(self, *, keywords: str = "8BITMIME", **replies: str) -> None:
-        self.heard: list[str] = []
-        self.content = b""
-        self._keywords = keywords
-        self._replies = replies
-
-    def __call__(self, sock: socket.socket) -> None:
-        wire = Wire(sock)
-        sock.sendall(self._answer("greeting", "220 lmtp.example"))
-        while line := wire.read_until(b"\r\n"):
-            verb = line[:4].decode()
-            self.heard.append(line.decode().strip())
-            match verb:
-                case "LHLO" if "lhlo" not in self._replies:
-                    lines = ["lmtp.example", *self._keywords.split(",")]
-                    told = "".join(f"250-{each}\r\n" for each in lines)
-                    sock.sendall(f"{told}250 HELP\r\n".encode())
-                case "DATA":
-                    sock.sendall(answer := self._answer("data", "354 go on"))
-                    if answer.startswith(b"354"):
-                        self.content = wire.read_until(b"\r\n.\r\n")
-                        if not (reply := self._answer("end", "250 2.0.0 stored")).strip():
-                            return  # hangs up between the dot and the reply
-                        sock.sendall(reply)
-                case _:
-                    sock.sendall(self._answer(verb.lower(), "250 ok"))
-
-    def _answer(self, step: str, usual: str) -> bytes:
-        return f"{self._replies.get(step, usual)}\r\n".encode()
 
 
 def deliver(script: Talk, envelope: Envelope, content: bytes = TEXT) -> str:

@@ -1,0 +1,104 @@
+"""Hand mail to another SMTP server while its sender waits."""
+
+import ssl
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from minismtp import (
+    Address,
+    Envelope,
+    Message,
+    Remote,
+    ServerInfo,
+    SocketAddress,
+    StashKey,
+    hookimpl,
+    plugin,
+    warn_of_readers,
+)
+
+from ._client import Client, Said
+from ._login import authorities
+
+_MOST = 100  # recipients that every server takes (RFC 5321 section 4.5.3.1.8)
+
+
+@plugin
+class Forward:
+    """Store mail by handing it to another SMTP server, whose reply is the reply.
+
+    This server then holds nothing: it is a filter in front of the one at `address`. All mailboxes
+    of a message go in one transaction. `tls` says how to speak: "none", "starttls", which is then
+    demanded, or "implicit"; the certificate has to be for the host of `address`, from an authority
+    in the file `ca` or, without one, of the system. `username` and the first line of
+    `password_file` log in, by PLAIN and inside TLS or on this machine only. `patience` is for a
+    whole message with its reply.
+    """
+
+    address: SocketAddress
+    tls: Literal["none", "starttls", "implicit"] = "none"
+    ca: Path | None = None
+    username: str = ""
+    password_file: Path | None = None
+    patience: timedelta = timedelta(minutes=2)
+
+    def __post_init__(self) -> None:
+        self._context: ssl.SSLContext | None = None
+        if self.tls != "none":
+            if self.address.path is not None:
+                raise ValueError('tls: expected "none" for a unix socket, which has no name')
+            self._context = authorities(self.ca)
+        if bool(self.username) != (self.password_file is not None):
+            raise ValueError("username: expected it and password_file together")
+        if self.username and self.tls == "none" and not self.address.is_local:
+            raise ValueError("tls: expected starttls or implicit, as a password is sent")
+        if self.password_file is not None and not self.password_file.is_file():
+            raise ValueError(f"password_file: {self.password_file}: no such file")
+        implicit = self._context if self.tls == "implicit" else None
+        self._server = Remote(self.address, timeout=self.patience, tls=implicit)
+        self._hostname = "localhost"
+        self._said: StashKey[dict[Address, Said]] = StashKey()
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Learn by which name to introduce ourselves, and warn of a password others can read."""
+        self._hostname = server.hostname
+        if server.role == "check" and self.password_file is not None:
+            warn_of_readers("password_file", self.password_file)
+
+    @hookimpl
+    def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
+        """Hand the message over for this mailbox and for those that will be asked for after it.
+
+        One transaction has one reply to the content, so either all of them have it or none. When
+        this mailbox is refused nothing is sent, for then the client keeps the message. What was
+        said of the others is remembered. A copy from the queue goes by itself: its others may have
+        theirs.
+        """
+        said = envelope.stash.setdefault(self._said, {})
+        if mailbox not in said:
+            boxes = [mailbox] if envelope.queued else _from(envelope, mailbox)
+            said |= self._send(envelope, message, boxes)
+        said[mailbox].check()
+        return True
+
+    def _send(
+        self, envelope: Envelope, message: Message, boxes: list[Address]
+    ) -> dict[Address, Said]:
+        with self._server.connect() as line:
+            client = Client(line, str(self.address), secured=self.tls == "implicit")
+            client.greet(self._hostname)
+            if self._context is not None and self.tls == "starttls":
+                client.start_tls(self._context, self.address.host, self._hostname)
+            if self.password_file is not None:
+                password = self.password_file.read_text().partition("\n")[0].removesuffix("\r")
+                client.log_in(self.username, password)
+            return client.send(envelope, message, boxes)
+
+
+def _from(envelope: Envelope, mailbox: Address) -> list[Address]:
+    """Give the mailboxes from this one on, in the order in which they are delivered to."""
+    boxes = [box for recipient in envelope.recipients for box in recipient.mailboxes]
+    boxes = list(dict.fromkeys(boxes))
+    return boxes[boxes.index(mailbox) :][:_MOST] if mailbox in boxes else [mailbox]
