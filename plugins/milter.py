@@ -30,12 +30,13 @@ from minismtp import (
     plugin,
 )
 
+from ._dns import Questions
 from ._milter_conversation import Conversation
 from ._milter_message import Changes, Shown
 
 _VERDICTS = (Reject, Defer, Disconnect)
 _KNOWN = frozenset({"VRFY", "EXPN", "HELP", "XCLIENT"})
-_DNS_PATIENCE = 5.0  # seconds
+_DNS_PATIENCE = timedelta(seconds=5)
 _NAMES = 3  # of a host, that are looked at
 
 
@@ -263,12 +264,9 @@ def _name(resolver: Resolver, peer: str) -> str:
     if peer == "unix" or ip_address(peer).is_loopback:
         return "localhost"
     address = ip_address(peer)
+    questions = Questions(resolver, _DNS_PATIENCE)
     with contextlib.suppress(UnansweredError):
-        found = resolver.lookup(address.reverse_pointer, "PTR", seconds=_DNS_PATIENCE)
-        for record in found.records[:_NAMES]:
-            name: str = record.target.to_text(omit_final_dot=True)
-            kind = "AAAA" if address.version == 6 else "A"  # noqa: PLR2004
-            addresses = resolver.lookup(name, kind, seconds=_DNS_PATIENCE).records
-            if any(ip_address(each.address) == address for each in addresses):
+        for name in questions.ask(address.reverse_pointer, "PTR")[:_NAMES]:
+            if address in questions.addresses(name, type(address)):
                 return name
     return f"[IPv6:{peer}]" if address.version == 6 else f"[{peer}]"  # noqa: PLR2004
