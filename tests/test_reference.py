@@ -22,7 +22,10 @@ HOOKS: Final = (ROOT / "docs" / "hooks.md").read_text()
 PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SHIPPED: Final = sorted(PYPROJECT["project"]["entry-points"]["minismtp"])
 PAGES: Final = ROOT / "docs" / "plugins"
-LISTENER: Final = '\n[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
+LISTENERS: Final = "".join(
+    f'\n[[listeners]]\nname = "{name}"\naddress = "127.0.0.1:0"\ntls = "none"\n'
+    for name in ("smtp", "submission", "submissions", "lmtp")
+)
 
 
 def section(hook: str) -> str:
@@ -101,7 +104,7 @@ def test_pages_are_those_of_shipped_plugins() -> None:
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
 def test_tables_on_a_page_are_a_configuration(page: Path, tmp_path: Path) -> None:
     for text in tables_of(page):
-        whole = text if "[[listeners]]" in text else text + LISTENER
+        whole = text if "[[listeners]]" in text else text + LISTENERS
         config = Config.parse(whole, tmp_path / "minismtp.toml")
         assert bool(config.plugins) == ("[[plugins]]" in text)
 

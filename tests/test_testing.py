@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minismtp import Reject, ServerInfo, hookimpl, plugin
+from minismtp import Delivery, Destination, Message, Reject, ServerInfo, hookimpl, plugin
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.guard import Failure
 from minismtp.settings import ByteSize, ConfigError
@@ -196,6 +196,44 @@ def test_example_of_the_documentation_works() -> None:
             raise Reject("your name is not welcome here")
 
     assert Dialogue(BadHelo(names=["localhost"])).send("EHLO localhost").startswith("550")
+
+
+# Mail that leaves
+
+
+@plugin
+class Leaving:
+    """Signs by the domain, and sends one domain elsewhere."""
+
+    @hookimpl
+    def on_send(self, delivery: Delivery, message: Message) -> None:
+        if delivery.domain == "refused.example":
+            raise Reject("not there")
+        sender = delivery.envelope.sender or "nobody"
+        message.prepend("X-Left", f"{sender} {delivery.domain} {len(delivery.recipients)}")
+
+    @hookimpl
+    def destination(self, delivery: Delivery) -> Destination | None:
+        return Destination("hop.example") if delivery.domain == "b.example" else None
+
+
+def test_message_that_leaves_is_as_the_plugins_changed_it() -> None:
+    to = ("x@b.example", "y@b.example")
+    message, hop = Dialogue(Leaving()).leave("Subject: x\n\ny", to=to)
+    assert message.headers.get("X-Left") == "sender@example.org b.example 2"
+    assert message.open().read().endswith(b"Subject: x\r\n\r\ny\r\n")
+    assert hop == Destination("hop.example")
+
+
+def test_bounce_leaves_without_a_sender_by_the_way_of_the_server() -> None:
+    message, hop = Dialogue(Leaving()).leave("x", sender="")
+    assert message.headers.get("X-Left") == "nobody client.example 1"
+    assert hop is None
+
+
+def test_verdict_about_what_leaves_is_raised() -> None:
+    with pytest.raises(Reject):
+        Dialogue(Leaving()).leave("x", to=("x@refused.example",))
 
 
 # The fixtures of minismtp_pytest
