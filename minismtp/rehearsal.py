@@ -1,7 +1,8 @@
 """Mail that goes through plugins and nowhere else, for `try` and `replay` (layer 7).
 
 Everything is real but the socket and the storage: what no plugin of the set stores or routes itself
-is taken for everybody and dropped. The caller chooses the state directory.
+is taken for everybody and dropped. The caller chooses the state directory, where the state that all
+servers share is too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet
 from minismtp.reply import Verdict
+from minismtp.sections import StateConfig
 from minismtp.service import Service, make_service
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue
@@ -82,6 +84,7 @@ class Rehearsal:
         self, config: Config, plugins: Iterable[tuple[PluginConfig, object]], log: Log
     ) -> None:
         """Start the plugins; raises ConfigError and guard.Failure."""
+        config = replace(config, state=StateConfig())  # not what the plugins of others share
         self._metrics = Metrics(listener.name for listener in config.listeners)
         self._kept = _Kept(config.state_directory, log)
         self._first = _First()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import field, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,12 @@ def rehearse(tmp_path: Path) -> Iterator[Rehearse]:
 
     def rehearse(*plugins: object) -> Rehearsal:
         limits = {"line_length": 0}
-        document = {"state_directory": "state", "listeners": listeners, "limits": limits}
+        document = {
+            "state_directory": "state",
+            "listeners": listeners,
+            "limits": limits,
+            "state": {"url": "unix:///nowhere/redis.sock"},
+        }
         config = Config.build(document, file="", base=tmp_path)
         tables = [(PluginConfig(use=type(each).__name__.lower()), each) for each in plugins]
         begun.append(Rehearsal(config, tables, Log(level="error")))
@@ -283,3 +289,20 @@ def test_plugins_start_as_in_a_worker_with_the_state_directory_given(
     seen = Seen()
     rehearse(seen)
     assert (seen.server.role, seen.server.state_directory) == ("worker", tmp_path / "state")
+
+
+def test_state_that_servers_share_is_left_alone(rehearse: Rehearse, tmp_path: Path) -> None:
+    @plugin
+    class Remembering:
+        @hookimpl
+        def on_start(self, server: ServerInfo) -> None:
+            self._state = server.state
+
+        @hookimpl
+        def on_mail(self) -> None:
+            if self._state.add("mails", 1, timedelta(hours=1)) > 1:
+                raise Reject("again")
+
+    rehearsal = rehearse(Remembering())
+    assert [rehearsal.run(CLIENT, content()).accepted for _ in range(2)] == [True, False]
+    assert (tmp_path / "state" / "state.db").exists()
