@@ -42,6 +42,7 @@ def serving(talk: Talk) -> Iterator[SocketAddress]:
     def converse(sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
             talk(sock)
+            _hang_up(sock)
         open_sockets.discard(sock)
 
     def accept(listener: socket.socket) -> None:
@@ -65,6 +66,12 @@ def serving(talk: Talk) -> Iterator[SocketAddress]:
                     sock.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join(DEADLINE)
+
+
+def _hang_up(sock: socket.socket) -> None:
+    """Close so that the peer gets all that was said: octets left unread would make it a reset."""
+    sock.shutdown(socket.SHUT_WR)
+    listen(sock)
 
 
 def listen(sock: socket.socket) -> None:

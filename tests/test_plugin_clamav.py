@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,7 +168,13 @@ def test_answer_that_is_no_verdict_defers(answer: bytes) -> None:
 def test_ok_for_half_a_message_is_no_verdict() -> None:
     """What hangs up in the middle has not scanned it all, whatever it said before."""
     message = Message("1", Content.of(b"Subject: long\r\n\r\n" + bytes(20_000_000)))
-    with serving(saying(b"stream: OK\0")) as address, pytest.raises(RemoteError):
+
+    def talk(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(b"stream: OK\0")
+        sock.close()  # at once, with octets unread
+
+    with serving(talk) as address, pytest.raises(RemoteError):
         Clamav(address=address).on_message(envelope(), message)
 
 

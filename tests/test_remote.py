@@ -6,14 +6,13 @@ import contextlib
 import io
 import socket
 import ssl
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes import drip, serving
 
 from minismtp import Breaker, Reject, Remote, RemoteError, SocketAddress, WebService
 
@@ -22,29 +21,6 @@ if TYPE_CHECKING:
 
 SHORT = timedelta(milliseconds=200)
 LONG = timedelta(seconds=60)
-
-
-@contextlib.contextmanager
-def serving(talk: Callable[[socket.socket], None]) -> Iterator[SocketAddress]:
-    """Run a service that talks so to whoever connects."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    sock, _ = listener.accept()
-                except OSError:
-                    return
-                with sock, contextlib.suppress(OSError):
-                    talk(sock)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield SocketAddress("127.0.0.1", listener.getsockname()[1])
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def saying(*pieces: bytes) -> Callable[[socket.socket], None]:
@@ -56,13 +32,6 @@ def saying(*pieces: bytes) -> Callable[[socket.socket], None]:
             sock.sendall(piece)
 
     return talk
-
-
-def drip(sock: socket.socket) -> None:
-    """Send an octet every now and then, without end."""
-    while True:
-        sock.sendall(b".")
-        time.sleep(0.01)
 
 
 def test_answer_is_read_by_size_by_end_and_whole() -> None:
