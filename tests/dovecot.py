@@ -6,7 +6,8 @@ import imaplib
 from pathlib import Path
 from typing import Final
 
-from fakes import DEADLINE, Daemon, free_port
+from fakes import DEADLINE, Daemon
+from ports import free_port
 
 CONFIGURATION: Final = """
 protocols = imap lmtp

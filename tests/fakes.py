@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import dns.rdata
+from ports import free_port
 
 from minismtp import (
     Address,
@@ -213,13 +214,6 @@ def running_daemon(
         yield daemon
     finally:
         daemon.stop()
-
-
-def free_port() -> int:
-    """Give a port of 127.0.0.1 that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def nobody_there() -> SocketAddress:

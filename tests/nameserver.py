@@ -14,6 +14,7 @@ import dns.exception
 import dns.message
 import dns.query
 import pytest
+from ports import free_port
 
 from minismtp import SocketAddress
 
@@ -67,14 +68,6 @@ $TTL 60
 """
 #: A zone that nsd is to have and has not: whoever asks for it gets SERVFAIL.
 BROKEN: Final = "broken.test"
-
-
-def free_port() -> int:
-    """Give a port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

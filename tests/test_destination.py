@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import socket
 import subprocess
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,7 @@ import dns.message
 import dns.query
 import dns.resolver
 import pytest
+from ports import free_port
 
 from minismtp import resolver as resolver_module
 from minismtp.address import Address
@@ -81,13 +81,6 @@ zone:
   zonefile: missing.zone
 """
 OWN: Final = SocketAddress("0.0.0.0", 25)  # noqa: S104 - compared, not bound
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

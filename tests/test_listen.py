@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ports import free_port
 
 from minismtp.config import Listener
 from minismtp.listen import ListenError, adopt, open_listeners, open_socket
@@ -241,9 +242,7 @@ def test_server_that_systemd_starts_on_demand_answers_the_first_connection(
     configure: Configure, require_program: Callable[[str], str]
 ) -> None:
     program = require_program("systemd-socket-activate")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     serve = (sys.executable, "-m", "minismtp", "serve", "--config", configure())
     systemd = subprocess.Popen(
         [program, f"--listen=127.0.0.1:{port}", "--fdname=smtp", *serve],

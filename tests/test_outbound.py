@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
 from minismtp.smtp.content import dotted
 
@@ -53,13 +54,6 @@ def route(domain: str, host: str, *more: str) -> str:
 
 def out(port: int = 25, dns: int = 9, retry: str = "1s", expire: str = "1h") -> str:
     return OUT.format(port=port, dns=dns, retry=retry, expire=expire)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import hashlib
 import http.server
 import itertools
 import re
-import socket
 import ssl
 import subprocess
 import threading
@@ -25,6 +24,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
+from ports import free_port
 
 from minismtp.passwords import hash_password
 
@@ -134,13 +134,6 @@ ns A 127.0.0.1
 """
 NUMBERS: Final = itertools.count()
 RELAY: Final = '[[plugins]]\nuse = "relay"\nnetworks = ["127.0.0.0/8"]\n'
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

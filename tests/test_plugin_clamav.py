@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 import pytest
-from fakes import envelope, free_port, running_daemon, saying, serving
+from fakes import envelope, running_daemon, saying, serving
 from minismtp_plugins.clamav import CLAMAV, Clamav, ClamavResult
+from ports import free_port
 
 from minismtp import (
     ByteSize,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes import FAILURES, Talk, free_port, nobody_there, running_daemon, serving
+from fakes import FAILURES, Talk, nobody_there, running_daemon, serving
 from fakes import envelope as make_envelope
 from minismtp_plugins.forward import Forward
+from ports import free_port
 from scripted import Script
 
 from minismtp import Address, Content, Envelope, Local, Message, RemoteError, SocketAddress

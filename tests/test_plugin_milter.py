@@ -27,9 +27,10 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from fakes import FAILURES, Talk, free_port, listen, running_daemon, serving
+from fakes import FAILURES, Talk, listen, running_daemon, serving
 from minismtp_plugins._milter import packet, texts
 from minismtp_plugins.milter import Milter
+from ports import free_port
 
 from minismtp import (
     Envelope,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from fakes import Names, envelope, free_port, http, running_daemon, saying, serving
+from fakes import Names, envelope, http, running_daemon, saying, serving
 from minismtp_plugins.rspamd import RSPAMD, Rspamd, RspamdResult
+from ports import free_port
 
 from minismtp import (
     ByteSize,

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 import pytest
-from fakes import free_port, listen, nobody_there, running_daemon, saying, serving
+from fakes import listen, nobody_there, running_daemon, saying, serving
 from minismtp_plugins._login import Bounded
 from minismtp_plugins.sql import Sql
+from ports import free_port
 
 from minismtp import Breaker, Credentials, RemoteError, ServerInfo
 from minismtp.passwords import hash_password

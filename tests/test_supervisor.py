@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+from ports import free_port
 
 from minismtp.config import Config
 from minismtp.settings import ConfigError
@@ -80,15 +81,6 @@ def limits(drain: str = "30s", sessions: int = 100) -> str:
 
 def one_on(port: int) -> str:
     return f'[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:{port}"\ntls = "none"\n'
-
-
-@pytest.fixture
-def free_port() -> int:
-    """Give a port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def who(client: Client) -> tuple[int, int]:
@@ -268,10 +260,9 @@ def test_stacks_of_all_threads_are_dumped_on_usr2(configure: Configure, start: S
         assert client.command("NOOP") == "250 2.0.0 ok"
 
 
-def test_death_of_the_supervisor_ends_all_processes(
-    configure: Configure, start: Start, free_port: int
-) -> None:
-    server = start(configure(limits(drain="1h"), listeners=one_on(free_port), workers=2))
+def test_death_of_the_supervisor_ends_all_processes(configure: Configure, start: Start) -> None:
+    port = free_port()
+    server = start(configure(limits(drain="1h"), listeners=one_on(port), workers=2))
     all_workers(server, 2)
     server.wait_for_log(" queue opened ")
     children = server.tree()[1:]
@@ -284,7 +275,7 @@ def test_death_of_the_supervisor_ends_all_processes(
         assert client.reply().startswith("250 2.0.0 ")
         assert client.rest().startswith(f"{DRAINING} (id ")
     server.wait_until(lambda: not any(alive(pid) for pid in children))
-    assert refused(free_port)
+    assert refused(port)
     assert len(server.mail("orphan")) == 1
 
 
@@ -323,9 +314,10 @@ def test_port_in_use_ends_the_server_with_1_and_one_line(configure: Configure, t
 
 
 def test_second_server_on_the_same_port_leaves_the_first_one_its_metrics(
-    configure: Configure, start: Start, free_port: int
+    configure: Configure, start: Start
 ) -> None:
-    server = start(configure(listeners=one_on(free_port)))
+    port = free_port()
+    server = start(configure(listeners=one_on(port)))
     serving_before = server.metric("connections_total", result="accepted")
     assert serve(server.config).returncode == 1
     with server.connect() as client:
@@ -488,13 +480,14 @@ def test_reload_asked_for_during_a_reload_is_not_forgotten(
 
 
 def test_reload_moves_a_listener_and_closes_the_old_port(
-    configure: Configure, start: Start, free_port: int
+    configure: Configure, start: Start
 ) -> None:
+    port = free_port()
     server = start(configure(generation(1)))
     before = server.port()
-    configure(generation(2), listeners=one_on(free_port))
+    configure(generation(2), listeners=one_on(port))
     reload(server)
-    with socket.create_connection(("127.0.0.1", free_port), 60) as sock:
+    with socket.create_connection(("127.0.0.1", port), 60) as sock:
         assert sock.recv(4) == b"220 "
     # As soon as nobody serves there: no process holds a copy that queues connections for ever.
     server.wait_until(lambda: refused(before))

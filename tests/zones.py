@@ -16,6 +16,7 @@ import dns.rdataclass
 import dns.rdatatype
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from ports import free_port
 
 from minismtp import Found, Resolver, UnansweredError
 
@@ -88,9 +89,7 @@ def nsd(
 ) -> Iterator[str]:
     """Serve TXT records from the root on; give the address to ask, host:port."""
     program = require_program("nsd")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     lines = ["$TTL 60", ". SOA ns. root. 1 3600 600 86400 60", ". NS ns.", "ns. A 127.0.0.1"]
     lines += [f"{name}. TXT {strings(text)}" for name, text in names.items()]
     (directory / "root.zone").write_text("\n".join(lines) + "\n")
