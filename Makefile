@@ -1,6 +1,6 @@
 # Every target works from a fresh clone and installs what it needs into $(VENV).
 #   make run                      a mail server on 127.0.0.1:2525
-#   make test ARGS="-k maildir"   all tests, or pytest's arguments
+#   make test ARGS="-k maildir"   all tests, or pytest's arguments; JOBS=0 for one after the other
 #   make check                    ruff, mypy, layers
 #   make fuzz SECONDS=600         random peers against the running server
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
@@ -17,6 +17,7 @@
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 ARGS ?=
+JOBS ?= auto
 SECONDS ?= 600
 
 BIN := $(VENV)/bin
@@ -28,7 +29,7 @@ run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-test build/typing/minismtp_plugins
 	$(BIN)/ruff check .
