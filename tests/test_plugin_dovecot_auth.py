@@ -17,13 +17,13 @@ from fakes import (
     Talk,
     Wire,
     drip,
-    free_port,
     listen,
     nobody_there,
     running_daemon,
     serving,
 )
 from minismtp_plugins.dovecot_auth import DovecotAuth
+from ports import free_port
 
 from minismtp import Credentials, RemoteError, Session, SocketAddress
 from minismtp.session import TlsInfo

@@ -17,7 +17,6 @@ from fakes import (
     FAILURES,
     Talk,
     drip,
-    free_port,
     listen,
     nobody_there,
     running_daemon,
@@ -29,6 +28,7 @@ from hypothesis import strategies as st
 from ldap3.utils.dn import parse_dn
 from minismtp_plugins._ldap import Conversation, escaped
 from minismtp_plugins.ldap import Ldap
+from ports import free_port
 
 from minismtp import Credentials, Remote, RemoteError, ServerInfo, SocketAddress
 from minismtp.settings import ConfigError, build

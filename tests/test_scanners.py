@@ -18,7 +18,6 @@ from fakes import (
     after_all,
     after_request,
     envelope,
-    free_port,
     http,
     listen,
     serving,
@@ -26,6 +25,7 @@ from fakes import (
 from minismtp_plugins.clamav import Clamav
 from minismtp_plugins.rspamd import Rspamd
 from minismtp_plugins.spamassassin import Spamassassin
+from ports import free_port
 
 from minismtp import ByteSize, Message, SocketAddress
 from minismtp.config import PluginConfig
