@@ -15,7 +15,8 @@ from ._canonical import (
     folded_signature,
     relaxed_field,
 )
-from ._dkim import Keys, Signature, UnverifiedError, check_bodies, read_tags
+from ._dkim import Signature, UnverifiedError, check_bodies, read_tags
+from ._dkim_key import Keys
 from ._signing import PrivateKey, fields_to_sign, names_to_sign, signature_of
 
 RESULTS, MESSAGE, SEAL = NAMES = (

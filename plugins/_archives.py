@@ -1,8 +1,6 @@
 """What archives hold, by their names: zip, tar, gzip and bzip2, in each other too.
 
-Nothing is unpacked beyond a budget of octets, names and levels, which a whole message shares. The
-readers of the standard library are kept to it where they can be (zip), and done without where a
-header may claim any size (tar).
+Nothing is unpacked beyond a budget of octets, names and levels, which a whole message shares.
 """
 
 import bz2
@@ -15,55 +13,24 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, BinaryIO, Protocol, cast
+from typing import IO, BinaryIO, cast
 
-from ._parts import TooMuchError
+from ._budget import BrokenError, Budget, Reads, TooMuchError, exactly
+from ._tar import is_tar, members_of
 
-HEAD = 512  # octets that tell what a file is
 _PIECE = 65536
-_BLOCK = 512  # of a tar
-_LONGEST_NAME = 65536  # octets
+HEAD = 512  # octets that tell what a file is
 _DIRECTORY = 512 * 1024  # octets of a zip's, which zipfile reads at once
 _MEMORY = 256 * 1024
 _ENCRYPTED = 0x1  # of a zip's flags
 # zipfile unpacks all others by whole pieces, to gigabytes.
 _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-_TAR_NAMES = {b"L", b"x"}  # blocks that hold the name of the next file: GNU, and POSIX
 _COMPRESSED = re.compile(r"\.(t?gz|t?bz2?|tbz2)$", re.IGNORECASE)
 # What zipfile and the decompressors have been seen to raise on broken files.
 _FAULTS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(ValueError, RuntimeError, NotImplementedError, OverflowError, LookupError),
 )
-
-
-class BrokenError(ValueError):
-    """An archive cannot be read."""
-
-
-class Reads(Protocol):
-    """What gives octets."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Give at most so many."""
-
-
-@dataclass(slots=True)
-class Budget:
-    """What may be looked at in one message."""
-
-    octets: int
-    names: int
-    levels: int
-
-    def take(self, octets: int = 0, names: int = 0) -> None:
-        """Count; raises TooMuchError."""
-        self.octets -= octets
-        self.names -= names
-        if self.octets < 0:
-            raise TooMuchError("archives that unpack to too much")
-        if self.names < 0:
-            raise TooMuchError("archives with too many files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +44,7 @@ class Inside:
 
 def is_archive(head: bytes) -> bool:
     """Tell from the first octets."""
-    return any(is_one(head) for is_one in (_is_zip, _is_tar, _is_gzip, _is_bzip2))
+    return any(is_one(head) for is_one in (_is_zip, is_tar, _is_gzip, _is_bzip2))
 
 
 def files_in(file: BinaryIO, name: str, budget: Budget, level: int = 1) -> Iterator[Inside]:
@@ -92,7 +59,7 @@ def files_in(file: BinaryIO, name: str, budget: Budget, level: int = 1) -> Itera
     try:
         if _is_zip(head):
             yield from _in_zip(file, budget, level)
-        elif _is_tar(head):
+        elif is_tar(head):
             yield from _in_tar(file, budget, level)
         elif unpacked := _unpacked(file, head):
             inner = _COMPRESSED.sub(lambda match: ".tar" if "t" in match[1] else "", name)
@@ -136,41 +103,15 @@ class _Reluctant:
         return True
 
 
-def _in_tar(file: Reads, budget: Budget, level: int) -> Iterator[Inside]:
-    longer = ""
-    while len(block := _exactly(file, _BLOCK)) == _BLOCK and any(block):
-        if not _is_tar(block):
-            raise BrokenError("a broken archive (tar)")
-        size = _number(block[124:136])
-        if block[156:157] in _TAR_NAMES:
-            data = _exactly(file, min(size, _LONGEST_NAME))
-            longer = _long_name(data, block[156:157]) or longer
-            _pass(file, size - len(data) + -size % _BLOCK, budget)
-            continue
-        parts = [_until_nul(block[345:500]), _until_nul(block[:100])]
-        name, longer = longer or "/".join(filter(None, parts)), ""
-        member = _Member(file, size)
+def _in_tar(file: BinaryIO, budget: Budget, level: int) -> Iterator[Inside]:
+    for name, member in members_of(file, budget):
         budget.take(names=1)
         yield from _contents(member, name, budget, level)
-        _pass(file, member.left + -size % _BLOCK, budget)
-
-
-class _Member:
-    """One file of a tar."""
-
-    def __init__(self, file: Reads, size: int) -> None:
-        self._file = file
-        self.left = size
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._file.read(self.left if size < 0 else min(size, self.left))
-        self.left -= len(data)
-        return data
 
 
 def _contents(file: Reads, name: str, budget: Budget, level: int) -> Iterator[Inside]:
     """Give a file in an archive with its first octets, and what it holds when it is one itself."""
-    head = _exactly(file, HEAD)
+    head = exactly(file, HEAD)
     budget.take(octets=len(head))
     yield Inside(name, head=head)
     if not is_archive(head):
@@ -184,27 +125,8 @@ def _contents(file: Reads, name: str, budget: Budget, level: int) -> Iterator[In
         yield from files_in(cast("BinaryIO", copy), name, budget, level + 1)
 
 
-def _pass(file: Reads, size: int, budget: Budget) -> None:
-    while size > 0 and (piece := file.read(min(size, _PIECE))):
-        budget.take(octets=len(piece))
-        size -= len(piece)
-
-
-def _exactly(file: Reads, size: int) -> bytes:
-    """Read so many octets, fewer only at the end."""
-    pieces = []
-    while size > 0 and (piece := file.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
 def _is_zip(head: bytes) -> bool:
     return head.startswith((b"PK\3\4", b"PK\5\6", b"PK00PK\3\4"))
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar"
 
 
 def _is_gzip(head: bytes) -> bool:
@@ -219,21 +141,3 @@ def _unpacked(file: BinaryIO, head: bytes) -> gzip.GzipFile | bz2.BZ2File | None
     if _is_gzip(head):
         return gzip.GzipFile(fileobj=file, mode="rb")
     return bz2.BZ2File(file) if _is_bzip2(head) else None
-
-
-def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU has larger ones in binary
-        return int.from_bytes(field, "big") & ((1 << 88) - 1)
-    return int(_until_nul(field).strip() or "0", 8)
-
-
-def _until_nul(field: bytes) -> str:
-    return field.partition(b"\0")[0].decode("utf-8", "replace")
-
-
-def _long_name(data: bytes, kind: bytes) -> str:
-    if kind == b"L":
-        return _until_nul(data)
-    # A POSIX record is "<length> path=<name>\n".
-    match = re.search(rb"(?:\A|\n)[0-9]{1,10} path=([^\n]*)", data)
-    return match[1].decode("utf-8", "replace") if match else ""

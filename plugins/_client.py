@@ -4,44 +4,18 @@ import base64
 import re
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from minismtp import Address, Defer, Envelope, Line, Message, Reject, RemoteError, dotted
+from minismtp import Address, Envelope, Line, Message, Reject, RemoteError, dotted
+
+from ._said import Said
 
 _LONGEST = 8192  # octets of a line; RFC 5321 section 4.5.3.1.5 has 512
 _MOST_LINES = 100
-_TEXT = 300  # characters of a reply that are passed on
 _LINE = re.compile(rb"([2-5][0-5][0-9])(?:([ -])(.*))?")
-_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) +")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNPRINTABLE = re.compile(r"[^ -~]+")
-_GREETING, _START_INPUT, _CONTINUE, _CLOSING = 220, 354, 334, 421
+_GREETING, _START_INPUT, _CONTINUE = 220, 354, 334
 _PIECE = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A reply of the other server, one line that is safe to pass on."""
-
-    code: int
-    enhanced: str
-    text: str
-
-    @property
-    def accepts(self) -> bool:
-        """Whether it has done what it was asked for (2yz)."""
-        return self.code // 100 == 2  # noqa: PLR2004
-
-    def check(self) -> None:
-        """Raise the verdict that a refusal is: Reject for 5yz, else Defer."""
-        if self.accepts:
-            return
-        refusal = Reject if self.code // 100 == 5 else Defer  # noqa: PLR2004
-        code = self.code if self.code // 100 in (4, 5) and self.code != _CLOSING else 451
-        fits = self.enhanced[:1] == str(code)[0]
-        raise refusal(
-            self.text, code=code, enhanced=self.enhanced if fits else f"{code // 100}.0.0"
-        )
 
 
 class Client:
@@ -192,7 +166,7 @@ class Client:
             text = (match[3] or b"").decode("utf-8", "replace")
             lines.append(_UNPRINTABLE.sub(" ", text.encode("ascii", "backslashreplace").decode()))
             if match[2] != b"-":
-                return _said(int(match[1]), lines), lines
+                return Said.of(int(match[1]), lines), lines
         raise RemoteError(f"{self._name} does not end its reply")
 
     def _demand(self, said: Said, code: int) -> None:
@@ -202,13 +176,6 @@ class Client:
     def _must_refuse(self, said: Said) -> None:
         if said.code // 100 not in (4, 5):
             raise RemoteError(f"{self._name} is out of step: {said.code} {said.text}")
-
-
-def _said(code: int, lines: list[str]) -> Said:
-    found = _ENHANCED.match(f"{lines[0]} ")
-    enhanced = found[1] if found else ""
-    text = " ".join(line.removeprefix(enhanced).strip() for line in lines)
-    return Said(code, enhanced, text[:_TEXT].strip() or "no reason given")
 
 
 def _written(address: Address) -> str:

@@ -9,26 +9,21 @@ RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519), 8617 (ARC).
 import binascii
 import hashlib
 import re
-import time
 from base64 import b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from minismtp import Address, Headers, Message, Resolver, UnansweredError
+from minismtp import Address, Headers, Message
 
 from ._canonical import FIELD, body_hashes, without_signature
 
 PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
-_SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and what time allows
-_LONGEST_EXPONENT = 33  # bits; a larger one makes a check as dear as a signature
-_RECORDS = 3  # of one name are tried; there should be one
 _KINDS: Final = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
 # tag-name = ALPHA *ALNUMPUNC (RFC 6376 section 3.2)
 _TAG: Final = re.compile(r"[ \t\r\n]*([A-Za-z]\w*)[ \t\r\n]*=[ \t\r\n]*(.*)", re.ASCII | re.DOTALL)
@@ -83,7 +78,7 @@ class Signature:
             domain, selector = _name(tags["d"]), _name(tags["s"])
         except ValueError as error:
             raise UnverifiedError("neutral", str(error)) from None
-        names = tuple(_BLANK.sub("", tags.get("h", "")).lower().split(":"))
+        names = tuple(without_blanks(tags.get("h", "")).lower().split(":"))
         return cls(raw, tags, domain, selector, names)
 
     @property
@@ -91,6 +86,11 @@ class Signature:
         """How much of the body is signed, in which form."""
         kind = self._forms[1]
         return kind, int(self.tags["l"]) if "l" in self.tags else None
+
+    @property
+    def kind(self) -> str:
+        """What key it needs, as key records have it: rsa or ed25519."""
+        return _KINDS[self.tags["a"]]
 
     def check_tags(self, now: float) -> None:
         """Raise UnverifiedError for what no key could make good (RFC 6376 section 6.1.1)."""
@@ -100,7 +100,7 @@ class Signature:
             raise UnverifiedError(known, f"the algorithm is {tags['a'][:40]}")
         if not {*self._forms} <= {*FIELD}:
             raise UnverifiedError("neutral", "its forms are not known")
-        if "dns/txt" not in _BLANK.sub("", tags.get("q", "dns/txt")).split(":"):
+        if "dns/txt" not in without_blanks(tags.get("q", "dns/txt")).split(":"):
             raise UnverifiedError("neutral", "its key is not in the DNS")
         for name in {"l", "x", "t"}.intersection(tags):
             if not _NUMBER.fullmatch(tags[name]):
@@ -142,32 +142,6 @@ class Signature:
         return header, body or "simple"
 
 
-class Keys:
-    """The public keys of a message's signatures, all within so many seconds."""
-
-    def __init__(self, resolver: Resolver, seconds: float) -> None:
-        self._resolver = resolver
-        self._due = time.monotonic() + seconds
-
-    def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
-        """Give the key of a signature and its flags; raises UnverifiedError."""
-        name = f"{signature.selector}._domainkey.{signature.domain}"
-        seconds = self._due - time.monotonic()
-        if seconds <= 0:
-            raise UnverifiedError("temperror", "there was no time left to look for the key")
-        try:
-            found = self._resolver.lookup(name, "TXT", seconds=seconds)
-        except UnansweredError as error:
-            raise UnverifiedError("temperror", str(error)) from None
-        problem = UnverifiedError("permerror", "there is no key")
-        for record in found.records[:_RECORDS]:
-            try:
-                return _read_key(b"".join(record.strings).decode("latin-1"), signature)
-            except UnverifiedError as error:
-                problem = error
-        raise problem
-
-
 def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[UnverifiedError | None]:
     """Give for each signature what is wrong with the body; it is read twice at most."""
     wanted = list(signatures)
@@ -178,10 +152,15 @@ def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[Unve
     return [_body_problem(each, *hashes[each.extent]) for each in wanted]
 
 
+def without_blanks(text: str) -> str:
+    """Give a value without its folding white space (RFC 6376 section 2.8)."""
+    return _BLANK.sub("", text)
+
+
 def octets_of(text: str) -> bytes:
     """Decode base64 with blanks in it; raises ValueError."""
     try:
-        return b64decode(_BLANK.sub("", text).encode("ascii"), validate=True)
+        return b64decode(without_blanks(text).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):
         raise ValueError(f"{text[:40]!r} is no base64") from None
 
@@ -197,45 +176,7 @@ def _body_problem(signature: Signature, digest: bytes, size: int) -> UnverifiedE
 
 
 def _name(text: str) -> str:
-    name = Address("", _BLANK.sub("", text)).ascii_domain
+    name = Address("", without_blanks(text)).ascii_domain
     if not _NAME.fullmatch(name):
         raise ValueError(f"{text[:40]!r} is no name in the DNS")
     return name
-
-
-def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
-    """Read a record of RFC 6376 section 3.6.1."""
-    kind = _KINDS[signature.tags["a"]]
-    try:
-        tags = read_tags(record)
-        octets = octets_of(tags["p"])
-    except (ValueError, KeyError):
-        raise UnverifiedError("permerror", "the key cannot be read") from None
-    if not octets:
-        raise UnverifiedError("permerror", "the key has been revoked")
-    services, hashes, flags = (
-        frozenset(_BLANK.sub("", tags.get(name, default)).split(":"))
-        for name, default in (("s", "*"), ("h", "sha256"), ("t", ""))
-    )
-    fits = tags.get("v", "DKIM1") == "DKIM1" and tags.get("k", "rsa") == kind
-    if not (fits and services & {"*", "email"} and "sha256" in hashes):
-        raise UnverifiedError("permerror", "the key is not for such a signature")
-    try:
-        key = _load_key(kind, octets)
-    except (ValueError, UnsupportedAlgorithm):
-        raise UnverifiedError("permerror", "the key cannot be read") from None
-    if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < _SHORTEST:
-            raise UnverifiedError("policy", f"the key has {key.key_size} bits only")
-        if key.key_size > _LONGEST or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT:
-            raise UnverifiedError("policy", "the key is too large")
-    return key, flags
-
-
-def _load_key(kind: str, octets: bytes) -> PublicKey:
-    if kind == "ed25519":
-        return ed25519.Ed25519PublicKey.from_public_bytes(octets)
-    key = load_der_public_key(octets)
-    if not isinstance(key, rsa.RSAPublicKey):
-        raise ValueError("not RSA")  # noqa: TRY004 - as from the line above
-    return key

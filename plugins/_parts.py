@@ -6,9 +6,7 @@ hands out each body as it passes. Where mail programs differ it takes what any o
 that begins with a delimiter is one, and a part behind the end of its multipart is a part.
 """
 
-import binascii
 import re
-import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,28 +14,16 @@ from typing import BinaryIO
 
 from minismtp import Headers
 
+from ._budget import TooMuchError
+from ._mime import boundary_of, decoded, encoding_of, names_of, type_of
+
 MOST_PARTS = 1000
 DEEPEST = 30  # multiparts and messages inside each other
 MOST_HEADERS = 1024 * 1024  # octets of a header section, and of all fields that describe parts
 _PIECE = 65536
-_LONGEST_BOUNDARY = 250  # RFC 2046 section 5.1.1 allows 70
-_LONGEST_FIELD = 4096  # characters that are looked at
-_MOST_FIELDS = 4  # of one name: mail programs differ in which of them they take
 _MOST_DELIMITERS = 3 * MOST_PARTS  # those at the end of multiparts included
 _DESCRIPTION = re.compile(rb"(?i)^content-[^\n]*+(?:\n[ \t][^\n]*+)*+\n?", re.MULTILINE)
 _HEADER_END = re.compile(rb"\n\r?\n")
-_KIND = re.compile(r"\s*([^\s/;()]+/[^\s;()]+)")
-# parameter := attribute "=" value, with the sections and charsets of RFC 2231
-_PARAMETER = re.compile(
-    r';\s*+([^\s=;"*]++)(?:\*([0-9]{1,3}))?(\*)?\s*+=\s*+("(?:[^"\\]|\\.)*+"?|[^;]*+)', re.DOTALL
-)
-_QUOTED = re.compile(r"\\(.)", re.DOTALL)
-_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_NO_LETTERS = bytes(set(range(256)) - set(_LETTERS))
-
-
-class TooMuchError(ValueError):
-    """There is more of something than will be looked at, as the text says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +41,12 @@ class Part:
 
     @property
     def names(self) -> list[str]:
-        """All that some mail program would call the file, decoded (RFC 2231, RFC 2047)."""
-        found: dict[str, None] = {}
-        for field, parameter in (("Content-Disposition", "filename"), ("Content-Type", "name")):
-            for value in self.headers.get_all(field)[:_MOST_FIELDS]:
-                if name := _parameters(value).get(parameter):
-                    found[Headers([f"N: {name}".encode()]).decoded("N")] = None
-        return list(found)
+        """All that some mail program would call the file."""
+        return names_of(self.headers)
 
     def decoded(self) -> Iterator[bytes]:
-        """Give the body without its transfer encoding; what is broken in it is left out."""
-        encoding = _encoding(self.headers)
-        if encoding == "base64":
-            return _from_base64(self.body)
-        return _from_quoted_printable(self.body) if encoding == "quoted-printable" else self.body
+        """Give the body without its transfer encoding."""
+        return decoded(self.headers, self.body)
 
 
 def parts_of(message: BinaryIO) -> Iterator[Part]:
@@ -79,9 +57,9 @@ def parts_of(message: BinaryIO) -> Iterator[Part]:
     messages = 0
     for _ in range(MOST_PARTS):
         headers = reader.header(boundaries)
-        kind = _kind(headers, digest=reader.delimiter in digests)
-        boundary = _boundary(headers) if kind.startswith("multipart/") else b""
-        inside = kind == "message/rfc822" and _encoding(headers) != "base64"
+        kind = type_of(headers, digest=reader.delimiter in digests)
+        boundary = boundary_of(headers) if kind.startswith("multipart/") else b""
+        inside = kind == "message/rfc822" and encoding_of(headers) != "base64"
         if boundary:
             boundaries.append(boundary)
             if kind == "multipart/digest":
@@ -185,71 +163,3 @@ def _delimiters(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
 def _skip(body: Iterable[bytes]) -> None:
     for _ in body:
         pass
-
-
-def _kind(headers: Headers, *, digest: bool) -> str:
-    match = _KIND.match(headers.get("Content-Type"))
-    default = "message/rfc822" if digest else "text/plain"  # RFC 2046 section 5.1.5
-    return match[1].lower() if match else default
-
-
-def _encoding(headers: Headers) -> str:
-    return headers.get("Content-Transfer-Encoding").lower()
-
-
-def _boundary(headers: Headers) -> bytes:
-    value = _parameters(headers.get("Content-Type")).get("boundary", "").rstrip()
-    try:
-        headers.raw("Content-Type").decode()
-        boundary = value.encode()
-    except UnicodeDecodeError:  # then it was read octet by octet
-        boundary = value.encode("latin-1", "replace")
-    return boundary if len(boundary) <= _LONGEST_BOUNDARY else b""
-
-
-def _parameters(value: str) -> dict[str, str]:
-    """Read the parameters of a field, the first one of each name."""
-    sections: dict[str, dict[int, str]] = {}
-    encoded: set[str] = set()
-    for name, section, extended, text in _PARAMETER.findall(value[:_LONGEST_FIELD]):
-        key = name.lower()
-        plain = _QUOTED.sub(r"\1", text[1:].removesuffix('"')) if text[:1] == '"' else text.strip()
-        if extended and not int(section or 0):
-            encoded.add(key)
-            plain = plain.rpartition("'")[2]  # behind charset and language
-        sections.setdefault(key, {}).setdefault(int(section or 0), plain)
-    found = {}
-    for key, texts in sections.items():
-        whole = "".join(text for _, text in sorted(texts.items()))
-        found[key] = _percent_decoded(whole) if key in encoded else whole
-    return found
-
-
-def _percent_decoded(text: str) -> str:
-    """Decode; what matters in a name is ASCII in every charset that is in use."""
-    octets = urllib.parse.unquote_to_bytes(text)
-    try:
-        return octets.decode()
-    except UnicodeDecodeError:
-        return octets.decode("latin-1")
-
-
-def _from_base64(body: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for piece in body:
-        letters = rest + piece.translate(None, _NO_LETTERS)
-        whole = len(letters) // 4 * 4
-        yield binascii.a2b_base64(letters[:whole])
-        rest = letters[whole:]
-    if len(rest) > 1:  # padding was left out with all that is no letter
-        yield binascii.a2b_base64(rest + b"==")
-
-
-def _from_quoted_printable(body: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for piece in body:
-        text = rest + piece
-        end = text.rfind(b"\n") + 1 or len(text)
-        yield binascii.a2b_qp(text[:end])
-        rest = text[end:]
-    yield binascii.a2b_qp(rest)

@@ -7,41 +7,19 @@ terms that ask the DNS, two of them in vain, ten hosts of an MX or a PTR.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeAlias
+from ipaddress import ip_address
 
 from minismtp import UnansweredError
 
 from ._dns import can_be_asked
-from ._spf_record import (
-    MacroString,
-    Mechanism,
-    Record,
-    RecordError,
-    expand,
-    is_record,
-    parse_macros,
-    parse_record,
-)
-
-#: Gives the records of a name and type as text; raises UnansweredError.
-Ask: TypeAlias = Callable[[str, str], Sequence[str]]
+from ._spf_macros import MacroString, RecordError, expand, parse_macros
+from ._spf_record import Mechanism, Record, is_record, parse_record
+from ._spf_sender import Ask, Names, Sender
 
 _TERMS = 10  # that ask the DNS
 _VOID = 2  # of them, that find nothing
-_HOSTS = 10  # of an MX or a PTR
+_HOSTS = 10  # of an MX
 _LONGEST_NAME = 253  # characters
-
-
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """Who sends, as macros see it. `receiver` is our own name."""
-
-    address: IPv4Address | IPv6Address
-    local: str
-    domain: str
-    helo: str
-    receiver: str = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +64,7 @@ class _Evaluation:
         self._terms = 0
         self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
-        self._pointers: list[str] | None = None
-        self._confirmed: dict[str, bool] = {}
+        self._names = Names(sender.address, ask)
 
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)
@@ -142,7 +119,7 @@ class _Evaluation:
             case "exists":
                 return bool(self._of_term(target, "A"))
             case "ptr":
-                return any(self._is_confirmed(name) for name in self._pointers_below(target))
+                return self._names.match(target)
             case "mx":
                 hosts = self._of_term(target, "MX")
                 if len(hosts) > _HOSTS:
@@ -189,8 +166,8 @@ class _Evaluation:
             "l": lambda: sender.local,
             "o": lambda: sender.domain,
             "d": lambda: domain,
-            "i": self._dotted,
-            "p": lambda: self._confirmed_name(domain),
+            "i": lambda: sender.dotted,
+            "p": lambda: self._names.best(domain),
             "v": lambda: "in-addr" if self._kind == "A" else "ip6",
             "h": lambda: sender.helo,
             "c": lambda: str(sender.address),
@@ -198,42 +175,6 @@ class _Evaluation:
             "t": lambda: str(int(time.time())),
         }
         return values[letter]()
-
-    def _dotted(self) -> str:
-        address = self._sender.address
-        if isinstance(address, IPv4Address):
-            return str(address)
-        return ".".join(address.exploded.replace(":", "").upper())
-
-    def _pointers_below(self, target: str) -> list[str]:
-        """Give the names of the address in a domain, which nobody has confirmed."""
-        if self._pointers is None:
-            try:
-                names = self._ask(self._sender.address.reverse_pointer, "PTR")
-            except UnansweredError:  # RFC 7208 section 5.5: no match
-                names = ()
-            self._pointers = [name.lower().removesuffix(".") for name in names[:_HOSTS]]
-        target = target.lower()
-        return [
-            name for name in self._pointers if f".{name}".endswith(f".{target}" if target else "")
-        ]
-
-    def _is_confirmed(self, name: str) -> bool:
-        if name not in self._confirmed:
-            try:
-                texts = self._ask(name, self._kind)
-            except UnansweredError:  # RFC 7208 section 5.5: the name is skipped
-                texts = ()
-            self._confirmed[name] = self._sender.address in map(ip_address, texts)
-        return self._confirmed[name]
-
-    def _confirmed_name(self, domain: str) -> str:
-        """Give the domain itself, else a name below it, else any (RFC 7208 section 7.3)."""
-        below = sorted(self._pointers_below(domain), key=lambda name: name != domain.lower())
-        for name in (*below, *self._pointers_below("")):
-            if self._is_confirmed(name):
-                return name
-        return "unknown"
 
     def _explanation(self, found: _Found) -> str:
         """Give the text that exp= leads to, "" where anything is wrong (RFC 7208 section 6.2)."""

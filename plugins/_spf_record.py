@@ -1,13 +1,13 @@
-"""SPF records and the macros in them, read by the grammar of RFC 7208 section 12.
+"""SPF records, read by the grammar of RFC 7208 section 12.
 
 Whatever a stranger publishes is read in linear time; what is not in the grammar raises RecordError.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from urllib.parse import quote
+
+from ._spf_macros import SIGNS, Macro, MacroString, RecordError, parse_macros
 
 #: The result of a mechanism that matches, by its qualifier.
 QUALIFIERS = {"": "pass", "+": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
@@ -24,41 +24,8 @@ _NETWORK = {
     "ip4": re.compile(rf"[0-9]+(?:\.[0-9]+){{3}}(?:/{_LENGTH})?"),
     "ip6": re.compile(rf"[0-9a-f:.]+(?:/{_LENGTH})?", re.IGNORECASE),
 }
-# macro-expand = ( "%{" macro-letter transformers *delimiter "}" ) / "%%" / "%_" / "%-"
-_PIECE = re.compile(
-    r"%\{([slodipvhcrt])([0-9]{0,9})(r?)([.+,/_=-]*)\}|%([%_-])|([!-$&-~]+)", re.IGNORECASE
-)
-_SIGNS = {"%": "%", "_": " ", "-": "%20"}
-_EXPLAINING = frozenset("crt")  # letters in the text of an explanation only
 # toplabel: letters, digits and hyphens inside, and no number
 _TOP_LABEL = re.compile(r"(?![0-9]+\Z)[a-z0-9]+(?:-+[a-z0-9]+)*", re.IGNORECASE)
-
-
-class RecordError(ValueError):
-    """A record that is not in the grammar, as the text says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Macro:
-    """The value of `letter`, split, maybe reversed, its last `parts` (0 = all) joined by dots."""
-
-    letter: str
-    parts: int
-    reverse: bool
-    delimiters: str
-    escape: bool
-
-    def expand(self, value: str) -> str:
-        """Give what it becomes, for the value of its letter (RFC 7208 section 7.3)."""
-        pieces = re.split(f"[{re.escape(self.delimiters)}]", value)
-        if self.reverse:
-            pieces.reverse()
-        text = ".".join(pieces[-self.parts :])
-        return quote(text, safe="") if self.escape else text
-
-
-#: Text and macros in turn; a sign such as %_ is text already.
-MacroString = tuple[str | Macro, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,42 +77,6 @@ def parse_record(text: str) -> Record:
     return Record(tuple(mechanisms), modifiers.get("redirect"), modifiers.get("exp"))
 
 
-def parse_macros(text: str, *, explaining: bool = False) -> MacroString:
-    """Read text with macros; raises RecordError. An explanation may have more letters, and SP."""
-    pieces: list[str | Macro] = []
-    end = 0
-    while end < len(text):
-        match = _PIECE.match(text, end)
-        if match is None and explaining and text[end] == " ":
-            pieces.append(" ")
-            end += 1
-            continue
-        if match is None:
-            raise RecordError(f"{text[:100]!r} has a wrong character or macro")
-        letter, parts, reverse, delimiters, sign, literal = match.groups()
-        if letter is None:
-            pieces.append(literal or _SIGNS[sign])
-        else:
-            if not explaining and letter.lower() in _EXPLAINING:
-                raise RecordError(f"%{{{letter}}} is for explanations only")
-            if parts and not int(parts):
-                raise RecordError(f"{match[0]} leaves nothing")
-            escape = letter.isupper()
-            pieces.append(
-                Macro(letter.lower(), int(parts or 0), bool(reverse), delimiters or ".", escape)
-            )
-        end = match.end()
-    return tuple(pieces)
-
-
-def expand(pieces: MacroString, value_of: Callable[[str], str]) -> str:
-    """Give the text for the values of the letters."""
-    return "".join(
-        piece if isinstance(piece, str) else piece.expand(value_of(piece.letter))
-        for piece in pieces
-    )
-
-
 def _mechanism(term: str) -> Mechanism:
     match = _MECHANISM.fullmatch(term)
     if match is None:
@@ -184,7 +115,7 @@ def _domain_spec(term: str, text: str) -> MacroString:
     """Read macro-string domain-end ; domain-end = ( "." toplabel [ "." ] ) / macro-expand."""
     pieces = parse_macros(text)
     last = pieces[-1] if pieces else ""
-    if not isinstance(last, Macro) and last not in _SIGNS.values():
+    if not isinstance(last, Macro) and last not in SIGNS.values():
         _, dot, label = text.removesuffix(".").rpartition(".")
         if not dot or not _TOP_LABEL.fullmatch(label):
             raise RecordError(f"{term[:100]!r} has no whole domain")

@@ -39,7 +39,7 @@ from ._arc import (
     verify_chain,
 )
 from ._authres import read
-from ._dkim import Keys
+from ._dkim_key import Keys
 from ._signing import load_key
 
 _FIELD = "Authentication-Results"

@@ -20,8 +20,9 @@ from minismtp import (
     plugin,
 )
 
-from ._archives import HEAD, BrokenError, Budget, files_in, is_archive
-from ._parts import Part, TooMuchError, parts_of
+from ._archives import HEAD, files_in, is_archive
+from ._budget import BrokenError, Budget, TooMuchError
+from ._parts import Part, parts_of
 
 _log: Final = logging.getLogger(__name__)
 _FIELD: Final = "X-Blocked-Attachment"

@@ -20,7 +20,8 @@ from minismtp import (
     results_of,
 )
 
-from ._dkim import Keys, Signature, UnverifiedError, check_bodies
+from ._dkim import Signature, UnverifiedError, check_bodies
+from ._dkim_key import Keys
 
 _SHOWN = 8  # characters of a signature at least, to tell it from others (RFC 6008 section 4)
 _TAGS = ("v", "a", "b", "bh", "d", "h", "s")

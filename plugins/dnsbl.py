@@ -1,12 +1,11 @@
 """Ask lists in the DNS for what they know of a client (DNSBL, RFC 5782)."""
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
-from typing import Final, Literal
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
 
 from minismtp import (
     Address,
@@ -25,55 +24,12 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import (
-    IpAddress,
-    Questions,
-    address_to_check,
-    can_be_asked,
-    local_networks,
-    reversed_labels,
-)
+from ._dns import IpAddress, Questions, address_to_check, local_networks, reversed_labels
+from ._dns_list import DnsList
 
 _log: Final = logging.getLogger(__name__)
 _LONGEST_REASON = 200  # characters
 _SHARE = 0.5  # of the time that is left, for one question: a slow list leaves some to the others
-_CODE = re.compile(r"127(?:\.[0-9]{1,3}(?:-[0-9]{1,3})?){3}")
-_IS_CODE = IPv4Network("127.0.0.0/8")
-_IS_ERROR = IPv4Network("127.255.255.0/24")
-# RFC 5782 section 5: what every list has, and what none has
-_TEST_POINTS = {"address": ("2.0.0.127", "1.0.0.127"), "domain": ("test", "invalid")}
-
-
-@dataclass
-class DnsList:
-    """One list: its `zone`, and the `points` of being in it; below 0 they speak for the client.
-
-    `codes` are the answers that count, such as 127.0.0.2-11; with none all do. `about` says what is
-    looked up there: the client's address, or the domain of the sender or of HELO.
-    """
-
-    zone: str
-    points: float = 1.0
-    codes: list[str] = field(default_factory=list)
-    about: list[Literal["address", "sender", "helo"]] = field(default_factory=lambda: ["address"])
-
-    def __post_init__(self) -> None:
-        self.zone = self.zone.lower().strip(".")
-        if "." not in self.zone or not can_be_asked(self.zone):
-            raise ValueError("zone: expected the domain of a list, such as dnsbl.example.org")
-        if not self.points:
-            raise ValueError("points: expected more or less than 0, as the list would say nothing")
-        if not self.about:
-            raise ValueError('about: expected some of "address", "sender", "helo"')
-        self._ranges = [_ranges(code) for code in self.codes]
-
-    def counts(self, answer: str) -> bool:
-        """Whether an answer is one of the codes."""
-        octets = [int(part) for part in answer.split(".")]
-        return not self._ranges or any(
-            all(low <= octet <= high for octet, (low, high) in zip(octets, ranges, strict=True))
-            for ranges in self._ranges
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +133,7 @@ class Dnsbl:
         """Give what a list answers; raises RemoteError and UnansweredError."""
         with self._breakers[each.zone].watch():
             answers = questions.ask(f"{labels}.{each.zone}", "A", _SHARE)
-            for answer in map(IPv4Address, answers):
-                if answer not in _IS_CODE or answer in _IS_ERROR:
-                    raise RemoteError(f"{each.zone} answers {answer}, which is an error")
+            each.check(answers)
         return answers
 
     def _reason(self, labels: str, each: DnsList, questions: Questions) -> str:
@@ -192,7 +146,7 @@ class Dnsbl:
     def _problem(self, each: DnsList) -> str:
         """Say what is wrong with a list, by the entries that all have for trying them."""
         questions = Questions(self._resolver, self.patience)
-        listed, absent = _TEST_POINTS["address" if "address" in each.about else "domain"]
+        listed, absent = each.test_points
         try:
             if not self._answers(each, listed, questions):
                 return f"does not list {listed}, as every list does: is it one?"
@@ -211,12 +165,3 @@ def _is_domain(text: str) -> bool:
 def _refusal(found: list[Listing]) -> str:
     against = [listing for listing in found if listing.points > 0]
     return "; ".join(f"{listing.subject} is listed by {listing.zone}" for listing in against)
-
-
-def _ranges(code: str) -> list[tuple[int, int]]:
-    """Read 127.0.0.2-11; raises ValueError."""
-    parts = [part.partition("-") for part in code.split(".")] if _CODE.fullmatch(code) else []
-    ranges = [(int(low), int(high or low)) for low, _, high in parts]
-    if not parts or any(not low <= high < 256 for low, high in ranges):  # noqa: PLR2004 - an octet
-        raise ValueError(f"codes: expected answers such as 127.0.0.2-11, not {code!r}")
-    return ranges

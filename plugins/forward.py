@@ -18,8 +18,9 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._client import Client, Said
+from ._client import Client
 from ._login import authorities
+from ._said import Said
 
 _MOST = 100  # recipients that every server takes (RFC 5321 section 4.5.3.1.8)
 

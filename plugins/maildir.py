@@ -27,10 +27,9 @@ exists, everything above it and beside it is on disk, whoever made it and howeve
 and the ordinary delivery has nothing to look up.
 """
 
-# ruff: noqa: PTH104, PTH108, PTH116, PTH208, S108 - system calls on plain strings: a Path costs more than they
+# ruff: noqa: PTH108, PTH116, PTH208, S108 - system calls on plain strings: a Path costs more than they
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -45,7 +44,6 @@ from minismtp import (
     ByteSize,
     Defer,
     Envelope,
-    GroupSync,
     Message,
     ServerInfo,
     hookimpl,
@@ -57,6 +55,7 @@ from ._folders import Folder
 from ._paths import Template, name_part
 from ._quota import Quota
 from ._rescue import rescue
+from ._writer import Writer
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -97,14 +96,13 @@ class Maildir:
         self._template = Template(self.path)
         self._host = name_part(socket.gethostname())[:_LONGEST_HOST]
         self._room = Quota(self.quota) if self.quota else None
-        self._groups: dict[int, GroupSync] = {}  # by device
-        self._state = Path()
+        self._writer = Writer(self.sync, Path())
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Take the configured host name, and bring back what a crash has left in tmp/."""
         self._host = name_part(server.hostname)[:_LONGEST_HOST]
-        self._state = server.state_directory
+        self._writer = Writer(self.sync, server.state_directory)
         if server.slot == 0 and server.role == "worker":
             folders = dict.fromkeys([_QUARANTINE, *(each.folder for each in self.folders)])
             left = self._template.temporaries(folders)
@@ -148,39 +146,10 @@ class Maildir:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{folder}/tmp/{name}")
         elif self._room is None:
-            self._write(folder, name, trace, message)
+            self._writer.write(folder, name, trace, message)
         else:
             with self._room.room(box, size):
-                self._write(folder, name, trace, message)
-
-    def _write(self, folder: str, name: str, trace: bytes, message: Message) -> None:
-        temporary = f"{folder}/tmp/{name}"
-        descriptor = _create(temporary)
-        try:
-            try:
-                if self.sync == "file":
-                    message.write_to(descriptor, before=trace)
-                    os.fsync(descriptor)
-                else:
-                    group = self._group(descriptor, folder)
-                    ticket = group.ticket()
-                    message.write_to(descriptor, before=trace)
-                    group.commit(ticket)
-                os.rename(temporary, f"{folder}/new/{name}")
-            finally:
-                os.close(descriptor)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-    def _group(self, descriptor: int, box: str) -> GroupSync:
-        """Give the group of the file system that a file is on: Maildirs may lie on several."""
-        device = os.fstat(descriptor).st_dev
-        group = self._groups.get(device)
-        if group is None:
-            group = self._groups[device] = GroupSync(box, self._state / f"sync-{device}")
-        return group
+                self._writer.write(folder, name, trace, message)
 
     def _make_directories(self, box: Path, folder: Path) -> None:
         # Also the levels that exist already: one may have been made just before a crash.
@@ -206,18 +175,6 @@ def _stored(box: str, name: str, arrived: float) -> bool:
     if os.stat(current).st_mtime < arrived - _CLOCK_SLACK:
         return False
     return any(entry.startswith(name) for entry in os.listdir(current))
-
-
-def _create(path: str) -> int:
-    """Make a file that nobody else will take for one that a crash has left."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except FileExistsError:  # left by a crash
-        os.unlink(path)
-        descriptor = os.open(path, flags, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
 
 
 def _trace(envelope: Envelope, mailbox: Address) -> bytes:

@@ -25,7 +25,8 @@ from minismtp import (
 )
 
 from ._dns import IpAddress, Questions, address_to_check, local_networks
-from ._spf import Outcome, Sender, check_host
+from ._spf import Outcome, check_host
+from ._spf_sender import Sender
 
 Action: TypeAlias = Literal["reject", "tag"]
 

@@ -124,6 +124,15 @@ def test_module_does_not_import_a_shipped_plugin(module: str) -> None:
     assert not {name for name in imports_of(module) if name.startswith("minismtp_plugins")}
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SHIPPED_PLUGINS if "milter" not in path.stem],  # a whole protocol
+    ids=lambda path: path.stem,
+)
+def test_shipped_plugin_is_a_small_file(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 200
+
+
 @pytest.mark.parametrize("path", SHIPPED_PLUGINS, ids=lambda path: path.stem)
 def test_shipped_plugin_uses_only_what_authors_may_use(path: Path) -> None:
     tree = ast.parse(MODULES["minismtp"].read_bytes())

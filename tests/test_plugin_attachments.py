@@ -21,8 +21,9 @@ import pytest
 from fakes import envelope
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minismtp_plugins._archives import BrokenError, Budget, files_in
-from minismtp_plugins._parts import TooMuchError, parts_of
+from minismtp_plugins._archives import files_in
+from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
+from minismtp_plugins._parts import parts_of
 from minismtp_plugins.attachments import ATTACHMENTS, Attachments
 
 from minismtp import Content, Message, Session, findings_of
@@ -68,8 +69,12 @@ def zipped(*files: tuple[str, bytes]) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files:
-            archive.writestr(name, data)
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # no time of now
     return target.getvalue()
+
+
+def gzipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
 
 
 def tarred(*files: tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
@@ -187,7 +192,7 @@ def test_program_in_quoted_printable_is_found() -> None:
         ("a.tar", tarred(("b", b"x" * 700), ("c.scr", b"")), "a file of type .scr: c.scr in a.tar"),
         (
             "a.tgz",
-            gzip.compress(tarred(("b" * 150 + ".scr", b"x"))),
+            gzipped(tarred(("b" * 150 + ".scr", b"x"))),
             "a file of type .scr: " + "b" * 150 + ".scr in a.tgz",
         ),
         (
@@ -195,11 +200,11 @@ def test_program_in_quoted_printable_is_found() -> None:
             bz2.compress(tarred(("\u00e4" * 150 + ".scr", b"x"), form=tarfile.PAX_FORMAT)),
             "a file of type .scr: " + "\u00e4" * 150 + ".scr in a.tar.bz2",
         ),
-        ("setup.exe.gz", gzip.compress(b"x"), "a file of type .exe: setup.exe in setup.exe.gz"),
-        ("a.gz", gzip.compress(PROGRAM), "a program: a"),
+        ("setup.exe.gz", gzipped(b"x"), "a file of type .exe: setup.exe in setup.exe.gz"),
+        ("a.gz", gzipped(PROGRAM), "a program: a"),
         (
             "a.zip",
-            zipped(("b.zip", zipped(("c.tgz", gzip.compress(tarred(("d.js", b""))))))),
+            zipped(("b.zip", zipped(("c.tgz", gzipped(tarred(("d.js", b""))))))),
             "archives in each other",
         ),
         ("a", zipped(("b", zipped(("d.js", b"")))), "a file of type .js: d.js in a"),
@@ -229,7 +234,7 @@ def test_encrypted_archive_is_blocked_on_demand() -> None:
     [
         zipped(("a", b"x" * 1000))[:-30],
         b"PK\3\4" + bytes(100),
-        gzip.compress(os.urandom(5000))[:2000],
+        gzipped(os.urandom(5000))[:2000],
         b"\x1f\x8b\x08" + b"\xff" * 100,
         tarred(("a", b"x"))[:512] + b"y" * 1024,
     ],
@@ -249,7 +254,7 @@ SEEDS: Final = (
     zipped(("a.txt", b"text" * 50), ("b.zip", zipped(("c", b"x")))),
     tarred(("a" * 150, b"text"), ("b", b"x")),
     tarred(("a" * 150, b"text"), ("b", b"x"), form=tarfile.PAX_FORMAT),
-    gzip.compress(tarred(("a", b"x"))),
+    gzipped(tarred(("a", b"x"))),
     bz2.compress(b"x" * 1000),
 )
 

@@ -365,7 +365,7 @@ def test_dns_that_does_not_answer_is_a_temperror() -> None:
 def test_keys_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 9.0, 11.0])  # for this module only: other threads look at the clock as well
     clock = SimpleNamespace(monotonic=now.__next__)
-    monkeypatch.setattr("minismtp_plugins._dkim.time", clock)
+    monkeypatch.setattr("minismtp_plugins._dkim_key.time", clock)
     content = signed()
     found = results(content.partition(b"Received:")[0] + content)
     assert found == ["pass", "temperror there was no time left to look for the key"]

@@ -288,6 +288,7 @@ def test_server_looks_for_what_is_too_old_at_its_start(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def running(launch: Launch) -> Iterator[Running]:
     with launch(plugins=PLUGINS, files={"local_plugins/worried.py": WORRIED}, workers=2) as server:
+        server.wait_for_log(" queue opened ")
         yield server
 
 

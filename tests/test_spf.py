@@ -16,8 +16,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minismtp_plugins._dns import Questions, can_be_asked, unmapped
-from minismtp_plugins._spf import Outcome, Sender, check_host
-from minismtp_plugins._spf_record import RecordError, expand, parse_macros, parse_record
+from minismtp_plugins._spf import Outcome, check_host
+from minismtp_plugins._spf_macros import RecordError, expand, parse_macros
+from minismtp_plugins._spf_record import parse_record
+from minismtp_plugins._spf_sender import Sender
 
 from minismtp import Resolver, UnansweredError
 

@@ -1,0 +1,78 @@
+"""The files in a tar.
+
+The reader of the standard library is done without: a header may claim any size.
+"""
+
+import re
+from collections.abc import Iterator
+
+from ._budget import BrokenError, Budget, Reads, exactly
+
+_PIECE = 65536
+_BLOCK = 512  # of a tar
+_LONGEST_NAME = 65536  # octets
+_TAR_NAMES = {b"L", b"x"}  # blocks that hold the name of the next file: GNU, and POSIX
+
+
+def is_tar(head: bytes) -> bool:
+    """Tell from the first octets."""
+    return head[257:262] == b"ustar"
+
+
+def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
+    """Give the name and the content of each file, to be read before the next one is asked for.
+
+    Raises TooMuchError and BrokenError.
+    """
+    longer = ""
+    while len(block := exactly(file, _BLOCK)) == _BLOCK and any(block):
+        if not is_tar(block):
+            raise BrokenError("a broken archive (tar)")
+        size = _number(block[124:136])
+        if block[156:157] in _TAR_NAMES:
+            data = exactly(file, min(size, _LONGEST_NAME))
+            longer = _long_name(data, block[156:157]) or longer
+            _pass(file, size - len(data) + -size % _BLOCK, budget)
+            continue
+        parts = [_until_nul(block[345:500]), _until_nul(block[:100])]
+        name, longer = longer or "/".join(filter(None, parts)), ""
+        member = _Member(file, size)
+        yield name, member
+        _pass(file, member.left + -size % _BLOCK, budget)
+
+
+class _Member:
+    """One file of a tar."""
+
+    def __init__(self, file: Reads, size: int) -> None:
+        self._file = file
+        self.left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data
+
+
+def _pass(file: Reads, size: int, budget: Budget) -> None:
+    while size > 0 and (piece := file.read(min(size, _PIECE))):
+        budget.take(octets=len(piece))
+        size -= len(piece)
+
+
+def _number(field: bytes) -> int:
+    if field[0] & 0x80:  # GNU has larger ones in binary
+        return int.from_bytes(field, "big") & ((1 << 88) - 1)
+    return int(_until_nul(field).strip() or "0", 8)
+
+
+def _until_nul(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _long_name(data: bytes, kind: bytes) -> str:
+    if kind == b"L":
+        return _until_nul(data)
+    # A POSIX record is "<length> path=<name>\n".
+    match = re.search(rb"(?:\A|\n)[0-9]{1,10} path=([^\n]*)", data)
+    return match[1].decode("utf-8", "replace") if match else ""
