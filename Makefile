@@ -7,6 +7,7 @@
 #   make bench                    measure, beside the peers that are installed
 #   make endurance                reloads and killed workers under load
 #   make bench-queue              how a queue of 50,000 messages behaves
+#   make bench-filters            what filters cost, beside Haraka's, and each plugin (root)
 #   make peers                    install the peers of make bench (root or sudo)
 #   make profile                  where the time of a worker goes under load
 #   make services                 the Debian packages that some tests talk to (root or sudo)
@@ -23,7 +24,7 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check fuzz coverage docs bench endurance peers profile services install uninstall clean
+.PHONY: run test check fuzz coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -52,6 +53,9 @@ bench: $(VENV)/.installed-bench
 
 bench-queue: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/queue_scale.py $(ARGS)
+
+bench-filters: $(VENV)/.installed-bench
+	$(BIN)/python tests/bench/filters.py $(ARGS)
 
 profile: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/profile_worker.py $(ARGS)
@@ -90,7 +94,7 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/pyvenv.cfg
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-bench: pyproject.toml $(VENV)/pyvenv.cfg
-	$(PIP) install --editable '.[bench]'
+	$(PIP) install --editable '.[bench,dkim,dmarc,rules]'
 	touch $@ $(VENV)/.installed
 
 # plugins/ under its installed name, for mypy (see pyproject.toml)

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -171,8 +172,16 @@ def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str,
                     else:
                         with SERVERS[name](home, tls) as server:
                             found |= once(workload, server, options)
+                        if found["failed"]:
+                            found["log"] = complaints(home / "log")
                 print(json.dumps(found), flush=True)
                 yield found
+
+
+def complaints(log: Path) -> list[str]:
+    """Give the last lines of a server's log that tell of an error."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return [line for line in lines if re.search(r"(?i)\b(?:error|warning)\b", line)][-5:]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
  * machine that it shares with the server. Compiled on first use by bench.py.
  *
  *   load -a 127.0.0.1 -p 25 -s SESSIONS -m MESSAGES -d SECONDS -k PER_CONNECTION -b OCTETS -u USERS
- *        -t DOMAIN -n -i INTERVAL
+ *        -t DOMAIN -n -i INTERVAL -f FILE
  *
  * With -s 1, -i waits INTERVAL seconds from connection to connection.
  * Begins no message after -m of them or -d seconds. -k 0 keeps each connection for all its messages;
+ * -f sends the message that stands in a file, as it is; no line of it may begin with a dot.
  * -n waits for every reply instead of pipelining MAIL, RCPT and DATA. Prints one JSON object: messages accepted, seconds, percentiles of the time
  * from MAIL to the last 250 in milliseconds, and what failed. Exits 1 when anything failed.
  */
@@ -43,7 +44,7 @@ static struct sockaddr_in target;
 static long messages = 1000, next_message, accepted, failed, lost;
 static int sessions = 20, per_connection, users = 100, pipelining = 1, poller, alive;
 static size_t octets = 5000;
-static const char *domain = "example.org";
+static const char *domain = "example.org", *file;
 static char *body;
 static size_t body_size;
 static double *latency, start, last_start, interval;
@@ -175,7 +176,7 @@ static int answer(struct session *s, int code)
         snprintf(text, sizeof text,
                  "From: sender@client.example\r\nTo: user%ld@%s\r\nSubject: %ld\r\n\r\n",
                  s->message % users, domain, s->message);
-        return code == 354 && say(s, text, 1);
+        return code == 354 && say(s, file ? "" : text, 1);
     case CONTENT:
         if (code != 250)
             return 0;
@@ -238,7 +239,17 @@ static int ascending(const void *a, const void *b)
 
 static void make_body(void)
 {
+    FILE *from = file ? fopen(file, "r") : NULL;
+    if (file && !from)
+        die(file);
+    if (from)
+        octets = 1 << 20; /* at most */
     body = malloc(octets + 200);
+    if (from) {
+        body_size = fread(body, 1, octets, from);
+        fclose(from);
+        octets = 0;
+    }
     while (body_size < octets) {
         memset(body + body_size, 'a' + body_size / 78 % 26, 76);
         memcpy(body + body_size + 76, "\r\n", 2);
@@ -253,7 +264,7 @@ int main(int count, char **values)
     const char *address = "127.0.0.1";
     int port = 2525, option;
     double duration = 1e9;
-    while ((option = getopt(count, values, "a:p:s:m:d:k:b:u:t:i:n")) > 0)
+    while ((option = getopt(count, values, "a:p:s:m:d:k:b:u:t:i:f:n")) > 0)
         switch (option) {
         case 'a': address = optarg; break;
         case 'p': port = atoi(optarg); break;
@@ -265,6 +276,7 @@ int main(int count, char **values)
         case 'b': octets = atol(optarg); break;
         case 'u': users = atoi(optarg); break;
         case 't': domain = optarg; break;
+        case 'f': file = optarg; break;
         case 'n': pipelining = 0; break;
         default: return 2;
         }
