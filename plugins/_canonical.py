@@ -24,7 +24,11 @@ Extent = tuple[str, int | None]
 def relaxed_field(raw: bytes) -> bytes:
     """Give a field in the relaxed form (RFC 6376 section 3.4.2)."""
     name, _, value = raw.partition(b":")
-    value = re.sub(rb"[ \t]+", b" ", _LINE_END.sub(b"", value)).strip(b" ")
+    if b"\n" in value or b"\r" in value:
+        value = value.translate(None, b"\r\n")
+    if b"\t" in value or b"  " in value:
+        value = _BLANKS.sub(b" ", value)
+    value = value.strip(b" ")
     return name.strip(b" \t").lower() + b":" + value + b"\r\n"
 
 

@@ -23,10 +23,13 @@ from minismtp import (
 from ._dns import IpNetwork, address_to_check, local_networks
 from ._network import network_of
 
-#: What a message has shown of its client: the triplets that have come again.
-_AGAIN: Final[StashKey[list[str]]] = StashKey()
-#: Whether the client's network need not wait.
-_KNOWN: Final[StashKey[bool]] = StashKey()
+#: What a message has shown of its client: the triplets that have come again, and when each was
+#: noted, 0 for never.
+_AGAIN: Final[StashKey[dict[str, float]]] = StashKey()
+#: When it was noted that the client's network need not wait, None when it has to.
+_KNOWN: Final[StashKey[float | None]] = StashKey()
+_SLACK: Final = 0.1  # of `remember`: what is younger is not noted again, as writing takes turns
+_MOST: Final = 10_000  # that a process knows without asking the state
 
 
 @plugin
@@ -36,7 +39,7 @@ class Greylist:
     The same is who comes from the same network (/24, or /64 of IPv6) with the same sender for the
     same recipient; the reply says how many seconds are left. Coming too early does no harm; who
     comes later than `window` after the first time begins anew. Once the same has delivered, it need
-    not wait again, as long as no time of `remember` goes by without a message.
+    not wait again, as long as no time of `remember` (or a tenth more) goes by without a message.
 
     A network that has delivered `deliveries` messages need not wait at all, for as long; 0 has each
     triplet wait. A message counts when the `on_message` of the plugins before lets it through: put
@@ -64,6 +67,8 @@ class Greylist:
         if self.deliveries < 0:
             raise ValueError("deliveries: expected a number of messages, or 0 for never")
         self._clock = time.time
+        self._slack = self.remember * _SLACK
+        self._recent: dict[str, float] = {}  # what was noted, and when
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
@@ -74,14 +79,16 @@ class Greylist:
     def on_routed(self, session: Session, envelope: Envelope, recipient: Recipient) -> None:
         """Put a recipient off, unless the client has come again."""
         network = self._network(session)
-        if network is None or self._knows(envelope, network):
+        if network is None or self._known(envelope, network) is not None:
             return
         key, now = _triplet(network, envelope, recipient), self._clock()
-        first = float(self._state.setdefault(key, str(now), self.window))
-        left = self.delay.total_seconds() - (now - first)
+        if self._is_fresh(self._recent.get(key, 0)):
+            return
+        first, _, noted = self._state.setdefault(key, str(now), self.window).partition(" ")
+        left = self.delay.total_seconds() - (now - float(first))
         if left > 0:
             raise Defer(f"greylisted, try again in {math.ceil(left)} s")
-        envelope.stash.setdefault(_AGAIN, []).append(key)
+        envelope.stash.setdefault(_AGAIN, {})[key] = float(noted or 0)
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope) -> None:
@@ -89,23 +96,40 @@ class Greylist:
         network = self._network(session)
         if network is None:
             return
-        for key in envelope.stash.get(_AGAIN, []):
-            self._state.put(key, "0", self.remember)  # first seen long ago
+        for key, noted in envelope.stash.get(_AGAIN, {}).items():
+            self._note(key, noted, "0 ")  # first seen long ago
         if not self.deliveries:
             return
-        known = self._knows(envelope, network)
-        if known or self._state.add(f"from {network}", 1, self.remember) >= self.deliveries:
-            self._state.put(f"known {network}", "", self.remember)
+        known = self._known(envelope, network)
+        if known is not None:
+            self._note(f"known {network}", known)
+        elif self._state.add(f"from {network}", 1, self.remember) >= self.deliveries:
+            self._note(f"known {network}", 0)
+
+    def _note(self, key: str, noted: float, value: str = "") -> None:
+        """Keep what is known for another while, unless it was noted a short time ago."""
+        if not self._is_fresh(noted):
+            noted = self._clock()
+            self._state.put(key, f"{value}{noted}", self.remember + self._slack)
+        if len(self._recent) >= _MOST:
+            self._recent.clear()
+        self._recent[key] = noted
+
+    def _is_fresh(self, noted: float) -> bool:
+        return self._clock() - noted <= self._slack.total_seconds()
 
     def _network(self, session: Session) -> IpNetwork | None:
         address = address_to_check(session, self.networks)
         return None if address is None else network_of(address)
 
-    def _knows(self, envelope: Envelope, network: IpNetwork) -> bool:
-        """Say whether a network need not wait; looked up once for each message."""
+    def _known(self, envelope: Envelope, network: IpNetwork) -> float | None:
+        """Say since when a network need not wait; looked up once for each message."""
         if _KNOWN not in envelope.stash:
-            found = self.deliveries and self._state.get(f"known {network}") is not None
-            envelope.stash[_KNOWN] = bool(found)
+            key = f"known {network}"
+            found: float | str | None = self._recent.get(key)
+            if self.deliveries and not self._is_fresh(float(found or 0)):
+                found = self._state.get(key)
+            envelope.stash[_KNOWN] = None if found is None else float(found)
         return envelope.stash[_KNOWN]
 
 
