@@ -32,6 +32,7 @@ import fcntl
 import os
 import re
 import select
+import threading
 import time
 from collections.abc import Iterator
 from math import inf
@@ -77,6 +78,9 @@ class Spool:
         self._wake = directory / "wake"
         self._missed = directory / "missed"
         self._waker = -1
+        self._calling = (
+            threading.Lock()
+        )  # a descriptor that is closed may be another file's at once
         self._free = (0, -inf)  # octets, and until when that counts
 
     def prepare(self) -> None:
@@ -234,18 +238,13 @@ class Spool:
         line = f"{name}\n".encode("ascii")
         for _ in range(2):  # a runner that was started again has another reader
             try:
-                if self._waker < 0:
-                    self._waker = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                os.write(self._waker, line)
+                self._say(line)
             except BlockingIOError:
                 if self._missed.exists():
                     return  # who came before has waited in vain already
-                poll = select.poll()
-                poll.register(self._waker, select.POLLOUT)
-                if not poll.poll(_PATIENCE):
+                if not self._has_room():
                     break
             except OSError as error:
-                self._close_waker()
                 if error.errno == errno.ENXIO:
                     return  # nobody listens: the next start walks through the queue
             else:
@@ -253,10 +252,32 @@ class Spool:
         with contextlib.suppress(OSError):
             self._missed.touch()
 
-    def _close_waker(self) -> None:
-        if self._waker >= 0:
-            os.close(self._waker)
-            self._waker = -1
+    def _say(self, line: bytes) -> None:
+        """Write into the FIFO; raises OSError, and then opens it anew the next time."""
+        with self._calling:
+            try:
+                if self._waker < 0:
+                    self._waker = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                os.write(self._waker, line)
+            except BlockingIOError:
+                raise
+            except OSError:
+                if self._waker >= 0:
+                    os.close(self._waker)
+                    self._waker = -1
+                raise
+
+    def _has_room(self) -> bool:
+        """Wait until the FIFO takes more, or not much longer."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                poll = select.poll()
+                poll.register(descriptor, select.POLLOUT)
+                return bool(poll.poll(_PATIENCE))
+            finally:
+                os.close(descriptor)
+        return True
 
 
 def heard(descriptor: int) -> tuple[list[str], bool]:
