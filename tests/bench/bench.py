@@ -74,6 +74,8 @@ class Workload:
 
 
 _DRAINED: Final = 5000
+_QUIET: Final = 0.5  # seconds of quiet after which a server is ready
+_IDLE: Final = 0.05  # of a core, what a server may use that does nothing
 
 WORKLOADS: Final = {
     "a20": Workload("durable, one message per connection, 20 sessions", STORING, 20, 1),
@@ -217,6 +219,7 @@ def once(workload: Workload, server: peers.Server, options: argparse.Namespace) 
     """Run one workload against one server."""
     run: dict[str, Callable[..., dict[str, Any]]] = {"load": load, "tls": submit, "idle": idle}
     before = 0
+    calm(server.pid)
     if server.new:
         # Each mailbox's first message makes its directories, and a process's first login hashes
         # the password: neither is part of the rate.
@@ -273,6 +276,19 @@ def sent_on(
         "rss_mb": round(sampler.resident / 1e6, 1),
         "pss_mb": round(sampler.proportional / 1e6, 1),
     }
+
+
+def calm(pid: int) -> None:
+    """Wait until a server has nothing more to do than to wait: who greets first may be alone yet.
+
+    The sessions of a load that begins earlier stay with the first of several processes.
+    """
+    end = time.monotonic() + peers.PATIENCE
+    while time.monotonic() < end:
+        before = processes.cpu_seconds(processes.tree([pid]))
+        time.sleep(_QUIET)
+        if processes.cpu_seconds(processes.tree([pid])) - before <= _QUIET * _IDLE:
+            return
 
 
 def settle(server: peers.Server, messages: int) -> float:

@@ -211,6 +211,7 @@ def measured(
             haraka(home) if name == "haraka" else minismtp(home, tables if name == "all" else None)
         )
         with start as server:
+            bench.calm(server.pid)
             introduce(server.port)
             load(server, mail, "-m", 200)  # the first messages load lists, keys and caches
             before = processes.cpu_seconds(processes.tree([server.pid]))
