@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, KeysView
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
@@ -20,7 +20,8 @@ class Generation:
     """The workers of one configuration.
 
     `pause` before the next start grows with short lives. After a reload its sessions may go on
-    until `hurry_at`; who is still there at `end_by` is killed.
+    until `hurry_at`; who is still there at `end_by` is killed. Workers accept once its gate is
+    `open`: who began alone would keep all clients that come meanwhile, on one core.
     """
 
     config: Config
@@ -31,6 +32,30 @@ class Generation:
     next_start: float = 0.0
     hurry_at: float = inf
     end_by: float = inf
+    gate: int = field(init=False)  # to be read; its end is what workers wait for
+    _shut: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate, self._shut = os.pipe()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers accept."""
+        return self._shut < 0
+
+    def open(self) -> None:
+        """Let workers accept, those that start later as well.
+
+        A child calls it for itself: the gate is shut as long as anybody holds it so.
+        """
+        if self._shut >= 0:
+            os.close(self._shut)
+            self._shut = -1
+
+    def close(self) -> None:
+        """Give the descriptors back, when the last worker has been started."""
+        self.open()
+        os.close(self.gate)
 
     def sockets_for(self, config: Config, adopted: KeysView[str]) -> dict[str, socket.socket]:
         """Give the sockets of a new configuration; those on the same address are kept.

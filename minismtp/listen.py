@@ -105,3 +105,8 @@ def _open_unix(path: Path) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
+    """Give where a socket is bound, with the port that the kernel chose for 0."""
+    return address if address.path else SocketAddress(*sock.getsockname()[:2])

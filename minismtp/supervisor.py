@@ -26,7 +26,7 @@ from minismtp.children import Child, Children
 from minismtp.config import Config
 from minismtp.generation import Generation, close, workers_of
 from minismtp.herald import Herald
-from minismtp.listen import ListenError, adopt, open_listeners, open_socket
+from minismtp.listen import ListenError, adopt, bound, open_listeners, open_socket
 from minismtp.log import Log, complain
 from minismtp.outbound import runner
 from minismtp.rundir import make_control_directory, own, runtime_directory
@@ -41,6 +41,7 @@ _SIGNALS: Final = {
 _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
 _START_TIME: Final = 60.0  # seconds that a generation has to become ready
+_PATIENCE: Final = 5.0  # seconds that the first workers wait for the others, before they accept
 _SHORT_LIFE: Final = 10.0  # a worker that dies younger is started again later and later
 _LONGEST_PAUSE: Final = 5.0
 
@@ -133,7 +134,9 @@ class Supervisor:
         for pid, child, status in self._children.reap():
             self._bury(pid, child, status)
         self._children.hear()
-        self._started = self._started or bool(self._serving())
+        if self._is_time_to_open(self._current):
+            self._current.open()
+        self._started = self._started or self._is_ready(self._current)
         if self._status is None:
             if self._coming is not None:
                 self._tend_reload(self._coming)
@@ -149,12 +152,20 @@ class Supervisor:
         if self._herald.tell(self._state(), self._serving(), self._current.wanted):
             self._announce()
 
+    def _is_time_to_open(self, generation: Generation) -> bool:
+        ready = [child.started for child in self._children.of(generation) if child.serving]
+        first = min(ready, default=inf)
+        return len(ready) >= generation.wanted or time.monotonic() - first > _PATIENCE
+
+    def _is_ready(self, generation: Generation) -> bool:
+        return any(child.serving for child in self._children.of(generation))
+
     def _serving(self) -> dict[int, int]:
         """Give the processes that serve the present configuration, with their slots."""
         return {
             pid: child.slot
             for pid, child in self._children
-            if child.serving and child.group is self._current
+            if child.serving and child.group is self._current and self._current.is_open
         }
 
     def _state(self) -> str:
@@ -165,10 +176,10 @@ class Supervisor:
     def _announce(self) -> None:
         for listener in self._current.config.listeners:
             sock = self._current.sockets[listener.name]
-            address = _bound(sock, listener.address)
+            address = bound(sock, listener.address)
             self._log.info("listening", listener=listener.name, address=address, kind=listener.kind)
         if self._endpoint_socket is not None:
-            address = _bound(self._endpoint_socket, SocketAddress())
+            address = bound(self._endpoint_socket, SocketAddress())
             self._log.info("serving metrics", address=address)
 
     def _bury(self, pid: int, child: Child[Generation | Role], status: int) -> None:
@@ -207,7 +218,7 @@ class Supervisor:
     def _fill(self, generation: Generation) -> None:
         """Start missing workers; the second and later ones once the first has shown that it can."""
         workers = self._children.of(generation)
-        if workers and not any(child.serving for child in workers):
+        if workers and not self._is_ready(generation):
             return
         if time.monotonic() >= generation.next_start:
             free = SLOTS - len(self._children)
@@ -256,6 +267,8 @@ class Supervisor:
         workers = self._children.of(coming)
         if len(workers) == coming.wanted and all(child.serving for child in workers):
             old, self._current, self._coming = self._current, coming, None
+            coming.open()
+            old.close()
             close(old.sockets.values(), keep=coming.sockets.values())
             for generation in self._generations() - {old, coming}:
                 self._hurry(generation)
@@ -272,6 +285,7 @@ class Supervisor:
         coming, self._coming = self._coming, None
         if coming is not None:
             self._signal_workers(signal.SIGKILL, coming)
+            coming.close()
             close(coming.sockets.values(), keep=self._current.sockets.values())
         self._herald.reload_failed(reason)
 
@@ -281,7 +295,7 @@ class Supervisor:
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
         self._herald.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
         # Nobody shall wait in a queue that nobody serves.
-        self._close_listeners(keep=())
+        self._let_go(keep=())
         for generation in self._generations():
             self._hurry(generation)
         for pid, child in self._children:
@@ -311,7 +325,7 @@ class Supervisor:
             directory = self._metrics_directory
 
             def run(_: int) -> int:
-                self._close_listeners(keep=())
+                self._let_go(keep=())
                 return endpoint.run(
                     sock,
                     self._herald.board,
@@ -328,7 +342,7 @@ class Supervisor:
         directory, lifeline = self._metrics_directory, self._children.lifeline
 
         def run(ready: int) -> int:
-            self._close_listeners(keep=())
+            self._let_go(keep=())
             if self._endpoint_socket is not None:
                 self._endpoint_socket.close()
             return runner.run(
@@ -342,7 +356,7 @@ class Supervisor:
 
         def run(ready: int) -> int:
             # An address is free again when no process has a copy of its socket any more.
-            self._close_listeners(keep=generation.sockets.values())
+            self._let_go(keep=generation.sockets.values())
             if self._endpoint_socket is not None:
                 self._endpoint_socket.close()
             post = Post(
@@ -353,15 +367,18 @@ class Supervisor:
                 self._herald.pulses,
                 self._metrics_directory,
                 ready,
+                generation.gate,
                 self._children.lifeline,
             )
             return worker.run(generation.config, post)
 
         self._children.fork("worker", slot, generation, generation.config.user, run)
 
-    def _close_listeners(self, *, keep: Collection[socket.socket]) -> None:
+    def _let_go(self, *, keep: Collection[socket.socket]) -> None:
+        """Close the listeners but those to keep, and hold no gate."""
         for generation in (self._current, self._coming):
             if generation is not None:
+                generation.open()
                 close(generation.sockets.values(), keep=keep)
 
 
@@ -377,8 +394,3 @@ def _endpoint_socket(config: Config) -> socket.socket | None:
     if config.metrics.address is None:
         return None
     return open_socket(config.metrics.address, key="metrics.address", file=config.file)
-
-
-def _bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
-    """Give where a socket is bound, with the port that the kernel chose for 0."""
-    return address if address.path else SocketAddress(*sock.getsockname()[:2])

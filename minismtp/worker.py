@@ -48,8 +48,8 @@ _TICK: Final = 0.05  # seconds between two looks at the last sessions
 class Post:
     """What the supervisor gives a worker: its slot, the shared things, and two pipes.
 
-    A byte on `ready` says that the worker serves; end of file on `lifeline` that the supervisor has
-    died.
+    A byte on `ready` says that the worker is ready to accept, which it does after end of file on
+    `gate`; end of file on `lifeline` says that the supervisor has died.
     """
 
     slot: int
@@ -59,6 +59,7 @@ class Post:
     pulses: Pulses
     metrics_directory: Path
     ready: int
+    gate: int
     lifeline: int
 
 
@@ -79,6 +80,8 @@ def run(config: Config, post: Post) -> int:
     post.pulses.beat(post.slot)
     os.write(post.ready, b"r")
     os.close(post.ready)
+    os.read(post.gate, 1)
+    worker.accept()
     if worker.wait():
         worker.retire()
     worker.stop()
@@ -115,7 +118,7 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Start the plugins, then accept; raises Failure."""
+        """Start the plugins, and all but accepting; raises Failure."""
         self._queue.prepare()
         self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._post.slot))
         self._log.start()
@@ -123,6 +126,9 @@ class Worker:
         self._metrics.tally.start()
         self._sessions.start_watch()
         self._control.start()
+
+    def accept(self) -> None:
+        """Begin to accept."""
         for server in self._servers:
             thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
             thread.start()

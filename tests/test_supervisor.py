@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # EHLO names the worker and the generation; the options `fail` and `hang` spoil its start or end.
 GENERATION = """
-import os, threading
-from minismtp import hookimpl, plugin
+import logging, os, threading
+from minismtp import ServerInfo, hookimpl, plugin
 
 @plugin
 class Generation:
@@ -37,7 +37,8 @@ class Generation:
     hang: bool = False
 
     @hookimpl
-    def on_start(self) -> None:
+    def on_start(self, server: ServerInfo) -> None:
+        logging.getLogger("generation").info("begins in slot %d", server.slot)
         if self.fail:
             raise RuntimeError(self.fail)
 
@@ -153,6 +154,13 @@ def serve(config: Path) -> subprocess.CompletedProcess[str]:
 
 
 # Workers
+
+
+def test_workers_begin_together(configure: Configure, start: Start) -> None:
+    """Who began alone would get all clients that wait already, and keep them."""
+    server = start(configure(generation(), workers=3))
+    before = server.log.partition(" listening ")[0]
+    assert {f"slot {number}" for number in range(3)} <= {*re.findall(r"slot \d", before)}
 
 
 def test_several_workers_serve(configure: Configure, start: Start) -> None:
