@@ -135,7 +135,9 @@ class Machine:
     def processes(self) -> list[dict[str, str]]:
         """Give what /proc knows of the processes of the service, the supervisor first."""
         pids = self.run("sh", "-c", "cat /sys/fs/cgroup/system.slice/minismtp.service/cgroup.procs")
-        texts = [self.run("cat", f"/proc/{pid}/status") for pid in pids.split()]
+        # One may have ended since.
+        texts = [self.run("cat", f"/proc/{pid}/status", check=False) for pid in pids.split()]
+        texts = [text for text in texts if text.startswith("Name:")]
         return [dict(line.split(":\t", 1) for line in text.splitlines()) for text in texts]
 
     def drop_in(self, name: str, text: str) -> None:
