@@ -33,7 +33,7 @@ import report
 from pauses import Pauses
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 DISCARD: Final = """
 [[plugins]]
@@ -75,6 +75,7 @@ class Workload:
 
 _DRAINED: Final = 5000
 _QUIET: Final = 0.5  # seconds of quiet after which a server is ready
+_ALL: Final = "names with commas between them; default: all"
 _IDLE: Final = 0.05  # of a core, what a server may use that does nothing
 
 WORKLOADS: Final = {
@@ -130,14 +131,26 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="default: all")
-    parser.add_argument("--servers", default=",".join(SERVERS), help="default: all")
+    parser.add_argument("--workloads", type=some_of(WORKLOADS), default=[*WORKLOADS], help=_ALL)
+    parser.add_argument("--servers", type=some_of(SERVERS), default=[*SERVERS], help=_ALL)
     parser.add_argument("--idle", type=int, default=10_000, help="idle sessions of workload f")
     parser.add_argument("--directory", type=Path, help="default: an image made for the run")
     parser.add_argument("--image-size", default="6G")
     parser.add_argument("--output", type=Path, default=Path("build/bench/bench.json"))
     parser.add_argument("--report", type=Path, help="directory for the table and the plot")
     return parser.parse_args()
+
+
+def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Give a reader of names with commas between them, which refuses those that are not known."""
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return names
+
+    return read
 
 
 @contextlib.contextmanager
@@ -155,16 +168,15 @@ def place(options: argparse.Namespace) -> Iterator[Path]:
 
 def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
     """Give one measurement after the other, and say each."""
-    wanted = options.servers.split(",")
     tls = peers.Certificate.make(directory)
-    for name in wanted:
+    for name in options.servers:
         if reason := peers.missing(name):
             print(f"{name} is not measured: it takes {reason}", file=sys.stderr)
-    wanted = [name for name in wanted if not peers.missing(name)]
+    wanted = [name for name in options.servers if not peers.missing(name)]
     for number in range(options.rounds):
         for rate in disk(directory, options.seconds):
             yield {"round": number, "workload": "disk", **rate}
-        for key in options.workloads.split(","):
+        for key in options.workloads:
             workload = WORKLOADS[key]
             for name in (each for each in workload.servers if each in wanted):
                 found = {"round": number, "workload": key, "server": name}

@@ -142,6 +142,7 @@ def table(result: dict[str, Any], titles: dict[str, str]) -> str:
 def write(result: dict[str, Any], titles: dict[str, str], directory: Path) -> None:
     """Write performance-table.md and performance.png."""
     text = f"{targets(result)}\n\n{table(result, titles)}\n"
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "performance-table.md").write_text(text)
     plot(result, directory / "performance.png")
 
