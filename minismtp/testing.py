@@ -6,7 +6,7 @@ r"""A whole session in memory, for tests of plugins and of the server itself (la
     assert not mailroom.stored
 
 Everything is real but the socket: the protocol, the receiver, the guards around the plugins. With
-pytest the fixtures `dialogue` and `mailroom` are there by themselves (`minismtp_pytest`).
+pytest the fixtures `dialogue` and `mailroom` are there by themselves (`plugins/_pytest.py`).
 """
 
 from __future__ import annotations

@@ -100,7 +100,6 @@ def test_wheel_holds_nothing_else(distributions: Distributions) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "minismtp",
         "minismtp_plugins",
-        "minismtp_pytest.py",
     }
 
 
@@ -113,10 +112,7 @@ def test_sdist_holds_the_whole_directory(directory: str, distributions: Distribu
 
 @pytest.mark.parametrize(
     "name",
-    [
-        *("CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"),
-        "minismtp_pytest.py",
-    ],
+    ["CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "pyproject.toml"],
 )
 def test_sdist_holds_the_file(name: str, distributions: Distributions) -> None:
     assert name in distributions.in_sdist

@@ -236,7 +236,7 @@ def test_verdict_about_what_leaves_is_raised() -> None:
         Dialogue(Leaving()).leave("x", to=("x@refused.example",))
 
 
-# The fixtures of minismtp_pytest
+# The fixtures that pytest finds
 
 
 @plugin
@@ -307,5 +307,5 @@ def test_fixture_closes_its_sessions_when_the_test_ends(tmp_path: Path) -> None:
 
 
 def test_runs_of_pytest_that_need_no_fixture_of_ours_load_nothing_of_us() -> None:
-    look = "import minismtp_pytest, sys; sys.exit('minismtp' in sys.modules)"
+    look = "import minismtp_plugins._pytest, sys; sys.exit('minismtp' in sys.modules)"
     subprocess.run([sys.executable, "-c", look], check=True)

@@ -2,8 +2,8 @@
 
 `dialogue` begins sessions, `mailroom` takes what no filter refused; see `minismtp.testing`.
 
-A module of its own, beside the package: pytest imports it in every run of its environment, so it
-imports nothing of minismtp before a test asks (which also lets coverage see all of it).
+Not in the package `minismtp`: pytest imports this in every run of its environment, so it imports
+nothing of minismtp before a test asks (which also lets coverage see all of it).
 """
 
 # ruff: noqa: PLC0415 - see above
