@@ -96,6 +96,13 @@ class Config:
         int,
         counts("processes that serve; 0 = two for each core, four at least", least=0, most=64),
     ] = 0
+    cpu_affinity: Annotated[
+        bool,
+        says(
+            "each worker, and the process that delivers, keeps to one core, all equally spread;"
+            " a program or thread that a plugin starts keeps to it too"
+        ),
+    ] = True
     user: Annotated[
         str,
         says("the user to become when started as root, after the sockets are open; empty = stay"),

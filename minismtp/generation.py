@@ -80,7 +80,7 @@ class Generation:
 
 def workers_of(config: Config) -> int:
     """Give how many workers a configuration asks for: of itself, twice the cores, at least four."""
-    return config.workers or max(_FEWEST_WORKERS, 2 * (os.cpu_count() or 1))
+    return config.workers or max(_FEWEST_WORKERS, 2 * len(os.sched_getaffinity(0)))
 
 
 def close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:

@@ -349,10 +349,12 @@ class Supervisor:
                 config, runner.Desk(slot, directory, ready, lifeline, self._herald.board)
             )
 
-        self._runner = self._children.fork("queue", slot, Role.RUNNER, config.user, run)
+        self._runner = self._children.fork(
+            "queue", slot, Role.RUNNER, config.user, run, affinity=config.cpu_affinity
+        )
 
     def _start_worker(self, generation: Generation) -> None:
-        slot = self._children.free_slot()
+        slot, config = self._children.free_slot(), generation.config
 
         def run(ready: int) -> int:
             # An address is free again when no process has a copy of its socket any more.
@@ -370,9 +372,11 @@ class Supervisor:
                 generation.gate,
                 self._children.lifeline,
             )
-            return worker.run(generation.config, post)
+            return worker.run(config, post)
 
-        self._children.fork("worker", slot, generation, generation.config.user, run)
+        self._children.fork(
+            "worker", slot, generation, config.user, run, affinity=config.cpu_affinity
+        )
 
     def _let_go(self, *, keep: Collection[socket.socket]) -> None:
         """Close the listeners but those to keep, and hold no gate."""

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -187,6 +188,62 @@ def test_worker_that_was_killed_is_replaced(configure: Configure, start: Start) 
     server.wait_for_log(rf"error worker died pid={victim} slot=\d status=-9")
     server.wait_until(lambda: len(workers(server) - before) == 1)
     assert victim not in all_workers(server, 2)
+
+
+def spread(server: Running, count: int) -> list[int]:
+    """Give how many of the workers keep to each core, 0 for those that are not bound to one."""
+    bound = [os.sched_getaffinity(pid) for pid in all_workers(server, count)]
+    on = Counter(core for cores in bound if len(cores) == 1 for core in cores)
+    return sorted(on[core] for core in os.sched_getaffinity(0))
+
+
+def even(count: int) -> list[int]:
+    cores = len(os.sched_getaffinity(0))
+    return sorted(count // cores + (number < count % cores) for number in range(cores))
+
+
+def test_workers_keep_to_all_cores_alike(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(), workers=5))
+    assert spread(server, 5) == even(5)
+
+
+def test_process_that_delivers_keeps_to_one_core(configure: Configure, start: Start) -> None:
+    server = start(configure())
+    server.wait_until(lambda: called(server, "minismtp-queue"))
+    [runner] = called(server, "minismtp-queue")
+    assert len(os.sched_getaffinity(runner)) == 1
+
+
+def test_new_worker_keeps_to_the_core_of_the_one_that_died(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(), workers=4))
+    for victim in all_workers(server, 4):
+        os.kill(victim, signal.SIGKILL)
+        server.wait_until(lambda victim=victim: victim not in workers(server))  # type: ignore[misc]
+        server.wait_until(lambda: len(workers(server)) == 4)
+        assert spread(server, 4) == even(4)
+
+
+def test_new_generation_keeps_to_all_cores_alike(configure: Configure, start: Start) -> None:
+    config = configure(generation(), workers=3)
+    server = start(config)
+    before = all_workers(server, 3)
+    with server.connect() as client:  # one of the old ones goes on
+        who(client)
+        reload(server)
+        server.wait_until(lambda: len(workers(server) - before) == 3)
+        server.wait_until(lambda: len(workers(server) & before) == 1)
+        on = [os.sched_getaffinity(pid) for pid in workers(server) - before]
+        assert max(Counter(map(frozenset, on)).values()) == max(even(3))
+
+
+def test_workers_run_on_any_core_without_affinity(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(), top="cpu_affinity = false", workers=2))
+    server.wait_until(lambda: called(server, "minismtp-queue"))
+    pids = all_workers(server, 2) | called(server, "minismtp-queue")
+    assert len(pids) == 3
+    assert all(os.sched_getaffinity(pid) == os.sched_getaffinity(0) for pid in pids)
 
 
 def test_places_of_a_killed_worker_are_free_again(configure: Configure, start: Start) -> None:
