@@ -186,11 +186,11 @@ class Schedule:
             # What an operator has decided during an attempt stands, unless that has settled it.
             database.executemany(
                 "UPDATE recipients SET"
-                " state = CASE WHEN state <> 'queued' AND ?1 = 'queued' THEN state ELSE ?1 END,"
-                " reply = ?2, host = ?3, next = ?4, tried = ?5, attempts = attempts + 1"
-                " WHERE message = ?6 AND number = ?7",
+                " state = CASE WHEN state <> 'queued' AND ? = 'queued' THEN state ELSE ? END,"
+                " reply = ?, host = ?, next = ?, tried = ?, attempts = attempts + 1"
+                " WHERE message = ? AND number = ?",
                 [
-                    (o.state, o.reply, o.host, o.next, tried, name, o.number)
+                    (o.state, o.state, o.reply, o.host, o.next, tried, name, o.number)
                     for name, o, tried in batch.outcomes
                     if name not in batch.gone
                 ],
