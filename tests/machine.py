@@ -237,5 +237,5 @@ def make(goal: str, source: Path | str, wheels: Path | str, *variables: str) -> 
     """Give the command that installs the wheel as the README says, or takes it away again."""
     environment = [f"{name}={value}" for name, value in _OFFLINE.items()]
     package = f'PACKAGE="$(ls {wheels}/minismtp-*.whl)"'
-    call = f'exec env "$@" PIP_FIND_LINKS={wheels} {package} make -C {source} {goal}'
+    call = f'exec env --unset=PYTHON "$@" PIP_FIND_LINKS={wheels} {package} make -C {source} {goal}'
     return ["sh", "-c", call, "sh", *environment, *variables]
