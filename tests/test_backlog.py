@@ -1,4 +1,6 @@
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -139,8 +141,9 @@ def test_nothing_starts_after_the_stop(backlog: Backlog) -> None:
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Schedule:
-    return Schedule(tmp_path / "queue.db")
+def schedule(tmp_path: Path) -> Iterator[Schedule]:
+    with contextlib.closing(Schedule(tmp_path / "queue.db")) as schedule:
+        yield schedule
 
 
 def arrival(name: str) -> Arrival:

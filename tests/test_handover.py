@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -18,7 +19,7 @@ from minismtp.outbound.schedule import Schedule
 from minismtp.spool import Spool, heard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import Configure, Running, Start
 
@@ -38,8 +39,9 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Schedule:
-    return Schedule(tmp_path / "queue.db")
+def schedule(tmp_path: Path) -> Iterator[Schedule]:
+    with contextlib.closing(Schedule(tmp_path / "queue.db")) as schedule:
+        yield schedule
 
 
 def test_a_message_is_left_alone_until_its_last_job_ends(
@@ -47,19 +49,19 @@ def test_a_message_is_left_alone_until_its_last_job_ends(
 ) -> None:
     old = Handover(spool, Ledger(schedule, Log()))
     old.keep([("m1", "a"), ("m1", "b"), ("gone", "a")])
-    new_schedule = Schedule(tmp_path / "queue.db")
-    new = Handover(spool, Ledger(new_schedule, Log()))
-    new.expect(new_schedule.changed())
-    assert new.foreign("m1")
-    assert not new.foreign("m2")
-    old.done(("m1", "a"))
-    assert not new.take_over("m1")
-    fifo = spool.listen()
-    old.done(("m1", "b"))
-    assert new.take_over("m1")
-    assert not new.foreign("m1")
-    assert heard(fifo) == ([], True)
-    assert new_schedule.changed() == ["m1"]
+    with contextlib.closing(Schedule(tmp_path / "queue.db")) as new_schedule:
+        new = Handover(spool, Ledger(new_schedule, Log()))
+        new.expect(new_schedule.changed())
+        assert new.foreign("m1")
+        assert not new.foreign("m2")
+        old.done(("m1", "a"))
+        assert not new.take_over("m1")
+        fifo = spool.listen()
+        old.done(("m1", "b"))
+        assert new.take_over("m1")
+        assert not new.foreign("m1")
+        assert heard(fifo) == ([], True)
+        assert new_schedule.changed() == ["m1"]
 
 
 def test_a_message_that_is_done_is_taken_over_at_once(spool: Spool, schedule: Schedule) -> None:

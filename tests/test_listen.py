@@ -102,10 +102,9 @@ def test_port_of_an_ended_session_can_be_taken_again() -> None:
 
 
 def test_ipv6_socket_leaves_the_port_of_ipv4_free() -> None:
-    with open_one("[::]:0") as sock:
-        port = sock.getsockname()[1]
-        with open_one(f"127.0.0.1:{port}") as other:
-            assert other.getsockname()[1] == port
+    port = free_port()
+    with open_one(f"[::]:{port}"), open_one(f"127.0.0.1:{port}") as other:
+        assert other.getsockname()[1] == port
 
 
 def test_unix_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,15 @@ NOW = 1000.0
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Schedule:
-    schedule = Schedule(tmp_path / "queue.db")
-    arrive(
-        schedule,
-        Arrival("m1", "a@one.test", 900.0, 10, (("x@b.test", "b.test"), ("y@c.test", "c.test"))),
-        Arrival("m2", "b@two.test", 950.0, 20, (("z@b.test", "b.test"),)),
-    )
-    return schedule
+def schedule(tmp_path: Path) -> Iterator[Schedule]:
+    with contextlib.closing(Schedule(tmp_path / "queue.db")) as schedule:
+        targets = (("x@b.test", "b.test"), ("y@c.test", "c.test"))
+        arrive(
+            schedule,
+            Arrival("m1", "a@one.test", 900.0, 10, targets),
+            Arrival("m2", "b@two.test", 950.0, 20, (("z@b.test", "b.test"),)),
+        )
+        yield schedule
 
 
 def arrive(schedule: Schedule, *arrivals: Arrival) -> None:
@@ -50,7 +53,8 @@ def test_outcomes_are_kept_for_each_recipient(schedule: Schedule, tmp_path: Path
         Outcome(1, "queued", "451 no", "", 1060.0),
     )
     schedule.close()
-    first, second = Schedule(tmp_path / "queue.db").rows("m1")
+    with contextlib.closing(Schedule(tmp_path / "queue.db")) as later:
+        first, second = later.rows("m1")
     assert (first.state, first.reply, first.host, first.attempts) == (
         "delivered",
         "250 ok",
@@ -142,8 +146,8 @@ def test_changes_concern_only_what_was_chosen(schedule: Schedule) -> None:
 
 def test_another_process_s_change_is_seen_once(schedule: Schedule, tmp_path: Path) -> None:
     assert schedule.changed() == []
-    other = Schedule(tmp_path / "queue.db")
-    other.change(Filter(ids=("m2",)), NOW, "removed")
+    with contextlib.closing(Schedule(tmp_path / "queue.db")) as other:
+        other.change(Filter(ids=("m2",)), NOW, "removed")
     assert schedule.changed() == ["m2"]
     assert schedule.changed() == []
 

@@ -152,11 +152,18 @@ class Schedule:
         self._database = sqlite3.connect(
             path, timeout=_BUSY, isolation_level=None, check_same_thread=False
         )
+        self._version = -1
+        try:
+            self._prepare(check=check)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, *, check: bool) -> None:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.execute("PRAGMA foreign_keys = ON")
         self._database.executescript(_TABLES)
-        self._version = -1
         if check:
             (found,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
