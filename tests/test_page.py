@@ -39,6 +39,13 @@ def busy(configure: Configure, start: Start) -> Running:
             client.begin_data("user@example.org")
             client.command(f"{content}\r\n.")
             client.command("QUIT")
+
+    def counted() -> bool:
+        """Whether the workers and the runner have told their figures."""
+        text = server.http("/metrics")[1]
+        return server.metric("messages_total") == 2 and 'state="held"' in text
+
+    server.wait_until(counted)
     return server
 
 
@@ -52,11 +59,7 @@ def test_page_shows_sessions_queue_verdicts_and_hooks(busy: Running) -> None:
         client.greet()
         client.command("MAIL FROM:<a@client.example>")
 
-        def complete() -> bool:
-            page = busy.http("/")[1]
-            return "Sessions (1 open)" in page and "<td>held</td>" in page
-
-        busy.wait_until(complete)
+        busy.wait_until(lambda: "Sessions (1 open)" in busy.http("/")[1])
         status, page = busy.http("/")
     assert status == 200
     text = text_of(page)
