@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 LOCAL_PART_LIMIT: Final = 64  # octets, RFC 5321 section 4.5.3.1.1
@@ -31,6 +32,7 @@ _LITERAL = r"\[[!-Z^-~]+\]"
 # Mailbox = Local-part "@" ( Domain / address-literal ) ; Local-part = Dot-string / Quoted-string
 MAILBOX: Final = rf"({_DOT_STRING}|{_QUOTED_STRING})@({DOMAIN}|{_LITERAL})"
 
+_REMEMBERED: Final = 1024  # addresses; a message that is sent on has each parsed several times
 _PLAIN = re.compile(_DOT_STRING)
 _MAILBOX = re.compile(MAILBOX)
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -61,10 +63,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read `local@domain` as RFC 5321 spells it, quotes included; raises ValueError."""
-        match = _MAILBOX.fullmatch(text.strip(" \t\r\n"))  # not wider: a local part may have U+00A0
-        if match is None:
-            raise ValueError(f"{text!r} is not an address of the form local@domain")
-        return read_mailbox(match[1], match[2])
+        return _parse(text)
 
     @property
     def is_ascii(self) -> bool:
@@ -75,6 +74,14 @@ class Address:
     def ascii_domain(self) -> str:
         """The domain with each U-label as its A-label, for comparing and for DNS (RFC 5890)."""
         return to_ascii(self.domain)
+
+
+@lru_cache(_REMEMBERED)
+def _parse(text: str) -> Address:
+    match = _MAILBOX.fullmatch(text.strip(" \t\r\n"))  # not wider: a local part may have U+00A0
+    if match is None:
+        raise ValueError(f"{text!r} is not an address of the form local@domain")
+    return read_mailbox(match[1], match[2])
 
 
 def read_mailbox(local: str, domain: str) -> Address:

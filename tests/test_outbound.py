@@ -730,3 +730,7 @@ def test_content_for_data_is_what_the_other_side_reads(pieces: list[bytes], size
     assert lines[-2:] == [b".", b""]
     assert b"".join(line.removeprefix(b".") + b"\r\n" for line in lines[:-2]) == wanted
     assert b"." not in lines[:-2]
+
+
+def test_small_content_goes_out_together_with_its_end() -> None:
+    assert [*dotted(io.BytesIO(b".a\r\n.b"))] == [b"..a\r\n..b\r\n.\r\n"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import ssl
 import threading
@@ -580,6 +581,31 @@ def test_what_is_said_unasked_is_no_answer(visit: Visit, said: bytes, problem: s
 
     connection = visit(greeted(behave, PIPELINING + said))
     with pytest.raises(HostError, match=problem):
+        send(connection)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_what_is_said_between_two_messages_is_no_answer(
+    visit: Visit,
+    listen: Callable[[Behaviour], Listener],
+    tls_host: Callable[..., Listener],
+    tls: bool,
+) -> None:
+    ready = threading.Event()
+
+    def behave(peer: Peer) -> None:
+        ready.wait()
+        peer.say(b"250 ok\r\n")
+        peer.serve()
+
+    host = (tls_host if tls else listen)(greeted(behave))
+    level = Destination("", tls="required", implicit=True) if tls else Destination("", tls="none")
+    connection = visit(host, destination=level)
+    ready.set()
+    sock = connection._channel.sock  # noqa: SLF001
+    assert sock is not None
+    select.select([sock], [], [])  # until it is here
+    with pytest.raises(HostError, match=r"451 4\.5\.0 .* speaks before it is asked: 250 ok"):
         send(connection)
 
 

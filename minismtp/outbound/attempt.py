@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Final, Self
 
@@ -30,6 +31,7 @@ from minismtp.resolver import Resolver
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
 _MESSAGES: Final = 100  # over one connection
 _ADDRESSES: Final = 10  # that are tried in one attempt
+_DOMAINS: Final = 1000  # whose routes are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Carrier:
         self.directory = directory
         self.judge = judge
         self.setting = setting
+        self._route = lru_cache(_DOMAINS)(config.outbound.route)
 
     @classmethod
     def of(cls, config: Config, hooks: Hooks, log: Log) -> Self:
@@ -100,7 +103,7 @@ class Carrier:
     def key(self, domain: str) -> str:
         """Give the name by which addresses share an attempt: their domain, or their route."""
         domain = to_ascii(domain)
-        route = self.config.outbound.route(domain)
+        route = self._route(domain)
         if route.host is None or self.hooks.directs:
             return domain
         return f"{'' if route.domain == '*' else f'{route.domain} '}via {route.host}"
@@ -110,7 +113,7 @@ class Carrier:
         chosen = self.hooks.destination(delivery)
         if chosen is not None:
             return chosen
-        route = self.config.outbound.route(delivery.domain)
+        route = self._route(delivery.domain)
         password = ""
         if route.password_file is not None:
             password = route.password_file.read_text().split("\n", 1)[0].rstrip("\r")

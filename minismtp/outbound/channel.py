@@ -176,17 +176,25 @@ class Channel(smtplib.SMTP):
     def _has_spoken(self) -> bool:
         if not self._heard:
             sock = self._socket
-            sock.settimeout(0)
             try:
-                data = sock.recv(_RECEIVED)
+                if isinstance(sock, ssl.SSLSocket):
+                    data = _read_now(sock)
+                else:
+                    data = sock.recv(_RECEIVED, socket.MSG_DONTWAIT)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return False
-            finally:
-                sock.settimeout(None)
             if not data:
                 raise smtplib.SMTPServerDisconnected("hung up")
             self._heard = data
         return True
+
+
+def _read_now(sock: ssl.SSLSocket) -> bytes:
+    sock.settimeout(0)
+    try:
+        return sock.recv(_RECEIVED)
+    finally:
+        sock.settimeout(None)
 
 
 def reason(error: BaseException) -> str:

@@ -109,7 +109,7 @@ def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
 
     RFC 5321 section 4.5.2. `size` is how many octets are read at once.
     """
-    at_start, held = True, b""
+    at_start, held, last = True, b"", b""
     read: Callable[[], bytes] = lambda: reader.read(size)  # noqa: E731
     for octets in iter(read, b""):
         piece = held + octets
@@ -119,7 +119,11 @@ def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
             piece = _NEWLINE.sub(b"\r\n", piece)  # what came by BDAT may have any
         if not piece:
             continue
-        stuffed = piece.replace(b"\r\n.", b"\r\n..")
-        yield b"." + stuffed if at_start and piece.startswith(b".") else stuffed
+        if last:
+            yield last
+        last = piece.replace(b"\r\n.", b"\r\n..")
+        if at_start and piece.startswith(b"."):
+            last = b"." + last
         at_start = piece.endswith(b"\n")
-    yield (b"" if at_start and not held else b"\r\n") + b".\r\n"
+    # One send for a small message: the mark in a packet of its own costs both sides a turn.
+    yield last + (b"" if at_start and not held else b"\r\n") + b".\r\n"
