@@ -70,6 +70,34 @@ def test_a_batch_may_bring_a_message_with_its_outcome(schedule: Schedule) -> Non
     assert schedule.rows("m3")[0].reply == "451 no"
 
 
+def test_each_attempt_of_one_batch_counts(schedule: Schedule) -> None:
+    record(schedule, "m2", Outcome(0, "queued", "451 no"), Outcome(0, "queued", "452 nor now"))
+    [row] = schedule.rows("m2")
+    assert (row.attempts, row.reply) == (2, "452 nor now")
+
+
+def test_a_large_batch_takes_no_more_statements_than_a_small_one(schedule: Schedule) -> None:
+    """Each statement takes the interpreter from the threads that deliver, and waits for them."""
+
+    def statements(names: list[str]) -> int:
+        told: list[str] = []
+        batch = Batch(
+            {name: Arrival(name, "a@b.test", 1.0, 1, (("x@b.test", "b.test"),)) for name in names},
+            [(name, Outcome(0, "queued", "451 no"), NOW) for name in names],
+            moved=[("c.test", name, 0) for name in names],
+            warned={*names},
+            changed={*names},
+        )
+        steps = [batch, Batch(gone={*names})]
+        schedule._database.set_trace_callback(told.append)  # noqa: SLF001
+        for step in steps:
+            schedule.write(step)
+        schedule._database.set_trace_callback(None)  # noqa: SLF001
+        return len({*told})  # one that cascades is told again for each row
+
+    assert statements([f"n{number}" for number in range(500)]) == statements(["o"])
+
+
 def test_a_message_that_is_gone_leaves_no_rows(schedule: Schedule) -> None:
     schedule.write(Batch(gone={"m1"}))
     assert schedule.rows("m1") == []

@@ -214,6 +214,21 @@ def test_process_that_delivers_keeps_to_one_core(configure: Configure, start: St
     assert len(os.sched_getaffinity(runner)) == 1
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is only one core")
+def test_thread_that_writes_the_schedule_is_not_kept_to_the_core_of_deliveries(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure())
+    server.wait_until(lambda: called(server, "minismtp-queue"))
+    [runner] = called(server, "minismtp-queue")
+
+    def roaming() -> int:
+        threads = [int(each.name) for each in Path(f"/proc/{runner}/task").iterdir()]
+        return sum(os.sched_getaffinity(thread) == os.sched_getaffinity(0) for thread in threads)
+
+    server.wait_until(lambda: roaming() == 1)
+
+
 def test_new_worker_keeps_to_the_core_of_the_one_that_died(
     configure: Configure, start: Start
 ) -> None:
