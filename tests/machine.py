@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import re
-import shutil
 import signal
 import smtplib
 import ssl
@@ -24,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-ROOT: Final = Path(__file__).parents[1]
+from source import ROOT, copy_source
+
 DROP_INS: Final = "/etc/systemd/system/minismtp.service.d"
 CGROUPS: Final = Path("/sys/fs/cgroup")
 DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
@@ -220,8 +220,7 @@ def _systemd_below(pid: int) -> int:
 def build_wheels(directory: Path, *more: str) -> None:
     """Put the project's wheel into `directory`/wheels, and those of what it needs."""
     source, wheels = directory / "source", directory / "wheels"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "tests")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    copy_source(source)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     subprocess.run(
         [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", source],

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from machine import ROOT, Machine, booted, build_wheels, make
+from machine import Machine, booted, build_wheels, make
+from source import ROOT
 
 if TYPE_CHECKING:
     from conftest import TlsFiles

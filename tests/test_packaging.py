@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source import ROOT, copy_source, source_files
 
-ROOT = Path(__file__).parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY_POINTS: dict[str, str] = PYPROJECT["project"]["entry-points"]["minismtp"]
 SETUPTOOLS: dict[str, Any] = PYPROJECT["tool"]["setuptools"]
-NOT_SOURCE = (".*", "__pycache__", "*.egg-info", "build", "dist", "htmlcov", "minismtp-state")
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Distributions:
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     """Build both as a release does, the wheel from the sdist, in a copy of the source tree."""
     source = tmp_path_factory.mktemp("packaging") / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    copy_source(source)
     subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "."],
         cwd=source,
@@ -51,9 +49,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
 
 def files_below(directory: str, pattern: str = "*") -> set[str]:
     return {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / directory).rglob(pattern)
-        if path.is_file() and "__pycache__" not in path.parts
+        name.as_posix()
+        for name in source_files()
+        if name.is_relative_to(directory) and name.match(pattern)
     }
 
 

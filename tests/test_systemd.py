@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from machine import DEADLINE, DROP_INS, PYTHON, ROOT, Machine, booted, build_wheels, make
+from machine import DEADLINE, DROP_INS, PYTHON, Machine, booted, build_wheels, make
+from source import ROOT
 
 if TYPE_CHECKING:
     from conftest import TlsFiles
