@@ -6,6 +6,7 @@ What plugin authors import stands here; everything else is internal.
 from minismtp import events
 from minismtp.address import Address
 from minismtp.authres import AuthResult, quoted, results_of
+from minismtp.clock import steady_time
 from minismtp.content import Content, ContentWriter
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
@@ -90,6 +91,7 @@ __all__ = [
     "plugin",
     "quoted",
     "results_of",
+    "steady_time",
     "sync_directory",
     "verify_password",
     "warn_of_readers",

@@ -11,6 +11,7 @@ from typing import Final
 
 from minismtp.admission import Admission
 from minismtp.board import Board, Standing
+from minismtp.clock import steady_time
 from minismtp.log import Log
 from minismtp.notify import Notifier
 from minismtp.pulse import Pulses
@@ -40,6 +41,7 @@ class Herald:
 
         Gives whether this makes the server ready, which it was not before.
         """
+        steady_time()  # logs a jump of the clock, and follows it for the processes that start later
         ready = bool(serving) and state != "Stopping"
         begins = ready and not self.ready
         self._post(replace(self._standing, ready=ready, workers=len(serving)))

@@ -27,7 +27,7 @@ from minismtp.config import Config
 from minismtp.generation import Generation, close, workers_of
 from minismtp.herald import Herald
 from minismtp.listen import ListenError, adopt, bound, open_listeners, open_socket
-from minismtp.log import Log, complain
+from minismtp.log import Log, bridge, complain
 from minismtp.outbound import runner
 from minismtp.rundir import make_control_directory, own, runtime_directory
 from minismtp.scalars import SocketAddress
@@ -49,6 +49,7 @@ _LONGEST_PAUSE: Final = 5.0
 def serve(config: Config) -> int:
     """Run the server until it is told to stop; gives the exit status."""
     log = Log(level=config.log.level, style=config.log.format)
+    bridge(log, config.log.level)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         supervisor = Supervisor(config, log)
