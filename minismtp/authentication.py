@@ -29,6 +29,7 @@ class Authentication:
         self._exchange: sasl.Exchange | None = None
         self._mechanism = ""
         self._username = ""
+        self._refuted = False  # whether the client knows already that its token is wrong
         self.failures = 0
 
     @property
@@ -49,8 +50,9 @@ class Authentication:
         if maker is None:
             return replies.UNKNOWN_MECHANISM
         if not self._wait_for_turn():
+            self.failures += 1  # else a session could ask without end
             return replies.AUTH_WAIT
-        self._mechanism, self._username = command.mechanism, ""
+        self._mechanism, self._username, self._refuted = command.mechanism, "", False
         self._exchange = maker()
         challenge = next(self._exchange)
         if command.initial is None:
@@ -77,8 +79,9 @@ class Authentication:
             return self._refused(verdict)
 
     def abandon(self) -> None:
-        """Drop the exchange, for instance because a line was too long."""
-        self._end("cancelled", replies.AUTH_CANCELLED)
+        """Drop the exchange that may be under way: the session ended, or a line was too long."""
+        if self._exchange is not None:
+            self._end("cancelled", replies.AUTH_CANCELLED)
 
     def _allowed(self) -> bool:
         return self._session.tls is not None or self._service.clear_auth
@@ -106,6 +109,10 @@ class Authentication:
             return True
         return wait_for_turn(backoff, self._session.peer, self._service.draining)
 
+    def _is_known(self) -> bool:
+        backoff = self._service.backoff
+        return backoff is not None and backoff.knows(self._session.peer, self._username)
+
     def _stored_key(self, username: str) -> sasl.StoredKey | None:
         self._username = username
         return self._service.hooks.stored_key(self._session, self._mechanism, username)
@@ -121,6 +128,7 @@ class Authentication:
                 result.password,
                 result.authorization,
                 result.token,
+                self._is_known(),
             )
             try:
                 identity = self._service.hooks.authenticate(self._session, credentials)
@@ -128,7 +136,7 @@ class Authentication:
                 return self._refused(verdict)
         if identity is None and self._mechanism in _OAUTH:
             # RFC 7628 section 3.2.3: the reason is a challenge, to be answered before the 535.
-            self._exchange = sasl.oauth_failure()
+            self._exchange, self._refuted = sasl.oauth_failure(), True
             return _challenge(next(self._exchange))
         if identity is None:
             return self._end("failure", replies.BAD_CREDENTIALS)
@@ -147,6 +155,8 @@ class Authentication:
         """Finish the exchange: count it, tell the log, and let a failure wait."""
         service, session = self._service, self._session
         self._exchange = None
+        if self._refuted and result == "cancelled":
+            result = "failure"
         service.metrics.auth[self._mechanism, result](1)
         # fail2ban reads this line: see etc/fail2ban.
         service.log.info(
@@ -160,13 +170,16 @@ class Authentication:
             service.hooks.observe(
                 Authenticated(session.id, session.peer, self._mechanism, self._username, result)
             )
-        backoff = service.backoff
         if result == "failure":
             self.failures += 1
-            if backoff is not None:
-                backoff.failed(session.peer)
-        elif result == "success" and backoff is not None:
-            backoff.succeeded(session.peer)
+        if (backoff := service.backoff) is not None:
+            match result:
+                case "failure":
+                    backoff.failed(session.peer)
+                case "success":
+                    backoff.succeeded(session.peer, self._username)
+                case _:
+                    backoff.release(session.peer)
         return reply
 
 

@@ -313,6 +313,11 @@ class Conversation:
             self.transaction.abort()
             self.transaction = None
 
+    def end(self) -> None:
+        """End what is under way: the session is over."""
+        self.drop()
+        self._authentication.abandon()
+
     def name(self, verb: str) -> str:
         """Name what the protocol calls `verb`; nothing that only the peer knows what it is."""
         name = self._refused_verb if verb == "REFUSED" else _METRIC_NAMES.get(verb, verb)

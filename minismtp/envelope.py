@@ -165,7 +165,8 @@ class Credentials:
 
     `mechanism` is the SASL name. `username` is the authentication identity, `authorization` the
     identity to act as ("" = the same). `password` serves PLAIN and LOGIN, `token` OAUTHBEARER and
-    XOAUTH2.
+    XOAUTH2. `known` says that somebody has logged in from this address before, or this user from an
+    address near it: under load they come before strangers.
     """
 
     mechanism: str
@@ -173,3 +174,4 @@ class Credentials:
     password: str = field(default="", repr=False)
     authorization: str = ""
     token: str = field(default="", repr=False)
+    known: bool = False

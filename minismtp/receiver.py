@@ -176,7 +176,7 @@ class Receiver:
 
     def finished(self) -> None:
         """Tell the log, the metrics and the observers that the session is over."""
-        self._conversation.drop()
+        self._conversation.end()
         self._protocol.close()
         service, session = self._service, self.session
         duration = service.clock() - self._begun

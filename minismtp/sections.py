@@ -202,8 +202,9 @@ class Limits:
     login_backoff: Annotated[
         timedelta,
         says(
-            "wait of an address after a failed login; doubles with each one up to a minute;"
-            ' "0s" = off'
+            "wait of an address after a failed login; doubles with each one up to a minute. An"
+            " attempt counts as failed until it has succeeded, and hears 454 when its turn is more"
+            ' than 10 s away; "0s" = off'
         ),
     ] = timedelta(seconds=1)
     command_timeout: Annotated[

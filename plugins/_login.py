@@ -7,15 +7,17 @@ import secrets
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from minismtp import Breaker, Credentials, RemoteError, verify_password
+from minismtp import Breaker, Credentials, Defer, RemoteError, verify_password
 
 T = TypeVar("T")
 
+_PATIENCE = 5.0  # seconds that a login waits for its turn; then mail programs ask again
 _LONGEST = 1000  # octets of a name or a password; what services take is little more
 
 
@@ -56,7 +58,7 @@ class PasswordCheck:
 
     def __init__(self, remember: timedelta) -> None:
         self._seconds = remember.total_seconds()
-        self._verifying = threading.Lock()
+        self._turns = Turns()
         self._secret = secrets.token_bytes(32)
         self._recent: dict[str, tuple[bytes, float]] = {}  # user: digest, until when
 
@@ -65,7 +67,8 @@ class PasswordCheck:
     ) -> bool:
         """Tell whether the password belongs to the user's `stored` hash, None for no such user.
 
-        Such a user costs as much as the `decoy`, a hash of somebody else.
+        Such a user costs as much as the `decoy`, a hash of somebody else. Raises Defer when there
+        are too many before it in the queue, where those who are known come before strangers.
         """
         right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
         if not (stored and right):
@@ -76,12 +79,16 @@ class PasswordCheck:
         return True
 
     def _verify(self, credentials: Credentials, stored: str | None, decoy: str | None) -> bool:
-        # One at a time in each worker: more would share the same cores and take 32 MiB each. Who
-        # waited for a login like its own need not repeat the work.
-        with self._verifying:
+        # One at a time in each worker: more would share the same cores and take 32 MiB each. A
+        # login that waited for one like itself need not repeat the work.
+        if not self._turns.take(_PATIENCE, first=credentials.known):
+            raise Defer("too many logins are waiting", enhanced="4.7.0")
+        try:
             return self._is_recent(credentials, stored) or verify_password(
                 credentials.password, stored or decoy
             )
+        finally:
+            self._turns.give_back()
 
     def _is_recent(self, credentials: Credentials, stored: str | None) -> bool:
         digest, until = self._recent.get(credentials.username, (b"", 0.0))
@@ -92,6 +99,46 @@ class PasswordCheck:
         """Tie a password to its user's hash, so that a new hash makes it unknown."""
         text = f"{stored}\0{credentials.password}".encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()
+
+
+class Turns:
+    """Lets one thread at a time through: those that come first, then the others, as they came."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = False
+        self._first: deque[threading.Event] = deque()
+        self._others: deque[threading.Event] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many threads wait."""
+        return len(self._first) + len(self._others)
+
+    def take(self, patience: float, *, first: bool) -> bool:
+        """Wait for a turn; False when it has not come after `patience` seconds."""
+        turn = threading.Event()
+        waiting = self._first if first else self._others
+        with self._lock:
+            if not self._taken:
+                self._taken = True
+                return True
+            waiting.append(turn)
+        if turn.wait(patience):
+            return True
+        with self._lock:
+            if not turn.is_set():
+                waiting.remove(turn)
+            return turn.is_set()
+
+    def give_back(self) -> None:
+        """Let the next thread through."""
+        with self._lock:
+            for waiting in (self._first, self._others):
+                if waiting:
+                    waiting.popleft().set()
+                    return
+            self._taken = False
 
 
 class Bounded:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from minismtp.backoff import LONGEST, Backoff, wait_for_turn
+from minismtp.backoff import LONGEST, PATIENCE, Backoff, wait_for_turn
 
 GUESSER = "192.0.2.1"
 OTHER = "192.0.2.2"
@@ -39,7 +39,76 @@ def failures(backoff: Backoff, count: int) -> None:
 
 
 def test_first_login_does_not_wait(backoff: Backoff) -> None:
-    assert [backoff.reserve(GUESSER) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert backoff.reserve(GUESSER) == 0.0
+
+
+def test_first_burst_is_not_free(backoff: Backoff) -> None:
+    """An attempt counts as failed from its beginning: 95 guesses at once are few that begin."""
+    waits = [backoff.reserve(GUESSER) for _ in range(95)]
+    assert waits[:5] == [0.0, 1.0, 3.0, 7.0, 15.0]
+    assert sum(wait <= PATIENCE for wait in waits) == 4
+
+
+def test_attempts_that_prove_nothing_are_taken_back(backoff: Backoff) -> None:
+    for _ in range(10):
+        assert backoff.reserve(GUESSER) == 0.0
+        backoff.release(GUESSER)
+
+
+def test_what_failed_stays_when_another_attempt_is_taken_back(backoff: Backoff) -> None:
+    failures(backoff, 1)
+    assert backoff.reserve(GUESSER) == 1.0
+    backoff.release(GUESSER)
+    assert backoff.reserve(GUESSER) >= 1.0
+
+
+def test_address_that_succeeded_has_some_attempts_at_once(backoff: Backoff) -> None:
+    backoff.reserve(GUESSER)
+    backoff.succeeded(GUESSER, "alice")
+    waits = [backoff.reserve(GUESSER) for _ in range(95)]
+    assert waits[:10] == [0.0] * 9 + [1.0]
+    assert sum(wait <= PATIENCE for wait in waits) == 12
+
+
+def test_address_that_succeeded_waits_after_its_failures(backoff: Backoff) -> None:
+    backoff.succeeded(GUESSER, "alice")
+    failures(backoff, 2)
+    assert backoff.reserve(GUESSER) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("address", "username", "known"),
+    [
+        (GUESSER, "bob", True),  # the address
+        ("192.0.3.9", "alice", True),  # the user, near it
+        ("192.0.3.9", "ALICE", True),
+        ("192.0.3.9", "bob", False),
+        ("198.51.100.1", "alice", False),  # else the waits would tell which users exist
+        ("unix", "alice", False),
+        ("2001:db8::1", "alice", False),
+    ],
+)
+def test_those_who_succeeded_are_known(
+    backoff: Backoff, address: str, username: str, *, known: bool
+) -> None:
+    assert not backoff.knows(address, username)
+    backoff.succeeded(GUESSER, "alice")
+    assert backoff.knows(address, username) is known
+
+
+def test_strangers_do_not_push_out_those_who_are_known(backoff: Backoff) -> None:
+    backoff.succeeded(GUESSER, "alice")
+    for number in range(20_000):
+        backoff.failed(f"2001:db8:{number:x}::1")
+    assert backoff.knows(GUESSER, "alice")
+
+
+def test_those_who_are_known_are_forgotten_after_a_month(backoff: Backoff, clock: Clock) -> None:
+    backoff.succeeded(GUESSER, "alice")
+    clock.now += 29 * 86400
+    assert backoff.knows(GUESSER, "alice")
+    clock.now += 2 * 86400
+    assert not backoff.knows(GUESSER, "alice")
 
 
 @pytest.mark.parametrize(
@@ -64,14 +133,13 @@ def test_time_that_has_passed_counts(backoff: Backoff, clock: Clock) -> None:
 
 
 def test_attempts_at_once_queue_up(backoff: Backoff) -> None:
-    failures(backoff, 2)
-    assert [backoff.reserve(GUESSER) for _ in range(3)] == [2.0, 4.0, 6.0]
+    failures(backoff, 1)
+    assert [backoff.reserve(GUESSER) for _ in range(3)] == [1.0, 3.0, 7.0]
 
 
 def test_queue_has_an_end(backoff: Backoff) -> None:
     failures(backoff, 7)
-    waits = [backoff.reserve(GUESSER) for _ in range(4)]
-    assert waits == [LONGEST, 2 * LONGEST, 2 * LONGEST, 2 * LONGEST]
+    assert [backoff.reserve(GUESSER) for _ in range(4)] == [LONGEST] * 4
     assert not wait_for_turn(backoff, GUESSER, threading.Event())
 
 
@@ -86,6 +154,18 @@ def test_success_forgives(backoff: Backoff) -> None:
     assert backoff.reserve(GUESSER) == 0.0
     backoff.failed(GUESSER)
     assert backoff.reserve(GUESSER) == 1.0
+
+
+def test_success_lets_those_go_on_that_wait_for_a_turn(backoff: Backoff) -> None:
+    failures(backoff, 4)
+    result = []
+    waiting = threading.Thread(
+        target=lambda: result.append(wait_for_turn(backoff, GUESSER, threading.Event()))
+    )
+    waiting.start()
+    while waiting.is_alive():  # the clock stands: nothing but the success ends the wait
+        backoff.succeeded(GUESSER)
+    assert result == [True]
 
 
 @pytest.mark.parametrize(("seconds", "forgiven"), [(899, False), (901, True)])
@@ -114,7 +194,7 @@ def test_failures_in_another_process_count(backoff: Backoff) -> None:
 
 
 def test_turn_is_waited_for_until_the_server_ends(backoff: Backoff) -> None:
-    failures(backoff, 7)
+    failures(backoff, 3)
     stop = threading.Event()
     stop.set()
     assert wait_for_turn(backoff, GUESSER, stop)

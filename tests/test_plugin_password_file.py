@@ -11,9 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from conftest import wait_until
 from minismtp_plugins.password_file import PasswordFile
 
-from minismtp import Credentials
+from minismtp import Credentials, Defer
 from minismtp.passwords import hash_password
 from minismtp.settings import ConfigError, build
 
@@ -212,3 +213,54 @@ def test_logins_at_once_cost_one_check_of_the_hash(path: Path, costs: list[int])
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(log_in, range(8))) == ["alice"] * 8
     assert len(costs) == 1
+
+
+class Queue:
+    """Logins that wait for a turn: the check of the first one takes until `go`."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
+        monkeypatch.setattr("minismtp_plugins._login._PATIENCE", patience)
+        monkeypatch.setattr("minismtp_plugins._login.verify_password", self._verify)
+        self.plugin = PasswordFile(path=path)
+        self.go = threading.Event()
+        self.checked: list[str] = []
+
+    def log_in(self, password: str, *, known: bool = False) -> str | None:
+        credentials = Credentials("PLAIN", "alice", password, known=known)
+        return self.plugin.authenticate(credentials)
+
+    def waiting(self) -> int:
+        return self.plugin._check._turns.waiting  # noqa: SLF001 - else only time would tell
+
+    def _verify(self, password: str, _stored: str | None) -> bool:
+        self.checked.append(password)
+        return self.go.wait(30) and False
+
+
+def test_login_that_gets_no_turn_is_put_off_after_seconds(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue(path, monkeypatch, 0.05)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(queue.log_in, "one")
+        wait_until(lambda: queue.checked)
+        with pytest.raises(Defer):
+            queue.log_in("two")
+        assert not queue.waiting()
+        queue.go.set()
+        assert first.result() is None
+    assert queue.log_in("two") is None  # the turn is free again
+
+
+def test_those_who_are_known_come_before_strangers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue(path, monkeypatch, 30.0)
+    with ThreadPoolExecutor(5) as pool:
+        pool.submit(queue.log_in, "first")
+        wait_until(lambda: queue.checked)
+        for number, name in enumerate(["stranger", "other", "known", "familiar"]):
+            pool.submit(queue.log_in, name, known=number > 1)
+            wait_until(lambda number=number: queue.waiting() == number + 1)  # type: ignore[misc]
+        queue.go.set()
+    assert queue.checked == ["first", "known", "familiar", "stranger", "other"]

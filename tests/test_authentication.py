@@ -1,0 +1,137 @@
+"""What an attempt at a login claims from the waits of its address, and what it gives back."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+
+import pytest
+
+from minismtp import Credentials, Defer, hookimpl, plugin
+from minismtp.backoff import Backoff
+from minismtp.testing import Dialogue
+
+PEER = "192.0.2.1"
+
+
+class Clock:
+    """Time that stands still."""
+
+    def __call__(self) -> float:
+        return 1000.0
+
+
+@plugin
+class Accounts:
+    """Knows the password `secret`, and notes who asks."""
+
+    mechanisms = ("PLAIN", "LOGIN", "OAUTHBEARER", "SCRAM-SHA-256")
+    asked: list[Credentials]
+
+    @hookimpl
+    def authenticate(self, credentials: Credentials) -> str | None:
+        self.asked.append(credentials)
+        if credentials.password == "away":  # noqa: S105 - a word of the test
+            raise Defer("the directory is away")
+        return credentials.username if credentials.password == "secret" else None  # noqa: S105
+
+
+class Door:
+    """A server whose clients share the waits of their address."""
+
+    def __init__(self, base: float = 1.0) -> None:
+        self.accounts = Accounts(asked=[])
+        self.backoff = Backoff(base, Clock())
+        service = Dialogue(self.accounts).service
+        self.service = replace(service, backoff=self.backoff)
+
+    def dialogue(self, peer: str = PEER) -> Dialogue:
+        dialogue = Dialogue(service=self.service, peer=peer)
+        dialogue.send("EHLO client.example")
+        return dialogue
+
+    @property
+    def claimed(self) -> bool:
+        """Whether another attempt would have to wait."""
+        wait = self.backoff.reserve(PEER)
+        self.backoff.release(PEER)
+        return wait > 0
+
+
+def plain(password: str, user: str = "alice") -> str:
+    return "AUTH PLAIN " + base64.b64encode(f"\0{user}\0{password}".encode()).decode()
+
+
+def cancel(dialogue: Dialogue) -> None:
+    assert dialogue.send("AUTH LOGIN").startswith("334")
+    assert dialogue.send("*").startswith("501 5.7.0")
+
+
+def lose(dialogue: Dialogue) -> None:
+    assert dialogue.send("AUTH LOGIN").startswith("334")
+    dialogue.close()
+
+
+def speak_nonsense(dialogue: Dialogue) -> None:
+    assert dialogue.send("AUTH PLAIN !").startswith("501 5.5.2")
+
+
+def find_nobody_at_home(dialogue: Dialogue) -> None:
+    assert dialogue.send(plain("away")).startswith("454 4.7.0")
+
+
+@pytest.mark.parametrize("act", [cancel, lose, speak_nonsense, find_nobody_at_home])
+def test_attempt_without_a_guess_claims_nothing_when_it_ends(act: object) -> None:
+    door = Door()
+    assert callable(act)
+    act(door.dialogue())
+    assert not door.claimed
+
+
+def guess(dialogue: Dialogue) -> None:
+    assert dialogue.send(plain("wrong")).startswith("535")
+
+
+def token(dialogue: Dialogue) -> None:
+    offer = base64.b64encode(b"n,a=alice,\1auth=Bearer wrong\1\1").decode()
+    assert dialogue.send(f"AUTH OAUTHBEARER {offer}").startswith("334")
+
+
+def token_and_cancel(dialogue: Dialogue) -> None:
+    token(dialogue)
+    assert dialogue.send("*").startswith("501")
+
+
+def token_and_leave(dialogue: Dialogue) -> None:
+    token(dialogue)
+    dialogue.close()
+
+
+@pytest.mark.parametrize("act", [guess, token_and_cancel, token_and_leave])
+def test_guess_counts_however_the_exchange_ends(act: object) -> None:
+    door = Door()
+    assert callable(act)
+    act(door.dialogue())
+    assert door.claimed
+
+
+def test_attempt_counts_from_its_beginning() -> None:
+    door = Door()
+    assert door.dialogue().send("AUTH LOGIN").startswith("334")
+    assert door.claimed
+
+
+def test_attempts_whose_turn_is_too_far_off_are_put_off_and_end_the_session() -> None:
+    door = Door(base=60.0)
+    guess(door.dialogue())
+    other = door.dialogue()
+    replies = [other.send(plain("secret"))[:9] for _ in range(4)]
+    assert replies == ["454 4.7.0"] * 3 + ["421 4.7.0"]
+    assert len(door.accounts.asked) == 1
+
+
+def test_back_ends_learn_who_has_logged_in_from_there_before() -> None:
+    door = Door()
+    for peer in (PEER, PEER, "192.0.2.7", "198.51.100.1"):
+        assert door.dialogue(peer).send(plain("secret")).startswith("235")
+    assert [each.known for each in door.accounts.asked] == [False, True, True, False]
