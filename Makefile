@@ -1,6 +1,7 @@
 # Every target works from a fresh clone and installs what it needs into $(VENV).
 #   make run                      a mail server on 127.0.0.1:2525
 #   make test ARGS="-k maildir"   all tests, or pytest's arguments; JOBS=0 for one after the other
+#   make test-thorough            the property tests with fifty times as many examples, new ones each time
 #   make check                    ruff, mypy, layers
 #   make fuzz SECONDS=600         random peers against the running server
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
@@ -24,13 +25,16 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test check fuzz coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
+.PHONY: run test test-thorough check fuzz coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+test-thorough: $(VENV)/.installed-test
+	$(BIN)/pytest --numprocesses=$(JOBS) --hypothesis-profile=thorough -m hypothesis -o faulthandler_timeout=0 $(ARGS)
 
 check: $(VENV)/.installed-test build/typing/minismtp_plugins
 	$(BIN)/ruff check .
@@ -39,7 +43,7 @@ check: $(VENV)/.installed-test build/typing/minismtp_plugins
 	$(BIN)/pytest --quiet tests/test_layers.py
 
 fuzz: $(VENV)/.installed-test
-	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
+	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s --hypothesis-profile=random -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)

@@ -2,33 +2,40 @@
 
 A notification is a message like any other, with an entry for the spool. Whatever strangers have put
 into addresses, replies and messages, its fields stay fields and its parts stay parts: controls are
-taken out, nothing but the returned message goes beyond ASCII unless an address needs UTF-8, and
-what is returned is bounded.
+taken out, no line has more than 998 octets, and what is returned is bounded. Every host takes it,
+because it is 7-bit unless the sender's own mailbox needs SMTPUTF8. Making one never raises.
 """
 
 from __future__ import annotations
 
+import binascii
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from minismtp.address import to_ascii
 from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
 from minismtp.message import Message
 from minismtp.received import date
-from minismtp.smtp.grammar import SyntaxProblem, decode_xtext
+from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, encode_utf8_address
 
 Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
 
 # Octets up to which a message that failed comes back whole, by what the sender said in RET; of
-# larger ones, and of binary ones, the header comes back (RFC 3461 section 4.3).
+# larger ones, and of those that not every host takes, the header does (RFC 3461 section 4.3).
 _WHOLE: Final = {"": 64 * 1024, "FULL": 1024 * 1024, "HDRS": 0}
 _HEADER: Final = 64 * 1024  # octets of a header that come back
 _STATUS: Final = re.compile(r"[0-9]{3} ([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
-_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_CONTROLS: Final = re.compile(r"[ \x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_LONG_WORD: Final = 900  # octets; a field's line has 998 with its name
+_PIECE: Final = 220  # characters of at most four octets
+_WIDE: Final = re.compile(r"[^\x00-\x7f]")
+# Content of lines that RFC 5321 section 4.5.3.1.6 lets every host refuse, or BINARYMIME.
+_LINES: Final = re.compile(rb"(?:[^\r\n\0]{0,998}\r\n)*+[^\r\n\0]{0,998}")
 _TITLES: Final[dict[Action, tuple[str, str]]] = {
     "failed": (
         "Undelivered mail returned to sender",
@@ -140,27 +147,32 @@ class _Form:
         self._hostname = hostname
         self._now = now
         self._until = until
-        whole = action == "failed" and message.size <= _WHOLE.get(entry.dsn_return, 0)
-        self._whole = whole and entry.body != "BINARYMIME"  # lines of any length, and NUL
-        self._returned = _octets(message) if self._whole else _header(message)
+        local, _, domain = entry.sender.rpartition("@")
         # Only what cannot be said otherwise: the way back may lead through hosts without SMTPUTF8.
-        names = [entry.sender, *(f"{t.address}{t.recipient}" for t in (r.target for r in told))]
-        self.utf8 = not all(map(str.isascii, names)) or (
-            entry.smtputf8 and not self._returned.isascii()
-        )
+        self.utf8 = not local.isascii()
+        in_ascii = entry.sender.isascii() or self.utf8
+        self._sender = entry.sender if in_ascii else f"{local}@{to_ascii(domain)}"
+        whole = _whole(entry, message) if action == "failed" else b""
+        self._whole = bool(whole) and self._travels(whole)
+        self._returned = whole if self._whole else _header(message)
 
     def content(self, name: str) -> bytes:
-        """Give the octets of the whole message."""
+        """Return the octets of the notification."""
         boundary = f"=_{secrets.token_hex(12)}"
+        people = self._people()
         parts = [
-            _part(f"text/plain; charset={'utf-8' if self.utf8 else 'us-ascii'}", self._people()),
-            _part(f"message/{'global-' if self.utf8 else ''}delivery-status", self._programs()),
-            _part(self._returned_type(), self._returned),
+            self._part(
+                f"text/plain; charset={'us-ascii' if people.isascii() else 'utf-8'}", people
+            ),
+            self._part(
+                f"message/{'global-' if self.utf8 else ''}delivery-status", self._programs()
+            ),
+            self._part(self._returned_type(), self._returned),
         ]
         # RFC 3834 section 5: auto-generated must not label a DSN, auto-replied may.
         head = [
             self._field("From", f"Mail Delivery System <MAILER-DAEMON@{self._hostname}>"),
-            self._field("To", f"<{self._entry.sender}>"),
+            self._field("To", f"<{self._sender}>"),
             self._field("Subject", _TITLES[self._action][0]),
             self._field("Date", date(self._now)),
             self._field("Message-ID", f"<{name}.{int(self._now)}@{self._hostname}>"),
@@ -180,14 +192,19 @@ class _Form:
 
     def _people(self) -> bytes:
         title = _TITLES[self._action][1].format(until=date(self._until))
-        lines = [f"This is the mail system at {self._hostname}.", "", *title.split("\n"), ""]
+        lines = [
+            f"This is the mail system at {_clean(self._hostname)}.",
+            "",
+            *title.split("\n"),
+            "",
+        ]
         for report in self._told:
             lines.append(f"<{_clean(report.target.recipient)}>")
             if report.reply:
-                who = f"{report.host} said" if report.host else "reason"
+                who = f"{_clean(report.host)} said" if report.host else "reason"
                 lines.append(f"    {who}: {_clean(report.reply)}")
             lines.append("")
-        return "".join(f"{line}\r\n" for line in lines).encode(*self._charset)
+        return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "backslashreplace")
 
     def _programs(self) -> bytes:
         """Give the fields for programs: of the message, then of each recipient (RFC 3464 2)."""
@@ -202,11 +219,12 @@ class _Form:
 
     def _of_recipient(self, report: Report) -> Iterator[bytes]:
         target = report.target
-        kind, _, original = target.original.partition(";")
-        if original:
-            yield self._field("Original-Recipient", f"{kind}; {_decoded(kind, original)}")
+        original = self._original(target.original)
+        # A false address would be worse than none; RFC 3464 section 2.3.1 lets it be missing.
+        if original and len(original) <= _LONG_WORD:
+            yield self._field("Original-Recipient", original)
         final = target.address if target.kind == "relay" else target.recipient
-        yield self._field("Final-Recipient", f"{'rfc822' if final.isascii() else 'utf-8'}; {final}")
+        yield self._field("Final-Recipient", self._final(final))
         yield self._field("Action", self._action)
         yield self._field("Status", status(report.reply, self._action))
         if report.host:
@@ -219,33 +237,69 @@ class _Form:
         if self._action == "delayed":
             yield self._field("Will-Retry-Until", date(self._until))
 
-    @property
-    def _charset(self) -> tuple[str, str]:
-        return ("utf-8" if self.utf8 else "ascii", "backslashreplace")
+    def _original(self, original: str) -> str:
+        """Return what ORCPT said, in ASCII where it must be (RFC 6533 section 3)."""
+        kind, _, address = original.partition(";")
+        if kind.lower() != "utf-8":
+            return f"{kind}; {_decoded(address)}" if address else ""
+        if not self.utf8:
+            address = _WIDE.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", address)
+        return f"{kind}; {address}"
+
+    def _final(self, address: str) -> str:
+        """Return an address with its type, in ASCII where the notification is (RFC 6533)."""
+        if self.utf8 and not address.isascii():
+            return f"utf-8; {address}"
+        local, _, domain = address.rpartition("@")
+        if local.isascii():
+            return f"rfc822; {local}@{to_ascii(domain)}"
+        return f"utf-8; {encode_utf8_address(local)}@{to_ascii(domain)}"
 
     def _field(self, name: str, value: str) -> bytes:
-        encoding, errors = self._charset
-        return format_field(name, _clean(value).encode(encoding, errors).decode(encoding))
+        charset = "utf-8" if self.utf8 else "ascii"
+        text = _clean(value).encode(charset, "backslashreplace").decode(charset)
+        return format_field(name, " ".join(map(_broken, text.split(" "))))
+
+    def _travels(self, content: bytes) -> bool:
+        """Whether every host takes content as it is; one with SMTPUTF8 has 8BITMIME too."""
+        return (content.isascii() or self.utf8) and _LINES.fullmatch(content) is not None
+
+    def _part(self, kind: str, content: bytes) -> bytes:
+        """Return a part; RFC 6522 section 4 allows quoted-printable for broken headers."""
+        encoding = b"" if content.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
+        if not self._travels(content):
+            encoding = b"Content-Transfer-Encoding: quoted-printable\r\n"
+            content = b"\r\n".join(map(_quoted, content.split(b"\r\n")))
+        return b"Content-Type: %s\r\n%s\r\n%s" % (kind.encode(), encoding, content)
 
 
-def _part(kind: str, content: bytes) -> bytes:
-    encoding = b"" if content.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
-    return b"Content-Type: %s\r\n%s\r\n%s" % (kind.encode(), encoding, content)
+def _quoted(line: bytes) -> bytes:
+    """Return a line in quoted-printable (RFC 2045 section 6.7)."""
+    return binascii.b2a_qp(line, istext=False).replace(b"\r", b"").replace(b"\n", b"\r\n")
+
+
+def _broken(word: str) -> str:
+    """Return a word that fits into a line; a longer one gets blanks, where folding may be."""
+    if len(word.encode()) <= _LONG_WORD:
+        return word
+    return " ".join(word[start : start + _PIECE] for start in range(0, len(word), _PIECE))
 
 
 def _clean(text: str) -> str:
     return _CONTROLS.sub(" ", text).strip()
 
 
-def _decoded(kind: str, original: str) -> str:
-    """Give an original recipient as the sender wrote it; UTF-8 ones stay encoded (RFC 6533 3)."""
+def _decoded(original: str) -> str:
     try:
-        return original if kind.lower() == "utf-8" else decode_xtext(original)
+        return decode_xtext(original)
     except SyntaxProblem:
         return original
 
 
-def _octets(message: Message) -> bytes:
+def _whole(entry: Entry, message: Message) -> bytes:
+    """Return a message that may come back whole; nothing when it is too large, or binary."""
+    if message.size > _WHOLE.get(entry.dsn_return, 0) or entry.body == "BINARYMIME":
+        return b""
     with message.open() as reader:
         return reader.read()
 

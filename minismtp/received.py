@@ -12,6 +12,7 @@ from minismtp.session import Session
 
 _HEAD: Final = 65536  # octets looked at first for the end of the header section
 _EMPTY_LINE: Final = re.compile(rb"\n\r?\n")  # a line ends at LF, as in `headers`: BDAT is exact
+_LATEST: Final = 253402300799  # 9999-12-31 23:59:59
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
     *("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
@@ -47,13 +48,16 @@ def _origin(peer: str) -> str:
 
 
 def date(seconds: float) -> str:
-    """Give a date as RFC 5322 section 3.3 writes it, in UTC; the text is made once a second."""
+    """Return a date as RFC 5322 section 3.3 writes it, in UTC; the text is made once a second.
+
+    A time before 1970 or after 9999, from a clock that went wrong, is the nearest date inside.
+    """
     global _last_date  # noqa: PLW0603 - a cache of one value, replaced whole
     second = int(seconds)
     cached = _last_date
     if cached[0] == second:
         return cached[1]
-    t = time.gmtime(second)
+    t = time.gmtime(min(max(second, 0), _LATEST))
     text = (
         f"{_DAYS[t.tm_wday]}, {t.tm_mday} {_MONTHS[t.tm_mon - 1]} {t.tm_year}"
         f" {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} +0000"

@@ -88,8 +88,14 @@ path = "passwords"
 """
 T = TypeVar("T")
 
-# An example may stall on a busy machine; timings belong to benchmarks.
-hypothesis.settings.register_profile("minismtp", deadline=None)
+# `make test` takes the same examples each time, so that no landing depends on chance; the other
+# profiles look for new ones, `thorough` for many: `make fuzz`, `make test-thorough`. An example
+# may stall on a busy machine; timings belong to benchmarks.
+hypothesis.settings.register_profile("minismtp", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("random", deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "thorough", hypothesis.settings.get_profile("random"), max_examples=5000
+)
 hypothesis.settings.load_profile("minismtp")
 
 

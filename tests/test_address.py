@@ -1,6 +1,7 @@
 """Mailbox addresses: their grammar, their equality and their spelling."""
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,7 +108,7 @@ def test_address_is_spelt_as_the_rfc_asks(address: Address, text: str) -> None:
     assert str(address) == text
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.text(st.characters(max_codepoint=0x2FF, exclude_categories=["Cc"])).filter(
         lambda text: len(str(Address(text, "x")).encode()) <= 66

@@ -1,6 +1,7 @@
 """Command lines: what they mean, and the reply to those that mean nothing."""
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -278,7 +279,7 @@ _LINES = st.binary(max_size=600) | st.builds(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 @given(_LINES)
 def test_any_line_gives_a_command_or_a_reply(line: bytes) -> None:
     problem = None

@@ -4,6 +4,7 @@ import re
 from itertools import pairwise
 
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -147,7 +148,7 @@ _PIECES = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(
     content=_PIECES.map(lambda text: text + b"\r\n") | st.just(b""),
     rest=_PIECES,
@@ -166,7 +167,7 @@ def test_any_content_comes_back_whatever_the_packets(
     assert decoder.long_line is any(len(line) + 1 > line_length for line in lines)
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(_PIECES, st.lists(st.integers(0, 60)))
 def test_any_octets_give_the_same_whatever_the_packets(data: bytes, cuts: list[int]) -> None:
     whole, pieces = _decode_all(data, [], 5), _decode_all(data, cuts, 5)
@@ -176,7 +177,7 @@ def test_any_octets_give_the_same_whatever_the_packets(data: bytes, cuts: list[i
     assert whole[0].long_line is pieces[0].long_line
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(_PIECES)
 @example(b"\r\r\n\n")
 @example(b"\n\r")

@@ -3,6 +3,7 @@
 import contextlib
 
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -198,7 +199,7 @@ def test_malformed_or_unprintable_xtext_is_refused(text: str) -> None:
         decode_xtext(text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x24F)).filter(str.isprintable))
 @example("+=+2B")
 def test_encoded_text_is_decoded_to_itself(text: str) -> None:
@@ -241,7 +242,7 @@ def test_what_is_not_strict_base64_is_refused(text: bytes) -> None:
         decode_base64(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.text(st.sampled_from('<>@,:". \\[]-aé1')) | st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
     for parser in (

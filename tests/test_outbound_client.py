@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -632,7 +633,7 @@ REPLIES: Final = (
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.integers(0, 5), st.sampled_from(REPLIES), max_size=2))
 def test_a_message_is_delivered_if_and_only_if_each_reply_is_right(
     visit: Visit, wrong: dict[int, bytes]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from examples import examples
 from fakes import envelope
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -259,7 +260,6 @@ SEEDS: Final = (
 )
 
 
-@settings(max_examples=100)
 @given(st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=8))
 def test_damaged_archive_raises_nothing_unexpected(
     seed: bytes, damages: list[tuple[int, int]]
@@ -420,7 +420,7 @@ def test_part_cannot_hide(form: bytes) -> None:
         assert blocked(content) == "a file of type .exe: a.exe"
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(
         st.sampled_from(

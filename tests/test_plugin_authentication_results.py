@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from minismtp_plugins._authres import read, written
@@ -174,7 +175,7 @@ def test_parser_of_the_standard_library_finds_no_defect() -> None:
     assert parsed.defects == []
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.text(st.sampled_from('"\\();= a.1'), max_size=60))
 def test_nothing_in_a_field_is_a_failure(value: str) -> None:
     read(value)

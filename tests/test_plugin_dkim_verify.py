@@ -16,6 +16,7 @@ import dkim
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minismtp_plugins import _canonical
@@ -428,7 +429,7 @@ def test_no_body_is_held_in_memory(unit: bytes) -> None:
         tracemalloc.stop()
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.lists(st.sampled_from([b"\r\n", b" ", b"\t", b"a", b".", b"\xff"])), st.integers(1, 9))
 def test_simple_form_of_a_body_is_that_of_dkimpy(words: list[bytes], piece: int) -> None:
     body = b"".join(words)
@@ -440,7 +441,7 @@ def test_simple_form_of_a_body_is_that_of_dkimpy(words: list[bytes], piece: int)
         assert results(content) == ["pass"]
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.binary(max_size=200), st.sampled_from([b"v=1; ", b"d=", b"b=", b"bh=", b"h=", b"s="]))
 def test_nothing_in_a_signature_is_a_failure(noise: bytes, at: bytes) -> None:
     value = noise.replace(b"\n", b" ").replace(b"\r", b" ")
@@ -448,7 +449,7 @@ def test_nothing_in_a_signature_is_a_failure(noise: bytes, at: bytes) -> None:
     assert len(results(content)) == 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.text(max_size=100))
 def test_nothing_in_a_record_is_a_failure(text: str) -> None:
     ascii_only = text.encode("ascii", "replace").decode().replace('"', "").replace("\\", "")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minismtp_plugins._dmarc import from_domains
@@ -296,14 +297,14 @@ def test_field_made_to_be_slow_takes_linear_time(unit: str) -> None:
     assert len(list(from_domains(unit * 300_000))) <= 300_000
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.text(st.sampled_from('"\\()<>@.,:; ab\u00fc\u3002'), max_size=60))
 def test_nothing_in_a_from_field_is_a_failure(value: str) -> None:
     reply, _ = judged(RECORD, header=f"From: {value}\n")
     assert reply[:3] in ("250", "550")
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
 def test_nothing_in_a_record_is_a_failure(value: str) -> None:
     clean = value.replace('"', "").replace("\\", "")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from examples import examples
 from fakes import (
     FAILURES,
     Talk,
@@ -272,7 +273,7 @@ def test_many_at_once_are_told_apart(directory: Directory) -> None:
 # Names
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.text(min_size=1).filter(lambda text: "\0" not in text))
 def test_any_name_is_one_value_of_a_dn(text: str) -> None:
     value = escaped(text)

@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Mapping
 
 import pytest
+from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -650,7 +651,7 @@ def played(script: bytes, choices: list[int], cut: int, *, lmtp: bool) -> list[E
     return events
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     st.lists(FRAGMENTS, max_size=14).map(b"".join) | st.binary(max_size=60),
     st.lists(st.integers(0, 7), min_size=1, max_size=6),

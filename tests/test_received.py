@@ -140,3 +140,12 @@ def test_date_is_that_of_rfc_5322(seconds: float) -> None:
 
 def test_date_is_made_anew_each_second() -> None:
     assert date(10.2) == date(10.9) != date(11.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "year"), [(-1e9, 1970), (-1e300, 1970), (1e12, 9999), (1e300, 9999)]
+)
+def test_date_of_a_clock_that_went_wrong_is_one_that_rfc_5322_can_write(
+    seconds: float, year: int
+) -> None:
+    assert f" {year} " in date(seconds)

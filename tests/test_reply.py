@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp.reply import LINE_LIMIT, Defer, Disconnect, Reject, Reply, Verdict, printable
@@ -58,7 +58,6 @@ def test_long_challenge_stays_one_line() -> None:
     assert Reply(334, "A" * 2000).encode() == b"334 " + b"A" * 2000 + b"\r\n"
 
 
-@settings(max_examples=100)
 @given(st.text(), st.sampled_from([220, 250, 354, 421, 550]))
 def test_any_printable_text_is_well_formed_on_the_wire(text: str, code: int) -> None:
     match = WIRE.fullmatch(Reply(code, printable(text)).encode())

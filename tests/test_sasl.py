@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp.smtp import sasl
@@ -404,7 +404,6 @@ MECHANISMS: dict[str, Callable[[], Exchange]] = {
 }
 
 
-@settings(max_examples=100)
 @given(
     st.sampled_from(sorted(MECHANISMS)),
     st.lists(

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from minismtp_plugins._dns import Questions, can_be_asked, unmapped
@@ -254,7 +255,7 @@ TERMS: Final = (
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(
     st.lists(st.sampled_from(TERMS) | st.text(max_size=9), max_size=9),
     st.text(max_size=9),

@@ -16,6 +16,7 @@ from minismtp.reply import Reply
 from minismtp.smtp.grammar import (
     SyntaxProblem,
     decode_xtext,
+    encode_utf8_address,
     parse_forward_path,
     parse_helo,
     parse_parameters,
@@ -307,10 +308,6 @@ _ORCPT_LIMIT: Final = 500  # octets, RFC 3461 section 4.2
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
 
 
-# RFC 6533 section 3: what does not stand for itself in the ASCII form of a utf-8 address
-_NO_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
-
-
 def _original(value: str) -> str:
     match = _ORCPT.fullmatch(value)
     if match is None or len(value.encode()) > _ORCPT_LIMIT:
@@ -321,7 +318,7 @@ def _original(value: str) -> str:
     original = decode_xtext(match[2])
     if kind == "rfc822" and not original.isascii():
         # Postfix sends international addresses so; this is the form that RFC 6533 gives them.
-        return "utf-8;" + _NO_QCHAR.sub(lambda found: f"\\x{{{ord(found[0]):02X}}}", original)
+        return f"utf-8;{encode_utf8_address(original)}"
     _ascii(original)
     return value
 

@@ -27,6 +27,8 @@ _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-<>-~{WIDE}]+))?")
 # xtext = *( xchar / hexchar ) ; xchar = any ASCII from "!" to "~" except "+" and "=" (RFC 3461)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _NO_XCHAR = re.compile(r"[^!-*,-<>-~]")
+# QCHAR: what stands for itself in the ASCII form of a utf-8 address (RFC 6533 section 3)
+_NO_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 _HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
 # base64 = *(4base64-char) [(3base64-char "=") / (2base64-char "==")], RFC 5802 section 7; the
 # library would take more padding than there is room for.
@@ -117,6 +119,11 @@ def decode_xtext(text: str) -> str:
 def encode_xtext(text: str) -> str:
     """Encode ASCII text as xtext (RFC 3461 section 4)."""
     return _NO_XCHAR.sub(lambda match: f"+{ord(match[0]):02X}", text)
+
+
+def encode_utf8_address(text: str) -> str:
+    """Encode an address as utf-8-addr-xtext, which is ASCII (RFC 6533 section 3)."""
+    return _NO_QCHAR.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", text)
 
 
 def decode_base64(text: bytes) -> bytes:
