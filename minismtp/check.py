@@ -6,6 +6,7 @@ root makes no files that the server's own user cannot open later.
 
 import logging
 import os
+import sqlite3
 import stat
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from typing import Final, Literal, NamedTuple, Self
 from minismtp import tls
 from minismtp.address import Address
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
+from minismtp.database import damage
 from minismtp.envelope import Envelope, Recipient
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
@@ -32,7 +34,7 @@ from minismtp.reply import Verdict
 from minismtp.service import make_service
 from minismtp.session import Session
 from minismtp.settings import ConfigError, reason
-from minismtp.state import State
+from minismtp.state import FILE, State
 from minismtp.testing import Dialogue
 
 _DAY: Final = 86_400
@@ -62,6 +64,7 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _certificates(config)
     yield from _secrets(config)
     yield from _outbound(config)
+    yield from _databases(config)
     yield from _state(config)
     yield from _plugins(config)
 
@@ -152,9 +155,22 @@ def _password_files(config: Config) -> Iterator[tuple[str, Path]]:
             yield f"outbound.routes[{number}].password_file", route.password_file
 
 
+def _databases(config: Config) -> Iterator[Finding]:
+    """Look into the files that the server makes anew when they are damaged."""
+    for path in (config.state_directory / FILE, config.state_directory / "spool" / "queue.db"):
+        try:
+            problem = damage(path)
+        except (OSError, sqlite3.Error) as error:
+            yield _warning(config, "state_directory", f"{path} cannot be read: {error}")
+            continue
+        if problem:
+            text = f"{path} is damaged, the server will set it aside and make it anew: {problem}"
+            yield _warning(config, "state_directory", text)
+
+
 def _state(config: Config) -> Iterator[Finding]:
     if not config.state.url:
-        return  # a file like others of the state directory
+        return  # `_databases` looks at the file
     try:
         State.of(config.state, config.state_directory).get("check")
     except ConfigError as error:

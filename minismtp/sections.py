@@ -247,6 +247,8 @@ class StateConfig:
     """What plugins know in common, such as greylists and limits: in one file for all workers.
 
     With a `url` it is in Redis or Valkey, for all hosts that have the same one (extra `redis`).
+    The file grows up to 256 MiB; then the plugin that has most in it loses what expires next. A
+    damaged file is renamed to `state.db.damaged-TIME`, and a new one begins.
     """
 
     url: Annotated[

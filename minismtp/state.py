@@ -14,20 +14,23 @@ same machine 0.2 to 0.6 ms, most of it spent in the client library.
 from __future__ import annotations
 
 import contextlib
-import time
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from minismtp.clock import steady_time
 from minismtp.remote import Breaker, RemoteError
 from minismtp.sections import StateConfig
 from minismtp.settings import ConfigError
 from minismtp.state_sqlite import SqliteStore
 from minismtp.state_store import Store, Window
 
-_FILE: Final = "state.db"
+FILE: Final = "state.db"
+_LONGEST_KEY: Final = 256  # octets; of a longer one the end is a digest of the whole
+_DIGEST: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class State:
     def of(cls, table: StateConfig, directory: Path) -> State:
         """Give what the configuration says; raises ConfigError."""
         if not table.url:
-            return cls(SqliteStore(directory / _FILE))
+            return cls(SqliteStore(directory / FILE))
         try:
             from minismtp.state_redis import RedisStore  # noqa: PLC0415 - of an extra
         except ModuleNotFoundError as error:
@@ -71,7 +74,7 @@ class State:
             raise ConfigError(str(error), key="state.url") from error
 
     @classmethod
-    def in_memory(cls, *, clock: Callable[[], float] = time.time) -> State:
+    def in_memory(cls, *, clock: Callable[[], float] = steady_time) -> State:
         """Give one for this process alone, for tests; `clock` is in seconds."""
         return cls(SqliteStore(None, clock=clock))
 
@@ -142,7 +145,11 @@ class State:
         self._store.close()
 
     def _key(self, key: str) -> bytes:
-        return f"{self._prefix}{key}".encode(errors="backslashreplace")
+        whole = f"{self._prefix}{key}".encode(errors="backslashreplace")
+        if len(whole) <= _LONGEST_KEY:
+            return whole
+        digest = hashlib.blake2b(whole, digest_size=_DIGEST).hexdigest().encode()
+        return whole[: _LONGEST_KEY - len(digest)] + digest
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from redis.connection import (
 )
 from redis.retry import Retry
 
-from minismtp.state_store import MICROSECONDS, PARTS, Window
+from minismtp.state_store import AHEAD, MICROSECONDS, PARTS, Window
 
 _SECONDS: Final = 5.0  # for a whole call
 _SETDEFAULT: Final = """
@@ -47,11 +47,12 @@ for i, key in ipairs(KEYS) do
     local capacity, length = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1])
     local excess = tonumber(ARGV[3 * i]) - capacity
     local wait, oldest, parts = 0, math.floor(now / length) - {PARTS}, {{}}
+    local newest = math.floor((now + {AHEAD * MICROSECONDS}) / length)
     if excess > 0 then wait = -1 end
     local found = redis.call('HGETALL', key)
     for j = 1, #found, 2 do
         local part, amount = tonumber(found[j]), tonumber(found[j + 1])
-        if part < oldest then
+        if part < oldest or part > newest then
             redis.call('HDEL', key, found[j])
         else
             excess = excess + amount

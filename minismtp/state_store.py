@@ -12,6 +12,8 @@ from typing import Final, Protocol
 #: Parts of the span of a limit. What was taken comes free with the whole part it was taken in.
 PARTS: Final = 20
 MICROSECONDS: Final = 1_000_000
+#: Seconds by which clocks may differ. What lies further ahead was noted by a clock that was wrong.
+AHEAD: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +35,8 @@ class Window:
 
     def current(self, taken: Mapping[int, int], now: int) -> dict[int, int]:
         """Give the parts of `taken` (number: amount) that count at `now`, in microseconds."""
-        oldest = now // self.length - PARTS
-        return {part: amount for part, amount in taken.items() if part >= oldest}
+        oldest, newest = now // self.length - PARTS, (now + AHEAD * MICROSECONDS) // self.length
+        return {part: amount for part, amount in taken.items() if oldest <= part <= newest}
 
     def wait(self, taken: Mapping[int, int], now: int, amount: int) -> float:
         """Give the seconds until `amount` fits beside what is taken; inf when it never does."""

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import time
 from dataclasses import field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
@@ -18,6 +17,7 @@ from minismtp import (
     State,
     hookimpl,
     plugin,
+    steady_time,
 )
 
 from ._dns import IpNetwork, address_to_check, local_networks
@@ -29,6 +29,7 @@ _AGAIN: Final[StashKey[dict[str, float]]] = StashKey()
 #: When it was noted that the client's network need not wait, None when it has to.
 _KNOWN: Final[StashKey[float | None]] = StashKey()
 _SLACK: Final = 0.1  # of `remember`: what is younger is not noted again, as writing takes turns
+_AHEAD: Final = 60.0  # seconds by which clocks may differ; what is later was noted by a wrong one
 _MOST: Final = 10_000  # that a process knows without asking the state
 
 
@@ -66,7 +67,7 @@ class Greylist:
             raise ValueError("remember: expected at least as much as window")
         if self.deliveries < 0:
             raise ValueError("deliveries: expected a number of messages, or 0 for never")
-        self._clock = time.time
+        self._clock = steady_time
         self._slack = self.remember * _SLACK
         self._recent: dict[str, float] = {}  # what was noted, and when
 
@@ -85,6 +86,9 @@ class Greylist:
         if self._is_fresh(self._recent.get(key, 0)):
             return
         first, _, noted = self._state.setdefault(key, str(now), self.window).partition(" ")
+        if float(first) > now + _AHEAD:
+            self._state.put(key, str(now), self.window)
+            first = str(now)
         left = self.delay.total_seconds() - (now - float(first))
         if left > 0:
             raise Defer(f"greylisted, try again in {math.ceil(left)} s")
@@ -116,7 +120,7 @@ class Greylist:
         self._recent[key] = noted
 
     def _is_fresh(self, noted: float) -> bool:
-        return self._clock() - noted <= self._slack.total_seconds()
+        return -_AHEAD <= self._clock() - noted <= self._slack.total_seconds()
 
     def _network(self, session: Session) -> IpNetwork | None:
         address = address_to_check(session, self.networks)

@@ -266,6 +266,24 @@ def test_passing_depends_on_the_first_time_and_the_last_message(pauses: list[int
     world.state.close()
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "store with the same clock"])
+@pytest.mark.parametrize("ahead", [DAY, 3650 * DAY], ids=["a day", "ten years"])
+def test_clock_that_was_ahead_for_a_while_keeps_nobody_waiting(ahead: float, kept: bool) -> None:
+    world = World(store=State.in_memory() if kept else None, deliveries=1)
+    world.now += ahead
+    assert world.mail() == PUT_OFF
+    world.pass_on("198.51.100.1")
+    world.now -= ahead
+    assert world.mail() == PUT_OFF
+    world.now += 5 * MINUTE
+    assert world.mail() == "250"
+    world.now += 40 * DAY  # what was noted in the future is noted again, and holds
+    world.mail("198.51.100.1")
+    world.now += 5 * MINUTE
+    assert world.mail("198.51.100.1") == "250"
+    assert world.mail("198.51.100.1", sender="new@client.example") == "250"
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -30,7 +31,7 @@ from minismtp.sections import StateConfig
 from minismtp.settings import ConfigError
 from minismtp.state_redis import RedisStore
 from minismtp.state_sqlite import SqliteStore
-from minismtp.state_store import PARTS, Window
+from minismtp.state_store import MICROSECONDS, PARTS, Window
 from minismtp.testing import Dialogue, Dialogues
 
 if TYPE_CHECKING:
@@ -321,10 +322,15 @@ def test_directory_that_is_gone_is_an_error_until_it_is_back(tmp_path: Path) -> 
     state.close()
 
 
-def test_file_that_is_no_database_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "state.db").write_bytes(b"nonsense" * 1000)
-    with pytest.raises(RemoteError, match="not a database"):
-        State.of(StateConfig(), tmp_path).get("k")
+@pytest.mark.parametrize("size", [200, 10_000, 1_000_000])
+def test_long_key_takes_little_room_and_is_told_from_others(size: int, state: State) -> None:
+    one, other = "k" * size + "1", "k" * size + "2"
+    state.put(one, "1", HOUR)
+    state.put(other, "2", HOUR)
+    assert (state.get(one), state.get(other)) == ("1", "2")
+    view = state.of_plugin("plugin")
+    assert len(view._key(one)) <= 256  # noqa: SLF001 - what the store is given
+    assert view.get(one) is None
 
 
 def test_failed_transaction_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -431,6 +437,17 @@ def test_redis_is_reached_by_tls_and_only_with_a_certificate_that_we_trust(
 def test_parameter_of_the_url_that_is_unknown_is_a_mistake(parameter: str, tmp_path: Path) -> None:
     [found] = told(configuration(f"redis://127.0.0.1?{parameter}", tmp_path))
     assert found.startswith(f"error: {tmp_path / 'c.toml'}: state.url: ")
+
+
+def test_limit_in_redis_has_parts_in_the_future_dropped(redis: RedisServer) -> None:
+    day = timedelta(days=1)
+    future = round(time.time() + 86_400) * MICROSECONDS // Window.of(1, 86_400).length
+    redis.say("HSET", "future", str(future), "1")
+    state = State(RedisStore(redis.url))
+    assert state.take("future", 1, day) == 0
+    assert state.take("future", 1, day) > 0
+    assert redis.say("HLEN", "future") == b":1\r\n"
+    state.close()
 
 
 def test_limit_in_redis_expires(redis: RedisServer) -> None:
