@@ -84,7 +84,13 @@ class Authentication:
             self._end("cancelled", replies.AUTH_CANCELLED)
 
     def _allowed(self) -> bool:
-        return self._session.tls is not None or self._service.clear_auth
+        """Return whether passwords may come: never in clear over a network.
+
+        A balancer on this machine may have taken the client's words from the network in clear.
+        """
+        service, session = self._service, self._session
+        clear = service.clear_auth and (service.proxy_auth or not session.proxied)
+        return session.tls is not None or clear
 
     def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
         """Give the mechanisms that can succeed here, the strongest first."""

@@ -20,7 +20,7 @@ from typing import Final
 from minismtp.activity import Activity, taken_up
 from minismtp.receiver import Receiver
 from minismtp.service import Service
-from minismtp.session import Session, is_silent
+from minismtp.session import Session, TlsInfo, is_silent
 from minismtp.smtp.proxy import ProxyProblem, read_header
 from minismtp.tls import Certificates, tls_info
 
@@ -175,6 +175,9 @@ class Connection:
         header = read_header(self._exactly)
         self.due = inf
         session = self.session
+        session.proxied = not header.local
+        if header.tls is not None and self._service.clear_auth:
+            session.tls = TlsInfo(*header.tls)  # as good as ours: nobody listens on this machine
         if header.local:
             # A health check: served like anybody, but it counts for nothing.
             self._receiver = Receiver(self._service.silent(), session, self._activity)

@@ -294,7 +294,7 @@ class Conversation:
             apply_xclient(session, argument)
         except SyntaxProblem as problem:
             return Reply(501, str(problem), "5.5.4")
-        session.esmtp = False
+        self._authentication = Authentication(service, session)
         reply = self.banner()
         if reply.category == 5:  # noqa: PLR2004
             self._protocol.close()  # the front end would go on as if nothing had been said

@@ -73,6 +73,14 @@ class Listener:
             " must, when any network is named"
         ),
     ] = field(default_factory=list)
+    proxy_auth: Annotated[
+        bool,
+        says(
+            'offer AUTH on a listener with tls "none" to all clients of the balancers, not only to'
+            " those of which a header of version 2 says that they speak TLS (HAProxy:"
+            " `send-proxy-v2-ssl`); for balancers that take nothing in clear"
+        ),
+    ] = False
     xclient: Annotated[Networks, says("front ends that may say by XCLIENT who they speak for")] = (
         field(default_factory=list)
     )

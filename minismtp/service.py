@@ -26,11 +26,12 @@ class Service:
     """The rules and collaborators of one listener.
 
     `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
-    (loopback or a unix socket). `greet_delay` in seconds; `quiet` keeps sessions out of the log and
-    the metrics. `spool` is where large contents are written, `queue` where messages wait for other
-    hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain` tells,
-    `tracing` shows dialogues. `draining` is set when the process is about to end. `clock` gives
-    monotonic seconds, `wall` seconds since the epoch.
+    (loopback or a unix socket), and `proxy_auth` that it is so for clients of a balancer too, which
+    does not say whether they speak TLS. `greet_delay` in seconds; `quiet` keeps sessions out of the
+    log and the metrics. `spool` is where large contents are written, `queue` where messages wait
+    for other hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain`
+    tells, `tracing` shows dialogues. `draining` is set when the process is about to end. `clock`
+    gives monotonic seconds, `wall` seconds since the epoch.
     """
 
     listener: str
@@ -42,6 +43,7 @@ class Service:
     log: Log
     starttls: bool = False
     clear_auth: bool = False
+    proxy_auth: bool = False
     xclient: tuple[IPv4Network | IPv6Network, ...] = ()
     greet_delay: float = 0.0
     strict_pipelining: bool = False
@@ -99,6 +101,7 @@ def make_service(
         log=log,
         starttls=starttls,
         clear_auth=listener.tls == "none" and listener.address.is_local,
+        proxy_auth=listener.proxy_auth,
         xclient=tuple(listener.xclient),
         greet_delay=listener.greet_delay.total_seconds(),
         strict_pipelining=listener.strict_pipelining,

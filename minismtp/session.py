@@ -32,8 +32,9 @@ class Session:
     """One connection. `peer` is an IP address as text, or "unix"; `started` is wall-clock seconds.
 
     `local` is the address of ours that the peer has called, empty for a unix socket. `login` is the
-    authorization identity after AUTH. The peer's words (`helo`) are not checked. Plugins may
-    read all of it and write to `stash`; it lives in one thread.
+    authorization identity after AUTH. `proxied` says that a balancer's PROXY header named the peer;
+    then `tls` may be what the client spoke with the balancer. The peer's words (`helo`) are not
+    checked. Plugins may read all of it and write to `stash`; it lives in one thread.
 
     In `on_connect`, `speaks_within(seconds)` waits at most so long for the peer to say something,
     and tells whether it did: peers have to await the greeting (RFC 5321 section 3.1). It ends
@@ -51,6 +52,7 @@ class Session:
     helo: str = ""
     esmtp: bool = False
     tls: TlsInfo | None = None
+    proxied: bool = False
     login: str | None = None
     speaks_within: Callable[[float], bool] = field(default=is_silent, repr=False, compare=False)
     stash: Stash = field(default_factory=Stash)

@@ -6,50 +6,61 @@ The command is Postfix's; its attributes replace what the server knows of the se
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 from typing import Final
 
 from minismtp.session import Session
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, parse_helo
+from minismtp.stash import Stash
 
 ATTRIBUTES: Final = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR")
 _UNKNOWN: Final = frozenset({"[UNAVAILABLE]", "[TEMPUNAVAIL]"})
+_NOBODY: Final = "0.0.0.0"  # noqa: S104 - no host has it (RFC 6890), and no network of ours
 _PORT_LIMIT: Final = 65536
 
 
 def apply_xclient(session: Session, argument: str) -> None:
-    """Put the attributes of one command into the session; raises SyntaxProblem, then none is."""
+    """Put the attributes of one command into the session; raises SyntaxProblem, then none is.
+
+    What the front end said of an earlier client counts no longer: neither its login nor what
+    plugins noted. A client whose address the front end does not know has the address 0.0.0.0.
+    """
     values = dict(_attribute(word) for word in argument.split())
     if not values:
         raise SyntaxProblem("XCLIENT needs attributes")
-    address = values.get("ADDR")
-    port = values.get("PORT")
-    helo = values.get("HELO")
-    peer = _address(address) if address else None
-    port_number = _port(port) if port else None
-    name = parse_helo(helo) if helo else ""
-    session.helo = name
-    if peer is not None:
-        session.peer = peer
-    if port_number is not None:
+    address, port, helo = values.get("ADDR"), values.get("PORT"), values.get("HELO")
+    peer = _NOBODY if address is None else _address(address)
+    port_number = _port(port) if port else 0
+    session.helo = parse_helo(helo) if helo else ""
+    if "ADDR" in values:
+        session.peer, session.peer_port = peer, port_number
+    elif "PORT" in values:
         session.peer_port = port_number
-    if "LOGIN" in values:
-        session.login = values["LOGIN"] or None
+    session.login = values.get("LOGIN") or None
     if "DESTADDR" in values:
-        session.local = values["DESTADDR"]
+        session.local = values["DESTADDR"] or ""
+    session.esmtp = False
+    session.stash = Stash()
+    if session.tls is not None:  # the certificate is that of the front end
+        session.tls = replace(session.tls, client_identity="")
 
 
-def _attribute(word: str) -> tuple[str, str]:
+def _attribute(word: str) -> tuple[str, str | None]:
+    """Return an attribute and its value, None for what the front end does not know."""
     name, equals, value = word.partition("=")
     if not equals or name.upper() not in ATTRIBUTES:
         raise SyntaxProblem(f"XCLIENT takes {', '.join(ATTRIBUTES)}")
-    return name.upper(), "" if value.upper() in _UNKNOWN else decode_xtext(value)
+    return name.upper(), None if value.upper() in _UNKNOWN else decode_xtext(value)
 
 
 def _address(text: str) -> str:
+    literal = text[5:] if text.upper().startswith("IPV6:") else text
     try:
-        return str(ipaddress.ip_address(text[5:] if text.upper().startswith("IPV6:") else text))
+        if "%" not in literal:  # a zone could be any text
+            return str(ipaddress.ip_address(literal))
     except ValueError:
-        raise SyntaxProblem("XCLIENT ADDR is no IP address") from None
+        pass
+    raise SyntaxProblem("XCLIENT ADDR is no IP address")
 
 
 def _port(text: str) -> int:

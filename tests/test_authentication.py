@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from minismtp import Credentials, Defer, hookimpl, plugin
 from minismtp.backoff import Backoff
+from minismtp.passwords import hash_password
 from minismtp.testing import Dialogue
+
+if TYPE_CHECKING:
+    from conftest import Launch, Running
 
 PEER = "192.0.2.1"
 
@@ -135,3 +141,64 @@ def test_back_ends_learn_who_has_logged_in_from_there_before() -> None:
     for peer in (PEER, PEER, "192.0.2.7", "198.51.100.1"):
         assert door.dialogue(peer).send(plain("secret")).startswith("235")
     assert [each.known for each in door.accounts.asked] == [False, True, True, False]
+
+
+PROXIED = """
+[[listeners]]
+name = "proxied"
+address = "127.0.0.1:0"
+kind = "submission"
+tls = "none"
+proxy_protocol = ["127.0.0.0/8"]
+
+[[listeners]]
+name = "trusting"
+address = "127.0.0.1:0"
+kind = "submission"
+tls = "none"
+proxy_protocol = ["127.0.0.0/8"]
+proxy_auth = true
+
+[[plugins]]
+use = "password_file"
+path = "passwords"
+"""
+V1 = b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 587\r\n"
+ADDRESSES = b"\xc0\0\2\x07\xc0\0\2\1\x13\x88\2\x4b"
+SPOKE_TLS = b"\x20\0\x0f\1\0\0\0\0\x21\0\x07TLSv1.3"
+
+
+def version_2(fields: bytes, command: bytes = b"\x21") -> bytes:
+    size = len(ADDRESSES + fields).to_bytes(2, "big")
+    return b"\r\n\r\n\0\r\nQUIT\n" + command + b"\x11" + size + ADDRESSES + fields
+
+
+@pytest.fixture(scope="module")
+def proxied(launch: Launch) -> Iterator[Running]:
+    hashed = {"passwords": f"alice:{hash_password('secret')}\n"}
+    with launch(listeners=PROXIED, files=hashed) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("listener", "header", "offered"),
+    [
+        ("proxied", V1, False),
+        ("proxied", version_2(b""), False),
+        ("proxied", version_2(SPOKE_TLS.replace(b"\x0f\1", b"\x0f\0")), False),
+        ("proxied", version_2(SPOKE_TLS), True),
+        ("proxied", version_2(b"", b"\x20"), True),  # LOCAL: the balancer itself
+        ("trusting", V1, True),
+        ("trusting", version_2(b""), True),
+    ],
+    ids=["v1", "v2", "v2-clear", "v2-tls", "v2-local", "v1-by-option", "v2-by-option"],
+)
+def test_clients_of_a_balancer_log_in_where_it_says_tls(
+    proxied: Running, listener: str, header: bytes, *, offered: bool
+) -> None:
+    with proxied.connect(listener) as client:
+        client.send(header)
+        assert client.reply().startswith("220 ")
+        assert ("AUTH PLAIN LOGIN" in client.command("EHLO client.example")) is offered
+        reply = client.command(plain("secret"))
+        assert reply.startswith("235 " if offered else "538 5.7.11 ")

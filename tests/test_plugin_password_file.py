@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
 from minismtp_plugins.password_file import PasswordFile
 
 from minismtp import Credentials, Defer
@@ -215,6 +214,12 @@ def test_logins_at_once_cost_one_check_of_the_hash(path: Path, costs: list[int])
     assert len(costs) == 1
 
 
+def until(condition: Callable[[], object]) -> None:
+    """Let other threads work until a condition holds."""
+    while not condition():
+        time.sleep(0.001)
+
+
 class Queue:
     """Logins that wait for a turn: the check of the first one takes until `go`."""
 
@@ -243,7 +248,7 @@ def test_login_that_gets_no_turn_is_put_off_after_seconds(
     queue = Queue(path, monkeypatch, 0.05)
     with ThreadPoolExecutor() as pool:
         first = pool.submit(queue.log_in, "one")
-        wait_until(lambda: queue.checked)
+        until(lambda: queue.checked)
         with pytest.raises(Defer):
             queue.log_in("two")
         assert not queue.waiting()
@@ -258,9 +263,9 @@ def test_those_who_are_known_come_before_strangers(
     queue = Queue(path, monkeypatch, 30.0)
     with ThreadPoolExecutor(5) as pool:
         pool.submit(queue.log_in, "first")
-        wait_until(lambda: queue.checked)
+        until(lambda: queue.checked)
         for number, name in enumerate(["stranger", "other", "known", "familiar"]):
             pool.submit(queue.log_in, name, known=number > 1)
-            wait_until(lambda number=number: queue.waiting() == number + 1)  # type: ignore[misc]
+            until(lambda number=number: queue.waiting() == number + 1)  # type: ignore[misc]
         queue.go.set()
     assert queue.checked == ["first", "known", "familiar", "stranger", "other"]

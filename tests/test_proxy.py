@@ -112,3 +112,47 @@ def test_what_is_no_header_is_refused(header: bytes) -> None:
 def test_header_that_breaks_off_is_left_to_the_reader(header: bytes) -> None:
     with pytest.raises(EOFError):
         read(header)
+
+
+TCP4 = bytes([192, 0, 2, 1, 198, 51, 100, 1]) + b"\xdc\x04\0\x19"
+
+
+def field(kind: int, value: bytes) -> bytes:
+    return struct.pack("!BH", kind, len(value)) + value
+
+
+def tls_field(client: int, *more: bytes) -> bytes:
+    """The specification's section 2.2.6: PP2_TYPE_SSL."""
+    return field(0x20, struct.pack("!BI", client, 0) + b"".join(more))
+
+
+@pytest.mark.parametrize(
+    ("fields", "tls"),
+    [
+        pytest.param(b"", None, id="nothing"),
+        pytest.param(field(0x01, b"h2"), None, id="another"),
+        pytest.param(tls_field(0x01), ("TLS", "unknown"), id="tls"),
+        pytest.param(
+            field(0x02, b"mx.example")
+            + tls_field(0x01, field(0x21, b"TLSv1.3"), field(0x23, b"TLS_AES_256_GCM_SHA384")),
+            ("TLSv1.3", "TLS_AES_256_GCM_SHA384"),
+            id="with-version-and-cipher",
+        ),
+        pytest.param(tls_field(0x07, field(0x21, b"a\r\nb")), ("TLS", "unknown"), id="no-word"),
+        pytest.param(tls_field(0x00, field(0x21, b"TLSv1.3")), None, id="not-the-client"),
+        pytest.param(tls_field(0x06), None, id="certificate-without-tls"),
+        pytest.param(field(0x20, b"\x01\0\0\0"), None, id="short"),
+        pytest.param(tls_field(0x01)[:-1], None, id="cut"),
+        pytest.param(b"\x20", None, id="type-alone"),
+    ],
+)
+def test_version_2_says_whether_the_client_spoke_tls(
+    fields: bytes, tls: tuple[str, str] | None
+) -> None:
+    header, rest = read(version_2(0x21, 0x11, TCP4 + fields) + REST)
+    assert (header.peer, header.tls, rest) == ("192.0.2.1", tls, REST)
+
+
+def test_address_has_no_zone() -> None:
+    with pytest.raises(ProxyProblem):
+        read(b"PROXY TCP6 fe80::1%x(y fe80::2 1 25\r\n")

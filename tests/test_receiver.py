@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from minismtp_plugins.relay import Relaying
 
 from minismtp import (
     Defer,
@@ -19,6 +20,7 @@ from minismtp import (
     Reject,
     Reply,
     Session,
+    StashKey,
     hookimpl,
     plugin,
 )
@@ -33,6 +35,7 @@ from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]
 TLS = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+NOTE = StashKey[str]()
 TRUSTED = (IPv4Network("192.0.2.0/24"),)
 MAIL = "MAIL FROM:<a@client.example>"
 RCPT = "RCPT TO:<user@example.org>"
@@ -1091,6 +1094,42 @@ def test_xclient_replaces_what_is_known_and_begins_anew() -> None:
     assert "AUTH" not in dialogue.send("EHLO client.example")
 
 
+@pytest.mark.parametrize("unknown", ["[UNAVAILABLE]", "[tempunavail]"])
+def test_client_whose_address_is_not_known_is_nobody(unknown: str) -> None:
+    everybody = Relaying(networks=[ip_network("192.0.2.0/24"), ip_network("10.0.0.0/8")])
+    dialogue = xclient(everybody)
+    assert dialogue.send(f"XCLIENT ADDR={unknown} PORT={unknown}").startswith("220")
+    assert (dialogue.session.peer, dialogue.session.peer_port) == ("0.0.0.0", 0)  # noqa: S104
+    dialogue.send("EHLO client.example")
+    dialogue.send(MAIL)
+    assert dialogue.send("RCPT TO:<user@elsewhere.example>").startswith("550 5.7.1")
+
+
+@pytest.mark.parametrize("following", ["ADDR=198.51.100.10", "HELO=client.example", "LOGIN="])
+def test_each_xclient_begins_without_a_login(following: str) -> None:
+    dialogue = xclient(Passwords(), kind="submission")
+    assert dialogue.send("XCLIENT ADDR=198.51.100.9 LOGIN=alice").startswith("220")
+    dialogue.session.stash[NOTE] = "of the client before"
+    dialogue.session.tls = replace(TLS, client_identity="front.example")
+    assert dialogue.send(f"XCLIENT {following}").startswith("220")
+    assert dialogue.session.login is None
+    assert dialogue.session.tls == TLS  # not the certificate of the front end
+    assert not len(dialogue.session.stash)
+    dialogue.send("EHLO client.example")
+    assert code(dialogue.send(MAIL)) == "530 5.7.0"
+
+
+def test_failed_logins_of_one_client_are_not_those_of_the_next() -> None:
+    dialogue = greeted(xclient(Passwords()))
+    for _ in range(dialogue.service.limits.failed_logins):
+        dialogue.send("XCLIENT ADDR=198.51.100.9")
+        dialogue.send("EHLO client.example")
+        assert code(dialogue.send(plain("wrong"))) == "535 5.7.8"
+    dialogue.send("XCLIENT ADDR=198.51.100.10")
+    dialogue.send("EHLO client.example")
+    assert code(dialogue.send(plain("secret"))) == "235 2.7.0"
+
+
 def test_front_end_stays_trusted_after_xclient() -> None:
     dialogue = xclient()
     assert dialogue.send("XCLIENT ADDR=198.51.100.9").startswith("220")
@@ -1114,7 +1153,17 @@ def test_client_behind_a_trusted_proxy_is_not_trusted_with_xclient() -> None:
 @pytest.mark.parametrize(
     "argument",
     [
-        *("", "ADDR", "FUN=1", "ADDR=nowhere", "PORT=65536", "PORT=x", "HELO=("),
+        *(
+            "",
+            "ADDR",
+            "FUN=1",
+            "ADDR=nowhere",
+            "ADDR=",
+            "ADDR=IPV6:fe80::1%x",
+            "PORT=65536",
+            "PORT=x",
+            "HELO=(",
+        ),
         *("PORT=+C2+B2", "LOGIN=a+0D+0A", "ADDR=198.51.100.9 PORT=x"),
     ],
 )

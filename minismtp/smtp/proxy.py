@@ -22,6 +22,14 @@ _PROXY: Final = 0x21
 _TCP4: Final = 0x11
 _TCP6: Final = 0x21
 _PORT_LIMIT: Final = 65536
+# Section 2.2.6 of the specification: what version 2 says of the TLS that the balancer ended.
+_TLS: Final = 0x20  # PP2_TYPE_SSL
+_FIELD: Final = struct.Struct("!BH")  # type and length, before a value
+_TLS_FORM: Final = struct.Struct("!BI")  # client, verify
+_SPOKE_TLS: Final = 0x01  # PP2_CLIENT_SSL
+_TLS_VERSION: Final = 0x21
+_TLS_CIPHER: Final = 0x23
+_TLS_WORD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class ProxyProblem(Exception):  # noqa: N818 - a fault of the peer
@@ -32,13 +40,16 @@ class ProxyProblem(Exception):  # noqa: N818 - a fault of the peer
 class ProxyHeader:
     """Who the client is and which address it called; `peer` is "" for LOCAL and UNKNOWN.
 
-    `local` says that the balancer speaks for itself, as in its health checks.
+    `local` says that the balancer speaks for itself, as in its health checks. `tls` has the version
+    and the cipher of the TLS that the client spoke with the balancer, as far as that tells; None
+    when the header does not say that it was TLS.
     """
 
     peer: str
     peer_port: int
     called: str
     local: bool
+    tls: tuple[str, str] | None = None
 
 
 def read_header(receive: Callable[[int], bytes]) -> ProxyHeader:
@@ -89,12 +100,42 @@ def _version_2(receive: Callable[[int], bytes]) -> ProxyHeader:
         raise ProxyProblem("PROXY header too short for its addresses")
     source, target, port, _ = struct.unpack_from(form, rest)
     peer, called = ipaddress.ip_address(source), ipaddress.ip_address(target)
-    return ProxyHeader(str(peer), port, str(called), local=False)
+    tls = _tls(rest[struct.calcsize(form) :])
+    return ProxyHeader(str(peer), port, str(called), local=False, tls=tls)
+
+
+def _tls(data: bytes) -> tuple[str, str] | None:
+    """Return the version and cipher of the client's TLS; None when there was no TLS."""
+    said = _values(data).get(_TLS, b"")
+    if len(said) < _TLS_FORM.size or not said[0] & _SPOKE_TLS:
+        return None
+    values = _values(said[_TLS_FORM.size :])
+    version, cipher = (
+        values.get(kind, b"").decode("latin-1") for kind in (_TLS_VERSION, _TLS_CIPHER)
+    )
+    return (
+        version if _TLS_WORD.fullmatch(version) else "TLS",
+        cipher if _TLS_WORD.fullmatch(cipher) else "unknown",
+    )
+
+
+def _values(data: bytes) -> dict[int, bytes]:
+    """Return the values of type-length-value fields by type, as far as they are whole."""
+    values: dict[int, bytes] = {}
+    place = 0
+    while place + _FIELD.size <= len(data):
+        kind, size = _FIELD.unpack_from(data, place)
+        place += _FIELD.size + size
+        if place <= len(data):
+            values[kind] = data[place - size : place]
+    return values
 
 
 def _address(text: bytes, version: int) -> str:
+    words = text.decode("ascii", "replace")
     try:
-        address = ipaddress.ip_address(text.decode("ascii", "replace"))
+        # No zone, as in fe80::1%eth0: it could be any text.
+        address = ipaddress.ip_address("" if "%" in words else words)
     except ValueError:
         raise ProxyProblem("malformed address in PROXY line") from None
     if address.version != version:
