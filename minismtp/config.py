@@ -110,7 +110,8 @@ class Config:
     bare_newline: Annotated[
         Literal["reject", "fix"],
         says(
-            "a message by DATA with a bare CR or LF is refused with 550 5.6.0, or each becomes CRLF"
+            "a message with a bare CR or LF is refused with 550 5.6.0, or each becomes CRLF; of one"
+            " with BODY=BINARYMIME this holds for the header, and it is always refused"
         ),
     ] = "reject"
     listeners: Annotated[list[Listener], says("at least one")] = field(default_factory=list)

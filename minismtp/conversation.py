@@ -251,7 +251,9 @@ class Conversation:
 
     def _finish_chunk(self, *, last: bool) -> list[Reply]:
         transaction = self._current
-        if not last and transaction.refused is None:
+        if last:
+            transaction.write(b"", dotted=False, last=True)
+        elif transaction.refused is None:
             return [replies.CHUNK_OK]
         answers = self._finish_content(bare_newline=False, long_line=False)
         return answers if last else answers[:1]

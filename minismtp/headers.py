@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# What a message may come with; more is refused before any plugin sees it.
 FIELD_LIMIT = 10_000
 SIZE_LIMIT = 1024 * 1024  # octets
+# What is read: there is room for what the server and its plugins put above.
+_MOST_FIELDS = FIELD_LIMIT + 1000
+READ_LIMIT = SIZE_LIMIT + 256 * 1024  # octets
 
 # RFC 5322 section 2.2.3: a line that begins with white space continues the field above it.
 _FIELD_END = re.compile(rb"\n(?![ \t])")
@@ -25,6 +29,9 @@ _FIELD_END = re.compile(rb"\n(?![ \t])")
 # syntax of section 4.5 has white space before the colon.
 _NAME = re.compile(r"[!-9;-~]+")
 _FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")
+_FIRST_LINE = re.compile(rb"^[!-9;-~]++[ \t]*+:", re.MULTILINE)
+# Lines that are neither a field, nor empty.
+_NO_FIELDS = re.compile(rb"(?:(?!\r?\n)(?![!-9;-~]++[ \t]*+:)[^\n]*+(?:\n|\Z))++")
 
 _WORD = re.compile(rb"[ \t]*[^ \t]+")
 _LINE_WISHED = 78  # octets without CRLF, RFC 5322 section 2.1.1
@@ -45,9 +52,10 @@ _CHARSET_SYNONYMS = {"iso_8859_8_i": "iso_8859_8", "windows_874": "cp874"}
 class Headers:
     """The header fields of a message in order; names match in any case, and nothing raises.
 
-    A line that is no field (no colon, or no valid name before it) is kept, and is in `raw_all()`,
-    but has no name to be found by. `truncated` says that a field beyond `FIELD_LIMIT` fields or
-    `SIZE_LIMIT` octets was ignored. Immutable.
+    Lines that are no field (no colon, or no valid name before it) are kept, and are in `raw_all()`,
+    one after the other as one, but have no name to be found by. `truncated` says that a field
+    beyond 11,000 fields or 1.25 MiB was ignored; a message with so many is refused where it comes
+    in. Immutable.
     """
 
     __slots__ = ("_by_name", "_fields", "truncated")
@@ -70,13 +78,17 @@ class Headers:
 
         Without any empty line it is all header (RFC 5322 section 2.1), as mail stores read it.
         """
-        window = block[:SIZE_LIMIT]
+        window = block[:READ_LIMIT]
         fields: list[bytes] = []
-        start = 0
+        start = named = 0
         while start < len(window) and not window.startswith((b"\r\n", b"\n"), start):
-            match = _FIELD_END.search(window, start)
+            if _FIELD_NAME.match(window, start):
+                match = _FIELD_END.search(window, start)
+                named += 1
+            else:
+                match = _NO_FIELDS.match(window, start)
             end = match.end() if match else len(window)
-            if len(fields) == FIELD_LIMIT or end == len(window) < len(block):
+            if named > _MOST_FIELDS or end == len(window) < len(block):
                 return cls(fields, truncated=True)
             fields.append(window[start:end])
             start = end
@@ -104,7 +116,7 @@ class Headers:
         return fields[0] if fields else b""
 
     def raw_all(self, name: str | None = None) -> list[bytes]:
-        """Return the exact bytes of each field of this name; without a name, of every line."""
+        """Return the exact bytes of each field of this name; without a name, of all."""
         if name is None:
             return [raw for _, raw in self._fields]
         return list(self._by_name.get(name.lower(), ()))
@@ -124,6 +136,12 @@ class Headers:
     def __repr__(self) -> str:
         """Show the first names, never a value."""
         return f"<Headers: {', '.join(name for name, _ in self._fields[:20] if name)}>"
+
+
+def too_many_fields(section: bytes) -> bool:
+    """Say whether a header section has more fields than a message may come with."""
+    # Few have so many lines, and only those are looked at.
+    return section.count(b"\n") > FIELD_LIMIT and len(_FIRST_LINE.findall(section)) > FIELD_LIMIT
 
 
 def format_field(name: str, value: str) -> bytes:

@@ -13,7 +13,7 @@ from email.policy import EmailPolicy
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from minismtp.content import Content
-from minismtp.headers import SIZE_LIMIT, Headers, format_field
+from minismtp.headers import READ_LIMIT, Headers, format_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,8 +172,8 @@ class Message:
     def _header_block(self) -> bytes:
         limit = 16 * 1024
         block = self._prefix + self._content.head(limit)
-        while limit < min(self._content.size, SIZE_LIMIT + 1) and not _EMPTY_LINE.search(block):
-            limit = min(limit * 8, SIZE_LIMIT + 1)
+        while limit < min(self._content.size, READ_LIMIT + 1) and not _EMPTY_LINE.search(block):
+            limit = min(limit * 8, READ_LIMIT + 1)
             block = self._prefix + self._content.head(limit)
         return block
 

@@ -187,7 +187,13 @@ class Limits:
             " content"
         ),
     ] = _MESSAGE_SIZE
-    headers: Annotated[ByteSize, says("of a message's header section")] = _HEADERS_SIZE
+    headers: Annotated[
+        ByteSize,
+        says(
+            "of a message's header section, 1MiB at most, which is what plugins read; 552 5.3.4"
+            " beyond, and for more than 10,000 fields"
+        ),
+    ] = _HEADERS_SIZE
     line_length: Annotated[
         int, counts("octets of a text line in DATA with its CRLF; 0 = any", least=0)
     ] = 1000
@@ -235,6 +241,8 @@ class Limits:
         ):
             if not getattr(self, name):
                 raise ConfigError("expected more than 0: everything is bounded", key=name)
+        if self.headers > _HEADERS_SIZE:
+            raise ConfigError("expected 1MiB at most: plugins read no more", key="headers")
         if self.reserved_sessions >= self.sessions:
             raise ConfigError(
                 f"expected less than sessions ({self.sessions})", key="reserved_sessions"

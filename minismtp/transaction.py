@@ -15,6 +15,7 @@ from minismtp.chronicle import Record
 from minismtp.content import ContentWriter
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
+from minismtp.headers import too_many_fields
 from minismtp.log import bind, unbind
 from minismtp.message import Message
 from minismtp.received import header_section, hops, received
@@ -22,7 +23,7 @@ from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
-from minismtp.smtp.content import fix_newlines
+from minismtp.smtp.content import ChunkNewlines, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
 from minismtp.submission import complete, owns_sender
 
@@ -43,6 +44,9 @@ class Transaction:
         self._storing: Storing | None = None
         self._receiving = 0.0  # seconds; until `finish`, when that began
         self._writer: ContentWriter | None = None
+        self._newlines: ChunkNewlines | None = None
+        if mail.body != "BINARYMIME":
+            self._newlines = ChunkNewlines(fix=service.fix_newlines)
         self._accepted: list[Recipient] = []
         self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._problem: Reply | None = None
@@ -160,13 +164,19 @@ class Transaction:
         """What the content will be answered with, if that is settled."""
         return self._problem
 
-    def write(self, data: bytes, *, dotted: bool) -> None:
-        """Take some content; `dotted` says that it came by DATA, where lines end with CRLF."""
-        writer = self._writer
+    def write(self, data: bytes, *, dotted: bool, last: bool = False) -> None:
+        """Take some content; `dotted` says that it came by DATA, else `last` ends all chunks."""
+        writer, newlines = self._writer, self._newlines
         if writer is None:
             return
-        if dotted and self._service.fix_newlines:
-            data = fix_newlines(data)
+        if dotted:
+            if self._service.fix_newlines:
+                data = fix_newlines(data)
+        elif newlines is not None:
+            data = newlines.take(data, last=last)
+            if newlines.bare and not self._service.fix_newlines:
+                self.refuse(replies.BARE_NEWLINE)
+                return
         if writer.size + len(data) > self._service.limits.message_size:
             self.refuse(replies.TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
             return
@@ -218,6 +228,11 @@ class Transaction:
         head = header_section(content, service.limits.headers)
         if head is None:
             return "rejected", [replies.LONG_HEADER]
+        if envelope.body == "BINARYMIME" and has_bare_newline(head):
+            # RFC 3030 section 3 leaves line ends to the body; those of a header are CRLF.
+            return "rejected", [replies.BARE_NEWLINE]
+        if too_many_fields(head):
+            return "rejected", [replies.MANY_FIELDS]
         if hops(head) > service.limits.hops:
             return "rejected", [replies.LOOP]  # RFC 5321 section 6.3
         trace = received(session, envelope)

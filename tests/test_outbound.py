@@ -723,8 +723,10 @@ def test_content_for_data_is_what_the_other_side_reads(pieces: list[bytes], size
     content = b"".join(pieces)
     wire = b"".join(dotted(io.BytesIO(content), size))
     assert wire.endswith(b".\r\n")
-    wanted = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
-    if wanted and not wanted.endswith(b"\r\n"):
+    # A CR by itself ends no line, as for `Headers`: the host sees the fields that filters saw.
+    wanted = content.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"?")
+    wanted = wanted.replace(b"\n", b"\r\n")
+    if content and not content.endswith(b"\n"):
         wanted += b"\r\n"
     lines = wire.split(b"\r\n")
     assert lines[-2:] == [b".", b""]

@@ -503,6 +503,44 @@ def test_refused_chunk_is_consumed(state: State, cut: int) -> None:
     assert protocol.state is state
 
 
+UNREADABLE_CHUNKS = [
+    *(b"BDAT", b"BDAT ", b"BDAT x", b"BDAT 124 FIRST", b"BDAT 124LAST", b"BDAT +124", b"BDAT -1"),
+    *(
+        b"bdat 0x10",
+        b"BDAT 1 LAST LAST",
+        b"BDAT 1.5",
+        b"BDAT 1e3",
+        b"BDAT 1,0",
+        b"BDAT\t1",
+        b"BDAT1",
+    ),
+    *(b" BDAT 1", b"\tBDAT 1 LAST", b"BDAT 1\0", b"BDAT 1\nLAST", b"BDAT 1\x7f", b"BDAT \xff"),
+    *(b"BDAT " + b"9" * 21, b"BDAT 1" + b" " * 512 + b"LAST", b"BDAT " + b"1" * LONGEST_LINE),
+    *("BDAT ٣".encode(), b"BDAT-1", b"BDAT\0 1"),
+]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("lmtp", [False, True])
+@pytest.mark.parametrize("line", UNREADABLE_CHUNKS, ids=lambda line: repr(line[:30]))
+def test_chunk_that_cannot_be_read_ends_the_session(line: bytes, lmtp: bool, cut: int) -> None:
+    # RFC 3030 section 2: octets follow that are no commands, nobody knows how many
+    for state in COMMAND_STATES:
+        protocol = brought_to(state, lmtp=lmtp)
+        events = say(protocol, line + b"\r\nQUIT\r\nMAIL FROM:<>\r\n", {"OTHER": 500}, cut=cut)
+        assert len(events) == 1, state
+        assert protocol.state is State.CLOSED
+
+
+@pytest.mark.parametrize("line", [b"BDAT 5", b"BDAT 5 LAST", b"BDAT x", b"bdat 1 FIRST"])
+def test_chunk_instead_of_a_response_ends_the_session(line: bytes) -> None:
+    protocol = brought_to(State.AUTH)
+    assert len(say(protocol, line + b"\r\nNOOP\r\n", {"RESPONSE": 501})) == 1
+    assert protocol.state is State.CLOSED
+    protocol = brought_to(State.AUTH)
+    assert len(say(protocol, b"BDATBDAT\r\nNOOP\r\n", {"RESPONSE": 535})) == 2
+
+
 def test_reply_to_a_refused_chunk_waits_for_its_octets() -> None:
     protocol = brought_to(State.READY)
     assert say(protocol, b"BDAT 6\r\nQUIT\r") == []

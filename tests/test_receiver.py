@@ -733,11 +733,11 @@ def test_chunks_are_answered_one_by_one_and_the_last_with_the_message() -> None:
     # RFC 3030 section 2
     mailroom = Mailroom()
     dialogue = at_data(Dialogue(mailroom))
-    assert dialogue.send_raw(b"BDAT 5\r\na\r\nb\n") == b"250 2.0.0 chunk received\r\n"
-    assert dialogue.send_raw(b"BDAT 4 LAST\r\n.\r\n\r") == (
+    assert dialogue.send_raw(b"BDAT 5\r\na\r\nb\r") == b"250 2.0.0 chunk received\r\n"
+    assert dialogue.send_raw(b"BDAT 4 LAST\r\n\n.\r\n") == (
         f"250 2.0.0 message accepted as {dialogue.session.id}.1\r\n".encode()
     )
-    assert mailroom.stored["user@example.org"][0].endswith(b"+0000\r\na\r\nb\n.\r\n\r")
+    assert mailroom.stored["user@example.org"][0].endswith(b"+0000\r\na\r\nb\r\n.\r\n")
 
 
 def test_chunk_may_come_octet_by_octet() -> None:
@@ -775,8 +775,8 @@ def test_binarymime_needs_bdat() -> None:
     dialogue.send(f"{MAIL} BODY=BINARYMIME")
     dialogue.send(RCPT)
     assert dialogue.send("DATA") == "503 5.5.1 BINARYMIME needs BDAT"
-    assert dialogue.send_raw(b"BDAT 3 LAST\r\n\0\n\xff").startswith(b"250")
-    assert mailroom.stored["user@example.org"][0].endswith(b"\0\n\xff")
+    assert dialogue.send_raw(b"BDAT 5 LAST\r\n\r\n\0\n\xff").startswith(b"250")
+    assert mailroom.stored["user@example.org"][0].endswith(b"\r\n\0\n\xff")
 
 
 # LMTP

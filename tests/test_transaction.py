@@ -26,14 +26,17 @@ from minismtp import (
 )
 from minismtp.config import Limits, PluginConfig
 from minismtp.events import Event, MessageDecided, RecipientDecided
+from minismtp.headers import FIELD_LIMIT
 from minismtp.log import Log
 from minismtp.scalars import ByteSize
+from minismtp.smtp.content import fix_newlines
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]
 MAIL = "MAIL FROM:<a@client.example>"
 RCPT = "RCPT TO:<user@example.org>"
 USER = "user@example.org"
+BINARY = "BODY=BINARYMIME"
 THREE = ("a@example.org", "b@example.org", "c@example.org")
 
 
@@ -84,10 +87,17 @@ def at_mail(dialogue: Dialogue, *parameters: str) -> Dialogue:
     return dialogue
 
 
-def chunk(dialogue: Dialogue, content: bytes) -> str:
-    """Send a message to one recipient by BDAT, byte-exact."""
-    at_mail(dialogue).send(RCPT)
-    return dialogue.send_raw(b"BDAT %d LAST\r\n%s" % (len(content), content)).decode()
+def chunk(dialogue: Dialogue, content: bytes, size: int = 0, body: str = "") -> str:
+    """Send a message to one recipient by BDAT, in chunks of a size; give the last reply of that."""
+    at_mail(dialogue, *body.split()).send(RCPT)
+    size = size or len(content) or 1
+    for at in range(0, len(content), size):
+        piece = content[at : at + size]
+        last = b" LAST" if at + size >= len(content) else b""
+        reply = dialogue.send_raw(b"BDAT %d%s\r\n%s" % (len(piece), last, piece)).decode()
+        if last or not reply.startswith("250"):
+            return reply
+    return dialogue.send_raw(b"BDAT 0 LAST\r\n").decode()
 
 
 def data(dialogue: Dialogue, content: bytes) -> str:
@@ -427,7 +437,7 @@ def test_body_without_a_header_does_not_continue_the_trace_field(content: bytes)
     assert mailroom.stored[USER][0].endswith(b" +0000\r\n\r\n" + content)
 
 
-@pytest.mark.parametrize("content", [b"\r\n x\r\n", b"\n x", b"x", b""], ids=repr)
+@pytest.mark.parametrize("content", [b"\r\n x\r\n", b"x", b""], ids=repr)
 def test_other_content_follows_the_trace_field_at_once(content: bytes) -> None:
     mailroom = Mailroom()
     chunk(Dialogue(mailroom), content)
@@ -472,12 +482,63 @@ def test_bare_newlines_are_refused(content: bytes) -> None:
     assert storage.asked == []
 
 
-def test_bare_newlines_pass_by_bdat() -> None:
+BARE = [
+    b"a\nb",
+    b"a\rb",
+    b"\na",
+    b"a\r",
+    b"a\r\r\nb",
+    b"a\r\n\n",
+    b"F: x\rFrom: ceo@example.org\r\n\r\n",
+]
+BODIES = ["", "BODY=7BIT", "BODY=8BITMIME"]
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("size", [1, 2, 1000])
+@pytest.mark.parametrize("content", BARE, ids=repr)
+def test_bare_newlines_are_refused_by_bdat_too(content: bytes, size: int, body: str) -> None:
+    storage = Storage()
+    reply = chunk(Dialogue(storage), content, size, body)
+    assert reply.startswith("550 5.6.0 message has a bare CR or LF (id ")
+    assert storage.asked == []
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_line_ends_may_be_cut_in_two_by_chunks(size: int, body: str) -> None:
+    mailroom = Mailroom()
+    content = b"\r\na\r\n\r\n.\r\n\0\xff\r\n"
+    assert chunk(Dialogue(mailroom), content, size, body).startswith("250 2.0.0 message")
+    assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + content)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_bare_newlines_pass_in_a_binary_body(size: int) -> None:
     # RFC 3030 section 3: octets as they are
     mailroom = Mailroom()
-    content = b"a\nb\rc\r\r\nd"
-    assert chunk(Dialogue(mailroom), content).startswith("250")
+    content = b"S: x\r\n\r\na\nb\rc\r\r\nd\0\r"
+    assert chunk(Dialogue(mailroom), content, size, BINARY).startswith("250 2.0.0 message")
     assert mailroom.stored[USER][0].endswith(content)
+
+
+@pytest.mark.parametrize("fix", [False, True])
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(b"S: x\nF: y\r\n\r\n", b"S: x\rF: y\r\n\r\n", b"S: x\n\n", b"S: x\r\n\n"),
+        *(b"S: x\n\r\n", b"\n", b"\r", b"S: x\r\r\n\r\n", b"S: x\r"),
+    ],
+    ids=repr,
+)
+def test_bare_newlines_are_refused_in_the_header_of_a_binary_message(
+    header: bytes, size: int, fix: bool
+) -> None:
+    mailroom = Mailroom()
+    dialogue = fixing(mailroom) if fix else Dialogue(mailroom)
+    assert chunk(dialogue, header, size, BINARY).startswith("550 5.6.0 message has a bare CR")
+    assert not mailroom.stored
 
 
 @pytest.mark.parametrize(
@@ -503,10 +564,22 @@ def test_fixed_newlines_end_lines_for_the_limit_too() -> None:
     assert mailroom.stored[USER][0].endswith(content.replace(b"\n", b"\r\n") + b"\r\n")
 
 
-def test_chunks_are_byte_exact_where_newlines_are_fixed() -> None:
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("size", [1, 2, 1000])
+@pytest.mark.parametrize("content", BARE, ids=repr)
+def test_bare_newlines_in_chunks_are_fixed_where_configured(
+    content: bytes, size: int, body: str
+) -> None:
     mailroom = Mailroom()
-    assert chunk(fixing(mailroom), b"a\nb\rc").startswith("250")
-    assert mailroom.stored[USER][0].endswith(b"a\nb\rc")
+    assert chunk(fixing(mailroom), content, size, body).startswith("250 2.0.0 message")
+    assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + fix_newlines(content))
+
+
+def test_binary_chunks_are_byte_exact_where_newlines_are_fixed() -> None:
+    mailroom = Mailroom()
+    content = b"\r\na\nb\rc"
+    assert chunk(fixing(mailroom), content, 2, BINARY).startswith("250 2.0.0 message")
+    assert mailroom.stored[USER][0].endswith(content)
 
 
 def test_size_of_fixed_content_counts() -> None:
@@ -541,12 +614,10 @@ RECEIVED = b"Received: from a by b\r\n"
         (RECEIVED * 3 + b"\r\nbody", "554 5.4.6"),
         (b"Subject: x\r\n" + RECEIVED.upper() * 3, "554 5.4.6"),
         (RECEIVED * 2 + b"\r\n" + RECEIVED, "250 2.0.0"),
-        (RECEIVED * 2 + b"\n" + RECEIVED, "250 2.0.0"),
         (b"\r\n" + RECEIVED * 3, "250 2.0.0"),
-        (b"\n" + RECEIVED * 3, "250 2.0.0"),
         (b"X-Received: a\r\n Received: b\r\n" * 3, "250 2.0.0"),
     ],
-    ids=["two", "three", "upper-case", "body", "mixed", "no-header", "no-header-lf", "others"],
+    ids=["two", "three", "upper-case", "body", "no-header", "others"],
 )
 def test_mail_that_goes_in_circles_is_refused(content: bytes, reply: str) -> None:
     # RFC 5321 section 6.3
@@ -567,18 +638,62 @@ FIELD = b"X: " + b"y" * 95 + b"\r\n"  # 100 octets
         (FIELD * 10 + b"X", "552 5.3.4"),
         (FIELD * 10, "250 2.0.0"),
         (b"\r\n" + FIELD * 20, "250 2.0.0"),
-        (b"\n" + FIELD * 20, "250 2.0.0"),
-        (b"X: y\n\n" + FIELD * 20, "250 2.0.0"),
-        (b"X: y\n\r\n" + FIELD * 20, "250 2.0.0"),
-        (b"X: y\r\n\n" + FIELD * 20, "250 2.0.0"),
     ],
-    ids=["fits", "longer", "endless", "all", "none", "none-lf", "lf", "lf-crlf", "crlf-lf"],
+    ids=["fits", "longer", "endless", "all", "none"],
 )
 def test_header_section_has_a_limit(content: bytes, reply: str) -> None:
     storage = Storage()
     dialogue = Dialogue(storage, limits=Limits(headers=ByteSize(1000)))
     assert chunk(dialogue, content).startswith(reply)
     assert bool(storage.asked) == reply.startswith("250")
+
+
+@pytest.mark.parametrize("field", [b"A:\r\n", b"A: b\r\n\tc\r\n", b"A:\r\nno field\r\n"], ids=repr)
+def test_header_of_more_fields_than_filters_read_is_refused(field: bytes) -> None:
+    seen: list[Message] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_message(self, message: Message) -> None:
+            seen.append(message)
+
+    dialogue = Dialogue(Looking(), Storage())
+    fits = b"From: a@example.org\r\n" + field * (FIELD_LIMIT - 2) + b"Z: last\r\n\r\nbody"
+    assert chunk(dialogue, fits).startswith("250 2.0.0")
+    assert chunk(dialogue, field + fits).startswith("552 5.3.4 header section has too many fields")
+    assert len(seen) == 1
+    assert (seen[0].headers.get("Z"), seen[0].headers.truncated) == ("last", False)
+
+
+def test_lines_that_are_no_fields_are_not_counted() -> None:
+    seen: list[Message] = []
+
+    @plugin
+    class Looking:
+        @hookimpl
+        def on_message(self, message: Message) -> None:
+            seen.append(message)
+
+    content = b"line\r\n" * (2 * FIELD_LIMIT) + b" folded\r\nFrom: a@example.org\r\nline\r\n"
+    assert chunk(Dialogue(Looking(), Storage()), content).startswith("250 2.0.0")
+    assert (seen[0].headers.get("From"), seen[0].headers.truncated) == ("a@example.org", False)
+
+
+def test_largest_header_is_read_whole_with_what_is_put_above_it() -> None:
+    seen: list[Message] = []
+
+    @plugin
+    class Adding:
+        @hookimpl
+        def on_message(self, message: Message) -> None:
+            for number in range(500):
+                message.prepend(f"X-{number}", "y" * 100)
+            seen.append(message)
+
+    largest = b"S: x\r\n" + b"Z" * (1024 * 1024 - 100) + b"\r\nLast: z\r\n\r\n"
+    assert chunk(Dialogue(Adding(), Storage()), largest).startswith("250 2.0.0")
+    assert (seen[0].headers.get("Last"), seen[0].headers.truncated) == ("z", False)
 
 
 def test_header_section_beyond_the_first_look_is_found() -> None:

@@ -101,6 +101,7 @@ GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
 _SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO")
 _SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
+_BDAT: Final = b"BDAT"
 _VERB_ROOM: Final = 16  # octets kept of a line that is too long to keep: its verb is among them
 
 
@@ -169,6 +170,7 @@ class Protocol:
         "_decoder",
         "_line_length",
         "_lmtp",
+        "_lost",
         "_octets",
         "_overlong",
         "_verb",
@@ -187,6 +189,7 @@ class Protocol:
         self._chunk: Bdat | None = None
         self._chunk_refusal: Refused | None = None
         self._octets = 0
+        self._lost = False
 
     @property
     def verb(self) -> str:
@@ -257,7 +260,7 @@ class Protocol:
         verb, self._verb = self._verb, ""
         if not verb:
             raise RuntimeError("there is nothing to answer")
-        if reply.code == _CLOSING:
+        if reply.code == _CLOSING or self._lost:
             self.state = State.CLOSED
             return
         self.state = TRANSITIONS.get((self.state, verb, reply.category), self.state)
@@ -297,6 +300,7 @@ class Protocol:
             command = parse(line)
         except CommandProblem as problem:
             refused = self._refuse(problem.verb, problem.reply)
+            self._lost = _is_chunk(line)
             if problem.verb == "RCPT":
                 self._verb = "RCPT"  # tried and refused: RFC 5321 section 3.3 for what DATA hears
             return refused
@@ -307,6 +311,7 @@ class Protocol:
         if isinstance(command, Bdat):
             return self._begin_chunk(command)
         if isinstance(command, Other) and (State.START, verb) not in _ALLOWED:
+            self._lost = _is_chunk(line)
             verb = "OTHER"
         if (self.state, verb) not in _ALLOWED:
             return self._refuse(command.verb, self._out_of_sequence(verb))
@@ -332,6 +337,7 @@ class Protocol:
         if len(line) + 2 > LONGEST_LINE:
             # RFC 4954 section 4: 500 5.5.6 and the exchange has failed.
             return Refused("AUTH", Reply(500, "authentication line too long", "5.5.6"))
+        self._lost = _is_chunk(line) and b" " in line  # which no base64 has
         return SaslResponse(line)
 
     def _begin_chunk(self, command: Bdat) -> Event:
@@ -371,3 +377,11 @@ class Protocol:
         self._decoder = None
         self._verb = "CONTENT"
         return EndOfContent(decoder.bare_newline, decoder.long_line)
+
+
+def _is_chunk(line: bytes) -> bool:
+    """Say whether a line that is no valid BDAT was meant as one.
+
+    Octets of content follow it, which are no commands, and nobody knows how many: the session ends.
+    """
+    return line.lstrip()[: len(_BDAT)].upper() == _BDAT
