@@ -12,8 +12,9 @@ import os
 import secrets
 import stat
 import threading
+import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,8 +77,10 @@ class WatchedFiles(Generic[T]):
     """A value made from files, made again after one of them has changed.
 
     `load` reads the files and raises OSError or ValueError when they are no good: at first that
-    goes to the caller, later it is logged and the value before stays. Files are looked at no more
-    than once a second, by whichever thread calls; the others meanwhile get the value before.
+    goes to the caller, later it is logged and the value before stays. OSError is for a file that is
+    gone, unreadable or empty; `problem` then says so, for plugins that would refuse people whom
+    the file no longer names. Files are looked at no more than once a second, by whichever thread
+    calls; the others meanwhile get the value before.
     """
 
     def __init__(self, load: Callable[[], T], *paths: Path) -> None:
@@ -85,11 +88,13 @@ class WatchedFiles(Generic[T]):
         self._paths = paths
         self._lock = threading.Lock()
         self._next_look = monotonic() + 1
-        self._seen = self._look()
+        self._seen: list[tuple[int, ...] | None] | None = self._look()
         self._value = load()
+        self._warned = self._problem = ""
+        _watched.add(self)
 
     def get(self) -> T:
-        """Give the value of the files as they were within the last second."""
+        """Return the value of the files as they were within the last second."""
         if monotonic() >= self._next_look and self._lock.acquire(blocking=False):
             try:
                 self._next_look = monotonic() + 1
@@ -98,18 +103,38 @@ class WatchedFiles(Generic[T]):
                 self._lock.release()
         return self._value
 
+    @property
+    def problem(self) -> str:
+        """Why no file can be read that could be before, "" while all is well."""
+        self.get()
+        return self._problem
+
     def _refresh(self) -> None:
         seen = self._look()  # before reading: a change meanwhile is found by the next look
         if seen == self._seen:
             return
-        self._seen = seen
+        self._seen, warning, problem = seen, "", ""
         try:
             self._value = self._load()
-        except (OSError, ValueError) as error:
-            _log.warning("what was read before stays in use: %s", error)
+        except OSError as error:
+            self._seen = None  # what failed may go well the next time, without a change
+            warning = problem = str(error)
+        except ValueError as error:
+            warning = str(error)
+        if warning and warning != self._warned:
+            _log.warning("what was read before stays in use: %s", warning)
+        self._warned, self._problem = warning, problem
 
     def _look(self) -> list[tuple[int, ...] | None]:
         return [_stamp(path) for path in self._paths]
+
+
+_watched: weakref.WeakSet[WatchedFiles[Any]] = weakref.WeakSet()
+
+
+def unusable_files() -> int:
+    """Return how many of this process's watched values have a `problem`; looks at all files."""
+    return sum(bool(each.problem) for each in list(_watched))
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

@@ -213,6 +213,13 @@ class Metrics:
             multiprocess_mode="livemostrecent",
         )
 
+        self.unusable_files = Gauge(
+            "minismtp_unusable_files",
+            "Files of passwords, users and the like that are gone, unreadable or empty.",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+
     def _define_mail(self) -> None:
         self.messages = self._counter(
             "messages", "Messages by what became of them.", "listener", "outcome"

@@ -21,6 +21,7 @@ from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Listener
 from minismtp.control import Control, Say
+from minismtp.files import unusable_files
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
@@ -185,6 +186,7 @@ class Worker:
 
     def _beat(self) -> None:
         """Show life, if every thread that all sessions hang on has turned since the last beat."""
+        self._metrics.unusable_files.set(unusable_files())
         turns = [self._sessions.turns, *(server.turns for server in self._servers)]
         if not any(map(operator.eq, turns, self._turns)):
             self._turns = turns

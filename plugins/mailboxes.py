@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minismtp import (
     Address,
+    Defer,
     Envelope,
     Local,
     Recipient,
@@ -33,7 +34,9 @@ class Mailboxes:
     `@domain` for all of a domain that nothing else is said of. A target is a local part, an address
     here or elsewhere, or `@domain` for the same local part there, and may be an alias again; an
     alias that names itself keeps its own mailbox. In both files `#` starts a comment, and changes
-    are taken on within a second.
+    are taken on within a second. While one of them is gone, unreadable, or empty where it was not,
+    recipients at our domains are put off with 451, because users cannot be told from others; a
+    comment says that a file names nobody on purpose.
 
     `user+tag` is delivered to `user` (`separator`; "" = off). `catch_all` is the mailbox or alias
     for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
@@ -69,6 +72,7 @@ class Mailboxes:
         self._domains = [Address("", domain).ascii_domain for domain in self.domains]
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
+        self._full: set[Path] = set()  # files that have named somebody
         self._directory = WatchedFiles(self._read, *files)
         self._srs: WatchedFiles[Srs] | None = None
         if self.srs_secret_file is not None:
@@ -93,7 +97,10 @@ class Mailboxes:
             if str(address).lower() != f"postmaster@{session.hostname.lower()}":
                 return None
             domain = self._domains[0]
-        found = self._directory.get().find(address.local, domain)
+        directory = self._directory.get()
+        if self._directory.problem:
+            raise Defer("the list of mailboxes cannot be read now", enhanced="4.3.0")
+        found = directory.find(address.local, domain)
         if not found:
             raise Reject("no such mailbox", code=550, enhanced="5.1.1")
         here = [Address(local, at) for local, at in found if at in self._domains]
@@ -110,6 +117,12 @@ class Mailboxes:
         return self._srs.get().rewrite(sender)
 
     def _read(self) -> Directory:
+        for path in filter(None, (self.users_file, self.aliases_file)):
+            full = bool(path.read_bytes().strip(b"\0 \t\r\n"))
+            if path in self._full and not full:
+                raise OSError(f"{path} is empty, which it was not before")
+            if full:
+                self._full.add(path)
         users = None
         if self.users or self.users_file or self.catch_all:
             listed = lines_of(self.users_file) if self.users_file else []

@@ -1,5 +1,6 @@
 """Check users' passwords against a file of hashes."""
 
+import logging
 import zlib
 from dataclasses import field
 from datetime import timedelta
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from minismtp import (
     Credentials,
+    Defer,
     ServerInfo,
     StoredKey,
     WatchedFiles,
@@ -18,16 +20,21 @@ from minismtp import (
 
 from ._login import PasswordCheck, acts_as_itself
 
+_log = logging.getLogger(__name__)
+
 
 @plugin
 class PasswordFile:
     """Authenticate users by the lines `user:hash` or `user:hash:keys` of the file `path`.
 
     `minismtp passwd FILE USER` writes such lines; `#` at the start of a line makes it a comment.
-    User names count exactly as written. A changed file is read again within a second; while it has
-    a fault, the users read before stay. Refusing takes as long for an unknown user as for a known
-    one. SCRAM-SHA-256 is offered while every user has keys for it. Keep the file readable by the
-    server alone.
+    User names count exactly as written. A changed file is read again within a second; while a line
+    of it has a fault, the users read before stay. While the file is gone or unreadable, or empty
+    where it was not, every login is put off with 454, because users cannot be told from strangers.
+    A comment in the file says that it has no users on purpose.
+
+    Refusing takes as long for an unknown user as for a known one. SCRAM-SHA-256 is offered while
+    every user has keys for it. Keep the file readable by the server alone.
 
     Hashes are slow on purpose, which mail programs that log in for each message would feel. So a
     password that was right is recognized for the time `remember` by a keyed digest in memory; "0s"
@@ -38,6 +45,7 @@ class PasswordFile:
     remember: timedelta = field(default=timedelta(minutes=10))
 
     def __post_init__(self) -> None:
+        self._had_users = False
         self._users = WatchedFiles(self._read, self.path)
         self._check = PasswordCheck(self.remember)
 
@@ -48,7 +56,9 @@ class PasswordFile:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn of a file that others can read."""
+        """Warn of a file that others can read, or that has no users."""
+        if not self._users.get().hashes:
+            _log.warning("path: %s has no users", self.path)
         if server.role == "check":
             warn_of_readers("path", self.path)
 
@@ -57,7 +67,7 @@ class PasswordFile:
         """Give the user name for the right password; None for all others and for tokens."""
         if not credentials.password:
             return None
-        hashes = self._users.get().hashes
+        hashes = self._known().hashes
         stored = hashes.get(credentials.username)
         # Somebody else's hash stands in for a missing one. Chosen by name, so that in a file of
         # several schemes the time that an unknown user takes is no stranger than any user's.
@@ -73,11 +83,20 @@ class PasswordFile:
     @hookimpl
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:
         """Give the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
-        return self._users.get().keys.get(username) if mechanism == "SCRAM-SHA-256" else None
+        return self._known().keys.get(username) if mechanism == "SCRAM-SHA-256" else None
+
+    def _known(self) -> "_Users":
+        """Return the users; raise Defer where nobody can say who they are."""
+        users = self._users.get()
+        if self._users.problem:
+            raise Defer("the passwords cannot be read now", code=454, enhanced="4.7.0")
+        return users
 
     def _read(self) -> "_Users":
         users = _Users()
         text = self.path.read_text(encoding="utf-8", errors="replace")
+        if self._had_users and not text.strip("\0 \t\r\n"):
+            raise OSError(f"path: {self.path} is empty, which it was not before")
         for number, line in enumerate(map(str.strip, text.splitlines()), 1):
             if not line or line.startswith("#"):
                 continue
@@ -86,6 +105,7 @@ class PasswordFile:
             except ValueError as error:
                 raise ValueError(f"path: {self.path}:{number}: {error}") from error
         users.mechanisms = _mechanisms(users)
+        self._had_users = bool(users.hashes)
         return users
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.files import WatchedFiles, atomic_write, make_directory, sync_directory
+from minismtp.files import (
+    WatchedFiles,
+    atomic_write,
+    make_directory,
+    sync_directory,
+    unusable_files,
+)
 
 # Rewrites one file per step; each time a child dies before the system call of that number.
 KILLED_WRITERS = """
@@ -177,6 +183,41 @@ def test_broken_change_keeps_the_value_and_warns_once(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     path.write_text("good again")
     assert watched.get() == "good again"
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_file_that_is_gone_is_a_problem_until_it_is_back(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("good")
+    watched = WatchedFiles(lambda: path.read_text(encoding="utf-8"), path)
+    other = WatchedFiles(lambda: path.read_text(encoding="utf-8"), path)
+    assert (watched.problem, unusable_files()) == ("", 0)
+    path.rename(tmp_path / "moved")
+    assert "No such file" in watched.problem
+    assert unusable_files() == 2
+    path.write_bytes(b"\xff")
+    assert watched.problem == ""  # the value before stays: what is wrong is inside
+    path.write_text("good again")
+    assert (watched.problem, other.problem, unusable_files()) == ("", "", 0)
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_file_that_could_not_be_read_once_is_read_again_without_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    answers: list[str | OSError] = ["old", OSError(24, "Too many open files"), "new"]
+
+    def load() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    watched = WatchedFiles(load, path)
+    path.write_text("changed")
+    assert "Too many open files" in watched.problem
+    assert watched.get() == "new"
+    assert watched.problem == ""
 
 
 @pytest.mark.usefixtures("_seconds_pass")

@@ -1,12 +1,13 @@
 """Which recipients are ours and where their copies go, as an administrator writes it down."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
-from minismtp import Address, Envelope, Local, Recipient, Reject, Session
+from minismtp import Address, Defer, Envelope, Local, Recipient, Reject, Session
 from minismtp.settings import ConfigError, build
 
 SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net", peer="192.0.2.1")
@@ -290,8 +291,45 @@ def test_changed_files_are_taken_on_and_a_broken_one_is_not(tmp_path: Path) -> N
     users.write_text("alice\nbob\n")
     aliases.write_text("sales: bob\n")
     assert route(mailboxes, "sales") == ["bob@example.org"]
-    users.write_text("")
+    aliases.write_text("sales: nobody\n")
     assert route(mailboxes, "sales") == ["bob@example.org"]
+
+
+def replaced_by_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b""),
+    "blank": lambda path: path.write_bytes(b"\n \n"),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "a directory": replaced_by_a_directory,
+}
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+@pytest.mark.parametrize("file", ["users", "aliases"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_file_that_cannot_be_used_puts_recipients_off(
+    tmp_path: Path, fault: str, file: str
+) -> None:
+    users, aliases = tmp_path / "users", tmp_path / "aliases"
+    users.write_text("alice\n")
+    aliases.write_text("sales: alice\n")
+    mailboxes = Mailboxes(domains=["example.org"], users_file=users, aliases_file=aliases)
+    assert route(mailboxes, "sales") == ["alice@example.org"]
+    FAULTS[fault](tmp_path / file)
+    for name in ("alice", "sales", "stranger"):
+        with pytest.raises(Defer, match=r"^451 4\.3\.0 the list of mailboxes cannot be read now"):
+            route(mailboxes, name)
+    assert route(mailboxes, "alice", "elsewhere.example") is None
+    if (tmp_path / file).exists():
+        (tmp_path / file).rename(tmp_path / "aside")
+    (tmp_path / file).write_text({"users": "alice\n", "aliases": "# nobody\n"}[file])
+    assert route(mailboxes, "alice") == ["alice@example.org"]
+    assert_unknown(mailboxes, "stranger")
 
 
 # Aliases that lead elsewhere

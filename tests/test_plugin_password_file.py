@@ -115,6 +115,53 @@ def test_unknown_user_always_costs_the_same(path: Path, costs: list[int]) -> Non
     assert len(set(costs)) == 1
 
 
+def replaced_by_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def replaced_by_a_looping_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+FAULTS: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b""),
+    "blank": lambda path: path.write_bytes(b"\n \n"),
+    "zeros": lambda path: path.write_bytes(bytes(4096)),
+    "a directory": replaced_by_a_directory,
+    "a looping link": replaced_by_a_looping_link,
+}
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_file_that_cannot_be_used_puts_every_login_off(path: Path, fault: str) -> None:
+    plugin = PasswordFile(path=path)
+    good = path.read_bytes()
+    assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) == "alice"
+    FAULTS[fault](path)
+    for user in ("alice", "Bob", "stranger"):
+        with pytest.raises(Defer, match=r"^454 4\.7\.0 the passwords cannot be read now"):
+            plugin.authenticate(Credentials("PLAIN", user, "apple"))
+        with pytest.raises(Defer):
+            plugin.stored_key("SCRAM-SHA-256", user)
+    aside = path.rename(path.with_name("aside")) if path.exists() else path
+    if aside == path:
+        path.unlink(missing_ok=True)
+    path.write_bytes(good)
+    assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) == "alice"
+    assert plugin.authenticate(Credentials("PLAIN", "stranger", "apple")) is None
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_file_of_comments_has_no_users_on_purpose(path: Path) -> None:
+    plugin = PasswordFile(path=path)
+    path.write_text("# all have gone\n")
+    assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) is None
+
+
 def test_empty_file_refuses_everybody(tmp_path: Path) -> None:
     path = tmp_path / "passwords"
     path.touch()
