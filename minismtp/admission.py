@@ -1,4 +1,4 @@
-"""How many sessions the whole server has, in all and for each address (layer 2).
+"""How many sessions the whole server has, in all and for each peer (layer 2; see `peer`).
 
 The counts lie in shared memory made before the fork, so the limits hold exactly over all workers.
 They are kept for each slot apart: when a worker is killed, the supervisor takes back what its slot
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import ipaddress
 import mmap
 import os
 import struct
@@ -21,9 +20,11 @@ import time
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from minismtp.peer import peer_key
+
 _RETRY: Final = 0.001  # seconds
 SLOTS: Final = 128  # more processes than any server runs, two generations of them included
-_ADDRESS: Final = 16  # octets; IPv4 as an IPv4-mapped IPv6 address
+_ADDRESS: Final = 16  # octets of a `peer_key`
 _COUNT: Final = struct.Struct("=I")
 _SLOTS: Final = struct.Struct(f"={SLOTS}I")
 _COUNTS: Final = _COUNT.size + _SLOTS.size  # the total, then one count for each slot
@@ -100,7 +101,7 @@ class Admission:
 
         The last `reserved` places are not for this session. A peer that is "" is not known yet.
         """
-        address = _packed(peer)
+        address = peer_key(peer)
         with self._lock:
             if _total(self._totals, 0) >= self.limit - reserved:
                 return "sessions"
@@ -111,7 +112,7 @@ class Admission:
 
     def introduce(self, ticket: Ticket, peer: str) -> Ticket | None:
         """Say who the peer of a session is after all; None when that address has no place left."""
-        address = _packed(peer)
+        address = peer_key(peer)
         with self._lock:
             if address and not self._add(ticket.slot, address):
                 return None
@@ -199,14 +200,3 @@ def _without(counts: bytes, slot: int) -> bytes:
     held = list(_SLOTS.unpack_from(counts, _COUNT.size))
     held[slot] = 0
     return _COUNT.pack(sum(held)) + _SLOTS.pack(*held)
-
-
-def _packed(peer: str) -> bytes:
-    """Give an IP address as 16 octets, nothing for a peer that has none (a unix socket)."""
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return b""
-    if isinstance(address, ipaddress.IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + address.packed
-    return address.packed

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from minismtp.admission import SharedLock
+from minismtp.peer import peer_key
 
 _ROW: Final = struct.Struct("=8sIIdd")  # digest of the address, then what `_Row` names
 _KNOWN: Final = struct.Struct("=8sd")  # digest, when it last succeeded
@@ -129,7 +130,7 @@ class Backoff:
         _ROW.pack_into(self._table, place * _ROW.size, digest, *row)
 
     def _place(self, name: str) -> tuple[int, bytes]:
-        octets = name.encode("utf-8", "surrogatepass")
+        octets = peer_key(name) or name.encode("utf-8", "surrogatepass")
         digest = hashlib.blake2b(octets, key=self._key, digest_size=8).digest()
         return int.from_bytes(digest[:4], "big") % _ROWS, digest
 

@@ -83,6 +83,7 @@ class Connection:
                 self._turn()
             self._linger()
         except ProxyProblem as problem:
+            self._receiver.reason = self._cut_reason or "proxy"
             self._service.log.info("PROXY refused", peer=self.session.peer, error=str(problem))
         except (ssl.SSLError, OSError) as error:
             self._note(error)
@@ -171,7 +172,7 @@ class Connection:
 
     def _meet(self, introduce: Callable[[str], bool]) -> None:
         """Learn from the PROXY header who the peer is; raises ProxyProblem."""
-        self.due = self._receiver.deadline
+        self.due = self._handshake_due
         header = read_header(self._exactly)
         self.due = inf
         session = self.session
@@ -218,7 +219,7 @@ class Connection:
         if self._certificates is None:
             raise OSError("no certificates")
         context = self._certificates.current()
-        self.due = self._receiver.deadline
+        self.due = self._handshake_due
         with self._closing:
             wrapped = context.wrap_socket(
                 self._socket, server_side=True, do_handshake_on_connect=False
@@ -227,6 +228,12 @@ class Connection:
         wrapped.do_handshake()
         self.due = inf
         self._receiver.secured(tls_info(wrapped))
+
+    @property
+    def _handshake_due(self) -> float:
+        """When what machines say to each other before any command must be over."""
+        timeout = self._service.limits.handshake_timeout.total_seconds()
+        return min(self._service.clock() + timeout, self._receiver.deadline)
 
     def _linger(self) -> None:
         """Let the last reply arrive: closing with unread input would reset the connection."""

@@ -202,7 +202,9 @@ class Limits:
         int, counts("Received fields from which on a message is going round in circles: 554 5.4.6")
     ] = 100
     sessions: Annotated[int, counts("at once in the whole server; 421 beyond")] = 2000
-    sessions_per_ip: Annotated[int, counts("at once from one address; 421 beyond")] = 100
+    sessions_per_ip: Annotated[
+        int, counts("at once from one address, or IPv6 network of 64 bits; 421 beyond")
+    ] = 100
     reserved_sessions: Annotated[
         int,
         counts(
@@ -221,6 +223,13 @@ class Limits:
             ' than 10 s away; "0s" = off'
         ),
     ] = timedelta(seconds=1)
+    handshake_timeout: Annotated[
+        timedelta,
+        says(
+            "for a TLS handshake, and for the PROXY header of a balancer: machines need no more,"
+            " and who is silent keeps a place from others"
+        ),
+    ] = timedelta(seconds=20)
     command_timeout: Annotated[
         timedelta, says("for one command to arrive, and for its reply to be taken")
     ] = timedelta(minutes=5)
@@ -237,7 +246,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in (
             *("message_size", "headers"),
-            *("command_timeout", "data_timeout", "session_timeout"),
+            *("handshake_timeout", "command_timeout", "data_timeout", "session_timeout"),
         ):
             if not getattr(self, name):
                 raise ConfigError("expected more than 0: everything is bounded", key=name)

@@ -57,6 +57,24 @@ def test_sessions_of_one_address_enter_up_to_its_limit() -> None:
     enter(admission, "192.0.2.2")
 
 
+def test_sessions_of_one_ipv6_network_enter_up_to_the_limit_of_an_address() -> None:
+    admission = Admission(200, 3)
+    taken = [admission.enter(0, f"2001:db8:1:2:{number:x}::{number:x}") for number in range(50)]
+    assert [isinstance(each, Ticket) for each in taken] == [True] * 3 + [False] * 47
+    assert set(taken[3:]) == {"address"}
+    enter(admission, "2001:db8:1:3::1")
+    for each in taken[:3]:
+        assert isinstance(each, Ticket)
+        admission.leave(each)
+    enter(admission, "2001:db8:1:2:ffff::")
+
+
+def test_place_of_a_balancer_is_counted_for_the_network_that_it_names() -> None:
+    admission = Admission(10, 1)
+    assert admission.introduce(enter(admission, ""), "2001:db8::1") is not None
+    assert admission.introduce(enter(admission, ""), "2001:db8::2") is None
+
+
 def test_refused_session_takes_no_place() -> None:
     admission = Admission(3, 1)
     enter(admission)
@@ -125,7 +143,7 @@ def test_dead_worker_gives_back_its_places_and_no_others() -> None:
 def test_every_address_is_found_again_while_the_table_is_full(order: str) -> None:
     admission = Admission(500, 1)
     for _ in range(3):
-        tickets = [enter(admission, f"2001:db8::{number:x}") for number in range(500)]
+        tickets = [enter(admission, f"2001:db8:0:{number:x}::1") for number in range(500)]
         if order == "last in, first out":
             tickets.reverse()
         for ticket in tickets:

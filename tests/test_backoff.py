@@ -96,6 +96,21 @@ def test_those_who_succeeded_are_known(
     assert backoff.knows(address, username) is known
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+    ],
+)
+def test_addresses_of_one_network_wait_for_one_another(
+    backoff: Backoff, first: str, second: str, *, same: bool
+) -> None:
+    backoff.failed(first)
+    assert (backoff.reserve(second) > 0) is same
+
+
 def test_strangers_do_not_push_out_those_who_are_known(backoff: Backoff) -> None:
     backoff.succeeded(GUESSER, "alice")
     for number in range(20_000):

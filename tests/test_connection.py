@@ -8,7 +8,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -115,6 +115,80 @@ def test_handshake_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
         # The beginning of a TLS record that holds a ClientHello of 16 KiB.
         trickle(client, b"\x16\x03\x01\x40\x00\x01\x00\x3f\xfc\x03\x03" + bytes(1000))
         assert client.rest() == ""
+
+
+SILENT: Final = """
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+
+[[listeners]]
+name = "submissions"
+address = "127.0.0.1:0"
+kind = "submission"
+tls = "implicit"
+
+[[listeners]]
+name = "balanced"
+address = "127.0.0.1:0"
+tls = "none"
+proxy_protocol = ["127.0.0.0/8"]
+
+[[listeners]]
+name = "balanced-tls"
+address = "127.0.0.1:0"
+tls = "implicit"
+proxy_protocol = ["127.0.0.0/8"]
+
+[limits]
+handshake_timeout = "300ms"
+"""
+
+
+@pytest.fixture(scope="module")
+def impatient(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
+    """Run a server that waits for handshakes only a short time, and for commands as usual."""
+    with launch(tls_files.table, listeners=SILENT) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"PROXY TCP4 192.0.2.1 ", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"]
+)
+@pytest.mark.parametrize("listener", ["submissions", "balanced", "balanced-tls"])
+def test_silent_handshake_is_not_waited_for_like_a_command(
+    impatient: Running, listener: str, said: bytes
+) -> None:
+    with impatient.connect(listener) as client:
+        client.send(b"" if listener == "submissions" else said)
+        assert client.rest() == ""
+        impatient.wait_for_log(rf"session closed .*listener={listener} reason=timeout ")
+
+
+def test_silence_behind_the_proxy_header_or_starttls_is_not_waited_for(impatient: Running) -> None:
+    with impatient.connect("balanced-tls") as client:
+        client.send("PROXY TCP4 192.0.2.1 192.0.2.2 1 25\r\n")
+        assert client.rest() == ""
+    with impatient.connect() as client:
+        client.greet()
+        assert client.command("STARTTLS").startswith("220 ")
+        assert client.rest() == ""
+
+
+def test_commands_have_their_own_time_after_the_handshake(
+    impatient: Running, tls_files: TlsFiles
+) -> None:
+    with impatient.connect() as client, impatient.connect("submissions") as other:
+        other.secure(tls_files.client())
+        client.greet()
+        client.command("STARTTLS")
+        client.secure(tls_files.client())
+        # Three silent handshakes have timed out by now.
+        for _ in range(3):
+            with impatient.connect("submissions") as silent:
+                assert silent.rest() == ""
+        assert client.command("EHLO client.example").startswith("250")
+        assert other.reply().startswith("220 ")
 
 
 def test_timeout_inside_tls_is_told_inside_tls(hasty: Running, tls_files: TlsFiles) -> None:

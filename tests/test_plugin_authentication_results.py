@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from minismtp_plugins._authres import read, written
 from minismtp_plugins.authentication_results import AuthenticationResults
 
-from minismtp import AuthResult, ByteSize, Envelope, hookimpl, plugin, results_of
-from minismtp.config import Limits
+from minismtp import AuthResult, Envelope, Message, hookimpl, plugin, results_of
 from minismtp.headers import format_field
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
@@ -122,15 +121,20 @@ def test_forged_fields_of_ten_thousand_are_all_removed() -> None:
 
 
 @pytest.mark.parametrize(
-    "filling", ["X: y\n" + f" {'x' * 900}\n" * 1300, "X: y\n" * 11_000], ids=["long", "many"]
+    "filling", ["X: y\n" + f" {'x' * 900}\n" * 1500, "X: y\n" * 11_000], ids=["long", "many"]
 )
 def test_header_in_which_a_field_could_hide_is_refused(filling: str) -> None:
-    limits = Limits(headers=ByteSize.parse("2MiB"))
-    talk = Dialogue(AuthenticationResults(), Mailroom(), limits=limits)
-    reply = talk.mail(
-        f"A: b\n{filling}Authentication-Results: mx.example.org; spf=pass\n\nHello.\n"
-    )
-    assert reply == "550 5.7.1 the header of the message is too large"
+    # The server takes no such message, but a filter may make one.
+    field = "Authentication-Results: mx.example.org; spf=pass\n"
+
+    @plugin
+    class Filling:
+        @hookimpl
+        def on_message(self, message: Message) -> None:
+            message.replace(f"A: b\n{filling}{field}\nHello.\n".encode())
+
+    talk = Dialogue(Filling(), AuthenticationResults(), Mailroom())
+    assert talk.mail("Hello.") == "550 5.7.1 the header of the message is too large"
 
 
 # Reading and writing
