@@ -1,7 +1,9 @@
 """Mailbox addresses as values, and the grammar of a mailbox (layer 0; RFC 5321 section 4.1.2).
 
-`Address` keeps the local part without its quoting and the domain in lower case, so that two
-spellings of one mailbox are equal; `str()` gives the spelling of the RFC back.
+`Address` keeps the local part without its quoting and the domain in lower case, an international
+one as UTS 46 maps it, so that two spellings of one mailbox are equal; `str()` gives the spelling of
+the RFC back. Lengths and characters are checked after that, so what was read once is read again.
+Every domain becomes ASCII through `to_ascii`, by the rules of 2008 (RFC 5891).
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
+
+import idna
 
 LOCAL_PART_LIMIT: Final = 64  # octets, RFC 5321 section 4.5.3.1.1
 DOMAIN_LIMIT: Final = 255  # octets, RFC 5321 section 4.5.3.1.2
@@ -35,8 +39,8 @@ MAILBOX: Final = rf"({_DOT_STRING}|{_QUOTED_STRING})@({DOMAIN}|{_LITERAL})"
 _REMEMBERED: Final = 1024  # addresses; a message that is sent on has each parsed several times
 _PLAIN = re.compile(_DOT_STRING)
 _MAILBOX = re.compile(MAILBOX)
+_DOMAIN = re.compile(DOMAIN)
 _QUOTED_PAIR = re.compile(r"\\(.)")
-_ASCII_DOMAIN = re.compile(r"[a-z0-9.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,8 @@ class Address:
     domain: str
 
     def __post_init__(self) -> None:
-        if not self.domain.islower():
-            object.__setattr__(self, "domain", self.domain.lower())
+        if not (self.domain.islower() and self.domain.isascii()):
+            object.__setattr__(self, "domain", _normalized(self.domain))
 
     def __str__(self) -> str:
         local = self.local
@@ -96,28 +100,44 @@ def read_mailbox(local: str, domain: str) -> Address:
     if domain[0] == "[":
         _check_literal(domain[1:-1])
     elif len(domain) > LABEL_LIMIT or not domain.isascii():
+        domain = _normalized(domain)
         _check_domain(domain)
     return Address(local, domain)
 
 
 def to_ascii(domain: str) -> str:
-    """Give a domain in lower case with A-labels; one that has no such form comes back as it is."""
-    domain = domain.lower()
-    if domain.isascii():
-        return domain
+    """Return a domain in lower case with A-labels; one that has no such form only in lower case.
+
+    UTS 46 maps what people write, without the transitional forms of 2003: `straße` keeps its ß.
+    """
+    if domain.isascii() or len(domain) > DOMAIN_LIMIT:  # the codec's work grows with the square
+        return domain.lower()
+    return _to_ascii(domain)
+
+
+@lru_cache(_REMEMBERED)
+def _to_ascii(domain: str) -> str:
     try:
-        ascii_form = domain.encode("idna").decode("ascii")
+        return idna.encode(domain, uts46=True, std3_rules=True).decode()
     except UnicodeError:
-        return domain
-    # Some characters fold to ASCII that no domain has, a fullwidth slash for instance to "/".
-    return ascii_form if _ASCII_DOMAIN.fullmatch(ascii_form) else domain
+        return domain.lower()
+
+
+def _normalized(domain: str) -> str:
+    """Return the one spelling of a domain; of what is no international domain, its lower case."""
+    if domain.isascii() or len(domain) > DOMAIN_LIMIT:
+        return domain.lower()
+    try:
+        return idna.uts46_remap(domain)
+    except UnicodeError:
+        return domain.lower()
 
 
 def _check_domain(domain: str) -> None:
     ascii_form = to_ascii(domain)
     if max(len(domain.encode()), len(ascii_form)) > DOMAIN_LIMIT:
         raise ValueError("domain longer than 255 octets")
-    if not ascii_form.isascii():
+    if not ascii_form.isascii() or not _DOMAIN.fullmatch(domain):
         raise ValueError("domain is no internationalized domain name")
     if any(len(label) > LABEL_LIMIT for label in ascii_form.split(".")):
         raise ValueError("domain label longer than 63 octets")

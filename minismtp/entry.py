@@ -106,6 +106,15 @@ class Entry:
             quarantined=message.quarantined,
         )
 
+    def check(self) -> None:
+        """Raise ValueError when an address is none: nothing could be sent, and nobody told."""
+        senders = [self.sender, *(target.sender for target in self.targets)]
+        for text in filter(None, senders):
+            Address.parse(text)
+        for target in self.targets:
+            Address.parse(target.address)
+            Address.parse(target.recipient)
+
     def envelope(self) -> Envelope:
         """Give the envelope for the hooks; its recipients are those that wait here."""
         recipients = [

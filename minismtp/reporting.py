@@ -54,10 +54,10 @@ def success_notices(
 def route_notice(notice: Entry, hooks: Hooks, hostname: str) -> Entry:
     """Give a notification with its way: to mailboxes here, or out where nobody knows the sender."""
     session = Session(id=notice.id, listener="", kind="mx", hostname=hostname, peer="127.0.0.1")
-    recipient = Recipient(Address.parse(notice.targets[0].recipient))
     try:
+        recipient = Recipient(Address.parse(notice.targets[0].recipient))
         recipient.route = hooks.route(session, notice.envelope(), recipient)
-    except Verdict:
+    except (Verdict, ValueError):  # `Spool.add` says what is wrong with an address
         return notice
     targets = [Target.of("local", mailbox, recipient) for mailbox in recipient.mailboxes]
     targets += Target.relays(recipient, rewritable=False)

@@ -20,6 +20,7 @@ import dns.flags
 import dns.nameserver
 import dns.resolver
 
+from minismtp.address import to_ascii
 from minismtp.scalars import SocketAddress
 
 _LIFETIME: Final = 10.0
@@ -69,7 +70,7 @@ class Resolver:
 
         `seconds` bounds the whole question, all servers and repetitions included.
         """
-        name = name.lower()
+        name = to_ascii(name)
         # A name that does not exist has no records of any type (RFC 8020).
         found = self._known.get(name, kind) or self._known.get(name, "")
         if found is not None:

@@ -49,6 +49,7 @@ from minismtp.message import Message
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
 _FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
+_DECODER: Final = msgspec.json.Decoder(Entry)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 _FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
 _FREE_FOR: Final = 1.0  # seconds
@@ -58,6 +59,10 @@ _PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowl
 
 class DamagedError(ValueError):
     """A file of the spool is not as `add` has written it."""
+
+
+class UnreadableError(ValueError):
+    """An envelope that would not come back from the spool as it is; nothing was queued."""
 
 
 class BusyError(RuntimeError):
@@ -105,7 +110,11 @@ class Spool:
         return free >= size + self._reserve
 
     def add(self, entry: Entry, message: Message) -> None:
-        """Queue a message: it is on disk when this returns. Raises OSError and leaves nothing."""
+        """Queue a message: it is on disk when this returns.
+
+        Raises OSError and UnreadableError, and leaves nothing then.
+        """
+        text = _encoded(entry)
         if not self.has_space(message.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
         temporary = f"{self._temporary}/{entry.id}"
@@ -113,7 +122,6 @@ class Spool:
         try:
             try:
                 size = message.write_to(descriptor)
-                text = msgspec.json.encode(entry)
                 _write(descriptor, text + _FOOTER_FORMAT % (size, len(text)))
                 os.fsync(descriptor)
                 os.rename(temporary, f"{self._queue}/{entry.id}")  # noqa: PTH104 - plain strings
@@ -319,13 +327,30 @@ def _read(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
         raise DamagedError("a part was never written")
     text = end[size - start :] if size >= start else os.pread(descriptor, length, size)
     try:
-        entry = msgspec.json.decode(text[:length], type=Entry)
-        entry.envelope()
+        entry = _decoded(text[:length])
     except (msgspec.MsgspecError, ValueError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None
     if entry.id != name:
         raise DamagedError(f"holds the message {entry.id}")
     return entry, size, None if start else end[:size]
+
+
+def _encoded(entry: Entry) -> bytes:
+    """Return an envelope as it is written, once it has been read back. Raises UnreadableError."""
+    try:
+        text = msgspec.json.encode(entry)
+        if _decoded(text) == entry:
+            return text
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UnreadableError(f"the envelope cannot be kept: {error}") from None
+    raise UnreadableError("the envelope would come back as another one")
+
+
+def _decoded(text: bytes) -> Entry:
+    """Return the envelope that a text holds. Raises msgspec.MsgspecError and ValueError."""
+    entry = _DECODER.decode(text)
+    entry.check()
+    return entry
 
 
 def _write(descriptor: int, data: bytes) -> None:

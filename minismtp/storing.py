@@ -9,9 +9,10 @@ from minismtp.address import Address
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope, Recipient
 from minismtp.message import Message
-from minismtp.reply import Disconnect, Reply, Verdict
+from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
+from minismtp.spool import UnreadableError
 
 
 class Storing:
@@ -45,6 +46,8 @@ class Storing:
         """
         own = set(map(id, named)) if self._service.lmtp else ()
         waiting = self._relayed()
+        if waiting:
+            self._check(waiting)
         done: dict[Address, Reply] = {}
         answers: list[Reply] = []
         for recipient in self._recipients:
@@ -79,6 +82,17 @@ class Storing:
                 found.setdefault((target.address, target.sender, target.notify), target)
         return list(found.values())
 
+    def _check(self, waiting: list[Target]) -> None:
+        """Raise Defer for targets that could not be queued, before anybody else has a copy."""
+        try:
+            Entry.of(self._envelope, self._message, waiting).check()
+        except ValueError as error:
+            raise self._unqueued(error) from None
+
+    def _unqueued(self, error: ValueError) -> Defer:
+        self._service.log.error("message cannot be queued", id=self._envelope.id, error=str(error))
+        return Defer("the message cannot be queued", enhanced="4.3.0")
+
     def _enqueue(self, waiting: list[Target], answers: list[Reply]) -> None:
         """Queue copies. Raises OSError, but with LMTP changes the answers that depend on it."""
         queue = self._service.queue
@@ -86,6 +100,8 @@ class Storing:
         try:
             queue.add(Entry.of(self._envelope, self._message, waiting), self._message)
             self.queued = waiting
+        except UnreadableError as error:
+            raise self._unqueued(error) from None
         except OSError as error:
             if not self._service.lmtp or self._envelope.added:
                 raise
@@ -109,7 +125,7 @@ class Storing:
             routed = route_notice(notice, service.hooks, service.hostname)
             try:
                 queue.add(routed, content)
-            except OSError as error:
+            except (OSError, UnreadableError) as error:
                 service.log.error("notification not queued", id=entry.id, error=str(error))
             else:
                 service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)

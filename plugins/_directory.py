@@ -9,6 +9,8 @@ from minismtp import Address
 #: A local part and a domain. In the target of an alias, one that is empty is the recipient's.
 Mailbox = tuple[str, str]
 
+_LOCAL_PART = 64  # octets, RFC 5321 section 4.5.3.1.1
+
 
 @dataclass
 class Directory:
@@ -55,7 +57,7 @@ class Directory:
         """Give the key of the alias that a mailbox is, "" if none, and the mailbox without tag."""
         if domain not in self.domains:
             return "", (local, domain)
-        names = [local.lower()]
+        names = [_folded(local)]
         if self.separator:
             names.append(names[0].partition(self.separator)[0])
         for name in names:
@@ -86,7 +88,13 @@ class Directory:
 
 
 def _own(mailbox: Mailbox) -> Mailbox:
-    return mailbox[0].lower(), mailbox[1]
+    return _folded(mailbox[0]), mailbox[1]
+
+
+def _folded(local: str) -> str:
+    """Return a local part in lower case, unless that has more octets than a local part may have."""
+    lower = local.lower()
+    return lower if len(lower.encode("utf-8", "surrogatepass")) <= _LOCAL_PART else local
 
 
 def read_aliases(path: Path, domains: list[str]) -> dict[str, list[Mailbox]]:

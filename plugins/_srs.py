@@ -52,7 +52,9 @@ class Srs:
             if local[3] == "1":
                 host, rest = _first_host(local) or (host, rest)
             new = f"SRS1={self._hash(0, host, rest)}={host}={rest}"
-        return Address(new, self._domain) if len(new.encode()) <= _LOCAL_PART else None
+        address = Address(new, self._domain)
+        written = str(address).removesuffix(f"@{self._domain}")  # with quotes where it needs them
+        return address if len(written.encode()) <= _LOCAL_PART else None
 
     def restore(self, local: str) -> Address:
         """Give the sender that a local part of ours holds; raises ValueError where it is not so."""

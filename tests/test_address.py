@@ -1,5 +1,7 @@
 """Mailbox addresses: their grammar, their equality and their spelling."""
 
+import time
+
 import pytest
 from examples import examples
 from hypothesis import given, settings
@@ -27,6 +29,13 @@ from minismtp.address import Address, to_ascii
         pytest.param("a@[IPv6:2001:DB8::1]", Address("a", "[ipv6:2001:db8::1]"), id="ipv6-literal"),
         # RFC 6531 section 3.3
         pytest.param("jürgen@bücher.example", Address("jürgen", "bücher.example"), id="utf-8"),
+        pytest.param("a@straße.example", Address("a", "straße.example"), id="sharp-s-of-2008"),
+        pytest.param(
+            "a@\uff22ÜCHER。example", Address("a", "bücher.example"), id="mapped-by-uts-46"
+        ),
+        pytest.param("a@bu\u0308cher.x", Address("a", "bücher.x"), id="composed"),
+        pytest.param("a@\uff45xample.org", Address("a", "example.org"), id="mapped-to-ascii"),
+        pytest.param("a@İ.example", Address("a", "i\u0307.example"), id="lower-case-is-longer"),
         pytest.param("a@example-1.org", Address("a", "example-1.org"), id="hyphen"),
         pytest.param("a" * 64 + "@x", Address("a" * 64, "x"), id="local-part-of-64"),
         pytest.param("a@" + "b" * 63 + ".x", Address("a", "b" * 63 + ".x"), id="label-of-63"),
@@ -81,6 +90,10 @@ def test_address_is_read(text: str, address: Address) -> None:
         pytest.param("a@" + ".".join(["b" * 63] * 4) + ".c", id="domain-of-257"),
         pytest.param("a@" + ".".join(["é" * 50] * 5), id="domain-too-long-as-a-labels"),
         pytest.param("a@" + "é" * 60 + ".org", id="a-label-too-long"),
+        pytest.param("a@" + "İ." * 85 + "x", id="longer-in-lower-case"),
+        pytest.param("a@x。", id="empty-label-once-mapped"),
+        pytest.param("a@x-\u00ad", id="hyphen-last-once-mapped"),
+        pytest.param("a@☃.example", id="no-letter"),  # RFC 5892
         # The compatibility forms of a slash and of two dots
         pytest.param("a@\u2025\uff0fx", id="folds-to-a-path"),
         pytest.param("a@x\uff0fy.org", id="folds-to-a-slash"),
@@ -119,6 +132,48 @@ def test_spelling_is_read_back(local: str) -> None:
     assert Address.parse(str(address)) == address
 
 
+# Domains of all characters, and of those that folding and mapping change or lengthen.
+_DOMAINS = st.lists(
+    st.text(
+        st.sampled_from("aZ09-İßΣςǅﬁ½\uff41。\u00ad\u0307\u200déüǆ\u05d0\u0627中ーꭰẞ₂")
+        | st.characters(),
+        min_size=1,
+    ),
+    min_size=1,
+    max_size=90,
+).map(".".join)
+
+
+@given(st.text(max_size=70), _DOMAINS)
+def test_what_was_read_is_read_again(local: str, domain: str) -> None:
+    """A message that waits has its addresses as text."""
+    for text in (f"{local}@{domain}", f"{Address(local, '')}@{domain}", f"a@{domain}"):
+        try:
+            address = Address.parse(text)
+        except ValueError:
+            continue
+        assert Address.parse(str(address)) == address
+        assert address.ascii_domain.isascii()
+        assert max(map(len, address.ascii_domain.split("."))) <= 63
+
+
+@given(_DOMAINS)
+def test_ascii_form_of_a_domain_is_that_of_its_one_spelling(domain: str) -> None:
+    if to_ascii(domain).isascii():
+        assert (
+            to_ascii(Address("", domain).domain) == to_ascii(to_ascii(domain)) == to_ascii(domain)
+        )
+
+
+def test_domain_that_none_can_be_costs_nothing() -> None:
+    """The codec's work grows with the square of what is not a domain."""
+    began = time.thread_time()
+    for letter in ("é", "İ", "\u0307", "。", "é."):
+        to_ascii(letter * 500_000)
+        Address("", letter * 500_000)
+    assert time.thread_time() - began < 2  # one of them took the codec of 2003 18 seconds
+
+
 def test_only_ascii_blanks_around_an_address_do_not_count() -> None:
     assert Address.parse(" a@x\r\n") == Address("a", "x")
     assert Address.parse("\xa0a@x") == Address("\xa0a", "x")
@@ -141,6 +196,10 @@ def test_address_knows_whether_it_is_ascii(text: str, is_ascii: bool) -> None:
         pytest.param("Example.ORG", "example.org", id="ascii"),
         pytest.param("Bücher.example", "xn--bcher-kva.example", id="u-label"),
         pytest.param("xn--BCHER-kva.example", "xn--bcher-kva.example", id="a-label"),
+        # RFC 5891 and UTS 46 section 4, not transitional
+        pytest.param("straße.example", "xn--strae-oqa.example", id="sharp-s"),
+        pytest.param("Faß.βόλος.example", "xn--fa-hia.xn--nxasmm1c.example", id="sigma"),
+        pytest.param("\uff42ücher。example", "xn--bcher-kva.example", id="fullwidth"),
         pytest.param("é..x", "é..x", id="empty-label-stays"),
         pytest.param("é" * 64, "é" * 64, id="long-label-stays"),
         pytest.param("é.x\uff0fy", "é.x\uff0fy", id="slash-stays"),

@@ -254,3 +254,17 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ):
         with contextlib.suppress(SyntaxProblem):
             parser(text)
+
+
+@given(
+    st.from_regex(r'<(@[a-zé.]{1,9}:)?(.{1,40}|".{1,40}")@[^\x00-\x20@>]{1,90}>', fullmatch=True)
+)
+def test_an_address_that_was_read_is_read_again(path: str) -> None:
+    """A message that waits has its addresses as text, whatever the grammar made of them."""
+    for parser in (parse_reverse_path, parse_forward_path):
+        try:
+            address, _ = parser(path)
+        except SyntaxProblem:
+            continue
+        assert address is not None
+        assert Address.parse(str(address)) == address

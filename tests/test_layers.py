@@ -50,7 +50,7 @@ LAYER_OF = {
 }
 TOP = len(LAYERS)
 # The lowest two layers need nothing but Python, except where an extra is the subject.
-THIRD_PARTY = {"passwords": {"argon2"}}
+THIRD_PARTY = {"passwords": {"argon2"}, "address": {"idna"}}
 
 
 def module_name(path: Path) -> str:

@@ -360,6 +360,66 @@ def test_success_is_told_where_it_was_asked_for(
     assert report(here)["Action"] == "relayed"
 
 
+@pytest.mark.parametrize(
+    ("domain", "recipient"),
+    [
+        ("example.org", "<bob@example.net> ORCPT=utf-8;" + "😀" * 123),
+        ("example.org", "<" + "é" * 32 + "@" + ".".join(["é" * 30] * 3) + ">"),
+        ("\u0130XAMPLE.org", "<bob@example.net>"),
+    ],
+    ids=["long original recipient", "long address", "domain longer in lower case"],
+)
+def test_whatever_was_acknowledged_its_sender_hears_of(
+    configure: Configure, start: Start, hosts: Hosts, domain: str, recipient: str
+) -> None:
+    there = hosts(b"250-there\r\n250 SMTPUTF8\r\n", {b"RCPT": b"550 5.1.1 no\r\n"})
+    plugins = f"""
+[[plugins]]
+use = "mailboxes"
+domains = ["{domain}"]
+
+[[plugins]]
+use = "maildir"
+path = "mail/{{local}}"
+"""
+    here = start(configure(RELAY, out(), route("*", there.address), plugins=plugins))
+    send(here, recipient, sender=f"me@{domain}", options=" SMTPUTF8")
+    assert report(here)["Action"] == "failed"
+
+
+def test_success_of_a_recipient_that_is_hard_to_say_is_told(
+    sender: Callable[..., Running], hosts: Hosts
+) -> None:
+    here = sender(out(), route("example.net", hosts(b"250 there\r\n", {}).address))
+    wishes = " NOTIFY=SUCCESS ORCPT=utf-8;" + "😀" * 123
+    send(here, f"<bob@example.org>{wishes}", options=" SMTPUTF8")
+    assert report(here)["Action"] == "delivered"
+
+
+def test_what_could_not_be_read_again_is_not_acknowledged(
+    configure: Configure, start: Start
+) -> None:
+    """A plugin may route to an address that is none; nobody else has a copy then either."""
+    path = configure(out(), plugins='[[plugins]]\nuse = "astray"\n')
+    (path.parent / "local_plugins" / "astray.py").write_text(
+        "from minismtp import Address, Local, Relay, Several, hookimpl, plugin\n\n\n"
+        "@plugin\nclass Astray:\n"
+        "    @hookimpl\n    def route(self, recipient):\n"
+        "        return Several(Local(), Relay(Address('a' * 65, 'example.net')))\n\n"
+        "    @hookimpl\n    def deliver(self, mailbox):\n"
+        "        raise AssertionError(mailbox)\n"
+    )
+    server = start(path)
+    with server.connect() as client:
+        client.begin_data("bob@example.net")
+        client.send("Subject: x\r\n\r\n.\r\n")
+        assert client.reply().startswith("451 4.3.0 the message cannot be queued")
+    assert not list((server.directory / "state/spool/queue").iterdir())
+    assert not list((server.directory / "state/spool/tmp").iterdir())
+    assert "AssertionError" not in server.log
+    assert "local part longer than 64 octets" in server.log
+
+
 # Hosts that do not behave
 
 

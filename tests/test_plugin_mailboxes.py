@@ -56,6 +56,13 @@ def assert_unknown(mailboxes: Mailboxes, local: str) -> None:
     assert str(refusal.value.reply) == "550 5.1.1 no such mailbox"
 
 
+@pytest.mark.parametrize("letter", ["\u023a", "\u0130"])
+def test_mailbox_is_an_address_though_lower_case_would_make_it_too_long(letter: str) -> None:
+    address = Address.parse(f"{letter * 32}@example.org")
+    found = route(Mailboxes(domains=["example.org"]), address.local)
+    assert found == [str(Address.parse(str(address)))]
+
+
 @pytest.fixture
 def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)

@@ -2,9 +2,13 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from minismtp import spool as module
 from minismtp.address import Address
@@ -12,7 +16,7 @@ from minismtp.content import Content, ContentWriter
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope
 from minismtp.message import Message
-from minismtp.spool import BusyError, DamagedError, Spool, heard
+from minismtp.spool import BusyError, DamagedError, Spool, UnreadableError, heard
 
 
 @pytest.fixture
@@ -22,8 +26,8 @@ def spool(tmp_path: Path) -> Spool:
     return spool
 
 
-def entry(name: str = "m.1", **changes: object) -> Entry:
-    given: dict[str, object] = {
+def entry(name: str = "m.1", **changes: Any) -> Entry:  # noqa: ANN401 - any field
+    given: dict[str, Any] = {
         "id": name,
         "sender": "a@example.org",
         "listener": "submission",
@@ -42,7 +46,7 @@ def entry(name: str = "m.1", **changes: object) -> Entry:
         ),
         **changes,
     }
-    return Entry(**given)  # type: ignore[arg-type]
+    return Entry(**given)
 
 
 def message(content: bytes = b"Subject: x\r\n\r\nhello\r\n") -> Message:
@@ -55,6 +59,75 @@ def test_a_message_comes_back_as_it_was_queued(spool: Spool) -> None:
     assert found == entry()
     assert stored.open().read() == b"Received: from x\r\nSubject: x\r\n\r\nhello\r\n"
     assert stored.headers.get("Subject") == "x"
+
+
+def target(**changes: Any) -> tuple[Target, ...]:  # noqa: ANN401 - any field
+    return (replace(entry().targets[0], **changes),)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sender": "a" * 65 + "@example.org"},
+        {"sender": "a@" + "i\u0307." * 85 + "x"},
+        {"sender": "no address"},
+        {"targets": target(address="b")},
+        {"targets": target(recipient="")},
+        {"targets": target(sender='"' + "a b" * 30 + '"@example.org')},
+        {"targets": target(original="\ud800")},
+        {"helo": "\udcff"},
+        {"arrived": float("nan")},
+        {"arrived": float("inf")},
+        {"targets": [entry().targets[0]]},
+    ],
+    ids=[
+        *("long-local-part", "long-domain", "no-sender", "no-target", "no-recipient"),
+        *("no-target-sender", "surrogate-in-orcpt", "surrogate-in-helo", "nan", "inf", "list"),
+    ],
+)
+def test_what_would_not_come_back_is_not_queued(
+    spool: Spool, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(UnreadableError):
+        spool.add(entry(**changes), message())
+    assert not list(tmp_path.glob("*/*"))
+
+
+_TEXT = st.text(max_size=50)
+_ADDRESS = st.builds(
+    lambda local, domain: str(Address(local, domain)),
+    st.text(max_size=40),
+    st.sampled_from(["example.org", "İ.example", "straße.example", "[192.0.2.1]", "x\u00ad", "☃"]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sender=_ADDRESS | st.just(""),
+    target=st.builds(
+        Target,
+        kind=st.sampled_from(["local", "relay"]),
+        address=_ADDRESS,
+        recipient=_ADDRESS,
+        notify=st.sampled_from([(), ("NEVER",), ("DELAY", "SUCCESS")]),
+        original=_TEXT,
+        sender=_ADDRESS | st.just(""),
+    ),
+    texts=st.fixed_dictionaries({"peer": _TEXT, "helo": _TEXT, "dsn_id": _TEXT, "login": _TEXT}),
+    arrived=st.floats(),
+)
+def test_whatever_is_queued_comes_back_as_it_was(
+    spool: Spool, sender: str, target: Target, texts: dict[str, str], arrived: float
+) -> None:
+    spool.remove("m.1")
+    added = entry(sender=sender, targets=(target,), arrived=arrived, **texts)
+    try:
+        spool.add(added, message())
+    except UnreadableError:
+        return
+    found, _ = spool.open("m.1")
+    assert found == added
+    assert str(found.envelope().recipients[0].address) == target.recipient
 
 
 def test_a_large_message_is_read_piece_by_piece(spool: Spool, tmp_path: Path) -> None:

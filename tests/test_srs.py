@@ -80,6 +80,29 @@ def test_foreign_form_with_another_separator_is_kept() -> None:
     assert at(1).restore(second.local) == first
 
 
+@given(
+    st.text(st.characters(min_codepoint=32), max_size=64),
+    st.sampled_from(["s.example", "[192.0.2.1]", "[ipv6:2001:db8::1]", "bücher.example", "a.b"]),
+    st.integers(0, 2**20),
+)
+def test_each_sender_that_is_made_can_be_read(local: str, domain: str, day: int) -> None:
+    """Text that needs quotes has less room (RFC 5321 section 4.5.3.1.1)."""
+    try:
+        sender = Address.parse(str(Address(local, domain)))
+    except ValueError:
+        return
+    made = at(day).rewrite(sender)
+    if made is not None:
+        assert Address.parse(str(made)) == made
+        assert at(day).restore(made.local) == Address(sender.local, sender.ascii_domain)
+
+
+@pytest.mark.parametrize("local", ['a"' * 17, " " * 38, "(" + "x" * 37])
+def test_sender_that_needs_quotes_is_left_alone_where_they_make_it_too_long(local: str) -> None:
+    assert at(1).rewrite(Address(local[:9], "s.example")) is not None
+    assert at(1).rewrite(Address(local, "s.example")) is None
+
+
 def test_sender_that_would_be_too_long_is_left_alone() -> None:
     """RFC 5321 section 4.5.3.1.1: a local part has 64 octets."""
     assert at(1).rewrite(Address("a" * 34, "s.example")) is not None

@@ -14,7 +14,7 @@ from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.schedule import Outcome, Row
-from minismtp.spool import Spool
+from minismtp.spool import Spool, UnreadableError
 
 
 class Notices:
@@ -57,12 +57,15 @@ class Notices:
             now=time.time(),
             until=entry.arrived + self._expire,
         )
-        if made is not None:
-            notice, content = made
+        if made is None:
+            return
+        notice, content = made
+        try:
             self._spool.add(self._carrier.routed(notice), content)
-            self._log.info(
-                "notification", id=notice.id, about=entry.id, action=action, to=entry.sender
-            )
+        except UnreadableError as error:  # by a plugin's route: another try would not help
+            self._log.error("notification not possible", about=entry.id, error=str(error))
+            return
+        self._log.info("notification", id=notice.id, about=entry.id, action=action, to=entry.sender)
 
 
 def final(text: str, reply: str) -> str:
