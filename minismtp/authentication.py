@@ -95,9 +95,9 @@ class Authentication:
     def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
         """Give the mechanisms that can succeed here, the strongest first."""
         tls = self._session.tls
-        offered = self._service.hooks.mechanisms
+        offered, made_up = self._service.hooks.mechanisms, self._service.made_up_keys
         makers: dict[str, Callable[[], sasl.Exchange]] = {
-            "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key),
+            "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key, made_up),
             "PLAIN": sasl.plain,
             "LOGIN": sasl.login,
             "OAUTHBEARER": sasl.oauthbearer,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+_SECRET_LENGTH = 32  # octets
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,26 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def kept_secret(path: Path) -> bytes:
+    """Return 32 random octets that stay the same; the first caller writes them, mode 0600.
+
+    Processes may call at once: one file wins. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if len(found := path.read_bytes()) == _SECRET_LENGTH:
+            return found
+        path.unlink()  # nothing that we have written
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    atomic_write(temporary, secrets.token_bytes(_SECRET_LENGTH))
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    sync_directory(path.parent)
+    return path.read_bytes()
 
 
 def sync_directory(path: Path | str) -> None:

@@ -17,6 +17,7 @@ from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
+from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
 from minismtp.tracing import Tracing
 
@@ -30,8 +31,9 @@ class Service:
     does not say whether they speak TLS. `greet_delay` in seconds; `quiet` keeps sessions out of the
     log and the metrics. `spool` is where large contents are written, `queue` where messages wait
     for other hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain`
-    tells, `tracing` shows dialogues. `draining` is set when the process is about to end. `clock`
-    gives monotonic seconds, `wall` seconds since the epoch.
+    tells, `tracing` shows dialogues, `made_up_keys` are for users that do not exist. `draining` is
+    set when the process is about to end. `clock` gives monotonic seconds, `wall` seconds since the
+    epoch.
     """
 
     listener: str
@@ -54,6 +56,7 @@ class Service:
     spool: Path | None = None
     queue: Spool | None = None
     chronicle: Chronicle | None = None
+    made_up_keys: MadeUpKeys = field(default_factory=MadeUpKeys)
     tracing: Tracing = field(default_factory=Tracing)
     draining: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
@@ -89,6 +92,7 @@ def make_service(
     queue: Spool | None = None,
     chronicle: Chronicle | None = None,
     tracing: Tracing | None = None,
+    made_up_keys: MadeUpKeys | None = None,
 ) -> Service:
     """Make the service of one listener from the configuration."""
     return Service(
@@ -112,6 +116,7 @@ def make_service(
         queue=queue,
         chronicle=chronicle,
         tracing=tracing or Tracing(),
+        made_up_keys=made_up_keys or MadeUpKeys(),
         draining=draining,
     )
 

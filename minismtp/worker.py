@@ -21,7 +21,7 @@ from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Listener
 from minismtp.control import Control, Say
-from minismtp.files import unusable_files
+from minismtp.files import kept_secret, unusable_files
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
@@ -31,6 +31,7 @@ from minismtp.pulse import INTERVAL, Pulses
 from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.settings import ConfigError
+from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
 from minismtp.tls import Certificates, first_end
 from minismtp.tracing import Outlet, Tracing
@@ -105,6 +106,7 @@ class Worker:
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
+        self._made_up_keys = MadeUpKeys(_secret(config, log))
         self._servers = [self._server(listener.name) for listener in config.listeners]
         self._accepting: list[threading.Thread] = []
         self._turns: list[int] = []
@@ -219,6 +221,7 @@ class Worker:
             queue=self._queue,
             chronicle=self._chronicle,
             tracing=self._tracing,
+            made_up_keys=self._made_up_keys,
         )
         return Server(
             listener,
@@ -254,6 +257,15 @@ class Worker:
     def _watch_lifeline(self) -> None:
         if not os.read(self._post.lifeline, 1):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _secret(config: Config, log: Log) -> bytes:
+    """Return what all workers make up keys with, also after a restart."""
+    try:
+        return kept_secret(config.state_directory / "secret")
+    except OSError as error:
+        log.warning("no secret is kept", file=str(error.filename), error=error.strerror or "")
+        return b""
 
 
 def _stop_at_once_on_second_term() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import string
 from types import ModuleType
 from typing import Any
 
@@ -17,12 +18,16 @@ _TOKEN = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | :: | (?P<user>:user\b)""",
     re.DOTALL | re.VERBOSE,
 )
+_ROWS = 20  # more than anybody asks for
+_OPERATORS = ("=", "ilike", "like")
+_NAMING = string.ascii_letters + string.digits + '_."`:'
 
 
 class Query:
     """A query in the style of parameters that a module understands (PEP 249)."""
 
     def __init__(self, text: str, style: str) -> None:
+        self._plain = text
         percent = style in ("format", "pyformat")
         # There a percent sign is written twice, wherever it stands.
         doubled = text.replace("%", "%%") if percent else text
@@ -40,6 +45,27 @@ class Query:
         self._named = style in ("named", "pyformat")
         self._once = style == "numeric"
 
+    @property
+    def sample(self) -> str:
+        """A query for any rows, where the text compares a column with the user; else empty.
+
+        A column that is compared with itself in the place of the user is that of every row.
+        """
+        unclear = False
+
+        def compared(match: re.Match[str]) -> str:
+            nonlocal unclear
+            if match["user"] is None:
+                return match[0]
+            column = _compared_with(self._plain[: match.start()])
+            unclear = unclear or not column
+            return column
+
+        text = _TOKEN.sub(compared, self._plain)
+        if unclear:
+            return ""
+        return f"SELECT * FROM ({text.rstrip().rstrip(';')}\n) AS sample LIMIT {_ROWS}"  # noqa: S608 - the administrator's
+
     def parameters(self, user: str) -> dict[str, str] | list[str]:
         """Give what goes with the text."""
         if self._named:
@@ -56,28 +82,32 @@ class Database:
         self._keep = keep
         self._idle: list[Any] = []
 
-    def rows(self, query: Query, user: str) -> list[Any]:
-        """Give the first two rows. A connection that has broken meanwhile is replaced."""
+    def rows(self, text: str, *parameters: dict[str, str] | list[str]) -> list[Any]:
+        """Give the first rows. A connection that has broken meanwhile is replaced."""
         try:
             connection = self._idle.pop()
         except IndexError:
-            return self._ask(self._module.connect(**self._arguments), query, user)
+            return self._ask(self._module.connect(**self._arguments), text, *parameters)
         try:
-            return self._ask(connection, query, user)
+            return self._ask(connection, text, *parameters)
         except self._module.Error:
-            return self._ask(self._module.connect(**self._arguments), query, user)
+            return self._ask(self._module.connect(**self._arguments), text, *parameters)
 
     def close(self) -> None:
         """Close those connections."""
         while self._idle:
             self._idle.pop().close()
 
-    def _ask(self, connection: Any, query: Query, user: str) -> list[Any]:  # noqa: ANN401 - any module
+    def _ask(
+        self,
+        connection: Any,  # noqa: ANN401 - any module
+        *question: str | dict[str, str] | list[str],
+    ) -> list[Any]:
         kept = False
         try:
             cursor = connection.cursor()
-            cursor.execute(query.text, query.parameters(user))
-            rows = list(cursor.fetchmany(2))
+            cursor.execute(*question)
+            rows = list(cursor.fetchmany(_ROWS))
             cursor.close()
             connection.rollback()  # else its view of the tables would stay as it is now
             kept = self._keep
@@ -102,3 +132,15 @@ def db_api_module(name: str) -> ModuleType:
     if not module.threadsafety:
         raise ValueError(f"module: {name} cannot be used by threads")
     return module
+
+
+def _compared_with(text: str) -> str:
+    """Return the column in `column =` or `lower(column) = lower(`, the end of a text, else ""."""
+    head = text.rstrip()
+    if head.endswith("("):
+        head = head[:-1].rstrip(_NAMING).rstrip()
+    for operator in _OPERATORS:
+        if head.lower().endswith(operator):
+            left = head[: -len(operator)].rstrip().removesuffix(")")
+            return left[len(left.rstrip(_NAMING)) :].partition("::")[0]
+    return ""

@@ -1,6 +1,7 @@
 """Have an LDAP directory check the passwords of users."""
 
 import logging
+import secrets
 import urllib.parse
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from ._ldap import (
     escaped,
 )
 from ._login import acts_as_itself, authorities, may_be_asked
+from ._user_names import folded
 
 _log = logging.getLogger(__name__)
 _PORTS = {"ldap": 389, "ldaps": 636}
@@ -43,7 +45,8 @@ class Ldap:
     the entry is searched for below `base`, with a `filter` in which {user} is the user name; as
     `bind_dn`, whose password is in the file `bind_password_file`, or as nobody. What a user name
     has of special characters is escaped in both. A search that finds one entry gives the DN to bind
-    with, and, when `identity` names an attribute, the name that the user has after the login.
+    with, and, when `identity` names an attribute, the name that the user has after the login. Else
+    a user is known by one spelling of the name that was typed: in lower case, without blanks.
 
     `url` is ldaps://host, or ldap://host with `starttls`; in clear text only to this machine. The
     certificate must be one that the authorities in the file `ca` vouch for, else those of the
@@ -112,22 +115,45 @@ class Ldap:
     def _ask(self, directory: Conversation, credentials: Credentials) -> str | RemoteError | None:
         if self.starttls and (code := directory.start_tls(self._trust, self._address.host)):
             return self._unusual("StartTLS", code)
-        user = credentials.username
-        entry: Entry | RemoteError | None = Entry(self.dn.replace("{user}", escaped(user)), user)
+        user, password = credentials.username, credentials.password.encode()
         if self.base:
-            entry = self._search(directory, user)
-        if not isinstance(entry, Entry):
-            return entry
-        code = directory.bind(entry.dn, credentials.password.encode())
-        if code == SUCCESS:
-            return entry.name
+            found = self._find(directory, user)
+            if isinstance(found, RemoteError):
+                return found
+            # A bind as nobody costs what a bind as somebody does: else time tells who exists.
+            entry = found or Entry(f"cn={secrets.token_hex(16)},{self.base}", "")
+        else:
+            found = entry = Entry(self._dn(user), user)
+        code = directory.bind(entry.dn, password)
+        if code == SUCCESS and found is not None:
+            return entry.name if self.base else self._plain_name(directory, user, password)
         return None if code in REFUSALS else self._unusual("the user's bind", code)
 
-    def _search(self, directory: Conversation, user: str) -> Entry | RemoteError | None:
+    def _dn(self, user: str) -> str:
+        return self.dn.replace("{user}", escaped(user))
+
+    def _plain_name(self, directory: Conversation, user: str, password: bytes) -> str:
+        """Return the usual spelling of a name, if the directory takes the same password for it."""
+        plain = folded(user)
+        if plain in ("", user) or directory.bind(self._dn(plain), password) != SUCCESS:
+            return user
+        return plain
+
+    def _find(self, directory: Conversation, user: str) -> Entry | RemoteError | None:
+        """Find a user's entry, by the usual spelling of the name where that is the same entry."""
         if self._bind_password is not None:
             code = directory.bind(self.bind_dn, self._bind_password.get())
             if code != SUCCESS:
                 return self._unusual(f"the bind as {self.bind_dn}", code)
+        found, plain = self._search(directory, user), folded(user)
+        if plain in ("", user):
+            return found
+        same = self._search(directory, plain)  # for unknown users too: they cost the same
+        if isinstance(found, Entry) and isinstance(same, Entry) and found.dn == same.dn:
+            return same
+        return found
+
+    def _search(self, directory: Conversation, user: str) -> Entry | RemoteError | None:
         query = self.filter.replace("{user}", escaped(user))
         code, entries = directory.search(self.base, query, self.identity, user)
         if code == AMBIGUOUS or len(entries) > 1:

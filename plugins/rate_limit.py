@@ -22,6 +22,7 @@ from minismtp import (
 
 from ._dns import address_to_check, local_networks
 from ._network import network_of
+from ._user_names import folded
 
 Kind = Literal["messages", "recipients", "bytes"]
 
@@ -65,9 +66,9 @@ class RateLimit:
 
     Each has the key `by`, and one or more of `messages`, `recipients` and `bytes`, as a rate such
     as "100/1h" or "2GiB/1d": no span of that time, wherever it begins, has more, in all workers
-    together, with `[state] url` on all hosts. `login` is who has logged in; `peer` (an address) and
-    `network` (/24, or /64 of IPv6) are those who have not; `sender_domain` is that of the
-    reverse-path, whoever sends, and bounces have none. Strangers from `networks`, by default
+    together, with `[state] url` on all hosts. `login` is who has logged in, however spelled; `peer`
+    (an address) and `network` (/24, or /64 of IPv6) are those who have not; `sender_domain` is that
+    of the reverse-path, whoever sends, and bounces have none. Strangers from `networks`, by default
     loopback, private and link-local ones, are not counted; yours take the place of the default.
 
     A message is charged at DATA, before its content comes: 1, its accepted recipients, and the size
@@ -141,7 +142,7 @@ class RateLimit:
         subjects = {
             "peer": str(address) if stranger else None,
             "network": str(network_of(address)) if address is not None else None,
-            "login": session.login,
+            "login": folded(session.login) if session.login else None,
             "sender_domain": sender.ascii_domain
             if sender and (stranger or session.login is not None)
             else None,

@@ -1,5 +1,6 @@
 """Check users' passwords against hashes in a database."""
 
+import contextlib
 import logging
 import sqlite3
 from dataclasses import field
@@ -19,6 +20,7 @@ from minismtp import (
 
 from ._database import Database, Query, db_api_module
 from ._login import Bounded, PasswordCheck, acts_as_itself, may_be_asked
+from ._user_names import spellings
 
 _log = logging.getLogger(__name__)
 _CONNECTIONS = 16  # at once, in each worker
@@ -30,7 +32,9 @@ class Sql:
 
     The query has `:user` where the user name belongs; it is handed over as a parameter, never as
     text of the query. Its one row has the stored hash, as `minismtp passwd` writes them, and maybe
-    in a second column the name that the user is known by after the login. No row, or a hash that is
+    in a second column the name that the user is known by after the login; without it that is the
+    plainest spelling that finds the same hash, so write the query with it where collations are
+    generous. No row, or a hash that is
     NULL, is nobody. `path` is an SQLite file, opened for each login and only to read. Or `module`
     names a DB-API module that is installed, such as psycopg, and the table `connect` the arguments
     of its `connect`; connections are kept, and replaced when they break. A login that has no answer
@@ -57,20 +61,30 @@ class Sql:
         self._query = Query(self.query, module.paramstyle)
         self._database = Database(module, self._arguments(), keep=self.path is None)
         self._faults = (module.DataError, UnicodeError)
+        self._error = module.Error
         self._breaker = Breaker(self.module or str(self.path))
         self._bounded = Bounded(self._breaker, self.patience, _CONNECTIONS)
         self._check = PasswordCheck(self.remember)
         self._decoy: str | None = None
+        self._sample = self._query.sample
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Try the query, and warn of a file that others can read."""
-        if server.role != "check":
+        """Try the query, find a hash for users that do not exist, and warn of readers of a file."""
+        if server.role == "outbound":
             return
         try:
-            self._database.rows(self._query, "")
+            self._rows("")
         except Exception as error:  # noqa: BLE001 - each module has errors of its own
-            _log.warning("query: %s", error)
+            if server.role == "check":
+                _log.warning("query: %s", error)
+        if server.role != "check":
+            return
+        if self._decoy is None and not self._sample:
+            _log.warning(
+                "query: no `column = :user`, so until somebody has logged in, unknown users cost"
+                " what a hash of the default scheme costs"
+            )
         if self.path is not None and self.path.exists():
             warn_of_readers("path", self.path)
 
@@ -91,27 +105,53 @@ class Sql:
         return name if right and acts_as_itself(credentials) else None
 
     def _look_up(self, user: str) -> tuple[str | None, str]:
+        """Return the user's hash, None for no such user, and the name after the login.
+
+        Without a second column that is the plainest spelling that finds the same hash.
+        """
+        stored, name = found = self._find(user)
+        same = [other for other in spellings(user) if self._find(other) == found]
+        return stored, name or (same[0] if same else user)
+
+    def _find(self, user: str) -> tuple[str | None, str]:
+        """Return the user's hash, None for no such user, and the second column's name or ""."""
         found = self._bounded.run(lambda: self._rows(user))
         if isinstance(found, Exception):
             raise found
         if len(found) > 1:
             raise ValueError(f"the query finds several rows for {user!r}")
         if not found or found[0][0] is None:
-            return None, user
-        stored, name = (_text(column) for column in (*found[0], user)[:2])
+            return None, ""
+        stored, name = (_text(column) for column in (*found[0], "")[:2])
         try:
             check_stored_password(stored)
         except ValueError as error:
             _log.warning("the hash of %r in the database: %s", user, error)
-            return None, user
-        return stored, name or user
+            return None, ""
+        return stored, name
 
     def _rows(self, user: str) -> list[Any] | Exception:
         """Ask; what is wrong with this name alone says nothing against the database."""
         try:
-            return self._database.rows(self._query, user)
+            found = self._database.rows(self._query.text, self._query.parameters(user))
         except self._faults as fault:
             return fault
+        if self._decoy is None and self._sample:
+            self._decoy = self._any_hash()
+        return found
+
+    def _any_hash(self) -> str | None:
+        """Find any user's hash, for the time that the first unknown user is to take."""
+        try:
+            found = self._database.rows(self._sample)
+        except self._error:
+            self._sample = ""  # the query cannot be turned round like that
+            return None
+        for row in found:
+            with contextlib.suppress(ValueError):  # a user without a password, for instance
+                check_stored_password(stored := _text(row[0]))
+                return stored
+        return None
 
     def _arguments(self) -> dict[str, Any]:
         if self.path is None:

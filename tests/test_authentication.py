@@ -12,10 +12,11 @@ import pytest
 from minismtp import Credentials, Defer, hookimpl, plugin
 from minismtp.backoff import Backoff
 from minismtp.passwords import hash_password
+from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:
-    from conftest import Launch, Running
+    from conftest import Configure, Launch, Running, Start
 
 PEER = "192.0.2.1"
 
@@ -202,3 +203,24 @@ def test_clients_of_a_balancer_log_in_where_it_says_tls(
         assert ("AUTH PLAIN LOGIN" in client.command("EHLO client.example")) is offered
         reply = client.command(plain("secret"))
         assert reply.startswith("235 " if offered else "538 5.7.11 ")
+
+
+def test_salts_of_users_that_do_not_exist_survive_a_restart(
+    configure: Configure, start: Start
+) -> None:
+    """Else two answers before and after tell who exists: RFC 5802 section 9."""
+    config = configure('[[plugins]]\nuse = "password_file"\npath = "passwords"\n', workers=2)
+    line = f"alice:{hash_password('secret')}:{make_key('secret').text}\n"
+    (config.parent / "passwords").write_text(line)
+    salts = []
+    for _ in range(2):
+        server = start(config)
+        for _ in range(4):  # by both workers
+            with server.connect() as client:
+                client.greet()
+                first = base64.b64encode(b"n,,n=nobody,r=abc").decode()
+                challenge = base64.b64decode(client.command(f"AUTH SCRAM-SHA-256 {first}")[4:])
+                salts.append(challenge.partition(b",")[2])
+        server.kill()
+    assert len(set(salts)) == 1
+    assert b"i=65536" in salts[0]

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from minismtp.files import (
     WatchedFiles,
     atomic_write,
+    kept_secret,
     make_directory,
     sync_directory,
     unusable_files,
@@ -241,3 +243,29 @@ def test_other_threads_have_the_value_before_while_one_reads(tmp_path: Path) -> 
     go_on.set()
     reader.join(30)
     assert watched.get() == "new"
+
+
+def test_secret_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        secret = kept_secret(tmp_path / "secret")
+    finally:
+        os.umask(before)
+    assert len(secret) == 32
+    assert kept_secret(tmp_path / "secret") == secret
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    assert [*tmp_path.iterdir()] == [tmp_path / "secret"]
+
+
+def test_secret_that_is_asked_for_at_once_is_one(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: kept_secret(tmp_path / "secret"), range(8)))
+    assert found == {(tmp_path / "secret").read_bytes()}
+
+
+@pytest.mark.parametrize("damaged", [b"", b"x" * 31, b"x" * 33])
+def test_damaged_secret_is_replaced(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "secret").write_bytes(damaged)
+    secret = kept_secret(tmp_path / "secret")
+    assert len(secret) == 32
+    assert kept_secret(tmp_path / "secret") == secret

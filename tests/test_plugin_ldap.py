@@ -221,6 +221,37 @@ def test_user_may_be_found_by_any_attribute_and_is_called_by_another(directory: 
     assert log_in(directory.searching(identity="title")) == "alice"  # it has none
 
 
+@pytest.mark.parametrize(
+    "user", ["ALICE", "Alice", " alice", "alice  ", "\uff21\uff2c\uff29\uff23\uff25"]
+)
+def test_user_has_one_name_in_every_spelling_that_the_directory_takes(
+    plugin: Ldap, directory: Directory, user: str
+) -> None:
+    assert log_in(plugin, user) == "alice"
+    assert log_in(plugin, user, "wrong") is None
+    assert log_in(directory.searching(identity="title"), user) == "alice"  # it has none
+
+
+@pytest.mark.parametrize(("known", "unknown"), [("alice", "nobody"), ("ALICE", "NOBODY")])
+def test_unknown_user_costs_as_many_operations_as_a_known_one(
+    plugin: Ldap, known: str, unknown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in ("bind", "search"):
+        real = getattr(Conversation, name)
+
+        def noted(*arguments: object, real: Callable[..., object] = real) -> object:
+            done.append(real.__name__)
+            return real(*arguments)
+
+        monkeypatch.setattr(Conversation, name, noted)
+    assert log_in(plugin, known, "wrong") is None
+    expected = done.copy()
+    done.clear()
+    assert log_in(plugin, unknown, "wrong") is None
+    assert done == expected
+
+
 def test_search_that_finds_several_lets_nobody_in(
     directory: Directory, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -425,3 +425,13 @@ def test_two_hosts_share_greylist_and_limit_exactly(
     assert min(stored) > 0
     greylisted = [server.metric("hook_verdicts_total", plugin="greylist") for server in servers]
     assert min(greylisted) > 0
+
+
+@pytest.mark.parametrize(
+    "spelling", ["ALICE", " alice ", "\uff21\uff4cice", "Al\u00adice", "\uff41lice\u3000"]
+)
+def test_login_is_one_however_spelled(spelling: str) -> None:
+    world = World({"by": "login", "messages": "1/1h"})
+    assert world.mail(login="alice") == "250"
+    assert put_off(world.mail(login=spelling)) == "too many messages from alice"
+    assert world.mail(login="alice2") == "250"

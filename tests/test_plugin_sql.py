@@ -22,6 +22,7 @@ import psycopg
 import pytest
 from fakes import listen, nobody_there, running_daemon, saying, serving
 from minismtp_plugins._login import Bounded
+from minismtp_plugins._user_names import spellings
 from minismtp_plugins.sql import Sql
 from ports import free_port
 
@@ -177,13 +178,91 @@ def test_right_password_is_recognized_while_its_hash_stays(path: Path, costs: li
     assert len(costs) == 2
 
 
-def test_unknown_user_costs_what_a_known_one_does(path: Path, costs: list[int]) -> None:
-    plugin = Sql(path=path, query=QUERY)
+@pytest.mark.parametrize(
+    "query",
+    [
+        QUERY,
+        "SELECT hash, address FROM users WHERE name=:user;",
+        "SELECT hash FROM users WHERE lower(name) = lower(:user) LIMIT 1 -- :user",
+        "select u.hash from users u where u.name like :user or u.address = trim(:user)",
+    ],
+)
+def test_first_unknown_user_costs_what_a_known_one_does(
+    path: Path, costs: list[int], query: str
+) -> None:
+    assert log_in(Sql(path=path, query=query), "nobody") is None
+    assert costs == [2]
+
+
+def test_unknown_user_costs_what_the_last_known_one_did(path: Path, costs: list[int]) -> None:
+    plugin = Sql(path=path, query="SELECT hash FROM users WHERE :user = name")
     log_in(plugin, "nobody")
-    assert costs == [1 << 15]
+    assert costs == [1 << 15]  # nothing tells how to find a hash
     log_in(plugin)
     log_in(plugin, "nobody")
     assert costs[1:] == [2, 2]
+
+
+def test_hash_that_stands_in_is_looked_for_while_there_is_none(
+    path: Path, costs: list[int]
+) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE later (name, hash)")
+        connection.execute("INSERT INTO later VALUES ('disabled', NULL)")
+    plugin = Sql(path=path, query=QUERY.replace("users", "later"))
+    log_in(plugin, "nobody")
+    with connection:
+        connection.execute("INSERT INTO later VALUES ('bob', ?)", [ROWS[0][1]])
+    connection.close()
+    log_in(plugin, "nobody")
+    assert costs == [1 << 15, 2]
+
+
+GENEROUS: Final = "SELECT hash FROM users WHERE name = trim(plain(:user))"
+
+
+@pytest.mark.parametrize(
+    "user",
+    ["alice", "ALICE", " alice", "Alice ", "\uff21\uff4cice", "al\u00adice", "\u00e1lic\u00e8"],
+)
+def test_user_has_one_name_in_every_spelling_that_the_database_takes(
+    path: Path, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(**options: Any) -> sqlite3.Connection:  # noqa: ANN401
+        connection: sqlite3.Connection = real(**options)
+        connection.create_function("plain", 1, lambda name: ([*spellings(name), name])[0])
+        return connection
+
+    real = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    assert log_in(Sql(path=path, query=GENEROUS), user) == "alice"
+    if user != "alice":
+        assert log_in(Sql(path=path, query=QUERY), user) is None
+
+
+def test_users_whose_names_differ_in_case_stay_two(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("INSERT INTO users VALUES ('Alice', ?, NULL)", [cheap("pear")])
+    connection.close()
+    plugin = Sql(path=path, query=QUERY)
+    assert [log_in(plugin), log_in(plugin, "Alice", "pear")] == ["alice", "Alice"]
+    assert log_in(plugin, "Alice", "apple") is None
+
+
+@pytest.mark.parametrize(("known", "unknown"), [("alice", "nobody"), ("ALICE", "NOBODY")])
+def test_unknown_user_costs_as_many_questions_as_a_known_one(
+    path: Path, known: str, unknown: str
+) -> None:
+    asked: list[str] = []
+    query = "SELECT hash FROM users WHERE lower(name) = lower(:user)"
+    plugin = Sql(path=path, query=query)
+    log_in(plugin, "first")
+    rows = plugin._database.rows  # noqa: SLF001 - the work that is done
+    plugin._database.rows = lambda *question: asked.append("") or rows(*question)  # type: ignore[method-assign, func-returns-value] # noqa: SLF001
+    log_in(plugin, known, "wrong")
+    count = len(asked)
+    log_in(plugin, unknown, "wrong")
+    assert len(asked) == 2 * count
 
 
 def test_new_file_in_the_place_of_the_old_one_counts_at_once(path: Path, tmp_path: Path) -> None:

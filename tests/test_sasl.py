@@ -293,6 +293,34 @@ def test_unknown_user_fails_as_a_known_one_does() -> None:
     assert refused(exchange, client.final(challenge)) == "wrong proof"
 
 
+def salt_and_iterations(made_up: sasl.MadeUpKeys, user: str) -> tuple[bytes, int]:
+    exchange = sasl.scram_sha_256(lambda _: None, made_up)
+    next(exchange)
+    fields = dict(
+        part.split("=", 1)
+        for part in exchange.send(ScramClient(user, "x").first()).decode().split(",")
+    )
+    return base64.b64decode(fields["s"]), int(fields["i"])
+
+
+def test_made_up_salt_is_the_same_for_a_name_and_a_secret() -> None:
+    one, again, other = (sasl.MadeUpKeys(secret) for secret in (b"1" * 32, b"1" * 32, b"2" * 32))
+    assert salt_and_iterations(one, "nobody") == salt_and_iterations(again, "nobody")
+    assert salt_and_iterations(one, "nobody") != salt_and_iterations(one, "noone")
+    assert salt_and_iterations(one, "nobody") != salt_and_iterations(other, "nobody")
+
+
+@pytest.mark.parametrize(("length", "iterations"), [(16, 65536), (12, 4096), (32, 100_000)])
+def test_made_up_key_looks_like_that_of_a_user(length: int, iterations: int) -> None:
+    made_up = sasl.MadeUpKeys()
+    key = sasl.StoredKey(bytes(length), iterations, bytes(32), bytes(32))
+    exchange = sasl.scram_sha_256(lambda _: key, made_up)
+    next(exchange)
+    exchange.send(ScramClient("user", "x").first())
+    salt, count = salt_and_iterations(made_up, "nobody")
+    assert (len(salt), count) == (length, iterations)
+
+
 def test_made_up_key_is_of_no_use() -> None:
     # Whoever knew the made-up key could prove it: still no login without a user.
     client = ScramClient("nobody", "pencil")

@@ -87,7 +87,6 @@ _MOST_ITERATIONS: Final = 10_000_000
 SALT_LENGTH: Final = 16  # octets
 _STORED_KEY_FORM: Final = f"$scram-sha-256$i={SCRAM_ITERATIONS}$SALT$STOREDKEY$SERVERKEY"
 _STORED_KEY: Final = re.compile(r"\$scram-sha-256\$i=([0-9]{1,8})" + r"\$([A-Za-z0-9+/]+)=*" * 3)
-_SECRET: Final = secrets.token_bytes(32)  # makes up salts for users that do not exist
 
 # saslname = 1*(value-safe-char / "=2C" / "=3D"), RFC 5802 section 7
 _NAME = r"(?:[^\0,=]|=2C|=3D)+"
@@ -155,7 +154,32 @@ def oauth_failure() -> Exchange:
     raise SaslProblem("invalid token")
 
 
-def scram_sha_256(lookup: KeyLookup) -> Exchange:
+class MadeUpKeys:
+    """Makes up keys for users that do not exist: always the same for a name and a `secret`.
+
+    They look like those of users that do exist: like the last one that was seen, and before that
+    like those of `make_key`.
+    """
+
+    def __init__(self, secret: bytes = b"") -> None:
+        self._secret = secret or secrets.token_bytes(32)
+        self._form = SALT_LENGTH, SCRAM_ITERATIONS
+
+    def resemble(self, key: StoredKey) -> None:
+        """Make up keys like that of a user who exists from now on."""
+        self._form = len(key.salt), key.iterations
+
+    def key(self, username: str) -> StoredKey:
+        """Return the key for a name; nobody has a password for it."""
+        length, iterations = self._form
+        octets = hashlib.shake_256(self._secret + username.encode()).digest(length + 64)
+        return StoredKey(octets[64:], iterations, octets[:32], octets[32:64])
+
+
+_PASSING: Final = MadeUpKeys()
+
+
+def scram_sha_256(lookup: KeyLookup, made_up: MadeUpKeys = _PASSING) -> Exchange:
     """SCRAM-SHA-256 without channel binding (RFC 5802 section 5, RFC 7677).
 
     A user that `lookup` does not know gets a salt of its own, always the same, and fails at the
@@ -165,8 +189,11 @@ def scram_sha_256(lookup: KeyLookup) -> Exchange:
     if first is None:
         raise SaslProblem("malformed first SCRAM message, or one with channel binding")
     username, nonce = _unescaped(first[4]), first[5] + secrets.token_urlsafe(18)
-    made_up, key = _made_up(username), lookup(username)  # both, whoever it is
-    known = key or made_up
+    key = lookup(username)
+    stand_in = made_up.key(username)  # whoever it is, so that it takes no time to tell
+    if key is not None:
+        made_up.resemble(key)
+    known = key or stand_in
     server_first = f"r={nonce},s={_encoded(known.salt)},i={known.iterations}"
     final = _CLIENT_FINAL.fullmatch(_text((yield server_first.encode())))
     if final is None:
@@ -221,11 +248,6 @@ def _proves(key: StoredKey, message: bytes, proof: bytes) -> bool:
     client_key = bytes(a ^ b for a, b in zip(signature, proof, strict=False))
     right = hmac.compare_digest(hashlib.sha256(client_key).digest(), key.stored)
     return right and len(proof) == len(signature)
-
-
-def _made_up(username: str) -> StoredKey:
-    digest = hmac.digest(_SECRET, username.encode(), "sha256")
-    return StoredKey(digest[:SALT_LENGTH], SCRAM_ITERATIONS, digest, digest)
 
 
 def _unescaped(name: str) -> str:
