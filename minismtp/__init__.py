@@ -34,6 +34,7 @@ from minismtp.smtp.content import dotted
 from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
 from minismtp.state import Claim, State
+from minismtp.threads import start_thread, surviving
 from minismtp.web import Answer, WebService
 
 __version__ = "0.1.0"
@@ -91,7 +92,9 @@ __all__ = [
     "plugin",
     "quoted",
     "results_of",
+    "start_thread",
     "steady_time",
+    "surviving",
     "sync_directory",
     "verify_password",
     "warn_of_readers",

@@ -24,6 +24,7 @@ import msgspec
 
 from minismtp.activity import Step
 from minismtp.log import Log
+from minismtp.threads import start_thread
 
 DIRECTORY: Final = "chronicle"  # in the state directory
 _INTERVAL: Final = 0.5  # seconds that a record may wait
@@ -67,7 +68,7 @@ class Chronicle:
 
     def start(self) -> None:
         """Write from now on."""
-        threading.Thread(target=self._run, name="chronicle", daemon=True).start()
+        start_thread("chronicle", self._run)
 
     def flush(self) -> None:
         """Write all that waits; what cannot be written is dropped."""

@@ -88,8 +88,10 @@ class Connection:
         except (ssl.SSLError, OSError) as error:
             self._note(error)
         finally:
-            self._receiver.finished()
-            self._close()
+            try:
+                self._receiver.finished()
+            finally:
+                self.close()
 
     def cut(self, reason: str, now: float) -> None:
         """Wake the session's thread, which then says goodbye; the second time, for good."""
@@ -267,7 +269,8 @@ class Connection:
                 error=error.reason or str(error),
             )
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the socket; once more is fine."""
         with self._closing:
             self._closed = True
             self.due = inf

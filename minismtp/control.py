@@ -12,12 +12,13 @@ import json
 import os
 import socket
 import socketserver
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
+
+from minismtp.threads import start_thread, surviving
 
 PATIENCE: Final = 2.0  # seconds that one question may take in all
 _LONGEST: Final = 65536  # octets of a question
@@ -57,7 +58,7 @@ class Control(socketserver.ThreadingUnixStreamServer):
 
     def start(self) -> None:
         """Answer from now on."""
-        threading.Thread(target=self.serve_forever, name="control", daemon=True).start()
+        start_thread("control", self.serve_forever)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: whoever asked has gone."""
@@ -67,11 +68,13 @@ class _Handler(socketserver.StreamRequestHandler):
     server: Control
 
     def handle(self) -> None:
-        self.connection.settimeout(PATIENCE)
-        question = json.loads(self.rfile.readline(_LONGEST))
-        answerer = self.server.answerers.get(question["ask"])
-        if answerer is not None:
-            answerer(question, self._say)
+        # Whoever asked may have gone.
+        with surviving("control"), contextlib.suppress(OSError):
+            self.connection.settimeout(PATIENCE)
+            question = json.loads(self.rfile.readline(_LONGEST))
+            answerer = self.server.answerers.get(question["ask"])
+            if answerer is not None:
+                answerer(question, self._say)
 
     def _say(self, value: object) -> None:
         self.wfile.write(json.dumps(value).encode() + b"\n")

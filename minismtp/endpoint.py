@@ -7,13 +7,13 @@ for anything else.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import platform
 import signal
 import socket
 import socketserver
-import threading
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -26,13 +26,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from minismtp import __version__, stacks
+from minismtp import log as logging
 from minismtp.board import Board
 from minismtp.insight.overview import Overview, overview
 from minismtp.insight.page import POLICY, History, render
 from minismtp.insight.sessions import Survey, survey
+from minismtp.log import Log
+from minismtp.metrics import count_thread_failures, use_slot
+from minismtp.sections import LogConfig
 from minismtp.tally import FLUSH_INTERVAL
+from minismtp.threads import count_failures, start_thread, surviving
 
 _TIMEOUT: Final = 10.0  # seconds for one request
+_SLOT: Final = -1  # whose files hold what this process itself counts
 
 
 def run(
@@ -43,15 +49,20 @@ def run(
     *,
     sessions: int,
     control: Path,
+    config: LogConfig,
 ) -> int:
     """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
 
-    `sessions` is the limit of the whole server; `control` is where its processes can be asked.
+    `sessions` is the limit of the whole server; `control` is where its processes can be asked;
+    `config` says how to log.
     """
+    logging.bridge(Log(level=config.level, style=config.format), config.level)
+    use_slot(directory, _SLOT)
+    count_failures(count_thread_failures(CollectorRegistry()))
     server = _HttpServer(sock, _registry(board, directory, sessions), board, control)
     server.history.start()
-    threading.Thread(target=server.serve_forever, name="endpoint", daemon=True).start()
-    threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
+    start_thread("endpoint", server.serve_forever)
+    start_thread("lifeline", lambda: _watch(lifeline))
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
         stacks.dump()
     return 0
@@ -143,6 +154,11 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _HttpServer
     timeout = _TIMEOUT
+
+    def handle(self) -> None:
+        """Answer the requests of one connection; a scraper that hangs up is its own affair."""
+        with surviving("endpoint"), contextlib.suppress(OSError):
+            super().handle()
 
     def do_GET(self) -> None:
         """Answer one request."""

@@ -24,6 +24,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from minismtp.threads import start_thread
+
 FLUSH_INTERVAL: Final = 0.05
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
@@ -101,7 +103,8 @@ class Log:
     def start(self) -> None:
         """Let ordinary lines wait from now on; starts the thread that flushes them."""
         self._wake = threading.Event()
-        threading.Thread(target=self._run, args=(self._wake,), name="log", daemon=True).start()
+        wake = self._wake
+        start_thread("log", lambda: self._run(wake))
 
     def flush(self) -> None:
         """Write all that waits."""

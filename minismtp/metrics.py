@@ -69,6 +69,17 @@ def use_slot(directory: Path, slot: int) -> None:
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
+def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], None]:
+    """Make the metric of `threads`; without the tally, whose thread may be the one that fails."""
+    counter = Counter(
+        "minismtp_thread_failures",
+        "What threads have raised that nobody expected.",
+        ["thread"],
+        registry=registry,
+    )
+    return lambda thread, times: counter.labels(thread).inc(times)
+
+
 class HookMetrics:
     """The metrics of one plugin's implementation of one hook."""
 
@@ -173,6 +184,7 @@ class Metrics:
         return Histogram(f"minismtp_{name}", text, labels, buckets=buckets, registry=self.registry)
 
     def _define_sessions(self) -> None:
+        self.thread_failed = count_thread_failures(self.registry)
         self.connections = self._counter(
             "connections", "Connections by what became of them.", "listener", "result"
         )

@@ -15,21 +15,26 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeAlias
 
 from minismtp import log as logging
-from minismtp.admission import Admission
+from minismtp.admission import Admission, Ticket
 from minismtp.config import Listener
 from minismtp.connection import Connection
 from minismtp.reply import Reply
 from minismtp.service import Service, new_id
 from minismtp.session import Session
+from minismtp.threads import start_thread, surviving
 from minismtp.tls import Certificates
 
 _TICK: Final = 1.0  # seconds between two turns of a loop, at the most: it shows that it lives
 _SHORTEST_TICK: Final = 0.05
 _ONE_OF_US: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
+
+
+_Inbox: TypeAlias = "queue.SimpleQueue[tuple[Connection, Callable[[], None]]]"
 
 
 class Sessions:
@@ -38,7 +43,7 @@ class Sessions:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._running: set[Connection] = set()
-        self._idle: list[queue.SimpleQueue[Callable[[], None] | None]] = []
+        self._idle: list[_Inbox] = []
         self._changed = threading.Condition()
         self._stopped = threading.Event()
         self.turns = 0  # of the watch: while it moves, the watch is alive
@@ -51,29 +56,17 @@ class Sessions:
 
         Raises RuntimeError when no thread can be started; nothing has happened then.
         """
-
-        def job() -> None:
-            logging.bind(session=connection.session.id)
-            thread = threading.current_thread()
-            thread.name = f"session {connection.session.id}"
-            try:
-                connection.run()
-            finally:
-                thread.name = "session"
-                logging.unbind()
-                self._running.discard(connection)
-                finished()
-                if self._stopped.is_set():
-                    with self._changed:
-                        self._changed.notify_all()
-
         try:
             inbox = self._idle.pop()
         except IndexError:
             inbox = queue.SimpleQueue()
-            threading.Thread(target=self._work, args=(inbox,), name="session", daemon=True).start()
+            start_thread("session", partial(self._work, inbox))
         self._running.add(connection)
-        inbox.put(job)
+        try:
+            inbox.put((connection, finished))
+        except MemoryError:
+            self._running.discard(connection)
+            raise
 
     def reports(self, *, stack: bool) -> list[dict[str, object]]:
         """Say how every session stands, with the stacks of their threads if that is wanted."""
@@ -81,7 +74,7 @@ class Sessions:
 
     def start_watch(self) -> None:
         """Start the thread that cuts sessions whose time has come."""
-        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        start_thread("watch", self._watch)
 
     def drain(self, timeout: float) -> bool:
         """Let the sessions end, 421 at the next command boundary; True when none is left."""
@@ -92,25 +85,47 @@ class Sessions:
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, timeout)
 
-    def _work(self, inbox: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-        while (job := inbox.get()) is not None:
-            job()
+    def _work(self, inbox: _Inbox) -> None:
+        while True:
+            connection, finished = inbox.get()
+            with surviving("session"):
+                try:
+                    self._hold(connection)
+                finally:
+                    connection.close()  # of one that could not even begin
+                    self._ended(connection, finished)
+            del connection, finished  # or the memory of a session stays until the next
             self._idle.append(inbox)
+
+    def _hold(self, connection: Connection) -> None:
+        logging.bind(session=connection.session.id)
+        threading.current_thread().name = f"session {connection.session.id}"
+        connection.run()
+
+    def _ended(self, connection: Connection, finished: Callable[[], None]) -> None:
+        threading.current_thread().name = "session"
+        logging.unbind()
+        self._running.discard(connection)
+        finished()
+        if self._stopped.is_set():
+            with self._changed:
+                self._changed.notify_all()
 
     def _watch(self) -> None:
         tick = _TICK
         while True:
             time.sleep(tick)
-            self.turns += 1
             now = self._clock()
             nearest = now + _TICK
             for connection in tuple(self._running):
                 due = connection.due
                 if due <= now:
-                    connection.cut("timeout", now)
+                    with surviving("watch"):
+                        connection.cut("timeout", now)
                 elif due < nearest:
                     nearest = due
             tick = max(nearest - now, _SHORTEST_TICK)
+            self.turns += 1
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -159,12 +174,12 @@ class Server(socketserver.ThreadingTCPServer):
             poll.register(self._wake_read, select.EPOLLIN)
             while True:
                 ready = {descriptor for descriptor, _ in poll.poll(_TICK)}
-                self.turns += 1
                 if ready - {self._wake_read}:
                     # Even at the end: no other worker was woken for this connection.
                     self._accept()
                     poll.unregister(self.socket)
                     poll.register(self.socket, _ONE_OF_US)
+                self.turns += 1
                 if self._wake_read in ready:
                     return
 
@@ -173,7 +188,10 @@ class Server(socketserver.ThreadingTCPServer):
         os.write(self._wake_write, b"x")
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Admit a connection and hand it to a thread, or refuse it with 421 right here."""
+        """Admit a connection and hand it to a thread, or refuse it with 421 right here.
+
+        A place that was taken is free again when this raises.
+        """
         assert isinstance(request, socket.socket)  # noqa: S101 - what accept gave
         peer, port = _peer(client_address)
         proxied = self._speaks_proxy(peer)
@@ -183,6 +201,19 @@ class Server(socketserver.ThreadingTCPServer):
         if isinstance(admitted, str):
             self._refuse(request, peer, admitted)
             return
+        try:
+            self._begin(request, peer, port, admitted, proxied=proxied)
+        except RuntimeError:
+            self._admission.leave(admitted)
+            self._refuse(request, peer, "threads")
+        except BaseException:
+            self._admission.leave(admitted)
+            raise
+
+    def _begin(
+        self, request: socket.socket, peer: str, port: int, admitted: Ticket, *, proxied: bool
+    ) -> None:
+        """Hand a connection that was admitted to a thread; raises RuntimeError without one."""
         session = Session(
             id=new_id(),
             listener=self.listener.name,
@@ -213,11 +244,7 @@ class Server(socketserver.ThreadingTCPServer):
 
         if proxied:
             connection.introduce = introduce
-        try:
-            self._sessions.run(connection, lambda: self._admission.leave(place[0]))
-        except RuntimeError:
-            self._admission.leave(admitted)
-            self._refuse(request, peer, "threads")
+        self._sessions.run(connection, lambda: self._admission.leave(place[0]))
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log what went wrong with one connection before its session began."""
@@ -244,6 +271,9 @@ class Server(socketserver.ThreadingTCPServer):
         except OSError:
             self.handle_error(request, address)
             request.close()
+        except BaseException:
+            request.close()
+            raise
 
     def _speaks_proxy(self, peer: str) -> bool:
         """Whether the peer is a balancer that is trusted to say for whom it speaks."""

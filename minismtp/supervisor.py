@@ -334,6 +334,7 @@ class Supervisor:
                     lifeline,
                     sessions=limit,
                     control=directory.parent / "control",
+                    config=self._current.config.log,
                 )
 
             self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)

@@ -14,6 +14,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from minismtp.threads import start_thread
+
 FLUSH_INTERVAL: Final = 0.05
 
 
@@ -71,7 +73,7 @@ class Tally:
 
     def start(self) -> None:
         """Start the thread that adds up."""
-        threading.Thread(target=self._run, name="metrics", daemon=True).start()
+        start_thread("metrics", self._run)
 
     def flush(self) -> None:
         """Add up all that waits."""

@@ -33,6 +33,7 @@ from minismtp.service import make_service
 from minismtp.settings import ConfigError
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
+from minismtp.threads import count_failures, start_thread
 from minismtp.tls import Certificates, first_end
 from minismtp.tracing import Outlet, Tracing
 
@@ -72,6 +73,7 @@ def run(config: Config, post: Post) -> int:
     logging.bridge(log, config.log.level)
     use_slot(post.metrics_directory, post.slot)
     metrics = Metrics(listener.name for listener in config.listeners)
+    count_failures(metrics.thread_failed)
     try:
         plugins = PluginSet.load(config, metrics, log)
         worker = Worker(config, post, plugins, metrics, log)
@@ -133,16 +135,14 @@ class Worker:
     def accept(self) -> None:
         """Begin to accept."""
         for server in self._servers:
-            thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
-            thread.start()
-            self._accepting.append(thread)
+            self._accepting.append(start_thread("accept", server.serve_forever))
 
     def wait(self) -> bool:
         """Block until it is time to end: True when others have taken over, who let us `retire`.
 
         Meanwhile it shows signs of life, and USR2 prints the stack of every thread.
         """
-        threading.Thread(target=self._watch_lifeline, name="lifeline", daemon=True).start()
+        start_thread("lifeline", self._watch_lifeline)
         while True:
             received = signal.sigtimedwait(_SIGNALS, INTERVAL)
             if received is None:
@@ -164,7 +164,7 @@ class Worker:
 
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""
-        threading.Thread(target=_stop_at_once_on_second_term, daemon=True).start()
+        start_thread("signals", _stop_at_once_on_second_term)
         self._close_servers()
         self._draining.set()
         timeout = self._config.limits.drain.total_seconds()

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from minismtp import Breaker, Credentials, Defer, RemoteError, verify_password
+from minismtp import Breaker, Credentials, Defer, RemoteError, start_thread, verify_password
 
 T = TypeVar("T")
 
@@ -160,7 +160,11 @@ class Bounded:
             if not self._turns.acquire(timeout=self._seconds):
                 raise RemoteError("too many calls are under way")
             outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-            threading.Thread(target=self._work, args=[call, outcome], daemon=True).start()
+            try:
+                start_thread("login", lambda: self._work(call, outcome), once=True)
+            except BaseException:
+                self._turns.release()
+                raise
             try:
                 value, error = outcome.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:

@@ -34,7 +34,6 @@ import logging
 import os
 import re
 import socket
-import threading
 from dataclasses import field
 from pathlib import Path
 from typing import Literal
@@ -49,6 +48,7 @@ from minismtp import (
     hookimpl,
     make_directory,
     plugin,
+    start_thread,
 )
 
 from ._folders import Folder
@@ -105,8 +105,7 @@ class Maildir:
         self._writer = Writer(self.sync, server.state_directory)
         if server.slot == 0 and server.role == "worker":
             folders = dict.fromkeys([_QUARANTINE, *(each.folder for each in self.folders)])
-            left = self._template.temporaries(folders)
-            threading.Thread(target=rescue, args=[left], name="maildir", daemon=True).start()
+            start_thread("maildir", lambda: rescue(self._template.temporaries(folders)))
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:

@@ -15,6 +15,7 @@ from minismtp import (
     StashKey,
     hookimpl,
     plugin,
+    start_thread,
 )
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Quarantine:
         """Find the place, and begin to look for what is too old."""
         self._store = QuarantineStore(self.path or server.state_directory / "quarantine")
         if self.expire and server.role == "worker" and server.slot == 0:
-            threading.Thread(target=self._sweep, name="quarantine", daemon=True).start()
+            start_thread("quarantine", self._sweep)
 
     @hookimpl
     def on_stop(self) -> None:

@@ -5,7 +5,6 @@ It only shows. All that peers chose is escaped, and the browser is told to run a
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from minismtp import __version__
 from minismtp.insight.overview import FLOWS, Overview
 from minismtp.insight.sessions import Survey, doing, span
 from minismtp.metrics import VERDICTS
+from minismtp.threads import start_thread
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _INTERVAL: Final = 15.0  # seconds between two points of a plot
@@ -64,7 +64,7 @@ class History:
 
     def start(self) -> None:
         """Look from now on."""
-        threading.Thread(target=self._run, name="history", daemon=True).start()
+        start_thread("history", self._run)
 
     def look(self, at: float) -> None:
         """Note what is counted now, at monotonic seconds."""

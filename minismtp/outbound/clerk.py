@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import queue
 import sqlite3
-import threading
 import time
 from dataclasses import replace
 from typing import Final
@@ -16,6 +15,7 @@ from minismtp.log import describe
 from minismtp.outbound.custody import Custody
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome, Row
+from minismtp.threads import start_thread, surviving
 
 SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old, at the most
 
@@ -38,7 +38,7 @@ class Clerk:
 
     def start(self) -> None:
         """Start the thread."""
-        threading.Thread(target=self._run, name="clerk", daemon=True).start()
+        start_thread("clerk", self._run)
 
     def stop(self) -> None:
         """Begin nothing more."""
@@ -53,7 +53,10 @@ class Clerk:
                 next_sweep = time.monotonic() + self._interval
                 self._sweep()
             else:
-                self._see_to(name)
+                with surviving("clerk") as attempt:
+                    self._see_to(name)
+                if attempt.failed:
+                    self._unfinished.append(name)
 
     def _see_to(self, name: str) -> None:
         """Return or remove a message as an operator has decided."""
@@ -77,11 +80,16 @@ class Clerk:
             self._log.error("schedule not read", error=describe(error))
             return
         for name in late:
-            self._warn(name)
+            with surviving("clerk"):
+                self._warn(name)
         for name in expired:
-            numbers = self._custody.backlog.withdraw(name)
-            if numbers:
-                self._return(name, numbers, "550 5.4.7 delivery time expired")
+            with surviving("clerk"):
+                self._expired(name)
+
+    def _expired(self, name: str) -> None:
+        numbers = self._custody.backlog.withdraw(name)
+        if numbers:
+            self._return(name, numbers, "550 5.4.7 delivery time expired")
 
     def _return(self, name: str, numbers: list[int], text: str) -> bool:
         """End the wait of recipients, reported as failed; False when that was not possible."""

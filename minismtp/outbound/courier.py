@@ -8,9 +8,10 @@ message is written down at once.
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from minismtp.entry import Entry
 from minismtp.events import DeliveryAttempted
@@ -21,6 +22,7 @@ from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome
 from minismtp.outbound.watch import Watch
+from minismtp.threads import start_thread
 
 _TURN = 10.0  # seconds after which a place goes to whoever waits longest
 _MOST = 100  # messages in one turn
@@ -35,6 +37,14 @@ class _Result:
     reached: bool | None = None
     wait: float | None = None
     reply: str = ""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one thread does: `job`, and others for its destination."""
+
+    attempt: Attempt
+    job: Job | None
 
 
 class Courier:
@@ -62,30 +72,34 @@ class Courier:
     def start_jobs(self) -> None:
         """Start a thread for each job that is due and has a place."""
         while (job := self._backlog.take()) is not None:
-            thread = threading.Thread(target=self._work, args=(job,), name="delivery", daemon=True)
             try:
-                thread.start()
-            except RuntimeError as error:  # the system has no more threads for us
+                start_thread("delivery", self._turn(job))
+            except (RuntimeError, MemoryError) as error:  # there are no more threads for us
                 self._log.error("delivery not started", error=str(error))
                 self._custody.done(job, wait=self._retry[0])
                 return
 
-    def _work(self, job: Job) -> None:
-        """Do jobs for one destination one after the other, over one connection while it holds."""
-        destination = job[1]
-        attempt = Attempt(self._carrier, destination)
-        following: Job | None = job
-        end, left = time.monotonic() + _TURN, _MOST
+    def _turn(self, job: Job) -> Callable[[], None]:
+        return partial(self._work, _Turn(Attempt(self._carrier, job[1]), job))
+
+    def _work(self, turn: _Turn) -> None:
+        """Do jobs for one destination one after the other, over one connection while it holds.
+
+        Where this has raised it is called again with the same turn, and does a job that has not
+        ended once more: whose outcome is settled already is not sent again.
+        """
+        if turn.job not in self._backlog.running():
+            turn.job = None
+        attempt, end, left = turn.attempt, time.monotonic() + _TURN, _MOST
         try:
-            while following is not None:
-                with self._watch.on(following):
-                    self._do(attempt, following)
+            while (job := turn.job) is not None:
+                self._do(attempt, job)
                 left -= 1
-                turn = left > 0 and time.monotonic() < end
-                following = self._backlog.take_from(destination) if turn else None
+                more = left > 0 and time.monotonic() < end
+                turn.job = self._backlog.take_from(job[1]) if more else None
                 self.start_jobs()  # more may run at this destination now
-                if turn and following is None and attempt.connected:
-                    following = self._backlog.take_from(destination, _LINGER)
+                if more and turn.job is None and attempt.connected:
+                    turn.job = self._backlog.take_from(job[1], _LINGER)
         finally:
             attempt.close()
             self.start_jobs()
@@ -93,7 +107,8 @@ class Courier:
     def _do(self, attempt: Attempt, job: Job) -> None:
         result = _Result(wait=self._retry[0])
         try:
-            result = self._deliver(attempt, job)
+            with self._watch.on(job):
+                result = self._deliver(attempt, job)
         except Exception as error:  # noqa: BLE001 - a job must never end without its message planned
             self._log.exception("delivery failed", error, id=job[0])
         finally:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, Self
 
 from minismtp.sending import Outbound
+from minismtp.threads import start_thread, surviving
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Deadlines:
 
     def start(self) -> None:
         """Start the thread that watches."""
-        threading.Thread(target=self._run, name="deadlines", daemon=True).start()
+        start_thread("deadlines", self._run)
 
     @contextlib.contextmanager
     def within(self, line: Line, seconds: float) -> Iterator[None]:
@@ -78,4 +79,6 @@ class Deadlines:
                 for line, due in self._due.items():
                     if due <= now:
                         self._passed.add(line)
-                        line.hang_up()
+                        # One that its peer has reset cannot be shut down (ENOTCONN).
+                        with surviving("deadlines"), contextlib.suppress(OSError):
+                            line.hang_up()

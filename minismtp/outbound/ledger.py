@@ -19,6 +19,7 @@ from typing import Final
 
 from minismtp.log import Log, describe
 from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
+from minismtp.threads import start_thread
 
 _PAUSE: Final = 0.05  # seconds between two transactions
 _SULK: Final = 5.0  # seconds until the next try after one that failed
@@ -38,7 +39,7 @@ class Ledger:
 
     def start(self) -> None:
         """Start the thread that writes."""
-        threading.Thread(target=self._run, name="ledger", daemon=True).start()
+        start_thread("ledger", self._run)
 
     def arrive(self, arrival: Arrival) -> None:
         """Note a new message."""
@@ -98,9 +99,11 @@ class Ledger:
                 return True
             try:
                 self._schedule.write(batch)
-            except sqlite3.Error as error:
+            except BaseException as error:
                 with self._lock:
                     self._batch = batch.then(self._batch)
+                if not isinstance(error, sqlite3.Error):
+                    raise
                 if not self._failed:
                     self._log.error("schedule not written, tried again", error=describe(error))
                 self._failed = True

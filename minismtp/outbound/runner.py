@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import sqlite3
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
 from minismtp.settings import ConfigError
 from minismtp.spool import BusyError, Spool, heard
+from minismtp.threads import count_failures, start_thread, surviving
 
 EXIT_CONFIG: Final = 78
 _TICK: Final = 1.0  # seconds between two looks at what nobody calls for
@@ -65,6 +65,7 @@ def run(config: Config, desk: Desk) -> int:
     logging.bridge(log, config.log.level)
     use_slot(desk.metrics_directory, desk.slot)
     metrics = Metrics()
+    count_failures(metrics.thread_failed)
     spool = Spool(config.state_directory / "spool")
     try:
         plugins = PluginSet.load(config, metrics, log)
@@ -146,7 +147,7 @@ class Runner:
         self._intake.recover()
         self._custody.ledger.start()
         self._clerk.start()
-        threading.Thread(target=self._watch_signals, name="signals", daemon=True).start()
+        start_thread("signals", self._watch_signals)
         next_tick = 0.0
         while not self._stopping:
             if time.monotonic() >= next_tick:
@@ -179,8 +180,10 @@ class Runner:
         self._board.post_queue(len(self._custody.backlog))
 
     def _watch_signals(self) -> None:
-        while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
-            stacks.dump()
+        # Not `sigwait`, which is written in Python and may fail with a TERM in its hands.
+        while signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR2}).si_signo == signal.SIGUSR2:
+            with surviving("signals"):
+                stacks.dump()
         self._stopping = True
         os.write(self._wake_write, b"x")
 

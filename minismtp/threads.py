@@ -1,0 +1,99 @@
+"""Threads that outlive what goes wrong in them (layer 0).
+
+Python ends a thread at the first exception that nobody catches, and from then on nothing does the
+thread's work: no message expires any more, or no deadline ends a wait. So every thread of the
+server is started here. What its body raises, MemoryError, SystemExit and KeyboardInterrupt
+included, is counted and logged, and after a pause the body is called again.
+
+This module knows neither the log nor the metrics, which need threads themselves: it speaks through
+the standard `logging`, and counts with what the process has named by `count_failures`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+_SHORTEST: Final = 0.1  # seconds between a failure and the next call
+_LONGEST: Final = 5.0  # the same, of a thread that fails again and again
+_log = logging.getLogger(__name__)
+
+Count: TypeAlias = Callable[[str, int], object]
+counts: Final[list[Count]] = []  #: what `count_failures` was given last
+
+
+def count_failures(count: Count) -> None:
+    """Call `count` from now on with the name of a thread: 0 when it starts, 1 when it fails.
+
+    The threads that libraries start are "other"; their failures go to the log as well.
+    """
+    counts[:] = [count]
+    count("other", 0)
+    threading.excepthook = lambda failed: _report("other", failed.exc_value or failed.exc_type())
+
+
+def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -> threading.Thread:
+    """Start a daemon thread that ends when `body` returns, and not when it raises.
+
+    What `body` raises is logged and counted in `minismtp_thread_failures_total`, under `name`, one
+    of a few fixed words. After a tenth of a second `body` is called again; while it goes on to
+    fail, after twice the time before, 5 seconds at the most. With `once` a failure is logged and
+    counted too, but ends the thread. Raises RuntimeError when the system has no more threads.
+    """
+
+    def run() -> None:
+        pause = _SHORTEST
+        while True:
+            begun = time.monotonic()
+            with surviving(name) as attempt:
+                body()
+            if once or not attempt.failed:
+                return
+            if time.monotonic() - begun >= _LONGEST:
+                pause = _SHORTEST
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST)
+
+    for count in counts:
+        count(name, 0)
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress
+    """Logs and counts what a block raises, and goes on behind it: for one item of many."""
+
+    __slots__ = ("_name", "failed")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.failed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if error is not None:
+            self.failed = True
+            _report(self._name, error)
+        return True
+
+
+def _report(name: str, error: BaseException) -> None:
+    # Where memory is short, this may fail as well: the thread goes on all the same.
+    with contextlib.suppress(BaseException):
+        for count in counts:
+            count(name, 1)
+    with contextlib.suppress(BaseException):
+        _log.error("thread failed: %s", name, exc_info=error)
