@@ -33,7 +33,7 @@ _FIRST_LINE = re.compile(rb"^[!-9;-~]++[ \t]*+:", re.MULTILINE)
 # Lines that are neither a field, nor empty.
 _NO_FIELDS = re.compile(rb"(?:(?!\r?\n)(?![!-9;-~]++[ \t]*+:)[^\n]*+(?:\n|\Z))++")
 
-_WORD = re.compile(rb"[ \t]*[^ \t]+")
+_WORD = re.compile(rb"(?<![ \t])[ \t]*+[^ \t]++")
 _LINE_WISHED = 78  # octets without CRLF, RFC 5322 section 2.1.1
 _LINE_LIMIT = 998
 

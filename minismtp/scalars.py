@@ -120,7 +120,7 @@ def parse_duration(value: object) -> timedelta:
     """Read "30s", "1h30m" or "0s"; raises ValueError."""
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         raise ValueError('expected a duration such as "30s", "5m", "1h30m" or "2d"')
-    parts = re.findall(r"([0-9]+)(ms|[dhms])", value)
+    parts = re.findall(r"([0-9]{1,9})(ms|[dhms])", value)
     milliseconds = sum(int(number) * _TIME_UNITS[unit] for number, unit in parts)
     if milliseconds > _LONGEST_DURATION:
         raise ValueError(f"the duration {value!r} is too long: system calls would not take it")

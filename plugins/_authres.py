@@ -13,7 +13,10 @@ _DELIMITER: Final = re.compile(r'(\\.|["()])', re.DOTALL)
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^";])++', re.DOTALL)
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"|([^\s"]++)', re.DOTALL)
 # methodspec, reasonspec, propspec: something "=" something
-_PAIR: Final = re.compile(r'([\w./-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))', re.DOTALL)
+_PAIR: Final = re.compile(
+    r'(?<![\w./-])([\w./-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))', re.DOTALL
+)
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -49,6 +52,15 @@ def _text(quoted: str | None, plain: str | None) -> str:
     return plain or _ESCAPED.sub(r"\1", quoted or "")
 
 
+def without_texts(value: str) -> str:
+    """Return a field of addresses without comments and quoted strings, which may hold anything.
+
+    A quote that is never closed stands for itself.
+    """
+    # The match takes in what follows such a quote, so that it is not read again for each one.
+    return _QUOTED.sub(lambda each: "" if each[1] else each[0], without_comments(value))
+
+
 def without_comments(value: str) -> str:
     """Take comments away, which may be nested, and may have quotes that are none."""
     kept: list[str] = []
@@ -72,9 +84,10 @@ def _clipped(result: AuthResult) -> AuthResult:
 
 
 def _folded(text: str) -> list[str]:
-    lines = [""]
-    for word in re.findall(r"\s*[^ ]+", text):
-        if len(lines[-1]) + len(word) > _LINE and lines[-1]:
+    first, *words = text.split(" ")
+    lines = [first]
+    for word in words:
+        if word and len(lines[-1]) + len(word) >= _LINE:
             lines.append("")
-        lines[-1] += word
+        lines[-1] += f" {word}"
     return lines

@@ -15,7 +15,7 @@ _MARKERS = {
 }
 # What may hold `:user` and is none, then what it is; `::` is a cast of PostgreSQL.
 _TOKEN = re.compile(
-    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?\*/ | :: | (?P<user>:user\b)""",
+    r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?(?:\*/|\Z) | :: | (?P<user>:user\b)""",
     re.DOTALL | re.VERBOSE,
 )
 _ROWS = 20  # more than anybody asks for

@@ -11,15 +11,16 @@ from publicsuffixlist import PublicSuffixList
 
 from minismtp import Address, AuthResult, Envelope, Resolver, UnansweredError
 
-from ._authres import without_comments
+from ._authres import without_texts
 
 Policy = Literal["none", "quarantine", "reject"]
 
 POLICIES: Final[tuple[Policy, ...]] = ("none", "quarantine", "reject")
 _RECORD: Final = re.compile(r"v\s*=\s*DMARC1\s*(?:;|$)")
-_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _NAME: Final = re.compile(r"[a-z0-9_.-]+")
 _ANGLE: Final = re.compile(r"<([^<>]*+)>")
+_BETWEEN: Final = re.compile("[,;:]")
+_PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 
 
 def from_domains(value: str) -> Iterator[str]:
@@ -27,9 +28,9 @@ def from_domains(value: str) -> Iterator[str]:
 
     Names and comments do not count, whatever stands in them; they may hold addresses.
     """
-    bare = _QUOTED.sub("", without_comments(value))
+    bare = without_texts(value)
     addresses = _ANGLE.findall(bare)
-    pieces = re.split("[,;:]", _ANGLE.sub("<", bare))
+    pieces = _BETWEEN.split(_ANGLE.sub("<", bare))
     addresses += [piece for piece in pieces if "@" in piece and "<" not in piece]
     for address in addresses:
         domain = Address("", address.rpartition("@")[2].strip().removesuffix(".")).ascii_domain
@@ -93,7 +94,7 @@ def policy_of(tags: Mapping[str, str], names: Names, subdomain: str) -> Policy |
 def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
     """Give the policy, or the next weaker one for what is not in the sample (section 6.6.4)."""
     text = tags.get("pct", "100")
-    share = int(text) if re.fullmatch("[0-9]{1,3}", text) else 100
+    share = int(text) if _PERCENTAGE.fullmatch(text) else 100
     if tags.get("t") == "y":  # RFC 9989: the domain tests
         share = 0
     weaker = policy != "none" and secrets.randbelow(100) >= share

@@ -28,14 +28,13 @@ from minismtp import (
     warn_of_readers,
 )
 
+from ._authres import without_texts
 from ._canonical import body_hash, folded_names, folded_signature, relaxed_field
 from ._signing import SHORT, PrivateKey, fields_to_sign, load_key, names_to_sign, signature_of
 
 _log = logging.getLogger(__name__)
 _LONGEST_FROM = 2000  # characters; a longer one gets no signature
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
-# A display name may hold anything, an address too: they and comments do not count.
-_QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*"|\((?:[^()\\]|\\.)*\)')
 _DOMAIN = re.compile(r"<[^<>@]*@([^<>@\s]+)\s*>|@([^<>@\s,;]+)")
 
 
@@ -152,7 +151,5 @@ def from_domain(value: str) -> str:
     """Give the domain of the first address in a From field with A-labels, "" when there is none."""
     if len(value) > _LONGEST_FROM:
         return ""
-    while (bare := _QUOTED_OR_COMMENT.sub(" ", value)) != value:
-        value = bare  # comments may be nested
-    match = _DOMAIN.search(value)
+    match = _DOMAIN.search(without_texts(value))
     return Address("", match[1] or match[2]).ascii_domain if match else ""

@@ -4,7 +4,7 @@ RFC 6376, with the limits of RFC 8301 and Ed25519 (RFC 8463); results as RFC 860
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,7 +23,8 @@ from minismtp import (
 from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
 
-_SHOWN = 8  # characters of a signature at least, to tell it from others (RFC 6008 section 4)
+# Characters of a signature that are shown, at least and at most (RFC 6008 section 4)
+_SHOWN = range(8, 200)
 _TAGS = ("v", "a", "b", "bh", "d", "h", "s")
 
 
@@ -149,11 +150,7 @@ def _result(signature: Signature | None, problem: UnverifiedError | None = None)
 def _published(found: Sequence[DkimResult]) -> Iterator[AuthResult]:
     if not found:
         yield AuthResult("dkim", "none", "the message has no signature")
-    length = _SHOWN
-    while len({each.signature[:length] for each in found}) < len(
-        {each.signature for each in found}
-    ):
-        length += 1
+    length = _telling_length({each.signature for each in found})
     for each in found:
         properties = {
             "header.d": each.domain,
@@ -163,3 +160,11 @@ def _published(found: Sequence[DkimResult]) -> Iterator[AuthResult]:
         }
         told = {name: value for name, value in properties.items() if value}
         yield AuthResult("dkim", each.result, each.reason, told)
+
+
+def _telling_length(signatures: Collection[str]) -> int:
+    """Return how many characters tell these signatures from each other."""
+    for length in _SHOWN:
+        if len({each[:length] for each in signatures}) == len(signatures):
+            return length
+    return _SHOWN.stop  # none of these holds: they would all be of one key and one digest

@@ -24,8 +24,7 @@ from minismtp.resolver import Resolver, UnansweredError
 
 _RECORD: Final = "v=STSv1"
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")
-# sts-policy-field = name *WSP ":" *WSP value
-_FIELD: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,31})[ \t]*:[ \t]*(.*?)[ \t]*")
+_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _LONGEST: Final = 31_557_600  # seconds: a year (RFC 8461 section 3.2)
 _REFRESH: Final = 86_400.0  # a policy is looked at again after a day, even with the same id
@@ -47,13 +46,15 @@ class Policy:
         fields: dict[str, str] = {}
         mx: list[str] = []
         for line in filter(None, text.replace("\r\n", "\n").split("\n")):
-            match = _FIELD.fullmatch(line)
-            if match is None:
+            # sts-policy-field = name *WSP ":" *WSP value
+            name, colon, value = line.partition(":")
+            name, value = name.rstrip(" \t"), value.strip(" \t")
+            if not colon or not _FIELD_NAME.fullmatch(name):
                 raise ValueError(f"not a field: {line[:80]!r}")
-            if match[1] == "mx":
-                mx.append(match[2].lower().rstrip("."))
+            if name == "mx":
+                mx.append(value.lower().rstrip("."))
             else:
-                fields.setdefault(match[1], match[2])  # the first one counts
+                fields.setdefault(name, value)  # the first one counts
         mode, age = fields.get("mode", ""), fields.get("max_age", "")
         if fields.get("version") != "STSv1":
             raise ValueError("no version: STSv1")
