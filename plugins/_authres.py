@@ -84,10 +84,11 @@ def _clipped(result: AuthResult) -> AuthResult:
 
 
 def _folded(text: str) -> list[str]:
-    first, *words = text.split(" ")
-    lines = [first]
+    lines: list[str] = []
+    line, *words = text.split(" ")
     for word in words:
-        if word and len(lines[-1]) + len(word) >= _LINE:
-            lines.append("")
-        lines[-1] += f" {word}"
-    return lines
+        if word and len(line) + len(word) >= _LINE:
+            lines.append(line)
+            line = ""
+        line += f" {word}"
+    return [*lines, line]

@@ -7,6 +7,7 @@ classes of the pattern, the bodies of its repetitions and alternatives, and pair
 
 from __future__ import annotations
 
+import gc
 import re
 import re._constants as sre  # type: ignore[import-not-found]
 import re._parser  # type: ignore[import-not-found]
@@ -31,19 +32,22 @@ _MOST: Final = 24  # pieces of one pattern
 
 #: How much longer four times as much may take: linear is 4, quadratic 16.
 _FACTOR: Final = 8
-_SHORT: Final = 0.0005  # seconds that need no second look
-_LONG: Final = 0.02  # seconds that need none either, for a small part of the size
+_LONG: Final = 0.02  # seconds that are too long for a fifth of the size
 
 
-def grows_too_fast(work: Callable[[int], Callable[[], object]], size: int) -> bool:
+def grows_too_fast(
+    work: Callable[[int], Callable[[], object]], size: int, short: float = 0.0005
+) -> bool:
     """Return whether `work` of four times the size takes far more than four times as long.
 
-    What `work` returns for a size is timed, in CPU seconds of this thread, the best of some runs.
+    What `work` returns for a size is timed, in CPU seconds of this thread, the best of some runs;
+    what takes `short` seconds needs no second look.
     """
+    work(1)()  # what is read once, a list for instance, does not count
     for part in (40, 5):  # what is exponential would never come to its end
         if _seconds(work(size // part), runs=1) > _LONG:
             return True
-    if _seconds(work(size), runs=1) < _SHORT:
+    if _seconds(work(size), runs=1) < short:
         return False
     # A machine has bad moments: what is quadratic is so twice.
     return all(_seconds(work(size), 3) > _FACTOR * _seconds(work(size // 4), 5) for _ in range(2))
@@ -51,10 +55,14 @@ def grows_too_fast(work: Callable[[int], Callable[[], object]], size: int) -> bo
 
 def _seconds(call: Callable[[], object], runs: int) -> float:
     best = float("inf")
-    for _ in range(runs):
-        begun = thread_time()
-        call()
-        best = min(best, thread_time() - begun)
+    gc.disable()  # what it collects may be of other tests
+    try:
+        for _ in range(runs):
+            begun = thread_time()
+            call()
+            best = min(best, thread_time() - begun)
+    finally:
+        gc.enable()
     return best
 
 
