@@ -4,6 +4,7 @@
 #   make test-thorough            the property tests with fifty times as many examples, new ones each time
 #   make check                    ruff, mypy, layers
 #   make fuzz SECONDS=600         random peers against the running server
+#   make fuzz-parsers SECONDS=600 every parser against atheris, which coverage guides
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
 #   make bench                    measure, beside the peers that are installed
 #   make endurance                reloads and killed workers under load
@@ -25,7 +26,7 @@ SECONDS ?= 600
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-thorough check fuzz coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
+.PHONY: run test test-thorough check fuzz fuzz-parsers coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -44,6 +45,9 @@ check: $(VENV)/.installed-test build/typing/minismtp_plugins
 
 fuzz: $(VENV)/.installed-test
 	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s --hypothesis-profile=random -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
+
+fuzz-parsers: $(VENV)/.installed-fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzz.drive --seconds=$(SECONDS) $(ARGS)
 
 coverage: $(VENV)/.installed-test
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
@@ -100,6 +104,12 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/pyvenv.cfg
 $(VENV)/.installed-bench: pyproject.toml $(VENV)/pyvenv.cfg
 	$(PIP) install --editable '.[bench,dkim,dmarc,rules]'
 	touch $@ $(VENV)/.installed
+
+# Where there is no atheris for this Python, `fuzz-parsers` says so.
+$(VENV)/.installed-fuzz: pyproject.toml $(VENV)/pyvenv.cfg
+	$(PIP) install --editable '.[test]'
+	$(PIP) install --editable '.[test,fuzz]' || true
+	touch $@ $(VENV)/.installed $(VENV)/.installed-test
 
 # plugins/ under its installed name, for mypy (see pyproject.toml)
 build/typing/minismtp_plugins:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 _VERSION: Final = 0xA0  # the optional first field of a TBSCertificate
+_FIELDS: Final = 6  # that every certificate has behind its version
 
 
 class Element(NamedTuple):
@@ -15,27 +18,29 @@ class Element(NamedTuple):
     octets: bytes
 
 
-def elements(der: bytes) -> list[Element]:
-    """Split DER into the elements that follow each other."""
-    found, start = [], 0
+def elements(der: bytes) -> Iterator[Element]:
+    """Yield the elements that follow each other in DER."""
+    start = 0
     while start + 2 <= len(der):
         tag, size, at = der[start], der[start + 1], start + 2
         if size & 0x80:
             octets = size & 0x7F
             size = int.from_bytes(der[at : at + octets], "big")
             at += octets
-        found.append(Element(tag, der[at : at + size], der[start : at + size]))
+        yield Element(tag, der[at : at + size], der[start : at + size])
         start = at + size
-    return found
 
 
 def certificate_fields(certificate: bytes) -> list[Element]:
-    """Give serial number, algorithm, issuer, validity, subject, public key and what follows.
+    """Return serial number, algorithm, issuer, validity, subject and public key.
 
-    Raises ValueError for what is no certificate.
+    Raise ValueError for what is no certificate. What else it holds is not looked at, because a
+    stranger may have put any number of elements there.
     """
-    try:
-        fields = elements(elements(elements(certificate)[0].value)[0].value)
-        return fields[1:] if fields[0].tag == _VERSION else fields
-    except IndexError:
-        raise ValueError("this is no certificate") from None
+    content = next(elements(certificate), None)
+    signed = content and next(elements(content.value), None)
+    fields = list(islice(elements(signed.value), 1 + _FIELDS)) if signed else []
+    fields = fields[1:] if fields and fields[0].tag == _VERSION else fields[:_FIELDS]
+    if len(fields) < _FIELDS:
+        raise ValueError("this is no certificate")
+    return fields

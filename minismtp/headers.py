@@ -170,7 +170,7 @@ def _fold(line: bytes) -> list[bytes]:
         return [line]
     lines: list[bytes] = []
     current = b""
-    for word in _WORD.findall(line):
+    for word in _WORD.findall(line.rstrip(b" \t")):  # a run of blanks at the end costs its square
         if current and len(current) + len(word) > _LINE_WISHED:
             lines.append(current)
             current = b""

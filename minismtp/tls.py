@@ -154,7 +154,7 @@ def not_after(certificate: Path) -> float:
         raise ValueError(f"{certificate} holds no PEM certificate")
     der = ssl.PEM_cert_to_DER_cert(pem[begin:end] + "-----END CERTIFICATE-----")
     _, _, _, validity, *_ = certificate_fields(der)
-    tag, value, _ = elements(validity.value)[1]
+    _, (tag, value, _) = elements(validity.value)
     text = value.decode("ascii")
     if tag == _UTC_TIME:
         # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.

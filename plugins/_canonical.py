@@ -12,7 +12,6 @@ from typing import BinaryIO, Final
 _PIECE = 65536
 _ROW: Final = 4096  # octets of a header's line at once
 _LINE: Final = 66  # characters of names in a line
-_LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 _BLANKS: Final = re.compile(rb"[ \t]{2,}|\t")
 _ENDS: Final = 8192  # line ends in one piece
 _B_TAG: Final = re.compile(rb"[ \t\r\n]*b[ \t\r\n]*=")
@@ -34,7 +33,7 @@ def relaxed_field(raw: bytes) -> bytes:
 
 def simple_field(raw: bytes) -> bytes:
     """Give a field as it stands on the wire (RFC 6376 section 3.4.1)."""
-    return _LINE_END.sub(b"\r\n", raw).removesuffix(b"\r\n") + b"\r\n"
+    return _with_crlf(raw).removesuffix(b"\r\n") + b"\r\n"
 
 
 FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {
@@ -134,8 +133,14 @@ def _line_ends(octets: bytes) -> int:
 
 def _wire(text: bytes) -> bytes:
     if not text.count(b"\r\n") == text.count(b"\n") == text.count(b"\r"):
-        text = _LINE_END.sub(b"\r\n", text)  # as it will be sent
+        text = _with_crlf(text)  # as it will be sent
     return text
+
+
+def _with_crlf(text: bytes) -> bytes:
+    """Return a text with every bare CR and bare LF made a CRLF."""
+    # A regular expression makes an object of each line end: 6 MB for 64 KB of them.
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 def folded_names(names: list[str]) -> str:

@@ -6,8 +6,6 @@ import urllib.parse
 from datetime import timedelta
 from pathlib import Path
 
-from ldap3.core.exceptions import LDAPExceptionError
-
 from minismtp import (
     Credentials,
     Remote,
@@ -22,6 +20,7 @@ from minismtp import (
 
 from ._ldap import (
     AMBIGUOUS,
+    FAULTS,
     REFUSALS,
     SUCCESS,
     Conversation,
@@ -106,8 +105,8 @@ class Ldap:
         with self._service.connect() as line:
             try:
                 answer = self._ask(Conversation(line), credentials)
-            except LDAPExceptionError as error:
-                raise RemoteError(f"{self.url}: {error}") from error
+            except FAULTS as error:
+                raise RemoteError(f"{self.url}: {error!r}") from error
         if isinstance(answer, RemoteError):  # a directory that answers is not left alone for it
             raise answer
         return answer

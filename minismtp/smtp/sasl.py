@@ -89,7 +89,7 @@ _STORED_KEY_FORM: Final = f"$scram-sha-256$i={SCRAM_ITERATIONS}$SALT$STOREDKEY$S
 _STORED_KEY: Final = re.compile(r"\$scram-sha-256\$i=([0-9]{1,8})" + r"\$([A-Za-z0-9+/]+)=*" * 3)
 
 # saslname = 1*(value-safe-char / "=2C" / "=3D"), RFC 5802 section 7
-_NAME = r"(?:[^\0,=]|=2C|=3D)+"
+_NAME = r"(?:[^\0,=]++|=2C|=3D)++"
 # gs2-header = ("n" / "y") "," [ "a=" saslname ] "," without channel binding, RFC 5801 section 4
 _GS2 = rf"[ny],(?:a=({_NAME}))?,"
 # nonce = "r=" 1*( any printable ASCII but "," ) ; extensions that nobody has defined are ignored

@@ -1,0 +1,187 @@
+"""What messages hold: header fields, parts, archives."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from pathlib import Path
+
+from minismtp_plugins._archives import files_in
+from minismtp_plugins._authres import read, without_comments, written
+from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
+from minismtp_plugins._dmarc import from_domains
+from minismtp_plugins._folders import Folder
+from minismtp_plugins._mime import boundary_of, names_of, type_of
+from minismtp_plugins._parts import parts_of
+from minismtp_plugins._rule import Condition, Rule, Trial
+from minismtp_plugins._spam import mark, remove_marks
+from minismtp_plugins.attachments import Attachments
+from minismtp_plugins.authentication_results import AuthenticationResults
+from minismtp_plugins.dkim_sign import from_domain
+
+from fuzz.peers import envelope, message_of, session, text_of
+from fuzz.target import target
+from minismtp import AuthResult, Headers, Reject
+from minismtp.content import ContentWriter
+from minismtp.headers import format_field
+from minismtp.smtp.content import fix_newlines
+from minismtp.stored import envelope_of
+from minismtp.submission import complete
+
+
+@target("headers")
+def header_fields(data: bytes) -> None:
+    headers = Headers.parse(data)
+    for name, value in headers:
+        assert "\n" not in value
+        headers.raw(name)
+    for name in ("Subject", "From", "a"):
+        assert "\n" not in headers.decoded(name)
+        headers.get_all(name)
+    assert data.startswith(b"".join(headers.raw_all()))
+
+
+@target("headers")
+def encoded_words(data: bytes) -> None:
+    headers = Headers([b"Subject: " + data])
+    headers.decoded("Subject").encode()
+
+
+@target("headers", raises=(ValueError,))
+def field_to_write(data: bytes) -> None:
+    name, _, value = text_of(data).partition(":")
+    raw = format_field(name, value)
+    assert len(Headers.parse(raw + b"\r\n").raw_all()) == 1
+    assert max(map(len, raw.split(b"\r\n"))) <= 998
+
+
+@target("message", "content", raises=(ValueError,))
+def message_to_edit(data: bytes) -> None:
+    message = message_of(data)
+    message.prepend("X-One", "1")
+    message.remove("Subject")
+    message.edit([b"X-Two: 2\r\n", *message.headers.raw_all()])
+    message.copy().replace(data)
+    with message.open() as reader:
+        assert reader.read().startswith(b"X-Two: 2\r\nX-One: 1\r\n")
+
+
+@target("message", most=1 << 14, memory=1 << 24)
+def message_for_the_library(data: bytes) -> None:
+    """Parse by the standard library, which makes an object of each word of a field."""
+    message = message_of(data)
+    for part in message.email().walk():
+        part.get_content_type()
+        part.get_filename()
+        str(part["Subject"])
+
+
+@target("content", "smtp.content")
+def content_of_chunks(data: bytes) -> None:
+    writer = ContentWriter(Path(tempfile.gettempdir()))
+    writer.write(fix_newlines(data))
+    content = writer.finish()
+    with content.behind(b"x", min(3, content.size)).open() as reader:
+        reader.read()
+
+
+@target("authres", "_authres")
+def authentication_results(data: bytes) -> None:
+    name, results = read(text_of(data))
+    again = written("mx.example.org", results)
+    assert "\n" not in again.replace("\r\n\t", "").replace("\r\n ", "")
+    name.encode()
+
+
+@target("authres", "authentication_results", raises=(ValueError,))
+def authentication_results_of_others(data: bytes) -> None:
+    plugin = AuthenticationResults()
+    plugin.authserv_id = "mx.example.org"
+    mail = envelope()
+    message = message_of(data)
+    plugin.on_message(session(), mail, message)
+
+
+@target("authres")
+def result_to_write(data: bytes) -> None:
+    value = text_of(data)
+    result = AuthResult("spf", "fail", value, {"smtp.mailfrom": value, "smtp.helo": value[:9]})
+    lines = written("mx.example.org", [result]).split("\r\n")
+    assert all(line.isprintable() or line[0] == "\t" for line in lines)
+    _, read_again = read("".join(lines))
+    assert [each.result for each in read_again] == ["fail"]
+
+
+@target("_dmarc", "_authres", "dkim_sign", raises=(ValueError,), most=1 << 12)
+def from_field(data: bytes) -> None:
+    value = text_of(data)
+    without_comments(value)
+    for domain in from_domains(value):
+        assert domain.isascii()
+    from_domain(value)
+
+
+@target("_parts", "_mime", raises=(TooMuchError,))
+def parts(data: bytes) -> None:
+    for part in parts_of(io.BytesIO(data)):
+        for name in part.names:
+            assert name
+        for _ in part.decoded():
+            pass
+
+
+@target("_mime")
+def fields_of_parts(data: bytes) -> None:
+    headers = Headers.parse(data)
+    type_of(headers, digest=False)
+    boundary_of(headers)
+    names_of(headers)
+
+
+@target("_archives", "_tar", "_budget", raises=(TooMuchError, BrokenError))
+def archive(data: bytes) -> None:
+    budget = Budget(octets=1 << 20, names=1000, levels=3)
+    for inside in files_in(io.BytesIO(data), "archive", budget):
+        inside.name.encode("utf-8", "surrogateescape")
+
+
+@target("attachments", "_parts", "_archives", raises=(Reject,))
+def attachments(data: bytes) -> None:
+    plugin = Attachments(unpacked=1 << 20)  # type: ignore[arg-type]
+    plugin.on_message(session(), envelope(), message_of(data))
+
+
+@target("_folders", raises=(ValueError,))
+def folders(data: bytes) -> None:
+    folder, _, rest = data.partition(b"\n")
+    Folder(folder="Junk", header="X-Spam-Score", least=5.0).takes(message_of(rest))
+    Folder(folder="News", header="List-Id", value="*.example*").takes(message_of(rest))
+    Folder(folder=text_of(folder), header="Subject", value="?").takes(message_of(rest))
+
+
+@target("_spam")
+def spam_marks(data: bytes) -> None:
+    message = message_of(data)
+    remove_marks(message)
+    mark(message, spam=True, score=5.0, required=4.0, tests=["ONE"])
+
+
+@target("stored")
+def stored_message(data: bytes) -> None:
+    envelope_of(io.BytesIO(data), "mx.example.org")
+
+
+@target("submission", "headers")
+def submitted_message(data: bytes) -> None:
+    mail = envelope()
+    mail.login = "alice@example.org"
+    message = message_of(data)
+    complete(mail, message, "mx.example.org")
+    assert "Message-ID" in message.headers or message.headers.truncated
+
+
+@target("_rule", "rules", "headers")
+def rules(data: bytes) -> None:
+    header = Condition(header="Subject", matches="(a|b)*c")
+    rule = Rule(name="x", action="tag", all=[header, Condition(sender="@client")])
+    Trial(session(), envelope(), message_of(data), 1.0).holds(rule)

@@ -1,0 +1,212 @@
+"""What hosts that we send to, filters and other services answer."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, cast
+from unittest.mock import patch
+
+from minismtp_plugins import _milter as wire
+from minismtp_plugins._client import Client
+from minismtp_plugins._ldap import escaped
+from minismtp_plugins._milter_conversation import Conversation
+from minismtp_plugins._milter_message import Changes, Shown
+from minismtp_plugins._rspamd import edited, parse
+from minismtp_plugins._said import Said
+from minismtp_plugins.clamav import Clamav
+from minismtp_plugins.dovecot_auth import DovecotAuth
+from minismtp_plugins.http_auth import HttpAuth
+from minismtp_plugins.ldap import Ldap
+from minismtp_plugins.spamassassin import Spamassassin
+from minismtp_plugins.webhook import Webhook
+
+from fuzz.peers import Peer, Service, envelope, line_of, message_of, session, text_of
+from fuzz.target import target
+from minismtp import (
+    Address,
+    Credentials,
+    Defer,
+    Destination,
+    Disconnect,
+    Reject,
+    RemoteError,
+    SocketAddress,
+)
+from minismtp.entry import Entry, Target
+from minismtp.outbound.answer import HostError, HostReply
+from minismtp.outbound.client import Connection, Setting
+from minismtp.outbound.deadlines import Deadlines, Timeouts
+from minismtp.outbound.destination import Host
+from minismtp.outbound.security import Security
+from minismtp.web import WebService
+
+_PATIENCE = Clamav.patience
+_SECOND = b"\n--\n"  # parts an input in two
+_MESSAGE = b"Subject: x\r\nX-Spam-Flag: no\r\n\r\nbody\r\n"
+_USER = Credentials("PLAIN", "alice", "secret", "", "")
+_TARGETS = [
+    Target(kind="relay", address=f"{name}@a.example", recipient=f"{name}@example.org")
+    for name in ("one", "two")
+]
+
+
+@target("outbound.client", "outbound.channel", "outbound.extensions", raises=(HostError,))
+def host(data: bytes) -> None:
+    entry = Entry.of(envelope(), message_of(_MESSAGE), _TARGETS)
+    setting = Setting("mx.example.org", Deadlines(), Timeouts(9, 9, 9, 9), cast("Any", None))
+    with patch("socket.create_connection", return_value=Peer(data)):
+        connection = Connection(
+            Host("a.example", "192.0.2.1", 25), Destination("a.example"), Security("none"), setting
+        )
+    for answer in connection.send(entry, _TARGETS, message_of(_MESSAGE)):
+        assert answer.reply.isprintable()
+        assert answer.reply.isascii()
+    connection.quit()
+
+
+@target("outbound.answer", "_said", raises=(Reject, Defer))
+def texts_of_replies(data: bytes) -> None:
+    lines = data.split(b"\n")
+    reply = HostReply.of(550, lines)
+    assert str(reply).isprintable()
+    assert reply.answer.state == "failed"
+    Said.of(550, [text_of(line) for line in lines]).check()
+
+
+@target("_client", raises=(RemoteError, Reject))
+def next_server(data: bytes) -> None:
+    client = Client(line_of(data), "next", lmtp=data[-1:] == b"L", secured=True)
+    client.greet("mx.example.org")
+    client.log_in("alice", "secret") if "AUTH" in client.keywords else None
+    boxes = [Address.parse("one@example.org"), Address.parse("two@example.org")]
+    for said in client.send(envelope(), message_of(_MESSAGE), boxes).values():
+        assert said.text.isprintable()
+
+
+@target("web", "remote", raises=(RemoteError,))
+def web_server(data: bytes) -> None:
+    service = WebService("http://127.0.0.1:1/", timeout=_PATIENCE)
+    service._remote = cast("Any", Service(data))
+    service.request("POST", b"x")
+
+
+@target("http_auth", "web", raises=(RemoteError,))
+def http_login(data: bytes) -> None:
+    plugin = _http_auth()
+    plugin._service._remote = cast("Any", Service(_http(data)))
+    name = plugin.authenticate(session(), _USER)
+    assert name is None or name.isprintable()
+
+
+@target("webhook", "web", raises=(RemoteError, Reject, Defer))
+def hook_on_the_web(data: bytes) -> None:
+    plugin = Webhook(url="http://127.0.0.1:1/")
+    plugin._service._remote = cast("Any", Service(data))
+    plugin.deliver(envelope(), message_of(_MESSAGE), Address.parse("u@example.org"))
+
+
+@cache  # it reads all authorities
+def _http_auth() -> HttpAuth:
+    return HttpAuth(url="http://127.0.0.1:1/")
+
+
+@cache
+def _ldap() -> Ldap:
+    return Ldap(url="ldap://127.0.0.1/", base="dc=example", identity="uid", filter="(uid={user})")
+
+
+def _http(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@target("_rspamd", raises=(RemoteError,))
+def rspamd_answer(data: bytes) -> None:
+    answer = parse(data)
+    message = message_of(_MESSAGE)
+    message.edit(edited(message.headers.raw_all(), answer))
+    assert answer.action
+
+
+@target("spamassassin", "_spam", raises=(RemoteError, Reject))
+def spamd_answer(data: bytes) -> None:
+    plugin = Spamassassin()
+    plugin._spamd = cast("Any", Service(data))
+    plugin.on_message(session(), envelope(), message_of(_MESSAGE))
+
+
+@target("clamav", raises=(RemoteError, Reject))
+def clamd_answer(data: bytes) -> None:
+    plugin = Clamav()
+    plugin._clamd = cast("Any", Service(data))
+    plugin.on_message(envelope(), message_of(_MESSAGE))
+
+
+@target("dovecot_auth", "_login", raises=(RemoteError, Defer))
+def dovecot_answer(data: bytes) -> None:
+    plugin = DovecotAuth(address=SocketAddress("127.0.0.1", 1))
+    plugin._service = cast("Any", Service(data))
+    with patch("secrets.randbelow", return_value=0):
+        plugin.authenticate(session(), _USER)
+
+
+@target("ldap", "_ldap", raises=(RemoteError,))
+def ldap_answer(data: bytes) -> None:
+    plugin = _ldap()
+    plugin._service = cast("Any", Service(data))
+    plugin.authenticate(_USER)
+
+
+@target("_ldap", most=1000)
+def name_for_ldap(data: bytes) -> None:
+    assert escaped(text_of(data)).isascii()
+
+
+@target("_milter", raises=(RemoteError,))
+def milter_packets(data: bytes) -> None:
+    wire.length(data[:4].ljust(4, b"\0"))
+    letter, rest = data[:1], data[1:]
+    if letter == b"O":
+        wire.read_options(letter, rest)
+    elif letter == b"y":
+        wire.read_verdict(rest)
+    else:
+        wire.read_change(letter, rest)
+
+
+@target(
+    *("_milter", "_milter_conversation", "_milter_message", "milter"),
+    raises=(RemoteError, Reject, Defer, Disconnect),
+    most=1 << 14,
+)
+def milter_conversation(data: bytes) -> None:
+    """Hear what a filter says; packets are lines here, whose lengths are made right."""
+    packets = [line for line in data.split(b"\n") if line]
+    if packets:
+        packets[0] = b"O\0\0\0\6\0\0\1\xff\0\0\0\0" + packets[0]
+    said = b"".join([wire.packet(line[:1], line[1:]) for line in packets])
+    conversation = Conversation(line_of(said), _PATIENCE)
+    mail, message = envelope(), message_of(_MESSAGE)
+    conversation.connect("a.example", "192.0.2.1", 25)
+    conversation.helo("a.example")
+    conversation.mail("<a@a.example>")
+    conversation.recipient(Address.parse("u@example.org"))
+    conversation.data()
+    shown = Shown(message, mail, keeps_space=conversation.keeps_space)
+    conversation.show(shown.fields(), shown.body())
+    changes = Changes(shown, None)
+    for change in conversation.end():
+        changes.take(change)
+    changes.apply()
+
+
+@target("_milter_message", raises=(RemoteError,))
+def message_for_milters(data: bytes) -> None:
+    said, _, mail = data.partition(_SECOND)
+    shown = Shown(message_of(mail), envelope(), keeps_space=False)
+    fields = b"".join(value for _, value in shown.fields())
+    body = b"".join(shown.body())
+    assert len(fields) + len(body) <= len(mail)
+    changes = Changes(shown, None)
+    for packet in said.split(b"\n"):
+        changes.take(wire.read_change(packet[:1], packet[1:]))
+    changes.apply()

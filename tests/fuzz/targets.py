@@ -1,0 +1,8 @@
+"""The table of all targets."""
+
+from __future__ import annotations
+
+from fuzz import mail, records, senders, services, wire
+from fuzz.target import TARGETS, Target
+
+__all__ = ["TARGETS", "Target", "mail", "records", "senders", "services", "wire"]

@@ -1,0 +1,191 @@
+"""What clients, and balancers before us, say on the wire."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from fuzz.peers import decoded, message_of, pieces_of, session, text_of
+from fuzz.target import target
+from minismtp import Address
+from minismtp.received import header_section, hops
+from minismtp.reply import Reply
+from minismtp.smtp import sasl
+from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
+from minismtp.smtp.content import ChunkNewlines, dotted
+from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
+from minismtp.smtp.protocol import (
+    NEED_DATA,
+    ContentChunk,
+    EndOfContent,
+    Event,
+    Protocol,
+    Refused,
+    State,
+)
+from minismtp.smtp.proxy import ProxyProblem, read_header
+from minismtp.xclient import apply_xclient
+
+_ERRORS = 10  # after which a server ends a session
+_REPLIES = {"DATA": 354, "AUTH": 334, "CONTENT": 250, "RESPONSE": 235, "STARTTLS": 220, "QUIT": 221}
+
+
+@target("smtp.commands", "smtp.grammar", "reply", raises=(CommandProblem,))
+def command_line(data: bytes) -> None:
+    try:
+        str(parse(data))
+    except CommandProblem as problem:
+        problem.reply.encode().decode()
+        raise
+
+
+@target("smtp.grammar", "address", raises=(ValueError,), most=LONGEST_LINE)
+def address(data: bytes) -> None:
+    found = Address.parse(text_of(data))
+    str(found).encode()
+    assert found.ascii_domain.isprintable()
+
+
+@target("smtp.grammar", raises=(SyntaxProblem,), most=LONGEST_LINE)
+def words_of_commands(data: bytes) -> None:
+    kind, rest = data[:1], data[1:]
+    if kind == b"x":
+        decode_xtext(text_of(rest))
+    elif kind == b"b":
+        decode_base64(rest)
+    else:
+        parse_helo(text_of(rest))
+
+
+@target("smtp.protocol", "smtp.commands", "smtp.content")
+def dialogue(data: bytes) -> None:
+    _events(data[1:], lmtp=data[:1] == b"L")
+
+
+@target("smtp.protocol", "smtp.commands", "smtp.content")
+def dialogue_in_pieces(data: bytes) -> None:
+    lmtp, data = data[:1] == b"L", data[1:4097]
+    whole = _events(data, lmtp=lmtp)
+    if b"STARTTLS" in data.upper():
+        return  # what follows it in one packet is refused
+    assert _events(data, lmtp=lmtp, pieces=pieces_of(data)) == whole
+
+
+@target("smtp.protocol")
+def bdat(data: bytes) -> None:
+    before = b"EHLO x\r\nMAIL FROM:<> BODY=BINARYMIME\r\nRCPT TO:<u@example.org>\r\n"
+    _events(before + data)
+
+
+def _events(
+    data: bytes, *, lmtp: bool = False, pieces: Iterable[bytes] | None = None
+) -> list[object]:
+    """Run a session in which every command that is in sequence succeeds."""
+    protocol = Protocol(lmtp=lmtp, line_length=998)
+    protocol.send(Reply(220, "ready"))
+    found: list[object] = []
+    errors = 0
+    for piece in pieces or [data]:
+        protocol.receive(piece)
+        while (event := protocol.next_event()) is not NEED_DATA:
+            errors += isinstance(event, Refused)
+            _note(found, event)
+            if protocol.verb:
+                protocol.send(_answer(protocol.verb, event, final=errors > _ERRORS))
+    if protocol.state is not State.TLS:
+        found.append(protocol.state)
+    return found
+
+
+def _note(found: list[object], event: Event) -> None:
+    """Keep an event; octets of a content as one, however they came."""
+    if isinstance(event, ContentChunk):
+        if found and isinstance(found[-1], bytearray):
+            found[-1] += event.data
+        else:
+            found.append(bytearray(event.data))
+    elif isinstance(event, EndOfContent) or len(found) < 1000:
+        found.append(event)
+
+
+def _answer(verb: str, event: Event, *, final: bool) -> Reply:
+    if final:
+        return Reply(421, "too many errors")
+    if isinstance(event, Refused):
+        return event.reply
+    return Reply(_REPLIES.get(verb, 250), "ok")
+
+
+@target("smtp.content")
+def dots(data: bytes) -> None:
+    whole, decoder = decoded(iter([data]))
+    again, other = decoded(pieces_of(data))
+    assert (whole, decoder.done, decoder.rest) == (again, other.done, other.rest)
+    assert (decoder.bare_newline, decoder.long_line) == (other.bare_newline, other.long_line)
+
+
+@target("smtp.content")
+def stuffing(data: bytes) -> None:
+    stuffed = b"".join(dotted(io.BytesIO(data)))
+    content, decoder = decoded(iter([stuffed]))
+    assert decoder.done
+    assert not decoder.rest
+    wanted = data.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"?")
+    assert content.replace(b"\r\n", b"\n").removesuffix(b"\n") == wanted.removesuffix(b"\n")
+
+
+@target("smtp.content")
+def newlines_of_chunks(data: bytes) -> None:
+    for fix in (True, False):
+        whole, pieces = ChunkNewlines(fix=fix), ChunkNewlines(fix=fix)
+        content = whole.take(data, last=True)
+        again = b"".join([pieces.take(piece) for piece in pieces_of(data)])
+        assert again + pieces.take(b"", last=True) == content
+        assert pieces.bare == whole.bare
+
+
+@target("smtp.sasl", raises=(sasl.SaslProblem,), most=2 * LONGEST_LINE)
+def sasl_responses(data: bytes) -> None:
+    number, *responses = data.split(b"\n") if data else [b""]
+    key = sasl.StoredKey(b"salt", sasl.FEWEST_ITERATIONS, bytes(32), bytes(32))
+    exchanges = (
+        *(sasl.plain, sasl.login, sasl.oauthbearer, sasl.xoauth2, sasl.oauth_failure),
+        *(lambda: sasl.external("me"), lambda: sasl.scram_sha_256({"u": key}.get)),
+    )
+    exchange = exchanges[len(number) % len(exchanges)]()
+    challenge = next(exchange)
+    try:
+        for response in responses:
+            # A client that proves nothing may still repeat our nonce.
+            challenge = exchange.send(response.replace(b"NONCE", challenge))
+    except StopIteration as done:
+        str(done.value)
+
+
+@target("smtp.sasl", raises=(ValueError,))
+def stored_key(data: bytes) -> None:
+    key = sasl.StoredKey.parse(text_of(data))
+    assert sasl.StoredKey.parse(key.text) == key
+
+
+@target("smtp.proxy", raises=(ProxyProblem, EOFError))
+def proxy_header(data: bytes) -> None:
+    stream = io.BytesIO(data)
+
+    def receive(size: int) -> bytes:
+        found = stream.read(size)
+        if len(found) < size:
+            raise EOFError
+        return found
+
+    read_header(receive)
+
+
+@target("xclient", raises=(SyntaxProblem,), most=LONGEST_LINE)
+def xclient(data: bytes) -> None:
+    apply_xclient(session(), text_of(data))
+
+
+@target("received")
+def trace_fields(data: bytes) -> None:
+    hops(header_section(message_of(data).content, 1 << 16) or b"")

@@ -1,0 +1,62 @@
+"""Every parser takes what fuzzing has found, and long inputs, in linear time and memory.
+
+The corpus in `data/fuzz` holds seeds and all inputs that were findings once; `make fuzz-parsers`
+looks for more.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+from fuzz.target import CORPUS, problem, pumps
+from fuzz.targets import TARGETS
+
+_PUMPED: Final = 4  # long inputs for each target
+_ROOT: Final = Path(__file__).parents[1]
+_PARSES: Final = re.compile(
+    r"re\.compile\(|json\.loads|json\.decode|struct\.unpack|int\.from_bytes|tomli\.loads|b64decode"
+)
+#: Modules that look as if they parsed something, and why no target is for them.
+_OTHERS: Final = {
+    "_rescue": "names of our own files",
+    "arc": "an option",
+    "backoff": "a digest of our own",
+    "guard": "what a plugin says",
+    "replay": "a file of the operator's, as `configuration` has it",
+    "score": "names of plugins",
+    "skeleton": "an argument of the operator's",
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_corpus_is_no_finding(name: str) -> None:
+    target = TARGETS[name]
+    inputs = [b"", *(path.read_bytes() for path in target.seeds)]
+    for data in inputs:
+        assert problem(target, data) == "", data[:200]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_long_inputs_take_linear_time_and_memory(name: str) -> None:
+    target = TARGETS[name]
+    for path in target.seeds:
+        for data in pumps(path.read_bytes(), _PUMPED):
+            assert problem(target, data) == "", f"{path.name}: {data[:200]!r} ... {data[-200:]!r}"
+
+
+def test_corpus_has_seeds_for_each_parser_and_for_nothing_else() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == TARGETS.keys()
+
+
+def test_each_module_that_parses_has_a_target() -> None:
+    covered = {name for each in TARGETS.values() for name in each.covers}
+    parsing = {
+        ".".join(path.relative_to(_ROOT / package).with_suffix("").parts)
+        for package in ("minismtp", "plugins")
+        for path in (_ROOT / package).rglob("*.py")
+        if _PARSES.search(path.read_text())
+    }
+    assert parsing - covered == _OTHERS.keys()
