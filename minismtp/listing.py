@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from minismtp.outbound.schedule import Waiting
+from minismtp.printable import one_line
 
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT")
 _JSON: Final = msgspec.json.Encoder()
@@ -35,6 +36,7 @@ def table(found: Sequence[Waiting], now: float) -> str:
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], reasons: Iterable[str]) -> list[str]:
     """Give the lines of a table; each row has a reason at its end."""
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     form = "  ".join(
         f"{{:{'>' if name in {'AGE', 'SIZE'} else '<'}{width}}}"
@@ -42,7 +44,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], reasons: Iterable[s
     )
     lines = [f"{form.format(*head)}  REASON"]
     for row, why in zip(rows, reasons, strict=True):
-        lines.append(f"{form.format(*row)}  {why}".rstrip())
+        lines.append(f"{form.format(*row)}  {one_line(why)}".rstrip())
     if sys.stdout.isatty():
         edge = shutil.get_terminal_size().columns
         lines = [line[:edge] for line in lines]
@@ -143,7 +145,7 @@ def plural(count: int, noun: str) -> str:
 
 def _message(rows: list[Waiting], content: dict[str, str], now: float) -> Iterator[str]:
     first = rows[0]
-    yield first.message
+    yield one_line(first.message)
     yield _line("from", f"<{first.sender}>")
     yield _line("arrived", f"{date(first.arrived)}, {span(now - first.arrived)} ago")
     yield _line("size", octets(first.size))
@@ -151,7 +153,7 @@ def _message(rows: list[Waiting], content: dict[str, str], now: float) -> Iterat
         if value:
             yield _line(name, value)
     for each in rows:
-        yield f"  to <{each.address}>: {state(each)}"
+        yield f"  to <{one_line(each.address)}>: {state(each)}"
         if each.attempts:
             last = f"the last {span(now - each.tried)} ago, {date(each.tried)}"
             yield _line("attempts", f"{each.attempts}, {last}", "    ")
@@ -177,7 +179,7 @@ def _why(each: Waiting, now: float) -> Iterator[tuple[str, str]]:
 
 
 def _line(name: str, value: str, indent: str = "  ") -> str:
-    return f"{indent}{name:<10} {value}"
+    return f"{indent}{name:<10} {one_line(value)}"
 
 
 def _object(rows: list[Waiting], now: float) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from minismtp.printable import printable
 from minismtp.threads import start_thread
 
 FLUSH_INTERVAL: Final = 0.05
@@ -184,7 +185,7 @@ def bridge(log: Log, level: str) -> None:
 def complain(message: str, level: str = "error") -> None:
     """Tell the user on standard error, by a line that is meant for people, of a mistake."""
     mark = f"<{_PRIORITIES[level]}>" if _is_journal(_STDERR) else ""
-    sys.stderr.write(f"{mark}{message}\n")
+    sys.stderr.write(f"{mark}{printable(message)}\n")
 
 
 def describe(error: BaseException) -> str:

@@ -23,6 +23,7 @@ import tomli
 from minismtp.config import Config, PluginConfig
 from minismtp.log import Log
 from minismtp.plugins import instances
+from minismtp.printable import one_line
 from minismtp.rehearsal import Rehearsal
 from minismtp.settings import ConfigError
 from minismtp.stored import envelope_of, maildir
@@ -175,7 +176,7 @@ class _Progress:
 
 def _line(found: Difference) -> str:
     by = f"  {found.by}" if found.by else ""
-    return f"{found.message}  {found.was} -> {found.now}{by}  {found.reply}"
+    return one_line(f"{found.message}  {found.was} -> {found.now}{by}  {found.reply}")
 
 
 def _encoded(value: object) -> str:

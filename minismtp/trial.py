@@ -24,6 +24,7 @@ from minismtp.findings import Finding, findings_of
 from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.plugins import instances
+from minismtp.printable import one_line
 from minismtp.rehearsal import Client, Rehearsal, Result
 from minismtp.settings import ConfigError
 
@@ -72,7 +73,12 @@ def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
             rehearsal.close()
     if arguments.json:
         return msgspec.json.format(msgspec.json.encode(report)).decode(), report.accepted
-    return "\n".join(_lines(report)), report.accepted
+    return told(report), report.accepted
+
+
+def told(report: Report) -> str:
+    """Return the text for people."""
+    return "\n".join(map(one_line, _lines(report)))
 
 
 def _alone(config: Config, named: str, settings: list[str]) -> Config:

@@ -20,6 +20,7 @@ from minismtp.config import Config
 from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.postmaster import UsageError
+from minismtp.printable import one_line
 from minismtp.quarantine import Kept, QuarantineStore
 from minismtp.scalars import parse_duration
 from minismtp.settings import ConfigError
@@ -184,33 +185,31 @@ def _reason(found: Found) -> str:
 def _shown(found: Found, now: float) -> str:
     values = _values(found, now)
     lines = [
-        f"  {name:<10} {', '.join(value) if isinstance(value, list) else value}"
+        f"  {name:<10} {one_line(', '.join(value) if isinstance(value, list) else str(value))}"
         for name, value in values.items()
         if name != "id" and value != ""
     ]
     header = "\n".join(_header(found))
-    return "\n".join([found.kept.id, *lines]) + (f"\n\n{header}" if header else "")
+    return "\n".join([one_line(found.kept.id), *lines]) + (f"\n\n{header}" if header else "")
 
 
 def _header(found: Found) -> list[str]:
     if found.message is None:
         return []
     text = b"".join(found.message.headers.raw_all()).decode("utf-8", "replace")
-    return [
-        "  " + "".join(char if char.isprintable() or char == "\t" else "?" for char in line)
-        for line in text.splitlines()
-    ]
+    lines = text.removesuffix("\n").split("\n")
+    return ["  " + one_line(line.removesuffix("\r").replace("\t", " ")) for line in lines]
 
 
 def _values(found: Found, now: float) -> dict[str, Any]:
     kept, entry = found.kept, found.entry
     values: dict[str, Any] = {
-        "id": kept.id,
+        "id": one_line(kept.id),
         "arrived": listing.date(kept.arrived),
         "age": round(now - kept.arrived),
         "size": kept.size,
         "reason": _reason(found),
-        "file": str(kept.path),
+        "file": one_line(str(kept.path)),  # its name may be no UTF-8
     }
     if entry is not None and found.message is not None:
         values |= {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from minismtp.log import complain
+from minismtp.printable import printable
 
 if TYPE_CHECKING:
     from minismtp.config import Config
@@ -45,8 +46,8 @@ class Commands:
 
 
 def say(text: str) -> None:
-    """Print a line."""
-    sys.stdout.write(f"{text}\n")
+    """Print a line or several, in which nothing of a stranger's controls the terminal."""
+    sys.stdout.write(f"{printable(text)}\n")
 
 
 def fail(message: str, status: int = EXIT_FAILURE) -> int:

@@ -9,6 +9,8 @@ from datetime import timedelta
 
 from minismtp.commands.common import Commands, configuration, fail, say
 
+_CLEAR = "\x1b[H\x1b[J"  # the cursor to the top left, and nothing below it
+
 
 def add_to(commands: Commands) -> None:
     """Add the commands of this group."""
@@ -87,6 +89,7 @@ def _top(arguments: argparse.Namespace) -> int:
     from minismtp.insight import top
 
     for screen in top.run(configuration(arguments), arguments):
+        sys.stdout.write("" if arguments.once else _CLEAR)
         say(screen)
         sys.stdout.flush()
     return 0

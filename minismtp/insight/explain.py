@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ from minismtp.activity import Step
 from minismtp.chronicle import Record, recall
 from minismtp.config import Config
 from minismtp.control import ask
+from minismtp.printable import one_line
 
 _IDENTIFIER: Final = re.compile(r"[0-9a-f]{12}(\.[A-Za-z0-9]+)*")
 _TITLES: Final = ("session closed", "delivery", "notification")
@@ -29,7 +30,12 @@ def run(config: Config, arguments: argparse.Namespace) -> str:
     records = recall(config.state_directory, found[0])
     if arguments.json:
         return msgspec.json.format(msgspec.json.encode(records)).decode() if records else ""
-    return "\n\n".join("\n".join(_lines(record)) for record in records)
+    return told(records)
+
+
+def told(records: Iterable[Record]) -> str:
+    """Return the text for people."""
+    return "\n\n".join("\n".join(map(one_line, _lines(record))) for record in records)
 
 
 def _lines(record: Record) -> Iterator[str]:

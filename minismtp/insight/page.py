@@ -16,6 +16,7 @@ from minismtp import __version__
 from minismtp.insight.overview import FLOWS, Overview
 from minismtp.insight.sessions import Survey, doing, span
 from minismtp.metrics import VERDICTS
+from minismtp.printable import one_line
 from minismtp.threads import start_thread
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -175,7 +176,7 @@ def _sessions(figures: Overview, found: Survey) -> str:
     head = ("Session", "Peer", "State", "Now", "Age", "Listener", "Login", "HELO")
     rest = len(found.sessions) - len(rows)
     more = f'<p class="soft">and {rest} younger ones</p>' if rest else ""
-    problems = "".join(f"<p>{escape(problem)}</p>" for problem in found.problems)
+    problems = "".join(f"<p>{escape(one_line(problem))}</p>" for problem in found.problems)
     table = _table(head, rows) if rows else '<p class="soft">none</p>'
     title = f"<h2>Sessions ({figures.active:.0f} open)</h2>"
     return f"<section>{title}{problems}{table}{more}</section>"
@@ -190,7 +191,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int =
             f'<{tag} class="n">{escape(cell)}</{tag}>'
             if number >= first
             else f"<{tag}>{escape(cell)}</{tag}>"
-            for number, cell in enumerate(cells)
+            for number, cell in enumerate(map(one_line, cells))
         )
 
     body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any, Final
 
 from minismtp.config import Config
 from minismtp.control import ask
+from minismtp.log import complain
+from minismtp.printable import one_line
 
 _HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
 
@@ -21,15 +22,18 @@ def run(config: Config, arguments: argparse.Namespace) -> str:
     """Give the text to print; what does not answer is told on standard error."""
     found = survey(config.state_directory / "control", stack=arguments.stack)
     for problem in found.problems:
-        sys.stderr.write(f"minismtp: {problem}\n")
+        complain(f"minismtp: {problem}")
     if arguments.json:
         return json.dumps(found.sessions, indent=1)
-    if not found.sessions:
-        return "no sessions"
+    return "\n".join(listed(found)) if found.sessions else "no sessions"
+
+
+def listed(found: Survey) -> list[str]:
+    """Return the lines of the table, each session with its stack if that is known."""
     lines = columns([_HEAD, *map(row, found.sessions)])
     for number, session in reversed(list(enumerate(found.sessions, 2))):
-        lines[number:number] = [f"    {line}" for line in session.get("stack", ())]
-    return "\n".join(lines)
+        lines[number:number] = [f"    {one_line(line)}" for line in session.get("stack", ())]
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ def span(seconds: float) -> str:
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:
     """Give the lines of a table whose columns stand below one another."""
-    table = [*rows]
+    table = [tuple(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -6,7 +6,7 @@ import argparse
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -15,6 +15,7 @@ from minismtp.activity import Step
 from minismtp.chronicle import mentions
 from minismtp.config import Config
 from minismtp.control import ask
+from minismtp.printable import one_line
 
 _MARK: Final = "shadow:"
 _EXAMPLES: Final = 5  # of each plugin
@@ -72,7 +73,12 @@ def run(config: Config, arguments: argparse.Namespace) -> str:
         return msgspec.json.format(msgspec.json.encode([*found.values()])).decode()
     if not found:
         return "no plugin is or was in shadow mode"
-    return "\n\n".join("\n".join(_lines(shadow, since)) for shadow in found.values())
+    return told(found.values(), since)
+
+
+def told(found: Iterable[Shadow], since: float) -> str:
+    """Return the text for people."""
+    return "\n\n".join("\n".join(map(one_line, _lines(each, since))) for each in found)
 
 
 def _kind(verdict: str, remark: str) -> str:

@@ -17,7 +17,6 @@ from minismtp.insight.sessions import columns, row, span, survey
 
 _PATIENCE: Final = 10.0  # seconds for one answer
 _HOOKS: Final = 8
-_CLEAR: Final = "\x1b[H\x1b[J"  # the cursor to the top left, and nothing below it
 
 
 def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
@@ -35,7 +34,7 @@ def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
             return
         columns_, rows = shutil.get_terminal_size()
         lines = [line[:columns_] for line in screen.splitlines()[: rows - 1]]
-        yield _CLEAR + "\n".join(lines)
+        yield "\n".join(lines)
         before, begun = now, at
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from minismtp.config import Config
 from minismtp.control import connect, processes
 from minismtp.insight.sessions import nobody_answers
+from minismtp.printable import one_line
 
 _TICK: Final = 0.5  # seconds between two looks for processes that have come
 
@@ -32,7 +33,7 @@ def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
 def _line(said: dict[str, Any]) -> str:
     seconds, fraction = divmod(said["at"], 1)
     at = time.strftime("%H:%M:%S", time.localtime(seconds))
-    return (
+    return one_line(
         f"{at}.{int(fraction * 1000):03}  {said['session']}  {said['peer']}"
         f"  {said['said']}: {said['text']}"
     )
