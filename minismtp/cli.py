@@ -6,6 +6,7 @@ line on standard error, never a traceback. The commands themselves are in `comma
 
 import argparse
 import os
+import signal
 import sys
 
 from minismtp import __version__
@@ -19,10 +20,13 @@ from minismtp.commands.common import (
     fail,
 )
 from minismtp.settings import ConfigError, reason
+from minismtp.threads import Interrupted
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and give its exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         arguments = parser().parse_args(argv)
     except SystemExit as end:  # argparse has said all
@@ -42,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted
 
 
 def parser() -> argparse.ArgumentParser:

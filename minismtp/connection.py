@@ -22,6 +22,7 @@ from minismtp.receiver import Receiver
 from minismtp.service import Service
 from minismtp.session import Session, TlsInfo, is_silent
 from minismtp.smtp.proxy import ProxyProblem, read_header
+from minismtp.threads import report
 from minismtp.tls import Certificates, tls_info
 
 _GRACE: Final = 5.0  # seconds for the last words of a session that was cut
@@ -87,6 +88,9 @@ class Connection:
             self._service.log.info("PROXY refused", peer=self.session.peer, error=str(problem))
         except (ssl.SSLError, OSError) as error:
             self._note(error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours: the client comes again later
+            report(error)
+            self._apologize()
         finally:
             try:
                 self._receiver.finished()
@@ -255,6 +259,12 @@ class Connection:
             with contextlib.suppress(OSError, ValueError):
                 self._socket.unwrap()
             self._socket.settimeout(None)
+
+    def _apologize(self) -> None:
+        """Say what was decided before, and end a session whose next reply nobody knows."""
+        with contextlib.suppress(OSError):
+            self._send(self._receiver.take())
+            self._send(self._receiver.interrupt("local error in processing", "4.3.0", "fault"))
 
     def _note(self, error: OSError) -> None:
         """Remember why the session ended without its own doing."""

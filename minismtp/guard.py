@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from minismtp.activity import current
+from minismtp.activity import Activity, Step, current
 from minismtp.delivery import Destination
 from minismtp.envelope import Envelope, Local, Relay, Several
 from minismtp.events import HookFailed
@@ -28,6 +28,7 @@ from minismtp.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.session import Session
 from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
+from minismtp.threads import Interrupted, report
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -105,7 +106,7 @@ class Guard:
             result, remark = None, ""
             try:
                 result = method(*args)
-            except KeyboardInterrupt:
+            except Interrupted:
                 raise
             except BaseException as error:  # noqa: BLE001 - the one home of such a clause
                 raised = error
@@ -118,9 +119,8 @@ class Guard:
                 verdict, result, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
                 kind = _kind(verdict, result)
-            metrics.called(wall, cpu, kind)
             remark = remark or (_wishes(given, args) if shadow else "")
-            activity.note((hook, plugin, begun, wall, seen[kind], remark))
+            _account(metrics, cpu, kind, activity, (hook, plugin, begun, wall, seen[kind], remark))
             if shadow:
                 return None
             if verdict is not None:
@@ -226,6 +226,15 @@ class _ShadowStash(Stash):
 
     def setdefault(self, key: StashKey[T], default: T) -> T:
         return self[key] if key in self else self._own.setdefault(key, default)
+
+
+def _account(metrics: HookMetrics, cpu: float, kind: str, activity: Activity, step: Step) -> None:
+    """Count and note a call; never raises, for what a plugin has stored is stored."""
+    try:
+        metrics.called(step[3], cpu, kind)
+        activity.note(step)
+    except Exception as error:  # noqa: BLE001 - see above
+        report(error)
 
 
 def _wishes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:

@@ -25,6 +25,7 @@ from minismtp.smtp.protocol import (
     Protocol,
     State,
 )
+from minismtp.threads import report, surviving
 
 _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at the most
 
@@ -40,6 +41,7 @@ class Receiver:
         self._conversation = Conversation(service, session, activity, self._protocol)
         self._tracing = service.tracing
         self._starved = True  # no event before more input
+        self._output: list[bytes] = []
         self._commands = 0
         self._begun = service.clock()
         limits = service.limits
@@ -109,7 +111,7 @@ class Receiver:
 
     def proceed(self) -> bytes:
         """Work on what has come in until more is needed or enough replies wait to be sent."""
-        output: list[bytes] = []
+        output = self._output
         size = 0
         self._starved = False
         while size < _FLUSH:
@@ -125,6 +127,11 @@ class Receiver:
             elif event.__class__ is Bdat and self._protocol.state is State.RCPT:
                 # One deadline for all chunks: many small ones buy no more time.
                 self.deadline = min(self._service.clock() + self._data_timeout, self._end)
+        return self.take()
+
+    def take(self) -> bytes:
+        """Give what has not been given by `proceed`, because it raised."""
+        output, self._output = self._output, []
         return output[0] if len(output) == 1 else b"".join(output)
 
     def _watched_event(self) -> Event | Command:
@@ -176,7 +183,8 @@ class Receiver:
 
     def finished(self) -> None:
         """Tell the log, the metrics and the observers that the session is over."""
-        self._conversation.end()
+        with surviving():
+            self._conversation.end()
         self._protocol.close()
         service, session = self._service, self.session
         duration = service.clock() - self._begun
@@ -218,9 +226,6 @@ class Receiver:
             answers = [self._named(reply) for reply in answers]
         if self._conversation.transaction is None:
             self._conversation.subject = self.session.id
-        if self._tracing.outlets:
-            for reply in answers:
-                self._tracing.answered(self.session, reply)
         sent = protocol.send_each(answers) if len(answers) > 1 else protocol.send(answers[0])
         if protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
@@ -229,9 +234,18 @@ class Receiver:
             self.deadline = min(now + self._data_timeout, self._end)
         elif protocol.state is not State.CHUNKS:
             self.deadline = min(now + self._command_timeout, self._end)
+        try:
+            self._tell(verb, answers)
+        except Exception as error:  # noqa: BLE001 - what was decided is said all the same
+            report(error)
+        return sent
+
+    def _tell(self, verb: str, answers: list[Reply]) -> None:
+        if self._tracing.outlets:
+            for reply in answers:
+                self._tracing.answered(self.session, reply)
         if verb != "CONNECT":
             self._count(verb, answers[0])
-        return sent
 
     def _named(self, reply: Reply) -> Reply:
         """Give a refusal with what it is about: the message under way, else the session."""

@@ -51,6 +51,7 @@ NO_OUTBOUND: Final = Reply(451, "mail for other hosts is not taken now", "4.3.5"
 TOO_MANY: Final = Reply(452, "too many recipients", "4.5.3")
 
 # Content.
+FAULT: Final = Reply(451, "local error in processing, try again later", "4.3.0")
 GO_AHEAD: Final = Reply(354, "end data with <CR><LF>.<CR><LF>")
 CHUNK_OK: Final = Reply(250, "chunk received", "2.0.0")
 BINARY_DATA: Final = Reply(503, "BINARYMIME needs BDAT", "5.5.1")

@@ -45,6 +45,7 @@ from minismtp.content import Content
 from minismtp.entry import Entry
 from minismtp.files import make_directory, sync_directory
 from minismtp.message import Message
+from minismtp.threads import surviving
 
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
@@ -130,7 +131,8 @@ class Spool:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        self._call(entry.id)
+        with surviving():  # the message is ours already
+            self._call(entry.id)
 
     def open(self, name: str) -> tuple[Entry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""

@@ -13,6 +13,7 @@ from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
 from minismtp.spool import UnreadableError
+from minismtp.threads import surviving
 
 
 class Storing:
@@ -66,7 +67,8 @@ class Storing:
             answers.append(reply)
         if waiting:
             self._enqueue(waiting, answers)
-        self._tell([mailbox for mailbox, reply in done.items() if reply is accepted])
+        with surviving():  # the message is ours already
+            self._tell([mailbox for mailbox, reply in done.items() if reply is accepted])
         queued = bool(waiting) and accepted not in done.values()
         if not self._service.lmtp:
             return queued, [accepted]
@@ -131,6 +133,12 @@ class Storing:
                 service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
 
     def _deliver(self, mailbox: Address, accepted: Reply) -> Reply:
+        """Store one copy; what nobody expected is a failure of this one only."""
+        with surviving():
+            return self._ask(mailbox, accepted)
+        return replies.FAULT
+
+    def _ask(self, mailbox: Address, accepted: Reply) -> Reply:
         try:
             stored = self._service.hooks.deliver(self._envelope, self._message, mailbox)
         except Verdict as verdict:

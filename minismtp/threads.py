@@ -22,9 +22,17 @@ from typing import Final, Self, TypeAlias
 _SHORTEST: Final = 0.1  # seconds between a failure and the next call
 _LONGEST: Final = 5.0  # the same, of a thread that fails again and again
 _log = logging.getLogger(__name__)
+_here = threading.local()
 
 Count: TypeAlias = Callable[[str, int], object]
 counts: Final[list[Count]] = []  #: what `count_failures` was given last
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user of a command has pressed Ctrl-C, which ends it.
+
+    A plain KeyboardInterrupt is somebody's own, and a failure like any other.
+    """
 
 
 def count_failures(count: Count) -> None:
@@ -34,7 +42,7 @@ def count_failures(count: Count) -> None:
     """
     counts[:] = [count]
     count("other", 0)
-    threading.excepthook = lambda failed: _report("other", failed.exc_value or failed.exc_type())
+    threading.excepthook = lambda failed: report(failed.exc_value or failed.exc_type(), "other")
 
 
 def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -> threading.Thread:
@@ -47,10 +55,11 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
     """
 
     def run() -> None:
+        _here.name = name
         pause = _SHORTEST
         while True:
             begun = time.monotonic()
-            with surviving(name) as attempt:
+            with surviving() as attempt:
                 body()
             if once or not attempt.failed:
                 return
@@ -67,11 +76,14 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
 
 
 class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress
-    """Logs and counts what a block raises, and goes on behind it: for one item of many."""
+    """Logs and counts what a block raises, and goes on behind it: for one item of many.
+
+    It counts under `name`, without one under that of the thread.
+    """
 
     __slots__ = ("_name", "failed")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str = "") -> None:
         self._name = name
         self.failed = False
 
@@ -84,14 +96,18 @@ class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        if isinstance(error, Interrupted):
+            return False
         if error is not None:
             self.failed = True
-            _report(self._name, error)
+            report(error, self._name)
         return True
 
 
-def _report(name: str, error: BaseException) -> None:
+def report(error: BaseException, name: str = "") -> None:
+    """Log and count what nobody expected, as `surviving` does; never raises."""
     # Where memory is short, this may fail as well: the thread goes on all the same.
+    name = name or getattr(_here, "name", "other")
     with contextlib.suppress(BaseException):
         for count in counts:
             count(name, 1)

@@ -26,6 +26,7 @@ from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import ChunkNewlines, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
 from minismtp.submission import complete, owns_sender
+from minismtp.threads import surviving
 
 
 class Transaction:
@@ -209,18 +210,24 @@ class Transaction:
         else:
             self._writer = None
             size = writer.size
-            try:
-                outcome, answers = self._accept(writer)
-            except Verdict as verdict:
-                answers = [self._refusal(verdict)]
-            except OSError as error:
-                self._not_written(error)
-                answers = [replies.NO_SPACE]
+            answers = [replies.FAULT]
+            with surviving():
+                outcome, answers = self._accepted_or_refused(writer)
         if self._service.lmtp and len(answers) == 1:
             answers *= len(self._accepted)
-        self._account(outcome or _outcome(answers), size, answers)
+        with surviving():  # nothing that is told of a message changes its reply
+            self._account(outcome or _outcome(answers), size, answers)
         self._end()
         return answers
+
+    def _accepted_or_refused(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
+        try:
+            return self._accept(writer)
+        except Verdict as verdict:
+            return "", [self._refusal(verdict)]
+        except OSError as error:
+            self._not_written(error)
+            return "", [replies.NO_SPACE]
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         service, session, envelope = self._service, self._session, self.envelope

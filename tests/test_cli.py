@@ -411,6 +411,27 @@ def test_interrupt_is_quiet(capsys: Capture, monkeypatch: pytest.MonkeyPatch) ->
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("raised", "status"), [("own", 1), ("the user's", 130)])
+def test_interrupt_of_a_user_ends_a_command_and_that_of_a_plugin_does_not(
+    raised: str, status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "leaving.py").write_text(
+        "import signal\nfrom minismtp import hookimpl, plugin\n\n@plugin\nclass Leaving:\n"
+        "    @hookimpl\n    def on_message(self) -> None:\n        "
+        + ("raise KeyboardInterrupt\n" if raised == "own" else "signal.raise_signal(2)\n")
+    )
+    (tmp_path / "mail.eml").write_bytes(b"Subject: x\r\n\r\nx\r\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "minismtp", "try", "leaving.py", "mail.eml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done
+    assert ("451 4.3.0" in done.stdout) == (raised == "own")
+
+
 def test_serve_without_any_file_says_where_mail_goes_and_how_to_send_some(tmp_path: Path) -> None:
     # Whether the ports are free here does not matter: this is said before they are opened.
     with subprocess.Popen(

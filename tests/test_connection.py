@@ -16,7 +16,7 @@ from minismtp.connection import Connection
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:
-    from conftest import Client, Launch, Running, TlsFiles
+    from conftest import Client, Configure, Launch, Running, Start, TlsFiles
 
 TIMEOUT = "421 4.4.2 mx.example.org timeout"
 LISTENERS = """
@@ -349,3 +349,45 @@ def test_long_group_of_commands_inside_tls_is_answered_whole(
         client.secure(tls_files.client())
         client.send(b"EHLO client.example\r\nMAIL FROM:<>\r\n" + GROUP + b"QUIT\r\n")
         assert client.rest().count("\r\n250 2.1.5 ") == 90
+
+
+BROKEN: Final = '''
+from minismtp import hookimpl, plugin
+from minismtp.conversation import Conversation
+
+
+@plugin
+class Broken:
+    """Has the server make a mistake of its own at HELP."""
+
+    @hookimpl
+    def on_start(self):
+        decide = Conversation.decide
+
+        def wrong(conversation, event):
+            if type(event).__name__ == "Other" and event.verb == "HELP":
+                raise ValueError("made by a test")
+            return decide(conversation, event)
+
+        Conversation.decide = wrong
+'''
+
+
+def test_fault_of_ours_ends_one_session_with_421_and_all_replies_before(
+    configure: Configure, start: Start
+) -> None:
+    config = configure('[[plugins]]\nuse = "broken"\n')
+    (config.parent / "local_plugins" / "broken.py").write_text(BROKEN)
+    server = start(config)
+    with server.connect() as client:
+        client.begin_data("dave@example.org")
+        client.send(b"x\r\n.\r\nNOOP\r\nHELP\r\nNOOP\r\n")
+        replies = client.rest().splitlines()
+    assert [reply[:3] for reply in replies] == ["250", "250", "421"]
+    assert replies[0].startswith("250 2.0.0 message accepted")
+    assert replies[2].startswith("421 4.3.0 mx.example.org local error in processing (id ")
+    assert len(server.mail("dave")) == 1
+    server.wait_for_log(" session closed .*reason=fault")
+    server.wait_until(lambda: server.metric("thread_failures_total", thread="session") == 1)
+    with server.connect() as client:
+        assert client.greet().startswith("250")

@@ -1,8 +1,9 @@
+import bdb
 import contextlib
 import gc
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,12 +31,13 @@ from minismtp import (
 from minismtp.chronicle import Chronicle, mentions
 from minismtp.config import PluginConfig
 from minismtp.events import Event, HookFailed
-from minismtp.guard import ANSWERS, Failure, Guard, Policy
+from minismtp.guard import ANSWERS, HARMLESS, Failure, Guard, Policy
 from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.plugins import hook_names
 from minismtp.reply import Verdict
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.threads import Interrupted
 
 NOTE: StashKey[str] = StashKey()
 
@@ -142,8 +144,36 @@ def test_plugin_that_calls_sys_exit_defers() -> None:
 
 
 def test_interrupt_from_the_keyboard_is_no_failure_of_the_plugin() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        mail(Dialogue(Raising(error=KeyboardInterrupt())))
+    with pytest.raises(Interrupted):
+        mail(Dialogue(Raising(error=Interrupted())))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, bdb.BdbQuit])
+@pytest.mark.parametrize("hook", hook_names())
+def test_what_ends_a_program_is_a_failure_of_the_plugin(
+    hook: str, error: type[BaseException], written: Log
+) -> None:
+    def method(*_: object) -> None:
+        raise error
+
+    metrics = Metrics()
+    guard = Guard(Policy("tested"), written, lambda _: None)
+    guarded = guard.wrap(hook, method, metrics.hook("tested", hook))
+    if hook in HARMLESS:
+        assert guarded() is None
+    else:
+        with pytest.raises(Failure if hook == "on_start" else Defer):
+            guarded()
+    metrics.tally.flush()
+    labels = {"plugin": "tested", "hook": hook}
+    assert metrics.registry.get_sample_value("minismtp_hook_errors_total", labels) == 1
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Log]:
+    """Give a log that says nothing on standard error."""
+    with (tmp_path / "log").open("wb") as file:
+        yield Log(descriptor=file.fileno())
 
 
 def test_failure_is_logged_with_session_plugin_hook_and_traceback(

@@ -61,6 +61,17 @@ def test_a_message_comes_back_as_it_was_queued(spool: Spool) -> None:
     assert stored.headers.get("Subject") == "x"
 
 
+def test_message_is_queued_though_nobody_can_be_told(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("made by a test")
+
+    monkeypatch.setattr(Spool, "_call", fails)
+    spool.add(entry(), message())
+    assert spool.open("m.1")[0] == entry()
+
+
 def target(**changes: Any) -> tuple[Target, ...]:  # noqa: ANN401 - any field
     return (replace(entry().targets[0], **changes),)
 

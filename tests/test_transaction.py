@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -24,12 +24,15 @@ from minismtp import (
     hookimpl,
     plugin,
 )
+from minismtp.chronicle import Chronicle
 from minismtp.config import Limits, PluginConfig
 from minismtp.events import Event, MessageDecided, RecipientDecided
 from minismtp.headers import FIELD_LIMIT
+from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.scalars import ByteSize
 from minismtp.smtp.content import fix_newlines
+from minismtp.spool import Spool
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]
@@ -990,3 +993,104 @@ def test_reverse_path_that_a_plugin_changes_is_what_storage_sees() -> None:
     changing = Readdressing(sender="new@client.example")
     Dialogue(changing, Looking(), Storage()).mail("Subject: x\n\nx")
     assert seen == ["new@client.example"]
+
+
+# What fails after the message was stored
+
+
+class BrokenAfterwards:
+    """Works until something is stored, and fails from then on, whatever is done with it."""
+
+    def __init__(self, real: object, mailroom: Mailroom) -> None:
+        self._real, self._mailroom = real, mailroom
+
+    def __getattr__(self, name: str) -> object:
+        if self._mailroom.stored:
+            raise MemoryError(f"made by a test: {name}")
+        return getattr(self._real, name)
+
+
+@pytest.mark.parametrize("part", ["log", "metrics", "chronicle", "queue", "hooks", "tracing"])
+@pytest.mark.parametrize("how", ["DATA", "BDAT"])
+def test_what_is_stored_is_acknowledged_whatever_fails_then(
+    part: str, how: str, mailroom: Mailroom, tmp_path: Path
+) -> None:
+    queue = Spool(tmp_path / "spool")
+    queue.prepare()
+    with (tmp_path / "log").open("wb") as file:
+        log = Log(descriptor=file.fileno())
+        chronicle = Chronicle(tmp_path, 1_000_000, log)
+        service = Dialogue(mailroom, Observer(), log=log).service
+        service = replace(service, queue=queue, chronicle=chronicle)
+        broken: Any = BrokenAfterwards(getattr(service, part), mailroom)
+        dialogue = Dialogue(service=replace(service, **{part: broken}))
+        dialogue.session.login = "a"
+        at_mail(dialogue).send(f"{RCPT} NOTIFY=SUCCESS")
+        if how == "DATA":
+            dialogue.send("DATA")
+            content = b"Subject: x\r\n\r\nx\r\n.\r\n"
+        else:
+            content = b"BDAT 3 LAST\r\nx\r\n"
+        try:
+            reply = dialogue.send_raw(content)
+        except MemoryError:  # of the look for the next command
+            reply = dialogue.receiver.take()
+        assert reply.startswith(b"250 2.0.0 message accepted")
+        assert len(mailroom.stored[USER]) == 1
+
+
+@pytest.mark.parametrize("kind", ["mx", "lmtp"])
+def test_notice_that_cannot_be_made_changes_no_reply(
+    kind: Kind, mailroom: Mailroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("made by a test")
+
+    monkeypatch.setattr("minismtp.storing.success_notices", fails)
+    queue = Spool(tmp_path / "spool")
+    queue.prepare()
+    service = replace(Dialogue(mailroom, kind=kind).service, queue=queue)
+    dialogue = Dialogue(service=service)
+    dialogue.session.login = "a"
+    at_mail(dialogue).send(f"{RCPT} NOTIFY=SUCCESS")
+    dialogue.send("DATA")
+    assert dialogue.send_raw(b"x\r\n.\r\n").startswith(b"250 2.0.0 message accepted")
+
+
+def test_copy_that_nobody_expected_to_fail_waits_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage()
+    queue = Spool(tmp_path / "spool")
+    queue.prepare()
+    service = replace(Dialogue(storage).service, queue=queue)
+    deliver = Hooks.deliver
+
+    def fails(hooks: Hooks, envelope: Envelope, message: Message, mailbox: Address) -> bool:
+        if mailbox.local == "b":
+            raise ValueError("made by a test")
+        return deliver(hooks, envelope, message, mailbox)
+
+    monkeypatch.setattr(Hooks, "deliver", fails)
+    dialogue = Dialogue(service=service)
+    assert dialogue.mail("Subject: x\n\nx", to=THREE).startswith("250")
+    assert storage.asked == ["a@example.org", "c@example.org"]
+    [name] = queue.names()
+    assert [target.address for target in queue.open(name)[0].targets] == ["b@example.org"]
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError])
+def test_fault_before_anything_is_stored_defers(
+    error: type[Exception], mailroom: Mailroom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error("made by a test")
+
+    monkeypatch.setattr("minismtp.transaction.hops", fails)
+    dialogue = Dialogue(mailroom)
+    reply = dialogue.mail("Subject: x\n\nx")
+    assert reply == "451 4.3.0 local error in processing, try again later"
+    assert not mailroom.stored
+    assert outcome(dialogue, "deferred") == 1
+    monkeypatch.undo()
+    assert dialogue.mail("Subject: x\n\nx").startswith("250")
