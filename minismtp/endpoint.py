@@ -3,22 +3,29 @@
 /metrics adds up the files of all workers; /healthz says that the server lives; /readyz that it
 takes mail; / is a page for people. Plain HTTP, meant for loopback: put a reverse proxy before it
 for anything else.
+
+The page tells who is connected, so it answers only names that lead here: a page of a stranger in a
+browser on this machine could else read it under a name of its own, which it lets point to loopback
+(DNS rebinding). Requests are few at once, each with a deadline.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import os
 import platform
 import signal
 import socket
 import socketserver
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http import HTTPStatus
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -37,7 +44,9 @@ from minismtp.sections import LogConfig
 from minismtp.tally import FLUSH_INTERVAL
 from minismtp.threads import count_failures, start_thread, surviving
 
+_Request: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 _TIMEOUT: Final = 10.0  # seconds for one request
+_MOST: Final = 16  # requests at once; others wait to be accepted
 _SLOT: Final = -1  # whose files hold what this process itself counts
 
 
@@ -50,16 +59,17 @@ def run(
     sessions: int,
     control: Path,
     config: LogConfig,
+    hosts: Collection[str] = (),
 ) -> int:
     """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
 
     `sessions` is the limit of the whole server; `control` is where its processes can be asked;
-    `config` says how to log.
+    `config` says how to log. The page answers the names in `hosts` and those of loopback.
     """
     logging.bridge(Log(level=config.level, style=config.format), config.level)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
-    server = _HttpServer(sock, _registry(board, directory, sessions), board, control)
+    server = _HttpServer(sock, _registry(board, directory, sessions), board, control, hosts)
     server.history.start()
     start_thread("endpoint", server.serve_forever)
     start_thread("lifeline", lambda: _watch(lifeline))
@@ -134,14 +144,37 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, sock: socket.socket, registry: CollectorRegistry, board: Board, control: Path
+        self,
+        sock: socket.socket,
+        registry: CollectorRegistry,
+        board: Board,
+        control: Path,
+        hosts: Collection[str],
     ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
         self.registry = registry
         self.board = board
         self.control = control
+        self.hosts = hosts
         self.history = History(self.figures)
+        self._places = threading.BoundedSemaphore(_MOST)
+
+    def process_request(self, request: _Request, client_address: object) -> None:
+        """Answer in a thread, once there is a place for it."""
+        self._places.acquire()
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread was to be had
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: _Request, client_address: object) -> None:
+        """Answer, and let the next one in."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def figures(self) -> Overview:
         """Give what the metrics say now."""
@@ -153,7 +186,12 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: _HttpServer
-    timeout = _TIMEOUT
+    connection: socket.socket
+
+    def setup(self) -> None:
+        """Give the whole request one deadline: an octet now and then gains no time."""
+        super().setup()
+        self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + _TIMEOUT))
 
     def handle(self) -> None:
         """Answer the requests of one connection; a scraper that hangs up is its own affair."""
@@ -176,6 +214,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self._answer(HTTPStatus.OK, b"ready\n")
                 else:
                     self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+            case "/" if not self._leads_here(self.headers.get("Host", "")):
+                self._answer(HTTPStatus.MISDIRECTED_REQUEST, b"see `hosts` in [metrics]\n")
             case "/":
                 self._answer(HTTPStatus.OK, self._page(), "text/html; charset=utf-8")
             case _:
@@ -185,6 +225,23 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         """Keep scrapes out of the log."""
+
+    def _leads_here(self, host: str) -> bool:
+        """Return whether a Host field names loopback, the address that was called, or one of ours.
+
+        RFC 9110 section 15.5.20. Without a field it is no browser.
+        """
+        name = host.strip().lower()
+        if not name.endswith("]"):
+            name = name.rpartition(":")[0] or name
+        name = name.strip("[]").rstrip(".")
+        if not host or name == "localhost" or name.endswith(".localhost"):
+            return True
+        try:
+            called = ip_address(self.connection.getsockname()[0])
+            return ip_address(name).is_loopback or ip_address(name) == called
+        except ValueError:
+            return name in self.server.hosts
 
     def _page(self) -> bytes:
         server = self.server
@@ -196,6 +253,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return render(server.figures(), server.history, found, now=time.time()).encode()
 
     def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
+        self.connection.settimeout(_TIMEOUT)
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -204,3 +262,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+class _Deadline(io.RawIOBase):
+    """Reads from a socket until a point in time, in monotonic seconds."""
+
+    def __init__(self, sock: socket.socket, due: float) -> None:
+        self._sock = sock
+        self._due = due
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # from `io` alone
+        """Read what there is; raises TimeoutError when it is too late."""
+        self._sock.settimeout(max(0.001, self._due - time.monotonic()))
+        return self._sock.recv_into(buffer)

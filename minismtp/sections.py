@@ -306,8 +306,17 @@ class MetricsConfig:
             ' takes mail, else 503) are served, by plain HTTP; "" = nowhere'
         ),
     ] = _METRICS_ADDRESS
+    hosts: Annotated[
+        list[str],
+        says(
+            "names under which browsers may ask for the status page, beside loopback's, the address"
+            " itself and `hostname`: that of a reverse proxy, for instance; 421 for others"
+        ),
+    ] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        names = [check_domain(name, key="hosts") for name in self.hosts]
+        object.__setattr__(self, "hosts", names)
         if self.address is not None and self.address.path is not None:
             raise ConfigError('expected "host:port", not a unix socket', key="address")
 

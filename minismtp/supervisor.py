@@ -335,6 +335,7 @@ class Supervisor:
                     sessions=limit,
                     control=directory.parent / "control",
                     config=self._current.config.log,
+                    hosts=(self._current.config.hostname, *self._current.config.metrics.hosts),
                 )
 
             self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+from prometheus_client import CollectorRegistry
+
+from minismtp.board import Board
+from minismtp.endpoint import _HttpServer
+
 if TYPE_CHECKING:
-    from conftest import Running
+    from conftest import Configure, Running, Start
 
 
 def test_promtool_has_nothing_to_say_about_the_metrics(
@@ -52,3 +60,85 @@ def test_file_that_a_worker_has_just_made_does_not_spoil_a_scrape(server: Runnin
     empty.unlink()
     assert status == 200
     assert series(before) <= series(metrics)
+
+
+def ask(server: Running, host: str | None, path: str = "/") -> int:
+    """Ask the endpoint as a client that names this host; give the status."""
+    port = int(server.wait_for_log(r" serving metrics address=127\.0\.0\.1:(\d+)")[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
+        field = "" if host is None else f"Host: {host.replace('PORT', str(port))}\r\n"
+        sock.sendall(f"GET {path} HTTP/1.1\r\n{field}\r\n".encode())
+        return int(sock.makefile("rb").readline().split()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "localhost:PORT", "LOCALHOST.", "x.localhost:80")),
+        *(
+            (host, 200)
+            for host in ("127.0.0.1", "127.0.0.1:PORT", "127.9.9.9", "[::1]:PORT", "[::1]")
+        ),
+        *((host, 200) for host in ("mx.example.org", "MX.example.org:PORT")),  # our own
+        (None, 200),
+        *((host, 421) for host in ("evil.example", "evil.example:PORT", "localhost.evil.example")),
+        *((host, 421) for host in ("192.0.2.1", "[2001:db8::1]:PORT", "127.0.0.1.evil.example")),
+        *((host, 421) for host in ("notlocalhost", "a@localhost:x", ":", "mx.example.org.evil")),
+    ],
+)
+def test_status_page_answers_names_that_lead_here(
+    server: Running, host: str | None, status: int
+) -> None:
+    """RFC 9110 section 15.5.20; else a name that is made to point to loopback could read it."""
+    assert ask(server, host) == status
+    for path in ("/healthz", "/readyz", "/metrics"):  # for probes and Prometheus, under any name
+        assert ask(server, host, path) == 200
+
+
+def test_status_page_answers_hosts_of_the_configuration(configure: Configure, start: Start) -> None:
+    metrics = '[metrics]\naddress = "127.0.0.1:0"\nhosts = ["status.example.org"]\n'
+    server = start(configure(metrics=metrics))
+    assert ask(server, "status.example.org") == 200
+    assert ask(server, "other.example.org") == 421
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """Run an endpoint in this process, with places for two requests of 0.3 s; give its address."""
+    monkeypatch.setattr("minismtp.endpoint._MOST", 2)
+    monkeypatch.setattr("minismtp.endpoint._TIMEOUT", 0.3)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = _HttpServer(listening, CollectorRegistry(), Board(), tmp_path, ())
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])
+    thread.start()
+    yield listening.getsockname()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_requests_at_once_are_few_and_silent_ones_end(endpoint: tuple[str, int]) -> None:
+    before = threading.active_count()
+    silent = [socket.create_connection(endpoint, timeout=60) for _ in range(40)]
+    with socket.create_connection(endpoint, timeout=60) as last:
+        last.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert threading.active_count() <= before + 2
+        assert last.makefile("rb").readline().startswith(b"HTTP/1.0 200")
+    assert [sock.recv(1) for sock in silent] == [b""] * 40
+    for sock in silent:
+        sock.close()
+
+
+def test_request_that_trickles_in_ends_at_its_deadline(endpoint: tuple[str, int]) -> None:
+    with socket.create_connection(endpoint, timeout=60) as sock:
+        sock.settimeout(0.02)
+        for _ in range(2000):
+            try:
+                sock.sendall(b"x")
+                assert sock.recv(1) == b""
+            except TimeoutError:
+                continue
+            except OSError:
+                pass
+            return
+    pytest.fail("it may go on for ever")
