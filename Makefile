@@ -3,7 +3,8 @@
 #   make test ARGS="-k maildir"   all tests, or pytest's arguments; JOBS=0 for one after the other
 #   make test-thorough            the property tests with fifty times as many examples, new ones each time
 #   make check                    ruff, mypy, layers
-#   make fuzz SECONDS=600         random peers against the running server
+#   make fuzz SECONDS=600         random peers against the running server; COUNT=50000 for so many sessions
+#   make fuzz-sessions COUNT=1000000  random sessions in memory
 #   make fuzz-parsers SECONDS=600 every parser against atheris, which coverage guides
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
 #   make bench                    measure, beside the peers that are installed
@@ -22,11 +23,12 @@ VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 ARGS ?=
 JOBS ?= auto
 SECONDS ?= 600
+COUNT ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-thorough check fuzz fuzz-parsers coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
+.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -44,7 +46,10 @@ check: $(VENV)/.installed-test build/typing/minismtp_plugins
 	$(BIN)/pytest --quiet tests/test_layers.py
 
 fuzz: $(VENV)/.installed-test
-	MINISMTP_FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest -s --hypothesis-profile=random -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
+	MINISMTP_FUZZ_SECONDS=$(SECONDS) MINISMTP_FUZZ_COUNT=$(COUNT) $(BIN)/pytest -s --hypothesis-profile=random -o faulthandler_timeout=0 tests/test_fuzz.py $(ARGS)
+
+fuzz-sessions: $(VENV)/.installed-test
+	PYTHONPATH=tests $(BIN)/python -m fuzz.sessions --count=$(or $(COUNT),1000000) $(ARGS)
 
 fuzz-parsers: $(VENV)/.installed-fuzz
 	PYTHONPATH=tests $(BIN)/python -m fuzz.drive --seconds=$(SECONDS) $(ARGS)

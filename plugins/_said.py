@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from minismtp import Defer, Reject
 
 _LONGEST = 300  # characters that are passed on
-_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3}) +")
+_NUMBER = "(?:0|[1-9][0-9]{0,2})"  # RFC 2034 section 4: no leading zeros, which `Reply` refuses
+_ENHANCED = re.compile(rf"([245]\.{_NUMBER}\.{_NUMBER}) +")
 _CLOSING = 421
 
 
