@@ -131,7 +131,8 @@ def recall(state_directory: Path, identifier: str) -> list[Record]:
 def mentions(state_directory: Path, text: str) -> Iterator[Record]:
     """Give the records in which a text stands, about as they came."""
     for line in _lines(state_directory / DIRECTORY, text.encode()):
-        with contextlib.suppress(msgspec.MsgspecError):  # cut off by a crash
+        # Cut off by a crash, or damaged: what is no UTF-8 is a ValueError.
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             yield msgspec.json.decode(line, type=Record)
 
 

@@ -159,7 +159,7 @@ class Config:
         """Read the text of the file `path`; raises ConfigError."""
         try:
             table = tomli.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(str(error), file=str(path)) from error
         return cls.build(table, file=str(path), base=path.absolute().parent)
 

@@ -209,7 +209,7 @@ def _read(descriptor: int, size: int) -> tuple[Entry, int]:
         text = base64.b64decode(os.pread(descriptor, length - _HEAD_SIZE, _HEAD_SIZE))
         entry = msgspec.json.decode(text, type=Entry)
         entry.envelope()
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None
     return entry, length
 

@@ -93,7 +93,7 @@ def changed(present: Config, path: Path) -> Config:
         table = tomli.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(str(error), file=str(path)) from error
     if "listeners" in table:
         return Config.load(path)

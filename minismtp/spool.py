@@ -330,7 +330,7 @@ def _read(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
     text = end[size - start :] if size >= start else os.pread(descriptor, length, size)
     try:
         entry = _decoded(text[:length])
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None
     if entry.id != name:
         raise DamagedError(f"holds the message {entry.id}")
@@ -343,7 +343,7 @@ def _encoded(entry: Entry) -> bytes:
         text = msgspec.json.encode(entry)
         if _decoded(text) == entry:
             return text
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UnreadableError(f"the envelope cannot be kept: {error}") from None
     raise UnreadableError("the envelope would come back as another one")
 

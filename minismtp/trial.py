@@ -110,7 +110,7 @@ def _setting(text: str) -> tuple[str, object]:
         raise ConfigError(f"expected KEY=VALUE, not {text!r}", key="--set")
     try:
         return key.strip(), tomli.loads(f"value = {value}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         return key.strip(), value
 
 

@@ -154,7 +154,7 @@ class Policies:
         path = self._directory / domain
         try:
             kept = msgspec.json.decode(path.read_bytes(), type=Kept)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
         if kept.fetched <= time.time() < kept.fetched + kept.policy.max_age:
             return kept

@@ -43,6 +43,8 @@ from minismtp.spool import _read as read_spooled
 from minismtp.state_sqlite import _read as read_windows
 from minismtp.trial import _setting
 
+#: For what only our own processes say, over sockets of mode 0600.
+_OURS = (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError)
 _LINE = 998  # octets, RFC 5322 section 2.1.1
 
 
@@ -206,12 +208,12 @@ def _show(record: Record) -> None:
         shadow.add(step, record.time, record.id)
 
 
-@target("insight.trace", raises=(ValueError, KeyError, TypeError, OverflowError, OSError))
+@target("insight.trace", raises=_OURS)
 def line_of_trace(data: bytes) -> None:
     traced(msgspec.json.decode(data, type=dict[str, Any]))
 
 
-@target("control", raises=(ValueError, KeyError, TypeError, RecursionError))
+@target("control", raises=_OURS)
 def question_of_control(data: bytes) -> None:
     handler = object.__new__(ControlHandler)
     handler.connection = cast("Any", argparse.Namespace(settimeout=lambda _: None))
