@@ -70,6 +70,7 @@ class Transaction:
             submitter=mail.submitter if session.login is not None else "",
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
+            trusted=session.trusted or session.login is not None,
         )
         bind(id=self.envelope.id)
 
@@ -90,7 +91,11 @@ class Transaction:
             # <Postmaster> is ours (RFC 5321 section 4.5.1).
             address = Address(address.local, self._service.hostname)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
-        recipient = Recipient(address, notify=command.notify, original=command.original)
+        notify = command.notify
+        if "SUCCESS" in notify and not self.envelope.trusted:
+            # A stranger may have named anybody as the sender, who would be told what never was.
+            notify = notify - {"SUCCESS"} or frozenset({"NEVER"})
+        recipient = Recipient(address, notify=notify, original=command.original)
         try:
             reply = self._judge(recipient)
         except Verdict as verdict:
