@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
     "values": "reply address peer clock database stash threads files groupsync passwords der"
-    " printable",
+    " printable exposure privileges",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
@@ -41,8 +41,8 @@ LAYERS = {
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor generation rundir children herald check listing postmaster warden"
-    " skeleton rehearsal trial stored replay"
+    "program": "supervisor generation rundir children herald check permissions"
+    " listing postmaster warden skeleton rehearsal trial stored replay"
     " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",
 }

@@ -161,6 +161,13 @@ def _queue(arguments: argparse.Namespace) -> int:
 
 
 def _passwd(arguments: argparse.Namespace) -> int:
+    from minismtp.privileges import acting_as_owner
+
+    with acting_as_owner(arguments.file.parent):
+        return _change_password(arguments)
+
+
+def _change_password(arguments: argparse.Namespace) -> int:
     from minismtp.files import atomic_write
     from minismtp.passwords import hash_password
     from minismtp.smtp.sasl import make_key
