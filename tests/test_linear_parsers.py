@@ -8,9 +8,9 @@ import struct
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
-from time import monotonic
 from typing import Final
 
 import pytest
@@ -97,7 +97,9 @@ class _Record(Resolver):
 
 def _record(text: str) -> object:
     resolver = _Record(f"v=DMARC1; {text}")
-    return _dmarc.Names(resolver, _dmarc.public_suffixes(), monotonic() + 100).record("example.org")
+    return _dmarc.Names(resolver, _dmarc.public_suffixes(), timedelta(seconds=100)).record(
+        "example.org"
+    )
 
 
 def _signature(text: str) -> object:
