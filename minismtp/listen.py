@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from ipaddress import ip_address
@@ -94,7 +95,7 @@ def _open_tcp(address: SocketAddress) -> socket.socket:
 
 
 def _open_unix(path: Path) -> socket.socket:
-    """Bind a unix socket; a stale one, on which nobody answers, is replaced.
+    """Bind a unix socket; replace one that a server which has ended left behind.
 
     Root does so as the owner of the directory.
     """
@@ -103,7 +104,8 @@ def _open_unix(path: Path) -> socket.socket:
         with acting_as_owner(path.parent):
             if path.is_socket():
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                    if probe.connect_ex(str(path)) != 0:
+                    probe.setblocking(False)  # a full queue answers EAGAIN
+                    if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
                         path.unlink()
             sock.bind(str(path))
     except OSError:
