@@ -74,9 +74,10 @@ def open_standard_streams() -> None:
     """Open /dev/null as each standard stream that is closed.
 
     Otherwise the next file or socket would get its descriptor, and with it the lines of the log.
+    Programs that plugins start inherit them.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STREAM:
-        os.set_inheritable(descriptor, True)  # noqa: FBT003 - programs of plugins need them as well
+        os.set_inheritable(descriptor, True)
     os.close(descriptor)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -241,7 +241,7 @@ def _read(path: Path) -> bytes:
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)
 
-    with open(path, "rb", opener=opener) as file:  # noqa: PTH123 - Path.open takes no opener
+    with open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("is not a regular file")
         data = file.read(_LONGEST_FILE + 1)

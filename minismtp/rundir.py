@@ -6,15 +6,45 @@ what that user cannot make, and only where nobody else can put something in the 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
+import struct
 from pathlib import Path
+from typing import Final
 
 from minismtp.config import Config
 from minismtp.exposure import Trust, exposures
 from minismtp.privileges import acting_as
 from minismtp.settings import ConfigError
+
+_LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
+
+
+def lock_state_directory(config: Config) -> int:
+    """Make the state directory ours until this process ends; return a descriptor to be kept open.
+
+    A record lock is not inherited: workers that outlive a killed supervisor for a moment do not
+    keep the next one from starting. Raise ConfigError if another server has the directory, and
+    OSError.
+    """
+    own(config, config.state_directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with acting_as(*_owner(config)):
+        descriptor = os.open(config.state_directory / "server.lock", flags, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
+        holder = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        pid = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, holder))[-1]
+        os.close(descriptor)
+        raise ConfigError(
+            f"{config.state_directory} is in use by another server, process {pid}",
+            file=config.file,
+            key="state_directory",
+        ) from None
+    return descriptor
 
 
 def runtime_directory(config: Config, name: str) -> Path:

@@ -41,7 +41,7 @@ LAYERS = {
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor generation rundir children herald check permissions"
+    "program": "supervisor launch watchdog generation rundir children herald check permissions"
     " listing postmaster warden skeleton rehearsal trial stored replay"
     " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",
