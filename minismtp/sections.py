@@ -96,7 +96,15 @@ class Listener:
         bool,
         says(
             "the sender must be the login, or an address whose mail comes to the login's own"
-            " mailbox; else 553"
+            " mailbox; else 553. Whole addresses count: a login without a domain is a user of the"
+            " first domain of `mailboxes`"
+        ),
+    ] = False
+    match_from: Annotated[
+        bool,
+        says(
+            "what the message has in From, and in Sender, must belong to the login in the same way;"
+            " else 550 behind the content"
         ),
     ] = False
     greet_delay: Annotated[

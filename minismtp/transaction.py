@@ -25,7 +25,7 @@ from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import ChunkNewlines, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
-from minismtp.submission import complete, owns_sender
+from minismtp.submission import complete, owns_authors, owns_sender
 from minismtp.threads import surviving
 
 
@@ -234,7 +234,9 @@ class Transaction:
             self._not_written(error)
             return "", [replies.NO_SPACE]
 
-    def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
+    def _accept(  # noqa: C901 - an early return for each exceptional case
+        self, writer: ContentWriter
+    ) -> tuple[str, list[Reply]]:
         service, session, envelope = self._service, self._session, self.envelope
         content = writer.finish()
         head = header_section(content, service.limits.headers)
@@ -252,6 +254,8 @@ class Transaction:
             # Not a header but a body at once: it must not read as a continuation of our field.
             trace += b"\r\n"
         message = Message(envelope.id, content, trace)
+        if service.match_from and not owns_authors(service.hooks, session, envelope, message):
+            return "rejected", [replies.AUTHOR_NOT_YOURS]
         if service.kind == "submission":
             complete(envelope, message, service.hostname)
         service.hooks.on_message(session, envelope, message)

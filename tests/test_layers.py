@@ -25,7 +25,7 @@ LAYERS = {
     " quarantine"
     " state_store state_sqlite state_redis"
     " events log stacks replies admission backoff board pulse scalars schema sections"
-    " sending settings tally xclient",
+    " sending settings tally xclient address_list",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver conversation authentication ehlo reporting service storing submission"
