@@ -21,6 +21,7 @@ _TERMS = 10  # that ask the DNS
 _VOID = 2  # of them, that find nothing
 _HOSTS = 10  # of an MX
 _LONGEST_NAME = 253  # characters
+_LONGEST_EXPLANATION = 1000  # characters with macros; a reply has room for fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ class _Evaluation:
             return ""
         try:
             texts = self._ask(self._name(found.record.explanation, found.domain), "TXT")
-            if len(texts) != 1:
+            if len(texts) != 1 or len(texts[0]) > _LONGEST_EXPLANATION:
                 return ""
             pieces = parse_macros(texts[0], explaining=True)
         except (UnansweredError, RecordError):

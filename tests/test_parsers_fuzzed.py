@@ -24,6 +24,7 @@ _OTHERS: Final = {
     "_rescue": "names of our own files",
     "backoff": "a digest of our own",
     "guard": "what a plugin says",
+    "permissions": "names of options",
     "replay": "a file of the operator's, as `configuration` has it",
     "skeleton": "an argument of the operator's",
 }
