@@ -204,7 +204,11 @@ class Limits:
         ),
     ] = _HEADERS_SIZE
     line_length: Annotated[
-        int, counts("octets of a text line in DATA with its CRLF; 0 = any", least=0)
+        int,
+        counts(
+            "octets of a text line with its CRLF, but in the body of BODY=BINARYMIME; 0 = any",
+            least=0,
+        ),
     ] = 1000
     recipients: Annotated[int, counts("of one message; 452 4.5.3 for those beyond")] = 100
     hops: Annotated[

@@ -23,7 +23,7 @@ from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
-from minismtp.smtp.content import ChunkNewlines, fix_newlines, has_bare_newline
+from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
 from minismtp.submission import complete, owns_authors, owns_sender
 from minismtp.threads import surviving
@@ -45,9 +45,11 @@ class Transaction:
         self._storing: Storing | None = None
         self._receiving = 0.0  # seconds; until `finish`, when that began
         self._writer: ContentWriter | None = None
-        self._newlines: ChunkNewlines | None = None
+        self._lines: ChunkLines | None = None
         if mail.body != "BINARYMIME":
-            self._newlines = ChunkNewlines(fix=service.fix_newlines)
+            self._lines = ChunkLines(
+                fix=service.fix_newlines, line_length=service.limits.line_length
+            )
         self._accepted: list[Recipient] = []
         self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._problem: Reply | None = None
@@ -172,16 +174,19 @@ class Transaction:
 
     def write(self, data: bytes, *, dotted: bool, last: bool = False) -> None:
         """Take some content; `dotted` says that it came by DATA, else `last` ends all chunks."""
-        writer, newlines = self._writer, self._newlines
+        writer, lines = self._writer, self._lines
         if writer is None:
             return
         if dotted:
             if self._service.fix_newlines:
                 data = fix_newlines(data)
-        elif newlines is not None:
-            data = newlines.take(data, last=last)
-            if newlines.bare and not self._service.fix_newlines:
+        elif lines is not None:
+            data = lines.take(data, last=last)
+            if lines.bare and not self._service.fix_newlines:
                 self.refuse(replies.BARE_NEWLINE)
+                return
+            if lines.long:
+                self.refuse(replies.LONG_LINE)
                 return
         if writer.size + len(data) > self._service.limits.message_size:
             self.refuse(replies.TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
@@ -242,13 +247,8 @@ class Transaction:
         head = header_section(content, service.limits.headers)
         if head is None:
             return "rejected", [replies.LONG_HEADER]
-        if envelope.body == "BINARYMIME" and has_bare_newline(head):
-            # RFC 3030 section 3 leaves line ends to the body; those of a header are CRLF.
-            return "rejected", [replies.BARE_NEWLINE]
-        if too_many_fields(head):
-            return "rejected", [replies.MANY_FIELDS]
-        if hops(head) > service.limits.hops:
-            return "rejected", [replies.LOOP]  # RFC 5321 section 6.3
+        if problem := self._header_problem(head):
+            return "rejected", [problem]
         trace = received(session, envelope)
         if head[:1] in {b" ", b"\t"}:
             # Not a header but a body at once: it must not read as a continuation of our field.
@@ -274,6 +274,22 @@ class Transaction:
         if message.quarantined is not None and accepted in answers:
             return "quarantined", answers
         return "queued" if queued else "", answers
+
+    def _header_problem(self, head: bytes) -> Reply | None:
+        limits = self._service.limits
+        if self.envelope.body == "BINARYMIME":
+            # RFC 3030 section 3 leaves the lines of the body alone; those of a header are as ever.
+            if has_bare_newline(head):
+                return replies.BARE_NEWLINE
+            lengths = LineLengths(limits.line_length)
+            lengths.take(head)
+            if lengths.exceeded:
+                return replies.LONG_LINE
+        if too_many_fields(head):
+            return replies.MANY_FIELDS
+        if hops(head) > limits.hops:
+            return replies.LOOP  # RFC 5321 section 6.3
+        return None
 
     def _readdress(self) -> None:
         """Take on whom plugins have added and taken away.

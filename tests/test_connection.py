@@ -82,7 +82,7 @@ def test_many_chunks_do_not_buy_time(hasty: Running) -> None:
         client.command("RCPT TO:<chunks@example.org>")
         reply = "250"
         while reply.startswith("250"):
-            client.send("BDAT 1\r\nx")
+            client.send("BDAT 2\r\n\r\n")
             reply = client.reply()
         assert reply.startswith(TIMEOUT)
     assert hasty.mail("chunks") == []

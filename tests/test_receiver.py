@@ -391,7 +391,7 @@ def files_open_below(directory: Path) -> int:
 @pytest.mark.parametrize("line", ["RSET", "EHLO client.example", "HELO client.example", None])
 def test_content_of_a_dropped_transaction_is_let_go(line: str | None, tmp_path: Path) -> None:
     dialogue = at_data(Dialogue(Mailroom(), spool=tmp_path))
-    dialogue.send_raw(b"BDAT 300000\r\n" + b"x" * 300_000)
+    dialogue.send_raw(b"BDAT 300000\r\n" + b"xxxx\r\n" * 50_000)
     assert files_open_below(tmp_path) == 1
     if line is None:
         dialogue.close()

@@ -468,7 +468,8 @@ def test_size_is_held_while_receiving(by: str, size: int, reply: str) -> None:
 
 def test_size_counts_over_all_chunks() -> None:
     storage = Storage()
-    dialogue = at_mail(Dialogue(storage, limits=Limits(message_size=ByteSize(1000))))
+    limits = Limits(message_size=ByteSize(1000), line_length=0)
+    dialogue = at_mail(Dialogue(storage, limits=limits))
     dialogue.send(RCPT)
     first = dialogue.send_raw(b"BDAT 999\r\n" + b"x" * 999)
     assert first.startswith(b"250")
@@ -595,16 +596,34 @@ def test_size_of_fixed_content_counts() -> None:
 @pytest.mark.parametrize(
     ("line_length", "reply"), [(20, "500 5.6.0"), (21, "250 2.0.0"), (0, "250 2.0.0")]
 )
-def test_lines_that_are_too_long_are_refused(line_length: int, reply: str) -> None:
+@pytest.mark.parametrize("by", ["DATA", "BDAT", "many BDAT"])
+def test_lines_that_are_too_long_are_refused(by: str, line_length: int, reply: str) -> None:
     # RFC 5321 section 4.5.3.1.6
     storage = Storage()
     dialogue = Dialogue(storage, limits=Limits(line_length=line_length))
-    assert data(dialogue, b"x\r\n" + b"y" * 19).startswith(reply)
+    content = b"x\r\n" + b"y" * 19
+    match by:
+        case "DATA":
+            said = data(dialogue, content)
+        case "BDAT":
+            said = chunk(dialogue, content + b"\r\n")
+        case _:
+            said = chunk(dialogue, content + b"\r\n", 7)
+    assert said.startswith(reply)
     assert bool(storage.asked) == reply.startswith("250")
 
 
-def test_lines_of_chunks_may_be_long() -> None:
-    assert chunk(Dialogue(Storage()), b"x" * 5000).startswith("250")
+@pytest.mark.parametrize(
+    ("content", "reply"),
+    [
+        (b"Subject: x\r\n\r\n" + b"y" * 5000, "250 2.0.0"),
+        (b"Subject: " + b"x" * 5000 + b"\r\n\r\ny", "500 5.6.0"),
+    ],
+    ids=["body", "header"],
+)
+def test_lines_may_be_long_in_a_binary_body_only(content: bytes, reply: str) -> None:
+    # RFC 3030 section 3
+    assert chunk(Dialogue(Storage()), content, body="BODY=BINARYMIME").startswith(reply)
 
 
 RECEIVED = b"Received: from a by b\r\n"
@@ -636,7 +655,7 @@ FIELD = b"X: " + b"y" * 95 + b"\r\n"  # 100 octets
 @pytest.mark.parametrize(
     ("content", "reply"),
     [
-        (FIELD * 9 + b"\r\n" + b"body" * 1000, "250 2.0.0"),
+        (FIELD * 9 + b"\r\n" + b"body\r\n" * 1000, "250 2.0.0"),
         (FIELD * 10 + b"\r\n" + b"body", "552 5.3.4"),
         (FIELD * 10 + b"X", "552 5.3.4"),
         (FIELD * 10, "250 2.0.0"),
@@ -695,7 +714,9 @@ def test_largest_header_is_read_whole_with_what_is_put_above_it() -> None:
             seen.append(message)
 
     largest = b"S: x\r\n" + b"Z" * (1024 * 1024 - 100) + b"\r\nLast: z\r\n\r\n"
-    assert chunk(Dialogue(Adding(), Storage()), largest).startswith("250 2.0.0")
+    assert chunk(Dialogue(Adding(), Storage(), limits=Limits(line_length=0)), largest).startswith(
+        "250 2.0.0"
+    )
     assert (seen[0].headers.get("Last"), seen[0].headers.truncated) == ("z", False)
 
 
@@ -740,9 +761,9 @@ def test_end_of_content_that_cannot_be_written_is_deferred(tmp_path: Path) -> No
     dialogue = at_mail(Dialogue(storage, spool=tmp_path, kind="lmtp"))
     dialogue.send(RCPT)
     dialogue.send(RCPT)
-    dialogue.send_raw(b"BDAT 270000\r\n" + b"x" * 270_000)
+    dialogue.send_raw(b"BDAT 270000\r\n" + b"x" * 998 + b"\r\n" * 134_501)
     with files_up_to(300_000):
-        reply = dialogue.send_raw(b"BDAT 100000 LAST\r\n" + b"x" * 100_000)
+        reply = dialogue.send_raw(b"BDAT 100000 LAST\r\n" + b"xx\r\n" * 25_000)
     refusal = f"452 4.3.1 no space to receive the message (id {dialogue.session.id}.1)\r\n"
     assert reply.decode() == refusal * 2
     assert storage.asked == []

@@ -25,13 +25,11 @@ class DotDecoder:
     """
 
     __slots__ = (
-        "_column",
         "_first",
         "_held",
-        "_line_length",
+        "_lines",
         "bare_newline",
         "done",
-        "long_line",
         "rest",
     )
 
@@ -39,12 +37,15 @@ class DotDecoder:
         # The CRLF before the first line is that of the DATA command: a lone dot ends at once.
         self._held = b"\r\n"
         self._first = True
-        self._line_length = line_length
-        self._column = 0
+        self._lines = LineLengths(line_length)
         self.done = False
         self.rest = b""
         self.bare_newline = False
-        self.long_line = False
+
+    @property
+    def long_line(self) -> bool:
+        """Whether a line was longer than it may be."""
+        return self._lines.exceeded
 
     def decode(self, data: bytes) -> bytes:
         """Take more octets and give the content that is certain by now."""
@@ -64,49 +65,66 @@ class DotDecoder:
         if self._first and data:
             self._first = False
             data = data[2:]
-        self._check(data)
+        self.bare_newline = self.bare_newline or has_bare_newline(data)
+        self._lines.take(data)
         return data
 
-    def _check(self, data: bytes) -> None:
-        self.bare_newline = self.bare_newline or has_bare_newline(data)
-        if self._line_length and not self.long_line:
-            self._measure(data)
 
-    def _measure(self, data: bytes) -> None:
-        """Look for a line longer than the limit by hopping from limit to limit.
+class LineLengths:
+    """Looks for a line of more than `limit` octets with its CRLF; 0 = any may be.
 
-        A bare LF ends a line too: where such content is not refused, it becomes a CRLF.
-        """
-        limit, size = self._line_length, len(data)
+    A bare LF ends a line too: where such content is not refused, it becomes a CRLF.
+    """
+
+    __slots__ = ("_column", "_limit", "exceeded")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._column = 0
+        self.exceeded = False
+
+    def take(self, data: bytes) -> None:
+        """Take more octets, in any pieces, by hopping from limit to limit."""
+        limit, size = self._limit, len(data)
+        if not limit or self.exceeded:
+            return
         start = -self._column
         while size - start > limit:
             newline = data.rfind(b"\n", max(start, 0), start + limit)
             if newline < 0:
-                self.long_line = True
+                self.exceeded = True
                 return
             start = newline + 1
         newline = data.rfind(b"\n")
         self._column = size - newline - 1 if newline >= 0 else self._column + size
 
 
-class ChunkNewlines:
-    """Looks for bare CR and LF in the content of BDAT, and makes CRLF of them if `fix` says so.
+class ChunkLines:
+    """Looks at the lines of what comes by BDAT: bare CR and LF, and how long they are.
 
-    Feed it the octets in any pieces; a CR at the end of one is held back until the next comes.
+    With `fix` bare ones become CRLF. Feed it the octets in any pieces; a CR at the end of one is
+    held back until the next comes.
     """
 
-    __slots__ = ("_fix", "_held", "bare")
+    __slots__ = ("_fix", "_held", "_lengths", "bare")
 
-    def __init__(self, *, fix: bool) -> None:
+    def __init__(self, *, fix: bool, line_length: int = 0) -> None:
         self._fix = fix
         self._held = b""
+        self._lengths = LineLengths(line_length)
         self.bare = False
+
+    @property
+    def long(self) -> bool:
+        """Whether a line was longer than it may be."""
+        return self._lengths.exceeded
 
     def take(self, data: bytes, *, last: bool = False) -> bytes:
         """Take more octets, the `last` ones or not, and return the content that is certain."""
         data = self._held + data
         self._held = b"\r" if data.endswith(b"\r") and not last else b""
         data = data[: len(data) - len(self._held)]
+        self._lengths.take(data)
         if has_bare_newline(data):
             self.bare = True
             return fix_newlines(data) if self._fix else data

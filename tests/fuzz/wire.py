@@ -12,7 +12,7 @@ from minismtp.received import header_section, hops
 from minismtp.reply import Reply
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
-from minismtp.smtp.content import ChunkNewlines, dotted
+from minismtp.smtp.content import ChunkLines, dotted
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
 from minismtp.smtp.protocol import (
     NEED_DATA,
@@ -138,7 +138,7 @@ def stuffing(data: bytes) -> None:
 @target("smtp.content")
 def newlines_of_chunks(data: bytes) -> None:
     for fix in (True, False):
-        whole, pieces = ChunkNewlines(fix=fix), ChunkNewlines(fix=fix)
+        whole, pieces = ChunkLines(fix=fix), ChunkLines(fix=fix)
         content = whole.take(data, last=True)
         again = b"".join([pieces.take(piece) for piece in pieces_of(data)])
         assert again + pieces.take(b"", last=True) == content
