@@ -1,7 +1,8 @@
 """What was decided, kept for `minismtp explain` (layer 2).
 
 A `Record` for each session, each message and each attempt to deliver goes into a ring of files that
-all processes share. They are handed over to a queue and written by a thread of its own, so a crash
+all processes share; what was refused goes into a second one, so that a flood pushes out nothing
+that was accepted. They are handed over to a queue and written by a thread of its own, so a crash
 loses those of the last moment; no mail depends on them.
 
 All processes append to one file, under its lock. Who finds it full gives it a number; of the
@@ -30,6 +31,9 @@ DIRECTORY: Final = "chronicle"  # in the state directory
 _INTERVAL: Final = 0.5  # seconds that a record may wait
 _SEGMENTS: Final = 8
 _CURRENT: Final = "current.jsonl"
+_ACCEPTED: Final = ""
+_REFUSED: Final = "refused-"
+_SHARE: Final = 4  # what was refused has a quarter of the room
 _MOST: Final = 100_000  # records that may wait: a disk that hangs must not fill the memory
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -48,21 +52,35 @@ class Record(msgspec.Struct, gc=False):
     steps: list[Step]
 
 
+class _Ring:
+    """Files whose names begin with `prefix`, and the records that wait to be written there."""
+
+    def __init__(self, prefix: str, limit: int) -> None:
+        self.prefix = prefix
+        self.segment = limit // _SEGMENTS
+        self.waiting: deque[Record] = deque(maxlen=_MOST)
+
+
 class Chronicle:
-    """One process's way into the ring, which takes about `limit` octets of disk in all."""
+    """One process's way into the rings, which take about `limit` octets of disk in all."""
 
     def __init__(self, state_directory: Path, limit: int, log: Log) -> None:
         self._directory = state_directory / DIRECTORY
-        self._segment = limit // _SEGMENTS
+        self._rings = (
+            _Ring(_ACCEPTED, limit - limit // _SHARE),
+            _Ring(_REFUSED, limit // _SHARE),
+        )
         self._log = log
-        self._waiting: deque[Record] = deque(maxlen=_MOST)
         self._wake = threading.Event()
         self._flushing = threading.Lock()
         self._failed = False
 
-    def keep(self, record: Record) -> None:
-        """Take a record, which nobody changes any more; it is on its way to the disk."""
-        self._waiting.append(record)
+    def keep(self, record: Record, *, accepted: bool = True) -> None:
+        """Take a record, which nobody changes any more; it is on its way to the disk.
+
+        What was not `accepted` has a ring of its own, so that strangers push out nothing else.
+        """
+        self._rings[not accepted].waiting.append(record)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -73,18 +91,22 @@ class Chronicle:
     def flush(self) -> None:
         """Write all that waits; what cannot be written is dropped."""
         with self._flushing:
-            records = []
-            while self._waiting:
-                records.append(self._waiting.popleft())
-            if not records or not self._segment:
-                return
-            try:
-                self._append(_ENCODER.encode_lines(records))
-                self._failed = False
-            except OSError as error:
-                if not self._failed:
-                    self._log.warning("chronicle not written", error=str(error))
-                self._failed = True
+            for ring in self._rings:
+                self._write(ring)
+
+    def _write(self, ring: _Ring) -> None:
+        records = []
+        while ring.waiting:
+            records.append(ring.waiting.popleft())
+        if not records or not ring.segment:
+            return
+        try:
+            self._append(ring, _ENCODER.encode_lines(records))
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self._log.warning("chronicle not written", error=str(error))
+            self._failed = True
 
     def _run(self) -> None:
         while True:
@@ -93,9 +115,9 @@ class Chronicle:
             time.sleep(_INTERVAL)
             self.flush()
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, ring: _Ring, data: bytes) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        path = self._directory / _CURRENT
+        path = self._directory / f"{ring.prefix}{_CURRENT}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         try:
@@ -104,15 +126,15 @@ class Chronicle:
                 data = data[os.write(descriptor, data) :]
             status = os.fstat(descriptor)
             # Another process may have put it away since it was opened.
-            if status.st_size >= self._segment and path.stat().st_ino == status.st_ino:
-                self._put_away(path)
+            if status.st_size >= ring.segment and path.stat().st_ino == status.st_ino:
+                self._put_away(ring.prefix, path)
         finally:
             os.close(descriptor)
 
-    def _put_away(self, path: Path) -> None:
-        old = _numbered(self._directory)
-        number = int(old[-1].stem) + 1 if old else 0
-        path.rename(self._directory / f"{number:08}.jsonl")
+    def _put_away(self, prefix: str, path: Path) -> None:
+        old = _numbered(self._directory, prefix)
+        number = int(old[-1].stem.removeprefix(prefix)) + 1 if old else 0
+        path.rename(self._directory / f"{prefix}{number:08}.jsonl")
         for surplus in old[: -(_SEGMENTS - 2)]:
             surplus.unlink(missing_ok=True)
 
@@ -137,7 +159,7 @@ def mentions(state_directory: Path, text: str) -> Iterator[Record]:
 
 
 def _lines(directory: Path, part: bytes) -> Iterator[bytes]:
-    for path in [*_numbered(directory), directory / _CURRENT]:
+    for path in [path for prefix in (_ACCEPTED, _REFUSED) for path in _files(directory, prefix)]:
         with contextlib.suppress(FileNotFoundError):
             data = path.read_bytes()
             at = data.find(part)
@@ -147,5 +169,9 @@ def _lines(directory: Path, part: bytes) -> Iterator[bytes]:
                 at = data.find(part, end) if end >= 0 else -1
 
 
-def _numbered(directory: Path) -> list[Path]:
-    return sorted(directory.glob("[0-9]*.jsonl"))
+def _files(directory: Path, prefix: str) -> list[Path]:
+    return [*_numbered(directory, prefix), directory / f"{prefix}{_CURRENT}"]
+
+
+def _numbered(directory: Path, prefix: str) -> list[Path]:
+    return sorted(directory.glob(f"{prefix}[0-9]*.jsonl"))

@@ -85,7 +85,7 @@ class Connection:
             self._linger()
         except ProxyProblem as problem:
             self._receiver.reason = self._cut_reason or "proxy"
-            self._service.log.info("PROXY refused", peer=self.session.peer, error=str(problem))
+            self._service.tell_refusal("PROXY refused", peer=self.session.peer, error=str(problem))
         except (ssl.SSLError, OSError) as error:
             self._note(error)
         except Exception as error:  # noqa: BLE001 - a fault of ours: the client comes again later
@@ -139,9 +139,9 @@ class Connection:
         if self._cut_reason or not data:
             self._say_goodbye(self._cut_reason)
             return
-        self._send(receiver.receive(data))
+        self._answer(receiver.receive(data))
         while receiver.pending:
-            self._send(receiver.proceed())
+            self._answer(receiver.proceed())
         if receiver.wants_tls:
             self._handshake()
 
@@ -160,6 +160,13 @@ class Connection:
             return self._socket.recv(_CONTENT, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
+
+    def _answer(self, data: bytes) -> None:
+        """Send replies; those to errors are held back, but not when the process is to end."""
+        delay = self._receiver.take_delay()
+        if delay:
+            self._service.draining.wait(delay)
+        self._send(data)
 
     def _send(self, data: bytes) -> None:
         if data:
@@ -273,7 +280,7 @@ class Connection:
             receiver.reason = self._cut_reason
         elif isinstance(error, ssl.SSLError) and self.session.tls is None:
             receiver.reason = "tls"
-            self._service.log.info(
+            self._service.tell_refusal(
                 "TLS handshake failed",
                 peer=self.session.peer,
                 error=error.reason or str(error),

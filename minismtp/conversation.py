@@ -12,6 +12,7 @@ from minismtp import replies
 from minismtp.activity import Activity
 from minismtp.authentication import Authentication
 from minismtp.ehlo import keywords
+from minismtp.error_count import ErrorCount
 from minismtp.metrics import COMMANDS
 from minismtp.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.service import Service
@@ -48,7 +49,6 @@ from minismtp.smtp.protocol import (
 from minismtp.transaction import Transaction
 from minismtp.xclient import apply_xclient
 
-_BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
 _CONTENT: Final = frozenset({ContentChunk, EndOfContent, EndOfChunk, Bdat})
 
 
@@ -57,7 +57,8 @@ class Conversation:
 
     `subject` is the identifier of what the next refusal is about: the message, or the session;
     `reason` says in one word how the session ended; `origin` is the peer before any XCLIENT;
-    `transactions` counts the accepted MAIL commands.
+    `transactions` counts the accepted MAIL commands, `messages` those that were accepted, `errors`
+    what led to nothing since the last one.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Conversation:
         self.origin = ""
         self.subject = session.id
         self.transactions = 0
+        self.messages = 0
         self.transaction: Transaction | None = None
         self._service = service
         self._session = session
@@ -75,12 +77,14 @@ class Conversation:
         self._authentication = Authentication(service, session)
         self._refused_verb = "OTHER"
         self._envelopes = 0
-        self._errors = 0
+        self._empty_chunk = False
+        self.errors = ErrorCount(
+            service.limits, service.errors, service.clock, trusted=service.lmtp
+        )
 
     def banner(self, *, early: bool = False) -> Reply:
         """Ask the plugins about the peer: 220, or what says that it is unwelcome."""
         service, session = self._service, self._session
-        session.trusted = False  # a plugin says so of the peer that it is now, see XCLIENT
         try:
             if early:
                 raise Reject("you talk before the greeting")
@@ -92,7 +96,7 @@ class Conversation:
             if isinstance(verdict, Disconnect):
                 self._protocol.close()
             self.reason = "refused"
-            service.log.info("connection refused", peer=session.peer, reply=str(reply))
+            service.tell_refusal("connection refused", peer=session.peer, reply=str(reply))
             return reply
         return Reply(220, f"{service.hostname} {'LMTP' if service.lmtp else 'ESMTP'} minismtp")
 
@@ -112,9 +116,11 @@ class Conversation:
                 )
             case EndOfChunk():
                 return self._finish_chunk(last=event.last)
-            case _:
+            case Bdat():
+                self._empty_chunk = not event.size
                 self._begin_chunk()
                 return None
+        raise AssertionError(event)
 
     def _guarded(self, event: Event) -> Reply:
         """Answer an event, and remember what the metrics are to call it."""
@@ -146,11 +152,9 @@ class Conversation:
             reply = verdict.reply
             if isinstance(verdict, Disconnect):
                 self._protocol.close()
-        if reply.code in _BAD_COMMANDS:
-            self._errors += 1
-            if self._errors > self._service.limits.errors:
-                self.reason = "errors"
-                return replies.TOO_MANY_ERRORS
+        if self.errors.note(event, reply, self._session.peer):
+            self.reason = "errors"
+            return replies.TOO_MANY_ERRORS
         return reply
 
     def _closing_reply(self, reason: str) -> Reply:
@@ -255,6 +259,9 @@ class Conversation:
         if last:
             transaction.write(b"", dotted=False, last=True)
         elif transaction.refused is None:
+            if self._empty_chunk and self.errors.note_junk(self._session.peer):
+                self.reason = "errors"
+                return [replies.TOO_MANY_ERRORS]
             return [replies.CHUNK_OK]
         answers = self._finish_content(bare_newline=False, long_line=False)
         return answers if last else answers[:1]
@@ -265,6 +272,9 @@ class Conversation:
         answers = transaction.finish(bare_newline=bare_newline, long_line=long_line)
         if transaction.disconnects:
             self._protocol.close()
+        if any(reply.category == 2 for reply in answers):  # noqa: PLR2004
+            self.messages += 1
+            self.errors.forgive(self._session.peer)
         return answers
 
     def _refused(self, event: Refused) -> Reply:
@@ -298,6 +308,7 @@ class Conversation:
         except SyntaxProblem as problem:
             return Reply(501, str(problem), "5.5.4")
         self._authentication = Authentication(service, session)
+        self.errors.restart()
         reply = self.banner()
         if reply.category == 5:  # noqa: PLR2004
             self._protocol.close()  # the front end would go on as if nothing had been said

@@ -71,6 +71,12 @@ class Receiver:
         """Whether a TLS handshake is to follow, answered by `secured`."""
         return self._protocol.state is TLS
 
+    def take_delay(self) -> float:
+        """Return the seconds to hold back what is to be sent next, for its errors; once."""
+        return min(
+            self._conversation.errors.take_delay(), max(0.0, self.deadline - self._service.clock())
+        )
+
     @property
     def pending(self) -> bool:
         """Whether `proceed` has input left to work on."""
@@ -112,7 +118,7 @@ class Receiver:
     def proceed(self) -> bytes:
         """Work on what has come in until more is needed or enough replies wait to be sent."""
         output = self._output
-        size = 0
+        errors, size = self._conversation.errors, 0
         self._starved = False
         while size < _FLUSH:
             event = self._watched_event() if self._tracing.outlets else self._protocol.next_event()
@@ -124,6 +130,8 @@ class Receiver:
                 sent = self._send(answers)
                 output.append(sent)
                 size += len(sent)
+                if errors.delays:
+                    break
             elif event.__class__ is Bdat and self._protocol.state is State.RCPT:
                 # One deadline for all chunks: many small ones buy no more time.
                 self.deadline = min(self._service.clock() + self._data_timeout, self._end)
@@ -201,19 +209,17 @@ class Receiver:
             "helo": session.helo,
             **({"tls": session.tls.version} if session.tls else {}),
         }
-        (service.log.debug if service.quiet else service.log.info)("session closed", **fields)
         self._tracing.happened(session, f"closed: {self.reason}")
-        if service.chronicle is not None and not service.quiet:
-            service.chronicle.keep(
-                Record(
-                    "session closed",
-                    session.id,
-                    service.wall(),
-                    self._begun,
-                    fields,
-                    self._activity.steps,
-                )
-            )
+        accepted = self._conversation.messages > 0
+        if service.quiet:
+            service.log.debug("session closed", **fields)
+        elif accepted or service.admits_refusal(session.peer):
+            service.log.info("session closed", **fields)
+            if service.chronicle is not None:
+                now, steps = service.wall(), self._activity.steps
+                record = Record("session closed", session.id, now, self._begun, fields, steps)
+                service.chronicle.keep(record, accepted=accepted)
+        service.settle_refusals()
         if service.hooks.observed:
             service.hooks.observe(
                 SessionClosed(session.id, session.listener, session.peer, duration, self.reason)

@@ -19,7 +19,6 @@ from minismtp.settings import ConfigError, build
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")
 _HEADERS_SIZE: Final = ByteSize.parse("1MiB")
-_SHORTEST_HANG: Final = timedelta(seconds=5)
 _CHRONICLE_SIZE: Final = ByteSize.parse("64MiB")
 _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -96,15 +95,7 @@ class Listener:
         bool,
         says(
             "the sender must be the login, or an address whose mail comes to the login's own"
-            " mailbox; else 553. Whole addresses count: a login without a domain is a user of the"
-            " first domain of `mailboxes`"
-        ),
-    ] = False
-    match_from: Annotated[
-        bool,
-        says(
-            "what the message has in From, and in Sender, must belong to the login in the same way;"
-            " else 550 behind the content"
+            " mailbox; else 553"
         ),
     ] = False
     greet_delay: Annotated[
@@ -226,7 +217,27 @@ class Limits:
             least=0,
         ),
     ] = 0
-    errors: Annotated[int, counts("bad commands of one session before 421")] = 10
+    errors: Annotated[
+        int,
+        counts(
+            "bad commands of one session since its last message before 421. A recipient or sender"
+            " that is refused counts for a fifth, one that is deferred for a hundredth"
+        ),
+    ] = 10
+    junk_commands: Annotated[
+        int,
+        counts(
+            "commands of one session since its last message that lead to none, such as NOOP, RSET,"
+            " VRFY, EHLO and MAIL; each one beyond is an error"
+        ),
+    ] = 100
+    error_delay: Annotated[
+        timedelta,
+        says(
+            "how much longer each error of a client is answered than the one before, from half of"
+            ' `errors` on; of all its sessions, ten times as much at most; "0s" = off'
+        ),
+    ] = timedelta(seconds=1)
     failed_logins: Annotated[int, counts("of one session before 421")] = 3
     login_backoff: Annotated[
         timedelta,
@@ -255,18 +266,8 @@ class Limits:
             " end in"
         ),
     ] = timedelta(seconds=30)
-    hang_timeout: Annotated[
-        timedelta,
-        says(
-            "a process that shows no sign of life for so long is killed and replaced, and its"
-            ' sessions are cut; sessions that wait do not count; "0s" = never, else 5 seconds at'
-            " least"
-        ),
-    ] = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
-        if timedelta() < self.hang_timeout < _SHORTEST_HANG:
-            raise ConfigError('expected "0s", or "5s" or more', key="hang_timeout")
         for name in (
             *("message_size", "headers"),
             *("handshake_timeout", "command_timeout", "data_timeout", "session_timeout"),
@@ -352,8 +353,19 @@ class LogConfig:
         Literal["debug", "info", "warning", "error"], says("the least that is logged")
     ] = "info"
     format: Annotated[Literal["text", "json"], says("text is `key=value`")] = "text"
+    refusals: Annotated[
+        int,
+        counts(
+            "lines in a minute, for each client and process, about what was refused and sessions"
+            " without a message; one line then says how many more there were"
+        ),
+    ] = 100
     chronicle: Annotated[
-        ByteSize, says("octets of disk for what `minismtp explain` knows; 0 = it knows nothing")
+        ByteSize,
+        says(
+            "octets of disk for what `minismtp explain` knows, a quarter of it for what was"
+            " refused; 0 = it knows nothing"
+        ),
     ] = _CHRONICLE_SIZE
 
 

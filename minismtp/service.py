@@ -13,10 +13,13 @@ from pathlib import Path
 from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Limits, Listener
+from minismtp.error_count import PeerErrors
 from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
+from minismtp.refusal_log import RefusalLog
+from minismtp.sections import LogConfig
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
 from minismtp.tracing import Tracing
@@ -50,7 +53,6 @@ class Service:
     greet_delay: float = 0.0
     strict_pipelining: bool = False
     match_sender: bool = False
-    match_from: bool = False
     backoff: Backoff | None = None
     quiet: bool = False
     fix_newlines: bool = False
@@ -59,6 +61,8 @@ class Service:
     chronicle: Chronicle | None = None
     made_up_keys: MadeUpKeys = field(default_factory=MadeUpKeys)
     tracing: Tracing = field(default_factory=Tracing)
+    errors: PeerErrors = field(default_factory=PeerErrors)
+    refusals: RefusalLog = field(default_factory=lambda: RefusalLog(LogConfig().refusals))
     draining: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -66,6 +70,19 @@ class Service:
     def silent(self) -> Service:
         """Give the same service for sessions that count for nothing."""
         return replace(self, quiet=True, metrics=SilentMetrics())
+
+    def admits_refusal(self, peer: str) -> bool:
+        """Count what came to nothing, and return whether it is to be told by itself."""
+        return self.refusals.admits(self.log, peer, self.clock())
+
+    def tell_refusal(self, event: str, *, peer: str, **fields: str | int) -> None:
+        """Log what came to nothing, unless the peer has had its share of lines."""
+        if self.admits_refusal(peer):
+            self.log.info(event, peer=peer, **fields)
+
+    def settle_refusals(self) -> None:
+        """Tell by one line for each peer how many more refusals there were in minutes past."""
+        self.refusals.settle(self.log, self.clock())
 
     def trusts_xclient(self, peer: str) -> bool:
         """Whether this peer may say who it speaks for."""
@@ -92,6 +109,7 @@ def make_service(
     backoff: Backoff | None = None,
     queue: Spool | None = None,
     chronicle: Chronicle | None = None,
+    refusals: RefusalLog | None = None,
     tracing: Tracing | None = None,
     made_up_keys: MadeUpKeys | None = None,
 ) -> Service:
@@ -111,12 +129,12 @@ def make_service(
         greet_delay=listener.greet_delay.total_seconds(),
         strict_pipelining=listener.strict_pipelining,
         match_sender=listener.match_sender,
-        match_from=listener.match_from,
         backoff=backoff,
         fix_newlines=config.bare_newline == "fix",
         spool=config.state_directory / "spool",
         queue=queue,
         chronicle=chronicle,
+        refusals=refusals or RefusalLog(config.log.refusals),
         tracing=tracing or Tracing(),
         made_up_keys=made_up_keys or MadeUpKeys(),
         draining=draining,

@@ -7,6 +7,7 @@ was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowl
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Final
 
 from minismtp import replies
 from minismtp.activity import Activity, summary
@@ -25,8 +26,10 @@ from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
-from minismtp.submission import complete, owns_authors, owns_sender
+from minismtp.submission import complete, owns_sender
 from minismtp.threads import surviving
+
+_MOST_TOLD: Final = 20  # refused recipients of one message that have a line each
 
 
 class Transaction:
@@ -54,6 +57,7 @@ class Transaction:
         self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._problem: Reply | None = None
         self._asked = False
+        self._refused_recipients = 0
         self.disconnects = False
         self.begun = service.clock()
         self.envelope = Envelope(
@@ -72,7 +76,6 @@ class Transaction:
             submitter=mail.submitter if session.login is not None else "",
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
-            trusted=session.trusted or session.login is not None,
         )
         bind(id=self.envelope.id)
 
@@ -93,11 +96,7 @@ class Transaction:
             # <Postmaster> is ours (RFC 5321 section 4.5.1).
             address = Address(address.local, self._service.hostname)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
-        notify = command.notify
-        if "SUCCESS" in notify and not self.envelope.trusted:
-            # A stranger may have named anybody as the sender, who would be told what never was.
-            notify = notify - {"SUCCESS"} or frozenset({"NEVER"})
-        recipient = Recipient(address, notify=notify, original=command.original)
+        recipient = Recipient(address, notify=command.notify, original=command.original)
         try:
             reply = self._judge(recipient)
         except Verdict as verdict:
@@ -137,14 +136,15 @@ class Transaction:
         outcome = {2: "accepted", 4: "deferred"}.get(reply.category, "rejected")
         service.metrics.recipients[outcome](1)
         if reply.category != 2:  # noqa: PLR2004
-            service.log.info(
-                f"recipient {outcome}",
-                id=self.envelope.id,
-                peer=self._session.peer,
-                sender=self.envelope.sender,
-                recipient=str(recipient.address),
-                reply=str(reply),
-            )
+            self._refused_recipients += 1
+            if self._refused_recipients <= _MOST_TOLD:
+                service.tell_refusal(
+                    f"recipient {outcome}",
+                    peer=self._session.peer,
+                    sender=self.envelope.sender,
+                    recipient=str(recipient.address),
+                    reply=str(reply),
+                )
         if service.hooks.observed:
             service.hooks.observe(
                 RecipientDecided(self._session.id, self.envelope.id, recipient.address, reply)
@@ -202,7 +202,9 @@ class Transaction:
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-        self._keep("no message", self._facts(0))
+        service = self._service
+        if service.admits_refusal(self.envelope.peer):
+            self._keep("no message", self._facts(0), accepted=False)
         self._end()
 
     def finish(self, *, bare_newline: bool = False, long_line: bool = False) -> list[Reply]:
@@ -239,9 +241,7 @@ class Transaction:
             self._not_written(error)
             return "", [replies.NO_SPACE]
 
-    def _accept(  # noqa: C901 - an early return for each exceptional case
-        self, writer: ContentWriter
-    ) -> tuple[str, list[Reply]]:
+    def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         service, session, envelope = self._service, self._session, self.envelope
         content = writer.finish()
         head = header_section(content, service.limits.headers)
@@ -254,8 +254,6 @@ class Transaction:
             # Not a header but a body at once: it must not read as a continuation of our field.
             trace += b"\r\n"
         message = Message(envelope.id, content, trace)
-        if service.match_from and not owns_authors(service.hooks, session, envelope, message):
-            return "rejected", [replies.AUTHOR_NOT_YOURS]
         if service.kind == "submission":
             complete(envelope, message, service.hostname)
         service.hooks.on_message(session, envelope, message)
@@ -330,13 +328,14 @@ class Transaction:
             facts["stored"] = ",".join(map(str, storing.stored))
         if storing is not None and storing.queued:
             facts["queued"] = ",".join([target.address for target in storing.queued])
-        service.log.info(
-            outcome,
-            **facts,
-            receive=f"{self._receiving:.4f}",
-            hooks=summary(self._activity.steps),
-        )
-        self._keep(outcome, facts)
+        told = facts | {
+            "receive": f"{self._receiving:.4f}",
+            "hooks": summary(self._activity.steps),
+        }
+        accepted = any(reply.category == 2 for reply in answers)  # noqa: PLR2004
+        if accepted or service.admits_refusal(envelope.peer):
+            service.log.info(outcome, **told)
+            self._keep(outcome, facts, accepted=accepted)
         if service.hooks.observed:
             for reply in answers:
                 service.hooks.observe(
@@ -356,14 +355,19 @@ class Transaction:
             "seconds": f"{self._service.clock() - self.begun:.4f}",
         }
 
-    def _keep(self, event: str, facts: dict[str, str | int]) -> None:
+    def _keep(self, event: str, facts: dict[str, str | int], *, accepted: bool) -> None:
         service = self._service
         if service.chronicle is not None:
             steps, now = self._activity.steps, service.wall()
-            service.chronicle.keep(Record(event, self.envelope.id, now, self.begun, facts, steps))
+            record = Record(event, self.envelope.id, now, self.begun, facts, steps)
+            service.chronicle.keep(record, accepted=accepted)
 
     def _end(self) -> None:
         """Let the thread's log lines and steps be the session's again."""
+        if (surplus := self._refused_recipients - _MOST_TOLD) > 0:
+            self._service.tell_refusal(
+                "more recipients refused", peer=self._session.peer, count=surplus
+            )
         unbind("id")
         self._activity.steps = self._steps_before
 

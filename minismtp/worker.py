@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from ipaddress import ip_network
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from minismtp.log import Log
 from minismtp.metrics import Metrics, use_slot
 from minismtp.plugins import PluginSet
 from minismtp.pulse import INTERVAL, Pulses
+from minismtp.refusal_log import RefusalLog
 from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.settings import ConfigError
@@ -81,7 +83,7 @@ def run(config: Config, post: Post) -> int:
     except (ConfigError, Failure) as error:
         logging.complain(f"minismtp: {error}")
         return EXIT_CONFIG
-    worker.show_life()
+    post.pulses.beat(post.slot)
     os.write(post.ready, b"r")
     os.close(post.ready)
     os.read(post.gate, 1)
@@ -104,6 +106,7 @@ class Worker:
         self._metrics = metrics
         self._log = log
         self._chronicle = Chronicle(config.state_directory, config.log.chronicle, log)
+        self._refusals = RefusalLog(config.log.refusals)
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
         self._draining = threading.Event()
@@ -137,28 +140,26 @@ class Worker:
         for server in self._servers:
             self._accepting.append(start_thread("accept", server.serve_forever))
 
-    def show_life(self) -> None:
-        """Show signs of life from now on; the supervisor kills a worker without them."""
-        self._post.pulses.beat(self._post.slot)
-        start_thread("pulse", self._beat_on)
-
     def wait(self) -> bool:
         """Block until it is time to end: True when others have taken over, who let us `retire`.
 
-        Meanwhile USR2 prints the stack of every thread.
+        Meanwhile it shows signs of life, and USR2 prints the stack of every thread.
         """
         start_thread("lifeline", self._watch_lifeline)
-        while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
-            stacks.dump()
-        return number == signal.SIGUSR1
+        while True:
+            received = signal.sigtimedwait(_SIGNALS, INTERVAL)
+            if received is None:
+                self._beat()
+            elif received.si_signo == signal.SIGUSR2:
+                stacks.dump()
+            else:
+                return received.si_signo == signal.SIGUSR1
 
     def retire(self) -> None:
         """Accept no more, and let the sessions go on until none is left or TERM comes."""
         self._close_servers()
         while self._sessions:
-            time.sleep(_TICK)
-            # Without a time-out: after a SIGSTOP one that has passed gives a random number.
-            received = signal.sigtimedwait(_SIGNALS, 0)
+            received = signal.sigtimedwait(_SIGNALS, _TICK)
             if received is not None and received.si_signo == signal.SIGTERM:
                 return
             if received is not None and received.si_signo == signal.SIGUSR2:
@@ -174,6 +175,7 @@ class Worker:
             self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))
         self._plugins.hooks().on_stop()
         self._metrics.tally.flush()
+        self._refusals.settle(self._log, inf)
         self._chronicle.flush()
         self._log.flush()
 
@@ -188,16 +190,10 @@ class Worker:
         finally:
             self._tracing.close(outlet)
 
-    def _beat_on(self) -> None:
-        while True:
-            time.sleep(INTERVAL)
-            self._beat()
-
     def _beat(self) -> None:
         """Show life, if every thread that all sessions hang on has turned since the last beat."""
         self._metrics.unusable_files.set(unusable_files())
-        servers = self._servers if self._accepting else []
-        turns = [self._sessions.turns, *(server.turns for server in servers)]
+        turns = [self._sessions.turns, *(server.turns for server in self._servers)]
         if not any(map(operator.eq, turns, self._turns)):
             self._turns = turns
             self._post.pulses.beat(self._post.slot)
@@ -228,6 +224,7 @@ class Worker:
             backoff=self._post.backoff,
             queue=self._queue,
             chronicle=self._chronicle,
+            refusals=self._refusals,
             tracing=self._tracing,
             made_up_keys=self._made_up_keys,
         )

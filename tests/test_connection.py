@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from minismtp.config import Limits
 from minismtp.connection import Connection
 from minismtp.testing import Dialogue
 
@@ -35,6 +36,8 @@ LIMITS = """
 command_timeout = "1s"
 data_timeout = "1500ms"
 session_timeout = "5s"
+junk_commands = 1_000_000
+errors = 100
 """
 
 
@@ -329,7 +332,7 @@ GROUP = b"".join(b"RCPT TO:<user%d@example.org>\r\n" % number for number in rang
 
 def test_long_group_of_commands_is_answered_in_one_piece() -> None:
     # RFC 2920 section 3.2; the group is longer than what is asked for at once.
-    dialogue = Dialogue()
+    dialogue = Dialogue(limits=Limits(errors=100))
     ours, theirs = socket.socketpair()
     sock = Recorder(ours)
     with theirs:

@@ -305,7 +305,7 @@ def test_ring_keeps_the_newest_within_its_bound(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in files) <= 90_000
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
     assert recall(tmp_path, f"{1999:012x}.1") == [record(1999, text="x" * 80)]
-    assert recall(tmp_path, f"{1700:012x}") == [record(1700, text="x" * 80)]
+    assert recall(tmp_path, f"{1800:012x}") == [record(1800, text="x" * 80)]
     assert recall(tmp_path, f"{0:012x}.1") == []
 
 

@@ -252,6 +252,7 @@ LIMITS: Final = """
 message_size = "64KiB"
 login_backoff = "0s"
 command_timeout = "20s"
+error_delay = "0s"
 
 [[plugins]]
 use = "password_file"

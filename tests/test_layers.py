@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
-    "values": "reply address peer cache clock database stash threads files groupsync passwords"
-    " der printable exposure privileges",
+    "values": "reply address peer clock database stash threads files groupsync passwords der"
+    " printable",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
@@ -25,11 +25,11 @@ LAYERS = {
     " quarantine"
     " state_store state_sqlite state_redis"
     " events log stacks replies admission backoff board pulse scalars schema sections"
-    " sending settings tally xclient address_list",
+    " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
-    "receiver": "receiver conversation authentication ehlo reporting service storing submission"
-    " transaction",
+    "receiver": "receiver conversation authentication ehlo error_count refusal_log reporting"
+    " service storing submission transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight.overview insight.page insight.top"
     " insight.explain insight.shadow insight.trace"
@@ -41,8 +41,8 @@ LAYERS = {
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor launch watchdog generation rundir children herald check permissions"
-    " listing postmaster warden skeleton rehearsal trial stored replay"
+    "program": "supervisor generation rundir children herald check listing postmaster warden"
+    " skeleton rehearsal trial stored replay"
     " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",
 }

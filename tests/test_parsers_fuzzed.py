@@ -14,7 +14,7 @@ import pytest
 from fuzz.target import CORPUS, problem, pumps
 from fuzz.targets import TARGETS
 
-_PUMPED: Final = 3  # long inputs for each target
+_PUMPED: Final = 4  # long inputs for each target
 _ROOT: Final = Path(__file__).parents[1]
 _PARSES: Final = re.compile(
     r"re\.compile\(|json\.loads|json\.decode|struct\.unpack|int\.from_bytes|tomli\.loads|b64decode"
@@ -22,10 +22,11 @@ _PARSES: Final = re.compile(
 #: Modules that look as if they parsed something, and why no target is for them.
 _OTHERS: Final = {
     "_rescue": "names of our own files",
+    "arc": "an option",
     "backoff": "a digest of our own",
     "guard": "what a plugin says",
-    "permissions": "names of options",
     "replay": "a file of the operator's, as `configuration` has it",
+    "score": "names of plugins",
     "skeleton": "an argument of the operator's",
 }
 

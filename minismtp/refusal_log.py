@@ -1,0 +1,77 @@
+"""Lines about what came of nothing, bounded for each peer (layer 4).
+
+A stranger can have as much refused as it likes. The first refusals of a peer in each minute have a
+line each, with the true reason; the rest is counted, and told by one line when the minute is over.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+from minismtp.log import Log, bind, bound, unbind
+from minismtp.peer import peer_key
+
+_WINDOW: Final = 60.0  # seconds
+_MOST: Final = 10_000  # peers that are remembered
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one peer has had of a minute."""
+
+    peer: str
+    end: float
+    lines: int = 0
+    surplus: int = 0
+
+
+class RefusalLog:
+    """The shares of all peers in one process, `most` lines in a minute each; safe in threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._shares: dict[bytes | str, _Share] = {}  # those that end first, first
+        self._lock = threading.Lock()
+
+    def admits(self, log: Log, peer: str, now: float) -> bool:
+        """Count a refusal, and return whether it is to be told by itself."""
+        self.settle(log, now)
+        key = peer_key(peer) or peer
+        with self._lock:
+            share = self._shares.get(key)
+            if share is None:
+                share = self._shares[key] = _Share(peer, now + _WINDOW)
+            admitted = share.lines < self._most
+            if admitted:
+                share.lines += 1
+            else:
+                share.surplus += 1
+            forgotten = len(self._shares) > _MOST
+        if forgotten:
+            self._tell(log, self._take(inf))
+        return admitted
+
+    def settle(self, log: Log, now: float) -> None:
+        """Tell how many refusals had no line in the minutes that are over by now."""
+        while share := self._take(now):
+            self._tell(log, share)
+
+    def _take(self, now: float) -> _Share | None:
+        """Remove the share that ends first, if it ends by now."""
+        with self._lock:
+            for key, share in self._shares.items():
+                if share.end > now:
+                    break
+                del self._shares[key]
+                return share
+        return None
+
+    def _tell(self, log: Log, share: _Share | None) -> None:
+        if share is not None and share.surplus:
+            own = {**bound()}
+            unbind()  # it is not about the session of this thread
+            log.info("more refusals", peer=share.peer, count=share.surplus)
+            bind(**own)
