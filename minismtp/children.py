@@ -91,6 +91,7 @@ class Children(Generic[Group]):
             return pid
         status = 1
         try:
+            self._log.forget()
             os.close(self._lifeline_write)
             if core >= 0:
                 _keep_to(core)

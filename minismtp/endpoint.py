@@ -66,15 +66,18 @@ def run(
     `sessions` is the limit of the whole server; `control` is where its processes can be asked;
     `config` says how to log. The page answers the names in `hosts` and those of loopback.
     """
-    logging.bridge(Log(level=config.level, style=config.format), config.level)
+    log = Log(level=config.level, style=config.format, patient=False)
+    logging.bridge(log, config.level)
+    logging.capture(log)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
     server = _HttpServer(sock, _registry(board, directory, sessions), board, control, hosts)
+    log.start()
     server.history.start()
     start_thread("endpoint", server.serve_forever)
     start_thread("lifeline", lambda: _watch(lifeline))
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
-        stacks.dump()
+        stacks.dump(log)
     return 0
 
 

@@ -1,10 +1,13 @@
 """One line for each event, as key=value or JSON (layer 2).
 
-Lines go to standard error by one `os.write` each, so lines of several processes never mix. Ordinary
-lines may wait up to `FLUSH_INTERVAL` seconds and leave together: a write for every message gives up
-the interpreter lock and cost a third of the throughput. Warnings and errors leave at once, and take
-all that waits with them, so order holds. Where systemd's journal reads standard error, every line
-begins with its priority, as in sd-daemon(3), and has no time: the journal knows it.
+Nobody waits for standard error, which may be a pipe that nobody reads or a journal that hangs. Once
+a log is started a thread of its own writes: ordinary lines wait up to `FLUSH_INTERVAL` seconds and
+leave together, as a write for every message gives up the interpreter lock and cost a third of the
+throughput; with a warning or an error it writes at once, and order holds. In a process that starts
+no thread an impatient log writes what is taken without waiting, and the rest later. What is more
+than `_ROOM` is dropped and counted, and a line says so when it goes on. Where systemd's journal
+reads standard error, every line begins with its priority, as in sd-daemon(3), and has no time: the
+journal knows it.
 
 A session is a thread, hence what is bound to the thread (`bind`) stands in every line that the
 thread logs, those of third-party libraries included.
@@ -16,18 +19,23 @@ import json
 import logging
 import os
 import re
+import select
+import stat
 import sys
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from minismtp.output import Output, Printed
 from minismtp.printable import printable
 from minismtp.threads import start_thread
 
 FLUSH_INTERVAL: Final = 0.05
+_ROOM: Final = 4 << 20  # octets of lines that may wait: a second of the busiest log, and more
+_PATIENCE: Final = 2.0  # seconds that the end of a process waits for its last lines
+_TICK: Final = 0.005
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
 _STDERR: Final = 2
@@ -61,17 +69,33 @@ def bound() -> dict[str, object]:
 
 
 class Log:
-    """Writes events to a file descriptor. Safe in several threads; make it after the fork."""
+    """Writes events to a file descriptor. Safe in several threads; make it after the fork.
+
+    A `patient` one waits for its reader until it is started, as a command may.
+    """
 
     def __init__(
-        self, *, level: str = "info", style: str = "text", descriptor: int = _STDERR
+        self,
+        *,
+        level: str = "info",
+        style: str = "text",
+        descriptor: int = _STDERR,
+        patient: bool = True,
     ) -> None:
         self._threshold = LEVELS[level]
         self._format = _as_json if style == "json" else _as_text
         self._descriptor = descriptor
         self._journal = _is_journal(descriptor)
-        self._waiting: deque[str] = deque()
+        self._output = None if patient else Output(descriptor)
+        self._waiting: list[str] = []
+        self._size = 0  # of what waits, about in octets
+        self._lost = 0  # lines since the last that was taken
+        self._count_lost: Callable[[int], object] = int
+        self._noting = threading.Lock()  # guards those four
+        self._rest = b""  # of what an impatient log has begun to write
         self._wake: threading.Event | None = None
+        self._urgent = threading.Event()
+        self._writing = False
         self._flushing = threading.RLock()
         self._date = (0, "")
 
@@ -86,56 +110,120 @@ class Log:
             self._line("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Log what somebody should look at; written at once."""
+        """Log what somebody should look at; on its way at once."""
         if self._threshold <= LEVELS["warning"]:
-            self._line("warning", event, fields)
-            self.flush()
+            self._line("warning", event, fields, urgent=True)
 
     def error(self, event: str, **fields: object) -> None:
-        """Log a failure; written at once."""
-        self._line("error", event, fields)
-        self.flush()
+        """Log a failure; on its way at once."""
+        self._line("error", event, fields, urgent=True)
 
     def exception(self, event: str, error: BaseException, **fields: object) -> None:
         """Log a failure with its traceback on the same line (line feeds escaped)."""
         text = "".join(traceback.format_exception(error)).rstrip()
         self.error(event, error=describe(error), **fields, traceback=text)
 
+    def complain(self, message: str) -> None:
+        """Tell the user of a mistake, by a line that is meant for people."""
+        self._note(f"{_mark('error') if self._journal else ''}{message}\n", urgent=True)
+
+    def dump(self, text: str) -> None:
+        """Write lines that belong together, as they are."""
+        self._note(text, urgent=True)
+
+    def count_dropped(self, count: Callable[[int], object]) -> None:
+        """Call `count` with 1 for each line that is dropped from now on."""
+        self._count_lost = count
+
+    def forget(self) -> None:
+        """Drop what waits: after a fork it is the parent's."""
+        self._take()
+        self._rest = b""
+
     def start(self) -> None:
-        """Let ordinary lines wait from now on; starts the thread that flushes them."""
-        self._wake = threading.Event()
-        wake = self._wake
+        """Leave the writing to a thread from now on."""
+        self._wake = wake = threading.Event()
+        if self._waiting or self._rest:
+            wake.set()
         start_thread("log", lambda: self._run(wake))
 
-    def flush(self) -> None:
-        """Write all that waits."""
-        with self._flushing:  # or two threads would change the order of the lines
-            lines = []
-            while self._waiting:
-                lines.append(self._waiting.popleft())
-            if lines:
-                _write(self._descriptor, "".join(lines).encode("utf-8", "backslashreplace"))
+    def flush(self, patience: float = _PATIENCE) -> None:
+        """Have written all that waits, in `patience` seconds or not at all."""
+        if self._wake is None:
+            self._write_at_once()
+            return
+        end = time.monotonic() + patience
+        self._urgent.set()
+        self._wake.set()
+        while (self._waiting or self._writing) and time.monotonic() < end:
+            time.sleep(_TICK)
 
     def _run(self, wake: threading.Event) -> None:
         while True:
             wake.wait()
+            self._writing = True
             wake.clear()
-            self.flush()
-            time.sleep(FLUSH_INTERVAL)
+            self._urgent.clear()
+            try:
+                self._write_at_once()
+            finally:
+                self._writing = False
+            self._urgent.wait(FLUSH_INTERVAL)
 
-    def _line(self, level: str, event: str, fields: dict[str, object]) -> None:
+    def _write_at_once(self) -> None:
+        with self._flushing:  # or two threads would change the order of the lines
+            if self._output is None or self._wake is not None:
+                rest, self._rest = self._rest, b""
+                _write(self._descriptor, rest + self._take())
+                return
+            while self._rest or self._waiting:
+                data = self._rest or self._take()
+                try:
+                    self._rest = data[self._output.write(data) :]
+                except OSError:
+                    self._rest = b""  # nowhere left to say it
+                if self._rest:
+                    return
+
+    def _take(self) -> bytes:
+        with self._noting:
+            lines, self._waiting = self._waiting, []
+            lost, self._lost = self._lost, 0
+            self._size = 0
+        if lost:
+            lines.append(self._composed("warning", "log lines dropped", {"lines": lost}))
+        return "".join(lines).encode("utf-8", "backslashreplace")
+
+    def _note(self, text: str, *, urgent: bool) -> None:
+        with self._noting:
+            fits = self._size < _ROOM
+            if fits:
+                self._waiting.append(text)
+                self._size += len(text)
+            else:
+                self._lost += 1
+        if not fits:
+            self._count_lost(1)
+        if self._wake is None:
+            self._write_at_once()
+            return
+        if urgent:
+            self._urgent.set()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _line(
+        self, level: str, event: str, fields: dict[str, object], *, urgent: bool = False
+    ) -> None:
         bound = getattr(_bound, "fields", None)
         if bound:
             fields = {**bound, **fields}
+        self._note(self._composed(level, event, fields), urgent=urgent)
+
+    def _composed(self, level: str, event: str, fields: dict[str, object]) -> str:
         if self._journal:
-            line = f"<{_PRIORITIES[level]}>{self._format('', level, event, fields)}"
-        else:
-            line = self._format(self._now(), level, event, fields)
-        self._waiting.append(line)
-        if self._wake is None:
-            self.flush()
-        elif not self._wake.is_set():
-            self._wake.set()
+            return _mark(level) + self._format("", level, event, fields)
+        return self._format(self._now(), level, event, fields)
 
     def _now(self) -> str:
         # The date text is made once a second: strftime costs 2 us, this 0.3 us.
@@ -182,9 +270,18 @@ def bridge(log: Log, level: str) -> None:
     root.setLevel(LEVELS[level])
 
 
+def capture(log: Log) -> None:
+    """Have what plugins and libraries print on standard error, and warn of, become lines of `log`.
+
+    So no session waits for its reader, and no line is cut in two by another process.
+    """
+    sys.stderr = Printed(lambda line: log.warning(line, logger="stderr"), _STDERR)
+    logging.captureWarnings(True)
+
+
 def complain(message: str, level: str = "error") -> None:
     """Tell the user on standard error, by a line that is meant for people, of a mistake."""
-    mark = f"<{_PRIORITIES[level]}>" if _is_journal(_STDERR) else ""
+    mark = _mark(level) if _is_journal(_STDERR) else ""
     sys.stderr.write(f"{mark}{printable(message)}\n")
 
 
@@ -215,6 +312,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
+def _mark(level: str) -> str:
+    return f"<{_PRIORITIES[level]}>"
+
+
 def _is_journal(descriptor: int) -> bool:
     """Whether a descriptor is the one that systemd has connected to its journal."""
     journal = os.environ.get("JOURNAL_STREAM", "")
@@ -227,6 +328,18 @@ def _is_journal(descriptor: int) -> bool:
 def _write(descriptor: int, data: bytes) -> None:
     try:
         while data:
-            data = data[os.write(descriptor, data) :]
+            try:
+                data = data[os.write(descriptor, data[: _whole(descriptor, data)]) :]
+            except BlockingIOError:  # somebody who shares it has made it so
+                poll = select.poll()
+                poll.register(descriptor, select.POLLOUT)
+                poll.poll()
     except OSError:
         return  # nowhere left to say it: a closed standard error must not end a session
+
+
+def _whole(descriptor: int, data: bytes) -> int:
+    """Give how much to write at once, so that lines of several processes do not mix in a pipe."""
+    if len(data) <= select.PIPE_BUF or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return len(data)
+    return (data.rfind(b"\n", 0, select.PIPE_BUF) + 1) or (data.find(b"\n") + 1) or len(data)

@@ -185,6 +185,11 @@ class Metrics:
 
     def _define_sessions(self) -> None:
         self.thread_failed = count_thread_failures(self.registry)
+        self.log_dropped = self.tally.adder(
+            self._counter(
+                "log_lines_dropped", "Lines of the log that were dropped: nobody took them."
+            )
+        )
         self.connections = self._counter(
             "connections", "Connections by what became of them.", "listener", "result"
         )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 
+from minismtp.log import Log
 
-def dump() -> None:
-    """Print the stack of every thread in one piece: other processes do so at the same time.
+
+def dump(log: Log) -> None:
+    """Log the stack of every thread in one piece: other processes do so at the same time.
 
     The names of the threads come first, since `faulthandler` does not tell them.
     """
@@ -19,4 +20,4 @@ def dump() -> None:
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        os.write(sys.stderr.fileno(), file.read())
+        log.dump(file.read().decode("utf-8", "backslashreplace"))

@@ -48,7 +48,7 @@ _LONGEST_PAUSE: Final = 5.0
 
 def serve(config: Config) -> int:
     """Run the server until it is told to stop; gives the exit status."""
-    log = Log(level=config.log.level, style=config.log.format)
+    log = Log(level=config.log.level, style=config.log.format, patient=False)
     bridge(log, config.log.level)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -107,6 +107,7 @@ class Supervisor:
             if received is not None:
                 self._act(received.si_signo)
             self._tend()
+            self._log.flush()
         self._log.info("stopped")
         return self._status
 

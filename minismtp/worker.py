@@ -71,17 +71,19 @@ class Post:
 def run(config: Config, post: Post) -> int:
     """Serve until SIGTERM or the supervisor's death; gives the exit status."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    log = Log(level=config.log.level, style=config.log.format)
+    log = Log(level=config.log.level, style=config.log.format, patient=False)
     logging.bridge(log, config.log.level)
+    logging.capture(log)
     use_slot(post.metrics_directory, post.slot)
     metrics = Metrics(listener.name for listener in config.listeners)
     count_failures(metrics.thread_failed)
+    log.count_dropped(metrics.log_dropped)
     try:
         plugins = PluginSet.load(config, metrics, log)
         worker = Worker(config, post, plugins, metrics, log)
         worker.start()
     except (ConfigError, Failure) as error:
-        logging.complain(f"minismtp: {error}")
+        log.complain(f"minismtp: {error}")
         return EXIT_CONFIG
     post.pulses.beat(post.slot)
     os.write(post.ready, b"r")
@@ -151,7 +153,7 @@ class Worker:
             if received is None:
                 self._beat()
             elif received.si_signo == signal.SIGUSR2:
-                stacks.dump()
+                stacks.dump(self._log)
             else:
                 return received.si_signo == signal.SIGUSR1
 
@@ -163,7 +165,7 @@ class Worker:
             if received is not None and received.si_signo == signal.SIGTERM:
                 return
             if received is not None and received.si_signo == signal.SIGUSR2:
-                stacks.dump()
+                stacks.dump(self._log)
 
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""

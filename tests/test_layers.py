@@ -24,7 +24,7 @@ LAYERS = {
     " envelope delivery dsn headers message session received tls entry spool config metrics state"
     " quarantine"
     " state_store state_sqlite state_redis"
-    " events log stacks replies admission backoff board pulse scalars schema sections"
+    " events output log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings tally xclient",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",

@@ -1,16 +1,25 @@
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import DEADLINE, Client, Configure, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
-from minismtp.log import Bridge, Log, bind, bridge, complain, describe, unbind
+from minismtp.log import Bridge, Log, bind, bridge, capture, complain, describe, unbind
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 ANYTHING = st.text(max_size=20)  # what may come from a peer, a library or an attacker
@@ -26,6 +35,11 @@ class Written:
     @property
     def descriptor(self) -> int:
         return self.file.fileno()
+
+    @property
+    def ends(self) -> int:
+        """How many lines have ended, one more of which may be in the midst of being written."""
+        return self._path.read_bytes().count(b"\n")
 
     @property
     def lines(self) -> list[str]:
@@ -201,13 +215,20 @@ def test_ordinary_lines_may_wait_and_leave_by_themselves() -> None:
     os.close(writing)
 
 
-def test_warning_leaves_at_once_behind_what_waits(written: Written) -> None:
+def test_warning_is_on_its_way_at_once_behind_what_waits(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minismtp.log.FLUSH_INTERVAL", 3600.0)
     log = Log(descriptor=written.descriptor)
     log.start()
+    log.info("first")
+    wait_until(lambda: written.ends)  # and the next waits for an hour, or for a warning
     for number in range(100):
         log.info("x", number=number)
     log.warning("last")
+    wait_until(lambda: written.ends == 102)
     assert [line.split()[-1] for line in written.lines] == [
+        "first",
         *[f"number={number}" for number in range(100)],
         "last",
     ]
@@ -351,3 +372,253 @@ def test_complaint_to_the_journal_has_its_priority(
     complain("minismtp: b")
     complain("c", "warning")
     assert capfd.readouterr().err.splitlines() == ["minismtp: a", "<3>minismtp: b", "<4>c"]
+
+
+# Standard error that nobody reads
+
+
+class Pipe:
+    """A pipe as small as there is, and what was read from it."""
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+        fcntl.fcntl(self.writing, fcntl.F_SETPIPE_SZ, 4096)
+        self.text = b""
+
+    def read(self, *, until: bytes = b"") -> None:
+        """Read until a text has come, or what is there."""
+        os.set_blocking(self.reading, bool(until))
+        with contextlib.suppress(BlockingIOError):
+            while not until or until not in self.text:
+                self.text += os.read(self.reading, 65536)
+
+    def counts(self, text: bytes) -> int:
+        """Give how often a text has come by now."""
+        self.read()
+        return self.text.count(text)
+
+    @property
+    def events(self) -> list[str]:
+        lines = self.text.decode().splitlines()
+        return [re.sub(r"^\S+Z \w+ ", "", line) for line in lines]
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    made = Pipe()
+    yield made
+    os.close(made.reading)
+    os.close(made.writing)
+
+
+class Stream(Pipe):
+    """A socket, as systemd's journal gives one."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.reading, self.writing = theirs.detach(), ours.detach()
+        self.text = b""
+
+
+@pytest.fixture(params=[Pipe, Stream])
+def stuck(request: pytest.FixtureRequest) -> Iterator[Pipe]:
+    made: Pipe = request.param()
+    yield made
+    os.close(made.reading)
+    os.close(made.writing)
+
+
+def test_impatient_log_waits_for_nobody_and_writes_the_rest_later(stuck: Pipe) -> None:
+    log = Log(descriptor=stuck.writing, patient=False)
+    for number in range(1000):
+        log.warning("x", number=number)
+    assert os.get_blocking(stuck.writing)  # for others who share it
+    while not stuck.text.endswith(b"number=999\n"):
+        stuck.read()
+        log.flush()
+    assert stuck.events == [f"x number={number}" for number in range(1000)]
+
+
+def test_pipe_of_another_user_gets_no_more_than_it_has_room_for(
+    stuck: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> int:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", forbidden)
+        log = Log(descriptor=stuck.writing, patient=False)
+    for number in range(1000):
+        log.warning("x", number=number)
+    while not stuck.text.endswith(b"number=999\n"):
+        stuck.read()
+        log.flush()
+    assert stuck.events == [f"x number={number}" for number in range(1000)]
+
+
+def test_started_log_holds_nobody_up(stuck: Pipe) -> None:
+    log = Log(descriptor=stuck.writing)
+    log.start()
+    for number in range(1000):
+        log.warning("x", number=number)
+    log.flush(patience=0.01)
+    stuck.read(until=b"number=999\n")
+    assert stuck.events == [f"x number={number}" for number in range(1000)]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_what_does_not_fit_is_dropped_counted_and_told(
+    threaded: bool, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minismtp.log._ROOM", 10_000)
+    counted: list[int] = []
+    log = Log(descriptor=pipe.writing, patient=False)
+    log.count_dropped(counted.append)
+    if threaded:
+        log.start()
+    while len(counted) < 100:
+        log.info("x", text="y" * 100)
+
+    def told() -> int:
+        log.flush(patience=0.0)
+        pipe.read()
+        return sum(map(int, re.findall(rb" warning log lines dropped lines=(\d+)\n", pipe.text)))
+
+    wait_until(lambda: told() == 100)
+    assert 10_000 < len(pipe.text) < 50_000
+    log.info("more")
+    wait_until(lambda: told() == 100 and pipe.text.endswith(b" info more\n"))
+
+
+def test_descriptor_that_others_have_made_impatient_loses_nothing(pipe: Pipe) -> None:
+    os.set_blocking(pipe.writing, False)
+    log = Log(descriptor=pipe.writing)
+    log.start()
+    for number in range(1000):
+        log.warning("x", number=number)
+    pipe.read(until=b"number=999\n")
+    assert pipe.events == [f"x number={number}" for number in range(1000)]
+
+
+def test_nobody_there_to_read_ends_nothing() -> None:
+    for patient in (True, False):
+        reading, writing = os.pipe()
+        log = Log(descriptor=writing, patient=patient)
+        os.close(reading)
+        log.error("nobody hears it")
+        os.close(writing)
+
+
+def test_what_is_printed_on_standard_error_becomes_lines(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    capture(Log(descriptor=written.descriptor))
+    sys.stderr.write("half a ")
+    sys.stderr.write("line\n\nand another\n")
+    assert sys.stderr.fileno() == 2
+    assert [parse(line) for line in written.lines] == [
+        ("warning", text, {"logger": "stderr"}) for text in ("half a line", "and another")
+    ]
+
+
+def test_parents_lines_are_not_the_childs(pipe: Pipe) -> None:
+    log = Log(descriptor=pipe.writing, patient=False)
+    for number in range(1000):
+        log.info("x", number=number)
+    pipe.read()
+    before = pipe.text
+    log.forget()
+    log.info("mine")
+    pipe.read()
+    assert re.fullmatch(rb"\S+ info mine\n", pipe.text.removeprefix(before))
+
+
+FAILING = """
+import sys, warnings
+from minismtp import Envelope, hookimpl, plugin
+
+
+@plugin
+class Failing:
+    @hookimpl
+    def on_mail(self, envelope: Envelope) -> None:
+        if envelope.sender.startswith("bad"):
+            print("printed", file=sys.stderr)
+            warnings.warn("warned", stacklevel=1)
+            raise RuntimeError("made by a test" * 10)
+"""
+
+
+def test_server_whose_standard_error_nobody_reads_goes_on(configure: Configure, pipe: Pipe) -> None:
+    port, web = free_port(), free_port()
+    config = configure(
+        '[[plugins]]\nuse = "failing"\n',
+        listeners=f'[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:{port}"\ntls = "none"\n',
+        metrics=f'[metrics]\naddress = "127.0.0.1:{web}"\n',
+        workers=2,
+    )
+    (config.parent / "local_plugins" / "failing.py").write_text(FAILING)
+
+    def ask(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{web}{path}", timeout=20) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    def ready() -> bool:
+        with contextlib.suppress(OSError):
+            return ask("/healthz") == "ok\n" and "minismtp_workers 2.0" in ask("/metrics")
+        return False
+
+    def loaded() -> list[str]:
+        name = "minismtp_config_last_reload_success_timestamp_seconds"
+        return re.findall(f"^{name} .*$", ask("/metrics"), re.MULTILINE)
+
+    command = [sys.executable, "-m", "minismtp", "serve", "--config", str(config)]
+    with subprocess.Popen(command, cwd=config.parent, stderr=pipe.writing) as server:
+        try:
+            wait_until(ready)
+            for number in range(100):
+                with Client(socket.create_connection(("127.0.0.1", port), 20)) as client:
+                    client.greet()
+                    assert client.command("MAIL FROM:<bad@client.example>").startswith("451")
+                    client.command("MAIL FROM:<good@client.example>")
+                    assert client.command("RCPT TO:<x@elsewhere.example>").startswith("550")
+                    assert client.command("QUIT").startswith("221")
+                if number == 50:
+                    server.send_signal(signal.SIGUSR2)
+            before = loaded()
+            server.send_signal(signal.SIGHUP)
+            wait_until(lambda: loaded() != before)
+            server.terminate()
+            assert server.wait(DEADLINE) == 0
+        finally:
+            server.kill()
+    pipe.read()
+    assert b" listening listener=smtp" in pipe.text
+
+
+def test_what_waited_is_written_once_somebody_reads(configure: Configure, pipe: Pipe) -> None:
+    port = free_port()
+    config = configure(
+        '[[plugins]]\nuse = "failing"\n',
+        listeners=f'[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:{port}"\ntls = "none"\n',
+    )
+    (config.parent / "local_plugins" / "failing.py").write_text(FAILING)
+    command = [sys.executable, "-m", "minismtp", "serve", "--config", str(config)]
+    with subprocess.Popen(command, cwd=config.parent, stderr=pipe.writing) as server:
+        try:
+            pipe.read(until=b" queue opened ")
+            for _ in range(50):
+                with Client(socket.create_connection(("127.0.0.1", port), 20)) as client:
+                    client.greet()
+                    client.command("MAIL FROM:<bad@client.example>")
+            server.send_signal(signal.SIGUSR2)
+            wait_until(lambda: pipe.counts(b" plugin failed ") == 50)
+            wait_until(lambda: pipe.counts(b"\nProcess ") == 3)
+            assert pipe.text.count(b" warning printed ") == 50
+            assert b"UserWarning: warned" in pipe.text
+        finally:
+            server.kill()

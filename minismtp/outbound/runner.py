@@ -61,11 +61,13 @@ class Desk:
 
 def run(config: Config, desk: Desk) -> int:
     """Deliver until SIGTERM or the supervisor's death; gives the exit status."""
-    log = Log(level=config.log.level, style=config.log.format)
+    log = Log(level=config.log.level, style=config.log.format, patient=False)
     logging.bridge(log, config.log.level)
+    logging.capture(log)
     use_slot(desk.metrics_directory, desk.slot)
     metrics = Metrics()
     count_failures(metrics.thread_failed)
+    log.count_dropped(metrics.log_dropped)
     spool = Spool(config.state_directory / "spool")
     try:
         plugins = PluginSet.load(config, metrics, log)
@@ -74,7 +76,7 @@ def run(config: Config, desk: Desk) -> int:
         plugins.hooks().on_start(ServerInfo.of(config, "outbound", desk.slot))
         carrier = Carrier.of(config, plugins.hooks(), log)
     except (ConfigError, Failure) as error:
-        logging.complain(f"minismtp: {error}")
+        log.complain(f"minismtp: {error}")
         return EXIT_CONFIG
     log.start()
     metrics.tally.start()
@@ -118,6 +120,7 @@ class Runner:
         self._drain = config.limits.drain.total_seconds()
         self._metrics = metrics
         self._board = board
+        self._log = log
         self._watch = Watch(config, log)
         self._carrier = carrier
         schedule = _open_schedule(config.state_directory / "spool" / "queue.db", log)
@@ -183,7 +186,7 @@ class Runner:
         # Not `sigwait`, which is written in Python and may fail with a TERM in its hands.
         while signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR2}).si_signo == signal.SIGUSR2:
             with surviving("signals"):
-                stacks.dump()
+                stacks.dump(self._log)
         self._stopping = True
         os.write(self._wake_write, b"x")
 
