@@ -71,13 +71,22 @@ class _Handler(socketserver.StreamRequestHandler):
         # Whoever asked may have gone.
         with surviving("control"), contextlib.suppress(OSError):
             self.connection.settimeout(PATIENCE)
-            question = json.loads(self.rfile.readline(_LONGEST))
-            answerer = self.server.answerers.get(question["ask"])
+            question = _question(self.rfile.readline(_LONGEST))
+            answerer = self.server.answerers.get(str(question.get("ask")))
             if answerer is not None:
                 answerer(question, self._say)
 
     def _say(self, value: object) -> None:
         self.wfile.write(json.dumps(value).encode() + b"\n")
+
+
+def _question(line: bytes) -> dict[str, Any]:
+    """Return what a line asks; what is no question asks nothing, and is no failure."""
+    try:
+        question = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return question if isinstance(question, dict) else {}
 
 
 def ask(directory: Path, question: Mapping[str, object]) -> list[Answer]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import patch
 
 from minismtp import Address, Content, Envelope, Found, Line, Message, Recipient, Resolver, Session
 from minismtp.smtp.content import DotDecoder
@@ -48,6 +49,10 @@ class Peer:
 
     def settimeout(self, seconds: float | None) -> None:
         """Wait for nothing."""
+
+    def getsockname(self) -> tuple[str, int]:
+        """Return where it was called."""
+        return "127.0.0.1", 9925
 
     def setsockopt(self, level: int, name: int, value: int) -> None:
         """Do nothing."""
@@ -112,6 +117,16 @@ def envelope() -> Envelope:
         arrived=1_700_000_000.0,
         recipients=[Recipient(Address.parse("u@example.org"))],
     )
+
+
+@contextmanager
+def threads_that_fail() -> Iterator[None]:
+    """Raise what a thread would log and outlive."""
+    failures: list[BaseException] = []
+    with patch("minismtp.threads.report", lambda error, _: failures.append(error)):
+        yield
+    for error in failures:
+        raise error
 
 
 @contextmanager

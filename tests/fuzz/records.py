@@ -20,7 +20,7 @@ from minismtp_plugins.password_file import PasswordFile
 from minismtp_plugins.pipe import Pipe
 from prometheus_client import CollectorRegistry
 
-from fuzz.peers import envelope, file_of, message_of, session, text_of
+from fuzz.peers import Peer, envelope, file_of, message_of, session, text_of, threads_that_fail
 from fuzz.target import target
 from minismtp import Address, endpoint
 from minismtp.chronicle import DIRECTORY, Record, mentions
@@ -213,23 +213,25 @@ def line_of_trace(data: bytes) -> None:
     traced(msgspec.json.decode(data, type=dict[str, Any]))
 
 
-@target("control", raises=_OURS)
+@target("control")
 def question_of_control(data: bytes) -> None:
     handler = object.__new__(ControlHandler)
     handler.connection = cast("Any", argparse.Namespace(settimeout=lambda _: None))
     handler.rfile = cast("Any", io.BytesIO(data))
     handler.wfile = cast("Any", io.BytesIO())
     handler.server = cast("Any", argparse.Namespace(answerers={"it": lambda _, say: say("x")}))
-    handler.handle()
+    with threads_that_fail():
+        handler.handle()
 
 
 @target("endpoint")
 def request_for_the_page(data: bytes) -> None:
     said = io.BytesIO()
-    with patch.object(endpoint, "FLUSH_INTERVAL", 0):
+    with patch.object(endpoint, "FLUSH_INTERVAL", 0), threads_that_fail():
         handler = object.__new__(_Request)
         handler.rfile = cast("Any", io.BytesIO(data))
         handler.wfile = cast("Any", said)
+        handler.connection = cast("Any", Peer(b""))
         handler.client_address = ("127.0.0.1", 1)
         handler.server = cast("Any", _Page())
         handler.close_connection = True
@@ -246,6 +248,7 @@ class _Page:
     """What the handler of a request wants of its server."""
 
     registry = CollectorRegistry()
+    hosts = ("status.example.org",)
     board = argparse.Namespace(read=lambda: argparse.Namespace(ready=True))
 
 
