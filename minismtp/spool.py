@@ -39,31 +39,27 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from minismtp.content import Content
 from minismtp.entry import Entry
 from minismtp.files import make_directory, sync_directory
 from minismtp.message import Message
+from minismtp.spool_file import (
+    DamagedError,
+    UnreadableError,
+    encoded,
+    footer,
+    open_message,
+    read_message,
+    write,
+)
 from minismtp.threads import surviving
 
-_FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
-_FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
-_FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
-_DECODER: Final = msgspec.json.Decoder(Entry)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+__all__ = ["BusyError", "DamagedError", "Spool", "UnreadableError", "heard"]
+
 _FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
 _FREE_FOR: Final = 1.0  # seconds
-_SMALL: Final = 65536  # octets of a file that is read whole
 _PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowledgement
-
-
-class DamagedError(ValueError):
-    """A file of the spool is not as `add` has written it."""
-
-
-class UnreadableError(ValueError):
-    """An envelope that would not come back from the spool as it is; nothing was queued."""
 
 
 class BusyError(RuntimeError):
@@ -93,7 +89,9 @@ class Spool:
         """Make what is missing of the directories; raises OSError."""
         for name in ("tmp", "queue", "damaged"):
             make_directory(self._directory / name)
-        with contextlib.suppress(FileExistsError):
+        if not self._wake.is_fifo():
+            with contextlib.suppress(FileNotFoundError):
+                self._move_aside(self._wake)
             os.mkfifo(self._wake, 0o600)
 
     def has_space(self, size: int = 0) -> bool:
@@ -115,7 +113,7 @@ class Spool:
 
         Raises OSError and UnreadableError, and leaves nothing then.
         """
-        text = _encoded(entry)
+        text = encoded(entry)
         if not self.has_space(message.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
         temporary = f"{self._temporary}/{entry.id}"
@@ -123,7 +121,7 @@ class Spool:
         try:
             try:
                 size = message.write_to(descriptor)
-                _write(descriptor, text + _FOOTER_FORMAT % (size, len(text)))
+                write(descriptor, text + footer(size, len(text)))
                 os.fsync(descriptor)
                 os.rename(temporary, f"{self._queue}/{entry.id}")  # noqa: PTH104 - plain strings
             finally:
@@ -136,10 +134,10 @@ class Spool:
 
     def open(self, name: str) -> tuple[Entry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
-        descriptor = os.open(f"{self._queue}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_message(f"{self._queue}/{name}")
         try:
-            entry, size, small = _read(descriptor, name)
-        except DamagedError:
+            entry, size, small = read_message(descriptor, name)
+        except BaseException:
             os.close(descriptor)
             raise
         if small is None:
@@ -157,8 +155,11 @@ class Spool:
             os.unlink(f"{self._queue}/{name}")  # noqa: PTH108 - plain strings
 
     def set_aside(self, name: str) -> None:
-        """Put a damaged file where it is in nobody's way."""
-        Path(self._queue, name).rename(self._directory / "damaged" / name)
+        """Put what is damaged, or no message, where it is in nobody's way. Raises OSError."""
+        self._move_aside(Path(self._queue, name))
+
+    def _move_aside(self, path: Path) -> None:
+        path.rename(_free_name(self._directory / "damaged", path.name))
 
     def lock(self) -> int:
         """Become the one process that takes messages out, until the descriptor is closed.
@@ -184,7 +185,7 @@ class Spool:
 
     def keep(self, name: str) -> int:
         """Keep a message from other runners, until the descriptor is closed. Raises OSError."""
-        descriptor = os.open(f"{self._queue}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_message(f"{self._queue}/{name}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -203,27 +204,41 @@ class Spool:
         return False
 
     def recover(self) -> Iterator[tuple[str, bool]]:
-        """Make S3 of S2 and nothing of S1; yields each name, and whether it was whole."""
+        """Make S3 of S2 and nothing of S1; yields each name, and whether it was whole.
+
+        What cannot be read stays where it is, and is no message that was acknowledged.
+        """
         for item in os.scandir(self._temporary):
-            with contextlib.suppress(FileNotFoundError), open(item.path, "rb") as file:  # noqa: PTH123
+            with contextlib.suppress(DamagedError, OSError):
+                descriptor = open_message(item.path)
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # a worker is writing it
-                try:
-                    _read(file.fileno(), item.name)
-                except DamagedError:
-                    Path(item.path).unlink()
-                    yield item.name, False
-                else:
-                    os.fsync(file.fileno())
-                    Path(item.path).rename(Path(self._queue, item.name))
-                    yield item.name, True
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a worker writes it
+                    yield item.name, self._complete(item, descriptor)
+                finally:
+                    os.close(descriptor)
         sync_directory(self._queue)
+
+    def _complete(self, item: os.DirEntry[str], descriptor: int) -> bool:
+        try:
+            read_message(descriptor, item.name)
+        except DamagedError:
+            Path(item.path).unlink()
+            return False
+        os.fsync(descriptor)
+        Path(item.path).rename(Path(self._queue, item.name))
+        return True
 
     def names(self) -> Iterator[str]:
         """Walk through all queued messages; for the start, and after `missed`."""
-        return (item.name for item in os.scandir(self._queue))
+        return (item.name for item in os.scandir(self._queue) if _NAME.fullmatch(item.name))
+
+    def strange(self) -> list[str]:
+        """Set aside what has a name that `add` gives nobody; returns these names."""
+        names = [each.name for each in os.scandir(self._queue) if not _NAME.fullmatch(each.name)]
+        for name in names:
+            with contextlib.suppress(OSError):
+                self._move_aside(Path(self._queue, name))
+        return names
 
     def listen(self) -> int:
         """Open the FIFO for `hear`; a writer of our own keeps it open."""
@@ -238,6 +253,9 @@ class Spool:
             self._missed.unlink()
         except FileNotFoundError:
             return False
+        except OSError:  # somebody has put something else there, which is moved out of the way
+            with contextlib.suppress(OSError):
+                self._move_aside(self._missed)
         return True
 
     def knock(self) -> None:
@@ -311,50 +329,7 @@ def _begin(path: str) -> int:
         os.close(descriptor)  # `recover` found it before it was locked, and removed it
 
 
-def _read(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
-    """Give the envelope, the size of the message, and a small message itself.
-
-    Raises DamagedError.
-    """
-    total = os.fstat(descriptor).st_size
-    start = max(0, total - _SMALL)
-    end = os.pread(descriptor, _SMALL, start)  # for most messages all that is ever read
-    match = _FOOTER.fullmatch(end[-_FOOTER_SIZE:])
-    if match is None:
-        raise DamagedError("the end is missing")
-    size, length = int(match[1]), int(match[2])
-    if size + length + _FOOTER_SIZE != total:
-        raise DamagedError("the sizes do not fit")
-    if os.lseek(descriptor, 0, os.SEEK_HOLE) != total:
-        raise DamagedError("a part was never written")
-    text = end[size - start :] if size >= start else os.pread(descriptor, length, size)
-    try:
-        entry = _decoded(text[:length])
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise DamagedError(f"the envelope cannot be read: {error}") from None
-    if entry.id != name:
-        raise DamagedError(f"holds the message {entry.id}")
-    return entry, size, None if start else end[:size]
-
-
-def _encoded(entry: Entry) -> bytes:
-    """Return an envelope as it is written, once it has been read back. Raises UnreadableError."""
-    try:
-        text = msgspec.json.encode(entry)
-        if _decoded(text) == entry:
-            return text
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise UnreadableError(f"the envelope cannot be kept: {error}") from None
-    raise UnreadableError("the envelope would come back as another one")
-
-
-def _decoded(text: bytes) -> Entry:
-    """Return the envelope that a text holds. Raises msgspec.MsgspecError and ValueError."""
-    entry = _DECODER.decode(text)
-    entry.check()
-    return entry
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
+def _free_name(directory: Path, name: str) -> Path:
+    """Give a path for `name`, or one like it where there is something already."""
+    path = directory / name
+    return directory / f"{name}.{time.time_ns()}" if os.path.lexists(path) else path

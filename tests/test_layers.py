@@ -21,7 +21,8 @@ LAYERS = {
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
-    " envelope delivery dsn headers message session received tls entry spool config metrics state"
+    " envelope delivery dsn headers message session received tls entry spool_file spool"
+    " config metrics state"
     " quarantine"
     " state_store state_sqlite state_redis"
     " events output log stacks replies admission backoff board pulse scalars schema sections"
@@ -39,6 +40,7 @@ LAYERS = {
     " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"
     " outbound.extensions outbound.transfer outbound.client outbound.attempt"
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
+    " outbound.in_progress"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
     "program": "supervisor generation rundir children herald check listing postmaster warden"

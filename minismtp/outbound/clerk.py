@@ -5,19 +5,22 @@ It has a thread of its own, so that the return of 50,000 messages keeps no new o
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sqlite3
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
 from minismtp.log import describe
-from minismtp.outbound.custody import Custody
+from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome, Row
 from minismtp.threads import start_thread, surviving
 
 SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old, at the most
+_PAUSE: Final = 0.1  # seconds between two looks whether another suspect is done with
 
 
 class Clerk:
@@ -53,7 +56,7 @@ class Clerk:
                 next_sweep = time.monotonic() + self._interval
                 self._sweep()
             else:
-                with surviving("clerk") as attempt:
+                with surviving("clerk") as attempt, self._noted(name):
                     self._see_to(name)
                 if attempt.failed:
                     self._unfinished.append(name)
@@ -80,11 +83,23 @@ class Clerk:
             self._log.error("schedule not read", error=describe(error))
             return
         for name in late:
-            with surviving("clerk"):
+            with surviving("clerk"), self._noted(name):
                 self._warn(name)
         for name in expired:
-            with surviving("clerk"):
+            with surviving("clerk"), self._noted(name):
                 self._expired(name)
+
+    @contextlib.contextmanager
+    def _noted(self, name: str) -> Iterator[None]:
+        key = work(name)
+        place = self._custody.in_progress.begin(key)
+        while place is None:
+            time.sleep(_PAUSE)
+            place = self._custody.in_progress.begin(key)
+        try:
+            yield
+        finally:
+            self._custody.in_progress.end(place, key)
 
     def _expired(self, name: str) -> None:
         numbers = self._custody.backlog.withdraw(name)
@@ -114,10 +129,10 @@ class Clerk:
 
     def _warn(self, name: str) -> None:
         try:
-            opened = self._custody.open(name)
+            rows = [row for row in self._rows(name) if row.state == "queued"]
+            opened = self._custody.open(name) if rows else None
             if opened is None:
                 return
-            rows = [row for row in self._rows(name) if row.state == "queued"]
             told = [replace(row, reply=self._reason(row)) for row in rows]
             self._notices.warn(*opened, told)
         except (OSError, sqlite3.Error) as error:

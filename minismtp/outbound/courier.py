@@ -17,7 +17,7 @@ from minismtp.entry import Entry
 from minismtp.events import DeliveryAttempted
 from minismtp.outbound.agenda import Job, delay
 from minismtp.outbound.attempt import Attempt, Carrier, Done, Outgoing
-from minismtp.outbound.custody import Custody
+from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome
@@ -27,7 +27,7 @@ from minismtp.threads import start_thread
 _TURN = 10.0  # seconds after which a place goes to whoever waits longest
 _MOST = 100  # messages in one turn
 _LINGER = 1.0  # seconds that a connection waits for another message
-_KEPT = 1.0  # seconds until a message is looked at again that another runner delivers
+_KEPT = 1.0  # seconds until a message is looked at again that has to wait for another's end
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,18 @@ class Courier:
 
     def _do(self, attempt: Attempt, job: Job) -> None:
         result = _Result(wait=self._retry[0])
+        key = work(*job)
+        place = self._custody.in_progress.begin(key)
+        if place is None:
+            self._custody.done(job, wait=_KEPT)
+            return
         try:
             with self._watch.on(job):
                 result = self._deliver(attempt, job)
         except Exception as error:  # noqa: BLE001 - a job must never end without its message planned
             self._log.exception("delivery failed", error, id=job[0])
         finally:
+            self._custody.in_progress.end(place, key)
             self._custody.done(job, reached=result.reached, wait=result.wait, reply=result.reply)
 
     def _deliver(self, attempt: Attempt, job: Job) -> _Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,11 +15,17 @@ from minismtp.message import Message
 from minismtp.outbound.agenda import Job
 from minismtp.outbound.backlog import Backlog, Standing
 from minismtp.outbound.handover import Handover
+from minismtp.outbound.in_progress import InProgress
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.spool import DamagedError, Spool
 
 _FRESH: Final = 50  # messages that are held open
+
+
+def work(name: str, destination: str = "") -> str:
+    """Give the key of some work upon a message for `InProgress`; "" stands for all of it."""
+    return f"{name} {destination}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Custody:
 
     `longest` is the longest wait between attempts in seconds: nothing waits longer, whatever the
     clock has shown. `decided` has the messages that an operator wants removed or returned, for
-    `Clerk`.
+    `Clerk`. `count_aside` is told why a message is set aside: "damaged" or "fatal".
     """
 
     spool: Spool
@@ -38,6 +44,8 @@ class Custody:
     handover: Handover
     log: Log
     longest: float
+    in_progress: InProgress
+    count_aside: Callable[[str], None]
     decided: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _changed: set[str] = field(default_factory=set)
     _fresh: dict[str, tuple[Entry, Message]] = field(default_factory=dict)
@@ -67,8 +75,13 @@ class Custody:
 
     def set_aside(self, name: str, error: DamagedError) -> None:
         """Put a file that `Spool.add` has not written so where it blocks nothing."""
-        self.log.error("damaged message set aside in spool/damaged", id=name, error=str(error))
-        self.spool.set_aside(name)
+        try:
+            self.spool.set_aside(name)
+        except OSError as problem:
+            self.log.error("damaged message stays", id=name, error=f"{error}; {problem}")
+        else:
+            self.log.error("damaged message set aside in spool/damaged", id=name, error=str(error))
+        self.count_aside("damaged")
         self._forget(name)
 
     def settle(self, name: str, outcomes: Sequence[Outcome], tried: float) -> None:

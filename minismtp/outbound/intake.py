@@ -5,6 +5,7 @@ Only the runner's main thread is here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
@@ -13,10 +14,12 @@ from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.outbound.attempt import LOCAL
 from minismtp.outbound.backlog import Standing
-from minismtp.outbound.custody import Custody
-from minismtp.outbound.schedule import OPEN, Arrival, Row
+from minismtp.outbound.custody import Custody, work
+from minismtp.outbound.schedule import OPEN, Arrival, Outcome, Row, State
 from minismtp.spool import DamagedError
 
+FATAL: Final = "451 4.3.0 held: the process that delivers died twice at this message"
+_READING: Final = "? "  # before the name of a message that is read, in `InProgress`
 _DOMAINS: Final = 10_000  # whose destinations are remembered
 
 
@@ -28,6 +31,7 @@ class Intake:
         self._log = custody.log
         self._key = lru_cache(_DOMAINS)(key)
         self._unread: set[str] = set()
+        self._reported: set[str] = set()  # those of `_unread` that the log has named
 
     def recover(self) -> None:
         """Bring spool and schedule together after whatever has happened."""
@@ -35,9 +39,14 @@ class Intake:
         for name, whole in custody.spool.recover():
             if whole:
                 self._log.info("found after a crash", id=name)
+        for name in custody.spool.strange():
+            self._log.error("set aside in spool/damaged, no message has such a name", name=name)
         custody.handover.expect(custody.schedule.changed())
         custody.schedule.reopen()
         present = set(custody.spool.names())
+        for name in present & self._fatal_to_read():
+            custody.set_aside(name, DamagedError("two runners died while they read it"))
+            present.remove(name)
         messages = len(present)
         for arrived, rows in custody.schedule.everything():
             name = rows[0].message
@@ -47,6 +56,9 @@ class Intake:
             else:
                 custody.ledger.forget(name)
         self.take_in(present)
+        if custody.in_progress.poison:
+            custody.ledger.flush()
+            custody.in_progress.forget_poison()
         self._log.info("queue opened", messages=messages)
 
     def take_in(self, names: Iterable[str]) -> None:
@@ -54,17 +66,31 @@ class Intake:
         for name in names:
             if name in self._custody.backlog:
                 continue
-            try:
-                entry, message = self._custody.spool.open(name)
-            except FileNotFoundError:
-                continue  # done already
-            except DamagedError as error:
-                self._custody.set_aside(name, error)
-            except OSError as error:
-                self._log.error("message not read, tried again", id=name, error=str(error))
+            key = f"{_READING}{name}"
+            place = self._custody.in_progress.begin(key)
+            if place is None:
                 self._unread.add(name)
-            else:
-                self._arrive(entry, message)
+                continue
+            try:
+                self._take_in(name)
+            finally:
+                self._custody.in_progress.end(place, key)
+
+    def _take_in(self, name: str) -> None:
+        try:
+            entry, message = self._custody.spool.open(name)
+        except FileNotFoundError:
+            pass  # done already
+        except DamagedError as error:
+            self._custody.set_aside(name, error)
+        except OSError as error:
+            if name not in self._reported:
+                self._log.error("message not read, tried again", id=name, error=str(error))
+            self._reported.add(name)
+            self._unread.add(name)
+        else:
+            self._reported.discard(name)
+            self._arrive(entry, message)
 
     def take_in_rest(self) -> None:
         """Take on what was missed: because the FIFO was full, or a file could not be read."""
@@ -84,9 +110,12 @@ class Intake:
             destination = row.destination if row.destination == LOCAL else self._place(row.address)
             if destination != row.destination:
                 custody.ledger.move(destination, name, row.number)
-            recipients.append(Standing(destination, row.state, row.attempts))
+            state = row.state
+            if state in OPEN and self._is_fatal(name, destination):
+                state = self._hold(name, row.number, destination)
+            recipients.append(Standing(destination, state, row.attempts))
         custody.backlog.add(name, arrived, recipients, custody.waits(rows, recipients))
-        if any(row.state == "returning" for row in rows):
+        if any(each.state == "returning" for each in recipients):
             custody.decided.put(name)
 
     def _arrive(self, entry: Entry, message: Message) -> None:
@@ -101,7 +130,25 @@ class Intake:
         if not held:
             self._custody.hold_open(entry, message)
         recipients = [Standing(place, "held" if held else "queued") for _, place in targets]
+        for number, each in enumerate(recipients):
+            if self._is_fatal(entry.id, each.destination):
+                each.state = self._hold(entry.id, number, each.destination)
         self._custody.backlog.add(entry.id, entry.arrived, recipients, {})
+
+    def _fatal_to_read(self) -> set[str]:
+        keys = self._custody.in_progress.poison
+        return {key.removeprefix(_READING) for key in keys if key.startswith(_READING)}
+
+    def _is_fatal(self, name: str, destination: str) -> bool:
+        poison = self._custody.in_progress.poison
+        return bool(poison) and not poison.isdisjoint((work(name), work(name, destination)))
+
+    def _hold(self, name: str, number: int, destination: str) -> State:
+        """Have a recipient wait for the operator, because two runners died on it."""
+        self._log.error("message held, two runners died on it", id=name, destination=destination)
+        self._custody.count_aside("fatal")
+        self._custody.ledger.record(name, [Outcome(number, "held", FATAL)], time.time())
+        return "held"
 
     def _place(self, address: str) -> str:
         return self._key(address.rpartition("@")[2])

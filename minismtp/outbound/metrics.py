@@ -11,6 +11,7 @@ from minismtp.metrics import SESSION_SECONDS, Metrics
 from minismtp.outbound.security import LEVELS
 
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
+ASIDE: Final = ("damaged", "fatal")
 QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
 DELAYS: Final = (0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 14400, 86400, 432000)
 
@@ -47,6 +48,13 @@ class OutboundMetrics:
             registry=registry,
         )
         self._secured = {level: tally.adder(secured.labels(level)) for level in LEVELS}
+        aside = Counter(
+            "minismtp_messages_set_aside",
+            "Messages of the queue that wait for an operator: damaged, or fatal to the process.",
+            ["reason"],
+            registry=registry,
+        )
+        self._aside = {reason: tally.adder(aside.labels(reason)) for reason in ASIDE}
         self._duration = tally.observer(
             Histogram(
                 "minismtp_delivery_duration_seconds",
@@ -76,6 +84,10 @@ class OutboundMetrics:
             self._delay(delay)
             if tls:
                 self._secured[tls](1)
+
+    def set_aside(self, reason: str) -> None:
+        """Count a message that is set aside for one of `ASIDE`."""
+        self._aside[reason](1)
 
     def queue(self, counts: Mapping[str, int], active: int, oldest: float) -> None:
         """Say how many messages are in each state, and the age of the oldest in seconds."""

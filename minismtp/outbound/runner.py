@@ -31,6 +31,7 @@ from minismtp.outbound.clerk import Clerk
 from minismtp.outbound.courier import Courier
 from minismtp.outbound.custody import Custody
 from minismtp.outbound.handover import Handover
+from minismtp.outbound.in_progress import InProgress
 from minismtp.outbound.intake import Intake
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.metrics import OutboundMetrics
@@ -45,6 +46,7 @@ from minismtp.threads import count_failures, start_thread, surviving
 EXIT_CONFIG: Final = 78
 _TICK: Final = 1.0  # seconds between two looks at what nobody calls for
 _LOCK_TICK: Final = 0.05
+_OTHERS: Final = 8  # threads that work upon messages beside those that deliver
 _HEARD: Final = 200  # messages that are taken in before jobs are started
 
 
@@ -123,7 +125,8 @@ class Runner:
         self._log = log
         self._watch = Watch(config, log)
         self._carrier = carrier
-        schedule = _open_schedule(config.state_directory / "spool" / "queue.db", log)
+        directory = config.state_directory / "spool"
+        schedule = _open_schedule(directory / "queue.db", log)
         ledger = Ledger(schedule, log)
         self._custody = Custody(
             spool,
@@ -133,6 +136,8 @@ class Runner:
             Handover(spool, ledger),
             log,
             longest=max(retry) * (1 + JITTER),
+            in_progress=InProgress(directory, outbound.threads + _OTHERS, log),
+            count_aside=metrics.set_aside,
         )
         notices = Notices(self._carrier, spool, log, expire)
         self._intake = Intake(self._custody, self._carrier.key)
@@ -146,6 +151,7 @@ class Runner:
         """Deliver until TERM, then give up the spool's lock and let what is under way end."""
         self._carrier.start()
         self._watch.start()
+        self._custody.in_progress.start()
         fifo = self._custody.spool.listen()
         self._intake.recover()
         self._custody.ledger.start()
@@ -199,6 +205,7 @@ class Runner:
             time.sleep(_LOCK_TICK)
         self._custody.ledger.flush()
         self._watch.close()
+        self._custody.in_progress.close()
 
 
 def _open_schedule(path: Path, log: Log) -> Schedule:

@@ -1,0 +1,174 @@
+"""Which messages the runner works upon just now, where its death does not wipe it out (layer 6).
+
+A message on which the process dies (by a fault in a library, for want of memory, or killed because
+it hangs) would be the death of each runner that follows. So each runner notes its work in a file of
+its own, in memory that the kernel keeps when the process dies: no system call and no sync for a
+message. What a dead runner leaves is suspect. Suspects are worked upon one at a time, so the next
+death tells which one it is, and that one is poison: it is held, and the rest goes on.
+
+Who ends in order removes the file; a file that is locked belongs to a runner that still lives; one
+of another boot tells of the machine's death, and not of a message's doing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import secrets
+import stat
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from minismtp.log import Log
+
+_PLACE: Final = 1024  # octets: a name of the spool and a destination
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
+_LONGEST: Final = 1 << 24  # octets of a file that are read
+_DEATHS: Final = 2  # after which it is no accident
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class InProgress:
+    """Notes work by keys, which are any text of one line. Threads share it.
+
+    `poison` has the keys of work on which two runners have died, once `start` has looked.
+    """
+
+    def __init__(self, directory: Path, places: int, log: Log) -> None:
+        self.poison: frozenset[str] = frozenset()
+        self._directory = directory
+        self._log = log
+        self._suspects: dict[str, int] = {}
+        self._trying = False  # whether a suspect is worked upon
+        self._lock = threading.Lock()
+        self._free = deque(range(1, places + 1))  # the first place is that of the boot
+        self._size = (places + 1) * _PLACE
+        self._notes: mmap.mmap | bytearray = bytearray(self._size)
+        self._path: Path | None = None
+        self._descriptor = -1
+
+    def start(self) -> None:
+        """Find out what dead runners left, and begin a file."""
+        boot = _boot()
+        counts = self._known()
+        for path in sorted(self._directory.glob("working.*")):
+            for key in self._left(path, boot):
+                counts[key] = counts.get(key, 0) + 1
+                self._log.warning("a runner died while at work", work=key, deaths=counts[key])
+        self.poison = frozenset(key for key, count in counts.items() if count >= _DEATHS)
+        self._suspects = counts
+        self._write()
+        try:
+            self._make(boot)
+        except OSError as error:
+            self._log.error("work under way is not noted", error=str(error))
+
+    def forget_poison(self) -> None:
+        """Go on: what is poison is held, and may be released."""
+        for key in self.poison:
+            self._suspects.pop(key, None)
+        self.poison = frozenset()
+        self._write()
+
+    def begin(self, key: str) -> int | None:
+        """Note some work; give its place for `end`, None while another suspect is tried."""
+        if self._suspects and key in self._suspects:
+            with self._lock:
+                if self._trying:
+                    return None
+                self._trying = True
+        try:
+            place = self._free.pop()
+        except IndexError:  # more threads than places: that goes unnoted
+            return 0
+        self._note(place, key)
+        return place
+
+    def end(self, place: int, key: str) -> None:
+        """Note that some work has ended, however, and this process lives."""
+        if place:
+            self._note(place, "")
+            self._free.append(place)
+        if self._suspects and key in self._suspects:
+            with self._lock:
+                self._suspects.pop(key, None)
+                self._trying = False
+                self._write()
+
+    def close(self) -> None:
+        """End in order."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _note(self, place: int, key: str) -> None:
+        start = place * _PLACE
+        octets = key.encode("utf-8", "surrogateescape")[: _PLACE - 1]
+        self._notes[start : start + _PLACE] = octets.ljust(_PLACE, b"\0")
+
+    def _make(self, boot: str) -> None:
+        path = self._directory / f"working.{secrets.token_hex(6)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.posix_fallocate(descriptor, 0, self._size)  # else a full disk would be a SIGBUS
+            self._notes = mmap.mmap(descriptor, self._size)
+        except BaseException:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        self._descriptor, self._path = descriptor, path  # open, because the lock ends with it
+        self._note(0, boot)
+
+    def _left(self, path: Path, boot: str) -> set[str]:
+        """Give the keys in the file of a dead runner, and remove it."""
+        try:
+            descriptor = os.open(path, _FLAGS)
+        except OSError:
+            return set()
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return set()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            octets = os.read(descriptor, _LONGEST)
+            path.unlink()
+        except OSError:  # a runner that lives has it
+            return set()
+        finally:
+            os.close(descriptor)
+        places = [octets[start : start + _PLACE] for start in range(0, len(octets), _PLACE)]
+        first, *keys = [place.rstrip(b"\0").decode("utf-8", "surrogateescape") for place in places]
+        return set(filter(None, keys)) if first == boot else set()
+
+    @property
+    def _file(self) -> Path:
+        return self._directory / "suspects"
+
+    def _known(self) -> dict[str, int]:
+        try:
+            descriptor = os.open(self._file, _FLAGS)
+            try:
+                return msgspec.json.decode(os.read(descriptor, _LONGEST), type=dict[str, int])
+            finally:
+                os.close(descriptor)
+        except (OSError, ValueError):
+            return {}
+
+    def _write(self) -> None:
+        """Keep the suspects for the next runner; without a sync, for a boot clears them."""
+        with contextlib.suppress(OSError, ValueError):
+            self._file.unlink(missing_ok=True)
+            if self._suspects:
+                self._file.write_bytes(msgspec.json.encode(self._suspects))
+
+
+def _boot() -> str:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,104 @@
+"""The file of a message that waits: its octets, its envelope, and a footer with sizes (layer 2).
+
+`spool` says when a file is written and what a crash leaves of it. Whatever else lies where a file
+should be is told apart here, and never holds its reader up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from typing import Final
+
+import msgspec
+
+from minismtp.entry import Entry
+
+_FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
+_FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
+_FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
+_DECODER: Final = msgspec.json.Decoder(Entry)
+_LONGEST_ENVELOPE: Final = 1 << 26  # octets: 64 MiB
+_SMALL: Final = 65536  # octets of a file that is read whole
+
+
+class DamagedError(ValueError):
+    """A file of the spool is not as `add` has written it."""
+
+
+class UnreadableError(ValueError):
+    """An envelope that would not come back from the spool as it is; nothing was queued."""
+
+
+def open_message(path: str) -> int:
+    """Open a file that should hold a message. Raises OSError, and DamagedError for anything else.
+
+    A pipe or a link that somebody has put there must not hold this process up.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, a socket
+            raise DamagedError("not a regular file") from None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise DamagedError("not a regular file")
+
+
+def footer(size: int, length: int) -> bytes:
+    """Return the end of a file: the sizes of its message and of its envelope."""
+    return _FOOTER_FORMAT % (size, length)
+
+
+def read_message(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
+    """Give the envelope, the size of the message, and a small message itself.
+
+    Raises DamagedError.
+    """
+    total = os.fstat(descriptor).st_size
+    start = max(0, total - _SMALL)
+    end = os.pread(descriptor, _SMALL, start)  # for most messages all that is ever read
+    match = _FOOTER.fullmatch(end[-_FOOTER_SIZE:])
+    if match is None:
+        raise DamagedError("the end is missing")
+    size, length = int(match[1]), int(match[2])
+    if size + length + _FOOTER_SIZE != total or length > _LONGEST_ENVELOPE:
+        raise DamagedError("the sizes do not fit")
+    if os.lseek(descriptor, 0, os.SEEK_HOLE) != total:
+        raise DamagedError("a part was never written")
+    text = end[size - start :] if size >= start else os.pread(descriptor, length, size)
+    try:
+        entry = _decoded(text[:length])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise DamagedError(f"the envelope cannot be read: {error}") from None
+    if entry.id != name:
+        raise DamagedError(f"holds the message {entry.id}")
+    return entry, size, None if start else end[:size]
+
+
+def encoded(entry: Entry) -> bytes:
+    """Return an envelope as it is written, once it has been read back. Raises UnreadableError."""
+    try:
+        text = msgspec.json.encode(entry)
+        if _decoded(text) == entry:
+            return text
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UnreadableError(f"the envelope cannot be kept: {error}") from None
+    raise UnreadableError("the envelope would come back as another one")
+
+
+def _decoded(text: bytes) -> Entry:
+    """Return the envelope that a text holds. Raises msgspec.MsgspecError and ValueError."""
+    entry = _DECODER.decode(text)
+    entry.check()
+    return entry
+
+
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of it. Raises OSError."""
+    while data:
+        data = data[os.write(descriptor, data) :]
