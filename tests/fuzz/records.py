@@ -38,8 +38,8 @@ from minismtp.received import received
 from minismtp.reply import Reply
 from minismtp.scalars import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.settings import ConfigError
-from minismtp.spool import DamagedError
-from minismtp.spool import _read as read_spooled
+from minismtp.spool_file import DamagedError
+from minismtp.spool_file import read_message as read_spooled
 from minismtp.state_sqlite import _read as read_windows
 from minismtp.trial import _setting
 
