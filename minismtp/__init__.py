@@ -6,6 +6,7 @@ What plugin authors import stands here; everything else is internal.
 from minismtp import events
 from minismtp.address import Address
 from minismtp.authres import AuthResult, quoted, results_of
+from minismtp.cache import BoundedCache
 from minismtp.clock import steady_time
 from minismtp.content import Content, ContentWriter
 from minismtp.delivery import Delivery, Destination
@@ -43,6 +44,7 @@ __all__ = [
     "Address",
     "Answer",
     "AuthResult",
+    "BoundedCache",
     "Breaker",
     "ByteSize",
     "Claim",

@@ -10,6 +10,7 @@ by moving later ones up, so the table never fills with graves. One entry costs a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -17,7 +18,9 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Final, Literal, TypeAlias
 
 from minismtp.peer import peer_key
@@ -64,6 +67,31 @@ class SharedLock:
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
         self._threads.release()
+
+    @contextlib.contextmanager
+    def within(self, patience: float) -> Iterator[None]:
+        """Hold the lock during a block. Raise TimeoutError if it is not free for so many seconds.
+
+        A process that was stopped while it held the lock keeps it until it is killed.
+        """
+        deadline = time.monotonic() + patience
+        while not self._threads.acquire(blocking=False) or not self._locked_at_once():
+            if time.monotonic() > deadline:
+                raise TimeoutError("another process holds the lock")
+            time.sleep(_RETRY)
+        try:
+            yield
+        finally:
+            self.__exit__()
+
+    def _locked_at_once(self) -> bool:
+        """Take the lock of the processes if it is free; else let go of that of the threads."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._threads.release()
+            return False
+        return True
 
     def _locked(self) -> bool:
         """Wait for the lock; False when it is to be tried again.
@@ -127,9 +155,12 @@ class Admission:
                 _change(self._rows, place + _ADDRESS, ticket.slot, -1)
                 self._close_if_empty(place)
 
-    def forget(self, slot: int) -> None:
-        """Give back all places of a worker that has died, whatever it was doing to the table."""
-        with self._lock:
+    def forget(self, slot: int, patience: float = inf) -> None:
+        """Give back all places of a worker that has died, whatever it was doing to the table.
+
+        Raise TimeoutError if another process has held the table for `patience` seconds.
+        """
+        with self._lock.within(patience):
             self._totals[:] = _without(self._totals[:], slot)
             rows = {}
             for place in range(0, self._capacity * _ROW, _ROW):

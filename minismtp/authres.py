@@ -18,6 +18,8 @@ from minismtp.stash import StashKey
 
 # pvalue = [CFWS] ((value / [[local-part] "@"] domain-name) [CFWS]); value = token / quoted-string
 _PLAIN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+./^_`{|}~@-]+")
+# Keyword: letters, digits and hyphens (RFC 8601 section 2.2, RFC 5321 section 4.1.2)
+_NO_KEYWORD: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,16 @@ class AuthResult:
 
     def __str__(self) -> str:
         """Give it as resinfo of RFC 8601 section 2.2."""
-        parts = [f"{self.method}={self.result}"]
+        parts = [f"{_keyword(self.method)}={_keyword(self.result)}"]
         if self.reason:
             parts.append(f"reason={quoted(self.reason, always=True)}")
         parts += [f"{name}={quoted(value)}" for name, value in self.properties.items()]
         return " ".join(parts)
+
+
+def _keyword(text: str) -> str:
+    """Return a method or a result as a word, whoever has named it."""
+    return _NO_KEYWORD.sub("?", text)
 
 
 _RESULTS: Final[StashKey[list[AuthResult]]] = StashKey()

@@ -9,6 +9,13 @@ from typing import Final
 
 _FORMAT: Final = struct.Struct("?i?d")
 _QUEUE: Final = struct.Struct("q")
+#: Why a process of each kind was replaced.
+REPLACEMENTS: Final = tuple(
+    (kind, reason)
+    for kind in ("worker", "outbound runner", "metrics endpoint")
+    for reason in ("died", "hung")
+)
+_REPLACED: Final = struct.Struct(f"{len(REPLACEMENTS)}q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +34,13 @@ class Standing:
 class Board:
     """Where processes post for others: the supervisor the standing, the runner its queue.
 
+    Besides, the supervisor counts the processes that it had to replace.
+
     Make it before a fork.
     """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _FORMAT.size + _QUEUE.size)
+        self._memory = mmap.mmap(-1, _FORMAT.size + _QUEUE.size + _REPLACED.size)
 
     def post(self, standing: Standing) -> None:
         """Show a new standing to all processes."""
@@ -50,3 +59,14 @@ class Board:
         """Give how many messages wait for delivery."""
         messages: int = _QUEUE.unpack_from(self._memory, _FORMAT.size)[0]
         return messages
+
+    def count_replacement(self, kind: str, reason: str) -> None:
+        """Count a process that died, or was killed because it hung; see `REPLACEMENTS`."""
+        counts = list(self.replacements().values())
+        counts[REPLACEMENTS.index((kind, reason))] += 1
+        _REPLACED.pack_into(self._memory, _FORMAT.size + _QUEUE.size, *counts)
+
+    def replacements(self) -> dict[tuple[str, str], int]:
+        """Return how many processes of each kind were replaced since the start, and why."""
+        counts = _REPLACED.unpack_from(self._memory, _FORMAT.size + _QUEUE.size)
+        return dict(zip(REPLACEMENTS, counts, strict=True))

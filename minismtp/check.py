@@ -11,13 +11,12 @@ import stat
 import tempfile
 import threading
 import time
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
-from minismtp import tls
+from minismtp import permissions, tls
 from minismtp.address import Address
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.database import damage
@@ -29,6 +28,7 @@ from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
+from minismtp.privileges import acting_as_owner
 from minismtp.remote import RemoteError
 from minismtp.reply import Verdict
 from minismtp.service import make_service
@@ -62,7 +62,7 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _hostname(config)
     yield from _directories(config)
     yield from _certificates(config)
-    yield from _secrets(config)
+    yield from _permissions(config)
     yield from _outbound(config)
     yield from _databases(config)
     yield from _state(config)
@@ -96,6 +96,8 @@ def _directories(config: Config) -> Iterator[Finding]:
     elif not os.access(existing, os.W_OK | os.X_OK):
         made = "written to" if existing == config.state_directory else f"made: {existing}"
         yield _error(config, "state_directory", f"cannot be {made} is not writable for this user")
+    elif existing == config.state_directory and existing.stat().st_mode & stat.S_IRWXO:
+        yield _warning(config, "state_directory", f"{existing} is open to everybody (chmod o-rwx)")
 
 
 def _certificates(config: Config) -> Iterator[Finding]:
@@ -122,15 +124,10 @@ def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Finding]:
         yield _warning(config, key, f"{pair.certificate} {when}")
 
 
-def _secrets(config: Config) -> Iterator[Finding]:
-    files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
-    files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
-    files |= dict(_password_files(config))
-    if config.file and urllib.parse.urlsplit(config.state.url).password:
-        files["state.url"] = Path(config.file)
-    for key, path in files.items():
-        if path.exists() and path.stat().st_mode & stat.S_IROTH:
-            yield _warning(config, key, f"{path} can be read by everybody (chmod o-r)")
+def _permissions(config: Config) -> Iterator[Finding]:
+    files = permissions.own_files(config)
+    for key, problem in (*permissions.readable(config), *permissions.writable(config, files)):
+        yield _warning(config, key, problem)
 
 
 def _outbound(config: Config) -> Iterator[Finding]:
@@ -138,7 +135,7 @@ def _outbound(config: Config) -> Iterator[Finding]:
         Contexts(config.outbound.server_ca)
     except ConfigError as error:
         yield _error(config, error.key, error.message)
-    for key, path in _password_files(config):
+    for key, path in permissions.password_files(config):
         try:
             path.read_text()
         except OSError as error:
@@ -147,19 +144,12 @@ def _outbound(config: Config) -> Iterator[Finding]:
             yield _error(config, key, f"{path}: {error}")
 
 
-def _password_files(config: Config) -> Iterator[tuple[str, Path]]:
-    if config.outbound.password_file is not None:
-        yield "outbound.password_file", config.outbound.password_file
-    for number, route in enumerate(config.outbound.routes):
-        if route.password_file is not None:
-            yield f"outbound.routes[{number}].password_file", route.password_file
-
-
 def _databases(config: Config) -> Iterator[Finding]:
     """Look into the files that the server makes anew when they are damaged."""
     for path in (config.state_directory / FILE, config.state_directory / "spool" / "queue.db"):
         try:
-            problem = damage(path)
+            with acting_as_owner(path.parent):
+                problem = damage(path)
         except (OSError, sqlite3.Error) as error:
             yield _warning(config, "state_directory", f"{path} cannot be read: {error}")
             continue
@@ -186,6 +176,8 @@ def _plugins(config: Config) -> Iterator[Finding]:
         try:
             plugins = PluginSet.load(config, metrics, log)
             yield from _roles(config, plugins)
+            for key, problem in permissions.writable(config, permissions.plugin_files(plugins)):
+                yield _warning(config, key, problem)
             with _Warnings() as warnings:
                 plugins.hooks().on_start(_introduction(config, Path(directory)))
             yield from (_warning(config, "plugins", text) for text in warnings.texts)

@@ -11,6 +11,7 @@ and the queue sent out 1.7 times as fast (docs/performance.md).
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import pwd
 import signal
@@ -18,12 +19,22 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from minismtp.log import Log
 
 Group = TypeVar("Group")
+_LAST_WAIT: Final = 5.0  # seconds for killed processes to be gone; one in a dead disk never is
+_LAST_TICK: Final = 0.01
+
+
+class Role(enum.Enum):
+    """The processes that there is one of, as the log calls them."""
+
+    ENDPOINT = "metrics endpoint"
+    RUNNER = "outbound runner"
 
 
 @dataclass(slots=True)
@@ -40,6 +51,12 @@ class Child(Generic[Group]):
     group: Group
     core: int
     serving: bool = False
+    end_by: float = inf
+
+    @property
+    def kind(self) -> str:
+        """What the log calls it."""
+        return self.group.value if isinstance(self.group, Role) else "worker"
 
 
 class Children(Generic[Group]):
@@ -48,6 +65,7 @@ class Children(Generic[Group]):
     def __init__(self, log: Log) -> None:
         self._log = log
         self._children: dict[int, Child[Group]] = {}
+        self.dead_slots: set[int] = set()  # what their processes left has to be cleaned away first
         self.lifeline, self._lifeline_write = os.pipe()
 
     def __len__(self) -> int:
@@ -62,7 +80,7 @@ class Children(Generic[Group]):
 
     def free_slot(self) -> int:
         """Give the lowest slot that nobody has."""
-        taken = {child.slot for child in self._children.values()}
+        taken = {child.slot for child in self._children.values()} | self.dead_slots
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
     def fork(
@@ -78,21 +96,28 @@ class Children(Generic[Group]):
         """Start a process that takes on `user` and ends with what `body` gives.
 
         `body` is given the descriptor on which to say, by one octet, that it is ready. `name` is
-        what `ps` and `top` show behind "minismtp-". With `affinity` it keeps to one core. Gives the
-        process id.
+        what `ps` and `top` show behind "minismtp-". With `affinity` it keeps to one core.
+        Return the process id. Raise OSError or MemoryError when the system has no room for one.
         """
         core = self._free_core(group) if affinity else -1
         ready_read, ready_write = os.pipe()
-        os.set_blocking(ready_read, False)
-        pid = os.fork()
+        status = 1
+        try:
+            os.set_blocking(ready_read, False)
+            child = Child(slot, ready_read, time.monotonic(), group, core)
+            pid = os.fork()
+        except BaseException:
+            os.close(ready_read)
+            os.close(ready_write)
+            raise
         if pid:
             os.close(ready_write)
-            self._children[pid] = Child(slot, ready_read, time.monotonic(), group, core)
+            self._children[pid] = child
             return pid
-        status = 1
         try:
             self._log.forget()
             os.close(self._lifeline_write)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
             if core >= 0:
                 _keep_to(core)
             _call_oneself(f"minismtp-{name}")
@@ -131,15 +156,38 @@ class Children(Generic[Group]):
             child = self._children.pop(pid, None)
             if child is not None:
                 _close_ready(child)
+                self.dead_slots.add(child.slot)
                 yield pid, child, os.waitstatus_to_exitcode(status)
 
+    def tell(self, group: Group, number: int) -> None:
+        """Send a signal to the processes of a group."""
+        for pid, child in self._children.items():
+            if child.group is group:
+                os.kill(pid, number)
+
+    def end(self, group: Group, patience: float, number: int = signal.SIGTERM) -> None:
+        """Have the processes of a group drain, and be killed after `patience` seconds.
+
+        Each is told only once, because a second TERM would cut its sessions.
+        """
+        for pid, child in self._children.items():
+            if child.group is group and child.end_by == inf:
+                child.end_by = time.monotonic() + patience
+                os.kill(pid, number)
+
     def kill(self) -> None:
-        """End all at once and wait for them; nothing acknowledged is lost by it."""
+        """End all at once; nothing acknowledged is lost by it."""
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
-        for pid in list(self._children):
-            os.waitpid(pid, 0)
-        self._children.clear()
+
+    def kill_and_wait(self) -> None:
+        """End all at once and wait until they are gone, for some seconds at the most."""
+        self.kill()
+        end = time.monotonic() + _LAST_WAIT
+        while self._children and time.monotonic() < end:
+            for _ in self.reap():
+                pass
+            time.sleep(_LAST_TICK)
 
 
 def _close_ready(child: Child[Group]) -> None:

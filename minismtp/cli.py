@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+from typing import Final
 
 from minismtp import __version__
 from minismtp.commands import authoring, insight, operation
@@ -22,9 +23,12 @@ from minismtp.commands.common import (
 from minismtp.settings import ConfigError, reason
 from minismtp.threads import Interrupted
 
+_LAST_STREAM: Final = 2  # the descriptor of standard error
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and give its exit status."""
+    open_standard_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -64,3 +68,17 @@ def parser() -> argparse.ArgumentParser:
     for group in (operation, insight, authoring):
         group.add_to(commands)
     return whole
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null as each standard stream that is closed.
+
+    Otherwise the next file or socket would get its descriptor, and with it the lines of the log.
+    Programs that plugins start inherit them.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STREAM:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115

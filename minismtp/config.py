@@ -7,6 +7,7 @@ permissions) is looked at by who uses them, and by `minismtp check`.
 import os
 import pwd
 import socket
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
+_LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines have a quarter of that
 
 
 def default_hostname() -> str:
@@ -144,12 +146,12 @@ class Config:
         if path is None and (named := os.environ.get("MINISMTP_CONFIG")):
             path = Path(named)
         try:
-            text = (path or DEFAULT_FILE).read_bytes().decode("utf-8")
+            text = _read(path or DEFAULT_FILE).decode("utf-8")
         except OSError as error:
             if path is None and isinstance(error, FileNotFoundError):
                 return cls.embedded()
             file = str(path or DEFAULT_FILE)
-            raise ConfigError(f"cannot be read: {error.strerror}", file=file) from error
+            raise ConfigError(f"cannot be read: {error.strerror or error}", file=file) from error
         except ValueError as error:
             raise ConfigError(f"is not UTF-8: {error}", file=str(path or DEFAULT_FILE)) from error
         return cls.parse(text, path or DEFAULT_FILE)
@@ -159,9 +161,13 @@ class Config:
         """Read the text of the file `path`; raises ConfigError."""
         try:
             table = tomli.loads(text)
-        except (ValueError, RecursionError) as error:
+            return cls.build(table, file=str(path), base=path.absolute().parent)
+        except ConfigError:
+            raise
+        except ValueError as error:
             raise ConfigError(str(error), file=str(path)) from error
-        return cls.build(table, file=str(path), base=path.absolute().parent)
+        except RecursionError:
+            raise ConfigError("is nested too deeply", file=str(path)) from None
 
     @classmethod
     def embedded(cls) -> "Config":
@@ -224,3 +230,21 @@ class Config:
                         f"no listener is called {name!r}{did_you_mean(name, known)}",
                         key=f"plugins[{number}].listeners[{index}]",
                     )
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a configuration file; raise OSError.
+
+    The running server reads it on HUP, so nothing that stands in its place may block or be endless.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("is not a regular file")
+        data = file.read(_LONGEST_FILE + 1)
+    if len(data) > _LONGEST_FILE:
+        raise OSError(f"is longer than {_LONGEST_FILE} octets")
+    return data

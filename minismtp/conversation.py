@@ -85,6 +85,7 @@ class Conversation:
     def banner(self, *, early: bool = False) -> Reply:
         """Ask the plugins about the peer: 220, or what says that it is unwelcome."""
         service, session = self._service, self._session
+        session.trusted = False  # a plugin says so of the peer that it is now, see XCLIENT
         try:
             if early:
                 raise Reject("you talk before the greeting")

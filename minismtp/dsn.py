@@ -2,7 +2,8 @@
 
 A notification is a message like any other, with an entry for the spool. Whatever strangers have put
 into addresses, replies and messages, its fields stay fields and its parts stay parts: controls are
-taken out, no line has more than 998 octets, and what is returned is bounded. Every host takes it,
+taken out, no line has more than 998 octets, and what is returned is bounded. A stranger's message
+does not come back, because the sender may be forged. Every host takes it,
 because it is 7-bit unless the sender's own mailbox needs SMTPUTF8. Making one never raises.
 """
 
@@ -30,6 +31,7 @@ Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
 _WHOLE: Final = {"": 64 * 1024, "FULL": 1024 * 1024, "HDRS": 0}
 _HEADER: Final = 64 * 1024  # octets of a header that come back
 _STATUS: Final = re.compile(r"[0-9]{3} ([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
+_IDENTIFIER: Final = re.compile(r"<[!-;=?-~]{1,250}>")  # msg-id, RFC 5322 section 3.6.4
 _CONTROLS: Final = re.compile(r"[ \x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _LONG_WORD: Final = 900  # octets; a field's line has 998 with its name
 _PIECE: Final = 220  # characters of at most four octets
@@ -123,6 +125,7 @@ def notification(
         targets=(Target(kind="relay", address=entry.sender, recipient=entry.sender),),
         body="7BIT" if content.isascii() else "8BITMIME",
         smtputf8=form.utf8,
+        trusted=entry.trusted,
     )
     return notice, Message(name, Content.of(content))
 
@@ -154,7 +157,7 @@ class _Form:
         self._sender = entry.sender if in_ascii else f"{local}@{to_ascii(domain)}"
         whole = _whole(entry, message) if action == "failed" else b""
         self._whole = bool(whole) and self._travels(whole)
-        self._returned = whole if self._whole else _header(message)
+        self._returned = whole if self._whole else _header(entry, message)
 
     def content(self, name: str) -> bytes:
         """Return the octets of the notification."""
@@ -297,15 +300,23 @@ def _decoded(original: str) -> str:
 
 
 def _whole(entry: Entry, message: Message) -> bytes:
-    """Return a message that may come back whole; nothing when it is too large, or binary."""
-    if message.size > _WHOLE.get(entry.dsn_return, 0) or entry.body == "BINARYMIME":
+    """Return a message that may come back whole; nothing of others."""
+    known = entry.trusted and entry.body != "BINARYMIME"
+    if not known or message.size > _WHOLE.get(entry.dsn_return, 0):
         return b""
     with message.open() as reader:
         return reader.read()
 
 
-def _header(message: Message) -> bytes:
-    """Give the fields of a message, whole ones, as many as there is room for."""
+def _header(entry: Entry, message: Message) -> bytes:
+    """Return the fields of a message, whole ones, as many as there is room for.
+
+    Of a stranger's message only what its sender knows it by: no word of the stranger's may reach
+    somebody who never sent it.
+    """
+    if not entry.trusted:
+        identifier = _IDENTIFIER.fullmatch(message.headers.get("Message-ID"))
+        return format_field("Message-ID", identifier[0]) if identifier else b""
     fields, size = list[bytes](), 0
     for field in message.headers.raw_all():
         size += len(field)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -40,6 +40,7 @@ from minismtp.insight.page import POLICY, History, render
 from minismtp.insight.sessions import Survey, survey
 from minismtp.log import Log
 from minismtp.metrics import count_thread_failures, use_slot
+from minismtp.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.sections import LogConfig
 from minismtp.tally import FLUSH_INTERVAL
 from minismtp.threads import count_failures, start_thread, surviving
@@ -48,6 +49,11 @@ _Request: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 _TIMEOUT: Final = 10.0  # seconds for one request
 _MOST: Final = 16  # requests at once; others wait to be accepted
 _SLOT: Final = -1  # whose files hold what this process itself counts
+_PROCESSES: Final = {
+    "worker": "worker",
+    "outbound runner": "runner",
+    "metrics endpoint": "endpoint",
+}
 
 
 def run(
@@ -56,6 +62,8 @@ def run(
     directory: Path,
     lifeline: int,
     *,
+    ready: int,
+    pulses: Pulses,
     sessions: int,
     control: Path,
     config: LogConfig,
@@ -64,17 +72,22 @@ def run(
     """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
 
     `sessions` is the limit of the whole server; `control` is where its processes can be asked;
-    `config` says how to log. The page answers the names in `hosts` and those of loopback.
+    `config` says how to log. The page answers the names in `hosts` and those of loopback. A byte
+    on `ready` says that the process answers, and `pulses` that it goes on to do so.
     """
     log = Log(level=config.level, style=config.format, patient=False)
     logging.bridge(log, config.level)
     logging.capture(log)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
-    server = _HttpServer(sock, _registry(board, directory, sessions), board, control, hosts)
+    registry = _registry(board, directory, sessions)
+    server = _HttpServer(sock, registry, board, control, hosts=hosts, pulses=pulses)
     log.start()
     server.history.start()
     start_thread("endpoint", server.serve_forever)
+    pulses.beat(ENDPOINT_SLOT)
+    os.write(ready, b"r")
+    os.close(ready)
     start_thread("lifeline", lambda: _watch(lifeline))
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
         stacks.dump(log)
@@ -128,6 +141,14 @@ class _ServerCollector:
         yield GaugeMetricFamily(
             "minismtp_workers", "Worker processes that serve.", value=standing.workers
         )
+        replaced = CounterMetricFamily(
+            "minismtp_process_replacements",
+            "Processes that died or hung and were replaced.",
+            labels=["process", "reason"],
+        )
+        for (kind, reason), count in self._board.replacements().items():
+            replaced.add_metric([_PROCESSES[kind], reason], count)
+        yield replaced
         yield GaugeMetricFamily(
             "minismtp_sessions_limit", "Sessions that may be open at once.", value=self._sessions
         )
@@ -152,7 +173,9 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         registry: CollectorRegistry,
         board: Board,
         control: Path,
+        *,
         hosts: Collection[str],
+        pulses: Pulses,
     ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
@@ -161,7 +184,12 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.control = control
         self.hosts = hosts
         self.history = History(self.figures)
+        self._pulses = pulses
         self._places = threading.BoundedSemaphore(_MOST)
+
+    def service_actions(self) -> None:
+        """Show life: `serve_forever` calls this at each turn."""
+        self._pulses.beat(ENDPOINT_SLOT)
 
     def process_request(self, request: _Request, client_address: object) -> None:
         """Answer in a thread, once there is a place for it."""

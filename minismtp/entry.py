@@ -83,6 +83,7 @@ class Entry:
     submitter: str = ""
     dsn_return: str = ""
     dsn_id: str = ""
+    trusted: bool = False
     quarantined: str | None = None
 
     @classmethod
@@ -103,6 +104,7 @@ class Entry:
             submitter=envelope.submitter,
             dsn_return=envelope.dsn_return,
             dsn_id=envelope.dsn_id,
+            trusted=envelope.trusted,
             quarantined=message.quarantined,
         )
 
@@ -141,5 +143,6 @@ class Entry:
             submitter=self.submitter,
             dsn_return=self.dsn_return,
             dsn_id=self.dsn_id,
+            trusted=self.trusted,
             queued=True,
         )

@@ -112,8 +112,10 @@ class Envelope:
 
     `recipients` are those accepted so far; `add` and `remove` say in `on_message` who gets the
     message instead. `queued` says that the message comes from the queue: an earlier attempt may
-    have stored what is to be stored now. `login`, `peer`, `helo` and `listener` are the session's,
-    kept here because storage may run hours after the session has ended.
+    have stored what is to be stored now. `trusted` says that the client has logged in or belongs to
+    a network of ours; all others are strangers, whatever sender they name. `login`, `peer`, `helo`
+    and `listener` are the session's, kept here because storage may run hours after the session has
+    ended.
     """
 
     id: str
@@ -131,6 +133,7 @@ class Envelope:
     submitter: str = ""
     dsn_return: str = ""
     dsn_id: str = ""
+    trusted: bool = False
     queued: bool = False
     stash: Stash = field(default_factory=Stash)
     added: tuple[Recipient, ...] = field(default=(), init=False)

@@ -20,8 +20,8 @@ class Generation:
     """The workers of one configuration.
 
     `pause` before the next start grows with short lives. After a reload its sessions may go on
-    until `hurry_at`; who is still there at `end_by` is killed. Workers accept once its gate is
-    `open`: who began alone would keep all clients that come meanwhile, on one core.
+    until `hurry_at`. Workers accept once its gate is `open`: a worker that began alone would keep
+    all clients that come meanwhile, on one core.
     """
 
     config: Config
@@ -31,12 +31,16 @@ class Generation:
     pause: float = 0.0
     next_start: float = 0.0
     hurry_at: float = inf
-    end_by: float = inf
     gate: int = field(init=False)  # to be read; its end is what workers wait for
     _shut: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.gate, self._shut = os.pipe()
+
+    @property
+    def drain(self) -> float:
+        """How many seconds its sessions may take to end."""
+        return self.config.limits.drain.total_seconds()
 
     @property
     def is_open(self) -> bool:

@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
 
 from minismtp.admission import Admission
 from minismtp.board import Board, Standing
 from minismtp.clock import steady_time
 from minismtp.log import Log
 from minismtp.notify import Notifier
-from minismtp.pulse import Pulses
-
-_LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
 
 
 class Herald:
     """The supervisor's voice. The supervisor says what changes, and calls `tell` every second."""
 
-    def __init__(self, log: Log, admission: Admission) -> None:
-        self.board = Board()
-        self.pulses = Pulses()
+    def __init__(self, log: Log, admission: Admission, board: Board) -> None:
+        self.board = board
         self._log = log
         self._admission = admission
         self._notifier = Notifier(os.environ, os.getpid())
         self._standing = Standing(reloaded_at=time.time())
-        self._silent: set[int] = set()  # process ids
 
     @property
     def ready(self) -> bool:
         """Whether the server takes mail, as last told."""
         return self._standing.ready
 
-    def tell(self, state: str, serving: Mapping[int, int], wanted: int) -> bool:
-        """Take in the state and the slots of the workers that serve, by their process ids.
+    def tell(self, state: str, serving: int, wanted: int, *, silent: int = 0) -> bool:
+        """Take in the state, how many of the wanted workers serve, and how many of those hang.
 
-        Gives whether this makes the server ready, which it was not before.
+        Return whether this makes the server ready, which it was not before. The watchdog of systemd
+        is fed as long as one worker answers, or none is left that could: the supervisor itself
+        replaces what hangs or dies.
         """
         steady_time()  # logs a jump of the clock, and follows it for the processes that start later
-        ready = bool(serving) and state != "Stopping"
+        answering = serving - silent
+        ready = answering > 0 and state != "Stopping"
         begins = ready and not self.ready
-        self._post(replace(self._standing, ready=ready, workers=len(serving)))
+        self._post(replace(self._standing, ready=ready, workers=answering))
         if begins:
             self._notifier.ready()
-        # A server that ends has workers that end, and is killed in good time.
-        answering = self._answering(serving) or state == "Stopping"
-        self._notifier.tell(self._describe(state, len(serving), wanted), answering=answering)
+        self._notifier.tell(
+            self._describe(state, answering, wanted),
+            # A server that ends has workers that end, and is killed in good time.
+            answering=answering > 0 or not serving or state == "Stopping",
+        )
         return begins
 
     def reloading(self) -> None:
@@ -85,14 +82,3 @@ class Herald:
             f"{state}: workers {serving}/{wanted}, sessions {self._admission.sessions},"
             f" queue {self.board.queue()}{failed}"
         )
-
-    def _answering(self, serving: Mapping[int, int]) -> bool:
-        """Whether every worker has shown life lately; tells whose life has stopped."""
-        silent = {
-            pid for pid, slot in serving.items() if self.pulses.silence(slot) > _LONGEST_SILENCE
-        }
-        for pid in silent - self._silent:
-            self._log.error("worker does not answer", pid=pid)
-            os.kill(pid, signal.SIGUSR2)  # if it still can, it prints where it hangs
-        self._silent = silent
-        return not silent

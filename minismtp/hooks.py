@@ -43,6 +43,7 @@ class Hooks:
             caller = manager.subset_hook_caller(name, excluded)
             return _releasing(_direct(caller)) if caller.get_hookimpls() else None
 
+        self._plugins = [each for each in manager.get_plugins() if each not in excluded]
         self._checkers = [
             (implementation.plugin, default)
             for name, default in (("authenticate", PASSWORDS), ("stored_key", SCRAM))
@@ -74,6 +75,11 @@ class Hooks:
         for plugin, default in self._checkers:
             found.update(getattr(plugin, "mechanisms", default))
         return found
+
+    @property
+    def login_domain(self) -> str:
+        """The domain of users whose login has none: the first plugin's that says it; else ""."""
+        return next((name for each in self._plugins if (name := _login_domain(each))), "")
 
     @property
     def routes(self) -> bool:
@@ -237,3 +243,8 @@ def _releasing(caller: Caller) -> Caller:
             raise verdict.with_traceback(None) from None
 
     return call
+
+
+def _login_domain(plugin: object) -> str:
+    domain = getattr(plugin, "login_domain", "")
+    return domain if isinstance(domain, str) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from ipaddress import ip_address
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Listener
+from minismtp.privileges import acting_as_owner
 from minismtp.scalars import SocketAddress
 from minismtp.settings import reason
 
@@ -93,14 +95,19 @@ def _open_tcp(address: SocketAddress) -> socket.socket:
 
 
 def _open_unix(path: Path) -> socket.socket:
-    """Bind a unix socket; a stale one, on which nobody answers, is replaced."""
-    if path.is_socket():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(str(path)) != 0:
-                path.unlink()
+    """Bind a unix socket; replace one that a server which has ended left behind.
+
+    Root does so as the owner of the directory.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(str(path))
+        with acting_as_owner(path.parent):
+            if path.is_socket():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                    probe.setblocking(False)  # a full queue answers EAGAIN
+                    if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                        path.unlink()
+            sock.bind(str(path))
     except OSError:
         sock.close()
         raise

@@ -69,14 +69,17 @@ class Available:
 
 
 class PluginSet:
-    """The configured plugins, made, guarded and registered in the order of the configuration."""
+    """The configured plugins, made, guarded and registered in the order of the configuration.
+
+    `instances` has each with its table.
+    """
 
     def __init__(self, metrics: Metrics, log: Log) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._metrics = metrics
         self._log = log
-        self._instances: list[tuple[PluginConfig, object]] = []
+        self.instances: list[tuple[PluginConfig, object]] = []
         self._everywhere: Hooks | None = None
 
     @classmethod
@@ -104,12 +107,12 @@ class PluginSet:
             if options is not None:
                 metrics = self._metrics.hook(table.name, name, shadow=policy.shadow)
                 setattr(instance, name, hookspecs.hookimpl(guard.wrap(name, method, metrics)))
-        self._instances.append((table, instance))
+        self.instances.append((table, instance))
 
     def close(self) -> None:
         """Register the plugins; none can be added any more."""
         # pluggy runs the last registered first.
-        for table, instance in reversed(self._instances):
+        for table, instance in reversed(self.instances):
             self._manager.register(instance, name=table.name)
         self._manager.check_pending()
         self._everywhere = Hooks(self._manager)
@@ -121,7 +124,7 @@ class PluginSet:
             return self._everywhere
         elsewhere = [
             instance
-            for table, instance in self._instances
+            for table, instance in self.instances
             if table.listeners and listener not in table.listeners
         ]
         return Hooks(self._manager, elsewhere)

@@ -17,6 +17,7 @@ from minismtp import listing
 from minismtp.config import Config
 from minismtp.outbound.schedule import Schedule, State, Waiting
 from minismtp.outbound.selection import Filter
+from minismtp.privileges import acting_as_owner
 from minismtp.scalars import parse_duration
 from minismtp.spool import DamagedError, Spool
 
@@ -54,7 +55,8 @@ def run(config: Config, arguments: argparse.Namespace) -> str:
     directory = config.state_directory / "spool"
     gc.disable()  # it would look at 50,000 rows again and again, and find nothing
     try:
-        return _on(directory, verb, which, as_json=arguments.json)
+        with acting_as_owner(directory):  # root leaves no file that the runner cannot open
+            return _on(directory, verb, which, as_json=arguments.json)
     except sqlite3.Error as error:
         raise OSError(f"{directory / 'queue.db'}: {error}") from None
 

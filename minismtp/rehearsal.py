@@ -112,7 +112,9 @@ class Rehearsal:
             chronicle=self._kept,
         )
         # Our own rules for strangers are not what is rehearsed.
-        return replace(service, greet_delay=0.0, match_sender=False, fix_newlines=True)
+        return replace(
+            service, greet_delay=0.0, match_sender=False, match_from=False, fix_newlines=True
+        )
 
     def run(self, client: Client, content: BinaryIO) -> Result:
         """Run one message, read from where `content` stands, with line ends of either kind."""

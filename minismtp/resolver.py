@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import threading
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +19,13 @@ import dns.nameserver
 import dns.resolver
 
 from minismtp.address import to_ascii
+from minismtp.cache import BoundedCache
 from minismtp.scalars import SocketAddress
 
 _LIFETIME: Final = 10.0
 _PAYLOAD: Final = 1232  # octets of UDP, whole in one packet on every way
-_CACHED: Final = 10_000  # answers
+_CACHED: Final = 16 * 1024 * 1024  # octets of answers, some 20,000 ordinary ones
+_RECORD: Final = 400  # octets that a record takes beside what it says
 _LONGEST: Final = 3600.0  # seconds in the cache, whatever the TTL
 _LONGEST_NEGATIVE: Final = 300.0  # without a SOA record a negative answer has no TTL at all
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
@@ -41,13 +41,14 @@ class Found:
     """The records of one type under a name, none when it has no such records.
 
     `name` is where aliases have led, in lower case. `secure` says that DNSSEC has validated the
-    answer, `exists` that there is such a name.
+    answer, `exists` that there is such a name. `size` is that of the answer, in octets.
     """
 
     records: tuple[Any, ...]
     name: str
     secure: bool = False
     exists: bool = True
+    size: int = 0
 
 
 class Resolver:
@@ -60,7 +61,8 @@ class Resolver:
             self._resolver.nameservers = servers
         else:
             self._trusted = _is_trusted(self._resolver)
-        self._known = _Known(_CACHED)
+        # What dnspython has for this costs a hundred times as much, for each question of a message.
+        self._known: BoundedCache[tuple[str, str], Found] = BoundedCache(_CACHED)
         self._resolver.use_edns(0, 0, _PAYLOAD)
         # RFC 6840 section 5.7: who sets AD in a question wants it in the answer.
         self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
@@ -72,7 +74,7 @@ class Resolver:
         """
         name = to_ascii(name)
         # A name that does not exist has no records of any type (RFC 8020).
-        found = self._known.get(name, kind) or self._known.get(name, "")
+        found = self._known.get((name, kind)) or self._known.get((name, ""))
         if found is not None:
             return found
         try:
@@ -82,7 +84,9 @@ class Resolver:
         except dns.resolver.NXDOMAIN as error:
             [response] = error.responses().values()  # type: ignore[no-untyped-call]
             ttl = min(response.resolve_chaining().minimum_ttl, _LONGEST_NEGATIVE)
-            return self._known.put(name, "", Found((), name, exists=False), ttl)
+            found = Found((), name, exists=False, size=len(response.wire or b""))
+            self._known.put((name, ""), found, ttl, 2 * len(name))
+            return found
         except (dns.exception.DNSException, OSError) as error:
             raise UnansweredError(
                 f"the DNS does not answer for {name} {kind} ({type(error).__name__})"
@@ -91,35 +95,17 @@ class Resolver:
             tuple(answer.rrset or ()),
             answer.canonical_name.to_text(omit_final_dot=True).lower(),
             secure=self._trusted and bool(answer.response.flags & dns.flags.AD),
+            size=len(answer.response.wire or b""),
         )
         longest = _LONGEST if found.records else _LONGEST_NEGATIVE
-        return self._known.put(name, kind, found, min(answer.chaining_result.minimum_ttl, longest))
-
-
-class _Known:
-    """Keeps answers for as long as they are told to be true; threads share it.
-
-    What dnspython has for this costs a hundred times as much, for each of a message's questions.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._lock = threading.Lock()
-        self._answers: dict[tuple[str, str], tuple[float, Found]] = {}
-
-    def get(self, name: str, kind: str) -> Found | None:
-        """Give an answer whose time is not over."""
-        until, found = self._answers.get((name, kind), (0.0, None))
-        return found if time.monotonic() < until else None
-
-    def put(self, name: str, kind: str, found: Found, seconds: float) -> Found:
-        """Keep an answer, in the place of the oldest when there are too many; and give it."""
-        with self._lock:
-            self._answers.pop((name, kind), None)
-            while len(self._answers) >= self._size:
-                del self._answers[next(iter(self._answers))]
-            self._answers[name, kind] = (time.monotonic() + seconds, found)
+        seconds = min(answer.chaining_result.minimum_ttl, longest)
+        self._known.put((name, kind), found, seconds, _weight(found))
         return found
+
+
+def _weight(found: Found) -> int:
+    """Return about how many octets of memory an answer takes."""
+    return found.size + _RECORD * len(found.records) + 2 * len(found.name)
 
 
 def _resolver() -> dns.resolver.Resolver:

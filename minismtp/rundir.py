@@ -1,22 +1,61 @@
-"""The directories that a server makes when it starts (layer 7)."""
+"""The directories that a server makes when it starts (layer 7).
+
+Started as root, it makes them as the user that it becomes. Root itself only makes and gives away
+what that user cannot make, and only where nobody else can put something in the way.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
+import struct
 from pathlib import Path
+from typing import Final
 
 from minismtp.config import Config
+from minismtp.exposure import Trust, exposures
+from minismtp.privileges import acting_as
+from minismtp.settings import ConfigError
+
+_LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
+
+
+def lock_state_directory(config: Config) -> int:
+    """Make the state directory ours until this process ends; return a descriptor to be kept open.
+
+    A record lock is not inherited: workers that outlive a killed supervisor for a moment do not
+    keep the next one from starting. Raise ConfigError if another server has the directory, and
+    OSError.
+    """
+    own(config, config.state_directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with acting_as(*_owner(config)):
+        descriptor = os.open(config.state_directory / "server.lock", flags, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
+        holder = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        pid = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, holder))[-1]
+        os.close(descriptor)
+        raise ConfigError(
+            f"{config.state_directory} is in use by another server, process {pid}",
+            file=config.file,
+            key="state_directory",
+        ) from None
+    return descriptor
 
 
 def runtime_directory(config: Config, name: str) -> Path:
     """Give an empty directory for what a restart does not need, in memory if there is one."""
-    base = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    directory = (Path(base) if base else config.state_directory) / name
-    _clear(directory)
-    directory.mkdir(parents=True, mode=0o700)
-    own(config, directory)
+    variable = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    base = Path(variable) if variable else config.state_directory
+    own(config, base)
+    directory = base / name
+    with acting_as(*_owner(config)):
+        _clear(directory)
+        _make(directory)
     return directory
 
 
@@ -27,19 +66,69 @@ def make_control_directory(config: Config) -> None:
     """
     directory, entry = runtime_directory(config, "control"), config.state_directory / "control"
     if directory != entry:
-        _clear(entry)
-        entry.symlink_to(directory)
+        with acting_as(*_owner(config)):
+            _clear(entry)
+            entry.symlink_to(directory)
+
+
+def own(config: Config, directory: Path) -> None:
+    """Make a directory for the user that the server becomes, mode 0700 whatever the umask.
+
+    One that exists keeps its mode. Raise ConfigError where root would have to give away what others
+    than root could exchange.
+    """
+    uid, gid = _owner(config)
+    with acting_as(uid, gid):
+        try:
+            _make(directory)
+        except PermissionError:
+            if os.getuid() != 0:
+                raise
+        else:
+            if os.getuid() != 0 or directory.stat().st_uid == uid:
+                return
+    _give(config, directory, uid, gid)
+
+
+def _owner(config: Config) -> tuple[int, int]:
+    if not (config.user and os.geteuid() == 0):
+        return os.geteuid(), os.getegid()
+    entry = pwd.getpwnam(config.user)
+    return entry.pw_uid, entry.pw_gid
+
+
+def _give(config: Config, directory: Path, uid: int, gid: int) -> None:
+    for problem in exposures(directory, Trust()):
+        expected = f"a place that only root can change, or that belongs to {config.user}"
+        raise ConfigError(
+            f"{directory}: expected {expected}, but {problem}",
+            file=config.file,
+            key="state_directory",
+        )
+    _make(directory)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(directory.resolve(), flags)
+    try:
+        os.fchown(descriptor, uid, gid)
+    finally:
+        os.close(descriptor)
+
+
+def _make(directory: Path) -> None:
+    """Make a directory with mode 0700, and its parents with 0755; both may be there."""
+    parents = [(parent, 0o755) for parent in reversed(directory.parents)]
+    for path, mode in [*parents, (directory, 0o700)]:
+        if path.is_dir():
+            continue
+        path.mkdir(mode)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
 
 
 def _clear(path: Path) -> None:
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
-
-
-def own(config: Config, directory: Path) -> None:
-    """Make a directory, and give it to the user that the server becomes."""
-    directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-    if config.user and os.geteuid() == 0:
-        entry = pwd.getpwnam(config.user)
-        os.chown(directory, entry.pw_uid, entry.pw_gid)

@@ -19,6 +19,7 @@ from minismtp.settings import ConfigError, build
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")
 _HEADERS_SIZE: Final = ByteSize.parse("1MiB")
+_SHORTEST_HANG: Final = timedelta(seconds=5)
 _CHRONICLE_SIZE: Final = ByteSize.parse("64MiB")
 _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -95,7 +96,15 @@ class Listener:
         bool,
         says(
             "the sender must be the login, or an address whose mail comes to the login's own"
-            " mailbox; else 553"
+            " mailbox; else 553. Whole addresses count: a login without a domain is a user of the"
+            " first domain of `mailboxes`"
+        ),
+    ] = False
+    match_from: Annotated[
+        bool,
+        says(
+            "what the message has in From, and in Sender, must belong to the login in the same way;"
+            " else 550 behind the content"
         ),
     ] = False
     greet_delay: Annotated[
@@ -266,8 +275,18 @@ class Limits:
             " end in"
         ),
     ] = timedelta(seconds=30)
+    hang_timeout: Annotated[
+        timedelta,
+        says(
+            "a process that shows no sign of life for so long is killed and replaced, and its"
+            ' sessions are cut; sessions that wait do not count; "0s" = never, else 5 seconds at'
+            " least"
+        ),
+    ] = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
+        if timedelta() < self.hang_timeout < _SHORTEST_HANG:
+            raise ConfigError('expected "0s", or "5s" or more', key="hang_timeout")
         for name in (
             *("message_size", "headers"),
             *("handshake_timeout", "command_timeout", "data_timeout", "session_timeout"),

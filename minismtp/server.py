@@ -166,8 +166,8 @@ class Server(socketserver.ThreadingTCPServer):
     def serve_forever(self, poll_interval: float = 0.0) -> None:  # noqa: ARG002 - nothing is polled
         """Accept until `stop`: one wake-up for each connection, in one of the workers only.
 
-        The kernel wakes the first in its list that waits. Who has taken a connection goes to the
-        end of that list, or one worker would have nearly all sessions and one core.
+        The kernel wakes the first in its list that waits. A worker that has taken a connection goes
+        to the end of that list, or it would have nearly all sessions and one core.
         """
         with select.epoll() as poll:
             poll.register(self.socket, _ONE_OF_US)
@@ -177,6 +177,9 @@ class Server(socketserver.ThreadingTCPServer):
                 if ready - {self._wake_read}:
                     # Even at the end: no other worker was woken for this connection.
                     self._accept()
+                if ready != {self._wake_read}:
+                    # A new registration finds connections that wait already, those included for
+                    # which the kernel woke a worker that hangs or has died.
                     poll.unregister(self.socket)
                     poll.register(self.socket, _ONE_OF_US)
                 self.turns += 1

@@ -53,6 +53,7 @@ class Service:
     greet_delay: float = 0.0
     strict_pipelining: bool = False
     match_sender: bool = False
+    match_from: bool = False
     backoff: Backoff | None = None
     quiet: bool = False
     fix_newlines: bool = False
@@ -129,6 +130,7 @@ def make_service(
         greet_delay=listener.greet_delay.total_seconds(),
         strict_pipelining=listener.strict_pipelining,
         match_sender=listener.match_sender,
+        match_from=listener.match_from,
         backoff=backoff,
         fix_newlines=config.bare_newline == "fix",
         spool=config.state_directory / "spool",

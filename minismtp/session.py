@@ -34,7 +34,9 @@ class Session:
     `local` is the address of ours that the peer has called, empty for a unix socket. `login` is the
     authorization identity after AUTH. `proxied` says that a balancer's PROXY header named the peer;
     then `tls` may be what the client spoke with the balancer. The peer's words (`helo`) are not
-    checked. Plugins may read all of it and write to `stash`; it lives in one thread.
+    checked. `trusted` says that the peer belongs to a network of ours: a plugin that knows may set
+    it in `on_connect`, as `relay` does. Plugins may read all else and write to `stash`; it lives in
+    one thread.
 
     In `on_connect`, `speaks_within(seconds)` waits at most so long for the peer to say something,
     and tells whether it did: peers have to await the greeting (RFC 5321 section 3.1). It ends
@@ -54,6 +56,7 @@ class Session:
     tls: TlsInfo | None = None
     proxied: bool = False
     login: str | None = None
+    trusted: bool = False
     speaks_within: Callable[[float], bool] = field(default=is_silent, repr=False, compare=False)
     stash: Stash = field(default_factory=Stash)
 

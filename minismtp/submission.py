@@ -1,14 +1,17 @@
 """What a submission server may mend in a user's message (layer 4; RFC 6409 section 8).
 
-Fields that are missing are added on top; nothing that the user wrote is ever changed.
+Fields that are missing are added on top; nothing that the user wrote is ever changed. And as whom a
+user may send (section 6.1).
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, replace
 from typing import Final
 
-from minismtp.address import Address
+from minismtp.address import Address, to_ascii
+from minismtp.address_list import mailboxes_of
 from minismtp.envelope import Envelope, Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
@@ -16,6 +19,7 @@ from minismtp.received import date
 from minismtp.reply import Reject
 from minismtp.session import Session
 
+_MOST_AUTHORS: Final = 20  # each may be a question to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
 
@@ -34,27 +38,66 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
 def owns_sender(hooks: Hooks, session: Session, envelope: Envelope) -> bool:
     """Say whether the reverse-path belongs to the login.
 
-    It does when it is the login, or when mail to it comes to the login's own mailbox: so a user may
-    send as each of his aliases. The null reverse-path is anybody's (RFC 6409 section 6.1).
+    The null reverse-path is anybody's (RFC 6409 section 6.1).
     """
     sender, login = envelope.reverse_path, session.login
-    if sender is None or login is None:
+    return sender is None or login is None or _owns(hooks, session, envelope, sender)
+
+
+def owns_authors(hooks: Hooks, session: Session, envelope: Envelope, message: Message) -> bool:
+    """Say whether all that the message names as its authors, and as its sender, is the login's.
+
+    There has to be one From field (RFC 5322 section 3.6.2), and one Sender field at the most.
+    """
+    if session.login is None:
         return True
-    if str(sender).lower() == login.lower():
+    authors, senders = message.headers.get_all("From"), message.headers.get_all("Sender")
+    if len(authors) != 1 or len(senders) > 1:
+        return False
+    try:
+        named = {address for value in authors + senders for address in mailboxes_of(value)}
+    except ValueError:
+        return False
+    owned = (_owns(hooks, session, replace(envelope, recipients=[]), each) for each in named)
+    return 0 < len(named) <= _MOST_AUTHORS and all(owned)
+
+
+def _owns(hooks: Hooks, session: Session, envelope: Envelope, address: Address) -> bool:
+    """Say whether an address is the login, or its mail comes to the login's own mailbox.
+
+    So a user may send as each of his aliases.
+    """
+    login = session.login or ""
+    user = _User.of(login, hooks.login_domain)
+    if "@" in login and user.has(address):
         return True
-    recipient = Recipient(sender)
+    recipient = Recipient(address)
     try:
         recipient.route = hooks.route(session, envelope, recipient)
     except Reject:
         return False  # nobody's address
-    return any(_is(mailbox, login) for mailbox in recipient.mailboxes)
+    return any(map(user.has, recipient.mailboxes))
+
+
+@dataclass(frozen=True, slots=True)
+class _User:
+    """Whose mailbox is whose: the whole address counts; `domain` is empty where none is known."""
+
+    local: str
+    domain: str
+
+    @classmethod
+    def of(cls, login: str, home: str) -> _User:
+        """Read a login; one without a domain is a user of the domain `home`."""
+        local, at, domain = login.rpartition("@")
+        local, domain = (local, domain) if at else (login, home)
+        return cls(local.lower(), to_ascii(domain))
+
+    def has(self, mailbox: Address) -> bool:
+        """Say whether a mailbox is this user's."""
+        return mailbox.local.lower() == self.local and self.domain in ("", mailbox.ascii_domain)
 
 
 def _names(addresses: str, login: str) -> bool:
     """Look for one address among others, by words: Python's own parser recurses without bound."""
     return login.lower() in _BETWEEN_ADDRESSES.split(addresses.lower())
-
-
-def _is(mailbox: Address, login: str) -> bool:
-    name = str(mailbox) if "@" in login else mailbox.local
-    return name.lower() == login.lower()

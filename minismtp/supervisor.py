@@ -1,56 +1,62 @@
 """The parent of all processes (layer 7): listeners, workers, signals.
 
 It starts no thread and imports no plugin, so forking from it is safe at any time; it blocks every
-signal that it handles and takes them one at a time from `sigtimedwait`. Workers belong to a
-generation: HUP starts a new one from the re-read configuration. When that serves, the old one
-accepts no more and its sessions go on until their clients quit or the drain time has passed; when
-the new one cannot serve, the old one goes on.
+signal that it handles and takes them one at a time. Workers belong to a generation: HUP starts a
+new one from the re-read configuration. When that serves, the old one accepts no more and its
+sessions go on until their clients quit or the drain time has passed; when the new one cannot serve,
+the old one goes on.
+
+Nothing that fails in one step of its loop ends the others: the step is logged and tried again.
 """
 
 from __future__ import annotations
 
-import enum
+import contextlib
+import faulthandler
 import os
 import signal
 import socket
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Final
 
-from minismtp import endpoint, worker
-from minismtp.admission import SLOTS, Admission
-from minismtp.backoff import Backoff
-from minismtp.children import Child, Children
+from minismtp.admission import SLOTS
+from minismtp.children import Child, Children, Role
 from minismtp.config import Config
 from minismtp.generation import Generation, close, workers_of
 from minismtp.herald import Herald
-from minismtp.listen import ListenError, adopt, bound, open_listeners, open_socket
-from minismtp.log import Log, bridge, complain
-from minismtp.outbound import runner
-from minismtp.rundir import make_control_directory, own, runtime_directory
+from minismtp.launch import Launcher
+from minismtp.listen import ListenError, adopt, bound, open_listeners
+from minismtp.log import Log, bridge, complain, describe
+from minismtp.rundir import lock_state_directory
 from minismtp.scalars import SocketAddress
 from minismtp.settings import ConfigError
-from minismtp.worker import EXIT_CONFIG, Post
+from minismtp.watchdog import DUMP_SIGNAL, Watchdog
+from minismtp.worker import EXIT_CONFIG
 
-_SIGNALS: Final = {
+SIGNALS: Final = {
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
-    signal.SIGCHLD,
+    *(signal.SIGCHLD, signal.SIGALRM),
 }
+_STDERR: Final = 2
 _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
-_START_TIME: Final = 60.0  # seconds that a generation has to become ready
+_START_TIME: Final = 60.0  # seconds that a process has to become ready
 _PATIENCE: Final = 5.0  # seconds that the first workers wait for the others, before they accept
 _SHORT_LIFE: Final = 10.0  # a worker that dies younger is started again later and later
 _LONGEST_PAUSE: Final = 5.0
 
 
 def serve(config: Config) -> int:
-    """Run the server until it is told to stop; gives the exit status."""
+    """Run the server until it is told to stop; return the exit status. Raise ConfigError."""
     log = Log(level=config.log.level, style=config.log.format, patient=False)
     bridge(log, config.log.level)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    faulthandler.enable(_STDERR)  # children inherit both
+    faulthandler.register(DUMP_SIGNAL, _STDERR)
     try:
         supervisor = Supervisor(config, log)
     except ListenError as error:
@@ -62,24 +68,16 @@ def serve(config: Config) -> int:
         supervisor.kill()
 
 
-class Role(enum.Enum):
-    """The processes that there is one of."""
-
-    ENDPOINT = "endpoint"
-    RUNNER = "runner"
-
-
 class Supervisor:
     """Starts, watches and stops the processes."""
 
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
+        self._lock = lock_state_directory(config)
         self._children: Children[Generation | Role] = Children(log)
-        self._admission = Admission(config.limits.sessions, config.limits.sessions_per_ip)
-        self._herald = Herald(log, self._admission)
-        backoff = config.limits.login_backoff.total_seconds()
-        self._backoff = Backoff(backoff, time.monotonic)
-        self._endpoint_socket = _endpoint_socket(config)
+        self._launcher = Launcher(config, self._children)
+        self._herald = Herald(log, self._launcher.admission, self._launcher.board)
+        self._watchdog = Watchdog(log, self._launcher.pulses)
         self._next_endpoint = 0.0
         self._runner = 0  # its process id
         self._runner_pause = 0.0
@@ -88,39 +86,42 @@ class Supervisor:
         sockets = open_listeners(config.listeners, adopted, file=config.file)
         self._adopted = adopted.keys()
         # After the sockets: a second server that finds them taken leaves the first one's files.
-        self._metrics_directory = runtime_directory(config, "metrics")
-        own(config, config.state_directory)
-        make_control_directory(config)
+        self._launcher.make_directories(config)
         self._current = Generation(config, sockets, workers_of(config), time.monotonic())
         self._coming: Generation | None = None
         self._reload_wanted = False
         self._started = False  # whether a worker has ever served
         self._status: int | None = None
-        self._stop_by = 0.0
+        self._stop_by = inf
+        self._again: dict[str, float] = {}  # when a step that failed is tried again
 
     def run(self) -> int:
         """Loop until all processes have ended after a stop."""
-        self._start_worker(self._current)
+        self._attempt(self._fill, "workers")
         while self._status is None or self._children:
-            busy = self._coming or self._status is not None or not self._herald.ready
-            received = signal.sigtimedwait(_SIGNALS, _TICK if busy else _QUIET_TICK)
-            if received is not None:
-                self._act(received.si_signo)
-            self._tend()
-            self._log.flush()
+            with contextlib.suppress(Exception):  # where even the log of a failure has failed
+                self._turn()
+                self._log.flush()
         self._log.info("stopped")
         return self._status
 
+    def _turn(self) -> None:
+        busy = self._coming or self._status is not None or not self._herald.ready
+        number = next_signal(_TICK if busy else _QUIET_TICK)
+        self._again.pop("signal", None)  # another one counts whatever became of the last
+        self._attempt(partial(self._act, number), "signal")
+        self._tend()
+
     def kill(self) -> None:
         """End every process at once; nothing acknowledged is lost by it."""
-        self._children.kill()
+        self._children.kill_and_wait()
 
     def _act(self, number: int) -> None:
         match number:
             case signal.SIGTERM | signal.SIGINT:
                 if self._status is not None:
                     self._log.warning("stopping at once")
-                    self.kill()
+                    self._children.kill()
                 else:
                     self._stop(0)
             case signal.SIGHUP:
@@ -133,25 +134,42 @@ class Supervisor:
 
     def _tend(self) -> None:
         """Look after the children: who died, who is ready, who is missing."""
-        for pid, child, status in self._children.reap():
-            self._bury(pid, child, status)
+        self._attempt(self._reap, "reap")
+        self._attempt(self._hear, "hear")
+        if self._status is None:
+            self._attempt(self._tend_reload, "reload")
+            self._attempt(self._fill, "workers")
+            self._attempt(self._fill_endpoint, "endpoint")
+            self._attempt(self._fill_runner, "runner")
+        self._attempt(self._end_overdue, "end")
+        self._attempt(self._tell, "tell")
+
+    def _attempt(self, step: Callable[[], None], name: str) -> None:
+        """Do one step of the loop; one that fails waits a second before it is tried again."""
+        try:
+            if time.monotonic() >= self._again.get(name, 0.0):
+                step()
+        except Exception as error:  # noqa: BLE001 - the server must not end with its supervisor
+            self._again[name] = time.monotonic() + _QUIET_TICK
+            self._log.exception("supervisor failed, it tries again", error, step=name)
+
+    def _reap(self) -> None:
+        try:
+            for pid, child, status in self._children.reap():
+                self._bury(pid, child, status)
+        finally:
+            self._launcher.clean_slots()
+
+    def _hear(self) -> None:
         self._children.hear()
         if self._is_time_to_open(self._current):
             self._current.open()
         self._started = self._started or self._is_ready(self._current)
-        if self._status is None:
-            if self._coming is not None:
-                self._tend_reload(self._coming)
-            elif self._reload_wanted:
-                self._reload_wanted = False
-                self._reload()
-            self._fill(self._coming or self._current)
-            self._fill_endpoint()
-            self._fill_runner()
-        elif time.monotonic() > self._stop_by:
-            self.kill()
-        self._end_overdue()
-        if self._herald.tell(self._state(), self._serving(), self._current.wanted):
+
+    def _tell(self) -> None:
+        serving = self._serving()
+        silent = len(serving.intersection(self._watchdog.silent))
+        if self._herald.tell(self._state(), len(serving), self._current.wanted, silent=silent):
             self._announce()
 
     def _is_time_to_open(self, generation: Generation) -> bool:
@@ -162,10 +180,10 @@ class Supervisor:
     def _is_ready(self, generation: Generation) -> bool:
         return any(child.serving for child in self._children.of(generation))
 
-    def _serving(self) -> dict[int, int]:
-        """Give the processes that serve the present configuration, with their slots."""
+    def _serving(self) -> set[int]:
+        """Return the processes that serve the present configuration."""
         return {
-            pid: child.slot
+            pid
             for pid, child in self._children
             if child.serving and child.group is self._current and self._current.is_open
         }
@@ -180,67 +198,75 @@ class Supervisor:
             sock = self._current.sockets[listener.name]
             address = bound(sock, listener.address)
             self._log.info("listening", listener=listener.name, address=address, kind=listener.kind)
-        if self._endpoint_socket is not None:
-            address = bound(self._endpoint_socket, SocketAddress())
+        if self._launcher.endpoint_socket is not None:
+            address = bound(self._launcher.endpoint_socket, SocketAddress())
             self._log.info("serving metrics", address=address)
 
     def _bury(self, pid: int, child: Child[Generation | Role], status: int) -> None:
-        if child.group is Role.ENDPOINT:
-            if self._status is None:
-                self._log.error("metrics endpoint died", pid=pid, status=status)
-            return
-        self._admission.forget(child.slot)
-        for path in self._metrics_directory.glob(f"gauge_live*_{child.slot}.db"):
-            path.unlink(missing_ok=True)
-        generation = child.group
-        if generation is Role.RUNNER:
-            self._bury_runner(pid, child, status)
-            return
-        if self._status is not None or generation not in {self._current, self._coming}:
-            return
-        assert isinstance(generation, Generation)  # noqa: S101 - one of the two
-        self._log.error("worker died", pid=pid, slot=child.slot, status=status)
+        """Take note of the end of a process."""
+        hung = self._watchdog.buried(pid)
+        if self._status is not None or child.end_by < inf:
+            expected = True
+        else:
+            expected = child.group not in {self._current, self._coming, *Role} and not status
+        if not expected:
+            self._launcher.board.count_replacement(child.kind, "hung" if hung else "died")
+            slot = {} if isinstance(child.group, Role) else {"slot": child.slot}
+            self._log.error(f"{child.kind} died", pid=pid, **slot, status=status)
+        lived = time.monotonic() - child.started
+        if pid == self._runner:
+            self._runner = 0
+            self._runner_pause = pause(self._runner_pause, lived)
+            self._next_runner = time.monotonic() + self._runner_pause
+        elif not expected and isinstance(child.group, Generation):
+            self._bury_worker(child.group, lived, status)
+
+    def _bury_worker(self, generation: Generation, lived: float, status: int) -> None:
         if generation is self._coming:
             self._give_up_reload("a worker of the new generation cannot start")
-        elif not self._started:
+        elif generation is self._current and not self._started:
             self._stop(EXIT_CONFIG if status == EXIT_CONFIG else 1)
         else:
-            generation.pause = pause(generation.pause, time.monotonic() - child.started)
+            generation.pause = pause(generation.pause, lived)
             generation.next_start = time.monotonic() + generation.pause
 
-    def _bury_runner(self, pid: int, child: Child[Generation | Role], status: int) -> None:
-        if pid != self._runner:
-            return  # one that a reload has replaced
-        self._runner = 0
-        self._runner_pause = pause(self._runner_pause, time.monotonic() - child.started)
-        self._next_runner = time.monotonic() + self._runner_pause
-        if self._status is None:
-            self._log.error("outbound runner died", pid=pid, status=status)
-
-    def _fill(self, generation: Generation) -> None:
+    def _fill(self) -> None:
         """Start missing workers; the second and later ones once the first has shown that it can."""
+        generation = self._coming or self._current
         workers = self._children.of(generation)
-        if workers and not self._is_ready(generation):
+        scout = not self._is_ready(generation)
+        if (scout and workers) or time.monotonic() < generation.next_start:
             return
-        if time.monotonic() >= generation.next_start:
-            free = SLOTS - len(self._children)
-            for _ in range(min(generation.wanted - len(workers), free)):
-                self._start_worker(generation)
+        missing = min(generation.wanted - len(workers), SLOTS - len(self._children))
+        for _ in range(min(missing, 1) if scout else missing):
+            self._start(lambda: self._launcher.start_worker(generation, self._let_go), "workers")
 
     def _fill_endpoint(self) -> None:
         """Start the endpoint when it is missing; again and again, but not without a breath."""
         now = time.monotonic()
         if not self._children.of(Role.ENDPOINT) and now >= self._next_endpoint:
             self._next_endpoint = now + _QUIET_TICK
-            self._start_endpoint()
+            config = self._current.config
+            self._start(lambda: self._launcher.start_endpoint(config, self._let_go), "endpoint")
 
     def _fill_runner(self) -> None:
         """Start the runner when workers serve; one that a reload has replaced may still drain."""
         if not self._runner and self._started and time.monotonic() >= self._next_runner:
-            self._start_runner()
+            self._start(self._start_runner, "runner")
+
+    def _start_runner(self) -> None:
+        self._runner = self._launcher.start_runner(self._current.config, self._let_go)
+
+    def _start(self, start: Callable[[], None], name: str) -> None:
+        """Start a process; where the system has no room for one, try again in a second."""
+        try:
+            start()
+        except (OSError, MemoryError) as error:
+            self._again[name] = time.monotonic() + _QUIET_TICK
+            self._log.error("process not started, tried again", process=name, error=str(error))
 
     def _end_overdue(self) -> None:
-        """Hurry old generations, and kill what was told to end and has not.
+        """Hurry old generations, and kill what hangs and what was told to end and has not.
 
         A plugin may hang in `on_stop`.
         """
@@ -249,8 +275,26 @@ class Supervisor:
             if now > generation.hurry_at:
                 self._hurry(generation)
         for pid, child in self._children:
-            if isinstance(child.group, Generation) and now > child.group.end_by:
+            if now > min(child.end_by, self._stop_by):
                 os.kill(pid, signal.SIGKILL)
+        patience = self._current.config.limits.hang_timeout.total_seconds()
+        self._watchdog.look(self._children, patience)
+        if self._started and self._coming is None:
+            self._watchdog.hurry_starts(self._children, _START_TIME)
+
+    def _tend_reload(self) -> None:
+        """Begin the reload that is wanted, or see how the one under way goes on."""
+        coming = self._coming
+        if coming is None:
+            if self._reload_wanted and self._started:
+                self._reload_wanted = False
+                self._reload()
+            return
+        workers = self._children.of(coming)
+        if len(workers) == coming.wanted and all(child.serving for child in workers):
+            self._take_over(coming)
+        elif time.monotonic() - coming.begun > _START_TIME:
+            self._give_up_reload("the new generation did not become ready in time")
 
     def _reload(self) -> None:
         file = self._current.config.file
@@ -258,131 +302,55 @@ class Supervisor:
         try:
             config = Config.load(Path(file) if file else None)
             sockets = self._current.sockets_for(config, self._adopted)
-        except (ConfigError, ListenError) as error:
-            self._give_up_reload(str(error))
+            self._coming = Generation(config, sockets, workers_of(config), time.monotonic())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the old configuration serves
+            known = isinstance(error, ConfigError | ListenError | OSError)
+            self._give_up_reload(str(error) if known else describe(error))
             return
-        now = time.monotonic()
-        self._coming = Generation(config, sockets, workers_of(config), now)
         self._log.info("reloading")
 
-    def _tend_reload(self, coming: Generation) -> None:
-        workers = self._children.of(coming)
-        if len(workers) == coming.wanted and all(child.serving for child in workers):
-            old, self._current, self._coming = self._current, coming, None
-            coming.open()
-            old.close()
-            close(old.sockets.values(), keep=coming.sockets.values())
-            for generation in self._generations() - {old, coming}:
-                self._hurry(generation)
-            self._signal_workers(signal.SIGUSR1, old)
-            if self._runner:
-                os.kill(self._runner, signal.SIGTERM)
-                self._runner = 0
-            old.hurry_at = time.monotonic() + old.config.limits.drain.total_seconds()
-            self._herald.reloaded()
-        elif time.monotonic() - coming.begun > _START_TIME:
-            self._give_up_reload("the new generation did not become ready in time")
+    def _take_over(self, coming: Generation) -> None:
+        """Let the new generation accept, and the old one end its sessions."""
+        old, self._current, self._coming = self._current, coming, None
+        coming.open()
+        old.close()
+        close(old.sockets.values(), keep=coming.sockets.values())
+        for generation in self._generations() - {old, coming}:
+            self._hurry(generation)
+        self._children.tell(old, signal.SIGUSR1)
+        self._children.end(Role.RUNNER, old.drain + _SHORT_LIFE)
+        self._runner = 0
+        old.hurry_at = time.monotonic() + old.drain
+        self._herald.reloaded()
 
     def _give_up_reload(self, reason: str) -> None:
         coming, self._coming = self._coming, None
         if coming is not None:
-            self._signal_workers(signal.SIGKILL, coming)
+            self._children.end(coming, 0.0, signal.SIGKILL)
             coming.close()
             close(coming.sockets.values(), keep=self._current.sockets.values())
         self._herald.reload_failed(reason)
 
     def _stop(self, status: int) -> None:
         self._status = status
-        drain = self._current.config.limits.drain.total_seconds()
+        drain = self._current.drain
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
         self._herald.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
         # Nobody shall wait in a queue that nobody serves.
-        self._let_go(keep=())
+        self._let_go(())
         for generation in self._generations():
             self._hurry(generation)
-        for pid, child in self._children:
-            if isinstance(child.group, Role):
-                os.kill(pid, signal.SIGTERM)
+        for role in Role:
+            self._children.end(role, drain + _SHORT_LIFE)
 
     def _generations(self) -> set[Generation]:
         groups = {child.group for _, child in self._children}
         return {group for group in groups if isinstance(group, Generation)}
 
     def _hurry(self, generation: Generation) -> None:
-        """Have a generation drain; only once, for a second TERM would cut its sessions."""
-        if generation.end_by == inf:
-            drain = generation.config.limits.drain.total_seconds()
-            generation.end_by = time.monotonic() + drain + _SHORT_LIFE
-            self._signal_workers(signal.SIGTERM, generation)
+        self._children.end(generation, generation.drain + _SHORT_LIFE)
 
-    def _signal_workers(self, number: int, generation: Generation) -> None:
-        for pid, child in self._children:
-            if child.group is generation:
-                os.kill(pid, number)
-
-    def _start_endpoint(self) -> None:
-        sock = self._endpoint_socket
-        if sock is not None:
-            lifeline, limit = self._children.lifeline, self._admission.limit
-            directory = self._metrics_directory
-
-            def run(_: int) -> int:
-                self._let_go(keep=())
-                return endpoint.run(
-                    sock,
-                    self._herald.board,
-                    directory,
-                    lifeline,
-                    sessions=limit,
-                    control=directory.parent / "control",
-                    config=self._current.config.log,
-                    hosts=(self._current.config.hostname, *self._current.config.metrics.hosts),
-                )
-
-            self._children.fork("http", -1, Role.ENDPOINT, self._current.config.user, run)
-
-    def _start_runner(self) -> None:
-        slot, config = self._children.free_slot(), self._current.config
-        directory, lifeline = self._metrics_directory, self._children.lifeline
-
-        def run(ready: int) -> int:
-            self._let_go(keep=())
-            if self._endpoint_socket is not None:
-                self._endpoint_socket.close()
-            return runner.run(
-                config, runner.Desk(slot, directory, ready, lifeline, self._herald.board)
-            )
-
-        self._runner = self._children.fork(
-            "queue", slot, Role.RUNNER, config.user, run, affinity=config.cpu_affinity
-        )
-
-    def _start_worker(self, generation: Generation) -> None:
-        slot, config = self._children.free_slot(), generation.config
-
-        def run(ready: int) -> int:
-            # An address is free again when no process has a copy of its socket any more.
-            self._let_go(keep=generation.sockets.values())
-            if self._endpoint_socket is not None:
-                self._endpoint_socket.close()
-            post = Post(
-                slot,
-                generation.sockets,
-                self._admission,
-                self._backoff,
-                self._herald.pulses,
-                self._metrics_directory,
-                ready,
-                generation.gate,
-                self._children.lifeline,
-            )
-            return worker.run(config, post)
-
-        self._children.fork(
-            "worker", slot, generation, config.user, run, affinity=config.cpu_affinity
-        )
-
-    def _let_go(self, *, keep: Collection[socket.socket]) -> None:
+    def _let_go(self, keep: Collection[socket.socket]) -> None:
         """Close the listeners but those to keep, and hold no gate."""
         for generation in (self._current, self._coming):
             if generation is not None:
@@ -390,15 +358,18 @@ class Supervisor:
                 close(generation.sockets.values(), keep=keep)
 
 
+def next_signal(patience: float) -> int:
+    """Return the signal that came, SIGALRM after `patience` seconds.
+
+    Python's `sigtimedwait` returns a random number when the process was stopped and its time is up.
+    """
+    signal.setitimer(signal.ITIMER_REAL, patience)
+    return signal.sigwait(SIGNALS)
+
+
 def pause(before: float, lived: float) -> float:
-    """Give the seconds until a dead worker is replaced, after a life and the pause before it.
+    """Return the seconds until a dead worker is replaced, after a life and the pause before it.
 
     They grow while workers live short lives, but not for long: mail waits meanwhile.
     """
     return 0.0 if lived >= _SHORT_LIFE else min(max(before * 2, 1.0), _LONGEST_PAUSE)
-
-
-def _endpoint_socket(config: Config) -> socket.socket | None:
-    if config.metrics.address is None:
-        return None
-    return open_socket(config.metrics.address, key="metrics.address", file=config.file)

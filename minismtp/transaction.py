@@ -26,7 +26,7 @@ from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
-from minismtp.submission import complete, owns_sender
+from minismtp.submission import complete, owns_authors, owns_sender
 from minismtp.threads import surviving
 
 _MOST_TOLD: Final = 20  # refused recipients of one message that have a line each
@@ -76,6 +76,7 @@ class Transaction:
             submitter=mail.submitter if session.login is not None else "",
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
+            trusted=session.trusted or session.login is not None,
         )
         bind(id=self.envelope.id)
 
@@ -96,7 +97,11 @@ class Transaction:
             # <Postmaster> is ours (RFC 5321 section 4.5.1).
             address = Address(address.local, self._service.hostname)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
-        recipient = Recipient(address, notify=command.notify, original=command.original)
+        notify = command.notify
+        if "SUCCESS" in notify and not self.envelope.trusted:
+            # A stranger may have named anybody as the sender, who would be told what never was.
+            notify = notify - {"SUCCESS"} or frozenset({"NEVER"})
+        recipient = Recipient(address, notify=notify, original=command.original)
         try:
             reply = self._judge(recipient)
         except Verdict as verdict:
@@ -254,6 +259,8 @@ class Transaction:
             # Not a header but a body at once: it must not read as a continuation of our field.
             trace += b"\r\n"
         message = Message(envelope.id, content, trace)
+        if service.match_from and not owns_authors(service.hooks, session, envelope, message):
+            return "rejected", [replies.AUTHOR_NOT_YOURS]
         if service.kind == "submission":
             complete(envelope, message, service.hostname)
         service.hooks.on_message(session, envelope, message)

@@ -6,7 +6,6 @@ It works on the files of the plugin `quarantine`, whether the server runs or not
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.postmaster import UsageError
 from minismtp.printable import one_line
+from minismtp.privileges import acting_as_owner
 from minismtp.quarantine import Kept, QuarantineStore
 from minismtp.scalars import parse_duration
 from minismtp.settings import ConfigError
@@ -59,7 +59,18 @@ def run(config: Config, arguments: argparse.Namespace) -> str:
         raise UsageError(f"quarantine {verb}: expected IDs, a filter such as --from, or --all")
     now = time.time()
     directories = _directories(config)
-    _take_on_owner(directories)
+    # As root, act as whose the quarantine is: the runner has to read what is released.
+    with acting_as_owner(next(filter(Path.exists, directories), directories[0])):
+        return _run(config, verb, directories, arguments, now)
+
+
+def _run(
+    config: Config,
+    verb: str,
+    directories: Sequence[Path],
+    arguments: argparse.Namespace,
+    now: float,
+) -> str:
     found = sorted(_select(directories, arguments, now), key=lambda each: each.kept.arrived)
     missing = {*arguments.ids} - {each.kept.id for each in found}
     if missing:
@@ -80,17 +91,6 @@ def _directories(config: Config) -> list[Path]:
     default = config.state_directory / "quarantine"
     paths = [table.options.get("path") for table in tables]
     return [config.base / path if isinstance(path, str) and path else default for path in paths]
-
-
-def _take_on_owner(directories: Sequence[Path]) -> None:
-    """As root, act as whose the quarantine is: the runner has to read what is released."""
-    if os.geteuid() == 0:
-        for directory in directories:
-            if directory.exists():
-                status = directory.stat()
-                os.setegid(status.st_gid)
-                os.seteuid(status.st_uid)
-                return
 
 
 def _select(

@@ -85,7 +85,7 @@ def run(config: Config, post: Post) -> int:
     except (ConfigError, Failure) as error:
         log.complain(f"minismtp: {error}")
         return EXIT_CONFIG
-    post.pulses.beat(post.slot)
+    worker.show_life()
     os.write(post.ready, b"r")
     os.close(post.ready)
     os.read(post.gate, 1)
@@ -142,26 +142,28 @@ class Worker:
         for server in self._servers:
             self._accepting.append(start_thread("accept", server.serve_forever))
 
+    def show_life(self) -> None:
+        """Show signs of life from now on; the supervisor kills a worker without them."""
+        self._post.pulses.beat(self._post.slot)
+        start_thread("pulse", self._beat_on)
+
     def wait(self) -> bool:
         """Block until it is time to end: True when others have taken over, who let us `retire`.
 
-        Meanwhile it shows signs of life, and USR2 prints the stack of every thread.
+        Meanwhile USR2 prints the stack of every thread.
         """
         start_thread("lifeline", self._watch_lifeline)
-        while True:
-            received = signal.sigtimedwait(_SIGNALS, INTERVAL)
-            if received is None:
-                self._beat()
-            elif received.si_signo == signal.SIGUSR2:
-                stacks.dump(self._log)
-            else:
-                return received.si_signo == signal.SIGUSR1
+        while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
+            stacks.dump(self._log)
+        return number == signal.SIGUSR1
 
     def retire(self) -> None:
         """Accept no more, and let the sessions go on until none is left or TERM comes."""
         self._close_servers()
         while self._sessions:
-            received = signal.sigtimedwait(_SIGNALS, _TICK)
+            time.sleep(_TICK)
+            # Without a time-out: after a SIGSTOP one that has passed gives a random number.
+            received = signal.sigtimedwait(_SIGNALS, 0)
             if received is not None and received.si_signo == signal.SIGTERM:
                 return
             if received is not None and received.si_signo == signal.SIGUSR2:
@@ -192,10 +194,16 @@ class Worker:
         finally:
             self._tracing.close(outlet)
 
+    def _beat_on(self) -> None:
+        while True:
+            time.sleep(INTERVAL)
+            self._beat()
+
     def _beat(self) -> None:
         """Show life, if every thread that all sessions hang on has turned since the last beat."""
         self._metrics.unusable_files.set(unusable_files())
-        turns = [self._sessions.turns, *(server.turns for server in self._servers)]
+        servers = self._servers if self._accepting else []
+        turns = [self._sessions.turns, *(server.turns for server in servers)]
         if not any(map(operator.eq, turns, self._turns)):
             self._turns = turns
             self._post.pulses.beat(self._post.slot)

@@ -1,7 +1,12 @@
 """How much of one message is looked at, and what its archives are read by."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import io
+from collections.abc import Iterator
+from math import inf
+from time import thread_time
+from typing import Any, BinaryIO, Protocol, cast
+
+_PIECE = 65536
 
 
 class TooMuchError(ValueError):
@@ -19,22 +24,25 @@ class Reads(Protocol):
         """Give at most so many."""
 
 
-@dataclass(slots=True)
 class Budget:
-    """What may be looked at in one message."""
+    """What may be looked at in one message; `seconds` are CPU time of this thread."""
 
-    octets: int
-    names: int
-    levels: int
+    def __init__(self, octets: int, names: int, levels: int, seconds: float = inf) -> None:
+        self.levels = levels
+        self._octets = octets
+        self._names = names
+        self._until = thread_time() + seconds
 
     def take(self, octets: int = 0, names: int = 0) -> None:
-        """Count; raises TooMuchError."""
-        self.octets -= octets
-        self.names -= names
-        if self.octets < 0:
+        """Count, and look at the clock; raises TooMuchError."""
+        self._octets -= octets
+        self._names -= names
+        if self._octets < 0:
             raise TooMuchError("archives that unpack to too much")
-        if self.names < 0:
+        if self._names < 0:
             raise TooMuchError("archives with too many files")
+        if thread_time() > self._until:
+            raise TooMuchError("archives that take too long")
 
 
 def exactly(file: Reads, size: int) -> bytes:
@@ -44,3 +52,34 @@ def exactly(file: Reads, size: int) -> bytes:
         pieces.append(piece)
         size -= len(piece)
     return b"".join(pieces)
+
+
+def pieces_of(file: Reads) -> Iterator[bytes]:
+    """Yield what is left of a file."""
+    return iter(lambda: file.read(_PIECE), b"")
+
+
+def stream_of(pieces: Iterator[bytes]) -> BinaryIO:
+    """Return a file, to be read forward, of the pieces; empty ones do not end it."""
+    return cast("BinaryIO", io.BufferedReader(_Stream(pieces), _PIECE))
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - the buffer protocol has no type in 3.11
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count

@@ -1,14 +1,15 @@
 """The public keys of DKIM and ARC, as the DNS has them."""
 
-import time
+from datetime import timedelta
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from minismtp import Resolver, UnansweredError
+from minismtp import Found, Resolver, UnansweredError
 
 from ._dkim import PublicKey, Signature, UnverifiedError, octets_of, read_tags, without_blanks
+from ._dns import Questions, TooManyQuestionsError
 
 _SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and what time allows
 _LONGEST_EXPONENT = 33  # bits; a larger one makes a check as dear as a signature
@@ -19,19 +20,19 @@ class Keys:
     """The public keys of a message's signatures, all within so many seconds."""
 
     def __init__(self, resolver: Resolver, seconds: float) -> None:
-        self._resolver = resolver
-        self._due = time.monotonic() + seconds
+        self._questions = Questions(resolver, timedelta(seconds=seconds))
+        self._found: dict[str, Found] = {}
 
     def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
         """Give the key of a signature and its flags; raises UnverifiedError."""
         name = f"{signature.selector}._domainkey.{signature.domain}"
-        seconds = self._due - time.monotonic()
-        if seconds <= 0:
-            raise UnverifiedError("temperror", "there was no time left to look for the key")
         try:
-            found = self._resolver.lookup(name, "TXT", seconds=seconds)
+            found = self._found.get(name) or self._questions.lookup(name, "TXT")
+        except TooManyQuestionsError as error:
+            raise UnverifiedError("policy", str(error)) from None
         except UnansweredError as error:
             raise UnverifiedError("temperror", str(error)) from None
+        self._found[name] = found
         problem = UnverifiedError("permerror", "there is no key")
         for record in found.records[:_RECORDS]:
             try:

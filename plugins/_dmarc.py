@@ -3,15 +3,16 @@
 import functools
 import re
 import secrets
-import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Final, Literal
 
 from publicsuffixlist import PublicSuffixList
 
-from minismtp import Address, AuthResult, Envelope, Resolver, UnansweredError
+from minismtp import Address, AuthResult, Envelope, Resolver
 
 from ._authres import without_texts
+from ._dns import Questions
 
 Policy = Literal["none", "quarantine", "reject"]
 
@@ -46,10 +47,9 @@ def public_suffixes() -> PublicSuffixList:
 class Names:
     """What the DNS and the public suffix list say of names; raises UnansweredError."""
 
-    def __init__(self, resolver: Resolver, suffixes: PublicSuffixList, due: float) -> None:
-        self._resolver = resolver
+    def __init__(self, resolver: Resolver, suffixes: PublicSuffixList, patience: timedelta) -> None:
+        self._questions = Questions(resolver, patience)
         self._suffixes = suffixes
-        self._due = due
 
     def organization(self, domain: str) -> str:
         """Give the organizational domain (RFC 7489 section 3.2)."""
@@ -57,20 +57,14 @@ class Names:
 
     def record(self, domain: str) -> Mapping[str, str] | None:
         """Give the tags of a domain's own record; more than one is none (section 6.6.3)."""
-        found = self._resolver.lookup(f"_dmarc.{domain}", "TXT", seconds=self._left())
+        found = self._questions.lookup(f"_dmarc.{domain}", "TXT")
         texts = [b"".join(each.strings).decode("latin-1").strip() for each in found.records]
         records = [text for text in texts if _RECORD.match(text)]
         return _tags(records[0]) if len(records) == 1 else None
 
     def exists(self, domain: str) -> bool:
         """Whether there is such a name, with records of any type."""
-        return self._resolver.lookup(domain, "A", seconds=self._left()).exists
-
-    def _left(self) -> float:
-        left = self._due - time.monotonic()
-        if left <= 0:
-            raise UnansweredError("no time is left to ask the DNS")
-        return left
+        return self._questions.lookup(domain, "A").exists
 
 
 def _tags(record: str) -> dict[str, str]:

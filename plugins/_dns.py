@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
-from minismtp import Resolver, Session, UnansweredError
+from minismtp import Envelope, Found, Resolver, Session, StashKey, UnansweredError
 
 IpAddress: TypeAlias = IPv4Address | IPv6Address
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
 _LONGEST_NAME = 253  # characters
 _LONGEST_LABEL = 63
+_LONGEST = 30.0  # seconds in which one message's questions have their answers
 _LOCAL = (
     *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
     *("::1/128", "fc00::/7", "fe80::/10"),
@@ -50,27 +52,66 @@ def can_be_asked(name: str) -> bool:
     return all(0 < len(label) <= _LONGEST_LABEL for label in name.split("."))
 
 
-class Questions:
-    """Asks the DNS with one deadline for all of it; for one thread."""
+class TooManyQuestionsError(UnansweredError):
+    """What strangers have published would cost more questions than they are worth."""
 
-    def __init__(self, resolver: Resolver, patience: timedelta) -> None:
+
+@dataclass(slots=True)
+class DnsBudget:
+    """What may still be asked about one message: questions, octets of answers, and until when.
+
+    Answers from the cache count like others: what is refused does not depend on who asked before.
+    """
+
+    questions: int = 50
+    octets: int = 128 * 1024  # each thousand take about 2 ms of reading
+    due: float = field(default_factory=lambda: time.monotonic() + _LONGEST)
+
+
+#: Of all that plugins ask at MAIL because of what strangers say or publish.
+_BUDGET: StashKey[DnsBudget] = StashKey()
+
+
+def budget_of(envelope: Envelope) -> DnsBudget:
+    """Return the budget that all plugins share when they ask about one MAIL."""
+    return envelope.stash.setdefault(_BUDGET, DnsBudget())
+
+
+class Questions:
+    """Asks the DNS within `patience` and a budget, its own where none is given; for one thread."""
+
+    def __init__(
+        self, resolver: Resolver, patience: timedelta, budget: DnsBudget | None = None
+    ) -> None:
         self._resolver = resolver
-        self._due = time.monotonic() + patience.total_seconds()
+        self._budget = budget or DnsBudget()
+        self._due = min(time.monotonic() + patience.total_seconds(), self._budget.due)
+
+    def lookup(self, name: str, kind: str, share: float = 1.0) -> Found:
+        """Return what `Resolver.lookup` finds; raise UnansweredError.
+
+        No more is waited for than this `share` of the time that is left.
+        """
+        left = self._due - time.monotonic()
+        if left <= 0:
+            raise UnansweredError(f"no time is left to ask the DNS for {name} {kind}")
+        if self._budget.questions <= 0 or self._budget.octets <= 0:
+            raise TooManyQuestionsError(f"{name} {kind} is more than will be asked for one message")
+        self._budget.questions -= 1
+        found = self._resolver.lookup(name, kind, seconds=left * share)
+        self._budget.octets -= found.size
+        return found
 
     def ask(self, name: str, kind: str, share: float = 1.0) -> Sequence[str]:
         """Give the records of type A, AAAA, MX, PTR or TXT as text; raises UnansweredError.
 
         MX gives the hosts in the order of preference, TXT each record in one piece, an octet for a
-        character. A name that cannot be in the DNS has no records. No more is waited for than this
-        `share` of the time that is left.
+        character. A name that cannot be in the DNS has no records. `share` is as in `lookup`.
         """
         name = name.removesuffix(".")
         if not can_be_asked(name):
             return ()
-        left = self._due - time.monotonic()
-        if left <= 0:
-            raise UnansweredError(f"no time is left to ask the DNS for {name} {kind}")
-        found = self._resolver.lookup(name.replace("\\", "\\\\"), kind, seconds=left * share)
+        found = self.lookup(name.replace("\\", "\\\\"), kind, share)
         match kind:
             case "TXT":
                 return [b"".join(record.strings).decode("latin-1") for record in found.records]

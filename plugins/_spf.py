@@ -1,7 +1,8 @@
 """Whether a domain lets an address send for it: check_host() of RFC 7208, given a way to ask.
 
-Bounded as section 4.6.4 says, so that no record makes us ask more than some hundred questions: ten
-terms that ask the DNS, two of them in vain, ten hosts of an MX or a PTR.
+Bounded as section 4.6.4 says: ten terms that ask the DNS, two of them in vain, ten hosts of an MX
+or a PTR. That still allows more than a hundred questions. So a check that asks more than 40, or
+more than its budget has (`DnsBudget`), is a permerror too, as is a record above 4 KiB or 300 terms.
 """
 
 import time
@@ -11,15 +12,16 @@ from ipaddress import ip_address
 
 from minismtp import UnansweredError
 
-from ._dns import can_be_asked
+from ._dns import TooManyQuestionsError, can_be_asked
 from ._spf_macros import MacroString, RecordError, expand, parse_macros
 from ._spf_record import Mechanism, Record, is_record, parse_record
-from ._spf_sender import Ask, Names, Sender
+from ._spf_sender import Ask, Names, Sender, bounded
 
 _TERMS = 10  # that ask the DNS
 _VOID = 2  # of them, that find nothing
 _HOSTS = 10  # of an MX
 _LONGEST_NAME = 253  # characters
+_LONGEST_EXPLANATION = 1000  # characters with macros; a reply has room for fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,19 @@ class Outcome:
 
 def check_host(sender: Sender, ask: Ask) -> Outcome:
     """Evaluate the record of the sender's domain; never raises for what it says."""
-    evaluation = _Evaluation(sender, ask)
+    return evaluate(sender, ask)[0]
+
+
+def evaluate(sender: Sender, ask: Ask) -> tuple[Outcome, frozenset[str]]:
+    """Return what `check_host` does, and the letters of the macros that it depended on."""
+    evaluation = _Evaluation(sender, bounded(ask))
     try:
-        return evaluation.outcome()
+        outcome = evaluation.outcome()
+    except (RecordError, TooManyQuestionsError) as error:
+        outcome = Outcome("permerror", str(error))
     except UnansweredError as error:
-        return Outcome("temperror", str(error))
-    except RecordError as error:
-        return Outcome("permerror", str(error))
+        outcome = Outcome("temperror", str(error))
+    return outcome, frozenset(evaluation.letters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ class _Evaluation:
         self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
         self._names = Names(sender.address, ask)
+        self.letters: set[str] = set()
 
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)
@@ -160,6 +169,7 @@ class _Evaluation:
 
     def _value(self, letter: str, domain: str) -> str:
         """Give the value of a macro (RFC 7208 section 7.2)."""
+        self.letters.add(letter)
         sender = self._sender
         values: dict[str, Callable[[], str]] = {
             "s": lambda: f"{sender.local}@{sender.domain}",
@@ -182,7 +192,7 @@ class _Evaluation:
             return ""
         try:
             texts = self._ask(self._name(found.record.explanation, found.domain), "TXT")
-            if len(texts) != 1:
+            if len(texts) != 1 or len(texts[0]) > _LONGEST_EXPLANATION:
                 return ""
             pieces = parse_macros(texts[0], explaining=True)
         except (UnansweredError, RecordError):

@@ -9,6 +9,8 @@ from ipaddress import IPv4Network, IPv6Network
 
 from ._spf_macros import SIGNS, Macro, MacroString, RecordError, parse_macros
 
+_LONGEST = 4096  # octets: eight times what RFC 7208 section 3.4 advises
+_TERMS = 300
 #: The result of a mechanism that matches, by its qualifier.
 QUALIFIERS = {"": "pass", "+": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
 _VERSION = re.compile(r"v=spf1(?: |\Z)", re.IGNORECASE)
@@ -59,7 +61,12 @@ def is_record(text: str) -> bool:
 
 
 def parse_record(text: str) -> Record:
-    """Read a record whose version is right; raises RecordError."""
+    """Read a record whose version is right; raises RecordError, also for one that is too long.
+
+    RFC 7208 section 4.6 has the whole record read before any of it is evaluated.
+    """
+    if len(text) > _LONGEST or text.count(" ") > _TERMS:
+        raise RecordError(f"it is longer than {_LONGEST} octets or {_TERMS} terms")
     mechanisms: list[Mechanism] = []
     modifiers: dict[str, MacroString] = {}
     for term in filter(None, text.split(" ")[1:]):

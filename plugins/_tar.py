@@ -30,6 +30,7 @@ def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
             raise BrokenError("a broken archive (tar)")
         size = _number(block[124:136])
         if block[156:157] in _TAR_NAMES:
+            budget.take()
             data = exactly(file, min(size, _LONGEST_NAME))
             longer = _long_name(data, block[156:157]) or longer
             _pass(file, size - len(data) + -size % _BLOCK, budget)
@@ -56,7 +57,7 @@ class _Member:
 
 def _pass(file: Reads, size: int, budget: Budget) -> None:
     while size > 0 and (piece := file.read(min(size, _PIECE))):
-        budget.take(octets=len(piece))
+        budget.take()
         size -= len(piece)
 
 

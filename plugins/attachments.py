@@ -2,10 +2,11 @@
 
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, Literal, cast
+from datetime import timedelta
+from itertools import chain
+from typing import BinaryIO, Final, Literal
 
 from minismtp import (
     ByteSize,
@@ -21,12 +22,11 @@ from minismtp import (
 )
 
 from ._archives import HEAD, files_in, is_archive
-from ._budget import BrokenError, Budget, TooMuchError
+from ._budget import BrokenError, Budget, Reads, TooMuchError, stream_of
 from ._parts import Part, parts_of
 
 _log: Final = logging.getLogger(__name__)
 _FIELD: Final = "X-Blocked-Attachment"
-_MEMORY: Final = 256 * 1024
 _NAMED: Final = 80  # characters of a name in a reply
 # What Windows, macOS and office programs run, or open without asking where it came from.
 _PROGRAMS: Final = (
@@ -76,7 +76,8 @@ class Attachments:
     is turned around. zip, tar, gzip and bzip2 are looked into, `depth` archives deep: names and
     first octets; with `encrypted` those are blocked that hold encrypted files. With `unreadable`
     also what is broken, or is too much to be looked at: more than 1000 parts, 30 parts inside each
-    other, `files` in archives, or `unpacked` octets of them.
+    other, `files` in archives, `unpacked` octets of them, or archives that take longer than
+    `budget`, the time of the processor that one message may cost.
 
     The `action` is to reject the message with 550 5.7.1, to quarantine it, to tag it with a field
     X-Blocked-Attachment, or to leave a finding of so many `points`. Mail of users who have logged
@@ -93,6 +94,7 @@ class Attachments:
     depth: int = 3
     files: int = 5000
     unpacked: ByteSize = ByteSize(64 * 1024 * 1024)
+    budget: timedelta = timedelta(seconds=2)
     points: float = 10.0
 
     def __post_init__(self) -> None:
@@ -106,6 +108,8 @@ class Attachments:
                 raise ValueError(f"types: {each!r} is none; expected such as application/hta")
         if self.depth < 0 or self.files < 1:
             raise ValueError("depth: expected 0 or more, and files 1 or more")
+        if not self.budget:
+            raise ValueError("budget: expected more than no time")
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -134,7 +138,7 @@ class Attachments:
                 findings_of(envelope).append(Finding("attachments", "blocked", self.points, text))
 
     def _blocked(self, content: BinaryIO) -> Iterator[BlockedAttachment]:
-        budget = Budget(self.unpacked, self.files, self.depth)
+        budget = Budget(self.unpacked, self.files, self.depth, self.budget.total_seconds())
         try:
             for part in parts_of(content):
                 yield from self._in_part(part, budget)
@@ -158,14 +162,9 @@ class Attachments:
         yield from self._by_content(name, head)
         if not self.depth or not is_archive(head):
             return
-        with tempfile.SpooledTemporaryFile(_MEMORY) as file:
-            file.write(head)
-            for piece in pieces:  # `writelines` would hold them all
-                file.write(piece)
-            file.seek(0)
-            yield from self._in_archive(cast("BinaryIO", file), name, budget)
+        yield from self._in_archive(stream_of(chain([head], pieces)), name, budget)
 
-    def _in_archive(self, file: BinaryIO, name: str, budget: Budget) -> Iterator[BlockedAttachment]:
+    def _in_archive(self, file: Reads, name: str, budget: Budget) -> Iterator[BlockedAttachment]:
         try:
             for inside in files_in(file, name, budget):
                 yield from self._by_name(inside.name, f" in {name}")
@@ -178,7 +177,8 @@ class Attachments:
 
     def _by_name(self, name: str, place: str = "") -> Iterator[BlockedAttachment]:
         # Windows leaves out dots and blanks at the end, and what names a stream of a file.
-        base = re.split(r"[/\\]", _ENDS_OF_LINES.sub("", name))[-1].partition(":")[0]
+        base = name[max(name.rfind("/"), name.rfind("\\")) + 1 :]
+        base = _ENDS_OF_LINES.sub("", base).partition(":")[0]
         before, dot, extension = base.rstrip(". ").lower().rpartition(".")
         if dot and extension.strip() in self._extensions:
             yield BlockedAttachment(name + place, f"a file of type .{extension.strip()}")

@@ -47,7 +47,8 @@ class DkimSign:
     which {domain} and {selector} are filled in: PEM, RSA of 2048 bits or Ed25519. With several
     selectors each message has that many signatures; Ed25519 beside RSA is for receivers that know
     it. Only mail is signed that a user has sent after login, a host of `networks`, or this server
-    itself: what strangers send through an alias must not get our name. Header fields that matter
+    itself to one of them: what strangers send through an alias must not get our name, nor what they
+    make this server say to whom they have named as the sender. Header fields that matter
     are signed so that none can be added, the body in whole, both relaxed. BINARYMIME is not signed.
     """
 
@@ -101,8 +102,10 @@ class DkimSign:
             message.prepend("DKIM-Signature", signature)
 
     def _is_own(self, envelope: Envelope) -> bool:
-        if envelope.login is not None or not envelope.peer:  # a notification has no peer
+        if envelope.login is not None:
             return True
+        if not envelope.peer:  # a notification: it says what the sender and the hosts have said
+            return envelope.trusted
         if not self.networks or envelope.peer == "unix":
             return False
         address = ip_address(envelope.peer)

@@ -5,7 +5,6 @@ are found by the public suffix list and not by a walk up the DNS: that takes two
 where the walk may take eight, and gives what domains have been set up with. `pct` still counts.
 """
 
-import time
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
@@ -131,8 +130,7 @@ class Dmarc:
             # RFC 7489 section 6.6.1
             reason = "expected one From field with an address"
             return DmarcResult("permerror", disposition="reject", reason=reason)
-        due = time.monotonic() + self.patience.total_seconds()
-        names = Names(self._resolver, self._suffixes, due)
+        names = Names(self._resolver, self._suffixes, self.patience)
         found = [self._forgiven(_judged(domain, envelope, names), envelope) for domain in domains]
         return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
 

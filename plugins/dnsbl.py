@@ -24,7 +24,14 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, local_networks, reversed_labels
+from ._dns import (
+    DnsBudget,
+    IpAddress,
+    Questions,
+    address_to_check,
+    local_networks,
+    reversed_labels,
+)
 from ._dns_list import DnsList
 
 _log: Final = logging.getLogger(__name__)
@@ -99,7 +106,9 @@ class Dnsbl:
         found: list[Listing] = []
         envelope.stash[LISTINGS] = found
         problems: list[str] = []
-        questions = Questions(self._resolver, self.patience)
+        # As many as the lists that an administrator has named can take, and what they say of it.
+        budget = DnsBudget(questions=4 * len(self.lists))
+        questions = Questions(self._resolver, self.patience, budget)
         for each, subject, labels in self._lookups(session, envelope, address):
             try:
                 answers = self._answers(each, labels, questions)

@@ -22,7 +22,7 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, local_networks, unmapped
+from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks, unmapped
 
 Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 
@@ -97,7 +97,7 @@ class HeloChecks:
         if address is None:
             return
         found: list[str] = []
-        for problem in self._problems(session, address):
+        for problem in self._problems(session, envelope, address):
             action = self._actions[problem]
             if action == "off":
                 continue
@@ -112,7 +112,7 @@ class HeloChecks:
             if action == "defer":
                 raise Defer(text)
 
-    def _problems(self, session: Session, address: IpAddress) -> Iterator[str]:
+    def _problems(self, session: Session, envelope: Envelope, address: IpAddress) -> Iterator[str]:
         """Give the names of the checks that fail."""
         helo = Address("", session.helo).ascii_domain.removesuffix(".")
         said = _address_in(helo)
@@ -124,12 +124,12 @@ class HeloChecks:
                 yield "literal"
         elif said or "." not in helo:
             yield "unqualified"
-        elif self.unresolvable != "off" and not self._resolves(helo):
+        elif self.unresolvable != "off" and not self._resolves(helo, envelope):
             yield "unresolvable"
 
-    def _resolves(self, name: str) -> bool:
+    def _resolves(self, name: str, envelope: Envelope) -> bool:
         """Whether a name has an address or an MX; raises UnansweredError where that matters."""
-        questions = Questions(self._resolver, self.patience)
+        questions = Questions(self._resolver, self.patience, budget_of(envelope))
         try:
             return any(questions.ask(name, kind) for kind in ("A", "AAAA", "MX"))
         except UnansweredError:

@@ -78,6 +78,11 @@ class Mailboxes:
         if self.srs_secret_file is not None:
             self._srs = WatchedFiles(self._read_srs, self.srs_secret_file)
 
+    @property
+    def login_domain(self) -> str:
+        """The domain of users whose login has none: the first of ours, as for aliases."""
+        return self._domains[0]
+
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Warn of a secret that others can read."""

@@ -13,10 +13,11 @@ class Relaying:
     """Route every recipient that no plugin before has routed, for users and trusted networks.
 
     `networks` are those whose hosts need not log in; what is not private and wider than /8 (IPv6:
-    /16) is refused. `domains` are those whose mail we take from everybody, to pass it on: as a
-    backup MX, to the hosts that their MX records prefer to us; as a gateway, by a route of
-    `[outbound]`. It belongs after the plugins that know which recipients are ours. Nobody else is
-    answered, so their recipients stay refused (550 5.7.1).
+    /16) is refused. As for users, NOTIFY=SUCCESS counts for them, and what failed comes back with
+    its content. `domains` are those whose mail we take from everybody, to pass it on: as a backup
+    MX, to the hosts that their MX records prefer to us; as a gateway, by a route of `[outbound]`.
+    It belongs after the plugins that know which recipients are ours. Nobody else is answered, so
+    their recipients stay refused (550 5.7.1).
     """
 
     networks: list[IPv4Network | IPv6Network] = field(default_factory=list)
@@ -30,6 +31,12 @@ class Relaying:
         for network in self.networks:
             if not network.is_private and network.prefixlen < _WIDEST[network.version]:
                 raise ValueError(f"networks: {network} is too wide: an open relay for strangers")
+
+    @hookimpl
+    def on_connect(self, session: Session) -> None:
+        """Tell the server that a peer is no stranger."""
+        if self._trusts(session.peer):
+            session.trusted = True
 
     @hookimpl
     def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Relay | None:

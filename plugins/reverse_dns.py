@@ -23,7 +23,7 @@ from minismtp import (
     results_of,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, local_networks
+from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks
 
 Action: TypeAlias = Literal["reject", "defer", "tag"]
 
@@ -92,7 +92,7 @@ class ReverseDns:
             return
         try:
             if CLIENT_NAME not in session.stash:
-                session.stash[CLIENT_NAME] = self._name(address)
+                session.stash[CLIENT_NAME] = self._name(address, envelope)
         except UnansweredError:
             _note(envelope, address, "temperror")
             if {*self._actions.values()} == {"tag"}:
@@ -105,9 +105,9 @@ class ReverseDns:
             _note(envelope, address, "fail" if client.name else "permerror")
             self._judge(envelope, address, "unconfirmed" if client.name else "missing")
 
-    def _name(self, address: IpAddress) -> ClientName:
+    def _name(self, address: IpAddress, envelope: Envelope) -> ClientName:
         """Give the first name that has the address, else the first; raises UnansweredError."""
-        questions = Questions(self._resolver, self.patience)
+        questions = Questions(self._resolver, self.patience, budget_of(envelope))
         names = questions.ask(address.reverse_pointer, "PTR")[:_NAMES]
         problem: UnansweredError | None = None
         for name in names:

@@ -24,8 +24,9 @@ from minismtp import (
     results_of,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, local_networks
-from ._spf import Outcome, check_host
+from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks
+from ._spf import Outcome
+from ._spf_outcomes import Outcomes
 from ._spf_sender import Sender
 
 Action: TypeAlias = Literal["reject", "tag"]
@@ -59,7 +60,9 @@ class Spf:
     for the null reverse-path HELO stands in. "reject" refuses it with 550 5.7.23, permerror with
     5.7.24 (RFC 7372); "tag" leaves it to filters that come later. `temperror` "defer" has the
     client come again (451 4.7.24). `helo_fail` is for a name in HELO that forbids its use; "off"
-    spares the question. `patience` is for all questions of one MAIL. `received_spf` puts the
+    spares the question. `patience` is for all questions of one MAIL. What was found counts for
+    a minute. A record of more than 4 KiB or 300 terms is a permerror, as is one that asks more than
+    the plugins may ask about one MAIL (50 questions, 128 KiB of answers). `received_spf` puts the
     Received-SPF field on top.
 
     Sessions with a login are left alone, and so are `networks`: by default loopback, private and
@@ -87,6 +90,7 @@ class Spf:
                 raise ValueError(f"points: expected some of {', '.join(known)}, not {name!r}")
         if not self.patience:
             raise ValueError("patience: expected more than no time at all")
+        self._outcomes = Outcomes()
         self._actions = {
             "fail": self.fail,
             "softfail": self.softfail,
@@ -105,11 +109,11 @@ class Spf:
         address = address_to_check(session, self.networks)
         if address is None:
             return
-        questions = Questions(self._resolver, self.patience)
+        questions = Questions(self._resolver, self.patience, budget_of(envelope))
         helo = Address("", session.helo).ascii_domain
         mailbox = envelope.reverse_path or Address("postmaster", helo)
         who = Sender(address, mailbox.local, mailbox.ascii_domain, helo, session.hostname)
-        outcome = check_host(who, questions.ask)
+        outcome = self._outcomes.check_host(who, questions.ask)
         identity = "smtp.mailfrom" if envelope.reverse_path else "smtp.helo"
         _note(envelope, outcome, {identity: envelope.sender or helo})
         envelope.stash[SPF] = SpfResult(who.domain, outcome.result, outcome.reason)
@@ -142,7 +146,7 @@ class Spf:
         known, outcome = session.stash.get(_HELO, ("", Outcome("none")))
         if known != helo:
             who = Sender(address, "postmaster", helo, helo, session.hostname)
-            outcome = check_host(who, questions.ask)
+            outcome = self._outcomes.check_host(who, questions.ask)
             session.stash[_HELO] = (helo, outcome)
         _note(envelope, outcome, {"smtp.helo": helo})
         if outcome.result == "fail":

@@ -32,7 +32,7 @@ _MOST: Final = 24  # pieces of one pattern
 
 #: How much longer four times as much may take: linear is 4, quadratic 16.
 _FACTOR: Final = 8
-_LONG: Final = 0.02  # seconds that are too long for a fifth of the size
+_TOO_LONG: Final = 40  # times `short`, for a fifth of the size
 
 
 def grows_too_fast(
@@ -45,7 +45,7 @@ def grows_too_fast(
     """
     work(1)()  # what is read once, a list for instance, does not count
     for part in (40, 5):  # what is exponential would never come to its end
-        if _seconds(work(size // part), runs=1) > _LONG:
+        if _seconds(work(size // part), runs=1) > _TOO_LONG * short:
             return True
     if _seconds(work(size), runs=1) < short:
         return False

@@ -278,3 +278,24 @@ def test_a_deadlock_that_only_the_kernel_sees_is_waited_out(
         pass
     with lock:
         pass  # the failure has not kept it
+
+
+def test_table_that_a_stopped_process_holds_is_not_waited_for_without_end() -> None:
+    """The supervisor must live to kill that process."""
+    admission = Admission(5, 5)
+    enter(admission, slot=1)
+    ready_read, ready_write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with admission._lock:  # noqa: SLF001 - as a process that is stopped there
+            os.write(ready_write, b"x")
+            signal.pause()
+    os.read(ready_read, 1)
+    with pytest.raises(TimeoutError):
+        admission.forget(1, patience=0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    admission.forget(1, patience=60)
+    assert admission.sessions == 0
+    with admission._lock:  # noqa: SLF001 - it is free for the threads of this process as well
+        pass

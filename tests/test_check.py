@@ -8,6 +8,7 @@ import trustme
 
 from minismtp.check import check
 from minismtp.config import Config
+from minismtp.passwords import hash_password
 
 MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
 MAILDIR = '[[plugins]]\nuse = "maildir"\npath = "mail/{local}"\n'
@@ -285,12 +286,88 @@ def test_password_file_that_everybody_can_read_is_warned_about(
     findings: Findings, tmp_path: Path
 ) -> None:
     passwords = tmp_path / "passwords"
-    passwords.touch()
+    passwords.write_text(f"alice:{hash_password('secret')}\n")
     passwords.chmod(0o644)
     plugin = '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
     assert findings(LISTENER, MAILBOXES, plugin, MAILDIR) == [
         f"warning: plugins: path: {passwords} can be read by everybody (chmod o-r)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("", "x.toml"),
+        ("tls.certificate", "tls/cert.pem"),
+        ("tls.key", "tls/key.pem"),
+        ("tls.certificate", "tls"),
+        ("plugin_path[0]", "plugins"),
+        ("plugin_path[0]", "plugins/mine.py"),
+        ("plugin_path[0]", "plugins/helper.py"),
+        ("plugins[1].path", "passwords"),
+        ("plugins[2].users_file", "users"),
+        ("outbound.password_file", "smarthost"),
+    ],
+)
+def test_what_others_can_change_is_warned_about(
+    key: str, name: str, findings: Findings, local_plugin: LocalPlugin, tmp_path: Path
+) -> None:
+    text = local_plugin("    pass\n")
+    text += '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
+    text = text.replace(MAILDIR, "") + MAILBOXES + 'users_file = "users"\n' + MAILDIR
+    text += '[tls]\ncertificate = "tls/cert.pem"\nkey = "tls/key.pem"\n'
+    text += '[outbound]\nsmarthost = "smtp.example.net:587"\nusername = "me"\n'
+    text += 'password_file = "smarthost"\ntls = "verified"\n'
+    (tmp_path / "tls").mkdir(mode=0o700)
+    issued = trustme.CA().issue_cert("mx.example.org")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "tls" / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "tls" / "key.pem")
+    for file in ("x.toml", "users", "smarthost", "plugins/helper.py"):
+        (tmp_path / file).write_text("bob\n" if file in ("users", "smarthost") else "")
+    (tmp_path / "passwords").write_text(f"alice:{hash_password('secret')}\n")
+    for path in tmp_path.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    assert not [line for line in findings(text) if "written" in line]
+    exposed = tmp_path / name
+    exposed.chmod(0o772 if exposed.is_dir() else 0o662)
+    prefix = f"warning: {key}: " if key else "warning: "
+    [line] = [line for line in findings(text) if "written" in line]
+    assert line == f"{prefix}{exposed} can be written by everybody (chmod o-w)"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        'connect = { password = "hunter2" }',
+        'api_token = "hunter2"',
+        'secret = "hunter2"',
+    ],
+)
+def test_configuration_with_a_secret_that_everybody_can_read_is_warned_about(
+    options: str, findings: Findings, local_plugin: LocalPlugin, tmp_path: Path
+) -> None:
+    name = options.split(maxsplit=1)[0]
+    kind = "dict[str, str]" if "{" in options else "str"
+    text = local_plugin(f"    {name}: {kind}\n", f"{options}\n")
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    file.chmod(0o644)
+    key = f"plugins[0].{name}" + (".password" if "{" in options else "")
+    expected = f"warning: {key}: {file} can be read by everybody (chmod o-r)"
+    assert [line for line in findings(text) if "read by" in line] == [expected]
+    file.chmod(0o640)
+    assert not [line for line in findings(text) if "read by" in line]
+
+
+def test_state_directory_that_everybody_can_enter_is_warned_about(
+    findings: Findings, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o755)
+    [line] = findings(LISTENER, MAILBOXES, MAILDIR)
+    assert (
+        line == f"warning: state_directory: {tmp_path / 'state'} is open to everybody (chmod o-rwx)"
+    )
 
 
 def test_one_mistake_does_not_hide_another(findings: Findings) -> None:

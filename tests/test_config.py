@@ -1,3 +1,4 @@
+import contextlib
 import os
 import pwd
 from dataclasses import FrozenInstanceError
@@ -351,6 +352,46 @@ def test_system_file_that_cannot_be_read_is_an_error(
     monkeypatch.setattr("minismtp.config.DEFAULT_FILE", tmp_path)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         Config.load()
+
+
+def test_named_pipe_as_the_file_is_an_error_at_once(tmp_path: Path) -> None:
+    """The supervisor reads it on HUP: it must not wait for a writer."""
+    os.mkfifo(tmp_path / "x.toml")
+    with pytest.raises(ConfigError, match="cannot be read: is not a regular file"):
+        Config.load(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/tty", "/proc/self/fd"])
+def test_device_or_directory_as_the_file_is_an_error(path: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: "):
+        Config.load(Path(path))
+
+
+def test_file_without_end_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: reading it whole would take all memory
+    with pytest.raises(ConfigError, match="is longer than 1048576 octets"):
+        Config.load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"deep = {'[' * 50_000}",
+        f"deep = {'{a = ' * 50_000}",
+        f"deep = {'[' * 300}{']' * 300}",
+        f"{'.'.join('a' * 5000)} = 1",
+        f"[{'.'.join('a' * 5000)}]",
+        f'[[plugins]]\nuse = "x"\nitems = {"[" * 400}1{"]" * 400}',
+    ],
+    ids=["arrays", "tables", "values", "keys", "header", "option"],
+)
+def test_deeply_nested_file_is_an_error_or_a_configuration(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with contextlib.suppress(ConfigError):
+        Config.load(path)
 
 
 def test_file_in_another_encoding_is_an_error(tmp_path: Path) -> None:

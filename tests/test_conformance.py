@@ -773,7 +773,7 @@ def test_wishes_for_dsns_are_kept_in_the_envelope() -> None:
         b"RCPT TO:<user1@example.org> NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=rfc822;Bob+40x.example\r\n"
         b"RCPT TO:<user2@example.org> NOTIFY=NEVER\r\nRCPT TO:<user3@example.org>\r\n"
     )
-    envelope = hear(script + DATA + HI + b".\r\n").envelope
+    envelope = hear(script + DATA + HI + b".\r\n", login="a").envelope
     assert (envelope.dsn_return, envelope.dsn_id) == ("HDRS", "QQ+314")
     assert [(recipient.notify, recipient.original) for recipient in envelope.recipients] == [
         (frozenset({"SUCCESS", "FAILURE", "DELAY"}), "rfc822;Bob+40x.example"),

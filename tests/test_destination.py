@@ -240,17 +240,6 @@ def test_answers_are_kept_for_their_time_only(
     assert asked[3:] == ["one.test. A"] * 3
 
 
-def test_no_more_answers_are_kept_than_there_is_place_for(
-    nameserver: SocketAddress, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resolver_module, "_CACHED", 2)
-    resolver = Resolver([nameserver])
-    for _ in range(2):
-        for name in ("one", "two", "backup"):
-            assert resolver.lookup(f"{name}.test", "A").records
-    assert len(resolver._known._answers) == 2  # noqa: SLF001
-
-
 def test_without_a_resolver_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Resolver.lookup.__kwdefaults__ or {}, "seconds", 0.2)
     with pytest.raises(UnansweredError, match=r"the DNS does not answer for one\.test A"):

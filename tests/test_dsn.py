@@ -33,7 +33,7 @@ def target(address: str = "b@example.net", **wishes: Any) -> Target:  # noqa: AN
 def entry(**values: Any) -> Entry:  # noqa: ANN401 - any field
     ordinary = Entry(
         id="m", sender=SENDER, listener="smtp", peer="192.0.2.1", helo="x", login=None,
-        arrived=0.0, targets=(),
+        arrived=0.0, targets=(), trusted=True,
     )  # fmt: skip
     return replace(ordinary, **values)
 
@@ -202,6 +202,30 @@ def test_message_comes_back_as_asked_for_but_bounded(
     assert returned.get_content_type() == kind
     assert (b"\r\nbody\r\n" in octets) == (kind == "message/rfc822")
     assert b"\r\nSubject: x\r\nTo: b@example.net\r\n" in octets
+
+
+@pytest.mark.parametrize("action", ["failed", "delayed"])
+def test_no_word_of_a_stranger_reaches_whom_he_names_as_the_sender(action: Action) -> None:
+    content = (
+        b"Message-ID: <1.a@example.org>\r\nSubject: Buy\r\nX-Buy: Buy\r\n"
+        b"From: Buy <Buy@example.org>\r\n\r\nBuy\r\n"
+    )
+    notice, octets = made(
+        Report(target(), REFUSED), action=action, content=content, trusted=False, dsn_return="FULL"
+    )
+    assert not notice.trusted
+    assert b"Buy" not in octets
+    _, (_, _, returned) = parsed(octets)
+    assert returned.get_content_type() == "text/rfc822-headers"
+    assert returned.as_bytes().partition(b"\n\n")[2].strip() == b"Message-ID: <1.a@example.org>"
+
+
+@pytest.mark.parametrize("identifier", [b"", b"<a@b> (Buy)", b"Buy", b"<%s@b>" % (b"Buy" * 100)])
+def test_identifier_of_a_stranger_is_one_or_nothing(identifier: bytes) -> None:
+    content = b"Message-ID: %s\r\n\r\n" % identifier
+    _, octets = made(Report(target(), REFUSED), content=content, trusted=False)
+    assert parsed(octets)[1][2].get_payload() == ""
+    assert b"Buy" not in octets
 
 
 def test_long_header_is_cut_between_fields() -> None:

@@ -36,6 +36,11 @@ users = ["bob", "carol", "jo"]
 use = "maildir"
 path = "mail/{local}"
 """
+TRUST = """
+[[plugins]]
+use = "relay"
+networks = ["127.0.0.0/8"]
+"""
 OUT = """
 [[outbound.routes]]
 domain = "*"
@@ -52,7 +57,7 @@ gone: nobody@example.net
 @pytest.fixture
 def there(configure_at: Callable[[str], Configure], start: Start) -> Running:
     """Run a server for example.net and for the senders' domain."""
-    return start(configure_at("there")(plugins=THERE))
+    return start(configure_at("there")(plugins=THERE + TRUST))
 
 
 @pytest.fixture
@@ -61,9 +66,9 @@ def forwarder(
 ) -> Callable[..., Running]:
     """Give a function that starts a server whose aliases lead there."""
 
-    def make(srs: str = "") -> Running:
+    def make(srs: str = "", trust: str = "") -> Running:
         configure = configure_at("here")
-        path = configure(OUT.format(address=there.address()), plugins=HERE.format(srs=srs))
+        path = configure(OUT.format(address=there.address()), plugins=HERE.format(srs=srs) + trust)
         (path.parent / "aliases").write_text(ALIASES)
         (path.parent / "secret").write_text("a secret of sixteen\n")
         server = start(path)
@@ -166,7 +171,7 @@ def test_one_message_can_leave_with_two_senders(
 def test_copy_that_was_stored_at_once_is_told_to_a_sender_who_asked(
     forwarder: Callable[..., Running], there: Running
 ) -> None:
-    here = forwarder()
+    here = forwarder(trust=TRUST)
     send(here, "<me@example.org> NOTIFY=SUCCESS", "<me+x@example.org> NOTIFY=FAILURE")
     [notice] = there.wait_until(lambda: there.mail("jo"))
     fields = report(notice)
@@ -178,7 +183,7 @@ def test_copy_that_was_stored_at_once_is_told_to_a_sender_who_asked(
 def test_user_of_ours_hears_of_success_in_the_own_mailbox(
     forwarder: Callable[..., Running],
 ) -> None:
-    here = forwarder()
+    here = forwarder(trust=TRUST)
     send(here, "<alice@example.org> NOTIFY=SUCCESS,FAILURE", sender="me@example.org")
     [notice] = here.wait_until(lambda: here.mail("me"))
     assert report(notice)["Action"] == "expanded"
@@ -188,7 +193,7 @@ def test_user_of_ours_hears_of_success_in_the_own_mailbox(
 def test_alias_of_one_target_passes_the_wishes_on(
     forwarder: Callable[..., Running], there: Running
 ) -> None:
-    here = forwarder()
+    here = forwarder(trust=TRUST)
     send(here, "<bob@example.org> NOTIFY=SUCCESS ORCPT=rfc822;old@example.org")
     [notice] = there.wait_until(lambda: there.mail("jo"))
     fields = report(notice)

@@ -10,32 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minismtp.admission import Admission
+from minismtp.board import Board
 from minismtp.herald import Herald
 from minismtp.log import Log
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
-
-# The loop of one worker that accepts hangs, and sessions of the other wait in a plugin for ever.
-WEDGE = """
-import threading
-from minismtp import hookimpl, plugin
-from minismtp.server import Server
-
-def wedged(server):
-    threading.Event().wait()
-
-@plugin
-class Wedge:
-    @hookimpl
-    def on_start(self, server):
-        if server.slot == 1:
-            Server._accept = wedged
-
-    @hookimpl
-    def on_helo(self):
-        threading.Event().wait()
-"""
 
 
 @pytest.fixture
@@ -57,7 +37,7 @@ def admission() -> Admission:
 
 @pytest.fixture
 def herald(manager: socket.socket, admission: Admission) -> Herald:  # noqa: ARG001 - listens
-    return Herald(Log(), admission)
+    return Herald(Log(), admission, Board())
 
 
 def heard(manager: socket.socket) -> list[str]:
@@ -71,27 +51,14 @@ def heard(manager: socket.socket) -> list[str]:
             return messages
 
 
-@pytest.fixture
-def somebody() -> Iterator[int]:
-    """Give the process id of a child that waits for a signal."""
-    pid = os.fork()
-    if not pid:
-        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-        signal.pause()
-    yield pid
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-
-
 def test_first_worker_that_serves_makes_the_server_ready(
     herald: Herald, manager: socket.socket
 ) -> None:
-    assert not herald.tell("Starting", {}, 2)
+    assert not herald.tell("Starting", 0, 2)
     assert not herald.board.read().ready
-    herald.pulses.beat(0)
-    assert herald.tell("Serving", {100: 0}, 2)
+    assert herald.tell("Serving", 1, 2)
     assert herald.board.read().ready
-    assert not herald.tell("Serving", {100: 0}, 2)
+    assert not herald.tell("Serving", 1, 2)
     assert heard(manager) == [
         "WATCHDOG=1",
         "STATUS=Starting: workers 0/2, sessions 0, queue 0",
@@ -106,7 +73,7 @@ def test_status_has_the_figures_of_now(
     for _ in range(3):
         admission.enter(1, "192.0.2.1")
     herald.board.post_queue(7)
-    herald.tell("Serving", {}, 4)
+    herald.tell("Serving", 0, 4)
     assert heard(manager)[-1] == "STATUS=Serving: workers 0/4, sessions 3, queue 7"
 
 
@@ -117,48 +84,41 @@ def test_reload_is_told_with_its_end(herald: Herald, manager: socket.socket) -> 
     herald.reloading()
     herald.reload_failed("a mistake")
     assert not herald.board.read().reload_ok
-    herald.tell("Serving", {}, 1)
+    herald.tell("Serving", 0, 1)
     *states, _, status = heard(manager)
     assert states == ["RELOADING=1", "READY=1"] * 2
     assert status.endswith("; the last reload failed")
 
 
-def test_one_silent_worker_is_told_of_once_and_the_watchdog_is_not_fed(
-    herald: Herald, manager: socket.socket, somebody: int, capfd: pytest.CaptureFixture[str]
+def test_watchdog_is_fed_while_one_worker_answers(herald: Herald, manager: socket.socket) -> None:
+    herald.tell("Serving", 3, 3, silent=2)
+    assert heard(manager) == [
+        "READY=1",
+        "WATCHDOG=1",
+        "STATUS=Serving: workers 1/3, sessions 0, queue 0",
+    ]
+    assert herald.board.read().ready
+
+
+def test_server_whose_workers_all_hang_is_not_ready_and_feeds_no_watchdog(
+    herald: Herald, manager: socket.socket
 ) -> None:
-    herald.pulses.beat(0)
-    for _ in range(3):
-        herald.tell("Serving", {100: 0, somebody: 1}, 2)
-    assert "WATCHDOG=1" not in heard(manager)
-    [line] = capfd.readouterr().err.splitlines()
-    assert line.endswith(f" error worker does not answer pid={somebody}")
-    herald.pulses.beat(1)
-    herald.tell("Serving", {100: 0, somebody: 1}, 2)
+    herald.tell("Serving", 3, 3, silent=3)
+    assert heard(manager) == ["STATUS=Serving: workers 0/3, sessions 0, queue 0"]
+    assert not herald.board.read().ready
+
+
+def test_watchdog_is_fed_while_dead_workers_are_replaced(
+    herald: Herald, manager: socket.socket
+) -> None:
+    herald.tell("Serving", 0, 3)
     assert "WATCHDOG=1" in heard(manager)
 
 
 def test_watchdog_is_fed_while_the_server_stops(herald: Herald, manager: socket.socket) -> None:
     herald.stopping(3, 50.0)
-    herald.tell("Stopping", {}, 2)
+    herald.tell("Stopping", 0, 2)
     assert heard(manager)[:2] == ["STOPPING=1", "WATCHDOG=1"]
-
-
-def test_worker_that_hangs_is_found_with_its_stack_and_one_whose_sessions_wait_is_alive(
-    configure: Configure, start: Start
-) -> None:
-    config = configure('[[plugins]]\nuse = "wedge"\n', workers=2)
-    (config.parent / "local_plugins" / "wedge.py").write_text(WEDGE)
-    server = start(config)
-    server.wait_until(lambda: server.metric("workers") == 2)
-    clients = [server.connect() for _ in range(60)]
-    for client in clients:
-        client.send("EHLO client.example\r\n")
-    found = server.wait_for_log(r" error worker does not answer pid=(\d+)")
-    server.wait_for_log(r"^  File .* in wedged$")
-    assert f"Process {found[1]}\n" in server.log
-    assert server.log.count("worker does not answer") == 1
-    for client in clients:
-        client.socket.close()
 
 
 def test_server_tells_systemd_how_it_is(

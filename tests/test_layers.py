@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
-    "values": "reply address peer clock database stash threads files groupsync passwords der"
-    " printable",
+    "values": "reply address peer cache clock database stash threads files groupsync passwords"
+    " der printable exposure privileges",
     "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
@@ -26,7 +26,7 @@ LAYERS = {
     " quarantine"
     " state_store state_sqlite state_redis"
     " events output log stacks replies admission backoff board pulse scalars schema sections"
-    " sending settings tally xclient",
+    " sending settings tally xclient address_list",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver conversation authentication ehlo error_count refusal_log reporting"
@@ -43,8 +43,8 @@ LAYERS = {
     " outbound.in_progress"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"
     " outbound.runner",
-    "program": "supervisor generation rundir children herald check listing postmaster warden"
-    " skeleton rehearsal trial stored replay"
+    "program": "supervisor launch watchdog generation rundir children herald check permissions"
+    " listing postmaster warden skeleton rehearsal trial stored replay"
     " commands commands.common commands.operation commands.insight commands.authoring"
     " cli __main__",
 }

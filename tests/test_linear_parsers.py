@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import struct
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
-from time import monotonic
 from typing import Final
 
 import pytest
@@ -14,6 +19,8 @@ from dns.rdatatype import RdataType
 from dns.rdtypes.ANY.TXT import TXT
 from fakes import Names, envelope
 from minismtp_plugins import _arc, _authres, _dkim, _dmarc, _mime, dkim_sign, dkim_verify
+from minismtp_plugins._archives import files_in
+from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
 from pumps import grows_too_fast
 
 from minismtp import AuthResult, Content, Headers, Message, Reject, Resolver, ServerInfo, Session
@@ -90,7 +97,9 @@ class _Record(Resolver):
 
 def _record(text: str) -> object:
     resolver = _Record(f"v=DMARC1; {text}")
-    return _dmarc.Names(resolver, _dmarc.public_suffixes(), monotonic() + 100).record("example.org")
+    return _dmarc.Names(resolver, _dmarc.public_suffixes(), timedelta(seconds=100)).record(
+        "example.org"
+    )
 
 
 def _signature(text: str) -> object:
@@ -149,3 +158,54 @@ def test_parser_takes_linear_time(parser: Parser) -> None:
         if grows_too_fast(_work(parser, beginning, piece), _SIZE, _SHORT)
     ]
     assert slow == []
+
+
+def _tar(kind: bytes, size: int, name: bytes) -> bytes:
+    head = bytearray(name.ljust(512, b"\0"))
+    head[124:135], head[156:157], head[257:262] = b"%011o" % size, kind, b"ustar"
+    return bytes(head)
+
+
+def _many_extras(size: int) -> bytes:
+    """Return zips in a zip, with directories of fields that are empty."""
+    extra = b"\x99\x99\0\0" * 16_000
+    entry = struct.pack("<4s24x5H8xL", b"PK\1\2", 2, len(extra), 0, 0, 0, 0) + b"a/" + extra
+    end = struct.pack("<4s4x2H2LH", b"PK\5\6", 1, 1, len(entry), 4, 0)
+    return _zipped(b"PK\3\4" + entry + end, size // len(entry))
+
+
+def _zipped(data: bytes, count: int) -> bytes:
+    target = BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for number in range(count):
+            archive.writestr(str(number), data)
+    return target.getvalue()
+
+
+#: What is given a size makes an archive of about so many octets, unpacked.
+ARCHIVES: Final[dict[str, Callable[[int], bytes]]] = {
+    "gzip with a name": lambda size: gzip.compress(b"\x1f\x8b\x08\x08" + b"x" * size),
+    "empty gzips": lambda size: gzip.compress(b"") * (size // 20),
+    "empty bzip2s": lambda size: bz2.compress(b"x") + bz2.compress(b"") * (size // 14),
+    "tar with long names": lambda size: (
+        (_tar(b"L", 65536, b"x") + b"/a" * 32768 + _tar(b"0", 0, b"y")) * (size // 65536)
+    ),
+    "tar of names only": lambda size: _tar(b"L", 0, b"x") * (size // 512),
+    "tar in gzip": lambda size: gzip.compress(_tar(b"0", 0, b"x.gz") * (size // 512)),
+    "zip of zips": lambda size: _zipped(_zipped(b"x", 1), size // 100),
+    "zips of many extras": _many_extras,
+}
+
+
+@pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES.keys())
+def test_archive_takes_linear_time(make: Callable[[int], bytes]) -> None:
+    def work(size: int) -> Callable[[], object]:
+        data = make(size)
+
+        def call() -> None:
+            with suppress(BrokenError, TooMuchError):
+                list(files_in(BytesIO(data), "a", Budget(1 << 30, 1 << 30, 3)))
+
+        return call
+
+    assert not grows_too_fast(work, 400_000, 0.02)

@@ -23,11 +23,10 @@ _PARSES: Final = re.compile(
 #: Modules that look as if they parsed something, and why no target is for them.
 _OTHERS: Final = {
     "_rescue": "names of our own files",
-    "arc": "an option",
     "backoff": "a digest of our own",
     "guard": "what a plugin says",
+    "permissions": "names of options",
     "replay": "a file of the operator's, as `configuration` has it",
-    "score": "names of plugins",
     "skeleton": "an argument of the operator's",
 }
 

@@ -13,6 +13,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from datetime import timedelta
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Final
@@ -93,6 +94,9 @@ def encrypted() -> bytes:
     data[6] |= 1  # the flag, in the file's header and in the directory
     data[data.rindex(b"PK\1\2") + 8] |= 1
     return bytes(data)
+
+
+TAR: Final = tarred(("c.txt", b"x"), ("d.js", b""))
 
 
 # What is blocked
@@ -203,6 +207,9 @@ def test_program_in_quoted_printable_is_found() -> None:
         ),
         ("setup.exe.gz", gzipped(b"x"), "a file of type .exe: setup.exe in setup.exe.gz"),
         ("a.gz", gzipped(PROGRAM), "a program: a"),
+        ("a.gz", gzipped(b"") + gzipped(PROGRAM), "a program: a"),
+        ("a.tgz", gzipped(TAR[:700]) + bytes(9) + gzipped(TAR[700:]) + b"x", "d.js in a.tgz"),
+        ("a.tbz2", bz2.compress(TAR[:700]) + bz2.compress(TAR[700:]) + b"x", "d.js in a.tbz2"),
         (
             "a.zip",
             zipped(("b.zip", zipped(("c.tgz", gzipped(tarred(("d.js", b""))))))),
@@ -331,6 +338,7 @@ def test_mail_of_users_is_left_alone() -> None:
         ({"extensions": [""]}, "extensions: '' is none"),
         ({"types": ["executable"]}, "types: 'executable' is none"),
         ({"depth": -1}, "depth: expected 0 or more"),
+        ({"budget": "0s"}, "budget: expected more than no time"),
         ({"action": "discard"}, "action: expected one of"),
     ],
 )
@@ -458,6 +466,9 @@ COSTLY: Final[dict[str, Callable[[], bytes]]] = {
     "header of 10 MB": lambda: b"Content-Type: a/b" + b";x" * 5_000_000 + b"\r\n\r\n",
     "10 MB of fields": lambda: b"Content-Type: a/b\r\n" * 500_000 + b"\r\n",
     "parameters": lambda: multipart(*[b"Content-Type: a/b" + b';x="' * 1000 + b"\r\n\r\nx"] * 500),
+    "name in a gzip": lambda: mail(("a.gz", gzipped(b"\x1f\x8b\x08\x08" + b"x" * 4 * MIB))),
+    "empty gzips": lambda: mail(("a.gz", gzipped(gzipped(b"") * 6000))),
+    "empty bzip2s": lambda: mail(("a.bz2", bz2.compress(b"x") + bz2.compress(b"") * 6000)),
     "files": lambda: mail(("a.zip", zipped(*[(f"{number}", b"") for number in range(6000)]))),
 }
 
@@ -467,6 +478,12 @@ def test_too_much_is_blocked_unless_told_otherwise(make: Callable[[], bytes]) ->
     content = make()
     assert blocked(content).startswith("too much to be looked at, ")
     assert blocked(content, Attachments(action="finding", unreadable=False)) == ""
+
+
+def test_archives_have_their_time() -> None:
+    plugin = Attachments(action="finding", budget=timedelta(microseconds=1))
+    found = blocked(mail(("a.tar", TAR)), plugin)
+    assert found == "too much to be looked at, archives that take too long: "
 
 
 def test_memory_is_bounded_whatever_the_size_of_the_message(tmp_path: Path) -> None:

@@ -218,10 +218,19 @@ def test_message_without_text_is_signed(keys: Path, content: bytes) -> None:
         ({"login": None}, False),
         ({"login": None, "peer": "198.51.100.7"}, True),
         ({"login": None, "peer": "unix"}, False),
-        ({"login": None, "peer": "", "reverse_path": None}, True),
+        ({"login": None, "peer": "", "reverse_path": None, "trusted": True}, True),
+        ({"login": None, "peer": "", "reverse_path": None}, False),
         ({"body": "BINARYMIME"}, False),
     ],
-    ids=["user", "stranger", "network", "unix", "notification", "binary"],
+    ids=[
+        "user",
+        "stranger",
+        "network",
+        "unix",
+        "notification",
+        "notification to a stranger",
+        "binary",
+    ],
 )
 def test_only_our_own_mail_is_signed(keys: Path, values: dict[str, Any], signed: bool) -> None:
     """Above all not what a stranger sends as one of us through an alias."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field, replace
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -9,14 +10,30 @@ import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.relay import Relaying
 
+from minismtp import Envelope, Local, hookimpl, plugin
 from minismtp.check import check
 from minismtp.config import Config
 from minismtp.settings import ConfigError, build
-from minismtp.testing import Dialogue
+from minismtp.testing import Dialogue, Mailroom
 
 # Without a queue the server says so to those for whom it would relay.
 WOULD_RELAY = "451 4.3.5 mail for other hosts is not taken now"
 REFUSED = "550 5.7.1 relaying denied"
+
+
+@plugin
+class Keeping:
+    """Route nothing, and keep the envelopes of messages."""
+
+    envelopes: list[Envelope] = field(default_factory=list)
+
+    @hookimpl
+    def route(self) -> Local:
+        return Local()
+
+    @hookimpl
+    def on_message(self, envelope: Envelope) -> None:
+        self.envelopes.append(envelope)
 
 
 def asked(
@@ -53,6 +70,46 @@ def test_user_who_has_logged_in_may_send_anywhere() -> None:
 )
 def test_host_may_send_anywhere_from_a_trusted_network_only(peer: str, reply: str) -> None:
     assert asked("192.0.2.0/24", "2001:db8::/32", peer=peer) == reply
+
+
+@pytest.mark.parametrize(
+    ("peer", "login", "trusted"),
+    [
+        ("192.0.3.1", "alice", True),
+        ("192.0.2.1", None, True),
+        ("192.0.3.1", None, False),
+        ("unix", None, False),
+    ],
+    ids=["user", "network", "stranger", "unix"],
+)
+def test_success_is_told_to_users_and_trusted_networks_only(
+    peer: str, login: str | None, trusted: bool
+) -> None:
+    """Whoever is forged as the sender hears nothing of what was delivered."""
+    keeping = Keeping()
+    relaying = Relaying(networks=[ip_network("192.0.2.0/24")])
+    dialogue = Dialogue(keeping, relaying, Mailroom(), peer=peer, login=login)
+    dialogue.send("EHLO client.example")
+    dialogue.send("MAIL FROM:<a@example.com>")
+    dialogue.send("RCPT TO:<b@example.org> NOTIFY=SUCCESS,FAILURE")
+    dialogue.send("RCPT TO:<c@example.org> NOTIFY=SUCCESS")
+    dialogue.send("DATA")
+    dialogue.send_raw(b"Subject: x\r\n\r\n.\r\n")
+    [envelope] = keeping.envelopes
+    assert envelope.trusted is trusted
+    assert [set(each.notify) for each in envelope.recipients] == (
+        [{"SUCCESS", "FAILURE"}, {"SUCCESS"}] if trusted else [{"FAILURE"}, {"NEVER"}]
+    )
+
+
+def test_trust_is_not_kept_when_a_front_end_speaks_for_another_peer() -> None:
+    dialogue = Dialogue(Relaying(networks=[ip_network("192.0.2.0/24")]))
+    front_end = replace(dialogue.service, xclient=(ip_network("192.0.2.0/24"),))
+    dialogue = Dialogue(service=front_end)
+    assert dialogue.session.trusted
+    dialogue.send("EHLO client.example")
+    assert dialogue.send("XCLIENT ADDR=198.51.100.1").startswith("220 ")
+    assert not dialogue.session.trusted
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "10.0.0.1", "192.0.2.1"])

@@ -5,6 +5,7 @@ from dataclasses import field, replace
 from typing import Literal
 
 import pytest
+from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Address, Defer, Envelope, Local, Recipient, Reject, hookimpl, plugin
 from minismtp.testing import Dialogue, Mailroom
@@ -239,3 +240,67 @@ def test_peer_without_a_login_is_not_held_to_one() -> None:
     dialogue = Dialogue(service=service)
     dialogue.send("EHLO client.example")
     assert dialogue.send("MAIL FROM:<bob@example.org>") == OK
+
+
+def two_domains() -> Mailboxes:
+    return Mailboxes(domains=["a.example", "b.example"], users=["alice", "bob"])
+
+
+@pytest.mark.parametrize(
+    ("login", "sender", "reply"),
+    [
+        ("alice@a.example", "alice@a.example", OK),
+        ("alice@a.example", "alice@b.example", NOT_YOURS),
+        ("alice@b.example", "alice@b.example", OK),
+        ("alice@b.example", "alice@a.example", NOT_YOURS),
+        ("alice", "alice@a.example", OK),  # a user of the first domain
+        ("alice", "Alice+tag@A.example", OK),
+        ("alice", "alice@b.example", NOT_YOURS),
+        ("alice", "bob@a.example", NOT_YOURS),
+    ],
+)
+def test_whole_addresses_count_where_there_are_several_domains(
+    login: str, sender: str, reply: str
+) -> None:
+    assert sending(sender, login, two_domains()) == reply
+
+
+def writing(header: str, login: str | None = "alice@a.example", *, match: bool = True) -> str:
+    plugins = (two_domains(), Mailroom())
+    service = replace(Dialogue(*plugins, kind="submission").service, match_from=match)
+    dialogue = Dialogue(service=service, login=login, tls=True)
+    content = f"{header}Subject: x\r\n\r\nx"
+    return dialogue.mail(content, sender="x@y.example", to=("bob@a.example",))
+
+
+NOT_FROM = "550 5.7.1 From or Sender does not belong to your login"
+
+
+@pytest.mark.parametrize(
+    ("header", "accepted"),
+    [
+        ("From: alice@a.example\r\n", True),
+        ('From: "Bob" <ALICE+x@a.example> (bob@a.example)\r\n', True),
+        ("From: alice@a.example\r\nSender: <alice@a.example>\r\n", True),
+        ("", False),
+        ("From: \r\n", False),
+        ("From: bob@a.example\r\n", False),
+        ("From: alice@b.example\r\n", False),
+        ("From: alice@a.example, bob@a.example\r\n", False),
+        ("From: alice@a.example\r\nFrom: bob@a.example\r\n", False),
+        ("From: alice@a.example\r\nSender: bob@a.example\r\n", False),
+        ("From: alice@a.example <bob@a.example>\r\n", False),
+        ("From: alice@a.example\r\n <bob@a.example>\r\n", False),
+        ("From: alice@elsewhere.example\r\n", False),
+        ("From: nobody\r\n", False),
+        ("From: " + ",".join(f"alice+{number}@a.example" for number in range(21)) + "\r\n", False),
+    ],
+)
+def test_from_must_belong_to_the_login(header: str, *, accepted: bool) -> None:
+    """RFC 6409 section 6.1, for what readers see."""
+    reply = writing(header)
+    assert reply.startswith("250 " if accepted else NOT_FROM), reply
+
+
+def test_from_is_free_where_nothing_else_is_configured() -> None:
+    assert writing("From: bob@a.example\r\n", match=False).startswith("250 ")

@@ -11,17 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 from ports import free_port
 
 from minismtp.config import Config
 from minismtp.settings import ConfigError
-from minismtp.supervisor import pause
+from minismtp.supervisor import SIGNALS, next_signal, pause
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start
@@ -359,6 +360,60 @@ def test_death_of_the_supervisor_ends_all_processes(configure: Configure, start:
     assert len(server.mail("orphan")) == 1
 
 
+def test_next_server_starts_while_the_workers_of_a_killed_one_still_drain(
+    configure: Configure, start: Start
+) -> None:
+    config = configure(generation(), limits(drain="1h"))
+    server = start(config)
+    with server.connect() as client:
+        client.begin_data("orphan@example.org")
+        server.process.kill()
+        server.process.wait()
+        another = start(config)
+        with another.connect() as other:
+            assert who(other)[0] == 1
+        client.send("text\r\n.\r\n")
+        assert client.reply().startswith("250 2.0.0 ")
+    assert len(server.mail("orphan")) == 1
+
+
+def test_stop_and_continuation_is_no_signal() -> None:
+    """Python's `sigtimedwait` returned a random number then, and a worker ended."""
+    pid = os.fork()
+    if not pid:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        while next_signal(0.01) == signal.SIGALRM:
+            pass
+        os._exit(1)
+    for _ in range(50):
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
+        time.sleep(0.02)  # its time passes
+        os.kill(pid, signal.SIGCONT)
+        os.waitpid(pid, os.WCONTINUED)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_worker_goes_on_after_it_was_stopped(configure: Configure, start: Start) -> None:
+    server = start(configure(generation(1), limits(drain="1h"), workers=1))
+    before = all_workers(server, 1)
+    with server.connect() as client:  # after the reload the old worker waits for its end
+        who(client)
+        configure(generation(2), limits(drain="1h"), workers=1)
+        reload(server)
+        both = before | all_workers(server, 1)
+        for _ in range(4):
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in both:
+                    os.kill(pid, number)
+                time.sleep(1.1)  # longer than its time-outs
+        assert client.command("NOOP").startswith("250 ")
+        assert serving(server)[0] == 2
+        assert workers(server) == both
+
+
 # The start
 
 
@@ -393,13 +448,18 @@ def test_port_in_use_ends_the_server_with_1_and_one_line(configure: Configure, t
     )
 
 
-def test_second_server_on_the_same_port_leaves_the_first_one_its_metrics(
-    configure: Configure, start: Start
+@pytest.mark.parametrize("port", [0, 1])
+def test_second_server_on_the_same_state_directory_leaves_the_first_one_its_files(
+    configure: Configure, start: Start, port: int
 ) -> None:
-    port = free_port()
-    server = start(configure(listeners=one_on(port)))
+    server = start(configure(listeners=one_on(port and free_port())))
     serving_before = server.metric("connections_total", result="accepted")
-    assert serve(server.config).returncode == 1
+    done = serve(server.config)
+    assert done.returncode == 78
+    assert done.stderr == (
+        f"minismtp: {server.config}: state_directory: {server.directory}/state is in use by another"
+        f" server, process {server.process.pid}\n"
+    )
     with server.connect() as client:
         client.reply()
     accepted = serving_before + 1
@@ -413,12 +473,61 @@ def test_state_directory_that_cannot_be_made_ends_the_server_with_one_line(
     (tmp_path / "state").write_text("a file")
     done = serve(config)
     assert done.returncode == 1
-    assert done.stderr == f"minismtp: {tmp_path}/state/metrics: Not a directory\n"
+    assert done.stderr == f"minismtp: {tmp_path}/state: File exists\n"
 
 
 def test_more_workers_than_there_are_places_for_are_refused(configure: Configure) -> None:
     with pytest.raises(ConfigError, match=r"workers: expected integer <= 64"):
         Config.load(configure(workers=65))
+
+
+# Sends itself HUP as soon as that is blocked, so long before anything listens.
+EAGER: Final = """
+import os, signal, sys
+
+if not os.fork():
+    server = os.getppid()
+    while True:
+        with open(f"/proc/{server}/status") as file:
+            blocked = next(line for line in file if line.startswith("SigBlk"))
+        if int(blocked.split()[1], 16) & 1:
+            break
+    for _ in range(3):
+        os.kill(server, signal.SIGHUP)
+    os._exit(0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_reload_that_is_asked_for_during_the_start_comes_after_it(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(generation(1), workers=2), command=(sys.executable, "-c", EAGER))
+    server.wait_for_log(r" info reloaded$")
+    assert serving(server)[0] == 1
+    assert len(all_workers(server, 2)) >= 2
+
+
+def test_standard_streams_that_are_closed_become_dev_null(configure: Configure) -> None:
+    """Else the log is written into the socket or file that gets descriptor 2."""
+    port = free_port()
+    config = configure(generation(), listeners=one_on(port))
+    command = [sys.executable, "-m", "minismtp", "serve", "--config", str(config)]
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    process = subprocess.Popen([*closing, *command], start_new_session=True)
+    try:
+        while refused(port):
+            time.sleep(0.05)
+            assert process.poll() is None
+        with socket.create_connection(("127.0.0.1", port), 60) as sock:
+            assert sock.recv(4) == b"220 "
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for pid in [process.pid, *children]:
+            streams = {str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)}
+            assert streams == {"/dev/null"}
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 # A new configuration

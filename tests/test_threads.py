@@ -34,7 +34,16 @@ SOURCES: Final = [
 WAYS: Final = {"Thread", "Timer", "start_new_thread", "ThreadPoolExecutor", "ThreadPool"}
 #: The threads of a worker and of the runner, all of which a test makes fail; those that run once in
 #: a process's life come last.
-WORKER: Final = {"accept", "session", "watch", "log", "metrics", "chronicle", "control"} | {
+WORKER: Final = {
+    "accept",
+    "session",
+    "watch",
+    "log",
+    "metrics",
+    "chronicle",
+    "control",
+    "pulse",
+} | {
     *("lifeline", "quarantine", "maildir"),
 }
 RUNNER: Final = {"clerk", "ledger", "deadlines", "delivery", "signals"}
@@ -356,6 +365,7 @@ import os, signal, socket, sys, threading
 from pathlib import Path
 from minismtp import endpoint
 from minismtp.board import Board
+from minismtp.pulse import Pulses
 from minismtp.sections import LogConfig
 
 directory = Path(sys.argv[1])
@@ -374,9 +384,9 @@ def trace(frame, event, argument):
     raise MemoryError(f"wanted: {name}")
 
 threading.settrace(trace)
-lifeline, _ = os.pipe()
-endpoint.run(sock, Board(), directory / "metrics", lifeline, sessions=1, control=directory,
-             config=LogConfig())
+lifeline, ready = os.pipe()
+endpoint.run(sock, Board(), directory / "metrics", lifeline, ready=os.dup(ready), pulses=Pulses(),
+             sessions=1, control=directory, config=LogConfig())
 """
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ def add_to(commands: Commands) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    # One that comes before the supervisor waits for signals must not end it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
     from minismtp.supervisor import serve
 
     config = configuration(arguments)
@@ -161,6 +164,13 @@ def _queue(arguments: argparse.Namespace) -> int:
 
 
 def _passwd(arguments: argparse.Namespace) -> int:
+    from minismtp.privileges import acting_as_owner
+
+    with acting_as_owner(arguments.file.parent):
+        return _change_password(arguments)
+
+
+def _change_password(arguments: argparse.Namespace) -> int:
     from minismtp.files import atomic_write
     from minismtp.passwords import hash_password
     from minismtp.smtp.sasl import make_key

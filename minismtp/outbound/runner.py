@@ -39,6 +39,7 @@ from minismtp.outbound.notices import Notices
 from minismtp.outbound.schedule import Schedule
 from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
+from minismtp.pulse import Pulses
 from minismtp.settings import ConfigError
 from minismtp.spool import BusyError, Spool, heard
 from minismtp.threads import count_failures, start_thread, surviving
@@ -59,6 +60,7 @@ class Desk:
     ready: int
     lifeline: int
     board: Board
+    pulses: Pulses
 
 
 def run(config: Config, desk: Desk) -> int:
@@ -82,7 +84,7 @@ def run(config: Config, desk: Desk) -> int:
         return EXIT_CONFIG
     log.start()
     metrics.tally.start()
-    runner = Runner(config, spool, carrier, OutboundMetrics(metrics), log, board=desk.board)
+    runner = Runner(config, spool, carrier, OutboundMetrics(metrics), log, desk=desk)
     os.write(desk.ready, b"r")
     os.close(desk.ready)
     runner.run(desk.lifeline, lock)
@@ -114,14 +116,14 @@ class Runner:
         metrics: OutboundMetrics,
         log: Log,
         *,
-        board: Board,
+        desk: Desk,
     ) -> None:
         outbound = config.outbound
         retry = [each.total_seconds() for each in outbound.retry]
         expire = outbound.expire.total_seconds()
         self._drain = config.limits.drain.total_seconds()
         self._metrics = metrics
-        self._board = board
+        self._desk = desk
         self._log = log
         self._watch = Watch(config, log)
         self._carrier = carrier
@@ -159,6 +161,7 @@ class Runner:
         start_thread("signals", self._watch_signals)
         next_tick = 0.0
         while not self._stopping:
+            self._show_life()
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + _TICK
                 self._tick()
@@ -177,8 +180,13 @@ class Runner:
         for start in range(0, len(names), _HEARD):
             self._intake.take_in(names[start : start + _HEARD])
             self._courier.start_jobs()
+            self._show_life()
         if knocked:
             self._custody.hear_of_changes()
+
+    def _show_life(self) -> None:
+        """Tell the supervisor that this process does not hang; it first looks after recovery."""
+        self._desk.pulses.beat(self._desk.slot)
 
     def _tick(self) -> None:
         self._intake.take_in_rest()
@@ -186,7 +194,7 @@ class Runner:
         census = self._custody.backlog.census()
         age = 0.0 if census.oldest is None else max(0.0, time.time() - census.oldest)
         self._metrics.queue(census.states, census.active, age)
-        self._board.post_queue(len(self._custody.backlog))
+        self._desk.board.post_queue(len(self._custody.backlog))
 
     def _watch_signals(self) -> None:
         # Not `sigwait`, which is written in Python and may fail with a TERM in its hands.
@@ -202,6 +210,7 @@ class Runner:
         os.close(lock)
         end = time.monotonic() + self._drain
         while self._custody.backlog.running() and time.monotonic() < end:
+            self._show_life()
             time.sleep(_LOCK_TICK)
         self._custody.ledger.flush()
         self._watch.close()

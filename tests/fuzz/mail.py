@@ -87,9 +87,10 @@ def content_of_chunks(data: bytes) -> None:
 
 @target("authres", "_authres")
 def authentication_results(data: bytes) -> None:
-    name, results = read(text_of(data))
-    again = written("mx.example.org", results)
-    assert "\n" not in again.replace("\r\n\t", "").replace("\r\n ", "")
+    name, results = read(Headers([b"A: " + data]).get("A"))
+    for line in written("mx.example.org", results).split("\r\n")[1:]:
+        assert line[0] in "\t "
+        assert line[1:].isprintable()
     name.encode()
 
 
@@ -112,7 +113,7 @@ def result_to_write(data: bytes) -> None:
     assert [each.result for each in read_again] == ["fail"]
 
 
-@target("_dmarc", "_authres", "dkim_sign", raises=(ValueError,))
+@target("_dmarc", "_authres", "dkim_sign", raises=(ValueError,), memory=1 << 22)
 def from_field(data: bytes) -> None:
     value = text_of(data)
     without_comments(value)

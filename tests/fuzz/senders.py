@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from datetime import timedelta
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any
@@ -109,7 +110,7 @@ def spf_record(data: bytes) -> None:
     parse_record(text)
 
 
-@target("_spf_macros", raises=(RecordError,), most=1 << 14)
+@target("_spf_macros", raises=(RecordError,))
 def spf_explanation(data: bytes) -> None:
     pieces = parse_macros(data.decode("latin-1"), explaining=True)
     expand(pieces, lambda letter: f"{letter}.example-1+2.org")
@@ -137,13 +138,13 @@ def spf_check(data: bytes) -> None:
         return ["192.0.2.1"] if kind == "A" else ["2001:db8::2"]
 
     outcome = check_host(Sender(peer, local, domain or "a.example", helo), ask)
-    assert asked <= 300, asked
+    assert asked <= 40, asked
     str(outcome)
 
 
 @target("_dmarc", raises=(UnansweredError,))
 def dmarc_record(data: bytes) -> None:
-    names = Names(Zone(*data.split(b"\n")), public_suffixes(), time.monotonic() + 1e6)
+    names = Names(Zone(*data.split(b"\n", 9)), public_suffixes(), timedelta(days=1))
     domain = "a.example.org"
     tags = names.record(domain) or {}
     if policy := policy_of(tags, names, domain):

@@ -130,8 +130,8 @@ def stuffing(data: bytes) -> None:
     content, decoder = decoded(iter([stuffed]))
     assert decoder.done
     assert not decoder.rest
-    data = data[:-1] + b"\n" if data.endswith(b"\r") else data  # a last CR ends a line
-    wanted = data.replace(b"\r\n", b"\n").replace(b"\r", b"?")
+    wanted = data.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"?")
+    wanted += b"\n" * data.endswith(b"\r")  # a last CR ends a line
     assert content.replace(b"\r\n", b"\n").removesuffix(b"\n") == wanted.removesuffix(b"\n")
 
 

@@ -1,0 +1,133 @@
+"""How the supervisor starts each kind of process, and what all of them share (layer 7)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from socket import socket
+from typing import Final, TypeAlias
+
+from minismtp import endpoint, worker
+from minismtp.admission import Admission
+from minismtp.backoff import Backoff
+from minismtp.board import Board
+from minismtp.children import Children, Role
+from minismtp.config import Config
+from minismtp.generation import Generation
+from minismtp.listen import open_socket
+from minismtp.outbound import runner
+from minismtp.pulse import ENDPOINT_SLOT, Pulses
+from minismtp.rundir import make_control_directory, runtime_directory
+from minismtp.worker import Post
+
+_PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
+
+#: Closes the listeners but those to keep: an address is free again when no process has a copy of
+#: its socket any more.
+LetGo: TypeAlias = Callable[[Collection[socket]], None]
+
+
+class Launcher:
+    """Forks the processes. It owns the shared memory and the directories, made before any fork."""
+
+    def __init__(self, config: Config, children: Children[Generation | Role]) -> None:
+        """Open the socket of the metrics; raise ListenError."""
+        limits = config.limits
+        self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
+        self.board: Final = Board()
+        self.pulses: Final = Pulses()
+        self._backoff = Backoff(limits.login_backoff.total_seconds(), time.monotonic)
+        self._children = children
+        address = config.metrics.address
+        self.endpoint_socket: Final = (
+            None
+            if address is None
+            else open_socket(address, key="metrics.address", file=config.file)
+        )
+
+    def make_directories(self, config: Config) -> None:
+        """Empty the directories of the metrics and of the control sockets; raise OSError."""
+        self._metrics_directory = runtime_directory(config, "metrics")
+        make_control_directory(config)
+
+    def clean_slots(self) -> None:
+        """Free the sessions that dead processes held, and drop their gauges.
+
+        Raise TimeoutError while a process that hangs has the table of the sessions.
+        """
+        for slot in tuple(self._children.dead_slots):
+            if slot != ENDPOINT_SLOT:
+                self.admission.forget(slot, patience=_PATIENCE)
+                with contextlib.suppress(OSError):  # a state directory that is read-only
+                    for path in self._metrics_directory.glob(f"gauge_live*_{slot}.db"):
+                        path.unlink(missing_ok=True)
+            self._children.dead_slots.discard(slot)
+
+    def start_worker(self, generation: Generation, let_go: LetGo) -> None:
+        """Start a worker; raise OSError or MemoryError."""
+        slot, config = self._children.free_slot(), generation.config
+
+        def run(ready: int) -> int:
+            let_go(generation.sockets.values())
+            self._close_endpoint_socket()
+            post = Post(
+                slot,
+                generation.sockets,
+                self.admission,
+                self._backoff,
+                self.pulses,
+                self._metrics_directory,
+                ready,
+                generation.gate,
+                self._children.lifeline,
+            )
+            return worker.run(config, post)
+
+        self._children.fork(
+            "worker", slot, generation, config.user, run, affinity=config.cpu_affinity
+        )
+
+    def start_runner(self, config: Config, let_go: LetGo) -> int:
+        """Start the runner and return its process id; raise OSError or MemoryError."""
+        slot = self._children.free_slot()
+        directory, lifeline = self._metrics_directory, self._children.lifeline
+        self.pulses.clear(slot)
+
+        def run(ready: int) -> int:
+            let_go(())
+            self._close_endpoint_socket()
+            desk = runner.Desk(slot, directory, ready, lifeline, self.board, self.pulses)
+            return runner.run(config, desk)
+
+        return self._children.fork(
+            "queue", slot, Role.RUNNER, config.user, run, affinity=config.cpu_affinity
+        )
+
+    def start_endpoint(self, config: Config, let_go: LetGo) -> None:
+        """Start the endpoint, if one is wanted; raise OSError or MemoryError."""
+        sock, limit = self.endpoint_socket, self.admission.limit
+        directory, lifeline = self._metrics_directory, self._children.lifeline
+        if sock is None:
+            return
+
+        def run(ready: int) -> int:
+            let_go(())
+            return endpoint.run(
+                sock,
+                self.board,
+                directory,
+                lifeline,
+                ready=ready,
+                pulses=self.pulses,
+                sessions=limit,
+                control=directory.parent / "control",
+                config=config.log,
+                hosts=(config.hostname, *config.metrics.hosts),
+            )
+
+        self._children.fork("http", ENDPOINT_SLOT, Role.ENDPOINT, config.user, run)
+
+    def _close_endpoint_socket(self) -> None:
+        if self.endpoint_socket is not None:
+            self.endpoint_socket.close()

@@ -1,0 +1,91 @@
+"""Finds processes that show no life, has them print their stacks, and kills them (layer 7)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Collection, Iterable
+from math import inf
+from operator import itemgetter
+from pathlib import Path
+from typing import Final
+
+from minismtp.children import Child, Group
+from minismtp.log import Log
+from minismtp.pulse import Pulses
+
+_LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
+#: Has a process print the stacks of its threads, even if one of them keeps the interpreter: the
+#: handler is one of `faulthandler` and no Python. Ctrl-\\ in a terminal sends it too.
+DUMP_SIGNAL: Final = signal.SIGQUIT
+
+
+_GRACE: Final = 5.0  # seconds; what hung may have held a lock that others waited for
+
+
+class Watchdog:
+    """Knows which processes are silent and since when it has known, and which it has killed."""
+
+    def __init__(self, log: Log, pulses: Pulses) -> None:
+        self._log = log
+        self._pulses = pulses
+        self._silent: dict[int, float] = {}
+        self._killed: set[int] = set()
+        self._last_kill = -inf
+
+    @property
+    def silent(self) -> Collection[int]:
+        """The process ids of those that do not answer."""
+        return self._silent.keys()
+
+    def look(self, children: Iterable[tuple[int, Child[Group]]], patience: float) -> None:
+        """Look at all that serve, and kill the one that has been silent for `patience` seconds.
+
+        Without patience, 0, nothing is killed.
+        """
+        now = time.monotonic()
+        limit = min(_LONGEST_SILENCE, patience / 2 or _LONGEST_SILENCE)
+        overdue = []
+        for pid, child in children:
+            silence = self._pulses.silence(child.slot) if child.serving else 0.0
+            if silence <= limit:
+                self._silent.pop(pid, None)
+            elif pid not in self._silent:
+                self._silent[pid] = now
+                self._log.error(f"{child.kind} does not answer", pid=pid, state=state_of(pid))
+                os.kill(pid, DUMP_SIGNAL)
+            # We may have been stopped together with it: then it gets its time from now on.
+            elif patience and silence > patience and now > self._silent[pid] + patience - limit:
+                overdue.append((silence, pid, child))
+        if overdue and now > self._last_kill + _GRACE:
+            silence, pid, child = max(overdue, key=itemgetter(0))
+            self._last_kill = now
+            self._kill(pid, child, f"silent for {silence:.0f} s")
+
+    def hurry_starts(self, children: Iterable[tuple[int, Child[Group]]], patience: float) -> None:
+        """Kill processes that have not begun to serve for `patience` seconds."""
+        for pid, child in children:
+            if not child.serving and time.monotonic() > child.started + patience:
+                self._kill(pid, child, f"not ready after {patience:.0f} s")
+
+    def _kill(self, pid: int, child: Child[Group], reason: str) -> None:
+        if pid not in self._killed:
+            self._killed.add(pid)
+            self._log.error(f"{child.kind} is killed", pid=pid, reason=reason)
+        os.kill(pid, signal.SIGKILL)
+
+    def buried(self, pid: int) -> bool:
+        """Forget a process that has ended; return whether it was killed because it hung."""
+        self._silent.pop(pid, None)
+        hung = pid in self._killed
+        self._killed.discard(pid)
+        return hung
+
+
+def state_of(task: int | str) -> str:
+    """Return the state of a process or thread as in proc(5), such as R or T; "" if it is gone."""
+    try:
+        return Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

@@ -1,0 +1,118 @@
+"""Caches that are bounded by octets, and the answers of the DNS in one."""
+
+from __future__ import annotations
+
+import contextlib
+import socketserver
+import struct
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Final
+
+import pytest
+
+from minismtp import BoundedCache, Resolver, SocketAddress
+
+MIB: Final = 1024 * 1024
+
+
+def test_value_is_there_until_its_time_is_over() -> None:
+    now = 100.0
+    cache: BoundedCache[str, int] = BoundedCache(10_000, clock=lambda: now)
+    cache.put("a", 1, 60, 10)
+    now = 159.0
+    assert cache.get("a") == 1
+    now = 160.0
+    assert cache.get("a") is None
+    assert cache.get("b") is None
+
+
+@pytest.mark.parametrize("size", [0, 10, 1000, 100_000])
+def test_octets_are_bounded_whatever_the_values_are(size: int) -> None:
+    cache: BoundedCache[int, bytes] = BoundedCache(MIB)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            cache.put(number, bytes(size), 60, size)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < 1.2 * MIB
+    assert len(cache) > MIB / (size + 300) / 2
+    assert cache.get(19_999) is not None
+    assert cache.get(0) is None
+
+
+def test_value_is_replaced_and_one_that_is_too_large_is_not_kept() -> None:
+    cache: BoundedCache[str, int] = BoundedCache(2000)
+    for number in range(100):
+        cache.put("a", number, 60, 1000)
+        assert cache.get("a") == number
+    cache.put("b", 1, 60, 100_000)
+    assert (cache.get("b"), len(cache)) == (None, 1)
+    cache.put("a", 100, 60, 100_000)
+    assert len(cache) == 0
+
+
+# Answers of the DNS
+
+
+class Answers(socketserver.StreamRequestHandler):
+    """Answers each question by as many octets as its first label says, in records of its type."""
+
+    def handle(self) -> None:
+        while head := self.rfile.read(2):
+            query = self.rfile.read(*struct.unpack("!H", head))
+            question = query[12 : query.index(b"\0", 12) + 5]
+            size = int(question[1 : 1 + question[0]])
+            kind = question[-4:-2]
+            data = b"\xff" + b"x" * 255 if kind == b"\0\x10" else b""
+            records = b"".join(
+                b"\xc0\x0c" + kind + struct.pack("!HIH", 1, 3600, len(data) or 4)
+                + (data or struct.pack("!I", number))
+                for number in range(size // (len(data) or 4) // 2)
+            )  # fmt: skip
+            count = size // (len(data) or 4) // 2
+            wire = query[:2] + struct.pack("!5H", 0x8180, 1, count, 0, 0) + question + records
+            self.wfile.write(struct.pack("!H", len(wire)) + wire)
+
+
+class Truncated(socketserver.DatagramRequestHandler):
+    """Sends whoever asks to TCP."""
+
+    def handle(self) -> None:
+        query = self.rfile.read()
+        question = query[12 : query.index(b"\0", 12) + 5]
+        self.wfile.write(query[:2] + struct.pack("!5H", 0x8380, 1, 0, 0, 0) + question)
+
+
+@pytest.fixture
+def generous() -> Iterator[SocketAddress]:
+    """The address of a server that answers anything, as largely as it is asked to."""
+    with contextlib.ExitStack() as stack:
+        tcp = stack.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answers))
+        tcp.daemon_threads = True
+        port = int(tcp.server_address[1])
+        udp = stack.enter_context(socketserver.UDPServer(("127.0.0.1", port), Truncated))
+        for server in (tcp, udp):
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            stack.callback(server.shutdown)
+        yield SocketAddress("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("kind", ["TXT", "A"])
+def test_large_answers_take_no_more_memory_than_small_ones(
+    kind: str, generous: SocketAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minismtp.resolver._CACHED", MIB // 4)
+    resolver = Resolver([generous])
+    resolver.lookup(f"1000.{kind}.first.test", kind)
+    tracemalloc.start()
+    try:
+        for number in range(25):
+            assert resolver.lookup(f"4000.{kind}.n{number}.test", kind).records
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < MIB

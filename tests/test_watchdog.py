@@ -1,0 +1,372 @@
+"""Processes that hang or die, and faults of the machine that meet the supervisor itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from minismtp.children import Child, Role
+from minismtp.log import Log
+from minismtp.pulse import Pulses
+from minismtp.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from conftest import Configure, Running, Start
+
+HANGING: Final = '[limits]\nhang_timeout = "5s"\n'
+# Says what the subject of a message asks for. The loop that accepts can be made to hang, too.
+TROUBLE: Final = """
+import ctypes, os, re, threading, time
+from minismtp import hookimpl, plugin
+from minismtp.server import Server
+
+def wedged(server):
+    threading.Event().wait()
+
+@plugin
+class Trouble:
+    wedge: bool = False
+
+    @hookimpl
+    def on_start(self, server):
+        if self.wedge and server.slot == 1:
+            Server._accept = wedged
+
+    @hookimpl
+    def on_helo(self, session):
+        if session.helo == "keeps.example":
+            keep_the_interpreter()
+        if session.helo == "waits.example":
+            threading.Event().wait()
+
+    @hookimpl
+    def on_message(self, message):
+        kind = message.headers.get("Subject")
+        if kind == "keeps":
+            keep_the_interpreter()
+        if kind == "exits":
+            os._exit(3)
+        if kind == "faults":
+            ctypes.string_at(0)
+        if kind == "waits":
+            time.sleep(1)
+
+def keep_the_interpreter():
+    re.fullmatch(r"(a|a)*b", "a" * 100)
+"""
+# Fails a call of the supervisor as the file `fault` says: what to call, what it raises.
+FAULTS: Final = """
+import errno, importlib, os, sys
+
+SUPERVISOR = os.getpid()
+ERRORS = {
+    "EAGAIN": OSError(errno.EAGAIN, "Resource temporarily unavailable"),
+    "EMFILE": OSError(errno.EMFILE, "Too many open files"),
+    "EROFS": OSError(errno.EROFS, "Read-only file system"),
+    "MemoryError": MemoryError(),
+    "RecursionError": RecursionError(),
+    "KeyError": KeyError("nobody expected this"),
+}
+
+def fail(place):
+    module, _, name = place.rpartition(".")
+    owner = sys.modules.get(module)
+    if owner is None:
+        above, _, inner = module.rpartition(".")
+        owner = getattr(importlib.import_module(above), inner)
+    real = getattr(owner, name)
+
+    def failing(*args, **options):
+        if os.getpid() == SUPERVISOR:
+            try:
+                with open("fault") as file:
+                    wanted, _, error = file.read().partition(" ")
+            except FileNotFoundError:
+                wanted = ""
+            if wanted == place:
+                raise ERRORS[error]
+        return real(*args, **options)
+
+    setattr(owner, name, failing)
+
+from minismtp import cli, supervisor
+
+places, sys.argv[1:] = sys.argv[1], sys.argv[5:]  # after "python -m minismtp"
+for place in places.split(","):
+    fail(place)
+sys.exit(cli.main())
+"""
+
+
+@pytest.fixture(autouse=True)
+def _plugin(tmp_path: Path) -> None:
+    (tmp_path / "local_plugins").mkdir()
+    (tmp_path / "local_plugins" / "trouble.py").write_text(TROUBLE)
+
+
+def trouble(*, wedge: bool = False) -> str:
+    return f'[[plugins]]\nuse = "trouble"\nwedge = {str(wedge).lower()}\n'
+
+
+def called(server: Running, name: str) -> list[int]:
+    """Return the processes of a server that are called so."""
+    return [pid for pid in server.tree()[1:] if name_of(pid) == f"minismtp-{name}"]
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def serves(server: Running) -> bool:
+    with server.connect() as client:
+        return client.reply().startswith("220 ")
+
+
+def whole(server: Running, workers: int) -> bool:
+    """Whether every process runs and serves."""
+    names = (("worker", workers), ("queue", 1), ("http", 1))
+    running = all(len(called(server, name)) == count for name, count in names)
+    return running and server.metric("workers") == workers
+
+
+# A process that shows no life
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "label"),
+    [
+        ("worker", "worker", "worker"),
+        ("queue", "outbound runner", "runner"),
+        ("http", "metrics endpoint", "endpoint"),
+    ],
+)
+def test_process_that_is_stopped_is_killed_and_replaced(
+    configure: Configure, start: Start, name: str, kind: str, label: str
+) -> None:
+    server = start(configure(HANGING, workers=2))
+    server.wait_until(lambda: whole(server, 2))
+    [victim, *_] = called(server, name)
+    os.kill(victim, signal.SIGSTOP)
+    server.wait_for_log(rf" error {kind} does not answer pid={victim} state=T$")
+    server.wait_for_log(rf" error {kind} died pid={victim} .*status=-9$")
+    server.wait_until(lambda: whole(server, 2))
+    assert victim not in called(server, name)
+    assert server.metric("process_replacements_total", process=label, reason="hung") == 1
+    assert server.metric("process_replacements_total") == 1
+
+
+def test_worker_whose_interpreter_is_kept_is_dumped_and_replaced_while_the_others_serve(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(trouble(), HANGING, workers=2))
+    server.wait_until(lambda: server.metric("workers") == 2)
+    before = called(server, "worker")
+    with server.connect() as client:
+        client.reply()
+        client.send("EHLO keeps.example\r\n")
+        found = server.wait_for_log(r" error worker does not answer pid=(\d+)")
+        assert int(found[1]) in before
+        # Python cannot run in it any more: the stack comes from a handler in C.
+        server.wait_for_log(r"^  File .*trouble\.py\", line \d+ in keep_the_interpreter$")
+        # The kernel wakes the worker that hangs for one of them; another one finds it.
+        assert all(serves(server) for _ in range(4))
+        server.wait_for_log(rf" error worker is killed pid={found[1]} reason=.silent for")
+        server.wait_until(lambda: set(called(server, "worker")) - set(before))
+        assert client.rest() == ""
+    server.wait_until(lambda: server.metric("workers") == 2)
+    assert server.metric("process_replacements_total", process="worker", reason="hung") == 1
+
+
+def test_worker_whose_loop_hangs_is_replaced_and_one_whose_sessions_wait_is_alive(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(trouble(wedge=True), HANGING, workers=2))
+    server.wait_until(lambda: server.metric("workers") == 2)
+    clients = [server.connect() for _ in range(60)]
+    for client in clients:
+        client.send("EHLO waits.example\r\n")
+    server.wait_for_log(r"^  File .* in wedged$")
+    found = server.wait_for_log(r" error worker is killed pid=(\d+)")
+    assert server.log.count("worker does not answer") == 1
+    server.wait_for_log(rf" error worker died pid={found[1]} slot=1 status=-9")
+    for client in clients:
+        client.socket.close()
+
+
+def test_hanging_process_is_left_alone_where_the_time_is_0(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure('[limits]\nhang_timeout = "0s"\n', workers=2))
+    server.wait_until(lambda: server.metric("workers") == 2)
+    [victim, *_] = called(server, "worker")
+    os.kill(victim, signal.SIGSTOP)
+    server.wait_for_log(rf" error worker does not answer pid={victim}")
+    server.wait_until(lambda: server.metric("workers") == 1)
+    assert serves(server)
+    os.kill(victim, signal.SIGCONT)
+    server.wait_until(lambda: server.metric("workers") == 2)
+    assert "is killed" not in server.log
+
+
+def test_server_whose_only_worker_hangs_is_not_ready(configure: Configure, start: Start) -> None:
+    server = start(configure('[limits]\nhang_timeout = "0s"\n', workers=1))
+    server.wait_until(lambda: server.metric("workers") == 1)
+    os.kill(called(server, "worker")[0], signal.SIGSTOP)
+    server.wait_until(lambda: server.http("/readyz")[0] == 503)
+    assert server.http("/healthz")[0] == 200
+
+
+class Quiet:
+    """Children that never show life, but for the watchdog's eyes only."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.signals: list[tuple[int, int]] = []
+        self.pulses = Pulses()
+        monkeypatch.setattr("minismtp.watchdog.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("minismtp.watchdog.os.kill", lambda *what: self.signals.append(what))
+        self.children = [
+            (100 + slot, Child(slot, -1, 0.0, Role.RUNNER, -1, serving=True))
+            for slot in range(count)
+        ]
+        self.watchdog = Watchdog(Log(), self.pulses)
+        for slot in range(count):
+            self.pulses.beat(slot)
+
+    def look(self, seconds: float) -> list[tuple[int, int]]:
+        """Look once after so many seconds, and return the signals that are sent."""
+        self.now += seconds
+        self.signals.clear()
+        self.watchdog.look(self.children, patience=30.0)
+        return self.signals
+
+
+def test_processes_that_hang_are_killed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others may only wait for a lock that the first one holds."""
+    quiet = Quiet(2, monkeypatch)
+    assert quiet.look(11.0) == [(100, signal.SIGQUIT), (101, signal.SIGQUIT)]
+    assert quiet.look(10.0) == []
+    assert quiet.look(11.0) == [(100, signal.SIGKILL)]
+    assert quiet.look(1.0) == []
+    quiet.pulses.beat(1)
+    assert quiet.look(0.1) == []
+    assert quiet.watchdog.buried(100)
+    del quiet.children[0]
+    assert quiet.look(60.0) == [(101, signal.SIGQUIT)]
+
+
+def test_process_that_was_stopped_together_with_the_supervisor_gets_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quiet = Quiet(1, monkeypatch)
+    assert quiet.look(3600.0) == [(100, signal.SIGQUIT)]
+    assert quiet.look(0.1) == []
+    quiet.pulses.beat(0)
+    assert quiet.look(0.1) == []
+    assert quiet.watchdog.silent == set()
+
+
+# Faults that meet the supervisor
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "os.fork EAGAIN",
+        "os.fork MemoryError",
+        "os.pipe EMFILE",
+        "os.waitpid MemoryError",
+        "os.read EMFILE",
+        "os.kill MemoryError",
+        "minismtp.supervisor.time.monotonic MemoryError",
+        "minismtp.herald.Herald.tell KeyError",
+        "minismtp.children.Children.reap KeyError",
+        "minismtp.watchdog.Watchdog.look RecursionError",
+        "minismtp.admission.Admission.forget MemoryError",
+        "pathlib.Path.unlink EROFS",
+        "minismtp.log.Log.error MemoryError",
+        "minismtp.log.Log.exception MemoryError",
+    ],
+)
+def test_fault_of_the_supervisor_ends_nothing_and_is_over_when_it_is_over(
+    configure: Configure, start: Start, tmp_path: Path, fault: str
+) -> None:
+    place, _, error = fault.partition(" ")
+    (tmp_path / "faulty.py").write_text(FAULTS)
+    server = start(
+        configure(workers=2), command=(sys.executable, str(tmp_path / "faulty.py"), place)
+    )
+    server.wait_until(lambda: whole(server, 2))
+    [victim, survivor] = called(server, "worker")
+    (tmp_path / "fault").write_text(f"{place} {error}")
+    os.kill(victim, signal.SIGKILL)
+    server.signal(signal.SIGUSR2)
+    server.wait_until(lambda: serves(server))
+    (tmp_path / "fault").unlink()
+    server.wait_until(lambda: whole(server, 2))
+    assert survivor in called(server, "worker")
+    assert server.process.poll() is None
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("mistake", ["pipe", "directory", "device", "endless", "nested"])
+def test_what_is_no_configuration_leaves_the_old_one_in_force(
+    configure: Configure, start: Start, mistake: str
+) -> None:
+    server = start(configure(workers=1))
+    server.wait_until(lambda: server.metric("workers") == 1)
+    before = called(server, "worker")
+    server.config.unlink()
+    match mistake:
+        case "pipe":
+            os.mkfifo(server.config)
+        case "directory":
+            server.config.mkdir()
+        case "device":
+            server.config.symlink_to("/dev/zero")
+        case "endless":
+            with server.config.open("wb") as file:
+                file.truncate(1 << 40)
+        case _:
+            server.config.write_text(f"deep = {'[' * 100_000}")
+    server.signal(signal.SIGHUP)
+    found = server.wait_for_log(r" error reload failed, .* reason=(.*)")
+    assert str(server.config) in found[1]
+    assert server.metric("config_last_reload_successful") == 0
+    assert called(server, "worker") == before
+    assert serves(server)
+
+
+@pytest.mark.parametrize("error", ["MemoryError", "RecursionError", "KeyError", "EMFILE"])
+@pytest.mark.parametrize(
+    "place",
+    ["minismtp.config.Config.load", "minismtp.generation.Generation.sockets_for", "os.pipe"],
+)
+def test_any_fault_of_a_reload_leaves_the_old_configuration_in_force(
+    configure: Configure, start: Start, tmp_path: Path, place: str, error: str
+) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTS)
+    server = start(
+        configure(workers=1), command=(sys.executable, str(tmp_path / "faulty.py"), place)
+    )
+    server.wait_until(lambda: server.metric("workers") == 1)
+    before = called(server, "worker")
+    (tmp_path / "fault").write_text(f"{place} {error}")
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" error reload failed, the old configuration goes on reason=\S")
+    assert called(server, "worker") == before
+    (tmp_path / "fault").unlink()
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" info reloaded$")
+    assert re.search(r"Traceback", server.log) is None
+    assert serves(server)
