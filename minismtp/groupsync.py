@@ -56,8 +56,8 @@ class GroupSync:
         # Errors are told once per descriptor: this one stays open to hear of all since now.
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._lock = os.open(counters, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if os.fstat(self._lock).st_size < _SIZE:
-            os.ftruncate(self._lock, _SIZE)
+        # A hole in a file that is mapped would end the process by SIGBUS once the disk is full.
+        os.posix_fallocate(self._lock, 0, _SIZE)
         self._counters = memoryview(mmap.mmap(self._lock, _SIZE)).cast("Q")
         self._leading = threading.Lock()
 

@@ -20,6 +20,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
+from minismtp import metrics_files
 from minismtp.tally import Calls, Tally
 
 SECONDS: Final = (
@@ -64,6 +65,7 @@ VERDICTS: Final = ("none", "answer", "reject", "defer", "disconnect")
 def use_slot(directory: Path, slot: int) -> None:
     """Keep the metrics of this process in the files of `slot`; call it before `Metrics` is made."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    metrics_files.install()
     multiprocess = prometheus_values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
     prometheus_values.ValueClass = multiprocess
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]

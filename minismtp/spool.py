@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import select
@@ -58,6 +59,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 __all__ = ["BusyError", "DamagedError", "Spool", "UnreadableError", "heard"]
 
 _FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
+_log = logging.getLogger(__name__)
 _FREE_FOR: Final = 1.0  # seconds
 _PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowledgement
 
@@ -86,7 +88,12 @@ class Spool:
         self._free = (0, -inf)  # octets, and until when that counts
 
     def prepare(self) -> None:
-        """Make what is missing of the directories; raises OSError."""
+        """Make what is missing of the directories; raise OSError.
+
+        The state directory is not made, because it may have been moved: mail that went into another
+        one would be missed when it comes back.
+        """
+        self._directory.mkdir(0o700, exist_ok=True)
         for name in ("tmp", "queue", "damaged"):
             make_directory(self._directory / name)
         if not self._wake.is_fifo():
@@ -103,8 +110,13 @@ class Spool:
         now = time.monotonic()
         free, until = self._free
         if now >= until:
-            status = os.statvfs(self._directory)
-            free = status.f_bavail * status.f_frsize
+            try:
+                status = os.statvfs(self._directory)
+                free = status.f_bavail * status.f_frsize
+            except OSError as error:  # somebody moved the directory, or its disk is gone
+                if self._free[0] >= 0:
+                    _log.error("no mail is taken, %s: %s", self._directory, error.strerror)
+                free = -1
             self._free = (free, now + _FREE_FOR)
         return free >= size + self._reserve
 

@@ -22,7 +22,7 @@ LAYERS = {
     "mail": "chronicle tracing content resolver remote web authres findings"
     " activity"
     " envelope delivery dsn headers message session received tls entry spool_file spool"
-    " config metrics state"
+    " config metrics metrics_files state"
     " quarantine"
     " state_store state_sqlite state_redis"
     " events output log stacks replies admission backoff board pulse scalars schema sections"
