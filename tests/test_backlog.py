@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from minismtp.clock import GRACE
 from minismtp.log import Log
 from minismtp.outbound.agenda import Agenda, Job
 from minismtp.outbound.backlog import Backlog, Standing
@@ -41,6 +42,55 @@ def jobs(backlog: Backlog) -> set[Job]:
 
 def row(number: int, destination: str, state: State) -> Row:
     return Row("m1", number, "x@y.test", destination, state, 0, 0.0, 0.0, "", "")
+
+
+DAY = 86_400.0
+NOW = 2e9  # epoch seconds
+
+
+@pytest.fixture
+def wall() -> Clock:
+    wall = Clock()
+    wall.now = NOW
+    return wall
+
+
+@pytest.fixture
+def aging(clock: Clock, wall: Clock) -> Backlog:
+    return Backlog(Agenda([60.0], 5, 10), clock, wall=wall, expire=5 * DAY)
+
+
+@pytest.mark.parametrize("jump", [-3650 * DAY, -DAY, 0.0, DAY, 6 * DAY, 3650 * DAY])
+def test_a_message_goes_back_at_its_age_whatever_the_clock_does(
+    aging: Backlog, clock: Clock, wall: Clock, jump: float
+) -> None:
+    aging.add("m", NOW - DAY, [Standing("b")], {})
+    wall.now += jump
+    assert aging.left("m") == 4 * DAY
+    clock.now += 4 * DAY
+    wall.now += 4 * DAY
+    assert (aging.left("m"), aging.age("m")) == (0, 5 * DAY)
+    assert aging.overdue(60) == []
+    clock.now += 60
+    assert aging.overdue(60) == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("arrived", "left"),
+    [
+        (NOW + 3650 * DAY, 5 * DAY),
+        (NOW - 6 * DAY, GRACE),
+        (NOW - 3650 * DAY, GRACE),
+        (100.0, 5 * DAY),
+        (-1e12, 5 * DAY),
+    ],
+    ids=["future", "too old", "far too old", "before the clock was set", "before all"],
+)
+def test_an_age_that_is_not_plausible_returns_nothing_at_once(
+    aging: Backlog, arrived: float, left: float
+) -> None:
+    aging.add("m", arrived, [Standing("b")], {})
+    assert aging.left("m") == left
 
 
 def test_a_job_is_for_all_recipients_at_its_destination(backlog: Backlog) -> None:

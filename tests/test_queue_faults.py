@@ -7,12 +7,18 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
+from ports import free_port
 
+from minismtp.content import Content
+from minismtp.entry import Entry, Target
+from minismtp.message import Message
 from minismtp.outbound.intake import Intake
+from minismtp.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,3 +207,40 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
     intake.take_in_rest()
     assert spool.open.call_count == 3
     assert said == ["message not read, tried again"]
+
+
+def test_waiting_mail_does_not_all_go_back_after_a_jump_of_the_clock(
+    configure: Configure, start: Start, there: Running
+) -> None:
+    """As after a restart in a wrong year: each message is tried, and none returned yet."""
+    path = begin(configure, there, "pass")
+    text = path.read_text()
+    path.write_text(text.replace(there.address(), f"127.0.0.1:{free_port()}"))
+    spool = Spool(path.parent / "state/spool")
+    spool.prepare()
+    for number, years in enumerate((1, 10, 50, -10)):
+        target = Target(kind="relay", address="bob@example.net", recipient="bob@example.net")
+        entry = Entry(
+            id=f"m.{number}", sender="me@example.org", listener="", peer="", helo="", login=None,
+            arrived=time.time() - years * 31_557_600, targets=(target,),
+        )  # fmt: skip
+        spool.add(entry, Message(entry.id, Content.of(b"Subject: x\r\n\r\n")))
+    server = start(path)
+    server.wait_for_log(" delivery deferred ", 4)
+    assert len(listed(server)) == 4
+    assert " delivery failed " not in server.log
+    assert " notification " not in server.log
+
+
+def test_reply_that_the_sender_reads_names_no_path(
+    configure: Configure, start: Start, there: Running
+) -> None:
+    path = begin(configure, there, "pass")
+    login = 'username = "me"\npassword_file = "nothing-here"\ntls = "verified"\n'
+    host = f'host = "{there.address()}"\n'
+    path.write_text(path.read_text().replace(host, host + login))
+    server = start(path)
+    send(server, "bob@example.net", "good")
+    line = server.wait_for_log(" delivery deferred .*reply=(.*)")
+    assert "nothing-here" not in line[1]
+    server.wait_for_log('error "a way out cannot be used: .*nothing-here')

@@ -184,7 +184,6 @@ def test_delay_is_told_once(schedule: Schedule) -> None:
     assert schedule.to_warn(910.0) == ["m1"]
     schedule.write(Batch(warned={"m1"}))
     assert schedule.to_warn(910.0) == []
-    assert schedule.older(910.0) == ["m1"]
 
 
 @pytest.mark.parametrize("octets", [b"no database" * 100, b""], ids=["rubbish", "cut"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +29,7 @@ from minismtp.reply import Verdict
 from minismtp.reporting import route_notice
 from minismtp.resolver import Resolver
 
+_log = logging.getLogger(__name__)
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
 _MESSAGES: Final = 100  # over one connection
 _ADDRESSES: Final = 10  # that are tried in one attempt
@@ -183,7 +185,9 @@ class Attempt:
         except Verdict as verdict:
             return _all(outgoing, str(verdict.reply))
         except OSError as error:
-            return _all(outgoing, f"451 4.3.5 {error.strerror} ({error.filename})")
+            # The reply reaches the sender, so it names no path of this machine.
+            _log.error("a way out cannot be used: %s", error)
+            return _all(outgoing, "451 4.3.5 the login for the next host cannot be read now")
         if outgoing.entry.require_tls:
             destination = replace(destination, tls="verified")
         return self._send(replace(outgoing, message=message), destination)

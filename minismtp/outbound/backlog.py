@@ -12,12 +12,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from queue import Empty, SimpleQueue
 from typing import Final
 
+from minismtp.clock import GRACE, steady_time
 from minismtp.outbound.agenda import Agenda, Job
 from minismtp.outbound.schedule import OPEN, Outcome, Row, State
 
+_EARLIEST: Final = 1_577_836_800.0  # 2020, before there was this program
 _MOST_IDLE: Final = 50  # connections that wait for another message
 
 
@@ -43,6 +46,9 @@ class Census:
 class _Message:
     arrived: float
     recipients: list[Standing]
+    returned_at: float  # by the clock of the backlog, as is what follows
+    known: float
+    age: float  # when it became known
 
     def state(self) -> str:
         """Give the state that the metrics count it under."""
@@ -53,11 +59,24 @@ class _Message:
 
 
 class Backlog:
-    """The waiting messages. Safe in several threads."""
+    """The waiting messages. Safe in several threads.
 
-    def __init__(self, agenda: Agenda, clock: Callable[[], float] = time.monotonic) -> None:
+    `expire` is the age in seconds at which they go back. A message ages by the monotonic clock from
+    when it is known here; only what it is then is by the wall clock, as far as that is plausible.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        wall: Callable[[], float] = steady_time,
+        expire: float = inf,
+    ) -> None:
         self._agenda = agenda
         self._clock = clock
+        self._wall = wall
+        self._expire = expire
         self._messages: OrderedDict[str, _Message] = OrderedDict()
         self._states = {"queued": 0, "deferred": 0, "held": 0, "": 0}
         self._stopped = False
@@ -78,7 +97,12 @@ class Backlog:
 
         `waits` has the seconds until the first attempt for destinations that are not tried now.
         """
-        message = _Message(arrived, recipients)
+        known, age = self._clock(), max(0.0, self._wall() - arrived)
+        if arrived < _EARLIEST:  # by a machine that did not know the time yet
+            age = 0.0
+        # What is too old already is tried once more: the clock may be wrong just after a start.
+        left = self._expire - age if age < self._expire else GRACE
+        message = _Message(arrived, recipients, known + left, known, age)
         with self._lock:
             if name not in self._messages:
                 self._messages[name] = message
@@ -139,6 +163,24 @@ class Backlog:
                 for number, each in enumerate(message.recipients)
                 if each.destination == destination and each.state == "queued"
             ]
+
+    def age(self, name: str) -> float:
+        """Give how old a message is in seconds; 0 when there is none."""
+        with self._lock:
+            message = self._messages.get(name)
+            return message.age + self._clock() - message.known if message else 0.0
+
+    def left(self, name: str) -> float:
+        """Give the seconds until a message goes back, below 0 when it should have."""
+        with self._lock:
+            message = self._messages.get(name)
+            return message.returned_at - self._clock() if message else inf
+
+    def overdue(self, seconds: float) -> list[str]:
+        """Give the messages that should have gone back so many seconds ago."""
+        with self._lock:
+            latest = self._clock() - seconds
+            return [name for name, each in self._messages.items() if each.returned_at <= latest]
 
     def settle(self, name: str, outcomes: Iterable[Outcome]) -> bool:
         """Note outcomes; gives whether no recipient of the message waits any more.

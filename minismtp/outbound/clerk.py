@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
+from minismtp.clock import steady_time
 from minismtp.log import describe
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.notices import Notices, final
@@ -24,16 +25,14 @@ _PAUSE: Final = 0.1  # seconds between two looks whether another suspect is done
 
 
 class Clerk:
-    """Sees to messages one after the other; `expire` and `warn_after` are ages in seconds."""
+    """Sees to messages one after the other; `warn_after` is an age in seconds."""
 
-    def __init__(
-        self, custody: Custody, notices: Notices, *, expire: float, warn_after: float
-    ) -> None:
+    def __init__(self, custody: Custody, notices: Notices, *, warn_after: float) -> None:
         self._custody = custody
         self._schedule = custody.schedule
+        self._backlog = custody.backlog
         self._notices = notices
         self._log = custody.log
-        self._expire = expire
         self._warn_after = warn_after
         self._interval = min(SWEEP, max(warn_after / 10, 1.0)) if warn_after else SWEEP
         self._unfinished: list[str] = []
@@ -71,18 +70,20 @@ class Clerk:
 
     def _sweep(self) -> None:
         """Look for messages that are too old, or whose sender should hear of a delay."""
-        now = time.time()
+        now = steady_time()
         for name in self._unfinished:
             self._custody.decided.put(name)
         self._unfinished.clear()
         try:
             late = self._schedule.to_warn(now - self._warn_after) if self._warn_after else []
             # Those whose destination is tried end with their last attempt, before this.
-            expired = self._schedule.older(now - self._expire - SWEEP)
+            expired = self._backlog.overdue(SWEEP)
         except sqlite3.Error as error:
             self._log.error("schedule not read", error=describe(error))
             return
         for name in late:
+            if self._backlog.age(name) < self._warn_after:  # the clock has jumped
+                continue
             with surviving("clerk"), self._noted(name):
                 self._warn(name)
         for name in expired:
@@ -124,7 +125,7 @@ class Clerk:
         except (OSError, sqlite3.Error) as error:
             self._log.error("not returned yet, tried again", id=name, error=describe(error))
             return False
-        self._custody.settle(name, outcomes, time.time())
+        self._custody.settle(name, outcomes, steady_time())
         return True
 
     def _warn(self, name: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.events import DeliveryAttempted
 from minismtp.outbound.agenda import Job, delay
@@ -67,7 +68,6 @@ class Courier:
         self._log = custody.log
         outbound = carrier.config.outbound
         self._retry = [each.total_seconds() for each in outbound.retry]
-        self._expire = outbound.expire.total_seconds()
 
     def start_jobs(self) -> None:
         """Start a thread for each job that is due and has a place."""
@@ -133,8 +133,8 @@ class Courier:
         attempts = max(number for _, number in standing)
         targets = tuple(entry.targets[number] for number, _ in standing)
         done = attempt.deliver(Outgoing(entry, message, targets, attempts))
-        now = time.time()
-        outcomes = self._outcomes(entry, standing, done, now)
+        now = steady_time()
+        outcomes = self._outcomes(standing, done, now, self._backlog.left(name))
         try:
             self._notices.report(entry, message, outcomes, [each.reports for each in done.answers])
         except OSError as error:
@@ -151,17 +151,16 @@ class Courier:
         return _Result(done.reached, min(waits, default=None), done.answers[0].reply)
 
     def _outcomes(
-        self, entry: Entry, standing: list[tuple[int, int]], done: Done, now: float
+        self, standing: list[tuple[int, int]], done: Done, now: float, left: float
     ) -> list[Outcome]:
-        """Give what becomes of each recipient, by its answer and the age of the message."""
+        """Give what becomes of each recipient, by its answer and the seconds that are `left`."""
         outcomes = []
-        returned_at = entry.arrived + self._expire
         for (number, attempts), answer in zip(standing, done.answers, strict=True):
             state, reply, when = answer.state, answer.reply, 0.0
-            if state == "queued" and now >= returned_at:
+            if state == "queued" and left <= 0:
                 state, reply = "failed", final("550 5.4.7 delivery time expired", reply)
             elif state == "queued":
-                when = min(now + delay(self._retry, attempts + 1), returned_at)
+                when = now + min(delay(self._retry, attempts + 1), left)
             outcomes.append(Outcome(number, state, reply, done.host, when))
         return outcomes
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import queue
 import sqlite3
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.log import Log, describe
 from minismtp.message import Message
@@ -104,7 +104,7 @@ class Custody:
         name, destination = job
         closed, returning = self.backlog.done(job, reached=reached, wait=wait)
         if closed:
-            self.ledger.close(destination, time.time() + closed, reply)
+            self.ledger.close(destination, steady_time() + closed, reply)
         elif closed == 0.0:
             self.ledger.open(destination)
         if returning:
@@ -142,7 +142,7 @@ class Custody:
 
     def waits(self, rows: Sequence[Row], recipients: Iterable[Row | Standing]) -> dict[str, float]:
         """Give the seconds until the next attempt of the destinations that are not tried now."""
-        now = time.time()
+        now = steady_time()
         waits: dict[str, float] = {}
         for row, each in zip(rows, recipients, strict=True):
             if row.state == "queued" and row.next > now:

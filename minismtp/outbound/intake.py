@@ -5,11 +5,11 @@ Only the runner's main thread is here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
+from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.outbound.attempt import LOCAL
@@ -147,7 +147,7 @@ class Intake:
         """Have a recipient wait for the operator, because two runners died on it."""
         self._log.error("message held, two runners died on it", id=name, destination=destination)
         self._custody.count_aside("fatal")
-        self._custody.ledger.record(name, [Outcome(number, "held", FATAL)], time.time())
+        self._custody.ledger.record(name, [Outcome(number, "held", FATAL)], steady_time())
         return "held"
 
     def _place(self, address: str) -> str:

@@ -19,6 +19,7 @@ from typing import Final
 from minismtp import log as logging
 from minismtp import stacks
 from minismtp.board import Board
+from minismtp.clock import steady_time
 from minismtp.config import Config
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
@@ -134,7 +135,7 @@ class Runner:
             spool,
             schedule,
             ledger,
-            Backlog(Agenda(retry, outbound.concurrency, outbound.threads)),
+            Backlog(Agenda(retry, outbound.concurrency, outbound.threads), expire=expire),
             Handover(spool, ledger),
             log,
             longest=max(retry) * (1 + JITTER),
@@ -145,7 +146,7 @@ class Runner:
         self._intake = Intake(self._custody, self._carrier.key)
         self._courier = Courier(self._carrier, self._custody, notices, metrics, self._watch)
         warn_after = outbound.warn_after.total_seconds()
-        self._clerk = Clerk(self._custody, notices, expire=expire, warn_after=warn_after)
+        self._clerk = Clerk(self._custody, notices, warn_after=warn_after)
         self._wake_read, self._wake_write = os.pipe()
         self._stopping = False
 
@@ -192,7 +193,7 @@ class Runner:
         self._intake.take_in_rest()
         self._custody.hear_of_changes()
         census = self._custody.backlog.census()
-        age = 0.0 if census.oldest is None else max(0.0, time.time() - census.oldest)
+        age = 0.0 if census.oldest is None else max(0.0, steady_time() - census.oldest)
         self._metrics.queue(census.states, census.active, age)
         self._desk.board.post_queue(len(self._custody.backlog))
 

@@ -269,10 +269,6 @@ class Schedule:
             ).fetchone()
         return str(found[0]) if found else ""
 
-    def older(self, than: float) -> list[str]:
-        """Give the messages that came before a time."""
-        return self._ids("SELECT id FROM messages WHERE arrived <= ?", than)
-
     def to_warn(self, before: float) -> list[str]:
         """Give the messages that came before a time and whose sender knows of no delay yet."""
         return self._ids("SELECT id FROM messages WHERE arrived <= ? AND warned = 0", before)
