@@ -15,6 +15,7 @@
 #   make profile                  where the time of a worker goes under load
 #   make services                 the Debian packages that some tests talk to (root or sudo)
 #   make install                  a service of systemd in /opt/minismtp (root); systemd/install has the variables
+#   make constraints              systemd/constraints.txt anew: the packages that make install takes, with their hashes
 #   make uninstall                take it away; configuration and mail stay
 #   PYTHON=python3.13 make test   the same with another Python, in a virtual environment of its own
 
@@ -28,7 +29,7 @@ COUNT ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs bench bench-queue bench-filters endurance peers profile services install uninstall clean
+.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs bench bench-queue bench-filters endurance peers profile services install constraints uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -86,6 +87,9 @@ services:
 # script looks for an interpreter that the service's user can run.
 install:
 	systemd/install install
+
+constraints: $(VENV)/pyvenv.cfg
+	$(BIN)/python systemd/constraints
 
 uninstall:
 	systemd/install uninstall

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import resource
 import signal
 import socket
 import time
@@ -54,6 +55,7 @@ def serve(config: Config) -> int:
     """Run the server until it is told to stop; return the exit status. Raise ConfigError."""
     log = Log(level=config.log.level, style=config.log.format, patient=False)
     bridge(log, config.log.level)
+    _leave_no_core()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     faulthandler.enable(_STDERR)  # children inherit both
     faulthandler.register(DUMP_SIGNAL, _STDERR)
@@ -66,6 +68,16 @@ def serve(config: Config) -> int:
         return supervisor.run()
     finally:
         supervisor.kill()
+
+
+def _leave_no_core() -> None:
+    """Leave no dump of memory, with mail and keys in it, when a process dies.
+
+    For one to look at: `prlimit --core=unlimited --pid PID`.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a unit may forbid the call, and has LimitCORE
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 class Supervisor:

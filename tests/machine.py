@@ -16,7 +16,6 @@ import ssl
 import subprocess
 import sys
 import time
-import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -217,7 +216,7 @@ def _systemd_below(pid: int) -> int:
     return 0
 
 
-def build_wheels(directory: Path, *more: str) -> None:
+def build_wheels(directory: Path, *extras: str) -> None:
     """Put the project's wheel into `directory`/wheels, and those of what it needs."""
     source, wheels = directory / "source", directory / "wheels"
     copy_source(source)
@@ -226,10 +225,18 @@ def build_wheels(directory: Path, *more: str) -> None:
         [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", source],
         check=True,
     )
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     version = subprocess.check_output([PYTHON, "--version"], text=True).split()[1]
     target = (f"--python-version={version}", "--only-binary=:all:", f"--dest={wheels}")
-    subprocess.run([*pip, "download", *target, *dependencies, *more], check=True)
+    parts = [constraints()[part] for part in ("build", "core", *extras)]
+    pinned = [line.split()[0] for lines in parts for line in lines]
+    subprocess.run([*pip, "download", "--no-deps", *target, *pinned], check=True)
+
+
+def constraints() -> dict[str, list[str]]:
+    """Give the lines of the parts of systemd/constraints.txt."""
+    text = (ROOT / "systemd" / "constraints.txt").read_text()
+    _, *parts = text.split("\n# [")
+    return {part.partition("]")[0]: part.splitlines()[1:] for part in map(str.strip, parts)}
 
 
 def make(goal: str, source: Path | str, wheels: Path | str, *variables: str) -> list[str]:

@@ -56,7 +56,7 @@ def machine(
         refuse = pytest.fail if os.environ.get("MINISMTP_REQUIRE_SERVICES") == "1" else pytest.skip
         refuse("booting systemd needs root")
     directory = tmp_path_factory.mktemp("machine")
-    build_wheels(directory, "argon2-cffi")
+    build_wheels(directory, "argon2")
     with booted(nspawn, directory, directory / "wheels") as leader:
         machine = Machine(leader, tls_files.client())
         machine.wait_until(

@@ -1,7 +1,9 @@
 """What the wheel and the source distribution hold, and that pyproject.toml says all of it."""
 
 import ast
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import constraints
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from source import ROOT, copy_source, source_files
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -137,3 +142,46 @@ for point in importlib.metadata.distribution("minismtp").entry_points:
         *(("minismtp", name) for name in ENTRY_POINTS),
     }
     assert all(file.startswith(str(distributions.wheel)) for _, _, file in lines)
+
+
+@pytest.mark.parametrize("part", list(constraints()))
+def test_constraints_have_what_the_project_needs_with_hashes(part: str) -> None:
+    """`make constraints` makes them; `make install` takes nothing that is not there."""
+    needed = {
+        "build": PYPROJECT["build-system"]["requires"],
+        "core": PYPROJECT["project"]["dependencies"],
+        **PYPROJECT["project"]["optional-dependencies"],
+    }[part]
+    pins = {}
+    for line in constraints()[part]:
+        pin, *hashes = line.split()
+        name, _, version = pin.partition("==")
+        pins[canonicalize_name(name)] = version
+        assert hashes
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+    waiting, seen = [Requirement(each) for each in needed], set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        assert requirement.specifier.contains(pins[name]), requirement
+        if name not in seen:
+            seen.add(name)
+            more = [Requirement(each) for each in importlib.metadata.requires(name) or ()]
+            waiting += [
+                each for each in more if not each.marker or each.marker.evaluate({"extra": ""})
+            ]
+    assert seen <= pins.keys()
+
+
+def test_extras_of_a_service_are_all_in_the_constraints() -> None:
+    extras = set(PYPROJECT["project"]["optional-dependencies"]) - {"bench", "test", "fuzz"}
+    assert {"build", "core", *extras} == constraints().keys()
+
+
+def test_script_that_installs_takes_no_package_without_a_hash() -> None:
+    script = (ROOT / "systemd" / "install").read_text()
+    calls = [line for line in script.splitlines() if "$pip install" in line]
+    assert calls
+    assert all(
+        "--require-hashes" in call or "--no-deps --no-build-isolation" in call for call in calls
+    )
