@@ -52,13 +52,13 @@ def _text(quoted: str | None, plain: str | None) -> str:
     return plain or _ESCAPED.sub(r"\1", quoted or "")
 
 
-def without_texts(value: str) -> str:
+def without_texts(value: str, instead: str = "") -> str:
     """Return a field of addresses without comments and quoted strings, which may hold anything.
 
-    A quote that is never closed stands for itself.
+    `instead` takes the place of a quoted string. A quote that is never closed stands for itself.
     """
     # The match takes in what follows such a quote, so that it is not read again for each one.
-    return _QUOTED.sub(lambda each: "" if each[1] else each[0], without_comments(value))
+    return _QUOTED.sub(lambda each: instead if each[1] else each[0], without_comments(value))
 
 
 def without_comments(value: str) -> str:

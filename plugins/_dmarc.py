@@ -19,6 +19,7 @@ Policy = Literal["none", "quarantine", "reject"]
 POLICIES: Final[tuple[Policy, ...]] = ("none", "quarantine", "reject")
 _RECORD: Final = re.compile(r"v\s*=\s*DMARC1\s*(?:;|$)")
 _NAME: Final = re.compile(r"[a-z0-9_.-]+")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _ANGLE: Final = re.compile(r"<([^<>]*+)>")
 _BETWEEN: Final = re.compile("[,;:]")
 _PERCENTAGE: Final = re.compile("[0-9]{1,3}")
@@ -27,15 +28,19 @@ _PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 def from_domains(value: str) -> Iterator[str]:
     """Give the domain of each address in a From field, with A-labels; "" for what has none.
 
-    Names and comments do not count, whatever stands in them; they may hold addresses.
+    Names and comments do not count, whatever stands in them; they may hold addresses. What readers
+    take for different addresses has no domain: two "@", a route, a control character anywhere.
     """
-    bare = without_texts(value)
+    if _CONTROL.search(value):
+        yield ""
+    bare = without_texts(value, '""')
     addresses = _ANGLE.findall(bare)
     pieces = _BETWEEN.split(_ANGLE.sub("<", bare))
     addresses += [piece for piece in pieces if "@" in piece and "<" not in piece]
     for address in addresses:
-        domain = Address("", address.rpartition("@")[2].strip().removesuffix(".")).ascii_domain
-        yield domain if _NAME.fullmatch(domain) else ""
+        local, _, text = address.partition("@")
+        domain = Address("", text.strip(" \t").removesuffix(".")).ascii_domain
+        yield domain if local.strip(" \t") and _NAME.fullmatch(domain) else ""
 
 
 @functools.cache

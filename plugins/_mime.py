@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from minismtp import Headers
 
+from ._budget import TooMuchError
+
 _LONGEST_BOUNDARY = 250  # RFC 2046 section 5.1.1 allows 70
-_LONGEST_FIELD = 4096  # characters that are looked at
+_LONGEST_FIELD = 4096  # characters; what is longer is too much
 _MOST_FIELDS = 4  # of one name: mail programs differ in which of them they take
 _KIND = re.compile(r"\s*([^\s/;()]+/[^\s;()]+)")
 # parameter := attribute "=" value, with the sections and charsets of RFC 2231
@@ -33,21 +35,29 @@ def encoding_of(headers: Headers) -> str:
 
 
 def boundary_of(headers: Headers) -> bytes:
-    """Give the boundary of a multipart, b"" when there is none that could be one."""
+    """Give the boundary of a multipart, b"" when there is none; raises TooMuchError."""
     value = _parameters(headers.get("Content-Type")).get("boundary", "").rstrip()
     try:
         headers.raw("Content-Type").decode()
         boundary = value.encode()
     except UnicodeDecodeError:  # then it was read octet by octet
         boundary = value.encode("latin-1", "replace")
-    return boundary if len(boundary) <= _LONGEST_BOUNDARY else b""
+    if len(boundary) > _LONGEST_BOUNDARY:
+        raise TooMuchError(f"a boundary of more than {_LONGEST_BOUNDARY} octets")
+    return boundary
 
 
 def names_of(headers: Headers) -> list[str]:
-    """Give all that some mail program would call the file, decoded (RFC 2231, RFC 2047)."""
+    """Give all that some mail program would call the file, decoded (RFC 2231, RFC 2047).
+
+    Raises TooMuchError.
+    """
     found: dict[str, None] = {}
     for field, parameter in (("Content-Disposition", "filename"), ("Content-Type", "name")):
-        for value in headers.get_all(field)[:_MOST_FIELDS]:
+        values = headers.get_all(field)
+        if len(values) > _MOST_FIELDS:
+            raise TooMuchError(f"more than {_MOST_FIELDS} fields {field} in a part")
+        for value in values:
             if name := _parameters(value).get(parameter):
                 found[Headers([f"N: {name}".encode()]).decoded("N")] = None
     return list(found)
@@ -65,10 +75,12 @@ def decoded(headers: Headers, body: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _parameters(value: str) -> dict[str, str]:
-    """Read the parameters of a field, the first one of each name."""
+    """Read the parameters of a field, the first one of each name; raises TooMuchError."""
+    if len(value) > _LONGEST_FIELD:
+        raise TooMuchError(f"a field of a part of more than {_LONGEST_FIELD} characters")
     sections: dict[str, dict[int, str]] = {}
     encoded: set[str] = set()
-    for name, section, extended, text in _PARAMETER.findall(value[:_LONGEST_FIELD]):
+    for name, section, extended, text in _PARAMETER.findall(value):
         key = name.lower()
         plain = _QUOTED.sub(r"\1", text[1:].removesuffix('"')) if text[:1] == '"' else text.strip()
         if extended and not int(section or 0):

@@ -76,8 +76,9 @@ class Attachments:
     is turned around. zip, tar, gzip and bzip2 are looked into, `depth` archives deep: names and
     first octets; with `encrypted` those are blocked that hold encrypted files. With `unreadable`
     also what is broken, or is too much to be looked at: more than 1000 parts, 30 parts inside each
-    other, `files` in archives, `unpacked` octets of them, or archives that take longer than
-    `budget`, the time of the processor that one message may cost.
+    other, `files` in archives, `unpacked` octets of them, archives that take longer than
+    `budget`, the time of the processor that one message may cost, or fields of a part that no mail
+    program writes: 5 of one name, 4,096 characters, a boundary of 250.
 
     The `action` is to reject the message with 550 5.7.1, to quarantine it, to tag it with a field
     X-Blocked-Attachment, or to leave a finding of so many `points`. Mail of users who have logged

@@ -466,6 +466,17 @@ COSTLY: Final[dict[str, Callable[[], bytes]]] = {
     "header of 10 MB": lambda: b"Content-Type: a/b" + b";x" * 5_000_000 + b"\r\n\r\n",
     "10 MB of fields": lambda: b"Content-Type: a/b\r\n" * 500_000 + b"\r\n",
     "parameters": lambda: multipart(*[b"Content-Type: a/b" + b';x="' * 1000 + b"\r\n\r\nx"] * 500),
+    "name behind many fields": lambda: multipart(
+        b"Content-Disposition: attachment\r\n" * 4
+        + b"Content-Disposition: attachment; filename=a.exe\r\n\r\nx"
+    ),
+    "name behind long parameters": lambda: multipart(
+        b"Content-Disposition: attachment; x=" + b"y" * 5000 + b"; filename=a.exe\r\n\r\nx"
+    ),
+    "long boundary": lambda: (
+        b"Content-Type: multipart/mixed; boundary=%b\r\n\r\n--%b\r\n"
+        b"Content-Disposition: attachment; filename=a.exe\r\n\r\nx\r\n" % (b"b" * 251, b"b" * 251)
+    ),
     "name in a gzip": lambda: mail(("a.gz", gzipped(b"\x1f\x8b\x08\x08" + b"x" * 4 * MIB))),
     "empty gzips": lambda: mail(("a.gz", gzipped(gzipped(b"") * 6000))),
     "empty bzip2s": lambda: mail(("a.bz2", bz2.compress(b"x") + bz2.compress(b"") * 6000)),

@@ -131,7 +131,7 @@ def parts(data: bytes) -> None:
             pass
 
 
-@target("_mime")
+@target("_mime", raises=(TooMuchError,))
 def fields_of_parts(data: bytes) -> None:
     headers = Headers.parse(data)
     type_of(headers, digest=False)
