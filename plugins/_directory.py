@@ -1,6 +1,7 @@
 """Who exists at our domains, and where mail for aliases goes."""
 
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,10 +73,10 @@ class Directory:
     def _expand(self, key: str, mailbox: Mailbox) -> list[Mailbox]:
         """Follow aliases to their ends, each once; one that names itself ends there."""
         ends: dict[Mailbox, None] = {}
-        waiting = [(key, mailbox)]
+        waiting = deque([(key, mailbox)])
         seen = set(waiting)
         while waiting:
-            key, mailbox = waiting.pop(0)
+            key, mailbox = waiting.popleft()
             for target in self.aliases[key]:
                 step = (target[0] or mailbox[0], target[1] or mailbox[1])
                 following = self._resolve(*step)

@@ -216,11 +216,14 @@ def read_options(letter: bytes, data: bytes) -> Options:
         raise NonsenseError(f"the filter speaks version {version} of the protocol")
     if actions & ~ACTIONS or steps & ~STEPS:
         raise NonsenseError(f"the filter wants what there is not: {actions:#x}, {steps:#x}")
-    wanted, rest = {}, data[12:]
-    while len(rest) > 4:  # noqa: PLR2004 - a number and a text
-        [stage] = struct.unpack_from(">I", rest)
-        names, _, rest = rest[4:].partition(b"\0")
-        wanted[stage] = tuple(names.decode("latin-1").replace(",", " ").split())
+    wanted, start = {}, 12
+    while len(data) - start > 4:  # noqa: PLR2004 - a number and a text
+        [stage] = struct.unpack_from(">I", data, start)
+        end = data.find(b"\0", start + 4)
+        end = len(data) if end < 0 else end
+        names = data[start + 4 : end].decode("latin-1")
+        wanted[stage] = tuple(names.replace(",", " ").split())
+        start = end + 1
     return Options(version, actions, steps, wanted)
 
 

@@ -85,6 +85,7 @@ class Changes:
         self._edited = False
         self._body: ContentWriter | None = None
         self._others: list[wire.Change] = []
+        self._same: dict[bytes, list[_Field]] = {}  # the shown fields of a name, as long as known
         self._count = self._size = 0
 
     def take(self, change: wire.Change) -> None:
@@ -124,12 +125,14 @@ class Changes:
             # Below a field without line end, the last of content without body, there is no place.
             index = len(header) - bool(header and not header[-1].raw.endswith(b"\n"))
         header.insert(index, _Field(name.lower(), self._raw(name, value)))
+        self._same.pop(name.lower(), None)
 
     def _change(self, index: int, name: bytes, value: bytes) -> None:
         """Change a field by its number among those of its name, counted before any deletion."""
-        same = [
-            each for each in self._shown.header if each.name == name.lower() and not each.hidden
-        ]
+        same = self._same.get(name.lower())
+        if same is None:
+            shown = (each for each in self._shown.header if not each.hidden)
+            same = self._same[name.lower()] = [each for each in shown if each.name == name.lower()]
         if max(index, 1) > len(same):
             if value:
                 self._insert(len(self._shown.header), name, value)

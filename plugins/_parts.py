@@ -92,13 +92,14 @@ class _Reader:
 
     def header(self, boundaries: Sequence[bytes]) -> Headers:
         """Read a header section; a delimiter ends it too, and is left for the body to end at."""
-        pattern = _delimiters(tuple(boundaries))
+        pattern, held, start = _delimiters(tuple(boundaries)), _held(boundaries), 0
         while True:
-            end = _HEADER_END.search(self._buffer)
+            end = _HEADER_END.search(self._buffer, start)
             stop = end.start() + 1 if end else len(self._buffer)
-            delimiter = pattern.search(self._buffer, 0, stop)
+            delimiter = pattern.search(self._buffer, start, stop)
             if stop > MOST_HEADERS:
                 raise TooMuchError("a header section of more than 1 MiB")
+            start = max(0, stop - held)
             if end or delimiter or not self._fill():
                 break
         if delimiter:
@@ -113,7 +114,7 @@ class _Reader:
     def body(self, boundaries: Sequence[bytes]) -> Iterator[bytes]:
         """Read up to the next delimiter, and past its line."""
         pattern = _delimiters(tuple(boundaries))
-        held = max(map(len, boundaries), default=0) + len(b"\r\n----")
+        held = _held(boundaries)
         self.delimiter, self.closing = b"", False
         first = 1  # the line feed in front is none of the body's octets
         while True:
@@ -158,6 +159,11 @@ def _delimiters(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
         return re.compile(rb"(?!)")
     longest_first = sorted(boundaries, key=len, reverse=True)
     return re.compile(rb"\n--(" + b"|".join(map(re.escape, longest_first)) + rb")")
+
+
+def _held(boundaries: Iterable[bytes]) -> int:
+    """Return how many octets may be the beginning of a delimiter, or of an empty line."""
+    return max(map(len, boundaries), default=0) + len(b"\r\n----")
 
 
 def _skip(body: Iterable[bytes]) -> None:

@@ -118,14 +118,20 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
     The place of a field that is added counts from the top, from 0; a negative one from the end, and
     without one it comes last.
     """
-    gone = {place for name, number in answer.removed for place in _removed(fields, name, number)}
+    places = _by_name(fields)
+    gone = {
+        place
+        for name, number in answer.removed
+        for place in _removed(places.get(_key(name), []), number)
+    }
     kept = [raw for place, raw in enumerate(fields) if place not in gone]
     whole = len(kept) - (1 if kept and not kept[-1].endswith(b"\n") else 0)  # the last may lack it
     for name, value, order in answer.added:
         place = whole if order is None else order
         place = place + whole + 1 if place < 0 else place
         made = _field(name, value)
-        kept = _inserted(kept, max(0, min(place, whole)), made)
+        place = max(0, min(place, whole))
+        kept[place:place] = made
         whole += len(made)
     if answer.action == "add header":
         for name, value in answer.spam_fields.items():
@@ -158,8 +164,8 @@ def _without(fields: list[bytes], name: str) -> list[bytes]:
     return [raw for place, raw in enumerate(fields) if place not in gone]
 
 
-def _removed(fields: list[bytes], name: str, number: int) -> list[int]:
-    places = _places(fields, name)
+def _removed(places: list[int], number: int) -> list[int]:
+    """Return which of the places of one name are meant."""
     if number == 0:
         return places
     place = number - 1 if number > 0 else len(places) + number
@@ -168,6 +174,16 @@ def _removed(fields: list[bytes], name: str, number: int) -> list[int]:
 
 def _places(fields: list[bytes], name: str) -> list[int]:
     """Give where the fields of this name stand."""
-    wanted = name.lower().encode(errors="replace")
-    names = [raw.partition(b":")[0].rstrip(b" \t").lower() for raw in fields]
-    return [place for place, found in enumerate(names) if found == wanted]
+    return _by_name(fields).get(_key(name), [])
+
+
+def _by_name(fields: list[bytes]) -> dict[bytes, list[int]]:
+    """Return where the fields of each name stand."""
+    places: dict[bytes, list[int]] = {}
+    for place, raw in enumerate(fields):
+        places.setdefault(raw.partition(b":")[0].rstrip(b" \t").lower(), []).append(place)
+    return places
+
+
+def _key(name: str) -> bytes:
+    return name.lower().encode(errors="replace")

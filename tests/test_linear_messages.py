@@ -1,0 +1,182 @@
+"""Whole messages, their bodies, headers of many fields and archives cost linear time."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import struct
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from typing import Final
+
+import pytest
+from fakes import envelope
+from minismtp_plugins import _milter, _rspamd
+from minismtp_plugins._archives import files_in
+from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
+from minismtp_plugins._canonical import body_hashes
+from minismtp_plugins._dkim import Signature
+from minismtp_plugins._milter_message import Changes, Shown
+from minismtp_plugins._parts import parts_of
+from minismtp_plugins.authentication_results import AuthenticationResults
+from pumps import grows_too_fast
+
+from minismtp import Content, Message, Session
+from minismtp.received import header_section, hops
+from minismtp.smtp.content import DotDecoder, dotted
+
+SESSION: Final = Session(
+    id="1", listener="smtp", kind="mx", hostname="mx.example.org", peer="192.0.2.1"
+)
+
+
+def _tar(kind: bytes, size: int, name: bytes) -> bytes:
+    head = bytearray(name.ljust(512, b"\0"))
+    head[124:135], head[156:157], head[257:262] = b"%011o" % size, kind, b"ustar"
+    return bytes(head)
+
+
+def _many_extras(size: int) -> bytes:
+    """Return zips in a zip, with directories of fields that are empty."""
+    extra = b"\x99\x99\0\0" * 16_000
+    entry = struct.pack("<4s24x5H8xL", b"PK\1\2", 2, len(extra), 0, 0, 0, 0) + b"a/" + extra
+    end = struct.pack("<4s4x2H2LH", b"PK\5\6", 1, 1, len(entry), 4, 0)
+    return _zipped(b"PK\3\4" + entry + end, size // len(entry))
+
+
+def _zipped(data: bytes, count: int) -> bytes:
+    target = BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for number in range(count):
+            archive.writestr(str(number), data)
+    return target.getvalue()
+
+
+#: What is given a size makes an archive of about so many octets, unpacked.
+ARCHIVES: Final[dict[str, Callable[[int], bytes]]] = {
+    "gzip with a name": lambda size: gzip.compress(b"\x1f\x8b\x08\x08" + b"x" * size),
+    "empty gzips": lambda size: gzip.compress(b"") * (size // 20),
+    "empty bzip2s": lambda size: bz2.compress(b"x") + bz2.compress(b"") * (size // 14),
+    "tar with long names": lambda size: (
+        (_tar(b"L", 65536, b"x") + b"/a" * 32768 + _tar(b"0", 0, b"y")) * (size // 65536)
+    ),
+    "tar of names only": lambda size: _tar(b"L", 0, b"x") * (size // 512),
+    "tar in gzip": lambda size: gzip.compress(_tar(b"0", 0, b"x.gz") * (size // 512)),
+    "zip of zips": lambda size: _zipped(_zipped(b"x", 1), size // 1000),
+    "zips of many extras": _many_extras,
+}
+
+
+@pytest.mark.parametrize("make", ARCHIVES.values(), ids=ARCHIVES.keys())
+def test_archive_takes_linear_time(make: Callable[[int], bytes]) -> None:
+    def work(size: int) -> Callable[[], object]:
+        data = make(size)
+
+        def call() -> None:
+            with suppress(BrokenError, TooMuchError):
+                list(files_in(BytesIO(data), "a", Budget(1 << 30, 1 << 30, 3)))
+
+        return call
+
+    assert not grows_too_fast(work, 400_000, 0.02)
+
+
+# Bodies
+
+
+def _parts(octets: bytes) -> None:
+    head = b"Content-Type: multipart/mixed; boundary=b\r\n"
+    with suppress(TooMuchError):
+        for part in parts_of(BytesIO(head + octets)):
+            assert part.names is not None
+            for _ in part.decoded():
+                pass
+
+
+def _decoded(octets: bytes) -> None:
+    decoder = DotDecoder(1000)
+    for start in range(0, len(octets), 8192):
+        decoder.decode(octets[start : start + 8192])
+
+
+BODIES: Final[dict[str, Callable[[bytes], object]]] = {
+    "parts": _parts,
+    "forms of DKIM": lambda octets: body_hashes(
+        BytesIO(b"\r\n" + octets), [("relaxed", None), ("simple", 100)]
+    ),
+    "DATA": _decoded,
+    "DATA, sent": lambda octets: list(dotted(BytesIO(octets))),
+    "header section": lambda octets: hops(header_section(Content.of(octets), len(octets)) or b""),
+}
+_PIECES: Final = (
+    *(b"x", b" ", b"\t", b"\r", b"\n", b"\r\n", b" \r\n", b"\r\n.", b".\r\n", b"\n\n", b"-", b"="),
+    *(b"\r\n--b\r\n", b"\n--b--", b"\r\n--b\r\n\r\n", b"\n--", b"Content-Type: a/b\r\n", b"a:\n"),
+    *(b"Content-Type: message/rfc822\r\n\r\n", b"Received: x\r\n", b"\r\n x", b"\0"),
+    b"\r\n--b\r\nContent-Transfer-Encoding: base64\r\n\r\nx",
+)
+
+
+@pytest.mark.parametrize("read", BODIES.values(), ids=BODIES.keys())
+def test_body_takes_linear_time(read: Callable[[bytes], object]) -> None:
+    slow = []
+    for piece in _PIECES:
+
+        def work(size: int, piece: bytes = piece) -> Callable[[], object]:
+            octets = piece * (size // len(piece))
+            return lambda: read(octets)
+
+        if grows_too_fast(work, 400_000, 0.02):
+            slow.append(piece)
+    assert slow == []
+
+
+# Headers of many fields
+
+
+def _many(name: bytes, count: int) -> Message:
+    return Message("1", Content.of((name + b": a\r\n") * count + b"\r\n"))
+
+
+def _changed_by_a_milter(count: int) -> None:
+    changes = Changes(Shown(_many(b"X", count), envelope(), keeps_space=False), None)
+    for number in range(min(count, 1000)):
+        changes.take(_milter.ChangeHeader(number + 1, b"X", b""))
+    changes.apply()
+
+
+def _changed_by_rspamd(count: int) -> None:
+    removed = tuple(("X", number + 1) for number in range(count // 2))
+    added = tuple(("Y", "z", None) for _ in range(count // 2))
+    result = _rspamd.RspamdResult("no action", 0.0, 15.0, {})
+    answer = _rspamd.Answer(result, added=added, removed=removed)
+    _rspamd.edited(_many(b"X", count).headers.raw_all(), answer)
+
+
+def _signed(count: int) -> None:
+    raw = b"DKIM-Signature: v=1; d=a.b; s=c; c=relaxed/relaxed; h=" + b"x:" * count
+    Signature.read(raw, "d", "s").signed_fields(_many(b"X", count).headers)
+
+
+def _reported(count: int) -> None:
+    plugin = AuthenticationResults(authserv_id="mx.example.org")
+    plugin.on_message(SESSION, envelope(), _many(b"Authentication-Results", count))
+
+
+FIELDS: Final[dict[str, Callable[[int], object]]] = {
+    "removed": lambda count: _many(b"X", count).remove("X"),
+    "kept": lambda count: _many(b"X", count).remove("X", lambda _: False),
+    "a milter": _changed_by_a_milter,
+    "rspamd": _changed_by_rspamd,
+    "signed": _signed,
+    "results": _reported,
+}
+
+
+@pytest.mark.parametrize("read", FIELDS.values(), ids=FIELDS.keys())
+def test_fields_take_linear_time(read: Callable[[int], object]) -> None:
+    def work(count: int) -> Callable[[], object]:
+        return lambda: read(count)
+
+    assert not grows_too_fast(work, 8000, 0.005)
