@@ -40,6 +40,7 @@ _REMEMBERED: Final = 1024  # addresses; a message that is sent on has each parse
 _PLAIN = re.compile(_DOT_STRING)
 _MAILBOX = re.compile(MAILBOX)
 _DOMAIN = re.compile(DOMAIN)
+_LABEL_END = re.compile(r"[.\u3002\uff0e\uff61]")  # UTS 46 section 2.3
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
@@ -110,9 +111,15 @@ def to_ascii(domain: str) -> str:
 
     UTS 46 maps what people write, without the transitional forms of 2003: `straße` keeps its ß.
     """
-    if domain.isascii() or len(domain) > DOMAIN_LIMIT:  # the codec's work grows with the square
+    if domain.isascii() or not _fits(domain):
         return domain.lower()
     return _to_ascii(domain)
+
+
+def _fits(domain: str) -> bool:
+    """Return whether a domain may be short enough: the work of IDNA grows with the square."""
+    longest = max(map(len, _LABEL_END.split(domain)))
+    return len(domain) <= DOMAIN_LIMIT and longest <= LABEL_LIMIT
 
 
 @lru_cache(_REMEMBERED)

@@ -123,9 +123,12 @@ class Dmarc:
 
     def _worst(self, envelope: Envelope, headers: Headers) -> DmarcResult:
         fields = headers.get_all("From")
-        domains: list[str] = []
+        domains: dict[str, None] = {}
         if len(fields) == 1 and fields[0].count("@") <= _ADDRESSES:
-            domains = list(dict.fromkeys(from_domains(fields[0])))
+            for domain in from_domains(fields[0]):
+                domains[domain] = None
+                if not domain or len(domains) > _DOMAINS:
+                    break
         if not (0 < len(domains) <= _DOMAINS and all(map(can_be_asked, domains))):
             # RFC 7489 section 6.6.1
             reason = "expected one From field with an address"

@@ -2,6 +2,7 @@
 
 import time
 
+import idna
 import pytest
 from examples import examples
 from hypothesis import given, settings
@@ -208,3 +209,19 @@ def test_address_knows_whether_it_is_ascii(text: str, is_ascii: bool) -> None:
 def test_domain_gets_its_ascii_form(domain: str, ascii_form: str) -> None:
     assert to_ascii(domain) == ascii_form
     assert Address("", domain).ascii_domain == ascii_form
+
+
+@pytest.mark.parametrize("domain", ["é" * 64, f"{'字' * 64}.example", "é." * 128], ids=len)
+def test_name_that_no_domain_can_have_costs_no_work(
+    domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **_named: object) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr(idna, "encode", never)
+    assert to_ascii(domain) == domain
+
+
+def test_label_ends_at_any_dot() -> None:
+    label = "é" * 40
+    assert to_ascii(f"{label}。{label}.example") == ".".join([*[to_ascii(label)] * 2, "example"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minismtp_plugins import dmarc
 from minismtp_plugins._dmarc import from_domains
 from minismtp_plugins.dmarc import DMARC, Dmarc, DmarcResult
 from zones import DictionaryResolver
@@ -416,3 +418,20 @@ def test_fault_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as fault:
         build(Dmarc, {"patience": "0s"}, file="c.toml", key="plugins[0]", base=tmp_path)
     assert "patience: expected more than nothing" in str(fault.value)
+
+
+def test_from_of_many_domains_is_read_no_further_than_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def watched(value: str) -> Iterator[str]:
+        for domain in from_domains(value):
+            read.append(domain)
+            yield domain
+
+    monkeypatch.setattr(dmarc, "from_domains", watched)
+    for domains in ([f"d{number}.example" for number in range(20)], [".", *["a.example"] * 20]):
+        reply, _ = judged(None, sender=", ".join(f"a@{domain}" for domain in domains))
+        assert reply.startswith("550 5.7.1 expected one From field with an address")
+    assert read == [*(f"d{number}.example" for number in range(6)), ""]
