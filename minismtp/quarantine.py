@@ -21,7 +21,6 @@ import base64
 import contextlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -31,12 +30,14 @@ from typing import Final
 import msgspec
 
 from minismtp.address import Address
+from minismtp.clock import steady_time
 from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope
 from minismtp.files import make_directory, sync_directory
 from minismtp.message import Message
 from minismtp.spool import DamagedError, Spool
+from minismtp.spool_file import open_message
 
 _NAME: Final = re.compile(r"([0-9]+)\.M([0-9]{6})I(.+)\.([0-9a-f]{8}),S=([0-9]+)(:2,\w*)?")
 _START: Final = b"X-Quarantine: minismtp-1 %010d"
@@ -121,7 +122,7 @@ class QuarantineStore:
 
     def open(self, kept: Kept) -> tuple[Entry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
-        descriptor = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_message(str(kept.path))
         try:
             entry, prefix = _read(descriptor, kept.size)
         except BaseException:
@@ -162,15 +163,18 @@ class QuarantineStore:
 
         What is being released stays: the next release goes on with it.
         """
-        now, count = time.time(), 0
+        now, count = steady_time(), 0
         with contextlib.suppress(FileNotFoundError):
             for item in list(os.scandir(self._directory / "tmp")):
-                if _NAME.fullmatch(item.name) and item.stat().st_mtime < now - _STALE:
-                    Path(item.path).unlink(missing_ok=True)
+                mtime = item.stat(follow_symlinks=False).st_mtime
+                if _NAME.fullmatch(item.name) and mtime < now - _STALE:
+                    with contextlib.suppress(IsADirectoryError, PermissionError):
+                        Path(item.path).unlink(missing_ok=True)
         for kept in self.find():
             if kept.arrived < now - age and not kept.is_being_released:
-                kept.path.unlink(missing_ok=True)
-                count += 1
+                with contextlib.suppress(IsADirectoryError, PermissionError):
+                    kept.path.unlink(missing_ok=True)
+                    count += 1
         return count
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import ssl
 import threading
 import time
 from typing import TYPE_CHECKING, ClassVar
+from unittest.mock import Mock
 
 import pytest
 import trustme
 
+from minismtp.log import Log
 from minismtp.outbound import well_known
 from minismtp.outbound.deadlines import Deadlines
 from minismtp.outbound.destination import Directory
-from minismtp.outbound.mta_sts import Policy
+from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.security import Contexts, matches
 from minismtp.outbound.well_known import FetchError, Web
-from minismtp.resolver import Resolver
+from minismtp.resolver import Found, Resolver
 from minismtp.scalars import SocketAddress
 
 if TYPE_CHECKING:
@@ -187,3 +190,19 @@ def test_a_text_that_is_none_is_refused(
     monkeypatch.setattr(well_known, "_SECONDS", 2.0)
     with pytest.raises(FetchError, match=reason):
         fetch(answer)
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "loop", "rubbish"])
+def test_what_is_no_policy_on_disk_hinders_nothing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "example.net"
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path)
+        case "rubbish":
+            path.write_bytes(b"\xff")
+    names = Mock(lookup=Mock(return_value=Found((), "")))
+    assert Policies(names, Mock(), tmp_path, Log(level="error")).of("example.net") is None

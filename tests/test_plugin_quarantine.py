@@ -231,7 +231,7 @@ def test_release_that_cannot_be_queued_keeps_the_message(
     plugin: Quarantine, store: QuarantineStore, tmp_path: Path
 ) -> None:
     plugin.deliver(to_both(), make_message(), ALICE)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(OSError, match="No space left"):
         store.release(only(store), Spool(tmp_path / "nowhere"))
     assert only(store).is_being_released
 
@@ -248,6 +248,28 @@ def test_damaged_file_is_never_released(
         store.release(kept, spool)
     assert list(spool.names()) == []
     assert kept.path.exists()
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "loop"])
+def test_what_is_no_file_is_damaged_and_hinders_nothing(
+    plugin: Quarantine, store: QuarantineStore, kind: str
+) -> None:
+    plugin.deliver(replace(to_both("old"), arrived=1.0), make_message(), ALICE)
+    path = only(store).path
+    path.unlink()
+    match kind:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            os.mknod(path, 0o140600)
+        case "loop":
+            path.symlink_to(path)
+    with pytest.raises(DamagedError):
+        store.open(only(store))
+    plugin.deliver(replace(to_both("older"), arrived=0.5), make_message(), ALICE)
+    assert store.expire(50) == (1 if kind == "directory" else 2)
 
 
 # Expiry

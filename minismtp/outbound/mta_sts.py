@@ -16,6 +16,7 @@ from typing import Final, Literal, Self
 
 import msgspec
 
+from minismtp.clock import steady_time
 from minismtp.files import atomic_write, make_directory
 from minismtp.log import Log
 from minismtp.outbound.security import matches
@@ -107,7 +108,7 @@ class Policies:
         """
         kept, published = self._read(domain), self._published(domain)
         if published and not (
-            kept and kept.id == published and time.time() < kept.fetched + _REFRESH
+            kept and kept.id == published and steady_time() < kept.fetched + _REFRESH
         ):
             kept = self._fetch(domain, published) or kept
         if kept:
@@ -141,7 +142,7 @@ class Policies:
             return None
         with self._lock:
             del self._failed[domain]
-        kept = Kept(published, time.time(), policy)
+        kept = Kept(published, steady_time(), policy)
         self._log.info("MTA-STS policy", domain=domain, mode=policy.mode, mx=" ".join(policy.mx))
         try:
             atomic_write(self._directory / domain, msgspec.json.encode(kept))
@@ -152,11 +153,13 @@ class Policies:
     def _read(self, domain: str) -> Kept | None:
         """Give the policy on disk, if it has not expired."""
         path = self._directory / domain
+        if not path.is_file():  # a pipe would hold up whoever reads it
+            return None
         try:
             kept = msgspec.json.decode(path.read_bytes(), type=Kept)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        if kept.fetched <= time.time() < kept.fetched + kept.policy.max_age:
+        if kept.fetched <= steady_time() < kept.fetched + kept.policy.max_age:
             return kept
         path.unlink(missing_ok=True)
         return None
