@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 import struct
+import time
 from dataclasses import astuple, dataclass
 from typing import Final
 
 _FORMAT: Final = struct.Struct("?i?d")
-_QUEUE: Final = struct.Struct("q")
+_QUEUE: Final = struct.Struct("qd?")
 #: Why a process of each kind was replaced.
 REPLACEMENTS: Final = tuple(
     (kind, reason)
@@ -31,6 +32,18 @@ class Standing:
     reloaded_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class QueueStanding:
+    """How many `messages` wait for delivery, as said at the monotonic second `beat` (0: never).
+
+    `stuck` says that deliveries are due and none ends.
+    """
+
+    messages: int = 0
+    beat: float = 0.0
+    stuck: bool = False
+
+
 class Board:
     """Where processes post for others: the supervisor the standing, the runner its queue.
 
@@ -51,14 +64,17 @@ class Board:
         ready, workers, reload_ok, reloaded_at = _FORMAT.unpack(self._memory[: _FORMAT.size])
         return Standing(ready, workers, reload_ok, reloaded_at)
 
-    def post_queue(self, messages: int) -> None:
-        """Show how many messages wait for delivery."""
-        _QUEUE.pack_into(self._memory, _FORMAT.size, messages)
+    def post_queue(self, messages: int, *, stuck: bool = False) -> None:
+        """Show how the queue stands, and that the runner lives."""
+        _QUEUE.pack_into(self._memory, _FORMAT.size, messages, time.monotonic(), stuck)
 
     def queue(self) -> int:
         """Give how many messages wait for delivery."""
-        messages: int = _QUEUE.unpack_from(self._memory, _FORMAT.size)[0]
-        return messages
+        return self.queue_standing().messages
+
+    def queue_standing(self) -> QueueStanding:
+        """Give how the queue stood as last posted."""
+        return QueueStanding(*_QUEUE.unpack_from(self._memory, _FORMAT.size))
 
     def count_replacement(self, kind: str, reason: str) -> None:
         """Count a process that died, or was killed because it hung; see `REPLACEMENTS`."""

@@ -35,13 +35,14 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from minismtp import __version__, stacks
 from minismtp import log as logging
 from minismtp.board import Board
+from minismtp.config import Config
 from minismtp.insight.overview import Overview, overview
 from minismtp.insight.page import POLICY, History, render
 from minismtp.insight.sessions import Survey, survey
 from minismtp.log import Log
 from minismtp.metrics import count_thread_failures, use_slot
 from minismtp.pulse import ENDPOINT_SLOT, Pulses
-from minismtp.sections import LogConfig
+from minismtp.readiness import FATAL, WARNINGS, Readiness
 from minismtp.tally import FLUSH_INTERVAL
 from minismtp.threads import count_failures, start_thread, surviving
 
@@ -66,22 +67,23 @@ def run(
     pulses: Pulses,
     sessions: int,
     control: Path,
-    config: LogConfig,
-    hosts: Collection[str] = (),
+    config: Config,
 ) -> int:
     """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
 
-    `sessions` is the limit of the whole server; `control` is where its processes can be asked;
-    `config` says how to log. The page answers the names in `hosts` and those of loopback. A byte
-    on `ready` says that the process answers, and `pulses` that it goes on to do so.
+    `sessions` is the limit of the whole server; `control` is where its processes can be asked. The
+    page answers the names that `config` has for it, and those of loopback. A byte on `ready` says
+    that the process answers, and `pulses` that it goes on to do so.
     """
-    log = Log(level=config.level, style=config.format, patient=False)
-    logging.bridge(log, config.level)
+    log = Log(level=config.log.level, style=config.log.format, patient=False)
+    logging.bridge(log, config.log.level)
     logging.capture(log)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
-    registry = _registry(board, directory, sessions)
-    server = _HttpServer(sock, registry, board, control, hosts=hosts, pulses=pulses)
+    readiness = Readiness(board, config.state_directory, config.outbound.free_space)
+    registry = _registry(board, directory, sessions, readiness)
+    hosts = (config.hostname, *config.metrics.hosts)
+    server = _HttpServer(sock, registry, readiness, control, hosts=hosts, pulses=pulses)
     log.start()
     server.history.start()
     start_thread("endpoint", server.serve_forever)
@@ -99,10 +101,12 @@ def _watch(lifeline: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _registry(board: Board, directory: Path, sessions: int) -> CollectorRegistry:
+def _registry(
+    board: Board, directory: Path, sessions: int, readiness: Readiness
+) -> CollectorRegistry:
     registry = CollectorRegistry()
     _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-    registry.register(_ServerCollector(board, sessions))
+    registry.register(_ServerCollector(board, sessions, readiness))
     return registry
 
 
@@ -126,8 +130,9 @@ def _size(path: Path) -> int:
 class _ServerCollector:
     """What belongs to the whole server and not to a worker."""
 
-    def __init__(self, board: Board, sessions: int) -> None:
+    def __init__(self, board: Board, sessions: int, readiness: Readiness) -> None:
         self._board = board
+        self._readiness = readiness
         self._sessions = sessions
 
     def collect(self) -> Iterator[Metric]:
@@ -162,6 +167,13 @@ class _ServerCollector:
             "When the configuration was last loaded with success.",
             value=standing.reloaded_at,
         )
+        problems = GaugeMetricFamily(
+            "minismtp_problem", "Whether something is wrong, as /readyz says.", labels=["problem"]
+        )
+        found = self._readiness.problems()
+        for problem in (*FATAL, *WARNINGS):
+            problems.add_metric([problem], float(problem in found))
+        yield problems
 
 
 class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
@@ -171,7 +183,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self,
         sock: socket.socket,
         registry: CollectorRegistry,
-        board: Board,
+        readiness: Readiness,
         control: Path,
         *,
         hosts: Collection[str],
@@ -180,7 +192,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
         self.registry = registry
-        self.board = board
+        self.readiness = readiness
         self.control = control
         self.hosts = hosts
         self.history = History(self.figures)
@@ -209,7 +221,9 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def figures(self) -> Overview:
         """Give what the metrics say now."""
-        return overview(self.registry.collect())
+        families = [*self.registry.collect()]
+        self.readiness.observe(families)
+        return overview(families)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: a scraper that hangs up is its own affair."""
@@ -241,10 +255,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case "/healthz":
                 self._answer(HTTPStatus.OK, b"ok\n")
             case "/readyz":
-                if self.server.board.read().ready:
-                    self._answer(HTTPStatus.OK, b"ready\n")
-                else:
-                    self._answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ready\n")
+                self._say_readiness(strict=self.path.endswith("?strict"))
             case "/" if not self._leads_here(self.headers.get("Host", "")):
                 self._answer(HTTPStatus.MISDIRECTED_REQUEST, b"see `hosts` in [metrics]\n")
             case "/":
@@ -273,6 +284,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return ip_address(name).is_loopback or ip_address(name) == called
         except ValueError:
             return name in self.server.hosts
+
+    def _say_readiness(self, *, strict: bool) -> None:
+        server = self.server
+        server.figures()  # what is counted up to now
+        found = server.readiness.problems()
+        wrong = {problem for problem in found if strict or problem in FATAL}
+        lines = ["not ready" if wrong else "ready"]
+        for problem, sentence in found.items():
+            lines.append(f"{'' if problem in wrong else 'warning: '}{problem}: {sentence}")
+        status = HTTPStatus.SERVICE_UNAVAILABLE if wrong else HTTPStatus.OK
+        self._answer(status, "".join(f"{line}\n" for line in lines).encode())
 
     def _page(self) -> bytes:
         server = self.server

@@ -122,8 +122,7 @@ class Launcher:
                 pulses=self.pulses,
                 sessions=limit,
                 control=directory.parent / "control",
-                config=config.log,
-                hosts=(config.hostname, *config.metrics.hosts),
+                config=config,
             )
 
         self._children.fork("http", ENDPOINT_SLOT, Role.ENDPOINT, config.user, run)

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from minismtp.board import Board
 from minismtp.endpoint import _HttpServer
 from minismtp.pulse import Pulses
+from minismtp.readiness import Readiness
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -109,8 +110,9 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
     monkeypatch.setattr("minismtp.endpoint._MOST", 2)
     monkeypatch.setattr("minismtp.endpoint._TIMEOUT", 0.3)
     listening = socket.create_server(("127.0.0.1", 0))
+    readiness = Readiness(Board(), tmp_path, 0)
     server = _HttpServer(
-        listening, CollectorRegistry(), Board(), tmp_path, hosts=(), pulses=Pulses()
+        listening, CollectorRegistry(), readiness, tmp_path, hosts=(), pulses=Pulses()
     )
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()

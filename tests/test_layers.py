@@ -35,7 +35,7 @@ LAYERS = {
     "roles": "insight.overview insight.page insight.top"
     " insight.explain insight.shadow insight.trace"
     " insight insight.sessions outbound.watch"
-    " worker endpoint outbound outbound.agenda outbound.schedule"
+    " worker readiness endpoint outbound outbound.agenda outbound.schedule"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"
     " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"
     " outbound.extensions outbound.transfer outbound.client outbound.attempt"

@@ -366,7 +366,7 @@ from pathlib import Path
 from minismtp import endpoint
 from minismtp.board import Board
 from minismtp.pulse import Pulses
-from minismtp.sections import LogConfig
+from minismtp.config import Config
 
 directory = Path(sys.argv[1])
 (directory / "metrics").mkdir()
@@ -386,7 +386,7 @@ def trace(frame, event, argument):
 threading.settrace(trace)
 lifeline, ready = os.pipe()
 endpoint.run(sock, Board(), directory / "metrics", lifeline, ready=os.dup(ready), pulses=Pulses(),
-             sessions=1, control=directory, config=LogConfig())
+             sessions=1, control=directory, config=Config.load())
 """
 
 

@@ -65,6 +65,7 @@ class Courier:
         self._notices = notices
         self._metrics = metrics
         self._watch = watch
+        self.ended = 0  # jobs: while it grows, the queue moves
         self._log = custody.log
         outbound = carrier.config.outbound
         self._retry = [each.total_seconds() for each in outbound.retry]
@@ -117,6 +118,7 @@ class Courier:
         except Exception as error:  # noqa: BLE001 - a job must never end without its message planned
             self._log.exception("delivery failed", error, id=job[0])
         finally:
+            self.ended += 1
             self._custody.in_progress.end(place, key)
             self._custody.done(job, reached=result.reached, wait=result.wait, reply=result.reply)
 

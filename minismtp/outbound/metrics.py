@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -10,6 +10,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from minismtp.metrics import SESSION_SECONDS, Metrics
 from minismtp.outbound.security import LEVELS
 
+_STANDSTILL: Final = 900.0  # seconds: no single attempt takes so long
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
 ASIDE: Final = ("damaged", "fatal")
 QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
@@ -94,3 +95,19 @@ class OutboundMetrics:
         for state, count in {**counts, "active": active}.items():
             self._messages.labels(state).set(count)
         self._age.set(oldest)
+
+
+class Movement:
+    """Tells a queue that stands still: deliveries are due, and none ends for a long time."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._ended = 0
+        self._moved = clock()
+
+    def stopped(self, ended: int, *, due: bool) -> bool:
+        """Take in how many deliveries have ended; say whether nothing moves."""
+        now = self._clock()
+        if ended != self._ended or not due:
+            self._ended, self._moved = ended, now
+        return now - self._moved > _STANDSTILL

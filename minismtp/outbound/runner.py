@@ -35,7 +35,7 @@ from minismtp.outbound.handover import Handover
 from minismtp.outbound.in_progress import InProgress
 from minismtp.outbound.intake import Intake
 from minismtp.outbound.ledger import Ledger
-from minismtp.outbound.metrics import OutboundMetrics
+from minismtp.outbound.metrics import Movement, OutboundMetrics
 from minismtp.outbound.notices import Notices
 from minismtp.outbound.schedule import Schedule
 from minismtp.outbound.watch import Watch
@@ -148,6 +148,7 @@ class Runner:
         warn_after = outbound.warn_after.total_seconds()
         self._clerk = Clerk(self._custody, notices, warn_after=warn_after)
         self._wake_read, self._wake_write = os.pipe()
+        self._movement = Movement(time.monotonic)
         self._stopping = False
 
     def run(self, lifeline: int, lock: int) -> None:
@@ -195,7 +196,12 @@ class Runner:
         census = self._custody.backlog.census()
         age = 0.0 if census.oldest is None else max(0.0, steady_time() - census.oldest)
         self._metrics.queue(census.states, census.active, age)
-        self._desk.board.post_queue(len(self._custody.backlog))
+        self._desk.board.post_queue(
+            len(self._custody.backlog),
+            stuck=self._movement.stopped(
+                self._courier.ended, due=self._custody.backlog.patience() == 0.0
+            ),
+        )
 
     def _watch_signals(self) -> None:
         # Not `sigwait`, which is written in Python and may fail with a TERM in its hands.

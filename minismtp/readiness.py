@@ -1,0 +1,137 @@
+"""Whether the server should be sent mail, and what is wrong with it (layer 6).
+
+Problems that a balancer can help with make the server not ready: it refuses mail, or takes it and
+does not deliver it. What a thread has survived, and lines that the log has lost, are warnings. They
+hinder no mail, and one stranger's message may cause them at every instance behind a balancer, which
+must not take them all out for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from prometheus_client.core import Metric
+
+from minismtp.board import Board
+
+#: Problems with which the server is not ready, and those that are warnings.
+FATAL: Final = ("workers", "queue", "state", "disk")
+WARNINGS: Final = ("threads", "log")
+_SILENCE: Final = 30.0  # seconds; a runner that starts has the whole queue to read
+_RECENT: Final = 300.0  # seconds that a warning stands
+_COUNTED: Final = {
+    "minismtp_thread_failures": "threads",
+    "minismtp_log_lines_dropped": "log",
+}
+
+
+class Readiness:
+    """Finds the problems. `observe` has to see the metrics now and then; `reserve` in octets."""
+
+    def __init__(
+        self,
+        board: Board,
+        state_directory: Path,
+        reserve: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board = board
+        self._state_directory = state_directory
+        self._reserve = reserve
+        self._clock = clock
+        self._begun = clock()
+        self._counts: dict[tuple[str, str], float] = {}
+        self._changed: dict[tuple[str, str], float] = {}  # when each count last grew
+
+    def observe(self, families: Iterable[Metric]) -> None:
+        """Note what is counted."""
+        now = self._clock()
+        for family in families:
+            problem = _COUNTED.get(family.name)
+            if problem is None:
+                continue
+            for sample in family.samples:
+                key = (problem, sample.labels.get("thread", ""))
+                if sample.value > self._counts.get(key, 0.0):
+                    self._changed[key] = now
+                self._counts[key] = sample.value
+
+    def problems(self) -> dict[str, str]:
+        """Give what is wrong now, a sentence for each of `FATAL` and `WARNINGS` that is."""
+        found = {
+            "workers": "" if self._board.read().ready else "no worker serves",
+            "queue": self._queue(),
+            "state": self._state(),
+            "disk": self._disk(),
+            "threads": self._threads(),
+            "log": "lines were dropped: nobody reads standard error" if self._recent("log") else "",
+        }
+        return {problem: sentence for problem, sentence in found.items() if sentence}
+
+    def _queue(self) -> str:
+        queue = self._board.queue_standing()
+        if self._clock() - max(queue.beat, self._begun) > _SILENCE:
+            return "the process that delivers does not answer"
+        if queue.stuck:
+            return "deliveries are due, and none has ended for a quarter of an hour"
+        return ""
+
+    def _state(self) -> str:
+        for name in ("", "spool/tmp", "spool/queue", "state.db", "spool/queue.db"):
+            path = self._state_directory / name
+            try:
+                if path.is_dir():
+                    _probe(path)
+                elif name.endswith(".db"):
+                    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+                        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                else:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            except OSError as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:  # see `_disk`
+                    where = name or "the state directory"
+                    return f"{where} cannot be used: {error.strerror}"
+        return ""
+
+    def _disk(self) -> str:
+        try:
+            status = os.statvfs(self._state_directory)
+            if status.f_bavail * status.f_frsize < self._reserve:
+                return "less than free_space is free"
+            _probe(self._state_directory)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                return f"the state directory is full: {error.strerror}"
+        return ""
+
+    def _threads(self) -> str:
+        names = sorted({name for problem, name in self._recent("threads") if problem})
+        return f"threads have failed and went on: {', '.join(names)}" if names else ""
+
+    def _recent(self, problem: str) -> list[tuple[str, str]]:
+        now = self._clock()
+        return [
+            key for key, at in [*self._changed.items()] if key[0] == problem and now - at < _RECENT
+        ]
+
+
+def _probe(directory: Path) -> None:
+    """Write an octet into a file without a name; raises OSError when that fails."""
+    try:
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        # Some file systems have no such files.
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:
+            raise
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+        return
+    try:
+        os.write(descriptor, b"x")
+    finally:
+        os.close(descriptor)

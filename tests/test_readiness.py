@@ -1,0 +1,237 @@
+"""What /readyz says: the truth, in words without paths."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.core import CounterMetricFamily
+
+from minismtp.board import Board, Standing
+from minismtp.outbound.metrics import Movement
+from minismtp.readiness import FATAL, WARNINGS, Readiness
+
+if TYPE_CHECKING:
+    from conftest import Configure, Start
+
+
+class Clock:
+    """A clock that goes when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Make the state directory of a server that runs."""
+    for name in ("tmp", "queue"):
+        (tmp_path / "state" / "spool" / name).mkdir(parents=True)
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def board(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """Give what the processes of a server say that works."""
+    monkeypatch.setattr("minismtp.board.time.monotonic", clock)
+    board = Board()
+    board.post(Standing(ready=True, workers=2))
+    board.post_queue(3)
+    return board
+
+
+@pytest.fixture
+def readiness(board: Board, state: Path, clock: Clock) -> Readiness:
+    return Readiness(board, state, 0, clock)
+
+
+def counted(name: str, value: float, **labels: str) -> CounterMetricFamily:
+    family = CounterMetricFamily(f"minismtp_{name}", "text", labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def refusing(number: int) -> object:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_server_that_works_has_no_problem(readiness: Readiness) -> None:
+    assert readiness.problems() == {}
+
+
+def test_every_problem_is_fatal_or_a_warning() -> None:
+    assert not {*FATAL} & {*WARNINGS}
+
+
+def test_no_worker_is_a_problem(readiness: Readiness, board: Board) -> None:
+    board.post(Standing())
+    assert readiness.problems() == {"workers": "no worker serves"}
+
+
+def test_runner_that_is_silent_is_a_problem_until_it_speaks(
+    readiness: Readiness, board: Board, clock: Clock
+) -> None:
+    clock.now += 30
+    assert readiness.problems() == {}
+    clock.now += 1
+    assert readiness.problems() == {"queue": "the process that delivers does not answer"}
+    board.post_queue(3)
+    assert readiness.problems() == {}
+
+
+def test_queue_that_does_not_move_is_a_problem(readiness: Readiness, board: Board) -> None:
+    board.post_queue(3, stuck=True)
+    [(problem, sentence)] = readiness.problems().items()
+    assert problem == "queue"
+    assert "none has ended" in sentence
+
+
+@pytest.mark.parametrize("name", ["", "spool/tmp", "spool/queue"])
+def test_directory_that_is_gone_or_no_directory_is_a_problem(
+    name: str, readiness: Readiness, state: Path
+) -> None:
+    shutil.rmtree(state / name)
+    for _ in range(2):
+        sentence = readiness.problems()["state"]
+        assert sentence.endswith("cannot be used: No such file or directory")
+        assert str(state) not in sentence
+        (state / name).touch()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_directory_that_takes_no_file_is_a_problem(
+    number: int, readiness: Readiness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", refusing(number))
+    assert readiness.problems().keys() == {"state"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_disk_that_takes_no_octet_is_a_problem(
+    number: int, readiness: Readiness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "write", refusing(number))
+    assert readiness.problems().keys() == {"disk"}
+
+
+def test_file_system_without_nameless_files_is_none(
+    readiness: Readiness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "open", refusing(errno.EOPNOTSUPP))
+    assert readiness.problems() == {}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert readiness.problems().keys() == {"state"}
+
+
+def test_database_that_cannot_be_written_is_a_problem(
+    readiness: Readiness, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sqlite3.connect(state / "state.db").execute("CREATE TABLE x (y)").connection.close()
+    assert readiness.problems() == {}
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "state.db")
+    assert readiness.problems() == {"state": "state.db cannot be used: Permission denied"}
+
+
+def test_disk_below_the_reserve_is_a_problem(board: Board, state: Path, clock: Clock) -> None:
+    found = Readiness(board, state, 1 << 60, clock).problems()
+    assert found == {"disk": "less than free_space is free"}
+
+
+def test_failures_of_threads_and_lost_lines_are_told_for_a_while(
+    readiness: Readiness, clock: Clock, board: Board
+) -> None:
+    readiness.observe([counted("thread_failures", 0, thread="clerk")])
+    assert readiness.problems() == {}
+    for _ in range(2):
+        readiness.observe(
+            [
+                counted("thread_failures", 1, thread="clerk"),
+                counted("log_lines_dropped", 5),
+                counted("hook_errors", 7, plugin="x"),
+            ]
+        )
+        assert readiness.problems() == {
+            "threads": "threads have failed and went on: clerk",
+            "log": "lines were dropped: nobody reads standard error",
+        }
+        clock.now += 200
+        board.post_queue(0)
+    assert readiness.problems() == {}
+
+
+def test_queue_is_stuck_when_nothing_due_has_ended_for_long(clock: Clock) -> None:
+    movement = Movement(clock)
+
+    def stopped(after: float, ended: int, *, due: bool = True) -> bool:
+        clock.now += after
+        return movement.stopped(ended, due=due)
+
+    assert not stopped(900.0, 0)
+    assert stopped(1.0, 0)
+    assert not stopped(1.0, 1)
+    assert stopped(901.0, 1)
+    assert not stopped(1.0, 1, due=False)
+    assert not stopped(900.0, 1)
+
+
+def test_readyz_is_503_while_the_state_directory_is_away(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure())
+    server.wait_for_log(" queue opened ")
+    assert server.http("/readyz") == (200, "ready\n")
+    state = server.directory / "state" / "spool" / "tmp"
+    state.rename(state.with_name("elsewhere"))
+    assert server.http("/readyz") == (
+        503,
+        "not ready\nstate: spool/tmp cannot be used: No such file or directory\n",
+    )
+    assert server.metric("problem", problem="state") == 1
+    state.with_name("elsewhere").rename(state)
+    assert server.http("/readyz") == (200, "ready\n")
+    assert server.metric("problem") == 0
+
+
+def test_readyz_is_503_below_the_free_space(configure: Configure, start: Start) -> None:
+    server = start(configure('[outbound]\nfree_space = "1000000GiB"'))
+    assert server.http("/readyz") == (503, "not ready\ndisk: less than free_space is free\n")
+
+
+FAILING = """
+from minismtp import ServerInfo, hookimpl, plugin, start_thread
+
+@plugin
+class Failing:
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        start_thread("trial", self._work, once=True)
+
+    def _work(self) -> None:
+        raise RuntimeError("made by a test")
+"""
+
+
+def test_readyz_tells_of_warnings_and_strictly_refuses(configure: Configure, start: Start) -> None:
+    config = configure('[[plugins]]\nuse = "failing"\n')
+    (config.parent / "local_plugins" / "failing.py").write_text(FAILING)
+    server = start(config)
+    told = "threads: threads have failed and went on: trial\n"
+    server.wait_until(lambda: server.metric("thread_failures_total", thread="trial") > 0)
+    assert server.http("/readyz") == (200, f"ready\nwarning: {told}")
+    assert server.http("/readyz?strict") == (503, f"not ready\n{told}")
