@@ -8,6 +8,7 @@ import sys
 from datetime import timedelta
 
 from minismtp.commands.common import Commands, configuration, fail, say
+from minismtp.privileges import acting_as_owner
 
 _CLEAR = "\x1b[H\x1b[J"  # the cursor to the top left, and nothing below it
 
@@ -62,7 +63,9 @@ def _sessions(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from minismtp.insight import explain
 
-    text = explain.run(configuration(arguments), arguments)
+    config = configuration(arguments)
+    with acting_as_owner(config.state_directory):
+        text = explain.run(config, arguments)
     if not text:
         return fail(f"nothing is known of {arguments.id}")
     say(text)
@@ -72,7 +75,9 @@ def _explain(arguments: argparse.Namespace) -> int:
 def _shadow(arguments: argparse.Namespace) -> int:
     from minismtp.insight import shadow
 
-    say(shadow.run(configuration(arguments), arguments))
+    config = configuration(arguments)
+    with acting_as_owner(config.state_directory):
+        say(shadow.run(config, arguments))
     return 0
 
 
