@@ -19,6 +19,7 @@ from minismtp.listen import open_socket
 from minismtp.outbound import runner
 from minismtp.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.rundir import make_control_directory, runtime_directory
+from minismtp.suspects import Suspects
 from minismtp.worker import Post
 
 _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
@@ -37,6 +38,7 @@ class Launcher:
         self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
         self.board: Final = Board()
         self.pulses: Final = Pulses()
+        self.suspects: Final = Suspects()
         self._backoff = Backoff(limits.login_backoff.total_seconds(), time.monotonic)
         self._children = children
         address = config.metrics.address
@@ -58,6 +60,7 @@ class Launcher:
         """
         for slot in tuple(self._children.dead_slots):
             if slot != ENDPOINT_SLOT:
+                self.suspects.clear_notes(slot)
                 self.admission.forget(slot, patience=_PATIENCE)
                 with contextlib.suppress(OSError):  # a state directory that is read-only
                     for path in self._metrics_directory.glob(f"gauge_live*_{slot}.db"):
@@ -77,6 +80,7 @@ class Launcher:
                 self.admission,
                 self._backoff,
                 self.pulses,
+                self.suspects,
                 self._metrics_directory,
                 ready,
                 generation.gate,

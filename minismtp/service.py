@@ -22,6 +22,7 @@ from minismtp.refusal_log import RefusalLog
 from minismtp.sections import LogConfig
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
+from minismtp.suspects import Notes
 from minismtp.tracing import Tracing
 
 
@@ -34,9 +35,10 @@ class Service:
     does not say whether they speak TLS. `greet_delay` in seconds; `quiet` keeps sessions out of the
     log and the metrics. `spool` is where large contents are written, `queue` where messages wait
     for other hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain`
-    tells, `tracing` shows dialogues, `made_up_keys` are for users that do not exist. `draining` is
-    set when the process is about to end. `clock` gives monotonic seconds, `wall` seconds since the
-    epoch.
+    tells, `tracing` shows dialogues, `notes` say which messages this worker has in hand; one that
+    workers died on is kept where the listener `quarantines`, else deferred. `made_up_keys` are for
+    users that do not exist. `draining` is set when the process is about to end. `clock` gives
+    monotonic seconds, `wall` seconds since the epoch.
     """
 
     listener: str
@@ -61,6 +63,8 @@ class Service:
     queue: Spool | None = None
     chronicle: Chronicle | None = None
     made_up_keys: MadeUpKeys = field(default_factory=MadeUpKeys)
+    notes: Notes | None = None
+    quarantines: bool = False
     tracing: Tracing = field(default_factory=Tracing)
     errors: PeerErrors = field(default_factory=PeerErrors)
     refusals: RefusalLog = field(default_factory=lambda: RefusalLog(LogConfig().refusals))
@@ -113,6 +117,7 @@ def make_service(
     refusals: RefusalLog | None = None,
     tracing: Tracing | None = None,
     made_up_keys: MadeUpKeys | None = None,
+    notes: Notes | None = None,
 ) -> Service:
     """Make the service of one listener from the configuration."""
     return Service(
@@ -137,6 +142,13 @@ def make_service(
         queue=queue,
         chronicle=chronicle,
         refusals=refusals or RefusalLog(config.log.refusals),
+        notes=notes,
+        quarantines=any(
+            each.use == "quarantine"
+            and each.mode == "enforce"
+            and (not each.listeners or listener.name in each.listeners)
+            for each in config.plugins
+        ),
         tracing=tracing or Tracing(),
         made_up_keys=made_up_keys or MadeUpKeys(),
         draining=draining,

@@ -35,6 +35,7 @@ from minismtp.log import Log, bridge, complain, describe
 from minismtp.rundir import lock_state_directory
 from minismtp.scalars import SocketAddress
 from minismtp.settings import ConfigError
+from minismtp.suspects import FATAL
 from minismtp.watchdog import DUMP_SIGNAL, Watchdog
 from minismtp.worker import EXIT_CONFIG
 
@@ -216,13 +217,15 @@ class Supervisor:
 
     def _bury(self, pid: int, child: Child[Generation | Role], status: int) -> None:
         """Take note of the end of a process."""
-        hung = self._watchdog.buried(pid)
+        running = self._watchdog.buried(pid)
         if self._status is not None or child.end_by < inf:
             expected = True
         else:
             expected = child.group not in {self._current, self._coming, *Role} and not status
         if not expected:
-            self._launcher.board.count_replacement(child.kind, "hung" if hung else "died")
+            self._launcher.board.count_replacement(
+                child.kind, "died" if running is None else "hung"
+            )
             slot = {} if isinstance(child.group, Role) else {"slot": child.slot}
             self._log.error(f"{child.kind} died", pid=pid, **slot, status=status)
         lived = time.monotonic() - child.started
@@ -231,7 +234,18 @@ class Supervisor:
             self._runner_pause = pause(self._runner_pause, lived)
             self._next_runner = time.monotonic() + self._runner_pause
         elif not expected and isinstance(child.group, Generation):
+            self._accuse(child.slot, running)
             self._bury_worker(child.group, lived, status)
+
+    def _accuse(self, slot: int, threads: Collection[int] | None) -> None:
+        """Name the messages that a worker had in hand when it died, and remember them."""
+        for suspect in self._launcher.suspects.blame(slot, threads):
+            self._log.error(
+                "message was under way when a worker died",
+                **suspect.message,
+                deaths=suspect.deaths,
+                next="set aside" if suspect.deaths >= FATAL else "tried again",
+            )
 
     def _bury_worker(self, generation: Generation, lived: float, status: int) -> None:
         if generation is self._coming:
@@ -333,6 +347,7 @@ class Supervisor:
         self._children.end(Role.RUNNER, old.drain + _SHORT_LIFE)
         self._runner = 0
         old.hurry_at = time.monotonic() + old.drain
+        self._launcher.suspects.forgive()  # plugins may have been mended
         self._herald.reloaded()
 
     def _give_up_reload(self, reason: str) -> None:

@@ -13,7 +13,7 @@ from minismtp import replies
 from minismtp.activity import Activity, summary
 from minismtp.address import Address
 from minismtp.chronicle import Record
-from minismtp.content import ContentWriter
+from minismtp.content import Content, ContentWriter
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.headers import too_many_fields
@@ -27,6 +27,7 @@ from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
 from minismtp.submission import complete, owns_authors, owns_sender
+from minismtp.suspects import fingerprint
 from minismtp.threads import surviving
 
 _MOST_TOLD: Final = 20  # refused recipients of one message that have a line each
@@ -247,24 +248,44 @@ class Transaction:
             return "", [replies.NO_SPACE]
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
-        service, session, envelope = self._service, self._session, self.envelope
+        """Take a message, or set it aside unseen when workers died on it."""
+        notes = self._service.notes
         content = writer.finish()
+        if notes is None:
+            return self._take(content)
+        mark = fingerprint(self.envelope, content)
+        if notes.is_fatal(mark):
+            return self._set_aside(content)
+        note = notes.begin(mark, self.envelope)
+        try:
+            return self._take(content)
+        finally:
+            notes.end(note, mark)
+
+    def _set_aside(self, content: Content) -> tuple[str, list[Reply]]:
+        """Quarantine a message, or defer it where there is no quarantine."""
+        service, envelope = self._service, self.envelope
+        service.log.error("message that workers died on is set aside", **self._facts(content.size))
+        if not service.quarantines:
+            return "deferred", [replies.FATAL]
+        message = Message(envelope.id, content, self._trace(content.head(1)))
+        message.quarantine("workers died on it")
+        return self._store(message)
+
+    def _take(self, content: Content) -> tuple[str, list[Reply]]:
+        service, session, envelope = self._service, self._session, self.envelope
         head = header_section(content, service.limits.headers)
         if head is None:
             return "rejected", [replies.LONG_HEADER]
         if problem := self._header_problem(head):
             return "rejected", [problem]
-        trace = received(session, envelope)
-        if head[:1] in {b" ", b"\t"}:
-            # Not a header but a body at once: it must not read as a continuation of our field.
-            trace += b"\r\n"
-        message = Message(envelope.id, content, trace)
+        message = Message(envelope.id, content, self._trace(head[:1]))
         if service.match_from and not owns_authors(service.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
         if service.kind == "submission":
             complete(envelope, message, service.hostname)
         service.hooks.on_message(session, envelope, message)
-        accepted = Reply(250, f"message accepted as {envelope.id}", "2.0.0")
+        accepted = self._acceptance
         if message.discarded is not None:
             service.log.info("discarded", id=envelope.id, reason=message.discarded)
             return "discarded", [accepted]
@@ -272,6 +293,20 @@ class Transaction:
         if not self._recipients:
             service.log.info("discarded", id=envelope.id, reason="no recipient is left")
             return "discarded", [accepted]
+        return self._store(message)
+
+    def _trace(self, begin: bytes) -> bytes:
+        """Return our trace fields for a content that begins so."""
+        trace = received(self._session, self.envelope)
+        # Not a header but a body at once: it must not read as a continuation of our field.
+        return trace + b"\r\n" if begin in {b" ", b"\t"} else trace
+
+    @property
+    def _acceptance(self) -> Reply:
+        return Reply(250, f"message accepted as {self.envelope.id}", "2.0.0")
+
+    def _store(self, message: Message) -> tuple[str, list[Reply]]:
+        service, envelope, accepted = self._service, self.envelope, self._acceptance
         storing = Storing(service, envelope, message, self._recipients)
         self._storing = storing
         queued, answers = storing.run(accepted, self._accepted)

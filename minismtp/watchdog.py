@@ -31,7 +31,7 @@ class Watchdog:
         self._log = log
         self._pulses = pulses
         self._silent: dict[int, float] = {}
-        self._killed: set[int] = set()
+        self._killed: dict[int, frozenset[int]] = {}
         self._last_kill = -inf
 
     @property
@@ -53,7 +53,9 @@ class Watchdog:
                 self._silent.pop(pid, None)
             elif pid not in self._silent:
                 self._silent[pid] = now
-                self._log.error(f"{child.kind} does not answer", pid=pid, state=state_of(pid))
+                self._log.error(
+                    f"{child.kind} does not answer", pid=pid, state=state_of(Path(f"/proc/{pid}"))
+                )
                 os.kill(pid, DUMP_SIGNAL)
             # We may have been stopped together with it: then it gets its time from now on.
             elif patience and silence > patience and now > self._silent[pid] + patience - limit:
@@ -71,21 +73,36 @@ class Watchdog:
 
     def _kill(self, pid: int, child: Child[Group], reason: str) -> None:
         if pid not in self._killed:
-            self._killed.add(pid)
+            self._killed[pid] = running_threads(pid)
             self._log.error(f"{child.kind} is killed", pid=pid, reason=reason)
         os.kill(pid, signal.SIGKILL)
 
-    def buried(self, pid: int) -> bool:
-        """Forget a process that has ended; return whether it was killed because it hung."""
+    def buried(self, pid: int) -> frozenset[int] | None:
+        """Forget a process that has ended.
+
+        Return the threads that ran when it was killed because it hung, None if it was not.
+        """
         self._silent.pop(pid, None)
-        hung = pid in self._killed
-        self._killed.discard(pid)
-        return hung
+        return self._killed.pop(pid, None)
 
 
-def state_of(task: int | str) -> str:
+def running_threads(pid: int) -> frozenset[int]:
+    """Return the threads of a process that hangs that may be the reason.
+
+    Those are the ones that run. If all sleep, it may be any; if somebody has stopped them, none.
+    """
+    try:
+        states = {int(path.name): state_of(path) for path in Path(f"/proc/{pid}/task").iterdir()}
+    except OSError:
+        return frozenset()
+    running = frozenset(thread for thread, state in states.items() if state == "R")
+    asleep = frozenset(thread for thread, state in states.items() if state in {"S", "D"})
+    return running or asleep
+
+
+def state_of(task: Path) -> str:
     """Return the state of a process or thread as in proc(5), such as R or T; "" if it is gone."""
     try:
-        return Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[0]
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""

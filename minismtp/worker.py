@@ -35,6 +35,7 @@ from minismtp.service import make_service
 from minismtp.settings import ConfigError
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
+from minismtp.suspects import Suspects
 from minismtp.threads import count_failures, start_thread
 from minismtp.tls import Certificates, first_end
 from minismtp.tracing import Outlet, Tracing
@@ -62,6 +63,7 @@ class Post:
     admission: Admission
     backoff: Backoff
     pulses: Pulses
+    suspects: Suspects
     metrics_directory: Path
     ready: int
     gate: int
@@ -111,6 +113,7 @@ class Worker:
         self._refusals = RefusalLog(config.log.refusals)
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
+        self._notes = post.suspects.of_worker(post.slot)
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))
@@ -237,6 +240,7 @@ class Worker:
             refusals=self._refusals,
             tracing=self._tracing,
             made_up_keys=self._made_up_keys,
+            notes=self._notes,
         )
         return Server(
             listener,

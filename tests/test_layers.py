@@ -26,7 +26,7 @@ LAYERS = {
     " quarantine"
     " state_store state_sqlite state_redis"
     " events output log stacks replies admission backoff board pulse scalars schema sections"
-    " sending settings tally xclient address_list",
+    " sending settings suspects tally xclient address_list",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
     "receiver": "receiver conversation authentication ehlo error_count refusal_log reporting"

@@ -17,12 +17,12 @@ from minismtp.pulse import Pulses
 from minismtp.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from conftest import Configure, Running, Start
+    from conftest import Client, Configure, Running, Start
 
 HANGING: Final = '[limits]\nhang_timeout = "5s"\n'
 # Says what the subject of a message asks for. The loop that accepts can be made to hang, too.
 TROUBLE: Final = """
-import ctypes, os, re, threading, time
+import ctypes, os, re, signal, threading
 from minismtp import hookimpl, plugin
 from minismtp.server import Server
 
@@ -55,7 +55,9 @@ class Trouble:
         if kind == "faults":
             ctypes.string_at(0)
         if kind == "waits":
-            time.sleep(1)
+            threading.Event().wait(300)
+        if kind == "stops":
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 def keep_the_interpreter():
     re.fullmatch(r"(a|a)*b", "a" * 100)
@@ -181,7 +183,7 @@ def test_worker_whose_interpreter_is_kept_is_dumped_and_replaced_while_the_other
         assert all(serves(server) for _ in range(4))
         server.wait_for_log(rf" error worker is killed pid={found[1]} reason=.silent for")
         server.wait_until(lambda: set(called(server, "worker")) - set(before))
-        assert client.rest() == ""
+        assert rest(client) == ""
     server.wait_until(lambda: server.metric("workers") == 2)
     assert server.metric("process_replacements_total", process="worker", reason="hung") == 1
 
@@ -225,6 +227,110 @@ def test_server_whose_only_worker_hangs_is_not_ready(configure: Configure, start
     assert server.http("/healthz")[0] == 200
 
 
+# A message that workers die on
+
+QUARANTINE: Final = """
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+
+[[plugins]]
+use = "quarantine"
+
+[[plugins]]
+use = "maildir"
+path = "mail/{local}"
+"""
+
+
+def send(server: Running, subject: str, sender: str = "sender@client.example") -> str:
+    """Send a message and return the reply, "" if the connection ends without one."""
+    with server.connect() as client:
+        client.begin_data("alice@example.org", sender)
+        client.send(f"Subject: {subject}\r\n\r\ntext\r\n.\r\n")
+        client.send("QUIT\r\n")
+        return rest(client)
+
+
+def rest(client: Client) -> str:
+    """Return what comes before the connection ends, or is reset with the process."""
+    try:
+        return client.rest()
+    except ConnectionResetError:
+        return ""
+
+
+DEATHS: Final = {"keeps": "hung", "exits": "died", "faults": "died"}
+
+
+@pytest.mark.parametrize("kind", DEATHS)
+def test_message_that_two_workers_died_on_is_set_aside(
+    configure: Configure, start: Start, kind: str
+) -> None:
+    server = start(configure(trouble(), HANGING, plugins=QUARANTINE, workers=2))
+    for deaths in (1, 2):
+        server.wait_until(lambda: whole(server, 2))
+        assert send(server, kind) == ""
+        server.wait_for_log(
+            r" error message was under way when a worker died id=(\S+) peer=127\.0\.0\.1"
+            rf" sender=<sender@client\.example> deaths={deaths} "
+        )
+    server.wait_until(lambda: whole(server, 2))
+    assert send(server, kind).startswith("250 ")
+    server.wait_for_log(r" error message that workers died on is set aside .*id=\S+")
+    assert server.mail("alice") == []
+    [kept] = (server.directory / "state" / "quarantine" / "new").iterdir()
+    assert f"Subject: {kind}".encode() in kept.read_bytes()
+    assert server.metric("process_replacements_total", reason=DEATHS[kind]) == 2
+
+
+def test_message_that_workers_died_on_is_deferred_where_there_is_no_quarantine(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(trouble(), workers=2))
+    for _ in range(2):
+        server.wait_until(lambda: whole(server, 2))
+        assert send(server, "exits") == ""
+    server.wait_for_log(r" error message was under way when a worker died .* deaths=2 next=")
+    assert send(server, "exits").startswith("451 4.3.0 this message cannot be processed now")
+    # With another configuration it is tried again.
+    server.config.write_text(server.config.read_text().replace('use = "trouble"', 'use = "score"'))
+    server.config.write_text(server.config.read_text().replace("wedge = false", ""))
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" info reloaded$")
+    server.wait_until(lambda: send(server, "exits").startswith("250 "))
+
+
+def test_messages_that_wait_while_another_one_keeps_the_interpreter_are_not_blamed(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(trouble(), HANGING, workers=1))
+    server.wait_until(lambda: whole(server, 1))
+    with server.connect() as innocent:
+        innocent.begin_data("alice@example.org", "innocent@client.example")
+        innocent.send("Subject: waits\r\n\r\ntext\r\n.\r\n")
+        assert send(server, "keeps") == ""
+        assert rest(innocent) == ""
+    server.wait_for_log(r" error message was under way when a worker died .* deaths=1 ")
+    named = re.findall(r"message was under way when a worker died .*sender=(\S+)", server.log)
+    assert named == ["<sender@client.example>"]
+
+
+def test_messages_of_a_worker_that_somebody_has_stopped_are_not_blamed(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(trouble(), HANGING, workers=1))
+    server.wait_until(lambda: whole(server, 1))
+    [worker] = called(server, "worker")
+    with server.connect() as innocent:
+        innocent.begin_data("alice@example.org")
+        innocent.send("Subject: stops\r\n\r\ntext\r\n.\r\n")
+        assert rest(innocent) == ""  # the plugin has stopped its own process
+    server.wait_for_log(rf" error worker died pid={worker} ")
+    server.wait_until(lambda: whole(server, 1))
+    assert "was under way" not in server.log
+
+
 class Quiet:
     """Children that never show life, but for the watchdog's eyes only."""
 
@@ -259,7 +365,7 @@ def test_processes_that_hang_are_killed_one_by_one(monkeypatch: pytest.MonkeyPat
     assert quiet.look(1.0) == []
     quiet.pulses.beat(1)
     assert quiet.look(0.1) == []
-    assert quiet.watchdog.buried(100)
+    assert quiet.watchdog.buried(100) is not None
     del quiet.children[0]
     assert quiet.look(60.0) == [(101, signal.SIGQUIT)]
 

@@ -1,0 +1,154 @@
+"""The messages that workers have in hand, and those that workers died on (layer 2).
+
+A worker notes a message in shared memory before its first plugin sees it, by one copy of some
+octets and no system call. When the worker dies or hangs, the supervisor reads the notes of its
+slot: it names the messages, and counts the death for each. One that comes through afterwards had
+nothing to do with it and is forgotten. A message that two workers died on is kept from plugins.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from minismtp.admission import SLOTS
+
+if TYPE_CHECKING:
+    from minismtp.content import Content
+    from minismtp.envelope import Envelope
+
+FATAL: Final = 2  # deaths after which a message is set aside
+_PLACES: Final = 64  # messages of one worker at once; more are not noted
+_TEXT: Final = 180
+_NOTE: Final = struct.Struct(f"=qI{_TEXT}s")  # fingerprint, thread, who sent it
+_WORKER: Final = _PLACES * _NOTE.size
+_ROW: Final = struct.Struct("=qI4x")  # fingerprint, deaths
+_ROWS: Final = 64  # the newest takes the place of the oldest
+_TABLE: Final = 8  # where the rows begin, behind an octet that says whether there are any
+_MARK: Final = struct.Struct("=q")
+_HEAD: Final = 2048  # octets of the content that tell messages apart, beside its size
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A message that was under way when a worker died, and how many have died on it by now.
+
+    `message` has its id, peer and sender.
+    """
+
+    message: dict[str, str]
+    deaths: int
+
+
+class Suspects:
+    """The notes of all workers; make it before the fork, so that they agree on fingerprints."""
+
+    def __init__(self) -> None:
+        self._notes = mmap.mmap(-1, SLOTS * _WORKER)
+        self._rows = mmap.mmap(-1, _TABLE + _ROWS * _ROW.size)
+        self._next_row = 0
+
+    def of_worker(self, slot: int) -> Notes:
+        """Return what the worker of a slot writes its notes with."""
+        return Notes(self, self._notes, slot * _WORKER)
+
+    def deaths(self, fingerprint: int) -> int:
+        """Return how many workers have died on a message since it last came through."""
+        row = self._find(fingerprint)
+        deaths: int = 0 if row < 0 else _ROW.unpack_from(self._rows, row)[1]
+        return deaths
+
+    def clear(self, fingerprint: int) -> None:
+        """Forget the deaths of a message that has come through."""
+        row = self._find(fingerprint)
+        if row >= 0:
+            _ROW.pack_into(self._rows, row, 0, 0)
+
+    def blame(self, slot: int, threads: Collection[int] | None = None) -> list[Suspect]:
+        """Count the death of a worker for the messages that it had in hand, and return them.
+
+        Of a worker that hung only the messages of some `threads` are meant, those that were running
+        when it was killed.
+        """
+        found = []
+        for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
+            fingerprint, thread, text = _NOTE.unpack_from(self._notes, place)
+            if fingerprint and (threads is None or thread in threads):
+                facts = text.rstrip(b"\0").decode("utf-8", "replace").split("\n")
+                message = dict(zip(("id", "peer", "sender"), facts, strict=False))
+                found.append(Suspect(message, self._count(fingerprint)))
+        return found
+
+    def clear_notes(self, slot: int) -> None:
+        """Make the slot of a worker that has ended ready for the next one."""
+        for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
+            _MARK.pack_into(self._notes, place, 0)
+
+    def forgive(self) -> None:
+        """Give every message another chance, with other plugins."""
+        self._rows[:] = bytes(len(self._rows))
+
+    def _count(self, fingerprint: int) -> int:
+        deaths, row = self.deaths(fingerprint) + 1, self._find(fingerprint)
+        if row < 0:
+            row = _TABLE + self._next_row * _ROW.size
+            self._next_row = (self._next_row + 1) % _ROWS
+        _ROW.pack_into(self._rows, row, fingerprint, deaths)
+        self._rows[0] = 1
+        return deaths
+
+    def _find(self, fingerprint: int) -> int:
+        """Return the place of a row, -1 where there is none."""
+        if not self._rows[0]:  # as on nearly every day
+            return -1
+        mark = _MARK.pack(fingerprint)
+        row = self._rows.find(mark, _TABLE)
+        while row >= 0 and (row - _TABLE) % _ROW.size:  # chance made these octets of two fields
+            row = self._rows.find(mark, row + 1)
+        return row
+
+
+class Notes:
+    """The notes of one worker; its threads write each into a place of its own."""
+
+    def __init__(self, suspects: Suspects, memory: mmap.mmap, begin: int) -> None:
+        self._suspects = suspects
+        self._memory = memory
+        self._free = [begin + number * _NOTE.size for number in range(_PLACES)]
+
+    def is_fatal(self, fingerprint: int) -> bool:
+        """Whether so many workers have died on a message that no other should try it."""
+        return self._suspects.deaths(fingerprint) >= FATAL
+
+    def begin(self, fingerprint: int, envelope: Envelope) -> int:
+        """Note a message, and return the place of the note; what dies now leaves it behind."""
+        try:
+            place = self._free.pop()
+        except IndexError:
+            return -1
+        text = f"{envelope.id}\n{envelope.peer}\n<{envelope.sender}>"
+        thread = threading.current_thread().native_id or 0
+        _NOTE.pack_into(self._memory, place, fingerprint, thread, text.encode("utf-8", "replace"))
+        return place
+
+    def end(self, place: int, fingerprint: int) -> None:
+        """Take the note away: the message came through, whatever became of it."""
+        if place >= 0:
+            _MARK.pack_into(self._memory, place, 0)
+            self._free.append(place)
+        self._suspects.clear(fingerprint)
+
+
+def fingerprint(envelope: Envelope, content: Content) -> int:
+    """Return a number by which a message is known again when its client tries once more.
+
+    It has a secret key that all workers share (PYTHONHASHSEED), so nobody can make a message that
+    passes for another one.
+    """
+    recipient = envelope.recipients[0].address if envelope.recipients else None
+    mark = hash((content.size, content.head(_HEAD), envelope.reverse_path, recipient))
+    return mark or 1
