@@ -209,6 +209,36 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
     assert said == ["message not read, tried again"]
 
 
+def put(directory: Path, name: str, arrived: float) -> None:
+    """Have a message wait in a spool that no server uses yet."""
+    directory.mkdir(0o700, parents=True, exist_ok=True)
+    spool = Spool(directory)
+    spool.prepare()
+    target = Target(kind="relay", address="bob@example.net", recipient="bob@example.net")
+    entry = Entry(
+        id=name, sender="me@example.org", listener="", peer="", helo="", login=None,
+        arrived=arrived, targets=(target,),
+    )  # fmt: skip
+    spool.add(entry, Message(name, Content.of(b"Subject: x\r\n\r\n")))
+
+
+def test_message_that_is_fatal_to_read_or_to_return_is_set_aside_too(
+    configure: Configure, start: Start, there: Running
+) -> None:
+    path = begin(configure, there, "pass")
+    spool = path.parent / "state/spool"
+    for name in ("read", "returned", "good"):
+        put(spool, name, time.time())
+    (spool / "suspects").write_text(json.dumps({"? read": 2, "returned ": 2, "good x": 1}))
+    server = start(path)
+    there.wait_until(lambda: there.mail("bob"))
+    server.wait_for_log(" error damaged message set aside .*id=read .*two runners died")
+    assert (spool / "damaged" / "read").exists()
+    [held] = server.wait_until(lambda: listed(server))
+    assert held["state"] == "held"
+    assert json.loads((spool / "suspects").read_text()) == {"good x": 1}
+
+
 def test_waiting_mail_does_not_all_go_back_after_a_jump_of_the_clock(
     configure: Configure, start: Start, there: Running
 ) -> None:
@@ -216,15 +246,8 @@ def test_waiting_mail_does_not_all_go_back_after_a_jump_of_the_clock(
     path = begin(configure, there, "pass")
     text = path.read_text()
     path.write_text(text.replace(there.address(), f"127.0.0.1:{free_port()}"))
-    spool = Spool(path.parent / "state/spool")
-    spool.prepare()
     for number, years in enumerate((1, 10, 50, -10)):
-        target = Target(kind="relay", address="bob@example.net", recipient="bob@example.net")
-        entry = Entry(
-            id=f"m.{number}", sender="me@example.org", listener="", peer="", helo="", login=None,
-            arrived=time.time() - years * 31_557_600, targets=(target,),
-        )  # fmt: skip
-        spool.add(entry, Message(entry.id, Content.of(b"Subject: x\r\n\r\n")))
+        put(path.parent / "state/spool", f"m.{number}", time.time() - years * 31_557_600)
     server = start(path)
     server.wait_for_log(" delivery deferred ", 4)
     assert len(listed(server)) == 4
