@@ -142,7 +142,10 @@ class InProgress:
         finally:
             os.close(descriptor)
         places = [octets[start : start + _PLACE] for start in range(0, len(octets), _PLACE)]
-        first, *keys = [place.rstrip(b"\0").decode("utf-8", "surrogateescape") for place in places]
+        # A runner that died while it made the file left nothing in it.
+        first, *keys = [
+            place.rstrip(b"\0").decode("utf-8", "surrogateescape") for place in places
+        ] or [""]
         return set(filter(None, keys)) if first == boot else set()
 
     @property

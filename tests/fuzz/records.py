@@ -32,12 +32,14 @@ from minismtp.insight.explain import _lines as explained
 from minismtp.insight.shadow import Shadow
 from minismtp.insight.trace import _line as traced
 from minismtp.log import Log
+from minismtp.outbound.in_progress import InProgress, _boot
 from minismtp.passwords import check_stored_password
 from minismtp.quarantine import _read as read_quarantined
 from minismtp.received import received
 from minismtp.reply import Reply
 from minismtp.scalars import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.settings import ConfigError
+from minismtp.spool import heard
 from minismtp.spool_file import DamagedError
 from minismtp.spool_file import read_message as read_spooled
 from minismtp.state_sqlite import _read as read_windows
@@ -128,7 +130,7 @@ def maildirsize(data: bytes) -> None:
     assert used is None or used >= 0
 
 
-@target("spool", "entry", raises=(DamagedError,))
+@target("spool_file", "entry", raises=(DamagedError,))
 def spooled_file(data: bytes) -> None:
     """Read a file whose footer fits: the input is an envelope, behind a message of an octet."""
     footer = b"minismtp-spool-1 %15d %10d\n" % (1, len(data))
@@ -141,6 +143,35 @@ def spooled_file(data: bytes) -> None:
     again = msgspec.json.decode(msgspec.json.encode(entry), type=Entry)
     assert again == entry
     again.envelope()
+
+
+@target("spool", most=1 << 15)
+def names_in_the_fifo(data: bytes) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(reader, False)
+        os.write(writer, data)
+        names, _ = heard(reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert all("/" not in name and name for name in names)
+
+
+@target("outbound.in_progress", memory=1 << 25)  # it reads 16 MiB at once
+def work_of_a_dead_runner(data: bytes) -> None:
+    """Read what it had under way, and the suspects: parted by a line."""
+    keys, _, suspects = data.partition(b"\n")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        (directory / "working.1").write_bytes(keys.replace(b"BOOT", _boot().encode()))
+        (directory / "suspects").write_bytes(suspects)
+        found = InProgress(directory, 2, Log(level="error"))
+        found.start()
+        place = found.begin("1a2b.1 a.example")
+        if place is not None:
+            found.end(place, "1a2b.1 a.example")
+        found.close()
 
 
 @target("quarantine", "entry", raises=(DamagedError,))
