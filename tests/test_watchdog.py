@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import sys
+import threading
+import time
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import pytest
 
@@ -476,3 +480,75 @@ def test_any_fault_of_a_reload_leaves_the_old_configuration_in_force(
     server.wait_for_log(r" info reloaded$")
     assert re.search(r"Traceback", server.log) is None
     assert serves(server)
+
+
+# Under load
+
+
+class Load:
+    """Clients that send one message after the other, each again until it is acknowledged."""
+
+    def __init__(self, server: Running, clients: int = 4) -> None:
+        self.server = server
+        self.acknowledged: list[str] = []
+        self.cut = 0
+        self.waits: list[float] = []  # seconds, of messages that went through at the first try
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=[n]) for n in range(clients)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def goes_on(self) -> None:
+        """Wait until more messages were acknowledged."""
+        enough = len(self.acknowledged) + 20
+        self.server.wait_until(lambda: len(self.acknowledged) >= enough)
+
+    def _run(self, client: int) -> None:
+        for number in itertools.count():
+            name = f"{client}-{number}"
+            begun = time.monotonic()
+            while not self._sent(name):
+                self.cut += 1
+                begun = inf
+            self.acknowledged.append(name)
+            if begun < inf:
+                self.waits.append(time.monotonic() - begun)
+            if self._ended.is_set():
+                return
+
+    def _sent(self, name: str) -> bool:
+        try:
+            return send(self.server, name).startswith("250 ")
+        except (OSError, AssertionError):  # the connection ends, where a reply is expected
+            return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_every_process_is_stopped_or_killed_under_load_and_nothing_is_lost(
+    configure: Configure, start: Start, number: signal.Signals
+) -> None:
+    server = start(configure(HANGING, workers=2))
+    server.wait_until(lambda: whole(server, 2))
+    victims = [pid for name in ("worker", "queue", "http") for pid in called(server, name)]
+    with Load(server) as load:
+        load.goes_on()
+        for victim in victims:
+            os.kill(victim, number)
+            load.goes_on()  # before it is replaced, if it was stopped
+            server.wait_for_log(rf" died pid={victim} ")
+            server.wait_until(lambda: whole(server, 2))
+        load.goes_on()
+    found = re.findall(rb"^Subject: (\S+)\r$", b"".join(server.mail("alice")), re.MULTILINE)
+    assert {*load.acknowledged} <= {name.decode() for name in found}
+    assert "set aside" not in server.log
+    print(
+        f"{len(load.acknowledged)} messages, {load.cut} cut, others at most {max(load.waits):.2f} s"
+    )
