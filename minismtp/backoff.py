@@ -78,6 +78,12 @@ class Backoff:
         with self._lock:
             return self._find(address).allowed < turn
 
+    def is_open(self, address: str) -> bool:
+        """Return whether attempts of the address are under way, and none has failed so far."""
+        with self._lock:
+            row = self._find(address)
+            return row.pending > 0 and not row.failures
+
     def release(self, address: str) -> None:
         """Take back a claim: the attempt ended without proving anything."""
         with self._lock:
@@ -148,12 +154,17 @@ def _at(username: str, address: str) -> str:
 def wait_for_turn(backoff: Backoff, address: str, stop: threading.Event) -> bool:
     """Wait until `address` may try a login; False when the wait would be too long.
 
-    A success of the address meanwhile makes all that wait ask again.
+    A success of the address meanwhile makes all that wait ask again. While nothing of it has failed
+    so far, that is what they hope for: after a restart an office comes all at once.
     """
+    until = backoff.clock() + PATIENCE
     while True:
         seconds = backoff.reserve(address)
         if seconds > PATIENCE:
-            return False
+            if stop.is_set() or backoff.clock() >= until or not backoff.is_open(address):
+                return False
+            stop.wait(_STEP)
+            continue
         turn = backoff.clock() + seconds
         while not (ready := stop.is_set() or backoff.clock() >= turn):
             stop.wait(min(_STEP, turn - backoff.clock()))

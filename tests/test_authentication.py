@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -142,6 +145,22 @@ def test_back_ends_learn_who_has_logged_in_from_there_before() -> None:
     for peer in (PEER, PEER, "192.0.2.7", "198.51.100.1"):
         assert door.dialogue(peer).send(plain("secret")).startswith("235")
     assert [each.known for each in door.accounts.asked] == [False, True, True, False]
+
+
+def test_office_that_comes_all_at_once_is_let_in() -> None:
+    """Nothing of it has failed: whoever comes first lets in the others."""
+    door = Door()
+    door.backoff = Backoff(1.0, time.monotonic)
+    door.service = replace(door.service, backoff=door.backoff)
+    together = threading.Barrier(40)
+
+    def log_in(_number: int) -> str:
+        dialogue = door.dialogue()
+        together.wait(30)
+        return dialogue.send(plain("secret"))[:3]
+
+    with ThreadPoolExecutor(40) as pool:
+        assert set(pool.map(log_in, range(40))) == {"235"}
 
 
 PROXIED = """

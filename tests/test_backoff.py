@@ -158,6 +158,14 @@ def test_queue_has_an_end(backoff: Backoff) -> None:
     assert not wait_for_turn(backoff, GUESSER, threading.Event())
 
 
+def test_those_whose_turn_is_far_off_hope_while_nothing_has_failed(backoff: Backoff) -> None:
+    while backoff.reserve(GUESSER) <= PATIENCE:
+        assert backoff.is_open(GUESSER)
+    backoff.failed(GUESSER)
+    assert not backoff.is_open(GUESSER)
+    assert not wait_for_turn(backoff, GUESSER, threading.Event())
+
+
 def test_other_addresses_do_not_wait(backoff: Backoff) -> None:
     failures(backoff, 5)
     assert backoff.reserve(OTHER) == 0.0
