@@ -114,7 +114,14 @@ def test_what_we_sign_holds_with_both_kinds_of_keys(tmp_path: Path) -> None:
     )
     message = Message("e", Content.of(MESSAGE))
     envelope = Envelope(
-        id="e", reverse_path=None, listener="x", peer="", helo="", login=None, arrived=0.0
+        id="e",
+        reverse_path=None,
+        listener="x",
+        peer="",
+        helo="",
+        login=None,
+        arrived=0.0,
+        trusted=True,
     )
     signing.on_send(Delivery(envelope, (), "example.net"), message)
     with message.open() as reader:

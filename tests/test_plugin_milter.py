@@ -255,7 +255,7 @@ def test_filter_learns_how_a_user_has_logged_in(play: Play) -> None:
 
 def test_parameters_of_the_envelope_are_told(play: Play) -> None:
     told = Filter()
-    dialogue = play(told).dialogue
+    dialogue = play(told, login="user").dialogue  # for strangers NOTIFY=SUCCESS does not count
     dialogue.send("EHLO client.example")
     dialogue.send("MAIL FROM:<> SIZE=100 BODY=8BITMIME SMTPUTF8 RET=HDRS")
     dialogue.send("RCPT TO:<user@example.org> NOTIFY=SUCCESS,FAILURE")

@@ -52,7 +52,7 @@ users_file = "users"
 
 [[plugins]]
 use = "relay"
-networks = ["192.0.2.1"]
+networks = ["192.0.2.1", "192.0.2.11", "fd00:25::11"]  # Postfix too: NOTIFY=SUCCESS counts for it
 
 [[plugins]]
 use = "dkim_sign"
