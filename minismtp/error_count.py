@@ -23,7 +23,7 @@ _BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
 _BAD: Final = 100
 _REFUSED: Final = 20
 _DEFERRED: Final = 1
-_USEFUL: Final = (Rcpt, Data, Auth, SaslResponse, Quit)
+_USEFUL: Final = frozenset({Rcpt, Data, Auth, SaslResponse, Quit})
 _DECAY: Final = 3.0  # hundredths that a peer is forgiven in a second
 _STEEPEST: Final = 10  # times `error_delay`: the longest delay
 _MOST: Final = 10_000  # peers that are remembered
@@ -82,7 +82,9 @@ class ErrorCount:
 
     def note(self, event: Command | Event, reply: Reply, peer: str) -> bool:
         """Count a command by its reply, and return whether it was one too many."""
-        wasted = not isinstance(event, _USEFUL) and self._is_junk()
+        wasted = event.__class__ not in _USEFUL and self._is_junk()
+        if reply.code < 400 and not wasted:  # noqa: PLR2004
+            return False
         return self._add(self._cost(event, reply) + _BAD * wasted, peer)
 
     def note_junk(self, peer: str) -> bool:
