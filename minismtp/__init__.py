@@ -12,8 +12,10 @@ from minismtp.content import Content, ContentWriter
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
 from minismtp.files import (
+    MisdirectedError,
     WatchedFiles,
     atomic_write,
+    check_written,
     make_directory,
     sync_directory,
     warn_of_readers,
@@ -63,6 +65,7 @@ __all__ = [
     "Line",
     "Local",
     "Message",
+    "MisdirectedError",
     "QuarantineStore",
     "Rate",
     "Recipient",
@@ -85,6 +88,7 @@ __all__ = [
     "WebService",
     "atomic_write",
     "check_stored_password",
+    "check_written",
     "dotted",
     "events",
     "findings_of",

@@ -9,6 +9,7 @@ peer that does not read. So every deadline is absolute and costs the ordinary pa
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -18,6 +19,7 @@ from math import inf
 from typing import Final
 
 from minismtp.activity import Activity, taken_up
+from minismtp.files import MisdirectedError
 from minismtp.receiver import Receiver
 from minismtp.service import Service
 from minismtp.session import Session, TlsInfo, is_silent
@@ -60,6 +62,9 @@ class Connection:
         self._receiver = Receiver(service, session, self._activity)
         self._closing = threading.Lock()
         self._closed = False
+        status = os.fstat(sock.fileno())
+        self._identity = (status.st_dev, status.st_ino)
+        self._messages = 0
         self._cut_reason = ""
 
     def run(self) -> None:
@@ -166,7 +171,18 @@ class Connection:
         delay = self._receiver.take_delay()
         if delay:
             self._service.draining.wait(delay)
+        if self._receiver.messages != self._messages:
+            self._messages = self._receiver.messages
+            self._check_socket()
         self._send(data)
+
+    def _check_socket(self) -> None:
+        """Raise MisdirectedError where a reply to a message would be said to somebody else."""
+        status = os.fstat(self._socket.fileno())
+        if (status.st_dev, status.st_ino) != self._identity:
+            self._socket.detach()
+            self._service.log.error("the socket was closed by somebody else, not replied")
+            raise MisdirectedError
 
     def _send(self, data: bytes) -> None:
         if data:

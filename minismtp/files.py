@@ -7,6 +7,7 @@ entry that leads to it. POSIX promises a new or renamed entry only once its dire
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -65,6 +66,27 @@ def kept_secret(path: Path) -> bytes:
         temporary.unlink()
     sync_directory(path.parent)
     return path.read_bytes()
+
+
+class MisdirectedError(OSError):
+    """A descriptor is not what it was: somebody has closed it, and the number was given out again.
+
+    It is not to be closed: it belongs to another.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADF, "the descriptor was closed by somebody else")
+
+
+def check_written(descriptor: int, begun: os.stat_result, size: int) -> None:
+    """Raise MisdirectedError unless a descriptor is the file that it was, with `size` octets.
+
+    `begun` is what `os.fstat` said of it when it was opened. A plugin or library that closes a
+    descriptor twice closes one of another thread, and what is written then goes elsewhere.
+    """
+    now = os.fstat(descriptor)
+    if (now.st_dev, now.st_ino, now.st_size) != (begun.st_dev, begun.st_ino, size):
+        raise MisdirectedError
 
 
 def sync_directory(path: Path | str) -> None:

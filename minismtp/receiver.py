@@ -88,6 +88,11 @@ class Receiver:
         return not self._protocol.in_content and not self._protocol.buffered
 
     @property
+    def messages(self) -> int:
+        """How many messages were accepted."""
+        return self._conversation.messages
+
+    @property
     def unread(self) -> bool:
         """Whether the peer has said more than was answered."""
         return self._protocol.buffered

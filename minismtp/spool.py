@@ -42,7 +42,7 @@ from typing import Final
 
 from minismtp.content import Content
 from minismtp.entry import Entry
-from minismtp.files import make_directory, sync_directory
+from minismtp.files import MisdirectedError, check_written, make_directory, sync_directory
 from minismtp.message import Message
 from minismtp.spool_file import (
     DamagedError,
@@ -129,15 +129,21 @@ class Spool:
         if not self.has_space(message.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
         temporary = f"{self._temporary}/{entry.id}"
-        descriptor = _begin(temporary)
+        descriptor, begun = _begin(temporary)
         try:
             try:
                 size = message.write_to(descriptor)
-                write(descriptor, text + footer(size, len(text)))
+                end = text + footer(size, len(text))
+                write(descriptor, end)
                 os.fsync(descriptor)
+                check_written(descriptor, begun, size + len(end))
                 os.rename(temporary, f"{self._queue}/{entry.id}")  # noqa: PTH104 - plain strings
+            except MisdirectedError:
+                descriptor = -1
+                raise
             finally:
-                os.close(descriptor)
+                if descriptor >= 0:
+                    os.close(descriptor)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -330,14 +336,15 @@ def heard(descriptor: int) -> tuple[list[str], bool]:
     return [line for line in lines if _NAME.fullmatch(line)], "" in lines
 
 
-def _begin(path: str) -> int:
-    """Make a file and lock it: then a starting runner leaves it alone."""
+def _begin(path: str) -> tuple[int, os.stat_result]:
+    """Make a file and lock it: then a starting runner leaves it alone. Give its status too."""
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
     while True:
         descriptor = os.open(path, flags, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
+        status = os.fstat(descriptor)
+        if status.st_nlink:
+            return descriptor, status
         os.close(descriptor)  # `recover` found it before it was locked, and removed it
 
 

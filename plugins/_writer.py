@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from minismtp import GroupSync, Message
+from minismtp import GroupSync, Message, MisdirectedError, check_written
 
 
 class Writer:
@@ -25,27 +25,32 @@ class Writer:
         """Have a message, with `trace` before it, in new/ and on disk; raises OSError."""
         temporary = f"{folder}/tmp/{name}"
         descriptor = _create(temporary)
+        begun, size = os.fstat(descriptor), len(trace) + message.size
         try:
             try:
                 if self._sync == "file":
                     message.write_to(descriptor, before=trace)
                     os.fsync(descriptor)
                 else:
-                    group = self._group(descriptor, folder)
+                    group = self._group(begun.st_dev, folder)
                     ticket = group.ticket()
                     message.write_to(descriptor, before=trace)
                     group.commit(ticket)
+                check_written(descriptor, begun, size)
                 os.rename(temporary, f"{folder}/new/{name}")
+            except MisdirectedError:
+                descriptor = -1
+                raise
             finally:
-                os.close(descriptor)
+                if descriptor >= 0:
+                    os.close(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
 
-    def _group(self, descriptor: int, box: str) -> GroupSync:
-        """Give the group of the file system that a file is on: Maildirs may lie on several."""
-        device = os.fstat(descriptor).st_dev
+    def _group(self, device: int, box: str) -> GroupSync:
+        """Give the group of a file system: Maildirs may lie on several."""
         group = self._groups.get(device)
         if group is None:
             group = self._groups[device] = GroupSync(box, self._state / f"sync-{device}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import socket
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from minismtp import hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.connection import Connection
-from minismtp.testing import Dialogue
+from minismtp.log import Log
+from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Launch, Running, Start, TlsFiles
@@ -394,3 +397,40 @@ def test_fault_of_ours_ends_one_session_with_421_and_all_replies_before(
     server.wait_until(lambda: server.metric("thread_failures_total", thread="session") == 1)
     with server.connect() as client:
         assert client.greet().startswith("250")
+
+
+@plugin
+class Closing:
+    """Closes the socket of its session, as by a second close, and another takes its number."""
+
+    ours: int
+    other: int
+
+    @hookimpl
+    def deliver(self) -> bool:
+        os.dup2(self.other, self.ours)
+        return True
+
+
+def test_reply_to_a_message_never_goes_to_another_session(tmp_path: Path) -> None:
+    ours, client = socket.socketpair()
+    others, elsewhere = socket.socketpair()
+    ours_number = ours.fileno()
+    with client, others, elsewhere, (tmp_path / "log").open("wb") as file:
+        dialogue = Dialogue(
+            Closing(ours=ours_number, other=others.fileno()),
+            Mailroom(),
+            log=Log(descriptor=file.fileno()),
+        )
+        connection = Connection(ours, dialogue.service, dialogue.session, None, implicit_tls=False)
+        client.sendall(
+            b"EHLO client.example\r\nMAIL FROM:<a@client.example>\r\nRCPT TO:<b@example.org>\r\n"
+            b"DATA\r\n"
+        )
+        client.sendall(b"Subject: x\r\n\r\nx\r\n.\r\n")
+        connection.run()
+        elsewhere.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            elsewhere.recv(1000)
+        os.close(ours_number)  # which belongs to another, and was left open
+    assert b"the socket was closed by somebody else" in (tmp_path / "log").read_bytes()

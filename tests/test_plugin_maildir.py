@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import pytest
 from hypothesis import given
@@ -590,6 +590,30 @@ def test_interrupted_delivery_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         plugin.deliver(make_envelope(), make_message(), ALICE)
     assert files(box) == []
+
+
+@pytest.mark.parametrize("sync", ["file", "group"])
+def test_copy_that_went_into_the_file_of_another_is_not_stored(
+    sync: Literal["file", "group"], tmp_path: Path, box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_to, taken = Message.write_to, []
+
+    def closed(message: Message, fd: int, before: bytes = b"") -> int:
+        """Do as if a plugin had closed our descriptor, and a file had taken its place."""
+        with (tmp_path / "other").open("wb") as file:
+            os.dup2(file.fileno(), fd)
+        taken.append(fd)
+        return write_to(message, fd, before)
+
+    plugin = Maildir(path=tmp_path / "{domain}" / "{local}", sync=sync)
+    plugin.on_start(ServerInfo("mx.example.org", tmp_path, "outbound", 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Message, "write_to", closed)
+        with pytest.raises(Defer):
+            plugin.deliver(make_envelope(), make_message(), ALICE)
+    assert files(box) == []
+    os.close(taken[0])  # as it belongs to another, who still has it
+    assert plugin.deliver(make_envelope(), make_message(), ALICE)
 
 
 # Folders by header

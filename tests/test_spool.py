@@ -15,6 +15,7 @@ from minismtp.address import Address
 from minismtp.content import Content, ContentWriter
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope
+from minismtp.files import MisdirectedError
 from minismtp.message import Message
 from minismtp.spool import BusyError, DamagedError, Spool, UnreadableError, heard
 
@@ -59,6 +60,31 @@ def test_a_message_comes_back_as_it_was_queued(spool: Spool) -> None:
     assert found == entry()
     assert stored.open().read() == b"Received: from x\r\nSubject: x\r\n\r\nhello\r\n"
     assert stored.headers.get("Subject") == "x"
+
+
+class Closed(Message):
+    """A message during whose writing a plugin closes our descriptor, and a file takes its place."""
+
+    def __init__(self, other: Path) -> None:
+        super().__init__("m.1", Content.of(b"Subject: x\r\n\r\nhello\r\n"))
+        self.other = other
+
+    def write_to(self, fd: int, before: bytes = b"") -> int:
+        with self.other.open("wb") as file:
+            os.dup2(file.fileno(), fd)
+        self.taken = fd
+        return super().write_to(fd, before)
+
+
+def test_message_that_went_into_the_file_of_another_is_not_queued(
+    spool: Spool, tmp_path: Path
+) -> None:
+    message = Closed(tmp_path / "other")
+    with pytest.raises(MisdirectedError):
+        spool.add(entry(), message)
+    assert list(spool.names()) == []
+    assert list((tmp_path / "tmp").iterdir()) == []
+    os.close(message.taken)  # as it belongs to another, who still has it
 
 
 def test_message_is_queued_though_nobody_can_be_told(
