@@ -45,12 +45,12 @@ def grows_too_fast(
     """
     work(1)()  # what is read once, a list for instance, does not count
     for part in (40, 5):  # what is exponential would never come to its end
-        if _seconds(work(size // part), runs=1) > _TOO_LONG * short:
+        if all(_seconds(work(size // part), 1) > _TOO_LONG * short for _ in range(3)):
             return True
     if _seconds(work(size), runs=1) < short:
         return False
-    # A machine has bad moments: what is quadratic is so twice.
-    return all(_seconds(work(size), 3) > _FACTOR * _seconds(work(size // 4), 5) for _ in range(2))
+    # A machine has bad moments, for which a thread is charged: what is quadratic is so each time.
+    return all(_seconds(work(size), 3) > _FACTOR * _seconds(work(size // 4), 5) for _ in range(4))
 
 
 def _seconds(call: Callable[[], object], runs: int) -> float:
