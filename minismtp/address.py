@@ -36,6 +36,7 @@ _LITERAL = r"\[[!-Z^-~]+\]"
 # Mailbox = Local-part "@" ( Domain / address-literal ) ; Local-part = Dot-string / Quoted-string
 MAILBOX: Final = rf"({_DOT_STRING}|{_QUOTED_STRING})@({DOMAIN}|{_LITERAL})"
 
+_LONGEST: Final = 500  # characters of an address that is remembered; blanks can make it longer
 _REMEMBERED: Final = 1024  # addresses; a message that is sent on has each parsed several times
 _PLAIN = re.compile(_DOT_STRING)
 _MAILBOX = re.compile(MAILBOX)
@@ -68,7 +69,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read `local@domain` as RFC 5321 spells it, quotes included; raises ValueError."""
-        return _parse(text)
+        return _parse(text) if len(text) <= _LONGEST else _parse.__wrapped__(text)
 
     @property
     def is_ascii(self) -> bool:

@@ -62,7 +62,11 @@ class Reply:
         Characters outside ASCII become `\xe9` and the like: a client that did not ask for UTF-8
         must not get it (RFC 6531 section 3.7.4).
         """
-        return _encode(self.code, self.enhanced, self.text)
+        encode = _encode if len(self.text) <= _REMEMBERED else _encode.__wrapped__
+        return encode(self.code, self.enhanced, self.text)
+
+
+_REMEMBERED: Final = 500  # characters: a client may have it in hand what a reply says
 
 
 @lru_cache(maxsize=512)

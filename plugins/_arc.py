@@ -1,13 +1,12 @@
 """Chains of ARC: read, verified, and continued (RFC 8617)."""
 
 import re
-import time
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp import Headers, Message
+from minismtp import Headers, Message, steady_time
 
 from ._canonical import (
     body_hash,
@@ -126,7 +125,7 @@ def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterato
     for each in reversed(chain):
         signature = each.message
         try:
-            signature.check_tags(time.time())
+            signature.check_tags(steady_time())
             key, _ = keys.find(signature)
             signature.check(signature.signed_fields(message.headers), key)
         except UnverifiedError as problem:
@@ -139,7 +138,7 @@ def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterato
 def _check_seal(last: Set, before: bytes, keys: Keys) -> None:
     octets = before + relaxed_field(last.results) + relaxed_field(last.message.raw)
     try:
-        last.seal.check_tags(time.time())
+        last.seal.check_tags(steady_time())
         key, _ = keys.find(last.seal)
         last.seal.check(octets, key)
     except UnverifiedError as problem:
@@ -166,7 +165,8 @@ class Sealer:
         with message.open() as reader:
             body = body_hash(reader)
         tags = (
-            f"i={instance}; a=rsa-sha256; d={self.domain}; s={self.selector}; t={int(time.time())};"
+            f"i={instance}; a=rsa-sha256; d={self.domain};"
+            f" s={self.selector}; t={int(steady_time())};"
         )
         signed = f"c=relaxed/relaxed;\r\n\th={folded_names(names)};"
         signed = f"{tags}\r\n\t{signed}\r\n\tbh={b64encode(body).decode()};"

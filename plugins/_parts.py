@@ -21,6 +21,7 @@ MOST_PARTS = 1000
 DEEPEST = 30  # multiparts and messages inside each other
 MOST_HEADERS = 1024 * 1024  # octets of a header section, and of all fields that describe parts
 _PIECE = 65536
+_REMEMBERED = 1000  # octets of boundaries whose pattern is kept
 _MOST_DELIMITERS = 3 * MOST_PARTS  # those at the end of multiparts included
 _DESCRIPTION = re.compile(rb"(?i)^content-[^\n]*+(?:\n[ \t][^\n]*+)*+\n?", re.MULTILINE)
 _HEADER_END = re.compile(rb"\n\r?\n")
@@ -153,8 +154,18 @@ class _Reader:
         return bool(piece)
 
 
-@lru_cache(maxsize=64)
 def _delimiters(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    """Return the pattern of the lines that end parts; short ones are remembered."""
+    if sum(map(len, boundaries)) <= _REMEMBERED:
+        return _compiled(boundaries)
+    try:
+        return _compiled.__wrapped__(boundaries)
+    finally:
+        re.purge()  # it keeps 512 patterns itself, of any size: 8 KB of boundary take 140 KB
+
+
+@lru_cache(maxsize=64)
+def _compiled(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
     if not boundaries:
         return re.compile(rb"(?!)")
     longest_first = sorted(boundaries, key=len, reverse=True)

@@ -63,7 +63,7 @@ class Quota:
             used = self._read(descriptor)
             if used is not None and used + size > self._limit:
                 counted = os.fstat(descriptor).st_mtime
-                used = None if counted < time.time() - _TRUSTED else used
+                used = None if abs(time.time() - counted) > _TRUSTED else used
             if used is not None and used + size <= self._limit:
                 os.write(descriptor, b"%d 1\n" % size)
                 return

@@ -6,10 +6,9 @@ import fcntl
 import logging
 import os
 import re
-import time
 from collections.abc import Iterable
 
-from minismtp import sync_directory
+from minismtp import steady_time, sync_directory
 
 _log = logging.getLogger(__name__)
 _OURS = re.compile(r"[0-9]+\.M[0-9]{6}I.*,S=([0-9]+)")
@@ -43,6 +42,6 @@ def _rescue_file(temporary: str) -> bool:
             os.rename(temporary, f"{folder}/new/{name}")
             sync_directory(f"{folder}/new")
             return True
-        if status.st_mtime < time.time() - _STALE:
+        if status.st_mtime < steady_time() - _STALE:
             os.unlink(temporary)
     return False

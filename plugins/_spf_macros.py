@@ -30,7 +30,9 @@ class Macro:
 
     def expand(self, value: str) -> str:
         """Give what it becomes, for the value of its letter (RFC 7208 section 7.3)."""
-        pieces = re.split(f"[{re.escape(self.delimiters)}]", value)
+        # Each once: `re` keeps the patterns, however long a stranger makes them.
+        delimiters = "".join(sorted(set(self.delimiters)))
+        pieces = re.split(f"[{re.escape(delimiters)}]", value)
         if self.reverse:
             pieces.reverse()
         text = ".".join(pieces[-self.parts :])

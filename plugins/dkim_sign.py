@@ -7,7 +7,6 @@ by dkimpy in the tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
 
 import logging
 import re
-import time
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from minismtp import (
     ServerInfo,
     hookimpl,
     plugin,
+    steady_time,
     warn_of_readers,
 )
 
@@ -141,7 +141,7 @@ class _Signer:
         kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
         unsigned = (
             f"v=1; a={kind}-sha256; c=relaxed/relaxed; d={self.domain};"
-            f"\r\n\ts={self.selector}; t={int(time.time())};"
+            f"\r\n\ts={self.selector}; t={int(steady_time())};"
             f"\r\n\th={folded_names(names)};"
             f"\r\n\tbh={b64encode(body).decode()};"
             "\r\n\tb="

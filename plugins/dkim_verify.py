@@ -3,7 +3,6 @@
 RFC 6376, with the limits of RFC 8301 and Ed25519 (RFC 8463); results as RFC 8601 names them.
 """
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +17,7 @@ from minismtp import (
     hookimpl,
     plugin,
     results_of,
+    steady_time,
 )
 
 from ._dkim import Signature, UnverifiedError, check_bodies
@@ -122,7 +122,7 @@ def _check_header(message: Message, signature: Signature, keys: Keys) -> frozens
     """Give the flags of the key that the header was signed with; raises UnverifiedError."""
     if signature.tags["v"] != "1":
         raise UnverifiedError("neutral", "its version is not known")
-    signature.check_tags(time.time())
+    signature.check_tags(steady_time())
     if "from" not in signature.names:
         raise UnverifiedError("permerror", "the From field is not signed")
     identity = signature.check_identity()

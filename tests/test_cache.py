@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socketserver
 import struct
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
+from minismtp_plugins import _parts
 
-from minismtp import BoundedCache, Resolver, SocketAddress
+from minismtp import Address, BoundedCache, Reply, Resolver, SocketAddress
+from minismtp.address import to_ascii
 
 MIB: Final = 1024 * 1024
+ROOT: Final = Path(__file__).parents[1]
 
 
 def test_value_is_there_until_its_time_is_over() -> None:
@@ -116,3 +121,59 @@ def test_large_answers_take_no_more_memory_than_small_ones(
     finally:
         tracemalloc.stop()
     assert used < MIB
+
+
+# What is remembered of strangers' texts
+
+
+def encode(text: str) -> object:
+    return Reply(550, text, "5.7.1").encode()
+
+
+def parse(text: str) -> object:
+    return Address.parse(f"{text[:40]}@example.org{' ' * len(text)}")
+
+
+def delimiters(text: str) -> object:
+    return _parts._delimiters((text.encode(),))  # noqa: SLF001 - what keeps the patterns
+
+
+@pytest.mark.parametrize("function", [encode, parse, delimiters, to_ascii])
+def test_what_is_remembered_of_long_texts_is_little(function: Callable[[str], object]) -> None:
+    function("first")
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            function(f"é{number}" + "x" * 8000 if function is to_ascii else f"{number:08}" * 1000)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used < MIB / 2
+
+
+def test_each_cache_of_functions_is_known_and_bounded() -> None:
+    """A new one is to be added here, with what bounds the length of what it keeps."""
+    known = {
+        "minismtp/address.py": 2,  # 500 characters; names of 255 octets
+        "minismtp/listing.py": 3,  # numbers
+        "minismtp/reply.py": 1,  # 500 characters
+        "minismtp/outbound/attempt.py": 1,  # domains of accepted addresses
+        "minismtp/outbound/intake.py": 1,  # the same
+        "plugins/_parts.py": 1,  # 1000 octets
+    }
+    found = {
+        str(path.relative_to(ROOT)): count
+        for folder in ("minismtp", "plugins")
+        for path in (ROOT / folder).rglob("*.py")
+        if (count := path.read_text().count("lru_cache("))
+    }
+    assert found == known
+    unbounded = [
+        path
+        for folder in ("minismtp", "plugins")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(
+            r"lru_cache\((maxsize=)?None|@(functools\.)?cache$", path.read_text(), re.MULTILINE
+        )
+    ]
+    assert [path.name for path in unbounded] == ["_dmarc.py"]  # the public suffix list, once

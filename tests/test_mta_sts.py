@@ -8,6 +8,7 @@ import os
 import ssl
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, ClassVar
 from unittest.mock import Mock
 
@@ -206,3 +207,69 @@ def test_what_is_no_policy_on_disk_hinders_nothing(tmp_path: Path, kind: str) ->
             path.write_bytes(b"\xff")
     names = Mock(lookup=Mock(return_value=Found((), "")))
     assert Policies(names, Mock(), tmp_path, Log(level="error")).of("example.net") is None
+
+
+class Published(Resolver):
+    """Every domain publishes a policy."""
+
+    def lookup(self, name: str, kind: str, *, seconds: float = 10.0) -> Found:
+        del kind, seconds
+        return Found((SimpleNamespace(strings=(b"v=STSv1; id=1",)),), name)
+
+
+class Offered(Web):
+    """Every domain has the same policy, of many hosts."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.asked = 0
+
+    def get(self, host: str, path: str) -> str:
+        del host, path
+        self.asked += 1
+        return self.text
+
+
+def kept_in(directory: Path, web: Web) -> Policies:
+    return Policies(Published(), web, directory, Log(level="error"))
+
+
+def test_policies_on_disk_are_bounded_by_octets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minismtp.outbound.mta_sts._MOST_OCTETS", 100_000)
+    policies = kept_in(tmp_path, Offered(GOOD + "mx: mx.example.org\n" * 200))
+    for number in range(100):
+        assert policies.of(f"d{number}.example") is not None
+    assert 20_000 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 100_000
+    assert (tmp_path / "d99.example").exists()
+    assert not (tmp_path / "d0.example").exists()
+
+
+@pytest.mark.parametrize("ahead", [86_400.0, 10 * 365 * 86_400.0])
+def test_policy_that_was_fetched_while_the_clock_was_ahead_holds_and_is_renewed(
+    ahead: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = Offered(GOOD)
+    policies = kept_in(tmp_path, web)
+    monkeypatch.setattr("minismtp.outbound.mta_sts.steady_time", lambda: time.time() + ahead)
+    assert policies.of("a.example") == Policy.parse(GOOD)
+    monkeypatch.undo()
+    web.text = ""  # what cannot be renewed holds
+    assert policies.of("a.example") == Policy.parse(GOOD)
+    policies = kept_in(tmp_path, web)
+    web.text = GOOD.replace("enforce", "testing")
+    renewed = policies.of("a.example")
+    assert renewed is not None
+    assert renewed.mode == "testing"
+    asked = web.asked
+    assert policies.of("a.example") == renewed
+    assert web.asked == asked
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 500, b"\xff", b"[" * 10_000, b'{"id": 1}'])
+def test_damaged_policy_on_disk_is_fetched_again(damage: bytes, tmp_path: Path) -> None:
+    web = Offered(GOOD)
+    (tmp_path / "a.example").write_bytes(damage)
+    assert kept_in(tmp_path, web).of("a.example") == Policy.parse(GOOD)
+    assert web.asked == 1

@@ -30,6 +30,7 @@ _NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _LONGEST: Final = 31_557_600  # seconds: a year (RFC 8461 section 3.2)
 _REFRESH: Final = 86_400.0  # a policy is looked at again after a day, even with the same id
 _AGAIN: Final = 300.0  # after a failure (RFC 8461 section 3.3)
+_MOST_OCTETS: Final = 64 * 1024 * 1024  # of all policies on disk
 _MOST_FAILURES: Final = 10_000
 
 
@@ -96,6 +97,7 @@ class Policies:
         self._directory = directory
         self._log = log
         self._failed: dict[str, float] = {}
+        self._octets = _MOST_OCTETS  # on disk; the first that is written has them counted
         self._lock = threading.Lock()
         make_directory(directory)
         for path in list(directory.iterdir()):
@@ -107,9 +109,8 @@ class Policies:
         May fetch it, which takes no longer than `Web` allows.
         """
         kept, published = self._read(domain), self._published(domain)
-        if published and not (
-            kept and kept.id == published and steady_time() < kept.fetched + _REFRESH
-        ):
+        age = steady_time() - kept.fetched if kept else _REFRESH
+        if published and not (kept and kept.id == published and 0 <= age < _REFRESH):
             kept = self._fetch(domain, published) or kept
         if kept:
             return kept.policy
@@ -141,14 +142,30 @@ class Policies:
             self._log.warning("MTA-STS policy not fetched", domain=domain, error=str(error))
             return None
         with self._lock:
-            del self._failed[domain]
+            self._failed.pop(domain, None)
         kept = Kept(published, steady_time(), policy)
         self._log.info("MTA-STS policy", domain=domain, mode=policy.mode, mx=" ".join(policy.mx))
         try:
-            atomic_write(self._directory / domain, msgspec.json.encode(kept))
+            octets = msgspec.json.encode(kept)
+            atomic_write(self._directory / domain, octets)
+            self._make_room(len(octets))
         except OSError as error:
             self._log.error("MTA-STS policy not kept", domain=domain, error=str(error))
         return kept
+
+    def _make_room(self, octets: int) -> None:
+        """Count what was written, and remove the oldest policies when all take too much."""
+        with self._lock:
+            self._octets += octets
+            if self._octets <= _MOST_OCTETS:
+                return
+            files = sorted((path.stat().st_mtime, path) for path in self._directory.iterdir())
+            self._octets = sum(path.stat().st_size for _, path in files)
+            for _, path in files:
+                if self._octets <= _MOST_OCTETS // 2:
+                    break
+                self._octets -= path.stat().st_size
+                path.unlink()
 
     def _read(self, domain: str) -> Kept | None:
         """Give the policy on disk, if it has not expired."""
@@ -159,7 +176,8 @@ class Policies:
             kept = msgspec.json.decode(path.read_bytes(), type=Kept)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        if kept.fetched <= steady_time() < kept.fetched + kept.policy.max_age:
+        # One from the future was fetched while the clock was ahead: it holds, and `of` renews it.
+        if steady_time() < kept.fetched + kept.policy.max_age:
             return kept
         path.unlink(missing_ok=True)
         return None
