@@ -21,7 +21,8 @@ may be sent again, never lost: at least once.
 `lock` is held by the process that takes messages out; a second one cannot. One that ends may give
 it up early and `keep` the few messages that it still delivers: then their files are locked. `wake`
 is a FIFO that carries the names of new messages; who cannot write there makes the file `missed`,
-and the reader looks through queue/ once more. Nothing else ever lists a directory.
+and the reader looks through queue/ once more. Nothing else ever lists a directory. `working.*` and
+`suspects` are the reader's own (`outbound.in_progress`).
 """
 
 from __future__ import annotations
