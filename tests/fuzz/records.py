@@ -239,7 +239,7 @@ def _show(record: Record) -> None:
         shadow.add(step, record.time, record.id)
 
 
-@target("insight.trace", raises=_OURS)
+@target("insight.trace", raises=_OURS, most=1 << 14)
 def line_of_trace(data: bytes) -> None:
     traced(msgspec.json.decode(data, type=dict[str, Any]))
 
