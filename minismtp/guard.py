@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from minismtp.activity import Activity, Step, current
+from minismtp.activity import current
 from minismtp.delivery import Destination
 from minismtp.envelope import Envelope, Local, Relay, Several
 from minismtp.events import HookFailed
@@ -87,7 +87,9 @@ class Guard:
     announce: Callable[[HookFailed], None]
     _notes: StashKey[Stash] = field(default_factory=StashKey, init=False)
 
-    def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:
+    def wrap(  # noqa: C901 - in one piece, as each call counts
+        self, hook: str, method: Method, metrics: HookMetrics
+    ) -> Method:
         """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow, timeout = self.policy.plugin, self.policy.shadow, self.policy.timeout
         method = self._introduced(hook, method)
@@ -120,7 +122,11 @@ class Guard:
                 raised = None  # its traceback refers to this frame
                 kind = _kind(verdict, result)
             remark = remark or (_wishes(given, args) if shadow else "")
-            _account(metrics, cpu, kind, activity, (hook, plugin, begun, wall, seen[kind], remark))
+            try:
+                metrics.called(wall, cpu, kind)
+                activity.note((hook, plugin, begun, wall, seen[kind], remark))
+            except Exception as error:  # noqa: BLE001 - what a plugin has stored is stored
+                report(error)
             if shadow:
                 return None
             if verdict is not None:
@@ -226,15 +232,6 @@ class _ShadowStash(Stash):
 
     def setdefault(self, key: StashKey[T], default: T) -> T:
         return self[key] if key in self else self._own.setdefault(key, default)
-
-
-def _account(metrics: HookMetrics, cpu: float, kind: str, activity: Activity, step: Step) -> None:
-    """Count and note a call; never raises, for what a plugin has stored is stored."""
-    try:
-        metrics.called(step[3], cpu, kind)
-        activity.note(step)
-    except Exception as error:  # noqa: BLE001 - see above
-        report(error)
 
 
 def _wishes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:

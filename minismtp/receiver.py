@@ -246,17 +246,14 @@ class Receiver:
         elif protocol.state is not State.CHUNKS:
             self.deadline = min(now + self._command_timeout, self._end)
         try:
-            self._tell(verb, answers)
+            if self._tracing.outlets:
+                for reply in answers:
+                    self._tracing.answered(self.session, reply)
+            if verb != "CONNECT":
+                self._count(verb, answers[0])
         except Exception as error:  # noqa: BLE001 - what was decided is said all the same
             report(error)
         return sent
-
-    def _tell(self, verb: str, answers: list[Reply]) -> None:
-        if self._tracing.outlets:
-            for reply in answers:
-                self._tracing.answered(self.session, reply)
-        if verb != "CONNECT":
-            self._count(verb, answers[0])
 
     def _named(self, reply: Reply) -> Reply:
         """Give a refusal with what it is about: the message under way, else the session."""

@@ -13,7 +13,7 @@ from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
 from minismtp.spool import UnreadableError
-from minismtp.threads import surviving
+from minismtp.threads import report, surviving
 
 
 class Storing:
@@ -134,16 +134,14 @@ class Storing:
 
     def _deliver(self, mailbox: Address, accepted: Reply) -> Reply:
         """Store one copy; what nobody expected is a failure of this one only."""
-        with surviving():
-            return self._ask(mailbox, accepted)
-        return replies.FAULT
-
-    def _ask(self, mailbox: Address, accepted: Reply) -> Reply:
         try:
             stored = self._service.hooks.deliver(self._envelope, self._message, mailbox)
         except Verdict as verdict:
             self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
             return verdict.reply
+        except Exception as error:  # noqa: BLE001 - the next may go well
+            report(error)
+            return replies.FAULT
         if not stored:
             return replies.NO_STORAGE
         self.stored.append(mailbox)

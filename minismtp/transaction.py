@@ -28,7 +28,7 @@ from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bar
 from minismtp.storing import Storing
 from minismtp.submission import complete, owns_authors, owns_sender
 from minismtp.suspects import fingerprint
-from minismtp.threads import surviving
+from minismtp.threads import report
 
 _MOST_TOLD: Final = 20  # refused recipients of one message that have a line each
 
@@ -228,24 +228,24 @@ class Transaction:
         else:
             self._writer = None
             size = writer.size
-            answers = [replies.FAULT]
-            with surviving():
-                outcome, answers = self._accepted_or_refused(writer)
+            try:
+                outcome, answers = self._accept(writer)
+            except Verdict as verdict:
+                answers = [self._refusal(verdict)]
+            except OSError as error:
+                self._not_written(error)
+                answers = [replies.NO_SPACE]
+            except Exception as error:  # noqa: BLE001 - what nobody expected: it comes again
+                report(error)
+                answers = [replies.FAULT]
         if self._service.lmtp and len(answers) == 1:
             answers *= len(self._accepted)
-        with surviving():  # nothing that is told of a message changes its reply
+        try:
             self._account(outcome or _outcome(answers), size, answers)
+        except Exception as error:  # noqa: BLE001 - what is told of it changes no reply
+            report(error)
         self._end()
         return answers
-
-    def _accepted_or_refused(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
-        try:
-            return self._accept(writer)
-        except Verdict as verdict:
-            return "", [self._refusal(verdict)]
-        except OSError as error:
-            self._not_written(error)
-            return "", [replies.NO_SPACE]
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unseen when workers died on it."""
