@@ -51,6 +51,12 @@ class Authentication:
             return replies.UNKNOWN_MECHANISM
         if not self._wait_for_turn():
             self.failures += 1  # else a session could ask without end
+            self._service.tell_refusal(
+                "login put off",
+                peer=self._session.peer,
+                mechanism=command.mechanism,
+                reply=str(replies.AUTH_WAIT),
+            )
             return replies.AUTH_WAIT
         self._mechanism, self._username, self._refuted = command.mechanism, "", False
         self._exchange = maker()

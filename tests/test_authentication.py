@@ -14,6 +14,7 @@ import pytest
 
 from minismtp import Credentials, Defer, hookimpl, plugin
 from minismtp.backoff import Backoff
+from minismtp.log import Log
 from minismtp.passwords import hash_password
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
@@ -131,13 +132,19 @@ def test_attempt_counts_from_its_beginning() -> None:
     assert door.claimed
 
 
-def test_attempts_whose_turn_is_too_far_off_are_put_off_and_end_the_session() -> None:
+def test_attempts_whose_turn_is_too_far_off_are_put_off_and_end_the_session(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     door = Door(base=60.0)
     guess(door.dialogue())
+    door.service = replace(door.service, log=Log())
     other = door.dialogue()
     replies = [other.send(plain("secret"))[:9] for _ in range(4)]
     assert replies == ["454 4.7.0"] * 3 + ["421 4.7.0"]
     assert len(door.accounts.asked) == 1
+    door.service.log.flush()
+    told = f'login put off session={other.session.id} peer={PEER} mechanism=PLAIN reply="454 4.7.0'
+    assert capfd.readouterr().err.count(told) == 3
 
 
 def test_back_ends_learn_who_has_logged_in_from_there_before() -> None:
