@@ -16,7 +16,7 @@ from minismtp.outbound.in_progress import InProgress
 
 
 def started(directory: Path) -> InProgress:
-    progress = InProgress(directory, 3, Log(level="error"))
+    progress = InProgress(directory, 3, Log(level="error"), os.getpid())
     progress.start()
     return progress
 
@@ -100,6 +100,13 @@ def test_death_of_the_machine_is_no_messages_doing(
     monkeypatch.setattr(module, "_BOOT", boot)
     assert not started(tmp_path).poison
     assert not (tmp_path / "suspects").exists()
+
+
+def test_death_of_the_whole_server_is_no_messages_doing(tmp_path: Path) -> None:
+    for _ in range(3):
+        die(tmp_path, "a x")
+        InProgress(tmp_path, 3, Log(level="error"), os.getppid()).start()
+    assert not started(tmp_path).poison
 
 
 def test_any_key_and_any_number_of_them_is_taken(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ its own, in memory that the kernel keeps when the process dies: no system call a
 message. What a dead runner leaves is suspect. Suspects are worked upon one at a time, so the next
 death tells which one it is, and that one is poison: it is held, and the rest goes on.
 
-Who ends in order removes the file; a file that is locked belongs to a runner that still lives; one
-of another boot tells of the machine's death, and not of a message's doing.
+Who ends in order removes the file; a file that is locked belongs to a runner that still lives. One
+of another boot or supervisor tells that all was killed at once, which is no message's doing.
 """
 
 from __future__ import annotations
@@ -40,10 +40,13 @@ class InProgress:
     `poison` has the keys of work on which two runners have died, once `start` has looked.
     """
 
-    def __init__(self, directory: Path, places: int, log: Log) -> None:
+    def __init__(
+        self, directory: Path, places: int, log: Log, supervisor: int | None = None
+    ) -> None:
         self.poison: frozenset[str] = frozenset()
         self._directory = directory
         self._log = log
+        self._supervisor = supervisor or os.getppid()
         self._suspects: dict[str, int] = {}
         self._trying = False  # whether a suspect is worked upon
         self._lock = threading.Lock()
@@ -55,7 +58,7 @@ class InProgress:
 
     def start(self) -> None:
         """Find out what dead runners left, and begin a file."""
-        boot = _boot()
+        boot = f"{_boot()} {self._supervisor} {_started(self._supervisor)}"
         counts = self._known()
         for path in sorted(self._directory.glob("working.*")):
             for key in self._left(path, boot):
@@ -168,6 +171,14 @@ class InProgress:
             self._file.unlink(missing_ok=True)
             if self._suspects:
                 self._file.write_bytes(msgspec.json.encode(self._suspects))
+
+
+def _started(pid: int) -> str:
+    """Give when a process began, in ticks, for its number will be another's: see proc(5)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
 
 
 def _boot() -> str:
