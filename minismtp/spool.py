@@ -83,9 +83,8 @@ class Spool:
         self._wake = directory / "wake"
         self._missed = directory / "missed"
         self._waker = -1
-        self._calling = (
-            threading.Lock()
-        )  # a descriptor that is closed may be another file's at once
+        # A descriptor that is closed may be another file's at once.
+        self._calling = threading.Lock()
         self._free = (0, -inf)  # octets, and until when that counts
 
     def prepare(self) -> None:

@@ -53,6 +53,7 @@ def tarpit() -> Iterator[str]:
 
 
 def fill(directory: Path, *domains: str) -> None:
+    (directory / "state").mkdir(mode=0o700)
     spool = Spool(directory / "state" / "spool")
     spool.prepare()
     for number in range(MESSAGES):
