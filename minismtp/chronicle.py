@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -28,6 +28,7 @@ from minismtp.log import Log
 from minismtp.threads import start_thread
 
 DIRECTORY: Final = "chronicle"  # in the state directory
+_LATEST: Final = 253402300799  # 9999-12-31 23:59:59, what the calendar can show
 _INTERVAL: Final = 0.5  # seconds that a record may wait
 _SEGMENTS: Final = 8
 _CURRENT: Final = "current.jsonl"
@@ -46,7 +47,7 @@ class Record(msgspec.Struct, gc=False):
 
     event: str
     id: str
-    time: float
+    time: Annotated[float, msgspec.Meta(ge=0, le=_LATEST)]
     begun: float
     fields: dict[str, str | int]
     steps: list[Step]

@@ -9,7 +9,7 @@ from minismtp import Address, AuthResult
 
 _LINE: Final = 77  # characters and a semicolon: 78, RFC 5322 section 2.1.1
 _LONGEST: Final = 200  # characters of a value
-_DELIMITER: Final = re.compile(r'(\\.|["()])', re.DOTALL)
+_DELIMITER: Final = re.compile(r'\\.|["()]', re.DOTALL)
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^";])++', re.DOTALL)
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"|([^\s"]++)', re.DOTALL)
 # methodspec, reasonspec, propspec: something "=" something
@@ -64,16 +64,19 @@ def without_texts(value: str, instead: str = "") -> str:
 def without_comments(value: str) -> str:
     """Take comments away, which may be nested, and may have quotes that are none."""
     kept: list[str] = []
-    depth, quoted = 0, False
-    for piece in _DELIMITER.split(value):
+    depth, quoted, begin = 0, False, 0
+    for match in _DELIMITER.finditer(value):
+        piece = match[0]
         if depth:
             depth += {"(": 1, ")": -1}.get(piece, 0)
+            begin = match.end()
         elif piece == "(" and not quoted:
-            kept.append(" ")
+            kept += (value[begin : match.start()], " ")
             depth = 1
         else:
-            kept.append(piece)
             quoted ^= piece == '"'
+    if not depth:
+        kept.append(value[begin:])
     return "".join(kept)
 
 

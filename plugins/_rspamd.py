@@ -13,6 +13,7 @@ from minismtp import RemoteError, StashKey, format_field
 
 _log: Final = logging.getLogger(__name__)
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_SUBJECT: Final = 4000  # characters: it begins with the sender's own, and takes 2 us each to encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,9 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
             kept = _inserted(_without(kept, name), 0, _field(name, value))
     if answer.action == "rewrite subject" and answer.subject:
         place = next(iter(_places(kept, "Subject")), 0)
-        kept = _inserted(_without(kept, "Subject"), place, _field("Subject", answer.subject))
+        kept = _inserted(
+            _without(kept, "Subject"), place, _field("Subject", answer.subject[:_SUBJECT])
+        )
     return kept
 
 
