@@ -12,6 +12,7 @@ from minismtp.content import Content, ContentWriter
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
 from minismtp.files import (
+    EmptyFileError,
     MisdirectedError,
     WatchedFiles,
     atomic_write,
@@ -57,6 +58,7 @@ __all__ = [
     "Delivery",
     "Destination",
     "Disconnect",
+    "EmptyFileError",
     "Envelope",
     "Finding",
     "Found",

@@ -116,24 +116,36 @@ def warn_of_readers(option: str, path: Path) -> None:
         _log.warning("%s: %s can be read by everybody (chmod o-r)", option, path)
 
 
+class EmptyFileError(OSError):
+    """A file that should name somebody is empty, as an accident leaves it."""
+
+
 class WatchedFiles(Generic[T]):
     """A value made from files, made again after one of them has changed.
 
     `load` reads the files and raises OSError or ValueError when they are no good: at first that
     goes to the caller, later it is logged and the value before stays. OSError is for a file that is
     gone, unreadable or empty; `problem` then says so, for plugins that would refuse people whom
-    the file no longer names. Files are looked at no more than once a second, by whichever thread
-    calls; the others meanwhile get the value before.
+    the file no longer names. With `empty`, that is the value while EmptyFileError is raised at
+    first: a process that starts then has a `problem` too. Files are looked at no more than once a
+    second, by whichever thread calls; the others meanwhile get the value before.
     """
 
-    def __init__(self, load: Callable[[], T], *paths: Path) -> None:
+    def __init__(self, load: Callable[[], T], *paths: Path, empty: T | None = None) -> None:
         self._load = load
         self._paths = paths
         self._lock = threading.Lock()
         self._next_look = monotonic() + 1
         self._seen: list[tuple[int, ...] | None] | None = self._look()
-        self._value = load()
         self._warned = self._problem = ""
+        try:
+            self._value = load()
+        except EmptyFileError as error:
+            if empty is None:
+                raise
+            self._value, self._seen = empty, None
+            self._warned = self._problem = str(error)
+            _log.warning("%s", error)
         _watched.add(self)
 
     def get(self) -> T:

@@ -6,6 +6,7 @@ from pathlib import Path
 from minismtp import (
     Address,
     Defer,
+    EmptyFileError,
     Envelope,
     Local,
     Recipient,
@@ -34,9 +35,9 @@ class Mailboxes:
     `@domain` for all of a domain that nothing else is said of. A target is a local part, an address
     here or elsewhere, or `@domain` for the same local part there, and may be an alias again; an
     alias that names itself keeps its own mailbox. In both files `#` starts a comment, and changes
-    are taken on within a second. While one of them is gone, unreadable, or empty where it was not,
-    recipients at our domains are put off with 451, because users cannot be told from others; a
-    comment says that a file names nobody on purpose.
+    are taken on within a second. While one of them is gone, unreadable, or empty where it was not
+    (`users_file` without `users`: at all), recipients at our domains are put off with 451, because
+    users cannot be told from others; a comment says that a file names nobody on purpose.
 
     `user+tag` is delivered to `user` (`separator`; "" = off). `catch_all` is the mailbox or alias
     for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
@@ -73,7 +74,8 @@ class Mailboxes:
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
         self._full: set[Path] = set()  # files that have named somebody
-        self._directory = WatchedFiles(self._read, *files)
+        nobody = Directory(self._domains, set(), self.separator, "", self.postmaster.lower())
+        self._directory = WatchedFiles(self._read, *files, empty=nobody)
         self._srs: WatchedFiles[Srs] | None = None
         if self.srs_secret_file is not None:
             self._srs = WatchedFiles(self._read_srs, self.srs_secret_file)
@@ -123,11 +125,10 @@ class Mailboxes:
 
     def _read(self) -> Directory:
         for path in filter(None, (self.users_file, self.aliases_file)):
-            full = bool(path.read_bytes().strip(b"\0 \t\r\n"))
-            if path in self._full and not full:
-                raise OSError(f"{path} is empty, which it was not before")
-            if full:
+            if path.read_bytes().strip(b"\0 \t\r\n"):
                 self._full.add(path)
+            elif path in self._full or (path == self.users_file and not self.users):
+                raise EmptyFileError(f"{path} is empty: a comment would say on purpose")
         users = None
         if self.users or self.users_file or self.catch_all:
             listed = lines_of(self.users_file) if self.users_file else []

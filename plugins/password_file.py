@@ -9,6 +9,7 @@ from pathlib import Path
 from minismtp import (
     Credentials,
     Defer,
+    EmptyFileError,
     ServerInfo,
     StoredKey,
     WatchedFiles,
@@ -29,9 +30,9 @@ class PasswordFile:
 
     `minismtp passwd FILE USER` writes such lines; `#` at the start of a line makes it a comment.
     User names count exactly as written. A changed file is read again within a second; while a line
-    of it has a fault, the users read before stay. While the file is gone or unreadable, or empty
-    where it was not, every login is put off with 454, because users cannot be told from strangers.
-    A comment in the file says that it has no users on purpose.
+    of it has a fault, the users read before stay. While the file is gone, unreadable or empty,
+    every login is put off with 454, because users cannot be told from strangers. A comment in the
+    file says that it has no users on purpose.
 
     Refusing takes as long for an unknown user as for a known one. SCRAM-SHA-256 is offered while
     every user has keys for it. Keep the file readable by the server alone.
@@ -45,8 +46,7 @@ class PasswordFile:
     remember: timedelta = field(default=timedelta(minutes=10))
 
     def __post_init__(self) -> None:
-        self._had_users = False
-        self._users = WatchedFiles(self._read, self.path)
+        self._users = WatchedFiles(self._read, self.path, empty=_Users())
         self._check = PasswordCheck(self.remember)
 
     @property
@@ -95,8 +95,8 @@ class PasswordFile:
     def _read(self) -> "_Users":
         users = _Users()
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        if self._had_users and not text.strip("\0 \t\r\n"):
-            raise OSError(f"path: {self.path} is empty, which it was not before")
+        if not text.strip("\0 \t\r\n"):
+            raise EmptyFileError(f"path: {self.path} is empty: a comment would say on purpose")
         for number, line in enumerate(map(str.strip, text.splitlines()), 1):
             if not line or line.startswith("#"):
                 continue
@@ -105,7 +105,6 @@ class PasswordFile:
             except ValueError as error:
                 raise ValueError(f"path: {self.path}:{number}: {error}") from error
         users.mechanisms = _mechanisms(users)
-        self._had_users = bool(users.hashes)
         return users
 
 

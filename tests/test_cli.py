@@ -302,6 +302,13 @@ def test_passwd_removes_a_user(tmp_path: Path) -> None:
     assert path.read_text() == "bob:y\n"
 
 
+def test_file_without_its_last_user_says_that_this_is_on_purpose(tmp_path: Path) -> None:
+    path = tmp_path / "passwords"
+    path.write_text("anna:x\n")
+    assert main(["passwd", "--remove", str(path), "anna"]) == 0
+    assert path.read_text() == "# no users\n"
+
+
 def test_passwd_cannot_remove_who_is_not_there(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "passwords"
     path.write_text("bob:y\n")

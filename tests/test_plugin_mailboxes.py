@@ -197,10 +197,27 @@ def test_users_file_lists_one_local_part_a_line(tmp_path: Path) -> None:
     assert_unknown(mailboxes, "people")
 
 
-def test_empty_users_file_means_nobody(tmp_path: Path) -> None:
+def test_users_file_of_comments_means_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "users"
+    path.write_text("# nobody yet\n")
+    assert_unknown(Mailboxes(domains=["example.org"], users_file=path), "alice")
+
+
+@pytest.mark.usefixtures("_seconds_pass")
+def test_users_file_that_is_empty_at_the_start_puts_recipients_off(tmp_path: Path) -> None:
     path = tmp_path / "users"
     path.touch()
-    assert_unknown(Mailboxes(domains=["example.org"], users_file=path), "alice")
+    mailboxes = Mailboxes(domains=["example.org"], users_file=path)
+    with pytest.raises(Defer, match=r"^451 4\.3\.0 the list of mailboxes cannot be read now"):
+        route(mailboxes, "alice")
+    path.write_text("alice\n")
+    assert route(mailboxes, "alice") == ["alice@example.org"]
+    assert_unknown(mailboxes, "stranger")
+
+
+def test_aliases_file_may_be_empty_at_the_start(tmp_path: Path) -> None:
+    mailboxes = with_aliases(tmp_path, "", users=["alice"])
+    assert route(mailboxes, "alice") == ["alice@example.org"]
 
 
 def test_alias_leads_to_all_its_targets_in_the_domain_of_the_recipient(tmp_path: Path) -> None:

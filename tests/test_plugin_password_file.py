@@ -14,6 +14,7 @@ import pytest
 from minismtp_plugins.password_file import PasswordFile
 
 from minismtp import Credentials, Defer
+from minismtp.files import unusable_files
 from minismtp.passwords import hash_password
 from minismtp.settings import ConfigError, build
 
@@ -162,10 +163,16 @@ def test_file_of_comments_has_no_users_on_purpose(path: Path) -> None:
     assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) is None
 
 
-def test_empty_file_refuses_everybody(tmp_path: Path) -> None:
-    path = tmp_path / "passwords"
-    path.touch()
-    assert PasswordFile(path=path).authenticate(Credentials("PLAIN", "alice", "apple")) is None
+@pytest.mark.usefixtures("_seconds_pass")
+def test_file_that_is_empty_at_the_start_puts_every_login_off(path: Path) -> None:
+    good = path.read_bytes()
+    path.write_bytes(b"")
+    plugin = PasswordFile(path=path)  # as a process that starts after the accident
+    assert unusable_files() == 1
+    with pytest.raises(Defer, match=r"^454 4\.7\.0 the passwords cannot be read now"):
+        plugin.authenticate(Credentials("PLAIN", "alice", "apple"))
+    path.write_bytes(good)
+    assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) == "alice"
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,7 @@ def _change_password(arguments: argparse.Namespace) -> int:
             others.insert(place, f"{user}:{stored}".encode())
         elif len(others) == len(lines):
             return fail(f"{path}: no user is called {user!r}")
+        others = others or [b"# no users"]  # an empty file would be taken for an accident
         # Through a symbolic link to the file itself: the rename would replace the link.
         atomic_write(path.resolve(), b"".join(line + b"\n" for line in others))
     except OSError as error:
