@@ -29,7 +29,10 @@ REFUSALS = frozenset(
     }
 )
 #: What ldap3 raises for an answer that is none, beside its own errors: fuzzing has met them all.
-FAULTS = (LDAPExceptionError, LookupError, ValueError, TypeError, AttributeError, MemoryError)
+FAULTS = (
+    *(LDAPExceptionError, LookupError, ValueError, TypeError, AttributeError),
+    *(MemoryError, RecursionError),
+)
 _START_TLS = "1.3.6.1.4.1.1466.20037"
 _NO_ATTRIBUTES = "1.1"
 _MOST = 1024 * 1024  # octets that a directory may answer with
