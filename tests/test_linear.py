@@ -23,12 +23,13 @@ _METHODS: Final = frozenset(
 )
 _LENGTH: Final = 1000  # characters
 
+_NO_PATTERN: Final = frozenset({"escape", "purge"})
 #: Functions that make a pattern of something, and why that is no stranger's, or harmless.
 _MADE: Final = {
     "minismtp.scalars._pattern": "the operator's, in the configuration",
     "minismtp_plugins._rule._compiled": "the operator's, of a module that stops when told",
     "minismtp_plugins._spf_macros.expand": "one class",
-    "minismtp_plugins._parts._delimiters": "literals of 250 octets at most",
+    "minismtp_plugins._parts._compiled": "literals of 250 octets at most",
 }
 
 
@@ -88,7 +89,11 @@ def _calls(module: ModuleType) -> Iterator[tuple[str, ast.Call, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             value, name = node.func.value, node.func.attr
-            if isinstance(value, ast.Name) and value.id in {"re", "regex"} and name != "escape":
+            if (
+                isinstance(value, ast.Name)
+                and value.id in {"re", "regex"}
+                and name not in _NO_PATTERN
+            ):
                 yield around.get(node, ""), node, name
 
 
