@@ -4,6 +4,7 @@ import logging
 import zlib
 from dataclasses import field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 
 from minismtp import (
@@ -104,7 +105,6 @@ class PasswordFile:
                 users.add(line)
             except ValueError as error:
                 raise ValueError(f"path: {self.path}:{number}: {error}") from error
-        users.mechanisms = _mechanisms(users)
         return users
 
 
@@ -114,7 +114,17 @@ class _Users:
     def __init__(self) -> None:
         self.hashes: dict[str, str] = {}
         self.keys: dict[str, StoredKey] = {}
-        self.mechanisms: tuple[str, ...] = ()
+
+    @cached_property
+    def mechanisms(self) -> tuple[str, ...]:
+        """What everybody can log in with, once all lines are read.
+
+        Clients take the strongest mechanism and stay with it, so a user without keys would be
+        locked out. A key of an unusual kind would tell that its user exists.
+        """
+        everybody = 0 < len(self.hashes) == len(self.keys)
+        scram = everybody and all(key.ordinary for key in self.keys.values())
+        return ("SCRAM-SHA-256", "PLAIN", "LOGIN") if scram else ("PLAIN", "LOGIN")
 
     def add(self, line: str) -> None:
         """Take in a line; raises ValueError."""
@@ -127,11 +137,3 @@ class _Users:
         if len(secrets) > 1:
             self.keys[user] = StoredKey.parse(secrets[1])
         self.hashes[user] = secrets[0]
-
-
-def _mechanisms(users: _Users) -> tuple[str, ...]:
-    # Clients take the strongest mechanism and stay with it: a user without keys would be locked
-    # out. A key of an unusual kind would tell that its user exists.
-    everybody = 0 < len(users.hashes) == len(users.keys)
-    scram = everybody and all(key.ordinary for key in users.keys.values())
-    return ("SCRAM-SHA-256", "PLAIN", "LOGIN") if scram else ("PLAIN", "LOGIN")

@@ -168,6 +168,7 @@ def test_file_that_is_empty_at_the_start_puts_every_login_off(path: Path) -> Non
     good = path.read_bytes()
     path.write_bytes(b"")
     plugin = PasswordFile(path=path)  # as a process that starts after the accident
+    assert plugin.mechanisms == ("PLAIN", "LOGIN")  # AUTH is offered, or nobody would hear 454
     assert unusable_files() == 1
     with pytest.raises(Defer, match=r"^454 4\.7\.0 the passwords cannot be read now"):
         plugin.authenticate(Credentials("PLAIN", "alice", "apple"))
