@@ -253,7 +253,7 @@ def test_a_schedule_that_is_lost_is_made_from_the_spool(
     start_again = text.replace(text.split('host = "')[1].split('"')[0], there.address("smtp"))
     (here.directory / "minismtp.toml").write_text(start_again)
     again = start(here.directory / "minismtp.toml")
-    again.wait_for_log(" schedule is damaged")
+    again.wait_for_log(r"queue\.db is damaged")
     there.wait_until(lambda: there.mail("bob"))
 
 

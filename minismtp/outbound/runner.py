@@ -21,6 +21,7 @@ from minismtp import stacks
 from minismtp.board import Board
 from minismtp.clock import steady_time
 from minismtp.config import Config
+from minismtp.database import set_aside
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
@@ -129,7 +130,7 @@ class Runner:
         self._watch = Watch(config, log)
         self._carrier = carrier
         directory = config.state_directory / "spool"
-        schedule = _open_schedule(directory / "queue.db", log)
+        schedule = _open_schedule(directory / "queue.db")
         ledger = Ledger(schedule, log)
         self._custody = Custody(
             spool,
@@ -224,13 +225,10 @@ class Runner:
         self._custody.in_progress.close()
 
 
-def _open_schedule(path: Path, log: Log) -> Schedule:
+def _open_schedule(path: Path) -> Schedule:
     """Open the schedule, or make a new one in the place of one that is damaged."""
     try:
         return Schedule(path, check=True)
     except sqlite3.DatabaseError as error:
-        log.error("schedule is damaged, made anew from the spool", error=describe(error))
-        path.replace(path.with_suffix(".damaged"))
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        set_aside(path, describe(error))
         return Schedule(path)
