@@ -73,7 +73,7 @@ class Board:
         return self.queue_standing().messages
 
     def queue_standing(self) -> QueueStanding:
-        """Give how the queue stood as last posted."""
+        """Return how the queue stood as last posted."""
         return QueueStanding(*_QUEUE.unpack_from(self._memory, _FORMAT.size))
 
     def count_replacement(self, kind: str, reason: str) -> None:

@@ -340,7 +340,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _whole(descriptor: int, data: bytes) -> int:
-    """Give how much to write at once, so that lines of several processes do not mix in a pipe."""
+    """Return how much to write at once, so that lines of several processes do not mix in a pipe."""
     if len(data) <= select.PIPE_BUF or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         return len(data)
     return (data.rfind(b"\n", 0, select.PIPE_BUF) + 1) or (data.find(b"\n") + 1) or len(data)

@@ -79,7 +79,7 @@ class Printed(io.TextIOBase):
         return True
 
     def fileno(self) -> int:
-        """Give the descriptor itself, for those who need one."""
+        """Return the descriptor itself, for those who need one."""
         return self._descriptor
 
     def write(self, text: str) -> int:

@@ -62,7 +62,7 @@ class Readiness:
                 self._counts[key] = sample.value
 
     def problems(self) -> dict[str, str]:
-        """Give what is wrong now, a sentence for each of `FATAL` and `WARNINGS` that is."""
+        """Return what is wrong now, a sentence for each of `FATAL` and `WARNINGS` that is."""
         found = {
             "workers": "" if self._board.read().ready else "no worker serves",
             "queue": self._queue(),

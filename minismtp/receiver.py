@@ -143,7 +143,7 @@ class Receiver:
         return self.take()
 
     def take(self) -> bytes:
-        """Give what has not been given by `proceed`, because it raised."""
+        """Return what has not been given by `proceed`, because it raised."""
         output, self._output = self._output, []
         return output[0] if len(output) == 1 else b"".join(output)
 

@@ -349,6 +349,6 @@ def _begin(path: str) -> tuple[int, os.stat_result]:
 
 
 def _free_name(directory: Path, name: str) -> Path:
-    """Give a path for `name`, or one like it where there is something already."""
+    """Return a path for `name`, or one like it where there is something already."""
     path = directory / name
     return directory / f"{name}.{time.time_ns()}" if os.path.lexists(path) else path

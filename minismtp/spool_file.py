@@ -55,7 +55,7 @@ def footer(size: int, length: int) -> bytes:
 
 
 def read_message(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
-    """Give the envelope, the size of the message, and a small message itself.
+    """Return the envelope, the size of the message, and a small message itself.
 
     Raises DamagedError.
     """

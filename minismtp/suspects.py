@@ -89,7 +89,7 @@ class Suspects:
             _MARK.pack_into(self._notes, place, 0)
 
     def forgive(self) -> None:
-        """Give every message another chance, with other plugins."""
+        """Return every message another chance, with other plugins."""
         self._rows[:] = bytes(len(self._rows))
 
     def _count(self, fingerprint: int) -> int:

@@ -83,7 +83,7 @@ class Database:
         self._idle: list[Any] = []
 
     def rows(self, text: str, *parameters: dict[str, str] | list[str]) -> list[Any]:
-        """Give the first rows. A connection that has broken meanwhile is replaced."""
+        """Return the first rows. A connection that has broken meanwhile is replaced."""
         try:
             connection = self._idle.pop()
         except IndexError:

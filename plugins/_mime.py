@@ -35,7 +35,7 @@ def encoding_of(headers: Headers) -> str:
 
 
 def boundary_of(headers: Headers) -> bytes:
-    """Give the boundary of a multipart, b"" when there is none; raises TooMuchError."""
+    """Return the boundary of a multipart, b"" when there is none; raises TooMuchError."""
     value = _parameters(headers.get("Content-Type")).get("boundary", "").rstrip()
     try:
         headers.raw("Content-Type").decode()
@@ -48,7 +48,7 @@ def boundary_of(headers: Headers) -> bytes:
 
 
 def names_of(headers: Headers) -> list[str]:
-    """Give all that some mail program would call the file, decoded (RFC 2231, RFC 2047).
+    """Return all that some mail program would call the file, decoded (RFC 2231, RFC 2047).
 
     Raises TooMuchError.
     """

@@ -50,7 +50,7 @@ class Writer:
             raise
 
     def _group(self, device: int, box: str) -> GroupSync:
-        """Give the group of a file system: Maildirs may lie on several."""
+        """Return the group of a file system: Maildirs may lie on several."""
         group = self._groups.get(device)
         if group is None:
             group = self._groups[device] = GroupSync(box, self._state / f"sync-{device}")

@@ -165,19 +165,19 @@ class Backlog:
             ]
 
     def age(self, name: str) -> float:
-        """Give how old a message is in seconds; 0 when there is none."""
+        """Return how old a message is in seconds; 0 when there is none."""
         with self._lock:
             message = self._messages.get(name)
             return message.age + self._clock() - message.known if message else 0.0
 
     def left(self, name: str) -> float:
-        """Give the seconds until a message goes back, below 0 when it should have."""
+        """Return the seconds until a message goes back, below 0 when it should have."""
         with self._lock:
             message = self._messages.get(name)
             return message.returned_at - self._clock() if message else inf
 
     def overdue(self, seconds: float) -> list[str]:
-        """Give the messages that should have gone back so many seconds ago."""
+        """Return the messages that should have gone back so many seconds ago."""
         with self._lock:
             latest = self._clock() - seconds
             return [name for name, each in self._messages.items() if each.returned_at <= latest]

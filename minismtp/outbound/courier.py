@@ -155,7 +155,7 @@ class Courier:
     def _outcomes(
         self, standing: list[tuple[int, int]], done: Done, now: float, left: float
     ) -> list[Outcome]:
-        """Give what becomes of each recipient, by its answer and the seconds that are `left`."""
+        """Return what becomes of each recipient, by its answer and the seconds that are `left`."""
         outcomes = []
         for (number, attempts), answer in zip(standing, done.answers, strict=True):
             state, reply, when = answer.state, answer.reply, 0.0

@@ -24,7 +24,7 @@ _FRESH: Final = 50  # messages that are held open
 
 
 def work(name: str, destination: str = "") -> str:
-    """Give the key of some work upon a message for `InProgress`; "" stands for all of it."""
+    """Return the key of some work upon a message for `InProgress`; "" stands for all of it."""
     return f"{name} {destination}"
 
 

@@ -129,7 +129,7 @@ class InProgress:
         self._note(0, boot)
 
     def _left(self, path: Path, boot: str) -> set[str]:
-        """Give the keys in the file of a dead runner, and remove it."""
+        """Return the keys in the file of a dead runner, and remove it."""
         try:
             descriptor = os.open(path, _FLAGS)
         except OSError:
@@ -174,7 +174,7 @@ class InProgress:
 
 
 def _started(pid: int) -> str:
-    """Give when a process began, in ticks, for its number will be another's: see proc(5)."""
+    """Return when a process began, in ticks, for its number will be another's: see proc(5)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
