@@ -86,10 +86,10 @@ def run(
     server = _HttpServer(sock, registry, readiness, control, hosts=hosts, pulses=pulses)
     log.start()
     server.history.start()
-    start_thread("endpoint", server.serve_forever)
     pulses.beat(ENDPOINT_SLOT)
     os.write(ready, b"r")
     os.close(ready)
+    start_thread("endpoint", server.serve_forever)
     start_thread("lifeline", lambda: _watch(lifeline))
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
         stacks.dump(log)

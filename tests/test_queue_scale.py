@@ -111,6 +111,7 @@ def test_dead_domains_keep_no_mail_of_others_waiting(
     here.wait_until(lambda: "well.test" not in states(here))
     assert states(here) == dict.fromkeys(["hole.test", "tar.test", "refused.test"], MESSAGES)
     here.wait_until(lambda: here.metric("queue_messages", state="active") == 2)
+    here.wait_for_log(" delivery deferred ")
     assert here.log.count(" delivery deferred ") == 1
 
 
@@ -129,4 +130,5 @@ def test_a_destination_that_is_closed_is_the_reason_for_all_its_messages(
         return done.stdout.count("Connection refused")
 
     here.wait_until(lambda: deferred() == MESSAGES)
+    here.wait_for_log(" delivery deferred ")
     assert here.log.count(" delivery deferred ") == 1

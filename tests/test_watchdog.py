@@ -142,7 +142,9 @@ def whole(server: Running, workers: int) -> bool:
     """Whether every process runs and serves."""
     names = (("worker", workers), ("queue", 1), ("http", 1))
     running = all(len(called(server, name)) == count for name, count in names)
-    return running and server.metric("workers") == workers
+    log = server.log
+    opened = log.count(" info queue opened ") > log.count(" error outbound runner died ")
+    return running and opened and server.metric("workers") == workers
 
 
 # A process that shows no life

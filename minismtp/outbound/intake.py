@@ -33,8 +33,8 @@ class Intake:
         self._unread: set[str] = set()
         self._reported: set[str] = set()  # those of `_unread` that the log has named
 
-    def recover(self) -> None:
-        """Bring spool and schedule together after whatever has happened."""
+    def recover(self) -> int:
+        """Bring spool and schedule together after whatever has happened; return the messages."""
         custody = self._custody
         for name, whole in custody.spool.recover():
             if whole:
@@ -59,7 +59,7 @@ class Intake:
         if custody.in_progress.poison:
             custody.ledger.flush()
             custody.in_progress.forget_poison()
-        self._log.info("queue opened", messages=messages)
+        return messages
 
     def take_in(self, names: Iterable[str]) -> None:
         """Take on messages that have come into the spool; those that we have are left alone."""
