@@ -1,14 +1,19 @@
 """The addresses of a From, Sender or To field (layer 2; RFC 5322 section 3.4).
 
-For decisions about who is named: what some reader could take for another address than we do is an
-error. Linear in the length of the field.
+For decisions about who is named: what some reader could take for another address is named too, or
+is an error. Linear in the length of the field.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 from minismtp.address import Address
+
+# obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows
+_ROUTE: Final = re.compile(r"@[^:\"]*+:(?=[^@]*+@)")
 
 
 def mailboxes_of(value: str) -> list[Address]:
@@ -24,7 +29,7 @@ def mailboxes_of(value: str) -> list[Address]:
         elif piece in ",;":
             found += _mailbox(outside, inside)
             outside, inside = [], None
-        elif piece == ":":  # the name of a group
+        elif piece == ":" and "@" not in outside:  # the name of a group
             outside = []
         elif piece == "<" and inside is None:
             inside, is_open = [], True
@@ -34,19 +39,36 @@ def mailboxes_of(value: str) -> list[Address]:
             raise ValueError(f"unexpected {piece}")
         else:
             outside.append(piece)
-    if is_open:
-        raise ValueError("expected >")
     return found + _mailbox(outside, inside)
 
 
 def _mailbox(outside: list[str], inside: list[str] | None) -> list[Address]:
-    """Read one address: what stands in angle brackets, else all."""
+    """Read one address: what stands in angle brackets, and a name that is an address; else all."""
+    named = inside is None or "@" in outside
+    text = _without_blanks(outside) if named else ""
+    beside = [_address(text)] if text else []
     if inside is None:
-        text = "".join(piece for piece in outside if not piece.isspace())
-        return [Address.parse(text)] if text else []
-    if "@" in outside:
-        raise ValueError("an address beside an address")
-    return [Address.parse("".join(piece for piece in inside if not piece.isspace()))]
+        return beside
+    path = _without_blanks(inside)
+    route = _ROUTE.match(path)
+    return [*beside, _address(path[route.end() :] if route else path)]
+
+
+def _without_blanks(pieces: list[str]) -> str:
+    """Join an address; blanks may stand beside punctuation only. Raise ValueError."""
+    kept: list[str] = []
+    blank = False
+    for piece in pieces:
+        if not piece.isspace():
+            if blank and kept and not {piece, kept[-1]} & {*".@,:"}:
+                raise ValueError("a blank inside of an address")
+            kept.append(piece)
+        blank = piece.isspace()
+    return "".join(kept)
+
+
+def _address(text: str) -> Address:
+    return Address.parse(text.removesuffix("."))  # the root of the DNS
 
 
 def _pieces(value: str) -> Iterator[str]:

@@ -16,7 +16,6 @@ _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"|([^\s"]++)', re.DOTALL)
 _PAIR: Final = re.compile(
     r'(?<![\w./-])([\w./-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))', re.DOTALL
 )
-_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -50,15 +49,6 @@ def _read_result(text: str) -> AuthResult | None:
 
 def _text(quoted: str | None, plain: str | None) -> str:
     return plain or _ESCAPED.sub(r"\1", quoted or "")
-
-
-def without_texts(value: str, instead: str = "") -> str:
-    """Return a field of addresses without comments and quoted strings, which may hold anything.
-
-    `instead` takes the place of a quoted string. A quote that is never closed stands for itself.
-    """
-    # The match takes in what follows such a quote, so that it is not read again for each one.
-    return _QUOTED.sub(lambda each: instead if each[1] else each[0], without_comments(value))
 
 
 def without_comments(value: str) -> str:

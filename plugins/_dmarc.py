@@ -1,9 +1,10 @@
-"""Records of DMARC, whose From field is whose, and what is aligned (RFC 7489, RFC 9989)."""
+"""Records of DMARC, and what is aligned (RFC 7489, RFC 9989)."""
 
 import functools
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
 
@@ -11,36 +12,29 @@ from publicsuffixlist import PublicSuffixList
 
 from minismtp import Address, AuthResult, Envelope, Resolver
 
-from ._authres import without_texts
 from ._dns import Questions
 
 Policy = Literal["none", "quarantine", "reject"]
 
 POLICIES: Final[tuple[Policy, ...]] = ("none", "quarantine", "reject")
-_RECORD: Final = re.compile(r"v\s*=\s*DMARC1\s*(?:;|$)")
-_NAME: Final = re.compile(r"[a-z0-9_.-]+")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_ANGLE: Final = re.compile(r"<([^<>]*+)>")
-_BETWEEN: Final = re.compile("[,;:]")
+# dmarc-version = "v" *WSP "=" *WSP %x44.4d.41.52.43.31 (RFC 7489 section 6.4)
+_RECORD: Final = re.compile(r"[vV]\s*+=\s*+DMARC1\s*+(?:;|$)")
+_ALMOST: Final = re.compile(r"v?\s*+=?\s*+DMARC1", re.IGNORECASE)
+# dmarc-uri = URI [ "!" 1*DIGIT [ "k" / "m" / "g" / "t" ] ]
+_URI: Final = re.compile(r"[a-z][a-z0-9+.-]*+:[^\s,!]++(?:![0-9]++[kmgt]?)?")
 _PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 
 
-def from_domains(value: str) -> Iterator[str]:
-    """Give the domain of each address in a From field, with A-labels; "" for what has none.
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a domain has published: the `tags`, None without a record that counts, and why so.
 
-    Names and comments do not count, whatever stands in them; they may hold addresses. What readers
-    take for different addresses has no domain: two "@", a route, a control character anywhere.
+    Where there are `several`, that is the end, and the organization is not asked.
     """
-    if _CONTROL.search(value):
-        yield ""
-    bare = without_texts(value, '""')
-    addresses = _ANGLE.findall(bare)
-    pieces = _BETWEEN.split(_ANGLE.sub("<", bare))
-    addresses += [piece for piece in pieces if "@" in piece and "<" not in piece]
-    for address in addresses:
-        local, _, text = address.partition("@")
-        domain = Address("", text.strip(" \t").removesuffix(".")).ascii_domain
-        yield domain if local.strip(" \t") and _NAME.fullmatch(domain) else ""
+
+    tags: Mapping[str, str] | None
+    reason: str = ""
+    several: bool = False
 
 
 @functools.cache
@@ -60,12 +54,18 @@ class Names:
         """Give the organizational domain (RFC 7489 section 3.2)."""
         return self._suffixes.privatesuffix(domain) or domain
 
-    def record(self, domain: str) -> Mapping[str, str] | None:
-        """Give the tags of a domain's own record; more than one is none (section 6.6.3)."""
+    def record(self, domain: str) -> Record:
+        """Return a domain's own record; several count as none (RFC 7489 section 6.6.3)."""
         found = self._questions.lookup(f"_dmarc.{domain}", "TXT")
         texts = [b"".join(each.strings).decode("latin-1").strip() for each in found.records]
         records = [text for text in texts if _RECORD.match(text)]
-        return _tags(records[0]) if len(records) == 1 else None
+        if len(records) == 1:
+            return Record(_tags(records[0]))
+        if records:
+            return Record(None, f"{domain} has {len(records)} records", several=True)
+        if any(map(_ALMOST.match, texts)):
+            return Record(None, f"the record of {domain} does not begin with v=DMARC1;")
+        return Record(None)
 
     def exists(self, domain: str) -> bool:
         """Whether there is such a name, with records of any type."""
@@ -73,21 +73,37 @@ class Names:
 
 
 def _tags(record: str) -> dict[str, str]:
-    pairs = (spec.partition("=") for spec in record.split(";"))
-    return {name.strip().lower(): value.strip().lower() for name, _, value in pairs}
+    """Read a record. A tag with two different values has none: which of them counts is unknown."""
+    tags: dict[str, str] = {}
+    for spec in record.split(";"):
+        name, _, value = spec.partition("=")
+        name, value = name.strip().lower(), value.strip().lower()
+        if name == "rua" and tags.get(name):  # one more place for reports
+            value = f"{tags[name]},{value}"
+        elif tags.get(name, value) != value:
+            value = ""
+        tags[name] = value
+    return tags
 
 
 def policy_of(tags: Mapping[str, str], names: Names, subdomain: str) -> Policy | None:
-    """Give the policy for the domain itself, or for a subdomain that has no record of its own."""
-    wanted = tags.get("p")
+    """Return the policy for the domain itself, or for a subdomain without a record of its own.
+
+    A record whose p, sp or np is not valid asks for nothing but reports, and where it names nobody
+    to send these to, there is no policy: None (RFC 7489 section 6.6.3; RFC 9989 for np).
+    """
+    wanted = tags.get("p", "")
+    if not {wanted, tags.get("sp", "none"), tags.get("np", "none")} <= {*POLICIES}:
+        return "none" if any(map(_is_uri, tags.get("rua", "").split(","))) else None
     if subdomain:
         wanted = tags.get("sp", wanted)
         if "np" in tags and not names.exists(subdomain):
             wanted = tags["np"]
-    for policy in POLICIES:
-        if policy == wanted:
-            return policy
-    return "none" if "rua" in tags else None  # RFC 7489 section 6.6.3
+    return next(each for each in POLICIES if each == wanted)
+
+
+def _is_uri(text: str) -> bool:
+    return _URI.fullmatch(text.strip()) is not None
 
 
 def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:

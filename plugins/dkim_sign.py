@@ -8,7 +8,6 @@ by dkimpy in the tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
 import logging
 import re
 from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -28,14 +27,12 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._authres import without_texts
 from ._canonical import body_hash, folded_names, folded_signature, relaxed_field
+from ._from import TooManyDomainsError, domains_of
 from ._signing import SHORT, PrivateKey, fields_to_sign, load_key, names_to_sign, signature_of
 
 _log = logging.getLogger(__name__)
-_LONGEST_FROM = 2000  # characters; a longer one gets no signature
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
-_DOMAIN = re.compile(r"<[^<>@]*@([^<>@\s]+)\s*>|@([^<>@\s,;]+)")
 
 
 @plugin
@@ -111,16 +108,20 @@ class DkimSign:
         address = ip_address(envelope.peer)
         return any(address in network for network in self.networks)
 
-    def _signers_of(self, message: Message) -> Sequence["_Signer"]:
+    def _signers_of(self, message: Message) -> list["_Signer"]:
+        """Return those of each domain in the From field, as `dmarc` reads it; none for several."""
         senders = message.headers.get_all("From")
-        if len(senders) != 1:
+        try:
+            domains = domains_of(senders) if len(senders) == 1 else []
+        except TooManyDomainsError:
             return []
-        domain = from_domain(senders[0])
-        while domain:
-            if domain in self._signers:
-                return self._signers[domain]
+        own = dict.fromkeys(filter(None, map(self._signing_domain, domains)))
+        return [signer for domain in own for signer in self._signers[domain]]
+
+    def _signing_domain(self, domain: str) -> str:
+        while domain and domain not in self._signers:
             domain = domain.partition(".")[2]
-        return []
+        return domain
 
     def _signer(self, domain: str, selector: str) -> "_Signer":
         path = Path(str(self.keys).format(domain=domain, selector=selector))
@@ -148,11 +149,3 @@ class _Signer:
         )
         field = relaxed_field(b"DKIM-Signature: " + unsigned.encode()).removesuffix(b"\r\n")
         return unsigned + folded_signature(signature_of(self.key, fields + field))
-
-
-def from_domain(value: str) -> str:
-    """Give the domain of the first address in a From field with A-labels, "" when there is none."""
-    if len(value) > _LONGEST_FROM:
-        return ""
-    match = _DOMAIN.search(without_texts(value))
-    return Address("", match[1] or match[2]).ascii_domain if match else ""

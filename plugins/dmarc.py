@@ -31,17 +31,15 @@ from ._dmarc import (
     POLICIES,
     Names,
     Policy,
-    from_domains,
     is_aligned,
     policy_of,
     public_suffixes,
     sampled,
 )
 from ._dns import address_to_check, can_be_asked, local_networks
+from ._from import TooManyDomainsError, domains_of
 from .arc import ARC
 
-_ADDRESSES: Final = 1000  # in one From field, names that look like some included
-_DOMAINS: Final = 5
 _RANKS: Final = {"pass": 0, "none": 1, "permerror": 2, "fail": 3, "temperror": 4}
 
 
@@ -72,8 +70,10 @@ class Dmarc:
     mail waits. A message passes if one of them is pass for the domain itself, or, unless the domain
     asks for more, for another of the same organization. With `action` "enforce", mail that fails is
     refused with 550 5.7.1 or put into quarantine, as the domain asks; "report_only" notes what
-    would have been done. Messages without a From field, with several, or without an address in it
-    have no domain to ask, and are refused; of several addresses each one's domain has to pass.
+    would have been done. A message whose From field has no domain, such as MAILER-DAEMON, has no
+    policy either, and passes. Of several domains each has to pass: those of several addresses or
+    fields, and all that some mail program would show for a field that is broken. More than 16 are
+    refused.
 
     Lists and forwarders change messages, and break what domains have signed. `trusted_sealers` are
     domains (those of their ARC seals) that are believed when they have found a message good before:
@@ -122,17 +122,13 @@ class Dmarc:
             message.quarantine(f"dmarc: {found.reason}")
 
     def _worst(self, envelope: Envelope, headers: Headers) -> DmarcResult:
-        fields = headers.get_all("From")
-        domains: dict[str, None] = {}
-        if len(fields) == 1 and fields[0].count("@") <= _ADDRESSES:
-            for domain in from_domains(fields[0]):
-                domains[domain] = None
-                if not domain or len(domains) > _DOMAINS:
-                    break
-        if not (0 < len(domains) <= _DOMAINS and all(map(can_be_asked, domains))):
-            # RFC 7489 section 6.6.1
-            reason = "expected one From field with an address"
-            return DmarcResult("permerror", disposition="reject", reason=reason)
+        """Judge the domains of all From fields; RFC 7489 section 6.6.1 leaves open which counts."""
+        try:
+            domains = [each for each in domains_of(headers.get_all("From")) if can_be_asked(each)]
+        except TooManyDomainsError as error:
+            return DmarcResult("permerror", disposition="reject", reason=str(error))
+        if not domains:
+            return DmarcResult("permerror", reason="no From field has a domain")
         names = Names(self._resolver, self._suffixes, self.patience)
         found = [self._forgiven(_judged(domain, envelope, names), envelope) for domain in domains]
         return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
@@ -163,18 +159,20 @@ def _judged(domain: str, envelope: Envelope, names: Names) -> DmarcResult:
             f"there is no result of {min(missing)}: it has to be checked before DMARC"
         )
     try:
-        tags = names.record(domain)
+        record = names.record(domain)
         organization = names.organization(domain)
-        inherited = tags is None and organization != domain
-        if inherited:
-            tags = names.record(organization)
+        inherited = record.tags is None and not record.several and organization != domain
+        found = names.record(organization) if inherited else record
+        tags = found.tags
         if tags is None:
-            return DmarcResult("none", domain, reason="the domain has no policy")
+            return DmarcResult(
+                "none", domain, reason=found.reason or record.reason or "the domain has no policy"
+            )
         policy = policy_of(tags, names, domain if inherited else "")
     except UnansweredError as error:
         return DmarcResult("temperror", domain, reason=str(error))
     if policy is None:
-        return DmarcResult("permerror", domain, reason="the policy of the domain cannot be read")
+        return DmarcResult("permerror", domain, reason="the policy in its record is not valid")
     aligned = {each.result for each in results if is_aligned(each, domain, tags, envelope, names)}
     if "pass" in aligned:
         return DmarcResult("pass", domain, policy)

@@ -28,6 +28,14 @@ from minismtp.address_list import mailboxes_of
         ),
         ("group: a@x.example, <b@y.example>;", ["a@x.example", "b@y.example"]),
         ("nobody:;", []),
+        ("alice@example.org <alice@example.org>", ["alice@example.org"] * 2),
+        ("a@x.example <b@y.example>", ["a@x.example", "b@y.example"]),
+        ("<b@y.example> a@x.example", ["a@x.example", "b@y.example"]),
+        ("<@x.example:b@y.example>", ["b@y.example"]),
+        ("< @x.example,\t@z.example : b@y.example >", ["b@y.example"]),
+        ("Alice <alice@example.org", ["alice@example.org"]),
+        ("alice@example.org.", ["alice@example.org"]),
+        ("Alice <alice@example.org.>", ["alice@example.org"]),
         ("", []),
     ],
 )
@@ -38,10 +46,10 @@ def test_addresses_of_a_field(value: str, addresses: list[str]) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *("alice", "alice@", "@example.org", "Alice <alice>", "<>", "<alice@example.org"),
+        *("alice", "alice@", "@example.org", "Alice <alice>", "<>", "@x.example:b@y.example"),
         *("alice@example.org>", "a@x.example b@y.example", "<a@x.example> <b@y.example>"),
-        *("a@x.example <b@y.example>", "<a@x.example> b@y.example", "<<a@x.example>>"),
-        *("<@x.example:b@y.example>", "a@b@c.example", "a@x.example)", "(a@x.example"),
+        *("a@x.example z <b@y.example>", "<@x.example>", "<<a@x.example>>"),
+        *("<@x.example:@b@y.example>", "a@b@c.example", "a@x.example)", "(a@x.example"),
         *('"a@x.example', '"a" b@x.example', "<a@x.example, b@y.example>", "a@x.example\\"),
         *("=?utf-8?q?=40?= x", "a@x.example\0"),
     ],

@@ -21,9 +21,9 @@ from minismtp_plugins import (
     _dkim,
     _dkim_key,
     _dmarc,
+    _from,
     _milter,
     _mime,
-    dkim_sign,
     dkim_verify,
 )
 from pumps import grows_too_fast
@@ -41,6 +41,7 @@ from minismtp import (
     quoted,
 )
 from minismtp.address import Address, to_ascii
+from minismtp.address_list import mailboxes_of
 from minismtp.dsn import Report, notification
 from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
@@ -174,8 +175,8 @@ def _notification(text: str) -> object:
 _OFFER: Final = struct.pack(">III", 6, 0, 0)
 
 PARSERS: Final[dict[str, Parser]] = {
-    "addresses of From": lambda text: list(_dmarc.from_domains(text)),
-    "domain of From": dkim_sign.from_domain,
+    "domains of From": lambda text: _from.domains_of([text]),
+    "addresses of From": mailboxes_of,
     "Authentication-Results": _authres.read,
     "Authentication-Results, written": _written,
     "tags": _dkim.read_tags,

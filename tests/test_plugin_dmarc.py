@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +10,6 @@ import pytest
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minismtp_plugins import dmarc
-from minismtp_plugins._dmarc import from_domains
 from minismtp_plugins.dmarc import DMARC, Dmarc, DmarcResult
 from zones import DictionaryResolver
 
@@ -155,7 +152,18 @@ def test_neighbours_below_a_public_suffix_are_strangers() -> None:
         ({"_dmarc.example.org": ["v=DMARC1;p=quarantine;"]}, "a@example.org", "quarantine"),
         ({"_dmarc.example.org": ["v = DMARC1 ; P = Reject ; x"]}, "a@example.org", "reject"),
         ({"_dmarc.example.org": ["v=DMARC1; p=none"]}, "a@example.org", "none"),
+        ({"_dmarc.example.org": ["V=DMARC1;\tp\t=\treject\t"]}, "a@example.org", "reject"),
+        ({"_dmarc.example.org": [" v=DMARC1; p=reject; p=reject "]}, "a@example.org", "reject"),
+        ({"_dmarc.example.org": ["v=DMARC1; p=reject; rua=x; rua=y"]}, "a@example.org", "reject"),
+        ({"_dmarc.example.org": ["v=DMARC1; p=reject; adkim=x; aspf="]}, "a@example.org", "reject"),
+        ({"_dmarc.example.org": ["v=DMARC1; p=reject; sp=QUARANTINE"]}, AT_B, "quarantine"),
         ({"_dmarc.example.org": ["v=DMARC1; p=what; rua=mailto:a@b"]}, "a@example.org", "none"),
+        ({"_dmarc.example.org": ["v=DMARC1; rua=mailto:a@b!10m"]}, "a@example.org", "none"),
+        ({"_dmarc.example.org": ["v=DMARC1; p=; rua=x, mailto:a@b"]}, "a@example.org", "none"),
+        ({"_dmarc.example.org": [f"{RECORD}; sp=x; rua=mailto:a@b"]}, "a@example.org", "none"),
+        ({"_dmarc.example.org": [f"{RECORD}; sp=x; rua=mailto:a@b"]}, AT_B, "none"),
+        ({"_dmarc.example.org": [f"{RECORD}; np=x; rua=mailto:a@b"]}, "a@example.org", "none"),
+        ({"_dmarc.example.org": [f"{RECORD}; p=none; rua=mailto:a@b"]}, "a@example.org", "none"),
         ({"_dmarc.example.org": ["v=DMARC1; sp=none; p=reject"]}, "a@example.org", "reject"),
         ({"_dmarc.example.org": ["v=DMARC1; sp=none; p=reject"]}, "a@b.example.org", "none"),
         ({"_dmarc.example.org": [RECORD]}, "a@a.b.example.org", "reject"),
@@ -179,26 +187,53 @@ def test_policy_is_that_of_the_domain_or_its_organization(
     assert (checks.quarantined is not None) is (disposition == "quarantine")
 
 
+ALMOST = "the record of example.org does not begin with v=DMARC1;"
+
+
 @pytest.mark.parametrize(
-    "records",
+    ("records", "reason"),
     [
-        {},
-        {"_dmarc.example.org": [RECORD, RECORD]},
-        {"_dmarc.example.org": ["v=DMARC12; p=reject"]},
-        {"_dmarc.org": [RECORD]},
+        ({}, "the domain has no policy"),
+        ({"_dmarc.example.org": ["something else"]}, "the domain has no policy"),
+        ({"_dmarc.org": [RECORD]}, "the domain has no policy"),
+        ({"_dmarc.example.org": [RECORD, RECORD]}, "example.org has 2 records"),
+        ({"_dmarc.example.org": ["v=DMARC12; p=reject"]}, ALMOST),
+        ({"_dmarc.example.org": ["v=dmarc1; p=reject"]}, ALMOST),
+        ({"_dmarc.example.org": ["v=DMARC1 p=reject"]}, ALMOST),
+        ({"_dmarc.example.org": ["DMARC1; p=reject"]}, ALMOST),
     ],
-    ids=["no name", "two records", "other version", "public suffix"],
 )
-def test_domain_without_a_record_has_no_policy(records: Records) -> None:
+def test_domain_without_a_record_has_no_policy(records: Records, reason: str) -> None:
+    """RFC 7489 section 6.6.3."""
     reply, checks = judged(records)
     assert reply.startswith("250 ")
-    assert checks.found == ['dmarc=none reason="the domain has no policy" header.from=example.org']
+    assert checks.found == [f'dmarc=none reason="{reason}" header.from=example.org']
 
 
-def test_record_without_a_policy_is_an_error_that_refuses_nothing() -> None:
-    reply, checks = judged("v=DMARC1; p=refuse")
+def test_of_several_records_none_counts_nor_that_of_the_organization() -> None:
+    """RFC 7489 section 6.6.3, step 5."""
+    records: Records = {"_dmarc.b.example.org": [RECORD, NONE], "_dmarc.example.org": [RECORD]}
+    reply, checks = judged(records, sender=AT_B)
     assert reply.startswith("250 ")
-    assert checks.found[0].startswith("dmarc=permerror ")
+    assert checks.found == [
+        'dmarc=none reason="b.example.org has 2 records" header.from=b.example.org'
+    ]
+
+
+def test_true_reason_is_told_where_the_organization_has_none() -> None:
+    _, checks = judged({"_dmarc.b.example.org": ["v=dmarc1; p=reject"]}, sender=AT_B)
+    assert "the record of b.example.org does not begin with v=DMARC1;" in checks.found[0]
+
+
+@pytest.mark.parametrize(
+    "rest", ["p=refuse", "", "p=none; p=reject", "p=reject; sp=x", "p=x; rua=", "rua=a@b"]
+)
+def test_record_without_a_policy_is_an_error_that_refuses_nothing(rest: str) -> None:
+    """RFC 7489 section 6.6.3, step 6."""
+    reply, checks = judged(f"v=DMARC1; {rest}")
+    assert reply.startswith("250 ")
+    reason = "the policy in its record is not valid"
+    assert checks.found == [f'dmarc=permerror reason="{reason}" header.from=example.org']
 
 
 @pytest.mark.parametrize(
@@ -237,82 +272,58 @@ def test_with_report_only_nothing_is_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "domains"),
+    "header",
     [
-        ("a@example.org", ["example.org"]),
-        ("Alice <a@Example.org>", ["example.org"]),
-        ('"b@example.com" <a@example.org>', ["example.org"]),
-        ('"x" (b@example.com (c@d)) <a@example.org>', ["example.org"]),
-        ("b@example.com <a@example.org>", ["example.org"]),
-        ("<b@example.com> <a@example.org>", ["example.com", "example.org"]),
-        ("A <a@example.org>, b@example.com", ["example.org", "example.com"]),
-        ('"a, <b@c>" <a@example.org>', ["example.org"]),
-        ("Group: a@example.org, B <b@example.com>;", ["example.com", "example.org"]),
-        ("<@relay.example,@x:a@example.org>", [""]),
-        ("<@relay.example:a@example.org>", [""]),
-        ("@relay.example:a@example.org", ["", "example.org"]),
-        ("a@bank.example@example.org", [""]),
-        ("A <a@bank.example@example.org>", [""]),
-        ("a@example.org@bank.example, b@example.com", ["", "example.com"]),
-        ("<a @ bank.example @ example.org>", [""]),
-        ('<"a@b"@example.org>', ["example.org"]),
-        ('"a, @b" <a@example.org>', ["example.org"]),
-        ('<"a"@"b"@example.org>', [""]),
-        ('<a@"example.org">', [""]),
-        ("<@example.org>", [""]),
-        ("<example.org>", [""]),
-        ("a@example.org\0", ["", ""]),
-        ("x\0 <a@example.org>", ["", "example.org"]),
-        ("<a\0@bank.example> <b@example.org>", ["", "bank.example", "example.org"]),
-        ("<a@example.org\x0b>", ["", ""]),
-        ("<a@example.org\x1c>", ["", ""]),
-        ("<a@example.org\xa0>", [""]),
-        ("<a@\texample.org >", ["example.org"]),
-        ('"a b"@example.org', ["example.org"]),
-        ("a@example.org.", ["example.org"]),
-        ("a@b\u00fccher.example", ["xn--bcher-kva.example"]),
-        ("a@example.org example.com", [""]),
-        ("a@", [""]),
-        ("<>", [""]),
-        ("undisclosed:;", []),
-        ("=?utf-8?q?a=40b?=", []),
+        "",
+        "From: undisclosed:;\n",
+        "From: MAILER-DAEMON\n",
+        "From: Mail Delivery System <MAILER-DAEMON>\n",
+        "From: <>\n",
+        "From:\n",
+        "From: a@[192.0.2.1\n",
+        f"From: a@{'x' * 64}.example.org\n",
     ],
+    ids=["no field", "no address", "bare", "name", "null", "empty", "literal", "label"],
 )
-def test_domains_are_those_of_the_addresses(value: str, domains: list[str]) -> None:
-    assert sorted(from_domains(value)) == sorted(domains)
+def test_message_without_a_domain_to_ask_has_no_policy(header: str) -> None:
+    """RFC 7489 section 6.6.1 leaves that open; no domain asks for a refusal."""
+    reply, checks = judged(RECORD, header=header)
+    assert reply.startswith("250 ")
+    assert checks.found == ['dmarc=permerror reason="no From field has a domain"']
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        "",
         "From: alice@example.net\nFrom: alice@example.org\n",
-        "From: undisclosed:;\n",
-        "From: a@b..c\n",
-        "From: a@bank.example@example.org\n",
-        "From: <@example.org:a@bank.example>\n",
+        "From: a@example.org@example.net\n",
+        "From: <@example.net:a@example.org>\n",
         "From: a\0 <a@example.org>\n",
-        "From: a@[192.0.2.1\n",
-        "From: " + ",\n ".join(f"a@x{number}.example" for number in range(6)) + "\n",
-        "From: " + ",\n ".join(["alice@example.org"] * 1001) + "\n",
+        "From: Alice <a@example.org\n",
+        "From: (Alice <a@example.org>\n",
+        "From: "
+        + ",\n ".join(f"a@x{number}.example" for number in range(15))
+        + ", a@example.org\n",
     ],
-    ids=[
-        "none",
-        "two",
-        "no address",
-        "no name",
-        "two @",
-        "route",
-        "NUL",
-        "literal",
-        "domains",
-        "addresses",
+    ids=["two fields", "two @", "route", "NUL", "bracket", "comment", "domains"],
+)
+def test_broken_from_field_is_judged_by_all_domains_that_it_shows(header: str) -> None:
+    assert judged(RECORD, header=header)[0] == REFUSED
+    assert judged(NONE, header=header)[0].startswith("250 ")
+    assert judged(RECORD, *NOTHING, dkim("example.org"), header=header)[0].startswith("250 ")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "text"),
+    [
+        ([f"a@x{number}.example" for number in range(17)], "From has more than 16 domains"),
+        (["a@example.net"] * 1001, "From has more than 1000 addresses"),
     ],
 )
-def test_message_without_a_domain_to_ask_is_refused(header: str) -> None:
-    """RFC 7489 section 6.6.1."""
-    reply, _ = judged(RECORD, header=header)
-    assert reply == "550 5.7.1 expected one From field with an address (DMARC)"
+def test_more_domains_than_anybody_sends_for_are_refused(addresses: list[str], text: str) -> None:
+    value = ",\n ".join(addresses)
+    reply, _ = judged(RECORD, header=f"From: {value}\n")
+    assert reply == f"550 5.7.1 {text} (DMARC)"
 
 
 def test_each_of_several_domains_has_to_pass() -> None:
@@ -323,12 +334,6 @@ def test_each_of_several_domains_has_to_pass() -> None:
     assert reply.startswith("250 ")
     assert checks.result is not None
     assert checks.result.result == "none"  # of example.net
-
-
-@pytest.mark.parametrize("unit", ["(", '"', "<", "a@b,", ":;", " ", "\\", "<a@b>", '"a"'])
-def test_field_made_to_be_slow_takes_linear_time(unit: str) -> None:
-    """Every quadratic way would need hours."""
-    assert len(list(from_domains(unit * 300_000))) <= 300_000
 
 
 @settings(max_examples=examples(50))
@@ -418,20 +423,3 @@ def test_fault_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as fault:
         build(Dmarc, {"patience": "0s"}, file="c.toml", key="plugins[0]", base=tmp_path)
     assert "patience: expected more than nothing" in str(fault.value)
-
-
-def test_from_of_many_domains_is_read_no_further_than_needed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    read: list[str] = []
-
-    def watched(value: str) -> Iterator[str]:
-        for domain in from_domains(value):
-            read.append(domain)
-            yield domain
-
-    monkeypatch.setattr(dmarc, "from_domains", watched)
-    for domains in ([f"d{number}.example" for number in range(20)], [".", *["a.example"] * 20]):
-        reply, _ = judged(None, sender=", ".join(f"a@{domain}" for domain in domains))
-        assert reply.startswith("550 5.7.1 expected one From field with an address")
-    assert read == [*(f"d{number}.example" for number in range(6)), ""]

@@ -146,7 +146,7 @@ def spf_check(data: bytes) -> None:
 def dmarc_record(data: bytes) -> None:
     names = Names(Zone(*data.split(b"\n", 9)), public_suffixes(), timedelta(days=1))
     domain = "a.example.org"
-    tags = names.record(domain) or {}
+    tags = names.record(domain).tags or {}
     if policy := policy_of(tags, names, domain):
         sampled(policy, tags)
     result = AuthResult("dkim", "pass", properties={"header.d": text_of(data[:300])})
