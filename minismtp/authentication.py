@@ -67,8 +67,9 @@ class Authentication:
         return self.respond(b"" if command.initial == b"=" else command.initial)
 
     def respond(self, line: bytes) -> Reply:
-        """Answer a line of the exchange."""
+        """Answer a line of the exchange; blanks around it count for nothing."""
         exchange = self._exchange
+        line = line.strip(b" \t")
         if exchange is None:
             return replies.AUTH_CANCELLED
         if line == b"*":

@@ -864,6 +864,49 @@ GOOD = b"AUTH PLAIN " + b64("\0alice\0secret") + b"\r\n"
             ["334", "334", "235 2.7.0"],
             id="login",
         ),
+        # What clients send beside the grammar: blanks around words and responses.
+        pytest.param(
+            b"auth   plain   " + b64("\0alice\0secret") + b"  \r\n", ["235 2.7.0"], id="blanks"
+        ),
+        pytest.param(
+            b"AUTH PLAIN \r\n " + b64("\0alice\0secret") + b" \t\r\n",
+            ["334", "235 2.7.0"],
+            id="blanks-around-a-response",
+        ),
+        pytest.param(
+            b"AUTH login " + b64("alice") + b" \r\n" + b64("secret") + b" \r\n",
+            ["334", "235 2.7.0"],
+            id="login-with-initial-response",
+        ),
+        pytest.param(
+            b"AUTH LOGIN\r\n" + b64("alice") + b" \r\n" + b64("secret") + b"\t\r\n",
+            ["334", "334", "235 2.7.0"],
+            id="blanks-behind-responses",
+        ),
+        pytest.param(
+            b"AUTH LOGIN =\r\n" + b64("secret") + b"\r\n" + NOOP,
+            ["334", "535 5.7.8", OK],
+            id="login-without-a-name",
+        ),
+        pytest.param(
+            b"AUTH PLAIN\r\n *  \r\n" + NOOP, ["334", "501 5.7.0", OK], id="cancelled-with-blanks"
+        ),
+        pytest.param(
+            b"AUTH PLAIN * \r\n" + NOOP, ["501 5.7.0", OK], id="cancelled-where-it-begins"
+        ),
+        pytest.param(
+            b"AUTH PLAIN\r\n\r\n" + NOOP, ["334", "535 5.7.8", OK], id="response-of-nothing"
+        ),
+        pytest.param(
+            b"AUTH PLAIN\r\n" + b64("\0alice\0secret")[:8] + b" AAAA\r\n" + NOOP,
+            ["334", "501 5.5.2", OK],
+            id="blank-within-a-response",
+        ),
+        pytest.param(
+            b"AUTH PLAIN\r\n" + b64("\0alice\0secret") + b"\r\r\n" + NOOP,
+            ["334", "501 5.5.2", OK],
+            id="bare-cr-in-a-response",
+        ),
         pytest.param(GOOD * 2, ["235 2.7.0", "503 5.5.1"], id="once-in-a-session"),
         pytest.param(b"AUTH PLAIN\r\n*\r\n" + NOOP, ["334", "501 5.7.0", OK], id="cancelled"),
         pytest.param(b"AUTH PLAIN\r\n!\r\n" + NOOP, ["334", "501 5.5.2", OK], id="no-base64"),

@@ -145,6 +145,51 @@ def test_honest_client_with_one_bad_address_in_each_message_sends_all_at_once() 
             assert dialogue.send(line)[0] in "23"
 
 
+MISTAKES: Final = (
+    "RCPT TO:<unknown@nowhere.example>",
+    "RCPT TO:<bad@@example.org>",
+    "RCPT TO:<@example.org>",
+    "RCPT TO:<bad@>",
+    "RCPT TO:<bad@exa mple.org>",
+    "RCPT TO:<bad@example.org",
+    "RCPT TO:<>",
+    "RCPT TO:",
+    "RCPT TO",
+    "RCPT <bad@example.org>",
+    "RCPT TO:<bad@-example-.org>",
+    "RCPT TO:<bad@example..org>",
+    "RCPT TO:<bad(comment)@example.org>",
+    "RCPT TO:<b\u00e4d@example.org>",
+    "RCPT TO:<bad\x01@example.org>",
+    f"RCPT TO:<{'b' * 400}@example.org>",
+    f"RCPT TO:<bad@{'e' * 300}.org>",
+    f"RCPT TO:<bad@example.org> {'x' * 2000}",
+    "RCPT TO:<bad@[300.1.1.1]>",
+    "RCPT TO:<bad@[IPv6:::::]>",
+    "RCPT TO:<bad@example.org> NOTIFY=PERHAPS",
+    "RCPT TO:<bad@example.org> ORCPT=x",
+    "RCPT TO:<bad@example.org> COLOUR=RED",
+    'RCPT TO:<"bad@example.org>',
+    "RCPT TO:Bad Name <bad@example.org>",
+)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same-mistake", "different-mistakes"])
+def test_sender_with_one_bad_address_in_each_of_25_messages_sends_all(
+    launch: Launch, *, same: bool
+) -> None:
+    with launch() as server, server.connect() as client:
+        client.greet()
+        for mistake in MISTAKES:
+            assert client.command("MAIL FROM:<a@client.example>").startswith("250")
+            assert not client.command(MISTAKES[1] if same else mistake).startswith("421")
+            assert client.command("RCPT TO:<user@example.org>").startswith("250")
+            assert client.command("DATA").startswith("354")
+            assert client.command("\r\nhi\r\n.").startswith("250")
+        assert client.command("QUIT").startswith("221")
+        assert len(server.mail("user")) == len(MISTAKES) == 25
+
+
 def test_mail_server_of_ours_hands_over_what_it_has() -> None:
     dialogue = Dialogue(Picky(), Mailroom(), kind="lmtp")
     dialogue.send("LHLO client.example")

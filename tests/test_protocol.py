@@ -516,7 +516,9 @@ UNREADABLE_CHUNKS = [
     ),
     *(b" BDAT 1", b"\tBDAT 1 LAST", b"BDAT 1\0", b"BDAT 1\nLAST", b"BDAT 1\x7f", b"BDAT \xff"),
     *(b"BDAT " + b"9" * 21, b"BDAT 1" + b" " * 512 + b"LAST", b"BDAT " + b"1" * LONGEST_LINE),
-    *("BDAT ٣".encode(), b"BDAT-1", b"BDAT\0 1"),
+    *("BDAT ٣".encode(), b"BDAT-1", b"BDAT\0 1", b"BDAT=5", b"BDAT:5", b"BDATA 5", b"BDAT <5>"),
+    *(b"BDAT 5;LAST", b"BDAT 5 LAST=1", b"BDAT LAST", b"BDAT LAST 5", b"BDAT 5 SIZE=5", b"BDAT\r5"),
+    *(b"BDAT 5\r", b"BDAT 5 LAST\x1b[A", b"BDAT\xc2\xa05", b"BDAT 5\xe2\x80\xa8", b"BDAT 5 \x85"),
 ]
 
 
@@ -532,13 +534,23 @@ def test_chunk_that_cannot_be_read_ends_the_session(line: bytes, lmtp: bool, cut
         assert protocol.state is State.CLOSED
 
 
-@pytest.mark.parametrize("line", [b"BDAT 5", b"BDAT 5 LAST", b"BDAT x", b"bdat 1 FIRST"])
-def test_chunk_instead_of_a_response_ends_the_session(line: bytes) -> None:
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize(
+    "line",
+    # a `BDAT1` may be base64
+    [b"BDAT 5", b"BDAT 5 LAST", *(line for line in UNREADABLE_CHUNKS if len(line.strip()) > 5)],
+    ids=lambda line: repr(line[:30]),
+)
+def test_chunk_instead_of_a_response_ends_the_session(line: bytes, cut: int) -> None:
     protocol = brought_to(State.AUTH)
-    assert len(say(protocol, line + b"\r\nNOOP\r\n", {"RESPONSE": 501})) == 1
+    assert len(say(protocol, line + b"\r\nNOOP\r\n", {"RESPONSE": 501}, cut=cut)) == 1
     assert protocol.state is State.CLOSED
+
+
+@pytest.mark.parametrize("line", [b"BDATBDAT", b"BDATBDAT ", b"bdatQQ=="])
+def test_response_that_begins_like_a_chunk_is_one(line: bytes) -> None:
     protocol = brought_to(State.AUTH)
-    assert len(say(protocol, b"BDATBDAT\r\nNOOP\r\n", {"RESPONSE": 535})) == 2
+    assert len(say(protocol, line + b"\r\nNOOP\r\n", {"RESPONSE": 535})) == 2
 
 
 def test_reply_to_a_refused_chunk_waits_for_its_octets() -> None:

@@ -17,6 +17,7 @@ consumed whatever the answer will be (RFC 3030 section 2).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, TypeAlias
@@ -102,6 +103,7 @@ _SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO")
 _SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
 _BDAT: Final = b"BDAT"
+_BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _VERB_ROOM: Final = 16  # octets kept of a line that is too long to keep: its verb is among them
 
 
@@ -334,10 +336,10 @@ class Protocol:
 
     def _next_response(self, line: bytes) -> Event:
         self._verb = "RESPONSE"
+        self._lost = _is_chunk(line) and not _BASE64.fullmatch(line.strip(b" \t"))
         if len(line) + 2 > LONGEST_LINE:
             # RFC 4954 section 4: 500 5.5.6 and the exchange has failed.
             return Refused("AUTH", Reply(500, "authentication line too long", "5.5.6"))
-        self._lost = _is_chunk(line) and b" " in line  # which no base64 has
         return SaslResponse(line)
 
     def _begin_chunk(self, command: Bdat) -> Event:
