@@ -181,7 +181,7 @@ class WatchedFiles(Generic[T]):
         self._warned, self._problem = warning, problem
 
     def _look(self) -> list[tuple[int, ...] | None]:
-        return [_stamp(path) for path in self._paths]
+        return [stamp(path) for path in self._paths]
 
 
 _watched: weakref.WeakSet[WatchedFiles[Any]] = weakref.WeakSet()
@@ -192,8 +192,11 @@ def unusable_files() -> int:
     return sum(bool(each.problem) for each in list(_watched))
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Give what differs after any change; ctime also moves on chmod, which may repair a file."""
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what differs after any change of a file, also of its mode, owner or access list.
+
+    Those move ctime, and may let us read what we could not. None while the file cannot be reached.
+    """
     try:
         status = path.stat()
     except OSError:

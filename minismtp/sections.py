@@ -158,8 +158,9 @@ class SniCertificate:
 class TlsConfig:
     """The certificate of the server, and what TLS is spoken.
 
-    The files are looked at again within a second of a handshake. New ones that do not load leave
-    the old ones in use, and are logged and counted.
+    The files are looked at again within a second of a handshake, whatever changed: content, mode,
+    owner, or where a link leads. New ones that do not load leave the old ones in use, are logged
+    and counted, and tried again each second.
     """
 
     certificate: Annotated[Path | None, says("PEM, the whole chain, the server's own first")] = None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.der import certificate_fields, elements
+from minismtp.files import stamp
 from minismtp.sections import TlsConfig
 from minismtp.session import TlsInfo
 from minismtp.settings import ConfigError
@@ -58,7 +59,8 @@ class Certificates:
     """The context of a listener, made anew when its files change.
 
     `current` looks at the files at most once a second. A new pair that does not load leaves the old
-    one in use; `report` hears of every attempt: "" or what was wrong.
+    one in use and is tried again each second, because a repair need not show in the files; `report`
+    hears of each success by "", and of each new problem.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class Certificates:
         self._file = file
         self._clock = clock
         self._report = report
-        self._seen = _stamps(tls)
+        self._seen: list[tuple[int, ...] | None] | None = _stamps(tls)
+        self._problem = ""
         self._looked = clock()
         self._changing = threading.Lock()
         self._context = server_context(tls, ask_client=ask_client, file=file)
@@ -98,21 +101,17 @@ class Certificates:
         try:
             self._context = server_context(self._tls, ask_client=self._ask_client, file=self._file)
         except ConfigError as error:
-            self._report(str(error))
+            self._seen, problem = None, str(error)
+            if problem != self._problem:
+                self._report(problem)
         else:
+            problem = ""
             self._report("")
+        self._problem = problem
 
 
-def _stamps(tls: TlsConfig) -> list[tuple[int, int, int]]:
-    stamps = []
-    for path in files_of(tls):
-        try:
-            found = path.stat()
-        except OSError:
-            stamps.append((0, 0, 0))
-        else:
-            stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
-    return stamps
+def _stamps(tls: TlsConfig) -> list[tuple[int, ...] | None]:
+    return [stamp(path) for path in files_of(tls)]
 
 
 def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
@@ -197,7 +196,8 @@ def _load_pair(
             ) from None
     try:
         context.load_cert_chain(certificate, key, password="")
-    except ssl.SSLError as error:
-        reason = (error.reason or "not PEM").replace("_", " ").lower()
+    except OSError as error:  # SSLError among them
+        reason = getattr(error, "reason", "") or error.strerror or "not PEM"
+        reason = reason.replace("_", " ").lower()
         message = f"{certificate} and {key} are no pair of PEM certificate and key: {reason}"
         raise ConfigError(message, file=file, key=f"{where}.certificate") from None
