@@ -1,15 +1,17 @@
 """Mailbox addresses as values, and the grammar of a mailbox (layer 0; RFC 5321 section 4.1.2).
 
 `Address` keeps the local part without its quoting and the domain in lower case, an international
-one as UTS 46 maps it, so that two spellings of one mailbox are equal; `str()` gives the spelling of
-the RFC back. Lengths and characters are checked after that, so what was read once is read again.
-Every domain becomes ASCII through `to_ascii`, by the rules of 2008 (RFC 5891).
+one as UTS 46 maps it; `str()` gives the spelling of the RFC back. Two spellings of one mailbox are
+equal, that with A-labels (RFC 5890) to that with U-labels. Lengths and characters are checked after
+that, so what was read once is read again. Every domain becomes ASCII through `to_ascii`, by the
+rules of 2008 (RFC 5891).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -42,6 +44,11 @@ _PLAIN = re.compile(_DOT_STRING)
 _MAILBOX = re.compile(MAILBOX)
 _DOMAIN = re.compile(DOMAIN)
 _LABEL_END = re.compile(r"[.\u3002\uff0e\uff61]")  # UTS 46 section 2.3
+# What no name has, so that mapping makes no syntax: the full-width "@" and "/" for instance.
+_NO_NAME = re.compile(r"[\x00-,/:-^`{-\x7f]")
+# Letters of no label by the rules of 2008 that registries sell all the same: emoji, as Postfix has.
+_SYMBOLS = frozenset({"So", "Sk"})
+_JOINERS = frozenset("\u200c\u200d")
 _QUOTED_PAIR = re.compile(r"\\(.)")
 
 
@@ -56,8 +63,18 @@ class Address:
     domain: str
 
     def __post_init__(self) -> None:
-        if not (self.domain.islower() and self.domain.isascii()):
-            object.__setattr__(self, "domain", _normalized(self.domain))
+        domain = self.domain
+        if not (domain.islower() and domain.isascii()) or domain[0] == "[" or domain[-1] == ".":
+            object.__setattr__(self, "domain", _normalized(domain))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Address):
+            return NotImplemented
+        same = self.domain == other.domain or self.ascii_domain == other.ascii_domain
+        return same and self.local == other.local
+
+    def __hash__(self) -> int:
+        return hash((self.local, self.ascii_domain))
 
     def __str__(self) -> str:
         local = self.local
@@ -80,6 +97,11 @@ class Address:
     def ascii_domain(self) -> str:
         """The domain with each U-label as its A-label, for comparing and for DNS (RFC 5890)."""
         return to_ascii(self.domain)
+
+    @property
+    def unicode_domain(self) -> str:
+        """The domain with each A-label as its U-label, as people read it (RFC 5890)."""
+        return to_unicode(self.domain)
 
 
 @lru_cache(_REMEMBERED)
@@ -108,13 +130,42 @@ def read_mailbox(local: str, domain: str) -> Address:
 
 
 def to_ascii(domain: str) -> str:
-    """Return a domain in lower case with A-labels; one that has no such form only in lower case.
+    """Return the one form in which a domain is compared, looked up and sent: with A-labels.
 
-    UTS 46 maps what people write, without the transitional forms of 2003: `straße` keeps its ß.
+    It is in lower case and without a dot behind. UTS 46 maps what people write, without the
+    transitional forms of 2003: `straße` keeps its ß. An address literal has one form too. What has
+    no such form is only put into lower case.
     """
-    if domain.isascii() or not _fits(domain):
-        return domain.lower()
-    return _to_ascii(domain)
+    if domain.isascii():
+        return _plain(domain)
+    return _to_ascii(domain) if _fits(domain) else domain.lower()
+
+
+def to_unicode(domain: str) -> str:
+    """Return a domain with U-labels, as people read it; a label that is none stays (RFC 5891)."""
+    return ".".join(map(_u_label, to_ascii(domain).split(".")))
+
+
+def _u_label(label: str) -> str:
+    if not label.isascii() or label[:4] != "xn--" or len(label) > LABEL_LIMIT:
+        return label
+    try:
+        found = label[4:].encode().decode("punycode")
+    except UnicodeError:
+        return label
+    return found if to_ascii(found) == label else label
+
+
+def _plain(domain: str) -> str:
+    """Return the one spelling of a domain in ASCII, or of an address literal."""
+    lower = domain.lower()
+    if lower[:6] != "[ipv6:":
+        return lower.removesuffix(".")
+    try:
+        address = ipaddress.IPv6Address(lower[6:-1])
+    except ValueError:
+        return lower
+    return f"[{address.ipv4_mapped or f'ipv6:{address}'}]"  # RFC 4291 section 2.5.5.2
 
 
 def _fits(domain: str) -> bool:
@@ -126,17 +177,49 @@ def _fits(domain: str) -> bool:
 @lru_cache(_REMEMBERED)
 def _to_ascii(domain: str) -> str:
     try:
-        return idna.encode(domain, uts46=True, std3_rules=True).decode()
+        return ".".join(map(_a_label, _mapped(domain).split(".")))
     except UnicodeError:
         return domain.lower()
 
 
+def _mapped(domain: str) -> str:
+    """Return a domain as UTS 46 section 4 maps it; raises UnicodeError."""
+    mapped = idna.uts46_remap(domain, std3_rules=False).removesuffix(".")
+    if _NO_NAME.search(mapped) or not _fits(mapped):  # one character may become 18
+        raise UnicodeError("no domain")
+    return mapped
+
+
+def _a_label(label: str) -> str:
+    """Return a mapped label as DNS has it; raises UnicodeError.
+
+    UTS 46 section 4.1 lets symbols and "_" pass, which the rules of 2008 do not; the order of
+    directions, and where invisible characters may stand, are checked by both.
+    """
+    if label.isascii():
+        if not 0 < len(label) <= LABEL_LIMIT:
+            raise UnicodeError("empty label, or a long one")
+        return label
+    idna.check_label("".join(char for char in label if not _is_symbol(char)) or "a")
+    idna.check_bidi(label)
+    if not all(idna.valid_contextj(label, n) for n, char in enumerate(label) if char in _JOINERS):
+        raise UnicodeError("joiner where none belongs")
+    a_label = f"xn--{label.encode('punycode').decode()}"
+    if len(a_label) > LABEL_LIMIT:
+        raise UnicodeError("label too long")
+    return a_label
+
+
+def _is_symbol(char: str) -> bool:
+    return char == "_" or unicodedata.category(char) in _SYMBOLS
+
+
 def _normalized(domain: str) -> str:
     """Return the one spelling of a domain; of what is no international domain, its lower case."""
-    if domain.isascii() or len(domain) > DOMAIN_LIMIT:
-        return domain.lower()
+    if domain.isascii():
+        return _plain(domain)
     try:
-        return idna.uts46_remap(domain)
+        return _mapped(domain) if _fits(domain) else domain.lower()
     except UnicodeError:
         return domain.lower()
 

@@ -59,11 +59,12 @@ _LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines have a quarter of that
 
 
 def default_hostname() -> str:
-    """Give this machine's name, or localhost where that is no domain (as in some containers)."""
+    """Return this machine's name, or localhost where hosts would refuse it, as in containers."""
     try:
-        return parse_domain(socket.gethostname())
+        name = parse_domain(socket.gethostname())
     except ValueError:
         return "localhost"
+    return "localhost" if "_" in name else name  # RFC 1123 section 2.1
 
 
 def default_state_directory() -> Path:

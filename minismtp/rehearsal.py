@@ -146,7 +146,7 @@ class Rehearsal:
         if not result.accepted or result.envelope is None or result.message is None:
             return []
         recipients = tuple(each.address for each in result.envelope.recipients)
-        delivery = Delivery(result.envelope, recipients, recipients[0].domain)
+        delivery = Delivery(result.envelope, recipients, recipients[0].ascii_domain)
         activity = Activity()
         with taken_up(activity), contextlib.suppress(Verdict):  # a verdict is in the steps
             self._hooks.on_send(delivery, result.message)

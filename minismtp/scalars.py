@@ -21,8 +21,8 @@ _SIZE = re.compile(r"([0-9]{1,18}) ?([A-Za-z]*)")
 _TIME_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}  # milliseconds
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:ms|[dhms]))+")
 _LONGEST_DURATION = 36_500 * _TIME_UNITS["d"]
-# RFC 1035 section 2.3.1, with the digits of RFC 1123 section 2.1
-_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+# RFC 1035 section 2.3.1, with the digits of RFC 1123 section 2.1; and "_", which real hosts have
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(\[[^\]]*\]|[^\[\]:]*):([0-9]{1,5})")
 _MAX_PORT = 65535

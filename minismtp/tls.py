@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from minismtp.address import to_ascii
 from minismtp.der import certificate_fields, elements
 from minismtp.files import stamp
 from minismtp.sections import TlsConfig
@@ -31,7 +32,7 @@ def server_context(tls: TlsConfig, *, ask_client: bool = False, file: str = "") 
         raise ConfigError("certificate and key are needed", file=file, key="tls")
     context = _context(tls, tls.certificate, tls.key, file, "tls")
     named = {
-        entry.name.lower(): _context(tls, entry.certificate, entry.key, file, f"tls.sni[{index}]")
+        entry.name: _context(tls, entry.certificate, entry.key, file, f"tls.sni[{index}]")
         for index, entry in enumerate(tls.sni)
     }
     for each in (context, *named.values()):
@@ -40,7 +41,7 @@ def server_context(tls: TlsConfig, *, ask_client: bool = False, file: str = "") 
     if named:
 
         def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            wanted = (name or "").lower()
+            wanted = to_ascii(name or "")
             found = named.get(wanted) or named.get(f"*.{wanted.partition('.')[2]}")
             if found is not None:
                 connection.context = found

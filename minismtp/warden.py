@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from minismtp import listing
+from minismtp.address import to_ascii
 from minismtp.config import Config
 from minismtp.entry import Entry
 from minismtp.message import Message
@@ -120,14 +121,19 @@ def _fits(found: Found, arguments: argparse.Namespace) -> bool:
     entry, sender = found.entry, arguments.sender
     if entry is None:
         return not (arguments.to_domain or sender is not None or arguments.reason)
-    domains = {target.address.rpartition("@")[2] for target in entry.targets}
-    if arguments.to_domain and arguments.to_domain.lower() not in domains:
+    domains = {to_ascii(target.address.rpartition("@")[2]) for target in entry.targets}
+    if arguments.to_domain and to_ascii(arguments.to_domain) not in domains:
         return False
     if sender and sender[0] == "@":
-        at_domain = entry.sender.lower().endswith(sender.lower())
+        at_domain = _comparable(entry.sender).endswith(_comparable(sender))
     else:
-        at_domain = sender is None or entry.sender.lower() == sender.lower()
+        at_domain = sender is None or _comparable(entry.sender) == _comparable(sender)
     return at_domain and arguments.reason.lower() in (entry.quarantined or "").lower()
+
+
+def _comparable(address: str) -> str:
+    local, at, domain = address.lower().rpartition("@")
+    return f"{local}{at}{to_ascii(domain)}"
 
 
 def _change(config: Config, verb: str, found: Sequence[Found]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
+from minismtp.address import to_ascii
 from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.scalars import SocketAddress
 
@@ -42,9 +43,10 @@ class WebService:
             raise ValueError(f'expected a URL such as "http://127.0.0.1:11333/", not {url!r}')
         port = parts.port or _PORTS[parts.scheme]
         context = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
-        address = SocketAddress(parts.hostname, port)
+        host = to_ascii(parts.hostname)
+        address = SocketAddress(host, port)
         self._remote = Remote(address, timeout=timeout, tls=context, breaker=Breaker(url))
-        self._host = parts.netloc
+        self._host = str(address) if parts.port else str(address).rpartition(":")[0]
         self._target = parts.path or "/"
         if parts.query:
             self._target += f"?{parts.query}"

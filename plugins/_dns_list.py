@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Literal
 
-from minismtp import RemoteError
+from minismtp import Address, RemoteError
 
 from ._dns import can_be_asked
 
@@ -30,7 +30,7 @@ class DnsList:
     about: list[Literal["address", "sender", "helo"]] = field(default_factory=lambda: ["address"])
 
     def __post_init__(self) -> None:
-        self.zone = self.zone.lower().strip(".")
+        self.zone = Address("", self.zone.strip(".")).ascii_domain
         if "." not in self.zone or not can_be_asked(self.zone):
             raise ValueError("zone: expected the domain of a list, such as dnsbl.example.org")
         if not self.points:

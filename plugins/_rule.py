@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from itertools import chain
 from typing import Final, Literal
 
 import regex
 
-from minismtp import ByteSize, Envelope, Headers, Message, Session
+from minismtp import Address, ByteSize, Envelope, Headers, Message, Session
 
 _FIELD_NAME: Final = re.compile(r"[!-9;-~]+")
 
@@ -100,10 +101,10 @@ class Trial:
         if condition.header:
             return self._finds(condition.matches, self._decoded(condition.header))
         if condition.sender:
-            return self._finds(condition.sender, [self._envelope.sender])
+            return self._finds(condition.sender, _spellings(self._envelope.reverse_path))
         if condition.recipient:
-            recipients = (str(each.address) for each in self._envelope.recipients)
-            return self._finds(condition.recipient, recipients)
+            addresses = (each.address for each in self._envelope.recipients)
+            return self._finds(condition.recipient, chain.from_iterable(map(_spellings, addresses)))
         if condition.helo:
             return self._finds(condition.helo, [self._session.helo])
         if condition.peer:
@@ -134,6 +135,14 @@ class Trial:
                 problem = f"the patterns take too long, at last in rule {self._rule!r}"
                 raise TimeoutError(problem) from None
         return False
+
+
+def _spellings(address: Address | None) -> list[str]:
+    """Return an address with its domain as it came, with A-labels, and with U-labels."""
+    if address is None:
+        return [""]
+    forms = (address.domain, address.ascii_domain, address.unicode_domain)
+    return [str(Address(address.local, form)) for form in dict.fromkeys(forms)]
 
 
 @cache  # those of the configuration

@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from minismtp import (
+    Address,
     Defer,
     Envelope,
     Recipient,
@@ -139,5 +140,7 @@ class Greylist:
 
 def _triplet(network: IpNetwork, envelope: Envelope, recipient: Recipient) -> str:
     """Give a short key, whatever long addresses strangers think of."""
-    text = f"{network} {envelope.sender} {recipient.address}".lower()
+    addresses = (envelope.reverse_path, recipient.address)
+    spelled = (Address(each.local, each.ascii_domain) if each else "" for each in addresses)
+    text = " ".join(map(str, (network, *spelled))).lower()
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from minismtp import (
+    Address,
     Credentials,
     Remote,
     RemoteError,
@@ -168,7 +169,7 @@ class Ldap:
     def _checked_url(self) -> SocketAddress:
         try:
             parts = urllib.parse.urlsplit(self.url)
-            host, port = parts.hostname or "", parts.port
+            host, port = Address("", parts.hostname or "").ascii_domain, parts.port
         except ValueError:
             host, port = "", None
             parts = urllib.parse.urlsplit("")

@@ -64,7 +64,8 @@ class Mailboxes:
         if not self.domains:
             raise ValueError("domains: expected at least one domain, such as example.org")
         for domain in self.domains:
-            if not domain or "@" in domain or any(char.isspace() for char in domain):
+            form = Address("", domain).ascii_domain
+            if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
                 raise ValueError(f"domains: {domain!r} is not a domain")
         if not self.postmaster:
             raise ValueError("postmaster: expected the local part of a mailbox")
@@ -101,7 +102,8 @@ class Mailboxes:
         if self._srs and domain == self._srs_domain and is_rewritten(address.local):
             return _returned(self._srs.get(), envelope, address.local)
         if domain not in self._domains:
-            if str(address).lower() != f"postmaster@{session.hostname.lower()}":
+            ours = Address("", session.hostname).ascii_domain
+            if (address.local.lower(), domain) != ("postmaster", ours):
                 return None
             domain = self._domains[0]
         directory = self._directory.get()

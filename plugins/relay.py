@@ -25,7 +25,8 @@ class Relaying:
 
     def __post_init__(self) -> None:
         for domain in self.domains:
-            if not domain or "@" in domain or any(char.isspace() for char in domain):
+            form = Address("", domain).ascii_domain
+            if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
                 raise ValueError(f"domains: {domain!r} is not a domain")
         self._domains = {Address("", domain).ascii_domain for domain in self.domains}
         for network in self.networks:

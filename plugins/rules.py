@@ -36,6 +36,7 @@ class Rules:
     field that is there, or has a value that `matches`, encoded words decoded; `sender` (empty for
     bounces), a `recipient` or `helo` by a pattern; the `peer` by networks; the size of the message,
     `larger` or `smaller` than so many octets; or `login` true or false: rules are for users too.
+    An international domain is found with A-labels and with U-labels, however the client spelled it.
     Patterns are found anywhere, in upper and lower case, as regular expressions of the module
     `regex`.
 

@@ -156,6 +156,8 @@ def test_address_is_local_when_no_other_machine_reaches_it(address: str, local: 
         ("localhost", "localhost"),
         ("3com.example", "3com.example"),
         ("bücher.example", "xn--bcher-kva.example"),
+        ("straße.example.", "xn--strae-oqa.example"),
+        ("my_host.example", "my_host.example"),
     ],
 )
 def test_domain_is_given_in_lower_case_with_a_labels(text: str, expected: str) -> None:
@@ -165,7 +167,7 @@ def test_domain_is_given_in_lower_case_with_a_labels(text: str, expected: str) -
 @pytest.mark.parametrize(
     "text",
     [
-        *("", ".", "a..b", "a.", ".a", "-a.b", "a-.b", "a b", "a_b", "10.0.0.1", "[::1]"),
+        *("", ".", "a..b", "a..", ".a", "-a.b", "a-.b", "a b", "a/b", "10.0.0.1", "[::1]"),
         *("a" * 64, ".".join(["a" * 60] * 5), "a\n", "x@y"),
     ],
 )

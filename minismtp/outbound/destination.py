@@ -16,6 +16,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Final
 
+from minismtp.address import to_ascii
 from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
 
@@ -59,7 +60,7 @@ class Directory:
         self, resolver: Resolver, *, hostname: str, own: Sequence[SocketAddress], port: int
     ) -> None:
         self._resolver = resolver
-        self._hostname = hostname.lower()
+        self._hostname = to_ascii(hostname)
         self._own = own
         self._port = port
 
@@ -99,6 +100,7 @@ class Directory:
 
         What is wrong with that can be mended here, so no UnreachableError is final.
         """
+        name = to_ascii(name)
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(name)
             return self._not_ours([Host(name, name, port, authentic=True)])

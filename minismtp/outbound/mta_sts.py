@@ -16,6 +16,7 @@ from typing import Final, Literal, Self
 
 import msgspec
 
+from minismtp.address import to_ascii
 from minismtp.clock import steady_time
 from minismtp.files import atomic_write, make_directory
 from minismtp.log import Log
@@ -54,7 +55,8 @@ class Policy:
             if not colon or not _FIELD_NAME.fullmatch(name):
                 raise ValueError(f"not a field: {line[:80]!r}")
             if name == "mx":
-                mx.append(value.lower().rstrip("."))
+                wildcard = "*." if value.startswith("*.") else ""
+                mx.append(wildcard + to_ascii(value.removeprefix("*.")))
             else:
                 fields.setdefault(name, value)  # the first one counts
         mode, age = fields.get("mode", ""), fields.get("max_age", "")

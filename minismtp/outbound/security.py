@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+from minismtp.address import to_ascii
 from minismtp.delivery import TlsLevel
 from minismtp.outbound.dane import END_ENTITY, Dane
 from minismtp.settings import ConfigError
@@ -112,7 +113,7 @@ class Security:
 
 def matches(pattern: str, name: str) -> bool:
     """Whether a name is the one of a pattern, whose first label may be `*` (RFC 6125 6.4.3)."""
-    pattern, name = pattern.lower().rstrip("."), name.lower()
+    pattern, name = pattern.lower().rstrip("."), to_ascii(name)
     return name == pattern or (
         pattern.startswith("*.") and name.partition(".")[2] == pattern[2:] != ""
     )

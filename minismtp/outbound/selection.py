@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from minismtp.address import to_ascii, to_unicode
+
 # A recipient behind a destination that does not answer need not have been tried itself.
 _TRIED: Final = "(attempts > 0 OR closed.reply IS NOT NULL)"
 _REPLY: Final = "COALESCE(NULLIF(recipients.reply, ''), closed.reply, '')"
@@ -36,12 +38,9 @@ class Filter:
             parts.append(f"message IN ({','.join('?' * len(self.ids))})")
             values.extend(self.ids)
         if self.to_domain:
-            parts.append("address LIKE ? ESCAPE '\\'")
-            values.append("%@" + _literally(self.to_domain))
+            self._add(parts, values, "address", f"@{self.to_domain}")
         if self.sender is not None:
-            parts.append("sender LIKE ? ESCAPE '\\'")
-            literal = _literally(self.sender)
-            values.append(f"%{literal}" if self.sender.startswith("@") else literal)
+            self._add(parts, values, "sender", self.sender)
         if self.older_than is not None:
             parts.append("arrived <= ?")
             values.append(now - self.older_than)
@@ -56,6 +55,15 @@ class Filter:
             parts.append(f"{_REPLY} LIKE ? ESCAPE '\\'")
             values.append(f"%{_literally(self.reason)}%")
         return " AND ".join(parts), values
+
+    @staticmethod
+    def _add(parts: list[str], values: list[object], column: str, wanted: str) -> None:
+        """Add the condition for an address, or "@domain": with A-labels and with U-labels."""
+        local, at, domain = wanted.rpartition("@")
+        forms = dict.fromkeys([to_ascii(domain), to_unicode(domain)])
+        parts.append("(" + " OR ".join([f"{column} LIKE ? ESCAPE '\\'"] * len(forms)) + ")")
+        start = "" if local else "%"
+        values.extend(start * bool(at) + _literally(f"{local}{at}{form}") for form in forms)
 
 
 def _literally(text: str) -> str:
