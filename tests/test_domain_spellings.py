@@ -17,12 +17,12 @@ import pytest
 from fakes import Names, envelope
 from minismtp_plugins._dkim import Signature
 from minismtp_plugins._dmarc import Names as Organizations
-from minismtp_plugins._dmarc import from_domains, is_aligned, public_suffixes
+from minismtp_plugins._dmarc import is_aligned, public_suffixes
 from minismtp_plugins._dns_list import DnsList
+from minismtp_plugins._from import domains_of
 from minismtp_plugins._paths import Template
 from minismtp_plugins._rule import Condition, Rule
 from minismtp_plugins.authentication_results import AuthenticationResults
-from minismtp_plugins.dkim_sign import from_domain
 from minismtp_plugins.dmarc import Dmarc
 from minismtp_plugins.dnsbl import Dnsbl
 from minismtp_plugins.greylist import Greylist
@@ -211,7 +211,7 @@ def rules(ours: str, theirs: str) -> bool:
 
 
 def signing_domain(ours: str, theirs: str) -> bool:
-    return from_domain(f"A <a@{theirs}>") == Address("", ours).ascii_domain
+    return domains_of([f"A <a@{theirs}>"]) == [Address("", ours).ascii_domain]
 
 
 def signature(ours: str, theirs: str) -> bool:
@@ -225,7 +225,7 @@ def signature(ours: str, theirs: str) -> bool:
 
 def dmarc_alignment(ours: str, theirs: str) -> bool:
     result = AuthResult("dkim", "pass", properties={"header.d": f"sub.{theirs}"})
-    [domain] = from_domains(f"a@{ours}")
+    [domain] = domains_of([f"a@{ours}"])
     names = Organizations(Names(), public_suffixes(), timedelta(seconds=1))
     return is_aligned(result, domain, {}, envelope(), names)
 
