@@ -7,10 +7,10 @@ A line ends at LF, with or without CR before it, as mail stores see it; a CR els
 
 from __future__ import annotations
 
-import binascii
 import re
-from encodings.aliases import aliases
 from typing import TYPE_CHECKING
+
+from minismtp.encoded_words import decoded_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,17 +36,6 @@ _NO_FIELDS = re.compile(rb"(?:(?!\r?\n)(?![!-9;-~]++[ \t]*+:)[^\n]*+(?:\n|\Z))++
 _WORD = re.compile(rb"(?<![ \t])[ \t]*+[^ \t]++")
 _LINE_WISHED = 78  # octets without CRLF, RFC 5322 section 2.1.1
 _LINE_LIMIT = 998
-
-# encoded-word = "=?" charset ["*" language] "?" encoding "?" encoded-text "?=" (RFC 2047 section 2,
-# RFC 2231 section 5). The text may have spaces here, as many senders write it. Each part excludes
-# "?", so that a search for the next word is linear.
-_ENCODED_WORD = re.compile(r"=\?([\w.:-]{1,40})(?:\*[\w-]*)?\?([BbQq])\?([^?]*)\?=", re.ASCII)
-_QUOTED_OCTET = re.compile(rb"=([0-9A-Fa-f]{2})")
-
-# A charset is looked up only when it is one of these: Python remembers for ever each unknown name
-# it was asked for, and has codecs of quadratic time, such as punycode.
-_CHARSETS = frozenset(aliases) | frozenset(aliases.values()) | {"cp874", "koi8_t", "koi8_u"}
-_CHARSET_SYNONYMS = {"iso_8859_8_i": "iso_8859_8", "windows_874": "cp874"}
 
 
 class Headers:
@@ -104,11 +93,12 @@ class Headers:
         return [_value(raw) for raw in self._by_name.get(name.lower(), ())]
 
     def decoded(self, name: str, default: str = "") -> str:
-        """Return the first value as a person reads it: RFC 2047 decoded, without line breaks.
+        """Return the first value as mail programs show it: RFC 2047 decoded, without line breaks.
 
         An encoded word that cannot be decoded stays as it was written.
         """
-        return _decode_words(self.get(name, default))
+        fields = self._by_name.get(name.lower())
+        return decoded_words(_unfolded(fields[0]) if fields else default.encode())
 
     def raw(self, name: str) -> bytes:
         """Return the exact bytes of the first field of this name, line end included, or none."""
@@ -179,8 +169,12 @@ def _fold(line: bytes) -> list[bytes]:
 
 
 def _value(raw: bytes) -> str:
+    return _text(_unfolded(raw))
+
+
+def _unfolded(raw: bytes) -> bytes:
     body = raw.partition(b":")[2].replace(b"\r\n", b"").replace(b"\n", b"").replace(b"\r", b" ")
-    return _text(body.strip(b" \t"))
+    return body.strip(b" \t")
 
 
 def _text(octets: bytes) -> str:
@@ -188,51 +182,3 @@ def _text(octets: bytes) -> str:
         return octets.decode("utf-8")
     except UnicodeDecodeError:
         return octets.decode("latin-1")
-
-
-def _decode_words(value: str) -> str:
-    """Decode neighbouring words of one charset at once: senders cut characters in two."""
-    pieces: list[str] = []
-    run: list[bytes] = []
-    run_charset, end = "", 0
-    for match in _ENCODED_WORD.finditer(value):
-        charset, octets = _codec(match[1]), _encoded_octets(match[2], match[3])
-        if not charset or octets is None:
-            continue
-        # RFC 2047 section 6.2: white space between two encoded words is not shown.
-        gap = value[end : match.start()]
-        neighbours = bool(run) and not gap.strip(" \t")
-        if not neighbours or charset != run_charset:
-            pieces += (_decode(b"".join(run), run_charset), "" if neighbours else gap)
-            run = []
-        run.append(octets)
-        run_charset, end = charset, match.end()
-    pieces += (_decode(b"".join(run), run_charset), value[end:])
-    return "".join(pieces).replace("\r", " ").replace("\n", " ")
-
-
-def _encoded_octets(encoding: str, text: str) -> bytes | None:
-    octets = text.encode("utf-8")
-    if encoding in "Qq":
-        octets = octets.replace(b"_", b" ")
-        return _QUOTED_OCTET.sub(lambda match: binascii.unhexlify(match[1]), octets)
-    try:
-        return binascii.a2b_base64(octets + b"==")  # surplus padding is ignored, a lack raises
-    except binascii.Error:
-        return None
-
-
-def _codec(charset: str) -> str:
-    name = charset.lower().replace("-", "_")
-    name = _CHARSET_SYNONYMS.get(name, name)
-    return name if name in _CHARSETS else ""
-
-
-def _decode(octets: bytes, charset: str) -> str:
-    if not octets:
-        return ""
-    try:
-        text = octets.decode(charset, "replace")
-    except (LookupError, ValueError):  # no charset on this machine, or one that cannot replace
-        text = _text(octets)
-    return text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates

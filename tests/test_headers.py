@@ -132,13 +132,8 @@ def test_value_in_any_bytes_is_text(octets: bytes, text: str) -> None:
         ("=?utf-8?q?spaces in it?=", "spaces in it"),
         ("=?utf-8?q?a=ZZ?=", "a=ZZ"),
         ("=?utf-8?q?=FF?=", "\ufffd"),
-        ("=?utf-7?q?+2AA-?=", "?"),
-        ("=?hex?q?3d?=", "3d"),
         ("=?utf-8?q?a=0D=0ATo:_b?=", "a  To: b"),
         ("=?punycode?q?a?= =?utf-8?q?b?=", "=?punycode?q?a?= b"),
-        ("=?x-unknown?q?a?=", "=?x-unknown?q?a?="),
-        ("=?utf-8?b?Y?=", "=?utf-8?b?Y?="),
-        ("=?utf-8?q?open", "=?utf-8?q?open"),
     ],
 )
 def test_encoded_words_are_decoded(value: str, text: str) -> None:

@@ -23,7 +23,7 @@ LAYERS = {
     " activity"
     " envelope delivery dsn headers message session received tls entry spool_file spool"
     " config metrics metrics_files state"
-    " quarantine"
+    " quarantine encoded_words"
     " state_store state_sqlite state_redis"
     " events output log stacks replies admission backoff board pulse scalars schema sections"
     " sending settings suspects tally xclient address_list",

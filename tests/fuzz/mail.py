@@ -40,7 +40,7 @@ def header_fields(data: bytes) -> None:
     assert data.startswith(b"".join(headers.raw_all()))
 
 
-@target("headers")
+@target("headers", "encoded_words")
 def encoded_words(data: bytes) -> None:
     headers = Headers([b"Subject: " + data])
     headers.decoded("Subject").encode()
