@@ -41,6 +41,7 @@ from minismtp.insight.page import POLICY, History, render
 from minismtp.insight.sessions import Survey, survey
 from minismtp.log import Log
 from minismtp.metrics import count_thread_failures, use_slot
+from minismtp.peer import plain_address
 from minismtp.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.readiness import FATAL, WARNINGS, Readiness
 from minismtp.tally import FLUSH_INTERVAL
@@ -280,8 +281,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not host or name == "localhost" or name.endswith(".localhost"):
             return True
         try:
-            called = ip_address(self.connection.getsockname()[0])
-            return ip_address(name).is_loopback or ip_address(name) == called
+            called = plain_address(self.connection.getsockname()[0])
+            named = plain_address(name)
+            return ip_address(named).is_loopback or named == called
         except ValueError:
             return name in self.server.hosts
 

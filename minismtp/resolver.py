@@ -20,6 +20,7 @@ import dns.resolver
 
 from minismtp.address import to_ascii
 from minismtp.cache import BoundedCache
+from minismtp.peer import plain_address
 from minismtp.scalars import SocketAddress
 
 _LIFETIME: Final = 10.0
@@ -128,4 +129,5 @@ def _is_trusted(resolver: dns.resolver.Resolver) -> bool:
             return True
     except OSError:
         pass
-    return all(ipaddress.ip_address(str(each)).is_loopback for each in resolver.nameservers)
+    servers = (plain_address(str(each)) for each in resolver.nameservers)
+    return all(ipaddress.ip_address(each).is_loopback for each in servers)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from minismtp.address import Address, to_ascii
+from minismtp.peer import plain_address
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -26,6 +27,7 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(\[[^\]]*\]|[^\[\]:]*):([0-9]{1,5})")
 _MAX_PORT = 65535
+_MAPPED_LENGTH = 96  # bits before the IPv4 address in ::ffff:192.0.2.1
 _MAX_DOMAIN = 253
 
 
@@ -135,7 +137,10 @@ def parse_network(value: object) -> Network:
         raise ValueError('expected a network such as "192.0.2.0/24" or "2001:db8::/32"') from None
     if "/" in str(value) and ip_address(str(value).partition("/")[0]) != found.network_address:
         raise ValueError(f"{value!r} has bits set behind its prefix; did you mean '{found}'?")
-    return found
+    mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
+    if mapped is None or found.prefixlen < _MAPPED_LENGTH:
+        return found
+    return IPv4Network((mapped, found.prefixlen - _MAPPED_LENGTH))  # RFC 4291 section 2.5.5.2
 
 
 class Scalar(NamedTuple):
@@ -164,7 +169,7 @@ def _host(text: str) -> str:
     except ValueError:
         address = None
     if address is not None and (address.version == 6) == text.startswith("["):  # noqa: PLR2004
-        return str(address)
+        return plain_address(bare)
     if bare != text or not bare:
         raise ValueError(_ADDRESS_EXPECTED)
     try:

@@ -11,12 +11,12 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from minismtp.address import Address
 from minismtp.headers import Headers
+from minismtp.peer import plain_address
 from minismtp.rehearsal import Client
 
 _HEAD: Final = 256 * 1024  # octets in which the trace fields are
@@ -83,7 +83,7 @@ def _peer(origin: re.Match[str] | None) -> str:
     if origin is None:
         return _SOMEBODY.peer
     with contextlib.suppress(ValueError):
-        return origin[3] or str(ip_address(origin[2]))
+        return plain_address(origin[2]) if origin[2] else origin[3]
     return _SOMEBODY.peer
 
 

@@ -5,10 +5,10 @@ The command is Postfix's; its attributes replace what the server knows of the se
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import replace
 from typing import Final
 
+from minismtp.peer import plain_address
 from minismtp.session import Session
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, parse_helo
 from minismtp.stash import Stash
@@ -38,7 +38,7 @@ def apply_xclient(session: Session, argument: str) -> None:
         session.peer_port = port_number
     session.login = values.get("LOGIN") or None
     if "DESTADDR" in values:
-        session.local = values["DESTADDR"] or ""
+        session.local = _called(values["DESTADDR"] or "")
     session.esmtp = False
     session.stash = Stash()
     if session.tls is not None:  # the certificate is that of the front end
@@ -57,10 +57,18 @@ def _address(text: str) -> str:
     literal = text[5:] if text.upper().startswith("IPV6:") else text
     try:
         if "%" not in literal:  # a zone could be any text
-            return str(ipaddress.ip_address(literal))
+            return plain_address(literal)
     except ValueError:
         pass
     raise SyntaxProblem("XCLIENT ADDR is no IP address")
+
+
+def _called(text: str) -> str:
+    """Return the address that the client called; what is no address counts for nothing."""
+    try:
+        return _address(text)
+    except SyntaxProblem:
+        return text
 
 
 def _port(text: str) -> int:

@@ -40,6 +40,14 @@ def unmapped(address: IpAddress) -> IpAddress:
     return mapped or address
 
 
+def unmapped_network(network: IpNetwork) -> IpNetwork:
+    """Return the IPv4 network that an IPv6 one such as ::ffff:192.0.2.0/120 is."""
+    first, length = unmapped(network.network_address), network.prefixlen - 96
+    if network.version == first.version or length < 0:
+        return network
+    return ip_network((first, length))
+
+
 def reversed_labels(address: IpAddress) -> str:
     """Give `1.2.0.192` for 192.0.2.1, and 32 nibbles for an IPv6 address (RFC 5782 section 2)."""
     return address.reverse_pointer.rsplit(".", 2)[0]

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from ._dns import unmapped_network
 from ._spf_macros import SIGNS, Macro, MacroString, RecordError, parse_macros
 
 _LONGEST = 4096  # octets: eight times what RFC 7208 section 3.4 advises
@@ -112,7 +113,7 @@ def _network(kind: str, term: str, rest: str) -> IPv4Network | IPv6Network:
     make = IPv4Network if kind == "ip4" else IPv6Network
     try:
         if rest[:1] == ":" and _NETWORK[kind].fullmatch(rest, 1):
-            return make(rest[1:], strict=False)
+            return unmapped_network(make(rest[1:], strict=False))
     except ValueError:
         pass
     raise RecordError(f"{term[:100]!r} is no network")

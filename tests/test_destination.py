@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import shlex
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import dns.message
 import dns.query
 import dns.resolver
 import pytest
+from fakes import Names
 from ports import free_port
 
 from minismtp import resolver as resolver_module
@@ -171,6 +174,112 @@ def test_no_way_to_a_domain(nameserver: SocketAddress, domain: str, reply: str) 
     directory = Directory(Resolver([nameserver]), hostname="mx.example.org", own=own, port=25)
     given = refusal(directory, domain)
     assert given == reply or (not reply and given.startswith("550 5.4.6 "))
+
+
+@pytest.mark.parametrize(
+    ("own", "records"),
+    [
+        ("localhost:25", {"A": "127.0.0.1"}),
+        ("127.0.0.1:25", {"A": "0.0.0.0"}),  # noqa: S104 - where the system takes a connection
+        ("127.0.0.1:25", {"AAAA": "::ffff:127.0.0.1"}),
+        ("127.0.0.1:25", {"AAAA": "::ffff:0.0.0.0"}),
+        ("[::1]:25", {"AAAA": "::"}),
+        ("[::1]:25", {"AAAA": "0:0:0:0:0:0:0:1"}),
+        ("127.8.0.1:25", {"AAAA": "::ffff:7f08:1"}),
+        ("192.0.2.77:25", {"AAAA": "::ffff:192.0.2.77"}),
+        ("[::ffff:192.0.2.77]:25", {"A": "192.0.2.77"}),
+        ("0.0.0.0:25", {"A": "127.200.1.9"}),
+        ("0.0.0.0:25", {"A": "0.0.0.0"}),  # noqa: S104
+        ("0.0.0.0:25", {"AAAA": "::ffff:127.200.1.9"}),
+        ("[::]:25", {"AAAA": "::1"}),
+        ("[::]:25", {"AAAA": "::"}),
+    ],
+)
+def test_own_address_in_any_spelling_is_a_loop(own: str, records: dict[str, str]) -> None:
+    """RFC 5321 section 5.1; Postfix: "mail for ... loops back to myself"."""
+    names = {"x.example MX": ["10 mx.example.", "20 backup.example."]}
+    names |= {f"mx.example {kind}": [address] for kind, address in records.items()}
+    names |= {"backup.example A": ["198.51.100.9"]}
+    listeners = [SocketAddress.parse(own)]
+    directory = Directory(Names(names), hostname="us.example", own=listeners, port=25)
+    assert refusal(directory, "x.example") == "550 5.4.6 mail for x.example loops back to this host"
+    [address] = records.values()
+    literal = f"a@[IPv6:{address}]" if ":" in address else f"a@[{address}]"
+    assert refusal(directory, Address.parse(literal).domain).startswith("550 5.4.6 ")
+    with pytest.raises(UnreachableError, match=r"5\.4\.6"):
+        directory.at(address, 25)
+    with pytest.raises(UnreachableError, match=r"5\.4\.6"):
+        directory.at("MX.example.", 25)
+
+
+@pytest.mark.parametrize("name", ["MX.Example.ORG", "mx.example.org", "mx.example.org."])
+def test_own_name_is_a_loop_whatever_its_address(name: str) -> None:
+    """The address may be that of a router, which nobody here knows."""
+    names = Names({"x.example MX": ["10 mx.EXAMPLE.org."], "mx.example.org A": ["198.51.100.7"]})
+    directory = Directory(names, hostname=name, own=[], port=25)
+    assert refusal(directory, "x.example").startswith("550 5.4.6 ")
+
+
+@pytest.mark.parametrize(
+    ("own", "address"),
+    [
+        ("127.0.0.1:2525", "127.0.0.1"),
+        ("0.0.0.0:2525", "127.0.0.1"),
+        ("127.0.0.1:25", "::1"),
+        ("[::1]:25", "0.0.0.0"),  # noqa: S104
+        ("192.0.2.77:25", "::ffff:192.0.2.78"),
+        ("0.0.0.0:25", "198.51.100.7"),
+        ("[::]:25", "2001:db8::7"),
+        ("unix:/run/x", "127.0.0.1"),
+    ],
+)
+def test_address_where_somebody_else_listens_is_no_loop(own: str, address: str) -> None:
+    kind = "AAAA" if ":" in address else "A"
+    names = Names({"x.example MX": ["10 mx.example."], f"mx.example {kind}": [address]})
+    directory = Directory(names, hostname="us.example", own=[SocketAddress.parse(own)], port=25)
+    [host] = directory.by_mx("x.example")
+    assert host.address == address.removeprefix("::ffff:")
+
+
+_ADDRESSES: Final = """
+import sys
+from minismtp.outbound.destination import Directory
+from minismtp.resolver import Resolver
+from minismtp.scalars import SocketAddress
+
+own = [SocketAddress("0.0.0.0", 25), SocketAddress("::", 25)]
+directory = Directory(Resolver([own[0]]), hostname="us.example", own=own, port=25)
+for address in sys.argv[1:]:
+    try:
+        print([str(host) for host in directory.at(address, 25)])
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_addresses_of_all_interfaces_are_ours_and_no_others(
+    require_program: Callable[[str], str],
+) -> None:
+    """Also where sockets may be bound to addresses that the machine does not have."""
+    unshare = require_program("unshare")
+    setup = "ip link set lo up; ip addr add 192.0.2.5/24 dev lo; ip addr add 2001:db8::5/64 dev lo"
+    bind = "echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind"
+    addresses = ("192.0.2.5", "::ffff:192.0.2.5", "2001:db8::5", "198.51.100.6", "2001:db9::6")
+    program = [sys.executable, "-c", _ADDRESSES, *addresses]
+    command = f"{setup}; {bind}; exec {shlex.join(program)}"
+    found = subprocess.run(
+        [unshare, "--net", "--mount", "sh", "-euc", f"mount -t sysfs none /sys; {command}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.splitlines() == [
+        "550 5.4.6 mail for 192.0.2.5 loops back to this host",
+        "550 5.4.6 mail for 192.0.2.5 loops back to this host",
+        "550 5.4.6 mail for 2001:db8::5 loops back to this host",
+        "['[198.51.100.6]:25']",
+        "['[2001:db9::6]:25']",
+    ], found.stderr
 
 
 def test_another_server_of_this_machine_is_no_loop(nameserver: SocketAddress) -> None:

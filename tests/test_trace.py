@@ -174,7 +174,7 @@ def test_who_is_slow_to_read_loses_lines_and_holds_up_nobody() -> None:
 
 def test_wrong_network_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "--peer", "somewhere"]) == 2
-    assert "'somewhere' does not appear to be an IPv4 or IPv6 network" in capsys.readouterr().err
+    assert 'expected a network such as "192.0.2.0/24"' in capsys.readouterr().err
 
 
 def test_server_that_does_not_run_is_a_failure(

@@ -89,10 +89,10 @@ def _add_try(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> str:
-    from ipaddress import ip_address
+    from minismtp.peer import plain_address
 
     try:
-        return text if text == "unix" else str(ip_address(text))
+        return text if text == "unix" else plain_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -110,9 +110,9 @@ def _duration(text: str) -> timedelta:
 
 
 def _network(text: str) -> str:
-    from ipaddress import ip_network
+    from minismtp.scalars import parse_network
 
     try:
-        return str(ip_network(text))
+        return str(parse_network(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

@@ -17,11 +17,16 @@ from operator import itemgetter
 from typing import Final
 
 from minismtp.address import to_ascii
+from minismtp.peer import plain_address
 from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
 
 _MOST_HOSTS: Final = 10  # of a domain; more are no help (RFC 5321 section 5.1: at least two)
 _HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+
+
+#: Where the system takes a connection to these (RFC 1122 section 3.2.1.3).
+_LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - called, not bound
 
 
 class UnreachableError(Exception):
@@ -61,7 +66,7 @@ class Directory:
     ) -> None:
         self._resolver = resolver
         self._hostname = to_ascii(hostname)
-        self._own = own
+        self._own = {(host, each.port) for each in own for host in _named(each.host)}
         self._port = port
 
     def by_mx(self, domain: str) -> Iterator[Host]:
@@ -71,7 +76,7 @@ class Directory:
         at the end, when there was none, or when another try may find more.
         """
         if domain.startswith("["):
-            address = domain[1:-1].lower().removeprefix("ipv6:")
+            address = to_ascii(domain)[1:-1].removeprefix("ipv6:")
             yield from self._not_ours([Host(address, address, self._port, authentic=True)])
             return
         found = self._mx(domain)
@@ -102,7 +107,7 @@ class Directory:
         """
         name = to_ascii(name)
         with contextlib.suppress(ValueError):
-            ipaddress.ip_address(name)
+            name = plain_address(name)
             return self._not_ours([Host(name, name, port, authentic=True)])
         try:
             hosts = self._hosts(name, port, authentic=True)
@@ -137,11 +142,12 @@ class Directory:
                 raise UnreachableError(f"451 4.4.3 {failure}")
             raise UnreachableError(f"550 5.4.4 host {name} has no address", final=True)
         signed = self._signed(name, answers) if authentic else ()
-        return [
-            Host(name, record.address, port, authentic, signed)
+        addresses = (
+            plain_address(record.address)  # an AAAA record may have one of IPv4
             for found in answers
             for record in random.sample(found.records, len(found.records))
-        ]
+        )
+        return [Host(name, each, port, authentic, signed) for each in dict.fromkeys(addresses)]
 
     def _signed(self, name: str, answers: Sequence[Found]) -> tuple[str, ...]:
         """Give the names of a host that are in signed zones; an alias may lead out of one."""
@@ -162,11 +168,10 @@ class Directory:
 
     def _is_ours(self, host: Host) -> bool:
         """Whether we listen there; another server may use the same port of another address."""
-        family = "::" if ":" in host.address else "0.0.0.0"  # noqa: S104 - compared, not bound
-        return any(
-            own.port == host.port
-            and (own.host == host.address or (own.host == family and _is_local(host.address)))
-            for own in self._own
+        address = _LOOPBACKS.get(host.address, host.address)
+        anywhere = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - compared, not bound
+        return (address, host.port) in self._own or (
+            (anywhere, host.port) in self._own and _is_local(address)
         )
 
 
@@ -187,6 +192,13 @@ def _loop(name: str) -> UnreachableError:
     return UnreachableError(f"550 5.4.6 mail for {name} loops back to this host", final=True)
 
 
+def _named(host: str) -> list[str]:
+    """Return the addresses of a listener, whose host may be a name such as localhost."""
+    with contextlib.suppress(ValueError):
+        return [plain_address(host)]
+    return _system(host) if host else []
+
+
 def _system(name: str) -> list[str]:
     """Give the addresses that this machine knows otherwise, from /etc/hosts for instance."""
     try:
@@ -197,11 +209,17 @@ def _system(name: str) -> list[str]:
 
 
 def _is_local(address: str) -> bool:
-    """Whether this machine has an address: only then can a socket be bound to it."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    """Whether this machine has an address: what it sends there comes from there.
+
+    A socket may be bound to others too, where the system is told so (ip_nonlocal_bind).
+    """
+    found = ipaddress.ip_address(address)
+    if found.is_loopback:
+        return True
+    family = socket.AF_INET6 if found.version == 6 else socket.AF_INET  # noqa: PLR2004
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
-            sock.bind((address, 0))
+            sock.connect((address, 9))  # sends nothing
+            return str(sock.getsockname()[0]) == address
         except OSError:
             return False
-    return True

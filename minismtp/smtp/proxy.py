@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from minismtp.peer import plain_address
+
 _SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1_LIMIT: Final = 107  # octets with CRLF, section 2.1 of the specification
 _V2_LIMIT: Final = 2048  # octets after the fixed part: addresses and TLVs
@@ -99,9 +101,9 @@ def _version_2(receive: Callable[[int], bytes]) -> ProxyHeader:
     if size < struct.calcsize(form):
         raise ProxyProblem("PROXY header too short for its addresses")
     source, target, port, _ = struct.unpack_from(form, rest)
-    peer, called = ipaddress.ip_address(source), ipaddress.ip_address(target)
+    peer, called = (plain_address(str(ipaddress.ip_address(each))) for each in (source, target))
     tls = _tls(rest[struct.calcsize(form) :])
-    return ProxyHeader(str(peer), port, str(called), local=False, tls=tls)
+    return ProxyHeader(peer, port, called, local=False, tls=tls)
 
 
 def _tls(data: bytes) -> tuple[str, str] | None:
@@ -140,4 +142,4 @@ def _address(text: bytes, version: int) -> str:
         raise ProxyProblem("malformed address in PROXY line") from None
     if address.version != version:
         raise ProxyProblem("address of another family in PROXY line")
-    return str(address)
+    return plain_address(words)
