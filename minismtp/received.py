@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Final
 
-from minismtp.content import Content
 from minismtp.envelope import Envelope
 from minismtp.session import Session
 
-_HEAD: Final = 65536  # octets looked at first for the end of the header section
-_EMPTY_LINE: Final = re.compile(rb"\n\r?\n")  # a line ends at LF, as in `headers`: BDAT is exact
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59
-_BODY_AT_ONCE: Final = re.compile(rb"\r?\n")
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
     *("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
@@ -70,21 +65,3 @@ def date(seconds: float) -> str:
 def hops(head: bytes) -> int:
     """Count the trace fields that a message came with."""
     return (b"\n" + head.lower()).count(b"\nreceived:")
-
-
-def header_section(content: Content, limit: int) -> bytes | None:
-    """Return the header section with the empty line that ends it, if there is one.
-
-    Return None when the section is longer than `limit` octets.
-    """
-    empty_line = _BODY_AT_ONCE.match(content.head(2))
-    if empty_line:
-        return empty_line[0]
-    for size in (min(_HEAD, limit), limit):
-        head = content.head(size)
-        end = _EMPTY_LINE.search(head)
-        if end:
-            return head[: end.end()]
-        if content.size <= size:
-            return head
-    return None

@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
+from minismtp.cleanup import DROP_HEADERS
 from minismtp.scalars import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.settings import ConfigError, build
 
@@ -23,6 +24,7 @@ _SHORTEST_HANG: Final = timedelta(seconds=5)
 _CHRONICLE_SIZE: Final = ByteSize.parse("64MiB")
 _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_FIELD_NAME: Final = re.compile(r"[!-9;-~]{1,100}")
 
 
 def says(description: str) -> Meta:
@@ -56,7 +58,7 @@ class Listener:
         Literal["mx", "submission", "lmtp"],
         says(
             "mx: mail from other servers; submission: mail from users, who must log in first (530),"
-            " and gets the Date, Message-ID and Sender that it lacks; lmtp: RFC 2033"
+            " and gets the Date, Message-ID and From that it lacks; lmtp: RFC 2033"
         ),
     ] = "mx"
     tls: Annotated[
@@ -106,6 +108,17 @@ class Listener:
             "what the message has in From, and in Sender, must belong to the login in the same way;"
             " else 550 behind the content"
         ),
+    ] = False
+    drop_headers: Annotated[
+        list[str],
+        says(
+            "fields that are taken out of messages of clients who have logged in or are in a"
+            " trusted network: blind copies stay blind. Return-Path is taken out of all mail"
+        ),
+    ] = field(default_factory=lambda: [*DROP_HEADERS])
+    add_sender: Annotated[
+        bool,
+        says("add a Sender field with the login to messages that have none and another From"),
     ] = False
     greet_delay: Annotated[
         timedelta, says("wait before the banner; who talks meanwhile is refused")
@@ -207,10 +220,11 @@ class Limits:
     line_length: Annotated[
         int,
         counts(
-            "octets of a text line with its CRLF, but in the body of BODY=BINARYMIME; 0 = any",
+            "octets of a text line with its CRLF, but in the body of BODY=BINARYMIME; 500 5.6.0"
+            " beyond. 0 = any: many real senders do not keep to the 1000 of RFC 5321",
             least=0,
         ),
-    ] = 1000
+    ] = 0
     recipients: Annotated[int, counts("of one message; 452 4.5.3 for those beyond")] = 100
     hops: Annotated[
         int, counts("Received fields from which on a message is going round in circles: 554 5.4.6")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
+from minismtp.cleanup import DROP_HEADERS, RETURN_PATH
 from minismtp.config import Config, Limits, Listener
 from minismtp.error_count import PeerErrors
 from minismtp.hooks import Hooks
@@ -32,7 +33,8 @@ class Service:
 
     `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
     (loopback or a unix socket), and `proxy_auth` that it is so for clients of a balancer too, which
-    does not say whether they speak TLS. `greet_delay` in seconds; `quiet` keeps sessions out of the
+    does not say whether they speak TLS. `dropped` are fields (in lower case) that messages of
+    trusted clients lose. `greet_delay` in seconds; `quiet` keeps sessions out of the
     log and the metrics. `spool` is where large contents are written, `queue` where messages wait
     for other hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain`
     tells, `tracing` shows dialogues, `notes` say which messages this worker has in hand; one that
@@ -56,6 +58,8 @@ class Service:
     strict_pipelining: bool = False
     match_sender: bool = False
     match_from: bool = False
+    dropped: frozenset[str] = RETURN_PATH.union(map(str.lower, DROP_HEADERS))
+    add_sender: bool = False
     backoff: Backoff | None = None
     quiet: bool = False
     fix_newlines: bool = False
@@ -136,6 +140,8 @@ def make_service(
         strict_pipelining=listener.strict_pipelining,
         match_sender=listener.match_sender,
         match_from=listener.match_from,
+        dropped=RETURN_PATH.union(map(str.lower, listener.drop_headers)),
+        add_sender=listener.add_sender,
         backoff=backoff,
         fix_newlines=config.bare_newline == "fix",
         spool=config.state_directory / "spool",

@@ -1,7 +1,7 @@
-"""What a submission server may mend in a user's message (layer 4; RFC 6409 section 8).
+"""What a submission server adds to a message (layer 4; RFC 6409 section 8).
 
-Fields that are missing are added on top; nothing that the user wrote is ever changed. And as whom a
-user may send (section 6.1).
+Fields that are missing are added on top; what the user wrote stays as it is. And as whom a user may
+send (section 6.1).
 """
 
 from __future__ import annotations
@@ -19,18 +19,38 @@ from minismtp.received import date
 from minismtp.reply import Reject
 from minismtp.session import Session
 
+# Any of them says that the message is sent again (RFC 5322 section 3.6.6).
+_RESENT: Final = (
+    *("Resent-Date", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc", "Resent-Message-ID"),
+    "Resent-Reply-To",
+)
 _MOST_AUTHORS: Final = 20  # each may be a question to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
 
 def complete(envelope: Envelope, message: Message, hostname: str) -> None:
-    """Add Date, Message-ID and, where From names somebody else than the login, Sender."""
+    """Add Message-ID, Date and From where they lack, and those of a message that is sent again.
+
+    The author is the reverse-path, else the login.
+    """
     headers = message.headers
-    if "Message-ID" not in headers:
-        message.prepend("Message-ID", f"<{envelope.id}@{hostname}>")
-    if "Date" not in headers:
-        message.prepend("Date", date(envelope.arrived))
-    login = envelope.login or ""
+    resent = any(name in headers for name in _RESENT)
+    author = envelope.sender or envelope.login or ""
+    added = {
+        "Message-ID": f"<{envelope.id}@{hostname}>",
+        "Date": date(envelope.arrived),
+        "From": author if "@" in author else f"MAILER-DAEMON@{hostname}",
+    }
+    for name, value in added.items():
+        if resent and f"Resent-{name}" not in headers:
+            message.prepend(f"Resent-{name}", value)
+        if name not in headers and not (resent and name == "From"):
+            message.prepend(name, value)
+
+
+def add_sender(envelope: Envelope, message: Message) -> None:
+    """Add Sender where From names somebody else than the login (RFC 6409 section 8.1)."""
+    headers, login = message.headers, envelope.login or ""
     if "@" in login and "Sender" not in headers and not _names(headers.get("From"), login):
         message.prepend("Sender", login)
 

@@ -13,20 +13,21 @@ from minismtp import replies
 from minismtp.activity import Activity, summary
 from minismtp.address import Address
 from minismtp.chronicle import Record
+from minismtp.cleanup import RETURN_PATH, clean
 from minismtp.content import Content, ContentWriter
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.headers import too_many_fields
 from minismtp.log import bind, unbind
 from minismtp.message import Message
-from minismtp.received import header_section, hops, received
+from minismtp.received import hops, received
 from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
-from minismtp.submission import complete, owns_authors, owns_sender
+from minismtp.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.suspects import fingerprint
 from minismtp.threads import report
 
@@ -249,16 +250,19 @@ class Transaction:
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unseen when workers died on it."""
+        cleaned = clean(writer.finish(), self._service.limits.headers, self._dropped)
+        if cleaned is None:
+            return "rejected", [replies.LONG_HEADER]
+        head, content = cleaned
         notes = self._service.notes
-        content = writer.finish()
         if notes is None:
-            return self._take(content)
+            return self._take(head, content)
         mark = fingerprint(self.envelope, content)
         if notes.is_fatal(mark):
             return self._set_aside(content)
         note = notes.begin(mark, self.envelope)
         try:
-            return self._take(content)
+            return self._take(head, content)
         finally:
             notes.end(note, mark)
 
@@ -268,22 +272,21 @@ class Transaction:
         service.log.error("message that workers died on is set aside", **self._facts(content.size))
         if not service.quarantines:
             return "deferred", [replies.FATAL]
-        message = Message(envelope.id, content, self._trace(content.head(1)))
+        message = Message(envelope.id, content, received(self._session, envelope))
         message.quarantine("workers died on it")
         return self._store(message)
 
-    def _take(self, content: Content) -> tuple[str, list[Reply]]:
+    def _take(self, head: bytes, content: Content) -> tuple[str, list[Reply]]:
         service, session, envelope = self._service, self._session, self.envelope
-        head = header_section(content, service.limits.headers)
-        if head is None:
-            return "rejected", [replies.LONG_HEADER]
         if problem := self._header_problem(head):
             return "rejected", [problem]
-        message = Message(envelope.id, content, self._trace(head[:1]))
+        message = Message(envelope.id, content, received(session, envelope))
+        if envelope.trusted:
+            complete(envelope, message, service.hostname)
         if service.match_from and not owns_authors(service.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
-        if service.kind == "submission":
-            complete(envelope, message, service.hostname)
+        if service.add_sender:
+            add_sender(envelope, message)
         service.hooks.on_message(session, envelope, message)
         accepted = self._acceptance
         if message.discarded is not None:
@@ -295,11 +298,10 @@ class Transaction:
             return "discarded", [accepted]
         return self._store(message)
 
-    def _trace(self, begin: bytes) -> bytes:
-        """Return our trace fields for a content that begins so."""
-        trace = received(self._session, self.envelope)
-        # Not a header but a body at once: it must not read as a continuation of our field.
-        return trace + b"\r\n" if begin in {b" ", b"\t"} else trace
+    @property
+    def _dropped(self) -> frozenset[str]:
+        """The fields that this client's messages lose, by their names in lower case."""
+        return self._service.dropped if self.envelope.trusted else RETURN_PATH
 
     @property
     def _acceptance(self) -> Reply:

@@ -53,7 +53,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (config.workers, config.user, config.bare_newline, config.plugin_path) == (
         *(0, "", "reject", []),
     )
-    assert (limits.message_size, limits.headers, limits.line_length) == (25 << 20, 1 << 20, 1000)
+    assert (limits.message_size, limits.headers, limits.line_length) == (25 << 20, 1 << 20, 0)
     assert (limits.recipients, limits.sessions, limits.sessions_per_ip) == (100, 2000, 100)
     assert (limits.errors, limits.failed_logins, limits.hops) == (10, 3, 100)
     assert limits.reserved_sessions == 0

@@ -406,13 +406,29 @@ def test_size_limit_holds_at_its_edge_and_the_session_stays_in_step(
         pytest.param(b"x" * 100_000, "500 5.6.0", id="100002-octets"),
     ],
 )
-def test_text_line_beyond_1000_octets_is_500_after_the_dot(line: bytes, code: str) -> None:
+def test_text_line_beyond_the_configured_length_is_500_after_the_dot(
+    line: bytes, code: str
+) -> None:
     # section 4.5.3.1.6
     script = MAIL + RCPT + DATA + b"Subject: x\r\n\r\n" + line + b"\r\n.\r\n" + NOOP
-    heard = hear(script)
+    limits = Limits(line_length=1000)
+    heard = hear(script, limits=limits)
     assert heard.codes == [*TAKEN[:3], code, OK]
-    assert hear(script, cut=7).codes == heard.codes
+    assert hear(script, cut=7, limits=limits).codes == heard.codes
     assert len(heard.stored) == (code == OK)
+
+
+@pytest.mark.parametrize("length", [998, 999, 2000, 65_536, 1_000_000])
+@pytest.mark.parametrize("where", [b"Subject: x\r\n\r\n%s\r\n", b"References: %s\r\n\r\nx\r\n"])
+def test_text_lines_of_any_length_are_taken(length: int, where: bytes) -> None:
+    # section 4.5.3.1: the lengths are minimums
+    content = where % (b"x" * length)
+    by_data = MAIL + RCPT + DATA + content + b".\r\n"
+    by_bdat = MAIL + RCPT + b"BDAT %d LAST\r\n" % len(content) + content
+    for script in (by_data, by_bdat):
+        heard = hear(script, cut=997)
+        assert heard.codes[-1] == OK
+        assert heard.content == content
 
 
 def test_recipient_beyond_the_limit_is_452_and_the_others_are_served() -> None:
@@ -474,7 +490,8 @@ def test_message_is_judged_by_its_lines_after_their_ends_were_fixed() -> None:
     assert heard.content == content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     long = EMPTY + b"a\n" + b"x" * 999 + b"\r\n.\r\n"
     script = MAIL + RCPT + DATA + long
-    assert said(script, change={"fix_newlines": True}) == [*TAKEN[:3], "500 5.6.0"]
+    limits = Limits(line_length=1000)
+    assert said(script, change={"fix_newlines": True}, limits=limits) == [*TAKEN[:3], "500 5.6.0"]
 
 
 @pytest.mark.parametrize(("hops", "code"), [(100, OK), (101, "554 5.4.6")])
@@ -991,7 +1008,10 @@ FROM = b"From: Alice <alice@example.org>\r\n"
 def test_submission_adds_what_is_missing() -> None:
     # RFC 6409 sections 8.1 to 8.3
     heard = hear(
-        MAIL + RCPT + DATA + FROM + HI + b".\r\n", kind="submission", login="bob@example.org"
+        MAIL + RCPT + DATA + FROM + HI + b".\r\n",
+        kind="submission",
+        login="bob@example.org",
+        change={"add_sender": True},
     )
     [[message]] = heard.stored.values()
     header = message.partition(b"\r\n\r\n")[0].decode().replace("\r\n", "\n")

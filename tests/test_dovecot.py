@@ -161,3 +161,27 @@ def test_junk_is_a_folder_for_dovecot(
         [(_, _, body)] = fetch(client, "Junk")
         assert client.select()[1] == [b"0"]
     assert body.endswith(b"Buy!\r\n")
+
+
+HEADLESS: Final = {  # what came, and the subject and the text of it
+    "text": (b"Disk 2 failed.\r\nCall me: 5\r\n", b"", b"Disk 2 failed.\r\nCall me: 5\r\n"),
+    "below": (b"Subject: s\r\ntext: of it\r\nand more\r\n", b"s", b"and more\r\n"),
+    "blank": (b"Subject :s\r\ntext of\r\n\r\nTo: a\r\n", b"s", b"text of\r\n\r\nTo: a\r\n"),
+    "indented": (b" text\r\nSubject: s\r\n\r\nb\r\n", b"", b" text\r\nSubject: s\r\n\r\nb\r\n"),
+    "mbox": (b"From a@b Thu\r\nSubject: s\r\n\r\nb\r\n", b"s", b"b\r\n"),
+    "mark": (b"\xef\xbb\xbfSubject: s\r\n\r\nb\r\n", b"s", b"b\r\n"),
+    "long": (b"x" * 300_000 + b"\r\nSubject: s\r\n", b"", b"x" * 300_000 + b"\r\nSubject: s\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_text_without_a_header_is_shown(name: str, running: Running, dovecot: Dovecot) -> None:
+    content, subject, text = HEADLESS[name]
+    user = f"headless-{name}"
+    send(running, user, content)
+    with dovecot.log_in(user) as client:
+        assert client.select("INBOX")[0] == "OK"
+        parts = client.fetch("1", "(BODY.PEEK[HEADER.FIELDS (SUBJECT)] BODY.PEEK[TEXT])")[1]
+    header, body = (each[1] for each in parts if isinstance(each, tuple))
+    assert header.strip().partition(b":")[2].strip() == subject
+    assert body == text

@@ -24,7 +24,8 @@ from minismtp_plugins.authentication_results import AuthenticationResults
 from pumps import grows_too_fast
 
 from minismtp import Content, Message, Session
-from minismtp.received import header_section, hops
+from minismtp.cleanup import clean
+from minismtp.received import hops
 from minismtp.smtp.content import DotDecoder, dotted
 
 SESSION: Final = Session(
@@ -101,6 +102,12 @@ def _decoded(octets: bytes) -> None:
         decoder.decode(octets[start : start + 8192])
 
 
+def _cleaned(octets: bytes) -> bytes:
+    cleaned = clean(Content.of(octets), len(octets), frozenset({"a", "x", "received"}))
+    assert cleaned is not None
+    return cleaned[0]
+
+
 BODIES: Final[dict[str, Callable[[bytes], object]]] = {
     "parts": _parts,
     "forms of DKIM": lambda octets: body_hashes(
@@ -108,7 +115,7 @@ BODIES: Final[dict[str, Callable[[bytes], object]]] = {
     ),
     "DATA": _decoded,
     "DATA, sent": lambda octets: list(dotted(BytesIO(octets))),
-    "header section": lambda octets: hops(header_section(Content.of(octets), len(octets)) or b""),
+    "header section": lambda octets: hops(_cleaned(octets)),
 }
 _PIECES: Final = (
     *(b"x", b" ", b"\t", b"\r", b"\n", b"\r\n", b" \r\n", b"\r\n.", b".\r\n", b"\n\n", b"-", b"="),

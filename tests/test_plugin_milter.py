@@ -1051,7 +1051,8 @@ def libmilter(
 def test_library_of_sendmail_agrees_on_all_of_it(libmilter: SocketAddress, play: Play) -> None:
     scene = play(libmilter, login="alice")
     content = (
-        "From: me@example.org\nSubject: hello\nX-Gone: x\nX-Folded: a\n b\n\n" + "x\n" * 30_000
+        "From: me@example.org\nDate: d\nMessage-ID: m\nSubject: hello\nX-Gone: x\n"
+        "X-Folded: a\n b\n\n" + "x\n" * 30_000
     )
     refusal = scene.mail(content, to=("refused@example.org",))
     assert refusal == "550-5.7.1 not\n550 5.7.1 for 100% of you"
@@ -1061,6 +1062,8 @@ def test_library_of_sendmail_agrees_on_all_of_it(libmilter: SocketAddress, play:
     assert first == f"X-First: {scene.dialogue.session.id}.2"
     assert rest.partition("From: ")[2].split("\r\n") == [
         "me@example.org",
+        "Date: d",
+        "Message-ID: m",
         "Subject: changed",
         "X-Folded: a",
         " b",
@@ -1070,6 +1073,8 @@ def test_library_of_sendmail_agrees_on_all_of_it(libmilter: SocketAddress, play:
         "\talice",
         "\t<user@example.org>",
         "\tFrom='me@example.org'",
+        "\tDate='d'",
+        "\tMessage-ID='m'",
         "\tSubject='hello'",
         "\tX-Gone='x'",
         "\tX-Folded='a\\n b'",

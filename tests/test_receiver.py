@@ -377,7 +377,7 @@ def test_rset_and_greetings_drop_the_transaction(line: str, chunks: int) -> None
     dialogue.send("RCPT TO:<other@example.org>")
     dialogue.send_raw(b"BDAT 3 LAST\r\nnew")
     assert [*mailroom.stored] == ["other@example.org"]
-    assert mailroom.stored["other@example.org"][0].endswith(b"+0000\r\nnew")
+    assert mailroom.stored["other@example.org"][0].endswith(b"+0000\r\n\r\nnew")
 
 
 def files_open_below(directory: Path) -> int:
@@ -736,7 +736,7 @@ def test_chunks_are_answered_one_by_one_and_the_last_with_the_message() -> None:
     assert dialogue.send_raw(b"BDAT 4 LAST\r\n\n.\r\n") == (
         f"250 2.0.0 message accepted as {dialogue.session.id}.1\r\n".encode()
     )
-    assert mailroom.stored["user@example.org"][0].endswith(b"+0000\r\na\r\nb\r\n.\r\n")
+    assert mailroom.stored["user@example.org"][0].endswith(b"+0000\r\n\r\na\r\nb\r\n.\r\n")
 
 
 def test_chunk_may_come_octet_by_octet() -> None:
@@ -745,7 +745,7 @@ def test_chunk_may_come_octet_by_octet() -> None:
     wire = b"BDAT 6 LAST\r\nQUIT\r\nNOOP\r\n"
     replies = b"".join(dialogue.send_raw(bytes([octet])) for octet in wire).splitlines()
     assert [reply[:9] for reply in replies] == [b"250 2.0.0", b"250 2.0.0"]
-    assert mailroom.stored["user@example.org"][0].endswith(b"+0000\r\nQUIT\r\n")
+    assert mailroom.stored["user@example.org"][0].endswith(b"+0000\r\n\r\nQUIT\r\n")
 
 
 @pytest.mark.parametrize("last", ["", " LAST"])

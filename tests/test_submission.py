@@ -2,12 +2,22 @@
 
 import re
 from dataclasses import field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
-from minismtp import Address, Defer, Envelope, Local, Recipient, Reject, hookimpl, plugin
+from minismtp import (
+    Address,
+    Defer,
+    Envelope,
+    Local,
+    Recipient,
+    Reject,
+    Session,
+    hookimpl,
+    plugin,
+)
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]
@@ -15,16 +25,33 @@ USER = "user@example.org"
 DATE = "Sun, 9 Sep 2001 01:46:40 +0000"
 WHOLE = (
     "Date: Mon, 1 Jan 2024 00:00:00 +0000\nMessage-ID: <1@client.example>\nSender: x@y.example\n"
+    "From: alice@elsewhere.example\n"
 )
 
 
+@plugin
+class Trusting:
+    """Says of every peer that it is in a network of ours."""
+
+    @hookimpl
+    def on_connect(self, session: Session) -> None:
+        session.trusted = True
+
+
 def submitted(
-    content: str, *, login: str | None = "alice@example.org", kind: Kind = "submission"
+    content: str,
+    *plugins: object,
+    login: str | None = "alice@example.org",
+    kind: Kind = "submission",
+    sender: str = "alice@example.org",
+    **change: Any,  # noqa: ANN401 - as `replace` takes them
 ) -> tuple[list[str], str]:
     """Send a message; give the lines that were put above the Received field, and those below."""
     mailroom = Mailroom()
-    service = replace(Dialogue(mailroom, kind=kind).service, wall=lambda: 1_000_000_000.0)
-    assert Dialogue(service=service, login=login, tls=True).mail(content).startswith("250")
+    change = {"wall": lambda: 1_000_000_000.0, **change}
+    service = replace(Dialogue(*plugins, mailroom, kind=kind).service, **change)
+    dialogue = Dialogue(service=service, login=login, tls=True)
+    assert dialogue.mail(content, sender=sender).startswith("250")
     [stored] = mailroom.stored[USER]
     above, below = re.split(
         r"Received: .*?\+0000\r\n", stored.decode(), maxsplit=1, flags=re.DOTALL
@@ -37,8 +64,7 @@ def submitted(
 
 def test_missing_fields_are_added() -> None:
     above, below = submitted("Subject: x\nFrom: bob@example.org\n\nbody\n")
-    sender, date, identifier = above
-    assert sender == "Sender: alice@example.org"
+    date, identifier = above
     assert date == f"Date: {DATE}"
     assert re.fullmatch(r"Message-ID: <[0-9a-f]{12}\.1@mx\.example\.org>", identifier)
     assert below == "Subject: x\nFrom: bob@example.org\n\nbody\n"
@@ -51,10 +77,10 @@ def test_message_id_is_the_one_of_the_log_and_the_reply() -> None:
     assert f"Message-ID: <{identifier}@mx.example.org>".encode() in mailroom.stored[USER][0]
 
 
-@pytest.mark.parametrize("name", ["Date", "Message-ID", "Sender"])
+@pytest.mark.parametrize("name", ["Date", "Message-ID", "From", "Sender"])
 def test_only_what_is_missing_is_added(name: str) -> None:
     content = "".join(line for line in WHOLE.splitlines(keepends=True) if name not in line)
-    above, below = submitted(content)
+    above, below = submitted(content, add_sender=True)
     assert [line.partition(":")[0] for line in above] == [name]
     assert below == content
 
@@ -65,32 +91,33 @@ def test_only_what_is_missing_is_added(name: str) -> None:
         WHOLE,
         WHOLE.upper(),
         WHOLE.replace(": ", ":\n "),
-        "Date:\nMessage-ID:\nSender:\nSubject: empty is there too\n",
-        "Date: never\nMessage-ID: none\nSender: nobody\n\nbody\n",
+        "Date:\nMessage-ID:\nSender:\nFrom:\nSubject: empty is there too\n",
+        "Date: never\nMessage-ID: none\nSender: nobody\nFrom: @\n\nbody\n",
     ],
     ids=["whole", "upper-case", "folded", "empty", "nonsense"],
 )
 def test_what_the_user_wrote_is_never_changed(content: str) -> None:
-    assert submitted(content) == ([], content)
+    assert submitted(content, add_sender=True) == ([], content)
 
 
 def test_fields_of_the_body_are_no_fields() -> None:
     above, below = submitted("Subject: x\n\n" + WHOLE)
-    assert [line.partition(":")[0] for line in above] == ["Sender", "Date", "Message-ID"]
+    assert [line.partition(":")[0] for line in above] == ["From", "Date", "Message-ID"]
     assert below == "Subject: x\n\n" + WHOLE
 
 
 @pytest.mark.parametrize("content", ["\nbody\n", " body\n"], ids=repr)
 def test_message_without_a_header_gets_one(content: str) -> None:
     above, below = submitted(content)
-    assert [line.partition(":")[0] for line in above] == ["Sender", "Date", "Message-ID"]
+    assert [line.partition(":")[0] for line in above] == ["From", "Date", "Message-ID"]
     assert below == f"\n{content}".replace("\n\n", "\n")
 
 
 @pytest.mark.parametrize("kind", ["mx", "lmtp"])
 def test_nothing_is_added_to_mail_of_others(kind: Kind) -> None:
     # RFC 5321 section 6.4: not in mail that is relayed or delivered
-    assert submitted("Subject: x\n", kind=kind) == ([], "Subject: x\n")
+    content = "Bcc: b@example.org\nContent-Length: 1\nSubject: x\n"
+    assert submitted(content, kind=kind, login=None, add_sender=True) == ([], content)
 
 
 @pytest.mark.parametrize(
@@ -109,17 +136,77 @@ def test_nothing_is_added_to_mail_of_others(kind: Kind) -> None:
     ],
 )
 @pytest.mark.parametrize("login", ["alice@example.org", "Alice@example.org"])
-def test_sender_is_added_where_from_names_somebody_else(
+def test_sender_is_added_by_an_option_where_from_names_somebody_else(
     login: str, sender: str, added: bool
 ) -> None:
     # RFC 5322 section 3.6.2, RFC 6409 section 8.1
-    above, _ = submitted(f"From: {sender}\nDate: x\nMessage-ID: x\n", login=login)
+    content = f"From: {sender}\nDate: x\nMessage-ID: x\n"
+    above, _ = submitted(content, login=login, add_sender=True)
     assert above == ([f"Sender: {login}"] if added else [])
+    assert submitted(content, login=login) == ([], content)
 
 
 def test_sender_needs_a_login_that_is_an_address() -> None:
-    above, _ = submitted("From: bob@example.org\nDate: x\nMessage-ID: x\n", login="alice")
+    content = "From: bob@example.org\nDate: x\nMessage-ID: x\n"
+    above, _ = submitted(content, login="alice", add_sender=True)
     assert above == []
+
+
+@pytest.mark.parametrize(
+    ("sender", "login", "author"),
+    [
+        ("bob@example.org", "alice@example.org", "bob@example.org"),
+        ("bob@example.org", "alice", "bob@example.org"),
+        ("", "alice@example.org", "alice@example.org"),
+        ("", "alice", "MAILER-DAEMON@mx.example.org"),
+        ("", None, "MAILER-DAEMON@mx.example.org"),
+        ('"b o b"@example.org', None, '"b o b"@example.org'),
+    ],
+)
+def test_author_that_is_missing_is_the_sender(sender: str, login: str | None, author: str) -> None:
+    # RFC 5322 section 3.6.2; so does Postfix, for the null reverse-path too
+    kind: Kind = "submission" if login else "mx"
+    above, _ = submitted("Subject: x\n", Trusting(), login=login, kind=kind, sender=sender)
+    assert above[0] == f"From: {author}"
+
+
+def test_mail_of_a_trusted_network_is_completed_too() -> None:
+    above, below = submitted("Subject: x\n", Trusting(), login=None, kind="mx")
+    assert [line.partition(":")[0] for line in above] == ["From", "Date", "Message-ID"]
+    assert below == "Subject: x\n"
+
+
+@pytest.mark.parametrize("name", ["Resent-To", "RESENT-FROM", "Resent-Sender", "resent-cc"])
+def test_message_that_is_sent_again_gets_what_says_so(name: str) -> None:
+    # RFC 5322 section 3.6.6
+    above, below = submitted(f"{name}: a@b.example\nFrom: c@d.example\nDate: x\nMessage-ID: x\n")
+    added = ["Resent-From", "Resent-Date", "Resent-Message-ID"]
+    assert [line.partition(":")[0] for line in above] == [
+        each for each in added if each.lower() != name.lower()
+    ]
+    assert below.startswith(f"{name}: ")
+
+
+# What goes
+
+BLIND = (
+    "Bcc: b@example.org,\n c@example.org\nSubject: x\nresent-bcc :d@example.org\nBCC:\n"
+    "Content-Length: 5\nContent-length-x: 5\nDate: x\nMessage-ID: x\nFrom: a@example.org\n\n"
+    "Bcc: of the body\n"
+)
+
+
+def test_blind_copies_stay_blind() -> None:
+    # RFC 5322 section 3.6.3
+    kept = "Subject: x\nContent-length-x: 5\nDate: x\nMessage-ID: x\nFrom: a@example.org\n\n"
+    assert submitted(BLIND) == ([], kept + "Bcc: of the body\n")
+    assert submitted(BLIND, Trusting(), login=None, kind="mx")[1] == kept + "Bcc: of the body\n"
+
+
+def test_what_goes_can_be_chosen() -> None:
+    above, below = submitted(BLIND, dropped=frozenset({"return-path", "subject"}))
+    assert above == []
+    assert below == BLIND.replace("Subject: x\n", "").replace("bcc :", "bcc:")
 
 
 def test_filters_see_the_added_fields() -> None:

@@ -39,9 +39,9 @@ def test_octets_go_in_and_come_out_as_they_are() -> None:
     ("content", "stored"),
     [
         ("Subject: x\n\n.dot\n..two\n", b"Subject: x\r\n\r\n.dot\r\n..two\r\n"),
-        (".\n", b".\r\n"),
-        (b"a\r\nb", b"a\r\nb\r\n"),
-        ("ü", "ü\r\n".encode()),
+        (".\n", b"\r\n.\r\n"),
+        (b"a\r\nb", b"\r\na\r\nb\r\n"),
+        ("ü", "\r\nü\r\n".encode()),
         ("", b"\r\n"),
     ],
     ids=repr,

@@ -433,14 +433,14 @@ def test_trace_field_stands_on_top_of_what_was_sent() -> None:
     ]
 
 
-@pytest.mark.parametrize("content", [b" x: y\r\n", b"\tx\r\n"], ids=repr)
+@pytest.mark.parametrize("content", [b" x: y\r\n", b"\tx\r\n", b"x"], ids=repr)
 def test_body_without_a_header_does_not_continue_the_trace_field(content: bytes) -> None:
     mailroom = Mailroom()
     chunk(Dialogue(mailroom), content)
     assert mailroom.stored[USER][0].endswith(b" +0000\r\n\r\n" + content)
 
 
-@pytest.mark.parametrize("content", [b"\r\n x\r\n", b"x", b""], ids=repr)
+@pytest.mark.parametrize("content", [b"\r\n x\r\n", b"x:", b""], ids=repr)
 def test_other_content_follows_the_trace_field_at_once(content: bytes) -> None:
     mailroom = Mailroom()
     chunk(Dialogue(mailroom), content)
@@ -532,7 +532,7 @@ def test_bare_newlines_pass_in_a_binary_body(size: int) -> None:
     "header",
     [
         *(b"S: x\nF: y\r\n\r\n", b"S: x\rF: y\r\n\r\n", b"S: x\n\n", b"S: x\r\n\n"),
-        *(b"S: x\n\r\n", b"\n", b"\r", b"S: x\r\r\n\r\n", b"S: x\r"),
+        *(b"S: x\n\r\n", b"\n", b"S: x\r\r\n\r\n", b"S: x\r"),
     ],
     ids=repr,
 )
@@ -558,7 +558,7 @@ def test_bare_newlines_are_refused_in_the_header_of_a_binary_message(
 def test_bare_newlines_are_fixed_where_configured(content: bytes, stored: bytes) -> None:
     mailroom = Mailroom()
     assert data(fixing(mailroom), content).startswith("250")
-    assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + stored)
+    assert mailroom.stored[USER][0].endswith(b"+0000\r\n\r\n" + stored)
 
 
 def test_fixed_newlines_end_lines_for_the_limit_too() -> None:
@@ -575,6 +575,7 @@ def test_bare_newlines_in_chunks_are_fixed_where_configured(
     content: bytes, size: int, body: str
 ) -> None:
     mailroom = Mailroom()
+    content = b"\r\n" + content
     assert chunk(fixing(mailroom), content, size, body).startswith("250 2.0.0 message")
     assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + fix_newlines(content))
 
@@ -623,7 +624,8 @@ def test_lines_that_are_too_long_are_refused(by: str, line_length: int, reply: s
 )
 def test_lines_may_be_long_in_a_binary_body_only(content: bytes, reply: str) -> None:
     # RFC 3030 section 3
-    assert chunk(Dialogue(Storage()), content, body="BODY=BINARYMIME").startswith(reply)
+    dialogue = Dialogue(Storage(), limits=Limits(line_length=1000))
+    assert chunk(dialogue, content, body="BODY=BINARYMIME").startswith(reply)
 
 
 RECEIVED = b"Received: from a by b\r\n"
@@ -657,11 +659,12 @@ FIELD = b"X: " + b"y" * 95 + b"\r\n"  # 100 octets
     [
         (FIELD * 9 + b"\r\n" + b"body\r\n" * 1000, "250 2.0.0"),
         (FIELD * 10 + b"\r\n" + b"body", "552 5.3.4"),
-        (FIELD * 10 + b"X", "552 5.3.4"),
+        (FIELD * 10 + b"X:", "552 5.3.4"),
+        (FIELD * 10 + b"X", "250 2.0.0"),
         (FIELD * 10, "250 2.0.0"),
         (b"\r\n" + FIELD * 20, "250 2.0.0"),
     ],
-    ids=["fits", "longer", "endless", "all", "none"],
+    ids=["fits", "longer", "endless", "text", "all", "none"],
 )
 def test_header_section_has_a_limit(content: bytes, reply: str) -> None:
     storage = Storage()
@@ -670,7 +673,7 @@ def test_header_section_has_a_limit(content: bytes, reply: str) -> None:
     assert bool(storage.asked) == reply.startswith("250")
 
 
-@pytest.mark.parametrize("field", [b"A:\r\n", b"A: b\r\n\tc\r\n", b"A:\r\nno field\r\n"], ids=repr)
+@pytest.mark.parametrize("field", [b"A:\r\n", b"A: b\r\n\tc\r\n", b"A :\r\n"], ids=repr)
 def test_header_of_more_fields_than_filters_read_is_refused(field: bytes) -> None:
     seen: list[Message] = []
 
@@ -688,20 +691,6 @@ def test_header_of_more_fields_than_filters_read_is_refused(field: bytes) -> Non
     assert (seen[0].headers.get("Z"), seen[0].headers.truncated) == ("last", False)
 
 
-def test_lines_that_are_no_fields_are_not_counted() -> None:
-    seen: list[Message] = []
-
-    @plugin
-    class Looking:
-        @hookimpl
-        def on_message(self, message: Message) -> None:
-            seen.append(message)
-
-    content = b"line\r\n" * (2 * FIELD_LIMIT) + b" folded\r\nFrom: a@example.org\r\nline\r\n"
-    assert chunk(Dialogue(Looking(), Storage()), content).startswith("250 2.0.0")
-    assert (seen[0].headers.get("From"), seen[0].headers.truncated) == ("a@example.org", False)
-
-
 def test_largest_header_is_read_whole_with_what_is_put_above_it() -> None:
     seen: list[Message] = []
 
@@ -713,10 +702,8 @@ def test_largest_header_is_read_whole_with_what_is_put_above_it() -> None:
                 message.prepend(f"X-{number}", "y" * 100)
             seen.append(message)
 
-    largest = b"S: x\r\n" + b"Z" * (1024 * 1024 - 100) + b"\r\nLast: z\r\n\r\n"
-    assert chunk(Dialogue(Adding(), Storage(), limits=Limits(line_length=0)), largest).startswith(
-        "250 2.0.0"
-    )
+    largest = b"S: x\r\nZ:" + b"z" * (1024 * 1024 - 100) + b"\r\nLast: z\r\n\r\n"
+    assert chunk(Dialogue(Adding(), Storage()), largest).startswith("250 2.0.0")
     assert (seen[0].headers.get("Last"), seen[0].headers.truncated) == ("z", False)
 
 
@@ -774,7 +761,7 @@ def test_large_content_arrives_whole(tmp_path: Path) -> None:
     mailroom = Mailroom()
     content = b"".join(b"line %d\r\n" % number for number in range(60_000))
     assert data(Dialogue(mailroom, spool=tmp_path), content[:-2]).startswith("250")
-    assert mailroom.stored[USER][0].endswith(b"+0000\r\n" + content)
+    assert mailroom.stored[USER][0].endswith(b"+0000\r\n\r\n" + content)
 
 
 # What is told to others

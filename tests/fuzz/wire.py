@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from fuzz.peers import decoded, message_of, pieces_of, session, text_of
 from fuzz.target import target
 from minismtp import Address
-from minismtp.received import header_section, hops
+from minismtp.cleanup import clean
+from minismtp.received import hops
 from minismtp.reply import Reply
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
@@ -187,6 +188,12 @@ def xclient(data: bytes) -> None:
     apply_xclient(session(), text_of(data))
 
 
-@target("received")
+@target("received", "cleanup")
 def trace_fields(data: bytes) -> None:
-    hops(header_section(message_of(data).content, 1 << 16) or b"")
+    cleaned = clean(message_of(data).content, 1 << 16, frozenset({"bcc", "return-path"}))
+    if cleaned is not None:
+        section, content = cleaned
+        hops(section)
+        again = clean(content, 1 << 18)
+        if again != (section, content):
+            raise AssertionError("a settled header is settled differently the second time")

@@ -1,0 +1,113 @@
+"""The header of a message that comes in, settled for every reader (layer 2).
+
+Real senders forget the empty line that ends a header, send text without any header, or put the
+`From ` line of an mbox above it. Each reader has its own idea of where such a header ends, so a
+filter might not see what the user is shown. It is settled here, once, as smtpd and cleanup of
+Postfix do it, for DATA and BDAT alike: filters, mailboxes and the queue get the same header.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from minismtp.content import Content
+
+#: The fields that final delivery alone may write (RFC 5321 section 4.4).
+RETURN_PATH: Final = frozenset({"return-path"})
+#: The fields that our own users' messages lose besides, as with Postfix (message_drop_headers).
+DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
+
+_HEAD: Final = 65536  # octets looked at first for the end of the header section
+# field-name ":" (RFC 5322 section 3.6.8); the obsolete syntax of section 4.5 has white space before
+# the colon. Longer names are no fields for Postfix either.
+_PLAIN_FIELD: Final = rb"[!-9;-~]{1,2047}+:"
+_FIELD: Final = rb"[!-9;-~]{1,2047}+[ \t]{0,2047}+:"
+_DECIDED: Final = 4096  # octets of a line that tell whether it is a field
+_FIRST_PLAIN_FIELD: Final = re.compile(_PLAIN_FIELD)
+_NO_PLAIN_FIELD: Final = re.compile(rb"\n(?!" + _PLAIN_FIELD + rb"|[ \t])")
+_FIRST_FIELD: Final = re.compile(_FIELD)
+_NO_FIELD: Final = re.compile(rb"\n(?!" + _FIELD + rb"|[ \t])")
+_EMPTY_LINE: Final = re.compile(rb"\r?\n")
+_MAILBOX_LINES: Final = re.compile(rb"(?:>{0,1000}+From [^\n]*+(?:\n|\Z))*+")
+_MAILBOX_LINE: Final = re.compile(rb"(?m)^(?=>*+From )")
+_BLANKS_BEFORE_COLON: Final = re.compile(rb"(?m)^([!-9;-~]++)[ \t]++:")
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+def clean(
+    content: Content, limit: int, dropped: frozenset[str] = RETURN_PATH
+) -> tuple[bytes, Content] | None:
+    """Return the header section, with the empty line that ends it, and the content that has it.
+
+    An empty line is put before the first line that is no field, and before a first line that
+    begins with white space. `From ` and `>From ` lines on top become X-Mailbox-Line fields, blanks
+    before a colon are taken out, and so are a byte order mark before the first field, and the
+    fields of the names (in lower case) that are `dropped`. Content that needs none of that is
+    returned as it is. Return None when the section is longer than `limit` octets.
+    """
+    for size in (min(_HEAD, limit), limit):
+        head = content.head(size + _DECIDED)
+        plain = _plain(head)
+        if plain and not _drops(plain, dropped):
+            return (plain, content) if len(plain) <= limit else None
+        begin, end = _bounds(head)
+        if end <= size:  # so the line that ended it has been seen as far as it counts
+            break
+    else:
+        return None
+    return _settled(content, head, begin, end, dropped)
+
+
+def _plain(head: bytes) -> bytes:
+    """Return a section of ordinary fields with its empty line; empty when it has anything else."""
+    end = _NO_PLAIN_FIELD.search(head)
+    if end and _FIRST_PLAIN_FIELD.match(head) and head.startswith(b"\r\n", end.end()):
+        return head[: end.end() + 2]
+    return b""
+
+
+def _bounds(head: bytes) -> tuple[int, int]:
+    """Return where the fields begin, behind the lines of an mbox, and where they end."""
+    start = len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0
+    found = _MAILBOX_LINES.match(head, start)
+    begin = found.end() if found else start
+    if _FIRST_FIELD.match(head, begin):
+        end = _NO_FIELD.search(head, begin)
+        return begin, end.end() if end else len(head)
+    if begin == len(_BYTE_ORDER_MARK) == start:
+        return 0, 0  # the mark is of the text, which is the body
+    return begin, begin
+
+
+def _settled(
+    content: Content, head: bytes, begin: int, end: int, dropped: frozenset[str]
+) -> tuple[bytes, Content]:
+    """Put fields from `begin` to `end` in order, and an empty line behind them if it lacks."""
+    lines = _MAILBOX_LINE.sub(b"X-Mailbox-Line: ", head[:begin].removeprefix(_BYTE_ORDER_MARK))
+    fields = _BLANKS_BEFORE_COLON.sub(rb"\1:", head[begin:end])
+    if dropped:
+        fields = _fields_called(dropped).sub(b"", fields)
+    empty_line = _EMPTY_LINE.match(head, end)
+    if empty_line:
+        ending, end = empty_line[0], empty_line.end()
+    else:
+        ending = b"" if end == content.size else b"\r\n"
+    section = lines + fields + ending
+    if section == head[:end]:
+        return section, content
+    return section, content.behind(section, end)
+
+
+def _drops(section: bytes, dropped: frozenset[str]) -> bool:
+    lowered = b"\n" + section.lower()
+    return any(b"\n" + name.encode() in lowered for name in dropped)
+
+
+@lru_cache(64)
+def _fields_called(names: frozenset[str]) -> re.Pattern[bytes]:
+    """Return what finds the fields of these names with their folded lines and line ends."""
+    either = "|".join(map(re.escape, sorted(names)))
+    return re.compile(rf"(?im)^(?:{either}):[^\n]*+(?:\n[ \t][^\n]*+)*+\n?".encode())

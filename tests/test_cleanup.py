@@ -1,0 +1,264 @@
+"""The header of what comes in, settled as Postfix settles it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import field
+from email import policy
+from email.errors import MissingHeaderBodySeparatorDefect
+from email.parser import BytesParser
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minismtp import Content, Message, hookimpl, plugin
+from minismtp.cleanup import clean
+from minismtp.testing import Dialogue, Mailroom
+
+LIMIT: Final = 1 << 20
+USER: Final = "user@example.org"
+LONG_NAME: Final = b"X" * 2047
+
+# What arrives, and what Postfix 3.7.11 stored of it, below its own fields and with CRLF for LF.
+POSTFIX: Final[dict[str, tuple[bytes, bytes]]] = {
+    "text": (b"text only\r\nline 2\r\n", b"\r\ntext only\r\nline 2\r\n"),
+    "text-behind-a-field": (
+        b"Subject: x\r\nthis is body\r\nmore: body\r\n",
+        b"Subject: x\r\n\r\nthis is body\r\nmore: body\r\n",
+    ),
+    "blank-before-colon": (b"Subject :x\r\n\r\nb\r\n", b"Subject:x\r\n\r\nb\r\n"),
+    "blanks-before-colon": (
+        b"Subject \t : x\r\nTo: a\r\n\r\nb\r\n",
+        b"Subject: x\r\nTo: a\r\n\r\nb\r\n",
+    ),
+    "leading-blank": (
+        b" leading\r\nSubject: x\r\n\r\nb\r\n",
+        b"\r\n leading\r\nSubject: x\r\n\r\nb\r\n",
+    ),
+    "leading-tab": (b"\tTab: x\r\n\r\nb\r\n", b"\r\n\tTab: x\r\n\r\nb\r\n"),
+    "first-line-of-blanks": (
+        b"   \r\nSubject: a\r\n\r\nb\r\n",
+        b"\r\n   \r\nSubject: a\r\n\r\nb\r\n",
+    ),
+    "empty-first-line": (b"\r\ntext\r\n", b"\r\ntext\r\n"),
+    "only-fields": (b"Subject: only\r\n", b"Subject: only\r\n"),
+    "nothing": (b"", b""),
+    "line-of-an-mbox": (
+        b"From a@b Thu Jan 1 00:00:00 1970\r\nSubject: x\r\n\r\nb\r\n",
+        b"X-Mailbox-Line: From a@b Thu Jan 1 00:00:00 1970\r\nSubject: x\r\n\r\nb\r\n",
+    ),
+    "lines-of-an-mbox": (
+        b">From a@b Thu Jan 1\r\n>>From again\r\nSubject: x\r\n\r\nb\r\n",
+        (
+            b"X-Mailbox-Line: >From a@b Thu Jan 1\r\nX-Mailbox-Line: >>From again\r\n"
+            b"Subject: x\r\n\r\nb\r\n"
+        ),
+    ),
+    "folded-line-of-an-mbox": (
+        b"From a@b Thu\r\n folded\r\nSubject: x\r\n\r\nb\r\n",
+        b"X-Mailbox-Line: From a@b Thu\r\n\r\n folded\r\nSubject: x\r\n\r\nb\r\n",
+    ),
+    "line-of-an-mbox-alone": (b"From a@b\r\n", b"X-Mailbox-Line: From a@b\r\n"),
+    "line-of-an-mbox-and-text": (
+        b"From a@b\r\ntext\r\n",
+        b"X-Mailbox-Line: From a@b\r\n\r\ntext\r\n",
+    ),
+    "line-of-an-mbox-with-a-colon": (
+        b"From :a@b.c\r\nDate : x\r\n\r\nb\r\n",
+        b"X-Mailbox-Line: From :a@b.c\r\nDate: x\r\n\r\nb\r\n",
+    ),
+    "line-of-an-mbox-later": (
+        b"Subject: x\r\nFrom a@b Thu\r\nTo: y\r\n\r\nb\r\n",
+        b"Subject: x\r\n\r\nFrom a@b Thu\r\nTo: y\r\n\r\nb\r\n",
+    ),
+    "no-line-of-an-mbox": (
+        b"from a@b lower\r\nSubject: x\r\n\r\nb\r\n",
+        b"\r\nfrom a@b lower\r\nSubject: x\r\n\r\nb\r\n",
+    ),
+    "quoted-by-a-blank": (b"> From a\r\n\r\nb\r\n", b"\r\n> From a\r\n\r\nb\r\n"),
+    "odd-names": (b"X/y.z!#$: ok\r\n~: tilde\r\n\r\nb\r\n",) * 2,
+    "8-bit-name": (b"B\xc3\xa4d: x\r\n\r\nb\r\n", b"\r\nB\xc3\xa4d: x\r\n\r\nb\r\n"),
+    "two-words": (b"Two words: x\r\n\r\nb\r\n", b"\r\nTwo words: x\r\n\r\nb\r\n"),
+    "no-name": (b": x\r\nSubject: y\r\n\r\nb\r\n", b"\r\n: x\r\nSubject: y\r\n\r\nb\r\n"),
+    "folded-blanks": (b"Subject: y\r\n \r\n still\r\nTo: a\r\n\r\nb\r\n",) * 2,
+    "blanks-end-no-header": (b"Subject: y\r\n\t\r\nTo: a\r\n\r\nb\r\n",) * 2,
+    "blanks-and-text": (b"Subject: y\r\n  \r\nb\r\n", b"Subject: y\r\n  \r\n\r\nb\r\n"),
+    "nul-in-name": (b"N\0ul: y\r\n\r\nb\r\n", b"\r\nN\0ul: y\r\n\r\nb\r\n"),
+    "delete-in-name": (
+        b"Subject: y\r\nDel\x7f: a\r\n\r\nb\r\n",
+        b"Subject: y\r\n\r\nDel\x7f: a\r\n\r\nb\r\n",
+    ),
+    "boundary": (
+        b"--b\r\nContent-Type: a/b\r\n\r\nb\r\n",
+        b"\r\n--b\r\nContent-Type: a/b\r\n\r\nb\r\n",
+    ),
+    "url": (b"http://example.org/x\r\n\r\n",) * 2,
+    "greeting": (b"Hello Bob:\r\nhow are you\r\n", b"\r\nHello Bob:\r\nhow are you\r\n"),
+    "text-like-a-field": (b"Re: hello\r\nhow are you\r\n", b"Re: hello\r\n\r\nhow are you\r\n"),
+    "no-value": (b"Subject:\r\n\r\nb\r\n",) * 2,
+    "longest-name": (LONG_NAME + b": v\r\n\r\nb\r\n",) * 2,
+    "too-long-a-name": (
+        b"X" + LONG_NAME + b": v\r\n\r\nb\r\n",
+        b"\r\nX" + LONG_NAME + b": v\r\n\r\nb\r\n",
+    ),
+    "paragraphs": (
+        b"Subject: x\r\nplain\r\n\r\nSecond: paragraph\r\n",
+        b"Subject: x\r\n\r\nplain\r\n\r\nSecond: paragraph\r\n",
+    ),
+    "return-paths": (
+        (
+            b"Return-Path: <a@b>\r\nSubject: x\r\nreturn-path:\r\n <folded@b>\r\n"
+            b"RETURN-PATH \t: <z@z>\r\n\r\nReturn-Path: body\r\n"
+        ),
+        b"Subject: x\r\n\r\nReturn-Path: body\r\n",
+    ),
+    "only-a-return-path": (b"Return-Path: <a@b>\r\n", b""),
+    "mark-of-a-text": (b"\xef\xbb\xbf\r\nb\r\n", b"\r\n\xef\xbb\xbf\r\nb\r\n"),
+}
+# Where we are kinder than Postfix, which shows the whole header as text.
+KINDER: Final[dict[str, tuple[bytes, bytes]]] = {
+    "mark": (b"\xef\xbb\xbfSubject: y\r\n\r\nb\r\n", b"Subject: y\r\n\r\nb\r\n"),
+    "mark-and-mbox": (
+        b"\xef\xbb\xbfFrom a@b\r\nSubject: y\r\n\r\nb\r\n",
+        b"X-Mailbox-Line: From a@b\r\nSubject: y\r\n\r\nb\r\n",
+    ),
+}
+SETTLED: Final = POSTFIX | KINDER
+
+
+@pytest.mark.parametrize(("came", "settled"), SETTLED.values(), ids=SETTLED.keys())
+def test_header_is_settled_as_postfix_settles_it(came: bytes, settled: bytes) -> None:
+    cleaned = clean(Content.of(came), LIMIT)
+    assert cleaned is not None
+    section, content = cleaned
+    octets = content.open().read()
+    assert octets == settled
+    assert octets.startswith(section)
+
+
+@plugin
+class Looking:
+    """Keeps what filters see: the fields in order, and the text below them."""
+
+    seen: list[tuple[list[tuple[str, str]], bytes]] = field(default_factory=list)
+
+    @hookimpl
+    def on_message(self, message: Message) -> None:
+        length = sum(map(len, message.headers.raw_all()))
+        self.seen.append((list(message.headers), message.open().read()[length:]))
+
+
+def stored_of(looking: Looking, pieces: Iterable[bytes]) -> bytes:
+    """Say what `pieces` are after the recipient, and return what is stored below our field."""
+    mailroom = Mailroom()
+    dialogue = Dialogue(looking, mailroom)
+    for command in ("EHLO c.example", "MAIL FROM:<a@b.example>", f"RCPT TO:<{USER}>"):
+        assert dialogue.send(command).startswith("250")
+    reply = [dialogue.send_raw(piece) for piece in pieces][-1]
+    assert reply.startswith(b"250 2.0.0 message accepted")
+    [stored] = mailroom.stored[USER]
+    return re.sub(rb"\AReceived: (?:[^\n]*\n[ \t])*[^\n]*\n", b"", stored)
+
+
+def by_data(content: bytes, size: int) -> Iterator[bytes]:
+    """Yield DATA, and the content in packets of a size."""
+    yield b"DATA\r\n"
+    stuffed = (b"\r\n" + content).replace(b"\r\n.", b"\r\n..")[2:] + b".\r\n"
+    yield from (stuffed[at : at + size] for at in range(0, len(stuffed), size))
+
+
+def by_bdat(content: bytes, size: int) -> Iterator[bytes]:
+    """Yield the content in chunks of a size."""
+    for at in range(0, len(content), size):
+        piece = content[at : at + size]
+        yield b"BDAT %d\r\n" % len(piece) + piece
+    yield b"BDAT 0 LAST\r\n"
+
+
+@pytest.mark.parametrize("way", [by_data, by_bdat])
+@pytest.mark.parametrize("more", [b"", b"more\r\n" * 60_000], ids=["in-memory", "on-disk"])
+@pytest.mark.parametrize(("came", "settled"), SETTLED.values(), ids=SETTLED.keys())
+def test_it_is_settled_for_filters_and_mailboxes_however_it_came(
+    came: bytes, settled: bytes, more: bytes, way: Callable[[bytes, int], Iterator[bytes]]
+) -> None:
+    more = more if b"\r\n\r\n" in settled else b""  # else it is no body
+    looking = Looking()
+    assert stored_of(looking, way(came + more, 50_000)) == settled + more
+    [(names, body)] = looking.seen
+    assert (settled + more).endswith(body)
+    assert names[1:] == fields_of(settled)
+
+
+def fields_of(octets: bytes) -> list[tuple[str, str]]:
+    """Return the fields as another parser of messages reads them."""
+    read = BytesParser(policy=policy.compat32).parsebytes(octets, headersonly=True)
+    assert not [each for each in read.defects if isinstance(each, MissingHeaderBodySeparatorDefect)]
+    return [(name, re.sub(r"\r?\n", "", str(value)).strip(" \t")) for name, value in read.items()]
+
+
+LINES: Final = (
+    *(b"", b" ", b"\t", b" folded", b"Subject: x", b"To :y", b"Cc\t: z", b"From a@b", b">From c"),
+    *(b"text", b"text: more", b"\xef\xbb\xbfA: b", b"\xef\xbb\xbf", b": c", b".", b"..", b".A: b"),
+    *(
+        b"Return-Path: <r@s>",
+        b"return-path :<t@u>",
+        b"Two words: v",
+        b"L" * 3000,
+        b"N" * 2050 + b":",
+    ),
+    b"Received: from u",
+)
+
+
+@given(
+    lines=st.lists(st.sampled_from(LINES), max_size=8),
+    ended=st.booleans(),
+    size=st.sampled_from([1, 2, 3, 7, 1000]),
+)
+def test_every_way_and_every_packet_gives_one_header_that_every_reader_finds(
+    lines: list[bytes], ended: bool, size: int
+) -> None:
+    content = b"".join(line + b"\r\n" for line in lines) + b"\r\nbody: of it\r\n" * ended
+    size = max(size, len(content) // 100)  # a hundred packets tell as much as thousands
+    looking = Looking()
+    stored = {stored_of(looking, by_data(content, each)) for each in (size, 1 << 20)}
+    stored |= {stored_of(looking, by_bdat(content, each)) for each in (size, 1 << 20)}
+    [settled] = stored
+    names, body = looking.seen[0]
+    assert all((others[1:], same) == (names[1:], body) for others, same in looking.seen)
+    assert names[1:] == fields_of(settled)
+    assert "return-path" not in [name.lower() for name, _ in names]
+    assert settled.endswith(body)
+    assert body.startswith(b"\r\n") or not body
+    # What is text for one reader is the text of the client, and none of it is lost.
+    assert content.endswith(body.removeprefix(b"\r\n"))
+
+
+def test_header_that_is_settled_already_is_not_copied() -> None:
+    content = Content.of(b"Subject: x\r\nX-Return-Path: y\r\n folded\r\n\r\nbody\r\n")
+    assert clean(content, LIMIT) == (b"Subject: x\r\nX-Return-Path: y\r\n folded\r\n\r\n", content)
+
+
+@pytest.mark.parametrize("at", [65_536 - 3, 65_536, 65_536 + 4096, 300_000])
+@pytest.mark.parametrize("line", [b"text\r\n", b"Subject :x\r\n", b"\r\n", b"N" * 5000 + b"\r\n"])
+def test_header_ends_where_it_ends_beyond_the_first_look_too(line: bytes, at: int) -> None:
+    fields = b"X: y\r\n" * (at // 6) + b"Z" * (at % 6 + 1) + b":\r\n"
+    came = fields + line + b"Q: body\r\n" + b"more\r\n" * 20_000
+    cleaned = clean(Content.of(came), LIMIT)
+    assert cleaned is not None
+    section, content = cleaned
+    if line == b"Subject :x\r\n":
+        assert section == fields + b"Subject:x\r\nQ: body\r\n\r\n"
+    else:
+        assert section == fields + b"\r\n"
+        assert content.open().read() == section + came[len(fields) :].removeprefix(b"\r\n")
+
+
+def test_text_without_a_header_may_be_as_long_as_any_message() -> None:
+    line = b"x" * (2 * LIMIT) + b"\r\n"
+    cleaned = clean(Content.of(line), LIMIT)
+    assert cleaned is not None
+    assert (cleaned[0], cleaned[1].size) == (b"\r\n", len(line) + 2)
