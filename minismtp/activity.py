@@ -18,12 +18,13 @@ from typing import Final, TypeAlias
 #: One call of a hook: the hook, the plugin, when it began, how many seconds it took, the verdict
 #: (none, answer, reject ..., "shadow:" before it in shadow mode), and a remark: the reply, or what
 #: went wrong. Times are those of `perf_counter`. Beside them stand what was said: "RCPT" and the
-#: recipient; "reply", the command that was refused, and code and text as verdict and remark.
+#: recipient; "MAIL" and a sender that was refused; "reply", the command that was refused, and code
+#: and text as verdict and remark.
 Step: TypeAlias = tuple[str, str, float, float, str, str]
 
 _MOST_STEPS: Final = 500  # of one message, or of one session between its messages
 _MOST_TOLD: Final = 50  # in one line of the log
-_NOT_HOOKS: Final = frozenset({"RCPT", "reply"})
+_NOT_HOOKS: Final = frozenset({"MAIL", "RCPT", "reply"})
 
 
 class Activity:

@@ -10,6 +10,7 @@ from minismtp import replies
 from minismtp.backoff import wait_for_turn
 from minismtp.envelope import Credentials
 from minismtp.events import Authenticated
+from minismtp.refusals import Refusals
 from minismtp.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
@@ -17,6 +18,7 @@ from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64
 
+_PUT_OFF: Final = "login put off"
 _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 
 
@@ -29,6 +31,7 @@ class Authentication:
         self._exchange: sasl.Exchange | None = None
         self._mechanism = ""
         self._username = ""
+        self._untold = ""  # the event of a login that has failed, until `tell`
         self._refuted = False  # whether the client knows already that its token is wrong
         self.failures = 0
 
@@ -51,12 +54,7 @@ class Authentication:
             return replies.UNKNOWN_MECHANISM
         if not self._wait_for_turn():
             self.failures += 1  # else a session could ask without end
-            self._service.tell_refusal(
-                "login put off",
-                peer=self._session.peer,
-                mechanism=command.mechanism,
-                reply=str(replies.AUTH_WAIT),
-            )
+            self._mechanism, self._untold = command.mechanism, _PUT_OFF
             return replies.AUTH_WAIT
         self._mechanism, self._username, self._refuted = command.mechanism, "", False
         self._exchange = maker()
@@ -85,10 +83,19 @@ class Authentication:
         except Verdict as verdict:
             return self._refused(verdict)
 
-    def abandon(self) -> None:
-        """Drop the exchange that may be under way: the session ended, or a line was too long."""
+    def abandon(self, reply: Reply | None = None) -> None:
+        """Drop the exchange that may be under way: the session ended, or `reply` refuses a line."""
         if self._exchange is not None:
-            self._end("cancelled", replies.AUTH_CANCELLED)
+            self._finish("cancelled", refused=reply is not None)
+
+    def tell(self, refusals: Refusals, reply: Reply) -> None:
+        """Write the line of the login that has just failed, if one has, with what is said to it."""
+        event, self._untold = self._untold, ""
+        if event == _PUT_OFF:
+            refusals.tell(event, reply, mechanism=self._mechanism)
+        elif event:
+            refusals.told = True
+            self._log(event, reply=str(reply), **refusals.facts(reply))
 
     def _allowed(self) -> bool:
         """Return whether passwords may come: never in clear over a network.
@@ -165,20 +172,20 @@ class Authentication:
         return reply
 
     def _end(self, result: str, reply: Reply) -> Reply:
+        self._finish(result, refused=result != "success")
+        return reply
+
+    def _finish(self, result: str, *, refused: bool) -> None:
         """Finish the exchange: count it, tell the log, and let a failure wait."""
         service, session = self._service, self._session
         self._exchange = None
         if self._refuted and result == "cancelled":
             result = "failure"
         service.metrics.auth[self._mechanism, result](1)
-        # fail2ban reads this line: see etc/fail2ban.
-        service.log.info(
-            f"auth {result}",
-            peer=session.peer,
-            mechanism=self._mechanism,
-            username=self._username,
-            listener=session.listener,
-        )
+        if refused:
+            self._untold = f"auth {result}"  # told once it is known what the client hears
+        else:
+            self._log(f"auth {result}")
         if service.hooks.observed:
             service.hooks.observe(
                 Authenticated(session.id, session.peer, self._mechanism, self._username, result)
@@ -193,7 +200,17 @@ class Authentication:
                     backoff.succeeded(session.peer, self._username)
                 case _:
                     backoff.release(session.peer)
-        return reply
+
+    def _log(self, event: str, **more: str | int) -> None:
+        """Write a line that fail2ban reads: see etc/fail2ban."""
+        session = self._session
+        fields: dict[str, str | int] = {
+            "peer": session.peer,
+            "mechanism": self._mechanism,
+            "username": self._username,
+            "listener": session.listener,
+        }
+        self._service.log.info(event, **fields | more)
 
 
 def _challenge(text: bytes) -> Reply:
@@ -203,4 +220,9 @@ def _challenge(text: bytes) -> Reply:
 def _as_unavailable(verdict: Verdict) -> Reply:
     """Give a back end's refusal as AUTH knows it: 454 for whatever may pass, else as it is."""
     reply = verdict.reply
-    return replies.AUTH_UNAVAILABLE if reply.category == 4 and reply.code != 421 else reply  # noqa: PLR2004
+    if reply.category != 4 or reply.code == 421:  # noqa: PLR2004
+        return reply
+    origin = reply.origin
+    return replies.AUTH_UNAVAILABLE.because(
+        origin.reason or str(reply), plugin=origin.plugin, hook=origin.hook
+    )

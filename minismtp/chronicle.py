@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -151,23 +152,25 @@ def recall(state_directory: Path, identifier: str) -> list[Record]:
     return sorted(found, key=lambda record: record.time)
 
 
-def mentions(state_directory: Path, text: str) -> Iterator[Record]:
-    """Give the records in which a text stands, about as they came."""
-    for line in _lines(state_directory / DIRECTORY, text.encode()):
+def mentions(state_directory: Path, *texts: str, any_case: bool = False) -> Iterator[Record]:
+    """Give the records in which one of the texts stands, about as they came."""
+    parts = b"|".join(re.escape(text.encode(errors="surrogateescape")) for text in texts)
+    pattern = re.compile(parts, re.IGNORECASE if any_case else 0)
+    for line in _lines(state_directory / DIRECTORY, pattern):
         # Cut off by a crash, or damaged: what is no UTF-8 is a ValueError.
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             yield msgspec.json.decode(line, type=Record)
 
 
-def _lines(directory: Path, part: bytes) -> Iterator[bytes]:
+def _lines(directory: Path, pattern: re.Pattern[bytes]) -> Iterator[bytes]:
     for path in [path for prefix in (_ACCEPTED, _REFUSED) for path in _files(directory, prefix)]:
         with contextlib.suppress(FileNotFoundError):
             data = path.read_bytes()
-            at = data.find(part)
-            while at >= 0:
-                end = data.find(b"\n", at)
-                yield data[data.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(data)]
-                at = data.find(part, end) if end >= 0 else -1
+            end = 0
+            while end >= 0 and (found := pattern.search(data, end)):
+                end = data.find(b"\n", found.start())
+                begin = data.rfind(b"\n", 0, found.start()) + 1
+                yield data[begin : end if end >= 0 else len(data)]
 
 
 def _files(directory: Path, prefix: str) -> list[Path]:

@@ -6,6 +6,8 @@ the receiver's.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from time import perf_counter
 from typing import Final, assert_never
 
 from minismtp import replies
@@ -14,6 +16,7 @@ from minismtp.authentication import Authentication
 from minismtp.ehlo import keywords
 from minismtp.error_count import ErrorCount
 from minismtp.metrics import COMMANDS
+from minismtp.refusals import Refusals, outcome_of, path_as_it_came, shortened
 from minismtp.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
@@ -46,6 +49,8 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     Signal,
 )
+from minismtp.threads import surviving
+from minismtp.tracing import abbreviated
 from minismtp.transaction import Transaction
 from minismtp.xclient import apply_xclient
 
@@ -75,6 +80,7 @@ class Conversation:
         self._activity = activity
         self._protocol = protocol
         self._authentication = Authentication(service, session)
+        self.refusals = Refusals(service, session)
         self._refused_verb = "OTHER"
         self._envelopes = 0
         self._empty_chunk = False
@@ -93,11 +99,11 @@ class Conversation:
         except Verdict as verdict:
             # RFC 5321 section 3.1: 554 or 421; RFC 2034 section 4: no enhanced code in a greeting.
             code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
-            reply = Reply(code, f"{service.hostname} {verdict.reply.text}")
+            text = f"{service.hostname} {verdict.reply.text}"
+            reply = replace(verdict.reply, code=code, text=text, enhanced="")
             if isinstance(verdict, Disconnect):
                 self._protocol.close()
             self.reason = "refused"
-            service.tell_refusal("connection refused", peer=session.peer, reply=str(reply))
             return reply
         return Reply(220, f"{service.hostname} {'LMTP' if service.lmtp else 'ESMTP'} minismtp")
 
@@ -129,14 +135,52 @@ class Conversation:
             self._refused_verb = event.verb
         reply = self._judged(event)
         verb = self._protocol.verb
-        if reply.code >= 400:  # noqa: PLR2004
-            self._activity.note_reply(self.name(verb), reply.code, reply.text)
-            if verb == "MAIL" and self.transaction is not None:
-                self.drop()
         if (self._refused_verb if verb == "REFUSED" else verb) in GREETINGS:
             # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
-            return Reply(reply.code, reply.text)
+            reply = replace(reply, enhanced="")
+        if reply.code >= 400:  # noqa: PLR2004
+            with surviving():
+                self._tell(event, self.name(verb), reply)
+            if verb == "MAIL" and self.transaction is not None:
+                self.drop()
         return reply
+
+    def _tell(self, event: Event, verb: str, reply: Reply) -> None:
+        """Write the line of a command that is refused, and note it for `explain`."""
+        outcome, line = outcome_of(reply), self._protocol.line
+        match verb:
+            case "MAIL":
+                known = event.reverse_path if isinstance(event, Mail) else None
+                path = path_as_it_came(line, str(known or ""))
+                self._activity.note(("MAIL", path, perf_counter(), 0.0, "", ""))
+                self.refusals.tell(f"sender {outcome}", reply, sender=path)
+            case "RCPT":
+                known = event.forward_path if isinstance(event, Rcpt) else None
+                path = path_as_it_came(line, str(known or ""))
+                if known is None:
+                    self._activity.note(("RCPT", path, perf_counter(), 0.0, "", ""))
+                sender = {"sender": self.transaction.envelope.sender} if self.transaction else {}
+                self.refusals.tell_recipient(
+                    f"recipient {outcome}", reply, **sender, recipient=path
+                )
+            case _:
+                self._authentication.tell(self.refusals, reply)
+                self.tell(verb, reply, shortened(abbreviated(event, line)))
+        self._activity.note_reply(verb, reply.code, reply.text)
+
+    def tell(self, verb: str, reply: Reply, said: str = "") -> None:
+        """Write the line of a refusal that is about to be sent, unless it has one."""
+        if self.refusals.told:
+            return
+        if verb == "CONNECT" or (verb == "XCLIENT" and self.reason == "refused"):
+            self.refusals.tell("connection refused", reply)
+            return
+        fields = {"command": self.name(verb)} | ({"said": said} if said else {})
+        if self.transaction is not None:
+            envelope = self.transaction.envelope
+            to = ",".join(str(each.address) for each in envelope.recipients)
+            fields |= {"sender": envelope.sender, "to": to}
+        self.refusals.tell(f"command {outcome_of(reply)}", reply, **fields)
 
     def _judged(self, event: Event) -> Reply:
         """Answer an event, whatever the hooks raise, and close on what must not go on."""
@@ -155,7 +199,12 @@ class Conversation:
                 self._protocol.close()
         if self.errors.note(event, reply, self._session.peer):
             self.reason = "errors"
-            return replies.TOO_MANY_ERRORS
+            origin = reply.origin
+            return replies.TOO_MANY_ERRORS.because(
+                f"{reply}: {origin.reason}" if origin.reason else str(reply),
+                plugin=origin.plugin,
+                hook=origin.hook,
+            )
         return reply
 
     def _closing_reply(self, reason: str) -> Reply:
@@ -233,7 +282,9 @@ class Conversation:
         if event.require_tls and session.tls is None:
             return replies.TLS_REQUIRED  # RFC 8689 section 4
         self._envelopes += 1
-        transaction = Transaction(service, session, event, self._envelopes, self._activity)
+        transaction = Transaction(
+            service, session, event, self._envelopes, self._activity, refusals=self.refusals
+        )
         self.subject = transaction.envelope.id
         self.transaction = transaction
         reply = transaction.begin()
@@ -280,7 +331,7 @@ class Conversation:
 
     def _refused(self, event: Refused) -> Reply:
         if self._protocol.verb == "RESPONSE":
-            self._authentication.abandon()
+            self._authentication.abandon(event.reply)
         return event.reply
 
     def _other(self, event: Other) -> Reply:

@@ -172,10 +172,19 @@ class Guard:
         if raised is None and not _fits(hook, result):
             raised = TypeError(f"{hook} returned {type(result).__name__}")
         if raised is None:
+            if isinstance(result, Reply):
+                result = result.because("", plugin=self.policy.plugin, hook=hook)
             return None, result, ""
         if isinstance(raised, Verdict) and hook not in IMPARTIAL:
-            return raised, None, str(raised.reply)
-        return self._failed(hook, raised, metrics), None, f"failed: {describe(raised)}"
+            return self._signed(raised, hook), None, str(raised.reply)
+        remark = f"failed: {describe(raised)}"
+        verdict = self._failed(hook, raised, metrics)
+        return verdict and self._signed(verdict, hook, remark), None, remark
+
+    def _signed(self, verdict: Verdict, hook: str, reason: str = "") -> Verdict:
+        """Return a verdict whose reply says, to the log, who has decided so."""
+        verdict.reply = verdict.reply.because(reason, plugin=self.policy.plugin, hook=hook)
+        return verdict
 
     def _failed(self, hook: str, error: BaseException, metrics: HookMetrics) -> Verdict | None:
         plugin = self.policy.plugin

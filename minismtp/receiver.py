@@ -48,6 +48,7 @@ class Receiver:
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
         self._opened = False
+        self._farewell = ""  # the last words, where no command has called for them
         self._answered = self._begun
         self._end = self._begun + limits.session_timeout.total_seconds()
         self.deadline = min(self._begun + self._command_timeout, self._end)
@@ -170,7 +171,12 @@ class Receiver:
         """End the session from outside: give the 421 that says why."""
         self.reason = reason
         self._protocol.close()
-        reply = Reply(421, f"{self._service.hostname} {text}", enhanced).about(self.session.id)
+        reply = Reply(421, f"{self._service.hostname} {text}", enhanced)
+        if reason == "limited":
+            self._conversation.refusals.tell("connection limited", reply, limit="address")
+        elif reason != "lost":  # when nobody hears it
+            self._farewell = str(reply)
+        reply = reply.about(self.session.id)
         self._tracing.answered(self.session, reply)
         return reply.encode()
 
@@ -198,6 +204,7 @@ class Receiver:
         """Tell the log, the metrics and the observers that the session is over."""
         with surviving():
             self._conversation.end()
+            self._conversation.refusals.settle()
         self._protocol.close()
         service, session = self._service, self.session
         duration = service.clock() - self._begun
@@ -213,6 +220,7 @@ class Receiver:
             "transactions": self._conversation.transactions,
             "helo": session.helo,
             **({"tls": session.tls.version} if session.tls else {}),
+            **({"reply": self._farewell} if self._farewell else {}),
         }
         self._tracing.happened(session, f"closed: {self.reason}")
         accepted = self._conversation.messages > 0
@@ -234,6 +242,7 @@ class Receiver:
         protocol = self._protocol
         verb = protocol.verb
         if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
+            self._tell(verb, answers[0])
             answers = [self._named(reply) for reply in answers]
         if self._conversation.transaction is None:
             self._conversation.subject = self.session.id
@@ -254,6 +263,14 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 - what was decided is said all the same
             report(error)
         return sent
+
+    def _tell(self, verb: str, reply: Reply) -> None:
+        """Write the line of a refusal that nobody has told so far."""
+        conversation = self._conversation
+        if reply.code >= 400:  # noqa: PLR2004
+            with surviving():
+                conversation.tell(verb, reply)
+        conversation.refusals.told = False
 
     def _named(self, reply: Reply) -> Reply:
         """Give a refusal with what it is about: the message under way, else the session."""

@@ -7,7 +7,7 @@ its reply code (RFC 2034 section 3), so no caller can tell a client "550 4.7.1".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from textwrap import wrap
 from typing import Final
@@ -22,8 +22,25 @@ _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a refusal comes from, for the operator: the true reason, and the plugin and its hook.
+
+    Each is empty where there is nothing to say: the reply names its reason, the server decided.
+    """
+
+    reason: str = ""
+    plugin: str = ""
+    hook: str = ""
+
+
+_NOTHING: Final = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """One reply: a three-digit code, text (lines parted by a line feed), an enhanced status code.
+
+    `origin` is for the log; replies that differ only there are equal.
 
     Raises ValueError for a code outside 200-559, an enhanced code of another class, and text with
     control characters.
@@ -32,6 +49,7 @@ class Reply:
     code: int
     text: str
     enhanced: str = ""
+    origin: Origin = field(default=_NOTHING, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not _CODE.fullmatch(str(self.code)):
@@ -54,7 +72,11 @@ class Reply:
 
     def about(self, identifier: str) -> Reply:
         """Give the same reply with the identifier that `minismtp explain` and the log know."""
-        return Reply(self.code, f"{self.text} (id {identifier})", self.enhanced)
+        return replace(self, text=f"{self.text} (id {identifier})")
+
+    def because(self, reason: str, *, plugin: str = "", hook: str = "") -> Reply:
+        """Return the same reply with what the log is to say of it, if it was decided for that."""
+        return replace(self, origin=Origin(reason, plugin, hook))
 
     def encode(self) -> bytes:
         r"""Give the octets on the wire; every line of a longer reply repeats both codes.

@@ -290,12 +290,14 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
         self._service.metrics.connections["limited"](1)
-        self._service.tell_refusal("connection limited", peer=peer, limit=limit)
         text = f"{self._service.hostname} too many connections, try again later"
+        reply = Reply(421, text, "4.7.0")
+        said = {} if self.listener.tls == "implicit" else {"reply": str(reply)}
+        self._service.tell_refusal("connection limited", peer=peer, limit=limit, **said)
         with contextlib.suppress(OSError):
             request.setblocking(False)
-            if self.listener.tls != "implicit":
-                request.send(Reply(421, text, "4.7.0").encode())
+            if said:
+                request.send(reply.encode())
         request.close()
 
 

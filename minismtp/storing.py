@@ -8,6 +8,7 @@ from minismtp import replies
 from minismtp.address import Address
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope, Recipient
+from minismtp.log import describe
 from minismtp.message import Message
 from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.reporting import route_notice, success_notices
@@ -93,7 +94,9 @@ class Storing:
 
     def _unqueued(self, error: ValueError) -> Defer:
         self._service.log.error("message cannot be queued", id=self._envelope.id, error=str(error))
-        return Defer("the message cannot be queued", enhanced="4.3.0")
+        deferred = Defer("the message cannot be queued", enhanced="4.3.0")
+        deferred.reply = deferred.reply.because(str(error))
+        return deferred
 
     def _enqueue(self, waiting: list[Target], answers: list[Reply]) -> None:
         """Queue copies. Raises OSError, but with LMTP changes the answers that depend on it."""
@@ -110,7 +113,7 @@ class Storing:
             self._service.log.error("content not written", id=self._envelope.id, error=str(error))
             for number, recipient in enumerate(self._recipients):
                 if recipient.relays:
-                    answers[number] = replies.NO_SPACE
+                    answers[number] = replies.NO_SPACE.because(str(error))
 
     def _tell(self, stored: Container[Address]) -> None:
         """Queue the notifications of what has succeeded already, where they were asked for.
@@ -141,7 +144,7 @@ class Storing:
             return verdict.reply
         except Exception as error:  # noqa: BLE001 - the next may go well
             report(error)
-            return replies.FAULT
+            return replies.FAULT.because(describe(error))
         if not stored:
             return replies.NO_STORAGE
         self.stored.append(mailbox)

@@ -105,7 +105,7 @@ class Tracing:
 
     def heard(self, session: Session, event: Event, line: bytes) -> None:
         """Show what the client has said: the event, and the line that it came by."""
-        text = _abbreviated(event, line)
+        text = abbreviated(event, line)
         if text:
             self._show(session, "C", text)
 
@@ -123,7 +123,8 @@ class Tracing:
                 outlet.put(line)
 
 
-def _abbreviated(event: Event, line: bytes) -> str:
+def abbreviated(event: Event, line: bytes) -> str:
+    """Return what the client has said, without what may be secret; nothing for no words."""
     match event:
         case Signal() | EndOfChunk():
             return ""

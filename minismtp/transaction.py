@@ -7,7 +7,6 @@ was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowl
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Final
 
 from minismtp import replies
 from minismtp.activity import Activity, summary
@@ -18,9 +17,10 @@ from minismtp.content import Content, ContentWriter
 from minismtp.envelope import Envelope, Recipient
 from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.headers import too_many_fields
-from minismtp.log import bind, unbind
+from minismtp.log import bind, describe, unbind
 from minismtp.message import Message
 from minismtp.received import hops, received
+from minismtp.refusals import Refusals, outcome_of
 from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
@@ -31,8 +31,6 @@ from minismtp.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.suspects import fingerprint
 from minismtp.threads import report
 
-_MOST_TOLD: Final = 20  # refused recipients of one message that have a line each
-
 
 class Transaction:
     """A transaction under way; it is made when MAIL was accepted by the syntax and the rules.
@@ -41,9 +39,17 @@ class Transaction:
     """
 
     def __init__(
-        self, service: Service, session: Session, mail: Mail, number: int, activity: Activity
+        self,
+        service: Service,
+        session: Session,
+        mail: Mail,
+        number: int,
+        activity: Activity,
+        *,
+        refusals: Refusals,
     ) -> None:
         self._service = service
+        self._refusals = refusals
         self._session = session
         self._activity = activity
         self._steps_before, activity.steps = activity.steps, []
@@ -59,7 +65,6 @@ class Transaction:
         self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._problem: Reply | None = None
         self._asked = False
-        self._refused_recipients = 0
         self.disconnects = False
         self.begun = service.clock()
         self.envelope = Envelope(
@@ -140,18 +145,8 @@ class Transaction:
 
     def _decided(self, recipient: Recipient, reply: Reply) -> None:
         service = self._service
-        outcome = {2: "accepted", 4: "deferred"}.get(reply.category, "rejected")
+        outcome = "accepted" if reply.category == 2 else outcome_of(reply)  # noqa: PLR2004
         service.metrics.recipients[outcome](1)
-        if reply.category != 2:  # noqa: PLR2004
-            self._refused_recipients += 1
-            if self._refused_recipients <= _MOST_TOLD:
-                service.tell_refusal(
-                    f"recipient {outcome}",
-                    peer=self._session.peer,
-                    sender=self.envelope.sender,
-                    recipient=str(recipient.address),
-                    reply=str(reply),
-                )
         if service.hooks.observed:
             service.hooks.observe(
                 RecipientDecided(self._session.id, self.envelope.id, recipient.address, reply)
@@ -201,8 +196,7 @@ class Transaction:
         try:
             writer.write(data)
         except OSError as error:
-            self._not_written(error)
-            self.refuse(replies.NO_SPACE)
+            self.refuse(self._not_written(error))
 
     def abort(self) -> None:
         """End without a message: the client has gone, asked for it, or was refused so far."""
@@ -234,11 +228,10 @@ class Transaction:
             except Verdict as verdict:
                 answers = [self._refusal(verdict)]
             except OSError as error:
-                self._not_written(error)
-                answers = [replies.NO_SPACE]
+                answers = [self._not_written(error)]
             except Exception as error:  # noqa: BLE001 - what nobody expected: it comes again
                 report(error)
-                answers = [replies.FAULT]
+                answers = [replies.FAULT.because(describe(error))]
         if self._service.lmtp and len(answers) == 1:
             answers *= len(self._accepted)
         try:
@@ -350,7 +343,13 @@ class Transaction:
                 reply = verdict.reply
             self._decided(recipient, reply)
             if reply is not replies.RECIPIENT_OK:
-                raise Defer("a recipient that was added cannot be reached", enhanced="4.3.5")
+                deferred = Defer("a recipient that was added cannot be reached", enhanced="4.3.5")
+                deferred.reply = deferred.reply.because(
+                    f"{recipient.address}: {reply}",
+                    plugin=reply.origin.plugin,
+                    hook=reply.origin.hook,
+                )
+                raise deferred
         self._recipients = [*kept, *envelope.added]
         envelope.recipients = [*self._recipients]
 
@@ -358,32 +357,49 @@ class Transaction:
         self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
         return verdict.reply
 
-    def _not_written(self, error: OSError) -> None:
+    def _not_written(self, error: OSError) -> Reply:
         self._service.log.error("content not written", id=self.envelope.id, error=str(error))
+        return replies.NO_SPACE.because(str(error))
 
     def _account(self, outcome: str, size: int, answers: list[Reply]) -> None:
         service, envelope = self._service, self.envelope
         service.metrics.messages[outcome](1)
         if size:
             service.metrics.message_size(size)
-        facts = self._facts(size) | {"reply": str(answers[0])}
+        reply = min(answers, key=lambda each: each.category)
+        facts = self._facts(size) | {"reply": str(reply)}
         storing = self._storing
         if storing is not None and storing.stored:
             facts["stored"] = ",".join(map(str, storing.stored))
         if storing is not None and storing.queued:
             facts["queued"] = ",".join([target.address for target in storing.queued])
+        accepted = reply.category == 2  # noqa: PLR2004
+        if not accepted:
+            facts |= self._refusals.facts(reply)
         told = facts | {
             "receive": f"{self._receiving:.4f}",
             "hooks": summary(self._activity.steps),
         }
-        accepted = any(reply.category == 2 for reply in answers)  # noqa: PLR2004
+        self._refusals.told = True
         if accepted or service.admits_refusal(envelope.peer):
             service.log.info(outcome, **told)
             self._keep(outcome, facts, accepted=accepted)
+        self._tell_others(answers, reply)
         if service.hooks.observed:
             for reply in answers:
                 service.hooks.observe(
                     MessageDecided(self._session.id, envelope.id, size, outcome, reply)
+                )
+
+    def _tell_others(self, answers: list[Reply], told: Reply) -> None:
+        """Write the line of each recipient, with LMTP, that has fared worse than the message."""
+        for recipient, reply in zip(self._accepted, answers, strict=False):
+            if reply.category != 2 and reply != told:  # noqa: PLR2004
+                self._refusals.tell_recipient(
+                    f"recipient {outcome_of(reply)}",
+                    reply,
+                    sender=self.envelope.sender,
+                    recipient=str(recipient.address),
                 )
 
     def _facts(self, size: int) -> dict[str, str | int]:
@@ -408,10 +424,7 @@ class Transaction:
 
     def _end(self) -> None:
         """Let the thread's log lines and steps be the session's again."""
-        if (surplus := self._refused_recipients - _MOST_TOLD) > 0:
-            self._service.tell_refusal(
-                "more recipients refused", peer=self._session.peer, count=surplus
-            )
+        self._refusals.settle()
         unbind("id")
         self._activity.steps = self._steps_before
 

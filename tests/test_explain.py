@@ -352,7 +352,7 @@ def test_ring_that_cannot_be_written_is_told_once(tmp_path: Path, capfd: Capture
 
 
 def test_step_list_is_bounded(configure: Configure, start: Start, explain: Explain) -> None:
-    server = start(configure("[limits]\nerrors = 100000\n"))
+    server = start(configure("[limits]\nerrors = 100000\n", "[log]\nrefusals = 5000\n"))
     with server.connect() as client:
         client.greet()
         client.send("NONSENSE\r\n" * 2000)

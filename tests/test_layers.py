@@ -29,8 +29,8 @@ LAYERS = {
     " sending settings suspects tally xclient address_list",
     "hooks": "hookspecs guard hooks plugins",
     "authors": "minismtp",
-    "receiver": "receiver conversation authentication ehlo error_count refusal_log reporting"
-    " service storing submission transaction",
+    "receiver": "receiver conversation authentication ehlo error_count refusal_log refusals"
+    " reporting service storing submission transaction",
     "sockets": "control connection listen notify server testing",
     "roles": "insight.overview insight.page insight.top"
     " insight.explain insight.shadow insight.trace"

@@ -982,7 +982,9 @@ def test_refused_connection_is_logged(capfd: pytest.CaptureFixture[str]) -> None
     dialogue = Dialogue(judge, peer="192.0.2.7", log=Log())
     dialogue.close()
     refused, closed = capfd.readouterr().err.splitlines()
-    assert refused.endswith('peer=192.0.2.7 reply="554 mx.example.org unwelcome"')
+    assert refused.endswith(
+        'peer=192.0.2.7 reply="554 mx.example.org unwelcome" plugin=judge hook=on_connect'
+    )
     assert " connection refused " in refused
     assert " reason=refused " in closed
 

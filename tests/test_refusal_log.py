@@ -185,7 +185,11 @@ def test_explain_knows_what_was_refused(tmp_path: Path) -> None:
     dialogue.close()
     chronicle.flush()
     found = recall(tmp_path, dialogue.session.id)
-    assert [each.event for each in found] == ["no message", "session closed"]
+    assert [each.event for each in found] == [
+        *["recipient rejected"] * 3,
+        "no message",
+        "session closed",
+    ]
 
 
 LIMITS: Final = """

@@ -875,6 +875,7 @@ def test_log_has_a_line_of_each_refused_recipient(capfd: pytest.CaptureFixture[s
     assert line.partition(" ")[2] == (
         f"info recipient rejected session={session} id={session}.1 peer=192.0.2.1"
         ' sender=a@client.example recipient=user@example.org reply="550 5.7.1 relaying denied"'
+        " helo=client.example"
     )
 
 

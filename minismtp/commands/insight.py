@@ -21,7 +21,11 @@ def add_to(commands: Commands) -> None:
     explain = commands.add(
         "explain", _explain, "tell how a message or a session was decided, step by step"
     )
-    explain.add_argument("id", metavar="ID", help="as in the reply, the log or a Received field")
+    explain.add_argument(
+        "id",
+        metavar="ID",
+        help="as in the reply, the log or a Received field; or an address, as a command had it",
+    )
     explain.add_argument("--json", action="store_true")
     shadow = commands.add(
         "shadow", _shadow, "tell what plugins in shadow mode would have done, with examples"

@@ -104,7 +104,7 @@ _SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
 _BDAT: Final = b"BDAT"
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
-_VERB_ROOM: Final = 16  # octets kept of a line that is too long to keep: its verb is among them
+_VERB_ROOM: Final = 512  # octets kept of a line that is too long to keep: its verb is among them
 
 
 class Signal(Enum):
@@ -170,6 +170,7 @@ class Protocol:
         "_chunk",
         "_chunk_refusal",
         "_decoder",
+        "_line",
         "_line_length",
         "_lmtp",
         "_lost",
@@ -186,6 +187,7 @@ class Protocol:
         self._verb = "CONNECT"
         self._buffer = b""
         self._at = 0
+        self._line = b""
         self._overlong = b""
         self._decoder: DotDecoder | None = None
         self._chunk: Bdat | None = None
@@ -207,6 +209,11 @@ class Protocol:
     def buffered(self) -> bool:
         """Whether input waits that no event has covered."""
         return self._at < len(self._buffer)
+
+    @property
+    def line(self) -> bytes:
+        """The command line that came last, without CRLF; of one that is too long, its beginning."""
+        return self._line
 
     @property
     def upcoming(self) -> bytes:
@@ -298,6 +305,7 @@ class Protocol:
         return line
 
     def _next_command(self, line: bytes) -> Event:
+        self._line = line
         try:
             command = parse(line)
         except CommandProblem as problem:

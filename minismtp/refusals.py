@@ -1,0 +1,103 @@
+"""One line in the log for each refusal that a client hears (layer 4).
+
+What knows most of a refusal tells it: the transaction of a message, the login of a password. The
+receiver has the line of whatever nobody has told before it sends a 4yz or 5yz, so no refusal is
+without one. `explain` finds the lines again, by the session or by an address in them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from minismtp.chronicle import Record
+from minismtp.log import bound
+
+if TYPE_CHECKING:
+    from minismtp.reply import Reply
+    from minismtp.service import Service
+    from minismtp.session import Session
+
+_MOST_RECIPIENTS: Final = 20  # refused ones of one message that have a line each
+_LONGEST: Final = 700  # characters of what a client said: any address, but no flood
+
+
+class Refusals:
+    """The refusals of one session, in its thread.
+
+    `told` says that the refusal which is about to be sent has its line.
+    """
+
+    def __init__(self, service: Service, session: Session) -> None:
+        self._service = service
+        self._session = session
+        self._recipients = 0
+        self.told = False
+
+    def tell(self, event: str, reply: Reply, **fields: str | int) -> None:
+        """Write the line of the refusal that is about to be sent."""
+        self.told = True
+        service, session = self._service, self._session
+        if service.admits_refusal(session.peer):
+            facts = {"peer": session.peer, **fields, "reply": str(reply), **self.facts(reply)}
+            self._write(event, facts)
+
+    def tell_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
+        """Do so for a recipient, unless its message has had its share of lines."""
+        self.told = True
+        self._recipients += 1
+        if self._recipients <= _MOST_RECIPIENTS:
+            self.tell(event, reply, **fields)
+
+    def settle(self) -> None:
+        """Tell by one line how many recipients of the message had none."""
+        surplus, self._recipients = self._recipients - _MOST_RECIPIENTS, 0
+        if surplus > 0:
+            self._service.tell_refusal(
+                "more recipients refused", peer=self._session.peer, count=surplus
+            )
+
+    def facts(self, reply: Reply) -> dict[str, str | int]:
+        """Return what else is known: who spoke, and what the plugin or the server has decided."""
+        session, origin = self._session, reply.origin
+        found = {
+            "helo": session.helo[:_LONGEST],
+            "login": session.login or "",
+            "plugin": origin.plugin,
+            "hook": origin.hook,
+            "reason": origin.reason,
+        }
+        return {name: value for name, value in found.items() if value}
+
+    def _write(self, event: str, facts: dict[str, str | int]) -> None:
+        service = self._service
+        if service.quiet:
+            service.log.debug(event, **facts)
+            return
+        service.log.info(event, **facts)
+        if service.chronicle is not None:
+            about = str(bound().get("id", self._session.id))
+            record = Record(event, about, service.wall(), service.clock(), facts, [])
+            service.chronicle.keep(record, accepted=False)
+
+
+def outcome_of(reply: Reply) -> str:
+    """Name what a refusal means: "deferred", or "rejected" for good."""
+    return "deferred" if reply.category == 4 else "rejected"  # noqa: PLR2004
+
+
+def shortened(text: str) -> str:
+    """Return what a client said as a line of the log may have it."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def path_as_it_came(line: bytes, parsed: str = "") -> str:
+    """Return what stood behind FROM: or TO: in a command, or only the path that it was read as.
+
+    What was not read, or is spelled in another way, comes as it was, with its parameters.
+    """
+    text = line.rstrip(b"\0").decode("utf-8", "backslashreplace")
+    text = text.partition(":")[2].strip(" \t") or text
+    usual = f"<{parsed}>"
+    if parsed and (text == usual or text.startswith(f"{usual} ")):
+        return parsed
+    return shortened(text)
