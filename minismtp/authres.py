@@ -20,6 +20,8 @@ from minismtp.stash import StashKey
 _PLAIN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+./^_`{|}~@-]+")
 # Keyword: letters, digits and hyphens (RFC 8601 section 2.2, RFC 5321 section 4.1.2)
 _NO_KEYWORD: Final = re.compile(r"[^A-Za-z0-9_-]")
+_LONGEST: Final = 900  # octets, of the 998 of a line (RFC 5322 section 2.1.1)
+_SHORTENED: Final = 200  # characters of at most four octets
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,5 +63,9 @@ def quoted(value: str, *, always: bool = False) -> str:
     """Give a value as a token, or as a quoted-string where it is none; control characters go."""
     clean = "".join(char if char.isprintable() else "?" for char in value)
     if _PLAIN.fullmatch(clean) and not always:
-        return clean
-    return '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        text = clean
+    else:
+        text = '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if len(text.encode("utf-8", "replace")) <= _LONGEST:
+        return text
+    return quoted(f"{clean[:_SHORTENED]}...", always=True)

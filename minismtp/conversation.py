@@ -36,7 +36,7 @@ from minismtp.smtp.commands import (
     Rset,
     StartTls,
 )
-from minismtp.smtp.grammar import SyntaxProblem
+from minismtp.smtp.grammar import SyntaxProblem, is_host_name
 from minismtp.smtp.protocol import (
     DATA,
     GREETINGS,
@@ -257,7 +257,9 @@ class Conversation:
             session.helo, session.esmtp = before  # RFC 5321 section 4.1.4
             raise
         self.drop()
-        greeting = f"{self._service.hostname} greets {event.name}"
+        # A name with blanks could break into lines, which would read as keywords.
+        greeted = f" greets {event.name}" if is_host_name(event.name) else ""
+        greeting = f"{self._service.hostname}{greeted}"
         return Reply(250, "\n".join([greeting, *offered]))
 
     def _offered(self) -> list[str]:

@@ -7,7 +7,10 @@ from typing import Final
 
 from minismtp.envelope import Envelope
 from minismtp.session import Session
+from minismtp.smtp.grammar import is_host_name
 
+_NAME_LIMIT: Final = 255  # octets of the name in EHLO that we repeat
+_FOR_LIMIT: Final = 900  # octets of a recipient that fit into one line (RFC 5322 section 2.1.1)
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
@@ -27,13 +30,29 @@ def received(session: Session, envelope: Envelope) -> bytes:
         keyword = "UTF8" + keyword.removeprefix("E")
     tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls else ""
     recipients = envelope.recipients
-    for_clause = f"\r\n\tfor <{recipients[0].address}>" if len(recipients) == 1 else ""
+    for_clause = _for_clause(str(recipients[0].address)) if len(recipients) == 1 else ""
     text = (
-        f"Received: from {session.helo or 'unknown'} ({_origin(session.peer)})\r\n"
+        f"Received: from {_name(session.helo or 'unknown')} ({_origin(session.peer)})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
         f"\t{date(envelope.arrived)}\r\n"
     )
     return text.encode()
+
+
+def _for_clause(recipient: str) -> str:
+    return f"\r\n\tfor <{recipient}>" if len(recipient.encode()) <= _FOR_LIMIT else ""
+
+
+def _name(helo: str) -> str:
+    """Return the name in EHLO; one that is no domain as a quoted string in ASCII (RFC 5322).
+
+    So nothing in it ends the field, opens a comment or is taken for another part of it.
+    """
+    if is_host_name(helo):
+        return helo
+    octets = helo.encode("ascii", "backslashreplace")[:_NAME_LIMIT]
+    text = octets.decode().replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def _origin(peer: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from minismtp.address import Address
+from minismtp.address import Address, unquoted
 from minismtp.headers import Headers
 from minismtp.peer import plain_address
 from minismtp.rehearsal import Client
@@ -22,7 +22,10 @@ from minismtp.rehearsal import Client
 _HEAD: Final = 256 * 1024  # octets in which the trace fields are
 # The trace fields of `received`: the client's name and address, by, with, our identifier.
 _OURS: Final = re.compile(r"by (\S+) with (\w+) id [0-9a-f]{12}\.[0-9]+[\s;]")
-_ORIGIN: Final = re.compile(r"from (\S+) \((?:[^()\[\]]*\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]|(unix))")
+_ORIGIN: Final = re.compile(
+    r'from ("(?:[^"\\]|\\.)*"|[^\s"]\S*)'
+    r" \((?:[^()\[\]]*\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]|(unix))"
+)
 _ON_DELIVERY: Final = re.compile(rb"(?i)(?:Return-Path|Delivered-To|X-Original-To)[ \t]*:")
 _SOMEBODY: Final = Client(sender="", recipients=())  # where the fields do not tell
 
@@ -88,5 +91,6 @@ def _peer(origin: re.Match[str] | None) -> str:
 
 
 def _helo(origin: re.Match[str] | None) -> str:
-    named = origin is not None and origin[1] != "unknown" and origin[1].isascii()
-    return origin[1] if origin is not None and named else _SOMEBODY.helo
+    if origin is None or origin[1] == "unknown" or not origin[1].isascii():
+        return _SOMEBODY.helo
+    return unquoted(origin[1]) if origin[1][0] == '"' else origin[1]

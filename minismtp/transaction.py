@@ -69,7 +69,7 @@ class Transaction:
         self.begun = service.clock()
         self.envelope = Envelope(
             id=f"{session.id}.{number}",
-            reverse_path=mail.reverse_path,
+            reverse_path=self._whole(mail.reverse_path) if mail.reverse_path else None,
             listener=session.listener,
             peer=session.peer,
             helo=session.helo,
@@ -87,6 +87,13 @@ class Transaction:
         )
         bind(id=self.envelope.id)
 
+    def _whole(self, address: Address) -> Address:
+        """Return an address with a domain: a local part alone is ours, as <Postmaster> is.
+
+        RFC 5321 section 4.5.1 names that one only; programs on hosts of ours write others.
+        """
+        return address if address.domain else Address(address.local, self._service.hostname)
+
     def begin(self) -> Reply:
         """Ask the plugins about the reverse-path; raises Verdict."""
         service, session = self._service, self._session
@@ -99,10 +106,7 @@ class Transaction:
 
     def recipient(self, command: Rcpt) -> Reply:
         """Judge and route one recipient; accepted ones join the envelope."""
-        address = command.forward_path
-        if not address.domain:
-            # <Postmaster> is ours (RFC 5321 section 4.5.1).
-            address = Address(address.local, self._service.hostname)
+        address = self._whole(command.forward_path)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
         notify = command.notify
         if "SUCCESS" in notify and not self.envelope.trusted:

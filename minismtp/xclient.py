@@ -10,7 +10,13 @@ from typing import Final
 
 from minismtp.peer import plain_address
 from minismtp.session import Session
-from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, parse_helo
+from minismtp.smtp.grammar import (
+    SyntaxProblem,
+    decode_name,
+    decode_xtext,
+    parse_helo,
+    xtext_octets,
+)
 from minismtp.stash import Stash
 
 ATTRIBUTES: Final = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR")
@@ -28,10 +34,10 @@ def apply_xclient(session: Session, argument: str) -> None:
     values = dict(_attribute(word) for word in argument.split())
     if not values:
         raise SyntaxProblem("XCLIENT needs attributes")
-    address, port, helo = values.get("ADDR"), values.get("PORT"), values.get("HELO")
+    address, port, helo = values.get("ADDR"), values.get("PORT"), values.get("HELO") or ""
     peer = _NOBODY if address is None else _address(address)
     port_number = _port(port) if port else 0
-    session.helo = parse_helo(helo) if helo else ""
+    session.helo = parse_helo(helo) if helo.strip(" ") else ""
     if "ADDR" in values:
         session.peer, session.peer_port = peer, port_number
     elif "PORT" in values:
@@ -50,7 +56,11 @@ def _attribute(word: str) -> tuple[str, str | None]:
     name, equals, value = word.partition("=")
     if not equals or name.upper() not in ATTRIBUTES:
         raise SyntaxProblem(f"XCLIENT takes {', '.join(ATTRIBUTES)}")
-    return name.upper(), None if value.upper() in _UNKNOWN else decode_xtext(value)
+    if value.upper() in _UNKNOWN:
+        return name.upper(), None
+    if name.upper() == "HELO":  # any, see `parse_helo`
+        return "HELO", decode_name(xtext_octets(value))
+    return name.upper(), decode_xtext(value)
 
 
 def _address(text: str) -> str:

@@ -10,7 +10,9 @@ from minismtp import Address
 #: A local part and a domain. In the target of an alias, one that is empty is the recipient's.
 Mailbox = tuple[str, str]
 
-_LOCAL_PART = 64  # octets, RFC 5321 section 4.5.3.1.1
+_LOCAL_PART = 512  # octets, as in Address
+_ALIAS = re.compile(r'[ \t]*("(?:[^"\\]|\\.)*"[^:]*|[^":][^:]*):')
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|,|[^,"]+|"')  # a quoted string, a comma, other text
 
 
 @dataclass
@@ -113,30 +115,54 @@ def read_aliases(path: Path, domains: list[str]) -> dict[str, list[Mailbox]]:
 
 
 def _entry(line: str, domains: list[str]) -> tuple[str, list[Mailbox]]:
-    name, colon, rest = line.partition(":")
-    texts = [text.strip() for text in rest.split(",")]
-    if not (colon and name.strip() and all(texts)):
+    match = _ALIAS.match(line)
+    texts = _split(line[match.end() :]) if match else []
+    if match is None or not all(texts):
         raise ValueError("expected `alias: target, target`")
-    key = name.strip().lower()
-    local, at, domain = key.rpartition("@")
-    if at:
+    key = match[1].strip().lower()
+    local, domain = _parts(key) if key[0] == '"' else _cut(key)
+    if domain:
         domain = Address("", domain).ascii_domain
         if domain not in domains:
             raise ValueError(f"{key} is not an address at our domains")
-        key = f"{local}@{domain}"
-    return key, [_target(text, domains) for text in texts]
+        local = f"{local}@{domain}"
+    return local, [_target(text, domains) for text in texts]
+
+
+def _split(text: str) -> list[str]:
+    """Return the targets between the commas; those in quotes part nothing. Raise ValueError."""
+    targets = [""]
+    for match in _PIECE.finditer(text):
+        if match[0] == '"':
+            raise ValueError("a quote has no end")
+        if match[0] == ",":
+            targets.append("")
+        else:
+            targets[-1] += match[0]
+    return [target.strip() for target in targets]
 
 
 def _target(text: str, domains: list[str]) -> Mailbox:
-    if text[0] in '|/:"':
+    if text[0] in "|/:" or (text[0] == text[-1] == '"' and text[1] in "|/:"):
         raise ValueError(f"{text} is no address; programs, files and lists are not supported")
     if text[0] == "@":  # the same local part there
         return "", Address.parse(f"x{text}").ascii_domain
-    address = Address.parse(text if "@" in text else f"{text}@example.org")
-    if "@" not in text:
-        return address.local.lower(), ""
-    domain = address.ascii_domain
-    return (address.local.lower() if domain in domains else address.local), domain
+    local, domain = _parts(text)
+    return (local.lower() if domain in ("", *domains) else local), domain
+
+
+def _parts(text: str) -> Mailbox:
+    """Return local part and domain of an address, which may be without a domain."""
+    alone = text.endswith('"') or "@" not in text
+    address = Address.parse(f"{text}@example.org" if alone else text)
+    if alone and "@" in address.local:
+        raise ValueError(f"{text} is no local part")
+    return address.local, "" if alone else address.ascii_domain
+
+
+def _cut(key: str) -> Mailbox:
+    local, at, domain = key.rpartition("@")
+    return (local, domain) if at else (key, "")
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:

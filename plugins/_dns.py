@@ -13,6 +13,7 @@ IpAddress: TypeAlias = IPv4Address | IPv6Address
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
 _LONGEST_NAME = 253  # characters
+_OF_NO_DOMAIN = frozenset(" \"'()/;<>,@:%{}$?[]")
 _LONGEST_LABEL = 63
 _LONGEST = 30.0  # seconds in which one message's questions have their answers
 _LOCAL = (
@@ -55,9 +56,14 @@ def reversed_labels(address: IpAddress) -> str:
 
 def can_be_asked(name: str) -> bool:
     """Whether a name can stand in the DNS as it is, whatever a stranger has made it of."""
-    if not name.isascii() or len(name) > _LONGEST_NAME:
+    if not name.isascii() or "\\" in name or len(name) > _LONGEST_NAME:
         return False
     return all(0 < len(label) <= _LONGEST_LABEL for label in name.split("."))
+
+
+def is_domain(name: str) -> bool:
+    """Whether a name could be a domain's: no address literal, nor what computers say in HELO."""
+    return can_be_asked(name) and _OF_NO_DOMAIN.isdisjoint(name)
 
 
 class TooManyQuestionsError(UnansweredError):

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from minismtp import UnansweredError
 
-from ._dns import TooManyQuestionsError, can_be_asked
+from ._dns import TooManyQuestionsError, is_domain
 from ._spf_macros import MacroString, RecordError, expand, parse_macros
 from ._spf_record import Mechanism, Record, is_record, parse_record
 from ._spf_sender import Ask, Names, Sender, bounded
@@ -100,8 +100,8 @@ class _Evaluation:
         return None
 
     def _record(self, domain: str) -> Record | None:
-        # RFC 7208 section 4.3: what is no whole domain has no policy. Address literals are none.
-        if "." not in domain or domain.startswith("[") or not can_be_asked(domain):
+        # RFC 7208 section 4.3: what is no whole domain has no policy.
+        if "." not in domain or not is_domain(domain):
             return None
         records = [text for text in self._ask(domain, "TXT") if is_record(text)]
         if len(records) > 1:

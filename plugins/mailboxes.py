@@ -42,7 +42,9 @@ class Mailboxes:
     `user+tag` is delivered to `user` (`separator`; "" = off). `catch_all` is the mailbox or alias
     for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
     4.5.1): by the user or alias of that name, else by `catch_all`, else by the mailbox or alias
-    that `postmaster` names. Local parts are compared without regard to case.
+    that `postmaster` names. Local parts are compared without regard to case. A local part
+    alone, as in `RCPT TO:<root>`, is at our host name; the users and aliases of the first of
+    `domains` are there too.
 
     Mail that an alias sends elsewhere keeps its sender, or, with the `srs_secret_file`, gets one at
     `srs_domain` (the first of `domains`) that SPF allows us. Bounces to such a sender are sent back
@@ -101,15 +103,17 @@ class Mailboxes:
         domain = address.ascii_domain
         if self._srs and domain == self._srs_domain and is_rewritten(address.local):
             return _returned(self._srs.get(), envelope, address.local)
-        if domain not in self._domains:
-            ours = Address("", session.hostname).ascii_domain
-            if (address.local.lower(), domain) != ("postmaster", ours):
+        at_hostname = domain not in self._domains
+        if at_hostname:  # where a local part without a domain is
+            if domain != Address("", session.hostname).ascii_domain:
                 return None
             domain = self._domains[0]
         directory = self._directory.get()
         if self._directory.problem:
             raise Defer("the list of mailboxes cannot be read now", enhanced="4.3.0")
         found = directory.find(address.local, domain)
+        if not found and at_hostname:
+            return None
         if not found:
             raise Reject("no such mailbox", code=550, enhanced="5.1.1")
         here = [Address(local, at) for local, at in found if at in self._domains]

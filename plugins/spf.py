@@ -110,7 +110,7 @@ class Spf:
         if address is None:
             return
         questions = Questions(self._resolver, self.patience, budget_of(envelope))
-        helo = Address("", session.helo).ascii_domain
+        helo = _helo(session)
         mailbox = envelope.reverse_path or Address("postmaster", helo)
         who = Sender(address, mailbox.local, mailbox.ascii_domain, helo, session.hostname)
         outcome = self._outcomes.check_host(who, questions.ask)
@@ -132,7 +132,7 @@ class Spf:
         facts = {
             "client-ip": session.peer,
             "envelope-from": envelope.sender,
-            "helo": session.helo,
+            "helo": _helo(session),
             "receiver": session.hostname,
             "identity": "mailfrom" if envelope.sender else "helo",
         }
@@ -142,7 +142,7 @@ class Spf:
     def _check_helo(
         self, session: Session, envelope: Envelope, address: IpAddress, questions: Questions
     ) -> None:
-        helo = Address("", session.helo).ascii_domain
+        helo = _helo(session)
         known, outcome = session.stash.get(_HELO, ("", Outcome("none")))
         if known != helo:
             who = Sender(address, "postmaster", helo, helo, session.hostname)
@@ -171,6 +171,11 @@ class Spf:
                     words = outcome.explanation[:_LONGEST_EXPLANATION]
                     text += f"; {who.domain} explains: {words}"
                 raise Reject(text, enhanced="5.7.23")
+
+
+def _helo(session: Session) -> str:
+    """Return the domain that the client calls itself, in ASCII even where it is none."""
+    return Address("", session.helo).ascii_domain.encode("ascii", "backslashreplace").decode()
 
 
 def _note(envelope: Envelope, outcome: Outcome, properties: dict[str, str]) -> None:

@@ -38,7 +38,20 @@ from minismtp.address import Address, to_ascii, to_unicode
         pytest.param("a@\uff45xample.org", Address("a", "example.org"), id="mapped-to-ascii"),
         pytest.param("a@İ.example", Address("a", "i\u0307.example"), id="lower-case-is-longer"),
         pytest.param("a@example-1.org", Address("a", "example-1.org"), id="hyphen"),
-        pytest.param("a" * 64 + "@x", Address("a" * 64, "x"), id="local-part-of-64"),
+        # Where the RFC has no dot: providers gave such addresses to their customers
+        pytest.param(".a@example.org", Address(".a", "example.org"), id="dot-first"),
+        pytest.param("a.@example.org", Address("a.", "example.org"), id="dot-last"),
+        pytest.param("a..b@example.org", Address("a..b", "example.org"), id="two-dots"),
+        pytest.param("...@example.org", Address("...", "example.org"), id="dots-only"),
+        pytest.param('"a..b."@example.org', Address("a..b.", "example.org"), id="dots-quoted"),
+        pytest.param("a@my_pc.example", Address("a", "my_pc.example"), id="underscore"),
+        pytest.param("a@_x_.example", Address("a", "_x_.example"), id="underscores-at-the-ends"),
+        pytest.param("a@example.org.", Address("a", "example.org"), id="dot-behind-the-domain"),
+        pytest.param("a@é.example.", Address("a", "é.example"), id="dot-behind-utf-8"),
+        pytest.param("a@[192.0.2.1].", Address("a", "[192.0.2.1]"), id="dot-behind-a-literal"),
+        pytest.param("a" * 512 + "@x", Address("a" * 512, "x"), id="local-part-of-512"),
+        pytest.param('"' + "\\a" * 512 + '"@x', Address("a" * 512, "x"), id="512-without-quotes"),
+        pytest.param("." * 512 + "@x", Address("." * 512, "x"), id="512-that-get-quotes"),
         pytest.param("a@" + "b" * 63 + ".x", Address("a", "b" * 63 + ".x"), id="label-of-63"),
         pytest.param(
             "a@" + ".".join(["b" * 63] * 4),
@@ -59,9 +72,6 @@ def test_address_is_read(text: str, address: Address) -> None:
         pytest.param("@example.org", id="no-local-part"),
         pytest.param("user@", id="empty-domain"),
         pytest.param("a@b@example.org", id="two-ats"),
-        pytest.param(".a@example.org", id="dot-first"),
-        pytest.param("a.@example.org", id="dot-last"),
-        pytest.param("a..b@example.org", id="two-dots"),
         pytest.param("a b@example.org", id="blank"),
         pytest.param("<a@example.org>", id="angle-brackets"),
         pytest.param('"a"b"@example.org', id="quote-inside"),
@@ -75,8 +85,8 @@ def test_address_is_read(text: str, address: Address) -> None:
         pytest.param("a@-example.org", id="hyphen-first"),
         pytest.param("a@example-.org", id="hyphen-last"),
         pytest.param("a@example..org", id="empty-label"),
-        pytest.param("a@example.org.", id="dot-at-the-end"),
-        pytest.param("a@exam_ple.org", id="underscore"),
+        pytest.param("a@example.org..", id="dots-behind-the-domain"),
+        pytest.param("a@.", id="only-a-dot-for-a-domain"),
         pytest.param("a@[192.0.2.256]", id="ipv4-out-of-range"),
         pytest.param("a@[192.0.2]", id="ipv4-short"),
         pytest.param("a@[2001:db8::1]", id="ipv6-without-tag"),
@@ -84,9 +94,9 @@ def test_address_is_read(text: str, address: Address) -> None:
         pytest.param("a@[IPv6:192.0.2.1]", id="ipv4-as-ipv6"),
         pytest.param("a@[tag:what]", id="unknown-tag"),
         pytest.param("a@[]", id="empty-literal"),
-        # RFC 5321 section 4.5.3.1.1 and 4.5.3.1.2, RFC 1035 section 2.3.4
-        pytest.param("a" * 65 + "@x", id="local-part-of-65"),
-        pytest.param("é" * 33 + "@x", id="local-part-of-66-octets"),
+        pytest.param("a" * 513 + "@x", id="local-part-of-513"),
+        pytest.param("é" * 257 + "@x", id="local-part-of-514-octets"),
+        # RFC 5321 section 4.5.3.1.2, RFC 1035 section 2.3.4
         pytest.param("a@" + "b" * 64, id="label-of-64"),
         pytest.param("a@" + ".".join(["b" * 63] * 4) + ".c", id="domain-of-257"),
         pytest.param("a@" + ".".join(["é" * 50] * 5), id="domain-too-long-as-a-labels"),
@@ -127,7 +137,7 @@ def test_address_is_spelt_as_the_rfc_asks(address: Address, text: str) -> None:
 @settings(max_examples=examples(200))
 @given(
     st.text(st.characters(max_codepoint=0x2FF, exclude_categories=["Cc"])).filter(
-        lambda text: len(str(Address(text, "x")).encode()) <= 66
+        lambda text: len(text.encode()) <= 512
     )
 )
 def test_spelling_is_read_back(local: str) -> None:

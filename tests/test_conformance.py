@@ -278,9 +278,6 @@ def test_data_is_stored_for_the_valid_recipients_only() -> None:
 def test_source_route_is_accepted_and_ignored(route: bytes) -> None:
     # sections 3.6.1 and 4.1.1.3, appendix C
     script = b"MAIL FROM:<" + route + b"a@client.example>\r\nRCPT TO:<" + route + RCPT[9:]
-    if b"[" in route:
-        assert said(script)[0] == "501 5.1.7"  # At-domain has a Domain only
-        return
     heard = hear(script + DATA + b".\r\n")
     assert heard.envelope.sender == "a@client.example"
     assert list(heard.stored) == ["user@example.org"]
@@ -375,17 +372,17 @@ DOMAIN = ".".join(["d" * 60] * 4)  # 243 octets
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        pytest.param(f"RCPT TO:<{'u' * 64}@x.example>", RECIPIENT, id="local-part-of-64"),
-        pytest.param(f"RCPT TO:<{'u' * 65}@x.example>", "501 5.1.3", id="local-part-of-65"),
-        pytest.param(f"RCPT TO:<{'u' * 10}@{DOMAIN}>", RECIPIENT, id="path-of-256"),
-        pytest.param(f"RCPT TO:<{'u' * 11}@{DOMAIN}>", "501 5.1.3", id="path-of-257"),
-        pytest.param(f"EHLO {'e' * 255}", "250", id="domain-of-255"),
-        pytest.param(f"EHLO {'e' * 256}", "501", id="domain-of-256"),
-        pytest.param("NOOP ".ljust(510, "x"), OK, id="line-of-512"),
-        pytest.param("NOOP ".ljust(511, "x"), "500 5.5.2", id="line-of-513"),
-        pytest.param("EHLO ".ljust(511, "x"), "500", id="ehlo-of-513"),
-        pytest.param("RCPT TO:<user@x.example>".ljust(1038), RECIPIENT, id="rcpt-of-1040"),
-        pytest.param("RCPT TO:<user@x.example>".ljust(1039), "500 5.5.2", id="rcpt-of-1041"),
+        pytest.param(f"RCPT TO:<{'u' * 512}@x.example>", RECIPIENT, id="local-part-of-512"),
+        pytest.param(f"RCPT TO:<{'u' * 513}@x.example>", "501 5.1.3", id="local-part-of-513"),
+        pytest.param(f"MAIL FROM:<{'u' * 513}@x.example>", "501 5.1.7", id="sender-of-513"),
+        pytest.param(f"RCPT TO:<{'u' * 512}@{DOMAIN}.{'d' * 11}>", RECIPIENT, id="domain-of-255"),
+        pytest.param(f"RCPT TO:<u@{DOMAIN}.{'d' * 12}>", "501 5.1.3", id="domain-of-256"),
+        pytest.param(f"EHLO {'e' * 256}", "250", id="name-of-256"),
+        pytest.param("NOOP ".ljust(2046, "x"), OK, id="line-of-2048"),
+        pytest.param("NOOP ".ljust(2047, "x"), "500 5.5.2", id="line-of-2049"),
+        pytest.param("EHLO ".ljust(2047, "x"), "500", id="ehlo-of-2049"),
+        pytest.param("RCPT TO:<user@x.example>".ljust(4094), RECIPIENT, id="rcpt-of-4096"),
+        pytest.param("RCPT TO:<user@x.example>".ljust(4095), "500 5.5.2", id="rcpt-of-4097"),
         pytest.param("NOOP ".ljust(13_000, "x"), "500 5.5.2", id="line-of-13002"),
     ],
 )
@@ -811,10 +808,11 @@ def test_wishes_for_dsns_are_kept_in_the_envelope() -> None:
         ("ORCPT=rfc822;a@x.example", RECIPIENT),
         ("ORCPT=a@x.example", "501 5.5.4"),
         ("ORCPT=rfc822;a+2", "501 5.5.4"),
-        ("ORCPT=rfc822;a+2b", "501 5.5.4"),
+        ("ORCPT=rfc822;a+2b", RECIPIENT),
+        ("ORCPT=rfc822;a=b", RECIPIENT),
         ("ORCPT=rfc822;a+0Ax", "501 5.5.4"),
-        (f"ORCPT=rfc822;{'a' * 493}", RECIPIENT),
-        (f"ORCPT=rfc822;{'a' * 494}", "501 5.5.4"),
+        (f"ORCPT=rfc822;{'a' * 2393}", RECIPIENT),
+        (f"ORCPT=rfc822;{'a' * 2394}", "501 5.5.4"),
         ("RET=FULL", "555 5.5.4"),
     ],
 )
@@ -830,8 +828,9 @@ def test_dsn_parameter_of_rcpt_is_checked(parameter: str, code: str) -> None:
         ("RET=ALL", "501 5.5.4"),
         ("RET", "501 5.5.4"),
         ("RET=FULL RET=FULL", "501 5.5.4"),
-        (f"ENVID={'x' * 100}", SENDER),
-        (f"ENVID={'x' * 101}", "501 5.5.4"),
+        (f"ENVID={'x' * 500}", SENDER),
+        (f"ENVID={'x' * 501}", "501 5.5.4"),
+        ("ENVID=a+2b", SENDER),
         ("ENVID=a+2", "501 5.5.4"),
         ("ENVID=", "501 5.5.4"),
     ],
@@ -1050,9 +1049,9 @@ def test_submission_without_login_is_530() -> None:
             "RSET\r\nMAIL FROM:<> SMTPUTF8\r\nRSET\r\nMAIL FROM:<é@x>\r\n",
             [OK, SENDER, OK, "553 5.6.7"],
         ),
-        (f"MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<{'é' * 32}@x.example>\r\n", [SENDER, RECIPIENT]),
-        (f"MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<{'é' * 33}@x.example>\r\n", [SENDER, "501 5.1.3"]),
-        ("EHLO é.example\r\n", ["501"]),
+        (f"MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<{'é' * 256}@x.example>\r\n", [SENDER, RECIPIENT]),
+        (f"MAIL FROM:<> SMTPUTF8\r\nRCPT TO:<{'é' * 257}@x.example>\r\n", [SENDER, "501 5.1.3"]),
+        ("EHLO é.example\r\n", ["250"]),
     ],
 )
 def test_addresses_outside_ascii_need_smtputf8(script: str, expected: list[str]) -> None:

@@ -11,6 +11,7 @@ from minismtp.address import Address
 from minismtp.smtp.grammar import (
     SyntaxProblem,
     decode_base64,
+    decode_name,
     decode_xtext,
     parse_forward_path,
     parse_helo,
@@ -28,15 +29,17 @@ _LONG_DOMAIN = ".".join(["d" * 60] * 4)  # 243 octets
         # RFC 5321 section 4.1.2
         pytest.param("<a@x.org>", Address("a", "x.org"), "", id="plain"),
         pytest.param("<a@x.org> SIZE=1", Address("a", "x.org"), " SIZE=1", id="parameters-follow"),
-        pytest.param("<a@x.org>>", Address("a", "x.org"), ">", id="bracket-follows"),
         pytest.param('<"a>b"@x.org>', Address("a>b", "x.org"), "", id="bracket-quoted"),
         pytest.param('<"a b"@[192.0.2.1]>', Address("a b", "[192.0.2.1]"), "", id="literal"),
         # RFC 5321 appendix C: source routes are accepted and ignored
         pytest.param("<@one.org:a@x.org>", Address("a", "x.org"), "", id="source-route"),
         pytest.param("<@one,@two.org:a@x.org>", Address("a", "x.org"), "", id="long-source-route"),
-        # RFC 5321 section 4.5.3.1.3: 256 octets with the brackets
+        # RFC 5321 section 4.5.3.1: its 256 octets for a path and 64 for a local part are minimums
         pytest.param(
-            f"<{'a' * 10}@{_LONG_DOMAIN}>", Address("a" * 10, _LONG_DOMAIN), "", id="256-octets"
+            f"<{'a' * 320}@{_LONG_DOMAIN}>", Address("a" * 320, _LONG_DOMAIN), "", id="565-octets"
+        ),
+        pytest.param(
+            f"<@{_LONG_DOMAIN},@{_LONG_DOMAIN}:a@x.org>", Address("a", "x.org"), "", id="long-route"
         ),
     ],
 )
@@ -45,25 +48,14 @@ def test_path_is_read(text: str, address: Address, rest: str) -> None:
     assert parse_forward_path(text) == (address, rest)
 
 
+# What is read though the grammar has no such path: see test_path.
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("", id="empty"),
-        pytest.param("a@x.org", id="no-brackets"),
         pytest.param("<a@x.org", id="not-closed"),
-        pytest.param("<a>", id="no-domain"),
-        pytest.param("<@x.org>", id="no-local-part"),
         pytest.param("<a@>", id="empty-domain"),
-        pytest.param("< a@x.org>", id="blank-inside"),
-        pytest.param("<<a@x.org>>", id="brackets-twice"),
         pytest.param("<@one.org a@x.org>", id="route-without-colon"),
-        pytest.param("<@one.org,:a@x.org>", id="route-with-hole"),
-        pytest.param("<one.org:a@x.org>", id="route-without-at"),
-        pytest.param("<:a@x.org>", id="empty-route"),
-        pytest.param("< >", id="blank"),
-        pytest.param(f"<{'a' * 65}@x.org>", id="local-part-of-65"),
-        pytest.param(f"<{'a' * 11}@{_LONG_DOMAIN}>", id="257-octets"),
-        pytest.param(f"<@{_LONG_DOMAIN}:aaaaaaa@x.org>", id="route-beyond-256"),
+        pytest.param(f"<{'a' * 513}@x.org>", id="local-part-of-513"),
         pytest.param("<a@[300.0.2.1]>", id="bad-literal"),
     ],
 )
@@ -78,10 +70,11 @@ def test_null_reverse_path_is_none() -> None:
     assert parse_reverse_path("<> BODY=7BIT") == (None, " BODY=7BIT")
 
 
-def test_null_forward_path_is_refused() -> None:
+@pytest.mark.parametrize("text", ["<>", "< >", '<"">', "<(nobody)>"])
+def test_null_forward_path_is_refused(text: str) -> None:
     # RFC 5321 section 4.1.1.3: forward-path = Path, which is never empty
-    with pytest.raises(SyntaxProblem):
-        parse_forward_path("<>")
+    with pytest.raises(SyntaxProblem, match=r"^expected an address$"):
+        parse_forward_path(text)
 
 
 @pytest.mark.parametrize("name", ["Postmaster", "postmaster", "POSTMASTER"])
@@ -90,9 +83,10 @@ def test_postmaster_needs_no_domain(name: str) -> None:
     assert parse_forward_path(f"<{name}> X") == (Address(name, ""), " X")
 
 
-def test_postmaster_without_domain_is_no_sender() -> None:
-    with pytest.raises(SyntaxProblem):
-        parse_reverse_path("<postmaster>")
+@pytest.mark.parametrize("name", ["root", "MAILER-DAEMON", "anna.", "a b"])
+def test_local_part_alone_has_no_domain_yet(name: str) -> None:
+    text = f'<"{name}"> X'
+    assert parse_reverse_path(text) == parse_forward_path(text) == (Address(name, ""), " X")
 
 
 @pytest.mark.parametrize(
@@ -106,6 +100,8 @@ def test_postmaster_without_domain_is_no_sender() -> None:
         "my_desktop",
         "-",
         "x" * 255,
+        *("localhost.(none)", "[IPv6:fe80::1%en0]", "Anna's PC", "HP LaserJet 4/4M", "a;b", "<x>"),
+        *("Müller-PC", "山田の部屋", '"x"', "a\\b", "%(x)s", "a,b=c", "${HOST}", "(", "x@y"),
     ],
     ids=lambda name: name[:20],
 )
@@ -114,13 +110,50 @@ def test_helo_name_is_taken(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", " ", "two words", "a\tb", "a(b)", "a\0", "bücher", "a;b", "x" * 256],
+    ("text", "name"),
+    [
+        ("a\0b", "a?b"),
+        ("a\u202eb", "a?b"),
+        ("a\u2028b\x85", "a?b?"),
+        ("a\u00a0b", "a?b"),
+        ("\udcff", "?"),
+        ("x" * 256, "x" * 255),
+        ("字" * 600, "字" * 255),
+    ],
     ids=lambda text: ascii(text[:20]),
 )
-def test_helo_name_that_would_disturb_a_trace_field_is_refused(text: str) -> None:
+def test_helo_name_is_recorded_as_visible_text(text: str, name: str) -> None:
+    assert parse_helo(text) == name
+
+
+@pytest.mark.parametrize("text", ["", " ", "   "], ids=len)
+def test_no_helo_name_is_refused(text: str) -> None:
     with pytest.raises(SyntaxProblem):
         parse_helo(text)
+
+
+@pytest.mark.parametrize(
+    ("octets", "name"),
+    [
+        (b"pc.example", "pc.example"),
+        ("Müller".encode(), "Müller"),
+        ("Müller".encode("latin-1"), "Müller"),
+        ("山".encode("shift_jis"), "\x8eR"),
+    ],
+    ids=repr,
+)
+def test_helo_name_is_utf_8_or_else_latin_1(octets: bytes, name: str) -> None:
+    assert decode_name(octets) == name
+
+
+@given(st.binary())
+def test_any_octets_give_a_name_that_is_visible_or_none(octets: bytes) -> None:
+    try:
+        name = parse_helo(decode_name(octets))
+    except SyntaxProblem:
+        return
+    assert name.isprintable()
+    assert 0 < len(name) <= 255
 
 
 @pytest.mark.parametrize(
@@ -131,6 +164,7 @@ def test_helo_name_that_would_disturb_a_trace_field_is_refused(text: str) -> Non
         pytest.param(" SIZE=10  body=8BITMIME ", {"SIZE": "10", "BODY": "8BITMIME"}, id="values"),
         pytest.param(" SMTPUTF8", {"SMTPUTF8": None}, id="no-value"),
         pytest.param(" X-1=<>;+2B", {"X-1": "<>;+2B"}, id="any-printable-value"),
+        pytest.param(" X=a=b", {"X": "a=b"}, id="equals-in-value"),
         pytest.param(" X=é", {"X": "é"}, id="utf-8-value"),  # RFC 6531 section 3.3
     ],
 )
@@ -145,7 +179,6 @@ def test_parameters_are_read(text: str, parameters: dict[str, str | None]) -> No
         pytest.param(" SIZE=", id="empty-value"),
         pytest.param(" =10", id="empty-keyword"),
         pytest.param(" -X", id="hyphen-first"),
-        pytest.param(" X=a=b", id="equals-in-value"),
         pytest.param(" SIZE =10", id="blank-before-equals"),
         pytest.param(" X_Y", id="underscore"),
         pytest.param(" é", id="utf-8-keyword"),
@@ -171,6 +204,9 @@ def test_words_are_parted_by_blanks_only() -> None:
         pytest.param("abc@x.org", "abc@x.org", id="plain"),
         pytest.param("a+2Bb+3Dc+20d", "a+b=c d", id="encoded"),
         pytest.param("+C3+A9", "é", id="utf-8"),
+        # as clients write it
+        pytest.param("a+2bb+3dc", "a+b=c", id="lower-case-digits"),
+        pytest.param("a=b", "a=b", id="bare-equals"),
     ],
 )
 def test_xtext_is_decoded(text: str, decoded: str) -> None:
@@ -180,10 +216,9 @@ def test_xtext_is_decoded(text: str, decoded: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("a=b", id="bare-equals"),
         pytest.param("a+b", id="bare-plus"),
         pytest.param("+2", id="one-digit"),
-        pytest.param("+2b", id="lower-case-digits"),
+        pytest.param("+0a", id="line-feed-in-lower-case"),
         pytest.param("a b", id="blank"),
         pytest.param("é", id="not-ascii"),
         pytest.param("+0D+0A", id="line-end"),

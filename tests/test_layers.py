@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "values": "reply address peer cache clock database stash threads files groupsync passwords"
     " der printable exposure privileges",
-    "wire": "smtp smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl smtp.proxy",
+    "wire": "smtp smtp.path smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl"
+    " smtp.proxy",
     "mail": "chronicle tracing content cleanup resolver remote web authres findings"
     " activity"
     " envelope delivery dsn headers message session received tls entry spool_file spool"

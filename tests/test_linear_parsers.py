@@ -196,6 +196,8 @@ PARSERS: Final[dict[str, Parser]] = {
     "MAIL": lambda text: commands.parse(f"MAIL FROM:<{text}".encode()),
     "parameters of a command": grammar.parse_parameters,
     "path": grammar.parse_forward_path,
+    "path in brackets": lambda text: grammar.parse_forward_path(f"<{text}>"),
+    "name in EHLO": grammar.parse_helo,
     "xtext": grammar.decode_xtext,
     "base64": lambda text: grammar.decode_base64(text.encode()),
     "reply": Reject,

@@ -48,6 +48,32 @@ def envelope(
     )
 
 
+@pytest.mark.parametrize(
+    ("helo", "written"),
+    [
+        pytest.param("mx.example", b"mx.example", id="domain"),
+        pytest.param("[192.0.2.1]", b"[192.0.2.1]", id="literal"),
+        pytest.param("", b"unknown", id="none"),
+        pytest.param("localhost.(none)", b'"localhost.(none)"', id="parentheses"),
+        pytest.param("Anna's PC", b'"Anna\'s PC"', id="blank"),
+        pytest.param('a"b\\c', rb'"a\"b\\c"', id="quote-and-backslash"),
+        pytest.param("Müller", rb'"M\\xfcller"', id="utf-8"),
+        pytest.param("a; b", b'"a; b"', id="semicolon"),
+        pytest.param("字" * 255, b'"' + rb"\\u5b57" * 42 + rb'\\u5"', id="long"),
+    ],
+)
+def test_name_that_is_no_domain_is_a_quoted_string(helo: str, written: bytes) -> None:
+    # RFC 5322 section 3.6.7: a word; so it hides nothing that follows, and needs no UTF-8
+    field = received(session(helo=helo), envelope("user@example.org"))
+    assert field.startswith(b"Received: from " + written + b" ([192.0.2.1])\r\n")
+
+
+def test_recipient_too_long_for_a_line_is_left_out() -> None:
+    mailbox = str(Address('"' * 512, "x"))
+    assert b"for <" not in received(session(), envelope(mailbox))
+    assert b"for <" in received(session(), envelope(str(Address("a" * 512, "x"))))
+
+
 def test_field_says_from_by_with_id_for_and_when() -> None:
     # RFC 5321 section 4.4
     assert received(session(tls=TLS), envelope("user@example.org")) == (

@@ -211,6 +211,19 @@ def test_postmaster_without_a_domain_is_ours(name: str) -> None:
     assert mailbox == f"{name}@mx.example.org"
 
 
+@pytest.mark.parametrize("kind", ["mx", "lmtp"])
+@pytest.mark.parametrize("name", ["root", "MAILER-DAEMON", "anna..bob."])
+def test_local_part_alone_is_at_our_host(name: str, kind: Literal["mx", "lmtp"]) -> None:
+    mailroom = Mailroom()
+    dialogue = Dialogue(mailroom, kind=kind)
+    dialogue.send("LHLO x" if kind == "lmtp" else "EHLO x")
+    for line in (f"MAIL FROM:<{name}>", f"RCPT TO:{name}", "DATA", "Subject: x\r\n\r\n."):
+        assert dialogue.send(line)[:1] in {"2", "3"}
+    whole = str(Address(name, "mx.example.org"))
+    assert list(mailroom.stored) == [whole]
+    assert f"for <{whole}>".encode() in mailroom.stored[whole][0]
+
+
 def test_recipient_carries_its_route_and_its_wishes_for_notices() -> None:
     # RFC 3461 section 4
     seen: list[Recipient] = []

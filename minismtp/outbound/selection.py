@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.address import to_ascii, to_unicode
+from minismtp.address import Address, to_ascii, to_unicode
 
 # A recipient behind a destination that does not answer need not have been tried itself.
 _TRIED: Final = "(attempts > 0 OR closed.reply IS NOT NULL)"
@@ -59,6 +60,8 @@ class Filter:
     @staticmethod
     def _add(parts: list[str], values: list[object], column: str, wanted: str) -> None:
         """Add the condition for an address, or "@domain": with A-labels and with U-labels."""
+        with contextlib.suppress(ValueError):
+            wanted = str(Address.parse(wanted))  # as it is written there, with its quotes
         local, at, domain = wanted.rpartition("@")
         forms = dict.fromkeys([to_ascii(domain), to_unicode(domain)])
         parts.append("(" + " OR ".join([f"{column} LIKE ? ESCAPE '\\'"] * len(forms)) + ")")

@@ -11,25 +11,27 @@ import re
 from typing import Final
 
 from minismtp.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
-
-PATH_LIMIT: Final = 256  # octets with the brackets, RFC 5321 section 4.5.3.1.3
+from minismtp.smtp.path import read_path
 
 # A-d-l = At-domain *( "," At-domain ) ; accepted and ignored, RFC 5321 appendix C
 _SOURCE_ROUTE = rf"(?:@{DOMAIN}(?:,@{DOMAIN})*:)?"
 # Path = "<" [ A-d-l ":" ] Mailbox ">"
 _PATH = re.compile(rf"<{_SOURCE_ROUTE}{MAILBOX}>")
-_POSTMASTER = re.compile(r"<(postmaster)>", re.IGNORECASE)
-# The names that hosts give in EHLO are looser than Domain: RFC 5321 section 4.1.4 forbids to refuse
-# mail because of them, so whatever cannot disturb a trace field passes.
-_HELO_NAME = re.compile(r"[A-Za-z0-9._:\-\[\]]{1,255}")
+# The names that hosts have for EHLO, roughly; those that are no such names are taken too.
+_HOST_NAME = re.compile(r"[A-Za-z0-9._:\-\[\]]+")
+_SHOWN: Final = 80  # characters of what is malformed that a reply repeats
+_NAME_LIMIT: Final = 255  # characters that are kept of a name; no domain is longer
 # esmtp-param = esmtp-keyword ["=" esmtp-value] ; esmtp-value = 1*(%d33-60 / %d62-126)
-_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-<>-~{WIDE}]+))?")
+# with "=" in the value too: clients leave it as it is in ENVID and ORCPT
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-~{WIDE}]+))?")
 # xtext = *( xchar / hexchar ) ; xchar = any ASCII from "!" to "~" except "+" and "=" (RFC 3461)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
+# as clients write it, with "=" and small hex letters too
+_LOOSE_XTEXT = re.compile(r"(?:[!-*,-~]|\+[0-9A-Fa-f]{2})*")
 _NO_XCHAR = re.compile(r"[^!-*,-<>-~]")
 # QCHAR: what stands for itself in the ASCII form of a utf-8 address (RFC 6533 section 3)
 _NO_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
-_HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
+_HEXCHAR = re.compile(rb"\+([0-9A-Fa-f]{2})")
 # base64 = *(4base64-char) [(3base64-char "=") / (2base64-char "==")], RFC 5802 section 7; the
 # library would take more padding than there is room for.
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)?")
@@ -40,44 +42,63 @@ class SyntaxProblem(ValueError):  # noqa: N818 - the peer's, and it carries the 
 
 
 def parse_reverse_path(text: str) -> tuple[Address | None, str]:
-    """Read the path that `text` begins with; give it and what follows, None for `<>`.
+    """Read the path that `text` begins with. Return it and what follows, None for `<>`.
 
-    Raises SyntaxProblem (RFC 5321 section 4.1.1.2).
+    The domain is empty where only a local part was written. Raise SyntaxProblem (RFC 5321 section
+    4.1.1.2).
     """
-    if text.startswith("<>"):
+    if text == "<>" or text.startswith("<> "):
         return None, text[2:]
     return _parse_path(text)
 
 
 def parse_forward_path(text: str) -> tuple[Address, str]:
-    """Read the path that `text` begins with; give it and what follows. Raises SyntaxProblem.
+    """Read the path that `text` begins with. Return it and what follows. Raise SyntaxProblem.
 
-    `<Postmaster>` needs no domain and gets an empty one (RFC 5321 section 4.1.1.3).
+    The domain is empty where only a local part was written, as in `<Postmaster>` (RFC 5321 section
+    4.1.1.3).
     """
-    postmaster = _POSTMASTER.match(text)
-    if postmaster is not None:
-        return Address(postmaster[1], ""), text[postmaster.end() :]
-    return _parse_path(text)
+    address, rest = _parse_path(text)
+    if address is None:
+        raise SyntaxProblem("expected an address")
+    return address, rest
 
 
-def _parse_path(text: str) -> tuple[Address, str]:
+def _parse_path(text: str) -> tuple[Address | None, str]:
     match = _PATH.match(text)
-    if match is None:
-        raise SyntaxProblem("expected an address in angle brackets")
-    if len(match[0].encode()) > PATH_LIMIT:
-        raise SyntaxProblem("path longer than 256 octets")
     try:
-        return read_mailbox(match[1], match[2]), text[match.end() :]
+        if match is not None and text[match.end() : match.end() + 1] in {"", " "}:
+            return read_mailbox(match[1], match[2]), text[match.end() :]
+        return read_path(text)
     except ValueError as error:
         raise SyntaxProblem(str(error)) from None
 
 
 def parse_helo(text: str) -> str:
-    """Check the argument of EHLO, HELO, LHLO: a name or address literal; raises SyntaxProblem."""
+    """Return the name in EHLO, HELO, LHLO as it may be recorded. Raise SyntaxProblem for none.
+
+    RFC 5321 section 4.1.4 forbids to refuse mail because of it, so any name is taken; what in it
+    is no visible character becomes a question mark, and what no domain has room for goes.
+    """
     name = text.strip(" ")
-    if not _HELO_NAME.fullmatch(name):
+    if not name:
         raise SyntaxProblem("expected a domain or an address literal")
-    return name
+    if not name.isprintable():
+        name = "".join(char if char.isprintable() else "?" for char in name)
+    return name[:_NAME_LIMIT]
+
+
+def decode_name(octets: bytes) -> str:
+    """Decode the name in EHLO: UTF-8, else Latin-1, as computers without UTF-8 call themselves."""
+    try:
+        return octets.decode("utf-8")
+    except UnicodeDecodeError:
+        return octets.decode("latin-1")
+
+
+def is_host_name(name: str) -> bool:
+    """Return whether a name in EHLO is a word that a reply or a trace field can have as it is."""
+    return _HOST_NAME.fullmatch(name) is not None
 
 
 def parse_parameters(text: str) -> dict[str, str | None]:
@@ -89,7 +110,7 @@ def parse_parameters(text: str) -> dict[str, str | None]:
     for word in split_words(text):
         match = _PARAMETER.fullmatch(word)
         if match is None:
-            raise SyntaxProblem("malformed parameter")
+            raise SyntaxProblem(f"malformed parameter {word[:_SHOWN]}")
         keyword = match[1].upper()
         if keyword in found:
             raise SyntaxProblem(f"parameter {keyword} given twice")
@@ -103,17 +124,26 @@ def split_words(text: str) -> list[str]:
 
 
 def decode_xtext(text: str) -> str:
-    """Decode xtext (RFC 3461 section 4) into printable text; raises SyntaxProblem.
+    """Decode xtext (RFC 3461 section 4) into printable text. Raise SyntaxProblem.
 
     So nothing encoded brings in a line end. Octets outside ASCII are taken for UTF-8.
     """
-    if not _XTEXT.fullmatch(text):
-        raise SyntaxProblem("malformed xtext")
-    octets = _HEXCHAR.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
-    decoded = octets.decode("utf-8", "replace")
+    decoded = xtext_octets(text).decode("utf-8", "replace")
     if not decoded.isprintable() or "\ufffd" in decoded:
         raise SyntaxProblem("xtext of what is not printable")
     return decoded
+
+
+def xtext_octets(text: str) -> bytes:
+    """Return the octets that xtext stands for. Raise SyntaxProblem."""
+    if not _LOOSE_XTEXT.fullmatch(text):
+        raise SyntaxProblem("malformed xtext")
+    return _HEXCHAR.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
+
+
+def is_xtext(text: str) -> bool:
+    """Return whether a text is xtext to the letter, as every host can read it."""
+    return _XTEXT.fullmatch(text) is not None
 
 
 def encode_xtext(text: str) -> str:

@@ -31,7 +31,7 @@ _ERRORS = 10  # after which a server ends a session
 _REPLIES = {"DATA": 354, "AUTH": 334, "CONTENT": 250, "RESPONSE": 235, "STARTTLS": 220, "QUIT": 221}
 
 
-@target("smtp.commands", "smtp.grammar", "reply", raises=(CommandProblem,))
+@target("smtp.commands", "smtp.grammar", "smtp.path", "reply", raises=(CommandProblem,))
 def command_line(data: bytes) -> None:
     try:
         str(parse(data))

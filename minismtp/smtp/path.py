@@ -1,0 +1,157 @@
+"""Paths as real clients write them in MAIL and RCPT (layer 1; RFC 5321 section 4.1.2).
+
+`grammar` reads paths that are as they should be. What is here reads the others where they can mean
+one address only, as Postfix does, and says of the rest what is wrong with them. It reads each
+octet once, and what it gives back is an `Address`, so nothing of the odd spelling goes further.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from minismtp.address import (
+    BARE_WORD,
+    DOMAIN,
+    DOMAIN_LIMIT,
+    LABEL_LIMIT,
+    LITERAL,
+    QUOTED_STRING,
+    SUB_DOMAIN,
+    Address,
+    checked,
+    unquoted,
+)
+
+_PIECE: Final = re.compile(
+    rf"({QUOTED_STRING})|(\\[ -~])|(\([^()]*\)|[ \t]+)|([<>@,;:\[\]()\"\\])"
+    r"|[^ \t<>@,;:\[\]()\"\\]+"
+)
+_QUOTED, _PAIR, _NOTHING, _SPECIAL = 1, 2, 3, 4  # groups; a word is in none of them
+_WORD: Final = re.compile(BARE_WORD)
+_DOMAIN: Final = re.compile(rf"{DOMAIN}|{LITERAL}")
+_SUB_DOMAIN: Final = re.compile(SUB_DOMAIN)
+_UNFINISHED: Final = {
+    '"': "a quoted string has no end",
+    "(": "a comment has no end",
+    ")": "a comment has no beginning",
+    "\\": "a backslash stands before nothing",
+}
+_BLANK: Final = " "  # stands for blanks and comments
+
+
+class PathError(ValueError):
+    """A path that means no address, or could mean more than one; the text says why."""
+
+
+def read_path(text: str) -> tuple[Address | None, str]:
+    """Read the path that `text` begins with. Return its address and what follows it.
+
+    The address is None for the null path, and its domain empty where only a local part was
+    written. Raise PathError.
+    """
+    pieces, rest = _split_off(text)
+    pieces = _without_blanks(_innermost(pieces))
+    while pieces[:1] == ["@"] and ":" in pieces:  # a source route is ignored, appendix C
+        pieces = pieces[pieces.index(":") + 1 :]
+        if not pieces:
+            raise PathError("no address behind the source route")
+    try:
+        return _mailbox(pieces), rest
+    except ValueError as error:
+        raise PathError(str(error)) from None
+
+
+def _split_off(text: str) -> tuple[list[str], str]:
+    """Return the pieces of a path, and what follows: `<...>`, or all up to a blank."""
+    pieces: list[str] = []
+    in_brackets, depth = text.startswith("<"), 0
+    for match in _PIECE.finditer(text):
+        piece = match[0]
+        if piece in _UNFINISHED:
+            raise PathError(_UNFINISHED[piece])
+        if match[_NOTHING]:
+            if not in_brackets and piece[0] != "(":
+                return pieces, text[match.start() :]
+            piece = _BLANK
+        pieces.append(piece)
+        depth += (piece == "<") - (piece == ">")
+        if in_brackets and not depth:
+            return pieces, text[match.end() :].lstrip(">")
+    if in_brackets:
+        raise PathError("no > behind the address")
+    return pieces, ""
+
+
+def _innermost(pieces: list[str]) -> list[str]:
+    """Return what stands in the innermost brackets: `<Name <user@host>>` has a name before it."""
+    begin = max((place for place, piece in enumerate(pieces) if piece == "<"), default=-1) + 1
+    before, inside = pieces[:begin], pieces[begin:]
+    end = inside.index(">") if ">" in inside else len(inside)
+    if ">" in before or {*inside[end:]} - {">", _BLANK}:
+        raise PathError("more than one address")
+    return inside[:end]
+
+
+def _without_blanks(pieces: list[str]) -> list[str]:
+    """Return the pieces without the blanks that part nothing."""
+    kept: list[str] = []
+    parted = False
+    for piece in pieces:
+        if piece == _BLANK:
+            parted = bool(kept)
+        else:
+            if parted and not (kept[-1][-1] in "@.:," or piece[0] in "@.:,"):
+                raise PathError("a blank in the address")
+            kept.append(piece)
+            parted = False
+    return kept
+
+
+def _mailbox(pieces: list[str]) -> Address | None:
+    """Return the address that pieces without blanks and route spell. Raise ValueError."""
+    at = len(pieces) - 1 - pieces[::-1].index("@") if "@" in pieces else len(pieces)
+    local, domain = "".join(map(_said, pieces[:at])), "".join(pieces[at + 1 :])
+    if at == len(pieces):
+        if not local:
+            return None
+        if "@" not in local:
+            return Address(checked(local, "local.part").local, "")
+        local, _, domain = local.rpartition("@")  # the whole address was quoted
+    domain = domain.removesuffix(".")
+    if not _DOMAIN.fullmatch(domain):
+        raise ValueError(_problem(domain))
+    return checked(local, domain)
+
+
+def _said(piece: str) -> str:
+    """Return what a piece of a local part stands for. Raise ValueError."""
+    if piece[0] == '"':
+        return unquoted(piece)
+    if piece[0] == "\\":
+        return piece[1:]
+    if piece not in "@:" and not _WORD.fullmatch(piece):
+        wrong = next(char for char in piece if not _WORD.fullmatch(char))
+        raise ValueError(f"unexpected {wrong} in the local part")
+    return piece
+
+
+def _problem(domain: str) -> str:
+    """Return what is wrong with a domain."""
+    if not domain:
+        return "no domain behind the @"
+    if domain[0] == "[":
+        return "address literal that is no IP address"
+    if len(domain) > DOMAIN_LIMIT:
+        return f"domain longer than {DOMAIN_LIMIT} octets"
+    for label in domain.split("."):
+        if not label:
+            return "a domain with two dots in a row, or one before it"
+        if len(label) > LABEL_LIMIT:
+            return f"domain label longer than {LABEL_LIMIT} octets"
+        if label.strip("-") != label:
+            return "a hyphen at an end of a domain label"
+        if not _SUB_DOMAIN.fullmatch(label):
+            wrong = next(char for char in label if not _SUB_DOMAIN.fullmatch(char) and char != "-")
+            return f"unexpected {wrong} in the domain"
+    return "no domain"
