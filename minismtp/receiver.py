@@ -47,6 +47,9 @@ class Receiver:
         limits = service.limits
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
+        self._content_timeout = limits.content_timeout.total_seconds()
+        self._second = 1 / limits.min_data_rate  # what an octet of content is worth
+        self._content_end = 0.0  # of the content that comes in now, 0 while none does
         self._opened = False
         self._farewell = ""  # the last words, where no command has called for them
         self._answered = self._begun
@@ -119,6 +122,10 @@ class Receiver:
     def receive(self, data: bytes) -> bytes:
         """Take octets from the peer and give the replies that they call for."""
         self._protocol.receive(data)
+        if self._content_end:
+            now = self._service.clock()
+            bought = self.deadline + len(data) * self._second
+            self.deadline = min(bought, now + self._data_timeout, self._content_end)
         return self.proceed()
 
     def proceed(self) -> bytes:
@@ -139,8 +146,7 @@ class Receiver:
                 if errors.delays:
                     break
             elif event.__class__ is Bdat and self._protocol.state is State.RCPT:
-                # One deadline for all chunks: many small ones buy no more time.
-                self.deadline = min(self._service.clock() + self._data_timeout, self._end)
+                self._begin_content(self._service.clock())  # and one deadline for all chunks
         return self.take()
 
     def take(self) -> bytes:
@@ -251,8 +257,9 @@ class Receiver:
             self.reason = "refused"
         self._answered = now = self._service.clock()
         if protocol.state is DATA:
-            self.deadline = min(now + self._data_timeout, self._end)
+            self._begin_content(now)
         elif protocol.state is not State.CHUNKS:
+            self._content_end = 0.0
             self.deadline = min(now + self._command_timeout, self._end)
         try:
             if self._tracing.outlets:
@@ -271,6 +278,11 @@ class Receiver:
             with surviving():
                 conversation.tell(verb, reply)
         conversation.refusals.told = False
+
+    def _begin_content(self, now: float) -> None:
+        """Set the deadline of a content: what arrives may move it beyond that of the session."""
+        self._content_end = now + self._content_timeout if now < self._end else self._end
+        self.deadline = min(now + self._data_timeout, self._content_end, self._end)
 
     def _named(self, reply: Reply) -> Reply:
         """Give a refusal with what it is about: the message under way, else the session."""

@@ -19,6 +19,7 @@ from minismtp.scalars import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.settings import ConfigError, build
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")
+_MIN_DATA_RATE: Final = ByteSize(500)  # as Postfix's smtpd_min_data_rate
 _HEADERS_SIZE: Final = ByteSize.parse("1MiB")
 _SHORTEST_HANG: Final = timedelta(seconds=5)
 _CHRONICLE_SIZE: Final = ByteSize.parse("64MiB")
@@ -197,7 +198,8 @@ class TlsConfig:
 class Limits:
     """What a message, a session, a peer and the whole server may take.
 
-    All times are absolute deadlines: a client that sends an octet now and then gains nothing.
+    All times are absolute deadlines, and a client that sends an octet now and then gains nothing;
+    only content that comes at `min_data_rate` or faster moves the one of `data_timeout`.
     Limits of sessions and `login_backoff` hold over all workers together. To ban an address
     altogether, feed the `auth failure` lines of the log to fail2ban: `etc/fail2ban` has the filter
     and a jail.
@@ -281,8 +283,24 @@ class Limits:
     command_timeout: Annotated[
         timedelta, says("for one command to arrive, and for its reply to be taken")
     ] = timedelta(minutes=5)
-    data_timeout: Annotated[timedelta, says("for the whole content")] = timedelta(minutes=10)
-    session_timeout: Annotated[timedelta, says("for the whole session")] = timedelta(hours=1)
+    data_timeout: Annotated[
+        timedelta,
+        says(
+            "how long a content may stand still. Each octet that arrives buys its share of a second"
+            " at `min_data_rate` back, so a slow line is served and an octet now and then is not"
+        ),
+    ] = timedelta(minutes=10)
+    min_data_rate: Annotated[
+        ByteSize, says("octets of content in a second that keep `data_timeout` from running down")
+    ] = _MIN_DATA_RATE
+    content_timeout: Annotated[
+        timedelta,
+        says("for a whole content, however steadily it comes: absolute"),
+    ] = timedelta(hours=2)
+    session_timeout: Annotated[
+        timedelta,
+        says("for the whole session; a content that has begun before may still come in"),
+    ] = timedelta(hours=1)
     drain: Annotated[
         timedelta,
         says(
@@ -304,7 +322,8 @@ class Limits:
             raise ConfigError('expected "0s", or "5s" or more', key="hang_timeout")
         for name in (
             *("message_size", "headers"),
-            *("handshake_timeout", "command_timeout", "data_timeout", "session_timeout"),
+            *("handshake_timeout", "command_timeout", "data_timeout", "min_data_rate"),
+            *("content_timeout", "session_timeout"),
         ):
             if not getattr(self, name):
                 raise ConfigError("expected more than 0: everything is bounded", key=name)

@@ -11,6 +11,7 @@ from minismtp.sections import check_domain, counts, says
 from minismtp.settings import ConfigError
 
 _FREE_SPACE: Final = ByteSize.parse("100MiB")
+_MIN_DATA_RATE: Final = ByteSize(500)  # as Postfix's smtp_min_data_rate
 _TLS_SAYS: Final = (
     "none; opportunistic: where offered; required: or wait; verified: with a valid certificate"
 )
@@ -105,9 +106,19 @@ class Outbound:
     command_timeout: Annotated[
         timedelta, says("for the greeting with EHLO, the TLS handshake, AUTH, and each envelope")
     ] = timedelta(minutes=5)
-    data_timeout: Annotated[timedelta, says("for sending one message's content")] = timedelta(
-        minutes=30
-    )
+    data_timeout: Annotated[
+        timedelta,
+        says(
+            "how long the content of a message may stand still. Each octet that the host takes buys"
+            " its share of a second at `min_data_rate` back"
+        ),
+    ] = timedelta(minutes=30)
+    min_data_rate: Annotated[
+        ByteSize, says("octets of content in a second that keep `data_timeout` from running down")
+    ] = _MIN_DATA_RATE
+    content_timeout: Annotated[
+        timedelta, says("for sending one content, however steadily the host takes it: absolute")
+    ] = timedelta(hours=2)
     end_timeout: Annotated[
         timedelta, says("for the reply after the content; too short a wait makes duplicates")
     ] = timedelta(minutes=10)
@@ -124,8 +135,8 @@ class Outbound:
     def __post_init__(self) -> None:
         if not self.retry or not all(self.retry):
             raise ConfigError("expected at least one duration, each more than 0", key="retry")
-        timeouts = ("connect_timeout", "command_timeout", "data_timeout", "end_timeout")
-        for name in ("expire", *timeouts):
+        timeouts = ("connect_timeout", "command_timeout", "data_timeout", "content_timeout")
+        for name in ("expire", *timeouts, "end_timeout", "min_data_rate"):
             if not getattr(self, name):
                 raise ConfigError("expected more than 0", key=name)
         try:

@@ -38,6 +38,7 @@ LIMITS = """
 [limits]
 command_timeout = "1s"
 data_timeout = "1500ms"
+min_data_rate = "10MB"
 session_timeout = "5s"
 junk_commands = 1_000_000
 errors = 100
@@ -73,9 +74,22 @@ def test_command_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
         assert client.rest().startswith(f"{TIMEOUT} (id ")
 
 
-def test_content_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
+@pytest.mark.parametrize("begin", ["DATA", "BDAT 100000 LAST"])
+def test_content_that_trickles_in_does_not_buy_time(
+    hasty: Running, tls_files: TlsFiles, begin: str, *, tls: bool
+) -> None:
     with hasty.connect() as client:
-        client.begin_data("trickle@example.org")
+        client.greet()
+        if tls:
+            client.command("STARTTLS")
+            client.secure(tls_files.client())
+            client.command("EHLO client.example")
+        client.command("MAIL FROM:<>")
+        client.command("RCPT TO:<trickle@example.org>")
+        client.send(f"{begin}\r\n")
+        if begin == "DATA":
+            client.reply()
         trickle(client, b"line\r\n")
         assert client.rest().startswith(f"{TIMEOUT} (id ")
     assert hasty.mail("trickle") == []

@@ -701,6 +701,65 @@ def test_a_host_that_stops_reading_is_given_up(visit: Visit) -> None:
     gone.set()
 
 
+class SlowHost:
+    """A host that reads so many octets in a second, by a clock of its own that `deadlines` has."""
+
+    def __init__(self, octets: int, seconds: float = 1.0) -> None:
+        self.now = 1000.0
+        self.deadlines = Deadlines(clock=lambda: self.now)
+        self._octets, self._seconds = octets, seconds
+        self._read = b""
+
+    def behave(self, peer: Peer) -> None:
+        for said in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            peer.hear()
+            peer.say(said)
+        self._read = peer.buffer
+        while not self._read.endswith(b"\r\n.\r\n"):
+            octets = peer.socket.recv(self._octets, socket.MSG_WAITALL)
+            if not octets:
+                return
+            self._read = self._read[-4:] + octets
+            self.now += self._seconds
+            self.deadlines.look()
+        peer.say(b"250 taken\r\n")
+
+    def outcome(self, host: Host, **timeouts: float) -> str:
+        """Send 14 MB to it, and return what came of it."""
+        setting = Setting("here.example", self.deadlines, Timeouts(**timeouts), Contexts())
+        connection = Connection(host, Destination(""), Security("opportunistic"), setting)
+        try:
+            return send(connection, message(LARGE)).reply
+        except HostError as error:
+            return str(error)
+        finally:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("octets", "limits", "outcome"),
+    [
+        (8000, {}, "250 taken"),  # half an hour, at 64 kbit a second
+        (2000, {}, "250 taken"),
+        (2000, {"content": 3600.0}, "timed out in the content"),
+        (100, {}, "timed out in the content"),
+        (1, {}, "timed out in the content"),
+    ],
+    ids=["64kbit", "16kbit", "absolute limit", "too slow", "an octet a second"],
+)
+def test_a_slow_line_takes_a_large_message_and_one_that_trickles_does_not(
+    listen: Callable[[Behaviour], Listener], octets: int, limits: dict[str, float], outcome: str
+) -> None:
+    slow = SlowHost(octets)
+    listener = listen(greeted(slow.behave))
+    listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    timeouts = {
+        "connect": PATIENCE, "command": 600.0, "data": 900.0, "end": 600.0,
+        "content": 10_000.0, "rate": 500.0, **limits,
+    }  # fmt: skip
+    assert outcome in slow.outcome(listener.host, **timeouts)
+
+
 def test_a_host_that_reads_an_octet_at_a_time_is_given_up(visit: Visit) -> None:
     def behave(peer: Peer) -> None:
         for said in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):

@@ -23,6 +23,7 @@ _REPLY_LIMIT: Final = 65536
 _RECEIVED: Final = 8192
 # Reply-code = %x32-35 %x30-35 %x30-39 ; a line of a reply goes on with "-", SP or its end
 _LINE: Final = re.compile(rb"([2-5][0-5][0-9])(?:([ -])(.*))?\r?\n", re.DOTALL)
+_UNSENT: Final = 131072  # octets that may wait to be sent
 _SERVICE_ENDS: Final = 421
 
 
@@ -45,6 +46,9 @@ class Channel(smtplib.SMTP):
             raise HostError(f"451 4.4.1 cannot connect to {self._host}: {reason(error)}") from None
         self.sock.settimeout(None)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The kernel would take megabytes in advance, which a slow line needs minutes for: of those
+        # it must not take credit now, and the wait for the reply must not begin before they left.
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
 
     @contextlib.contextmanager
     def phase(self, seconds: float, what: str, *, status: str = "4.4.2") -> Iterator[None]:
@@ -106,7 +110,12 @@ class Channel(smtplib.SMTP):
             yield self.reply()
 
     def stream(self, pieces: Iterable[bytes]) -> bool:
-        """Send content; False when the host spoke or hung up before the end of it was sent."""
+        """Send content; False when the host spoke or hung up before the end of it was sent.
+
+        What the host takes buys time for the phase that this is in, as `Timeouts` says.
+        """
+        timeouts, deadlines = self.timeouts, self._deadlines
+        end = deadlines.now() + timeouts.content
         for piece in pieces:
             try:
                 if self._has_spoken():
@@ -114,6 +123,7 @@ class Channel(smtplib.SMTP):
                 self._socket.sendall(piece)
             except OSError:
                 return False
+            deadlines.progress(self, len(piece) / timeouts.rate, most=timeouts.data, end=end)
         return True
 
     def reply(self) -> HostReply:

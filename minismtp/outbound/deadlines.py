@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol, Self
 
 from minismtp.sending import Outbound
@@ -15,12 +16,17 @@ from minismtp.threads import start_thread, surviving
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds for each phase of a connection as a whole, sending included."""
+    """Seconds for each phase of a connection as a whole, sending included.
+
+    `data` is for progress: octets of content buy it back at `rate`, until `content` has passed.
+    """
 
     connect: float
     command: float
     data: float
     end: float
+    content: float = inf
+    rate: float = inf
 
     @classmethod
     def of(cls, outbound: Outbound) -> Self:
@@ -30,6 +36,8 @@ class Timeouts:
             outbound.command_timeout.total_seconds(),
             outbound.data_timeout.total_seconds(),
             outbound.end_timeout.total_seconds(),
+            outbound.content_timeout.total_seconds(),
+            outbound.min_data_rate,
         )
 
 
@@ -46,8 +54,9 @@ class Deadlines:
     It looks every `interval` seconds.
     """
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, interval: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
+        self._clock = clock
         self._due: dict[Line, float] = {}
         self._passed: set[Line] = set()
         self._lock = threading.Lock()
@@ -60,7 +69,7 @@ class Deadlines:
     def within(self, line: Line, seconds: float) -> Iterator[None]:
         """Give the block so long; what it waits for then ends, and TimeoutError is raised."""
         with self._lock:
-            self._due[line] = time.monotonic() + seconds
+            self._due[line] = self._clock() + seconds
         try:
             yield
         finally:
@@ -71,14 +80,31 @@ class Deadlines:
             if passed:
                 raise TimeoutError
 
+    def progress(self, line: Line, seconds: float, *, most: float, end: float) -> None:
+        """Give the block of a line `seconds` more: `most` from now, and until `end`, at the most.
+
+        `end` is a time of this clock.
+        """
+        with self._lock:
+            if line in self._due:
+                self._due[line] = min(self._due[line] + seconds, self._clock() + most, end)
+
+    def now(self) -> float:
+        """Return the time of this clock."""
+        return self._clock()
+
+    def look(self) -> None:
+        """Hang up the lines whose time has passed."""
+        now = self._clock()
+        with self._lock:
+            for line, due in self._due.items():
+                if due <= now:
+                    self._passed.add(line)
+                    # One that its peer has reset cannot be shut down (ENOTCONN).
+                    with surviving("deadlines"), contextlib.suppress(OSError):
+                        line.hang_up()
+
     def _run(self) -> None:
         while True:
             time.sleep(self._interval)
-            now = time.monotonic()
-            with self._lock:
-                for line, due in self._due.items():
-                    if due <= now:
-                        self._passed.add(line)
-                        # One that its peer has reset cannot be shut down (ENOTCONN).
-                        with surviving("deadlines"), contextlib.suppress(OSError):
-                            line.hang_up()
+            self.look()
