@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from minismtp.address import Address
 from minismtp.envelope import Envelope
 from minismtp.session import Session
 from minismtp.smtp.grammar import is_host_name
@@ -22,7 +23,8 @@ _last_date: tuple[int, str] = (-1, "")
 def received(session: Session, envelope: Envelope) -> bytes:
     """Give the Received field of one message, folded, with its final CRLF.
 
-    The recipient is named only when there is one: more would give away blind copies.
+    The recipient is named only when there is one: more would give away blind copies. It is named in
+    ASCII or not at all, for this field must not be why a message needs SMTPUTF8 on its way on.
     """
     keyword = session.protocol
     if envelope.smtputf8:
@@ -30,7 +32,7 @@ def received(session: Session, envelope: Envelope) -> bytes:
         keyword = "UTF8" + keyword.removeprefix("E")
     tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls else ""
     recipients = envelope.recipients
-    for_clause = _for_clause(str(recipients[0].address)) if len(recipients) == 1 else ""
+    for_clause = _for_clause(recipients[0].address) if len(recipients) == 1 else ""
     text = (
         f"Received: from {_name(session.helo or 'unknown')} ({_origin(session.peer)})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
@@ -39,8 +41,12 @@ def received(session: Session, envelope: Envelope) -> bytes:
     return text.encode()
 
 
-def _for_clause(recipient: str) -> str:
-    return f"\r\n\tfor <{recipient}>" if len(recipient.encode()) <= _FOR_LIMIT else ""
+def _for_clause(recipient: Address) -> str:
+    """Return the recipient for the field, in ASCII; nothing where that is not possible."""
+    if not recipient.is_ascii:
+        recipient = Address(recipient.local, recipient.ascii_domain)
+    fits = recipient.is_ascii and len(str(recipient)) <= _FOR_LIMIT
+    return f"\r\n\tfor <{recipient}>" if fits else ""
 
 
 def _name(helo: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
+from minismtp.mime_conversion import Form
 from minismtp.outbound.extensions import Extensions
 
 
@@ -56,12 +57,13 @@ EVERY: Final = extensions(
 def test_mail_has_what_the_host_offers_and_the_message_needs(
     offered: Extensions, content: bytes, values: dict[str, object], command: str
 ) -> None:
-    said = offered.mail(entry(**values), message(content))
+    said = offered.mail(entry(**values), message(content), Form.of(message(content)))
     assert said == f"MAIL FROM:<me@example.org>{command}"
 
 
 def test_the_null_reverse_path_is_empty() -> None:
-    assert extensions().mail(entry(sender=""), message()) == "MAIL FROM:<>"
+    said = extensions().mail(entry(sender=""), message(), Form.of(message()))
+    assert said == "MAIL FROM:<>"
 
 
 @pytest.mark.parametrize(
@@ -99,11 +101,7 @@ WIDE_HEADER: Final = b"Subject: \xc3\xa9\r\n\r\nx\r\n"
         (extensions("size"), b"x" * 1001, {}, ""),
         (extensions("size 0"), b"x" * 1001, {}, ""),
         (extensions("size " + "9" * 5000), b"x" * 1001, {}, ""),
-        (extensions(), EIGHT_BIT, {}, "554 5.6.3 "),
-        (extensions(), EIGHT_BIT, {"body": "8BITMIME"}, "554 5.6.3 "),
-        (extensions(), b"x\r\n", {"body": "8BITMIME"}, ""),
-        (extensions("8bitmime"), b"x\r\n", {"body": "BINARYMIME"}, "554 5.6.1 "),
-        (extensions("8bitmime", "binarymime"), b"x\r\n", {"body": "BINARYMIME"}, "554 5.6.1 "),
+        (extensions(), EIGHT_BIT, {}, ""),
         (extensions("8bitmime"), WIDE_HEADER, {"smtputf8": True}, "550 5.6.7 "),
         (extensions("8bitmime"), b"x\r\n", {"smtputf8": True}, ""),
         (extensions(), b"x\r\n", {"sender": "\u00e9@example.org", "smtputf8": True}, "550 5.6.7 "),
@@ -115,3 +113,27 @@ def test_a_message_that_would_be_damaged_goes_back(
 ) -> None:
     waiting = entry(**values)
     assert offered.obstacle(waiting, waiting.targets, message(content))[: len(code) or None] == code
+
+
+LONG: Final = b"Subject: x\r\n\r\n" + b"x" * 999 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("offered", "content", "body", "takes"),
+    [
+        (extensions(), b"x\r\n", "7BIT", True),
+        (extensions(), b"x\r\n", "8BITMIME", True),
+        (extensions(), EIGHT_BIT, "7BIT", False),
+        (extensions(), EIGHT_BIT, "8BITMIME", False),
+        (extensions("8bitmime"), EIGHT_BIT, "7BIT", True),
+        (extensions("8bitmime", "chunking"), LONG, "7BIT", False),
+        (extensions("8bitmime"), LONG.replace(b"x\r\n", b"\r\n"), "7BIT", True),
+        (extensions("8bitmime"), b"x\r\n", "BINARYMIME", False),
+        (extensions("8bitmime", "binarymime"), b"x\r\n", "BINARYMIME", False),
+        (extensions("chunking", "binarymime"), LONG, "BINARYMIME", True),
+    ],
+)
+def test_a_message_goes_as_it_is_or_is_converted(
+    offered: Extensions, content: bytes, body: str, takes: bool
+) -> None:
+    assert offered.takes(entry(body=body), Form.of(message(content))) is takes

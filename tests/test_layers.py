@@ -22,7 +22,8 @@ LAYERS = {
     " smtp.proxy",
     "mail": "chronicle tracing content cleanup resolver remote web authres findings"
     " activity"
-    " envelope delivery dsn headers message session received tls entry spool_file spool"
+    " envelope delivery dsn headers message mime_conversion mime_source transfer_encoding"
+    " session received tls entry spool_file spool"
     " config metrics metrics_files state"
     " quarantine encoded_words"
     " state_store state_sqlite state_redis"

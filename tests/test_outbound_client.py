@@ -24,6 +24,7 @@ from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.client import Connection, Setting
+from minismtp.outbound.content import Original
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 from minismtp.outbound.security import Contexts, Security
@@ -853,10 +854,169 @@ def test_a_reply_becomes_one_harmless_line(lines: list[bytes], text: str) -> Non
 def test_a_message_that_cannot_travel_is_not_begun(
     visit: Visit, listen: Callable[..., Listener]
 ) -> None:
-    host = listen(serving(b"250 there\r\n"))
-    answer = send(visit(host), message(b"Subject: x\r\n\r\n\xc3\xa9\r\n"))
-    assert (answer.state, answer.reply[:9]) == ("failed", "554 5.6.3")
+    host = listen(serving(b"250-there\r\n250 SIZE 1000\r\n"))
+    answer = send(visit(host), message(b"Subject: x\r\n\r\n" + b"x\r\n" * 500))
+    assert (answer.state, answer.reply[:9]) == ("failed", "552 5.3.4")
     assert len(host.heard) == 1
+
+
+# Content that a host cannot take as it is
+
+LONG: Final = b"Subject: x\r\n\r\n" + b"word " * 600 + b"\r\n"
+SEALED: Final = b"DKIM-Signature: v=1\r\n" + LONG
+CHUNKING: Final = b"250-there\r\n250-8BITMIME\r\n250-PIPELINING\r\n250 CHUNKING\r\n"
+
+
+class Chunks:
+    """A host that takes BDAT and DATA, or says what it is told to; `taken` are the contents."""
+
+    def __init__(self, *, bdat: bytes = b"250 ok\r\n", hello: bytes = CHUNKING) -> None:
+        self.taken: list[bytes] = []
+        self._bdat = bdat
+        self._hello = hello
+
+    def __call__(self, peer: Peer) -> None:
+        peer.greet(self._hello)
+        while line := peer.hear():
+            verb, *arguments = line.split()
+            if verb == b"BDAT":
+                while len(peer.buffer) < int(arguments[0]):
+                    peer.buffer += peer.socket.recv(65536)
+                size = int(arguments[0])
+                self.taken.append(peer.buffer[:size])
+                peer.buffer = peer.buffer[size:]
+                peer.say(self._bdat)
+            elif verb == b"DATA":
+                peer.say(b"354 go\r\n")
+                start = len(peer.heard)
+                while peer.hear() != b".\r\n":
+                    pass
+                self.taken.append(b"".join(peer.heard[start:-1]))
+                peer.say(b"250 taken\r\n")
+            else:
+                peer.say(b"250 ok\r\n")
+
+
+@pytest.mark.parametrize("hello", [PIPELINING, CHUNKING])
+def test_long_lines_are_broken(visit: Visit, hello: bytes) -> None:
+    host = Chunks(hello=hello)
+    assert send(visit(host), message(LONG)).state == "delivered"
+    [taken] = host.taken
+    assert max(map(len, taken.split(b"\r\n"))) == 998
+    assert taken.replace(b"\r\n ", b"") == LONG
+
+
+def test_what_others_have_signed_goes_unbroken_by_bdat(
+    visit: Visit, listen: Callable[..., Listener]
+) -> None:
+    host = Chunks()
+    listener = listen(host)
+    assert send(visit(listener), message(SEALED)).state == "delivered"
+    assert host.taken == [SEALED]
+    assert b"MAIL FROM:<me@example.org>\r\n" in listener.heard
+
+
+@pytest.mark.parametrize(
+    ("hello", "content"),
+    [
+        (PIPELINING, SEALED),  # no CHUNKING
+        (b"250-there\r\n250 CHUNKING\r\n", SEALED + "\u00fc\r\n".encode()),  # no 8BITMIME
+        (CHUNKING, SEALED + b"a\nb\r\n"),  # by DATA its lines get their ends
+    ],
+)
+def test_signed_content_is_broken_where_it_cannot_go_unbroken(
+    visit: Visit, hello: bytes, content: bytes
+) -> None:
+    host = Chunks(hello=hello)
+    assert send(visit(host), message(content)).state == "delivered"
+    [taken] = host.taken
+    assert max(map(len, taken.split(b"\r\n"))) <= 998
+
+
+def test_a_host_that_refuses_long_lines_gets_short_ones_at_once(visit: Visit) -> None:
+    host = Chunks(bdat=b"550 maximum allowed line length is 998 octets, got 3000\r\n")
+    connection = visit(host)
+    for _ in range(2):
+        assert send(connection, message(SEALED)).state == "delivered"
+    assert len(host.taken) == 3  # the second message is not tried unbroken
+    assert host.taken[0] == SEALED
+    for taken in host.taken[1:]:
+        assert max(map(len, taken.split(b"\r\n"))) <= 998
+
+
+@pytest.mark.parametrize(
+    ("reply", "state", "times"),
+    [
+        (b"550 5.7.1 spam\r\n", "failed", 1),
+        (b"552 5.3.4 too big\r\n", "failed", 1),
+        (b"451 4.7.1 later\r\n", "queued", 1),
+        (b"554 5.6.0 lines\r\n", "delivered", 2),
+    ],
+)
+def test_only_what_may_be_about_lines_is_sent_again(
+    visit: Visit, reply: bytes, state: str, times: int
+) -> None:
+    host = Chunks(bdat=reply)
+    assert send(visit(host), message(SEALED)).state == state
+    assert len(host.taken) == times
+
+
+def test_a_host_that_hangs_up_on_long_lines_gets_short_ones_next_time(
+    visit: Visit, listen: Callable[..., Listener]
+) -> None:
+    def behave(peer: Peer) -> None:
+        peer.greet(CHUNKING)
+        for _ in range(2):
+            peer.hear()
+            peer.say(b"250 ok\r\n")
+        peer.hear()
+        peer.say(b"500 5.6.0 line too long\r\n")
+        select.select([peer.socket], [], [], PATIENCE)
+
+    large = SEALED + b"x" * 20_000_000 + b"\r\n"
+    connection = visit(listen(behave))
+    answer = send(connection, message(large))
+    assert (answer.state, answer.reply[:9]) == ("queued", "451 4.6.0")
+    assert connection.closed
+
+
+def test_binary_content_is_converted_where_it_must_be(visit: Visit) -> None:
+    content = b"MIME-Version: 1.0\r\nContent-Type: a/b\r\n\r\n\0\n\xff\r"
+    host = Chunks()
+    assert send(visit(host), message(content), body="BINARYMIME").state == "delivered"
+    [taken] = host.taken
+    assert taken.endswith(b"\r\nContent-Transfer-Encoding: base64\r\n\r\nAAr/DQ==\r\n")
+
+
+def test_plugins_edit_a_conversion_too(visit: Visit) -> None:
+    def edit(entry: Entry, converted: Message) -> None:
+        assert entry.body == "7BIT"
+        converted.prepend("X-Signature", str(converted.size))
+
+    host = Chunks(hello=ONE_BY_ONE)
+    original = message(LONG)
+    edited = original.copy()
+    edited.prepend("X-Signature", str(original.size))
+    waiting = entry()
+    connection = visit(host)
+    connection.send(waiting, waiting.targets, edited, Original(original, edit))
+    [taken] = host.taken
+    field, _, rest = taken.partition(b"\r\n")
+    assert field == b"X-Signature: %d" % len(rest)
+
+
+def test_what_plugins_add_is_converted_too(visit: Visit) -> None:
+    def edit(_: Entry, converted: Message) -> None:
+        converted.prepend("X-List", ", ".join(["word"] * 9))
+        with converted.open() as reader:
+            converted.replace(reader.read() + b"x" * 2000 + b"\r\n")
+
+    host = Chunks(hello=ONE_BY_ONE)
+    waiting = entry()
+    connection = visit(host)
+    connection.send(waiting, waiting.targets, message(LONG), Original(message(LONG), edit))
+    [taken] = host.taken
+    assert max(map(len, taken.split(b"\r\n"))) <= 998
 
 
 @pytest.mark.parametrize(

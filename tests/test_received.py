@@ -137,9 +137,18 @@ def test_recipient_is_written_as_on_the_wire() -> None:
     assert b'for <"a b"@example.org>;' in received(session(), envelope('"a b"@example.org'))
 
 
-def test_recipient_outside_ascii_is_utf8() -> None:
-    text = received(session(), envelope("jürgen@example.org", smtputf8=True))
-    assert "for <jürgen@example.org>;" in text.decode()
+@pytest.mark.parametrize(
+    ("recipient", "named"),
+    [
+        ("j\u00fcrgen@example.org", ""),
+        ("j\u00fcrgen@b\u00fccher.example", ""),
+        ("jo@b\u00fccher.example", "\r\n\tfor <jo@xn--bcher-kva.example>"),
+    ],
+)
+def test_recipient_outside_ascii_is_in_ascii_or_not_named(recipient: str, named: str) -> None:
+    text = received(session(), envelope(recipient, smtputf8=True))
+    assert f" id abc.1{named};\r\n\tSun, ".encode() in text
+    assert text.isascii()
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,11 @@ class HostReply:
 class Answer:
     """What became of one recipient, and the reply that says so.
 
-    `reports` tells that the host has taken over the duty to report success (RFC 3461 section 5).
+    `reports` tells that the host has taken over the duty to report success (RFC 3461 section 5),
+    `content_refused` that it would have taken mail for this recipient, but not this one.
     """
 
     state: State
     reply: str
     reports: bool = False
+    content_refused: bool = False

@@ -19,6 +19,7 @@ from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, TlsError
 from minismtp.outbound.client import Connection, Setting
+from minismtp.outbound.content import Original
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Directory, Host, UnreachableError
 from minismtp.outbound.mta_sts import Policies, Policy
@@ -38,12 +39,16 @@ _DOMAINS: Final = 1000  # whose routes are remembered
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message and those of its targets that go to one destination."""
+    """A message and those of its targets that go to one destination.
+
+    `original` is the message before plugins have edited it for that.
+    """
 
     entry: Entry
     message: Message
     targets: Sequence[Target]
     attempts: int
+    original: Original | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class Carrier:
         self.directory = directory
         self.judge = judge
         self.setting = setting
+        self.spool = config.state_directory / "spool"
         self._route = lru_cache(_DOMAINS)(config.outbound.route)
 
     @classmethod
@@ -178,10 +184,15 @@ class Attempt:
         envelope = outgoing.entry.envelope()
         addresses = tuple(Address.parse(target.address) for target in outgoing.targets)
         delivery = Delivery(envelope, addresses, addresses[0].ascii_domain, outgoing.attempts)
-        message = outgoing.message.copy()
+        message, on_send = outgoing.message.copy(), self._carrier.hooks.on_send
+
+        def edit(entry: Entry, converted: Message) -> None:
+            on_send(replace(delivery, envelope=entry.envelope()), converted)
+
+        original = Original(outgoing.message, edit, self._carrier.spool)
         try:
             destination = self._carrier.destination(delivery)
-            self._carrier.hooks.on_send(delivery, message)
+            on_send(delivery, message)
         except Verdict as verdict:
             return _all(outgoing, str(verdict.reply))
         except OSError as error:
@@ -190,7 +201,7 @@ class Attempt:
             return _all(outgoing, "451 4.3.5 the login for the next host cannot be read now")
         if outgoing.entry.require_tls:
             destination = replace(destination, tls="verified")
-        return self._send(replace(outgoing, message=message), destination)
+        return self._send(replace(outgoing, message=message, original=original), destination)
 
     def _store(self, outgoing: Outgoing, target: Target) -> Answer:
         mailbox = Address.parse(target.address)
@@ -264,7 +275,14 @@ class Attempt:
                 security = error.otherwise
 
     def _over(self, connection: Connection, outgoing: Outgoing) -> Done:
-        answers = connection.send(outgoing.entry, outgoing.targets, outgoing.message)
+        entry, targets = outgoing.entry, outgoing.targets
+        try:
+            answers = connection.send(entry, targets, outgoing.message, outgoing.original)
+        except Verdict as verdict:  # of a plugin, about a conversion
+            answers = [_answer(str(verdict.reply))] * len(targets)
+        except OSError as error:
+            _log.error("a message cannot be converted: %s", error)
+            answers = [_answer("451 4.3.1 no space to convert the message now")] * len(targets)
         if connection.closed:
             self._connection = None
         return Done(answers, connection.host.name, connection.tls, reached=True)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from minismtp.cache import BoundedCache
 from minismtp.delivery import Destination
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
+from minismtp.mime_conversion import Form, is_clean
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.channel import Channel
+from minismtp.outbound.content import Original
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 from minismtp.outbound.extensions import Extensions
@@ -29,6 +33,9 @@ _PARTING: Final = 10.0
 
 #: Of one transaction: every host takes so many (RFC 5321 section 4.5.3.1.8).
 _RECIPIENTS: Final = 100
+_REMEMBERED: Final = 86400.0  # seconds for which a host is known to refuse long lines
+# Replies about the recipient, the size, or what we want: other lines would not help.
+_OTHER_REASONS: Final = re.compile(r"5[0-9][0-9] 5\.[12347]\.")
 _CONTINUE: Final = 334
 _AUTHENTICATED: Final = 235
 
@@ -41,6 +48,8 @@ class Setting:
     deadlines: Deadlines
     timeouts: Timeouts
     contexts: Contexts
+    #: Addresses of hosts that have refused long lines.
+    short_lines: BoundedCache[str, bool] = field(default_factory=lambda: BoundedCache(1 << 20))
 
 
 class Connection:
@@ -55,7 +64,7 @@ class Connection:
         self.messages = 0
         self._destination = destination
         self._security = security
-        self._contexts = setting.contexts
+        self._setting = setting
         self._channel = Channel(host, setting.hostname, setting.deadlines, setting.timeouts)
         try:
             self._open()
@@ -98,7 +107,7 @@ class Connection:
         name = security.dane.base if security.dane else self.host.name
         try:
             with channel.phase(channel.timeouts.command, "the TLS handshake", status="4.7.5"):
-                secured = channel.secure(security.context(self._contexts), name)
+                secured = channel.secure(security.context(self._setting.contexts), name)
                 self.tls = security.confirm(secured)
         except HostError as error:
             raise TlsError(error.reply, security.otherwise) from None
@@ -133,24 +142,81 @@ class Connection:
             said = str(reply).replace(secret, "...")
             raise HostError(f"451 4.7.8 login refused by {self.host}: {said}")
 
-    def send(self, entry: Entry, targets: Sequence[Target], message: Message) -> list[Answer]:
+    def send(
+        self,
+        entry: Entry,
+        targets: Sequence[Target],
+        message: Message,
+        original: Original | None = None,
+    ) -> list[Answer]:
         """Send a message; one answer for each target. Raises HostError before anything was taken.
 
-        After the content, a lost connection is an answer: nobody knows whether it was taken.
+        What the host cannot take as it is goes as a conversion of the `original`, the message
+        before plugins have edited it; making that may raise Verdict or OSError. After the content,
+        a lost connection is an answer: nobody knows whether it was taken.
         """
         if entry.require_tls and (
             self.tls not in AUTHENTICATED or "requiretls" not in self._extensions
         ):  # RFC 8689 section 4.2.1: another host may do
             raise HostError(f"550 5.7.30 {self.host} does not support REQUIRETLS", final=True)
+        form, original = Form.of(message), original or Original(message)
+        if self._extensions.takes(entry, form):
+            return self._transact(entry, targets, message, form)
+        if not self._keeps_seal(entry, message, form, original):
+            return self._convert(entry, targets, original)
+        answers = self._transact(entry, targets, message, form, chunked=True)
+        left = [number for number, answer in enumerate(answers) if _minds_lines(answer)]
+        if left:
+            again = self._send_broken(entry, [targets[number] for number in left], original)
+            for number, answer in zip(left, again, strict=True):
+                answers[number] = answer
+        return answers
+
+    def _keeps_seal(self, entry: Entry, message: Message, form: Form, original: Original) -> bool:
+        """Return whether long lines go unbroken, so that the signature of another stays good."""
+        refused = self._setting.short_lines.get(self.host.address)
+        unbroken = self._extensions.takes_unbroken(entry, form) and not refused
+        return unbroken and original.sealed and is_clean(message)
+
+    def _send_broken(
+        self, entry: Entry, targets: Sequence[Target], original: Original
+    ) -> list[Answer]:
+        """Send once more what was refused unbroken; remember where that was the reason."""
+        if self.closed:
+            answers = [Answer("queued", f"451 4.6.0 {self.host} refuses long lines")] * len(targets)
+        else:
+            answers = self._convert(entry, targets, original)
+        if self.closed or any(answer.state == "delivered" for answer in answers):
+            address = self.host.address
+            self._setting.short_lines.put(address, True, _REMEMBERED, len(address))
+        return answers
+
+    def _convert(self, entry: Entry, targets: Sequence[Target], original: Original) -> list[Answer]:
+        eight_bit = "8bitmime" in self._extensions
+        entry, message, form = original.converted(entry, eight_bit=eight_bit)
+        return self._transact(entry, targets, message, form)
+
+    def _transact(
+        self,
+        entry: Entry,
+        targets: Sequence[Target],
+        message: Message,
+        form: Form,
+        *,
+        chunked: bool = False,
+    ) -> list[Answer]:
         problem = self._extensions.obstacle(entry, targets, message)
         if problem:
             return [Answer("failed", problem)] * len(targets)
         self.messages += 1
+        channel, extensions = self._channel, self._extensions
         answers: list[Answer] = []
         while len(answers) < len(targets):
             part = targets[len(answers) : len(answers) + _RECIPIENTS]
             try:
-                answers += transact(self._channel, self._extensions, entry, part, message)
+                answers += transact(
+                    channel, extensions, entry, part, message, form=form, chunked=chunked
+                )
             except HostError as error:
                 self.close()
                 if not answers:
@@ -177,6 +243,11 @@ class Connection:
     def _demand(reply: HostReply, wanted: int) -> None:
         if reply.code != wanted:
             raise HostError(str(reply), final=reply.is_final)
+
+
+def _minds_lines(answer: Answer) -> bool:
+    """Return whether a host may have refused content for its long lines."""
+    return answer.content_refused and not _OTHER_REASONS.match(answer.reply)
 
 
 def _base64(text: str) -> str:

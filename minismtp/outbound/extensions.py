@@ -13,7 +13,7 @@ from typing import Final
 from minismtp.address import Address
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
-from minismtp.outbound.content import is_ascii
+from minismtp.mime_conversion import Form
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)
 _SIZE: Final = re.compile(r"[0-9]{1,20}")
@@ -32,15 +32,10 @@ class Extensions:
         return keyword in self.keywords
 
     def obstacle(self, entry: Entry, targets: Sequence[Target], message: Message) -> str:
-        """Give why a message cannot travel here unharmed, empty when it can."""
+        """Return why a message cannot travel here in any form, empty when it can."""
         limit = _SIZE.fullmatch(self.keywords.get("size", ""))
         if limit and 0 < int(limit[0]) < message.size:
             return f"552 5.3.4 {self.host} takes no message of {message.size} octets"
-        if entry.body == "BINARYMIME":
-            if not ("binarymime" in self and "chunking" in self):
-                return f"554 5.6.1 {self.host} takes no BINARYMIME"
-        elif "8bitmime" not in self and not is_ascii(message):
-            return f"554 5.6.3 {self.host} takes no 8BITMIME"
         if "smtputf8" not in self:
             addresses = [entry.sender, *(target.address for target in targets)]
             in_ascii = all(_ascii_domain(address).isascii() for address in addresses)
@@ -50,14 +45,25 @@ class Extensions:
                 return f"550 5.6.7 {self.host} takes no SMTPUTF8"
         return ""
 
-    def mail(self, entry: Entry, message: Message) -> str:
+    def takes(self, entry: Entry, form: Form) -> bool:
+        """Return whether a message may come as it is: by DATA, BINARYMIME by BDAT."""
+        if entry.body == "BINARYMIME":
+            return "binarymime" in self and "chunking" in self
+        return not form.long and ("8bitmime" in self or not form.wide)
+
+    def takes_unbroken(self, entry: Entry, form: Form) -> bool:
+        """Return whether long lines may come by BDAT, where nobody looks for the ends of lines."""
+        fits = "8bitmime" in self or not form.wide
+        return "chunking" in self and fits and entry.body != "BINARYMIME"
+
+    def mail(self, entry: Entry, message: Message, form: Form) -> str:
         """Give the MAIL command for a message."""
         parts = [f"MAIL FROM:<{_ascii_domain(entry.sender)}>"]
         if "size" in self:
             parts.append(f"SIZE={message.size}")
         if entry.body == "BINARYMIME":
             parts.append("BODY=BINARYMIME")
-        elif "8bitmime" in self and (entry.body == "8BITMIME" or not is_ascii(message)):
+        elif "8bitmime" in self and (entry.body == "8BITMIME" or form.wide):
             parts.append("BODY=8BITMIME")
         if entry.smtputf8 and "smtputf8" in self:
             parts.append("SMTPUTF8")

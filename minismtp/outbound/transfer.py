@@ -10,6 +10,7 @@ from typing import Final
 
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
+from minismtp.mime_conversion import Form
 from minismtp.outbound.answer import Answer, HostError, HostReply
 from minismtp.outbound.channel import Channel
 from minismtp.outbound.content import pieces
@@ -25,15 +26,20 @@ def transact(
     entry: Entry,
     targets: Sequence[Target],
     message: Message,
+    *,
+    form: Form,
+    chunked: bool = False,
 ) -> list[Answer]:
     """Send a message; one answer for each target. Raises HostError before anything was taken.
+
+    BINARYMIME goes by BDAT, and so does what is to be `chunked` (RFC 3030); all else by DATA.
 
     A connection that is lost later is an answer: nobody knows whether the message was taken. The
     channel is closed then.
     """
-    binary = entry.body == "BINARYMIME"
-    commands = [extensions.mail(entry, message), *map(extensions.rcpt, targets)]
-    commands += [] if binary else ["DATA"]
+    chunked = chunked or entry.body == "BINARYMIME"
+    commands = [extensions.mail(entry, message, form), *map(extensions.rcpt, targets)]
+    commands += [] if chunked else ["DATA"]
     pipelining = "pipelining" in extensions
     with channel.phase(channel.timeouts.command, "the envelope"):
         replies = channel.converse(commands, at_once=pipelining)
@@ -42,7 +48,7 @@ def transact(
         if sender.accepts:
             answers = [reply.answer for reply in islice(replies, len(targets))]
         taken = [number for number, answer in enumerate(answers) if answer.state == "delivered"]
-        start = None if binary or not taken else next(replies)
+        start = None if chunked or not taken else next(replies)
     if not taken:
         _leave(channel, replies if pipelining else iter(()))
         return answers
@@ -52,9 +58,10 @@ def transact(
     else:
         with message.open() as reader:
             bdat = f"BDAT {message.size} LAST\r\n".encode()
-            verdict = _send(channel, chain([bdat], pieces(reader)) if binary else dotted(reader))
+            verdict = _send(channel, chain([bdat], pieces(reader)) if chunked else dotted(reader))
     for number in taken:
-        answers[number] = replace(verdict, reports="dsn" in extensions)
+        refused = verdict.state == "failed"
+        answers[number] = replace(verdict, reports="dsn" in extensions, content_refused=refused)
     return answers
 
 

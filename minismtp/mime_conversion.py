@@ -1,0 +1,323 @@
+"""Makes of any message one that a host can take: short lines, and 7-bit where it must be (layer 2).
+
+As Postfix does it for a host without 8BITMIME, part by part and into what is nested: text becomes
+quoted-printable, other content base64 where that is shorter, and a part that needs nothing stays
+octet by octet. Lines of more than 998 octets (RFC 5322 section 2.1.1) are broken where that changes
+nothing: within quoted-printable and base64, and at blanks in fields. Any other part is encoded;
+only text that says nothing of MIME is broken as Postfix breaks it, by CRLF and a blank.
+
+The result is spooled, so memory is bounded; time is linear. Fields with 8-bit octets stay, as in
+Postfix, but in a notification, where `ascii_fields` makes encoded words of them.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from minismtp.content import Content, ContentWriter
+from minismtp.headers import READ_LIMIT
+from minismtp.message import Message
+from minismtp.mime_source import Declared, Source, with_encoding, with_end
+from minismtp.smtp.content import has_bare_newline
+from minismtp.transfer_encoding import (
+    Base64Encoder,
+    LineBreaker,
+    QuotedEncoder,
+    QuotedRewrap,
+    at_any_place,
+    at_white_space,
+    has_long_line,
+    in_base64,
+    with_encoded_words,
+    without_wide,
+)
+
+_DEEPEST: Final = 50  # parts in parts; what is deeper is not looked into
+_PIECE: Final = 65536
+_RFC822: Final = b"message/rfc822"
+_NESTED: Final = (_RFC822, b"message/global")
+_PLAIN: Final = (b"", b"7bit", b"8bit", b"binary")
+_CODED: Final = (b"base64", b"quoted-printable")
+# Encodings of old whose lines mean something; they have no long ones.
+_UUENCODED: Final = (b"x-uuencode", b"uuencode", b"x-uue", b"uue", b"x-binhex40", b"x-yencode")
+_SEALS: Final = ("DKIM-Signature", "ARC-Message-Signature")
+_ENCODED_LINE: Final = 76
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a message is on the wire: `wide` has 8-bit octets, `long` a line of more than 998."""
+
+    wide: bool
+    long: bool
+
+    @classmethod
+    def of(cls, message: Message) -> Form:
+        """Look at a message, once and in pieces."""
+        wide = long = False
+        with message.open() as reader:
+            for piece in _lines(reader):
+                wide = wide or not piece.isascii()
+                long = long or has_long_line(piece)
+        return cls(wide, long)
+
+
+def _lines(reader: BinaryIO) -> Iterator[bytes]:
+    """Yield content in pieces of whole lines, but for a line that is longer than a piece."""
+    held = b""
+    while octets := reader.read(_PIECE):
+        held += octets
+        end = held.rfind(b"\n") + 1
+        if not end and len(held) > _PIECE:
+            end = len(held) - held.endswith(b"\r")
+        if end:
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+def is_clean(message: Message) -> bool:
+    """Say whether each CR and LF of a message is part of a line end."""
+    with message.open() as reader:
+        return not any(map(has_bare_newline, _lines(reader)))
+
+
+def is_sealed(message: Message) -> bool:
+    """Say whether a message bears a signature that a conversion would break (RFC 6376, 1847)."""
+    headers = message.headers
+    if any(name in headers for name in _SEALS):
+        return True
+    return headers.get("Content-Type").lower().startswith("multipart/signed")
+
+
+def converted(
+    message: Message,
+    *,
+    eight_bit: bool,
+    binary: bool = False,
+    ascii_fields: bool = False,
+    directory: Path | None = None,
+) -> Message:
+    """Return a message with short lines that is 7-bit, or may be `eight_bit`.
+
+    `binary` says that CR, LF and NUL may be anywhere in its parts (RFC 3030 section 3), which are
+    encoded then. `directory` is where a large result lies, without a name. Raises OSError.
+    """
+    writer = ContentWriter(directory)
+    with message.open() as reader:
+        _Converter(
+            Source(reader),
+            writer,
+            eight_bit=eight_bit,
+            binary=binary,
+            ascii_fields=ascii_fields,
+            directory=directory,
+        ).run()
+    made = Message(message.id, writer.finish())
+    made.quarantined, made.discarded = message.quarantined, message.discarded
+    return made
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a part stands: how `deep`, in what was `signed`, or as a `message` of its own."""
+
+    deep: int = 0
+    signed: bool = False
+    message: bool = False
+    default: bytes = b"text/plain"
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What is in a body: its octets, and how many of them are wide."""
+
+    size: int = 0
+    wide: int = 0
+    long: bool = False
+    junk: bool = False  # a NUL, or a CR or LF by itself
+    utf_8: bool = True
+    end: bytes = b""
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=codecs.getincrementaldecoder("utf-8")
+    )
+
+    def take(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self.end = (self.end + piece[-2:])[-2:]
+        self.long = self.long or has_long_line(piece)
+        self.junk = self.junk or b"\0" in piece or has_bare_newline(piece)
+        if not piece.isascii():
+            self.wide += len(piece) - len(without_wide(piece))
+            if self.utf_8:
+                try:
+                    self._decoder.decode(piece)
+                except UnicodeDecodeError:
+                    self.utf_8 = False
+
+    @property
+    def line_end(self) -> int:
+        """The octets of the line end behind the last line."""
+        return 2 if self.end == b"\r\n" else self.end.endswith(b"\n")
+
+
+class _Converter:
+    """One conversion; `boundaries` are those of the parts that we are in."""
+
+    def __init__(
+        self,
+        source: Source,
+        writer: ContentWriter,
+        *,
+        eight_bit: bool,
+        binary: bool,
+        ascii_fields: bool,
+        directory: Path | None,
+    ) -> None:
+        self._source = source
+        self._write = writer.write
+        self._eight_bit = eight_bit
+        self._binary = binary
+        self._ascii_fields = ascii_fields
+        self._directory = directory
+        self._boundaries: dict[bytes, bytes] = {}
+
+    def run(self) -> None:
+        self._part(_Place(message=True))
+
+    def _part(self, place: _Place) -> None:
+        fields, separator = self._source.header(self._boundaries)
+        if len(fields) > READ_LIMIT:  # nobody knows what the body is
+            self._opaque(fields)
+            return
+        said = Declared.of(fields, place.default)
+        kind, plain = said.kind, said.encoding not in _CODED
+        fits = place.deep < _DEEPEST
+        if kind.startswith(b"multipart/"):
+            self._fields(self._relabelled(fields, said, place), separator)
+            if said.boundary and b"--" + said.boundary not in self._boundaries and fits:
+                self._multipart(said, place)
+            else:
+                self._opaque()
+        elif kind in _NESTED and plain and fits:
+            self._fields(self._relabelled(fields, said, place), separator)
+            self._part(_Place(place.deep + 1, place.signed, message=True))
+        elif not plain:
+            self._fields(fields, separator)
+            self._coded(said.encoding)
+        elif kind.startswith(b"message/") or said.encoding in _UUENCODED:
+            self._fields(self._relabelled(fields, said, place), separator)
+            self._opaque()
+        else:
+            self._leaf(fields, separator, said, place)
+
+    def _multipart(self, said: Declared, place: _Place) -> None:
+        begin = b"--" + said.boundary
+        end = begin + b"--"
+        self._boundaries[begin] = self._boundaries[end] = begin
+        below = _Place(
+            place.deep + 1,
+            place.signed or said.kind == b"multipart/signed",
+            default=_RFC822 if said.kind == b"multipart/digest" else b"text/plain",
+        )
+        self._opaque()
+        while True:
+            found, line = self._source.boundary(self._boundaries)
+            if self._boundaries.get(found) != begin:
+                break
+            self._source.skip(line)
+            self._write(line)
+            if found == end:
+                break
+            self._part(below)
+        del self._boundaries[begin], self._boundaries[end]
+        self._opaque()  # after the last part; nothing where a boundary around this one has come
+
+    def _relabelled(self, fields: bytes, said: Declared, place: _Place) -> bytes:
+        """Return fields whose label is true of the converted content."""
+        if place.signed or said.encoding not in (b"8bit", b"binary"):
+            return fields
+        if not self._eight_bit:
+            return with_encoding(fields, b"7bit")
+        return with_encoding(fields, b"8bit") if self._binary else fields
+
+    def _fields(self, fields: bytes, separator: bytes) -> None:
+        if self._ascii_fields:
+            fields = with_encoded_words(fields)
+        breaker = LineBreaker(self._write, at_white_space)
+        breaker.take(fields)
+        self._write(separator)
+
+    def _opaque(self, piece: bytes = b"") -> None:
+        """Pass on what is no part, or what no encoding is allowed for, behind a `piece` of it."""
+        breaker = LineBreaker(self._write, at_white_space)
+        while piece := piece or self._source.piece(self._boundaries):
+            breaker.take(with_encoded_words(piece) if self._ascii_fields else piece)
+            piece = b""
+
+    def _coded(self, encoding: bytes) -> None:
+        """Pass on what is encoded already."""
+        ascii_only = not self._eight_bit
+        if encoding == b"base64":
+            breaker = LineBreaker(self._write, in_base64, _ENCODED_LINE)
+            while piece := self._source.piece(self._boundaries):
+                breaker.take(without_wide(piece) if ascii_only else piece)
+        else:
+            rewrap = QuotedRewrap(self._write, ascii_only=ascii_only)
+            while piece := self._source.piece(self._boundaries):
+                rewrap.take(piece)
+            rewrap.finish()
+
+    def _leaf(self, fields: bytes, separator: bytes, said: Declared, place: _Place) -> None:
+        """Pass on a part as it is, or encoded where it has to be."""
+        facts, writer = _Facts(), ContentWriter(self._directory)
+        while piece := self._source.piece(self._boundaries):
+            facts.take(piece)
+            writer.write(piece)
+        content = writer.finish()
+        silent = place.message and not said.any  # nothing of MIME
+        junk = self._binary and facts.junk
+        wide = bool(facts.wide) and not self._eight_bit
+        if not (junk or wide or (facts.long and not silent)):
+            self._fields(self._relabelled(fields, said, place), separator)
+            breaker = LineBreaker(self._write, at_any_place)
+            for piece in _pieces(content, content.size):
+                breaker.take(piece)
+            return
+        text = silent or said.kind.startswith(b"text/")
+        readable = facts.wide * (2 if text else 6) <= facts.size and not junk
+        encoding = b"quoted-printable" if readable else b"base64"
+        fields = with_end(fields)
+        if place.message and not said.version:
+            fields += b"MIME-Version: 1.0\r\n"
+        if silent and facts.wide:
+            charset = b"utf-8" if facts.utf_8 else b"unknown-8bit"  # RFC 1428 section 3
+            fields += b"Content-Type: text/plain; charset=" + charset + b"\r\n"
+        self._fields(with_encoding(fields, encoding), separator or b"\r\n")
+        self._encode(content, facts, encoding)
+
+    def _encode(self, content: Content, facts: _Facts, encoding: bytes) -> None:
+        ends = facts.line_end
+        inside = bool(ends) and self._source.boundary(self._boundaries)[0] != b""
+        size = content.size - (ends if inside else 0)  # the line end belongs to the boundary
+        quoted = encoding == b"quoted-printable"
+        encoder = (QuotedEncoder if quoted else Base64Encoder)(self._write)
+        for piece in _pieces(content, size):
+            encoder.take(piece)
+        encoder.finish()
+        if inside or not quoted:
+            self._write(b"\r\n")
+
+
+def _pieces(content: Content, size: int) -> Iterator[bytes]:
+    """Yield the first octets of a content, in whole lines where they fit."""
+    with content.open() as reader:
+        source = Source(reader)
+        while size > 0 and (piece := source.piece()):
+            yield piece[:size]
+            size -= len(piece)

@@ -1,0 +1,242 @@
+"""Ways to write octets in lines that every host takes: encoded, or broken (layer 2).
+
+Each takes octets in pieces, such as `mime_source` gives them: whole lines, or a part of a line that
+is longer than a piece. Memory is bounded by the piece, and time is linear. RFC 2045 sections 6.7
+and 6.8 are quoted-printable and base64; Postfix breaks lines as `LineBreaker` does
+(smtp_line_length_limit).
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+LINE_LIMIT: Final = 998  # octets without CRLF, RFC 5322 section 2.1.1
+_ENCODED_LINE: Final = 76  # characters, RFC 2045 section 6.8
+_GROUP: Final = 57  # octets that make a line of base64
+_BLANKS: Final = b" \t"
+_CUT_CODE: Final = re.compile(rb"=[0-9A-Fa-f]?\Z")
+_WIDE: Final = bytes(range(128, 256))
+_TOKENS: Final = re.compile(rb"([ \t\r\n]+)")
+_WORD: Final = 13  # octets in one encoded word, of three characters each and with its frame
+
+Write: TypeAlias = Callable[[bytes], object]
+#: Return where a line is cut that has room until `start + room`, and what the next one begins with.
+Cut: TypeAlias = Callable[[bytes, int, int], tuple[int, bytes]]
+
+
+def character_end(text: bytes, start: int, end: int) -> int:
+    """Return the last place up to `end` that is not inside a UTF-8 character, `end` if none is."""
+    place = end
+    while place > max(start, end - 3) and place < len(text) and text[place] & 0xC0 == 0x80:  # noqa: PLR2004 - 10xxxxxx
+        place -= 1
+    return place if place > start else end
+
+
+def at_any_place(text: bytes, start: int, room: int) -> tuple[int, bytes]:
+    """Cut a line as Postfix does: the next one begins with a blank, which ends no header."""
+    return character_end(text, start, start + room), b" "
+
+
+def at_white_space(text: bytes, start: int, room: int) -> tuple[int, bytes]:
+    """Cut a field before a blank, so that unfolding restores it; else behind a mark or anywhere."""
+    window = text[start : start + room]
+    blank = max(window.rfind(b" "), window.rfind(b"\t"))
+    before = window[: max(blank, 0)].strip(_BLANKS)
+    if before and not before.endswith(b":"):
+        return start + blank, b""
+    mark = max(window.rfind(each) for each in (b",", b";", b">"))
+    return (start + mark + 1, b" ") if mark >= 0 else at_any_place(text, start, room)
+
+
+def in_base64(_: bytes, start: int, room: int) -> tuple[int, bytes]:
+    """Cut a line of base64, where line ends mean nothing."""
+    return start + room, b""
+
+
+class LineBreaker:
+    """Breaks lines of more than 998 octets into lines of `width`; all others stay as they are."""
+
+    def __init__(self, write: Write, cut: Cut, width: int = LINE_LIMIT) -> None:
+        self._write = write
+        self._cut = cut
+        self._width = width
+        self._column = 0  # of a long line that goes on in the next piece
+
+    def take(self, piece: bytes) -> None:
+        """Write the next piece."""
+        if not self._column and not has_long_line(piece):
+            self._write(piece)
+            return
+        *lines, last = piece.split(b"\n")
+        for line in lines:
+            text = line.removesuffix(b"\r")
+            self._line(text)
+            self._write(line[len(text) :] + b"\n")
+            self._column = 0
+        if last:
+            self._line(last)
+
+    def finish(self) -> None:
+        """End; everything is written already."""
+
+    def _line(self, text: bytes) -> None:
+        start, end = 0, len(text)
+        long = self._column or end > LINE_LIMIT
+        while long and end - start > self._width - self._column:
+            place, indent = self._cut(text, start, self._width - self._column)
+            self._write(text[start:place] + b"\r\n" + indent)
+            start, self._column = place, len(indent)
+        self._write(text[start:])
+        self._column += end - start
+
+
+class Base64Encoder:
+    """Encodes octets in base64, without a line end behind the last line."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._held = b""
+        self._between = b""
+
+    def take(self, piece: bytes) -> None:
+        """Write what fills lines."""
+        piece = self._held + piece
+        whole = len(piece) // _GROUP * _GROUP
+        self._held = piece[whole:]
+        self._encode(piece[:whole])
+
+    def finish(self) -> None:
+        """Write the last line."""
+        self._encode(self._held)
+
+    def _encode(self, octets: bytes) -> None:
+        if octets:
+            text = binascii.b2a_base64(octets, newline=False)
+            places = range(0, len(text), _ENCODED_LINE)
+            lines = b"\r\n".join(text[place : place + _ENCODED_LINE] for place in places)
+            self._write(self._between + lines)
+            self._between = b"\r\n"
+
+
+class QuotedEncoder:
+    """Encodes lines of text in quoted-printable."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._inside = False  # a line that goes on in the next piece
+
+    def take(self, piece: bytes) -> None:
+        """Write the next piece; a bare LF ends a line, as `dotted` has it."""
+        lines = piece.replace(b"\r\n", b"\n").split(b"\n")
+        if self._inside:
+            self._write(b"=\r\n")
+        self._write(b"\r\n".join(map(quoted_printable, lines)))
+        self._inside = lines[-1] != b""
+
+    def finish(self) -> None:
+        """End; everything is written already."""
+
+
+class QuotedRewrap:
+    """Breaks the long lines of quoted-printable; with `ascii_only` it encodes what is not."""
+
+    def __init__(self, write: Write, *, ascii_only: bool) -> None:
+        self._write = write
+        self._ascii_only = ascii_only
+        self._held = b""
+        self._inside = False
+
+    def take(self, piece: bytes) -> None:
+        """Write the next piece."""
+        fits = piece.isascii() or not self._ascii_only
+        if fits and not self._inside and not has_long_line(piece):
+            self._write(piece)
+            return
+        *lines, last = piece.split(b"\n")
+        for line in lines:
+            text = line.removesuffix(b"\r")
+            self._line(text, ends=True)
+            self._write(line[len(text) :] + b"\n")
+            self._inside = False
+        if last:
+            self._line(last, ends=False)
+
+    def finish(self) -> None:
+        """Write what was held back."""
+        self._write(self._held)
+        self._held = b""
+
+    def _line(self, text: bytes, *, ends: bool) -> None:
+        begins, self._held, text = not self._inside, b"", self._held + text
+        fits = text.isascii() or not self._ascii_only
+        if begins and ends and fits and len(text) <= LINE_LIMIT:
+            self._write(text)
+            return
+        if ends:
+            text = text.rstrip(_BLANKS)  # it means nothing there, RFC 2045 section 6.7
+        cut = _CUT_CODE.search(text)
+        if cut:
+            text = text[: cut.start()]
+        if not begins:
+            self._write(b"=\r\n")
+        self._write(quoted_printable(binascii.a2b_qp(text)))
+        self._inside = True
+        if cut and ends:
+            self._write(cut[0])
+        elif cut:
+            self._held = cut[0]
+
+
+def quoted_printable(line: bytes) -> bytes:
+    """Return a line, without its end, in quoted-printable (RFC 2045 section 6.7)."""
+    return binascii.b2a_qp(line, istext=False).replace(b"\n", b"\r\n")
+
+
+def has_long_line(piece: bytes) -> bool:
+    """Say whether lines, or a part of one, have more than 998 octets; hops from limit to limit."""
+    start, end = 0, len(piece)
+    while end - start > LINE_LIMIT:
+        newline = piece.rfind(b"\n", start, start + LINE_LIMIT + 1)
+        if newline < 0 and piece.startswith(b"\r\n", start + LINE_LIMIT):
+            newline = start + LINE_LIMIT + 1
+        if newline < 0:
+            return True
+        start = newline + 1
+    return False
+
+
+def without_wide(piece: bytes) -> bytes:
+    """Return octets without those outside of ASCII."""
+    return piece.translate(None, _WIDE)
+
+
+def with_encoded_words(text: bytes) -> bytes:
+    """Return fields in ASCII, each word outside of it as encoded words (RFC 2047) to be read."""
+    if text.isascii():
+        return text
+    tokens = _TOKENS.split(text)
+    return b"".join(token if token.isascii() else _encoded_word(token) for token in tokens)
+
+
+def _encoded_word(word: bytes) -> bytes:
+    charset = b"utf-8" if is_utf_8(word) else b"unknown-8bit"
+    words, start = [], 0
+    while start < len(word):
+        end = min(start + _WORD, len(word))
+        end = character_end(word, start, end)
+        code = b"".join(b"=%02X" % octet for octet in word[start:end])
+        words.append(b"=?%s?q?%s?=" % (charset, code))
+        start = end
+    return b" ".join(words)
+
+
+def is_utf_8(octets: bytes) -> bool:
+    """Say whether octets are UTF-8."""
+    try:
+        octets.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
