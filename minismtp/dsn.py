@@ -3,13 +3,13 @@
 A notification is a message like any other, with an entry for the spool. Whatever strangers have put
 into addresses, replies and messages, its fields stay fields and its parts stay parts: controls are
 taken out, no line has more than 998 octets, and what is returned is bounded. A stranger's message
-does not come back, because the sender may be forged. Every host takes it,
-because it is 7-bit unless the sender's own mailbox needs SMTPUTF8. Making one never raises.
+does not come back, because the sender may be forged. Every host takes a notification, because it is
+7-bit, the returned message converted, unless the sender's own mailbox needs SMTPUTF8. Making one
+never raises.
 """
 
 from __future__ import annotations
 
-import binascii
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,13 +21,15 @@ from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
 from minismtp.message import Message
+from minismtp.mime_conversion import converted
 from minismtp.received import date
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, encode_utf8_address
+from minismtp.transfer_encoding import quoted_printable
 
 Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
 
 # Octets up to which a message that failed comes back whole, by what the sender said in RET; of
-# larger ones, and of those that not every host takes, the header does (RFC 3461 section 4.3).
+# larger ones the header does (RFC 3461 section 4.3).
 _WHOLE: Final = {"": 64 * 1024, "FULL": 1024 * 1024, "HDRS": 0}
 _HEADER: Final = 64 * 1024  # octets of a header that come back
 _STATUS: Final = re.compile(r"[0-9]{3} ([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
@@ -155,7 +157,7 @@ class _Form:
         self.utf8 = not local.isascii()
         in_ascii = entry.sender.isascii() or self.utf8
         self._sender = entry.sender if in_ascii else f"{local}@{to_ascii(domain)}"
-        whole = _whole(entry, message) if action == "failed" else b""
+        whole = self._message(message) if action == "failed" else b""
         self._whole = bool(whole) and self._travels(whole)
         self._returned = whole if self._whole else _header(entry, message)
 
@@ -263,6 +265,23 @@ class _Form:
         text = _clean(value).encode(charset, "backslashreplace").decode(charset)
         return format_field(name, " ".join(map(_broken, text.split(" "))))
 
+    def _message(self, message: Message) -> bytes:
+        """Return a message that may come back whole, as every host takes it; nothing of others."""
+        entry = self._entry
+        most = _WHOLE.get(entry.dsn_return, 0)
+        if not entry.trusted or message.size > most:
+            return b""
+        with message.open() as reader:
+            whole = reader.read()
+        if self._travels(whole):
+            return whole
+        try:
+            made = converted(message, eight_bit=self.utf8, binary=True, ascii_fields=not self.utf8)
+        except OSError:  # no space for it
+            return b""
+        with made.open() as reader:
+            return reader.read()
+
     def _travels(self, content: bytes) -> bool:
         """Whether every host takes content as it is; one with SMTPUTF8 has 8BITMIME too."""
         return (content.isascii() or self.utf8) and _LINES.fullmatch(content) is not None
@@ -272,13 +291,8 @@ class _Form:
         encoding = b"" if content.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
         if not self._travels(content):
             encoding = b"Content-Transfer-Encoding: quoted-printable\r\n"
-            content = b"\r\n".join(map(_quoted, content.split(b"\r\n")))
+            content = b"\r\n".join(map(quoted_printable, content.split(b"\r\n")))
         return b"Content-Type: %s\r\n%s\r\n%s" % (kind.encode(), encoding, content)
-
-
-def _quoted(line: bytes) -> bytes:
-    """Return a line in quoted-printable (RFC 2045 section 6.7)."""
-    return binascii.b2a_qp(line, istext=False).replace(b"\r", b"").replace(b"\n", b"\r\n")
 
 
 def _broken(word: str) -> str:
@@ -297,15 +311,6 @@ def _decoded(original: str) -> str:
         return decode_xtext(original)
     except SyntaxProblem:
         return original
-
-
-def _whole(entry: Entry, message: Message) -> bytes:
-    """Return a message that may come back whole; nothing of others."""
-    known = entry.trusted and entry.body != "BINARYMIME"
-    if not known or message.size > _WHOLE.get(entry.dsn_return, 0):
-        return b""
-    with message.open() as reader:
-        return reader.read()
 
 
 def _header(entry: Entry, message: Message) -> bytes:

@@ -180,8 +180,9 @@ def deliver(envelope: Envelope, message: Message, mailbox: Address) -> bool | No
 def on_send(delivery: Delivery, message: Message) -> None:
     """Change the message before it leaves, the last chance: signing, for instance.
 
-    Runs in the outbound process, once for each attempt, on a message of this attempt alone. Reject
-    returns the message to its sender, Defer has it tried later.
+    Runs in the outbound process, once for each attempt, on a message of this attempt alone. It runs
+    once more on a conversion where the host cannot take the message as it is, because of long lines
+    or 8-bit content. Reject returns the message to its sender, Defer has it tried later.
     """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import dkim
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -40,8 +42,13 @@ if TYPE_CHECKING:
     from conftest import Run
 
 MESSAGES: Final = 200  # each way
+SIGNERS: Final = ("here", "news")
+LONG: Final = b"<td>" + b"cell " * 600 + b"</td>"
 RECORDS: Final = ("here MX 10 mx.here", "postfix MX 10 mx.postfix")
 PLUGINS: Final = """
+[limits]
+line_length = 0
+
 [[plugins]]
 use = "note"
 
@@ -49,6 +56,8 @@ use = "note"
 use = "mailboxes"
 domains = ["here.test"]
 users_file = "users"
+aliases_file = "aliases"
+srs_secret_file = "secret"
 
 [[plugins]]
 use = "relay"
@@ -106,6 +115,7 @@ smtp_tls_security_level = may
 smtp_tls_loglevel = 1
 in_flow_delay = 0
 smtpd_milters = inet:127.0.0.1:8891
+smtp_line_length_limit = 0
 """
 OPENDKIM: Final = """
 Mode v
@@ -144,6 +154,7 @@ postlog unix-dgram n - n - 1 postlogd
 USERS: Final = [
     *("me", "plain", "eight", "j\u00fcrgen", "told", "many"),
     *("unknown-there", "unknown-here", "asks-there", "asks-here", "reported", "hears", "signed"),
+    *("news", "long"),
 ]
 
 
@@ -220,6 +231,7 @@ class Place:
     client: Host
     ours: MailServer
     postfix: Postfix
+    key: Path  # of each of the SIGNERS
 
 
 @pytest.fixture(scope="module")
@@ -239,14 +251,16 @@ def place(
         (ours.directory / "dkim.pem").write_bytes(
             key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         )
-        net.publish(*RECORDS, f"mail._domainkey.here TXT {published(key)}")
+        net.publish(*RECORDS, *(f"mail._domainkey.{name} TXT {published(key)}" for name in SIGNERS))
         (ours.directory / "local_plugins" / "note.py").write_text(NOTE)
         (ours.directory / "users").write_text("\n".join(USERS))
+        (ours.directory / "aliases").write_text("news: news, news@postfix.test\n")
+        (ours.directory / "secret").write_text("a secret of sixteen\n")
         stack.callback(ours.close)
         ours.start()
         postfix = Postfix(there, directory, net)
         stack.enter_context(postfix.running())
-        yield Place(client, ours, postfix)
+        yield Place(client, ours, postfix, ours.directory / "dkim.pem")
 
 
 def published(key: rsa.RSAPrivateKey) -> str:
@@ -254,6 +268,11 @@ def published(key: rsa.RSAPrivateKey) -> str:
     octets = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     text = f"v=DKIM1; k=rsa; p={b64encode(octets).decode()}"
     return " ".join(f'"{text[start : start + 200]}"' for start in range(0, len(text), 200))
+
+
+def results(message: bytes) -> list[bytes]:
+    """Return what the filter of Postfix has found."""
+    return re.findall(rb"^Authentication-Results: (.*(?:\n[ \t].*)*)", message, re.MULTILINE)
 
 
 def note(message: bytes) -> dict[str, object]:
@@ -350,11 +369,43 @@ def test_postfix_hears_of_whom_to_tell(place: Place) -> None:
 def test_our_signature_is_good_for_a_filter_of_postfix(place: Place) -> None:
     content = "From: me@here.test\r\nSubject: signed\r\n\r\n.\r\n\r\nIt works. \r\n\r\n"
     send(place.client, place.ours.host, "signed@postfix.test", content=content)
-    [result] = re.findall(
-        rb"^Authentication-Results: (.*(?:\n[ \t].*)*)", place.postfix.mail("signed"), re.MULTILINE
-    )
+    [result] = results(place.postfix.mail("signed"))
     assert b"dkim=pass " in result
     assert b" header.d=here.test " in result
+
+
+def test_long_lines_reach_postfix_signed_by_us(place: Place) -> None:
+    content = b"From: me@here.test\r\nMIME-Version: 1.0\r\nContent-Type: text/html\r\n\r\n" + LONG
+    send(place.client, place.ours.host, "long@postfix.test", content=content + b"\r\n")
+    message = place.postfix.mail("long")
+    [result] = results(message)
+    assert b"dkim=pass " in result
+    assert max(map(len, message.split(b"\n"))) <= 998
+    assert email.message_from_bytes(message).get_payload(decode=True) == LONG + b"\n"
+
+
+def test_signature_of_a_newsletter_survives_that_it_is_forwarded(place: Place) -> None:
+    """It comes by Postfix, is stored, and goes by SRS to a Postfix, which verifies it."""
+    newsletter = (
+        b"From: News <news@news.test>\r\nSubject: All the news\r\nTo: news@here.test\r\n"
+        b"MIME-Version: 1.0\r\nContent-Type: text/html\r\n\r\n" + LONG + b"\r\n" + LONG + b"\r\n"
+    )
+    signature = dkim.sign(
+        *(newsletter, b"mail", b"news.test", place.key.read_bytes()),
+        canonicalize=(b"simple", b"simple"),
+    )
+    verp = "bounces+1234567-ab12-news=here.test@em.news.test"
+    signed = signature + newsletter
+    send(place.client, place.postfix.host, "news@here.test", sender=verp, content=signed)
+    stored = place.ours.mail("news")
+    assert stored.startswith(b"Return-Path: <%s>\r\n" % verp.encode())
+    assert stored.endswith(signed)
+    forwarded = place.postfix.mail("news")
+    assert re.match(rb"Return-Path: <SRS0=[^@]*=bounces[^@]*@here\.test>\n", forwarded)
+    assert forwarded.endswith(signed.replace(b"\r\n", b"\n"))
+    [result] = results(forwarded)  # of the second time: it removes what claims to be its own
+    assert b"dkim=pass " in result
+    assert b" header.d=news.test " in result
 
 
 def test_postfix_takes_many_messages(place: Place) -> None:

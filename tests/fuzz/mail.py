@@ -23,6 +23,7 @@ from fuzz.target import target
 from minismtp import AuthResult, Headers, Reject
 from minismtp.content import ContentWriter
 from minismtp.headers import format_field
+from minismtp.mime_conversion import Form, converted
 from minismtp.smtp.content import fix_newlines
 from minismtp.stored import envelope_of
 from minismtp.submission import complete
@@ -63,6 +64,17 @@ def message_to_edit(data: bytes) -> None:
     message.copy().replace(data)
     with message.open() as reader:
         assert reader.read().startswith(b"X-Two: 2\r\nX-One: 1\r\n")
+
+
+@target("mime_conversion", "mime_source", "transfer_encoding")
+def message_to_convert(data: bytes) -> None:
+    for eight_bit, binary, ascii_fields in ((True, False, False), (False, True, True)):
+        made = converted(
+            message_of(data), eight_bit=eight_bit, binary=binary, ascii_fields=ascii_fields
+        )
+        form = Form.of(made)
+        assert not form.long
+        assert eight_bit or not form.wide
 
 
 @target("message", most=1 << 14, memory=1 << 24)
