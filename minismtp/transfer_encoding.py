@@ -19,8 +19,8 @@ _GROUP: Final = 57  # octets that make a line of base64
 _BLANKS: Final = b" \t"
 _CUT_CODE: Final = re.compile(rb"=[0-9A-Fa-f]?\Z")
 _WIDE: Final = bytes(range(128, 256))
-_TOKENS: Final = re.compile(rb"([ \t\r\n]+)")
-_WORD: Final = 13  # octets in one encoded word, of three characters each and with its frame
+_WIDE_WORD: Final = re.compile(rb"(?<![^ \t\r\n])[^ \t\r\n\x80-\xff]*+[\x80-\xff][^ \t\r\n]*+")
+_WORD: Final = 42  # octets in one encoded word of 75 characters
 
 Write: TypeAlias = Callable[[bytes], object]
 #: Return where a line is cut that has room until `start + room`, and what the next one begins with.
@@ -215,20 +215,18 @@ def without_wide(piece: bytes) -> bytes:
 
 def with_encoded_words(text: bytes) -> bytes:
     """Return fields in ASCII, each word outside of it as encoded words (RFC 2047) to be read."""
-    if text.isascii():
-        return text
-    tokens = _TOKENS.split(text)
-    return b"".join(token if token.isascii() else _encoded_word(token) for token in tokens)
+    return _WIDE_WORD.sub(_encoded_word, text)
 
 
-def _encoded_word(word: bytes) -> bytes:
+def _encoded_word(match: re.Match[bytes]) -> bytes:
+    word = match[0]
     charset = b"utf-8" if is_utf_8(word) else b"unknown-8bit"
     words, start = [], 0
     while start < len(word):
         end = min(start + _WORD, len(word))
         end = character_end(word, start, end)
-        code = b"".join(b"=%02X" % octet for octet in word[start:end])
-        words.append(b"=?%s?q?%s?=" % (charset, code))
+        code = binascii.b2a_base64(word[start:end], newline=False)
+        words.append(b"=?%s?b?%s?=" % (charset, code))
         start = end
     return b" ".join(words)
 

@@ -66,7 +66,7 @@ def message_to_edit(data: bytes) -> None:
         assert reader.read().startswith(b"X-Two: 2\r\nX-One: 1\r\n")
 
 
-@target("mime_conversion", "mime_source", "transfer_encoding")
+@target("mime_conversion", "mime_source", "transfer_encoding", most=1 << 16)
 def message_to_convert(data: bytes) -> None:
     for eight_bit, binary, ascii_fields in ((True, False, False), (False, True, True)):
         made = converted(
