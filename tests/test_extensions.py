@@ -57,13 +57,12 @@ EVERY: Final = extensions(
 def test_mail_has_what_the_host_offers_and_the_message_needs(
     offered: Extensions, content: bytes, values: dict[str, object], command: str
 ) -> None:
-    said = offered.mail(entry(**values), message(content), Form.of(message(content)))
+    said = offered.mail(entry(**values), message(content), wide=not content.isascii())
     assert said == f"MAIL FROM:<me@example.org>{command}"
 
 
 def test_the_null_reverse_path_is_empty() -> None:
-    said = extensions().mail(entry(sender=""), message(), Form.of(message()))
-    assert said == "MAIL FROM:<>"
+    assert extensions().mail(entry(sender=""), message()) == "MAIL FROM:<>"
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,6 @@ SIGNERS: Final = ("here", "news")
 LONG: Final = b"<td>" + b"cell " * 600 + b"</td>"
 RECORDS: Final = ("here MX 10 mx.here", "postfix MX 10 mx.postfix")
 PLUGINS: Final = """
-[limits]
-line_length = 0
-
 [[plugins]]
 use = "note"
 

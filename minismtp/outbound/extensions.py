@@ -56,14 +56,14 @@ class Extensions:
         fits = "8bitmime" in self or not form.wide
         return "chunking" in self and fits and entry.body != "BINARYMIME"
 
-    def mail(self, entry: Entry, message: Message, form: Form) -> str:
-        """Give the MAIL command for a message."""
+    def mail(self, entry: Entry, message: Message, *, wide: bool = False) -> str:
+        """Return the MAIL command for a message, which may be `wide`: have 8-bit octets."""
         parts = [f"MAIL FROM:<{_ascii_domain(entry.sender)}>"]
         if "size" in self:
             parts.append(f"SIZE={message.size}")
         if entry.body == "BINARYMIME":
             parts.append("BODY=BINARYMIME")
-        elif "8bitmime" in self and (entry.body == "8BITMIME" or form.wide):
+        elif "8bitmime" in self and (entry.body == "8BITMIME" or wide):
             parts.append("BODY=8BITMIME")
         if entry.smtputf8 and "smtputf8" in self:
             parts.append("SMTPUTF8")

@@ -38,7 +38,7 @@ def transact(
     channel is closed then.
     """
     chunked = chunked or entry.body == "BINARYMIME"
-    commands = [extensions.mail(entry, message, form), *map(extensions.rcpt, targets)]
+    commands = [extensions.mail(entry, message, wide=form.wide), *map(extensions.rcpt, targets)]
     commands += [] if chunked else ["DATA"]
     pipelining = "pipelining" in extensions
     with channel.phase(channel.timeouts.command, "the envelope"):
