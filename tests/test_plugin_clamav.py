@@ -96,7 +96,11 @@ class Notes:
 
 
 @pytest.mark.parametrize("way", ["TCP", "unix"])
-@pytest.mark.parametrize("content", [PLAIN, MIME], ids=["plain", "base64"])
+@pytest.mark.parametrize(
+    "content",
+    [PLAIN, MIME, f"Subject: x\n\n{'x' * 5000}{EICAR}"],
+    ids=["plain", "base64", "long-line"],
+)
 def test_virus_is_refused_by_its_name(
     clamd: dict[str, SocketAddress], way: str, content: str
 ) -> None:

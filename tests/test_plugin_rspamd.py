@@ -119,9 +119,10 @@ class Notes:
         self.findings = list(findings_of(envelope))
 
 
-def test_spam_is_refused_with_the_words_of_rspamd(url: str) -> None:
+@pytest.mark.parametrize("more", ["", "x" * 3000], ids=["short", "long-line"])
+def test_spam_is_refused_with_the_words_of_rspamd(url: str, more: str) -> None:
     mailroom = Mailroom()
-    assert talk(Rspamd(url=url), mailroom).mail(SPAM) == "550 5.7.1 Gtube pattern"
+    assert talk(Rspamd(url=url), mailroom).mail(SPAM + more) == "550 5.7.1 Gtube pattern"
     assert mailroom.stored == {}
 
 

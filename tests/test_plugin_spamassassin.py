@@ -110,8 +110,9 @@ def test_ham_is_taken_with_its_score_and_without_a_flag(spamd: SocketAddress) ->
     assert notes.result.score < notes.result.required == 5.0
 
 
-def test_message_of_many_pieces_is_judged(spamd: SocketAddress) -> None:
-    filler = f"{'x' * 70}\n" * 3000
+@pytest.mark.parametrize("line", ["x" * 70 + "\n", "x" * 70], ids=["many-lines", "one-line"])
+def test_message_of_many_pieces_is_judged(spamd: SocketAddress, line: str) -> None:
+    filler = line * 3000
     assert Dialogue(Spamassassin(address=spamd), Mailroom()).mail(SPAM + filler) == REFUSED
 
 

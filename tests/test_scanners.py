@@ -190,7 +190,15 @@ def long_header() -> Iterator[bytes]:
     yield b"\r\nText.\r\n"
 
 
-@pytest.mark.parametrize("bomb", [deep_parts, long_header])
+def long_line() -> Iterator[bytes]:
+    """Yield a message whose body is one line of 20 MB."""
+    yield b"Subject: one line\r\nContent-Type: text/html\r\n\r\n"
+    for _ in range(300):
+        yield b"<p>and so on" * 6000
+    yield b"\r\n"
+
+
+@pytest.mark.parametrize("bomb", [deep_parts, long_header, long_line])
 def test_bomb_passes_in_little_memory(
     scanner: Scanner, bomb: Callable[[], Iterator[bytes]]
 ) -> None:
