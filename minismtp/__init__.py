@@ -18,6 +18,7 @@ from minismtp.files import (
     atomic_write,
     check_written,
     make_directory,
+    read_file,
     sync_directory,
     warn_of_readers,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "make_directory",
     "plugin",
     "quoted",
+    "read_file",
     "results_of",
     "start_thread",
     "steady_time",

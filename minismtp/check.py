@@ -21,6 +21,7 @@ from minismtp.address import Address
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.database import damage
 from minismtp.envelope import Envelope, Recipient
+from minismtp.files import read_file
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo
@@ -137,7 +138,7 @@ def _outbound(config: Config) -> Iterator[Finding]:
         yield _error(config, error.key, error.message)
     for key, path in permissions.password_files(config):
         try:
-            path.read_text()
+            read_file(path).decode()
         except OSError as error:
             yield _error(config, key, reason(error))
         except ValueError as error:

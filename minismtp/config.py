@@ -15,6 +15,7 @@ from typing import Annotated, Final, Literal
 
 import tomli
 
+from minismtp.files import without_marks
 from minismtp.scalars import parse_domain
 from minismtp.sections import (
     COMMON_KEYS,
@@ -147,7 +148,7 @@ class Config:
         if path is None and (named := os.environ.get("MINISMTP_CONFIG")):
             path = Path(named)
         try:
-            text = _read(path or DEFAULT_FILE).decode("utf-8")
+            text = without_marks(_read(path or DEFAULT_FILE)).decode("utf-8")
         except OSError as error:
             if path is None and isinstance(error, FileNotFoundError):
                 return cls.embedded()

@@ -6,10 +6,12 @@ entry that leads to it. POSIX promises a new or renamed entry only once its dire
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import logging
 import os
+import re
 import secrets
 import stat
 import threading
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SECRET_LENGTH = 32  # octets
+_MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)++")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,20 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what people have written into a file, without byte order marks. Raise OSError.
+
+    Editors put one at the beginning; it is at that of other lines where files were put together.
+    OpenSSL skips those in PEM by itself.
+    """
+    return without_marks(path.read_bytes())
+
+
+def without_marks(data: bytes) -> bytes:
+    """Return UTF-8 without the byte order marks at the beginnings of its lines."""
+    return _MARKS.sub(b"", data) if codecs.BOM_UTF8 in data else data
 
 
 def kept_secret(path: Path) -> bytes:

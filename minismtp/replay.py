@@ -21,6 +21,7 @@ import msgspec
 import tomli
 
 from minismtp.config import Config, PluginConfig
+from minismtp.files import read_file
 from minismtp.log import Log
 from minismtp.plugins import instances
 from minismtp.printable import one_line
@@ -90,7 +91,7 @@ def changed(present: Config, path: Path) -> Config:
     What a file of plugins alone does not say is as at present. Raises ConfigError.
     """
     try:
-        table = tomli.loads(path.read_text())
+        table = tomli.loads(read_file(path).decode())
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except (ValueError, RecursionError) as error:

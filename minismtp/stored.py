@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -45,11 +46,13 @@ def envelope_of(content: BinaryIO, hostname: str) -> Client:
     What was added on its way here is passed by: down to the Received field of `hostname`, or what
     delivery put on top when there is none. Who had logged in has the sender's address for a name.
     """
+    mark = len(BOM_UTF8) if content.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+    content.seek(mark)
     headers = Headers.parse(content.read(_HEAD))
     fields = headers.raw_all()
     ours = next((n for n, raw in enumerate(fields) if _is_ours(raw, hostname)), None)
     added = sum(1 for _ in _on_delivery(fields)) if ours is None else ours + 1
-    content.seek(sum(map(len, fields[:added])))
+    content.seek(mark + sum(map(len, fields[:added])))
     sender = _address(headers.get("Return-Path"))
     recipient = _address(headers.get("Delivered-To")) or f"postmaster@{hostname}"
     trace = headers.get("Received") if ours is None else Headers([fields[ours]]).get("Received")

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minismtp import Address
+from minismtp import Address, read_file
 
 #: A local part and a domain. In the target of an alias, one that is empty is the recipient's.
 Mailbox = tuple[str, str]
@@ -167,6 +167,6 @@ def _cut(key: str) -> Mailbox:
 
 def lines_of(path: Path) -> list[tuple[int, str]]:
     """Give the lines of a file that say something, with their numbers, without comments."""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_file(path).decode("utf-8", "replace")
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
     return [(number, line) for number, line in enumerate(lines, 1) if line]

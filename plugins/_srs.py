@@ -16,7 +16,7 @@ from base64 import b32encode
 from collections.abc import Callable
 from pathlib import Path
 
-from minismtp import Address, steady_time
+from minismtp import Address, read_file, steady_time
 
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _HASH = 6  # characters
@@ -91,7 +91,7 @@ def is_rewritten(local: str) -> bool:
 
 def read_secrets(path: Path) -> list[bytes]:
     """Read the secrets, one a line, the one that signs first; raises OSError and ValueError."""
-    lines = [line.strip() for line in path.read_bytes().splitlines()]
+    lines = [line.strip() for line in read_file(path).splitlines()]
     secrets = [line for line in lines if line]
     if not secrets or min(map(len, secrets)) < _SHORTEST_SECRET:
         raise ValueError(f"{path}: expected a secret of {_SHORTEST_SECRET} characters or more")

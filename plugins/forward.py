@@ -15,6 +15,7 @@ from minismtp import (
     StashKey,
     hookimpl,
     plugin,
+    read_file,
     warn_of_readers,
 )
 
@@ -93,7 +94,9 @@ class Forward:
             if self._context is not None and self.tls == "starttls":
                 client.start_tls(self._context, self.address.host, self._hostname)
             if self.password_file is not None:
-                password = self.password_file.read_text().partition("\n")[0].removesuffix("\r")
+                password = (
+                    read_file(self.password_file).decode().partition("\n")[0].removesuffix("\r")
+                )
                 client.log_in(self.username, password)
             return client.send(envelope, message, boxes)
 

@@ -16,6 +16,7 @@ from minismtp import (
     WatchedFiles,
     hookimpl,
     plugin,
+    read_file,
     warn_of_readers,
 )
 
@@ -184,7 +185,7 @@ class Ldap:
 
 
 def _read_password(path: Path) -> bytes:
-    password = path.read_bytes().strip()
+    password = read_file(path).strip()
     if not password:
         raise ValueError(f"bind_password_file: {path} is empty")
     return password

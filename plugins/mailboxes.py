@@ -18,6 +18,7 @@ from minismtp import (
     WatchedFiles,
     hookimpl,
     plugin,
+    read_file,
     warn_of_readers,
 )
 
@@ -131,7 +132,7 @@ class Mailboxes:
 
     def _read(self) -> Directory:
         for path in filter(None, (self.users_file, self.aliases_file)):
-            if path.read_bytes().strip(b"\0 \t\r\n"):
+            if read_file(path).strip(b"\0 \t\r\n"):
                 self._full.add(path)
             elif path in self._full or (path == self.users_file and not self.users):
                 raise EmptyFileError(f"{path} is empty: a comment would say on purpose")

@@ -17,6 +17,7 @@ from minismtp import (
     check_stored_password,
     hookimpl,
     plugin,
+    read_file,
     warn_of_readers,
 )
 
@@ -95,7 +96,7 @@ class PasswordFile:
 
     def _read(self) -> "_Users":
         users = _Users()
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+        text = read_file(self.path).decode("utf-8", "replace")
         if not text.strip("\0 \t\r\n"):
             raise EmptyFileError(f"path: {self.path} is empty: a comment would say on purpose")
         for number, line in enumerate(map(str.strip, text.splitlines()), 1):

@@ -25,6 +25,7 @@ from minismtp import (
     WebService,
     hookimpl,
     plugin,
+    read_file,
     warn_of_readers,
 )
 
@@ -175,7 +176,7 @@ def _line_of(option: str, path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        line = path.read_text(encoding="ascii").strip().partition("\n")[0].strip()
+        line = read_file(path).decode("ascii").strip().partition("\n")[0].strip()
     except OSError as error:
         raise ValueError(f"{option}: {path}: {error.strerror}") from error
     except UnicodeDecodeError:

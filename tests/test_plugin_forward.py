@@ -243,9 +243,10 @@ def test_server_with_another_certificate_gets_nothing(behind: Running) -> None:
         plugin.deliver(to_three(), Message("x", Content.of(TEXT)), Address("a", "example.org"))
 
 
-def test_login_that_is_refused_is_a_failure_and_tells_no_secret(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["secret\nmore\n", "\ufeffsecret\r\n"], ids=["plain", "marked"])
+def test_login_that_is_refused_is_a_failure_and_tells_no_secret(text: str, tmp_path: Path) -> None:
     password = tmp_path / "password"
-    password.write_text("secret\nmore\n")
+    password.write_bytes(text.encode())
     coded = base64.b64encode(b"\0me\0secret").decode()
     script = Script(keywords="AUTH PLAIN LOGIN", auth=f"535 5.7.8 no {coded}")
     with serving(script) as address:

@@ -171,14 +171,14 @@ def _passwd(arguments: argparse.Namespace) -> int:
 
 
 def _change_password(arguments: argparse.Namespace) -> int:
-    from minismtp.files import atomic_write
+    from minismtp.files import atomic_write, read_file
     from minismtp.passwords import hash_password
     from minismtp.smtp.sasl import make_key
 
     path: Path = arguments.file
     user: str = arguments.user
     try:
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        lines = read_file(path).splitlines() if path.exists() else []
         others = [line for line in lines if line.partition(b":")[0].strip() != user.encode()]
         if not arguments.remove:
             password = _ask_password()
@@ -202,7 +202,7 @@ def _change_password(arguments: argparse.Namespace) -> int:
 def _ask_password() -> str:
     """Read a password from the terminal, or one line from what is no terminal."""
     if not sys.stdin.isatty():
-        return sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        return sys.stdin.buffer.readline().decode("utf-8-sig").rstrip("\r\n")
     from getpass import getpass
 
     password = getpass("Password: ")

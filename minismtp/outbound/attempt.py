@@ -14,6 +14,7 @@ from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
 from minismtp.entry import Entry, Target
+from minismtp.files import read_file
 from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.message import Message
@@ -124,7 +125,7 @@ class Carrier:
         route = self._route(delivery.domain)
         password = ""
         if route.password_file is not None:
-            password = route.password_file.read_text().split("\n", 1)[0].rstrip("\r")
+            password = read_file(route.password_file).decode().split("\n", 1)[0].rstrip("\r")
         return Destination(
             route.host.host if route.host else "",
             route.host.port if route.host else self.config.outbound.port,

@@ -48,7 +48,8 @@ class Policy:
         """Read what the web server of a domain has (RFC 8461 section 3.2); raises ValueError."""
         fields: dict[str, str] = {}
         mx: list[str] = []
-        for line in filter(None, text.replace("\r\n", "\n").split("\n")):
+        text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+        for line in filter(None, text.split("\n")):
             # sts-policy-field = name *WSP ":" *WSP value
             name, colon, value = line.partition(":")
             name, value = name.rstrip(" \t"), value.strip(" \t")
