@@ -44,8 +44,8 @@ class Mailboxes:
     for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
     4.5.1): by the user or alias of that name, else by `catch_all`, else by the mailbox or alias
     that `postmaster` names. Local parts are compared without regard to case. A local part
-    alone, as in `RCPT TO:<root>`, is at our host name; the users and aliases of the first of
-    `domains` are there too.
+    alone, as in `RCPT TO:<root>`, is at our host name; there and at the address that the client has
+    called (`root@[192.0.2.1]`) are the users and aliases of the first of `domains`, too.
 
     Mail that an alias sends elsewhere keeps its sender, or, with the `srs_secret_file`, gets one at
     `srs_domain` (the first of `domains`) that SPF allows us. Bounces to such a sender are sent back
@@ -104,16 +104,16 @@ class Mailboxes:
         domain = address.ascii_domain
         if self._srs and domain == self._srs_domain and is_rewritten(address.local):
             return _returned(self._srs.get(), envelope, address.local)
-        at_hostname = domain not in self._domains
-        if at_hostname:  # where a local part without a domain is
-            if domain != Address("", session.hostname).ascii_domain:
+        at_host = domain not in self._domains
+        if at_host:
+            if domain not in _names_of_host(session):
                 return None
             domain = self._domains[0]
         directory = self._directory.get()
         if self._directory.problem:
             raise Defer("the list of mailboxes cannot be read now", enhanced="4.3.0")
         found = directory.find(address.local, domain)
-        if not found and at_hostname:
+        if not found and at_host:
             return None
         if not found:
             raise Reject("no such mailbox", code=550, enhanced="5.1.1")
@@ -159,6 +159,15 @@ class Mailboxes:
             return Srs(read_secrets(self.srs_secret_file), self._srs_domain)
         except ValueError as error:
             raise ValueError(f"srs_secret_file: {error}") from error
+
+
+def _names_of_host(session: Session) -> tuple[str, str]:
+    """Return our host name, where a local part alone is, and the address that was called."""
+    tag = "IPv6:" if ":" in session.local else ""
+    return (
+        Address("", session.hostname).ascii_domain,
+        Address("", f"[{tag}{session.local}]").ascii_domain,
+    )
 
 
 def _returned(srs: Srs, envelope: Envelope, local: str) -> Relay:

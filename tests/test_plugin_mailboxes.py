@@ -2,8 +2,10 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import fakes
 import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
@@ -189,6 +191,21 @@ def test_users_of_the_host_itself_are_those_of_the_first_domain(tmp_path: Path) 
     assert route(mailboxes, "root", "mx.example.net") == ["alice@example.org"]
     assert route(mailboxes, "mallory", "mx.example.net") is None  # may be another plugin's
     assert route(mailboxes, "alice", "example.net") is None
+
+
+@pytest.mark.parametrize(
+    ("called", "literal"),
+    [("192.0.2.1", "[192.0.2.1]"), ("2001:db8::1", "[IPv6:2001:DB8:0::1]")],
+)
+def test_users_are_at_the_address_that_was_called_too(called: str, literal: str) -> None:
+    # As manuals of devices advise, so that these need no DNS
+    mailboxes = Mailboxes(domains=["example.org"], users=["alice"])
+    session, envelope = replace(SESSION, local=called), fakes.envelope()
+    recipient = Recipient(Address.parse(f"alice@{literal}"))
+    assert mailboxes.route(session, envelope, recipient) == Local(Address("alice", "example.org"))
+    for other in ("mallory@" + literal, "alice@[192.0.2.2]", "alice@[IPv6:2001:db8::2]"):
+        assert mailboxes.route(session, envelope, Recipient(Address.parse(other))) is None
+    assert mailboxes.route(replace(SESSION, local=""), envelope, recipient) is None
 
 
 def test_users_file_lists_one_local_part_a_line(tmp_path: Path) -> None:
