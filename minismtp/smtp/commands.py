@@ -194,7 +194,7 @@ def parse(line: bytes) -> Command:
         raise CommandProblem(verb, Reply(501, "expected BDAT size [LAST]", "5.5.4"))
     if not _VERB.fullmatch(name):
         raise CommandProblem(verb, Reply(500, "command not recognized", "5.5.2"))
-    argument = _decoded(verb, rest)
+    argument = _decoded(verb, rest) if rest else ""
     try:
         return parser(argument) if parser else Other(name, argument)
     except SyntaxProblem as problem:
