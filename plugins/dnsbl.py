@@ -29,6 +29,7 @@ from ._dns import (
     IpAddress,
     Questions,
     address_to_check,
+    is_domain,
     local_networks,
     reversed_labels,
 )
@@ -168,7 +169,7 @@ class Dnsbl:
 
 def _is_domain(text: str) -> bool:
     """Whether this is a name and no address: lists of domains punish who asks for addresses."""
-    return "." in text and text[0] != "[" and not text.rpartition(".")[2].isdigit()
+    return "." in text and is_domain(text) and not text.rpartition(".")[2].isdigit()
 
 
 def _refusal(found: list[Listing]) -> str:

@@ -22,7 +22,15 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks, unmapped
+from ._dns import (
+    IpAddress,
+    Questions,
+    address_to_check,
+    budget_of,
+    is_domain,
+    local_networks,
+    unmapped,
+)
 
 Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 
@@ -129,6 +137,8 @@ class HeloChecks:
 
     def _resolves(self, name: str, envelope: Envelope) -> bool:
         """Whether a name has an address or an MX; raises UnansweredError where that matters."""
+        if not is_domain(name):
+            return False
         questions = Questions(self._resolver, self.patience, budget_of(envelope))
         try:
             return any(questions.ask(name, kind) for kind in ("A", "AAAA", "MX"))

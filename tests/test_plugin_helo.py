@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import fakes
 import nameserver
 import pytest
 from minismtp_plugins.helo import HELO_PROBLEMS, HeloChecks
@@ -104,6 +105,27 @@ def test_what_is_wrong_with_a_name_is_left_for_other_filters(
     assert (reply, looking.problems) == (TAKEN, problems)
     points = {"own": 3.0, "unqualified": 1.0, "literal": 2.0, "unresolvable": 1.0}
     assert looking.findings == [(name, points[name]) for name in problems]
+
+
+@pytest.mark.parametrize(
+    ("helo", "problem"),
+    [
+        ("localhost.(none)", "unresolvable"),
+        ("Anna's PC.home", "unresolvable"),
+        ("a\\b.test", "unresolvable"),
+        ("Müller PC.test", "unresolvable"),
+        ("Anna's PC", "unqualified"),
+        ("Müller", "unqualified"),
+        ("[IPv6:fe80::1%en0]", "literal"),
+    ],
+)
+def test_name_that_is_no_domain_is_judged_without_the_dns(helo: str, problem: str) -> None:
+    # RFC 5321 section 4.1.4: the server takes any name, this filter may refuse it
+    names = fakes.Names(silent=True)
+    assert asked(HeloChecks(), names, helo)[1].problems == (problem,)
+    actions: dict[str, Any] = {problem: "reject"}
+    reply, _ = asked(HeloChecks(**actions), names, helo)
+    assert reply.startswith("550 5.7.1 HELO: ")
 
 
 @pytest.mark.parametrize("helo", ["[IPv6:2001:db8::1]", "[IPv6:2001:0DB8:0::1]"])
