@@ -27,6 +27,7 @@ from minismtp.groupsync import GroupSync
 from minismtp.headers import Headers, format_field
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.message import Message
+from minismtp.mime_conversion import converted
 from minismtp.passwords import check_stored_password, verify_password
 from minismtp.plugins import plugin
 from minismtp.quarantine import QuarantineStore
@@ -92,6 +93,7 @@ __all__ = [
     "atomic_write",
     "check_stored_password",
     "check_written",
+    "converted",
     "dotted",
     "events",
     "findings_of",

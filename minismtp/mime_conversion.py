@@ -290,7 +290,8 @@ class _Converter:
                 breaker.take(piece)
             return
         text = silent or said.kind.startswith(b"text/")
-        readable = facts.wide * (2 if text else 6) <= facts.size and not junk
+        most = 3 * facts.size // 4 if text else facts.size // 6  # text is to be read, and searched
+        readable = facts.wide <= most and not junk
         encoding = b"quoted-printable" if readable else b"base64"
         fields = with_end(fields)
         if place.message and not said.version:

@@ -31,15 +31,16 @@ _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     """Add Message-ID, Date and From where they lack, and those of a message that is sent again.
 
-    The author is the reverse-path, else the login.
+    The author is the reverse-path, else the login, its domain with A-labels: no field of ours may
+    be why a message needs SMTPUTF8.
     """
     headers = message.headers
     resent = any(name in headers for name in _RESENT)
-    author = envelope.sender or envelope.login or ""
+    local, at, domain = (envelope.sender or envelope.login or "").rpartition("@")
     added = {
         "Message-ID": f"<{envelope.id}@{hostname}>",
         "Date": date(envelope.arrived),
-        "From": author if "@" in author else f"MAILER-DAEMON@{hostname}",
+        "From": f"{local}@{to_ascii(domain)}" if at else f"MAILER-DAEMON@{hostname}",
     }
     for name, value in added.items():
         if resent and f"Resent-{name}" not in headers:

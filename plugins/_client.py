@@ -4,8 +4,9 @@ import base64
 import re
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 
-from minismtp import Address, Envelope, Line, Message, Reject, RemoteError, dotted
+from minismtp import Address, Envelope, Line, Message, Reject, RemoteError, converted, dotted
 
 from ._said import Said
 
@@ -71,6 +72,7 @@ class Client:
         Nothing is sent when the first mailbox is refused: the reply is for that one alone. Raises
         Reject for what the server cannot take unharmed.
         """
+        envelope, message = self._fitting(envelope, message)
         self._find_obstacle(envelope, message, mailboxes)
         said, *each = self._ask_all(
             self._mail(envelope, message), *(f"RCPT TO:<{_written(box)}>" for box in mailboxes)
@@ -94,6 +96,19 @@ class Client:
         self._put("QUIT")  # it owes us nothing any more, so nobody waits for the reply
         return answers
 
+    def _fitting(self, envelope: Envelope, message: Message) -> tuple[Envelope, Message]:
+        """Return a message that the server takes, 8-bit or binary parts encoded where they must be.
+
+        Lines stay as long as they are: what is behind should see what the sender has signed.
+        """
+        binary, eight_bit = envelope.body == "BINARYMIME", "8BITMIME" in self.keywords
+        if binary and self.keywords.keys() >= {"BINARYMIME", "CHUNKING"}:
+            return envelope, message
+        if not binary and (eight_bit or _is_ascii(message)):
+            return envelope, message
+        envelope = replace(envelope, body="8BITMIME" if eight_bit else "7BIT")
+        return envelope, converted(message, eight_bit=eight_bit, binary=binary)
+
     def _mail(self, envelope: Envelope, message: Message) -> str:
         sender = envelope.reverse_path
         parts = [f"MAIL FROM:<{'' if sender is None else _written(sender)}>"]
@@ -116,11 +131,6 @@ class Client:
             raise Reject("message too big for the next server", code=552, enhanced="5.3.4")
         if envelope.require_tls and not self._lmtp and not self._takes_over_tls():
             raise Reject("the next server has no REQUIRETLS", enhanced="5.7.30")
-        if envelope.body == "BINARYMIME":
-            if not self.keywords.keys() >= {"BINARYMIME", "CHUNKING"}:
-                raise Reject("the next server takes no BINARYMIME", code=554, enhanced="5.6.1")
-        elif "8BITMIME" not in self.keywords and not _is_ascii(message):
-            raise Reject("the next server takes no 8BITMIME", code=554, enhanced="5.6.3")
         if "SMTPUTF8" not in self.keywords:
             sender = [envelope.reverse_path] if envelope.reverse_path else []
             in_ascii = all(_written(address).isascii() for address in [*sender, *mailboxes])

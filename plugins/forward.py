@@ -31,11 +31,12 @@ class Forward:
     """Store mail by handing it to another SMTP server, whose reply is the reply.
 
     This server then holds nothing: it is a filter in front of the one at `address`. All mailboxes
-    of a message go in one transaction. `tls` says how to speak: "none", "starttls", which is then
-    demanded, or "implicit"; the certificate has to be for the host of `address`, from an authority
-    in the file `ca` or, without one, of the system. `username` and the first line of
-    `password_file` log in, by PLAIN and inside TLS or on this machine only. `patience` is for a
-    whole message with its reply.
+    of a message go in one transaction. Messages keep their lines, of any length; 8-bit or binary
+    content is encoded for a server that does not take it. `tls` says how to speak: "none",
+    "starttls", which is then demanded, or "implicit"; the certificate has to be for the host of
+    `address`, from an authority in the file `ca` or, without one, of the system. `username` and the
+    first line of `password_file` log in, by PLAIN and inside TLS or on this machine only.
+    `patience` is for a whole message with its reply.
     """
 
     address: SocketAddress

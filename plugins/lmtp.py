@@ -22,7 +22,8 @@ class Lmtp:
 
     `address` is its socket, TCP or unix; LMTP is not encrypted, so over TCP keep to hosts that you
     trust. What it replies for a mailbox is the reply for that one: 4yz defers, 5yz refuses, with
-    its code and text. `patience` is for one copy with its reply.
+    its code and text. Messages keep their lines, of any length; 8-bit or binary content is encoded
+    for a server that does not take it. `patience` is for one copy with its reply.
     """
 
     address: SocketAddress

@@ -509,6 +509,53 @@ def test_content_that_a_host_cannot_take_is_converted(
     assert b"Gr=C3=BC=C3=9Fe\r\n" in host.heard
 
 
+@pytest.mark.parametrize(
+    ("recipient", "sender_address", "named"),
+    [
+        ("bob@b\u00fccher.example", "me@example.org", "bob@xn--bcher-kva.example"),
+        ("bob@xn--bcher-kva.example", "me@\u00fcber.example", "bob@xn--bcher-kva.example"),
+    ],
+)
+def test_domain_outside_ascii_asks_nothing_of_a_host(
+    sender: Callable[..., Running],
+    hosts: Hosts,
+    recipient: str,
+    sender_address: str,
+    named: str,
+) -> None:
+    """Its A-label serves, in the envelope and in our Received field."""
+    host = hosts(b"250 there\r\n", {})
+    here = sender(out(), route("xn--bcher-kva.example", host.address))
+    send(here, f"<{recipient}>", sender=sender_address, options=" SMTPUTF8")
+    here.wait_for_log(" delivery delivered ")
+    assert f"RCPT TO:<{named}>\r\n".encode() in host.heard
+    assert all(line.isascii() for line in host.heard)
+
+
+def test_recipient_outside_ascii_whose_mail_goes_on_asks_nothing_of_a_host(
+    configure: Configure, start: Start, hosts: Hosts
+) -> None:
+    host = hosts(b"250 there\r\n", {})
+    alias = '[[plugins]]\nuse = "mailboxes"\nname = "more"\ndomains = ["forward.example"]\n'
+    path = configure(
+        f'{alias}aliases_file = "aliases"\n', out(), route("example.net", host.address)
+    )
+    (path.parent / "aliases").write_text("j\u00fcrgen: bob@example.net\n")
+    here = start(path)
+    here.wait_for_log(" queue opened ")
+    send(here, "<j\u00fcrgen@forward.example>", options=" SMTPUTF8")
+    here.wait_for_log(" delivery delivered ")
+    assert b"RCPT TO:<bob@example.net>\r\n" in host.heard
+
+
+def test_mailbox_outside_ascii_goes_back_where_a_host_does_not_know_it(
+    sender: Callable[..., Running], hosts: Hosts
+) -> None:
+    here = sender(out(), route("example.net", hosts(b"250 there\r\n", {}).address))
+    send(here, "<j\u00fcrgen@example.net>", options=" SMTPUTF8")
+    assert report(here)["Status"] == "5.6.7"
+
+
 def test_a_host_has_the_time_that_is_configured(
     sender: Callable[..., Running], hosts: Hosts
 ) -> None:

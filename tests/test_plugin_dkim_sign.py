@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import email.message
 import hashlib
 import io
 import re
@@ -11,14 +13,14 @@ from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import dkim
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from dkim.canonicalization import Relaxed
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from minismtp_plugins import _canonical
 from minismtp_plugins._canonical import body_hash
@@ -28,7 +30,10 @@ from test_from_field import FIELDS
 from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.check import check
 from minismtp.config import Config
+from minismtp.entry import Entry
+from minismtp.outbound.content import Original
 from minismtp.settings import ConfigError, build
+from minismtp.smtp.content import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -363,6 +368,52 @@ def test_commands_of_the_guide_make_keys_and_their_records(
 def _constant(record: bytes, name: bytes, timeout: int = 5) -> bytes:
     del name, timeout
     return record
+
+
+# What a host cannot take as it is
+
+LINES: Final = [
+    b"a",
+    b" ",
+    b"\r\n",
+    b"\r\n.\r\n",
+    b"x" * 999,
+    b"word " * 300,
+    "\u00fc".encode(),
+    b"=",
+]
+
+
+@pytest.mark.parametrize("body", ["8BITMIME", "BINARYMIME"])
+@given(st.lists(st.sampled_from(LINES), max_size=8), st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_conversion_is_signed_and_decodes_to_what_was_sent(
+    keys: Path, body: str, pieces: list[bytes], eight_bit: bool
+) -> None:
+    signing = plugin(keys, "rsa")
+    text = b"".join(pieces)
+    content = (
+        b"From: alice@example.org\r\nMIME-Version: 1.0\r\n"
+        b"Content-Type: multipart/mixed; boundary=b\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+        b"--b\r\nContent-Type: text/html\r\n\r\n" + text + b"\r\n--b--\r\n"
+    )
+    delivery = Delivery(replace(ENVELOPE, body=body), (), "example.net")
+
+    def edit(entry: Entry, message: Message) -> None:
+        signing.on_send(replace(delivery, envelope=replace(ENVELOPE, body=entry.body)), message)
+
+    original = Original(Message("e", Content.of(content)), edit)
+    waiting = Entry.of(delivery.envelope, Message("e", Content.of(b"")), [])
+    _, message, _ = original.converted(waiting, eight_bit=eight_bit)
+    with message.open() as reader:
+        octets = b"".join(dotted(reader))
+    octets = octets.removesuffix(b".\r\n").replace(b"\r\n..", b"\r\n.")
+    assert verified(octets) == [True]
+    assert max(map(len, octets.split(b"\r\n"))) <= 998
+    assert eight_bit or octets.isascii()
+    part = email.message_from_bytes(octets).get_payload(0)
+    assert isinstance(part, email.message.Message)
+    assert part.get_payload(decode=True) == text
 
 
 # From one server to another

@@ -9,15 +9,18 @@ from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import (
     Address,
+    Content,
     Defer,
     Envelope,
     Local,
+    Message,
     Recipient,
     Reject,
     Session,
     hookimpl,
     plugin,
 )
+from minismtp.submission import complete
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]
@@ -168,6 +171,22 @@ def test_author_that_is_missing_is_the_sender(sender: str, login: str | None, au
     kind: Kind = "submission" if login else "mx"
     above, _ = submitted("Subject: x\n", Trusting(), login=login, kind=kind, sender=sender)
     assert above[0] == f"From: {author}"
+
+
+def test_author_that_is_missing_has_a_domain_in_ascii() -> None:
+    message = Message("m", Content.of(b"\r\n"))
+    envelope = Envelope(
+        id="e",
+        reverse_path=Address("bob", "b\u00fccher.example"),
+        listener="smtp",
+        peer="192.0.2.1",
+        helo="x",
+        login=None,
+        arrived=0.0,
+        smtputf8=True,
+    )
+    complete(envelope, message, "mx.example.org")
+    assert message.headers.get("From") == "bob@xn--bcher-kva.example"
 
 
 def test_mail_of_a_trusted_network_is_completed_too() -> None:
