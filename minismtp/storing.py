@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 from minismtp import replies
 from minismtp.address import Address
@@ -15,6 +18,8 @@ from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
 from minismtp.spool import UnreadableError
 from minismtp.threads import report, surviving
+
+_PATIENCE: Final = 120.0  # seconds for all copies; a client waits at least 600 (RFC 5321 4.5.3.2.6)
 
 
 class Storing:
@@ -40,41 +45,79 @@ class Storing:
         self._recipients = recipients
 
     def run(self, accepted: Reply, named: Sequence[Recipient]) -> tuple[bool, list[Reply]]:
-        """Store it and give the answers; True says that all of it is queued. Raises OSError.
+        """Store the message and return the answers; True says that all of it is queued.
 
-        SMTP has one reply: a failure before anything was stored is that reply, and the client keeps
-        the whole message; after it, that copy waits in the queue. LMTP has one for each recipient
-        that the client has `named`; the failure of one that a plugin has added is as with SMTP.
+        Whoever can have the message gets it, in whatever order the recipients came; the copies that
+        failed wait in the queue, which tries them again or tells the sender. Only when nobody can
+        have it now is a failure the reply to SMTP: then the client keeps the whole message. LMTP
+        has a reply for each recipient that the client has `named`, and the client keeps whom no
+        copy is made for. Raises OSError and Verdict.
         """
+        relays = self._relayed()
+        self._check(relays)
+        failures = self._deliver_all()
         own = set(map(id, named)) if self._service.lmtp else ()
-        waiting = self._relayed()
-        if waiting:
-            self._check(waiting)
-        done: dict[Address, Reply] = {}
-        answers: list[Reply] = []
-        for recipient in self._recipients:
-            reply = accepted
-            for mailbox in recipient.mailboxes:
-                if mailbox not in done:
-                    done[mailbox] = self._deliver(mailbox, accepted)
-                if done[mailbox] is accepted:
-                    continue
-                if id(recipient) in own:
-                    reply = done[mailbox]
-                elif self._service.queue is None or accepted not in done.values():
-                    return False, [done[mailbox]]
-                else:
-                    waiting.append(Target.of("local", mailbox, recipient))
-            answers.append(reply)
-        if waiting:
-            self._enqueue(waiting, answers)
+        kept = [
+            each for each in self._recipients if id(each) in own and self._is_kept(each, failures)
+        ]
+        waiting = self._waiting(kept, failures)
+        if waiting and (self._service.queue is None or not (self.stored or relays)):
+            return False, [_most_hopeful(failures.values())]
+        refused = {}
+        for each in kept:
+            failed = [mailbox for mailbox in each.mailboxes if mailbox in failures]
+            if not waiting.keys() >= set(failed):  # else it waits because of an alias
+                refused[id(each)] = _most_hopeful([failures[mailbox] for mailbox in failed])
+        if waiting or relays:
+            self._enqueue(relays, waiting, failures, refused)
         with surviving():  # the message is ours already
-            self._tell([mailbox for mailbox, reply in done.items() if reply is accepted])
-        queued = bool(waiting) and accepted not in done.values()
+            self._tell([each for each in self._recipients if id(each) not in refused])
+        queued = bool(self.queued) and not self.stored
         if not self._service.lmtp:
             return queued, [accepted]
-        said = {id(each): reply for each, reply in zip(self._recipients, answers, strict=True)}
-        return queued, [said.get(id(each), accepted) for each in named]
+        return queued, [refused.get(id(each), accepted) for each in named]
+
+    def _deliver_all(self) -> dict[Address, Reply]:
+        """Store each mailbox's copy once, and return the replies of those that failed.
+
+        The client waits meanwhile, so what is not done in time is not begun.
+        """
+        clock = self._service.clock
+        due = clock() + _PATIENCE
+        failures: dict[Address, Reply] = {}
+        done: set[Address] = set()
+        for recipient in self._recipients:
+            for mailbox in recipient.mailboxes:
+                if mailbox not in done:
+                    late = bool(done) and clock() > due
+                    failure = replies.SLOW if late else self._deliver(mailbox)
+                    if failure is not None:
+                        failures[mailbox] = failure
+                    done.add(mailbox)
+        return failures
+
+    def _is_kept(self, recipient: Recipient, failures: Mapping[Address, Reply]) -> bool:
+        """Whether the client keeps a recipient's mail, because its own reply says that it failed.
+
+        An alias with one copy that is stored or leaves counts as delivered, or the client would
+        send that copy again.
+        """
+        failed = [mailbox in failures for mailbox in recipient.mailboxes]
+        if self._service.queue is None:
+            return any(failed)
+        return any(failed) and all(failed) and not recipient.relays
+
+    def _waiting(
+        self, kept: Sequence[Recipient], failures: Mapping[Address, Reply]
+    ) -> dict[Address, Target]:
+        """Return the failed copies that are for the queue, each once."""
+        own = set(map(id, kept))
+        found: dict[Address, Target] = {}
+        for recipient in self._recipients if failures else ():
+            for mailbox in recipient.mailboxes if id(recipient) not in own else ():
+                if mailbox in failures:
+                    found.setdefault(mailbox, Target.of("local", mailbox, recipient))
+        return found
 
     def _relayed(self) -> list[Target]:
         """Give the targets at other hosts: each once, though several aliases lead there."""
@@ -85,12 +128,17 @@ class Storing:
                 found.setdefault((target.address, target.sender, target.notify), target)
         return list(found.values())
 
-    def _check(self, waiting: list[Target]) -> None:
-        """Raise Defer for targets that could not be queued, before anybody else has a copy."""
-        try:
-            Entry.of(self._envelope, self._message, waiting).check()
-        except ValueError as error:
-            raise self._unqueued(error) from None
+    def _check(self, relays: list[Target]) -> None:
+        """Raise Defer or OSError for copies that could not be queued, before anybody has one."""
+        queue = self._service.queue
+        if relays:
+            try:
+                Entry.of(self._envelope, self._message, relays).check()
+            except ValueError as error:
+                raise self._unqueued(error) from None
+        several = relays or len(self._recipients) > 1 or self._recipients[0].expands
+        if several and queue is not None and not queue.has_space(self._message.size):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _unqueued(self, error: ValueError) -> Defer:
         self._service.log.error("message cannot be queued", id=self._envelope.id, error=str(error))
@@ -98,34 +146,46 @@ class Storing:
         deferred.reply = deferred.reply.because(str(error))
         return deferred
 
-    def _enqueue(self, waiting: list[Target], answers: list[Reply]) -> None:
-        """Queue copies. Raises OSError, but with LMTP changes the answers that depend on it."""
-        queue = self._service.queue
-        assert queue is not None  # noqa: S101 - else nothing waits
+    def _enqueue(
+        self,
+        relays: list[Target],
+        waiting: Mapping[Address, Target],
+        failures: Mapping[Address, Reply],
+        refused: dict[int, Reply],
+    ) -> None:
+        """Queue copies. Raises OSError, but with LMTP refuses the recipients that depend on it."""
+        service, name = self._service, self._envelope.id
+        assert service.queue is not None  # noqa: S101 - else nothing waits
+        targets = [*relays, *waiting.values()]
         try:
-            queue.add(Entry.of(self._envelope, self._message, waiting), self._message)
-            self.queued = waiting
+            service.queue.add(Entry.of(self._envelope, self._message, targets), self._message)
         except UnreadableError as error:
             raise self._unqueued(error) from None
         except OSError as error:
-            if not self._service.lmtp or self._envelope.added:
+            if not service.lmtp or self._envelope.added:
                 raise
-            self._service.log.error("content not written", id=self._envelope.id, error=str(error))
-            for number, recipient in enumerate(self._recipients):
-                if recipient.relays:
-                    answers[number] = replies.NO_SPACE.because(str(error))
+            service.log.error("content not written", id=name, error=str(error))
+            for recipient in self._recipients:
+                if recipient.relays or not waiting.keys().isdisjoint(recipient.mailboxes):
+                    refused.setdefault(id(recipient), replies.NO_SPACE.because(str(error)))
+            return
+        self.queued = targets
+        with surviving():
+            for mailbox in waiting:
+                reply = str(failures[mailbox])
+                service.log.warning("copy waits", id=name, mailbox=str(mailbox), reply=reply)
 
-    def _tell(self, stored: Container[Address]) -> None:
+    def _tell(self, recipients: Sequence[Recipient]) -> None:
         """Queue the notifications of what has succeeded already, where they were asked for.
 
         They go before the reply: after a crash in between they come twice, never not at all.
         """
         service, queue = self._service, self._service.queue
-        asked = [each for each in self._recipients if "SUCCESS" in each.notify]
+        asked = [each for each in recipients if "SUCCESS" in each.notify]
         if queue is None or not asked:
             return
         entry = Entry.of(self._envelope, self._message, [])
-        notices = success_notices(entry, self._message, asked, stored, service.hostname)
+        notices = success_notices(entry, self._message, asked, self.stored, service.hostname)
         for notice, content in notices:
             routed = route_notice(notice, service.hooks, service.hostname)
             try:
@@ -135,8 +195,8 @@ class Storing:
             else:
                 service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
 
-    def _deliver(self, mailbox: Address, accepted: Reply) -> Reply:
-        """Store one copy; what nobody expected is a failure of this one only."""
+    def _deliver(self, mailbox: Address) -> Reply | None:
+        """Store one copy, or return why not; what nobody expected is a failure of this one only."""
         try:
             stored = self._service.hooks.deliver(self._envelope, self._message, mailbox)
         except Verdict as verdict:
@@ -148,4 +208,9 @@ class Storing:
         if not stored:
             return replies.NO_STORAGE
         self.stored.append(mailbox)
-        return accepted
+        return None
+
+
+def _most_hopeful(failures: Iterable[Reply]) -> Reply:
+    """Return the reply for several failures: the client tries again where that may help one."""
+    return min(failures, key=lambda reply: reply.category)

@@ -67,10 +67,9 @@ class Client:
     def send(
         self, envelope: Envelope, message: Message, mailboxes: Sequence[Address]
     ) -> dict[Address, Said]:
-        """Hand over a message, and give the reply for each mailbox that there is one for.
+        """Hand over a message, and return the reply for each mailbox.
 
-        Nothing is sent when the first mailbox is refused: the reply is for that one alone. Raises
-        Reject for what the server cannot take unharmed.
+        Raises Reject for what the server cannot take unharmed.
         """
         envelope, message = self._fitting(envelope, message)
         self._find_obstacle(envelope, message, mailboxes)
@@ -78,11 +77,11 @@ class Client:
             self._mail(envelope, message), *(f"RCPT TO:<{_written(box)}>" for box in mailboxes)
         )
         if not said.accepts:
-            return {mailboxes[0]: said}
+            return dict.fromkeys(mailboxes, said)
         answers = dict(zip(mailboxes, each, strict=True))
         taken = [box for box, answer in answers.items() if answer.accepts]
-        if mailboxes[0] not in taken:
-            return {mailboxes[0]: answers[mailboxes[0]]}
+        if not taken:
+            return answers
         binary = envelope.body == "BINARYMIME"
         if not binary:
             start = self._ask("DATA")

@@ -74,10 +74,9 @@ class Forward:
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
         """Hand the message over for this mailbox and for those that will be asked for after it.
 
-        One transaction has one reply to the content, so either all of them have it or none. When
-        this mailbox is refused nothing is sent, for then the client keeps the message. What was
-        said of the others is remembered. A copy from the queue goes by itself: its others may have
-        theirs.
+        One transaction has one reply to the content; whoever is refused before it keeps nobody
+        else from the message. What was said of the others is remembered. A copy from the queue
+        goes by itself: its others may have theirs.
         """
         said = envelope.stash.setdefault(self._said, {})
         if mailbox not in said:

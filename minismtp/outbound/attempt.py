@@ -10,12 +10,12 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final, Self
 
+from minismtp import replies
 from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
 from minismtp.entry import Entry, Target
 from minismtp.files import read_file
-from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, TlsError
@@ -27,15 +27,18 @@ from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
+from minismtp.plugins import PluginSet
 from minismtp.reply import Verdict
 from minismtp.reporting import route_notice
 from minismtp.resolver import Resolver
+from minismtp.threads import report
 
 _log = logging.getLogger(__name__)
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours
 _MESSAGES: Final = 100  # over one connection
 _ADDRESSES: Final = 10  # that are tried in one attempt
 _DOMAINS: Final = 1000  # whose routes are remembered
+_LISTENERS: Final = 100  # whose plugins are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +74,14 @@ class Carrier:
     def __init__(
         self,
         config: Config,
-        hooks: Hooks,
+        plugins: PluginSet,
         directory: Directory,
         judge: Judge,
         setting: Setting,
     ) -> None:
         self.config = config
-        self.hooks = hooks
+        self.hooks = plugins.hooks()
+        self.storage = lru_cache(_LISTENERS)(plugins.hooks)  #: by the listener of a message
         self.directory = directory
         self.judge = judge
         self.setting = setting
@@ -85,7 +89,7 @@ class Carrier:
         self._route = lru_cache(_DOMAINS)(config.outbound.route)
 
     @classmethod
-    def of(cls, config: Config, hooks: Hooks, log: Log) -> Self:
+    def of(cls, config: Config, plugins: PluginSet, log: Log) -> Self:
         """Build the parts. Raises ConfigError and OSError."""
         outbound = config.outbound
         resolver, deadlines = Resolver(config.dns.nameservers), Deadlines()
@@ -103,7 +107,7 @@ class Carrier:
         judge = Judge(resolver, policies, log, dane=outbound.dane)
         timeouts = Timeouts.of(outbound)
         setting = Setting(config.hostname, deadlines, timeouts, contexts)
-        return cls(config, hooks, directory, judge, setting)
+        return cls(config, plugins, directory, judge, setting)
 
     def start(self) -> None:
         """Start to watch the deadlines."""
@@ -205,14 +209,18 @@ class Attempt:
         return self._send(replace(outgoing, message=message, original=original), destination)
 
     def _store(self, outgoing: Outgoing, target: Target) -> Answer:
-        mailbox = Address.parse(target.address)
+        """Store a copy by the plugins of the listener that the message came to."""
+        entry = outgoing.entry
         try:
-            stored = self._carrier.hooks.deliver(
-                outgoing.entry.envelope(), outgoing.message, mailbox
+            stored = self._carrier.storage(entry.listener).deliver(
+                entry.envelope(), outgoing.message, Address.parse(target.address)
             )
         except Verdict as verdict:
             return _answer(str(verdict.reply))
-        return _answer("250 2.0.0 stored" if stored else "451 4.3.5 no storage takes this mailbox")
+        except Exception as error:  # noqa: BLE001 - the other copies of the message go on
+            report(error)
+            return _answer(str(replies.FAULT))
+        return _answer("250 2.0.0 stored" if stored else str(replies.NO_STORAGE))
 
     def _send(self, outgoing: Outgoing, destination: Destination) -> Done:
         done = self._send_again(outgoing, destination)

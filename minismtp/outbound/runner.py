@@ -80,7 +80,7 @@ def run(config: Config, desk: Desk) -> int:
         spool.prepare()
         lock = _locked(spool, desk.lifeline)
         plugins.hooks().on_start(ServerInfo.of(config, "outbound", desk.slot))
-        carrier = Carrier.of(config, plugins.hooks(), log)
+        carrier = Carrier.of(config, plugins, log)
     except (ConfigError, Failure) as error:
         log.complain(f"minismtp: {error}")
         return EXIT_CONFIG
