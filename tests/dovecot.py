@@ -37,8 +37,8 @@ passdb {{
   args = password=secret
 }}
 userdb {{
-  driver = static
-  args = uid=nobody gid=nogroup home={directory} allow_all_users=yes
+  driver = {driver}
+  args = {arguments}
 }}
 service imap-login {{
   chroot =
@@ -68,18 +68,40 @@ class Dovecot:
     """A Dovecot for Maildirs below `mail`; every user's password is `secret`.
 
     LMTP is at `lmtp_port` and at the unix socket `lmtp_socket`. In a user namespace we are nobody:
-    Dovecot serves no mail as root, and needs a name to run as.
+    Dovecot serves no mail as root, and needs a name to run as. `users` are lines of a passwd-file;
+    without them every user exists.
     """
 
     def __init__(
-        self, program: str, unshare: str, directory: Path, mail: Path, *, more: str = ""
+        self,
+        program: str,
+        unshare: str,
+        directory: Path,
+        mail: Path,
+        *,
+        more: str = "",
+        users: str = "",
     ) -> None:
         self.port, self.lmtp_port = free_port(), free_port()
         self.lmtp_socket = directory / "run" / "lmtp"
+        driver, identity = "static", f"uid=nobody gid=nogroup home={directory}"
+        arguments = f"{identity} allow_all_users=yes"
+        if users:
+            driver, arguments = "passwd-file", f"username_format=%n {directory}/users"
+            lines = (
+                f"{line} userdb_{identity.replace(' ', ' userdb_')}" for line in users.split("\n")
+            )
+            (directory / "users").write_text("\n".join(lines))
         config = directory / "dovecot.conf"
         config.write_text(
             CONFIGURATION.format(
-                directory=directory, mail=mail, port=self.port, lmtp_port=self.lmtp_port, more=more
+                directory=directory,
+                mail=mail,
+                port=self.port,
+                lmtp_port=self.lmtp_port,
+                driver=driver,
+                arguments=arguments,
+                more=more,
             )
         )
         nobody = ("--user", "--map-user=65534", "--map-group=65534")

@@ -34,6 +34,7 @@ from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.mta_sts import Policy
 from minismtp.outbound.security import Contexts
 from minismtp.passwords import hash_password
+from minismtp.plugins import PluginSet
 from minismtp.replay import changed
 from minismtp.sections import SniCertificate, TlsConfig
 from minismtp.stored import envelope_of
@@ -92,7 +93,7 @@ def smarthost_password(path: Path) -> object:
     text += f'password_file = "{path}"\n'
     config = Config.parse(text + LISTENER, path)
     recipients = (Address("a", "example.net"),)
-    carrier = Carrier.of(config, Dialogue().service.hooks, Log(level="error"))
+    carrier = Carrier.of(config, PluginSet.load(config), Log(level="error"))
     return carrier.destination(Delivery(ENVELOPE, recipients, "example.net")).password
 
 
@@ -103,7 +104,7 @@ def route_password(path: Path) -> object:
     )
     config = Config.parse(text + LISTENER, path)
     recipients = (Address("a", "example.net"),)
-    carrier = Carrier.of(config, Dialogue().service.hooks, Log(level="error"))
+    carrier = Carrier.of(config, PluginSet.load(config), Log(level="error"))
     return carrier.destination(Delivery(ENVELOPE, recipients, "example.net")).password
 
 

@@ -40,7 +40,7 @@ LAYERS = {
     " worker readiness endpoint outbound outbound.agenda outbound.schedule"
     " outbound.destination outbound.dane outbound.mta_sts outbound.well_known outbound.policy"
     " outbound.security outbound.answer outbound.deadlines outbound.channel outbound.content"
-    " outbound.extensions outbound.transfer outbound.client outbound.attempt"
+    " outbound.extensions outbound.transfer outbound.client outbound.course outbound.attempt"
     " outbound.metrics outbound.selection outbound.ledger outbound.backlog outbound.handover"
     " outbound.in_progress"
     " outbound.custody outbound.intake outbound.notices outbound.clerk outbound.courier"

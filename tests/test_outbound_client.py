@@ -18,16 +18,24 @@ from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minismtp.config import Config
 from minismtp.content import Content
 from minismtp.delivery import Destination
 from minismtp.entry import Entry, Target
+from minismtp.log import Log
 from minismtp.message import Message
+from minismtp.metrics import Metrics
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
+from minismtp.outbound.attempt import Attempt, Carrier
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.content import Original
+from minismtp.outbound.course import Done, Outgoing
 from minismtp.outbound.deadlines import Deadlines, Timeouts
-from minismtp.outbound.destination import Host
+from minismtp.outbound.destination import Directory, Host
+from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts, Security
+from minismtp.plugins import PluginSet
+from minismtp.resolver import Resolver
 
 if TYPE_CHECKING:
     from conftest import TlsFiles
@@ -1041,3 +1049,308 @@ def test_requiretls_has_another_host_tried(
     with pytest.raises(HostError, match=r"550 5\.7\.30 .*REQUIRETLS") as caught:
         send(connection, require_tls=True)
     assert caught.value.final
+
+
+# Hosts that take a few recipients at a time
+
+
+def limited(
+    most: int, refusal: bytes, hello: bytes = PIPELINING, taken: list[list[bytes]] | None = None
+) -> Behaviour:
+    """Take so many recipients in a transaction; `taken` gets those of each."""
+
+    def behave(peer: Peer) -> None:
+        recipients: list[bytes] = []
+        while line := peer.hear():
+            verb = line.split(b":")[0].split()[0]
+            if verb == b"RCPT" and len(recipients) >= most:
+                peer.say(refusal)
+            elif verb == b"RCPT":
+                recipients.append(line[line.index(b"<") + 1 : line.index(b"@")])
+                peer.say(b"250 ok\r\n")
+            elif verb == b"DATA":
+                peer.say(b"354 go\r\n")
+                while peer.hear() != b".\r\n":
+                    pass
+                if taken is not None:
+                    taken.append(recipients)
+                recipients = []
+                peer.say(b"250 taken\r\n")
+            else:
+                recipients = []
+                peer.say(b"250 ok\r\n")
+
+    return greeted(behave, hello)
+
+
+REFUSALS: Final = [
+    b"452 4.5.3 Error: too many recipients\r\n",
+    b"452 Too many recipients\r\n",
+    b"452 4.5.3 Recipients belong to multiple regions ATTR38\r\n",
+    b"452-4.5.3 Domain policy size exceeded\r\n452 4.5.3 try a separate transaction.\r\n",
+    b"452 enough\r\n",
+    b"452 4.3.1 enough\r\n",
+    b"451 4.3.0 Multiple destination domains per transaction is unsupported.\r\n",
+    b"451 4.7.1 Recipient limit exceeded\r\n",
+    b"451 maximum number of recipients reached\r\n",
+    b"450 4.5.3 try less\r\n",
+    b"552 Too many recipients\r\n",
+    b"552 5.5.3 no more\r\n",
+    b"552 storage\r\n",
+    b"550 5.5.3 too many recipients\r\n",
+]
+
+
+@pytest.mark.parametrize("hello", [PIPELINING, ONE_BY_ONE], ids=["pipelining", "one by one"])
+@pytest.mark.parametrize("most", [1, 2, 50])
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda said: said[:20].decode().strip())
+def test_too_many_recipients_go_in_several_transactions_at_once(
+    visit: Visit, listen: Callable[..., Listener], refusal: bytes, most: int, hello: bytes
+) -> None:
+    """RFC 5321 section 4.5.3.1.10."""
+    taken: list[list[bytes]] = []
+    host = listen(limited(most, refusal, hello, taken))
+    targets = [target(f"u{number}@example.net") for number in range(120)]
+    answers = visit(host).send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered"] * 120
+    assert sorted(name for part in taken for name in part) == sorted(
+        each.address.partition("@")[0].encode() for each in targets
+    )
+    assert max(map(len, taken)) == most
+    assert len(host.peers) == 1
+    # What the host takes is learnt, or a hundred recipients would be named a hundred times.
+    assert sum(line.startswith(b"RCPT") for line in host.heard) < 3 * len(targets)
+
+
+def test_limit_that_the_host_announces_is_kept(
+    visit: Visit, listen: Callable[..., Listener]
+) -> None:
+    """RFC 9422."""
+    hello = b"250-there\r\n250-LIMITS MAILMAX=9 RCPTMAX=2\r\n250 PIPELINING\r\n"
+    host = listen(limited(2, b"554 5.7.1 never more\r\n", hello))
+    targets = [target(f"u{number}@example.net") for number in range(5)]
+    answers = visit(host).send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered"] * 5
+
+
+@pytest.mark.parametrize(
+    ("refusal", "state"),
+    [
+        (b"452 4.5.3 too many recipients\r\n", "queued"),
+        (b"452 4.2.2 mailbox full\r\n", "queued"),
+        (b"552 5.5.3 too many recipients\r\n", "queued"),
+        (b"552 mailbox full\r\n", "failed"),
+        (b"552 5.2.2 mailbox full\r\n", "failed"),
+    ],
+)
+def test_host_that_takes_nobody_is_not_asked_for_ever(
+    visit: Visit, listen: Callable[..., Listener], refusal: bytes, state: str
+) -> None:
+    host = listen(serving(RCPT=refusal))
+    targets = [target(f"u{number}@example.net") for number in range(9)]
+    answers = visit(host).send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == [state] * 9
+    assert sum(line.startswith(b"MAIL") for line in host.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "state", "transactions"),
+    [
+        (b"452 mailbox full\r\n", "queued", 2),
+        (b"452 4.2.2 mailbox full\r\n", "queued", 1),
+        (b"552 mailbox full\r\n", "failed", 2),
+        (b"552 5.2.2 mailbox full\r\n", "failed", 1),
+        (b"450 4.7.1 greylisted\r\n", "queued", 1),
+        (b"550 5.1.1 nobody\r\n", "failed", 1),
+    ],
+)
+def test_mailbox_that_is_full_among_others_has_the_answer_of_its_own(
+    visit: Visit, listen: Callable[..., Listener], refusal: bytes, state: str, transactions: int
+) -> None:
+    said = [b"250 ok\r\n", refusal, b"250 ok\r\n", refusal]
+    host = listen(serving(RCPT=said))
+    targets = [target(f"u{number}@example.net") for number in range(3)]
+    answers = visit(host).send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered", state, "delivered"]
+    assert sum(line.startswith(b"MAIL") for line in host.heard) == transactions
+
+
+def test_recipients_for_another_transaction_wait_when_the_connection_ends(visit: Visit) -> None:
+    refusal = b"552 enough\r\n"
+    connection = visit(serving(MAIL=[b"250 ok\r\n", b"421 bye\r\n"], RCPT=[b"250 ok\r\n", refusal]))
+    targets = [target(f"u{number}@example.net") for number in range(3)]
+    answers = connection.send(entry(*targets), targets, message())
+    assert [answer.state for answer in answers] == ["delivered", "queued", "queued"]
+    assert {answer.reply for answer in answers[1:]} == {"552 enough"}
+
+
+# One host after the other
+
+
+class Found(Directory):
+    """Has these hosts for every domain, in this order."""
+
+    def __init__(self, hosts: list[Host]) -> None:
+        self._hosts_found = hosts
+
+    def by_mx(self, domain: str) -> Iterator[Host]:
+        del domain
+        yield from self._hosts_found
+
+
+@pytest.fixture
+def attempt(deadlines: Deadlines) -> Iterator[Callable[..., Attempt]]:
+    """Make an attempt to deliver to a domain that has these hosts."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*hosts: Host | Listener) -> Attempt:
+            found = [each.host if isinstance(each, Listener) else each for each in hosts]
+            config, plugins = Config.embedded(), PluginSet(Metrics(), Log())
+            plugins.close()
+            judge = Judge(Resolver([]), None, Log(), dane=False)
+            setting = Setting("here.example", deadlines, PATIENT, Contexts())
+            carrier = Carrier(config, plugins, Found(found), judge, setting)
+            made = Attempt(carrier, "example.net")
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def deliver(attempt: Attempt, *names: str) -> Done:
+    targets = [target(f"{name}@example.net") for name in names or ("bob",)]
+    return attempt.deliver(Outgoing(entry(*targets), message(), targets, 0))
+
+
+def named(listener: Listener, name: str) -> Host:
+    return Host(name, listener.host.address, listener.host.port)
+
+
+def mails(host: Listener) -> int:
+    return sum(line.startswith(b"MAIL") for line in host.heard)
+
+
+@pytest.mark.parametrize("hello", [PIPELINING, ONE_BY_ONE], ids=["pipelining", "one by one"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda _: lambda peer: peer.say(b"450 4.3.2 busy\r\n"),
+        lambda _: lambda peer: peer.say(b"554 5.3.2 no mail here\r\n"),
+        lambda _: greeted(Peer.wait, b"451 4.3.0 not now\r\n"),
+        lambda _: greeted(Peer.wait, b"421 4.3.0 not now\r\n"),
+        lambda hello: serving(hello, MAIL=b"451 4.7.1 greylisted\r\n"),
+        lambda hello: serving(hello, MAIL=b"421 4.7.0 too many\r\n"),
+        lambda hello: serving(hello, RCPT=b"450 4.2.0 busy\r\n"),
+        lambda hello: serving(hello, RCPT=b"452 4.2.2 full\r\n"),
+        lambda hello: serving(hello, RCPT=b"421 4.2.0 busy\r\n"),
+        lambda hello: serving(hello, DATA=b"451 4.3.0 later\r\n"),
+        lambda hello: serving(hello, DATA=b"421 4.3.0 later\r\n"),
+        lambda hello: serving(hello, DOT=b"452 4.3.1 no space\r\n"),
+        lambda hello: serving(hello, DOT=b"421 4.3.2 closing\r\n"),
+        lambda hello: serving(hello, MAIL=b""),
+        lambda hello: serving(hello, RCPT=b""),
+        lambda hello: serving(hello, DATA=b""),
+    ],
+    ids=[
+        *("450 greeting", "554 greeting", "451 EHLO", "421 EHLO", "451 MAIL", "421 MAIL"),
+        *("450 RCPT", "452 RCPT", "421 RCPT", "451 DATA", "421 DATA", "452 dot", "421 dot"),
+        *("lost at MAIL", "lost at RCPT", "lost at DATA"),
+    ],
+)
+def test_next_host_is_tried_after_what_may_change(
+    attempt: Callable[..., Attempt],
+    listen: Callable[..., Listener],
+    first: Callable[[bytes], Behaviour],
+    hello: bytes,
+) -> None:
+    one, two = listen(first(hello)), listen(serving(hello))
+    done = deliver(attempt(named(one, "one"), named(two, "two")))
+    assert [(each.state, each.host) for each in done.answers] == [("delivered", "two")]
+    assert mails(two) == 1
+    [passed] = done.passed
+    assert passed.host.startswith("one")
+    assert passed.recipients == 1
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        {"MAIL": b"550 no\r\n"},
+        {"RCPT": b"550 no\r\n"},
+        {"DATA": b"554 no\r\n"},
+        {"DOT": b"550\r\n"},
+    ],
+    ids=str,
+)
+def test_what_a_host_refuses_for_good_no_other_is_asked(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener], replies: dict[str, bytes]
+) -> None:
+    one, two = listen(serving(**replies)), listen(serving())
+    assert [each.state for each in deliver(attempt(one, two)).answers] == ["failed"]
+    assert not two.peers
+
+
+def test_message_that_a_host_may_have_taken_is_given_to_no_other(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener]
+) -> None:
+    one, two = listen(serving(DOT=b"")), listen(serving())
+    [answer] = deliver(attempt(one, two)).answers
+    assert answer.state == "queued"
+    assert not two.peers
+
+
+def test_only_those_that_were_put_off_go_to_the_next_host(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener]
+) -> None:
+    said = [b"250 ok\r\n", b"450 4.2.0 busy\r\n", b"550 5.1.1 nobody\r\n", b"450 4.2.0 busy\r\n"]
+    one = listen(serving(RCPT=said))
+    two = listen(serving(RCPT=[b"250 ok\r\n", b"451 4.7.1 later\r\n"]))
+    done = deliver(attempt(named(one, "one"), named(two, "two")), *"abcd")
+    assert [(each.state, each.host, each.reply) for each in done.answers] == [
+        ("delivered", "one", "250 taken"),
+        ("delivered", "two", "250 taken"),
+        ("failed", "one", "550 5.1.1 nobody"),
+        ("queued", "one", "450 4.2.0 busy"),
+    ]
+    assert [line for line in two.heard if line.startswith(b"RCPT")] == [
+        b"RCPT TO:<b@example.net>\r\n",
+        b"RCPT TO:<d@example.net>\r\n",
+    ]
+    assert [(each.host, each.reply) for each in done.passed] == [("two", "451 4.7.1 later")]
+
+
+def test_reply_of_the_best_host_is_kept_when_all_put_off(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = Host("closed", *server.getsockname())
+    one = listen(serving(RCPT=b"452 4.2.2 mailbox full\r\n"))
+    two = listen(serving(MAIL=b"451 4.3.0 ask the other\r\n"))
+    done = deliver(attempt(closed, named(one, "one"), named(two, "two")))
+    [answer] = done.answers
+    assert (answer.state, answer.host, answer.reply) == ("queued", "one", "452 4.2.2 mailbox full")
+    assert done.reached is True
+    assert [each.host.partition("[")[0] for each in done.passed] == ["closed", "two"]
+
+
+def test_two_hosts_are_asked_in_one_attempt(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener]
+) -> None:
+    busy = [listen(serving(RCPT=b"450 4.2.0 busy\r\n")) for _ in range(2)]
+    unused = listen(serving())
+    away = listen(lambda peer: peer.say(b"421 4.3.2 not now\r\n"))
+    assert deliver(attempt(away, *busy, unused)).answers[0].state == "queued"
+    assert [mails(host) for host in busy] == [1, 1]
+    assert not unused.peers
+
+
+def test_host_that_has_put_off_over_an_open_connection_is_not_asked_twice(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener]
+) -> None:
+    one = listen(serving(RCPT=[b"250 ok\r\n", b"450 4.2.0 busy\r\n"]))
+    two = listen(serving())
+    delivering = attempt(named(one, "one"), named(two, "two"))
+    assert deliver(delivering).answers[0].host == "one"
+    assert deliver(delivering).answers[0].host == "two"
+    assert len(one.peers) == 1
+    assert mails(one) == 2

@@ -10,7 +10,16 @@ from minismtp.outbound.destination import UnreachableError
 from minismtp.outbound.security import Security
 
 _ENHANCED: Final = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
+#: How hosts say that the rest of the recipients belongs into another transaction.
+_TOO_MANY: Final = re.compile(
+    r"too many|separate (?:transaction|message)|multiple (?:destination )?domains"
+    r"|(?:limit|maximum|exceed)[^.]{0,40} (?:recipient|rcpt)|(?:recipient|rcpt)[^.]{0,40} limit",
+    re.IGNORECASE,
+)
+_MAILBOX: Final = ("1", "2")  # subjects of enhanced codes: the address, the mailbox
 _UNPRINTABLE: Final = re.compile(r"[^ -~]+")
+_SPACE: Final = 452
+_STORAGE: Final = 552
 _TEXT_LIMIT: Final = 500  # characters of a reply that are kept
 
 State: TypeAlias = Literal["delivered", "queued", "failed"]
@@ -68,7 +77,30 @@ class HostReply:
         """What it means for a recipient that was not accepted before."""
         if self.accepts:
             return Answer("delivered", str(self))
-        return Answer("failed" if self.is_final else "queued", str(self))
+        if self.is_final and not (self.code == _STORAGE and self._names_too_many):
+            return Answer("failed", str(self))
+        refuses = self.code // 100 in (4, 5)
+        return Answer("queued", str(self), elsewhere=refuses)
+
+    @property
+    def is_too_many(self) -> bool:
+        """Whether it may mean, at RCPT, that another transaction has to take the recipient.
+
+        RFC 5321 section 4.5.3.1.10: 452, or 552 from older hosts. Both stand for a mailbox that is
+        full as well; without an enhanced code only the other transaction tells.
+        """
+        found = _ENHANCED.match(self.text)
+        subject = found[1][2] if found else ""
+        if self._names_too_many:
+            return subject not in _MAILBOX
+        return (self.code == _SPACE and subject not in _MAILBOX) or (
+            self.code == _STORAGE and subject in ("", "0")
+        )
+
+    @property
+    def _names_too_many(self) -> bool:
+        found = _ENHANCED.match(self.text)
+        return (found is not None and found[1][2:] == "5.3") or bool(_TOO_MANY.search(self.text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +108,17 @@ class Answer:
     """What became of one recipient, and the reply that says so.
 
     `reports` tells that the host has taken over the duty to report success (RFC 3461 section 5),
-    `content_refused` that it would have taken mail for this recipient, but not this one.
+    `content_refused` that it would have taken mail for this recipient, but not this one,
+    `elsewhere` that another host may be asked, because this one has not got the message, and
+    `crowded` that another transaction may take the recipient. `host` is who has said it, over a
+    connection secured as `tls` says.
     """
 
     state: State
     reply: str
     reports: bool = False
     content_refused: bool = False
+    elsewhere: bool = False
+    crowded: bool = False
+    host: str = ""
+    tls: str = ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from typing import Final, Self
@@ -21,6 +21,7 @@ from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, TlsError
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.content import Original
+from minismtp.outbound.course import Course, Done, Outgoing, Passed, answer_of
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Directory, Host, UnreachableError
 from minismtp.outbound.mta_sts import Policies, Policy
@@ -39,33 +40,6 @@ _MESSAGES: Final = 100  # over one connection
 _ADDRESSES: Final = 10  # that are tried in one attempt
 _DOMAINS: Final = 1000  # whose routes are remembered
 _LISTENERS: Final = 100  # whose plugins are remembered
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message and those of its targets that go to one destination.
-
-    `original` is the message before plugins have edited it for that.
-    """
-
-    entry: Entry
-    message: Message
-    targets: Sequence[Target]
-    attempts: int
-    original: Original | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What an attempt brought: an answer for each target, by which host, over which TLS.
-
-    `reached` says whether the destination works, None when that was not found out.
-    """
-
-    answers: list[Answer]
-    host: str = ""
-    tls: str = ""
-    reached: bool | None = None
 
 
 class Carrier:
@@ -163,12 +137,14 @@ class Attempt:
         if len(by_sender) == 1:
             return self._relay(outgoing)
         answers: dict[int, Answer] = {}
-        done = Done([])
+        done, passed = Done([]), list[Passed]()
         for numbers in by_sender.values():  # a transaction has one reverse-path
             targets = [outgoing.targets[number] for number in numbers]
             done = self._relay(replace(outgoing, targets=targets))
             answers |= dict(zip(numbers, done.answers, strict=True))
-        return replace(done, answers=[answers[number] for number in sorted(answers)])
+            passed += done.passed
+        ordered = [answers[number] for number in sorted(answers)]
+        return Done(ordered, done.reached, tuple(passed))
 
     @property
     def connected(self) -> bool:
@@ -216,53 +192,52 @@ class Attempt:
                 entry.envelope(), outgoing.message, Address.parse(target.address)
             )
         except Verdict as verdict:
-            return _answer(str(verdict.reply))
+            return answer_of(str(verdict.reply))
         except Exception as error:  # noqa: BLE001 - the other copies of the message go on
             report(error)
-            return _answer(str(replies.FAULT))
-        return _answer("250 2.0.0 stored" if stored else str(replies.NO_STORAGE))
+            return answer_of(str(replies.FAULT))
+        return answer_of("250 2.0.0 stored" if stored else str(replies.NO_STORAGE))
 
     def _send(self, outgoing: Outgoing, destination: Destination) -> Done:
-        done = self._send_again(outgoing, destination)
-        if done is not None:
-            return done
-        failure: UnreachableError | None = None
+        """Send to one host after the other, until nobody is left who another one may take."""
+        course = Course(outgoing)
+        self._send_again(course, destination)
         try:
-            policy = self._carrier.judge.policy(self._name, destination)
-            for host in islice(self._hosts(destination), _ADDRESSES):
+            policy = self._carrier.judge.policy(self._name, destination) if course.left else None
+            hosts = self._hosts(destination) if course.left else ()
+            for host in islice(hosts, _ADDRESSES):
+                if host in course.visited:
+                    continue
                 try:
-                    return self._send_to(host, outgoing, destination, policy)
+                    self._send_to(host, course, destination, policy)
                 except UnreachableError as error:
                     self.close()
-                    if failure is None or failure.final:
-                        failure = error
+                    course.failed(error, str(host))
+                if not course.left:
+                    break
         except UnreachableError as error:
-            if failure is None or (failure.final and not error.final):
-                return _all(outgoing, error.reply, reached=None if error.final else False)
-        assert failure is not None  # noqa: S101 - what yields no host raises
-        reply = failure.reply
-        if not failure.final and reply[:1] == "5":
-            reply = f"451 4.4.1 {reply}"
-        return _all(outgoing, reply, reached=None if failure.final else False)
+            course.failed(error)
+        return course.done()
 
-    def _send_again(self, outgoing: Outgoing, destination: Destination) -> Done | None:
-        """Send over the connection that is open, if it fits; None = it takes a new one."""
+    def _send_again(self, course: Course, destination: Destination) -> None:
+        """Send over the connection that is open, if it fits."""
         if self._connection is not None:
             if self._destination == destination and self._connection.messages < _MESSAGES:
                 # It may have been idle for too long: a new one is a fair chance then.
                 with contextlib.suppress(HostError):
-                    return self._over(self._connection, outgoing)
+                    self._over(self._connection, course)
+                    return
             self.close()
-        return None
 
     def _send_to(
-        self, host: Host, outgoing: Outgoing, destination: Destination, policy: Policy | None
-    ) -> Done:
-        if outgoing.entry.require_tls:
+        self, host: Host, course: Course, destination: Destination, policy: Policy | None
+    ) -> None:
+        if course.outgoing.entry.require_tls:
             Judge.vouch(host, self._name, policy)
+        self.close()  # that of a host that has put somebody off
         self._connection = self._connect(host, destination, policy)
         self._destination = destination
-        return self._over(self._connection, outgoing)
+        self._over(self._connection, course)
 
     def _hosts(self, destination: Destination) -> Iterable[Host]:
         directory = self._carrier.directory
@@ -283,29 +258,20 @@ class Attempt:
                     carrier.judge.report(self._name, error.reply)
                 security = error.otherwise
 
-    def _over(self, connection: Connection, outgoing: Outgoing) -> Done:
-        entry, targets = outgoing.entry, outgoing.targets
+    def _over(self, connection: Connection, course: Course) -> None:
+        part = course.part
         try:
-            answers = connection.send(entry, targets, outgoing.message, outgoing.original)
+            answers = connection.send(part.entry, part.targets, part.message, part.original)
         except Verdict as verdict:  # of a plugin, about a conversion
-            answers = [_answer(str(verdict.reply))] * len(targets)
+            answers = [answer_of(str(verdict.reply))] * len(part.targets)
         except OSError as error:
             _log.error("a message cannot be converted: %s", error)
-            answers = [_answer("451 4.3.1 no space to convert the message now")] * len(targets)
+            no_space = answer_of("451 4.3.1 no space to convert the message now")
+            answers = [no_space] * len(part.targets)
         if connection.closed:
             self._connection = None
-        return Done(answers, connection.host.name, connection.tls, reached=True)
+        course.answered(connection, answers)
 
 
-def _all(outgoing: Outgoing, reply: str, *, reached: bool | None = None) -> Done:
-    return Done([_answer(reply)] * len(outgoing.targets), reached=reached)
-
-
-def _answer(reply: str) -> Answer:
-    match reply[0]:
-        case "2":
-            return Answer("delivered", reply)
-        case "5":
-            return Answer("failed", reply)
-        case _:
-            return Answer("queued", reply)
+def _all(outgoing: Outgoing, reply: str) -> Done:
+    return Done([answer_of(reply)] * len(outgoing.targets))

@@ -185,7 +185,10 @@ class Connection:
         if self.closed:
             answers = [Answer("queued", f"451 4.6.0 {self.host} refuses long lines")] * len(targets)
         else:
-            answers = self._convert(entry, targets, original)
+            try:
+                answers = self._convert(entry, targets, original)
+            except HostError as error:  # others of the message may have been answered
+                return [Answer("queued", error.reply, elsewhere=True)] * len(targets)
         if self.closed or any(answer.state == "delivered" for answer in answers):
             address = self.host.address
             self._setting.short_lines.put(address, True, _REMEMBERED, len(address))
@@ -208,21 +211,36 @@ class Connection:
         problem = self._extensions.obstacle(entry, targets, message)
         if problem:
             return [Answer("failed", problem)] * len(targets)
-        self.messages += 1
-        channel, extensions = self._channel, self._extensions
-        answers: list[Answer] = []
-        while len(answers) < len(targets):
-            part = targets[len(answers) : len(answers) + _RECIPIENTS]
+        answers: dict[int, Answer] = {}
+        left = list(range(len(targets)))
+        most = min(self._extensions.recipients or _RECIPIENTS, _RECIPIENTS)
+        while left:
+            part, rest = left[:most], left[most:]
+            named = [targets[number] for number in part]
+            self.messages += 1
             try:
-                answers += transact(
-                    channel, extensions, entry, part, message, form=form, chunked=chunked
+                said = transact(
+                    self._channel,
+                    self._extensions,
+                    entry,
+                    named,
+                    message,
+                    form=form,
+                    chunked=chunked,
                 )
             except HostError as error:
                 self.close()
                 if not answers:
                     raise
-                answers += [Answer("queued", error.reply)] * (len(targets) - len(answers))
-        return answers
+                lost = Answer("queued", error.reply, elsewhere=True)
+                answers = dict.fromkeys(left, lost) | answers
+                break
+            answers |= dict(zip(part, said, strict=True))
+            # At least one of a part is not crowded, so this comes to an end.
+            crowded = [number for number in part if answers[number].crowded]
+            most = len(part) - len(crowded)
+            left = crowded + rest
+        return [answers[number] for number in range(len(targets))]
 
     def quit(self) -> None:
         """End the session as good manners want it."""

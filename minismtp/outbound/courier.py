@@ -17,7 +17,8 @@ from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.events import DeliveryAttempted
 from minismtp.outbound.agenda import Job, delay
-from minismtp.outbound.attempt import Attempt, Carrier, Done, Outgoing
+from minismtp.outbound.attempt import Attempt, Carrier
+from minismtp.outbound.course import Done, Outgoing
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices, final
@@ -163,7 +164,7 @@ class Courier:
                 state, reply = "failed", final("550 5.4.7 delivery time expired", reply)
             elif state == "queued":
                 when = now + min(delay(self._retry, attempts + 1), left)
-            outcomes.append(Outcome(number, state, reply, done.host, when))
+            outcomes.append(Outcome(number, state, reply, answer.host, when))
         return outcomes
 
     def _tell(
@@ -171,21 +172,30 @@ class Courier:
     ) -> None:
         age = now - entry.arrived
         hooks = self._carrier.hooks
-        for outcome in outcomes:
+        for each in done.passed:
+            self._metrics.next_host(each.recipients)
+            self._watch.tell(
+                "another host tried",
+                entry.id,
+                host=each.host,
+                recipients=each.recipients,
+                reply=each.reply,
+            )
+        for outcome, answer in zip(outcomes, done.answers, strict=True):
             address = entry.targets[outcome.number].address
-            self._metrics.attempt(outcome.state, seconds, age, done.tls)
+            self._metrics.attempt(outcome.state, seconds, age, answer.tls)
             event = "deferred" if outcome.state == "queued" else outcome.state
             self._watch.tell(
                 f"delivery {event}",
                 entry.id,
                 to=address,
-                host=done.host,
-                tls=done.tls,
+                host=outcome.host,
+                tls=answer.tls,
                 delay=f"{age:.1f}",
                 seconds=f"{seconds:.3f}",
                 reply=outcome.reply,
             )
             if hooks.observed:
                 hooks.observe(
-                    DeliveryAttempted(entry.id, address, outcome.state, done.host, outcome.reply)
+                    DeliveryAttempted(entry.id, address, outcome.state, outcome.host, outcome.reply)
                 )

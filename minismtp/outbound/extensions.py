@@ -1,6 +1,7 @@
 """What a host's extensions allow: how a message may go there, or why it must come back (layer 6).
 
-RFC 1870 (SIZE), 3030 (BINARYMIME), 3461 (DSN), 6152 (8BITMIME), 6531 (SMTPUTF8), 8689 (REQUIRETLS).
+RFC 1870 (SIZE), 3030 (BINARYMIME), 3461 (DSN), 6152 (8BITMIME), 6531 (SMTPUTF8), 8689 (REQUIRETLS),
+9422 (LIMITS).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from minismtp.mime_conversion import Form
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)
 _SIZE: Final = re.compile(r"[0-9]{1,20}")
+# rcptmax-value = "RCPTMAX=" %x31-39 0*5DIGIT (RFC 9422 section 5.2)
+_RCPTMAX: Final = re.compile(r"\bRCPTMAX=([1-9][0-9]{0,5})(?![0-9])", re.IGNORECASE)
 _NO_XTEXT: Final = re.compile(r"[^!-*,-<>-~]")
 _WIDE: Final = re.compile(r"[^\x00-\x7f]")
 
@@ -30,6 +33,12 @@ class Extensions:
 
     def __contains__(self, keyword: str) -> bool:
         return keyword in self.keywords
+
+    @property
+    def recipients(self) -> int:
+        """How many recipients the host says that a transaction takes; 0 = it does not say."""
+        match = _RCPTMAX.search(self.keywords.get("limits", ""))
+        return int(match[1]) if match else 0
 
     def obstacle(self, entry: Entry, targets: Sequence[Target], message: Message) -> str:
         """Return why a message cannot travel here in any form, empty when it can."""

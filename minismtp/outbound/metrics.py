@@ -42,6 +42,13 @@ class OutboundMetrics:
             registry=registry,
         )
         self._attempts = {r: tally.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
+        self._next_hosts = tally.adder(
+            Counter(
+                "minismtp_delivery_next_hosts",
+                "Recipients that a further host was tried for in one attempt.",
+                registry=registry,
+            )
+        )
         secured = Counter(
             "minismtp_delivery_tls",
             "Recipients delivered to other servers by how the connection was secured.",
@@ -85,6 +92,10 @@ class OutboundMetrics:
             self._delay(delay)
             if tls:
                 self._secured[tls](1)
+
+    def next_host(self, recipients: int) -> None:
+        """Count recipients that one host did not take, so that the next one was tried."""
+        self._next_hosts(recipients)
 
     def set_aside(self, reason: str) -> None:
         """Count a message that is set aside for one of `ASIDE`."""

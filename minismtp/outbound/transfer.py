@@ -46,7 +46,7 @@ def transact(
         sender = next(replies)
         answers = [sender.answer] * len(targets)
         if sender.accepts:
-            answers = [reply.answer for reply in islice(replies, len(targets))]
+            answers = _judged(islice(replies, len(targets)))
         taken = [number for number, answer in enumerate(answers) if answer.state == "delivered"]
         start = None if chunked or not taken else next(replies)
     if not taken:
@@ -65,6 +65,18 @@ def transact(
     return answers
 
 
+def _judged(replies: Iterable[HostReply]) -> list[Answer]:
+    """Return the answers to RCPT; what is "too many" stands behind somebody who was not."""
+    answers, some = [], False
+    for reply in replies:
+        if some and not reply.accepts and reply.is_too_many:
+            answers.append(Answer("queued", str(reply), elsewhere=True, crowded=True))
+        else:
+            answers.append(reply.answer)
+        some = some or reply.accepts
+    return answers
+
+
 def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
     with channel.phase(channel.timeouts.data, "the content"):
         if not channel.stream(content):
@@ -78,7 +90,8 @@ def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
             return channel.reply().answer
     except HostError as error:
         channel.close()
-        return Answer("queued", error.reply)
+        # 421 is a refusal; otherwise the host may have the message, and another one had it twice.
+        return Answer("queued", error.reply, elsewhere=error.reply.startswith("421"))
 
 
 def _leave(channel: Channel, replies: Iterator[HostReply]) -> None:
