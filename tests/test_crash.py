@@ -435,3 +435,46 @@ def test_no_power_cut_loses_what_is_to_be_sent(
     server.kill()
     # What was removed, and what the schedule knew, may be as it was some seconds ago.
     sink.check(acknowledged, len(acknowledged))
+
+
+FULL: Final = '''
+"""One mailbox that is full until there is room."""
+
+from pathlib import Path
+
+from minismtp import Address, Defer, hookimpl, plugin
+
+
+@plugin
+class Full:
+    room: Path
+
+    @hookimpl
+    def deliver(self, mailbox: Address) -> None:
+        if mailbox.local == "full" and not self.room.exists():
+            raise Defer("mailbox full", code=452, enhanced="4.2.2")
+'''
+
+
+@pytest.mark.parametrize("order", [0, 1], ids=["full first", "full last"])
+def test_no_crash_loses_a_copy_that_waits_for_its_mailbox(
+    configure: Configure, start: Start, order: int
+) -> None:
+    full = '[outbound]\nretry = ["200ms"]\nfree_space = "1MiB"\n[[plugins]]\nuse = "full"\n'
+    config = configure(workers=2, plugins=f'{full}room = "room"\n' + PLUGINS.format(sync="file"))
+    (config.parent / "local_plugins" / "full.py").write_text(FULL)
+    recipients = ("full@example.org", "a@example.org", "b@example.org")
+    numbers = itertools.count()
+    acknowledged: set[int] = set()
+    for _ in range(ROUNDS):
+        server = restart(start, config)
+        acknowledged |= crash(server, numbers, recipients=recipients[:: 1 - 2 * order])
+    assert not (config.parent / "mail" / "full").exists()
+    (config.parent / "room").touch()
+    server = restart(start, config)
+    queue = server.directory / "state/spool/queue"
+    server.wait_until(lambda: not list(queue.iterdir()))
+    for user in ("a", "b", "full"):
+        stored = numbers_of(server, user)
+        assert acknowledged - set(stored) == set()
+        assert len(stored) == len(set(stored))

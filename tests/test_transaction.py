@@ -264,7 +264,7 @@ def test_recipients_are_counted_by_outcome() -> None:
 # Storage
 
 
-def test_first_failure_is_the_answer_for_all_of_smtp() -> None:
+def test_failure_is_the_answer_for_all_without_a_queue() -> None:
     storage = Storage(
         refusals={
             "b@example.org": Defer("full", code=452, enhanced="4.2.2"),
