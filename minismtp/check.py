@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
@@ -40,8 +41,15 @@ from minismtp.testing import Dialogue
 
 _DAY: Final = 86_400
 _EXPIRES_SOON: Final = 14 * _DAY
-# Addresses for documentation (RFC 5737, RFC 3849): nobody's, so nobody trusts them.
-_OUTSIDERS: Final = ("192.0.2.1", "2001:db8::1")
+# Addresses for documentation (RFC 5737, 3849, 9637) belong to nobody; others follow for a
+# configuration that trusts them, as an example may. It cannot trust what is wider than _WIDEST.
+_OUTSIDERS: Final = (
+    ("192.0.2.1", "198.51.100.1", "203.0.113.1"),
+    ("2001:db8::1", "2001:db8:ffff::1", "3fff::1"),
+)
+_WIDEST: Final = {4: 8, 6: 16}
+_STEP: Final = 0x9E3779B1  # an odd number that leads all over the addresses
+_TRIES: Final = 1000
 # RFC 6761 section 6.4: nobody's domain either.
 _FOREIGN: Final = "probe@relay-test.invalid"
 _SENDER: Final = "outsider@sender-test.invalid"
@@ -246,7 +254,7 @@ def _relay(
         draining=threading.Event(),
         starttls=listener.tls == "starttls",
     )
-    for peer in _OUTSIDERS:
+    for peer in _outsiders(plugins.hooks(listener.name)):
         dialogue = Dialogue(service=service, peer=peer)
         reply = _refusal(dialogue)
         if reply.startswith("4"):
@@ -259,6 +267,23 @@ def _relay(
             message = f"cannot tell whether it is an open relay: the test got {reply!r}"
             yield _warning(config, key, message)
             return
+
+
+def _outsiders(hooks: Hooks) -> Iterator[str]:
+    """Return an address of each family that is in no network which a plugin knows."""
+    networks = [each for each in hooks.networks if each.prefixlen >= _WIDEST[each.version]]
+    for first in _OUTSIDERS:
+        found = (each for each in _candidates(first) if not any(each in net for net in networks))
+        yield str(next(found, first[0]))
+
+
+def _candidates(first: tuple[str, ...]) -> Iterator[IPv4Address | IPv6Address]:
+    yield from map(ip_address, first)
+    for number in range(1, _TRIES):
+        spread = number * _STEP & 0xFFFFFFFF
+        whole = IPv6Address(spread << 96 | 1) if ":" in first[0] else IPv4Address(spread)
+        if whole.is_global:
+            yield whole
 
 
 def _refusal(dialogue: Dialogue) -> str:

@@ -7,6 +7,7 @@ implements costs 0.1 us instead of the 2.6 us of an empty pluggy call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
@@ -80,6 +81,13 @@ class Hooks:
     def login_domain(self) -> str:
         """The domain of users whose login has none: the first plugin's that says it; else ""."""
         return next((name for each in self._plugins if (name := _login_domain(each))), "")
+
+    @property
+    def networks(self) -> list[IPv4Network | IPv6Network]:
+        """The networks that the options of the plugins name."""
+        values = [value for each in self._plugins for value in vars(each).values()]
+        listed = [item for value in values if isinstance(value, list | tuple) for item in value]
+        return [each for each in values + listed if isinstance(each, IPv4Network | IPv6Network)]
 
     @property
     def routes(self) -> bool:

@@ -43,6 +43,7 @@ def local_plugin(tmp_path: Path) -> LocalPlugin:
         directory.mkdir()
         (directory / "mine.py").write_text(
             '"""A plugin for one test."""\n'
+            "from ipaddress import IPv4Network, ip_address\n"
             "from pathlib import Path\n"
             "from minismtp import Defer, Local, Reject, Relay, hookimpl, plugin\n"
             f"@plugin\nclass Mine:\n{methods}\n"
@@ -392,3 +393,47 @@ def test_files_for_sending_are_looked_at(findings: Findings, tmp_path: Path) -> 
         f"warning: outbound.password_file: {secret} can be read by everybody (chmod o-r)",
         f"error: outbound.server_ca: {authorities} is no PEM file of certificates",
     ]
+
+
+DOCUMENTATION = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20")
+EVERYWHERE = [f"{number}.0.0.0/8" for number in range(256)]
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        ["192.0.2.0/24"],
+        ["192.0.2.1", "2001:db8::1"],
+        ["192.0.2.0/24", "2001:db8:1::/48"],
+        [*DOCUMENTATION],
+        [*DOCUMENTATION, "10.0.0.0/8", "fd00::/8", "127.0.0.0/8", "::1"],
+        [*DOCUMENTATION, *EVERYWHERE[:240:2]],
+    ],
+)
+def test_outsider_is_in_nobodys_networks(findings: Findings, networks: list[str]) -> None:
+    relay = f'[[plugins]]\nuse = "relay"\nnetworks = {networks!r}\n'
+    assert findings(LISTENER, MAILBOXES, relay, MAILDIR) == []
+
+
+def test_networks_that_leave_no_outsider_are_an_open_relay(findings: Findings) -> None:
+    networks = EVERYWHERE
+    relay = f'[[plugins]]\nuse = "relay"\nnetworks = {networks!r}\n'
+    found = findings(LISTENER, MAILBOXES, relay, MAILDIR)
+    assert found == [
+        "error: listeners[0]: open relay: 192.0.2.1 may send mail to probe@relay-test.invalid"
+    ]
+
+
+@pytest.mark.parametrize("networks", [["0.0.0.0/0"], ["0.0.0.0/1", "128.0.0.0/1"], ["192.0.0.0/7"]])
+def test_network_too_wide_for_anybody_does_not_hide_an_open_relay(
+    findings: Findings, local_plugin: LocalPlugin, networks: list[str]
+) -> None:
+    text = local_plugin(
+        "    networks: list[IPv4Network]\n"
+        "    @hookimpl\n"
+        "    def route(self, session):\n"
+        "        inside = any(ip_address(session.peer) in each for each in self.networks)\n"
+        "        return Relay() if inside else None\n",
+        f"networks = {networks!r}\n",
+    )
+    assert "open relay: 192.0.2.1" in "".join(findings(text))
