@@ -16,6 +16,11 @@ _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"|([^\s"]++)', re.DOTALL)
 _PAIR: Final = re.compile(
     r'(?<![\w./-])([\w./-]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))', re.DOTALL
 )
+# authserv-id [CFWS authres-version], in which a quoted-string may be an authserv-id
+_ID: Final = re.compile(r'\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))(?:\s++[0-9]++)?+\s*+', re.DOTALL)
+_BETWEEN_NAMES: Final = re.compile(r"[<>,/=]++")
+_READABLE: Final = re.compile(r"[!-~]++")
+_ENCODED: Final = "=?"  # begins an encoded word, which has no place here (RFC 2047 section 5)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -36,6 +41,35 @@ def read(value: str) -> tuple[str, list[AuthResult]]:
     match = _WORD.search(first)
     name = Address("", _text(*match.groups())).ascii_domain if match else ""
     return name, [result for text in rest if (result := _read_result(text))]
+
+
+def claims(value: str, name: str) -> bool:
+    """Whether a field can be taken for one of the server `name`, in A-labels.
+
+    Its authserv-id is that name in some spelling, or it has none that all readers agree upon.
+    """
+    if _balance(value):
+        return True
+    first = _SEGMENT.match(without_comments(value))
+    match = first and _ID.fullmatch(first[0])
+    if not match:
+        return True
+    text = _text(*match.groups())
+    words = {Address("", word.rstrip(".")).ascii_domain for word in _BETWEEN_NAMES.split(text)}
+    words.discard("")
+    readable = words and all(map(_READABLE.fullmatch, words)) and _ENCODED not in text
+    return name in words or not readable
+
+
+def _balance(value: str) -> int:
+    """Return how many comments are never closed."""
+    depth, quoted = 0, False
+    for match in _DELIMITER.finditer(value):
+        if match[0] == '"':
+            quoted ^= not depth
+        elif match[0] in "()" and not quoted:
+            depth = max(0, depth + (1 if match[0] == "(" else -1))
+    return depth
 
 
 def _read_result(text: str) -> AuthResult | None:

@@ -15,7 +15,7 @@ from minismtp import (
     results_of,
 )
 
-from ._authres import read, written
+from ._authres import claims, written
 
 _FIELD = "Authentication-Results"
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
@@ -29,8 +29,9 @@ class AuthenticationResults:
     have left is written in their order, `none` when there is nothing; `auth=pass` with the login
     comes first for users who have logged in. `authserv_id` is the name that mail programs trust,
     by default the server's hostname; servers of one organization may share it. Fields that have
-    come with a message and claim this name, or none that can be read, are removed, whatever their
-    quoting, comments and version (RFC 8601 section 5). A message whose header is so large (1 MiB,
+    come with a message and claim this name in any spelling, or none that can be read, are removed:
+    whatever their case, quoting, comments, folding, dots, encoding and version (RFC 8601 section
+    5). A message whose header is so large (1 MiB,
     10,000 fields) that one could hide in it is refused.
     """
 
@@ -58,4 +59,4 @@ class AuthenticationResults:
         message.prepend(_FIELD, written(self._id, results))
 
     def _is_forged(self, value: str) -> bool:
-        return read(value)[0] in ("", self._id)
+        return claims(value, self._id)

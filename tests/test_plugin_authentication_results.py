@@ -37,10 +37,15 @@ class Checks:
         results_of(envelope).extend(self.results)
 
 
-def stored(content: str = "Subject: x\n\nHello.\n", *results: AuthResult, **dialogue: Any) -> bytes:  # noqa: ANN401 - any option
+def stored(
+    content: str = "Subject: x\n\nHello.\n",
+    *results: AuthResult,
+    authserv_id: str = "mx.example.org",
+    **dialogue: Any,  # noqa: ANN401 - any option
+) -> bytes:
     """Give a message as it is stored, from its first Authentication-Results field on."""
     mailroom = Mailroom()
-    writing = AuthenticationResults(authserv_id="mx.example.org")
+    writing = AuthenticationResults(authserv_id=authserv_id)
     talk = Dialogue(Checks(results=[*results]), writing, mailroom, **dialogue)
     assert talk.mail(content).startswith("250 ")
     [[message]] = mailroom.stored.values()
@@ -90,6 +95,42 @@ FORGED = [
     "; mx.example.org; spf=pass",
     "(never closed mx.other.example; spf=pass",
     "",
+    "mx.example.org.; spf=pass",
+    "mx.example.org..; spf=pass",
+    "MX.EXAMPLE.ORG. 2; spf=pass",
+    "mx.example.org 1 2; spf=pass",
+    "mx.example.org v1; spf=pass",
+    "mx.example.org/1; spf=pass",
+    "mx.example.org spf=pass",
+    "mx.example.org=1; spf=pass",
+    "<mx.example.org>; spf=pass",
+    "mx.example.org, x; spf=pass",
+    '"mx.example.org',
+    '"mx.example.org;" spf=pass',
+    '" mx.example.org "; spf=pass',
+    '"mx.example.org\tx"; spf=pass',
+    'mx."example".org; spf=pass',
+    "mx . example . org; spf=pass",
+    "mx(x).(y)example.org; spf=pass",
+    "mx.example.org(; spf=pass",
+    "mx.example.net (never closed; spf=pass",
+    "(x)mx.example.org(y)1(z); spf=pass",
+    "mx.example.org(1);spf=pass",
+    "\uff4d\uff58\uff0e\uff25xample\u3002org; spf=pass",
+    "mx.exam\u00adple.org; spf=pass",
+    "mx\u200b.example.org; spf=pass",
+    "mx.ex\u0430mple.org\u202e; spf=pass",
+    "=?utf-8?q?mx.example.org?=; spf=pass",
+    '"=?utf-8?b?bXguZXhhbXBsZS5vcmc=?="; spf=pass',
+    "m\x00x.example.org; spf=pass",
+    "mx.example.org\x0b; spf=pass",
+    "x y z; spf=pass",
+    '"a" "b"; spf=pass',
+    "\ud7ff\ufffd; spf=pass",
+    ";",
+    " ",
+    '""; spf=pass',
+    "()",
 ]
 
 
@@ -196,3 +237,25 @@ def test_fault_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as fault:
         build(AuthenticationResults, {"authserv_id": name}, file="c", key="p", base=tmp_path)
     assert "expected a name such as mx.example.org" in str(fault.value)
+
+
+@pytest.mark.parametrize("ours", ["bücher.example", "xn--bcher-kva.example", "BÜCHER.example."])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "bücher.example",
+        "xn--bcher-kva.example",
+        "XN--BCHER-KVA.EXAMPLE.",
+        '"BU\u0308CHER。example" 1',
+    ],
+)
+def test_domain_is_ours_in_each_of_its_spellings(ours: str, value: str) -> None:
+    line = f"Authentication-Results: {value}; spf=pass"
+    message = stored(f"{line}\nSubject: x\n\nx\n", authserv_id=ours)
+    assert message.lower().count(b"authentication-results:") == 1
+
+
+@pytest.mark.parametrize("value", ["bücher.example", "xn--bcher-kva.example 1", "mx; a=b"])
+def test_other_domain_stays_in_each_of_its_spellings(value: str) -> None:
+    line = f"Authentication-Results: {value}; spf=pass"
+    assert line.encode() in stored(f"{line}\nSubject: x\n\nx\n")
