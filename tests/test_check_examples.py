@@ -64,14 +64,13 @@ _REMOTE: Final = {
 
 def fenced(page: Path, language: str) -> list[tuple[str, str]]:
     """Give the name and the text of each block of code in a language."""
-    return [
-        match.group(2, 3) for match in _FENCE.finditer(page.read_text()) if match[1] == language
-    ]
+    found = _FENCE.finditer(page.read_text())
+    return [(match[2], match[3]) for match in found if match[1] == language]
 
 
 def examples() -> dict[str, tuple[Path, str]]:
     """Give each configuration with its page, by a name."""
-    found = {}
+    found: dict[str, tuple[Path, str]] = {}
     for page in PAGES:
         texts = (
             [page.read_text()]

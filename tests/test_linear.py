@@ -27,6 +27,7 @@ _NO_PATTERN: Final = frozenset({"escape", "purge"})
 #: Functions that make a pattern of something, and why that is no stranger's, or harmless.
 _MADE: Final = {
     "minismtp.scalars._pattern": "the operator's, in the configuration",
+    "minismtp.chronicle.mentions": "the operator's, and literals",
     "minismtp_plugins._rule._compiled": "the operator's, of a module that stops when told",
     "minismtp_plugins._spf_macros.expand": "one class",
     "minismtp_plugins._parts._compiled": "literals of 250 octets at most",
