@@ -105,12 +105,12 @@ def target(**changes: Any) -> tuple[Target, ...]:  # noqa: ANN401 - any field
 @pytest.mark.parametrize(
     "changes",
     [
-        {"sender": "a" * 65 + "@example.org"},
+        {"sender": "a" * 513 + "@example.org"},
         {"sender": "a@" + "i\u0307." * 85 + "x"},
         {"sender": "no address"},
         {"targets": target(address="b")},
         {"targets": target(recipient="")},
-        {"targets": target(sender='"' + "a b" * 30 + '"@example.org')},
+        {"targets": target(sender='"' + "a b" * 200 + '"@example.org')},
         {"targets": target(original="\ud800")},
         {"helo": "\udcff"},
         {"arrived": float("nan")},
