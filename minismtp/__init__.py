@@ -41,6 +41,7 @@ from minismtp.smtp.sasl import StoredKey
 from minismtp.stash import Stash, StashKey
 from minismtp.state import Claim, State
 from minismtp.threads import start_thread, surviving
+from minismtp.user_names import folded_local, folded_name, prepared_password
 from minismtp.web import Answer, WebService
 
 __version__ = "0.1.0"
@@ -97,10 +98,13 @@ __all__ = [
     "dotted",
     "events",
     "findings_of",
+    "folded_local",
+    "folded_name",
     "format_field",
     "hookimpl",
     "make_directory",
     "plugin",
+    "prepared_password",
     "quoted",
     "read_file",
     "results_of",

@@ -17,6 +17,7 @@ from minismtp.session import Session
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64
+from minismtp.user_names import folded_name
 
 _PUT_OFF: Final = "login put off"
 _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
@@ -110,8 +111,9 @@ class Authentication:
         """Give the mechanisms that can succeed here, the strongest first."""
         tls = self._session.tls
         offered, made_up = self._service.hooks.mechanisms, self._service.made_up_keys
+        spelled = folded_name if self._service.hooks.ignores_case else str
         makers: dict[str, Callable[[], sasl.Exchange]] = {
-            "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key, made_up),
+            "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key, made_up, spelled),
             "PLAIN": sasl.plain,
             "LOGIN": sasl.login,
             "OAUTHBEARER": sasl.oauthbearer,
@@ -140,7 +142,8 @@ class Authentication:
     def _decide(self, result: sasl.Offer | sasl.Proof) -> Reply:
         self._username = result.username
         if isinstance(result, sasl.Proof):
-            identity = result.username if result.authorization in {"", result.username} else None
+            itself = {"", folded_name(result.username)}
+            identity = result.username if folded_name(result.authorization) in itself else None
         else:
             credentials = Credentials(
                 self._mechanism,

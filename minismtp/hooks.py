@@ -78,6 +78,12 @@ class Hooks:
         return found
 
     @property
+    def ignores_case(self) -> bool:
+        """Whether a plugin that has stored keys says so by its own `ignore_case`."""
+        keepers = [plugin for plugin, default in self._checkers if default is SCRAM]
+        return any(getattr(plugin, "ignore_case", False) for plugin in keepers)
+
+    @property
     def login_domain(self) -> str:
         """The domain of users whose login has none: the first plugin's that says it; else ""."""
         return next((name for each in self._plugins if (name := _login_domain(each))), "")

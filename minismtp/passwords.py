@@ -2,8 +2,9 @@
 
 A stored string names its scheme and its cost: `$scrypt$ln=15,r=8,p=1$SALT$KEY` or argon2's own
 `$argon2id$v=19$m=65536,t=3,p=4$SALT$KEY`, base64 without padding, so that files may mix schemes and
-costs and stay valid when the defaults change. Passwords are hashed as the UTF-8 that the client
-sent: no SASLprep and no Unicode normalization, since a client that prepares does so itself.
+costs and stay valid when the defaults change. Passwords are hashed as RFC 8265 prepares them, since
+keyboards and programs put accents together in different ways; a hash of what a client sent before
+that was so fits as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from minismtp.user_names import prepared_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +54,7 @@ def hash_password(password: str, scheme: str = _DEFAULT) -> str:
     if known is None:
         raise ValueError(f"unknown password scheme {scheme!r}: known are {', '.join(_SCHEMES)}")
     with _turns:
-        return known.hash(_octets(password))
+        return known.hash(_octets(prepared_password(password)))
 
 
 def verify_password(password: str, stored: str | None) -> bool:
@@ -68,10 +71,14 @@ def verify_password(password: str, stored: str | None) -> bool:
     scheme = _SCHEMES[name]
     with _turns:
         if stored is None:
-            scheme.hash(_octets(password))
+            for each in {prepared_password(password), password}:
+                scheme.hash(_octets(each))
             return False
         try:
-            return scheme.verify(_octets(password), stored)
+            return any(
+                scheme.verify(_octets(each), stored)
+                for each in dict.fromkeys((prepared_password(password), password))
+            )
         except ValueError:
             return False
 

@@ -18,6 +18,7 @@ from minismtp.message import Message
 from minismtp.received import date
 from minismtp.reply import Reject
 from minismtp.session import Session
+from minismtp.user_names import folded_local
 
 # Any of them says that the message is sent again (RFC 5322 section 3.6.6).
 _RESENT: Final = (
@@ -112,11 +113,12 @@ class _User:
         """Read a login; one without a domain is a user of the domain `home`."""
         local, at, domain = login.rpartition("@")
         local, domain = (local, domain) if at else (login, home)
-        return cls(local.lower(), to_ascii(domain))
+        return cls(folded_local(local), to_ascii(domain))
 
     def has(self, mailbox: Address) -> bool:
         """Say whether a mailbox is this user's."""
-        return mailbox.local.lower() == self.local and self.domain in ("", mailbox.ascii_domain)
+        same = folded_local(mailbox.local) == self.local
+        return same and self.domain in ("", mailbox.ascii_domain)
 
 
 def _names(addresses: str, login: str) -> bool:

@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minismtp import Address, read_file
+from minismtp import Address, folded_local, read_file
 
 #: A local part and a domain. In the target of an alias, one that is empty is the recipient's.
 Mailbox = tuple[str, str]
@@ -96,7 +96,7 @@ def _own(mailbox: Mailbox) -> Mailbox:
 
 def _folded(local: str) -> str:
     """Return a local part in lower case, unless that has more octets than a local part may have."""
-    lower = local.lower()
+    lower = folded_local(local)
     return lower if len(lower.encode("utf-8", "surrogatepass")) <= _LOCAL_PART else local
 
 
@@ -119,7 +119,7 @@ def _entry(line: str, domains: list[str]) -> tuple[str, list[Mailbox]]:
     texts = _split(line[match.end() :]) if match else []
     if match is None or not all(texts):
         raise ValueError("expected `alias: target, target`")
-    key = match[1].strip().lower()
+    key = folded_local(match[1].strip())
     local, domain = _parts(key) if key[0] == '"' else _cut(key)
     if domain:
         domain = Address("", domain).ascii_domain
@@ -148,7 +148,7 @@ def _target(text: str, domains: list[str]) -> Mailbox:
     if text[0] == "@":  # the same local part there
         return "", Address.parse(f"x{text}").ascii_domain
     local, domain = _parts(text)
-    return (local.lower() if domain in ("", *domains) else local), domain
+    return (folded_local(local) if domain in ("", *domains) else local), domain
 
 
 def _parts(text: str) -> Mailbox:

@@ -13,7 +13,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from minismtp import Breaker, Credentials, Defer, RemoteError, start_thread, verify_password
+from minismtp import (
+    Breaker,
+    Credentials,
+    Defer,
+    RemoteError,
+    folded_name,
+    start_thread,
+    verify_password,
+)
 
 T = TypeVar("T")
 
@@ -37,8 +45,9 @@ def may_be_asked(credentials: Credentials) -> bool:
 
 
 def acts_as_itself(credentials: Credentials) -> bool:
-    """Whether the user asks to be nobody else (RFC 4616 section 2)."""
-    return credentials.authorization in ("", credentials.username)
+    """Whether the user asks to be nobody else, however spelled (RFC 4616 section 2)."""
+    asked = folded_name(credentials.authorization)
+    return asked in ("", folded_name(credentials.username))
 
 
 def authorities(ca: Path | None) -> ssl.SSLContext:

@@ -18,6 +18,7 @@ from minismtp import (
 )
 
 from ._login import may_be_asked
+from ._user_names import spellings_of
 
 _MAJOR = "1"  # version of the protocol
 _LINES = 1000  # of a greeting
@@ -35,10 +36,16 @@ class DovecotAuth:
     is inside TLS. It decides who may act as somebody else (master users), and gives the name that a
     user is known by after the login. Each login is a conversation of its own within `patience`;
     where Dovecot is away, or its own database is, the client hears 454 and keeps its password.
+
+    Dovecot takes names in lower case unless its `auth_username_format` says otherwise. With
+    `ignore_case` a login that it has refused is asked about a second time, with the name in lower
+    case and ordinary width, if that is another name; a password with accents put together otherwise
+    than RFC 8265 has them is asked about in its form too.
     """
 
     address: SocketAddress
     patience: timedelta = timedelta(seconds=10)
+    ignore_case: bool = True
 
     def __post_init__(self) -> None:
         if not self.patience:
@@ -50,6 +57,10 @@ class DovecotAuth:
         """Give the name that Dovecot knows the user by; None for whom it refuses."""
         if not may_be_asked(credentials):
             return None
+        spellings = spellings_of(credentials, ignore_case=self.ignore_case)
+        return next(filter(None, (self._ask(session, each) for each in spellings)), None)
+
+    def _ask(self, session: Session, credentials: Credentials) -> str | None:
         with self._service.connect() as line:
             number = _introduce(line)
             line.send(f"AUTH\t{number}\t{_request(session, credentials)}\n".encode())

@@ -17,6 +17,7 @@ from minismtp import (
 )
 
 from ._login import authorities, may_be_asked
+from ._user_names import spellings_of
 
 _REFUSED = (401, 403)
 _TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
@@ -33,12 +34,17 @@ class HttpAuth:
     and keeps its password, as when no answer comes within `patience`. Passwords go out by https
     only, where `ca` may name a file of the authorities to trust instead of the system's, or to
     loopback; `allow_http` permits other networks, which then see them.
+
+    With `ignore_case` a login that was refused is asked about a second time, with the name in lower
+    case and ordinary width, if that is another name; a password with accents put together otherwise
+    than RFC 8265 has them is asked about in its form too.
     """
 
     url: str
     format: Literal["json", "form"] = "json"
     ca: Path | None = None
     allow_http: bool = False
+    ignore_case: bool = True
     patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
@@ -59,6 +65,10 @@ class HttpAuth:
         """Give the identity that the service answers with; None for whom it refuses."""
         if not may_be_asked(credentials):
             return None
+        spellings = spellings_of(credentials, ignore_case=self.ignore_case)
+        return next(filter(None, (self._ask(session, each) for each in spellings)), None)
+
+    def _ask(self, session: Session, credentials: Credentials) -> str | None:
         fields = {
             "username": credentials.username,
             "password": credentials.password,

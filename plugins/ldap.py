@@ -14,6 +14,7 @@ from minismtp import (
     ServerInfo,
     SocketAddress,
     WatchedFiles,
+    folded_name,
     hookimpl,
     plugin,
     read_file,
@@ -32,7 +33,7 @@ from ._ldap import (
     escaped,
 )
 from ._login import acts_as_itself, authorities, may_be_asked
-from ._user_names import folded
+from ._user_names import folded, spellings_of
 
 _log = logging.getLogger(__name__)
 _PORTS = {"ldap": 389, "ldaps": 636}
@@ -53,7 +54,9 @@ class Ldap:
     certificate must be one that the authorities in the file `ca` vouch for, else those of the
     system. Each login is a connection of its own, as a bind changes who a connection belongs to;
     referrals are not followed. A directory that is away, or has not answered within `patience`, or
-    answers something unusual, is a failure: the client hears 454 and keeps its password.
+    answers something unusual, is a failure: the client hears 454 and keeps its password. With
+    `ignore_case` a name that is not found, or a `dn` that is refused, is tried once more in lower
+    case and ordinary width, and a password as RFC 8265 has its accents, where that differs.
     """
 
     url: str
@@ -66,6 +69,7 @@ class Ldap:
     starttls: bool = False
     ca: Path | None = None
     patience: timedelta = timedelta(seconds=10)
+    ignore_case: bool = True
 
     def __post_init__(self) -> None:
         if bool(self.dn) == bool(self.base):
@@ -104,14 +108,18 @@ class Ldap:
         """Give the name of the user for the right password; None for all others."""
         if not (may_be_asked(credentials) and acts_as_itself(credentials)):
             return None
-        with self._service.connect() as line:
-            try:
-                answer = self._ask(Conversation(line), credentials)
-            except FAULTS as error:
-                raise RemoteError(f"{self.url}: {error!r}") from error
-        if isinstance(answer, RemoteError):  # a directory that answers is not left alone for it
-            raise answer
-        return answer
+        by_dn = self.ignore_case and bool(self.dn)  # a search tries names, which costs no bind
+        for each in spellings_of(credentials, ignore_case=by_dn):
+            with self._service.connect() as line:
+                try:
+                    answer = self._ask(Conversation(line), each)
+                except FAULTS as error:
+                    raise RemoteError(f"{self.url}: {error!r}") from error
+            if isinstance(answer, RemoteError):  # a directory that answers is not left alone
+                raise answer
+            if answer is not None:
+                return answer
+        return None
 
     def _ask(self, directory: Conversation, credentials: Credentials) -> str | RemoteError | None:
         if self.starttls and (code := directory.start_tls(self._trust, self._address.host)):
@@ -152,7 +160,10 @@ class Ldap:
         same = self._search(directory, plain)  # for unknown users too: they cost the same
         if isinstance(found, Entry) and isinstance(same, Entry) and found.dn == same.dn:
             return same
-        return found
+        if found is not None or not self.ignore_case:
+            return found
+        lower = folded_name(user)
+        return same if lower == plain else self._search(directory, lower)
 
     def _search(self, directory: Conversation, user: str) -> Entry | RemoteError | None:
         query = self.filter.replace("{user}", escaped(user))
@@ -172,8 +183,7 @@ class Ldap:
             parts = urllib.parse.urlsplit(self.url)
             host, port = Address("", parts.hostname or "").ascii_domain, parts.port
         except ValueError:
-            host, port = "", None
-            parts = urllib.parse.urlsplit("")
+            raise ValueError('url: expected "ldaps://host", or "ldap://host:389"') from None
         if parts.scheme not in _PORTS or not host or parts.path.strip("/") or parts.username:
             raise ValueError('url: expected "ldaps://host", or "ldap://host:389"')
         address = SocketAddress(host, port or _PORTS[parts.scheme])

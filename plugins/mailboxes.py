@@ -16,6 +16,7 @@ from minismtp import (
     Session,
     Several,
     WatchedFiles,
+    folded_local,
     hookimpl,
     plugin,
     read_file,
@@ -43,9 +44,10 @@ class Mailboxes:
     `user+tag` is delivered to `user` (`separator`; "" = off). `catch_all` is the mailbox or alias
     for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
     4.5.1): by the user or alias of that name, else by `catch_all`, else by the mailbox or alias
-    that `postmaster` names. Local parts are compared without regard to case. A local part
-    alone, as in `RCPT TO:<root>`, is at our host name; there and at the address that the client has
-    called (`root@[192.0.2.1]`) are the users and aliases of the first of `domains`, too.
+    that `postmaster` names. Local parts are compared without regard to case, to full-width letters
+    and to how accents are put together, but `straße` is not `strasse`. A local part alone, as in
+    `RCPT TO:<root>`, is at our host name; there and at the address that the client has called
+    (`root@[192.0.2.1]`) are the users and aliases of the first of `domains`, too.
 
     Mail that an alias sends elsewhere keeps its sender, or, with the `srs_secret_file`, gets one at
     `srs_domain` (the first of `domains`) that SPF allows us. Bounces to such a sender are sent back
@@ -78,7 +80,7 @@ class Mailboxes:
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
         self._full: set[Path] = set()  # files that have named somebody
-        nobody = Directory(self._domains, set(), self.separator, "", self.postmaster.lower())
+        nobody = Directory(self._domains, set(), self.separator, "", folded_local(self.postmaster))
         self._directory = WatchedFiles(self._read, *files, empty=nobody)
         self._srs: WatchedFiles[Srs] | None = None
         if self.srs_secret_file is not None:
@@ -139,8 +141,8 @@ class Mailboxes:
         users = None
         if self.users or self.users_file or self.catch_all:
             listed = lines_of(self.users_file) if self.users_file else []
-            users = {name.lower() for name in (*self.users, *(line for _, line in listed))}
-        catch_all, postmaster = self.catch_all.lower(), self.postmaster.lower()
+            users = {folded_local(name) for name in (*self.users, *(line for _, line in listed))}
+        catch_all, postmaster = folded_local(self.catch_all), folded_local(self.postmaster)
         directory = Directory(self._domains, users, self.separator, catch_all, postmaster)
         if self.aliases_file:
             try:

@@ -2,7 +2,7 @@
 
 import logging
 import zlib
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ from minismtp import (
     StoredKey,
     WatchedFiles,
     check_stored_password,
+    folded_name,
     hookimpl,
     plugin,
     read_file,
     warn_of_readers,
 )
 
-from ._login import PasswordCheck, acts_as_itself
+from ._login import PasswordCheck
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class PasswordFile:
     """Authenticate users by the lines `user:hash` or `user:hash:keys` of the file `path`.
 
     `minismtp passwd FILE USER` writes such lines; `#` at the start of a line makes it a comment.
-    User names count exactly as written. A changed file is read again within a second; while a line
+    A changed file is read again within a second; while a line
     of it has a fault, the users read before stay. While the file is gone, unreadable or empty,
     every login is put off with 454, because users cannot be told from strangers. A comment in the
     file says that it has no users on purpose.
@@ -42,10 +43,18 @@ class PasswordFile:
     Hashes are slow on purpose, which mail programs that log in for each message would feel. So a
     password that was right is recognized for the time `remember` by a keyed digest in memory; "0s"
     checks the hash each time. A wrong password always costs a whole check.
+
+    With `ignore_case` users may type their names in upper case, in full-width letters, with accents
+    put together otherwise, and a domain in any of its spellings (RFC 8265); `straße` is still not
+    `strasse`. The login is known by the name in the file. A name that stands there as it was typed
+    is always that user. Where two names of the file are alike but for such spelling, both have to
+    be typed as they stand there, and a warning names them: `mailboxes` and `match_sender` know no
+    such difference.
     """
 
     path: Path
     remember: timedelta = field(default=timedelta(minutes=10))
+    ignore_case: bool = True
 
     def __post_init__(self) -> None:
         self._users = WatchedFiles(self._read, self.path, empty=_Users())
@@ -61,6 +70,8 @@ class PasswordFile:
         """Warn of a file that others can read, or that has no users."""
         if not self._users.get().hashes:
             _log.warning("path: %s has no users", self.path)
+        if self.ignore_case and (alike := self._users.get().alike):
+            _log.warning("path: %s has names that are alike: %s", self.path, ", ".join(alike))
         if server.role == "check":
             warn_of_readers("path", self.path)
 
@@ -69,23 +80,36 @@ class PasswordFile:
         """Give the user name for the right password; None for all others and for tokens."""
         if not credentials.password:
             return None
-        hashes = self._known().hashes
-        stored = hashes.get(credentials.username)
+        users = self._known()
+        hashes, name = users.hashes, self._name(users, credentials.username)
+        stored = hashes.get(name)
         # Somebody else's hash stands in for a missing one. Chosen by name, so that in a file of
         # several schemes the time that an unknown user takes is no stranger than any user's.
         decoy = None
         if others := list(hashes.values()):
-            decoy = others[
-                zlib.crc32(credentials.username.encode("utf-8", "replace")) % len(others)
-            ]
-        if self._check.passes(credentials, stored, decoy) and acts_as_itself(credentials):
-            return credentials.username
+            decoy = others[zlib.crc32(name.encode("utf-8", "replace")) % len(others)]
+        asked = self._name(users, credentials.authorization or name)
+        if self._check.passes(replace(credentials, username=name), stored, decoy) and asked == name:
+            return name
         return None
 
     @hookimpl
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:
         """Give the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
-        return self._known().keys.get(username) if mechanism == "SCRAM-SHA-256" else None
+        if mechanism != "SCRAM-SHA-256":
+            return None
+        users = self._known()
+        name = self._name(users, username)
+        key = users.keys.get(name)
+        return key and replace(key, username=name)
+
+    def _name(self, users: "_Users", typed: str) -> str:
+        """Return the name in the file that was meant; what is none is only folded."""
+        if typed in users.hashes or not self.ignore_case:
+            return typed
+        folded = folded_name(typed)
+        found = users.spelled.get(folded, folded)
+        return found or typed
 
     def _known(self) -> "_Users":
         """Return the users; raise Defer where nobody can say who they are."""
@@ -115,6 +139,8 @@ class _Users:
     def __init__(self) -> None:
         self.hashes: dict[str, str] = {}
         self.keys: dict[str, StoredKey] = {}
+        self.spelled: dict[str, str] = {}  # the user by the folded name, "" where there are two
+        self.alike: list[str] = []
 
     @cached_property
     def mechanisms(self) -> tuple[str, ...]:
@@ -138,3 +164,11 @@ class _Users:
         if len(secrets) > 1:
             self.keys[user] = StoredKey.parse(secrets[1])
         self.hashes[user] = secrets[0]
+        self.note(user)
+
+    def note(self, user: str) -> None:
+        """Take in how a name may be typed."""
+        folded = folded_name(user)
+        if folded in self.spelled:
+            self.alike.append(user)
+        self.spelled[folded] = "" if folded in self.spelled else user

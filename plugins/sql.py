@@ -13,6 +13,7 @@ from minismtp import (
     Credentials,
     ServerInfo,
     check_stored_password,
+    folded_name,
     hookimpl,
     plugin,
     warn_of_readers,
@@ -41,6 +42,11 @@ class Sql:
     within `patience`, and each other failure, gets 454: the client keeps its password. A password
     that was right is recognized for the time `remember` while its hash is the same; "0s" checks the
     hash each time.
+
+    With `ignore_case` a name that the query does not find is looked up once more in lower case and
+    ordinary width (RFC 8265), which is how names should stand in the database. One that it does
+    find is always that user. Where a second column tells the name of the user, it is that name that
+    counts.
     """
 
     query: str
@@ -49,6 +55,7 @@ class Sql:
     connect: dict[str, Any] = field(default_factory=dict, repr=False)
     remember: timedelta = timedelta(minutes=10)
     patience: timedelta = timedelta(seconds=10)
+    ignore_case: bool = True
 
     def __post_init__(self) -> None:
         if (self.path is None) == (not self.module):
@@ -109,8 +116,14 @@ class Sql:
 
         Without a second column that is the plainest spelling that finds the same hash.
         """
-        stored, name = found = self._find(user)
-        same = [other for other in spellings(user) if self._find(other) == found]
+        found, plain = self._find(user), folded_name(user)
+        others = spellings(user)
+        if self.ignore_case and plain not in ("", user):
+            folded = self._find(plain)  # for known users too: they cost the same
+            if found[0] is None:
+                user, found = plain, folded
+        stored, name = found
+        same = [other for other in others if self._find(other) == found]
         return stored, name or (same[0] if same else user)
 
     def _find(self, user: str) -> tuple[str | None, str]:

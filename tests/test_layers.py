@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
-    "values": "reply address peer cache clock database stash threads files groupsync passwords"
-    " der printable exposure privileges",
+    "values": "reply address peer cache clock database stash threads files groupsync user_names"
+    " passwords der printable exposure privileges",
     "wire": "smtp smtp.path smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl"
     " smtp.proxy",
     "mail": "chronicle tracing content cleanup resolver remote web authres findings"

@@ -38,9 +38,11 @@ from minismtp import (
     Resolver,
     ServerInfo,
     Session,
+    folded_name,
+    prepared_password,
     quoted,
 )
-from minismtp.address import Address, to_ascii
+from minismtp.address import Address, to_ascii, to_unicode
 from minismtp.address_list import mailboxes_of
 from minismtp.dsn import Report, notification
 from minismtp.entry import Entry, Target
@@ -193,6 +195,9 @@ PARSERS: Final[dict[str, Parser]] = {
     "type of MIME": lambda text: _mime.type_of(_field("Content-Type", text), digest=False),
     "address": Address.parse,
     "domain": to_ascii,
+    "domain for people": to_unicode,
+    "login": folded_name,
+    "password": prepared_password,
     "MAIL": lambda text: commands.parse(f"MAIL FROM:<{text}".encode()),
     "parameters of a command": grammar.parse_parameters,
     "path": grammar.parse_forward_path,

@@ -93,11 +93,30 @@ def test_unusual_password_is_compared_like_any_other(password: str) -> None:
     assert not verify_password(password, CHEAP)
 
 
-def test_passwords_are_not_normalized() -> None:
-    key = hashlib.scrypt("é".encode(), salt=b"salt", n=2, r=1, p=1, dklen=32)
+@pytest.mark.parametrize(
+    ("hashed", "typed", "right"),
+    [
+        ("\u00e9", "\u00e9", True),
+        ("\u00e9", "e\u0301", True),
+        ("e\u0301", "e\u0301", True),  # a hash from before passwords were prepared
+        ("a b", "a\u00a0b", True),
+        ("a b", "a\u3000b", True),
+        ("\u00e9", "e", False),
+        ("\u00e9", "\u00c9", False),
+        ("a", "\uff41", False),
+        ("stra\u00dfe", "strasse", False),
+        ("\ufb01", "fi", False),
+    ],
+    ids=ascii,
+)
+def test_password_fits_as_rfc_8265_prepares_it(hashed: str, typed: str, *, right: bool) -> None:
+    key = hashlib.scrypt(hashed.encode(), salt=b"salt", n=2, r=1, p=1, dklen=32)
     stored = f"$scrypt$ln=1,r=1,p=1$c2FsdA${b64encode(key).decode()}"
-    assert verify_password("é", stored)
-    assert not verify_password("e\u0301", stored)
+    assert verify_password(typed, stored) is right
+
+
+def test_password_is_hashed_as_rfc_8265_prepares_it() -> None:
+    assert verify_password("\u00e9 x", hash_password("e\u0301\u2003x"))
 
 
 def test_missing_user_is_refused_at_the_cost_of_a_real_check(

@@ -99,6 +99,37 @@ def log_in(plugin: HttpAuth, password: str = ALICE.password) -> str | None:
     return plugin.authenticate(session(), Credentials("PLAIN", "Alice", password))
 
 
+@pytest.mark.parametrize(
+    ("user", "password", "ignore_case", "asked"),
+    [
+        ("bob", "x", True, [("bob", "x")]),
+        ("Bob", "x", True, [("Bob", "x"), ("bob", "x")]),
+        ("Bob", "x", False, [("Bob", "x")]),
+        (
+            "\uff22O\u0308B@Stra\u00dfe.example",
+            "x",
+            True,
+            [("\uff22O\u0308B@Stra\u00dfe.example", "x"), ("b\u00f6b@xn--strae-oqa.example", "x")],
+        ),
+        ("bob", "e\u0301", False, [("bob", "e\u0301"), ("bob", "\u00e9")]),
+        ("Alice", ALICE.password, True, [("Alice", ALICE.password)]),
+        (
+            "Alice",
+            "sa\u0308cret&=x",
+            True,
+            [("Alice", "sa\u0308cret&=x"), ("Alice", ALICE.password)],
+        ),
+    ],
+    ids=ascii,
+)
+def test_service_is_asked_about_other_spellings_of_who_is_refused(
+    accounts: Accounts, user: str, password: str, asked: list[tuple[str, str]], *, ignore_case: bool
+) -> None:
+    plugin = HttpAuth(url=accounts.url, ignore_case=ignore_case)
+    plugin.authenticate(session(), Credentials("PLAIN", user, password))
+    assert [(said["username"], said["password"]) for _, said in accounts.seen] == asked
+
+
 def http(status: str, body: bytes = b"") -> Talk:
     return saying(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
 

@@ -118,16 +118,17 @@ class Directory:
 
 
 def ldif() -> str:
-    def person(uid: str, password: str | None = "secret") -> str:  # noqa: S107
+    def person(uid: str, password: str | None = " secret") -> str:  # noqa: S107
         rdn = "".join(f"\\{octet:02x}" for octet in uid.encode())
         text = PERSON.format(rdn=rdn, uid=uid, mail=f"{len(uid)}@example.org")
         text = text.replace(f"uid: {uid}", f"uid:: {b64encode(uid.encode()).decode()}")
         for name in ("cn", "sn"):
             text = text.replace(f"{name}: {uid}", f"{name}: x")
-        return text if password is None else f"{text}userPassword: {password}\n"
+        return text if password is None else f"{text}userPassword:{password}\n"
 
     names = ("alice", "\u00fcber", *STRANGE)
-    return ENTRIES + "".join(map(person, names)) + person("empty", None)
+    accented = person("accented", ": " + b64encode("s\u00e4cret".encode()).decode())
+    return ENTRIES + "".join(map(person, names)) + person("empty", None) + accented
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,10 @@ def plugin(request: pytest.FixtureRequest, directory: Directory) -> Ldap:
     [
         ("alice", "secret", "alice"),
         ("\u00fcber", "secret", "\u00fcber"),
+        ("U\u0308BER", "secret", "\u00fcber"),
+        ("accented", "s\u00e4cret", "accented"),
+        ("ACCENTED", "sa\u0308cret", "accented"),
+        ("accented", "sacret", None),
         *((name, "secret", name) for name in STRANGE),
         ("alice", "Secret", None),
         ("alice", "se\x07cret", None),

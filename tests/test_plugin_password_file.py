@@ -1,5 +1,6 @@
 """Logins against a file of hashes."""
 
+import base64
 import hashlib
 import itertools
 import threading
@@ -9,14 +10,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from minismtp_plugins.password_file import PasswordFile
+from hypothesis import given
+from hypothesis import strategies as st
+from minismtp_plugins.password_file import PasswordFile, _Users
 
-from minismtp import Credentials, Defer
+from minismtp import Credentials, Defer, ServerInfo, folded_name
 from minismtp.files import unusable_files
 from minismtp.passwords import hash_password
 from minismtp.settings import ConfigError, build
+from minismtp.smtp.sasl import make_key
+from minismtp.testing import Dialogue
 
 
 def cheap(password: str, log_n: int = 1) -> str:
@@ -63,7 +70,6 @@ def test_right_password_gives_the_user_name(path: Path, user: str, password: str
         ("alice", "pear"),
         ("alice", ""),
         ("alice", "apple "),
-        ("bob", "pear"),
         ("carol", "apple"),
         ("", "apple"),
         ("# people", "apple"),
@@ -72,6 +78,135 @@ def test_right_password_gives_the_user_name(path: Path, user: str, password: str
 )
 def test_wrong_password_or_user_gives_no_opinion(path: Path, user: str, password: str) -> None:
     assert PasswordFile(path=path).authenticate(Credentials("LOGIN", user, password)) is None
+
+
+PEOPLE = (
+    "alice",
+    "Bob",
+    "b\u00f6b",
+    "stra\u00dfe",
+    "carol@stra\u00dfe.example",
+    "Eve",
+    "EVE",
+    "cafe\u0301",
+)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Give a file in which each user's password is the name."""
+    path = tmp_path / "people"
+    path.write_text("".join(f"{name}:{cheap(name)}:{make_key(name).text}\n" for name in PEOPLE))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        *((name, name) for name in PEOPLE),
+        ("ALICE", "alice"),
+        ("\uff21\uff4c\uff29\uff43\uff25", "alice"),
+        (" Alice ", "alice"),
+        ("bob", "Bob"),
+        ("bo\u0308b", "b\u00f6b"),
+        ("BO\u0308B", "b\u00f6b"),
+        ("B\u00d6B", "b\u00f6b"),
+        ("STRA\u1e9eE", "stra\u00dfe"),
+        ("Carol@STRA\u00dfE.example", "carol@stra\u00dfe.example"),
+        ("carol@xn--strae-oqa.example", "carol@stra\u00dfe.example"),
+        ("CAROL@XN--STRAE-OQA.Example.", "carol@stra\u00dfe.example"),
+        ("CAF\u00c9", "cafe\u0301"),
+    ],
+    ids=ascii,
+)
+def test_user_has_the_name_of_the_file_however_it_was_typed(
+    people: Path, typed: str, name: str
+) -> None:
+    plugin = PasswordFile(path=people)
+    assert plugin.authenticate(Credentials("PLAIN", typed, name)) == name
+    assert plugin.authenticate(Credentials("PLAIN", typed, name, name)) == name
+    assert plugin.authenticate(Credentials("PLAIN", typed, name, "mallory")) is None
+    assert plugin.authenticate(Credentials("PLAIN", typed, f"{name}x")) is None
+    key = plugin.stored_key("SCRAM-SHA-256", typed)
+    assert key is not None
+    assert key.username == name
+    strict = PasswordFile(path=people, ignore_case=False)
+    expected = name if typed == name else None
+    assert strict.authenticate(Credentials("PLAIN", typed, name)) == expected
+    assert (strict.stored_key("SCRAM-SHA-256", typed) is None) is (typed != name)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *(
+            "strasse",
+            "eve",
+            "eVE",
+            "bo\u0308",
+            "\u0430lice",
+            "al\u00adice",
+            "alice\0",
+            "b\u00f6b\u200d",
+        ),
+        *("carol@strasse.example", "carol", "alice@example.org", "ali ce", "\u00e4lice", "cafe"),
+    ],
+    ids=ascii,
+)
+def test_nobody_becomes_another_user_by_the_spelling(people: Path, typed: str) -> None:
+    """Whatever the password: that of any user does not fit."""
+    plugin = PasswordFile(path=people)
+    for password in (*PEOPLE, typed):
+        assert plugin.authenticate(Credentials("PLAIN", typed, password)) is None
+        for name in PEOPLE:
+            assert plugin.authenticate(Credentials("PLAIN", name, name, typed)) is None
+
+
+@given(st.text(), st.text())
+def test_only_the_password_of_a_user_opens_for_that_user(one: str, other: str) -> None:
+    """With any two names in the file, and either typed in the folded form."""
+    users = _Users()
+    for name in dict.fromkeys((one, other)):
+        users.hashes[name] = name
+        users.note(name)
+    for typed in (one, other, folded_name(one), folded_name(other)):
+        found = PasswordFile._name(cast("Any", SimpleNamespace(ignore_case=True)), users, typed)  # noqa: SLF001
+        assert (
+            found == typed
+            or (found not in users.hashes)
+            or folded_name(found) == folded_name(typed)
+        )
+        if typed in users.hashes:
+            assert found == typed
+
+
+def test_names_that_are_alike_are_told(people: Path, caplog: pytest.LogCaptureFixture) -> None:
+    info = ServerInfo("mx.example.org", people.parent, "check", 0)
+    PasswordFile(path=people).on_start(info)
+    assert "people has names that are alike: EVE" in caplog.text
+    caplog.clear()
+    PasswordFile(path=people, ignore_case=False).on_start(info)
+    assert "has names" not in caplog.text
+
+
+@pytest.mark.parametrize("ignore_case", [True, False])
+def test_keys_that_are_made_up_tell_nobody_how_names_are_compared(
+    people: Path, *, ignore_case: bool
+) -> None:
+    """Where case counts, both have keys of their own, as two users would have."""
+    plugin = PasswordFile(path=people, ignore_case=ignore_case)
+    dialogue = Dialogue(plugin)
+
+    def salt(name: str) -> str:
+        dialogue.send("EHLO client.example")
+        first = base64.b64encode(f"n,,n={name},r=x".encode()).decode()
+        said = base64.b64decode(dialogue.send(f"AUTH SCRAM-SHA-256 {first}")[4:]).decode()
+        dialogue.send("*")
+        return said.split(",")[1]
+
+    for name in ("alice", "nobody"):
+        assert (salt(name) == salt(name.upper())) is ignore_case
+        assert salt(name) == salt(name)
 
 
 def test_strong_hash_is_accepted(tmp_path: Path) -> None:

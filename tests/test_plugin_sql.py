@@ -97,7 +97,11 @@ def log_in(plugin: Sql, user: str = "alice", password: str = "apple") -> str | N
         ("\u00fcber", "plum", "\u00fcber"),
         ("alice", "plum", None),
         ("alice", "", None),
-        ("Alice", "apple", None),
+        ("Alice", "apple", "alice"),
+        (" ALICE ", "apple", "alice"),
+        ("\uff21lice", "apple", "alice"),
+        ("U\u0308BER", "plum", "\u00fcber"),
+        ("ALICE", "plum", None),
         ("nobody", "apple", None),
         ("disabled", "None", None),
         ("clear", "apple", None),
@@ -237,7 +241,7 @@ def test_user_has_one_name_in_every_spelling_that_the_database_takes(
     monkeypatch.setattr(sqlite3, "connect", connect)
     assert log_in(Sql(path=path, query=GENEROUS), user) == "alice"
     if user != "alice":
-        assert log_in(Sql(path=path, query=QUERY), user) is None
+        assert log_in(Sql(path=path, query=QUERY, ignore_case=False), user) is None
 
 
 def test_users_whose_names_differ_in_case_stay_two(path: Path) -> None:
@@ -247,6 +251,8 @@ def test_users_whose_names_differ_in_case_stay_two(path: Path) -> None:
     plugin = Sql(path=path, query=QUERY)
     assert [log_in(plugin), log_in(plugin, "Alice", "pear")] == ["alice", "Alice"]
     assert log_in(plugin, "Alice", "apple") is None
+    assert log_in(plugin, "ALICE", "apple") == "alice"
+    assert log_in(plugin, "ALICE", "pear") is None
 
 
 @pytest.mark.parametrize(("known", "unknown"), [("alice", "nobody"), ("ALICE", "NOBODY")])

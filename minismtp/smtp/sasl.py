@@ -50,6 +50,7 @@ class StoredKey:
     iterations: int
     stored: bytes = field(repr=False)
     server: bytes = field(repr=False)
+    username: str = ""  #: whose key it is, where names have several spellings
 
     @classmethod
     def parse(cls, text: str) -> StoredKey:
@@ -179,18 +180,20 @@ class MadeUpKeys:
 _PASSING: Final = MadeUpKeys()
 
 
-def scram_sha_256(lookup: KeyLookup, made_up: MadeUpKeys = _PASSING) -> Exchange:
+def scram_sha_256(
+    lookup: KeyLookup, made_up: MadeUpKeys = _PASSING, spelled: Callable[[str], str] = str
+) -> Exchange:
     """SCRAM-SHA-256 without channel binding (RFC 5802 section 5, RFC 7677).
 
-    A user that `lookup` does not know gets a salt of its own, always the same, and fails at the
-    end, so nobody learns which users exist.
+    A user that `lookup` does not know gets a salt of its own, always the same for what `spelled`
+    makes of the name, and fails at the end, so nobody learns which users exist.
     """
     first = _CLIENT_FIRST.fullmatch(_text((yield b"")))
     if first is None:
         raise SaslProblem("malformed first SCRAM message, or one with channel binding")
     username, nonce = _unescaped(first[4]), first[5] + secrets.token_urlsafe(18)
     key = lookup(username)
-    stand_in = made_up.key(username)  # whoever it is, so that it takes no time to tell
+    stand_in = made_up.key(spelled(username))  # whoever it is, so that it takes no time to tell
     if key is not None:
         made_up.resemble(key)
     known = key or stand_in
@@ -204,7 +207,7 @@ def scram_sha_256(lookup: KeyLookup, made_up: MadeUpKeys = _PASSING) -> Exchange
     if not _proves(known, message, _decoded(final[4])) or key is None:
         raise SaslProblem("wrong proof")
     yield f"v={_encoded(hmac.digest(known.server, message, 'sha256'))}".encode()
-    return Proof(username, _unescaped(first[2] or ""))
+    return Proof(key.username or username, _unescaped(first[2] or ""))
 
 
 def make_key(password: str) -> StoredKey:
