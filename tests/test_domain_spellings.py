@@ -80,7 +80,6 @@ Place = Callable[[str, str], bool]
 
 def mail(told: Dialogue, sender: str = "a@client.example", recipient: str = "") -> str:
     """Say EHLO, MAIL with SMTPUTF8, and RCPT; return the last reply."""
-    sender, recipient = sender.removesuffix("."), recipient.removesuffix(".")
     told.send(f"EHLO {told.session.helo or 'client.example'}")
     reply = told.send_raw(f"MAIL FROM:<{sender}> SMTPUTF8\r\n".encode()).decode()
     if recipient and reply.startswith("250"):
@@ -102,7 +101,7 @@ def mailboxes(ours: str, theirs: str) -> bool:
 def aliases(ours: str, theirs: str) -> bool:
     with TemporaryDirectory() as directory:
         path = Path(directory) / "aliases"
-        path.write_text(f"info@{ours}: boss@{theirs.removesuffix('.')}\n")
+        path.write_text(f"info@{ours}: boss@{theirs}\n")
         found = route(Mailboxes(domains=["x.example", theirs], aliases_file=path), f"info@{theirs}")
     return found == ["boss"]
 
@@ -243,7 +242,7 @@ def results_of_ours(ours: str, theirs: str) -> bool:
 
 def routes(ours: str, theirs: str) -> bool:
     outbound = Outbound(routes=[OutboundRoute(domain=ours, host=SocketAddress("h.example", 25))])
-    config = SimpleNamespace(outbound=outbound)
+    config = SimpleNamespace(outbound=outbound, state_directory=Path())
     carrier = Carrier(cast("Any", config), HOOKS, *[cast("Any", None)] * 3)
     return carrier.key(theirs) == f"{Address('', ours).ascii_domain} via h.example:25"
 
