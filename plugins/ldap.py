@@ -54,9 +54,8 @@ class Ldap:
     certificate must be one that the authorities in the file `ca` vouch for, else those of the
     system. Each login is a connection of its own, as a bind changes who a connection belongs to;
     referrals are not followed. A directory that is away, or has not answered within `patience`, or
-    answers something unusual, is a failure: the client hears 454 and keeps its password. With
-    `ignore_case` a name that is not found, or a `dn` that is refused, is tried once more in lower
-    case and ordinary width, and a password as RFC 8265 has its accents, where that differs.
+    answers something unusual, is a failure: the client hears 454. With `ignore_case` what is not
+    found or refused is tried once more, the name in lower case, the password in Unicode's form C.
     """
 
     url: str
