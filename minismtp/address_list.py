@@ -15,6 +15,19 @@ from minismtp.address import Address
 # obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows
 _ROUTE: Final = re.compile(r"@[^:\"]*+:(?=[^@]*+@)")
 
+# For fields that are changed: quoted strings, comments and paths are tokens, and what is open is
+# one octet.
+_TOKEN: Final = re.compile(
+    rb'(?s)"(?:[^"\\]|\\.)*+"|\((?:[^()\\]|\\.)*+\)|<[^\s"(),;:<>]++>|[^\s"(),;:<>]++|\s++|.'
+)
+# Addresses that all have their domains: most fields are these.
+_WHOLE: Final = re.compile(
+    rb'(?:\s*+(?:"[^"\\]*+"\s*+)?+(?:[^"(),;:<>@]*+<[^\s"(),;:<>@]++@[^\s"(),;:<>@]++>|'
+    rb'[^"(),;:<>@]++@[^\s"(),;:<>@]++)\s*+(?:,|\Z))++'
+)
+_UNUSUAL: Final = frozenset({b'"', b"(", b")", b"<", b">"})
+_BARE: Final = re.compile(rb"\A(<?(?!=\?)[\w!#$%&'*+/=?^`{|}~.-]++)(>?)\Z")
+
 
 def mailboxes_of(value: str) -> list[Address]:
     """Return the addresses in the value of a field, those of groups too. Raise ValueError."""
@@ -106,3 +119,32 @@ def _end_of_comment(value: str, start: int) -> int:
         if not depth:
             return place
     raise ValueError("a comment has no end")
+
+
+def completed(field: bytes, domain: str) -> bytes:
+    """Return a field of addresses with a domain behind each bare local part, as Postfix does it.
+
+    A field with anything unusual in it (nested comments, routes, open quotes) stays as it is.
+    """
+    name, colon, value = field.partition(b":")
+    if _WHOLE.fullmatch(value):
+        return field
+    tokens: list[bytes] = []
+    words: list[int] = []  # where those of the present address are
+    for place, found in enumerate(_TOKEN.finditer(value + b",")):
+        token = found[0]
+        tokens.append(token)
+        match token[:1]:
+            case b"," | b";":
+                last = words[-1] if words else -1
+                in_brackets = last >= 0 and tokens[last].startswith(b"<")
+                if in_brackets or len(words) == 1:
+                    tokens[last] = _BARE.sub(rb"\1@" + domain.encode() + rb"\2", tokens[last])
+                words = []
+            case b":":  # the name of a group was before it
+                words = []
+            case _ if token in _UNUSUAL:
+                return field
+            case begin if begin != b"(" and not begin.isspace():
+                words.append(place)
+    return name + colon + b"".join(tokens)[:-1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from minismtp.address import Address, to_ascii
-from minismtp.address_list import mailboxes_of
+from minismtp.address_list import completed, mailboxes_of
 from minismtp.envelope import Envelope, Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
@@ -25,6 +25,10 @@ _RESENT: Final = (
     *("Resent-Date", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc", "Resent-Message-ID"),
     "Resent-Reply-To",
 )
+_ADDRESSES: Final = (
+    *("From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Resent-From", "Resent-Sender", "Resent-To"),
+    *("Resent-Cc", "Resent-Reply-To"),
+)
 _MOST_AUTHORS: Final = 20  # each may be a question to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
@@ -33,9 +37,14 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     """Add Message-ID, Date and From where they lack, and those of a message that is sent again.
 
     The author is the reverse-path, else the login, its domain with A-labels: no field of ours may
-    be why a message needs SMTPUTF8.
+    be why a message needs SMTPUTF8. Bare names, such as cron's root, get our hostname.
     """
     headers = message.headers
+    for name in _ADDRESSES:
+        bare = [raw for raw in headers.raw_all(name) if completed(raw, hostname) != raw]
+        if bare:
+            fields = message.headers.raw_all()
+            message.edit([completed(raw, hostname) if raw in bare else raw for raw in fields])
     resent = any(name in headers for name in _RESENT)
     local, at, domain = (envelope.sender or envelope.login or "").rpartition("@")
     added = {

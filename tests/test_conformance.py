@@ -1021,7 +1021,7 @@ def test_submission_adds_what_is_missing() -> None:
 
 def test_submission_changes_nothing_that_is_there() -> None:
     # RFC 6409 section 8
-    fields = FROM + b"Date: whenever\r\nmessage-id: mine\r\nSENDER: me\r\n"
+    fields = FROM + b"Date: whenever\r\nmessage-id: mine\r\nSENDER: me@b.example\r\n"
     heard = hear(
         MAIL + RCPT + DATA + fields + HI + b".\r\n", kind="submission", login="bob@example.org"
     )

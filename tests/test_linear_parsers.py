@@ -43,7 +43,7 @@ from minismtp import (
     quoted,
 )
 from minismtp.address import Address, to_ascii, to_unicode
-from minismtp.address_list import mailboxes_of
+from minismtp.address_list import completed, mailboxes_of
 from minismtp.dsn import Report, notification
 from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
@@ -179,6 +179,7 @@ _OFFER: Final = struct.pack(">III", 6, 0, 0)
 PARSERS: Final[dict[str, Parser]] = {
     "domains of From": lambda text: _from.domains_of([text]),
     "addresses of From": mailboxes_of,
+    "addresses of From, completed": lambda text: completed(f"From: {text}".encode(), "a.example"),
     "Authentication-Results": _authres.read,
     "Authentication-Results, written": _written,
     "tags": _dkim.read_tags,

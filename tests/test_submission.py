@@ -95,7 +95,7 @@ def test_only_what_is_missing_is_added(name: str) -> None:
         WHOLE.upper(),
         WHOLE.replace(": ", ":\n "),
         "Date:\nMessage-ID:\nSender:\nFrom:\nSubject: empty is there too\n",
-        "Date: never\nMessage-ID: none\nSender: nobody\nFrom: @\n\nbody\n",
+        "Date: never\nMessage-ID: none\nSender: no body\nFrom: @\n\nbody\n",
     ],
     ids=["whole", "upper-case", "folded", "empty", "nonsense"],
 )
@@ -204,6 +204,42 @@ def test_message_that_is_sent_again_gets_what_says_so(name: str) -> None:
         each for each in added if each.lower() != name.lower()
     ]
     assert below.startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("came", "kept"),
+    [
+        ("From: root", "From: root@mx.example.org"),
+        ("From: root (Cron Daemon)", "From: root@mx.example.org (Cron Daemon)"),
+        ('From: "Cron, Daemon" <root>', 'From: "Cron, Daemon" <root@mx.example.org>'),
+        ("from:root", "from:root@mx.example.org"),
+        ("From: a.b+c", "From: a.b+c@mx.example.org"),
+        ("To: alice,\n bob@x.example,\n\tcarol", None),
+        ("To: friends: alice, Bob <bob>;", None),
+        ("Cc: a, b\nCc: c", "Cc: a@mx.example.org, b@mx.example.org\nCc: c@mx.example.org"),
+        ("Sender: =?utf-8?q?B=C3=B6b?= <bob>", "Sender: =?utf-8?q?B=C3=B6b?= <bob@mx.example.org>"),
+        ("Reply-To: MAILER-DAEMON", "Reply-To: MAILER-DAEMON@mx.example.org"),
+        ("To: undisclosed-recipients:;",) * 2,
+        ("To: alice@x.example, Bob <bob@y.example>",) * 2,
+        ('To: "root" <a@x.example>, <>',) * 2,
+        ("To: John Doe, =?utf-8?q?x?=",) * 2,
+        ('To: "never closed <root>',) * 2,
+        ("To: root (never (closed)",) * 2,
+        ("To: <@a,@b:root>, root",) * 2,
+        ("Subject: root",) * 2,
+    ],
+    ids=repr,
+)
+def test_bare_names_get_our_domain(came: str, kept: str | None) -> None:
+    # what Postfix does for its own machine (local_header_rewrite_clients)
+    if kept is None:
+        kept = re.sub(r"\b(alice|carol|bob(?!@))(?=[,>;]|$)", r"\1@mx.example.org", came)
+    more = "Date: x\nMessage-ID: x\nResent-From: a@b\nResent-Date: x\nResent-Message-ID: x\n"
+    content = f"{{}}\n{more}\nFrom: root\n"
+    above, below = submitted(content.format(came))
+    assert above == []
+    assert below == content.format(kept)
+    assert submitted(content.format(came), kind="mx", login=None)[1] == content.format(came)
 
 
 # What goes
