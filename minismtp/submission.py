@@ -6,6 +6,7 @@ send (section 6.1).
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -120,6 +121,9 @@ class _User:
     @classmethod
     def of(cls, login: str, home: str) -> _User:
         """Read a login; one without a domain is a user of the domain `home`."""
+        with contextlib.suppress(ValueError):  # whether its local part is in quotes or not
+            address = Address.parse(login)
+            return cls(address.local.lower(), address.ascii_domain)
         local, at, domain = login.rpartition("@")
         local, domain = (local, domain) if at else (login, home)
         return cls(folded_local(local), to_ascii(domain))

@@ -357,6 +357,21 @@ def test_sender_that_is_the_login_needs_no_route() -> None:
     assert routes.asked == []
 
 
+@pytest.mark.parametrize("login", ["anna..bob.@example.org", '"anna..bob."@example.org'])
+@pytest.mark.parametrize(
+    ("sender", "reply"),
+    [
+        ('"anna..bob."@example.org', OK),
+        ("anna..bob.@example.org", OK),
+        ("anna..bob@example.org", NOT_YOURS),
+    ],
+)
+def test_sender_with_dots_belongs_to_the_login_with_the_same(
+    login: str, sender: str, reply: str
+) -> None:
+    assert sending(sender, login, Aliases(routes={})) == reply
+
+
 def test_sender_is_free_where_nothing_else_is_configured() -> None:
     routes = aliases()
     assert sending("bob@example.org", "alice@example.org", routes, match=False) == OK
