@@ -6,6 +6,7 @@ It works on the files of the plugin `quarantine`, whether the server runs or not
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from minismtp import listing
-from minismtp.address import to_ascii
+from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.entry import Entry
 from minismtp.message import Message
@@ -132,6 +133,8 @@ def _fits(found: Found, arguments: argparse.Namespace) -> bool:
 
 
 def _comparable(address: str) -> str:
+    with contextlib.suppress(ValueError):
+        address = str(Address.parse(address))  # as it is written there, with its quotes
     local, at, domain = address.lower().rpartition("@")
     return f"{local}{at}{to_ascii(domain)}"
 

@@ -41,6 +41,7 @@ from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
 from minismtp.spool import Spool
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.warden import _comparable
 from minismtp.xclient import apply_xclient
 
 LOCALS: Final = {
@@ -398,3 +399,8 @@ def test_recipient_of_another_domain_in_a_local_part_is_relayed_nowhere() -> Non
         *("<anna@example.org <a@b.example>>", "<a@b.example(anna@example.org)>", "<a\\@b.example>"),
     ):
         assert dialogue.send(f"RCPT TO:{path}")[:9] in {"550 5.1.1", "550 5.7.1"}, path
+
+
+@pytest.mark.parametrize("text", ["anna..bob.@x.example", '"anna..bob."@X.example'])
+def test_command_finds_a_quarantined_sender_with_dots(text: str) -> None:
+    assert _comparable(text) == _comparable(str(Address("anna..bob.", "x.example")))
