@@ -33,6 +33,7 @@ from minismtp.transfer_encoding import (
     has_long_line,
     in_base64,
     with_encoded_words,
+    with_short_words,
     without_wide,
 )
 
@@ -247,10 +248,9 @@ class _Converter:
         return with_encoding(fields, b"8bit") if self._binary else fields
 
     def _fields(self, fields: bytes, separator: bytes) -> None:
-        if self._ascii_fields:
+        if self._ascii_fields and not fields.isascii():
             fields = with_encoded_words(fields)
-        breaker = LineBreaker(self._write, at_white_space)
-        breaker.take(fields)
+        LineBreaker(self._write, at_white_space).take(with_short_words(fields))
         self._write(separator)
 
     def _opaque(self, piece: bytes = b"") -> None:

@@ -18,7 +18,10 @@ PIECE: Final = 16384  # octets at the most
 _LONGEST_BOUNDARY: Final = 1000  # octets of a line
 _BLANKS: Final = b" \t\r\n"
 # Fields; the first line that is none, or an empty one, ends them.
-_FIELDS: Final = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\n]*+(?:\n|\Z)(?:[ \t][^\n]*+(?:\n|\Z))*+)*+")
+_FOLDED: Final = rb"(?:[ \t][^\n]*+(?:\n|\Z))*+"
+_FIELD: Final = rb"[!-9;-~]++[ \t]*+:[^\n]*+(?:\n|\Z)" + _FOLDED
+_FIELDS: Final = re.compile(rb"(?:%s)*+" % _FIELD)
+_MORE: Final = re.compile(rb"%s(?:%s)*+" % (_FOLDED, _FIELD))
 _SEPARATOR: Final = re.compile(rb"\r?\n")
 _MIME_FIELD: Final = re.compile(
     rb"^(content-type|content-transfer-encoding|mime-version)[ \t]*+:"
@@ -85,24 +88,21 @@ class Source:
 
         Of a section above `READ_LIMIT` only the beginning comes, which may end within a line.
         """
-        block = b""
+        block, end = b"", 0
         while piece := self.piece(boundaries):
             block += piece
+            if block.endswith(b"\n"):
+                end = _fields_end(block, end)
+                if end < len(block):
+                    break
             if len(block) > READ_LIMIT:
                 break
-            if block.endswith(b"\n") and self._fields_end(block) < len(block):
-                break
-        end = self._fields_end(block)
+        end = _fields_end(block, end)
         separator = _SEPARATOR.match(block, end)
         behind = separator.end() if separator else end
         if behind < len(block):
             self._go_back(block[behind:])
         return block[:end], block[end:behind]
-
-    @staticmethod
-    def _fields_end(block: bytes) -> int:
-        match = _FIELDS.match(block)
-        return match.end() if match else 0
 
     def _go_back(self, octets: bytes) -> None:
         if len(octets) <= self._place:
@@ -132,6 +132,12 @@ class Source:
         return self._data[place:end]
 
 
+def _fields_end(block: bytes, start: int) -> int:
+    """Return where the fields end that are known to go on until `start` at least."""
+    match = (_MORE if start else _FIELDS).match(block, start)
+    return match.end() if match else start
+
+
 @dataclass(frozen=True, slots=True)
 class Declared:
     """What the fields of a part say: `kind` and `encoding` in lower case, `any` field at all."""
@@ -145,6 +151,8 @@ class Declared:
     @classmethod
     def of(cls, fields: bytes, default: bytes) -> Declared:
         """Read fields; the first of a name counts."""
+        if not fields:
+            return cls(default, b"", b"", any=False, version=False)
         values: dict[bytes, bytes] = {}
         for name, value in _MIME_FIELD.findall(fields):
             values.setdefault(name.lower(), value.translate(None, b"\r\n").strip())

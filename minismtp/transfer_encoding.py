@@ -20,6 +20,12 @@ _BLANKS: Final = b" \t"
 _CUT_CODE: Final = re.compile(rb"=[0-9A-Fa-f]?\Z")
 _WIDE: Final = bytes(range(128, 256))
 _WIDE_WORD: Final = re.compile(rb"(?<![^ \t\r\n])[^ \t\r\n\x80-\xff]*+[\x80-\xff][^ \t\r\n]*+")
+# An encoded word of many characters, in a charset whose octets can be parted between two of them.
+_LONG_WORD: Final = re.compile(
+    rb"=\?(utf-8|us-ascii|iso-8859-[0-9]{1,2}|windows-125[0-9]|koi8-[ru])(?:\*[!->@-~]{0,20})?"
+    rb"\?(?:b\?([^? \t\r\n]{100,})|q\?([^? \t\r\n]{100,}))\?=",
+    re.IGNORECASE,
+)
 _WORD: Final = 42  # octets in one encoded word of 75 characters
 
 Write: TypeAlias = Callable[[bytes], object]
@@ -219,13 +225,28 @@ def with_encoded_words(text: bytes) -> bytes:
 
 
 def _encoded_word(match: re.Match[bytes]) -> bytes:
-    word = match[0]
-    charset = b"utf-8" if is_utf_8(word) else b"unknown-8bit"
+    return _words(match[0], b"utf-8" if is_utf_8(match[0]) else b"unknown-8bit")
+
+
+def with_short_words(text: bytes) -> bytes:
+    """Return fields whose encoded words are short enough to be folded between (RFC 2047 2)."""
+    return _LONG_WORD.sub(_short_words, text) if has_long_line(text) else text
+
+
+def _short_words(match: re.Match[bytes]) -> bytes:
+    charset, base64, quoted = match.groups()
+    try:
+        octets = binascii.a2b_base64(base64) if base64 else binascii.a2b_qp(quoted, header=True)
+    except binascii.Error:
+        return match[0]
+    return _words(octets, charset)
+
+
+def _words(octets: bytes, charset: bytes) -> bytes:
     words, start = [], 0
-    while start < len(word):
-        end = min(start + _WORD, len(word))
-        end = character_end(word, start, end)
-        code = binascii.b2a_base64(word[start:end], newline=False)
+    while start < len(octets):
+        end = character_end(octets, start, min(start + _WORD, len(octets)))
+        code = binascii.b2a_base64(octets[start:end], newline=False)
         words.append(b"=?%s?b?%s?=" % (charset, code))
         start = end
     return b" ".join(words)

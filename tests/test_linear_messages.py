@@ -25,6 +25,7 @@ from pumps import grows_too_fast
 
 from minismtp import Content, Message, Session
 from minismtp.cleanup import clean
+from minismtp.mime_conversion import converted
 from minismtp.received import hops
 from minismtp.smtp.content import DotDecoder, dotted
 
@@ -108,6 +109,16 @@ def _cleaned(octets: bytes) -> bytes:
     return cleaned[0]
 
 
+def _converted(octets: bytes) -> None:
+    message = Message("1", Content.of(octets))
+    converted(message, eight_bit=False, binary=True, ascii_fields=True)
+
+
+_TOP: Final = b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+_QUOTED: Final = b"Content-Transfer-Encoding: quoted-printable\r\n\r\n"
+_BASE64: Final = b"Content-Transfer-Encoding: base64\r\n\r\n"
+
+
 BODIES: Final[dict[str, Callable[[bytes], object]]] = {
     "parts": _parts,
     "forms of DKIM": lambda octets: body_hashes(
@@ -116,12 +127,17 @@ BODIES: Final[dict[str, Callable[[bytes], object]]] = {
     "DATA": _decoded,
     "DATA, sent": lambda octets: list(dotted(BytesIO(octets))),
     "header section": lambda octets: hops(_cleaned(octets)),
+    "conversion": lambda octets: _converted(_TOP + octets),
+    "conversion of a header": lambda octets: _converted(b"A:" + octets),
+    "conversion of quoted-printable": lambda octets: _converted(_QUOTED + octets),
+    "conversion of base64": lambda octets: _converted(_BASE64 + octets),
 }
 _PIECES: Final = (
     *(b"x", b" ", b"\t", b"\r", b"\n", b"\r\n", b" \r\n", b"\r\n.", b".\r\n", b"\n\n", b"-", b"="),
     *(b"\r\n--b\r\n", b"\n--b--", b"\r\n--b\r\n\r\n", b"\n--", b"Content-Type: a/b\r\n", b"a:\n"),
     *(b"Content-Type: message/rfc822\r\n\r\n", b"Received: x\r\n", b"\r\n x", b"\0"),
     b"\r\n--b\r\nContent-Transfer-Encoding: base64\r\n\r\nx",
+    *(b"\xc3\xbc", b"\xff", b"\x80 ", b",", b"=?utf-8?q?", b"=?utf-8?b?QUJD", b"=3", b"=\r\n"),
 )
 
 

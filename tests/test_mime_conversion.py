@@ -5,7 +5,7 @@ from __future__ import annotations
 import email
 import gc
 import tracemalloc
-from base64 import encodebytes
+from base64 import b64encode, encodebytes
 from pathlib import Path
 from quopri import encodestring
 from typing import Any, Final
@@ -189,6 +189,36 @@ def test_long_fields_are_folded(field: bytes, unfolds: bool | None) -> None:
             line.decode()
             assert b"<" not in field or line.endswith(b">")
             assert b"To:" not in field or line.endswith((b",", b"org"))
+
+
+@pytest.mark.parametrize("encoding", ["b", "B", "q", "Q"])
+@pytest.mark.parametrize("charset", ["utf-8", "ISO-8859-1"])
+def test_long_encoded_words_are_read_as_before(charset: str, encoding: str) -> None:
+    text = "Gr\u00fc\u00dfe_= " * 300
+    octets = text.encode(charset)
+    if encoding in "bB":
+        code = b64encode(octets).decode()
+    else:
+        code = "".join(f"={octet:02x}" for octet in octets)
+    field = f"Subject: =?{charset}?{encoding}?{code}?= and more"
+    made = convert(f"{field}\r\n\r\n".encode())
+    assert longest(made) <= 998
+    assert message(made).headers.decoded("Subject") == f"{text} and more"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "=?iso-2022-jp?b?" + "GyRC" * 600 + "?=",  # has states
+        "=?utf-8?b?" + "QUJD" * 600,
+        "=?utf-8?b?" + "QUJD" * 600 + "Q?=",
+        "=?utf-8?x?" + "QUJD" * 600 + "?=",
+    ],
+)
+def test_other_long_words_are_broken_as_all_are(word: str) -> None:
+    made = convert(f"Subject: {word}\r\n\r\n".encode())
+    assert longest(made) <= 998
+    assert f"Subject: {word}" == made.replace(b"\r\n ", b"").decode().strip()
 
 
 # 8-bit content

@@ -66,15 +66,15 @@ def message_to_edit(data: bytes) -> None:
         assert reader.read().startswith(b"X-Two: 2\r\nX-One: 1\r\n")
 
 
-@target("mime_conversion", "mime_source", "transfer_encoding", most=1 << 16)
+@target("mime_conversion", "mime_source", "transfer_encoding", most=1 << 15)
 def message_to_convert(data: bytes) -> None:
-    for eight_bit, binary, ascii_fields in ((True, False, False), (False, True, True)):
-        made = converted(
-            message_of(data), eight_bit=eight_bit, binary=binary, ascii_fields=ascii_fields
-        )
-        form = Form.of(made)
-        assert not form.long
-        assert eight_bit or not form.wide
+    eight_bit = len(data) % 2 == 0
+    made = converted(
+        message_of(data), eight_bit=eight_bit, binary=not eight_bit, ascii_fields=not eight_bit
+    )
+    form = Form.of(made)
+    assert not form.long
+    assert eight_bit or not form.wide
 
 
 @target("message", most=1 << 14, memory=1 << 24)
