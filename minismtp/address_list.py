@@ -12,6 +12,7 @@ from typing import Final
 
 from minismtp.address import Address
 
+_LONGEST: Final = 1000  # characters; a path has fewer
 # obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows
 _ROUTE: Final = re.compile(r"@[^:\"]*+:(?=[^@]*+@)")
 
@@ -81,6 +82,8 @@ def _without_blanks(pieces: list[str]) -> str:
 
 
 def _address(text: str) -> Address:
+    if len(text) > _LONGEST:
+        raise ValueError("a long address")
     return Address.parse(text.removesuffix("."))  # the root of the DNS
 
 

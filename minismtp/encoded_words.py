@@ -10,16 +10,17 @@ from __future__ import annotations
 import binascii
 import re
 from encodings.aliases import aliases
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-# encoded-word = "=?" charset ["*" language] "?" encoding "?" encoded-text "?=" . The text excludes
-# the next "=?", so that a search for the next word is linear.
-_WORD: Final = re.compile(
-    r"=\?([^?*=]{0,60})(?:\*[^?=]{0,60})?\?([BbQq])\?((?:[^?=]|=(?!\?(?!=))|\?(?!=))*+)\?="
-)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# encoded-word = "=?" charset ["*" language] "?" encoding "?" encoded-text "?="
+_BEGIN: Final = re.compile(r"=\?([^?*=]{0,60}+)(?:\*[^?=]{0,60}+)?\?([BbQq])\?")
 _QUOTED_OCTET: Final = re.compile(rb"=([0-9A-Fa-f]{2})")
 _NO_LETTER: Final = re.compile("[^a-z0-9]")
-_NO_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/=]+")
+_BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_NO_BASE64: Final = bytes(set(range(256)) - set(_BASE64))
 
 # A charset is looked up only when it is one of these: Python remembers for ever each unknown name
 # it was asked for, and has codecs of quadratic time, such as punycode. Punctuation does not count.
@@ -82,8 +83,9 @@ def decoded_words(octets: bytes) -> str:
     pieces: list[str] = []
     run: list[bytes] = []
     run_charset, end = "", 0
-    for match in _WORD.finditer(value):
-        charset, content = _codec(match[1]), _octets(match[2], match[3].encode(written, "replace"))
+    for match, stop in _words(value):
+        text = value[match.end() : stop].encode(written, "replace")
+        charset, content = _codec(match[1]), _octets(match[2], text)
         if charset is None or content is None:
             continue
         gap = _shown(value[end : match.start()], written)
@@ -96,9 +98,24 @@ def decoded_words(octets: bytes) -> str:
             )
             run = []
         run.append(content)
-        run_charset, end = charset, match.end()
+        run_charset, end = charset, stop + len("?=")
     pieces += (_decode(b"".join(run), run_charset), _shown(value[end:], written))
     return "".join(pieces).replace("\r", " ").replace("\n", " ")
+
+
+def _words(value: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Yield where each word begins, and where its text ends; one that another cuts off is none."""
+    stop, last = 0, None
+    for match in _BEGIN.finditer(value):
+        if last is not None and stop <= match.start():
+            yield last, stop
+        if stop < match.end():
+            stop = value.find("?=", match.end())
+        if stop < 0:
+            return
+        last = match
+    if last is not None:
+        yield last, stop
 
 
 def text_of(octets: bytes) -> str:
@@ -123,7 +140,7 @@ def _octets(encoding: str, text: bytes) -> bytes | None:
         text = text.replace(b"_", b" ")
         return _QUOTED_OCTET.sub(lambda match: binascii.unhexlify(match[1]), text)
     # Some encode piece by piece, so that padding stands in the middle; others leave it out.
-    pieces = _NO_BASE64.sub(b"", text).split(b"=")
+    pieces = text.translate(None, _NO_BASE64).split(b"=")
     try:
         return b"".join(binascii.a2b_base64(piece + b"==") for piece in pieces if piece)
     except binascii.Error:

@@ -45,6 +45,20 @@ class Budget:
             raise TooMuchError("archives that take too long")
 
 
+class Limited:
+    """So many octets of a file; `left` are those that were not read."""
+
+    def __init__(self, file: Reads, size: int) -> None:
+        self._file = file
+        self.left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read on."""
+        data = self._file.read(self.left if size < 0 else min(size, self.left))
+        self.left -= len(data)
+        return data
+
+
 def exactly(file: Reads, size: int) -> bytes:
     """Read so many octets, fewer only at the end."""
     pieces = []

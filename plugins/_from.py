@@ -16,6 +16,7 @@ from ._authres import without_comments
 
 MOST_DOMAINS: Final = 16  # each costs questions to the DNS
 _MOST_ADDRESSES: Final = 1000
+_LONGEST: Final = 5000  # characters of a domain that are read; it has 253 and may have blanks
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A closed quoted string; one that is not closed is matched to the end, so that all is read once.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
@@ -103,7 +104,7 @@ def _domains(address: str) -> Iterator[str]:
 
 def _spellings(text: str) -> Iterator[str]:
     """Yield a domain up to a blank that is not beside a dot, and all of it if that is no name."""
-    text = text.partition(">")[0]
+    text = text[:_LONGEST].partition(">")[0]
     labels: list[str] = []
     for label in text.split("."):
         first, *others = label.split() or [""]

@@ -1,124 +1,215 @@
-"""What the fields of a part say, and bodies without their encoding."""
+"""What the fields of a part say, and bodies without their encoding.
+
+Mail programs differ in which of several fields or parameters they take, and in how they read what
+no grammar has. Here all of it counts, so that whatever one of them sees has been seen.
+"""
 
 import binascii
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from minismtp import Headers
 
+from ._authres import without_comments
 from ._budget import TooMuchError
 
 _LONGEST_BOUNDARY = 250  # RFC 2046 section 5.1.1 allows 70
 _LONGEST_FIELD = 4096  # characters; what is longer is too much
 _MOST_FIELDS = 4  # of one name: mail programs differ in which of them they take
-_KIND = re.compile(r"\s*([^\s/;()]+/[^\s;()]+)")
-# parameter := attribute "=" value, with the sections and charsets of RFC 2231
+_MOST_SECTIONS = 999  # of one parameter
+_KIND = re.compile(r'(?<![^\s/;()"])([^\s/;()"]++)\s*+/\s*+([^\s;()",]++)')
+_ENCODING = re.compile(r"[\w-]+")
+# parameter := attribute "=" value, with the sections and charsets of RFC 2231; some leave out the
+# semicolon, some the quotation mark at the end.
 _PARAMETER = re.compile(
-    r';\s*+([^\s=;"*]++)(?:\*([0-9]{1,3}))?(\*)?\s*+=\s*+("(?:[^"\\]|\\.)*+"?|[^;]*+)', re.DOTALL
+    r"(?<![^\s;,\"'])([\w-]++)\s*+(?:\*\s*+([0-9]{1,3}))?\s*+(\*)?\s*+=\s*+"
+    r'("(?:[^"\\]|\\.)*+"?|[^;"]*+)',
+    re.DOTALL,
 )
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
+_CHARSET = re.compile(r"([^']{0,60}+)'[^']{0,60}+'")
+_CODED = re.compile(r"=\?[^?]{0,80}+\?([BbQq])\?")
+_PADDING = re.compile(rb"(=++)")
+_MOST_PADDINGS = 100  # in one piece; more is padding for nobody
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_NO_LETTERS = bytes(set(range(256)) - set(_LETTERS))
+_NO_LETTERS = bytes(set(range(256)) - set(_LETTERS + b"="))
+UUENCODED = {"x-uuencode", "uuencode", "x-uue", "uue"}
 
 
-def type_of(headers: Headers, *, digest: bool) -> str:
-    """Give the declared type in lower case; `digest` says that the part is one of a digest."""
-    match = _KIND.match(headers.get("Content-Type"))
-    default = "message/rfc822" if digest else "text/plain"  # RFC 2046 section 5.1.5
-    return match[1].lower() if match else default
+def kinds_of(headers: Headers, *, digest: bool) -> list[str]:
+    """Return the declared types in lower case; `digest` says that the part is one of a digest."""
+    found: dict[str, None] = {}
+    for value in _values(headers, "Content-Type"):
+        if match := _KIND.search(without_comments(value)):
+            found[f"{match[1]}/{match[2]}".lower()] = None
+    # RFC 2046 section 5.1.5
+    return list(found) or ["message/rfc822" if digest else "text/plain"]
 
 
-def encoding_of(headers: Headers) -> str:
-    """Give the transfer encoding in lower case, "" for none."""
-    return headers.get("Content-Transfer-Encoding").lower()
+def encodings_of(headers: Headers) -> list[str]:
+    """Return the transfer encodings in lower case, "" for none."""
+    found: dict[str, None] = {}
+    for value in _values(headers, "Content-Transfer-Encoding"):
+        match = _ENCODING.search(without_comments(value))
+        found[match[0].lower() if match else ""] = None
+    return list(found) or [""]
 
 
-def boundary_of(headers: Headers) -> bytes:
-    """Return the boundary of a multipart, b"" when there is none; raises TooMuchError."""
-    value = _parameters(headers.get("Content-Type")).get("boundary", "").rstrip()
-    try:
-        headers.raw("Content-Type").decode()
-        boundary = value.encode()
-    except UnicodeDecodeError:  # then it was read octet by octet
-        boundary = value.encode("latin-1", "replace")
-    if len(boundary) > _LONGEST_BOUNDARY:
-        raise TooMuchError(f"a boundary of more than {_LONGEST_BOUNDARY} octets")
-    return boundary
+def boundaries_of(headers: Headers) -> list[bytes]:
+    """Return the boundaries of a multipart; raise TooMuchError."""
+    found: dict[bytes, None] = {}
+    for value in _values(headers, "Content-Type"):
+        for text in _readings(value, "boundary"):
+            boundary = text.rstrip().encode("utf-8", "surrogateescape")
+            if len(boundary) > _LONGEST_BOUNDARY:
+                raise TooMuchError(f"a boundary of more than {_LONGEST_BOUNDARY} octets")
+            if boundary:
+                found[boundary] = None
+    return list(found)
 
 
 def names_of(headers: Headers) -> list[str]:
     """Return all that some mail program would call the file, decoded (RFC 2231, RFC 2047).
 
-    Raises TooMuchError.
+    Raise TooMuchError.
     """
     found: dict[str, None] = {}
-    for field, parameter in (("Content-Disposition", "filename"), ("Content-Type", "name")):
-        values = headers.get_all(field)
-        if len(values) > _MOST_FIELDS:
-            raise TooMuchError(f"more than {_MOST_FIELDS} fields {field} in a part")
-        for value in values:
-            if name := _parameters(value).get(parameter):
-                found[Headers([f"N: {name}".encode()]).decoded("N")] = None
-    return list(found)
+    for field in ("Content-Disposition", "Content-Type"):
+        for value in _values(headers, field):
+            for parameter in ("filename", "name"):
+                for name in _readings(value, parameter):
+                    found |= dict.fromkeys(_decoded_names(name))
+    return [name for name in found if name]
 
 
-def decoded(headers: Headers, body: Iterator[bytes]) -> Iterator[bytes]:
-    """Give a body without its transfer encoding; what is broken in it is left out."""
-    match encoding_of(headers):
-        case "base64":
-            return _from_base64(body)
-        case "quoted-printable":
-            return _from_quoted_printable(body)
-        case _:
-            return body
-
-
-def _parameters(value: str) -> dict[str, str]:
-    """Read the parameters of a field, the first one of each name; raises TooMuchError."""
-    if len(value) > _LONGEST_FIELD:
+def _values(headers: Headers, field: str) -> list[str]:
+    """Return the values of all fields of a name; octets that are no text are surrogates."""
+    raw = headers.raw_all(field)
+    if len(raw) > _MOST_FIELDS:
+        raise TooMuchError(f"more than {_MOST_FIELDS} fields {field} in a part")
+    values = [each.partition(b":")[2].translate(None, b"\r\n") for each in raw]
+    texts = [value.decode("utf-8", "surrogateescape") for value in values]
+    if any(len(text) > _LONGEST_FIELD for text in texts):
         raise TooMuchError(f"a field of a part of more than {_LONGEST_FIELD} characters")
-    sections: dict[str, dict[int, str]] = {}
-    encoded: set[str] = set()
-    for name, section, extended, text in _PARAMETER.findall(value):
-        key = name.lower()
-        plain = _QUOTED.sub(r"\1", text[1:].removesuffix('"')) if text[:1] == '"' else text.strip()
-        if extended and not int(section or 0):
-            encoded.add(key)
-            plain = plain.rpartition("'")[2]  # behind charset and language
-        sections.setdefault(key, {}).setdefault(int(section or 0), plain)
-    found = {}
-    for key, texts in sections.items():
-        whole = "".join(text for _, text in sorted(texts.items()))
-        found[key] = _percent_decoded(whole) if key in encoded else whole
-    return found
+    return texts
 
 
-def _percent_decoded(text: str) -> str:
-    """Decode; what matters in a name is ASCII in every charset that is in use."""
-    octets = urllib.parse.unquote_to_bytes(text)
-    try:
-        return octets.decode()
-    except UnicodeDecodeError:
-        return octets.decode("latin-1")
+def _readings(value: str, parameter: str) -> Iterator[str]:
+    """Yield what a parameter may be: with comments or without, each one, and put together."""
+    bare = without_comments(value)
+    odd = value.count('"') % 2 or "\\" in value or '""' in value
+    unquoted = value.replace('"', "") if odd else value
+    for text in dict.fromkeys((bare, value, unquoted)):
+        sections: dict[int, list[str]] = {}
+        for name, section, extended, found in _PARAMETER.findall(text):
+            if name.lower() == parameter:
+                number = int(section) if section else -1
+                texts = list(_unquoted(found))
+                if extended:
+                    texts = [each for raw in texts for each in _percent_decoded(raw)] + texts
+                sections.setdefault(number, []).extend(texts)
+        yield from sections.pop(-1, [])
+        if sections:
+            yield from _joined(sections)
+
+
+def _joined(sections: dict[int, list[str]]) -> Iterator[str]:
+    """Yield what the sections of a parameter make: up to the first gap, and all of them."""
+    ordered = sorted(sections)
+    unbroken = [number for place, number in enumerate(ordered) if number == place]
+    for numbers in (unbroken, ordered, list(sections)):
+        for choice in (0, -1):
+            yield "".join(sections[number][choice] for number in numbers)
+
+
+def _unquoted(text: str) -> Iterator[str]:
+    """Yield a value without its quotes; some write a backslash and mean it."""
+    text = text.strip()
+    if text[:1] != '"':
+        yield text
+        first = text.split(maxsplit=1)[:1]
+        yield from {*first, text.strip("'")} - {text}
+        return
+    inside = text[1:].removesuffix('"')
+    yield _QUOTED.sub(r"\1", inside)
+    if "\\" in inside:
+        yield inside
+    if len(text) == 1 or not text.endswith('"'):
+        yield text  # a quotation mark that is never closed may be part of it
+
+
+def _percent_decoded(text: str) -> Iterator[str]:
+    """Yield a section of RFC 2231: in its charset as an encoded word, and as UTF-8."""
+    match = _CHARSET.match(text)
+    octets = urllib.parse.unquote_to_bytes(
+        text[match.end() if match else 0 :].encode("utf-8", "surrogateescape")
+    )
+    if match and (b"\0" in octets or not octets.isascii()):
+        yield f"=?{match[1]}?B?{binascii.b2a_base64(octets, newline=False).decode()}?="
+    yield octets.decode("utf-8", "surrogateescape")
+
+
+def _decoded_names(name: str) -> list[str]:
+    """Return a name as it is read: its encoded words decoded, by their charset and without one."""
+    texts = [
+        Headers([b"N: " + text.encode("utf-8", "surrogateescape")]).decoded("N")
+        for text in (name, _CODED.sub(r"=?utf-8?\1?", name))
+    ]
+    if "=?utf-7" in name.lower():  # most show it as it is, but not all
+        texts.append(texts[-1].encode("ascii", "ignore").decode("utf-7", "replace"))
+    return texts
+
+
+def decoded(encoding: str, body: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield a body without its transfer encoding; what is broken in it is left out."""
+    if encoding == "base64":
+        return _from_base64(body)
+    if encoding == "quoted-printable":
+        return _from_quoted_printable(body)
+    return body
+
+
+def is_encoded(encodings: Sequence[str]) -> bool:
+    """Tell whether one of these changes the octets of a body."""
+    return not {"base64", "quoted-printable"}.isdisjoint(encodings)
 
 
 def _from_base64(body: Iterable[bytes]) -> Iterator[bytes]:
+    """Decode. What is no letter does not count; where padding ends a group, the next one begins."""
     rest = b""
     for piece in body:
         letters = rest + piece.translate(None, _NO_LETTERS)
-        whole = len(letters) // 4 * 4
-        yield binascii.a2b_base64(letters[:whole])
-        rest = letters[whole:]
-    if len(rest) > 1:  # padding was left out with all that is no letter
-        yield binascii.a2b_base64(rest + b"==")
+        if letters.count(b"=") > _MOST_PADDINGS:
+            letters = letters.replace(b"=", b"")
+        # Padding at the end may go on in the next piece.
+        held = letters[len(letters.rstrip(b"=")) :]
+        text = b""
+        for part in _PADDING.split(letters.removesuffix(held)):
+            ends = part[:1] == b"=" and len(text) % 4 >= 2 and len(text) % 4 + len(part) >= 4  # noqa: PLR2004 - four letters
+            if ends:
+                yield _letters_decoded(text)
+                text = b""
+            elif part[:1] != b"=":
+                text += part
+        whole = len(text) // 4 * 4
+        yield _letters_decoded(text[:whole])
+        rest = text[whole:] + held
+    yield _letters_decoded(rest.rstrip(b"="))
+
+
+def _letters_decoded(letters: bytes) -> bytes:
+    if len(letters) % 4 == 1:  # six bits are no octet
+        letters = letters[:-1]
+    return binascii.a2b_base64(letters + b"==")
 
 
 def _from_quoted_printable(body: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for piece in body:
         text = rest + piece
-        end = text.rfind(b"\n") + 1 or len(text)
+        end = text.rfind(b"\n") + 1 or text.rfind(b"=", max(0, len(text) - 2))
+        end = end if end >= 0 else len(text)  # what stands for one octet is not cut
         yield binascii.a2b_qp(text[:end])
         rest = text[end:]
     yield binascii.a2b_qp(rest)

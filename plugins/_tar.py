@@ -6,7 +6,7 @@ The reader of the standard library is done without: a header may claim any size.
 import re
 from collections.abc import Iterator
 
-from ._budget import BrokenError, Budget, Reads, exactly
+from ._budget import BrokenError, Budget, Limited, Reads, exactly
 
 _PIECE = 65536
 _BLOCK = 512  # of a tar
@@ -37,22 +37,9 @@ def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
             continue
         parts = [_until_nul(block[345:500]), _until_nul(block[:100])]
         name, longer = longer or "/".join(filter(None, parts)), ""
-        member = _Member(file, size)
+        member = Limited(file, size)
         yield name, member
         _pass(file, member.left + -size % _BLOCK, budget)
-
-
-class _Member:
-    """One file of a tar."""
-
-    def __init__(self, file: Reads, size: int) -> None:
-        self._file = file
-        self.left = size
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._file.read(self.left if size < 0 else min(size, self.left))
-        self.left -= len(data)
-        return data
 
 
 def _pass(file: Reads, size: int, budget: Budget) -> None:

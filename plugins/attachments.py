@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain
-from typing import BinaryIO, Final, Literal
+from typing import Final, Literal
 
 from minismtp import (
     ByteSize,
@@ -23,7 +23,9 @@ from minismtp import (
 
 from ._archives import HEAD, files_in, is_archive
 from ._budget import BrokenError, Budget, Reads, TooMuchError, stream_of
-from ._parts import Part, parts_of
+from ._mime import UUENCODED
+from ._parts import Part, parts_in_all_readings
+from ._uuencode import files_in_text
 
 _log: Final = logging.getLogger(__name__)
 _FIELD: Final = "X-Blocked-Attachment"
@@ -73,8 +75,10 @@ class Attachments:
     An attachment is blocked by the extension of any of its names (`extensions`), by its declared
     type (`types`), and when its first octets are those of a program whatever it is called
     (`programs`). With `disguises` also when its name hides what it is: invoice.pdf.exe, a name that
-    is turned around. zip, tar, gzip and bzip2 are looked into, `depth` archives deep: names and
-    first octets; with `encrypted` those are blocked that hold encrypted files. With `unreadable`
+    is turned around. Files in uuencode or yEnc within a text count too. zip, 7z, rar, tar, gzip,
+    bzip2, xz, zstd and winmail.dat are looked into, `depth` archives deep: names, and first octets
+    where Python can unpack them (not in rar, nor zstd before Python 3.14); with `encrypted` those
+    are blocked that hold encrypted files. With `unreadable`
     also what is broken, or is too much to be looked at: more than 1000 parts, 30 parts inside each
     other, `files` in archives, `unpacked` octets of them, archives that take longer than
     `budget`, the time of the processor that one message may cost, or fields of a part that no mail
@@ -118,8 +122,7 @@ class Attachments:
         if session.login is not None:
             return
         message.remove(_FIELD)
-        with message.open() as content:
-            found = next(self._blocked(content), None)
+        found = next(self._blocked(message), None)
         envelope.stash[ATTACHMENTS] = () if found is None else (found,)
         if found is not None:
             self._act(envelope, message, found)
@@ -138,10 +141,11 @@ class Attachments:
             case "finding":
                 findings_of(envelope).append(Finding("attachments", "blocked", self.points, text))
 
-    def _blocked(self, content: BinaryIO) -> Iterator[BlockedAttachment]:
+    def _blocked(self, message: Message) -> Iterator[BlockedAttachment]:
         budget = Budget(self.unpacked, self.files, self.depth, self.budget.total_seconds())
         try:
-            for part in parts_of(content):
+            for part in parts_in_all_readings(message.open):
+                budget.take()
                 yield from self._in_part(part, budget)
         except TooMuchError as error:
             if self.unreadable:
@@ -152,18 +156,28 @@ class Attachments:
         for name in names:
             yield from self._by_name(name)
         name = names[0] if names else ""
-        if part.kind in self._types:
-            yield BlockedAttachment(name, f"of type {part.kind}")
-        pieces = part.decoded()
+        for kind in self._types.intersection(part.kinds):
+            yield BlockedAttachment(name, f"of type {kind}")
+        yield from self._in_file(name, part.decoded(), budget, is_text=_is_text(part))
+
+    def _in_file(
+        self, name: str, pieces: Iterator[bytes], budget: Budget, *, is_text: bool
+    ) -> Iterator[BlockedAttachment]:
         head = b""
         for piece in pieces:
             head += piece
             if len(head) >= HEAD:
                 break
         yield from self._by_content(name, head)
-        if not self.depth or not is_archive(head):
-            return
-        yield from self._in_archive(stream_of(chain([head], pieces)), name, budget)
+        whole = chain([head], pieces)
+        if is_archive(head):
+            if self.depth:
+                yield from self._in_archive(stream_of(whole), name, budget)
+        elif is_text:
+            for inside, data in files_in_text(whole):
+                budget.take(names=1)
+                yield from self._by_name(inside)
+                yield from self._in_file(inside, data, budget, is_text=False)
 
     def _in_archive(self, file: Reads, name: str, budget: Budget) -> Iterator[BlockedAttachment]:
         try:
@@ -191,3 +205,9 @@ class Attachments:
         dos = head.startswith(b"MZ") and b"\0" in head[:64]  # a text may begin so
         if self.programs and (dos or head.startswith(_MAGIC)):
             yield BlockedAttachment(name, "a program")
+
+
+def _is_text(part: Part) -> bool:
+    """Tell whether mail programs look for files in the text of a part."""
+    text = part.kind.startswith(("text/", "multipart/")) or not part.kind
+    return text or part.encoding in UUENCODED

@@ -193,7 +193,7 @@ PARSERS: Final[dict[str, Parser]] = {
     "encoded words": lambda text: _field("Subject", text).decoded("Subject"),
     "field, written": lambda text: format_field("Subject", text),
     "parameters of MIME": lambda text: _mime.names_of(_field("Content-Type", f"a/b; {text}")),
-    "type of MIME": lambda text: _mime.type_of(_field("Content-Type", text), digest=False),
+    "type of MIME": lambda text: _mime.kinds_of(_field("Content-Type", text), digest=False),
     "address": Address.parse,
     "domain": to_ascii,
     "domain for people": to_unicode,

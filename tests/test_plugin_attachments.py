@@ -360,7 +360,7 @@ def leaves(content: bytes, piece: int = 65536) -> list[tuple[str, list[str], byt
     return [
         (part.kind, part.names, b"".join(part.decoded()))
         for part in parts_of(Slow(content))
-        if not part.kind.startswith(("multipart/", "message/rfc822"))
+        if part.kind and not part.kind.startswith(("multipart/", "message/rfc822"))
     ]
 
 

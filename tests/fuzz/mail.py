@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from minismtp_plugins._archives import files_in
@@ -11,7 +12,7 @@ from minismtp_plugins._authres import claims, read, without_comments, written
 from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
 from minismtp_plugins._folders import Folder
 from minismtp_plugins._from import TooManyDomainsError, domains_of
-from minismtp_plugins._mime import boundary_of, names_of, type_of
+from minismtp_plugins._mime import boundaries_of, encodings_of, kinds_of, names_of
 from minismtp_plugins._parts import parts_of
 from minismtp_plugins._rule import Condition, Rule, Trial
 from minismtp_plugins._spam import mark, remove_marks
@@ -21,6 +22,7 @@ from minismtp_plugins.authentication_results import AuthenticationResults
 from fuzz.peers import envelope, message_of, session, text_of
 from fuzz.target import target
 from minismtp import AuthResult, Headers, Reject
+from minismtp.address_list import mailboxes_of
 from minismtp.content import ContentWriter
 from minismtp.headers import format_field
 from minismtp.mime_conversion import Form, converted
@@ -126,10 +128,12 @@ def result_to_write(data: bytes) -> None:
     assert [each.result for each in read_again] == ["fail"]
 
 
-@target("_from", "_authres", raises=(TooManyDomainsError,), memory=1 << 22)
+@target("_from", "_authres", "address_list", raises=(TooManyDomainsError,), memory=1 << 22)
 def from_field(data: bytes) -> None:
     value = text_of(data)
     without_comments(value)
+    with suppress(ValueError):
+        mailboxes_of(value)
     for domain in domains_of([value]):
         assert domain.isascii()
 
@@ -146,19 +150,24 @@ def parts(data: bytes) -> None:
 @target("_mime", raises=(TooMuchError,))
 def fields_of_parts(data: bytes) -> None:
     headers = Headers.parse(data)
-    type_of(headers, digest=False)
-    boundary_of(headers)
+    kinds_of(headers, digest=False)
+    encodings_of(headers)
+    boundaries_of(headers)
     names_of(headers)
 
 
-@target("_archives", "_tar", "_budget", raises=(TooMuchError, BrokenError))
+@target(
+    *("_archives", "_tar", "_rar", "_seven_zip", "_tnef", "_budget"),
+    raises=(TooMuchError, BrokenError),
+    memory=1 << 27,  # dictionaries, which are asked for and not used
+)
 def archive(data: bytes) -> None:
     budget = Budget(octets=1 << 20, names=1000, levels=3)
     for inside in files_in(io.BytesIO(data), "archive", budget):
         inside.name.encode("utf-8", "surrogateescape")
 
 
-@target("attachments", "_parts", "_archives", raises=(Reject,))
+@target("attachments", "_parts", "_archives", "_uuencode", raises=(Reject,), memory=1 << 27)
 def attachments(data: bytes) -> None:
     plugin = Attachments(unpacked=1 << 20)  # type: ignore[arg-type]
     plugin.on_message(session(), envelope(), message_of(data))

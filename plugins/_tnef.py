@@ -1,0 +1,47 @@
+"""The attachments in a TNEF, the winmail.dat of Outlook and Exchange (MS-OXTNEF)."""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from ._budget import Budget, Limited, Reads, exactly
+
+TNEF: Final = b"\x78\x9f\x3e\x22"
+_PIECE: Final = 65536
+_LONGEST: Final = 65536  # octets of properties that are looked at for names
+_TITLE, _DATA, _PROPERTIES = 0x00018010, 0x0006800F, 0x00069005
+# PidTagAttachLongFilename, PidTagAttachFilename and PidTagDisplayName, one string of characters of
+# 8 or 16 bits: type, tag, how many, and the length.
+_NAMED: Final = re.compile(
+    rb"([\x1e\x1f])\0(?:\x07\x37|\x04\x37|\x01\x30)\x01\0\0\0(..)\0\0", re.DOTALL
+)
+
+
+def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads | None]]:
+    """Yield the names and the data of attachments, to be read before the next one is asked for.
+
+    Names that stand behind the data come without it.
+    """
+    exactly(file, 6)  # the signature, and a key
+    title = ""
+    while len(head := exactly(file, 9)) == 9:  # noqa: PLR2004 - level, kind, length
+        kind, size = (int.from_bytes(head[at : at + 4], "little") for at in (1, 5))
+        data = Limited(file, size)
+        budget.take()
+        if kind == _TITLE:
+            title = exactly(data, _LONGEST).partition(b"\0")[0].decode("utf-8", "replace")
+            yield title, None
+        elif kind == _DATA:
+            yield title, data
+        elif kind == _PROPERTIES:
+            yield from ((name, None) for name in _names_in(exactly(data, _LONGEST)))
+        while data.read(_PIECE):
+            budget.take()
+        exactly(file, 2)  # the checksum
+
+
+def _names_in(properties: bytes) -> Iterator[str]:
+    for match in _NAMED.finditer(properties):
+        octets = properties[match.end() : match.end() + int.from_bytes(match[2], "little")]
+        text = octets.decode("utf-16-le" if match[1] == b"\x1f" else "utf-8", "replace")
+        yield text.partition("\0")[0]
