@@ -1,4 +1,4 @@
-"""What the fields of a part say, and bodies without their encoding.
+"""What the fields of a part say.
 
 Mail programs differ in which of several fields or parameters they take, and in how they read what
 no grammar has. Here all of it counts, so that whatever one of them sees has been seen.
@@ -7,7 +7,7 @@ no grammar has. Here all of it counts, so that whatever one of them sees has bee
 import binascii
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from minismtp import Headers
 
@@ -30,11 +30,6 @@ _PARAMETER = re.compile(
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
 _CHARSET = re.compile(r"([^']{0,60}+)'[^']{0,60}+'")
 _CODED = re.compile(r"=\?[^?]{0,80}+\?([BbQq])\?")
-_PADDING = re.compile(rb"(=++)")
-_MOST_PADDINGS = 100  # in one piece; more is padding for nobody
-_LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_NO_LETTERS = bytes(set(range(256)) - set(_LETTERS + b"="))
-UUENCODED = {"x-uuencode", "uuencode", "x-uue", "uue"}
 
 
 def kinds_of(headers: Headers, *, digest: bool) -> list[str]:
@@ -159,57 +154,3 @@ def _decoded_names(name: str) -> list[str]:
     if "=?utf-7" in name.lower():  # most show it as it is, but not all
         texts.append(texts[-1].encode("ascii", "ignore").decode("utf-7", "replace"))
     return texts
-
-
-def decoded(encoding: str, body: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield a body without its transfer encoding; what is broken in it is left out."""
-    if encoding == "base64":
-        return _from_base64(body)
-    if encoding == "quoted-printable":
-        return _from_quoted_printable(body)
-    return body
-
-
-def is_encoded(encodings: Sequence[str]) -> bool:
-    """Tell whether one of these changes the octets of a body."""
-    return not {"base64", "quoted-printable"}.isdisjoint(encodings)
-
-
-def _from_base64(body: Iterable[bytes]) -> Iterator[bytes]:
-    """Decode. What is no letter does not count; where padding ends a group, the next one begins."""
-    rest = b""
-    for piece in body:
-        letters = rest + piece.translate(None, _NO_LETTERS)
-        if letters.count(b"=") > _MOST_PADDINGS:
-            letters = letters.replace(b"=", b"")
-        # Padding at the end may go on in the next piece.
-        held = letters[len(letters.rstrip(b"=")) :]
-        text = b""
-        for part in _PADDING.split(letters.removesuffix(held)):
-            ends = part[:1] == b"=" and len(text) % 4 >= 2 and len(text) % 4 + len(part) >= 4  # noqa: PLR2004 - four letters
-            if ends:
-                yield _letters_decoded(text)
-                text = b""
-            elif part[:1] != b"=":
-                text += part
-        whole = len(text) // 4 * 4
-        yield _letters_decoded(text[:whole])
-        rest = text[whole:] + held
-    yield _letters_decoded(rest.rstrip(b"="))
-
-
-def _letters_decoded(letters: bytes) -> bytes:
-    if len(letters) % 4 == 1:  # six bits are no octet
-        letters = letters[:-1]
-    return binascii.a2b_base64(letters + b"==")
-
-
-def _from_quoted_printable(body: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for piece in body:
-        text = rest + piece
-        end = text.rfind(b"\n") + 1 or text.rfind(b"=", max(0, len(text) - 2))
-        end = end if end >= 0 else len(text)  # what stands for one octet is not cut
-        yield binascii.a2b_qp(text[:end])
-        rest = text[end:]
-    yield binascii.a2b_qp(rest)

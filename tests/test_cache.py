@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from minismtp_plugins import _parts
+from minismtp_plugins import _part_reader
 
 from minismtp import Address, BoundedCache, Reply, Resolver, SocketAddress
 from minismtp.address import to_ascii
@@ -137,7 +137,7 @@ def parse(text: str) -> object:
 
 
 def delimiters(text: str) -> object:
-    return _parts._delimiters((text.encode(),))  # noqa: SLF001 - what keeps the patterns
+    return _part_reader._delimiters((text.encode(),))  # noqa: SLF001 - what keeps the patterns
 
 
 @pytest.mark.parametrize("function", [encode, parse, delimiters, to_ascii])
@@ -161,7 +161,7 @@ def test_each_cache_of_functions_is_known_and_bounded() -> None:
         "minismtp/reply.py": 1,  # 500 characters
         "minismtp/outbound/attempt.py": 1,  # domains of accepted addresses
         "minismtp/outbound/intake.py": 1,  # the same
-        "plugins/_parts.py": 1,  # 1000 octets
+        "plugins/_part_reader.py": 1,  # 1000 octets
     }
     found = {
         str(path.relative_to(ROOT)): count

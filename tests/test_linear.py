@@ -30,7 +30,7 @@ _MADE: Final = {
     "minismtp.chronicle.mentions": "the operator's, and literals",
     "minismtp_plugins._rule._compiled": "the operator's, of a module that stops when told",
     "minismtp_plugins._spf_macros.expand": "one class",
-    "minismtp_plugins._parts._compiled": "literals of 250 octets at most",
+    "minismtp_plugins._part_reader._compiled": "literals of 250 octets at most",
 }
 
 

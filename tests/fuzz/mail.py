@@ -138,7 +138,7 @@ def from_field(data: bytes) -> None:
         assert domain.isascii()
 
 
-@target("_parts", "_mime", raises=(TooMuchError,))
+@target("_parts", "_part_reader", "_mime", "_transfer_encoding", raises=(TooMuchError,))
 def parts(data: bytes) -> None:
     for part in parts_of(io.BytesIO(data)):
         for name in part.names:
@@ -157,7 +157,16 @@ def fields_of_parts(data: bytes) -> None:
 
 
 @target(
-    *("_archives", "_tar", "_rar", "_seven_zip", "_tnef", "_budget"),
+    *(
+        "_archives",
+        "_tar",
+        "_rar",
+        "_seven_zip",
+        "_seven_zip_header",
+        "_tnef",
+        "_compressed",
+        "_budget",
+    ),
     raises=(TooMuchError, BrokenError),
     memory=1 << 27,  # dictionaries, which are asked for and not used
 )

@@ -1,0 +1,90 @@
+"""Files that are compressed one by one: gzip, bzip2, xz and, from Python 3.14 on, zstd."""
+
+import bz2
+import importlib
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final, cast
+
+from ._budget import Budget, TooMuchError
+
+_PIECE = 65536
+# Octets of which nothing comes, as in the header of a gzip; a block of bzip2 is smaller.
+_SILENT: Final = 1024 * 1024
+GZIP: Final = b"\x1f\x8b\x08"
+_BZIP2: Final = b"BZh"
+XZ: Final = b"\xfd7zXZ\0"
+ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_GZIP_FORM: Final = 16 + zlib.MAX_WBITS
+_XZ_MEMORY: Final = 80 * 1024 * 1024  # octets: the strongest level needs 65 MiB
+_SUFFIX: Final = re.compile(r"\.(t?gz|t?bz2?|tbz2|t?xz|txz|t?zst|tzst)$", re.IGNORECASE)
+
+
+def _zstd_decoder() -> Callable[[], Any] | None:
+    try:
+        module = importlib.import_module("compression.zstd")
+    except ImportError:  # before Python 3.14: then by the name alone
+        return None
+    return cast("Callable[[], Any]", module.ZstdDecompressor)
+
+
+_ZSTD_DECODER: Final = _zstd_decoder()
+
+
+def is_bzip2(head: bytes) -> bool:
+    """Tell from the first octets."""
+    return head.startswith(_BZIP2) and head[4:10] == b"1AY&SY"
+
+
+def without_suffix(name: str) -> str:
+    """Return the name of what is compressed."""
+    return _SUFFIX.sub(lambda match: ".tar" if match[1][:1] in "tT" else "", name)
+
+
+def unpacked(octets: Iterator[bytes], head: bytes, budget: Budget) -> Iterator[bytes] | None:
+    """Return what a file with these first octets unpacks to, None where nothing here can."""
+    if head.startswith(GZIP):
+        return _members(octets, GZIP, lambda: zlib.decompressobj(_GZIP_FORM), budget)
+    if is_bzip2(head):
+        return _members(octets, _BZIP2, bz2.BZ2Decompressor, budget)
+    if head.startswith(XZ):
+        return _members(octets, XZ, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY), budget)
+    if head.startswith(ZSTD) and _ZSTD_DECODER is not None:
+        return _members(octets, ZSTD, _ZSTD_DECODER, budget)
+    return None
+
+
+def _members(
+    octets: Iterator[bytes],
+    magic: bytes,
+    make: Callable[[], "zlib._Decompress | bz2.BZ2Decompressor | lzma.LZMADecompressor"],
+    budget: Budget,
+) -> Iterator[bytes]:
+    """Yield what the members of a file unpack to, one after the other; what follows them is none.
+
+    The readers of the standard library take a member that is empty, and a name of any length, for
+    nothing, and are slow at both. So each member counts as a name.
+    """
+    data = next(octets, b"")
+    while data.startswith(magic):
+        budget.take(names=1)
+        decoder, silent = make(), 0
+        while not decoder.eof:
+            piece = decoder.decompress(data, _PIECE)
+            data = getattr(decoder, "unconsumed_tail", b"")  # that of bzip2 keeps it for itself
+            budget.take(octets=len(piece))
+            if piece:
+                silent = 0
+                yield piece
+            elif not data and not decoder.eof:
+                data = next(octets, b"")
+                silent += len(data)
+                if not data:
+                    raise EOFError
+                if silent > _SILENT:
+                    raise TooMuchError("archives with long headers")
+        data = decoder.unused_data.lstrip(b"\0")  # gzip may be padded
+        while len(data) < len(magic) and (more := next(octets, b"")):
+            data = (data + more).lstrip(b"\0")

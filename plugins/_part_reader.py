@@ -1,0 +1,170 @@
+"""Reads headers and bodies of parts forward, from delimiter to delimiter."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO
+
+from minismtp import Headers
+
+from ._budget import TooMuchError
+
+MOST_HEADERS = 1024 * 1024  # octets of a header section, and of all fields that describe parts
+_PIECE = 65536
+_LINE = 1000  # octets of a delimiter's line that are looked at
+_REMEMBERED = 1000  # octets of boundaries whose pattern is kept
+_MOST_DELIMITERS = 3000  # those at the end of multiparts included
+_DESCRIPTION = re.compile(rb"(?i)^content-[^\n]*+(?:\n[ \t][^\n]*+)*+\n?", re.MULTILINE)
+_HEADER_END = re.compile(rb"\n\r?\n")
+_FIELDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+(?:\n|\Z))*+")
+_GUESSED = re.compile(rb"\n--([^\s-][^\r\n]{0,199})[ \t]*+\r?\n[!-9;-~]++[ \t]*+:")
+_FIELD = re.compile(rb"(?i)\ncontent-(?:type|disposition|transfer-encoding)\b")
+_EXACT_END = re.compile(rb"(?:--)?[ \t]*+\r?(?:\n|\Z)")
+
+
+@dataclass(slots=True)
+class Doubts:
+    """What was seen that other programs read in another way, and how much has been read."""
+
+    choices: int = 1
+    strict: bool = False
+    literal: bool = False
+    parts: int = 0
+    described: int = 0
+    delimiters: int = 0
+
+
+class Reader:
+    """Reads forward. The buffer begins with the line feed in front of the next line."""
+
+    def __init__(self, stream: BinaryIO, doubts: Doubts, *, strict: bool) -> None:
+        self._stream = stream
+        self._buffer = b"\n"
+        self._doubts = doubts
+        self._strict = strict
+        self.delimiter = b""  # where the last body ended; none at the end of the message
+        self.closing = False
+
+    def header(self, boundaries: Sequence[bytes]) -> Headers:
+        """Read a header section; a delimiter ends it too, and is left for the body to end at."""
+        held, start = _held(boundaries), 0
+        while True:
+            end = _HEADER_END.search(self._buffer, start)
+            stop = end.start() + 1 if end else len(self._buffer)
+            delimiter = self._delimiter(boundaries, start, stop)
+            if stop > MOST_HEADERS:
+                raise TooMuchError("a header section of more than 1 MiB")
+            start = max(0, stop - held)
+            if end or delimiter or not self._fill():
+                break
+        if delimiter:
+            stop = delimiter.start() + 1
+        text = self._buffer[1:stop]
+        next_line = end.end() - 1 if end and not delimiter else stop - 1
+        match = _FIELDS.match(text)
+        if match and match.end() < len(text):
+            self._doubts.strict = True
+            if self._strict:
+                text, next_line = match[0], match.end()
+        fields = _DESCRIPTION.findall(text)
+        self._doubts.described += sum(map(len, fields))
+        if self._doubts.described > MOST_HEADERS:
+            raise TooMuchError("more than 1 MiB that describes parts")
+        self._buffer = self._buffer[next_line:]
+        return Headers(fields)
+
+    def describes_a_part(self, boundaries: Sequence[bytes]) -> bool:
+        """Tell whether a field comes next that describes a part, which it is for some programs."""
+        while len(self._buffer) < _LINE and self._fill():
+            pass
+        delimiter = self._delimiter(boundaries, 0, _LINE)
+        return _FIELD.search(self._buffer, 0, delimiter.start() if delimiter else _LINE) is not None
+
+    def guessed(self) -> list[bytes]:
+        """Return the boundary of a multipart that names none, from its first delimiter."""
+        while len(self._buffer) < _PIECE and self._fill():
+            pass
+        match = _GUESSED.search(self._buffer)
+        return [match[1]] if match else []
+
+    def body(self, boundaries: Sequence[bytes]) -> Iterator[bytes]:
+        """Read up to the next delimiter, and past its line."""
+        held = _held(boundaries)
+        self.delimiter, self.closing = b"", False
+        first = 1  # the line feed in front is none of the body's octets
+        while True:
+            match = self._delimiter(boundaries, 0, len(self._buffer))
+            if match:
+                yield self._buffer[first : match.start()]
+                self._pass(match)
+                return
+            cut = len(self._buffer) - held
+            if cut > first:
+                yield self._buffer[first:cut]
+                self._buffer, first = self._buffer[cut:], 0
+            if not self._fill():
+                yield self._buffer[first:]
+                self._buffer = b""
+                return
+
+    def _delimiter(
+        self, boundaries: Sequence[bytes], start: int, stop: int
+    ) -> re.Match[bytes] | None:
+        """Find the next line that begins with a delimiter; if `strict`, that is nothing else."""
+        pattern = _delimiters(tuple(boundaries))
+        while match := pattern.search(self._buffer, start, stop):
+            while (
+                len(self._buffer) < match.end() + _LINE
+                and self._buffer.find(b"\n", match.end()) < 0
+                and self._fill()
+            ):
+                pass
+            if _EXACT_END.match(self._buffer, match.end()):
+                return match
+            self._doubts.strict = True
+            if not self._strict:
+                return match
+            start = match.end()
+        return None
+
+    def _pass(self, match: re.Match[bytes]) -> None:
+        self._doubts.delimiters += 1
+        if self._doubts.delimiters > _MOST_DELIMITERS:
+            raise TooMuchError("too many delimiters of parts")
+        self.delimiter = match[1]
+        self.closing = self._buffer.startswith(b"--", match.end())
+        self._buffer = self._buffer[match.end() :]
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._buffer = b""
+            if not self._fill():
+                return
+        self._buffer = self._buffer[end:]
+
+    def _fill(self) -> bool:
+        piece = self._stream.read(_PIECE)
+        self._buffer += piece
+        return bool(piece)
+
+
+def _delimiters(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    """Return the pattern of the lines that end parts; short ones are remembered."""
+    if sum(map(len, boundaries)) <= _REMEMBERED:
+        return _compiled(boundaries)
+    try:
+        return _compiled.__wrapped__(boundaries)
+    finally:
+        re.purge()  # it keeps 512 patterns itself, of any size: 8 KB of boundary take 140 KB
+
+
+@lru_cache(maxsize=64)
+def _compiled(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
+    if not boundaries:
+        return re.compile(rb"(?!)")
+    longest_first = sorted(boundaries, key=len, reverse=True)
+    return re.compile(rb"\n--(" + b"|".join(map(re.escape, longest_first)) + rb")")
+
+
+def _held(boundaries: Iterable[bytes]) -> int:
+    """Return how many octets may be the beginning of a delimiter, or of an empty line."""
+    return max(map(len, boundaries), default=0) + len(b"\r\n----")

@@ -1,0 +1,21 @@
+"""What programs are called, and how they begin."""
+
+from typing import Final
+
+# What Windows, macOS and office programs run, or open without asking where it came from.
+PROGRAMS: Final = (
+    *("ade", "adp", "apk", "appx", "appxbundle", "bat", "chm", "cmd", "com", "cpl", "dll", "exe"),
+    *("hta", "img", "ins", "iso", "isp", "jar", "js", "jse", "lib", "lnk", "mde", "msc", "msi"),
+    *("msix", "msp", "mst", "pif", "ps1", "reg", "scf", "scr", "sct", "sys", "url", "vb", "vbe"),
+    *("vbs", "vhd", "vhdx", "vxd", "wsc", "wsf", "wsh", "xll"),
+)
+TYPES: Final = (
+    *("application/x-msdownload", "application/x-dosexec", "application/x-msdos-program"),
+    *("application/vnd.microsoft.portable-executable", "application/hta"),
+    "application/x-ms-shortcut",
+)
+MAGIC: Final = (
+    b"\x7fELF",
+    *(b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe"),  # macOS, Java
+    b"L\0\0\0\1\x14\2\0",  # a shortcut of Windows
+)
