@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import field
+from dataclasses import field, replace
 from email import policy
 from email.errors import MissingHeaderBodySeparatorDefect
 from email.parser import BytesParser
+from pathlib import Path
 from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp import Content, Message, hookimpl, plugin
+from minismtp import Content, Message, Relay, hookimpl, plugin
 from minismtp.cleanup import clean
+from minismtp.spool import Spool
 from minismtp.testing import Dialogue, Mailroom
 
 LIMIT: Final = 1 << 20
@@ -235,6 +237,28 @@ def test_every_way_and_every_packet_gives_one_header_that_every_reader_finds(
     assert body.startswith(b"\r\n") or not body
     # What is text for one reader is the text of the client, and none of it is lost.
     assert content.endswith(body.removeprefix(b"\r\n"))
+
+
+@pytest.mark.parametrize(("came", "settled"), SETTLED.values(), ids=SETTLED.keys())
+def test_queue_has_the_header_that_filters_saw(came: bytes, settled: bytes, tmp_path: Path) -> None:
+    @plugin
+    class Elsewhere:
+        @hookimpl
+        def route(self) -> Relay:
+            return Relay()
+
+    queue = Spool(tmp_path)
+    queue.prepare()
+    looking = Looking()
+    service = replace(Dialogue(looking, Elsewhere()).service, queue=queue)
+    dialogue = Dialogue(service=service)
+    for command in ("EHLO c.example", "MAIL FROM:<a@b.example>", f"RCPT TO:<{USER}>"):
+        dialogue.send(command)
+    assert dialogue.send_raw(b"BDAT %d LAST\r\n%b" % (len(came), came)).startswith(b"250")
+    [name] = queue.names()
+    _, message = queue.open(name)
+    assert message.open().read().endswith(b"+0000\r\n" + settled)
+    assert list(message.headers) == looking.seen[0][0]
 
 
 def test_header_that_is_settled_already_is_not_copied() -> None:

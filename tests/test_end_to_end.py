@@ -293,7 +293,7 @@ path = "mail/{local}"
             assert client.reply().startswith(reply)
         assert client.rest() == ""
     for user in ("jones", "brown"):
-        assert server.stored(user) == b"Blah blah blah...\r\n..etc. etc. etc.\r\n"
+        assert server.stored(user) == b"\r\nBlah blah blah...\r\n..etc. etc. etc.\r\n"
         assert server.mail(user)[0].startswith(b"Return-Path: <Smith@bar.com>\r\n")
     assert server.mail("green") == []
 

@@ -37,6 +37,7 @@ from minismtp import (
     UnansweredError,
     results_of,
 )
+from minismtp.cleanup import clean
 from minismtp.settings import ConfigError, build
 
 MESSAGE = (
@@ -104,6 +105,33 @@ def key(record: str) -> dict[str, list[str] | UnansweredError]:
 
 
 # Good ones
+
+
+@pytest.mark.parametrize("forms", ["relaxed/relaxed", "simple/simple"])
+@pytest.mark.parametrize(
+    "above",
+    [
+        b"Return-Path: <x@example.net>\r\nRETURN-PATH :\r\n <y@example.net>\r\n",
+        b"From alice@example.org Thu Jan  1 00:00:00 1970\r\n",
+        b">From alice@example.org Thu Jan  1 00:00:00 1970\r\n",
+        b"\xef\xbb\xbf",
+    ],
+    ids=["return-paths", "mbox", "quoted-mbox", "mark"],
+)
+def test_signature_holds_below_what_is_settled_when_a_message_comes_in(
+    above: bytes, forms: str
+) -> None:
+    cleaned = clean(Content.of(above + signed(forms=forms)), 1 << 20)
+    assert cleaned is not None
+    assert results(cleaned[1].open().read()) == ["pass"]
+
+
+def test_signature_of_text_without_an_empty_line_is_judged_by_what_readers_see() -> None:
+    plain = b"From: Alice <alice@example.org>\r\nSubject: x\r\n\r\nText: of it.\r\n"
+    ended = signed(plain)
+    cleaned = clean(Content.of(ended.replace(b"\r\n\r\n", b"\r\nno field\r\n", 1)), 1 << 20)
+    assert cleaned is not None
+    assert results(cleaned[1].open().read()) == ["fail the body is not what was signed"]
 
 
 def test_what_we_sign_holds_with_both_kinds_of_keys(tmp_path: Path) -> None:

@@ -43,11 +43,9 @@ def rehearse(tmp_path: Path) -> Iterator[Rehearse]:
     ]
 
     def rehearse(*plugins: object) -> Rehearsal:
-        limits = {"line_length": 0}
         document = {
             "state_directory": "state",
             "listeners": listeners,
-            "limits": limits,
             "state": {"url": "unix:///nowhere/redis.sock"},
         }
         config = Config.build(document, file="", base=tmp_path)
@@ -96,7 +94,7 @@ def test_message_that_nobody_refuses_is_accepted_and_dropped(
     [
         (b"A: b\n\n.dot\n..two\n", b"A: b\r\n\r\n.dot\r\n..two\r\n"),
         (b"A: b\r\n\r\nno end", b"A: b\r\n\r\nno end\r\n"),
-        (b".\n", b".\r\n"),
+        (b".\n", b"\r\n.\r\n"),
         (b"", b""),
         (b"A: b\n\n" + b"x" * 65530 + b"\r\n.y\n", b"A: b\r\n\r\n" + b"x" * 65530 + b"\r\n.y\r\n"),
         (b"A: b\n\n" + b"." * 65536 + b".\n", b"A: b\r\n\r\n" + b"." * 65537 + b"\r\n"),
@@ -111,6 +109,21 @@ def test_content_arrives_whole_with_proper_line_ends(
     seen = Seen()
     assert rehearse(seen).run(CLIENT, content(text)).accepted
     assert seen.content.endswith(b"+0000\r\n" + arrives)
+
+
+@pytest.mark.parametrize(
+    ("text", "settled"),
+    [
+        (b"text\nmore: of it\n", b"\r\ntext\r\nmore: of it\r\n"),
+        (b"From a@b\nSubject :x\n\nb\n", b"X-Mailbox-Line: From a@b\r\nSubject:x\r\n\r\nb\r\n"),
+        (b"\xef\xbb\xbfSubject: x\n\nb\n", b"Subject: x\r\n\r\nb\r\n"),
+    ],
+    ids=["text", "mbox", "mark"],
+)
+def test_header_is_settled_as_for_a_client(text: bytes, settled: bytes, rehearse: Rehearse) -> None:
+    seen = Seen()
+    rehearse(seen).run(CLIENT, content(text))
+    assert seen.content.endswith(b"+0000\r\n" + settled)
 
 
 def test_client_is_the_one_described(rehearse: Rehearse) -> None:
