@@ -209,16 +209,20 @@ def _mapped(domain: str) -> str:
 def _a_label(label: str) -> str:
     """Return a mapped label as DNS has it; raises UnicodeError.
 
-    UTS 46 section 4.1 lets symbols and "_" pass, which the rules of 2008 do not; the order of
-    directions, and where invisible characters may stand, are checked by both.
+    UTS 46 section 4.1 lets symbols and "_" pass, which the rules of 2008 do not. The order of
+    directions, and where invisible characters may stand, are checked by both; emoji may be joined.
     """
     if label.isascii():
         if not 0 < len(label) <= LABEL_LIMIT:
             raise UnicodeError("empty label, or a long one")
         return label
-    idna.check_label("".join(char for char in label if not _is_symbol(char)) or "a")
+    kinds = ["S" if char != "_" and _is_symbol(char) else char for char in label]
+    emoji = {n for n in range(1, len(label) - 1) if kinds[n - 1 : n + 2] == ["S", "\u200d", "S"]}
+    letters = (char for n, char in enumerate(label) if n not in emoji and not _is_symbol(char))
+    idna.check_label("".join(letters) or "a")
     idna.check_bidi(label)
-    if not all(idna.valid_contextj(label, n) for n, char in enumerate(label) if char in _JOINERS):
+    joiners = {n for n, char in enumerate(label) if char in _JOINERS}
+    if not all(idna.valid_contextj(label, n) for n in joiners - emoji):
         raise UnicodeError("joiner where none belongs")
     a_label = f"xn--{label.encode('punycode').decode()}"
     if len(a_label) > LABEL_LIMIT:

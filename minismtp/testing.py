@@ -170,7 +170,7 @@ class Dialogue:
         )
         addresses = tuple(Address.parse(each) for each in to)
         envelope.recipients += [Recipient(each, Relay()) for each in addresses]
-        delivery = Delivery(envelope, addresses, addresses[0].domain)
+        delivery = Delivery(envelope, addresses, addresses[0].ascii_domain)
         message = Message(envelope.id, Content.of(_with_crlf(content)))
         with self._logging():
             self.service.hooks.on_send(delivery, message)
