@@ -147,8 +147,10 @@ def postfix(require_program: Callable[[str], str]) -> Iterator[int]:
 @contextmanager
 def greeted(port: int) -> Iterator[Callable[[bytes], str]]:
     """Connect to Postfix and greet it; a function that gives the reply to a command."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
-        replies = sock.makefile("rb")
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
+        sock.makefile("rb") as replies,
+    ):
 
         def ask(line: bytes) -> str:
             sock.sendall(line + b"\r\n")
@@ -168,6 +170,16 @@ def test_postfix_answers_as_the_table_says(postfix: int) -> None:
             reply = ask(f"MAIL FROM:{spelling.text}".encode())
             assert (reply[0] == "2") is spelling.postfix, (spelling.text, reply)
             ask(b"RSET")
+
+
+def test_recipient_that_postfix_can_read_is_read(postfix: int) -> None:
+    with greeted(postfix) as ask:
+        ask(b"MAIL FROM:<> SMTPUTF8")
+        for spelling in _ALL:
+            text = _OF_MAIL.sub("", spelling.text)
+            reply = ask(f"RCPT TO:{text}".encode())
+            if reply[:3] not in {"500", "501", "555"} and spelling not in DANGEROUS:
+                assert isinstance(parse(f"RCPT TO:{text}".encode()), Rcpt)
 
 
 _LINES: Final = [
