@@ -99,6 +99,9 @@ TAKEN: Final = [
     Spelling('<"Name" <a@x.org>>', True, "a@x.org"),
     Spelling("<a@x.org (Name)>", True, "a@x.org"),
     Spelling("<a(c)@x.org>", True, "a@x.org"),
+    Spelling("<a@x.org;>", True, "a@x.org"),
+    Spelling("<a@x.org, >", True, "a@x.org"),
+    Spelling("a@x.org; SIZE=200", True, "a@x.org"),
     # routes
     Spelling("<@one.org:a@x.org>", True, "a@x.org"),
     Spelling("<@one.org,@two.org:a@x.org>", True, "a@x.org"),

@@ -52,6 +52,8 @@ def read_path(text: str) -> tuple[Address | None, str]:
     """
     pieces, rest = _split_off(text)
     pieces = _without_blanks(_innermost(pieces))
+    while len(pieces) > 1 and pieces[-1] in {",", ";"}:  # what ends an address in a list
+        pieces.pop()
     while pieces[:1] == ["@"] and ":" in pieces:  # a source route is ignored, appendix C
         pieces = pieces[pieces.index(":") + 1 :]
         if not pieces:
