@@ -38,6 +38,7 @@ from minismtp.transfer_encoding import (
 )
 
 _DEEPEST: Final = 50  # parts in parts; what is deeper is not looked into
+_MOST: Final = 10_000  # parts; those behind are not looked at, for each costs more than it says
 _PIECE: Final = 65536
 _RFC822: Final = b"message/rfc822"
 _NESTED: Final = (_RFC822, b"message/global")
@@ -187,11 +188,17 @@ class _Converter:
         self._ascii_fields = ascii_fields
         self._directory = directory
         self._boundaries: dict[bytes, bytes] = {}
+        self._parts = 0
 
     def run(self) -> None:
         self._part(_Place(message=True))
 
     def _part(self, place: _Place) -> None:
+        self._parts += 1
+        if self._parts > _MOST:
+            self._boundaries.clear()
+            self._opaque()
+            return
         fields, separator = self._source.header(self._boundaries)
         if len(fields) > READ_LIMIT:  # nobody knows what the body is
             self._opaque(fields)
@@ -236,7 +243,8 @@ class _Converter:
             if found == end:
                 break
             self._part(below)
-        del self._boundaries[begin], self._boundaries[end]
+        for line in (begin, end):
+            self._boundaries.pop(line, None)
         self._opaque()  # after the last part; nothing where a boundary around this one has come
 
     def _relabelled(self, fields: bytes, said: Declared, place: _Place) -> bytes:

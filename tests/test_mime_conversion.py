@@ -358,7 +358,7 @@ def test_readers_find_the_same_in_any_message(part: bytes, eight_bit: bool) -> N
         HTML.replace(LONG, LONG * 8600),
         b"MIME-Version: 1.0\r\n\r\n" + (b"x" * 70 + UMLAUT + b"\r\n") * 330_000,
         b"Content-Transfer-Encoding: base64\r\n\r\n" + b"QUJD" * 6_500_000,
-        wrapped(*[b"\r\n" + UMLAUT * 9] * 20_000),
+        wrapped(*[b"\r\n" + UMLAUT * 350] * 9_900),
         b"X: " + b"x" * 26_000_000,
     ],
     ids=["one line", "lines", "base64", "parts", "header"],
@@ -376,6 +376,15 @@ def test_large_messages_take_little_memory(content: bytes, tmp_path: Path) -> No
     assert most < 6_000_000
     form = Form.of(made)
     assert (form.wide, form.long) == (False, False)
+
+
+def test_parts_beyond_many_are_not_looked_at() -> None:
+    content = wrapped(*[b"\r\n" + UMLAUT] * 11_000, b"\r\n" + b"x " * 600)
+    made = convert(content)
+    assert longest(made) <= 998
+    encoded = made.count(b"Gr=C3=BC=C3=9Fe\r\n")
+    assert encoded == 9999
+    assert made.count(UMLAUT) == 11_000 - encoded
 
 
 # What is looked at before

@@ -996,6 +996,14 @@ def test_binary_content_is_converted_where_it_must_be(visit: Visit) -> None:
     assert taken.endswith(b"\r\nContent-Transfer-Encoding: base64\r\n\r\nAAr/DQ==\r\n")
 
 
+def test_fields_outside_ascii_go_to_any_host_as_they_are(visit: Visit) -> None:
+    """So does Postfix, where nobody has asked for SMTPUTF8."""
+    content = b"Subject: Gr\xfc\xdfe, \xe4\xbd\xa0\r\n\r\nhello\r\n"
+    host = Chunks(hello=b"250 there\r\n")
+    assert send(visit(host), message(content)).state == "delivered"
+    assert host.taken == [content]
+
+
 def test_plugins_edit_a_conversion_too(visit: Visit) -> None:
     def edit(entry: Entry, converted: Message) -> None:
         assert entry.body == "7BIT"
