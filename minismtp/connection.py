@@ -18,11 +18,13 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
+from minismtp import client_certificate
 from minismtp.activity import Activity, taken_up
 from minismtp.files import MisdirectedError
 from minismtp.receiver import Receiver
 from minismtp.service import Service
 from minismtp.session import Session, TlsInfo, is_silent
+from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.proxy import ProxyProblem, read_header
 from minismtp.threads import report
 from minismtp.tls import Certificates, tls_info
@@ -247,8 +249,10 @@ class Connection:
     def _handshake(self) -> None:
         if self._certificates is None:
             raise OSError("no certificates")
-        context = self._certificates.current()
         self.due = self._handshake_due
+        name = asked_name(self._peek) if self._certificates.has_names else b""
+        context = self._certificates.current(name)
+        client_certificate.expect()
         with self._closing:
             wrapped = context.wrap_socket(
                 self._socket, server_side=True, do_handshake_on_connect=False
@@ -256,7 +260,14 @@ class Connection:
             self._socket = wrapped
         wrapped.do_handshake()
         self.due = inf
+        if problem := client_certificate.problem():
+            self._service.tell_refusal(
+                "client certificate not accepted", peer=self.session.peer, error=problem
+            )
         self._receiver.secured(tls_info(wrapped))
+
+    def _peek(self, count: int) -> bytes:
+        return self._socket.recv(count, socket.MSG_PEEK | socket.MSG_WAITALL)
 
     @property
     def _handshake_due(self) -> float:

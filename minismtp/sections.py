@@ -5,6 +5,7 @@ descriptions. Each checks what it can see by itself; `config` checks one against
 """
 
 import re
+import ssl
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
+from minismtp.ciphers import GENEROUS, set_ciphers
 from minismtp.cleanup import DROP_HEADERS
 from minismtp.scalars import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.settings import ConfigError, build
@@ -88,9 +90,20 @@ class Listener:
     xclient: Annotated[Networks, says("front ends that may say by XCLIENT who they speak for")] = (
         field(default_factory=list)
     )
+    ciphers: Annotated[
+        str,
+        says(
+            "suites of TLS 1.2, as OpenSSL names them. Empty: on mx what Postfix takes by default"
+            " and RFC 9325 does not forbid, because a server that finds no suite sends in clear or"
+            " not at all; elsewhere those with forward secrecy that Python chooses"
+        ),
+    ] = ""
     client_certificates: Annotated[
         bool,
-        says("ask for a certificate signed by `client_ca`; its owner may log in by AUTH EXTERNAL"),
+        says(
+            "ask for a certificate signed by `client_ca`; its owner may log in by AUTH EXTERNAL."
+            " Any other certificate counts as none, and the log says why"
+        ),
     ] = False
     strict_pipelining: Annotated[
         bool, says("refuse clients that do not wait for the reply to EHLO")
@@ -127,6 +140,7 @@ class Listener:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        check_ciphers(self.ciphers)
         if self.tls == "none" and self.kind == "submission" and not self.address.is_local:
             raise ConfigError(
                 "a submission listener outside loopback must not take passwords in clear;"
@@ -137,6 +151,11 @@ class Listener:
             raise ConfigError(
                 "certificates come over TLS only, and tls is 'none'", key="client_certificates"
             )
+
+    @property
+    def suites(self) -> str:
+        """The suites of TLS 1.2 to speak; "" for Python's own."""
+        return self.ciphers or (GENEROUS if self.kind == "mx" else "")
 
     @property
     def host(self) -> str:
@@ -504,6 +523,14 @@ def check_unique(key: str, values: list[str], *, attribute: str = "name") -> Non
                 f" expected another {attribute}",
                 key=f"{key}[{number}].{attribute}",
             )
+
+
+def check_ciphers(text: str) -> None:
+    """Raise ConfigError where OpenSSL knows none of these suites."""
+    try:
+        set_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), text)
+    except ValueError as error:
+        raise ConfigError(str(error), key="ciphers") from None
 
 
 def check_domain(text: str, *, key: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from minismtp.delivery import TlsLevel
 from minismtp.scalars import ByteSize, SocketAddress
-from minismtp.sections import check_domain, counts, says
+from minismtp.sections import check_ciphers, check_domain, counts, says
 from minismtp.settings import ConfigError
 
 _FREE_SPACE: Final = ByteSize.parse("100MiB")
@@ -86,6 +86,13 @@ class Outbound:
     dane: Annotated[
         bool, says("keep to TLSA records, where a trusted resolver has validated them (RFC 7672)")
     ] = True
+    ciphers: Annotated[
+        str,
+        says(
+            "suites of TLS 1.2, as OpenSSL names them. Empty: what Postfix offers by default and"
+            " RFC 9325 does not forbid"
+        ),
+    ] = ""
     server_ca: Annotated[
         Path | None, says("PEM file of the authorities that sign certificates; none = the system's")
     ] = None
@@ -133,6 +140,7 @@ class Outbound:
     ] = _FREE_SPACE
 
     def __post_init__(self) -> None:
+        check_ciphers(self.ciphers)
         if not self.retry or not all(self.retry):
             raise ConfigError("expected at least one duration, each more than 0", key="retry")
         timeouts = ("connect_timeout", "command_timeout", "data_timeout", "content_timeout")

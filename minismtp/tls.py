@@ -7,10 +7,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from minismtp import client_certificate
 from minismtp.address import to_ascii
+from minismtp.ciphers import offer_dhe, set_ciphers
 from minismtp.der import certificate_fields, elements
 from minismtp.files import stamp
 from minismtp.sections import TlsConfig
@@ -22,32 +25,52 @@ _LOOK_EVERY: Final = 1.0  # seconds
 _UTC_TIME: Final = 0x17
 
 
-def server_context(tls: TlsConfig, *, ask_client: bool = False, file: str = "") -> ssl.SSLContext:
+def server_context(
+    tls: TlsConfig, *, ask_client: bool = False, file: str = "", ciphers: str = ""
+) -> ssl.SSLContext:
     """Make the context of a listener (RFC 8314, RFC 9325); raises ConfigError naming the file.
 
     `ask_client` lets clients show a certificate signed by `client_ca`. The certificates of
-    `[[tls.sni]]` answer to their names, the first one to all others.
+    `[[tls.sni]]` answer to their names, the first one to all others. `ciphers` are for TLS 1.2,
+    "" = Python's own.
     """
-    if tls.certificate is None or tls.key is None:
-        raise ConfigError("certificate and key are needed", file=file, key="tls")
-    context = _context(tls, tls.certificate, tls.key, file, "tls")
-    named = {
-        entry.name: _context(tls, entry.certificate, entry.key, file, f"tls.sni[{index}]")
-        for index, entry in enumerate(tls.sni)
-    }
-    for each in (context, *named.values()):
-        if ask_client:
-            _ask_client(each, tls, file)
-    if named:
+    return _Choice(tls, ask_client=ask_client, file=file, ciphers=ciphers).asking
 
-        def choose(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-            wanted = to_ascii(name or "")
-            found = named.get(wanted) or named.get(f"*.{wanted.partition('.')[2]}")
-            if found is not None:
-                connection.context = found
 
-        context.sni_callback = choose
-    return context
+class _Choice:
+    """The contexts of a listener: `asking` chooses by the name that the client asks for.
+
+    Python's ssl fails where that is no ASCII: `named` chooses without it.
+    """
+
+    def __init__(self, tls: TlsConfig, *, ask_client: bool, file: str, ciphers: str) -> None:
+        if tls.certificate is None or tls.key is None:
+            raise ConfigError("certificate and key are needed", file=file, key="tls")
+        making = partial(_context, tls, ask_client=ask_client, file=file, ciphers=ciphers)
+        self._named = {
+            entry.name.lower(): making(entry.certificate, entry.key, where=f"tls.sni[{index}]")
+            for index, entry in enumerate(tls.sni)
+        }
+        self.asking = self._first = making(tls.certificate, tls.key, where="tls")
+        if self._named:
+            self._first = making(tls.certificate, tls.key, where="tls")
+            self.asking.sni_callback = self._choose
+        self.has_names = bool(self._named)
+
+    def named(self, name: bytes) -> ssl.SSLContext:
+        """Return the context for the name that a client is going to ask for."""
+        if name.isascii():
+            return self.asking
+        return self._find(name.decode("utf-8", "replace")) or self._first
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        found = self._find(name or "")
+        if found is not None:
+            connection.context = found
+
+    def _find(self, name: str) -> ssl.SSLContext | None:
+        wanted = to_ascii(name)
+        return self._named.get(wanted) or self._named.get(f"*.{wanted.partition('.')[2]}")
 
 
 def files_of(tls: TlsConfig) -> list[Path]:
@@ -72,8 +95,10 @@ class Certificates:
         file: str,
         clock: Callable[[], float],
         report: Callable[[str], None],
+        ciphers: str = "",
     ) -> None:
         self._tls = tls
+        self._ciphers = ciphers
         self._ask_client = ask_client
         self._file = file
         self._clock = clock
@@ -82,17 +107,27 @@ class Certificates:
         self._problem = ""
         self._looked = clock()
         self._changing = threading.Lock()
-        self._context = server_context(tls, ask_client=ask_client, file=file)
+        self._choice = self._load()
 
-    def current(self) -> ssl.SSLContext:
-        """Give the context for the next handshake."""
+    @property
+    def has_names(self) -> bool:
+        """Whether it matters which name a client asks for."""
+        return self._choice.has_names
+
+    def current(self, name: bytes = b"") -> ssl.SSLContext:
+        """Return the context for the next handshake; `name` is what the client will ask for."""
         if self._clock() - self._looked >= _LOOK_EVERY and self._changing.acquire(blocking=False):
             try:
                 self._looked = self._clock()
                 self._look()
             finally:
                 self._changing.release()
-        return self._context
+        return self._choice.named(name)
+
+    def _load(self) -> _Choice:
+        return _Choice(
+            self._tls, ask_client=self._ask_client, file=self._file, ciphers=self._ciphers
+        )
 
     def _look(self) -> None:
         stamps = _stamps(self._tls)
@@ -100,7 +135,7 @@ class Certificates:
             return
         self._seen = stamps
         try:
-            self._context = server_context(self._tls, ask_client=self._ask_client, file=self._file)
+            self._choice = self._load()
         except ConfigError as error:
             self._seen, problem = None, str(error)
             if problem != self._problem:
@@ -127,7 +162,9 @@ def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
 
 
 def _identity(connection: ssl.SSLSocket) -> str:
-    """Give who a checked client certificate is for: its mail address, DNS name or common name."""
+    """Return who a verified client certificate is for: mail address, DNS name or common name."""
+    if connection.context.verify_mode is ssl.CERT_NONE or not client_certificate.is_verified():
+        return ""
     certificate: dict[str, Any] = connection.getpeercert() or {}
     pairs = [pair for part in certificate.get("subject", ()) for pair in part]
     pairs += reversed(certificate.get("subjectAltName", ()))
@@ -162,26 +199,41 @@ def not_after(certificate: Path) -> float:
     return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
 
 
-def _context(tls: TlsConfig, certificate: Path, key: Path, file: str, where: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _context(
+    tls: TlsConfig,
+    certificate: Path,
+    key: Path,
+    *,
+    where: str,
+    ask_client: bool,
+    file: str,
+    ciphers: str,
+) -> ssl.SSLContext:
+    if ask_client:
+        context = client_certificate.make_context()
+        _trust(context, tls, file)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.minimum_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     # SMTP says itself where a message ends, so an end without close_notify cuts nothing off, and
     # the reply to it still goes out; without the option OpenSSL makes a fatal alert of it.
     context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    set_ciphers(context, ciphers)
+    if ciphers:
+        offer_dhe(context)
     _load_pair(context, certificate, key, file, where)
     return context
 
 
-def _ask_client(context: ssl.SSLContext, tls: TlsConfig, file: str) -> None:
+def _trust(context: ssl.SSLContext, tls: TlsConfig, file: str) -> None:
     if tls.client_ca is None:
         raise ConfigError("client_certificates needs it", file=file, key="tls.client_ca")
     try:
         context.load_verify_locations(tls.client_ca)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{tls.client_ca}: {error}", file=file, key="tls.client_ca") from None
-    context.verify_mode = ssl.CERT_OPTIONAL
 
 
 def _load_pair(

@@ -269,6 +269,7 @@ class Worker:
             file=self._config.file,
             clock=time.monotonic,
             report=report,
+            ciphers=listener.suites,
         )
         report("")
         return certificates

@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
     "values": "reply address peer cache clock database stash threads files groupsync user_names"
-    " passwords der printable exposure privileges",
+    " passwords ciphers der printable exposure privileges",
     "wire": "smtp smtp.path smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl"
-    " smtp.proxy",
+    " smtp.proxy smtp.client_hello",
     "mail": "chronicle tracing content cleanup resolver remote web authres findings"
-    " activity"
+    " activity client_certificate"
     " envelope delivery dsn headers message mime_conversion mime_source transfer_encoding"
     " session received tls entry spool_file spool"
     " config metrics metrics_files state"

@@ -67,7 +67,7 @@ class Carrier:
         """Build the parts. Raises ConfigError and OSError."""
         outbound = config.outbound
         resolver, deadlines = Resolver(config.dns.nameservers), Deadlines()
-        contexts = Contexts(outbound.server_ca)
+        contexts = Contexts(outbound.server_ca, outbound.ciphers)
         directory = Directory(
             resolver,
             hostname=config.hostname,

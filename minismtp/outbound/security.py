@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from minismtp.address import to_ascii
+from minismtp.ciphers import GENEROUS, set_ciphers
 from minismtp.delivery import TlsLevel
 from minismtp.outbound.dane import END_ENTITY, Dane
 from minismtp.settings import ConfigError
@@ -36,8 +37,12 @@ class AnchorsError(Exception):
 class Contexts:
     """The TLS settings of all connections, made once: to read the authorities takes a while."""
 
-    def __init__(self, authorities: Path | None = None) -> None:
-        """Trust the authorities in a PEM file, else the system's. Raises ConfigError."""
+    def __init__(self, authorities: Path | None = None, ciphers: str = "") -> None:
+        """Trust the authorities in a PEM file, else the system's. Raises ConfigError.
+
+        `ciphers` are for TLS 1.2; "" = those that a mail server may have.
+        """
+        self._ciphers = ciphers or GENEROUS
         try:
             self.verified = ssl.create_default_context(cafile=authorities)
         except ssl.SSLError:
@@ -45,15 +50,24 @@ class Contexts:
         except OSError as error:
             raise ConfigError(f"{authorities}: {error.strerror}", key=_KEY) from None
         self.verified.minimum_version = ssl.TLSVersion.TLSv1_2
+        set_ciphers(self.verified, self._ciphers)
         # Better than in clear, though anybody could be at the other end (RFC 7435).
-        self.open = _unchecked()
+        self.open = self._unchecked()
 
     def anchored(self, anchors: Iterable[bytes]) -> ssl.SSLContext:
         """Trust these certificates (DER) and no others; the names are left to the caller."""
-        context = _unchecked()
+        context = self._unchecked()
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # they need not be self-signed
         context.load_verify_locations(cadata=b"".join(anchors))
+        return context
+
+    def _unchecked(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        set_ciphers(context, self._ciphers)
         return context
 
 
@@ -117,14 +131,6 @@ def matches(pattern: str, name: str) -> bool:
     return name == pattern or (
         pattern.startswith("*.") and name.partition(".")[2] == pattern[2:] != ""
     )
-
-
-def _unchecked() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _presented(connection: ssl.SSLSocket) -> list[bytes]:

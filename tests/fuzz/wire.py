@@ -12,6 +12,7 @@ from minismtp.cleanup import clean
 from minismtp.received import hops
 from minismtp.reply import Reply
 from minismtp.smtp import sasl
+from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
 from minismtp.smtp.content import ChunkLines, dotted
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
@@ -181,6 +182,11 @@ def proxy_header(data: bytes) -> None:
         return found
 
     read_header(receive)
+
+
+@target("smtp.client_hello")
+def client_hello(data: bytes) -> None:
+    asked_name(lambda count: data[:count])
 
 
 @target("xclient", raises=(SyntaxProblem,), most=LONGEST_LINE)
