@@ -46,6 +46,10 @@ SIGNERS: Final = ("here", "news")
 LONG: Final = b"<td>" + b"cell " * 600 + b"</td>"
 RECORDS: Final = ("here MX 10 mx.here", "postfix MX 10 mx.postfix")
 PLUGINS: Final = """
+[[outbound.routes]]
+domain = "old.test"
+host = "mx.postfix.test:26"
+
 [[plugins]]
 use = "note"
 
@@ -97,7 +101,7 @@ mydestination =
 mynetworks = 192.0.2.1/32
 smtpd_peername_lookup = no
 inet_protocols = all
-virtual_mailbox_domains = postfix.test
+virtual_mailbox_domains = postfix.test, old.test
 virtual_mailbox_base = /var/mail
 virtual_mailbox_maps = texthash:/etc/postfix/mailboxes
 virtual_uid_maps = static:65534
@@ -130,6 +134,7 @@ forward-zone:
 """
 MASTER_CF: Final = """
 smtp inet n - n - - smtpd
+26 inet n - n - - smtpd -o smtpd_discard_ehlo_keywords=8bitmime,chunking,smtputf8
 pickup unix n - n 60 1 pickup
 cleanup unix n - n - 0 cleanup
 qmgr unix n - n 300 1 qmgr
@@ -167,7 +172,9 @@ class Postfix:
         values = {"certificate": net.certificate(host), "authority": net.authority}
         (etc / "main.cf").write_text(MAIN_CF.format(**values))
         (etc / "master.cf").write_text(MASTER_CF)
-        (etc / "mailboxes").write_text("".join(f"{user}@postfix.test {user}/\n" for user in USERS))
+        mailboxes = [f"{user}@postfix.test {user}/\n" for user in USERS]
+        mailboxes += [f"{user}@old.test {user}/\n" for user in ("old", "older")]
+        (etc / "mailboxes").write_text("".join(mailboxes))
         (directory / "opendkim.conf").write_text(OPENDKIM.format(directory=directory))
         (directory / "resolver.conf").write_text(RESOLVER)
         for path in (mail, directory / "spool", directory / "lib"):
@@ -379,6 +386,36 @@ def test_long_lines_reach_postfix_signed_by_us(place: Place) -> None:
     assert b"dkim=pass " in result
     assert max(map(len, message.split(b"\n"))) <= 998
     assert email.message_from_bytes(message).get_payload(decode=True) == LONG + b"\n"
+
+
+def test_8_bit_content_reaches_an_old_postfix_signed_by_us(place: Place) -> None:
+    """It offers no 8BITMIME; its filter, and a reader, get what was sent."""
+    text = "Gr\u00fc\u00dfe, \u4f60\u597d\r\n".encode()
+    content = (
+        b"From: me@here.test\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\n"
+        b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+        b"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+        + text
+        + b"\r\n--b\r\nContent-Type: message/rfc822\r\n\r\nMIME-Version: 1.0\r\n"
+        b"Content-Type: text/html; charset=utf-8\r\n\r\n" + LONG + text + b"\r\n--b--\r\n"
+    )
+    send(place.client, place.ours.host, "old@old.test", content=content, mail=["BODY=8BITMIME"])
+    message = place.postfix.mail("old")
+    assert message.isascii()
+    [result] = results(message)
+    assert b"dkim=pass " in result
+    leaves = [part for part in email.message_from_bytes(message).walk() if not part.is_multipart()]
+    decoded = [part.get_payload(decode=True) for part in leaves]
+    unix = text.replace(b"\r\n", b"\n")
+    assert decoded == [unix, LONG + unix]
+
+
+def test_international_domain_reaches_an_old_postfix(place: Place) -> None:
+    sender = "me@b\u00fccher.here.test"
+    send(place.client, place.ours.host, "older@old.test", sender=sender, mail=["SMTPUTF8"])
+    message = place.postfix.mail("older")
+    assert message.startswith(b"Return-Path: <me@xn--bcher-kva.here.test>\n")
+    assert message.isascii()
 
 
 def test_signature_of_a_newsletter_survives_that_it_is_forwarded(place: Place) -> None:
