@@ -278,7 +278,7 @@ class Transaction:
         if problem := self._header_problem(head):
             return "rejected", [problem]
         message = Message(envelope.id, content, received(session, envelope))
-        if envelope.trusted:
+        if self._is_ours:
             complete(envelope, message, service.hostname)
         if service.match_from and not owns_authors(service.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
@@ -298,7 +298,12 @@ class Transaction:
     @property
     def _dropped(self) -> frozenset[str]:
         """The fields that this client's messages lose, by their names in lower case."""
-        return self._service.dropped if self.envelope.trusted else RETURN_PATH
+        return self._service.dropped if self._is_ours else RETURN_PATH
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the message begins its way here; over LMTP it comes to its end."""
+        return self.envelope.trusted and not self._service.lmtp
 
     @property
     def _acceptance(self) -> Reply:
