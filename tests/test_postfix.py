@@ -37,6 +37,7 @@ from network import (
     send,
     wait_for,
 )
+from settled import POSTFIX
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -157,6 +158,7 @@ USERS: Final = [
     *("me", "plain", "eight", "j\u00fcrgen", "told", "many"),
     *("unknown-there", "unknown-here", "asks-there", "asks-here", "reported", "hears", "signed"),
     *("news", "long"),
+    *(f"settled-{number}" for number in range(len(POSTFIX))),
 ]
 
 
@@ -554,3 +556,25 @@ def send_many(origin: Host, server: Host, recipient: str) -> None:
 def numbers(messages: list[bytes]) -> list[int]:
     found = [re.search(rb"^Subject: ([0-9]+)\r?$", each, re.MULTILINE) for each in messages]
     return sorted(int(each[1]) for each in found if each)
+
+
+# How it settles headers
+
+
+def test_postfix_and_we_store_the_same_of_each_odd_header(place: Place) -> None:
+    for number, (came, _) in enumerate(POSTFIX.values()):
+        for host, domain in ((place.postfix.host, "postfix.test"), (place.ours.host, "here.test")):
+            with client(place.client, host) as smtp:
+                smtp.ehlo_or_helo_if_needed()
+                smtp.mail("a@client.test")
+                smtp.rcpt(f"settled-{number}@{domain}")
+                assert smtp.data(came or b".")[0] == 250
+    for number, name in enumerate(POSTFIX):
+        theirs = below_trace_fields(place.postfix.mail(f"settled-{number}"))
+        ours = below_trace_fields(place.ours.mail(f"settled-{number}").replace(b"\r\n", b"\n"))
+        assert (name, ours) == (name, theirs)
+
+
+def below_trace_fields(message: bytes) -> bytes:
+    """Return what stands below the fields that the server has put on top."""
+    return re.sub(rb"(?s)\A.*?\nReceived: [^\n]*\n(?:[ \t][^\n]*\n)*", b"", message, count=1)
