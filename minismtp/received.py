@@ -34,7 +34,7 @@ def received(session: Session, envelope: Envelope) -> bytes:
     recipients = envelope.recipients
     for_clause = _for_clause(recipients[0].address) if len(recipients) == 1 else ""
     text = (
-        f"Received: from {_name(session.helo or 'unknown')} ({_origin(session.peer)})\r\n"
+        f"Received: from {_name(session.helo or 'unknown')} ({_origin(session)})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
         f"\t{date(envelope.arrived)}\r\n"
     )
@@ -61,11 +61,11 @@ def _name(helo: str) -> str:
     return f'"{text}"'
 
 
-def _origin(peer: str) -> str:
-    """Give the TCP-info of the peer: an address literal, or "unix"."""
-    if ":" in peer:
-        return f"[IPv6:{peer}]"
-    return f"[{peer}]" if peer[:1].isdigit() else peer
+def _origin(session: Session) -> str:
+    """Give the TCP-info of the peer: its name, if known, and an address literal; or "unix"."""
+    peer = session.peer
+    literal = f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]" if peer[:1].isdigit() else peer
+    return f"{session.name} {literal}" if session.name else literal
 
 
 def date(seconds: float) -> str:

@@ -31,12 +31,13 @@ class TlsInfo:
 class Session:
     """One connection. `peer` is an IP address as text, or "unix"; `started` is wall-clock seconds.
 
-    `local` is the address of ours that the peer has called, empty for a unix socket. `login` is the
-    authorization identity after AUTH. `proxied` says that a balancer's PROXY header named the peer;
-    then `tls` may be what the client spoke with the balancer. The peer's words (`helo`) are not
-    checked. `trusted` says that the peer belongs to a network of ours: a plugin that knows may set
-    it in `on_connect`, as `relay` does. Plugins may read all else and write to `stash`; it lives in
-    one thread.
+    `name` is the peer's name in the DNS, once a plugin has asked for it and it leads back to the
+    address, or as a front end says by XCLIENT; else it is empty. `local` is the address of ours
+    that the peer has called, empty for a unix socket. `login` is the authorization identity after
+    AUTH. `proxied` says that a balancer's PROXY header named the peer; then `tls` may be what the
+    client spoke with the balancer. The peer's words (`helo`) are not checked. `trusted` says that
+    the peer belongs to a network of ours: a plugin that knows may set it in `on_connect`, as
+    `relay` does. Plugins may read all else and write to `stash`; it lives in one thread.
 
     In `on_connect`, `speaks_within(seconds)` waits at most so long for the peer to say something,
     and tells whether it did: peers have to await the greeting (RFC 5321 section 3.1). It ends
@@ -49,6 +50,7 @@ class Session:
     hostname: str
     peer: str
     peer_port: int = 0
+    name: str = ""
     local: str = ""
     started: float = 0.0
     helo: str = ""

@@ -5,6 +5,7 @@ The command is Postfix's; its attributes replace what the server knows of the se
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Final
 
@@ -22,6 +23,7 @@ from minismtp.stash import Stash
 ATTRIBUTES: Final = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR")
 _UNKNOWN: Final = frozenset({"[UNAVAILABLE]", "[TEMPUNAVAIL]"})
 _NOBODY: Final = "0.0.0.0"  # noqa: S104 - no host has it (RFC 6890), and no network of ours
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}")
 _PORT_LIMIT: Final = 65536
 
 
@@ -37,6 +39,7 @@ def apply_xclient(session: Session, argument: str) -> None:
     address, port, helo = values.get("ADDR"), values.get("PORT"), values.get("HELO") or ""
     peer = _NOBODY if address is None else _address(address)
     port_number = _port(port) if port else 0
+    session.name = _host(values.get("NAME") or "")
     session.helo = parse_helo(helo) if helo.strip(" ") else ""
     if "ADDR" in values:
         session.peer, session.peer_port = peer, port_number
@@ -79,6 +82,11 @@ def _called(text: str) -> str:
         return _address(text)
     except SyntaxProblem:
         return text
+
+
+def _host(text: str) -> str:
+    """Return the client's name; what is none counts for nothing."""
+    return text.lower() if _NAME.fullmatch(text) else ""
 
 
 def _port(text: str) -> int:

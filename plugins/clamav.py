@@ -48,15 +48,16 @@ class Clamav:
     """Refuse mail in which ClamAV finds a virus, with 550 5.7.1 and the name of the virus.
 
     `address` is where clamd listens. With the `action` quarantine or discard the client is told
-    250, and the message is set aside or dropped. Messages of more than `largest` octets pass
-    without a scan, which is logged; clamd's own `StreamMaxLength` should not be below it, or what
-    lies between is deferred. `patience` is for a whole scan. Mail of users who have logged in is
-    scanned too: their machines catch viruses as well.
+    250, and the message is set aside or dropped. Messages of more than `largest` octets, with the
+    fields that we put above them, pass without a scan, which is logged; clamd's own
+    `StreamMaxLength` should not be below it, or what lies between is deferred. `patience` is for a
+    whole scan. Mail of users who have logged in is scanned too: their machines catch viruses as
+    well.
     """
 
     address: SocketAddress = SocketAddress(path=Path("/run/clamav/clamd.ctl"))
     action: Literal["reject", "quarantine", "discard"] = "reject"
-    largest: ByteSize = ByteSize(25 * 1024 * 1024)
+    largest: ByteSize = ByteSize(26 * 1024 * 1024)
     patience: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
@@ -67,8 +68,8 @@ class Clamav:
     @hookimpl
     def on_message(self, envelope: Envelope, message: Message) -> None:
         """Refuse a virus, or take it aside."""
-        if message.content.size > self.largest:
-            _log.warning("not scanned for viruses: %d octets", message.content.size)
+        if message.size > self.largest:
+            _log.warning("not scanned for viruses: %d octets", message.size)
             return
         with self._clamd.connect() as line:
             virus = _scan(line, message)

@@ -7,7 +7,6 @@ are neither.
 import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 from minismtp import (
@@ -24,20 +23,18 @@ from minismtp import (
     ServerInfo,
     Session,
     SocketAddress,
-    UnansweredError,
     events,
     hookimpl,
     plugin,
 )
 
-from ._dns import Questions
+from ._client_name import confirmed_name
 from ._milter_conversation import Conversation
 from ._milter_message import Changes, Shown
 
 _VERDICTS = (Reject, Defer, Disconnect)
 _KNOWN = frozenset({"VRFY", "EXPN", "HELP", "XCLIENT"})
 _DNS_PATIENCE = timedelta(seconds=5)
-_NAMES = 3  # of a host, that are looked at
 
 
 @plugin
@@ -220,7 +217,7 @@ class Milter:
                 conversation = earlier
         self._conversations[session.id] = conversation
         with self._watched(conversation):
-            name = _name(self._resolver, session.peer)
+            name = confirmed_name(session, self._resolver, _DNS_PATIENCE) or _literal(session.peer)
             conversation.macros |= {
                 "j": session.hostname,
                 "_": f"{name} [{session.peer}]" if not name.startswith("[") else name,
@@ -259,14 +256,6 @@ def _parameters(envelope: Envelope) -> Iterator[str]:
         yield f"RET={envelope.dsn_return}"
 
 
-def _name(resolver: Resolver, peer: str) -> str:
-    """Give the name of a host that leads back to its address, else the address in brackets."""
-    if peer == "unix" or ip_address(peer).is_loopback:
-        return "localhost"
-    address = ip_address(peer)
-    questions = Questions(resolver, _DNS_PATIENCE)
-    with contextlib.suppress(UnansweredError):
-        for name in questions.ask(address.reverse_pointer, "PTR")[:_NAMES]:
-            if address in questions.addresses(name, type(address)):
-                return name
-    return f"[IPv6:{peer}]" if address.version == 6 else f"[{peer}]"  # noqa: PLR2004
+def _literal(peer: str) -> str:
+    """Return how a client without a name is called."""
+    return f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]"

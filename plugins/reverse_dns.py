@@ -1,10 +1,10 @@
 """Ask the DNS for the name of a client, and whether the name has its address (FCrDNS)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
-from typing import Final, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from minismtp import (
     AuthResult,
@@ -15,7 +15,6 @@ from minismtp import (
     Resolver,
     ServerInfo,
     Session,
-    StashKey,
     UnansweredError,
     findings_of,
     hookimpl,
@@ -23,28 +22,18 @@ from minismtp import (
     results_of,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks
+from ._client_name import CLIENT_NAME, ClientName, look_up
+from ._dns import IpAddress, address_to_check, budget_of, local_networks
+
+__all__ = ["CLIENT_NAME", "ClientName", "ReverseDns"]
 
 Action: TypeAlias = Literal["reject", "defer", "tag"]
 
-_NAMES = 10  # that are tried, of those an address has
 _POINTS: Mapping[str, float] = {"missing": 2.0, "unconfirmed": 1.0}
 _SAID = {
     "missing": "has no name in the DNS",
     "unconfirmed": "is not an address of the name that the DNS has for it",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ClientName:
-    """The name of a client in the DNS, "" for none; `confirmed` when the name has its address."""
-
-    name: str
-    confirmed: bool
-
-
-#: On a session whose client was looked up.
-CLIENT_NAME: Final[StashKey[ClientName]] = StashKey()
 
 
 @plugin
@@ -91,34 +80,17 @@ class ReverseDns:
         if address is None:
             return
         try:
-            if CLIENT_NAME not in session.stash:
-                session.stash[CLIENT_NAME] = self._name(address, envelope)
+            client = look_up(session, self._resolver, self.patience, budget_of(envelope))
         except UnansweredError:
             _note(envelope, address, "temperror")
             if {*self._actions.values()} == {"tag"}:
                 return
             raise
-        client = session.stash[CLIENT_NAME]
         if client.confirmed:
             _note(envelope, address, "pass")
         else:
             _note(envelope, address, "fail" if client.name else "permerror")
             self._judge(envelope, address, "unconfirmed" if client.name else "missing")
-
-    def _name(self, address: IpAddress, envelope: Envelope) -> ClientName:
-        """Give the first name that has the address, else the first; raises UnansweredError."""
-        questions = Questions(self._resolver, self.patience, budget_of(envelope))
-        names = questions.ask(address.reverse_pointer, "PTR")[:_NAMES]
-        problem: UnansweredError | None = None
-        for name in names:
-            try:
-                if address in questions.addresses(name, type(address)):
-                    return ClientName(name.lower(), confirmed=True)
-            except UnansweredError as error:  # another name may do
-                problem = error
-        if problem is not None:
-            raise problem
-        return ClientName(names[0].lower() if names else "", confirmed=False)
 
     def _judge(self, envelope: Envelope, address: IpAddress, problem: str) -> None:
         text = f"{address} {_SAID[problem]}"

@@ -1,6 +1,5 @@
 """Have rspamd judge incoming mail, over HTTP, and do what it says."""
 
-import contextlib
 import logging
 from dataclasses import field
 from datetime import timedelta
@@ -17,14 +16,14 @@ from minismtp import (
     RemoteError,
     ServerInfo,
     Session,
-    UnansweredError,
     WebService,
     findings_of,
     hookimpl,
     plugin,
 )
 
-from ._dns import IpAddress, Questions, local_networks, unmapped
+from ._client_name import confirmed_name
+from ._dns import local_networks, unmapped
 from ._rspamd import RSPAMD, Answer, RspamdResult, edited, parse
 
 __all__ = ["RSPAMD", "Rspamd", "RspamdResult"]
@@ -34,7 +33,6 @@ _OK: Final = 200
 _SPAM: Final = "X-Spam"
 _NAMED: Final = 5  # symbols in a finding
 _NOTHING_ELSE: Final = frozenset({"no action", "greylist", "add header", "rewrite subject"})
-_HOSTS: Final = 3  # names of a peer that are tried
 
 
 @plugin
@@ -58,7 +56,7 @@ class Rspamd:
     password: str = field(default="", repr=False)
     greylist: Literal["accept", "defer"] = "accept"
     users: bool = False
-    largest: ByteSize = ByteSize(25 * 1024 * 1024)
+    largest: ByteSize = ByteSize(26 * 1024 * 1024)
     patience: timedelta = timedelta(seconds=20)
 
     def __post_init__(self) -> None:
@@ -82,8 +80,8 @@ class Rspamd:
         if session.login is not None and not self.users:
             return
         message.remove(_SPAM)
-        if message.content.size > self.largest:
-            _log.warning("not judged: %d octets", message.content.size)
+        if message.size > self.largest:
+            _log.warning("not judged: %d octets", message.size)
             return
         answer = self._ask(session, envelope, message)
         result = envelope.stash[RSPAMD] = answer.result
@@ -109,7 +107,8 @@ class Rspamd:
         if session.peer != "unix":
             address = unmapped(ip_address(session.peer))
             headers["IP"] = str(address)
-            headers["Hostname"] = self._name_of(address)
+            if not any(address in network for network in local_networks()):
+                headers["Hostname"] = confirmed_name(session, self._resolver, self.patience / 4)
         if session.tls is not None:
             headers["TLS-Cipher"] = session.tls.cipher
             headers["TLS-Version"] = session.tls.version
@@ -119,17 +118,6 @@ class Rspamd:
         if answer.status != _OK:
             raise RemoteError(f"rspamd answers {answer.status} {answer.body[:200]!r}")
         return parse(answer.body)
-
-    def _name_of(self, address: IpAddress) -> str:
-        """Give the name that the DNS has for an address, and that leads back to it."""
-        if any(address in network for network in local_networks()):
-            return ""
-        questions = Questions(self._resolver, self.patience / 4)
-        with contextlib.suppress(UnansweredError):
-            for name in questions.ask(address.reverse_pointer, "PTR")[:_HOSTS]:
-                if address in questions.addresses(name, type(address)):
-                    return name
-        return ""
 
     def _act(self, answer: Answer, message: Message) -> None:
         """Do what is to be done beside changes of the header."""

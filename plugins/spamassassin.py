@@ -8,8 +8,10 @@ import logging
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from email.utils import formatdate
+from ipaddress import ip_address
 from string import Formatter
-from typing import Final
+from typing import BinaryIO, Final
 
 from minismtp import (
     ByteSize,
@@ -19,6 +21,8 @@ from minismtp import (
     Message,
     Remote,
     RemoteError,
+    Resolver,
+    ServerInfo,
     Session,
     SocketAddress,
     StashKey,
@@ -27,6 +31,8 @@ from minismtp import (
     plugin,
 )
 
+from ._client_name import LOCALHOST, confirmed_name
+from ._dns import unmapped
 from ._spam import check_thresholds, judge, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
@@ -39,6 +45,12 @@ _SPAM: Final = re.compile(
 )
 _LENGTH: Final = re.compile(r"^Content-length: *([0-9]{1,6}) *\r?$", re.MULTILINE | re.IGNORECASE)
 _TEST: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
+_NO_HOST: Final = re.compile(r"[^A-Za-z0-9._:\[\]-]")
+# What spamd would take for the HELO name, a login or the sender, wherever it stands in the field.
+_FALSE_WORD: Final = re.compile(r"(helo|ident|auth|from|sender|path)=", re.IGNORECASE)
+_FALSE_END: Final = re.compile(r"(lo|from|sender|path:?|ident|auth)\Z", re.IGNORECASE)
+_NO_WORD: Final = re.compile(r"[^!#-'*-;=?-~]")  # what would end the word or the comment
+_OURS: Final = re.compile(rb"^Received:[^\n]*+\n(?:[ \t][^\n]*+\n)*+", re.MULTILINE | re.IGNORECASE)
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,200}")
 
 
@@ -60,11 +72,12 @@ SPAMASSASSIN: Final[StashKey[SpamassassinResult]] = StashKey()
 class Spamassassin:
     """Mark, set aside or refuse mail by the score that SpamAssassin gives it.
 
-    `address` is where spamd listens. Every message that it has judged gets the fields X-Spam-Status
-    and X-Spam-Score, and X-Spam-Flag from the score `tag` on (without it, from the one that spamd's
-    own configuration has); such fields from elsewhere are removed. From `quarantine` on a message
-    is set aside, from `reject` on refused with 550 5.7.1; `""` switches either off. The score is
-    left as a finding for the plugin `score`.
+    `address` is where spamd listens. It is told the client's address and HELO, its name where the
+    DNS confirms one, and the reverse-path, by the topmost fields of what it is shown. Every message
+    that it has judged gets the fields X-Spam-Status and X-Spam-Score, and X-Spam-Flag from the
+    score `tag` on (without it, from the one that spamd's own configuration has); such fields from
+    elsewhere are removed. From `quarantine` on a message is set aside, from `reject` on refused
+    with 550 5.7.1; `""` switches either off. The score is left as a finding for the plugin `score`.
 
     `user` is whose preferences spamd shall use: a name, or one that is made of {local}, {domain} or
     {address} of the mailbox; a message for several of them is judged for none of them. Messages of
@@ -90,6 +103,7 @@ class Spamassassin:
             raise ValueError(f"user: {error}") from None
         if not names <= {"local", "domain", "address"}:
             raise ValueError("user: placeholders are {local}, {domain} and {address}")
+        self._resolver = Resolver()
         self._spamd = Remote(self.address, timeout=self.patience)
 
     @hookimpl
@@ -98,11 +112,13 @@ class Spamassassin:
         if session.login is not None:
             return
         remove_marks(message)
-        if message.size > self.largest:
-            _log.info("not judged: %d octets", message.size)
+        head = self._head(session, envelope, message)
+        size = len(head) + message.content.size
+        if size > self.largest:
+            _log.info("not judged: %d octets", size)
             return
-        with self._spamd.connect() as line:
-            result = _ask(line, message, self._user_of(envelope))
+        with self._spamd.connect() as line, message.content.open(head) as reader:
+            result = _ask(line, reader, size, self._user_of(envelope))
         envelope.stash[SPAMASSASSIN] = result
         finding = Finding("spamassassin", "score", result.score, ", ".join(result.tests))
         findings_of(envelope).append(finding)
@@ -111,6 +127,32 @@ class Spamassassin:
         mark(message, spam=spam, score=result.score, required=required, tests=result.tests)
         text = "message refused as spam"
         judge(message, result.score, text, quarantine=self.quarantine, reject=self.reject)
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Remember whom to ask for the names of clients."""
+        self._resolver = server.resolver
+
+    def _head(self, session: Session, envelope: Envelope, message: Message) -> bytes:
+        """Return what stands above the content for spamd: our trace field as it can read one.
+
+        Its rules for the client's name and for SPF take both from the topmost Received field, as
+        sendmail and Postfix write it; so this is what the milter of SpamAssassin shows it.
+        """
+        name = confirmed_name(session, self._resolver, self.patience / 4)
+        client = LOCALHOST if session.peer == "unix" else name or "unknown"
+        address = "127.0.0.1" if session.peer == "unix" else str(unmapped(ip_address(session.peer)))
+        literal = f"IPv6:{address}" if ":" in address else address
+        helo = _FALSE_END.sub(r"\1?", _NO_HOST.sub("?", session.helo)) or "unknown"
+        sender = _FALSE_WORD.sub(r"\1-", _NO_WORD.sub("?", envelope.sender))
+        fields = (
+            f"X-Envelope-From: <{sender}>\r\n"
+            f"Received: from {helo} ({client} [{literal}])\r\n"
+            f"\tby {session.hostname} (minismtp) with {session.protocol} id {envelope.id}\r\n"
+            f"\t(envelope-from <{sender}>);\r\n"
+            f"\t{formatdate(envelope.arrived)}\r\n"
+        )
+        return fields.encode() + _OURS.sub(b"", message.prefix, count=1)
 
     def _user_of(self, envelope: Envelope) -> str:
         """Give whose preferences count, "" for nobody's."""
@@ -123,13 +165,12 @@ class Spamassassin:
         return user if _USER.fullmatch(user) else ""
 
 
-def _ask(line: Line, message: Message, user: str) -> SpamassassinResult:
-    """Give what spamd says of a message; raises RemoteError."""
+def _ask(line: Line, reader: BinaryIO, size: int, user: str) -> SpamassassinResult:
+    """Give what spamd says of a message of `size` octets; raises RemoteError."""
     field = f"User: {user}\r\n" if user else ""
-    line.send(f"SYMBOLS SPAMC/1.5\r\n{field}Content-length: {message.size}\r\n\r\n".encode())
-    with message.open() as reader:
-        for piece in iter(lambda: reader.read(_PIECE), b""):
-            line.send(piece)
+    line.send(f"SYMBOLS SPAMC/1.5\r\n{field}Content-length: {size}\r\n\r\n".encode())
+    for piece in iter(lambda: reader.read(_PIECE), b""):
+        line.send(piece)
     head = line.read_until(b"\r\n\r\n", _ANSWER).decode("latin-1")
     spam, length = _SPAM.search(head), _LENGTH.search(head)
     if not _STATUS.match(head) or spam is None or length is None or int(length[1]) > _ANSWER:

@@ -153,6 +153,30 @@ def test_message_larger_than_the_largest_passes_without_a_scan() -> None:
     assert notes.result is None
 
 
+def test_limit_counts_what_is_sent() -> None:
+    heard: list[int] = []
+
+    def talk(sock: socket.socket) -> None:
+        data = b""
+        while not data.endswith(bytes(4)):
+            data += sock.recv(65536)
+        heard.append(int.from_bytes(data[10:14], "big"))
+        sock.sendall(b"stream: OK\0")
+
+    def scan(largest: int) -> int:
+        with serving(talk) as address:
+            scanner = Clamav(address=address, largest=ByteSize(largest))
+            assert Dialogue(scanner, Mailroom()).mail(PLAIN).startswith("250 ")
+        return len(heard)
+
+    assert scan(10_000) == 1
+    assert heard[0] > len(PLAIN)  # our fields are above it
+    assert scan(heard[0]) == 2
+    nobody = SocketAddress("127.0.0.1", free_port())
+    scanner = Clamav(address=nobody, largest=ByteSize(heard[0] - 1))
+    assert Dialogue(scanner, Mailroom()).mail(PLAIN).startswith("250 ")
+
+
 @pytest.mark.parametrize(
     "answer",
     [

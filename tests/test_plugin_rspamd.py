@@ -348,6 +348,15 @@ def test_message_larger_than_the_largest_is_not_judged_but_loses_its_mark() -> N
     assert "X-Spam" not in dict(header(mailroom))
 
 
+def test_limit_counts_what_is_sent() -> None:
+    size = int(heard(at)["Content-Length"][0])
+    assert size > len(HAM) + HAM.count("\n")  # our fields are above it
+    same = heard(lambda address: Rspamd(url=f"http://{address}", largest=ByteSize(size)))
+    assert same["Content-Length"] == [str(size)]
+    scanner = Rspamd(url=f"http://127.0.0.1:{free_port()}", largest=ByteSize(size - 1))
+    assert talk(scanner, Mailroom()).mail(HAM).startswith("250 ")
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+import nameserver
 import pytest
-from fakes import envelope, running_daemon, saying, serving
+from fakes import Names, envelope, running_daemon, saying, serving
 from minismtp_plugins.spamassassin import SPAMASSASSIN, Spamassassin, SpamassassinResult
 from ports import free_port
 
@@ -21,6 +23,7 @@ from minismtp import (
     Finding,
     Headers,
     Message,
+    Resolver,
     Session,
     SocketAddress,
     findings_of,
@@ -39,6 +42,12 @@ HAM: Final = (
 )
 REFUSED: Final = "550 5.7.1 message refused as spam"
 DEFERRED: Final = "451 4.3.0 temporary failure, try again later"
+
+
+@pytest.fixture(autouse=True)
+def no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no dialogue ask the DNS of this machine."""
+    monkeypatch.setattr("minismtp.testing.Resolver", Names)
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +266,143 @@ def test_threshold_can_be_switched_off() -> None:
     options = {"quarantine": 20.0, "reject": ""}
     scanner = build(Spamassassin, options, file="c.toml", key="plugins[0]", base=Path())
     assert scanner.reject is None
+
+
+# What spamd learns of the client
+
+
+ZONES: Final = {
+    "test": """
+mail A 192.0.2.1
+mail AAAA 2001:db8::1
+@ TXT "v=spf1 a:mail.test -all"
+mail TXT "v=spf1 a -all"
+""",
+    "2.0.192.in-addr.arpa": "1 PTR mail.test.\n2 PTR mail.test.\n",
+    "8.b.d.0.1.0.0.2.ip6.arpa": f"{'1' + '.0' * 23} PTR mail.test.\n",
+}
+
+
+class Network(NamedTuple):
+    spamd: SocketAddress
+    resolver: Resolver
+
+
+@pytest.fixture(scope="module")
+def network(
+    require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Network]:
+    """Run spamd with its rules for SPF, and a DNS for it and for us."""
+    program, port = require_program("spamd"), free_port()
+    directory = tmp_path_factory.mktemp("spamd")
+    with nameserver.serving(tmp_path_factory.mktemp("dns"), require_program, ZONES) as dns:
+        lines = [f"dns_server [{dns.host}]:{dns.port}", "dns_available yes", "skip_rbl_checks 1"]
+        lines += ["use_bayes 0", "use_auto_welcomelist 0", "skip_uribl_checks 1"]
+        lines += ["header RELAYS X-Spam-Relays-Untrusted =~ /./", "score RELAYS 0.001"]
+        options = ["--nouser-config", "--max-children=1", "--syslog=stderr", f"--port={port}"]
+        options += [f"--cf={line}" for line in lines]
+        user = ["--username=nobody"] if os.geteuid() == 0 else []
+        command = [program, *options, "--listen=127.0.0.1", f"--helper-home-dir={directory}"]
+        with running_daemon(*command, *user, port=port, log=directory / "log"):
+            yield Network(SocketAddress("127.0.0.1", port), Resolver([dns]))
+
+
+def judged(
+    network: Network, peer: str, sender: str, *, helo: str = "mail.test", content: str = HAM
+) -> set[str]:
+    """Give the tests that a message meets."""
+    notes = Notes()
+    plugins = (Spamassassin(address=network.spamd, reject=None), notes, Mailroom())
+    dialogue = Dialogue(*plugins, peer=peer, resolver=network.resolver)
+    assert dialogue.send(f"EHLO {helo}").startswith("250")
+    assert dialogue.send(f"MAIL FROM:<{sender}>").startswith("250")
+    assert dialogue.send("RCPT TO:<user@example.org>").startswith("250")
+    assert dialogue.send("DATA").startswith("354")
+    data = content.replace("\n", "\r\n").encode() + b".\r\n"
+    assert dialogue.send_raw(data).startswith(b"250")
+    assert notes.result is not None
+    return set(notes.result.tests)
+
+
+FORGED_SENDER: Final = f"X-Envelope-From: <a@test>\nReturn-Path: <a@test>\n{HAM}"
+
+
+@pytest.mark.parametrize(
+    ("peer", "sender", "met", "unmet"),
+    [
+        ("192.0.2.1", "a@test", {"SPF_PASS", "SPF_HELO_PASS"}, {"RDNS_NONE"}),
+        ("2001:db8::1", "a@test", {"SPF_PASS", "SPF_HELO_PASS"}, {"RDNS_NONE"}),
+        ("::ffff:192.0.2.1", "a@test", {"SPF_PASS"}, {"RDNS_NONE"}),
+        ("192.0.2.2", "a@test", {"SPF_FAIL", "RDNS_NONE"}, {"SPF_PASS"}),
+        ("192.0.2.3", "a@test", {"SPF_FAIL", "RDNS_NONE"}, {"SPF_PASS"}),
+        ("192.0.2.1", "", {"SPF_HELO_PASS"}, {"RDNS_NONE", "SPF_FAIL"}),
+        ("192.0.2.2", "SRS0=x=y=test=helo=a@test", {"SPF_FAIL"}, {"SPF_PASS"}),
+    ],
+)
+def test_spamd_knows_the_name_and_the_sender(
+    network: Network, peer: str, sender: str, met: set[str], unmet: set[str]
+) -> None:
+    for content in (HAM, FORGED_SENDER):
+        tests = judged(network, peer, sender, content=content)
+        assert met <= tests
+        assert not unmet & tests
+
+
+@pytest.mark.parametrize(
+    "helo",
+    [
+        "x;envelope-from=a@mail.test",
+        "[192.0.2.1]",
+        "mail.test",
+        "(mail.test",
+        "envelope-from",
+        "return-path:",
+        "Return-Path",
+        "HELO",
+        "a_b.test",
+        "desktop",
+    ],
+)
+def test_helo_cannot_pass_for_something_else(network: Network, helo: str) -> None:
+    tests = judged(network, "192.0.2.2", "a@test", helo=helo)
+    assert {"SPF_FAIL", "RDNS_NONE"} <= tests
+
+
+def shown(plugin: Spamassassin, network_peer: str, sender: str = "a@test") -> bytes:
+    """Give what spamd is sent, behind its own lines."""
+    heard: list[bytes] = []
+
+    def talk(sock: socket.socket) -> None:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += sock.recv(65536)
+        head, _, rest = data.partition(b"\r\n\r\n")
+        size = int(head.rpartition(b"Content-length: ")[2])
+        while len(rest) < size:
+            rest += sock.recv(65536)
+        heard.append(rest)
+        sock.sendall(answer(0.0))
+
+    with serving(talk) as address:
+        plugin = replace(plugin, address=address)
+        dialogue = Dialogue(plugin, Mailroom(), peer=network_peer)
+        assert dialogue.mail(HAM, sender=sender).startswith("250")
+    return heard[0]
+
+
+def test_received_field_is_ours_alone() -> None:
+    data = shown(Spamassassin(), "192.0.2.1")
+    head = data.partition(b"\r\n\r\n")[0].decode()
+    assert head.startswith("X-Envelope-From: <a@test>\r\nReceived: from client.example (unknown [")
+    assert head.lower().count("\r\nreceived:") == 1
+    assert data.endswith(HAM.replace("\n", "\r\n").encode())
+
+
+def test_limit_counts_what_is_sent() -> None:
+    size = len(shown(Spamassassin(), "192.0.2.1"))
+    exactly = shown(Spamassassin(largest=ByteSize(size)), "192.0.2.1")
+    assert len(exactly) == size
+    mailroom = Mailroom()
+    too_large = Spamassassin(address=SocketAddress("127.0.0.1", 9), largest=ByteSize(size - 1))
+    assert Dialogue(too_large, mailroom).mail(HAM, sender="a@test").startswith("250")
+    assert "X-Spam-Status" not in stored(mailroom)

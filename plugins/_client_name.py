@@ -1,0 +1,84 @@
+"""The name of a client in the DNS, and whether the name leads back to its address (FCrDNS).
+
+It is looked up when a plugin wants it, once in a session for all of them. A name that does, and
+that is a host name, goes into the Received field too, as with Postfix.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
+
+from minismtp import Resolver, Session, StashKey, UnansweredError
+
+from ._dns import DnsBudget, IpAddress, Questions, unmapped
+
+_NAMES = 10  # that are tried, of those an address has
+LOCALHOST = "localhost"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientName:
+    """The name of a client in the DNS, "" for none; `confirmed` when the name has its address."""
+
+    name: str
+    confirmed: bool
+
+
+#: On a session whose client was looked up.
+CLIENT_NAME: StashKey[ClientName] = StashKey()
+_UNANSWERED: StashKey[bool] = StashKey()
+
+
+def look_up(
+    session: Session, resolver: Resolver, patience: timedelta, budget: DnsBudget | None = None
+) -> ClientName:
+    """Return what the DNS says of the client, who has an IP address; raise UnansweredError."""
+    if CLIENT_NAME not in session.stash:
+        questions = Questions(resolver, patience, budget)
+        found = _asked(unmapped(ip_address(session.peer)), questions)
+        session.stash[CLIENT_NAME] = found
+        if found.confirmed and _is_host(found.name):
+            session.name = session.name or found.name
+    return session.stash[CLIENT_NAME]
+
+
+def confirmed_name(session: Session, resolver: Resolver, patience: timedelta) -> str:
+    """Return the client's confirmed name, "" where there is none, or no answer.
+
+    A front end may have said it by XCLIENT. Loopback and a unix socket are this machine.
+    """
+    if session.name:
+        return session.name
+    if session.peer == "unix" or unmapped(ip_address(session.peer)).is_loopback:
+        return LOCALHOST
+    if not session.stash.get(_UNANSWERED, default=False):
+        with contextlib.suppress(UnansweredError):
+            look_up(session, resolver, patience)
+            return session.name
+    session.stash[_UNANSWERED] = True  # nobody waits again
+    return ""
+
+
+def _asked(address: IpAddress, questions: Questions) -> ClientName:
+    """Give the first name that has the address, else the first; raises UnansweredError."""
+    names = questions.ask(address.reverse_pointer, "PTR")[:_NAMES]
+    problem: UnansweredError | None = None
+    for name in names:
+        try:
+            if address in questions.addresses(name, type(address)):
+                return ClientName(name.lower(), confirmed=True)
+        except UnansweredError as error:  # another name may do
+            problem = error
+    if problem is not None:
+        raise problem
+    return ClientName(names[0].lower() if names else "", confirmed=False)
+
+
+def _is_host(name: str) -> bool:
+    """Whether a name is one of a host, and nothing that could be read as something else."""
+    labels = name.split(".")
+    words = (label.replace("-", "").replace("_", "") for label in labels)
+    if not name.isascii() or not all(map(str.isalnum, words)) or name.startswith("-"):
+        return False
+    return not all(map(str.isdigit, labels))
