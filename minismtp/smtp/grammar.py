@@ -82,7 +82,7 @@ def parse_helo(text: str) -> str:
     """
     name = text.strip(" ")
     if not name:
-        raise SyntaxProblem("expected a domain or an address literal")
+        raise SyntaxProblem("expected the name of the client")
     if not name.isprintable():
         name = "".join(char if char.isprintable() else "?" for char in name)
     return name[:_NAME_LIMIT]
