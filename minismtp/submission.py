@@ -30,6 +30,7 @@ _ADDRESSES: Final = (
     *("From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Resent-From", "Resent-Sender", "Resent-To"),
     *("Resent-Cc", "Resent-Reply-To"),
 )
+_MOST_GROWTH: Final = 65536  # octets of a header, which filters have to read
 _MOST_AUTHORS: Final = 20  # each may be a question to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
@@ -41,11 +42,11 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     be why a message needs SMTPUTF8. Bare names, such as cron's root, get our hostname.
     """
     headers = message.headers
-    for name in _ADDRESSES:
-        bare = [raw for raw in headers.raw_all(name) if completed(raw, hostname) != raw]
-        if bare:
-            fields = message.headers.raw_all()
-            message.edit([completed(raw, hostname) if raw in bare else raw for raw in fields])
+    addressed = [raw for name in _ADDRESSES for raw in headers.raw_all(name)]
+    changed = {raw: new for raw in addressed if (new := completed(raw, hostname)) != raw}
+    growth = sum(len(changed[raw]) - len(raw) for raw in addressed if raw in changed)
+    if 0 < growth <= _MOST_GROWTH:
+        message.edit([changed.get(raw, raw) for raw in headers.raw_all()])
     resent = any(name in headers for name in _RESENT)
     local, at, domain = (envelope.sender or envelope.login or "").rpartition("@")
     added = {

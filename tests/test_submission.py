@@ -243,6 +243,13 @@ def test_bare_names_get_our_domain(came: str, kept: str | None) -> None:
     assert submitted(content.format(came), kind="mx", login=None)[1] == content.format(came)
 
 
+def test_header_does_not_grow_beyond_what_filters_read() -> None:
+    few, many = "To: a\n" * 2000, "To: " + "a,\n " * 100_000 + "a\n"
+    kept = "From: a@b\nDate: x\nMessage-ID: x\n\n"
+    assert submitted(few + kept)[1] == few.replace("a", "a@mx.example.org") + kept
+    assert submitted(many + kept) == ([], many + kept)
+
+
 # What goes
 
 BLIND = (
