@@ -1,7 +1,9 @@
 """One message from MAIL to the reply after its content: what is taken, stored and said."""
 
+import gc
 import re
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field, replace
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from minismtp_plugins.attachments import Attachments
+from minismtp_plugins.dkim_verify import DkimVerify
 
 from minismtp import (
     Address,
@@ -639,6 +643,28 @@ def test_lines_may_be_long_in_a_binary_body_only(content: bytes, reply: str) -> 
     # RFC 3030 section 3
     dialogue = Dialogue(Storage(), limits=Limits(line_length=1000))
     assert chunk(dialogue, content, body="BODY=BINARYMIME").startswith(reply)
+
+
+@pytest.mark.parametrize("how", ["DATA", "BDAT"])
+@pytest.mark.parametrize("head", [b"Subject: x\r\n\r\n", b""], ids=["header", "no-header"])
+def test_line_as_long_as_a_message_is_never_held_whole(
+    head: bytes, how: str, tmp_path: Path
+) -> None:
+    dialogue = at_mail(Dialogue(Attachments(), DkimVerify(), Storage(), spool=tmp_path))
+    dialogue.send(RCPT)
+    count, piece = 300, b"<p>text" * 9000
+    start = b"DATA\r\n" if how == "DATA" else b"BDAT %d LAST\r\n" % (len(head) + count * 63_000)
+    dialogue.send_raw(start + (b"" if how == "DATA" else head))
+    gc.collect()
+    tracemalloc.start()
+    try:
+        replies = [dialogue.send_raw(head)] if how == "DATA" else []
+        replies += [dialogue.send_raw(piece) for _ in range(count)]
+        replies += [dialogue.send_raw(b"\r\n.\r\n")] if how == "DATA" else []
+        assert tracemalloc.get_traced_memory()[1] < 2 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+    assert replies[-1].startswith(b"250 2.0.0 message accepted")
 
 
 RECEIVED = b"Received: from a by b\r\n"
