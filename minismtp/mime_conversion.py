@@ -208,7 +208,9 @@ class _Converter:
         fits = place.deep < _DEEPEST
         if kind.startswith(b"multipart/"):
             self._fields(self._relabelled(fields, said, place), separator)
-            if said.boundary and b"--" + said.boundary not in self._boundaries and fits:
+            begin = b"--" + said.boundary
+            known = begin in self._boundaries or begin + b"--" in self._boundaries
+            if said.boundary and fits and not known:
                 self._multipart(said, place)
             else:
                 self._opaque()

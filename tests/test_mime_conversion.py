@@ -283,6 +283,15 @@ def test_lines_around_the_parts_are_ascii_in_a_notification() -> None:
     assert leaves(made) == leaves(content)
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(b"o", b"o"), (b"o", b"o--"), (b"o--", b"o")])
+def test_boundary_of_an_outer_part_ends_an_inner_one(outer: bytes, inner: bytes) -> None:
+    """Python's parser reads it so too; what has no parts of its own stays as it is."""
+    content = wrapped(wrapped(b"\r\ninner", boundary=inner), b"\r\n" + UMLAUT, boundary=outer)
+    made = convert(content)
+    assert leaves(made) == leaves(content)
+    assert (b"Gr=C3=BC=C3=9Fe" in made) == (outer == b"o--")  # else it is behind the parts
+
+
 # BINARYMIME
 
 
