@@ -3,6 +3,9 @@
 What plugin authors import stands here; everything else is internal.
 """
 
+from minismtp import start as start  # before what takes time
+
+# isort: split
 from minismtp import events
 from minismtp.address import Address
 from minismtp.authres import AuthResult, quoted, results_of

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom to the top. `minismtp` is the package itself: the names for plugin authors.
 LAYERS = {
     "values": "reply address peer cache clock database stash threads files groupsync user_names"
-    " passwords ciphers der printable exposure privileges",
+    " passwords ciphers der printable exposure privileges start",
     "wire": "smtp smtp.path smtp.grammar smtp.commands smtp.content smtp.protocol smtp.sasl"
     " smtp.proxy smtp.client_hello",
     "mail": "chronicle tracing content cleanup resolver remote web authres findings"

@@ -53,6 +53,7 @@ class Generation:
     def ehlo_keywords(self) -> list[str]:
         return [f"GENERATION {self.number} {os.getpid()}"]
 """
+SCRIPT: Final = Path(sys.executable).with_name("minismtp")
 DRAINING = "421 4.3.2 mx.example.org service shutting down"
 TWO = """
 [[listeners]]
@@ -506,6 +507,83 @@ def test_reload_that_is_asked_for_during_the_start_comes_after_it(
     server.wait_for_log(r" info reloaded$")
     assert serving(server)[0] == 1
     assert len(all_workers(server, 2)) >= 2
+
+
+# Python imports it first: then each import of ours, or of what we need, comes with a signal.
+SIGNALLING: Final = """
+import os, signal, sys
+
+NUMBER = int(os.environ["SIGNAL"])
+
+class Signalling:
+    began = False
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        cls.began = cls.began or name == "minismtp.events"
+        if cls.began:
+            os.kill(os.getpid(), NUMBER)
+
+sys.meta_path.insert(0, Signalling)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("command", ["module", "script"])
+def test_signal_at_any_import_of_the_start_ends_nothing(
+    configure: Configure,
+    tmp_path: Path,
+    number: signal.Signals,
+    command: str,
+) -> None:
+    (site := tmp_path / "site").mkdir()
+    (site / "sitecustomize.py").write_text(SIGNALLING)
+    port = free_port()
+    config = configure(generation(), listeners=one_on(port))
+    arguments = [sys.executable, "-m", "minismtp"] if command == "module" else [str(SCRIPT)]
+    server = subprocess.Popen(
+        [*arguments, "serve", "--config", config],
+        env={**os.environ, "PYTHONPATH": str(site), "SIGNAL": str(int(number))},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        assert server.stderr is not None
+        wanted = " reloaded" if number == signal.SIGHUP else " listening "
+        for line in server.stderr:
+            if wanted in line:
+                server.terminate()
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "blocks"),
+    [
+        (["-m", "minismtp", "serve", "--config", "/nowhere"], True),
+        ([str(SCRIPT), "serve", "--config", "/nowhere"], True),
+        (["-m", "minismtp", "check", "--config", "/nowhere"], False),
+        (["-c", "import minismtp", "serve"], False),
+        (["-m", "other", "serve"], False),
+        (["other.py", "serve"], False),
+    ],
+    ids=["module", "script", "another command", "no command", "another module", "another script"],
+)
+def test_signals_are_blocked_from_the_first_import_on_but_for_a_library(
+    tmp_path: Path, arguments: list[str], *, blocks: bool
+) -> None:
+    (tmp_path / "other.py").write_text("import minismtp")
+    report = "import atexit, signal\natexit.register(lambda: print(signal.SIGHUP in signal."
+    (tmp_path / "sitecustomize.py").write_text(report + "pthread_sigmask(signal.SIG_BLOCK, [])))")
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.endswith(f"{blocks}\n"), done.stderr
 
 
 def test_standard_streams_that_are_closed_become_dev_null(configure: Configure) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from minismtp.commands.common import (
 )
 from minismtp.log import complain
 from minismtp.settings import ConfigError
+from minismtp.start import block_signals
 
 if TYPE_CHECKING:
     from minismtp.config import Config
@@ -54,8 +54,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    # One that comes before the supervisor waits for signals must not end it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+    block_signals()  # where no import of ours was the first one
     from minismtp.supervisor import serve
 
     config = configuration(arguments)
