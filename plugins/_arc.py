@@ -14,9 +14,10 @@ from ._canonical import (
     folded_signature,
     relaxed_field,
 )
-from ._dkim import Signature, UnverifiedError, check_bodies, read_tags
+from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
 from ._signing import PrivateKey, fields_to_sign, names_to_sign, signature_of
+from ._tags import read_tags
 
 RESULTS, MESSAGE, SEAL = NAMES = (
     "ARC-Authentication-Results",

@@ -6,10 +6,8 @@ body take it six seconds, during which no other session runs), and it knows no l
 RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519), 8617 (ARC).
 """
 
-import binascii
 import hashlib
 import re
-from base64 import b64decode
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -21,15 +19,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from minismtp import Address, Headers, Message
 
 from ._canonical import FIELD, body_hashes, without_signature
+from ._tags import SPELLED, octets_of, read_tags, without_blanks
 
 PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 _KINDS: Final = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
-# tag-name = ALPHA *ALNUMPUNC (RFC 6376 section 3.2)
-_TAG: Final = re.compile(r"[ \t\r\n]*([A-Za-z]\w*)[ \t\r\n]*=[ \t\r\n]*(.*)", re.ASCII | re.DOTALL)
-_BLANK: Final = re.compile(r"[ \t\r\n]+")
 _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_SKEW: Final = 300  # seconds that the clocks of both sides may differ (RFC 6376 section 3.5)
 
 
 class UnverifiedError(Exception):
@@ -39,20 +36,6 @@ class UnverifiedError(Exception):
         super().__init__(reason)
         self.result = result
         self.reason = reason
-
-
-def read_tags(text: str) -> dict[str, str]:
-    """Read a list of tags (RFC 6376 section 3.2); raises ValueError."""
-    specs = text.split(";")
-    if not specs[-1].strip():
-        specs.pop()
-    tags: dict[str, str] = {}
-    for spec in specs:
-        match = _TAG.fullmatch(spec)
-        if match is None or match[1] in tags:
-            raise ValueError(f"{spec.strip()[:40]!r} is no tag, or there twice")
-        tags[match[1]] = match[2].rstrip()
-    return tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +49,16 @@ class Signature:
     names: tuple[str, ...]
 
     @classmethod
-    def read(cls, raw: bytes, *required: str) -> "Signature":
-        """Read a field that needs these tags; raises UnverifiedError."""
+    def read(cls, raw: bytes, *required: str, lenient: bool = False) -> "Signature":
+        """Read a field that needs these tags; raises UnverifiedError.
+
+        If `lenient`, it may be spelled as other verifiers take it: a signature proves itself.
+        """
         value = Headers([raw]).get(raw.partition(b":")[0].strip(b" \t").decode("ascii"))
         try:
-            tags = read_tags(value)
+            tags = read_tags(value, lenient=lenient)
+            if lenient:
+                tags |= {name: SPELLED[name](tags[name]) for name in SPELLED.keys() & tags}
             if missing := set(required).difference(tags):
                 raise ValueError(f"there is no tag {min(missing)}")  # noqa: TRY301 - as from read_tags
             for name in {"b", "bh"}.intersection(tags):
@@ -100,17 +88,18 @@ class Signature:
             raise UnverifiedError(known, f"the algorithm is {tags['a'][:40]}")
         if not {*self._forms} <= {*FIELD}:
             raise UnverifiedError("neutral", "its forms are not known")
-        if "dns/txt" not in without_blanks(tags.get("q", "dns/txt")).split(":"):
+        if not {"dns/txt", "dns"} & {*without_blanks(tags.get("q", "dns/txt")).split(":")}:
             raise UnverifiedError("neutral", "its key is not in the DNS")
         for name in {"l", "x", "t"}.intersection(tags):
             if not _NUMBER.fullmatch(tags[name]):
                 raise UnverifiedError("neutral", f"the tag {name} is no number")
-        if "x" in tags and int(tags["x"]) < now:
+        if "x" in tags and int(tags["x"]) + _SKEW < now:
             raise UnverifiedError("policy", "the signature has expired")
 
     def check_identity(self) -> str:
         """Give the domain of the tag i of DKIM, which must belong to `domain` (section 3.5)."""
-        identity = Address("", self.tags.get("i", f"@{self.domain}").rpartition("@")[2])
+        named = without_blanks(self.tags.get("i", f"@{self.domain}")).rpartition("@")[2]
+        identity = Address("", named.removesuffix("."))
         domain = identity.ascii_domain
         if domain != self.domain and not domain.endswith(f".{self.domain}"):
             raise UnverifiedError("neutral", "the tag i is not of the domain")
@@ -150,19 +139,6 @@ def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[Unve
     with message.open() as reader:
         hashes = body_hashes(reader, [each.extent for each in wanted])
     return [_body_problem(each, *hashes[each.extent]) for each in wanted]
-
-
-def without_blanks(text: str) -> str:
-    """Give a value without its folding white space (RFC 6376 section 2.8)."""
-    return _BLANK.sub("", text)
-
-
-def octets_of(text: str) -> bytes:
-    """Decode base64 with blanks in it; raises ValueError."""
-    try:
-        return b64decode(without_blanks(text).encode("ascii"), validate=True)
-    except (binascii.Error, UnicodeEncodeError):
-        raise ValueError(f"{text[:40]!r} is no base64") from None
 
 
 def _body_problem(signature: Signature, digest: bytes, size: int) -> UnverifiedError | None:

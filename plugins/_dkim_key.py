@@ -1,5 +1,6 @@
 """The public keys of DKIM and ARC, as the DNS has them."""
 
+import re
 from datetime import timedelta
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -8,11 +9,15 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from minismtp import Found, Resolver, UnansweredError
 
-from ._dkim import PublicKey, Signature, UnverifiedError, octets_of, read_tags, without_blanks
+from ._dkim import PublicKey, Signature, UnverifiedError
 from ._dns import Questions, TooManyQuestionsError
+from ._tags import octets_of, plain_base64, read_tags, without_blanks
 
 _SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and what time allows
 _LONGEST_EXPONENT = 33  # bits; a larger one makes a check as dear as a signature
+_ED25519 = 32  # octets; some publish it in a SubjectPublicKeyInfo as RSA keys are
+_QUOTES = str.maketrans("", "", '"\\')
+_KEY = re.compile(r"(?:^|[;\s\"])p\s*+=")
 _RECORDS = 3  # of one name are tried; there should be one
 
 
@@ -34,30 +39,31 @@ class Keys:
             raise UnverifiedError("temperror", str(error)) from None
         self._found[name] = found
         problem = UnverifiedError("permerror", "there is no key")
-        for record in found.records[:_RECORDS]:
+        texts = [b"".join(record.strings).decode("latin-1") for record in found.records]
+        keys = [text for text in texts if _KEY.search(text)]
+        for text in (keys or texts)[:_RECORDS]:
             try:
-                return _read_key(b"".join(record.strings).decode("latin-1"), signature)
+                return _read_key(text, signature)
             except UnverifiedError as error:
                 problem = error
         raise problem
 
 
 def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
-    """Read a record of RFC 6376 section 3.6.1."""
+    """Read a record of RFC 6376 section 3.6.1.
+
+    Some are published with the quotes of a zone file in them.
+    """
     try:
-        tags = read_tags(record)
-        octets = octets_of(tags["p"])
-    except (ValueError, KeyError):
-        raise UnverifiedError("permerror", "the key cannot be read") from None
+        tags = read_tags(record.translate(_QUOTES), lenient=True)
+        octets = octets_of(plain_base64(tags["p"]) or tags["p"])
+    except KeyError:
+        raise UnverifiedError("permerror", "the record has no key (tag p)") from None
+    except ValueError as error:
+        raise UnverifiedError("permerror", f"the key cannot be read: {error}") from None
     if not octets:
         raise UnverifiedError("permerror", "the key has been revoked")
-    services, hashes, flags = (
-        frozenset(without_blanks(tags.get(name, default)).split(":"))
-        for name, default in (("s", "*"), ("h", "sha256"), ("t", ""))
-    )
-    fits = tags.get("v", "DKIM1") == "DKIM1" and tags.get("k", "rsa") == signature.kind
-    if not (fits and services & {"*", "email"} and "sha256" in hashes):
-        raise UnverifiedError("permerror", "the key is not for such a signature")
+    _check_use(tags, signature)
     try:
         key = _load_key(signature.kind, octets)
     except (ValueError, UnsupportedAlgorithm):
@@ -67,13 +73,31 @@ def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[s
             raise UnverifiedError("policy", f"the key has {key.key_size} bits only")
         if key.key_size > _LONGEST or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT:
             raise UnverifiedError("policy", "the key is too large")
-    return key, flags
+    return key, frozenset(without_blanks(tags.get("t", "")).lower().split(":"))
+
+
+def _check_use(tags: dict[str, str], signature: Signature) -> None:
+    """Raise UnverifiedError for a key that is not for such a signature."""
+    services, hashes = (
+        frozenset(without_blanks(tags.get(name, default)).lower().split(":"))
+        for name, default in (("s", "*"), ("h", "sha256"))
+    )
+    kind = tags.get("k", "").lower() or "rsa"
+    if tags.get("v", "DKIM1") != "DKIM1":
+        raise UnverifiedError("permerror", f"the version of the key is {tags['v'][:40]}")
+    if kind != signature.kind:
+        raise UnverifiedError("permerror", f"the key is {kind[:40]}, not {signature.kind}")
+    if not services & {"*", "email"}:
+        raise UnverifiedError("permerror", "the key is not for mail")
+    if "sha256" not in hashes:
+        raise UnverifiedError("permerror", "the key is not for sha256")
 
 
 def _load_key(kind: str, octets: bytes) -> PublicKey:
-    if kind == "ed25519":
+    if kind == "ed25519" and len(octets) == _ED25519:
         return ed25519.Ed25519PublicKey.from_public_bytes(octets)
     key = load_der_public_key(octets)
-    if not isinstance(key, rsa.RSAPublicKey):
-        raise ValueError("not RSA")  # noqa: TRY004 - as from the line above
+    known = rsa.RSAPublicKey if kind == "rsa" else ed25519.Ed25519PublicKey
+    if not isinstance(key, known):
+        raise ValueError("another kind of key")  # noqa: TRY004 - as from the line above
     return key

@@ -14,14 +14,12 @@ from minismtp import UnansweredError
 
 from ._dns import TooManyQuestionsError, is_domain
 from ._spf_macros import MacroString, RecordError, expand, parse_macros
-from ._spf_record import Mechanism, Record, is_record, parse_record
+from ._spf_record import Mechanism, Record, absence_in, is_record, parse_record
 from ._spf_sender import Ask, Names, Sender, bounded
 
-_TERMS = 10  # that ask the DNS
-_VOID = 2  # of them, that find nothing
+_TERMS, _VOID = 10, 2  # that ask the DNS, and of them, that find nothing
 _HOSTS = 10  # of an MX
-_LONGEST_NAME = 253  # characters
-_LONGEST_EXPLANATION = 1000  # characters with macros; a reply has room for fewer
+_LONGEST_NAME, _LONGEST_EXPLANATION = 253, 1000  # characters; a reply has room for fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +67,7 @@ class _Evaluation:
     def __init__(self, sender: Sender, ask: Ask) -> None:
         self._sender = sender
         self._ask = ask
-        self._terms = 0
-        self._void = 0
+        self._terms = self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
         self._names = Names(sender.address, ask)
         self.letters: set[str] = set()
@@ -78,7 +75,7 @@ class _Evaluation:
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)
         if found is None:
-            return Outcome("none", f"{self._sender.domain} has no SPF record")
+            return Outcome("none", f"{self._sender.domain} {self._absence}")
         reason = f"{found.domain}: {found.mechanism.text if found.mechanism else 'no match'}"
         explanation = self._explanation(found) if found.result == "fail" else ""
         return Outcome(found.result, reason, explanation)
@@ -96,14 +93,17 @@ class _Evaluation:
             domain = self._name(record.redirect, domain)
             record = self._record(domain)
             if record is None:  # RFC 7208 section 6.1
-                raise RecordError(f"redirect leads to {domain}, which has no SPF record")
+                raise RecordError(f"redirect leads to {domain}, which {self._absence}")
         return None
 
     def _record(self, domain: str) -> Record | None:
+        self._absence = absence_in(())
         # RFC 7208 section 4.3: what is no whole domain has no policy.
         if "." not in domain or not is_domain(domain):
             return None
-        records = [text for text in self._ask(domain, "TXT") if is_record(text)]
+        texts = self._ask(domain, "TXT")
+        records = [text for text in texts if is_record(text)]
+        self._absence = absence_in(texts)
         if len(records) > 1:
             raise RecordError(f"{domain} has {len(records)} SPF records")
         try:
@@ -123,7 +123,7 @@ class _Evaluation:
             case "include":
                 found = self._evaluate(target)
                 if found is None:  # RFC 7208 section 5.2
-                    raise RecordError(f"include leads to {target}, which has no SPF record")
+                    raise RecordError(f"include leads to {target}, which {self._absence}")
                 return found.result == "pass"
             case "exists":
                 return bool(self._of_term(target, "A"))

@@ -4,6 +4,7 @@ Whatever a stranger publishes is read in linear time; what is not in the grammar
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -15,6 +16,7 @@ _TERMS = 300
 #: The result of a mechanism that matches, by its qualifier.
 QUALIFIERS = {"": "pass", "+": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
 _VERSION = re.compile(r"v=spf1(?: |\Z)", re.IGNORECASE)
+_ALMOST = re.compile(r"[^a-z]{0,9}(?:v\s*+=\s*+)?spf1?\b", re.IGNORECASE)
 # modifier = name "=" macro-string ; name = ALPHA *( ALPHA / DIGIT / "-" / "_" / "." )
 _MODIFIER = re.compile(r"([a-z][a-z0-9_.-]*)=(.*)", re.IGNORECASE | re.DOTALL)
 _MECHANISM = re.compile(
@@ -59,6 +61,13 @@ class Record:
 def is_record(text: str) -> bool:
     """Whether a TXT record is one of SPF (RFC 7208 section 4.5)."""
     return _VERSION.match(text) is not None
+
+
+def absence_in(texts: Iterable[str]) -> str:
+    """Return why these TXT records of a domain are none of SPF, as what the domain does."""
+    if any(map(_ALMOST.match, texts)):
+        return "has a record that does not begin with 'v=spf1 '"
+    return "has no SPF record"
 
 
 def parse_record(text: str) -> Record:

@@ -105,7 +105,7 @@ def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[Dki
     for number, raw in enumerate(fields):
         signature = None
         try:
-            signature = Signature.read(raw, *_TAGS)
+            signature = Signature.read(raw, *_TAGS, lenient=True)
             good[number] = signature, _check_header(message, signature, keys)
             found.append(_result(signature))
         except UnverifiedError as error:

@@ -24,6 +24,7 @@ from minismtp_plugins import (
     _from,
     _milter,
     _mime,
+    _tags,
     dkim_verify,
 )
 from pumps import grows_too_fast
@@ -182,7 +183,7 @@ PARSERS: Final[dict[str, Parser]] = {
     "addresses of From, completed": lambda text: completed(f"From: {text}".encode(), "a.example"),
     "Authentication-Results": _authres.read,
     "Authentication-Results, written": _written,
-    "tags": _dkim.read_tags,
+    "tags": _tags.read_tags,
     "signature": _signature,
     "signatures": _signatures,
     "instance of ARC": lambda text: _arc.instance_of(f"ARC-Seal: {text}".encode()),

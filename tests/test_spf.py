@@ -418,3 +418,51 @@ def test_nothing_that_a_stranger_publishes_raises(
     other: list[Any] = [{"TXT": explanation}, {"MX": [0, explanation]}, {"A": "192.0.2.1"}]
     found = outcome("v=spf1 " + " ".join(terms), local=local, b=other)
     assert found.result in ("pass", "fail", "softfail", "neutral", "permerror", "temperror")
+
+
+SPELLINGS: Final[dict[str, tuple[str, str]]] = {
+    "v=spf1 ip4:192.0.2.1 -all": ("pass", "a.example: ip4:192.0.2.1"),
+    "V=SPF1 IP4:192.0.2.1 -ALL": ("pass", "a.example: IP4:192.0.2.1"),
+    "v=spf1  ip4:192.0.2.1   -all  ": ("pass", "a.example: ip4:192.0.2.1"),
+    "v=spf1 x-unknown=1 ip4:192.0.2.1 -all": ("pass", "a.example: ip4:192.0.2.1"),
+    "v=spf1": ("neutral", "a.example: no match"),
+    "v=spf1;ip4:192.0.2.1 -all": ("none", "does not begin with 'v=spf1 '"),
+    "v=spf1, ip4:192.0.2.1 -all": ("none", "does not begin with 'v=spf1 '"),
+    "v=spf1include:b.example -all": ("none", "has no SPF record"),
+    " v=spf1 -all": ("none", "does not begin with 'v=spf1 '"),
+    '"v=spf1 -all"': ("none", "does not begin with 'v=spf1 '"),
+    "v=spf1\t-all": ("none", "does not begin with 'v=spf1 '"),
+    "v = spf1 -all": ("none", "does not begin with 'v=spf1 '"),
+    "spf1 -all": ("none", "does not begin with 'v=spf1 '"),
+    "v=spf -all": ("none", "does not begin with 'v=spf1 '"),
+    "google-site-verification=spf": ("none", "has no SPF record"),
+    "v=spf1 ipv4:192.0.2.1 -all": ("permerror", "'ipv4:192.0.2.1' is no mechanism"),
+    "v=spf1 ip4: 192.0.2.1 -all": ("permerror", "'ip4:' is no network"),
+    "v=spf1 ip4:192.0.2.1/33 -all": ("permerror", "'ip4:192.0.2.1/33' is no network"),
+    "v=spf1 ip4:192.0.2.1,192.0.2.2 -all": ("permerror", "is no network"),
+    "v=spf1 192.0.2.1 -all": ("permerror", "'192.0.2.1' is no mechanism"),
+    "v=spf1 ip4:192.0.2.9 -all.": ("permerror", "'-all.' is no mechanism"),
+    "v=spf1 ip4:192.0.2.9; -all": ("permerror", "'ip4:192.0.2.9;' is no network"),
+    "v=spf1 ip4:192.0.2.9 - all": ("permerror", "'-' is no mechanism"),
+    "v=spf1 include: b.example -all": ("permerror", "'include:' has no whole domain"),
+    "v=spf1 redirect:b.example": ("permerror", "'redirect:b.example' is no mechanism"),
+    "v=spf1 a:192.0.2.1 -all": ("permerror", "'a:192.0.2.1' has no whole domain"),
+    "v=spf1 include:absent.example -all": ("permerror", "which has no SPF record"),
+    "v=spf1 include:typo.example -all": ("permerror", "which has a record that does not begin"),
+}
+
+
+@pytest.mark.parametrize(("record", "expected"), SPELLINGS.items())
+def test_true_reason_is_told_for_what_is_misspelt(record: str, expected: tuple[str, str]) -> None:
+    """RFC 7208 sections 4.5 and 4.6: generosity would let others send than the domain says."""
+    names = {"a.example": [record], "typo.example": ["v=spf1,-all"]}
+    sender = Sender(ip_address("192.0.2.1"), "a", "a.example", "h.example")
+    found = check_host(sender, lambda name, kind: names.get(name, []) if kind == "TXT" else [])
+    assert found.result == expected[0]
+    assert expected[1] in found.reason
+
+
+def test_several_records_are_an_error() -> None:
+    sender = Sender(ip_address("192.0.2.1"), "a", "a.example", "h.example")
+    found = check_host(sender, lambda _, __: ["v=spf1 +all", "v=spf1 -all"])
+    assert (found.result, found.reason) == ("permerror", "a.example has 2 SPF records")

@@ -71,7 +71,8 @@ def txt(text: str) -> Any:  # noqa: ANN401 - as dnspython has it
 def strings(text: str) -> str:
     """Give a text as it stands in a zone."""
     pieces = [text[start : start + 200] for start in range(0, len(text), 200)] or [""]
-    return " ".join(f'"{piece}"' for piece in pieces)
+    escaped = (piece.replace("\\", "\\\\").replace('"', '\\"') for piece in pieces)
+    return " ".join(f'"{piece}"' for piece in escaped)
 
 
 def published(key: Key) -> str:

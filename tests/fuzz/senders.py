@@ -57,7 +57,7 @@ _SIGNATURE = (
 )
 
 
-@target("_dkim", "_canonical", raises=(UnverifiedError,))
+@target("_dkim", "_tags", "_canonical", raises=(UnverifiedError,))
 def dkim_field(data: bytes) -> None:
     raw = b"DKIM-Signature: " + data
     without_signature(raw)

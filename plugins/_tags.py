@@ -1,0 +1,67 @@
+"""Lists of tags, as signatures and keys of DKIM and ARC are (RFC 6376 section 3.2)."""
+
+import binascii
+import re
+from base64 import b64decode
+from collections.abc import Callable
+from typing import Final
+
+_TAG: Final = re.compile(r"[ \t\r\n]*([A-Za-z]\w*)[ \t\r\n]*=[ \t\r\n]*(.*)", re.ASCII | re.DOTALL)
+_LENIENT_TAG: Final = re.compile(r"[ \t\r\n]*([^ \t\r\n=]+)[ \t\r\n]*=[ \t\r\n]*(.*)", re.DOTALL)
+_NO_LETTER: Final = re.compile(r"[^A-Za-z0-9+/]+")
+_BLANK: Final = re.compile(r"[ \t\r\n]+")
+
+
+def read_tags(text: str, *, lenient: bool = False) -> dict[str, str]:
+    """Read a list of tags (RFC 6376 section 3.2); raises ValueError.
+
+    If `lenient`, semicolons may be doubled, and tags that nobody knows may have any name.
+    """
+    specs = text.split(";")
+    if lenient:
+        specs = [spec for spec in specs if spec.strip()]
+    elif not specs[-1].strip():
+        specs.pop()
+    pattern = _LENIENT_TAG if lenient else _TAG
+    tags: dict[str, str] = {}
+    for spec in specs:
+        match = pattern.fullmatch(spec)
+        if match is None or match[1] in tags:
+            raise ValueError(f"{spec.strip()[:40]!r} is no tag, or there twice")
+        tags[match[1]] = match[2].rstrip()
+    return tags
+
+
+def without_blanks(text: str) -> str:
+    """Give a value without its folding white space (RFC 6376 section 2.8)."""
+    return _BLANK.sub("", text)
+
+
+def plain_base64(text: str) -> str:
+    """Return base64 without what is no letter, as most verifiers read it, with whole padding."""
+    letters = _NO_LETTER.sub("", text.partition("=")[0])
+    return letters + "=" * (-len(letters) % 4)
+
+
+def octets_of(text: str) -> bytes:
+    """Decode base64 with blanks in it; raises ValueError."""
+    try:
+        return b64decode(without_blanks(text).encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise ValueError(f"{text[:40]!r} is no base64") from None
+
+
+def _lower(text: str) -> str:
+    return without_blanks(text).lower()
+
+
+def _base64(text: str) -> str:
+    return plain_base64(text) or text
+
+
+#: How the values of tags are spelled alike, where other verifiers are lenient.
+SPELLED: Final[dict[str, Callable[[str], str]]] = {
+    **dict.fromkeys(["a", "c", "l", "q", "t", "v", "x"], _lower),
+    **dict.fromkeys(["b", "bh"], _base64),
+    "d": lambda text: text.removesuffix("."),
+}
