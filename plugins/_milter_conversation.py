@@ -14,8 +14,8 @@ _LONGEST: Final = 600.0  # seconds; no client waits longer for us (RFC 5321 sect
 #: The macros of each stage, where the filter has not chosen.
 _MACROS: Final[Mapping[int, tuple[str, ...]]] = {
     wire.CONNECT.stage: (
-        *("j", "_", "{daemon_name}", "v", "{if_addr}"),
-        *("{client_addr}", "{client_port}", "{client_name}"),
+        *("j", "_", "{daemon_name}", "{daemon_addr}", "v", "{if_addr}"),
+        *("{client_addr}", "{client_port}", "{client_name}", "{client_resolve}"),
     ),
     wire.HELO.stage: ("{tls_version}", "{cipher}", "{cipher_bits}", "{cert_subject}"),
     wire.MAIL.stage: (
@@ -145,16 +145,6 @@ class Conversation:
         if self._in_message:
             self._in_message = False
             self._send(wire.packet(b"A"))
-
-    def restart(self) -> bool:
-        """Make it the conversation of another session; False when the filter is too old."""
-        if self._options.version < wire.VERSION:
-            return False
-        self.abort()
-        self._send(wire.packet(b"K"))
-        self._settled = self.discarded = False
-        self.macros.clear()
-        return True
 
     def close(self) -> None:
         """Hang up, whatever has been said."""

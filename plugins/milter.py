@@ -112,6 +112,8 @@ class Milter:
                 }
                 notify = ",".join(sorted(recipient.notify))
                 parameters = [f"NOTIFY={notify}"] if notify else []
+                if recipient.original:
+                    parameters.append(f"ORCPT={recipient.original}")
                 conversation.recipient(recipient.address, *parameters)
 
     @hookimpl
@@ -208,27 +210,27 @@ class Milter:
         """Connect for a session, or begin anew after XCLIENT, and tell who the client is."""
         earlier = self._conversations.pop(session.id, None)
         with self._filter.breaker.watch():
-            if earlier is None or earlier.closed or not earlier.restart():
-                if earlier is not None:
-                    earlier.quit()
-                conversation = Conversation.begin(self._filter.open(), self.patience)
-                conversation.mechanism = earlier.mechanism if earlier is not None else ""
-            else:
-                conversation = earlier
+            if earlier is not None:
+                earlier.quit()  # as Postfix does: Sendmail's library hangs after QUIT_NC
+            conversation = Conversation.begin(self._filter.open(), self.patience)
+            conversation.mechanism = earlier.mechanism if earlier is not None else ""
         self._conversations[session.id] = conversation
         with self._watched(conversation):
-            name = confirmed_name(session, self._resolver, _DNS_PATIENCE) or _literal(session.peer)
+            name = confirmed_name(session, self._resolver, _DNS_PATIENCE)
             conversation.macros |= {
                 "j": session.hostname,
-                "_": f"{name} [{session.peer}]" if not name.startswith("[") else name,
+                "_": f"{name or 'unknown'} [{session.peer}]",
                 "v": "minismtp",
                 "{daemon_name}": session.listener,
+                "{daemon_addr}": session.local,
                 "{if_addr}": session.local,
                 "{client_addr}": session.peer,
                 "{client_port}": str(session.peer_port),
-                "{client_name}": name,
+                "{client_name}": name or "unknown",
+                "{client_resolve}": "OK" if name else "FAIL",
             }
-            conversation.connect(name, session.peer, session.peer_port)
+            connected = name or _literal(session.peer)
+            conversation.connect(connected, session.peer, session.peer_port)
 
 
 def _greet(conversation: Conversation, session: Session) -> None:
@@ -254,8 +256,17 @@ def _parameters(envelope: Envelope) -> Iterator[str]:
         yield "SMTPUTF8"
     if envelope.dsn_return:
         yield f"RET={envelope.dsn_return}"
+    if envelope.dsn_id:
+        yield f"ENVID={_xtext(envelope.dsn_id)}"
 
 
 def _literal(peer: str) -> str:
     """Return how a client without a name is called."""
     return f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]"
+
+
+def _xtext(text: str) -> str:
+    """Return text as a parameter has it (RFC 3461 section 4)."""
+    return "".join(
+        char if "!" <= char <= "~" and char not in "+=" else f"+{ord(char):02X}" for char in text
+    )

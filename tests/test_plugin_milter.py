@@ -361,7 +361,11 @@ def test_client_is_named_when_its_name_leads_back(
         milter.on_connect(session)
         milter.observe(events.SessionClosed("1", "smtp", peer, 0.0, "quit"))
     assert told.data(b"C")[0].startswith(name.encode() + b"\0")
-    assert told.macros(b"C")["{client_name}"] == name
+    known = not name.startswith("[")
+    macros = told.macros(b"C")
+    assert macros["{client_name}"] == (name if known else "unknown")  # as with Postfix
+    assert macros["_"] == f"{name if known else 'unknown'} [{peer}]"
+    assert macros["{client_resolve}"] == ("OK" if known else "FAIL")
 
 
 # What is left out
@@ -738,7 +742,9 @@ def test_refused_message_cannot_be_tried_again_without_the_filter(play: Play) ->
     assert told.letters == "OCHMRT"
 
 
-@pytest.mark.parametrize(("version", "connections"), [(6, ["OCHKCHMQ"]), (3, ["OCHQ", "OCHMQ"])])
+@pytest.mark.parametrize(
+    ("version", "connections"), [(6, ["OCHQ", "OCHMQ"]), (3, ["OCHQ", "OCHMQ"])]
+)
 def test_client_behind_a_front_end_is_another_one(version: int, connections: list[str]) -> None:
     told = Filter(version=version)
     with serving(told.talk) as address:
@@ -754,6 +760,36 @@ def test_client_behind_a_front_end_is_another_one(version: int, connections: lis
     assert told.connections == ["OCQ", *connections]
     assert told.macros(b"C")["{client_addr}"] == "127.0.0.2"
     assert told.macros(b"M")["{auth_authen}"] == "alice"
+
+
+def test_library_of_sendmail_hears_of_the_client_behind_a_front_end(
+    libmilter: SocketAddress,
+) -> None:
+    mailroom = Mailroom()
+    made = Dialogue(Milter(address=libmilter), mailroom, peer=HERE, resolver=Names({}))
+    trusting = replace(made.service, xclient=(ip_network("127.0.0.0/8"),))
+    dialogue = Dialogue(service=trusting, peer=HERE)
+    dialogue.send("EHLO front.example")
+    assert dialogue.send("XCLIENT NAME=a.example ADDR=192.0.2.7 LOGIN=alice").startswith("220 ")
+    assert dialogue.mail("Subject: x\n\nx").startswith("250 ")
+    dialogue.close()
+    made.close()
+    [message] = mailroom.stored["new@example.org"]
+    assert b"X-Seen: a.example\r\n\t192.0.2.7\r\n\t<" in message
+
+
+def test_parameters_reach_the_filter_as_they_came() -> None:
+    told = Filter()
+    with serving(told.talk) as address:
+        dialogue = Dialogue(Milter(address=address), Mailroom(), peer=HERE)
+        dialogue.send("EHLO client.example")
+        mail = "SIZE=100 BODY=8BITMIME RET=HDRS ENVID=a+2Bb+3Dc"
+        assert dialogue.send(f"MAIL FROM:<a@client.example> {mail}").startswith("250 ")
+        rcpt = "NOTIFY=FAILURE ORCPT=rfc822;user+2B1@example.org"
+        assert dialogue.send(f"RCPT TO:<user@example.org> {rcpt}").startswith("250 ")
+        dialogue.close()
+    assert told.data(b"M")[0].decode().split("\0")[1:-1] == mail.split()
+    assert told.data(b"R")[0].decode().split("\0")[1:-1] == rcpt.split()
 
 
 # When it fails
