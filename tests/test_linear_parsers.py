@@ -204,6 +204,7 @@ PARSERS: Final[dict[str, Parser]] = {
     "parameters of a command": grammar.parse_parameters,
     "path": grammar.parse_forward_path,
     "path in brackets": lambda text: grammar.parse_forward_path(f"<{text}>"),
+    "source routes": lambda text: grammar.parse_forward_path("@a:" * len(text)),
     "name in EHLO": grammar.parse_helo,
     "xtext": grammar.decode_xtext,
     "base64": lambda text: grammar.decode_base64(text.encode()),

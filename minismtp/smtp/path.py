@@ -54,12 +54,8 @@ def read_path(text: str) -> tuple[Address | None, str]:
     pieces = _without_blanks(_innermost(pieces))
     while len(pieces) > 1 and pieces[-1] in {",", ";"}:  # what ends an address in a list
         pieces.pop()
-    while pieces[:1] == ["@"] and ":" in pieces:  # a source route is ignored, appendix C
-        pieces = pieces[pieces.index(":") + 1 :]
-        if not pieces:
-            raise PathError("no address behind the source route")
     try:
-        return _mailbox(pieces), rest
+        return _mailbox(_without_route(pieces)), rest
     except ValueError as error:
         raise PathError(str(error)) from None
 
@@ -108,6 +104,17 @@ def _without_blanks(pieces: list[str]) -> list[str]:
             kept.append(piece)
             parted = False
     return kept
+
+
+def _without_route(pieces: list[str]) -> list[str]:
+    """Return the pieces behind source routes, which are ignored (RFC 5321 appendix C)."""
+    start, colons = 0, pieces.count(":")
+    while colons and pieces[start : start + 1] == ["@"]:
+        start = pieces.index(":", start) + 1
+        colons -= 1
+    if start and start == len(pieces):
+        raise PathError("no address behind the source route")
+    return pieces[start:]
 
 
 def _mailbox(pieces: list[str]) -> Address | None:
