@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 from minismtp.address import Address
 
@@ -27,7 +28,8 @@ _WHOLE: Final = re.compile(
     rb'[^"(),;:<>@]++@[^\s"(),;:<>@]++)\s*+(?:,|\Z))++'
 )
 _UNUSUAL: Final = frozenset({b'"', b"(", b")", b"<", b">"})
-_BARE: Final = re.compile(rb"\A(<?(?!=\?)[\w!#$%&'*+/=?^`{|}~.-]++)(>?)\Z")
+_BARE: Final = re.compile(rb"<?(?!=\?)[\w!#$%&'*+/=?^`{|}~.-]++>?")
+_MOST_GROWTH: Final = 65536  # octets
 
 
 def mailboxes_of(value: str) -> list[Address]:
@@ -127,27 +129,37 @@ def _end_of_comment(value: str, start: int) -> int:
 def completed(field: bytes, domain: str) -> bytes:
     """Return a field of addresses with a domain behind each bare local part, as Postfix does it.
 
-    A field with anything unusual in it (nested comments, routes, open quotes) stays as it is.
+    A field with anything unusual in it (nested comments, routes, open quotes) stays as it is, and
+    so does one that would grow by more than 64 KiB.
     """
-    name, colon, value = field.partition(b":")
+    name, _, value = field.partition(b":")
     if _WHOLE.fullmatch(value):
         return field
-    tokens: list[bytes] = []
-    words: list[int] = []  # where those of the present address are
-    for place, found in enumerate(_TOKEN.finditer(value + b",")):
+    begin, addition = len(name) + 1, b"@" + domain.encode()
+    ends: list[int] = []  # of the bare local parts
+    words, last = 0, _Word(b"", 0)  # of the present address
+    for found in _TOKEN.finditer(field + b",", begin):
         token = found[0]
-        tokens.append(token)
         match token[:1]:
             case b"," | b";":
-                last = words[-1] if words else -1
-                in_brackets = last >= 0 and tokens[last].startswith(b"<")
-                if in_brackets or len(words) == 1:
-                    tokens[last] = _BARE.sub(rb"\1@" + domain.encode() + rb"\2", tokens[last])
-                words = []
+                in_brackets = last.octets.startswith(b"<")
+                if (in_brackets or words == 1) and _BARE.fullmatch(last.octets):
+                    ends.append(last.end - in_brackets)
+                words, last = 0, _Word(b"", 0)
             case b":":  # the name of a group was before it
-                words = []
+                words, last = 0, _Word(b"", 0)
             case _ if token in _UNUSUAL:
                 return field
-            case begin if begin != b"(" and not begin.isspace():
-                words.append(place)
-    return name + colon + b"".join(tokens)[:-1]
+            case first if first != b"(" and not first.isspace():
+                words, last = words + 1, _Word(token, found.end())
+    if len(ends) * len(addition) > _MOST_GROWTH:
+        return field
+    cuts = [0, *ends, len(field)]
+    return addition.join([field[start:end] for start, end in pairwise(cuts)])
+
+
+class _Word(NamedTuple):
+    """Octets of a field, and where they end."""
+
+    octets: bytes
+    end: int

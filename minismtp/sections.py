@@ -140,6 +140,7 @@ class Listener:
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+        self._check_drop_headers()
         check_ciphers(self.ciphers)
         if self.tls == "none" and self.kind == "submission" and not self.address.is_local:
             raise ConfigError(
@@ -156,6 +157,14 @@ class Listener:
     def suites(self) -> str:
         """The suites of TLS 1.2 to speak; "" for Python's own."""
         return self.ciphers or (GENEROUS if self.kind == "mx" else "")
+
+    def _check_drop_headers(self) -> None:
+        for number, name in enumerate(self.drop_headers):
+            if not _FIELD_NAME.fullmatch(name):
+                raise ConfigError(
+                    f"expected the name of a header field, not {name!r}",
+                    key=f"drop_headers[{number}]",
+                )
 
     @property
     def host(self) -> str:

@@ -197,6 +197,10 @@ def test_configuration_cannot_be_changed_later() -> None:
             LISTENER.replace("none", "starttls") + f"client_certificates = true\n{TLS}",
             "listeners[0].client_certificates: needs client_ca in [tls]",
         ),
+        (
+            f'{LISTENER}drop_headers = ["Bcc", "X-Secret:"]',
+            "listeners[0].drop_headers[1]: expected the name of a header field, not 'X-Secret:'",
+        ),
         (f'{LISTENER}proxy_protocol = ["10.0.0.1/8"]', "listeners[0].proxy_protocol[0]: '10.0.0."),
         ('[tls]\ncertificate = "c"', "tls.key: this key is required beside 'certificate'"),
         ('[tls]\nkey = "k"', "tls.certificate: this key is required beside 'key'"),

@@ -22,6 +22,8 @@ CONTENTS: Final = (
     b"Subject: short\r\n\r\nIt works.\r\n",
     b"Subject: no body\r\n\r\n",
     b"Subject: hard to carry\r\n\r\n..\r\n8-bit: \xc3\xa4 \xff\r\nFrom here on\r\n\r\n\r\n",
+    b"Subject: one line\r\n\r\n" + b"<p>text" * 150_000 + b"\r\n",
+    b"References:" + b" <1@client.example>" * 5000 + b"\r\nSubject: one field\r\n\r\ntext\r\n",
     b"Subject: long\r\n\r\n" + b"a line of a long message\r\n" * 20_000,
 )
 
@@ -72,7 +74,7 @@ def test_messages_are_listed_unseen_with_their_sizes_and_octets(
         send(running, "listed", content)
     stored = running.mail("listed")
     with dovecot.log_in("listed") as client:
-        assert client.status("INBOX", "(MESSAGES UNSEEN)")[1] == [b"INBOX (MESSAGES 4 UNSEEN 4)"]
+        assert client.status("INBOX", "(MESSAGES UNSEEN)")[1] == [b"INBOX (MESSAGES 6 UNSEEN 6)"]
         found = fetch(client)
     assert sorted(body for _, _, body in found) == sorted(stored)
     assert [flags for flags, _, _ in found] == [["\\Recent"]] * len(CONTENTS)
