@@ -7,7 +7,6 @@ What comes before, while Python itself starts, ends the process. As a library no
 
 import signal
 import sys
-from pathlib import PurePath
 
 _COMMAND = "minismtp"
 
@@ -18,7 +17,7 @@ def is_server() -> bool:
         return False
     if sys.argv[0] == "-m":
         return sys.orig_argv[sys.orig_argv.index("-m") + 1] == _COMMAND
-    return PurePath(sys.argv[0]).name in {_COMMAND, f"{_COMMAND}.exe"}
+    return sys.argv[0].rpartition("/")[2] == _COMMAND
 
 
 def block_signals() -> None:

@@ -557,6 +557,47 @@ def test_signal_at_any_import_of_the_start_ends_nothing(
         assert server.wait() == 0
 
 
+def test_hup_before_python_itself_has_started_is_kept_where_it_was_blocked(
+    configure: Configure, tmp_path: Path
+) -> None:
+    """As by `env --block-signal=HUP`, which is what a script can do that sends HUP so early."""
+    config = configure(generation(), listeners=one_on(free_port()))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "minismtp", "serve", "--config", config],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    server.send_signal(signal.SIGHUP)
+    with server:
+        assert server.stderr is not None
+        for line in server.stderr:
+            if " reloaded" in line:
+                server.terminate()
+        assert server.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_end_that_is_asked_for_during_the_imports_comes_at_once_without_a_traceback(
+    configure: Configure, tmp_path: Path, number: signal.Signals
+) -> None:
+    (site := tmp_path / "site").mkdir()
+    (site / "sitecustomize.py").write_text(SIGNALLING)
+    done = subprocess.run(
+        [sys.executable, "-m", "minismtp", "serve", "--config", configure(generation())],
+        env={**os.environ, "PYTHONPATH": str(site), "SIGNAL": str(int(number))},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-number, "", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "blocks"),
     [
