@@ -36,7 +36,7 @@ def kinds_of(headers: Headers, *, digest: bool) -> list[str]:
     """Return the declared types in lower case; `digest` says that the part is one of a digest."""
     found: dict[str, None] = {}
     for value in _values(headers, "Content-Type"):
-        if match := _KIND.search(without_comments(value)):
+        if match := _KIND.search(_bare(value)):
             found[f"{match[1]}/{match[2]}".lower()] = None
     # RFC 2046 section 5.1.5
     return list(found) or ["message/rfc822" if digest else "text/plain"]
@@ -46,7 +46,7 @@ def encodings_of(headers: Headers) -> list[str]:
     """Return the transfer encodings in lower case, "" for none."""
     found: dict[str, None] = {}
     for value in _values(headers, "Content-Transfer-Encoding"):
-        match = _ENCODING.search(without_comments(value))
+        match = _ENCODING.search(_bare(value))
         found[match[0].lower() if match else ""] = None
     return list(found) or [""]
 
@@ -90,9 +90,15 @@ def _values(headers: Headers, field: str) -> list[str]:
     return texts
 
 
+def _bare(value: str) -> str:
+    return without_comments(value) if "(" in value else value
+
+
 def _readings(value: str, parameter: str) -> Iterator[str]:
     """Yield what a parameter may be: with comments or without, each one, and put together."""
-    bare = without_comments(value)
+    if parameter not in value.lower():
+        return
+    bare = _bare(value)
     odd = value.count('"') % 2 or "\\" in value or '""' in value
     unquoted = value.replace('"', "") if odd else value
     for text in dict.fromkeys((bare, value, unquoted)):

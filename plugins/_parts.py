@@ -9,7 +9,7 @@ Where that could hide what others see, the message is read again in their way (`
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from typing import BinaryIO
 
 from minismtp import Headers
@@ -29,7 +29,7 @@ class Reading:
 
     `choice` 0 takes all boundaries, and the first type and encoding; others take the one of that
     number. `strict` has only lines that are nothing but a delimiter end a part, and the first line
-    that is no field end a header. `literal` has messages inside in no encoding.
+    that is no field end a header. `literal` has messages inside, and multiparts, in no encoding.
     """
 
     choice: int = 0
@@ -113,10 +113,11 @@ class _Walk:
             kinds, encodings = kinds_of(headers, digest=digest), encodings_of(headers)
             kind, encoding = self._chosen(kinds), self._chosen(encodings)
             boundaries = self._boundaries(kind, headers, reader)
-            if boundaries:
+            whole = bool(boundaries) and is_encoded([encoding]) and not self._reading.literal
+            if boundaries and not whole:
                 levels.append(_Level(boundaries, kind == "multipart/digest"))
             body = reader.body(_all(levels))
-            is_message = kind.startswith("message/")
+            is_message = whole or kind.startswith("message/")
             plain = is_message and (self._reading.literal or not is_encoded([encoding]))
             yield Part(headers, (kind, *kinds), encoding, iter(()) if is_message else body)
             depth += is_message
@@ -127,7 +128,10 @@ class _Walk:
                 continue  # the next header is that of the message
             if is_message:
                 self._doubts.literal = True
-                yield from self.parts(stream_of(decoded(encoding, body)), depth + len(levels))
+                content = decoded(encoding, body)
+                if whole:  # no program writes that, and some read it
+                    content = chain([*headers.raw_all("Content-Type"), b"\r\n"], content)
+                yield from self.parts(stream_of(content), depth + len(levels))
                 depth -= 1
             _skip(body)
             while reader.closing and not reader.describes_a_part(_all(levels)):

@@ -22,10 +22,9 @@ def read_tags(text: str, *, lenient: bool = False) -> dict[str, str]:
         specs = [spec for spec in specs if spec.strip()]
     elif not specs[-1].strip():
         specs.pop()
-    pattern = _LENIENT_TAG if lenient else _TAG
     tags: dict[str, str] = {}
     for spec in specs:
-        match = pattern.fullmatch(spec)
+        match = _LENIENT_TAG.fullmatch(spec) if lenient else _TAG.fullmatch(spec)
         if match is None or match[1] in tags:
             raise ValueError(f"{spec.strip()[:40]!r} is no tag, or there twice")
         tags[match[1]] = match[2].rstrip()

@@ -35,7 +35,8 @@ def _from_base64(body: Iterable[bytes]) -> Iterator[bytes]:
         # Padding at the end may go on in the next piece.
         held = letters[len(letters.rstrip(b"=")) :]
         text = b""
-        for part in _PADDING.split(letters.removesuffix(held)):
+        groups = letters.removesuffix(held)
+        for part in _PADDING.split(groups) if b"=" in groups else [groups]:
             ends = part[:1] == b"=" and len(text) % 4 >= 2 and len(text) % 4 + len(part) >= 4  # noqa: PLR2004 - four letters
             if ends:
                 yield _letters_decoded(text)

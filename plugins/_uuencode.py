@@ -38,7 +38,9 @@ class _Text:
     def begin(self) -> re.Match[bytes] | None:
         """Go behind the next line that begins a file, and return its match."""
         while True:
-            match = _BEGIN.search(self._buffer, self._place)
+            match = None
+            if self._buffer.find(b"begin", self._place) >= 0:  # faster than the pattern
+                match = _BEGIN.search(self._buffer, self._place)
             if match is None:  # the last line may be the beginning of one
                 last = self._buffer.rfind(b"\n", self._place) + 1
                 self._place = max(self._place, last)

@@ -204,6 +204,15 @@ def test_message_in_an_encoding_is_opened(kind: bytes, encoding: bytes, times: i
     assert blocked(part(content.partition(b"\r\n\r\n")[0], body)) == EXE
 
 
+@pytest.mark.parametrize("encoding", ["base64", "quoted-printable"])
+def test_multipart_in_an_encoding_is_opened(encoding: str) -> None:
+    inner = b"--c\r\n" + INSIDE + b"\r\n--c--\r\n"
+    body = base64.encodebytes(inner) if encoding == "base64" else quopri.encodestring(inner)
+    fields = b"Content-Type: multipart/mixed; boundary=c\r\nContent-Transfer-Encoding: "
+    assert blocked(part(fields + encoding.encode(), body)) == EXE
+    assert blocked(part(fields + encoding.encode(), inner)) == EXE  # said so, and not done
+
+
 def test_messages_deep_in_each_other_are_too_much() -> None:
     content = INSIDE
     for _ in range(31):
