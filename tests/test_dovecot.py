@@ -187,3 +187,15 @@ def test_text_without_a_header_is_shown(name: str, running: Running, dovecot: Do
     header, body = (each[1] for each in parts if isinstance(each, tuple))
     assert header.strip().partition(b":")[2].strip() == subject
     assert body == text
+
+
+def test_return_path_is_the_one_of_the_envelope(running: Running, dovecot: Dovecot) -> None:
+    # RFC 5321 section 4.4
+    forged = b"Return-Path: <a@b.example>\r\nRETURN-PATH :\r\n <c@d.example>\r\nreturn-path:\r\n"
+    send(running, "returned", forged + b"Subject: x\r\n\r\nReturn-Path: of the text\r\n")
+    with dovecot.log_in("returned") as client:
+        [(_, _, message)] = fetch(client)
+    assert re.findall(rb"(?im)^return-path[ \t]*:.*$", message) == [
+        b"Return-Path: <sender@client.example>\r",
+        b"Return-Path: of the text\r",
+    ]

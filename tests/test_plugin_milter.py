@@ -1084,11 +1084,14 @@ def libmilter(
         yield SocketAddress(HERE, port)
 
 
-def test_library_of_sendmail_agrees_on_all_of_it(libmilter: SocketAddress, play: Play) -> None:
+@pytest.mark.parametrize("body", ["x\n" * 30_000, "x" * 90_000], ids=["lines", "one-line"])
+def test_library_of_sendmail_agrees_on_all_of_it(
+    libmilter: SocketAddress, play: Play, body: str
+) -> None:
     scene = play(libmilter, login="alice")
     content = (
         "From: me@example.org\nDate: d\nMessage-ID: m\nSubject: hello\nX-Gone: x\n"
-        "X-Folded: a\n b\n\n" + "x\n" * 30_000
+        "X-Folded: a\n b\n\n" + body
     )
     refusal = scene.mail(content, to=("refused@example.org",))
     assert refusal == "550-5.7.1 not\n550 5.7.1 for 100% of you"
