@@ -250,7 +250,7 @@ def malformed(text: str, reply: str, **fields: str) -> Case:
 
 MALFORMED: Final = (
     malformed("MAIL FROM:<a\u00a0b@x.example>", "553 5.6.7", sender="<a\u00a0b@x.example>"),
-    malformed("MAIL FROM:<a@b@c>", "501 5.1.7", sender="<a@b@c>"),
+    malformed("MAIL FROM:<a@b,c>", "501 5.1.7", sender="<a@b,c>"),
     malformed("MAIL FROM:<a@x.example> FOO=1", "555 5.5.4", sender="<a@x.example> FOO=1"),
     malformed("MAIL FROM:<a@x.example> SIZE=1x", "501 5.5.4", sender="<a@x.example> SIZE=1x"),
     malformed("MAIL FROM:<a@x.example> BODY=9", "501 5.5.4", sender="<a@x.example> BODY=9"),
@@ -362,7 +362,7 @@ COMMANDS: Final = (
     ),
     unseen("OTHER", octets("XYZZY secret"), (EHLO, "XYZZY secret"), "500 5.5.2"),
     unseen("OTHER", octets("\u00fcber".encode()), (EHLO, "\u00fcber"), "500 5.5.2"),
-    unseen("OTHER", octets("x" * 700), (EHLO, "x" * 700), "500 5.5.2 line too long"),
+    unseen("OTHER", octets("x" * 2100), (EHLO, "x" * 2100), "500 5.5.2 line too long"),
     unseen("OTHER", octets("GET / HTTP/1.1"), ("GET / HTTP/1.1",), "421 4.7.0 this is not a web"),
     unseen("OTHER", "", (b"\x16\x03\x01\x02\x00",), "421 4.7.0 this port speaks plain SMTP first"),
     unseen("EHLO", "EHLO", ("EHLO",), "501"),
@@ -385,6 +385,7 @@ COMMANDS: Final = (
     ),
     unseen("DATA", "DATA", (EHLO, MAIL, RCPT, b"BDAT 3\r\nabc", "DATA"), "503 5.5.1 DATA cannot"),
     unseen("BDAT", "BDAT x", (EHLO, "BDAT x"), "501 5.5.4"),
+    unseen("BDAT", " BDAT 3", (EHLO, " BDAT 3"), "501 5.5.4 expected BDAT size [LAST]"),
     unseen("BDAT", "", (EHLO, b"BDAT 3\r\nabc"), "503 5.5.1"),
     unseen(
         "BDAT",
@@ -812,8 +813,8 @@ def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
     dialogue = Dialogue(service=service)
     dialogue.send(EHLO)
     for number in range(1000):
-        assert dialogue.send(f"MAIL FROM:<{number}@b@c>").startswith("501")
-        assert dialogue.send(f"RCPT TO:<{number}@b@c>").startswith("501")
+        assert dialogue.send(f"MAIL FROM:<{number}@b,c>").startswith("501")
+        assert dialogue.send(f"RCPT TO:<{number}@b,c>").startswith("501")
         assert dialogue.send("XYZZY").startswith("500")
     assert len(capfd.readouterr().err.splitlines()) == 30
     service.refusals.settle(service.log, 61.0)
@@ -829,7 +830,7 @@ def test_malformed_recipients_of_a_message_share_its_lines(capfd: Capture) -> No
     dialogue.send(EHLO)
     dialogue.send(MAIL)
     for number in range(500):
-        dialogue.send(f"RCPT TO:<{number}@b@c>")
+        dialogue.send(f"RCPT TO:<{number}@b,c>")
     dialogue.send("RSET")
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 21
@@ -880,7 +881,7 @@ def test_line_that_cannot_be_written_changes_no_reply(capfd: Capture) -> None:
     made = Dialogue(Mailroom(), log=Log())
     dialogue = Dialogue(service=replace(made.service, refusals=Broken(1)))
     assert dialogue.send(EHLO).startswith("250")
-    assert dialogue.send("MAIL FROM:<a@b@c>").startswith("501 5.1.7")
+    assert dialogue.send("MAIL FROM:<a@b,c>").startswith("501 5.1.7")
     assert dialogue.send("XYZZY").startswith("500 5.5.2")
     capfd.readouterr()
 
@@ -897,9 +898,9 @@ ADDRESSES: Final = (
     "b c@example.org",
     "no-such.user@elsewhere.example",
     "a\x1b[2Jb@x.example",
-    "bounces+0123456789ab@@x.example",
+    "bounces+0123456789ab@x..example",
     'quo"te@x.example',
-    "b\\a@x@y",
+    "b\\a@x,y",
 )
 
 
