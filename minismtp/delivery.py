@@ -13,12 +13,16 @@ TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An attempt: a message to all its recipients in one domain, after so many `attempts`."""
+    """An attempt: a message to all its recipients in one domain, after so many `attempts`.
+
+    `original_sender` is the reverse-path that `Relay.sender` has taken the place of, if it has.
+    """
 
     envelope: Envelope
     recipients: tuple[Address, ...]
     domain: str
     attempts: int = 0
+    original_sender: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,10 +93,14 @@ class State:
         with self._asking():
             return self._store.get(self._key(key))
 
-    def put(self, key: str, value: str, expires: timedelta) -> None:
-        """Keep a value for a time, in place of what was there."""
+    def put(self, key: str, value: str, expires: timedelta, *, durable: bool = False) -> None:
+        """Keep a value for a time, in place of what was there.
+
+        One that is `durable` survives a power cut when this returns, for the time of a sync; a
+        Redis keeps it as its own configuration says.
+        """
         with self._asking():
-            self._store.put(self._key(key), value, _seconds(expires))
+            self._store.put(self._key(key), value, _seconds(expires), durable=durable)
 
     def setdefault(self, key: str, value: str, expires: timedelta) -> str:
         """Give the value; when there is none, keep this one for a time, and give it.

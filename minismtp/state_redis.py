@@ -109,8 +109,9 @@ class RedisStore:
         found = self._client.get(key)
         return None if found is None else _text(found)
 
-    def put(self, key: bytes, value: str, seconds: float) -> None:
-        """Keep a value, whatever was there."""
+    def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
+        """Keep a value, whatever was there; how durable it is, is for the server to say."""
+        del durable
         self._clock.start(self._seconds)
         self._client.set(key, value, px=_milliseconds(seconds))
 

@@ -2,7 +2,8 @@
 
 Its journal is a write-ahead log: the death of a process loses nothing, a power cut what came after
 the last checkpoint. A process has one connection, which its threads use in turn, since SQLite lets
-one write at a time anyway; waiting for another process ends after some seconds.
+one write at a time anyway; waiting for another process ends after some seconds. What is put as
+durable is synced.
 
 What has expired is removed by those who write, a few rows at a time. Above 256 MiB the owner with
 the most octets (a plugin: what stands before the first colon of a key) loses what would expire
@@ -96,12 +97,13 @@ class SqliteStore:
 
         return self._do(act)
 
-    def put(self, key: bytes, value: str, seconds: float) -> None:
-        """Keep a value, whatever was there."""
+    def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
+        """Keep a value, whatever was there; one that is `durable` is synced."""
 
         def act(connection: sqlite3.Connection) -> None:
             now = self._clock()
-            _run(connection, _PUT, (key, value, now + seconds, now))
+            with _synced(connection) if durable else contextlib.nullcontext():
+                _run(connection, _PUT, (key, value, now + seconds, now))
             self._wrote(connection)
 
         self._do(act)
@@ -260,6 +262,16 @@ def _run(connection: sqlite3.Connection, statement: str, values: Any = ()) -> sq
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > due:
                 raise
         time.sleep(random.uniform(*_TURN))  # noqa: S311 - so that nobody is always too late
+
+
+@contextlib.contextmanager
+def _synced(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have what the block writes, and so all before it in the log, synced with its commit."""
+    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA synchronous = NORMAL")
 
 
 @contextlib.contextmanager

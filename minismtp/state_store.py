@@ -63,8 +63,8 @@ class Store(Protocol):
     def get(self, key: bytes) -> str | None:
         """Give the value, None when there is none."""
 
-    def put(self, key: bytes, value: str, seconds: float) -> None:
-        """Keep a value, whatever was there."""
+    def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
+        """Keep a value, whatever was there; `durable` asks for it to be on disk."""
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
         """Give the value; when there is none, keep this one."""

@@ -8,18 +8,25 @@ us. So the sender becomes an address of ours that holds the old one, signed and 
 
 The second form is for mail that another host has forwarded already; a bounce then skips us all. The
 hash is an HMAC-SHA256 cut to 30 bits, and counts without regard to case: some hosts change it.
+
+Not every host takes a local part of more than 64 octets. A sender that would need more is kept in
+the state before the message leaves, and the address has a name for it instead, an HMAC of 80 bits:
+
+    bounces+1234-name=customer.example.com@...   SRS0=hash=day==name@ours
 """
 
 import hmac
 import re
 from base64 import b32encode
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from minismtp import Address, read_file, steady_time
 
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _HASH = 6  # characters
+_NAME = 16  # characters of what stands for a sender that is kept
 _DAYS = 1024  # after which the two characters of a day come again
 _VALID = 21  # days in which a bounce can come: longer than any host tries
 _LOCAL_PART = 64  # octets, RFC 5321 section 4.5.3.1.1
@@ -27,21 +34,32 @@ _SHORTEST_SECRET = 16
 _OURS = re.compile(r"SRS[01][=+-]", re.IGNORECASE)
 
 
+#: How long a sender has to be kept: a bounce can come for so long.
+KEPT = timedelta(days=_VALID + 1)
+
+
 class Srs:
     """Rewrites senders into addresses at `domain`; `today` gives the number of the day.
 
-    The first secret signs, all of them are taken, so that one can be replaced by and by.
+    The first secret signs, all of them are taken, so that one can be replaced by and by. `kept`
+    returns the sender that is kept under a name, None when there is none.
     """
 
     def __init__(
-        self, secrets: list[bytes], domain: str, today: Callable[[], int] | None = None
+        self,
+        secrets: list[bytes],
+        domain: str,
+        today: Callable[[], int] | None = None,
+        *,
+        kept: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._secrets = secrets
         self._domain = domain
         self._today = today or (lambda: int(steady_time() // 86_400))
+        self._kept = kept
 
-    def rewrite(self, sender: Address) -> Address | None:
-        """Give the sender to forward with; None where it would be too long for a local part."""
+    def rewrite(self, sender: Address) -> Address:
+        """Return the sender to forward with; see `name_of` for one that has to be kept."""
         local, host = sender.local, sender.ascii_domain
         if not _OURS.match(local):
             day = _stamp(self._today())
@@ -53,10 +71,22 @@ class Srs:
             new = f"SRS1={self._hash(0, host, rest)}={host}={rest}"
         address = Address(new, self._domain)
         written = str(address).removesuffix(f"@{self._domain}")  # with quotes where it needs them
-        return address if len(written.encode()) <= _LOCAL_PART else None
+        if len(written.encode()) <= _LOCAL_PART:
+            return address
+        name, day = self._name(0, sender), _stamp(self._today())
+        return Address(f"SRS0={self._hash(0, day, '', name)}={day}=={name}", self._domain)
+
+    def name_of(self, sender: Address, rewritten: Address) -> str:
+        """Return the name under which a sender has to be kept, "" when its new form holds it."""
+        name = rewritten.local.rpartition("==")[2]
+        if rewritten.domain == self._domain and is_rewritten(rewritten.local):
+            for number in range(len(self._secrets)):
+                if name == self._name(number, sender):
+                    return name
+        return ""
 
     def restore(self, local: str) -> Address:
-        """Give the sender that a local part of ours holds; raises ValueError where it is not so."""
+        """Return the sender that a local part of ours stands for. Raise ValueError for others."""
         given, _, signed = local[5:].partition("=")
         if local[3] == "1":
             host, _, rest = signed.partition("=")
@@ -69,7 +99,17 @@ class Srs:
         age = (self._today() - _day(day) + _DAYS // 2) % _DAYS - _DAYS // 2
         if abs(age) > _VALID:
             raise ValueError("expired")
-        return Address(user, host)
+        if host:
+            return Address(user, host)
+        text = self._kept(user.upper())
+        if text is None:
+            raise ValueError("expired")
+        return Address.parse(text)
+
+    def _name(self, number: int, sender: Address) -> str:
+        """Return what stands for a sender: the same each time, so it is kept once."""
+        digest = hmac.digest(self._secrets[number], f"kept\0{sender}".encode(), "sha256")
+        return b32encode(digest).decode()[:_NAME]
 
     def _check(self, given: str, *parts: str) -> None:
         octets = given.upper().encode("utf-8", "replace")

@@ -6,6 +6,7 @@ from pathlib import Path
 from minismtp import (
     Address,
     Defer,
+    Delivery,
     EmptyFileError,
     Envelope,
     Local,
@@ -15,6 +16,7 @@ from minismtp import (
     ServerInfo,
     Session,
     Several,
+    State,
     WatchedFiles,
     folded_local,
     hookimpl,
@@ -24,7 +26,7 @@ from minismtp import (
 )
 
 from ._directory import Directory, lines_of, read_aliases
-from ._srs import Srs, is_rewritten, read_secrets
+from ._srs import KEPT, Srs, is_rewritten, read_secrets
 
 
 @plugin
@@ -52,7 +54,8 @@ class Mailboxes:
     Mail that an alias sends elsewhere keeps its sender, or, with the `srs_secret_file`, gets one at
     `srs_domain` (the first of `domains`) that SPF allows us. Bounces to such a sender are sent back
     to the original one. They are taken with a valid hash, for 21 days, and from the null
-    reverse-path only, so nobody else can relay through them.
+    reverse-path only, so nobody else can relay through them. A sender too long for that is kept in
+    the state for as long, and gets a short name; with `[state] url` all hosts know it.
     """
 
     domains: list[str]
@@ -85,6 +88,7 @@ class Mailboxes:
         self._srs: WatchedFiles[Srs] | None = None
         if self.srs_secret_file is not None:
             self._srs = WatchedFiles(self._read_srs, self.srs_secret_file)
+        self._state = State.in_memory()
 
     @property
     def login_domain(self) -> str:
@@ -93,7 +97,8 @@ class Mailboxes:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn of a secret that others can read."""
+        """Know where long senders are kept, and warn of a secret that others can read."""
+        self._state = server.state
         if self.srs_secret_file is not None and server.role == "check":
             warn_of_readers("srs_secret_file", self.srs_secret_file)
 
@@ -125,6 +130,16 @@ class Mailboxes:
             return Local(*here)
         relay = Relay(*elsewhere, sender=self._sender(envelope.reverse_path))
         return Several(Local(*here), relay) if here else relay
+
+    @hookimpl
+    def on_send(self, delivery: Delivery) -> None:
+        """Keep a sender that is too long to be rewritten, before its message leaves."""
+        rewritten = delivery.envelope.reverse_path
+        if self._srs is None or rewritten is None or delivery.original_sender is None:
+            return
+        if name := self._srs.get().name_of(delivery.original_sender, rewritten):
+            text = str(delivery.original_sender)
+            self._state.put(_key(name), text, KEPT, durable=True)
 
     def _sender(self, sender: Address | None) -> Address | None:
         """Give what a forwarded message's sender is to become; None leaves it."""
@@ -158,7 +173,8 @@ class Mailboxes:
     def _read_srs(self) -> Srs:
         assert self.srs_secret_file is not None  # noqa: S101 - else nobody asks
         try:
-            return Srs(read_secrets(self.srs_secret_file), self._srs_domain)
+            secrets = read_secrets(self.srs_secret_file)
+            return Srs(secrets, self._srs_domain, kept=lambda name: self._state.get(_key(name)))
         except ValueError as error:
             raise ValueError(f"srs_secret_file: {error}") from error
 
@@ -170,6 +186,10 @@ def _names_of_host(session: Session) -> tuple[str, str]:
         Address("", session.hostname).ascii_domain,
         Address("", f"[{tag}{session.local}]").ascii_domain,
     )
+
+
+def _key(name: str) -> str:
+    return f"srs {name}"
 
 
 def _returned(srs: Srs, envelope: Envelope, local: str) -> Relay:

@@ -20,9 +20,14 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import pytest
+from conftest import wait_until
+
+from minismtp import RemoteError, State
+from minismtp.sections import StateConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -435,6 +440,26 @@ def test_no_power_cut_loses_what_is_to_be_sent(
     server.kill()
     # What was removed, and what the schedule knew, may be as it was some seconds ago.
     sink.check(acknowledged, len(acknowledged))
+
+
+def test_no_power_cut_loses_a_value_that_was_put_as_durable(
+    tmp_path: Path, disk_at: Callable[[Path], Disk]
+) -> None:
+    disk = disk_at(tmp_path / "state")
+    for number in range(POWER_CUTS):
+        state = State.of(StateConfig(), tmp_path / "state")
+        state.put("before", "x", timedelta(days=1))
+        state.put(f"kept {number}", str(number), timedelta(days=1), durable=True)
+        disk.cut_power()
+        with contextlib.suppress(RemoteError):
+            state.close()
+        wait_until(disk.unmount)
+        disk.mount()
+        state = State.of(StateConfig(), tmp_path / "state")
+        assert [state.get(f"kept {each}") for each in range(number + 1)] == [
+            str(each) for each in range(number + 1)
+        ]
+        state.close()
 
 
 FULL: Final = '''

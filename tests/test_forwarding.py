@@ -30,7 +30,7 @@ THERE = """
 [[plugins]]
 use = "mailboxes"
 domains = ["example.net", "sender.example"]
-users = ["bob", "carol", "jo"]
+users_file = "users"
 
 [[plugins]]
 use = "maildir"
@@ -57,7 +57,9 @@ gone: nobody@example.net
 @pytest.fixture
 def there(configure_at: Callable[[str], Configure], start: Start) -> Running:
     """Run a server for example.net and for the senders' domain."""
-    return start(configure_at("there")(plugins=THERE + TRUST))
+    path = configure_at("there")(plugins=THERE + TRUST)
+    (path.parent / "users").write_text("\n".join(["bob", "carol", "jo", *LONG]))
+    return start(path)
 
 
 @pytest.fixture
@@ -139,6 +141,59 @@ def test_rewritten_sender_is_each_targets_own_and_bounces_find_back(
     [bounce] = there.wait_until(lambda: there.mail("jo"))
     assert return_path(bounce) == ""
     assert b"This is a bounce." in bounce
+
+
+LONG = [
+    "bounces+1234567-ab12-name=customer.example.com",
+    "SRS0=AbCd=EF=a-domain-that-is-long.example=somebody-with-a-name",
+    "IMCEAEX-_o=ExchangeLabs_ou=Administrative+20Group_cn=Recipients_cn=0123456789abcdef0123456789-jo",
+]
+
+
+@pytest.mark.parametrize("local", LONG, ids=lambda text: text[:8])
+def test_sender_of_any_length_is_rewritten_and_bounces_find_back(
+    forwarder: Callable[..., Running], there: Running, local: str
+) -> None:
+    """The alias is on disk before the message leaves, and known to the process that takes mail."""
+    here = forwarder('srs_secret_file = "secret"')
+    send(here, "<bob@example.org>", sender=f"{local}@sender.example")
+    [forwarded] = there.wait_until(lambda: there.mail("bob"))
+    rewritten = return_path(forwarded)
+    assert re.fullmatch(r"SRS0=\w{6}=\w\w==\w{16}@example\.org", rewritten)
+    here.kill()  # what is kept outlives the process
+    here = forwarder('srs_secret_file = "secret"')
+    # Some hosts return addresses in lower case.
+    send(here, f"<{rewritten.lower()}>", sender="", text="This is a bounce.")
+    found = there.wait_for_log(r' stored .*sender=<> to="?(\S+)@sender\.example')
+    assert found[1] == local
+
+
+def test_short_name_is_no_relay_for_others(
+    forwarder: Callable[..., Running], there: Running
+) -> None:
+    here = forwarder('srs_secret_file = "secret"')
+    send(here, "<bob@example.org>", sender=f"{LONG[0]}@sender.example")
+    [forwarded] = there.wait_until(lambda: there.mail("bob"))
+    rewritten = return_path(forwarded)
+    name = rewritten.partition("==")[2]
+    with here.connect() as client:
+        client.greet()
+        client.command("MAIL FROM:<>")
+        guess = rewritten.replace(name[:16], "A" * 16)
+        assert client.command(f"RCPT TO:<{guess}>").startswith("550 5.1.1 no address of ours")
+        client.command("RSET")
+        client.command("MAIL FROM:<spam@client.example>")
+        assert client.command(f"RCPT TO:<{rewritten}>").startswith("550 5.7.1 ")
+
+
+def test_message_waits_while_its_sender_cannot_be_kept(
+    forwarder: Callable[..., Running], there: Running
+) -> None:
+    here = forwarder('srs_secret_file = "secret"')
+    (here.directory / "state" / "state.db").mkdir()
+    send(here, "<bob@example.org>", sender=f"{LONG[0]}@sender.example")
+    here.wait_for_log(r" delivery deferred .*to=bob@example.net .*451 4\.3\.0")
+    assert there.mail("bob") == []
 
 
 def test_our_own_bounce_goes_to_the_original_sender(

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 MESSAGES: Final = 200  # each way
 SIGNERS: Final = ("here", "news")
+#: A sender of a newsletter, longer than an address that holds it could be (RFC 5321 4.5.3.1.1).
+VERP: Final = "bounces+1234567-ab12-Customer=a-domain.here.test-list-of-offers"
 LONG: Final = b"<td>" + b"cell " * 600 + b"</td>"
 RECORDS: Final = ("here MX 10 mx.here", "postfix MX 10 mx.postfix")
 PLUGINS: Final = """
@@ -109,6 +111,8 @@ virtual_uid_maps = static:65534
 virtual_gid_maps = static:65534
 virtual_minimum_uid = 1
 virtual_transport = virtual
+virtual_alias_maps = inline:{{ left@postfix.test=nobody@no-such-domain.test }}
+smtpd_recipient_limit = 2
 smtpd_tls_chain_files = {certificate}
 smtpd_tls_security_level = may
 smtpd_tls_received_header = yes
@@ -157,7 +161,7 @@ postlog unix-dgram n - n - 1 postlogd
 USERS: Final = [
     *("me", "plain", "eight", "j\u00fcrgen", "told", "many"),
     *("unknown-there", "unknown-here", "asks-there", "asks-here", "reported", "hears", "signed"),
-    *("news", "long"),
+    *("news", "long", VERP),
     *(f"settled-{number}" for number in range(len(POSTFIX))),
 ]
 
@@ -260,7 +264,9 @@ def place(
         net.publish(*RECORDS, *(f"mail._domainkey.{name} TXT {published(key)}" for name in SIGNERS))
         (ours.directory / "local_plugins" / "note.py").write_text(NOTE)
         (ours.directory / "users").write_text("\n".join(USERS))
-        (ours.directory / "aliases").write_text("news: news, news@postfix.test\n")
+        (ours.directory / "aliases").write_text(
+            "news: news, news@postfix.test\nleft: left@postfix.test\n"
+        )
         (ours.directory / "secret").write_text("a secret of sixteen\n")
         stack.callback(ours.close)
         ours.start()
@@ -418,6 +424,32 @@ def test_international_domain_reaches_an_old_postfix(place: Place) -> None:
     message = place.postfix.mail("older")
     assert message.startswith(b"Return-Path: <me@xn--bcher-kva.here.test>\n")
     assert message.isascii()
+
+
+def test_bounce_of_a_forwarded_newsletter_finds_its_sender(place: Place) -> None:
+    """Postfix takes it, cannot deliver it, and returns it to the sender that we have made."""
+    send(place.client, place.postfix.host, "left@here.test", sender=f"{VERP}@postfix.test")
+    rewritten = r"SRS0=\w{6}=\w\w==\w{16}@here\.test"
+    place.postfix.wait_for_log(rf"from=<{rewritten}>")
+    bounce = place.postfix.mail(VERP)
+    _, fields = report(bounce)
+    assert fields["Action"] == "failed"
+    assert fields["Final-Recipient"] == "rfc822; nobody@no-such-domain.test"
+    assert bounce.startswith(f"Return-Path: <>\nX-Original-To: {VERP}@postfix.test\n".encode())
+
+
+def test_postfix_that_takes_two_recipients_at_a_time_gets_all(place: Place) -> None:
+    with client(place.client, place.ours.host) as smtp:
+        names = ["fewer", "told", "many", "plain", "eight"]
+        before = {name: len(place.postfix.stored(name)) for name in names}
+        content = "Subject: to many\r\n\r\nx\r\n"
+        smtp.sendmail("me@here.test", [f"{name}@postfix.test" for name in names], content)
+    for name in names:
+        wait_for(
+            lambda: len(place.postfix.stored(name)) == before[name] + 1,  # noqa: B023
+            place.postfix.path,
+        )
+    assert len(re.findall("too many recipients", place.postfix.log)) < len(names)
 
 
 def test_signature_of_a_newsletter_survives_that_it_is_forwarded(place: Place) -> None:

@@ -159,12 +159,14 @@ class Attempt:
 
     def _relay(self, outgoing: Outgoing) -> Done:
         """Send to other servers what has one reverse-path."""
-        sender = outgoing.targets[0].sender
-        if sender:
+        sender, first_sender = outgoing.targets[0].sender, None
+        if sender and outgoing.entry.sender:
+            first_sender = Address.parse(outgoing.entry.sender)
             outgoing = replace(outgoing, entry=replace(outgoing.entry, sender=sender))
         envelope = outgoing.entry.envelope()
         addresses = tuple(Address.parse(target.address) for target in outgoing.targets)
-        delivery = Delivery(envelope, addresses, addresses[0].ascii_domain, outgoing.attempts)
+        domain = addresses[0].ascii_domain
+        delivery = Delivery(envelope, addresses, domain, outgoing.attempts, first_sender)
         message, on_send = outgoing.message.copy(), self._carrier.hooks.on_send
 
         def edit(entry: Entry, converted: Message) -> None:
