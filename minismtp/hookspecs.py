@@ -172,7 +172,9 @@ def deliver(envelope: Envelope, message: Message, mailbox: Address) -> bool | No
     """Store one copy; True says that it is on disk and synced, None asks the next plugin.
 
     May be called hours after the session, and again after a crash: an implementation is idempotent
-    for the same `envelope.id` and mailbox. Raise Defer or Reject when the mailbox cannot take it.
+    for the same `envelope.id` and mailbox. Raise Defer or Reject when the mailbox cannot take it:
+    then this copy waits in the queue, or its sender is told, while the others are stored; where no
+    mailbox can have the message, it is the reply.
     """
 
 
