@@ -26,6 +26,7 @@ from minismtp import Address, read_file, steady_time
 
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _HASH = 6  # characters
+_KEY = "srs {}"
 _NAME = 16  # characters of what stands for a sender that is kept
 _DAYS = 1024  # after which the two characters of a day come again
 _VALID = 21  # days in which a bounce can come: longer than any host tries
@@ -42,7 +43,7 @@ class Srs:
     """Rewrites senders into addresses at `domain`; `today` gives the number of the day.
 
     The first secret signs, all of them are taken, so that one can be replaced by and by. `kept`
-    returns the sender that is kept under a name, None when there is none.
+    returns the sender that is kept under a key, None when there is none.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Srs:
         self._kept = kept
 
     def rewrite(self, sender: Address) -> Address:
-        """Return the sender to forward with; see `name_of` for one that has to be kept."""
+        """Return the sender to forward with; see `key_of` for one that has to be kept."""
         local, host = sender.local, sender.ascii_domain
         if not _OURS.match(local):
             day = _stamp(self._today())
@@ -76,13 +77,13 @@ class Srs:
         name, day = self._name(0, sender), _stamp(self._today())
         return Address(f"SRS0={self._hash(0, day, '', name)}={day}=={name}", self._domain)
 
-    def name_of(self, sender: Address, rewritten: Address) -> str:
-        """Return the name under which a sender has to be kept, "" when its new form holds it."""
+    def key_of(self, sender: Address, rewritten: Address) -> str:
+        """Return the key under which a sender has to be kept, "" when its new form holds it."""
         name = rewritten.local.rpartition("==")[2]
         if rewritten.domain == self._domain and is_rewritten(rewritten.local):
             for number in range(len(self._secrets)):
                 if name == self._name(number, sender):
-                    return name
+                    return _KEY.format(name)
         return ""
 
     def restore(self, local: str) -> Address:
@@ -101,7 +102,7 @@ class Srs:
             raise ValueError("expired")
         if host:
             return Address(user, host)
-        text = self._kept(user.upper())
+        text = self._kept(_KEY.format(user.upper()))
         if text is None:
             raise ValueError("expired")
         return Address.parse(text)

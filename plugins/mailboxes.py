@@ -137,9 +137,8 @@ class Mailboxes:
         rewritten = delivery.envelope.reverse_path
         if self._srs is None or rewritten is None or delivery.original_sender is None:
             return
-        if name := self._srs.get().name_of(delivery.original_sender, rewritten):
-            text = str(delivery.original_sender)
-            self._state.put(_key(name), text, KEPT, durable=True)
+        if key := self._srs.get().key_of(delivery.original_sender, rewritten):
+            self._state.put(key, str(delivery.original_sender), KEPT, durable=True)
 
     def _sender(self, sender: Address | None) -> Address | None:
         """Give what a forwarded message's sender is to become; None leaves it."""
@@ -174,7 +173,8 @@ class Mailboxes:
         assert self.srs_secret_file is not None  # noqa: S101 - else nobody asks
         try:
             secrets = read_secrets(self.srs_secret_file)
-            return Srs(secrets, self._srs_domain, kept=lambda name: self._state.get(_key(name)))
+            kept = lambda key: self._state.get(key)  # noqa: E731, PLW0108 - `on_start` sets it
+            return Srs(secrets, self._srs_domain, kept=kept)
         except ValueError as error:
             raise ValueError(f"srs_secret_file: {error}") from error
 
@@ -186,10 +186,6 @@ def _names_of_host(session: Session) -> tuple[str, str]:
         Address("", session.hostname).ascii_domain,
         Address("", f"[{tag}{session.local}]").ascii_domain,
     )
-
-
-def _key(name: str) -> str:
-    return f"srs {name}"
 
 
 def _returned(srs: Srs, envelope: Envelope, local: str) -> Relay:

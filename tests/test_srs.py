@@ -23,8 +23,8 @@ def at(day: int, *secrets: bytes, domain: str = "ours.example") -> Srs:
 def rewritten(sender: Address, srs: Srs) -> Address:
     """Rewrite a sender, and keep it where it has to be kept."""
     made = srs.rewrite(sender)
-    if name := srs.name_of(sender, made):
-        KEPT[name] = str(sender)
+    if key := srs.key_of(sender, made):
+        KEPT[key] = str(sender)
     return made
 
 
@@ -135,25 +135,25 @@ def test_sender_of_any_length_is_rewritten_and_comes_back(
 def test_same_sender_is_kept_under_the_same_name() -> None:
     sender = Address(LONG[0], "em.example.net")
     first, second = at(1), at(2)
-    name = first.name_of(sender, first.rewrite(sender))
+    name = first.key_of(sender, first.rewrite(sender))
     assert name
-    assert second.name_of(sender, second.rewrite(sender)) == name
+    assert second.key_of(sender, second.rewrite(sender)) == name
 
 
 def test_name_is_found_by_the_secret_that_made_it() -> None:
     sender = Address(LONG[0], "em.example.net")
     made = at(1).rewrite(sender)
-    assert at(1, b"a new one of sixteen", SECRET).name_of(sender, made)
-    assert not at(1, b"a new one of sixteen").name_of(sender, made)
+    assert at(1, b"a new one of sixteen", SECRET).key_of(sender, made)
+    assert not at(1, b"a new one of sixteen").key_of(sender, made)
 
 
 def test_name_is_needed_for_the_senders_that_are_kept_only() -> None:
     srs = at(1)
     sender = Address(LONG[0], "em.example.net")
     made = srs.rewrite(sender)
-    assert not srs.name_of(ALICE, srs.rewrite(ALICE))
-    assert not srs.name_of(ALICE, made)
-    assert not srs.name_of(sender, Address(made.local, "elsewhere.example"))
+    assert not srs.key_of(ALICE, srs.rewrite(ALICE))
+    assert not srs.key_of(ALICE, made)
+    assert not srs.key_of(sender, Address(made.local, "elsewhere.example"))
 
 
 @given(st.integers(5, 31), st.sampled_from("ABCDEFGHIJKLMNOPQRSTUVWXYZ=234567"))
