@@ -96,6 +96,8 @@ def _bare(value: str) -> str:
 
 def _readings(value: str, parameter: str) -> Iterator[str]:
     """Yield what a parameter may be: with comments or without, each one, and put together."""
+    if "=?" in value and (whole := _decoded_names(value)[0]) != value and "=?" not in whole:
+        yield from _readings(whole, parameter)  # some encode the field and not the name
     if parameter not in value.lower():
         return
     bare = _bare(value)
@@ -159,4 +161,5 @@ def _decoded_names(name: str) -> list[str]:
     ]
     if "=?utf-7" in name.lower():  # most show it as it is, but not all
         texts.append(texts[-1].encode("ascii", "ignore").decode("utf-7", "replace"))
-    return texts
+    # Some programs stop reading at a NUL.
+    return texts + [text.partition("\0")[0] for text in texts if "\0" in text]

@@ -85,6 +85,8 @@ def part(field: bytes, body: bytes = b"x") -> bytes:
         b"x=y; \xff=\xfe; filename=a.exe",
         b"filename=\xe4a.exe",
         b"filename=a%2Eexe; filename*=a%2Eexe",
+        b"=?utf-8?Q?filename=3Da=2Eexe?=",
+        b"=?utf-8?B?ZmlsZW5hbWU9YS5leGU=?=",
     ],
 )
 @pytest.mark.parametrize("field", [b"Content-Disposition: attachment; ", b"Content-Type: a/b; "])
@@ -100,6 +102,11 @@ def test_usual_names_are_read_as_they_are(name: str) -> None:
     found = blocked(mail((name, b"x")), plugin)
     assert found in ("", f"a file of type .{name[-3:]}: {name}")
     assert bool(found) == ("." in name)
+
+
+def test_name_ends_where_some_programs_stop_reading() -> None:
+    assert blocked(part(b'Content-Disposition: x; filename="a.exe\0.txt"')) == EXE
+    assert blocked(part(b'Content-Disposition: x; filename="a.txt\0.exe"')) != ""
 
 
 # Fields
