@@ -134,7 +134,7 @@ class Source:
 
 def _fields_end(block: bytes, start: int) -> int:
     """Return where the fields end that are known to go on until `start` at least."""
-    match = (_MORE if start else _FIELDS).match(block, start)
+    match = _MORE.match(block, start) if start else _FIELDS.match(block)
     return match.end() if match else start
 
 
