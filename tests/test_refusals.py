@@ -621,7 +621,27 @@ OTHERS: Final = (
 )
 
 
+class Leaping:
+    """A clock that is hours later each time."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 10_000.0
+        return self.now
+
+
 MORE: Final = (
+    unseen("BDAT", "BDAT\\t3", (EHLO, b"BDAT\t3\r\nabc"), "501 5.5.4 expected BDAT size [LAST]"),
+    Case(
+        "slow storage",
+        ("LHLO a.example", MAIL, RCPT, "RCPT TO:<other@example.org>", "DATA", CONTENT),
+        "451 4.3.0 storage takes too long",
+        "recipient",
+        {"recipient": "other@example.org"},
+        kind="lmtp",
+        rules=lambda service: replace(service, clock=Leaping()),
+    ),
     Case("early", (), "554 mx.example.org you talk before", "connection refused", early=True),
     content(
         "unqueued",
