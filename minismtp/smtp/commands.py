@@ -17,11 +17,9 @@ from minismtp.smtp.grammar import (
     SyntaxProblem,
     decode_name,
     decode_xtext,
-    encode_utf8_address,
-    encode_xtext,
-    is_xtext,
     parse_forward_path,
     parse_helo,
+    parse_original_recipient,
     parse_parameters,
     parse_reverse_path,
     split_words,
@@ -329,26 +327,6 @@ def _notify(value: str) -> frozenset[str]:
     return frozenset(wishes)
 
 
-_ORCPT_LIMIT: Final = 2400  # octets: the longest mailbox, each octet in three; RFC 3461 has 500
-# original-recipient-address = addr-type ";" xtext ; addr-type = atom
-_ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
-
-
-def _original(value: str) -> str:
-    match = _ORCPT.fullmatch(value)
-    if match is None or len(value.encode()) > _ORCPT_LIMIT:
-        raise SyntaxProblem("ORCPT is an address type, a semicolon and an address in xtext")
-    kind = match[1].lower()
-    if kind == "utf-8":
-        return value  # RFC 6533 section 3: it has an encoding of its own, kept as sent
-    original = decode_xtext(match[2])
-    if kind == "rfc822" and not original.isascii():
-        # Postfix sends international addresses so; this is the form that RFC 6533 gives them.
-        return f"utf-8;{encode_utf8_address(original)}"
-    _ascii(original)
-    return value if is_xtext(match[2]) else f"{match[1]};{encode_xtext(original)}"
-
-
 def _bdat(text: str) -> Bdat:
     match split_words(text):
         case [size]:
@@ -396,7 +374,7 @@ _MAIL_PARAMETERS: Final[_Parameters] = {
 }
 _RCPT_PARAMETERS: Final[_Parameters] = {
     "NOTIFY": ("notify", _notify),
-    "ORCPT": ("original", _original),
+    "ORCPT": ("original", parse_original_recipient),
 }
 _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "EHLO": lambda text: Ehlo(parse_helo(text)),

@@ -28,6 +28,9 @@ _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-~{WIDE}]+))?")
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 # as clients write it, with "=" and small hex letters too
 _LOOSE_XTEXT = re.compile(r"(?:[!-*,-~]|\+[0-9A-Fa-f]{2})*")
+# original-recipient-address = addr-type ";" xtext ; addr-type = atom (RFC 3461 section 4.2)
+_ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
+_ORCPT_LIMIT: Final = 2400  # octets: the longest mailbox, each octet in three; RFC 3461 has 500
 _NO_XCHAR = re.compile(r"[^!-*,-<>-~]")
 # QCHAR: what stands for itself in the ASCII form of a utf-8 address (RFC 6533 section 3)
 _NO_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
@@ -123,6 +126,23 @@ def split_words(text: str) -> list[str]:
     return [word for word in text.split(" ") if word]
 
 
+def parse_original_recipient(value: str) -> str:
+    """Return an ORCPT value as every host further on can read it. Raise SyntaxProblem."""
+    match = _ORCPT.fullmatch(value)
+    if match is None or len(value.encode()) > _ORCPT_LIMIT:
+        raise SyntaxProblem("ORCPT is an address type, a semicolon and an address in xtext")
+    kind = match[1].lower()
+    if kind == "utf-8":
+        return value  # RFC 6533 section 3: it has an encoding of its own, kept as sent
+    original = decode_xtext(match[2])
+    if kind == "rfc822" and not original.isascii():
+        # Postfix sends international addresses so; this is the form that RFC 6533 gives them.
+        return f"utf-8;{encode_utf8_address(original)}"
+    if not original.isascii():
+        raise SyntaxProblem("xtext of what is not ASCII")
+    return value if _XTEXT.fullmatch(match[2]) else f"{match[1]};{encode_xtext(original)}"
+
+
 def decode_xtext(text: str) -> str:
     """Decode xtext (RFC 3461 section 4) into printable text. Raise SyntaxProblem.
 
@@ -139,11 +159,6 @@ def xtext_octets(text: str) -> bytes:
     if not _LOOSE_XTEXT.fullmatch(text):
         raise SyntaxProblem("malformed xtext")
     return _HEXCHAR.sub(lambda match: bytes([int(match[1], 16)]), text.encode())
-
-
-def is_xtext(text: str) -> bool:
-    """Return whether a text is xtext to the letter, as every host can read it."""
-    return _XTEXT.fullmatch(text) is not None
 
 
 def encode_xtext(text: str) -> str:
