@@ -1299,6 +1299,40 @@ def test_what_a_host_refuses_for_good_no_other_is_asked(
     assert not two.peers
 
 
+@pytest.mark.parametrize(
+    "hello",
+    [
+        b"250-here.example\r\n250 PIPELINING\r\n",
+        b"250-HERE.Example. greets you\r\n250 PIPELINING\r\n",
+        b"250 here.example\r\n",
+    ],
+)
+def test_host_with_our_name_is_ourselves_and_those_behind_it_are_not_asked(
+    attempt: Callable[..., Attempt], listen: Callable[..., Listener], hello: bytes
+) -> None:
+    """As behind a router, whose address we do not know; Postfix looks at the name as well."""
+    before, ourselves = listen(serving(RCPT=b"450 4.2.0 busy\r\n")), listen(serving(hello))
+    backup = listen(serving())
+    [answer] = deliver(attempt(ourselves, backup)).answers
+    assert answer.state == "failed"
+    assert answer.reply.startswith("550 5.4.6 ")
+    assert answer.reply.endswith(" is here.example: mail loops back to this host")
+    [answer] = deliver(attempt(before, ourselves, backup)).answers
+    assert (answer.state, answer.reply) == ("queued", "450 4.2.0 busy")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = Host("closed", *server.getsockname())
+    [answer] = deliver(attempt(closed, ourselves, backup)).answers
+    assert answer.state == "queued"
+    assert mails(ourselves) == mails(backup) == 0
+
+
+def test_host_that_is_configured_may_have_our_name(
+    visit: Visit, listen: Callable[..., Listener]
+) -> None:
+    host = listen(serving(b"250-here.example\r\n250 PIPELINING\r\n"))
+    assert send(visit(host, destination=Destination("next.example"))).state == "delivered"
+
+
 def test_message_that_a_host_may_have_taken_is_given_to_no_other(
     attempt: Callable[..., Attempt], listen: Callable[..., Listener]
 ) -> None:

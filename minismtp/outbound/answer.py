@@ -29,6 +29,10 @@ class HostError(UnreachableError):
     """A host cannot be used now; another one may. The reply says why."""
 
 
+class LoopError(HostError):
+    """A host is this server itself, behind an address that nobody here knows."""
+
+
 class TlsError(HostError):
     """A handshake does not come about, or not with whom it should; `otherwise` may be tried."""
 

@@ -18,7 +18,7 @@ from minismtp.entry import Entry, Target
 from minismtp.files import read_file
 from minismtp.log import Log
 from minismtp.message import Message
-from minismtp.outbound.answer import Answer, HostError, TlsError
+from minismtp.outbound.answer import Answer, HostError, LoopError, TlsError
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.content import Original
 from minismtp.outbound.course import Course, Done, Outgoing, Passed, answer_of
@@ -215,6 +215,8 @@ class Attempt:
                 except UnreachableError as error:
                     self.close()
                     course.failed(error, str(host))
+                    if isinstance(error, LoopError):
+                        break  # RFC 5321 section 5.1: the others are no better than we are
                 if not course.left:
                     break
         except UnreachableError as error:

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from minismtp.address import to_ascii
 from minismtp.cache import BoundedCache
 from minismtp.delivery import Destination
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.mime_conversion import Form, is_clean
-from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
+from minismtp.outbound.answer import Answer, HostError, HostReply, LoopError, TlsError
 from minismtp.outbound.channel import Channel
 from minismtp.outbound.content import Original
 from minismtp.outbound.deadlines import Deadlines, Timeouts
@@ -79,13 +80,28 @@ class Connection:
             self._secure()
         with channel.phase(channel.timeouts.command, "the greeting"):
             self._demand(channel.reply(), 220)
-            self._demand(channel.hello(), 250)
+            hello = channel.hello()
+            self._demand(hello, 250)
+        if not destination.host:
+            self._check_name(hello)
         if not destination.implicit and self._security.level != "none":
             self._start_tls()
         if destination.username:
             self._log_in()
         keywords = dict(channel.esmtp_features)
         self._extensions = Extensions(str(self.host), keywords)
+
+    def _check_name(self, hello: HostReply) -> None:
+        """Raise LoopError for a host that has our name: a router has led us back to ourselves.
+
+        Hosts that the configuration names may share it; machines that nobody has named do.
+        """
+        name = to_ascii(hello.text.partition(" ")[0])
+        is_named = "." in name and not name.startswith("localhost.")
+        if is_named and name == to_ascii(self._channel.local_hostname):
+            raise LoopError(
+                f"550 5.4.6 {self.host} is {name}: mail loops back to this host", final=True
+            )
 
     def _start_tls(self) -> None:
         channel, security = self._channel, self._security
