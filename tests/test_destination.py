@@ -257,14 +257,18 @@ for address in sys.argv[1:]:
 """
 
 
+@pytest.mark.parametrize("nonlocal_bind", ["0", "1"])
 def test_addresses_of_all_interfaces_are_ours_and_no_others(
-    require_program: Callable[[str], str],
+    require_program: Callable[[str], str], nonlocal_bind: str
 ) -> None:
     """Also where sockets may be bound to addresses that the machine does not have."""
     unshare = require_program("unshare")
-    setup = "ip link set lo up; ip addr add 192.0.2.5/24 dev lo; ip addr add 2001:db8::5/64 dev lo"
-    bind = "echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind"
-    addresses = ("192.0.2.5", "::ffff:192.0.2.5", "2001:db8::5", "198.51.100.6", "2001:db9::6")
+    setup = "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up"
+    setup += "; ip addr add 192.0.2.5/24 dev d0; ip addr add 2001:db8::5/64 dev d0 nodad"
+    setup += f"; {'ip addr add 192.0.2.4/24 dev d0' if nonlocal_bind == '0' else 'true'}"
+    bind = f"echo {nonlocal_bind} > /proc/sys/net/ipv4/ip_nonlocal_bind"
+    second = {"0": "192.0.2.4", "1": "192.0.2.5"}[nonlocal_bind]
+    addresses = (second, "::ffff:192.0.2.5", "2001:db8::5", "198.51.100.6", "2001:db9::6")
     program = [sys.executable, "-c", _ADDRESSES, *addresses]
     command = f"{setup}; {bind}; exec {shlex.join(program)}"
     found = subprocess.run(
@@ -274,7 +278,7 @@ def test_addresses_of_all_interfaces_are_ours_and_no_others(
         check=False,
     )
     assert found.stdout.splitlines() == [
-        "550 5.4.6 mail for 192.0.2.5 loops back to this host",
+        f"550 5.4.6 mail for {second} loops back to this host",
         "550 5.4.6 mail for 192.0.2.5 loops back to this host",
         "550 5.4.6 mail for 2001:db8::5 loops back to this host",
         "['[198.51.100.6]:25']",

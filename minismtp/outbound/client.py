@@ -32,6 +32,7 @@ from minismtp.outbound.transfer import transact
 
 _PARTING: Final = 10.0
 
+_SMTP: Final = 25  # where a router would lead strangers to us
 #: Of one transaction: every host takes so many (RFC 5321 section 4.5.3.1.8).
 _RECIPIENTS: Final = 100
 _REMEMBERED: Final = 86400.0  # seconds for which a host is known to refuse long lines
@@ -82,7 +83,7 @@ class Connection:
             self._demand(channel.reply(), 220)
             hello = channel.hello()
             self._demand(hello, 250)
-        if not destination.host:
+        if not destination.host and self.host.port == _SMTP:
             self._check_name(hello)
         if not destination.implicit and self._security.level != "none":
             self._start_tls()
@@ -94,7 +95,8 @@ class Connection:
     def _check_name(self, hello: HostReply) -> None:
         """Raise LoopError for a host that has our name: a router has led us back to ourselves.
 
-        Hosts that the configuration names may share it; machines that nobody has named do.
+        Hosts that the configuration names may share it, and so may a server at another port;
+        machines that nobody has named do.
         """
         name = to_ascii(hello.text.partition(" ")[0])
         is_named = "." in name and not name.startswith("localhost.")

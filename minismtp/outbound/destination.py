@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Final
 
 from minismtp.address import to_ascii
@@ -209,17 +210,25 @@ def _system(name: str) -> list[str]:
 
 
 def _is_local(address: str) -> bool:
-    """Whether this machine has an address: what it sends there comes from there.
+    """Whether this machine has an address: only then can a socket be bound to it.
 
-    A socket may be bound to others too, where the system is told so (ip_nonlocal_bind).
+    Where the system lets sockets be bound to others too, its first addresses are known by what
+    comes from them.
     """
     found = ipaddress.ip_address(address)
-    if found.is_loopback:
-        return True
     family = socket.AF_INET6 if found.version == 6 else socket.AF_INET  # noqa: PLR2004
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         try:
+            if not _binds_anywhere(found.version):
+                sock.bind((address, 0))
+                return True
             sock.connect((address, 9))  # sends nothing
-            return str(sock.getsockname()[0]) == address
+            return found.is_loopback or str(sock.getsockname()[0]) == address
         except OSError:
             return False
+
+
+def _binds_anywhere(version: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/sys/net/ipv{version}/ip_nonlocal_bind").read_text().strip() == "1"
+    return False
