@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -426,12 +427,14 @@ def test_what_could_not_be_read_again_is_not_acknowledged(
 class Host:
     """A host that gives the replies it is told to give; the rest is 250."""
 
-    def __init__(self, hello: bytes, replies: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, hello: bytes, replies: dict[bytes, bytes], at: tuple[str, int] = ("127.0.0.1", 0)
+    ) -> None:
         self.hello = hello
         self.replies = replies
         self.heard: list[bytes] = []
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        self.listening = socket.create_server(at)
+        self.address = f"{at[0]}:{self.listening.getsockname()[1]}"
         threading.Thread(target=self.run, daemon=True).start()
 
     def run(self) -> None:
@@ -688,6 +691,39 @@ def test_the_backup_takes_mail_while_the_primary_is_down(
     send(here, "<carol@there.test>")
     primary.wait_until(lambda: primary.mail("carol"))
     assert backup.mail("carol") == []
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        {b"CONNECT": b"554 5.3.2 no mail here\r\n"},
+        {b"MAIL": b"451 4.7.1 greylisted\r\n"},
+        {b"RCPT": b"450 4.2.0 busy\r\n"},
+        {b".": b"452 4.3.1 no space\r\n"},
+    ],
+    ids=lambda replies: next(iter(replies)).decode(),
+)
+def test_the_backup_takes_mail_that_the_primary_puts_off(
+    sender: Callable[..., Running],
+    receiver: Callable[..., Running],
+    dns: Callable[..., int],
+    replies: dict[bytes, bytes],
+) -> None:
+    port = free_port()
+    server = dns(
+        *("--mx-host=there.test,one.test,10", "--mx-host=there.test,two.test,20"),
+        *("--host-record=one.test,127.0.0.2", "--host-record=two.test,127.0.0.3"),
+    )
+    primary = Host(PLAIN, replies, ("127.0.0.2", port))
+    backup = receiver("backup", listener("127.0.0.3", port), MAILBOX)
+    here = sender(out(port, server, retry="1h"))
+    send(here, "<bob@there.test>")
+    backup.wait_until(lambda: backup.mail("bob"))
+    said = re.escape(next(iter(replies.values())).decode().strip())
+    here.wait_for_log(rf' another host tried .*host="?one\.test.* recipients=1 reply="{said}"')
+    here.wait_for_log(r" delivery delivered .*host=two\.test ")
+    here.wait_until(lambda: here.metric("delivery_next_hosts_total") == 1)
+    primary.listening.close()
 
 
 def test_a_domain_without_mx_is_its_own_host(
