@@ -17,10 +17,11 @@ _LONGEST: Final = 1000  # characters; a path has fewer
 # obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows
 _ROUTE: Final = re.compile(r"@[^:\"]*+:(?=[^@]*+@)")
 
-# For fields that are changed: quoted strings, comments and paths are tokens, and what is open is
-# one octet.
+# For fields that are changed: quoted strings, comments and paths are tokens. One that is still open
+# at the end of the field matches a group, and takes the rest of the field in.
 _TOKEN: Final = re.compile(
-    rb'(?s)"(?:[^"\\]|\\.)*+"|\((?:[^()\\]|\\.)*+\)|<[^\s"(),;:<>]++>|[^\s"(),;:<>]++|\s++|.'
+    rb'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|\((?:[^()\\]|\\.)*+(?:\)|(\\?\Z))|'
+    rb'<[^\s"(),;:<>]++>|[^\s"(),;:<>]++|\s++|.'
 )
 # Addresses that all have their domains: most fields are these.
 _WHOLE: Final = re.compile(
@@ -148,7 +149,7 @@ def completed(field: bytes, domain: str) -> bytes:
                 words, last = 0, _Word(b"", 0)
             case b":":  # the name of a group was before it
                 words, last = 0, _Word(b"", 0)
-            case _ if token in _UNUSUAL:
+            case _ if found.lastindex or token in _UNUSUAL:
                 return field
             case first if first != b"(" and not first.isspace():
                 words, last = words + 1, _Word(token, found.end())

@@ -42,7 +42,7 @@ from minismtp.testing import Dialogue
 _DAY: Final = 86_400
 _EXPIRES_SOON: Final = 14 * _DAY
 # Addresses for documentation (RFC 5737, 3849, 9637) belong to nobody; others follow for a
-# configuration that trusts them, as an example may. It cannot trust what is wider than _WIDEST.
+# configuration that trusts them, as an example may. One as wide as _WIDEST cannot be trusted.
 _OUTSIDERS: Final = (
     ("192.0.2.1", "198.51.100.1", "203.0.113.1"),
     ("2001:db8::1", "2001:db8:ffff::1", "3fff::1"),
@@ -271,7 +271,7 @@ def _relay(
 
 def _outsiders(hooks: Hooks) -> Iterator[str]:
     """Return an address of each family that is in no network which a plugin knows."""
-    networks = [each for each in hooks.networks if each.prefixlen >= _WIDEST[each.version]]
+    networks = [each for each in hooks.networks if each.prefixlen > _WIDEST[each.version]]
     for first in _OUTSIDERS:
         found = (each for each in _candidates(first) if not any(each in net for net in networks))
         yield str(next(found, first[0]))

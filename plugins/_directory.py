@@ -11,8 +11,9 @@ from minismtp import Address, folded_local, read_file
 Mailbox = tuple[str, str]
 
 _LOCAL_PART = 512  # octets, as in Address
-_ALIAS = re.compile(r'[ \t]*("(?:[^"\\]|\\.)*"[^:]*|[^":][^:]*):')
-_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|,|[^,"]+|"')  # a quoted string, a comma, other text
+_ALIAS = re.compile(r'[ \t]*+("(?:[^"\\]|\\.)*"[^:]*|[^":][^:]*):')
+# A quoted string, which matches a group if it has no end; a comma; other text.
+_PIECE = re.compile(r'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|,|[^,"]+')
 
 
 @dataclass
@@ -133,7 +134,7 @@ def _split(text: str) -> list[str]:
     """Return the targets between the commas; those in quotes part nothing. Raise ValueError."""
     targets = [""]
     for match in _PIECE.finditer(text):
-        if match[0] == '"':
+        if match[1] is not None:
             raise ValueError("a quote has no end")
         if match[0] == ",":
             targets.append("")

@@ -397,6 +397,7 @@ def test_files_for_sending_are_looked_at(findings: Findings, tmp_path: Path) -> 
 
 DOCUMENTATION = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32", "3fff::/20")
 EVERYWHERE = [f"{number}.0.0.0/8" for number in range(256)]
+HALVES = [f"{number}.0.0.0/9" for number in range(0, 240, 2)]
 
 
 @pytest.mark.parametrize(
@@ -407,7 +408,7 @@ EVERYWHERE = [f"{number}.0.0.0/8" for number in range(256)]
         ["192.0.2.0/24", "2001:db8:1::/48"],
         [*DOCUMENTATION],
         [*DOCUMENTATION, "10.0.0.0/8", "fd00::/8", "127.0.0.0/8", "::1"],
-        [*DOCUMENTATION, *EVERYWHERE[:240:2]],
+        [*DOCUMENTATION, *HALVES],
     ],
 )
 def test_outsider_is_in_nobodys_networks(findings: Findings, networks: list[str]) -> None:

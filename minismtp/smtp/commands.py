@@ -217,7 +217,7 @@ def _decoded(verb: str, rest: bytes) -> str:
 
 
 def _mail(text: str) -> Mail:
-    argument = _after(_FROM, "FROM:", text)
+    argument = _after(_FROM.match(text), "FROM:")
     try:
         address, rest = parse_reverse_path(argument)
     except SyntaxProblem as problem:
@@ -230,7 +230,7 @@ def _mail(text: str) -> Mail:
 
 
 def _rcpt(text: str) -> Rcpt:
-    argument = _after(_TO, "TO:", text)
+    argument = _after(_TO.match(text), "TO:")
     try:
         address, rest = parse_forward_path(argument)
     except SyntaxProblem as problem:
@@ -242,15 +242,14 @@ _FROM = re.compile(r" *FROM *: *", re.IGNORECASE)
 _TO = re.compile(r" *TO *: *", re.IGNORECASE)
 
 
-def _after(prefix: re.Pattern[str], spelled: str, text: str) -> str:
+def _after(prefix: re.Match[str] | None, spelled: str) -> str:
     """Return what follows FROM: or TO:; blanks beside the colon are wrong but common, so they pass.
 
     Raise SyntaxProblem where nothing does.
     """
-    match = prefix.match(text)
-    if match is None or match.end() == len(text):
+    if prefix is None or prefix.end() == len(prefix.string):
         raise SyntaxProblem(f"expected {spelled}<address>")
-    return text[match.end() :]
+    return prefix.string[prefix.end() :]
 
 
 #: KEYWORD -> the field it sets, and the reader of its value; without a reader it takes no value.
