@@ -124,7 +124,7 @@ class _User:
         """Read a login; one without a domain is a user of the domain `home`."""
         with contextlib.suppress(ValueError):  # whether its local part is in quotes or not
             address = Address.parse(login)
-            return cls(address.local.lower(), address.ascii_domain)
+            return cls(folded_local(address.local), address.ascii_domain)
         local, at, domain = login.rpartition("@")
         local, domain = (local, domain) if at else (login, home)
         return cls(folded_local(local), to_ascii(domain))
