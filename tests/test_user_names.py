@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.password_file import PasswordFile
-from test_hooks import scram
+from scram import scram
 from test_plugin_mailboxes import route
 
 from minismtp import Address, Reject
