@@ -20,6 +20,7 @@ from minismtp.smtp.grammar import SyntaxProblem, decode_base64
 from minismtp.user_names import folded_name
 
 _PUT_OFF: Final = "login put off"
+_CANCELLED: Final = "auth cancelled"
 _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 
 
@@ -94,6 +95,8 @@ class Authentication:
         event, self._untold = self._untold, ""
         if event == _PUT_OFF:
             refusals.tell(event, reply, mechanism=self._mechanism)
+        elif event == _CANCELLED:
+            refusals.tell(event, reply, **self._facts())
         elif event:
             refusals.told = True
             self._log(event, reply=str(reply), **refusals.facts(reply))
@@ -187,7 +190,7 @@ class Authentication:
         service.metrics.auth[self._mechanism, result](1)
         if refused:
             self._untold = f"auth {result}"  # told once it is known what the client hears
-        else:
+        elif result != "cancelled" or service.admits_refusal(session.peer):
             self._log(f"auth {result}")
         if service.hooks.observed:
             service.hooks.observe(
@@ -205,15 +208,17 @@ class Authentication:
                     backoff.release(session.peer)
 
     def _log(self, event: str, **more: str | int) -> None:
-        """Write a line that fail2ban reads: see etc/fail2ban."""
-        session = self._session
-        fields: dict[str, str | int] = {
-            "peer": session.peer,
+        """Write a line that fail2ban reads, each one whatever there are: see etc/fail2ban."""
+        facts = self._facts() | more
+        self._service.log.info(event, peer=self._session.peer, **facts)
+
+    def _facts(self) -> dict[str, str | int]:
+        """Return what a line of a login says of it."""
+        return {
             "mechanism": self._mechanism,
             "username": self._username,
-            "listener": session.listener,
+            "listener": self._session.listener,
         }
-        self._service.log.info(event, **fields | more)
 
 
 def _challenge(text: bytes) -> Reply:

@@ -844,6 +844,23 @@ def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
     assert f" peer={PEER} count=980\n" in capfd.readouterr().err
 
 
+def test_cancelled_logins_have_their_share_of_lines_and_failed_ones_all(capfd: Capture) -> None:
+    made = Dialogue(
+        *judged("", None), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log()
+    )
+    service = replace(made.service, refusals=RefusalLog(30), clock=Clock())
+    for _ in range(100):
+        dialogue = Dialogue(service=service)
+        for line in (EHLO, "AUTH PLAIN", "*", "AUTH PLAIN", "!", plain("wrong"), "AUTH PLAIN"):
+            dialogue.send(line)
+        dialogue.close()  # the last exchange is cancelled by that
+    lines = capfd.readouterr().err.splitlines()
+    assert sum(" auth failure " in line for line in lines) == 100
+    assert len(lines) == 130
+    service.refusals.settle(service.log, 61.0)
+    assert capfd.readouterr().err.endswith(f" more refusals peer={PEER} count={400 - 30}\n")
+
+
 def test_malformed_recipients_of_a_message_share_its_lines(capfd: Capture) -> None:
     made = Dialogue(Mailroom(), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log())
     dialogue = Dialogue(service=replace(made.service, refusals=RefusalLog(1000)))
