@@ -20,6 +20,7 @@ _PAIR: Final = re.compile(
 _ID: Final = re.compile(r'\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s"]++))(?:\s++[0-9]++)?+\s*+', re.DOTALL)
 _BETWEEN_NAMES: Final = re.compile(r"[<>,/=]++")
 _READABLE: Final = re.compile(r"[!-~]++")
+_TSPECIAL: Final = re.compile(r"[()<>@,;:\\/\[\]?=]")  # in no token, RFC 2045 section 5.1
 _ENCODED: Final = "=?"  # begins an encoded word, which has no place here (RFC 2047 section 5)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
@@ -54,7 +55,10 @@ def claims(value: str, name: str) -> bool:
     match = first and _ID.fullmatch(first[0])
     if not match:
         return True
-    text = _text(*match.groups())
+    quoted, plain = match.groups()
+    if plain and _TSPECIAL.search(plain):
+        return True
+    text = _text(quoted, plain)
     words = {Address("", word.rstrip(".")).ascii_domain for word in _BETWEEN_NAMES.split(text)}
     words.discard("")
     readable = words and all(map(_READABLE.fullmatch, words)) and _ENCODED not in text

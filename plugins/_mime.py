@@ -28,6 +28,7 @@ _PARAMETER = re.compile(
     re.DOTALL,
 )
 _QUOTED = re.compile(r"\\(.)", re.DOTALL)
+_MISPLACED = re.compile(r'[^\s=;,"]"[^\s;,"]')  # a quotation mark within a value
 _CHARSET = re.compile(r"([^']{0,60}+)'[^']{0,60}+'")
 _CODED = re.compile(r"=\?[^?]{0,80}+\?([BbQq])\?")
 
@@ -101,7 +102,7 @@ def _readings(value: str, parameter: str) -> Iterator[str]:
     if parameter not in value.lower():
         return
     bare = _bare(value)
-    odd = value.count('"') % 2 or "\\" in value or '""' in value
+    odd = value.count('"') % 2 or "\\" in value or '""' in value or _MISPLACED.search(value)
     unquoted = value.replace('"', "") if odd else value
     for text in dict.fromkeys((bare, value, unquoted)):
         sections: dict[int, list[str]] = {}
