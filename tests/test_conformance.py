@@ -846,9 +846,9 @@ def test_dsn_parameter_of_mail_is_checked(parameter: str, code: str) -> None:
         ("", r"utf-8;j\x{FC}rgen@x.example", RECIPIENT),
         (" SMTPUTF8", "utf-8;jürgen@x.example", RECIPIENT),
         ("", "utf-8;jürgen@x.example", "553 5.6.7"),
-        (" SMTPUTF8", "rfc822;jürgen@x.example", "501 5.5.4"),
+        (" SMTPUTF8", "rfc822;jürgen@x.example", RECIPIENT),
     ],
-    ids=["xtext", "unitext-with-smtputf8", "unitext-without-smtputf8", "no-utf-8-type"],
+    ids=["xtext", "unitext-with-smtputf8", "unitext-without-smtputf8", "rfc822-with-smtputf8"],
 )
 def test_original_recipient_in_utf_8_needs_smtputf8(utf8: str, original: str, code: str) -> None:
     # RFC 6533 section 3

@@ -319,11 +319,11 @@ _NOTIFY: Final = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
 def _notify(value: str) -> frozenset[str]:
-    wishes = value.upper().split(",")
-    known = wishes == ["NEVER"] or _NOTIFY.issuperset(wishes)
-    if not known or len(set(wishes)) != len(wishes):
+    """Read NOTIFY (RFC 3461 section 4.1); a word twice, or a comma too many, says nothing more."""
+    wishes = frozenset(value.upper().split(",")) - {""}
+    if not wishes or (wishes != {"NEVER"} and not wishes <= _NOTIFY):
         raise SyntaxProblem("NOTIFY is NEVER or a list of SUCCESS, FAILURE, DELAY")
-    return frozenset(wishes)
+    return wishes
 
 
 def _bdat(text: str) -> Bdat:

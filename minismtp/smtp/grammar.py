@@ -26,8 +26,8 @@ _NAME_LIMIT: Final = 255  # characters that are kept of a name; no domain is lon
 _PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-~{WIDE}]+))?")
 # xtext = *( xchar / hexchar ) ; xchar = any ASCII from "!" to "~" except "+" and "=" (RFC 3461)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
-# as clients write it, with "=" and small hex letters too
-_LOOSE_XTEXT = re.compile(r"(?:[!-*,-~]|\+[0-9A-Fa-f]{2})*")
+# as clients write it, with "=", small hex letters and UTF-8 as it is
+_LOOSE_XTEXT = re.compile(rf"(?:[!-*,-~{WIDE}]|\+[0-9A-Fa-f]{{2}})*")
 # original-recipient-address = addr-type ";" xtext ; addr-type = atom (RFC 3461 section 4.2)
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
 _ORCPT_LIMIT: Final = 2400  # octets: the longest mailbox, each octet in three; RFC 3461 has 500
