@@ -152,6 +152,11 @@ def _target(text: str, domains: list[str]) -> Mailbox:
     return (folded_local(local) if domain in ("", *domains) else local), domain
 
 
+def local_part(text: str) -> str:
+    """Return a local part of the configuration, which may be in quotes, in its one spelling."""
+    return folded_local(_parts(text)[0] if text[:1] == text[-1:] == '"' else text)
+
+
 def _parts(text: str) -> Mailbox:
     """Return local part and domain of an address, which may be without a domain."""
     alone = text.endswith('"') or "@" not in text

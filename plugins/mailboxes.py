@@ -18,14 +18,13 @@ from minismtp import (
     Several,
     State,
     WatchedFiles,
-    folded_local,
     hookimpl,
     plugin,
     read_file,
     warn_of_readers,
 )
 
-from ._directory import Directory, lines_of, read_aliases
+from ._directory import Directory, lines_of, local_part, read_aliases
 from ._srs import KEPT, Srs, is_rewritten, read_secrets
 
 
@@ -83,7 +82,7 @@ class Mailboxes:
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
         self._full: set[Path] = set()  # files that have named somebody
-        nobody = Directory(self._domains, set(), self.separator, "", folded_local(self.postmaster))
+        nobody = Directory(self._domains, set(), self.separator, "", local_part(self.postmaster))
         self._directory = WatchedFiles(self._read, *files, empty=nobody)
         self._srs: WatchedFiles[Srs] | None = None
         if self.srs_secret_file is not None:
@@ -155,8 +154,8 @@ class Mailboxes:
         users = None
         if self.users or self.users_file or self.catch_all:
             listed = lines_of(self.users_file) if self.users_file else []
-            users = {folded_local(name) for name in (*self.users, *(line for _, line in listed))}
-        catch_all, postmaster = folded_local(self.catch_all), folded_local(self.postmaster)
+            users = {local_part(name) for name in (*self.users, *(line for _, line in listed))}
+        catch_all, postmaster = local_part(self.catch_all), local_part(self.postmaster)
         directory = Directory(self._domains, users, self.separator, catch_all, postmaster)
         if self.aliases_file:
             try:

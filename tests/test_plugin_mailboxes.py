@@ -128,6 +128,26 @@ def test_user_with_the_separator_in_the_name_comes_before_the_tag() -> None:
     assert route(mailboxes, "c++") == ["c++@example.org"]
 
 
+@pytest.mark.parametrize("spelled", ["a b", '"a b"', '"A B"', r'"a\ b"'])
+def test_users_may_stand_in_quotes_as_aliases_do(tmp_path: Path, spelled: str) -> None:
+    (tmp_path / "users").write_text(f"alice\n{spelled}\n")
+    options = {"domains": ["example.org"], "users_file": "users"}
+    from_file = build(Mailboxes, options, file="", key="", base=tmp_path)
+    listed = Mailboxes(domains=["example.org"], users=["alice", spelled])
+    caught = Mailboxes(domains=["example.org"], users=["a b"], catch_all=spelled)
+    person = Mailboxes(domains=["example.org"], users=["a b"], postmaster=spelled)
+    for mailboxes, local in (
+        (from_file, "a b"), (listed, "a b"), (caught, "x"), (person, "postmaster")
+    ):  # fmt: skip
+        assert route(mailboxes, local) == ['"a b"@example.org']
+
+
+def test_user_in_quotes_that_is_no_local_part_is_a_mistake(tmp_path: Path) -> None:
+    options = {"domains": ["example.org"], "users": ['"a@example.org"']}
+    with pytest.raises(ConfigError, match="is no local part"):
+        build(Mailboxes, options, file="", key="", base=tmp_path)
+
+
 def test_separator_can_be_changed_and_switched_off() -> None:
     dash = Mailboxes(domains=["example.org"], users=["alice"], separator="-")
     assert route(dash, "alice-list") == ["alice@example.org"]
