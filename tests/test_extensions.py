@@ -111,7 +111,21 @@ def test_a_message_that_would_be_damaged_goes_back(
     offered: Extensions, content: bytes, values: dict[str, object], code: str
 ) -> None:
     waiting = entry(**values)
-    assert offered.obstacle(waiting, waiting.targets, message(content))[: len(code) or None] == code
+    assert offered.obstacle(waiting, message(content))[: len(code) or None] == code
+
+
+@pytest.mark.parametrize(
+    ("offered", "address", "code"),
+    [
+        (EVERY, "\u00e9@example.net", ""),
+        (extensions(), "e@b\u00fccher.example", ""),
+        (extensions(), "\u00e9@example.net", "550 5.6.7 "),
+    ],
+)
+def test_a_recipient_whom_the_host_cannot_be_told_of_hears_so(
+    offered: Extensions, address: str, code: str
+) -> None:
+    assert offered.obstacle_to(target(address))[: len(code) or None] == code
 
 
 LONG: Final = b"Subject: x\r\n\r\n" + b"x" * 999 + b"\r\n"

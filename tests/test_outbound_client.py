@@ -1131,6 +1131,20 @@ def test_too_many_recipients_go_in_several_transactions_at_once(
     assert sum(line.startswith(b"RCPT") for line in host.heard) < 2 * len(targets)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_recipient_outside_ascii_holds_up_no_other(
+    visit: Visit, listen: Callable[..., Listener], *, first: bool
+) -> None:
+    host = listen(limited(9, b"", PIPELINING))
+    targets = [target("b\u00f6b@example.net"), target()][:: 1 if first else -1]
+    answers = visit(host).send(entry(*targets, smtputf8=True), targets, message())
+    assert sorted(answer.reply[:9] for answer in answers)[1] == "550 5.6.7"
+    assert [answer.state for answer in answers] == ["failed", "delivered"][:: 1 if first else -1]
+    assert [line for line in host.heard if line.startswith(b"RCPT")] == [
+        b"RCPT TO:<bob@example.net>\r\n"
+    ]
+
+
 def test_limit_that_the_host_announces_is_kept(
     visit: Visit, listen: Callable[..., Listener]
 ) -> None:

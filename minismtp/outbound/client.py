@@ -226,11 +226,11 @@ class Connection:
         *,
         chunked: bool = False,
     ) -> list[Answer]:
-        problem = self._extensions.obstacle(entry, targets, message)
-        if problem:
-            return [Answer("failed", problem)] * len(targets)
+        problem = self._extensions.obstacle(entry, message)
+        problems = [problem or self._extensions.obstacle_to(target) for target in targets]
+        failed = {n: Answer("failed", each) for n, each in enumerate(problems) if each}
         answers: dict[int, Answer] = {}
-        left = list(range(len(targets)))
+        left = [number for number in range(len(targets)) if number not in failed]
         most = min(self._extensions.recipients or _RECIPIENTS, _RECIPIENTS)
         while left:
             part, rest = left[:most], left[most:]
@@ -258,6 +258,7 @@ class Connection:
             crowded = [number for number in part if answers[number].crowded]
             most = len(part) - len(crowded)
             left = crowded + rest
+        answers |= failed
         return [answers[number] for number in range(len(targets))]
 
     def quit(self) -> None:

@@ -7,7 +7,7 @@ RFC 1870 (SIZE), 3030 (BINARYMIME), 3461 (DSN), 6152 (8BITMIME), 6531 (SMTPUTF8)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,19 +40,27 @@ class Extensions:
         match = _RCPTMAX.search(self.keywords.get("limits", ""))
         return int(match[1]) if match else 0
 
-    def obstacle(self, entry: Entry, targets: Sequence[Target], message: Message) -> str:
+    def obstacle(self, entry: Entry, message: Message) -> str:
         """Return why a message cannot travel here in any form, empty when it can."""
         limit = _SIZE.fullmatch(self.keywords.get("size", ""))
         if limit and 0 < int(limit[0]) < message.size:
             return f"552 5.3.4 {self.host} takes no message of {message.size} octets"
         if "smtputf8" not in self:
-            addresses = [entry.sender, *(target.address for target in targets)]
-            in_ascii = all(_ascii_domain(address).isascii() for address in addresses)
+            in_ascii = _ascii_domain(entry.sender).isascii()
             if in_ascii and entry.smtputf8:
                 in_ascii = b"".join(message.headers.raw_all()).isascii()
             if not in_ascii:
-                return f"550 5.6.7 {self.host} takes no SMTPUTF8"
+                return self._no_utf_8
         return ""
+
+    def obstacle_to(self, target: Target) -> str:
+        """Return why no message can go to a recipient here, empty when one can."""
+        in_ascii = "smtputf8" in self or _ascii_domain(target.address).isascii()
+        return "" if in_ascii else self._no_utf_8
+
+    @property
+    def _no_utf_8(self) -> str:
+        return f"550 5.6.7 {self.host} takes no SMTPUTF8"
 
     def takes(self, entry: Entry, form: Form) -> bool:
         """Return whether a message may come as it is: by DATA, BINARYMIME by BDAT."""
