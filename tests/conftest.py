@@ -28,6 +28,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from minismtp.passwords import hash_password
 
+# Below nohup, or in the background of a shell, signals are ignored, and so they would be by each
+# process that a test starts. One with a handler is back to its default there.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
+
 DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
 _SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _CONFIGURATION: Final = """\
