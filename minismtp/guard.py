@@ -182,7 +182,9 @@ class Guard:
         return verdict and self._signed(verdict, hook, remark), None, remark
 
     def _signed(self, verdict: Verdict, hook: str, reason: str = "") -> Verdict:
-        """Return a verdict whose reply says, to the log, who has decided so."""
+        """Return a verdict whose reply tells the log who has decided so, and after what error."""
+        if not reason and verdict.__cause__ is not None:
+            reason = describe(verdict.__cause__)
         verdict.reply = verdict.reply.because(reason, plugin=self.policy.plugin, hook=hook)
         return verdict
 

@@ -116,8 +116,9 @@ class Mailboxes:
                 return None
             domain = self._domains[0]
         directory = self._directory.get()
-        if self._directory.problem:
-            raise Defer("the list of mailboxes cannot be read now", enhanced="4.3.0")
+        if problem := self._directory.problem:
+            text = "the list of mailboxes cannot be read now"
+            raise Defer(text, enhanced="4.3.0") from OSError(problem)
         found = directory.find(address.local, domain)
         if not found and at_host:
             return None

@@ -114,8 +114,9 @@ class PasswordFile:
     def _known(self) -> "_Users":
         """Return the users; raise Defer where nobody can say who they are."""
         users = self._users.get()
-        if self._users.problem:
-            raise Defer("the passwords cannot be read now", code=454, enhanced="4.7.0")
+        if problem := self._users.problem:
+            text = "the passwords cannot be read now"
+            raise Defer(text, code=454, enhanced="4.7.0") from OSError(problem)
         return users
 
     def _read(self) -> "_Users":

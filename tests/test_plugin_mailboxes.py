@@ -386,8 +386,11 @@ def test_file_that_cannot_be_used_puts_recipients_off(
     assert route(mailboxes, "sales") == ["alice@example.org"]
     FAULTS[fault](tmp_path / file)
     for name in ("alice", "sales", "stranger"):
-        with pytest.raises(Defer, match=r"^451 4\.3\.0 the list of mailboxes cannot be read now"):
+        with pytest.raises(
+            Defer, match=r"^451 4\.3\.0 the list of mailboxes cannot be read now"
+        ) as refusal:
             route(mailboxes, name)
+        assert file in str(refusal.value.__cause__)  # which the log has as the reason
     assert route(mailboxes, "alice", "elsewhere.example") is None
     if (tmp_path / file).exists():
         (tmp_path / file).rename(tmp_path / "aside")

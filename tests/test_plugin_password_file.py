@@ -279,8 +279,11 @@ def test_file_that_cannot_be_used_puts_every_login_off(path: Path, fault: str) -
     assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) == "alice"
     FAULTS[fault](path)
     for user in ("alice", "Bob", "stranger"):
-        with pytest.raises(Defer, match=r"^454 4\.7\.0 the passwords cannot be read now"):
+        with pytest.raises(
+            Defer, match=r"^454 4\.7\.0 the passwords cannot be read now"
+        ) as refusal:
             plugin.authenticate(Credentials("PLAIN", user, "apple"))
+        assert path.name in str(refusal.value.__cause__)  # which the log has as the reason
         with pytest.raises(Defer):
             plugin.stored_key("SCRAM-SHA-256", user)
     aside = path.rename(path.with_name("aside")) if path.exists() else path

@@ -80,6 +80,7 @@ class Judge:
     at: str = ""
     verdict: Exception | None = None
     answer: object = None
+    cause: Exception | None = None
     known: tuple[str, ...] = ()
     mechanisms: tuple[str, ...] = ("PLAIN", "LOGIN", "SCRAM-SHA-256")
 
@@ -87,7 +88,7 @@ class Judge:
         if hook != self.at:
             return otherwise
         if self.verdict is not None:
-            raise self.verdict
+            raise self.verdict from self.cause
         return self.answer
 
     @hookimpl
@@ -174,8 +175,10 @@ class Case:
     early: bool = False
 
 
-def judged(at: str, verdict: Exception | None, answer: object = None) -> tuple[Judge, ...]:
-    return (Judge(at=at, verdict=verdict, answer=answer),)
+def judged(
+    at: str, verdict: Exception | None, answer: object = None, cause: Exception | None = None
+) -> tuple[Judge, ...]:
+    return (Judge(at=at, verdict=verdict, answer=answer, cause=cause),)
 
 
 def plain(password: str) -> str:
@@ -211,15 +214,19 @@ REACHED: Final[dict[str, tuple[tuple[str | bytes, ...], str, dict[str, str]]]] =
 def of_plugins() -> Iterator[Case]:
     """Each hook, refusing in each way."""
     for hook, (lines, event, fields) in REACHED.items():
+        caused = Defer("not so")
         for word, verdict, reply in (
             ("rejects", Reject("not you"), "550 5.7.1 not you"),
             ("defers", Defer("not now"), "451 4.7.1 not now"),
             ("disconnects", Disconnect("go"), "421 4.7.0 go"),
+            ("has an error", caused, "451 4.7.1 not so"),
             ("fails", ZeroDivisionError("by 0"), "451 4.3.0 temporary failure, try again later"),
         ):
             told = fields | {"plugin": "judge", "hook": hook}
             if isinstance(verdict, ZeroDivisionError):
                 told |= {"reason": "failed: ZeroDivisionError: by 0"}
+            elif verdict is caused:
+                told |= {"reason": "OSError: no disk"}
             said = reply
             if hook == "on_connect":
                 code = "554" if reply[0] == "5" else "421"
@@ -229,7 +236,9 @@ def of_plugins() -> Iterator[Case]:
             elif event == "auth" and reply.startswith("451"):
                 said = "454 4.7.0 temporary authentication failure"
                 told |= {"reason": told.get("reason", reply)}
-            yield Case(f"{hook}-{word}", lines, said, event, told, judged(hook, verdict))
+            cause = OSError("no disk") if verdict is caused else None
+            plugins = judged(hook, verdict, cause=cause)
+            yield Case(f"{hook}-{word}", lines, said, event, told, plugins)
     chunks = (EHLO, MAIL, RCPT, b"BDAT 3\r\nabc")
     told = {"to": "user@example.org", "plugin": "judge", "hook": "on_data"}
     yield Case("chunk", chunks, "550 5.7.1 no", "", told, judged("on_data", Reject("no")))
