@@ -72,7 +72,7 @@ class Printed(io.TextIOBase):
         self._say = say
         self._descriptor = descriptor
         self._begun = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may print while its thread does
 
     def writable(self) -> bool:
         """Say yes."""

@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from ports import free_port
 
 from minismtp.log import Bridge, Log, bind, bridge, capture, complain, describe, unbind
+from minismtp.output import Printed
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 ANYTHING = st.text(max_size=20)  # what may come from a peer, a library or an attacker
@@ -522,6 +524,36 @@ def test_what_is_printed_on_standard_error_becomes_lines(
     assert [parse(line) for line in written.lines] == [
         ("warning", text, {"logger": "stderr"}) for text in ("half a line", "and another")
     ]
+
+
+def test_finalizer_that_prints_while_something_is_printed_holds_up_nobody() -> None:
+    """Python complains on standard error of what a finalizer raises, whenever that runs."""
+    said: list[str] = []
+    stream = Printed(said.append, 2)
+
+    class Last:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            stream.write("gone\n")
+
+    def work() -> None:
+        for number in range(3000):  # the collector runs at any place by and by
+            gc.set_threshold(number % 40 + 1)
+            Last()
+            stream.write("a\nb\n")
+
+    usual = gc.get_threshold()
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+        thread.join(DEADLINE)
+    finally:
+        gc.set_threshold(*usual)
+    assert not thread.is_alive()
+    gc.collect()
+    assert said.count("a") == said.count("b") == said.count("gone") == 3000
 
 
 def test_parents_lines_are_not_the_childs(pipe: Pipe) -> None:
