@@ -373,6 +373,14 @@ def running(
         server.kill()
 
 
+@pytest.fixture(autouse=True)
+def _signal_mask() -> Iterator[None]:
+    """Take back the mask of signals that `minismtp serve` sets in the process of a test."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 @pytest.fixture(scope="session")
 def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     """Make a certificate and its authority."""

@@ -228,13 +228,13 @@ def _inline(item: object) -> bytes:
 
 
 def test_no_domain_that_dovecot_shows_escapes(
-    tmp_path: Path, require_program: Callable[[str], str]
+    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
 ) -> None:
-    mail = tmp_path / "mail"
-    (tmp_path / "dovecot").mkdir()
+    directory = tmp_path_factory.mktemp("dovecot")  # with a short name, for its sockets
+    mail = directory / "mail"
     values = [value for value in FIELDS if value.isprintable() and value.isascii()]
     program, unshare = require_program("dovecot"), require_program("unshare")
-    dovecot = Dovecot(program, unshare, tmp_path / "dovecot", mail)
+    dovecot = Dovecot(program, unshare, directory, mail)
     try:
         shown = envelope_domains(dovecot, mail, values)
     finally:

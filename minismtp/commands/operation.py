@@ -200,8 +200,10 @@ def _change_password(arguments: argparse.Namespace) -> int:
 
 def _ask_password() -> str:
     """Read a password from the terminal, or one line from what is no terminal."""
+    from minismtp.files import without_marks
+
     if not sys.stdin.isatty():
-        return sys.stdin.buffer.readline().decode("utf-8-sig").rstrip("\r\n")
+        return without_marks(sys.stdin.buffer.readline()).decode().rstrip("\r\n")
     from getpass import getpass
 
     password = getpass("Password: ")
