@@ -130,11 +130,11 @@ def _end_of_comment(value: str, start: int) -> int:
 def completed(field: bytes, domain: str) -> bytes:
     """Return a field of addresses with a domain behind each bare local part, as Postfix does it.
 
-    A field with anything unusual in it (nested comments, routes, open quotes) stays as it is, and
-    so does one that would grow by more than 64 KiB.
+    A field with anything unusual in it (nested comments, routes, open quotes, bare CR) stays as it
+    is, and so does one that would grow by more than 64 KiB.
     """
     name, _, value = field.partition(b":")
-    if _WHOLE.fullmatch(value):
+    if _WHOLE.fullmatch(value) or b"\r" in value.replace(b"\r\n", b""):
         return field
     begin, addition = len(name) + 1, b"@" + domain.encode()
     ends: list[int] = []  # of the bare local parts
