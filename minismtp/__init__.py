@@ -3,18 +3,32 @@
 What plugin authors import stands here; everything else is internal.
 """
 
-from minismtp import start as start  # before what takes time
+from minismtp.values import startup_signals as startup_signals  # before what takes time
 
 # isort: split
 from minismtp import events
-from minismtp.address import Address
 from minismtp.authres import AuthResult, quoted, results_of
-from minismtp.cache import BoundedCache
-from minismtp.clock import steady_time
 from minismtp.content import Content, ContentWriter
 from minismtp.delivery import Delivery, Destination
 from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
-from minismtp.files import (
+from minismtp.findings import Finding, findings_of
+from minismtp.headers import Headers, format_field
+from minismtp.hookspecs import ServerInfo, hookimpl
+from minismtp.message import Message
+from minismtp.mime_conversion import converted
+from minismtp.plugins import plugin
+from minismtp.quarantine import QuarantineStore
+from minismtp.remote import Breaker, Line, Remote, RemoteError
+from minismtp.resolver import Found, Resolver, UnansweredError
+from minismtp.scalars import ByteSize, Rate, SocketAddress
+from minismtp.session import Session
+from minismtp.smtp.content import dotted
+from minismtp.smtp.sasl import StoredKey
+from minismtp.state import Claim, State
+from minismtp.values.address import Address
+from minismtp.values.cache import BoundedCache
+from minismtp.values.clock import steady_time
+from minismtp.values.durable_files import (
     EmptyFileError,
     MisdirectedError,
     WatchedFiles,
@@ -25,26 +39,12 @@ from minismtp.files import (
     sync_directory,
     warn_of_readers,
 )
-from minismtp.findings import Finding, findings_of
-from minismtp.groupsync import GroupSync
-from minismtp.headers import Headers, format_field
-from minismtp.hookspecs import ServerInfo, hookimpl
-from minismtp.message import Message
-from minismtp.mime_conversion import converted
-from minismtp.passwords import check_stored_password, verify_password
-from minismtp.plugins import plugin
-from minismtp.quarantine import QuarantineStore
-from minismtp.remote import Breaker, Line, Remote, RemoteError
-from minismtp.reply import Defer, Disconnect, Reject, Reply
-from minismtp.resolver import Found, Resolver, UnansweredError
-from minismtp.scalars import ByteSize, Rate, SocketAddress
-from minismtp.session import Session
-from minismtp.smtp.content import dotted
-from minismtp.smtp.sasl import StoredKey
-from minismtp.stash import Stash, StashKey
-from minismtp.state import Claim, State
-from minismtp.threads import start_thread, surviving
-from minismtp.user_names import folded_local, folded_name, prepared_password
+from minismtp.values.group_sync import GroupSync
+from minismtp.values.passwords import check_stored_password, verify_password
+from minismtp.values.reply import Defer, Disconnect, Reject, Reply
+from minismtp.values.stash import Stash, StashKey
+from minismtp.values.threads import start_thread, surviving
+from minismtp.values.user_names import folded_local, folded_name, prepared_password
 from minismtp.web import Answer, WebService
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from minismtp.address import Address
+from minismtp.values.address import Address
 
 _LONGEST: Final = 1000  # characters; a path has fewer
 # obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows

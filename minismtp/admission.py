@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal, TypeAlias
 
-from minismtp.peer import peer_key
+from minismtp.values.peer import peer_key
 
 _RETRY: Final = 0.001  # seconds
 SLOTS: Final = 128  # more processes than any server runs, two generations of them included

@@ -11,13 +11,13 @@ from minismtp.backoff import wait_for_turn
 from minismtp.envelope import Credentials
 from minismtp.events import Authenticated
 from minismtp.refusals import Refusals
-from minismtp.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64
-from minismtp.user_names import folded_name
+from minismtp.values.reply import Disconnect, Reject, Reply, Verdict
+from minismtp.values.user_names import folded_name
 
 _PUT_OFF: Final = "login put off"
 _CANCELLED: Final = "auth cancelled"

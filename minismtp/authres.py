@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from minismtp.envelope import Envelope
-from minismtp.stash import StashKey
+from minismtp.values.stash import StashKey
 
 # pvalue = [CFWS] ((value / [[local-part] "@"] domain-name) [CFWS]); value = token / quoted-string
 _PLAIN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+./^_`{|}~@-]+")

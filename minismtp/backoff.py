@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from minismtp.admission import SharedLock
-from minismtp.peer import peer_key
+from minismtp.values.peer import peer_key
 
 _ROW: Final = struct.Struct("=8sIIdd")  # digest of the address, then what `_Row` names
 _KNOWN: Final = struct.Struct("=8sd")  # digest, when it last succeeded

@@ -18,11 +18,8 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
 from minismtp import permissions, tls
-from minismtp.address import Address
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
-from minismtp.database import damage
 from minismtp.envelope import Envelope, Recipient
-from minismtp.files import read_file
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo
@@ -30,14 +27,17 @@ from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
-from minismtp.privileges import acting_as_owner
 from minismtp.remote import RemoteError
-from minismtp.reply import Verdict
 from minismtp.service import make_service
 from minismtp.session import Session
 from minismtp.settings import ConfigError, reason
 from minismtp.state import FILE, State
 from minismtp.testing import Dialogue
+from minismtp.values.address import Address
+from minismtp.values.database import damage
+from minismtp.values.durable_files import read_file
+from minismtp.values.privileges import acting_as_owner
+from minismtp.values.reply import Verdict
 
 _DAY: Final = 86_400
 _EXPIRES_SOON: Final = 14 * _DAY

@@ -26,7 +26,7 @@ import msgspec
 
 from minismtp.activity import Step
 from minismtp.log import Log
-from minismtp.threads import start_thread
+from minismtp.values.threads import start_thread
 
 DIRECTORY: Final = "chronicle"  # in the state directory
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59, what the calendar can show

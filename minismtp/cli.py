@@ -21,7 +21,7 @@ from minismtp.commands.common import (
     fail,
 )
 from minismtp.settings import ConfigError, reason
-from minismtp.threads import Interrupted
+from minismtp.values.threads import Interrupted
 
 _LAST_STREAM: Final = 2  # the descriptor of standard error
 

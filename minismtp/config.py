@@ -15,7 +15,6 @@ from typing import Annotated, Final, Literal
 
 import tomli
 
-from minismtp.files import without_marks
 from minismtp.scalars import parse_domain
 from minismtp.sections import (
     COMMON_KEYS,
@@ -35,6 +34,7 @@ from minismtp.sections import (
 )
 from minismtp.sending import Outbound, OutboundRoute
 from minismtp.settings import ConfigError, build, did_you_mean
+from minismtp.values.durable_files import without_marks
 
 __all__ = [
     "COMMON_KEYS",

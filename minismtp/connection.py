@@ -20,14 +20,14 @@ from typing import Final
 
 from minismtp import client_certificate
 from minismtp.activity import Activity, taken_up
-from minismtp.files import MisdirectedError
 from minismtp.receiver import Receiver
 from minismtp.service import Service
 from minismtp.session import Session, TlsInfo, is_silent
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.proxy import ProxyProblem, read_header
-from minismtp.threads import report
 from minismtp.tls import Certificates, tls_info
+from minismtp.values.durable_files import MisdirectedError
+from minismtp.values.threads import report
 
 _GRACE: Final = 5.0  # seconds for the last words of a session that was cut
 # Octets asked for between commands. An idle session holds a buffer of that size; this one is from

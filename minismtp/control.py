@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from minismtp.threads import start_thread, surviving
+from minismtp.values.threads import start_thread, surviving
 
 PATIENCE: Final = 2.0  # seconds that one question may take in all
 _LONGEST: Final = 65536  # octets of a question

@@ -17,7 +17,6 @@ from minismtp.ehlo import keywords
 from minismtp.error_count import ErrorCount
 from minismtp.metrics import COMMANDS
 from minismtp.refusals import Refusals, outcome_of, path_as_it_came, shortened
-from minismtp.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import (
@@ -49,9 +48,10 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     Signal,
 )
-from minismtp.threads import surviving
 from minismtp.tracing import abbreviated
 from minismtp.transaction import Transaction
+from minismtp.values.reply import Disconnect, Reject, Reply, Verdict
+from minismtp.values.threads import surviving
 from minismtp.xclient import apply_xclient
 
 _CONTENT: Final = frozenset({ContentChunk, EndOfContent, EndOfChunk, Bdat})

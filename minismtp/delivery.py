@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from minismtp.address import Address
 from minismtp.envelope import Envelope
+from minismtp.values.address import Address
 
 TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from minismtp.address import to_ascii
 from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.headers import format_field
@@ -25,6 +24,7 @@ from minismtp.mime_conversion import converted
 from minismtp.received import date
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, encode_utf8_address
 from minismtp.transfer_encoding import quoted_printable
+from minismtp.values.address import to_ascii
 
 Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
 

@@ -41,11 +41,11 @@ from minismtp.insight.page import POLICY, History, render
 from minismtp.insight.sessions import Survey, survey
 from minismtp.log import Log
 from minismtp.metrics import count_thread_failures, use_slot
-from minismtp.peer import plain_address
 from minismtp.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.readiness import FATAL, WARNINGS, Readiness
 from minismtp.tally import FLUSH_INTERVAL
-from minismtp.threads import count_failures, start_thread, surviving
+from minismtp.values.peer import plain_address
+from minismtp.values.threads import count_failures, start_thread, surviving
 
 _Request: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 _TIMEOUT: Final = 10.0  # seconds for one request

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from minismtp.address import Address
 from minismtp.envelope import Envelope, Local, Recipient
 from minismtp.message import Message
 from minismtp.smtp.grammar import encode_xtext
+from minismtp.values.address import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from minismtp.address import Address
-from minismtp.stash import Stash
+from minismtp.values.address import Address
+from minismtp.values.stash import Stash
 
 
 @dataclass(frozen=True, slots=True, init=False)

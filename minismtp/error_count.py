@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from minismtp.peer import peer_key
-from minismtp.reply import Reply
 from minismtp.sections import Limits
 from minismtp.smtp.commands import Auth, Command, Data, Mail, Quit, Rcpt
 from minismtp.smtp.protocol import Event, Refused, SaslResponse
+from minismtp.values.peer import peer_key
+from minismtp.values.reply import Reply
 
 _BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
 # Of an error, in hundredths. Senders know of a bad recipient only when they try.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from minismtp.address import Address
-from minismtp.reply import Reply
+from minismtp.values.address import Address
+from minismtp.values.reply import Reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Final
 
 from minismtp.envelope import Envelope
 from minismtp.session import Session
-from minismtp.stash import StashKey
+from minismtp.values.stash import StashKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,11 @@ from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
 from minismtp.message import Message
 from minismtp.metrics import VERDICTS, HookMetrics
-from minismtp.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.session import Session
 from minismtp.smtp.sasl import StoredKey
-from minismtp.stash import Stash, StashKey
-from minismtp.threads import Interrupted, report
+from minismtp.values.reply import Defer, Disconnect, Reject, Reply, Verdict
+from minismtp.values.stash import Stash, StashKey
+from minismtp.values.threads import Interrupted, report
 
 T = TypeVar("T")
 D = TypeVar("D")

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from minismtp.admission import Admission
 from minismtp.board import Board, Standing
-from minismtp.clock import steady_time
 from minismtp.log import Log
 from minismtp.notify import Notifier
+from minismtp.values.clock import steady_time
 
 
 class Herald:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
 
-from minismtp.reply import Verdict
+from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
-    from minismtp.address import Address
     from minismtp.delivery import Delivery, Destination
     from minismtp.envelope import Credentials, Envelope, Recipient, Route
     from minismtp.events import Event
     from minismtp.hookspecs import ServerInfo
     from minismtp.message import Message
-    from minismtp.reply import Reply
     from minismtp.session import Session
     from minismtp.smtp.sasl import StoredKey
+    from minismtp.values.address import Address
+    from minismtp.values.reply import Reply
 
 Caller: TypeAlias = Callable[..., Any]
 #: What a plugin can check when it does not say so by an attribute `mechanisms`.

@@ -23,15 +23,15 @@ from minismtp.state import State
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from minismtp.address import Address
     from minismtp.config import Config
     from minismtp.delivery import Delivery, Destination
     from minismtp.envelope import Credentials, Envelope, Recipient, Route
     from minismtp.events import Event
     from minismtp.message import Message
-    from minismtp.reply import Reply
     from minismtp.session import Session
     from minismtp.smtp.sasl import StoredKey
+    from minismtp.values.address import Address
+    from minismtp.values.reply import Reply
 
 PROJECT = "minismtp"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Listener
-from minismtp.privileges import acting_as_owner
 from minismtp.scalars import SocketAddress
 from minismtp.settings import reason
+from minismtp.values.privileges import acting_as_owner
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4096

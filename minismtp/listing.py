@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from minismtp.outbound.schedule import Waiting
-from minismtp.printable import one_line
+from minismtp.values.printable import one_line
 
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT")
 _JSON: Final = msgspec.json.Encoder()

@@ -29,8 +29,8 @@ from collections.abc import Callable
 from typing import Final
 
 from minismtp.output import Output, Printed
-from minismtp.printable import printable
-from minismtp.threads import start_thread
+from minismtp.values.printable import printable
+from minismtp.values.threads import start_thread
 
 FLUSH_INTERVAL: Final = 0.05
 _ROOM: Final = 4 << 20  # octets of lines that may wait: a second of the busiest log, and more

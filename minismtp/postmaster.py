@@ -17,9 +17,9 @@ from minismtp import listing
 from minismtp.config import Config
 from minismtp.outbound.schedule import Schedule, State, Waiting
 from minismtp.outbound.selection import Filter
-from minismtp.privileges import acting_as_owner
 from minismtp.scalars import parse_duration
 from minismtp.spool import DamagedError, Spool
+from minismtp.values.privileges import acting_as_owner
 
 VERBS: Final = {
     "list": "one line for each recipient",

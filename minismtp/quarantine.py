@@ -29,15 +29,15 @@ from typing import Final
 
 import msgspec
 
-from minismtp.address import Address
-from minismtp.clock import steady_time
 from minismtp.content import Content
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope
-from minismtp.files import make_directory, sync_directory
 from minismtp.message import Message
 from minismtp.spool import DamagedError, Spool
 from minismtp.spool_file import open_message
+from minismtp.values.address import Address
+from minismtp.values.clock import steady_time
+from minismtp.values.durable_files import make_directory, sync_directory
 
 _NAME: Final = re.compile(r"([0-9]+)\.M([0-9]{6})I(.+)\.([0-9a-f]{8}),S=([0-9]+)(:2,\w*)?")
 _START: Final = b"X-Quarantine: minismtp-1 %010d"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from minismtp.address import Address
 from minismtp.envelope import Envelope
 from minismtp.session import Session
 from minismtp.smtp.grammar import is_host_name
+from minismtp.values.address import Address
 
 _NAME_LIMIT: Final = 255  # octets of the name in EHLO that we repeat
 _FOR_LIMIT: Final = 900  # octets of a recipient that fit into one line (RFC 5322 section 2.1.1)

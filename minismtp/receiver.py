@@ -12,7 +12,6 @@ from minismtp.activity import Activity
 from minismtp.chronicle import Record
 from minismtp.conversation import Conversation
 from minismtp.events import SessionClosed, SessionOpened
-from minismtp.reply import Reply
 from minismtp.service import Service
 from minismtp.session import Session, TlsInfo
 from minismtp.smtp.commands import Bdat, Command
@@ -25,7 +24,8 @@ from minismtp.smtp.protocol import (
     Protocol,
     State,
 )
-from minismtp.threads import report, surviving
+from minismtp.values.reply import Reply
+from minismtp.values.threads import report, surviving
 
 _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at the most
 

@@ -12,7 +12,7 @@ from math import inf
 from typing import Final
 
 from minismtp.log import Log, bind, bound, unbind
-from minismtp.peer import peer_key
+from minismtp.values.peer import peer_key
 
 _WINDOW: Final = 60.0  # seconds
 _MOST: Final = 10_000  # peers that are remembered

@@ -13,9 +13,9 @@ from minismtp.chronicle import Record
 from minismtp.log import bound
 
 if TYPE_CHECKING:
-    from minismtp.reply import Reply
     from minismtp.service import Service
     from minismtp.session import Session
+    from minismtp.values.reply import Reply
 
 _MOST_RECIPIENTS: Final = 20  # refused ones of one message that have a line each
 _LONGEST: Final = 700  # characters of what a client said: any address, but no flood

@@ -23,11 +23,11 @@ from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet
-from minismtp.reply import Verdict
 from minismtp.sections import StateConfig
 from minismtp.service import Service, make_service
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue
+from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path

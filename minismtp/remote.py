@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from minismtp.reply import Verdict
+from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
     from datetime import timedelta

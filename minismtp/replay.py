@@ -21,13 +21,13 @@ import msgspec
 import tomli
 
 from minismtp.config import Config, PluginConfig
-from minismtp.files import read_file
 from minismtp.log import Log
 from minismtp.plugins import instances
-from minismtp.printable import one_line
 from minismtp.rehearsal import Rehearsal
 from minismtp.settings import ConfigError
 from minismtp.stored import envelope_of, maildir
+from minismtp.values.durable_files import read_file
+from minismtp.values.printable import one_line
 
 ACCEPTED: Final = "accepted"  # to compare with, instead of a set of plugins
 _LEFT_OUT: Final = ("route", "deliver", "observe", "on_send", "destination")

@@ -5,7 +5,7 @@ What the wire layer refuses by itself, such as bad syntax, it words itself; plug
 
 from typing import Final
 
-from minismtp.reply import Reply
+from minismtp.values.reply import Reply
 
 # Between transactions.
 OK: Final = Reply(250, "ok", "2.0.0")

@@ -9,14 +9,14 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 
-from minismtp.address import Address
 from minismtp.dsn import Action, Report, notification
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
-from minismtp.reply import Verdict
 from minismtp.session import Session
+from minismtp.values.address import Address
+from minismtp.values.reply import Verdict
 
 
 def success_notices(

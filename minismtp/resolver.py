@@ -18,10 +18,10 @@ import dns.flags
 import dns.nameserver
 import dns.resolver
 
-from minismtp.address import to_ascii
-from minismtp.cache import BoundedCache
-from minismtp.peer import plain_address
 from minismtp.scalars import SocketAddress
+from minismtp.values.address import to_ascii
+from minismtp.values.cache import BoundedCache
+from minismtp.values.peer import plain_address
 
 _LIFETIME: Final = 10.0
 _PAYLOAD: Final = 1232  # octets of UDP, whole in one packet on every way

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.exposure import Trust, exposures
-from minismtp.privileges import acting_as
 from minismtp.settings import ConfigError
+from minismtp.values.exposure import Trust, exposures
+from minismtp.values.privileges import acting_as
 
 _LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
 

@@ -11,8 +11,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from minismtp.address import Address, to_ascii
-from minismtp.peer import plain_address
+from minismtp.values.address import Address, to_ascii
+from minismtp.values.peer import plain_address
 
 Network: TypeAlias = IPv4Network | IPv6Network
 

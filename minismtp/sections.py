@@ -15,10 +15,10 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
-from minismtp.ciphers import GENEROUS, set_ciphers
 from minismtp.cleanup import DROP_HEADERS
 from minismtp.scalars import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.settings import ConfigError, build
+from minismtp.values.ciphers import GENEROUS, set_ciphers
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")
 _MIN_DATA_RATE: Final = ByteSize(500)  # as Postfix's smtpd_min_data_rate

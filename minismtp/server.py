@@ -23,11 +23,11 @@ from minismtp import log as logging
 from minismtp.admission import Admission, Ticket
 from minismtp.config import Listener
 from minismtp.connection import Connection
-from minismtp.reply import Reply
 from minismtp.service import Service, new_id
 from minismtp.session import Session
-from minismtp.threads import start_thread, surviving
 from minismtp.tls import Certificates
+from minismtp.values.reply import Reply
+from minismtp.values.threads import start_thread, surviving
 
 _TICK: Final = 1.0  # seconds between two turns of a loop, at the most: it shows that it lives
 _SHORTEST_TICK: Final = 0.05

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from minismtp.stash import Stash
+from minismtp.values.stash import Stash
 
 
 def is_silent(_seconds: float) -> bool:

@@ -43,7 +43,6 @@ from typing import Final
 
 from minismtp.content import Content
 from minismtp.entry import Entry
-from minismtp.files import MisdirectedError, check_written, make_directory, sync_directory
 from minismtp.message import Message
 from minismtp.spool_file import (
     DamagedError,
@@ -54,7 +53,13 @@ from minismtp.spool_file import (
     read_message,
     write,
 )
-from minismtp.threads import surviving
+from minismtp.values.durable_files import (
+    MisdirectedError,
+    check_written,
+    make_directory,
+    sync_directory,
+)
+from minismtp.values.threads import surviving
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 __all__ = ["BusyError", "DamagedError", "Spool", "UnreadableError", "heard"]

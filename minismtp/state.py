@@ -21,12 +21,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from minismtp.clock import steady_time
 from minismtp.remote import Breaker, RemoteError
 from minismtp.sections import StateConfig
 from minismtp.settings import ConfigError
 from minismtp.state_sqlite import SqliteStore
 from minismtp.state_store import Store, Window
+from minismtp.values.clock import steady_time
 
 FILE: Final = "state.db"
 _LONGEST_KEY: Final = 256  # octets; of a longer one the end is a digest of the whole

@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from minismtp.clock import steady_time
-from minismtp.database import DatabaseFile, is_damage
 from minismtp.state_store import AHEAD, MICROSECONDS, Window
+from minismtp.values.clock import steady_time
+from minismtp.values.database import DatabaseFile, is_damage
 
 T = TypeVar("T")
 

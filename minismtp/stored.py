@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from minismtp.address import Address, unquoted
 from minismtp.headers import Headers
-from minismtp.peer import plain_address
 from minismtp.rehearsal import Client
+from minismtp.values.address import Address, unquoted
+from minismtp.values.peer import plain_address
 
 _HEAD: Final = 256 * 1024  # octets in which the trace fields are
 # The trace fields of `received`: the client's name and address, by, with, our identifier.

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from minismtp import replies
-from minismtp.address import Address
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope, Recipient
 from minismtp.log import describe
 from minismtp.message import Message
-from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
 from minismtp.spool import UnreadableError
-from minismtp.threads import report, surviving
+from minismtp.values.address import Address
+from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
+from minismtp.values.threads import report, surviving
 
 _PATIENCE: Final = 120.0  # seconds for all copies; a client waits at least 600 (RFC 5321 4.5.3.2.6)
 

@@ -11,15 +11,15 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from minismtp.address import Address, to_ascii
 from minismtp.address_list import completed, mailboxes_of
 from minismtp.envelope import Envelope, Recipient
 from minismtp.hooks import Hooks
 from minismtp.message import Message
 from minismtp.received import date
-from minismtp.reply import Reject
 from minismtp.session import Session
-from minismtp.user_names import folded_local
+from minismtp.values.address import Address, to_ascii
+from minismtp.values.reply import Reject
+from minismtp.values.user_names import folded_local
 
 # Any of them says that the message is sent again (RFC 5322 section 3.6.6).
 _RESENT: Final = (

@@ -14,7 +14,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from minismtp.threads import start_thread
+from minismtp.values.threads import start_thread
 
 FLUSH_INTERVAL: Final = 0.05
 

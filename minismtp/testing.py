@@ -22,7 +22,6 @@ from typing import Literal
 
 from minismtp import log as logging
 from minismtp.activity import Activity, taken_up
-from minismtp.address import Address
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.content import Content
 from minismtp.delivery import Delivery, Destination
@@ -38,6 +37,7 @@ from minismtp.resolver import Resolver
 from minismtp.service import Service, make_service, new_id
 from minismtp.session import Session, TlsInfo
 from minismtp.state import State
+from minismtp.values.address import Address
 
 
 class Dialogue:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp import client_certificate
-from minismtp.address import to_ascii
-from minismtp.ciphers import offer_dhe, set_ciphers
-from minismtp.der import certificate_fields, elements
-from minismtp.files import stamp
 from minismtp.sections import TlsConfig
 from minismtp.session import TlsInfo
 from minismtp.settings import ConfigError
+from minismtp.values.address import to_ascii
+from minismtp.values.ciphers import offer_dhe, set_ciphers
+from minismtp.values.der import certificate_fields, elements
+from minismtp.values.durable_files import stamp
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _LOOK_EVERY: Final = 1.0  # seconds

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
-from minismtp.reply import Reply
 from minismtp.session import Session
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.protocol import (
@@ -27,6 +26,7 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     Signal,
 )
+from minismtp.values.reply import Reply
 
 _MOST: Final = 10_000  # lines that wait for one who is slow to read
 _SHOWN: Final = frozenset(

@@ -10,7 +10,6 @@ from time import perf_counter
 
 from minismtp import replies
 from minismtp.activity import Activity, summary
-from minismtp.address import Address
 from minismtp.chronicle import Record
 from minismtp.cleanup import RETURN_PATH, clean
 from minismtp.content import Content, ContentWriter
@@ -21,7 +20,6 @@ from minismtp.log import bind, describe, unbind
 from minismtp.message import Message
 from minismtp.received import hops, received
 from minismtp.refusals import Refusals, outcome_of
-from minismtp.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
@@ -29,7 +27,9 @@ from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bar
 from minismtp.storing import Storing
 from minismtp.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.suspects import fingerprint
-from minismtp.threads import report
+from minismtp.values.address import Address
+from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
+from minismtp.values.threads import report
 
 
 class Transaction:

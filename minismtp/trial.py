@@ -24,9 +24,9 @@ from minismtp.findings import Finding, findings_of
 from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.plugins import instances
-from minismtp.printable import one_line
 from minismtp.rehearsal import Client, Rehearsal, Result
 from minismtp.settings import ConfigError
+from minismtp.values.printable import one_line
 
 _LONGEST: Final = 200  # characters of a field that are shown
 

@@ -16,17 +16,17 @@ from typing import Any, Final
 import msgspec
 
 from minismtp import listing
-from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.postmaster import UsageError
-from minismtp.printable import one_line
-from minismtp.privileges import acting_as_owner
 from minismtp.quarantine import Kept, QuarantineStore
 from minismtp.scalars import parse_duration
 from minismtp.settings import ConfigError
 from minismtp.spool import DamagedError, Spool
+from minismtp.values.address import Address, to_ascii
+from minismtp.values.printable import one_line
+from minismtp.values.privileges import acting_as_owner
 
 VERBS: Final = {
     "list": "one line for each message",

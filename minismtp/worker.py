@@ -22,7 +22,6 @@ from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Listener
 from minismtp.control import Control, Say
-from minismtp.files import kept_secret, unusable_files
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
@@ -36,9 +35,10 @@ from minismtp.settings import ConfigError
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
 from minismtp.suspects import Suspects
-from minismtp.threads import count_failures, start_thread
 from minismtp.tls import Certificates, first_end
 from minismtp.tracing import Outlet, Tracing
+from minismtp.values.durable_files import kept_secret, unusable_files
+from minismtp.values.threads import count_failures, start_thread
 
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}

@@ -9,7 +9,6 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from minismtp.peer import plain_address
 from minismtp.session import Session
 from minismtp.smtp.grammar import (
     SyntaxProblem,
@@ -18,7 +17,8 @@ from minismtp.smtp.grammar import (
     parse_helo,
     xtext_octets,
 )
-from minismtp.stash import Stash
+from minismtp.values.peer import plain_address
+from minismtp.values.stash import Stash
 
 ATTRIBUTES: Final = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR")
 _UNKNOWN: Final = frozenset({"[UNAVAILABLE]", "[TEMPUNAVAIL]"})

@@ -26,7 +26,7 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 # Below nohup, or in the background of a shell, signals are ignored, and so they would be by each
 # process that a test starts. One with a handler is back to its default there.

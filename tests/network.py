@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trustme
 
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Run, Running

@@ -8,7 +8,7 @@ from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minismtp.address import Address, to_ascii, to_unicode
+from minismtp.values.address import Address, to_ascii, to_unicode
 
 
 @pytest.mark.parametrize(

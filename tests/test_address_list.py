@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.address import Address
 from minismtp.address_list import mailboxes_of
+from minismtp.values.address import Address
 
 
 @pytest.mark.parametrize(

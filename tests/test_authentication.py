@@ -15,9 +15,9 @@ import pytest
 from minismtp import Credentials, Defer, hookimpl, plugin
 from minismtp.backoff import Backoff
 from minismtp.log import Log
-from minismtp.passwords import hash_password
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Configure, Launch, Running, Start

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.clock import GRACE
 from minismtp.log import Log
 from minismtp.outbound.agenda import Agenda, Job
 from minismtp.outbound.backlog import Backlog, Standing
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Arrival, Batch, Outcome, Row, Schedule, State
+from minismtp.values.clock import GRACE
 
 
 class Clock:

@@ -33,13 +33,13 @@ from minismtp.log import Log
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.mta_sts import Policy
 from minismtp.outbound.security import Contexts
-from minismtp.passwords import hash_password
 from minismtp.plugins import PluginSet
 from minismtp.replay import changed
 from minismtp.sections import SniCertificate, TlsConfig
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.tls import not_after, server_context
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

@@ -8,7 +8,7 @@ import trustme
 
 from minismtp.check import check
 from minismtp.config import Config
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
 MAILDIR = '[[plugins]]\nuse = "maildir"\npath = "mail/{local}"\n'

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from minismtp.cli import main
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from _pytest.capture import CaptureFixture

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final, Literal
 import pytest
 import trustme
 
-from minismtp.ciphers import GENEROUS
 from minismtp.outbound.security import Contexts
 from minismtp.scalars import SocketAddress
 from minismtp.sections import Listener, TlsConfig
 from minismtp.sending import Outbound
 from minismtp.settings import ConfigError
+from minismtp.values.ciphers import GENEROUS
 
 if TYPE_CHECKING:
     from conftest import Launch, Running

@@ -12,8 +12,8 @@ import pytest
 
 from minismtp import __version__
 from minismtp.cli import main
-from minismtp.passwords import verify_password
 from minismtp.smtp.sasl import StoredKey, derive_key
+from minismtp.values.passwords import verify_password
 
 LISTENER = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'

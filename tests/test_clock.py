@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from minismtp.clock import GRACE, SteadyClock, jumped_lately, steady_time
+from minismtp.values.clock import GRACE, SteadyClock, jumped_lately, steady_time
 
 DAY = 86_400.0
 START = 1_800_000_000.0

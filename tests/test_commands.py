@@ -5,7 +5,6 @@ from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minismtp.address import Address
 from minismtp.smtp.commands import (
     LINE_LIMITS,
     LONGEST_LINE,
@@ -26,6 +25,7 @@ from minismtp.smtp.commands import (
     StartTls,
     parse,
 )
+from minismtp.values.address import Address
 
 A = Address("a", "x.org")
 

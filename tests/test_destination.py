@@ -17,10 +17,10 @@ from fakes import Names
 from ports import free_port
 
 from minismtp import resolver as resolver_module
-from minismtp.address import Address
 from minismtp.outbound.destination import Directory, UnreachableError
 from minismtp.resolver import Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
+from minismtp.values.address import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ import pytest
 
 from minismtp.config import Config
 from minismtp.log import Log
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

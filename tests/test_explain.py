@@ -17,7 +17,7 @@ import pytest
 from minismtp.chronicle import Chronicle, Record, recall
 from minismtp.cli import main
 from minismtp.log import Log
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start, TlsFiles

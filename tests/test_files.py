@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.files import (
+from minismtp.values.durable_files import (
     WatchedFiles,
     atomic_write,
     kept_secret,
@@ -25,7 +25,7 @@ from minismtp.files import (
 KILLED_WRITERS = """
 import itertools, os, signal, sys
 from pathlib import Path
-from minismtp.files import atomic_write
+from minismtp.values.durable_files import atomic_write
 step = 0
 def deadly(real, fatal):
     def call(*arguments, **options):
@@ -51,7 +51,9 @@ for fatal in itertools.count(1):
 
 @pytest.fixture
 def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)
+    monkeypatch.setattr(
+        "minismtp.values.durable_files.monotonic", itertools.count(10**9, 2).__next__
+    )
 
 
 def test_atomic_write_makes_a_private_file(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_watched_value_is_not_made_again_without_a_change(tmp_path: Path) -> Non
 
 def test_files_are_looked_at_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 100.9, 101.1, 101.1])
-    monkeypatch.setattr("minismtp.files.monotonic", times.__next__)
+    monkeypatch.setattr("minismtp.values.durable_files.monotonic", times.__next__)
     path = tmp_path / "file"
     path.write_text("old")
     watched = WatchedFiles(path.read_text, path)

@@ -40,8 +40,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from minismtp.passwords import hash_password
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Launch, Running, TlsFiles

@@ -7,7 +7,6 @@ from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minismtp.address import Address
 from minismtp.smtp.grammar import (
     SyntaxProblem,
     decode_base64,
@@ -19,6 +18,7 @@ from minismtp.smtp.grammar import (
     parse_reverse_path,
     split_words,
 )
+from minismtp.values.address import Address
 
 _LONG_DOMAIN = ".".join(["d" * 60] * 4)  # 243 octets
 

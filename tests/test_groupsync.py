@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.groupsync import GroupSync, sync_file_system
+from minismtp.values.group_sync import GroupSync, sync_file_system
 
 
 class Gate:

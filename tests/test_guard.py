@@ -35,9 +35,9 @@ from minismtp.guard import ANSWERS, HARMLESS, Failure, Guard, Policy
 from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.plugins import hook_names
-from minismtp.reply import Verdict
 from minismtp.testing import Dialogue, Mailroom
-from minismtp.threads import Interrupted
+from minismtp.values.reply import Verdict
+from minismtp.values.threads import Interrupted
 
 NOTE: StashKey[str] = StashKey()
 

@@ -40,9 +40,9 @@ from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet, hook_names
-from minismtp.reply import Verdict
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.values.reply import Verdict
 
 
 def plain(username: str, password: str) -> str:

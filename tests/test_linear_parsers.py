@@ -43,7 +43,6 @@ from minismtp import (
     prepared_password,
     quoted,
 )
-from minismtp.address import Address, to_ascii, to_unicode
 from minismtp.address_list import completed, mailboxes_of
 from minismtp.dsn import Report, notification
 from minismtp.entry import Entry, Target
@@ -53,6 +52,7 @@ from minismtp.outbound.answer import HostReply
 from minismtp.outbound.mta_sts import Policy
 from minismtp.resolver import Found
 from minismtp.smtp import commands, grammar, sasl
+from minismtp.values.address import Address, to_ascii, to_unicode
 
 Parser = Callable[[str], object]
 

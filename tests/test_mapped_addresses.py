@@ -25,13 +25,13 @@ from minismtp_plugins.relay import Relaying
 from minismtp import Address, Credentials, Recipient, Session, SocketAddress
 from minismtp.cli import parser
 from minismtp.outbound.destination import Directory
-from minismtp.peer import peer_key, plain_address
 from minismtp.scalars import parse_network
 from minismtp.server import _peer
 from minismtp.settings import ConfigError, build
 from minismtp.smtp.proxy import read_header
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
+from minismtp.values.peer import peer_key, plain_address
 from minismtp.xclient import apply_xclient
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
 from ports import free_port
 
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -24,7 +24,7 @@ _PARSES: Final = re.compile(
 _OTHERS: Final = {
     "_rescue": "names of our own files",
     "backoff": "a digest of our own",
-    "files": "byte order marks in files of the operator's",
+    "values.durable_files": "byte order marks in files of the operator's",
     "guard": "what a plugin says",
     "permissions": "names of options",
     "replay": "a file of the operator's, as `configuration` has it",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.passwords import check_stored_password, hash_password, verify_password
+from minismtp.values.passwords import check_stored_password, hash_password, verify_password
 
 # RFC 7914 section 12, third vector: P="pleaseletmein", S="SodiumChloride", N=16384, r=8, p=1
 VECTOR_KEY = bytes.fromhex(

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from ports import free_port
 from spellings import DANGEROUS, MORE, REFUSED, TAKEN, Spelling
 
-from minismtp.address import Address
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
 from minismtp.smtp.path import PathError, read_path
+from minismtp.values.address import Address
 
 _ALL: Final = [*TAKEN, *MORE, *REFUSED, *DANGEROUS]
 _OF_MAIL: Final = re.compile(r"\s(?:SIZE|BODY|ENVID|SMTPUTF8)\S*")

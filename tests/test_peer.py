@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minismtp.peer import peer_key
+from minismtp.values.peer import peer_key
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from ports import free_port
 from scripted import Script
 
 from minismtp import Address, Content, Envelope, Local, Message, RemoteError, SocketAddress
-from minismtp.passwords import hash_password
-from minismtp.reply import Verdict
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.values.passwords import hash_password
+from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
     from conftest import Launch, Running, TlsFiles

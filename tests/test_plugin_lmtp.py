@@ -17,8 +17,8 @@ from minismtp_plugins.lmtp import Lmtp
 from scripted import Script
 
 from minismtp import Address, Content, Envelope, Message, RemoteError, SocketAddress
-from minismtp.reply import Verdict
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
     from conftest import Launch, Running

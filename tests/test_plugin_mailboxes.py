@@ -67,7 +67,9 @@ def test_mailbox_is_an_address_though_lower_case_would_make_it_too_long(letter: 
 
 @pytest.fixture
 def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)
+    monkeypatch.setattr(
+        "minismtp.values.durable_files.monotonic", itertools.count(10**9, 2).__next__
+    )
 
 
 def test_without_users_every_local_part_has_a_mailbox() -> None:

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from minismtp_plugins.password_file import PasswordFile, _Users
 
 from minismtp import Credentials, Defer, ServerInfo, folded_name
-from minismtp.files import unusable_files
-from minismtp.passwords import hash_password
 from minismtp.settings import ConfigError, build
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
+from minismtp.values.durable_files import unusable_files
+from minismtp.values.passwords import hash_password
 
 
 def cheap(password: str, log_n: int = 1) -> str:
@@ -41,7 +41,9 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(10**9, 2).__next__)
+    monkeypatch.setattr(
+        "minismtp.values.durable_files.monotonic", itertools.count(10**9, 2).__next__
+    )
 
 
 @pytest.fixture

@@ -27,9 +27,9 @@ from minismtp_plugins.sql import Sql
 from ports import free_port
 
 from minismtp import Breaker, Credentials, RemoteError, ServerInfo
-from minismtp.passwords import hash_password
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Launch

@@ -20,9 +20,9 @@ from fakes import envelope as make_envelope
 from minismtp_plugins.webhook import Webhook
 
 from minismtp import Address, Content, ContentWriter, Message, RemoteError
-from minismtp.reply import Verdict
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
+from minismtp.values.reply import Verdict
 
 ALICE = Address("alice", "example.org")
 TEXT = b"Subject: x\r\n\r\n.dot\r\n8-bit \xff\r\n"

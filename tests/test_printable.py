@@ -23,8 +23,8 @@ from minismtp.insight.overview import Overview
 from minismtp.insight.page import History, render
 from minismtp.message import Message
 from minismtp.outbound.schedule import Waiting
-from minismtp.printable import one_line, printable
 from minismtp.quarantine import Kept
+from minismtp.values.printable import one_line, printable
 
 NOW: Final = 1_700_000_000.0
 PLAIN: Final = "text"

@@ -15,8 +15,8 @@ import pytest
 from minismtp.cli import main
 from minismtp.listen import open_socket
 from minismtp.outbound.schedule import Schedule
-from minismtp.privileges import acting_as, acting_as_owner
 from minismtp.scalars import SocketAddress
+from minismtp.values.privileges import acting_as, acting_as_owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 NOBODY = pwd.getpwnam("nobody")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from minismtp.passwords import hash_password
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Client, Launch, Running, TlsFiles

@@ -8,8 +8,6 @@ from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minismtp.address import Address
-from minismtp.reply import Reply
 from minismtp.smtp.commands import (
     LONGEST_LINE,
     Auth,
@@ -38,6 +36,8 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     State,
 )
+from minismtp.values.address import Address
+from minismtp.values.reply import Reply
 
 #: What is answered unless a test says otherwise; 250 to all others.
 ANSWERS = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.reply import LINE_LIMIT, Defer, Disconnect, Reject, Reply, Verdict, printable
+from minismtp.values.reply import LINE_LIMIT, Defer, Disconnect, Reject, Reply, Verdict, printable
 
 # Reply-line of RFC 5321 section 4.2, whose text is *( HT / %d32-126 )
 WIRE = re.compile(rb"(?:([2-5][0-5][0-9])-[\t -~]*\r\n)*([2-5][0-5][0-9]) [\t -~]*\r\n")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.address import Address
 from minismtp.scalars import SCALARS, ByteSize, Network, Rate, SocketAddress, parse_domain
+from minismtp.values.address import Address
 
 BASE = Path("/etc/minismtp")
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp import spool as module
-from minismtp.address import Address
 from minismtp.content import Content, ContentWriter
 from minismtp.entry import Entry, Target
 from minismtp.envelope import Envelope
-from minismtp.files import MisdirectedError
 from minismtp.message import Message
 from minismtp.spool import BusyError, DamagedError, Spool, UnreadableError, heard
+from minismtp.values.address import Address
+from minismtp.values.durable_files import MisdirectedError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minismtp.stash import Stash, StashKey
+from minismtp.values.stash import Stash, StashKey
 
 SCORE = StashKey[float]()
 OTHER = StashKey[float]()

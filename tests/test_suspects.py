@@ -7,10 +7,10 @@ import threading
 
 import pytest
 
-from minismtp.address import Address
 from minismtp.content import Content
 from minismtp.envelope import Envelope, Recipient
 from minismtp.suspects import Suspects, fingerprint
+from minismtp.values.address import Address
 
 MAIL = Content.of(b"Subject: poison\r\n\r\ntext\r\n")
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from minismtp import threads
 from minismtp.outbound.deadlines import Deadlines
-from minismtp.threads import start_thread, surviving
+from minismtp.values import threads
+from minismtp.values.threads import start_thread, surviving
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -58,7 +58,7 @@ import threading
 
 from minismtp import ServerInfo, hookimpl, plugin
 
-NOT_HERE = {"threading", "minismtp.threads", "contextlib"}
+NOT_HERE = {"threading", "minismtp.values.threads", "contextlib"}
 
 
 @plugin
@@ -129,7 +129,7 @@ def test_only_the_helper_starts_threads() -> None:
         for name, _ in calls(ast.parse(path.read_bytes()))
         if name in WAYS
     }
-    assert starters == {"minismtp/threads.py"}
+    assert starters == {"minismtp/values/threads.py"}
 
 
 def test_every_thread_is_made_to_fail_by_a_test() -> None:
@@ -216,7 +216,7 @@ def test_a_failure_that_cannot_be_told_ends_nothing(monkeypatch: pytest.MonkeyPa
         raise MemoryError
 
     monkeypatch.setattr(threads, "counts", [lambda _, times: fails() if times else None])
-    monkeypatch.setattr(logging.getLogger("minismtp.threads"), "error", fails)
+    monkeypatch.setattr(logging.getLogger("minismtp.values.threads"), "error", fails)
     start_thread("trial", body).join(PATIENCE)
     assert done.is_set()
 
@@ -383,7 +383,7 @@ failed = set()
 def trace(frame, event, argument):
     name = threading.current_thread().name.partition("-")[0]
     here = frame.f_globals.get("__name__")
-    if name in failed or here in {"threading", "minismtp.threads", "contextlib"}:
+    if name in failed or here in {"threading", "minismtp.values.threads", "contextlib"}:
         return None
     failed.add(name)
     raise MemoryError(f"wanted: {name}")

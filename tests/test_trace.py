@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minismtp.cli import main
-from minismtp.passwords import hash_password
 from minismtp.tracing import Line, Outlet
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start, TlsFiles

@@ -18,11 +18,11 @@ from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.password_file import PasswordFile
 
 from minismtp import WatchedFiles
-from minismtp.passwords import hash_password
 from minismtp.sections import SniCertificate, TlsConfig
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 from minismtp.tls import Certificates
+from minismtp.values.passwords import hash_password
 
 NOBODY: Final = 65534
 AUTHORITY: Final = trustme.CA()
@@ -45,7 +45,7 @@ def directory() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let two seconds pass from each look at the clock to the next."""
-    monkeypatch.setattr("minismtp.files.monotonic", itertools.count(0, 2).__next__)
+    monkeypatch.setattr("minismtp.values.durable_files.monotonic", itertools.count(0, 2).__next__)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 from base64 import b64encode
 
 from minismtp import Credentials, check_stored_password, hookimpl, plugin, verify_password
-from minismtp.passwords import hash_password
 from minismtp.testing import Dialogues
+from minismtp.values.passwords import hash_password
 
 
 @plugin

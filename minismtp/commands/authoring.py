@@ -89,7 +89,7 @@ def _add_try(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> str:
-    from minismtp.peer import plain_address
+    from minismtp.values.peer import plain_address
 
     try:
         return text if text == "unix" else plain_address(text)

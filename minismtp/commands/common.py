@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from minismtp.log import complain
-from minismtp.printable import printable
+from minismtp.values.printable import printable
 
 if TYPE_CHECKING:
     from minismtp.config import Config

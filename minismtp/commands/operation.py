@@ -19,7 +19,7 @@ from minismtp.commands.common import (
 )
 from minismtp.log import complain
 from minismtp.settings import ConfigError
-from minismtp.start import block_signals
+from minismtp.values.startup_signals import block_signals
 
 if TYPE_CHECKING:
     from minismtp.config import Config
@@ -163,16 +163,16 @@ def _queue(arguments: argparse.Namespace) -> int:
 
 
 def _passwd(arguments: argparse.Namespace) -> int:
-    from minismtp.privileges import acting_as_owner
+    from minismtp.values.privileges import acting_as_owner
 
     with acting_as_owner(arguments.file.parent):
         return _change_password(arguments)
 
 
 def _change_password(arguments: argparse.Namespace) -> int:
-    from minismtp.files import atomic_write, read_file
-    from minismtp.passwords import hash_password
     from minismtp.smtp.sasl import make_key
+    from minismtp.values.durable_files import atomic_write, read_file
+    from minismtp.values.passwords import hash_password
 
     path: Path = arguments.file
     user: str = arguments.user
@@ -200,7 +200,7 @@ def _change_password(arguments: argparse.Namespace) -> int:
 
 def _ask_password() -> str:
     """Read a password from the terminal, or one line from what is no terminal."""
-    from minismtp.files import without_marks
+    from minismtp.values.durable_files import without_marks
 
     if not sys.stdin.isatty():
         return without_marks(sys.stdin.buffer.readline()).decode().rstrip("\r\n")

@@ -21,7 +21,7 @@ from minismtp.activity import Step
 from minismtp.chronicle import Record, mentions, recall
 from minismtp.config import Config
 from minismtp.control import ask
-from minismtp.printable import one_line
+from minismtp.values.printable import one_line
 
 _IDENTIFIER: Final = re.compile(r"[0-9a-f]{12}(\.[A-Za-z0-9]+)*")
 _REFUSALS: Final = ("sender ", "recipient ", "command ", "connection ", "login ")

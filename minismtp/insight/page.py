@@ -16,8 +16,8 @@ from minismtp import __version__
 from minismtp.insight.overview import FLOWS, Overview
 from minismtp.insight.sessions import Survey, doing, span
 from minismtp.metrics import VERDICTS
-from minismtp.printable import one_line
-from minismtp.threads import start_thread
+from minismtp.values.printable import one_line
+from minismtp.values.threads import start_thread
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _INTERVAL: Final = 15.0  # seconds between two points of a plot

@@ -13,7 +13,7 @@ from typing import Any, Final
 from minismtp.config import Config
 from minismtp.control import ask
 from minismtp.log import complain
-from minismtp.printable import one_line
+from minismtp.values.printable import one_line
 
 _HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
 

@@ -15,7 +15,7 @@ from minismtp.activity import Step
 from minismtp.chronicle import mentions
 from minismtp.config import Config
 from minismtp.control import ask
-from minismtp.printable import one_line
+from minismtp.values.printable import one_line
 
 _MARK: Final = "shadow:"
 _EXAMPLES: Final = 5  # of each plugin

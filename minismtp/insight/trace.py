@@ -14,7 +14,7 @@ from typing import Any, Final
 from minismtp.config import Config
 from minismtp.control import connect, processes
 from minismtp.insight.sessions import nobody_answers
-from minismtp.printable import one_line
+from minismtp.values.printable import one_line
 
 _TICK: Final = 0.5  # seconds between two looks for processes that have come
 

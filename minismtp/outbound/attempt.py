@@ -11,11 +11,9 @@ from itertools import islice
 from typing import Final, Self
 
 from minismtp import replies
-from minismtp.address import Address, to_ascii
 from minismtp.config import Config
 from minismtp.delivery import Delivery, Destination
 from minismtp.entry import Entry, Target
-from minismtp.files import read_file
 from minismtp.log import Log
 from minismtp.message import Message
 from minismtp.outbound.answer import Answer, HostError, LoopError, TlsError
@@ -29,10 +27,12 @@ from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
 from minismtp.plugins import PluginSet
-from minismtp.reply import Verdict
 from minismtp.reporting import route_notice
 from minismtp.resolver import Resolver
-from minismtp.threads import report
+from minismtp.values.address import Address, to_ascii
+from minismtp.values.durable_files import read_file
+from minismtp.values.reply import Verdict
+from minismtp.values.threads import report
 
 _log = logging.getLogger(__name__)
 LOCAL: Final = "local"  #: the destination of copies for mailboxes of ours

@@ -16,9 +16,9 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from minismtp.clock import GRACE, steady_time
 from minismtp.outbound.agenda import Agenda, Job
 from minismtp.outbound.schedule import OPEN, Outcome, Row, State
+from minismtp.values.clock import GRACE, steady_time
 
 _EARLIEST: Final = 1_577_836_800.0  # 2020, before there was this program
 _MOST_IDLE: Final = 50  # connections that wait for another message

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from minismtp.clock import steady_time
 from minismtp.log import describe
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome, Row
-from minismtp.threads import start_thread, surviving
+from minismtp.values.clock import steady_time
+from minismtp.values.threads import start_thread, surviving
 
 SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old, at the most
 _PAUSE: Final = 0.1  # seconds between two looks whether another suspect is done with

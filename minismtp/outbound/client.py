@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.address import to_ascii
-from minismtp.cache import BoundedCache
 from minismtp.delivery import Destination
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
@@ -29,6 +27,8 @@ from minismtp.outbound.security import (
     Security,
 )
 from minismtp.outbound.transfer import transact
+from minismtp.values.address import to_ascii
+from minismtp.values.cache import BoundedCache
 
 _PARTING: Final = 10.0
 

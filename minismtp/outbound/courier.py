@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.events import DeliveryAttempted
 from minismtp.outbound.agenda import Job, delay
@@ -24,7 +23,8 @@ from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices, final
 from minismtp.outbound.schedule import Outcome
 from minismtp.outbound.watch import Watch
-from minismtp.threads import start_thread
+from minismtp.values.clock import steady_time
+from minismtp.values.threads import start_thread
 
 _TURN = 10.0  # seconds after which a place goes to whoever waits longest
 _MOST = 100  # messages in one turn

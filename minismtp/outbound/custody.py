@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.log import Log, describe
 from minismtp.message import Message
@@ -19,6 +18,7 @@ from minismtp.outbound.in_progress import InProgress
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.spool import DamagedError, Spool
+from minismtp.values.clock import steady_time
 
 _FRESH: Final = 50  # messages that are held open
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.der import certificate_fields
 from minismtp.outbound.destination import Host, UnreachableError
 from minismtp.resolver import Resolver, UnansweredError
+from minismtp.values.der import certificate_fields
 
 TRUST_ANCHOR: Final = 2  #: DANE-TA: an authority of the certificate
 END_ENTITY: Final = 3  #: DANE-EE: the certificate itself, whatever stands in it

@@ -11,7 +11,7 @@ from math import inf
 from typing import Protocol, Self
 
 from minismtp.sending import Outbound
-from minismtp.threads import start_thread, surviving
+from minismtp.values.threads import start_thread, surviving
 
 
 @dataclass(frozen=True, slots=True)

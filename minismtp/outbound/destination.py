@@ -17,10 +17,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
-from minismtp.address import to_ascii
-from minismtp.peer import plain_address
 from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import SocketAddress
+from minismtp.values.address import to_ascii
+from minismtp.values.peer import plain_address
 
 _MOST_HOSTS: Final = 10  # of a domain; more are no help (RFC 5321 section 5.1: at least two)
 _HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")

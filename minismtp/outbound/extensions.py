@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.address import Address
 from minismtp.entry import Entry, Target
 from minismtp.message import Message
 from minismtp.mime_conversion import Form
+from minismtp.values.address import Address
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)
 _SIZE: Final = re.compile(r"[0-9]{1,20}")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
-from minismtp.clock import steady_time
 from minismtp.entry import Entry
 from minismtp.message import Message
 from minismtp.outbound.attempt import LOCAL
@@ -17,6 +16,7 @@ from minismtp.outbound.backlog import Standing
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.schedule import OPEN, Arrival, Outcome, Row, State
 from minismtp.spool import DamagedError
+from minismtp.values.clock import steady_time
 
 FATAL: Final = "451 4.3.0 held: the process that delivers died twice at this message"
 _READING: Final = "? "  # before the name of a message that is read, in `InProgress`

@@ -19,7 +19,7 @@ from typing import Final
 
 from minismtp.log import Log, describe
 from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
-from minismtp.threads import start_thread
+from minismtp.values.threads import start_thread
 
 _PAUSE: Final = 0.05  # seconds between two transactions
 _SULK: Final = 5.0  # seconds until the next try after one that failed

@@ -16,13 +16,13 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from minismtp.address import to_ascii
-from minismtp.clock import steady_time
-from minismtp.files import atomic_write, make_directory
 from minismtp.log import Log
 from minismtp.outbound.security import matches
 from minismtp.outbound.well_known import FetchError, Web
 from minismtp.resolver import Resolver, UnansweredError
+from minismtp.values.address import to_ascii
+from minismtp.values.clock import steady_time
+from minismtp.values.durable_files import atomic_write, make_directory
 
 _RECORD: Final = "v=STSv1"
 _ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")

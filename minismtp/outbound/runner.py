@@ -19,9 +19,7 @@ from typing import Final
 from minismtp import log as logging
 from minismtp import stacks
 from minismtp.board import Board
-from minismtp.clock import steady_time
 from minismtp.config import Config
-from minismtp.database import set_aside
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
@@ -44,7 +42,9 @@ from minismtp.plugins import PluginSet
 from minismtp.pulse import Pulses
 from minismtp.settings import ConfigError
 from minismtp.spool import BusyError, Spool, heard
-from minismtp.threads import count_failures, start_thread, surviving
+from minismtp.values.clock import steady_time
+from minismtp.values.database import set_aside
+from minismtp.values.threads import count_failures, start_thread, surviving
 
 EXIT_CONFIG: Final = 78
 _TICK: Final = 1.0  # seconds between two looks at what nobody calls for

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from minismtp.address import to_ascii
-from minismtp.ciphers import GENEROUS, set_ciphers
 from minismtp.delivery import TlsLevel
 from minismtp.outbound.dane import END_ENTITY, Dane
 from minismtp.settings import ConfigError
+from minismtp.values.address import to_ascii
+from minismtp.values.ciphers import GENEROUS, set_ciphers
 
 #: How a delivery was secured, for logs and metrics. `encrypted`: anybody may have answered.
 LEVELS: Final = ("none", "encrypted", "verified", "mta-sts", "dane")

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.address import Address, to_ascii, to_unicode
+from minismtp.values.address import Address, to_ascii, to_unicode
 
 # A recipient behind a destination that does not answer need not have been tried itself.
 _TRIED: Final = "(attempts > 0 OR closed.reply IS NOT NULL)"

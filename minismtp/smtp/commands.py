@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
-from minismtp.address import Address
-from minismtp.reply import Reply
 from minismtp.smtp.grammar import (
     SyntaxProblem,
     decode_name,
@@ -24,6 +22,8 @@ from minismtp.smtp.grammar import (
     parse_reverse_path,
     split_words,
 )
+from minismtp.values.address import Address
+from minismtp.values.reply import Reply
 
 
 class CommandProblem(Exception):  # noqa: N818 - carries the answer

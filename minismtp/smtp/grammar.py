@@ -10,8 +10,8 @@ import base64
 import re
 from typing import Final
 
-from minismtp.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
 from minismtp.smtp.path import read_path
+from minismtp.values.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
 
 # A-d-l = At-domain *( "," At-domain ) ; accepted and ignored, RFC 5321 appendix C
 _SOURCE_ROUTE = rf"(?:@{DOMAIN}(?:,@{DOMAIN})*:)?"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from minismtp.address import (
+from minismtp.values.address import (
     BARE_WORD,
     DOMAIN,
     DOMAIN_LIMIT,

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, TypeAlias
 
-from minismtp.reply import Reply
 from minismtp.smtp.commands import (
     LONGEST_LINE,
     Bdat,
@@ -33,6 +32,7 @@ from minismtp.smtp.commands import (
     parse,
 )
 from minismtp.smtp.content import DotDecoder
+from minismtp.values.reply import Reply
 
 
 class State(Enum):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.peer import plain_address
+from minismtp.values.peer import plain_address
 
 _SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1_LIMIT: Final = 107  # octets with CRLF, section 2.1 of the specification

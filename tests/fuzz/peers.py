@@ -123,7 +123,7 @@ def envelope() -> Envelope:
 def threads_that_fail() -> Iterator[None]:
     """Raise what a thread would log and outlive."""
     failures: list[BaseException] = []
-    with patch("minismtp.threads.report", lambda error, _: failures.append(error)):
+    with patch("minismtp.values.threads.report", lambda error, _: failures.append(error)):
         yield
     for error in failures:
         raise error

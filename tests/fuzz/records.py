@@ -33,10 +33,8 @@ from minismtp.insight.shadow import Shadow
 from minismtp.insight.trace import _line as traced
 from minismtp.log import Log
 from minismtp.outbound.in_progress import InProgress, _boot
-from minismtp.passwords import check_stored_password
 from minismtp.quarantine import _read as read_quarantined
 from minismtp.received import received
-from minismtp.reply import Reply
 from minismtp.scalars import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.settings import ConfigError
 from minismtp.spool import heard
@@ -44,6 +42,8 @@ from minismtp.spool_file import DamagedError
 from minismtp.spool_file import read_message as read_spooled
 from minismtp.state_sqlite import _read as read_windows
 from minismtp.trial import _setting
+from minismtp.values.passwords import check_stored_password
+from minismtp.values.reply import Reply
 
 #: For what only our own processes say, over sockets of mode 0600.
 _OURS = (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError)
@@ -80,13 +80,13 @@ def aliases_file(data: bytes) -> None:
         directory.find(key.partition("@")[0], "example.org")
 
 
-@target("password_file", "passwords", "smtp.sasl", raises=(ValueError,), memory=1 << 24)
+@target("password_file", "values.passwords", "smtp.sasl", raises=(ValueError,), memory=1 << 24)
 def password_file(data: bytes) -> None:
     with file_of(data) as path:
         assert PasswordFile(path=path).mechanisms
 
 
-@target("passwords", raises=(ValueError,))
+@target("values.passwords", raises=(ValueError,))
 def stored_password(data: bytes) -> None:
     check_stored_password(text_of(data))
 
@@ -296,7 +296,7 @@ def log_lines(data: bytes) -> None:
         assert line[:-1].decode().isprintable()
 
 
-@target("reply", raises=(ValueError,))
+@target("values.reply", raises=(ValueError,))
 def reply_to_write(data: bytes) -> None:
     octets = Reply(550, text_of(data), "5.7.1").about("1a2b").encode()
     assert all(line[:3] == b"550" for line in octets.split(b"\r\n")[:-1])

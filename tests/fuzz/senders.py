@@ -41,13 +41,13 @@ from minismtp_plugins.helo import HeloChecks
 from fuzz.peers import Zone, envelope, message_of, session, text_of
 from fuzz.target import target
 from minismtp import Address, AuthResult, Headers, RemoteError, UnansweredError
-from minismtp.der import certificate_fields
 from minismtp.outbound.dane import Tlsa
 from minismtp.outbound.destination import Directory, UnreachableError
 from minismtp.outbound.mta_sts import Policy, _fields
 from minismtp.outbound.security import matches
 from minismtp.resolver import Found, Resolver
 from minismtp.scalars import SocketAddress
+from minismtp.values.der import certificate_fields
 
 _KEY = b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
 _TAGS = ("v", "a", "b", "bh", "d", "h", "s")
@@ -166,7 +166,7 @@ def mta_sts_record(data: bytes) -> None:
     matches(text, "mx.example.org")
 
 
-@target("outbound.dane", "der", raises=(ValueError,))
+@target("outbound.dane", "values.der", raises=(ValueError,))
 def certificate(data: bytes) -> None:
     certificate_fields(data)
     for selector in range(2):
@@ -194,7 +194,7 @@ def helo_name(data: bytes) -> None:
     plugin.on_mail(peer, envelope())
 
 
-@target("_srs", "address", raises=(ValueError,), most=1000)
+@target("_srs", "values.address", raises=(ValueError,), most=1000)
 def srs(data: bytes) -> None:
     text = text_of(data)
     changer = Srs([b"0123456789abcdef"], "example.org", lambda: 20_000)

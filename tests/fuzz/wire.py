@@ -10,7 +10,6 @@ from fuzz.target import target
 from minismtp import Address
 from minismtp.cleanup import clean
 from minismtp.received import hops
-from minismtp.reply import Reply
 from minismtp.smtp import sasl
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
@@ -26,13 +25,14 @@ from minismtp.smtp.protocol import (
     State,
 )
 from minismtp.smtp.proxy import ProxyProblem, read_header
+from minismtp.values.reply import Reply
 from minismtp.xclient import apply_xclient
 
 _ERRORS = 10  # after which a server ends a session
 _REPLIES = {"DATA": 354, "AUTH": 334, "CONTENT": 250, "RESPONSE": 235, "STARTTLS": 220, "QUIT": 221}
 
 
-@target("smtp.commands", "smtp.grammar", "smtp.path", "reply", raises=(CommandProblem,))
+@target("smtp.commands", "smtp.grammar", "smtp.path", "values.reply", raises=(CommandProblem,))
 def command_line(data: bytes) -> None:
     try:
         str(parse(data))
@@ -41,7 +41,7 @@ def command_line(data: bytes) -> None:
         raise
 
 
-@target("smtp.grammar", "address", raises=(ValueError,), most=LONGEST_LINE)
+@target("smtp.grammar", "values.address", raises=(ValueError,), most=LONGEST_LINE)
 def address(data: bytes) -> None:
     found = Address.parse(text_of(data))
     str(found).encode()

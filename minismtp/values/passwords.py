@@ -18,7 +18,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from minismtp.user_names import prepared_password
+from minismtp.values.user_names import prepared_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from minismtp.address import to_ascii
+from minismtp.values.address import to_ascii
 
 _WIDTHS = ("<wide>", "<narrow>")
 
