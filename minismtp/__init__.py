@@ -22,7 +22,7 @@ from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import ByteSize, Rate, SocketAddress
 from minismtp.session import Session
-from minismtp.smtp.content import dotted
+from minismtp.smtp.dot_stuffing import dotted
 from minismtp.smtp.sasl import StoredKey
 from minismtp.state import Claim, State
 from minismtp.values.address import Address

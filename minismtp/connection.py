@@ -24,7 +24,7 @@ from minismtp.receiver import Receiver
 from minismtp.service import Service
 from minismtp.session import Session, TlsInfo, is_silent
 from minismtp.smtp.client_hello import asked_name
-from minismtp.smtp.proxy import ProxyProblem, read_header
+from minismtp.smtp.proxy_header import ProxyProblem, read_header
 from minismtp.tls import Certificates, tls_info
 from minismtp.values.durable_files import MisdirectedError
 from minismtp.values.threads import report

@@ -22,7 +22,7 @@ from minismtp.content import Content, ContentWriter
 from minismtp.headers import READ_LIMIT
 from minismtp.message import Message
 from minismtp.mime_source import Declared, Source, with_encoding, with_end
-from minismtp.smtp.content import has_bare_newline
+from minismtp.smtp.dot_stuffing import has_bare_newline
 from minismtp.transfer_encoding import (
     Base64Encoder,
     LineBreaker,

@@ -23,7 +23,7 @@ from minismtp.refusals import Refusals, outcome_of
 from minismtp.service import Service
 from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
-from minismtp.smtp.content import ChunkLines, LineLengths, fix_newlines, has_bare_newline
+from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
 from minismtp.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.suspects import fingerprint

@@ -32,7 +32,7 @@ from minismtp import (
 )
 from minismtp.config import Limits
 from minismtp.scalars import ByteSize
-from minismtp.smtp.content import fix_newlines
+from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

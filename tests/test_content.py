@@ -8,7 +8,7 @@ from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minismtp.smtp.content import END, DotDecoder, fix_newlines
+from minismtp.smtp.dot_stuffing import END, DotDecoder, fix_newlines
 
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 

@@ -27,7 +27,7 @@ from minismtp import Content, Message, Session
 from minismtp.cleanup import clean
 from minismtp.mime_conversion import converted
 from minismtp.received import hops
-from minismtp.smtp.content import DotDecoder, dotted
+from minismtp.smtp.dot_stuffing import DotDecoder, dotted
 
 SESSION: Final = Session(
     id="1", listener="smtp", kind="mx", hostname="mx.example.org", peer="192.0.2.1"

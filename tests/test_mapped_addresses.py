@@ -28,7 +28,7 @@ from minismtp.outbound.destination import Directory
 from minismtp.scalars import parse_network
 from minismtp.server import _peer
 from minismtp.settings import ConfigError, build
-from minismtp.smtp.proxy import read_header
+from minismtp.smtp.proxy_header import read_header
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.values.peer import peer_key, plain_address

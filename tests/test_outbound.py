@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ports import free_port
 
-from minismtp.smtp.content import dotted
+from minismtp.smtp.dot_stuffing import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -33,7 +33,7 @@ from minismtp.config import Config
 from minismtp.entry import Entry
 from minismtp.outbound.content import Original
 from minismtp.settings import ConfigError, build
-from minismtp.smtp.content import dotted
+from minismtp.smtp.dot_stuffing import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

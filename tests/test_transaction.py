@@ -35,7 +35,7 @@ from minismtp.headers import FIELD_LIMIT
 from minismtp.hooks import Hooks
 from minismtp.log import Log
 from minismtp.scalars import ByteSize
-from minismtp.smtp.content import fix_newlines
+from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue, Mailroom
 

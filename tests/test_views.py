@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minismtp import Envelope, Headers, Message, hookimpl, plugin
-from minismtp.smtp.content import dotted
+from minismtp.smtp.dot_stuffing import dotted
 from minismtp.testing import Dialogue, Mailroom
 
 _BARE: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")

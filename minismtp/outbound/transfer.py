@@ -15,7 +15,7 @@ from minismtp.outbound.answer import Answer, HostError, HostReply
 from minismtp.outbound.channel import Channel
 from minismtp.outbound.content import pieces
 from minismtp.outbound.extensions import Extensions
-from minismtp.smtp.content import dotted
+from minismtp.smtp.dot_stuffing import dotted
 
 _START_INPUT: Final = 354
 

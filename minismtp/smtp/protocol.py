@@ -31,7 +31,7 @@ from minismtp.smtp.commands import (
     StartTls,
     parse,
 )
-from minismtp.smtp.content import DotDecoder
+from minismtp.smtp.dot_stuffing import DotDecoder
 from minismtp.values.reply import Reply
 
 

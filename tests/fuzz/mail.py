@@ -26,7 +26,7 @@ from minismtp.address_list import mailboxes_of
 from minismtp.content import ContentWriter
 from minismtp.headers import format_field
 from minismtp.mime_conversion import Form, converted
-from minismtp.smtp.content import fix_newlines
+from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.stored import envelope_of
 from minismtp.submission import complete
 
@@ -89,7 +89,7 @@ def message_for_the_library(data: bytes) -> None:
         str(part["Subject"])
 
 
-@target("content", "smtp.content")
+@target("content", "smtp.dot_stuffing")
 def content_of_chunks(data: bytes) -> None:
     writer = ContentWriter(Path(tempfile.gettempdir()))
     writer.write(fix_newlines(data))

@@ -14,7 +14,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from minismtp import Address, Content, Envelope, Found, Line, Message, Recipient, Resolver, Session
-from minismtp.smtp.content import DotDecoder
+from minismtp.smtp.dot_stuffing import DotDecoder
 
 
 def text_of(data: bytes) -> str:

@@ -13,7 +13,7 @@ from minismtp.received import hops
 from minismtp.smtp import sasl
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
-from minismtp.smtp.content import ChunkLines, dotted
+from minismtp.smtp.dot_stuffing import ChunkLines, dotted
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
 from minismtp.smtp.protocol import (
     NEED_DATA,
@@ -24,7 +24,7 @@ from minismtp.smtp.protocol import (
     Refused,
     State,
 )
-from minismtp.smtp.proxy import ProxyProblem, read_header
+from minismtp.smtp.proxy_header import ProxyProblem, read_header
 from minismtp.values.reply import Reply
 from minismtp.xclient import apply_xclient
 
@@ -59,12 +59,12 @@ def words_of_commands(data: bytes) -> None:
         parse_helo(text_of(rest))
 
 
-@target("smtp.protocol", "smtp.commands", "smtp.content")
+@target("smtp.protocol", "smtp.commands", "smtp.dot_stuffing")
 def dialogue(data: bytes) -> None:
     _events(data[1:], lmtp=data[:1] == b"L")
 
 
-@target("smtp.protocol", "smtp.commands", "smtp.content")
+@target("smtp.protocol", "smtp.commands", "smtp.dot_stuffing")
 def dialogue_in_pieces(data: bytes) -> None:
     lmtp, data = data[:1] == b"L", data[1:4097]
     whole = _events(data, lmtp=lmtp)
@@ -118,7 +118,7 @@ def _answer(verb: str, event: Event, *, final: bool) -> Reply:
     return Reply(_REPLIES.get(verb, 250), "ok")
 
 
-@target("smtp.content")
+@target("smtp.dot_stuffing")
 def dots(data: bytes) -> None:
     whole, decoder = decoded(iter([data]))
     again, other = decoded(pieces_of(data))
@@ -126,7 +126,7 @@ def dots(data: bytes) -> None:
     assert (decoder.bare_newline, decoder.long_line) == (other.bare_newline, other.long_line)
 
 
-@target("smtp.content")
+@target("smtp.dot_stuffing")
 def stuffing(data: bytes) -> None:
     stuffed = b"".join(dotted(io.BytesIO(data)))
     content, decoder = decoded(iter([stuffed]))
@@ -137,7 +137,7 @@ def stuffing(data: bytes) -> None:
     assert content.replace(b"\r\n", b"\n").removesuffix(b"\n") == wanted.removesuffix(b"\n")
 
 
-@target("smtp.content")
+@target("smtp.dot_stuffing")
 def newlines_of_chunks(data: bytes) -> None:
     for fix in (True, False):
         whole, pieces = ChunkLines(fix=fix), ChunkLines(fix=fix)
@@ -171,7 +171,7 @@ def stored_key(data: bytes) -> None:
     assert sasl.StoredKey.parse(key.text) == key
 
 
-@target("smtp.proxy", raises=(ProxyProblem, EOFError))
+@target("smtp.proxy_header", raises=(ProxyProblem, EOFError))
 def proxy_header(data: bytes) -> None:
     stream = io.BytesIO(data)
 
