@@ -7,21 +7,21 @@ from minismtp.values import startup_signals as startup_signals  # before what ta
 
 # isort: split
 from minismtp import events
-from minismtp.authres import AuthResult, quoted, results_of
-from minismtp.content import Content, ContentWriter
-from minismtp.delivery import Delivery, Destination
-from minismtp.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
-from minismtp.findings import Finding, findings_of
-from minismtp.headers import Headers, format_field
 from minismtp.hookspecs import ServerInfo, hookimpl
-from minismtp.message import Message
-from minismtp.mime_conversion import converted
+from minismtp.mail.authentication_results import AuthResult, quoted, results_of
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.delivery import Delivery, Destination
+from minismtp.mail.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
+from minismtp.mail.headers import Headers, format_field
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import converted
+from minismtp.mail.results import Finding, findings_of
+from minismtp.mail.session import Session
 from minismtp.plugins import plugin
 from minismtp.quarantine import QuarantineStore
 from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.resolver import Found, Resolver, UnansweredError
 from minismtp.scalars import ByteSize, Rate, SocketAddress
-from minismtp.session import Session
 from minismtp.smtp.dot_stuffing import dotted
 from minismtp.smtp.sasl import StoredKey
 from minismtp.state import Claim, State

@@ -8,11 +8,11 @@ from typing import Final
 
 from minismtp import replies
 from minismtp.backoff import wait_for_turn
-from minismtp.envelope import Credentials
-from minismtp.events import Authenticated
+from minismtp.mail.envelope import Credentials
+from minismtp.mail.events import Authenticated
+from minismtp.mail.session import Session
 from minismtp.refusals import Refusals
 from minismtp.service import Service
-from minismtp.session import Session
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64

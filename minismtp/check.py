@@ -19,17 +19,17 @@ from typing import Final, Literal, NamedTuple, Self
 
 from minismtp import permissions, tls
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
-from minismtp.envelope import Envelope, Recipient
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
+from minismtp.mail.envelope import Envelope, Recipient
+from minismtp.mail.session import Session
 from minismtp.metrics import Metrics
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.remote import RemoteError
 from minismtp.service import make_service
-from minismtp.session import Session
 from minismtp.settings import ConfigError, reason
 from minismtp.state import FILE, State
 from minismtp.testing import Dialogue

@@ -15,10 +15,10 @@ from minismtp.activity import Activity
 from minismtp.authentication import Authentication
 from minismtp.ehlo import keywords
 from minismtp.error_count import ErrorCount
+from minismtp.mail.session import Session
 from minismtp.metrics import COMMANDS
 from minismtp.refusals import Refusals, outcome_of, path_as_it_came, shortened
 from minismtp.service import Service
-from minismtp.session import Session
 from minismtp.smtp.commands import (
     Auth,
     Bdat,

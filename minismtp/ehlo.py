@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from minismtp.mail.session import Session
 from minismtp.service import Service
-from minismtp.session import Session
 
 
 def keywords(

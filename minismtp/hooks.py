@@ -15,12 +15,12 @@ import pluggy
 from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
-    from minismtp.delivery import Delivery, Destination
-    from minismtp.envelope import Credentials, Envelope, Recipient, Route
-    from minismtp.events import Event
     from minismtp.hookspecs import ServerInfo
-    from minismtp.message import Message
-    from minismtp.session import Session
+    from minismtp.mail.delivery import Delivery, Destination
+    from minismtp.mail.envelope import Credentials, Envelope, Recipient, Route
+    from minismtp.mail.events import Event
+    from minismtp.mail.message import Message
+    from minismtp.mail.session import Session
     from minismtp.smtp.sasl import StoredKey
     from minismtp.values.address import Address
     from minismtp.values.reply import Reply

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minismtp.config import Config
-    from minismtp.delivery import Delivery, Destination
-    from minismtp.envelope import Credentials, Envelope, Recipient, Route
-    from minismtp.events import Event
-    from minismtp.message import Message
-    from minismtp.session import Session
+    from minismtp.mail.delivery import Delivery, Destination
+    from minismtp.mail.envelope import Credentials, Envelope, Recipient, Route
+    from minismtp.mail.events import Event
+    from minismtp.mail.message import Message
+    from minismtp.mail.session import Session
     from minismtp.smtp.sasl import StoredKey
     from minismtp.values.address import Address
     from minismtp.values.reply import Reply

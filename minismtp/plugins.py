@@ -29,7 +29,7 @@ from minismtp.settings import ConfigError, build, did_you_mean
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig
-    from minismtp.events import HookFailed
+    from minismtp.mail.events import HookFailed
 
 T = TypeVar("T")
 _MARK = "__minismtp_plugin__"

@@ -29,10 +29,10 @@ from typing import Final
 
 import msgspec
 
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.envelope import Envelope
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.envelope import Envelope
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.spool import DamagedError, Spool
 from minismtp.spool_file import open_message
 from minismtp.values.address import Address

@@ -11,9 +11,9 @@ from typing import Final
 from minismtp.activity import Activity
 from minismtp.chronicle import Record
 from minismtp.conversation import Conversation
-from minismtp.events import SessionClosed, SessionOpened
+from minismtp.mail.events import SessionClosed, SessionOpened
+from minismtp.mail.session import Session, TlsInfo
 from minismtp.service import Service
-from minismtp.session import Session, TlsInfo
 from minismtp.smtp.commands import Bdat, Command
 from minismtp.smtp.protocol import (
     CLOSED,

@@ -13,8 +13,8 @@ from minismtp.chronicle import Record
 from minismtp.log import bound
 
 if TYPE_CHECKING:
+    from minismtp.mail.session import Session
     from minismtp.service import Service
-    from minismtp.session import Session
     from minismtp.values.reply import Reply
 
 _MOST_RECIPIENTS: Final = 20  # refused ones of one message that have a line each

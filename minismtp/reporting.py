@@ -9,12 +9,12 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 
-from minismtp.dsn import Action, Report, notification
-from minismtp.entry import Entry, Target
-from minismtp.envelope import Recipient
 from minismtp.hooks import Hooks
-from minismtp.message import Message
-from minismtp.session import Session
+from minismtp.mail.dsn import Action, Report, notification
+from minismtp.mail.envelope import Recipient
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.session import Session
 from minismtp.values.address import Address
 from minismtp.values.reply import Verdict
 

@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
-from minismtp.cleanup import DROP_HEADERS
+from minismtp.mail.cleanup import DROP_HEADERS
 from minismtp.scalars import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.settings import ConfigError, build
 from minismtp.values.ciphers import GENEROUS, set_ciphers

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
-from minismtp.delivery import TlsLevel
+from minismtp.mail.delivery import TlsLevel
 from minismtp.scalars import ByteSize, SocketAddress
 from minismtp.sections import check_ciphers, check_domain, counts, says
 from minismtp.settings import ConfigError

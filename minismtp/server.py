@@ -23,8 +23,8 @@ from minismtp import log as logging
 from minismtp.admission import Admission, Ticket
 from minismtp.config import Listener
 from minismtp.connection import Connection
+from minismtp.mail.session import Session
 from minismtp.service import Service, new_id
-from minismtp.session import Session
 from minismtp.tls import Certificates
 from minismtp.values.reply import Reply
 from minismtp.values.threads import start_thread, surviving

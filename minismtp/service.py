@@ -12,11 +12,11 @@ from pathlib import Path
 
 from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
-from minismtp.cleanup import DROP_HEADERS, RETURN_PATH
 from minismtp.config import Config, Limits, Listener
 from minismtp.error_count import PeerErrors
 from minismtp.hooks import Hooks
 from minismtp.log import Log
+from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
 from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
 from minismtp.refusal_log import RefusalLog

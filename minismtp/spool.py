@@ -41,9 +41,9 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from minismtp.content import Content
-from minismtp.entry import Entry
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry
 from minismtp.spool_file import (
     DamagedError,
     UnreadableError,

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from minismtp.entry import Entry
+from minismtp.mail.queue_entry import Entry
 
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from minismtp import replies
-from minismtp.entry import Entry, Target
-from minismtp.envelope import Envelope, Recipient
 from minismtp.log import describe
-from minismtp.message import Message
+from minismtp.mail.envelope import Envelope, Recipient
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.reporting import route_notice, success_notices
 from minismtp.service import Service
 from minismtp.spool import UnreadableError

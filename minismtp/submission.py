@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from minismtp.address_list import completed, mailboxes_of
-from minismtp.envelope import Envelope, Recipient
 from minismtp.hooks import Hooks
-from minismtp.message import Message
-from minismtp.received import date
-from minismtp.session import Session
+from minismtp.mail.address_list import completed, mailboxes_of
+from minismtp.mail.envelope import Envelope, Recipient
+from minismtp.mail.message import Message
+from minismtp.mail.session import Session
+from minismtp.mail.trace_fields import date
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.reply import Reject
 from minismtp.values.user_names import folded_local

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from minismtp.admission import SLOTS
 
 if TYPE_CHECKING:
-    from minismtp.content import Content
-    from minismtp.envelope import Envelope
+    from minismtp.mail.content import Content
+    from minismtp.mail.envelope import Envelope
 
 FATAL: Final = 2  # deaths after which a message is set aside
 _PLACES: Final = 64  # messages of one worker at once; more are not noted

@@ -23,19 +23,19 @@ from typing import Literal
 from minismtp import log as logging
 from minismtp.activity import Activity, taken_up
 from minismtp.config import Config, Limits, PluginConfig
-from minismtp.content import Content
-from minismtp.delivery import Delivery, Destination
-from minismtp.envelope import Envelope, Local, Recipient, Relay
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.log import Log
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.delivery import Delivery, Destination
+from minismtp.mail.envelope import Envelope, Local, Recipient, Relay
+from minismtp.mail.message import Message
+from minismtp.mail.session import Session, TlsInfo
 from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet, plugin
 from minismtp.receiver import Receiver
 from minismtp.resolver import Resolver
 from minismtp.service import Service, make_service, new_id
-from minismtp.session import Session, TlsInfo
 from minismtp.state import State
 from minismtp.values.address import Address
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp import client_certificate
+from minismtp.mail.session import TlsInfo
 from minismtp.sections import TlsConfig
-from minismtp.session import TlsInfo
 from minismtp.settings import ConfigError
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import offer_dhe, set_ciphers

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
-from minismtp.session import Session
+from minismtp.mail.session import Session
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.protocol import (
     ContentChunk,

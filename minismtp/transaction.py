@@ -11,17 +11,17 @@ from time import perf_counter
 from minismtp import replies
 from minismtp.activity import Activity, summary
 from minismtp.chronicle import Record
-from minismtp.cleanup import RETURN_PATH, clean
-from minismtp.content import Content, ContentWriter
-from minismtp.envelope import Envelope, Recipient
-from minismtp.events import MessageDecided, RecipientDecided
-from minismtp.headers import too_many_fields
 from minismtp.log import bind, describe, unbind
-from minismtp.message import Message
-from minismtp.received import hops, received
+from minismtp.mail.cleanup import RETURN_PATH, clean
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.envelope import Envelope, Recipient
+from minismtp.mail.events import MessageDecided, RecipientDecided
+from minismtp.mail.headers import too_many_fields
+from minismtp.mail.message import Message
+from minismtp.mail.session import Session
+from minismtp.mail.trace_fields import hops, received
 from minismtp.refusals import Refusals, outcome_of
 from minismtp.service import Service
-from minismtp.session import Session
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing

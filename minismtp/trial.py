@@ -18,11 +18,11 @@ import msgspec
 import tomli
 
 from minismtp.activity import Step
-from minismtp.authres import results_of
 from minismtp.config import Config, PluginConfig
-from minismtp.findings import Finding, findings_of
 from minismtp.log import Log
-from minismtp.message import Message
+from minismtp.mail.authentication_results import results_of
+from minismtp.mail.message import Message
+from minismtp.mail.results import Finding, findings_of
 from minismtp.plugins import instances
 from minismtp.rehearsal import Client, Rehearsal, Result
 from minismtp.settings import ConfigError

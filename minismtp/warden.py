@@ -17,8 +17,8 @@ import msgspec
 
 from minismtp import listing
 from minismtp.config import Config
-from minismtp.entry import Entry
-from minismtp.message import Message
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry
 from minismtp.postmaster import UsageError
 from minismtp.quarantine import Kept, QuarantineStore
 from minismtp.scalars import parse_duration

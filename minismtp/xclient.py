@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from minismtp.session import Session
+from minismtp.mail.session import Session
 from minismtp.smtp.grammar import (
     SyntaxProblem,
     decode_name,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.address_list import mailboxes_of
+from minismtp.mail.address_list import mailboxes_of
 from minismtp.values.address import Address
 
 

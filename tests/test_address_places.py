@@ -26,12 +26,12 @@ from minismtp_plugins.relay import Relaying
 from minismtp_plugins.spf import Spf
 
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
-from minismtp.address_list import mailboxes_of
 from minismtp.config import Config
-from minismtp.content import Content
-from minismtp.dsn import Report, notification
-from minismtp.entry import Entry, Target
 from minismtp.log import Log
+from minismtp.mail.address_list import mailboxes_of
+from minismtp.mail.content import Content
+from minismtp.mail.dsn import Report, notification
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.extensions import Extensions
 from minismtp.outbound.schedule import Arrival, Batch, Schedule
 from minismtp.outbound.selection import Filter

@@ -1,7 +1,7 @@
 """Results of checks, as the field of RFC 8601 has them."""
 
 from minismtp import AuthResult
-from minismtp.authres import quoted
+from minismtp.mail.authentication_results import quoted
 
 
 def test_result_is_written_as_resinfo() -> None:

@@ -156,7 +156,7 @@ def test_what_is_remembered_of_long_texts_is_little(function: Callable[[str], ob
 def test_each_cache_of_functions_is_known_and_bounded() -> None:
     """A new one is to be added here, with what bounds the length of what it keeps."""
     known = {
-        "minismtp/cleanup.py": 2,  # the operator's names
+        "minismtp/mail/cleanup.py": 2,  # the operator's names
         "minismtp/values/address.py": 2,  # 500 characters; names of 255 octets
         "minismtp/listing.py": 3,  # numbers
         "minismtp/values/reply.py": 1,  # 500 characters

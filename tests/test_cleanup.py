@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from settled import KINDER, POSTFIX
 
 from minismtp import Content, Message, Relay, hookimpl, plugin
-from minismtp.cleanup import clean
+from minismtp.mail.cleanup import clean
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue, Mailroom
 

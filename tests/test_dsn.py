@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp import Address, Local, Message, Recipient, Relay, Several
-from minismtp.content import Content
-from minismtp.dsn import Action, Report, notification, status
-from minismtp.entry import Entry, Target
+from minismtp.mail.content import Content
+from minismtp.mail.dsn import Action, Report, notification, status
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.reporting import success_notices
 
 CONTENT = b"Received: from x\r\nSubject: x\r\nTo: b@example.net\r\n\r\nbody\r\n"

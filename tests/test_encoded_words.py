@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minismtp import Headers
-from minismtp.encoded_words import decoded_words
+from minismtp.mail.encoded_words import decoded_words
 
 WORDS: Final[dict[bytes, str]] = {
     # Labels mean what senders mean

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import pytest
 
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
-from minismtp.mime_conversion import Form
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.extensions import Extensions
 
 

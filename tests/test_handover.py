@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
 from minismtp.log import Log
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Schedule

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minismtp.headers import FIELD_LIMIT, READ_LIMIT, Headers, format_field
+from minismtp.mail.headers import FIELD_LIMIT, READ_LIMIT, Headers, format_field
 
 HOSTILE = st.one_of(
     st.binary(max_size=300),

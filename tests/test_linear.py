@@ -28,7 +28,7 @@ _NO_PATTERN: Final = frozenset({"escape", "purge"})
 _MADE: Final = {
     "minismtp.scalars._pattern": "the operator's, in the configuration",
     "minismtp.chronicle.mentions": "the operator's, and literals",
-    "minismtp.cleanup._fields_called": "the operator's names, at the beginnings of lines",
+    "minismtp.mail.cleanup._fields_called": "the operator's names, at the beginnings of lines",
     "minismtp_plugins._rule._compiled": "the operator's, of a module that stops when told",
     "minismtp_plugins._spf_macros.expand": "one class",
     "minismtp_plugins._part_reader._compiled": "literals of 250 octets at most",

@@ -24,9 +24,9 @@ from minismtp_plugins.authentication_results import AuthenticationResults
 from pumps import grows_too_fast
 
 from minismtp import Content, Message, Session
-from minismtp.cleanup import clean
-from minismtp.mime_conversion import converted
-from minismtp.received import hops
+from minismtp.mail.cleanup import clean
+from minismtp.mail.mime_conversion import converted
+from minismtp.mail.trace_fields import hops
 from minismtp.smtp.dot_stuffing import DotDecoder, dotted
 
 SESSION: Final = Session(

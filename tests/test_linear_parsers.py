@@ -43,11 +43,11 @@ from minismtp import (
     prepared_password,
     quoted,
 )
-from minismtp.address_list import completed, mailboxes_of
-from minismtp.dsn import Report, notification
-from minismtp.entry import Entry, Target
-from minismtp.headers import format_field
 from minismtp.log import Log
+from minismtp.mail.address_list import completed, mailboxes_of
+from minismtp.mail.dsn import Report, notification
+from minismtp.mail.headers import format_field
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import HostReply
 from minismtp.outbound.mta_sts import Policy
 from minismtp.resolver import Found

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minismtp.content import Content, ContentWriter
-from minismtp.headers import SIZE_LIMIT
-from minismtp.message import Message
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.headers import SIZE_LIMIT
+from minismtp.mail.message import Message
 
 TRACE = b"Received: from a by b;\r\n\tMon, 1 Jan 2024 00:00:00 +0000\r\n"
 MAIL = b"Subject: x\r\nTo: me@example.org\r\n\r\nbody\r\n"

@@ -10,8 +10,8 @@ from prometheus_client.metrics_core import Metric
 
 from minismtp import Credentials, Defer, Reject, hookimpl, plugin
 from minismtp.config import Limits
+from minismtp.mail.session import TlsInfo
 from minismtp.metrics import Metrics
-from minismtp.session import TlsInfo
 from minismtp.tally import Tally
 from minismtp.testing import Dialogue, Mailroom
 

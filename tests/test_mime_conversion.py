@@ -15,9 +15,9 @@ from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minismtp.content import Content, ContentWriter
-from minismtp.message import Message
-from minismtp.mime_conversion import Form, converted, is_clean, is_sealed
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form, converted, is_clean, is_sealed
 
 LONG: Final = b"<td>" + b"cell " * 600 + b"</td>"
 HTML: Final = b"Content-Type: text/html\r\n\r\n" + LONG + b"\r\n"

@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.config import Config
-from minismtp.content import Content
-from minismtp.delivery import Destination
-from minismtp.entry import Entry, Target
 from minismtp.log import Log
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.delivery import Destination
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.metrics import Metrics
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.attempt import Attempt, Carrier

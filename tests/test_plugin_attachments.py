@@ -29,7 +29,7 @@ from minismtp_plugins._parts import parts_of
 from minismtp_plugins.attachments import ATTACHMENTS, Attachments
 
 from minismtp import Content, Message, Session, findings_of
-from minismtp.content import ContentWriter
+from minismtp.mail.content import ContentWriter
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 

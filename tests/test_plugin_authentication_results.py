@@ -15,7 +15,7 @@ from minismtp_plugins._authres import read, written
 from minismtp_plugins.authentication_results import AuthenticationResults
 
 from minismtp import AuthResult, Envelope, Message, hookimpl, plugin, results_of
-from minismtp.headers import format_field
+from minismtp.mail.headers import format_field
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 

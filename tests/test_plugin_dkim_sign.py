@@ -30,7 +30,7 @@ from test_from_field import FIELDS
 from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.check import check
 from minismtp.config import Config
-from minismtp.entry import Entry
+from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.content import Original
 from minismtp.settings import ConfigError, build
 from minismtp.smtp.dot_stuffing import dotted

@@ -37,7 +37,7 @@ from minismtp import (
     UnansweredError,
     results_of,
 )
-from minismtp.cleanup import clean
+from minismtp.mail.cleanup import clean
 from minismtp.settings import ConfigError, build
 
 MESSAGE = (

@@ -26,7 +26,7 @@ from minismtp_plugins.dovecot_auth import DovecotAuth
 from ports import free_port
 
 from minismtp import Credentials, RemoteError, Session, SocketAddress
-from minismtp.session import TlsInfo
+from minismtp.mail.session import TlsInfo
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue
 

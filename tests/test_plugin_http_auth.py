@@ -20,7 +20,7 @@ from fakes import FAILURES, Talk, drip, listen, nobody_there, saying, serving
 from minismtp_plugins.http_auth import HttpAuth
 
 from minismtp import Credentials, RemoteError, Session
-from minismtp.session import TlsInfo
+from minismtp.mail.session import TlsInfo
 from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from minismtp import listing, replay, trial, warden
 from minismtp.chronicle import Record
 from minismtp.commands.common import fail, say
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.findings import Finding
 from minismtp.insight import explain, sessions, shadow, trace
 from minismtp.insight.overview import Overview
 from minismtp.insight.page import History, render
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.results import Finding
 from minismtp.outbound.schedule import Waiting
 from minismtp.quarantine import Kept
 from minismtp.values.printable import one_line, printable

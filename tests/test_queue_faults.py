@@ -14,9 +14,9 @@ from unittest.mock import Mock
 import pytest
 from ports import free_port
 
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.intake import Intake
 from minismtp.spool import Spool
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.spool import Spool
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 import pytest
 
 from minismtp import Address, Envelope, Recipient, Session
-from minismtp.received import date, received
-from minismtp.session import TlsInfo
+from minismtp.mail.session import TlsInfo
+from minismtp.mail.trace_fields import date, received
 
 TLS = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
 

@@ -27,10 +27,10 @@ from minismtp import (
 from minismtp.activity import Activity
 from minismtp.config import Limits
 from minismtp.log import Log
+from minismtp.mail.session import TlsInfo
 from minismtp.receiver import Receiver
 from minismtp.scalars import ByteSize
 from minismtp.service import Service
-from minismtp.session import TlsInfo
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]

@@ -29,7 +29,7 @@ from ports import free_port
 
 from minismtp import ByteSize, Message, SocketAddress
 from minismtp.config import PluginConfig
-from minismtp.content import ContentWriter
+from minismtp.mail.content import ContentWriter
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

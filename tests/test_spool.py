@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp import spool as module
-from minismtp.content import Content, ContentWriter
-from minismtp.entry import Entry, Target
-from minismtp.envelope import Envelope
-from minismtp.message import Message
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.envelope import Envelope
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.spool import BusyError, DamagedError, Spool, UnreadableError, heard
 from minismtp.values.address import Address
 from minismtp.values.durable_files import MisdirectedError

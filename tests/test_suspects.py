@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from minismtp.content import Content
-from minismtp.envelope import Envelope, Recipient
+from minismtp.mail.content import Content
+from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.suspects import Suspects, fingerprint
 from minismtp.values.address import Address
 

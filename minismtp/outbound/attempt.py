@@ -12,10 +12,10 @@ from typing import Final, Self
 
 from minismtp import replies
 from minismtp.config import Config
-from minismtp.delivery import Delivery, Destination
-from minismtp.entry import Entry, Target
 from minismtp.log import Log
-from minismtp.message import Message
+from minismtp.mail.delivery import Delivery, Destination
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import Answer, HostError, LoopError, TlsError
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.content import Original

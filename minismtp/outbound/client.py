@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.delivery import Destination
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
-from minismtp.mime_conversion import Form, is_clean
+from minismtp.mail.delivery import Destination
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form, is_clean
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import Answer, HostError, HostReply, LoopError, TlsError
 from minismtp.outbound.channel import Channel
 from minismtp.outbound.content import Original

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from minismtp.entry import Entry
-from minismtp.message import Message
-from minismtp.mime_conversion import Form, converted, is_sealed
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form, converted, is_sealed
+from minismtp.mail.queue_entry import Entry
 
 _PIECE: Final = 65536
 

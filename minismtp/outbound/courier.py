@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from minismtp.entry import Entry
-from minismtp.events import DeliveryAttempted
+from minismtp.mail.events import DeliveryAttempted
+from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.agenda import Job, delay
 from minismtp.outbound.attempt import Attempt, Carrier
 from minismtp.outbound.course import Done, Outgoing

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import Answer
 from minismtp.outbound.client import Connection
 from minismtp.outbound.content import Original

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.entry import Entry
 from minismtp.log import Log, describe
-from minismtp.message import Message
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.agenda import Job
 from minismtp.outbound.backlog import Backlog, Standing
 from minismtp.outbound.handover import Handover

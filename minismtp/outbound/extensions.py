@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
-from minismtp.mime_conversion import Form
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.values.address import Address
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)

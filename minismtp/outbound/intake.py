@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
-from minismtp.entry import Entry
-from minismtp.message import Message
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.attempt import LOCAL
 from minismtp.outbound.backlog import Standing
 from minismtp.outbound.custody import Custody, work

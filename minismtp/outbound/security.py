@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from minismtp.delivery import TlsLevel
+from minismtp.mail.delivery import TlsLevel
 from minismtp.outbound.dane import END_ENTITY, Dane
 from minismtp.settings import ConfigError
 from minismtp.values.address import to_ascii

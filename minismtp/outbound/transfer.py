@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Final
 
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
-from minismtp.mime_conversion import Form
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import Answer, HostError, HostReply
 from minismtp.outbound.channel import Channel
 from minismtp.outbound.content import pieces

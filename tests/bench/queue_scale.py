@@ -28,9 +28,9 @@ import processes
 import relays
 
 from minismtp import spool as spool_module
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.message import Message
+from minismtp.mail.content import Content
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.spool import Spool
 
 if TYPE_CHECKING:

@@ -22,16 +22,16 @@ from minismtp_plugins.authentication_results import AuthenticationResults
 from fuzz.peers import envelope, message_of, session, text_of
 from fuzz.target import target
 from minismtp import AuthResult, Headers, Reject
-from minismtp.address_list import mailboxes_of
-from minismtp.content import ContentWriter
-from minismtp.headers import format_field
-from minismtp.mime_conversion import Form, converted
+from minismtp.mail.address_list import mailboxes_of
+from minismtp.mail.content import ContentWriter
+from minismtp.mail.headers import format_field
+from minismtp.mail.mime_conversion import Form, converted
 from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.stored import envelope_of
 from minismtp.submission import complete
 
 
-@target("headers")
+@target("mail.headers")
 def header_fields(data: bytes) -> None:
     headers = Headers.parse(data)
     for name, value in headers:
@@ -43,13 +43,13 @@ def header_fields(data: bytes) -> None:
     assert data.startswith(b"".join(headers.raw_all()))
 
 
-@target("headers", "encoded_words")
+@target("mail.headers", "mail.encoded_words")
 def encoded_words(data: bytes) -> None:
     headers = Headers([b"Subject: " + data])
     headers.decoded("Subject").encode()
 
 
-@target("headers", raises=(ValueError,))
+@target("mail.headers", raises=(ValueError,))
 def field_to_write(data: bytes) -> None:
     name, _, value = text_of(data).partition(":")
     raw = format_field(name, value)
@@ -57,7 +57,7 @@ def field_to_write(data: bytes) -> None:
     assert max(map(len, raw.split(b"\r\n"))) <= 998
 
 
-@target("message", "content", raises=(ValueError,))
+@target("mail.message", "mail.content", raises=(ValueError,))
 def message_to_edit(data: bytes) -> None:
     message = message_of(data)
     message.prepend("X-One", "1")
@@ -68,7 +68,7 @@ def message_to_edit(data: bytes) -> None:
         assert reader.read().startswith(b"X-Two: 2\r\nX-One: 1\r\n")
 
 
-@target("mime_conversion", "mime_source", "transfer_encoding", most=1 << 15)
+@target("mail.mime_conversion", "mail.mime_source", "mail.transfer_encoding", most=1 << 15)
 def message_to_convert(data: bytes) -> None:
     eight_bit = len(data) % 2 == 0
     made = converted(
@@ -79,7 +79,7 @@ def message_to_convert(data: bytes) -> None:
     assert eight_bit or not form.wide
 
 
-@target("message", most=1 << 14, memory=1 << 24)
+@target("mail.message", most=1 << 14, memory=1 << 24)
 def message_for_the_library(data: bytes) -> None:
     """Parse by the standard library, which makes an object of each word of a field."""
     message = message_of(data)
@@ -89,7 +89,7 @@ def message_for_the_library(data: bytes) -> None:
         str(part["Subject"])
 
 
-@target("content", "smtp.dot_stuffing")
+@target("mail.content", "smtp.dot_stuffing")
 def content_of_chunks(data: bytes) -> None:
     writer = ContentWriter(Path(tempfile.gettempdir()))
     writer.write(fix_newlines(data))
@@ -98,7 +98,7 @@ def content_of_chunks(data: bytes) -> None:
         reader.read()
 
 
-@target("authres", "_authres")
+@target("mail.authentication_results", "_authres")
 def authentication_results(data: bytes) -> None:
     value = Headers([b"A: " + data]).get("A")
     name, results = read(value)
@@ -109,7 +109,7 @@ def authentication_results(data: bytes) -> None:
     name.encode()
 
 
-@target("authres", "authentication_results", raises=(ValueError,))
+@target("mail.authentication_results", "authentication_results", raises=(ValueError,))
 def authentication_results_of_others(data: bytes) -> None:
     plugin = AuthenticationResults()
     plugin.authserv_id = "mx.example.org"
@@ -118,7 +118,7 @@ def authentication_results_of_others(data: bytes) -> None:
     plugin.on_message(session(), mail, message)
 
 
-@target("authres")
+@target("mail.authentication_results")
 def result_to_write(data: bytes) -> None:
     value = text_of(data)
     result = AuthResult("spf", "fail", value, {"smtp.mailfrom": value, "smtp.helo": value[:9]})
@@ -128,7 +128,7 @@ def result_to_write(data: bytes) -> None:
     assert [each.result for each in read_again] == ["fail"]
 
 
-@target("_from", "_authres", "address_list", raises=(TooManyDomainsError,), memory=1 << 22)
+@target("_from", "_authres", "mail.address_list", raises=(TooManyDomainsError,), memory=1 << 22)
 def from_field(data: bytes) -> None:
     value = text_of(data)
     without_comments(value)
@@ -202,7 +202,7 @@ def stored_message(data: bytes) -> None:
     envelope_of(io.BytesIO(data), "mx.example.org")
 
 
-@target("submission", "headers")
+@target("submission", "mail.headers")
 def submitted_message(data: bytes) -> None:
     mail = envelope()
     mail.login = "alice@example.org"
@@ -211,7 +211,7 @@ def submitted_message(data: bytes) -> None:
     assert "Message-ID" in message.headers or message.headers.truncated
 
 
-@target("_rule", "rules", "headers")
+@target("_rule", "rules", "mail.headers")
 def rules(data: bytes) -> None:
     header = Condition(header="Subject", matches="(a|b)*c")
     rule = Rule(name="x", action="tag", all=[header, Condition(sender="@client")])

@@ -26,15 +26,15 @@ from minismtp import Address, endpoint
 from minismtp.chronicle import DIRECTORY, Record, mentions
 from minismtp.config import Config
 from minismtp.control import _Handler as ControlHandler
-from minismtp.dsn import Report, notification
-from minismtp.entry import Entry, Target
 from minismtp.insight.explain import _lines as explained
 from minismtp.insight.shadow import Shadow
 from minismtp.insight.trace import _line as traced
 from minismtp.log import Log
+from minismtp.mail.dsn import Report, notification
+from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.trace_fields import received
 from minismtp.outbound.in_progress import InProgress, _boot
 from minismtp.quarantine import _read as read_quarantined
-from minismtp.received import received
 from minismtp.scalars import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.settings import ConfigError
 from minismtp.spool import heard
@@ -130,7 +130,7 @@ def maildirsize(data: bytes) -> None:
     assert used is None or used >= 0
 
 
-@target("spool_file", "entry", raises=(DamagedError,))
+@target("spool_file", "mail.queue_entry", raises=(DamagedError,))
 def spooled_file(data: bytes) -> None:
     """Read a file whose footer fits: the input is an envelope, behind a message of an octet."""
     footer = b"minismtp-spool-1 %15d %10d\n" % (1, len(data))
@@ -174,7 +174,7 @@ def work_of_a_dead_runner(data: bytes) -> None:
         found.close()
 
 
-@target("quarantine", "entry", raises=(DamagedError,))
+@target("quarantine", "mail.queue_entry", raises=(DamagedError,))
 def quarantined_file(data: bytes) -> None:
     with file_of(data) as path:
         descriptor = os.open(path, os.O_RDONLY)
@@ -184,7 +184,7 @@ def quarantined_file(data: bytes) -> None:
             os.close(descriptor)
 
 
-@target("dsn", "entry")
+@target("mail.dsn", "mail.queue_entry")
 def notification_of_failure(data: bytes) -> None:
     """Tell a sender: the lines are a reply, an original recipient, an ENVID, a host, a message."""
     lines = data.split(b"\n", 4) + [b""] * 4
@@ -215,7 +215,7 @@ def notification_of_failure(data: bytes) -> None:
     assert max(map(len, report.split(b"\r\n"))) <= _LINE
 
 
-@target("received", raises=())
+@target("mail.trace_fields", raises=())
 def trace_field_to_write(data: bytes) -> None:
     peer = session()
     peer.helo = "".join(letter for letter in text_of(data)[:255] if letter.isprintable())

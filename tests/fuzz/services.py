@@ -32,7 +32,7 @@ from minismtp import (
     RemoteError,
     SocketAddress,
 )
-from minismtp.entry import Entry, Target
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import HostError, HostReply
 from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.deadlines import Deadlines, Timeouts

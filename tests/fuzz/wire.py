@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from fuzz.peers import decoded, message_of, pieces_of, session, text_of
 from fuzz.target import target
 from minismtp import Address
-from minismtp.cleanup import clean
-from minismtp.received import hops
+from minismtp.mail.cleanup import clean
+from minismtp.mail.trace_fields import hops
 from minismtp.smtp import sasl
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
@@ -194,7 +194,7 @@ def xclient(data: bytes) -> None:
     apply_xclient(session(), text_of(data))
 
 
-@target("received", "cleanup")
+@target("mail.trace_fields", "mail.cleanup")
 def trace_fields(data: bytes) -> None:
     cleaned = clean(message_of(data).content, 1 << 16, frozenset({"bcc", "return-path"}))
     if cleaned is not None:

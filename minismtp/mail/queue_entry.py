@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from minismtp.envelope import Envelope, Local, Recipient
-from minismtp.message import Message
+from minismtp.mail.envelope import Envelope, Local, Recipient
+from minismtp.mail.message import Message
 from minismtp.smtp.grammar import encode_xtext
 from minismtp.values.address import Address
 

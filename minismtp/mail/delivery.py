@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from minismtp.envelope import Envelope
+from minismtp.mail.envelope import Envelope
 from minismtp.values.address import Address
 
 TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from minismtp.envelope import Envelope
-from minismtp.session import Session
+from minismtp.mail.envelope import Envelope
+from minismtp.mail.session import Session
 from minismtp.smtp.grammar import is_host_name
 from minismtp.values.address import Address
 

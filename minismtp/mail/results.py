@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.envelope import Envelope
-from minismtp.session import Session
+from minismtp.mail.envelope import Envelope
+from minismtp.mail.session import Session
 from minismtp.values.stash import StashKey
 
 

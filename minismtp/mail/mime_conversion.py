@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from minismtp.content import Content, ContentWriter
-from minismtp.headers import READ_LIMIT
-from minismtp.message import Message
-from minismtp.mime_source import Declared, Source, with_encoding, with_end
-from minismtp.smtp.dot_stuffing import has_bare_newline
-from minismtp.transfer_encoding import (
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.headers import READ_LIMIT
+from minismtp.mail.message import Message
+from minismtp.mail.mime_source import Declared, Source, with_encoding, with_end
+from minismtp.mail.transfer_encoding import (
     Base64Encoder,
     LineBreaker,
     QuotedEncoder,
@@ -36,6 +35,7 @@ from minismtp.transfer_encoding import (
     with_short_words,
     without_wide,
 )
+from minismtp.smtp.dot_stuffing import has_bare_newline
 
 _DEEPEST: Final = 50  # parts in parts; what is deeper is not looked into
 _MOST: Final = 10_000  # parts; those behind are not looked at, for each costs more than it says

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from minismtp.encoded_words import decoded_words
+from minismtp.mail.encoded_words import decoded_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.envelope import Envelope
+from minismtp.mail.envelope import Envelope
 from minismtp.values.stash import StashKey
 
 # pvalue = [CFWS] ((value / [[local-part] "@"] domain-name) [CFWS]); value = token / quoted-string

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from minismtp.content import Content
+    from minismtp.mail.content import Content
 
 #: The fields that final delivery alone may write (RFC 5321 section 4.4).
 RETURN_PATH: Final = frozenset({"return-path"})

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from minismtp.content import Content
-from minismtp.entry import Entry, Target
-from minismtp.headers import format_field
-from minismtp.message import Message
-from minismtp.mime_conversion import converted
-from minismtp.received import date
+from minismtp.mail.content import Content
+from minismtp.mail.headers import format_field
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import converted
+from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.trace_fields import date
+from minismtp.mail.transfer_encoding import quoted_printable
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, encode_utf8_address
-from minismtp.transfer_encoding import quoted_printable
 from minismtp.values.address import to_ascii
 
 Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]

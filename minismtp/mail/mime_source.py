@@ -11,8 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from minismtp.headers import READ_LIMIT
-from minismtp.transfer_encoding import character_end
+from minismtp.mail.headers import READ_LIMIT
+from minismtp.mail.transfer_encoding import character_end
 
 PIECE: Final = 16384  # octets at the most
 _LONGEST_BOUNDARY: Final = 1000  # octets of a line

@@ -12,8 +12,8 @@ from email.parser import BytesParser
 from email.policy import EmailPolicy
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from minismtp.content import Content
-from minismtp.headers import READ_LIMIT, Headers, format_field
+from minismtp.mail.content import Content
+from minismtp.mail.headers import READ_LIMIT, Headers, format_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
