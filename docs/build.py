@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 from minismtp import __version__, hookspecs
 from minismtp.cli import parser
 from minismtp.config import Config
+from minismtp.config.schema import Option, options, summary, tables
 from minismtp.plugins import available, hook_names
-from minismtp.schema import Option, options, summary, tables
 
 DOCS: Final = Path(__file__).parent
 _SHIPPED: Final = sorted(path.stem for path in (DOCS.parent / "plugins").glob("[!_]*.py"))

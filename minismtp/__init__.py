@@ -7,6 +7,7 @@ from minismtp.values import startup_signals as startup_signals  # before what ta
 
 # isort: split
 from minismtp import events
+from minismtp.config.types import ByteSize, Rate, SocketAddress
 from minismtp.hookspecs import ServerInfo, hookimpl
 from minismtp.mail.authentication_results import AuthResult, quoted, results_of
 from minismtp.mail.content import Content, ContentWriter
@@ -21,7 +22,6 @@ from minismtp.plugins import plugin
 from minismtp.quarantine import QuarantineStore
 from minismtp.remote import Breaker, Line, Remote, RemoteError
 from minismtp.resolver import Found, Resolver, UnansweredError
-from minismtp.scalars import ByteSize, Rate, SocketAddress
 from minismtp.smtp.dot_stuffing import dotted
 from minismtp.smtp.sasl import StoredKey
 from minismtp.state import Claim, State

@@ -19,6 +19,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from minismtp import permissions, tls
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
+from minismtp.config.toml_values import ConfigError, reason
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo
@@ -30,7 +31,6 @@ from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.remote import RemoteError
 from minismtp.service import make_service
-from minismtp.settings import ConfigError, reason
 from minismtp.state import FILE, State
 from minismtp.testing import Dialogue
 from minismtp.values.address import Address

@@ -20,7 +20,7 @@ from minismtp.commands.common import (
     Commands,
     fail,
 )
-from minismtp.settings import ConfigError, reason
+from minismtp.config.toml_values import ConfigError, reason
 from minismtp.values.threads import Interrupted
 
 _LAST_STREAM: Final = 2  # the descriptor of standard error

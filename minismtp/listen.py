@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Listener
-from minismtp.scalars import SocketAddress
-from minismtp.settings import reason
+from minismtp.config.toml_values import reason
+from minismtp.config.types import SocketAddress
 from minismtp.values.privileges import acting_as_owner
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START

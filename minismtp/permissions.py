@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config
+from minismtp.config.toml_values import reason
 from minismtp.plugins import PluginSet
-from minismtp.settings import reason
 from minismtp.values.exposure import Trust, exposures
 
 _SECRET: Final = re.compile("(password|secret|token)s?$")

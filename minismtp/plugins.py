@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 import pluggy
 
 from minismtp import hookspecs
+from minismtp.config.toml_values import ConfigError, build, did_you_mean
 from minismtp.guard import Guard, Policy
 from minismtp.hooks import Hooks
 from minismtp.log import Log, describe
 from minismtp.metrics import Metrics
-from minismtp.settings import ConfigError, build, did_you_mean
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig

@@ -18,12 +18,12 @@ from minismtp import Address, Delivery, Envelope, Local, Message, Session, hooki
 from minismtp.activity import Activity, Step, taken_up
 from minismtp.chronicle import Chronicle, Record
 from minismtp.config import Config, Listener, PluginConfig
+from minismtp.config.tables import StateConfig
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log
 from minismtp.mail.queue_entry import Entry
 from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet
-from minismtp.sections import StateConfig
 from minismtp.service import Service, make_service
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue

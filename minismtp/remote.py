@@ -26,7 +26,7 @@ from minismtp.values.reply import Verdict
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from minismtp.scalars import SocketAddress
+    from minismtp.config.types import SocketAddress
 
 _FAILURES: Final = 5  # in a row, until a service is left alone
 _PAUSE: Final = 30.0  # seconds

@@ -21,10 +21,10 @@ import msgspec
 import tomli
 
 from minismtp.config import Config, PluginConfig
+from minismtp.config.toml_values import ConfigError
 from minismtp.log import Log
 from minismtp.plugins import instances
 from minismtp.rehearsal import Rehearsal
-from minismtp.settings import ConfigError
 from minismtp.stored import envelope_of, maildir
 from minismtp.values.durable_files import read_file
 from minismtp.values.printable import one_line

@@ -18,7 +18,7 @@ import dns.flags
 import dns.nameserver
 import dns.resolver
 
-from minismtp.scalars import SocketAddress
+from minismtp.config.types import SocketAddress
 from minismtp.values.address import to_ascii
 from minismtp.values.cache import BoundedCache
 from minismtp.values.peer import plain_address

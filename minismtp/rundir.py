@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.settings import ConfigError
+from minismtp.config.toml_values import ConfigError
 from minismtp.values.exposure import Trust, exposures
 from minismtp.values.privileges import acting_as
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Limits, Listener
+from minismtp.config.tables import LogConfig
 from minismtp.error_count import PeerErrors
 from minismtp.hooks import Hooks
 from minismtp.log import Log
@@ -20,7 +21,6 @@ from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
 from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
 from minismtp.refusal_log import RefusalLog
-from minismtp.sections import LogConfig
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
 from minismtp.suspects import Notes

@@ -21,9 +21,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+from minismtp.config.tables import StateConfig
+from minismtp.config.toml_values import ConfigError
 from minismtp.remote import Breaker, RemoteError
-from minismtp.sections import StateConfig
-from minismtp.settings import ConfigError
 from minismtp.state_sqlite import SqliteStore
 from minismtp.state_store import Store, Window
 from minismtp.values.clock import steady_time

@@ -27,14 +27,14 @@ from typing import Final
 from minismtp.admission import SLOTS
 from minismtp.children import Child, Children, Role
 from minismtp.config import Config
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import SocketAddress
 from minismtp.generation import Generation, close, workers_of
 from minismtp.herald import Herald
 from minismtp.launch import Launcher
 from minismtp.listen import ListenError, adopt, bound, open_listeners
 from minismtp.log import Log, bridge, complain, describe
 from minismtp.rundir import lock_state_directory
-from minismtp.scalars import SocketAddress
-from minismtp.settings import ConfigError
 from minismtp.suspects import FATAL
 from minismtp.watchdog import DUMP_SIGNAL, Watchdog
 from minismtp.worker import EXIT_CONFIG

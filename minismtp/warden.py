@@ -17,12 +17,12 @@ import msgspec
 
 from minismtp import listing
 from minismtp.config import Config
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import parse_duration
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
 from minismtp.postmaster import UsageError
 from minismtp.quarantine import Kept, QuarantineStore
-from minismtp.scalars import parse_duration
-from minismtp.settings import ConfigError
 from minismtp.spool import DamagedError, Spool
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.printable import one_line

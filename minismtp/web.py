@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
+from minismtp.config.types import SocketAddress
 from minismtp.remote import Breaker, Line, Remote, RemoteError
-from minismtp.scalars import SocketAddress
 from minismtp.values.address import to_ascii
 
 if TYPE_CHECKING:

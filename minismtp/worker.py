@@ -21,6 +21,7 @@ from minismtp.admission import Admission
 from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Listener
+from minismtp.config.toml_values import ConfigError
 from minismtp.control import Control, Say
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
@@ -31,7 +32,6 @@ from minismtp.pulse import INTERVAL, Pulses
 from minismtp.refusal_log import RefusalLog
 from minismtp.server import Server, Sessions
 from minismtp.service import make_service
-from minismtp.settings import ConfigError
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
 from minismtp.suspects import Suspects

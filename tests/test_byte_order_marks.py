@@ -29,13 +29,13 @@ from minismtp_plugins.webhook import Webhook
 from minismtp import Address, Credentials, Delivery, Envelope, Local, Recipient, read_file
 from minismtp.cli import main
 from minismtp.config import Config
+from minismtp.config.tables import SniCertificate, TlsConfig
 from minismtp.log import Log
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.mta_sts import Policy
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.replay import changed
-from minismtp.sections import SniCertificate, TlsConfig
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.tls import not_after, server_context

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final, Literal
 import pytest
 import trustme
 
+from minismtp.config.outbound_tables import Outbound
+from minismtp.config.tables import Listener, TlsConfig
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import SocketAddress
 from minismtp.outbound.security import Contexts
-from minismtp.scalars import SocketAddress
-from minismtp.sections import Listener, TlsConfig
-from minismtp.sending import Outbound
-from minismtp.settings import ConfigError
 from minismtp.values.ciphers import GENEROUS
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from minismtp import client_certificate
-from minismtp.sections import TlsConfig
+from minismtp.config.tables import TlsConfig
 from minismtp.tls import server_context, tls_info
 
 if TYPE_CHECKING:

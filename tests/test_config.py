@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from minismtp.config import Config, TlsConfig, default_hostname, default_state_directory
-from minismtp.scalars import SocketAddress
-from minismtp.settings import ConfigError
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import SocketAddress
 
 FILE = Path("/etc/minismtp/x.toml")
 LISTENER = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'

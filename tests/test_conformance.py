@@ -31,7 +31,7 @@ from minismtp import (
     plugin,
 )
 from minismtp.config import Limits
-from minismtp.scalars import ByteSize
+from minismtp.config.types import ByteSize
 from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.testing import Dialogue, Mailroom
 

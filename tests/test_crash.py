@@ -27,7 +27,7 @@ import pytest
 from conftest import wait_until
 
 from minismtp import RemoteError, State
-from minismtp.sections import StateConfig
+from minismtp.config.tables import StateConfig
 
 if TYPE_CHECKING:
     from pathlib import Path

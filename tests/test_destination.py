@@ -17,9 +17,9 @@ from fakes import Names
 from ports import free_port
 
 from minismtp import resolver as resolver_module
+from minismtp.config.types import SocketAddress
 from minismtp.outbound.destination import Directory, UnreachableError
 from minismtp.resolver import Resolver, UnansweredError
-from minismtp.scalars import SocketAddress
 from minismtp.values.address import Address
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ _ADDRESSES: Final = """
 import sys
 from minismtp.outbound.destination import Directory
 from minismtp.resolver import Resolver
-from minismtp.scalars import SocketAddress
+from minismtp.config.types import SocketAddress
 
 own = [SocketAddress("0.0.0.0", 25), SocketAddress("::", 25)]
 directory = Directory(Resolver([own[0]]), hostname="us.example", own=own, port=25)

@@ -20,9 +20,9 @@ from minismtp.cli import main
 from minismtp.config import (
     Config,
 )
+from minismtp.config.schema import options
+from minismtp.config.schema import tables as file_tables
 from minismtp.plugins import PluginSet, hook_names
-from minismtp.schema import options
-from minismtp.schema import tables as file_tables
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
 

@@ -36,14 +36,14 @@ from minismtp_plugins.spf import Spf
 from test_plugin_mailboxes import SESSION
 
 from minismtp import Address, AuthResult, Rate, Recipient, Reject, SocketAddress, State, WebService
+from minismtp.config.outbound_tables import Outbound, OutboundRoute
+from minismtp.config.tables import SniCertificate
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.destination import Directory, UnreachableError
 from minismtp.outbound.mta_sts import Policy
 from minismtp.outbound.security import matches
 from minismtp.outbound.selection import Filter
 from minismtp.resolver import Found, Resolver
-from minismtp.sections import SniCertificate
-from minismtp.sending import Outbound, OutboundRoute
 from minismtp.submission import _User
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.warden import _fits

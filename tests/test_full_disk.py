@@ -14,7 +14,7 @@ import pytest
 from conftest import Running, configure_in, running
 
 from minismtp import State
-from minismtp.sections import StateConfig
+from minismtp.config.tables import StateConfig
 
 PAGE: Final = 4096
 SIZE: Final = 4 * 1024 * 1024
@@ -86,7 +86,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from minismtp import RemoteError, State
-from minismtp.sections import StateConfig
+from minismtp.config.tables import StateConfig
 state = State.of(StateConfig(), Path(sys.argv[1]))
 for number in range(5000):
     try:

@@ -15,8 +15,8 @@ import pytest
 from ports import free_port
 
 from minismtp.config import Listener
+from minismtp.config.types import SocketAddress
 from minismtp.listen import ListenError, adopt, open_listeners, open_socket
-from minismtp.scalars import SocketAddress
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

@@ -13,7 +13,7 @@ from minismtp_plugins import _quota
 from minismtp_plugins.maildir import Maildir
 
 from minismtp import Address, ByteSize, Content, Defer, Envelope, Message, Reject
-from minismtp.settings import build
+from minismtp.config.toml_values import build
 
 ALICE = Address("alice", "example.org")
 TRACE = len(b"Return-Path: <>\r\nDelivered-To: alice@example.org\r\n")

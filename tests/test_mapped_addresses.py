@@ -24,10 +24,10 @@ from minismtp_plugins.relay import Relaying
 
 from minismtp import Address, Credentials, Recipient, Session, SocketAddress
 from minismtp.cli import parser
+from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.types import parse_network
 from minismtp.outbound.destination import Directory
-from minismtp.scalars import parse_network
 from minismtp.server import _peer
-from minismtp.settings import ConfigError, build
 from minismtp.smtp.proxy_header import read_header
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 import trustme
 
+from minismtp.config.types import SocketAddress
 from minismtp.log import Log
 from minismtp.outbound import well_known
 from minismtp.outbound.deadlines import Deadlines
@@ -23,7 +24,6 @@ from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.security import Contexts, matches
 from minismtp.outbound.well_known import FetchError, Web
 from minismtp.resolver import Found, Resolver
-from minismtp.scalars import SocketAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -31,7 +31,7 @@ from minismtp import (
     UnansweredError,
     results_of,
 )
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 
 SUITE: Final = Path(__file__).parent / "data" / "arc" / "arc-draft-validation-tests.yml"
 #: The suite has no result for chains that have ended; RFC 8617 section 5.2 says fail.

@@ -29,8 +29,8 @@ from minismtp_plugins._parts import parts_of
 from minismtp_plugins.attachments import ATTACHMENTS, Attachments
 
 from minismtp import Content, Message, Session, findings_of
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.mail.content import ContentWriter
-from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 PROGRAM: Final = b"MZ\x90\0\3\0\0\0" + bytes(100)

@@ -24,7 +24,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 # The test file of EICAR, in halves: else a scanner would take this file away.

@@ -37,8 +37,8 @@ from minismtp import (
     UnansweredError,
     results_of,
 )
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.mail.cleanup import clean
-from minismtp.settings import ConfigError, build
 
 MESSAGE = (
     b"Received: from x by y; now\r\nFrom: Alice <alice@example.org>\r\nTo: bob@example.net\r\n"

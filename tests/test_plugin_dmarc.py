@@ -22,8 +22,8 @@ from minismtp import (
     plugin,
     results_of,
 )
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.log import Log
-from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 RECORD = "v=DMARC1; p=reject"

@@ -26,8 +26,8 @@ from minismtp import (
 )
 from minismtp.check import check
 from minismtp.config import Config, PluginConfig
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import pytest
 from minismtp_plugins.early_talker import EarlyTalker
 
 from minismtp import Finding, ServerInfo, findings_of
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.mail.session import Session
-from minismtp.settings import ConfigError, build
 from minismtp.state import State
 from minismtp.testing import Dialogue
 

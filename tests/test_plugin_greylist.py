@@ -31,8 +31,8 @@ from minismtp import (
 )
 from minismtp.check import check
 from minismtp.config import Config, PluginConfig
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.settings import ConfigError, build
 from minismtp.state_redis import RedisStore
 from minismtp.state_sqlite import SqliteStore
 from minismtp.testing import Dialogue, Mailroom

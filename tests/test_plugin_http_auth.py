@@ -20,8 +20,8 @@ from fakes import FAILURES, Talk, drip, listen, nobody_there, saying, serving
 from minismtp_plugins.http_auth import HttpAuth
 
 from minismtp import Credentials, RemoteError, Session
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.mail.session import TlsInfo
-from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:

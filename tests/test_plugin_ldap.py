@@ -32,7 +32,7 @@ from minismtp_plugins.ldap import Ldap
 from ports import free_port
 
 from minismtp import Credentials, Remote, RemoteError, ServerInfo, SocketAddress
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:

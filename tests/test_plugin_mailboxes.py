@@ -10,7 +10,7 @@ import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Address, Defer, Envelope, Local, Recipient, Reject, Session
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 
 SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net", peer="192.0.2.1")
 

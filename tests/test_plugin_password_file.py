@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from minismtp_plugins.password_file import PasswordFile, _Users
 
 from minismtp import Credentials, Defer, ServerInfo, folded_name
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 from minismtp.values.durable_files import unusable_files

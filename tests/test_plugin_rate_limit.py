@@ -19,8 +19,8 @@ from redis_service import RedisServer, eventually, redis_running
 
 from minismtp import Reject, State, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.settings import ConfigError, build
 from minismtp.state_redis import RedisStore
 from minismtp.testing import Dialogue, Mailroom
 

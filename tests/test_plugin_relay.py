@@ -13,7 +13,7 @@ from minismtp_plugins.relay import Relaying
 from minismtp import Envelope, Local, hookimpl, plugin
 from minismtp.check import check
 from minismtp.config import Config
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 # Without a queue the server says so to those for whom it would relay.

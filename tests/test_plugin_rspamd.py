@@ -26,7 +26,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 # The test line of SpamAssassin and rspamd, in halves: else a filter would take this file away.

@@ -16,8 +16,8 @@ from minismtp_plugins.rules import Rules
 
 from minismtp import ByteSize, Content, Envelope, Message, Session, findings_of
 from minismtp.config import Config, PluginConfig
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 CONTENT: Final = (

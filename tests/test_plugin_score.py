@@ -9,7 +9,7 @@ import pytest
 from minismtp_plugins.score import SCORE, Score
 
 from minismtp import Envelope, Finding, Headers, Session, findings_of, hookimpl, plugin
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 MAIL = "Subject: hello\n\nA message.\n"

@@ -24,8 +24,8 @@ from minismtp import (
     results_of,
 )
 from minismtp.config import Config
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.settings import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

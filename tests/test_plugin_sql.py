@@ -27,7 +27,7 @@ from minismtp_plugins.sql import Sql
 from ports import free_port
 
 from minismtp import Breaker, Credentials, RemoteError, ServerInfo
-from minismtp.settings import ConfigError, build
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from minismtp.cli import main
+from minismtp.config.types import SocketAddress
 from minismtp.listen import open_socket
 from minismtp.outbound.schedule import Schedule
-from minismtp.scalars import SocketAddress
 from minismtp.values.privileges import acting_as, acting_as_owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

@@ -26,10 +26,10 @@ from minismtp import (
 )
 from minismtp.activity import Activity
 from minismtp.config import Limits
+from minismtp.config.types import ByteSize
 from minismtp.log import Log
 from minismtp.mail.session import TlsInfo
 from minismtp.receiver import Receiver
-from minismtp.scalars import ByteSize
 from minismtp.service import Service
 from minismtp.testing import Dialogue, Mailroom
 

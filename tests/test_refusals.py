@@ -41,13 +41,13 @@ from minismtp.backoff import Backoff
 from minismtp.chronicle import Chronicle, Record
 from minismtp.cli import main
 from minismtp.config import Limits
+from minismtp.config.types import ByteSize
 from minismtp.guard import ANSWERS
 from minismtp.insight.explain import about
 from minismtp.log import Log
 from minismtp.mail.queue_entry import Entry
 from minismtp.receiver import Receiver
 from minismtp.refusal_log import RefusalLog
-from minismtp.scalars import ByteSize
 from minismtp.service import Service
 from minismtp.spool import Spool, UnreadableError
 from minismtp.suspects import Notes

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from minismtp.config import Config
+from minismtp.config.toml_values import ConfigError
 from minismtp.rundir import make_control_directory, own, runtime_directory
-from minismtp.settings import ConfigError
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 NOBODY = pwd.getpwnam("nobody")

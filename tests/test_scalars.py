@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.scalars import SCALARS, ByteSize, Network, Rate, SocketAddress, parse_domain
+from minismtp.config.types import SCALARS, ByteSize, Network, Rate, SocketAddress, parse_domain
 from minismtp.values.address import Address
 
 BASE = Path("/etc/minismtp")

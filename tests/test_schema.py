@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 import tomli
 
-from minismtp.scalars import ByteSize
-from minismtp.schema import Option, options, schema, summary
+from minismtp.config.schema import Option, options, schema, summary
+from minismtp.config.types import ByteSize
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 import pytest
 
-from minismtp.settings import ByteSize, ConfigError, build, did_you_mean, reason
+from minismtp.config.toml_values import ByteSize, ConfigError, build, did_you_mean, reason
 
 BASE = Path("/etc/minismtp")
 

@@ -25,10 +25,10 @@ from redis_service import RedisServer, eventually, redis_running
 from minismtp import Claim, Defer, RemoteError, ServerInfo, Session, State, hookimpl, plugin
 from minismtp.check import check
 from minismtp.config import Config, PluginConfig
+from minismtp.config.schema import schema
+from minismtp.config.tables import StateConfig
+from minismtp.config.toml_values import ConfigError
 from minismtp.remote import Breaker
-from minismtp.schema import schema
-from minismtp.sections import StateConfig
-from minismtp.settings import ConfigError
 from minismtp.state_redis import RedisStore
 from minismtp.state_sqlite import SqliteStore
 from minismtp.state_store import MICROSECONDS, PARTS, Window
@@ -180,7 +180,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from minismtp import State
-from minismtp.sections import StateConfig
+from minismtp.config.tables import StateConfig
 
 state = State.of(StateConfig(url=sys.argv[1]), Path(sys.argv[2]))
 hour = timedelta(hours=1)

@@ -15,7 +15,7 @@ import pytest
 from minismtp import RemoteError, State
 from minismtp.check import check
 from minismtp.config import Config
-from minismtp.sections import StateConfig
+from minismtp.config.tables import StateConfig
 from minismtp.state_sqlite import SqliteStore
 from minismtp.state_store import MICROSECONDS, Window
 

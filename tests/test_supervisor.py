@@ -21,7 +21,7 @@ import pytest
 from ports import free_port
 
 from minismtp.config import Config
-from minismtp.settings import ConfigError
+from minismtp.config.toml_values import ConfigError
 from minismtp.supervisor import SIGNALS, next_signal, pause
 
 if TYPE_CHECKING:

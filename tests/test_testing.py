@@ -7,8 +7,8 @@ import pytest
 
 from minismtp import Delivery, Destination, Message, Reject, ServerInfo, hookimpl, plugin
 from minismtp.config import Config, Limits, PluginConfig
+from minismtp.config.toml_values import ByteSize, ConfigError
 from minismtp.guard import Failure
-from minismtp.settings import ByteSize, ConfigError
 from minismtp.testing import Dialogue, Dialogues, Mailroom
 
 

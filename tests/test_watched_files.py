@@ -18,7 +18,7 @@ from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.password_file import PasswordFile
 
 from minismtp import WatchedFiles
-from minismtp.sections import SniCertificate, TlsConfig
+from minismtp.config.tables import SniCertificate, TlsConfig
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 from minismtp.tls import Certificates

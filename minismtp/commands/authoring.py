@@ -123,8 +123,8 @@ def _remark(plugin: PluginConfig) -> str:
 
 
 def _plugins(arguments: argparse.Namespace) -> int:
+    from minismtp.config.schema import options, summary
     from minismtp.plugins import available
-    from minismtp.schema import options, summary
 
     for found in available(configuration(arguments).plugin_path):
         say(f"{found.name} ({found.source})")
@@ -143,8 +143,8 @@ def _plugins(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     import json
 
+    from minismtp.config.schema import schema
     from minismtp.plugins import available
-    from minismtp.schema import schema
 
     del arguments
     document = schema({found.name: found.factory for found in available([])})

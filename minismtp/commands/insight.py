@@ -105,7 +105,7 @@ def _top(arguments: argparse.Namespace) -> int:
 
 
 def _duration(text: str) -> timedelta:
-    from minismtp.scalars import parse_duration
+    from minismtp.config.types import parse_duration
 
     try:
         return parse_duration(text)
@@ -114,7 +114,7 @@ def _duration(text: str) -> timedelta:
 
 
 def _network(text: str) -> str:
-    from minismtp.scalars import parse_network
+    from minismtp.config.types import parse_network
 
     try:
         return str(parse_network(text))

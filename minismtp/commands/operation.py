@@ -17,8 +17,8 @@ from minismtp.commands.common import (
     fail,
     say,
 )
+from minismtp.config.toml_values import ConfigError
 from minismtp.log import complain
-from minismtp.settings import ConfigError
 from minismtp.values.startup_signals import block_signals
 
 if TYPE_CHECKING:

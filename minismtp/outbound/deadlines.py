@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol, Self
 
-from minismtp.sending import Outbound
+from minismtp.config.outbound_tables import Outbound
 from minismtp.values.threads import start_thread, surviving
 
 

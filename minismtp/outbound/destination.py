@@ -17,8 +17,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
+from minismtp.config.types import SocketAddress
 from minismtp.resolver import Found, Resolver, UnansweredError
-from minismtp.scalars import SocketAddress
 from minismtp.values.address import to_ascii
 from minismtp.values.peer import plain_address
 

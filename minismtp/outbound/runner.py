@@ -20,6 +20,7 @@ from minismtp import log as logging
 from minismtp import stacks
 from minismtp.board import Board
 from minismtp.config import Config
+from minismtp.config.toml_values import ConfigError
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
 from minismtp.log import Log, describe
@@ -40,7 +41,6 @@ from minismtp.outbound.schedule import Schedule
 from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
 from minismtp.pulse import Pulses
-from minismtp.settings import ConfigError
 from minismtp.spool import BusyError, Spool, heard
 from minismtp.values.clock import steady_time
 from minismtp.values.database import set_aside

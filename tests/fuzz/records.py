@@ -25,6 +25,8 @@ from fuzz.target import target
 from minismtp import Address, endpoint
 from minismtp.chronicle import DIRECTORY, Record, mentions
 from minismtp.config import Config
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.control import _Handler as ControlHandler
 from minismtp.insight.explain import _lines as explained
 from minismtp.insight.shadow import Shadow
@@ -35,8 +37,6 @@ from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.trace_fields import received
 from minismtp.outbound.in_progress import InProgress, _boot
 from minismtp.quarantine import _read as read_quarantined
-from minismtp.scalars import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
-from minismtp.settings import ConfigError
 from minismtp.spool import heard
 from minismtp.spool_file import DamagedError
 from minismtp.spool_file import read_message as read_spooled
@@ -50,13 +50,15 @@ _OURS = (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError
 _LINE = 998  # octets, RFC 5322 section 2.1.1
 
 
-@target("config", "settings", "scalars", "sections", raises=(ConfigError,))
+@target(
+    "config.__init__", "config.toml_values", "config.types", "config.tables", raises=(ConfigError,)
+)
 def configuration(data: bytes) -> None:
     with file_of(data) as path:
         Config.load(path)
 
 
-@target("scalars", raises=(ValueError,), most=4096)
+@target("config.types", raises=(ValueError,), most=4096)
 def values_of_options(data: bytes) -> None:
     text = text_of(data[1:])
     kinds = (ByteSize.parse, Rate.parse, SocketAddress.parse, parse_domain, parse_duration)

@@ -41,12 +41,12 @@ from minismtp_plugins.helo import HeloChecks
 from fuzz.peers import Zone, envelope, message_of, session, text_of
 from fuzz.target import target
 from minismtp import Address, AuthResult, Headers, RemoteError, UnansweredError
+from minismtp.config.types import SocketAddress
 from minismtp.outbound.dane import Tlsa
 from minismtp.outbound.destination import Directory, UnreachableError
 from minismtp.outbound.mta_sts import Policy, _fields
 from minismtp.outbound.security import matches
 from minismtp.resolver import Found, Resolver
-from minismtp.scalars import SocketAddress
 from minismtp.values.der import certificate_fields
 
 _KEY = b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="

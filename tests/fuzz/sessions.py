@@ -37,11 +37,11 @@ from minismtp import (
     plugin,
 )
 from minismtp.config import Limits
+from minismtp.config.types import ByteSize
 from minismtp.log import Log
 from minismtp.mail.queue_entry import Entry
 from minismtp.mail.session import TlsInfo
 from minismtp.metrics import Metrics
-from minismtp.scalars import ByteSize
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue
 

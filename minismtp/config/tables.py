@@ -15,9 +15,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
+from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.types import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.mail.cleanup import DROP_HEADERS
-from minismtp.scalars import ByteSize, Network, SocketAddress, parse_domain
-from minismtp.settings import ConfigError, build
 from minismtp.values.ciphers import GENEROUS, set_ciphers
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")

@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, get_origin
 import msgspec
 
 from minismtp.config import Config, PluginConfig, default_hostname, default_state_directory
-from minismtp.scalars import SCALARS, Network, Scalar
-from minismtp.settings import Shape, option_types, shape_of
+from minismtp.config.toml_values import Shape, option_types, shape_of
+from minismtp.config.types import SCALARS, Network, Scalar
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 # Fields that the program sets; no keys of the configuration.

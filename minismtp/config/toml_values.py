@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from minismtp.scalars import SCALARS, ByteSize, SocketAddress
+from minismtp.config.types import SCALARS, ByteSize, SocketAddress
 
 __all__ = [
     "ByteSize",

@@ -15,8 +15,8 @@ from typing import Annotated, Final, Literal
 
 import tomli
 
-from minismtp.scalars import parse_domain
-from minismtp.sections import (
+from minismtp.config.outbound_tables import Outbound, OutboundRoute
+from minismtp.config.tables import (
     COMMON_KEYS,
     DnsConfig,
     Limits,
@@ -32,8 +32,8 @@ from minismtp.sections import (
     counts,
     says,
 )
-from minismtp.sending import Outbound, OutboundRoute
-from minismtp.settings import ConfigError, build, did_you_mean
+from minismtp.config.toml_values import ConfigError, build, did_you_mean
+from minismtp.config.types import parse_domain
 from minismtp.values.durable_files import without_marks
 
 __all__ = [

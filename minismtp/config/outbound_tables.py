@@ -5,10 +5,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
+from minismtp.config.tables import check_ciphers, check_domain, counts, says
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import ByteSize, SocketAddress
 from minismtp.mail.delivery import TlsLevel
-from minismtp.scalars import ByteSize, SocketAddress
-from minismtp.sections import check_ciphers, check_domain, counts, says
-from minismtp.settings import ConfigError
 
 _FREE_SPACE: Final = ByteSize.parse("100MiB")
 _MIN_DATA_RATE: Final = ByteSize(500)  # as Postfix's smtp_min_data_rate
