@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Final
 
 from minismtp import replies
-from minismtp.backoff import wait_for_turn
 from minismtp.mail.envelope import Credentials
 from minismtp.mail.events import Authenticated
 from minismtp.mail.session import Session
 from minismtp.refusals import Refusals
+from minismtp.runtime.login_backoff import wait_for_turn
 from minismtp.service import Service
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth

@@ -23,13 +23,13 @@ from minismtp.config.toml_values import ConfigError, reason
 from minismtp.guard import Failure
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo
-from minismtp.log import Log
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.session import Session
-from minismtp.metrics import Metrics
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.remote import RemoteError
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 from minismtp.service import make_service
 from minismtp.state import FILE, State
 from minismtp.testing import Dialogue

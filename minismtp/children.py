@@ -23,7 +23,7 @@ from math import inf
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from minismtp.log import Log
+from minismtp.runtime.log import Log
 
 Group = TypeVar("Group")
 _LAST_WAIT: Final = 5.0  # seconds for killed processes to be gone; one in a dead disk never is

@@ -19,9 +19,9 @@ from math import inf
 from typing import Final
 
 from minismtp import client_certificate
-from minismtp.activity import Activity, taken_up
 from minismtp.mail.session import Session, TlsInfo, is_silent
 from minismtp.receiver import Receiver
+from minismtp.runtime.thread_activity import Activity, taken_up
 from minismtp.service import Service
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.proxy_header import ProxyProblem, read_header

@@ -11,13 +11,14 @@ from time import perf_counter
 from typing import Final, assert_never
 
 from minismtp import replies
-from minismtp.activity import Activity
 from minismtp.authentication import Authentication
 from minismtp.ehlo import keywords
 from minismtp.error_count import ErrorCount
 from minismtp.mail.session import Session
-from minismtp.metrics import COMMANDS
 from minismtp.refusals import Refusals, outcome_of, path_as_it_came, shortened
+from minismtp.runtime.dialogue_trace import abbreviated
+from minismtp.runtime.metrics import COMMANDS
+from minismtp.runtime.thread_activity import Activity
 from minismtp.service import Service
 from minismtp.smtp.commands import (
     Auth,
@@ -48,7 +49,6 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     Signal,
 )
-from minismtp.tracing import abbreviated
 from minismtp.transaction import Transaction
 from minismtp.values.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.values.threads import surviving

@@ -32,18 +32,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from minismtp import __version__, stacks
-from minismtp import log as logging
-from minismtp.board import Board
+from minismtp import __version__
 from minismtp.config import Config
 from minismtp.insight.overview import Overview, overview
 from minismtp.insight.page import POLICY, History, render
 from minismtp.insight.sessions import Survey, survey
-from minismtp.log import Log
-from minismtp.metrics import count_thread_failures, use_slot
-from minismtp.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.readiness import FATAL, WARNINGS, Readiness
-from minismtp.tally import FLUSH_INTERVAL
+from minismtp.runtime import log as logging
+from minismtp.runtime import stacks
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import count_thread_failures, use_slot
+from minismtp.runtime.metrics_buffer import FLUSH_INTERVAL
+from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses
+from minismtp.runtime.scoreboard import Board
 from minismtp.values.peer import plain_address
 from minismtp.values.threads import count_failures, start_thread, surviving
 

@@ -16,15 +16,15 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from minismtp.activity import current
 from minismtp.hookspecs import ServerInfo
-from minismtp.log import Log, describe
 from minismtp.mail.delivery import Destination
 from minismtp.mail.envelope import Envelope, Local, Relay, Several
 from minismtp.mail.events import HookFailed
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session
-from minismtp.metrics import VERDICTS, HookMetrics
+from minismtp.runtime.log import Log, describe
+from minismtp.runtime.metrics import VERDICTS, HookMetrics
+from minismtp.runtime.thread_activity import current
 from minismtp.smtp.sasl import StoredKey
 from minismtp.values.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.values.stash import Stash, StashKey

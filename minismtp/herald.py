@@ -6,10 +6,10 @@ import os
 import time
 from dataclasses import replace
 
-from minismtp.admission import Admission
-from minismtp.board import Board, Standing
-from minismtp.log import Log
 from minismtp.notify import Notifier
+from minismtp.runtime.log import Log
+from minismtp.runtime.scoreboard import Board, Standing
+from minismtp.runtime.session_limits import Admission
 from minismtp.values.clock import steady_time
 
 

@@ -9,17 +9,17 @@ from socket import socket
 from typing import Final, TypeAlias
 
 from minismtp import endpoint, worker
-from minismtp.admission import Admission
-from minismtp.backoff import Backoff
-from minismtp.board import Board
 from minismtp.children import Children, Role
 from minismtp.config import Config
 from minismtp.generation import Generation
 from minismtp.listen import open_socket
 from minismtp.outbound import runner
-from minismtp.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.rundir import make_control_directory, runtime_directory
-from minismtp.suspects import Suspects
+from minismtp.runtime.login_backoff import Backoff
+from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses
+from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.session_limits import Admission
+from minismtp.runtime.suspects import Suspects
 from minismtp.worker import Post
 
 _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds

@@ -24,8 +24,8 @@ from minismtp import hookspecs
 from minismtp.config.toml_values import ConfigError, build, did_you_mean
 from minismtp.guard import Guard, Policy
 from minismtp.hooks import Hooks
-from minismtp.log import Log, describe
-from minismtp.metrics import Metrics
+from minismtp.runtime.log import Log, describe
+from minismtp.runtime.metrics import Metrics
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig

@@ -17,7 +17,7 @@ from typing import Final
 
 from prometheus_client.core import Metric
 
-from minismtp.board import Board
+from minismtp.runtime.scoreboard import Board
 
 #: Problems with which the server is not ready, and those that are warnings.
 FATAL: Final = ("workers", "queue", "state", "disk")

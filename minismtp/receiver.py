@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from minismtp.activity import Activity
-from minismtp.chronicle import Record
 from minismtp.conversation import Conversation
 from minismtp.mail.events import SessionClosed, SessionOpened
 from minismtp.mail.session import Session, TlsInfo
+from minismtp.runtime.decision_log import Record
+from minismtp.runtime.thread_activity import Activity
 from minismtp.service import Service
 from minismtp.smtp.commands import Bdat, Command
 from minismtp.smtp.protocol import (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from minismtp.log import Log, bind, bound, unbind
+from minismtp.runtime.log import Log, bind, bound, unbind
 from minismtp.values.peer import peer_key
 
 _WINDOW: Final = 60.0  # seconds

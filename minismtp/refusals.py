@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from minismtp.chronicle import Record
-from minismtp.log import bound
+from minismtp.runtime.decision_log import Record
+from minismtp.runtime.log import bound
 
 if TYPE_CHECKING:
     from minismtp.mail.session import Session

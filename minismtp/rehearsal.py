@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from minismtp import Address, Delivery, Envelope, Local, Message, Session, hookimpl, plugin
-from minismtp.activity import Activity, Step, taken_up
-from minismtp.chronicle import Chronicle, Record
 from minismtp.config import Config, Listener, PluginConfig
 from minismtp.config.tables import StateConfig
 from minismtp.hookspecs import ServerInfo
-from minismtp.log import Log
 from minismtp.mail.queue_entry import Entry
-from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet
+from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.thread_activity import Activity, Step, taken_up
 from minismtp.service import Service, make_service
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue

@@ -22,9 +22,9 @@ import tomli
 
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.log import Log
 from minismtp.plugins import instances
 from minismtp.rehearsal import Rehearsal
+from minismtp.runtime.log import Log
 from minismtp.stored import envelope_of, maildir
 from minismtp.values.durable_files import read_file
 from minismtp.values.printable import one_line

@@ -19,11 +19,11 @@ from functools import partial
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
-from minismtp import log as logging
-from minismtp.admission import Admission, Ticket
 from minismtp.config import Listener
 from minismtp.connection import Connection
 from minismtp.mail.session import Session
+from minismtp.runtime import log as logging
+from minismtp.runtime.session_limits import Admission, Ticket
 from minismtp.service import Service, new_id
 from minismtp.tls import Certificates
 from minismtp.values.reply import Reply

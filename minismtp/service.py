@@ -10,21 +10,21 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 
-from minismtp.backoff import Backoff
-from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Limits, Listener
 from minismtp.config.tables import LogConfig
 from minismtp.error_count import PeerErrors
 from minismtp.hooks import Hooks
-from minismtp.log import Log
 from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
-from minismtp.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.plugins import PluginSet
 from minismtp.refusal_log import RefusalLog
+from minismtp.runtime.decision_log import Chronicle
+from minismtp.runtime.dialogue_trace import Tracing
+from minismtp.runtime.log import Log
+from minismtp.runtime.login_backoff import Backoff
+from minismtp.runtime.metrics import ListenerMetrics, Metrics, SilentMetrics
+from minismtp.runtime.suspects import Notes
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
-from minismtp.suspects import Notes
-from minismtp.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

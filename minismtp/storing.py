@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from minismtp import replies
-from minismtp.log import describe
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.reporting import route_notice, success_notices
+from minismtp.runtime.log import describe
 from minismtp.service import Service
 from minismtp.spool import UnreadableError
 from minismtp.values.address import Address

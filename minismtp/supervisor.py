@@ -24,7 +24,6 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from minismtp.admission import SLOTS
 from minismtp.children import Child, Children, Role
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
@@ -33,9 +32,10 @@ from minismtp.generation import Generation, close, workers_of
 from minismtp.herald import Herald
 from minismtp.launch import Launcher
 from minismtp.listen import ListenError, adopt, bound, open_listeners
-from minismtp.log import Log, bridge, complain, describe
 from minismtp.rundir import lock_state_directory
-from minismtp.suspects import FATAL
+from minismtp.runtime.log import Log, bridge, complain, describe
+from minismtp.runtime.session_limits import SLOTS
+from minismtp.runtime.suspects import FATAL
 from minismtp.watchdog import DUMP_SIGNAL, Watchdog
 from minismtp.worker import EXIT_CONFIG
 

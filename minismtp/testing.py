@@ -20,21 +20,21 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from minismtp import log as logging
-from minismtp.activity import Activity, taken_up
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.hooks import Hooks
 from minismtp.hookspecs import ServerInfo, hookimpl
-from minismtp.log import Log
 from minismtp.mail.content import Content
 from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.envelope import Envelope, Local, Recipient, Relay
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session, TlsInfo
-from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet, plugin
 from minismtp.receiver import Receiver
 from minismtp.resolver import Resolver
+from minismtp.runtime import log as logging
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.thread_activity import Activity, taken_up
 from minismtp.service import Service, make_service, new_id
 from minismtp.state import State
 from minismtp.values.address import Address

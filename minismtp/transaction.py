@@ -9,9 +9,6 @@ from __future__ import annotations
 from time import perf_counter
 
 from minismtp import replies
-from minismtp.activity import Activity, summary
-from minismtp.chronicle import Record
-from minismtp.log import bind, describe, unbind
 from minismtp.mail.cleanup import RETURN_PATH, clean
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope, Recipient
@@ -21,12 +18,15 @@ from minismtp.mail.message import Message
 from minismtp.mail.session import Session
 from minismtp.mail.trace_fields import hops, received
 from minismtp.refusals import Refusals, outcome_of
+from minismtp.runtime.decision_log import Record
+from minismtp.runtime.log import bind, describe, unbind
+from minismtp.runtime.suspects import fingerprint
+from minismtp.runtime.thread_activity import Activity, summary
 from minismtp.service import Service
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.storing import Storing
 from minismtp.submission import add_sender, complete, owns_authors, owns_sender
-from minismtp.suspects import fingerprint
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.values.threads import report

@@ -17,15 +17,15 @@ from typing import Final
 import msgspec
 import tomli
 
-from minismtp.activity import Step
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.log import Log
 from minismtp.mail.authentication_results import results_of
 from minismtp.mail.message import Message
 from minismtp.mail.results import Finding, findings_of
 from minismtp.plugins import instances
 from minismtp.rehearsal import Client, Rehearsal, Result
+from minismtp.runtime.log import Log
+from minismtp.runtime.thread_activity import Step
 from minismtp.values.printable import one_line
 
 _LONGEST: Final = 200  # characters of a field that are shown

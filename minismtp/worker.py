@@ -15,28 +15,28 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-from minismtp import log as logging
-from minismtp import stacks
-from minismtp.admission import Admission
-from minismtp.backoff import Backoff
-from minismtp.chronicle import Chronicle
 from minismtp.config import Config, Listener
 from minismtp.config.toml_values import ConfigError
-from minismtp.control import Control, Say
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
-from minismtp.log import Log
-from minismtp.metrics import Metrics, use_slot
 from minismtp.plugins import PluginSet
-from minismtp.pulse import INTERVAL, Pulses
 from minismtp.refusal_log import RefusalLog
+from minismtp.runtime import log as logging
+from minismtp.runtime import stacks
+from minismtp.runtime.control_socket import Control, Say
+from minismtp.runtime.decision_log import Chronicle
+from minismtp.runtime.dialogue_trace import Outlet, Tracing
+from minismtp.runtime.log import Log
+from minismtp.runtime.login_backoff import Backoff
+from minismtp.runtime.metrics import Metrics, use_slot
+from minismtp.runtime.pulse import INTERVAL, Pulses
+from minismtp.runtime.session_limits import Admission
+from minismtp.runtime.suspects import Suspects
 from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.spool import Spool
-from minismtp.suspects import Suspects
 from minismtp.tls import Certificates, first_end
-from minismtp.tracing import Outlet, Tracing
 from minismtp.values.durable_files import kept_secret, unusable_files
 from minismtp.values.threads import count_failures, start_thread
 

@@ -28,7 +28,6 @@ from minismtp_plugins.spf import Spf
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
 from minismtp.config import Config
 from minismtp.config.toml_values import build
-from minismtp.log import Log
 from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Report, notification
@@ -37,6 +36,7 @@ from minismtp.outbound.extensions import Extensions
 from minismtp.outbound.schedule import Arrival, Batch, Schedule
 from minismtp.outbound.selection import Filter
 from minismtp.rehearsal import Client, Rehearsal
+from minismtp.runtime.log import Log
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
 from minismtp.spool import Spool
 from minismtp.stored import envelope_of

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from minismtp.admission import Admission, SharedLock, Ticket
+from minismtp.runtime.session_limits import Admission, SharedLock, Ticket
 
 PEER = "192.0.2.1"
 
@@ -270,7 +270,7 @@ def test_a_deadlock_that_only_the_kernel_sees_is_waited_out(
             raise problems.pop()
         real(descriptor, how)
 
-    monkeypatch.setattr("minismtp.admission.fcntl.lockf", lockf)
+    monkeypatch.setattr("minismtp.runtime.session_limits.fcntl.lockf", lockf)
     with lock:
         assert problems == []
     problems.append(OSError(errno.ENOLCK, "No locks available"))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minismtp import Credentials, Defer, hookimpl, plugin
-from minismtp.backoff import Backoff
-from minismtp.log import Log
+from minismtp.runtime.log import Log
+from minismtp.runtime.login_backoff import Backoff
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.log import Log
 from minismtp.outbound.agenda import Agenda, Job
 from minismtp.outbound.backlog import Backlog, Standing
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Arrival, Batch, Outcome, Row, Schedule, State
+from minismtp.runtime.log import Log
 from minismtp.values.clock import GRACE
 
 

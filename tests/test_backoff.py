@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from minismtp.backoff import LONGEST, PATIENCE, Backoff, wait_for_turn
+from minismtp.runtime.login_backoff import LONGEST, PATIENCE, Backoff, wait_for_turn
 
 GUESSER = "192.0.2.1"
 OTHER = "192.0.2.2"

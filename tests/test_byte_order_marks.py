@@ -30,12 +30,12 @@ from minismtp import Address, Credentials, Delivery, Envelope, Local, Recipient,
 from minismtp.cli import main
 from minismtp.config import Config
 from minismtp.config.tables import SniCertificate, TlsConfig
-from minismtp.log import Log
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.mta_sts import Policy
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.replay import changed
+from minismtp.runtime.log import Log
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.tls import not_after, server_context

@@ -16,7 +16,7 @@ import pytest
 from minismtp import hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.connection import Connection
-from minismtp.log import Log
+from minismtp.runtime.log import Log
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
-from minismtp.board import Board
 from minismtp.endpoint import _HttpServer
-from minismtp.pulse import Pulses
 from minismtp.readiness import Readiness
+from minismtp.runtime.pulse import Pulses
+from minismtp.runtime.scoreboard import Board
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start

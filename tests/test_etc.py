@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import pytest
 
 from minismtp.config import Config
-from minismtp.log import Log
+from minismtp.runtime.log import Log
 from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minismtp.chronicle import Chronicle, Record, recall
 from minismtp.cli import main
-from minismtp.log import Log
+from minismtp.runtime.decision_log import Chronicle, Record, recall
+from minismtp.runtime.log import Log
 from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ RELAY: Final = '[[plugins]]\nuse = "relay"\n'
 SLOT: Final = """
 import sys
 from pathlib import Path
-from minismtp.metrics import Metrics, use_slot
+from minismtp.runtime.metrics import Metrics, use_slot
 
 use_slot(Path(sys.argv[1]), 3)
 metrics = Metrics([f"listener{number}" for number in range(int(sys.argv[2]))])

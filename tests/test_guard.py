@@ -28,13 +28,13 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.chronicle import Chronicle, mentions
 from minismtp.config import PluginConfig
 from minismtp.events import Event, HookFailed
 from minismtp.guard import ANSWERS, HARMLESS, Failure, Guard, Policy
-from minismtp.log import Log
-from minismtp.metrics import Metrics
 from minismtp.plugins import hook_names
+from minismtp.runtime.decision_log import Chronicle, mentions
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict
 from minismtp.values.threads import Interrupted

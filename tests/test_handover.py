@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from minismtp.log import Log
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Schedule
+from minismtp.runtime.log import Log
 from minismtp.spool import Spool, heard
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from minismtp.admission import Admission
-from minismtp.board import Board
 from minismtp.herald import Herald
-from minismtp.log import Log
+from minismtp.runtime.log import Log
+from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.session_limits import Admission
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

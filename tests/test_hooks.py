@@ -37,9 +37,9 @@ from minismtp.events import (
     SessionOpened,
 )
 from minismtp.hooks import Hooks
-from minismtp.log import Log
-from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet, hook_names
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict

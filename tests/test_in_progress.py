@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.log import Log
 from minismtp.outbound import in_progress as module
 from minismtp.outbound.in_progress import InProgress
+from minismtp.runtime.log import Log
 
 
 def started(directory: Path) -> InProgress:
@@ -26,7 +26,7 @@ def die(directory: Path, *keys: str) -> None:
     source = f"""
         import os
         from pathlib import Path
-        from minismtp.log import Log
+        from minismtp.runtime.log import Log
         from minismtp.outbound.in_progress import InProgress
         progress = InProgress(Path({str(directory)!r}), 3, Log(level="error"))
         progress.start()

@@ -27,7 +27,7 @@ _NO_PATTERN: Final = frozenset({"escape", "purge"})
 #: Functions that make a pattern of something, and why that is no stranger's, or harmless.
 _MADE: Final = {
     "minismtp.config.types._pattern": "the operator's, in the configuration",
-    "minismtp.chronicle.mentions": "the operator's, and literals",
+    "minismtp.runtime.decision_log.mentions": "the operator's, and literals",
     "minismtp.mail.cleanup._fields_called": "the operator's names, at the beginnings of lines",
     "minismtp_plugins._rule._compiled": "the operator's, of a module that stops when told",
     "minismtp_plugins._spf_macros.expand": "one class",

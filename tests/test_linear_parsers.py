@@ -43,7 +43,6 @@ from minismtp import (
     prepared_password,
     quoted,
 )
-from minismtp.log import Log
 from minismtp.mail.address_list import completed, mailboxes_of
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.headers import format_field
@@ -51,6 +50,7 @@ from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import HostReply
 from minismtp.outbound.mta_sts import Policy
 from minismtp.resolver import Found
+from minismtp.runtime.log import Log
 from minismtp.smtp import commands, grammar, sasl
 from minismtp.values.address import Address, to_ascii, to_unicode
 

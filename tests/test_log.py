@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ports import free_port
 
-from minismtp.log import Bridge, Log, bind, bridge, capture, complain, describe, unbind
-from minismtp.output import Printed
+from minismtp.runtime.log import Bridge, Log, bind, bridge, capture, complain, describe, unbind
+from minismtp.runtime.output import Printed
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 ANYTHING = st.text(max_size=20)  # what may come from a peer, a library or an attacker
@@ -220,7 +220,7 @@ def test_ordinary_lines_may_wait_and_leave_by_themselves() -> None:
 def test_warning_is_on_its_way_at_once_behind_what_waits(
     written: Written, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minismtp.log.FLUSH_INTERVAL", 3600.0)
+    monkeypatch.setattr("minismtp.runtime.log.FLUSH_INTERVAL", 3600.0)
     log = Log(descriptor=written.descriptor)
     log.start()
     log.info("first")
@@ -473,7 +473,7 @@ def test_started_log_holds_nobody_up(stuck: Pipe) -> None:
 def test_what_does_not_fit_is_dropped_counted_and_told(
     threaded: bool, pipe: Pipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minismtp.log._ROOM", 10_000)
+    monkeypatch.setattr("minismtp.runtime.log._ROOM", 10_000)
     counted: list[int] = []
     log = Log(descriptor=pipe.writing, patient=False)
     log.count_dropped(counted.append)

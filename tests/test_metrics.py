@@ -11,8 +11,8 @@ from prometheus_client.metrics_core import Metric
 from minismtp import Credentials, Defer, Reject, hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.mail.session import TlsInfo
-from minismtp.metrics import Metrics
-from minismtp.tally import Tally
+from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.metrics_buffer import Tally
 from minismtp.testing import Dialogue, Mailroom
 
 LISTENER = {
@@ -306,7 +306,7 @@ import sys
 from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from minismtp.metrics import Metrics, use_slot
+from minismtp.runtime.metrics import Metrics, use_slot
 
 directory = Path(sys.argv[1])
 use_slot(directory, 3)

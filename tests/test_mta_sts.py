@@ -16,7 +16,6 @@ import pytest
 import trustme
 
 from minismtp.config.types import SocketAddress
-from minismtp.log import Log
 from minismtp.outbound import well_known
 from minismtp.outbound.deadlines import Deadlines
 from minismtp.outbound.destination import Directory
@@ -24,6 +23,7 @@ from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.security import Contexts, matches
 from minismtp.outbound.well_known import FetchError, Web
 from minismtp.resolver import Found, Resolver
+from minismtp.runtime.log import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,12 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.config import Config
-from minismtp.log import Log
 from minismtp.mail.content import Content
 from minismtp.mail.delivery import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.metrics import Metrics
 from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
 from minismtp.outbound.attempt import Attempt, Carrier
 from minismtp.outbound.client import Connection, Setting
@@ -36,6 +34,8 @@ from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts, Security
 from minismtp.plugins import PluginSet
 from minismtp.resolver import Resolver
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 
 if TYPE_CHECKING:
     from conftest import TlsFiles

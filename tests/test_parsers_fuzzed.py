@@ -23,7 +23,7 @@ _PARSES: Final = re.compile(
 #: Modules that look as if they parsed something, and why no target is for them.
 _OTHERS: Final = {
     "_rescue": "names of our own files",
-    "backoff": "a digest of our own",
+    "runtime.login_backoff": "a digest of our own",
     "values.durable_files": "byte order marks in files of the operator's",
     "guard": "what a plugin says",
     "permissions": "names of options",

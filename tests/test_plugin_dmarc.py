@@ -23,7 +23,7 @@ from minismtp import (
     results_of,
 )
 from minismtp.config.toml_values import ConfigError, build
-from minismtp.log import Log
+from minismtp.runtime.log import Log
 from minismtp.testing import Dialogue, Mailroom
 
 RECORD = "v=DMARC1; p=reject"

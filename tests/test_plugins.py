@@ -9,9 +9,9 @@ import pytest
 from minismtp import Reject, Session, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.log import Log
-from minismtp.metrics import Metrics
 from minismtp.plugins import PluginSet, available, hook_names
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 from minismtp.testing import Dialogue
 
 Write: TypeAlias = Callable[..., Path]

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp import listing, replay, trial, warden
-from minismtp.chronicle import Record
 from minismtp.commands.common import fail, say
 from minismtp.insight import explain, sessions, shadow, trace
 from minismtp.insight.overview import Overview
@@ -24,6 +23,7 @@ from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.results import Finding
 from minismtp.outbound.schedule import Waiting
 from minismtp.quarantine import Kept
+from minismtp.runtime.decision_log import Record
 from minismtp.values.printable import one_line, printable
 
 NOW: Final = 1_700_000_000.0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from minismtp.pulse import Pulses
+from minismtp.runtime.pulse import Pulses
 
 
 def test_beat_of_another_process_is_seen_in_its_slot_alone() -> None:

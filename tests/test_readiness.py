@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.core import CounterMetricFamily
 
-from minismtp.board import Board, Standing
 from minismtp.outbound.metrics import Movement
 from minismtp.readiness import FATAL, WARNINGS, Readiness
+from minismtp.runtime.scoreboard import Board, Standing
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
@@ -46,7 +46,7 @@ def state(tmp_path: Path) -> Path:
 @pytest.fixture
 def board(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Board:
     """Give what the processes of a server say that works."""
-    monkeypatch.setattr("minismtp.board.time.monotonic", clock)
+    monkeypatch.setattr("minismtp.runtime.scoreboard.time.monotonic", clock)
     board = Board()
     board.post(Standing(ready=True, workers=2))
     board.post_queue(3)

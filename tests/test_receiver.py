@@ -24,12 +24,12 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.activity import Activity
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
-from minismtp.log import Log
 from minismtp.mail.session import TlsInfo
 from minismtp.receiver import Receiver
+from minismtp.runtime.log import Log
+from minismtp.runtime.thread_activity import Activity
 from minismtp.service import Service
 from minismtp.testing import Dialogue, Mailroom
 

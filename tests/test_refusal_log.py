@@ -12,10 +12,10 @@ import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Reject, hookimpl, plugin
-from minismtp.chronicle import Chronicle, Record, recall
 from minismtp.config import Limits
-from minismtp.log import Log
 from minismtp.refusal_log import RefusalLog
+from minismtp.runtime.decision_log import Chronicle, Record, recall
+from minismtp.runtime.log import Log
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

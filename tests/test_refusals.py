@@ -36,21 +36,21 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.activity import Activity
-from minismtp.backoff import Backoff
-from minismtp.chronicle import Chronicle, Record
 from minismtp.cli import main
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
 from minismtp.guard import ANSWERS
 from minismtp.insight.explain import about
-from minismtp.log import Log
 from minismtp.mail.queue_entry import Entry
 from minismtp.receiver import Receiver
 from minismtp.refusal_log import RefusalLog
+from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.runtime.log import Log
+from minismtp.runtime.login_backoff import Backoff
+from minismtp.runtime.suspects import Notes
+from minismtp.runtime.thread_activity import Activity
 from minismtp.service import Service
 from minismtp.spool import Spool, UnreadableError
-from minismtp.suspects import Notes
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

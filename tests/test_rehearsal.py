@@ -24,8 +24,8 @@ from minismtp import (
     plugin,
 )
 from minismtp.config import Config, PluginConfig
-from minismtp.log import Log
 from minismtp.rehearsal import Client, Rehearsal
+from minismtp.runtime.log import Log
 
 CLIENT = Client(sender="a@client.example", recipients=("b@example.org",))
 ALSO = replace(CLIENT, recipients=("no@example.org", "b@example.org"))

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minismtp import Message
-from minismtp.chronicle import Record
 from minismtp.cli import main
 from minismtp.config import Config
 from minismtp.replay import run
+from minismtp.runtime.decision_log import Record
 from minismtp.stored import envelope_of, maildir
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minismtp.activity import Step
-from minismtp.chronicle import Chronicle, Record
 from minismtp.cli import main
-from minismtp.log import Log
+from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.runtime.log import Log
+from minismtp.runtime.thread_activity import Step
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

@@ -9,7 +9,7 @@ import pytest
 
 from minismtp.mail.content import Content
 from minismtp.mail.envelope import Envelope, Recipient
-from minismtp.suspects import Suspects, fingerprint
+from minismtp.runtime.suspects import Suspects, fingerprint
 from minismtp.values.address import Address
 
 MAIL = Content.of(b"Subject: poison\r\n\r\ntext\r\n")

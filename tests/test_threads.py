@@ -369,8 +369,8 @@ ENDPOINT_ALONE: Final = """
 import os, signal, socket, sys, threading
 from pathlib import Path
 from minismtp import endpoint
-from minismtp.board import Board
-from minismtp.pulse import Pulses
+from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.pulse import Pulses
 from minismtp.config import Config
 
 directory = Path(sys.argv[1])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minismtp.cli import main
-from minismtp.tracing import Line, Outlet
+from minismtp.runtime.dialogue_trace import Line, Outlet
 from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:

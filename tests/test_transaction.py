@@ -28,13 +28,13 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.chronicle import Chronicle
 from minismtp.config import Limits, PluginConfig
 from minismtp.config.types import ByteSize
 from minismtp.events import Event, MessageDecided, RecipientDecided
 from minismtp.hooks import Hooks
-from minismtp.log import Log
 from minismtp.mail.headers import FIELD_LIMIT
+from minismtp.runtime.decision_log import Chronicle
+from minismtp.runtime.log import Log
 from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue, Mailroom

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final, Self
 import pytest
 
 from minismtp.children import Child, Role
-from minismtp.log import Log
-from minismtp.pulse import Pulses
+from minismtp.runtime.log import Log
+from minismtp.runtime.pulse import Pulses
 from minismtp.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -404,10 +404,10 @@ def test_process_that_was_stopped_together_with_the_supervisor_gets_its_time(
         "minismtp.herald.Herald.tell KeyError",
         "minismtp.children.Children.reap KeyError",
         "minismtp.watchdog.Watchdog.look RecursionError",
-        "minismtp.admission.Admission.forget MemoryError",
+        "minismtp.runtime.session_limits.Admission.forget MemoryError",
         "pathlib.Path.unlink EROFS",
-        "minismtp.log.Log.error MemoryError",
-        "minismtp.log.Log.exception MemoryError",
+        "minismtp.runtime.log.Log.error MemoryError",
+        "minismtp.runtime.log.Log.exception MemoryError",
     ],
 )
 def test_fault_of_the_supervisor_ends_nothing_and_is_over_when_it_is_over(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from minismtp.log import complain
+from minismtp.runtime.log import complain
 from minismtp.values.printable import printable
 
 if TYPE_CHECKING:

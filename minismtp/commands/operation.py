@@ -18,7 +18,7 @@ from minismtp.commands.common import (
     say,
 )
 from minismtp.config.toml_values import ConfigError
-from minismtp.log import complain
+from minismtp.runtime.log import complain
 from minismtp.values.startup_signals import block_signals
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
-from minismtp.activity import Step
-from minismtp.chronicle import Record, mentions, recall
 from minismtp.config import Config
-from minismtp.control import ask
+from minismtp.runtime.control_socket import ask
+from minismtp.runtime.decision_log import Record, mentions, recall
+from minismtp.runtime.thread_activity import Step
 from minismtp.values.printable import one_line
 
 _IDENTIFIER: Final = re.compile(r"[0-9a-f]{12}(\.[A-Za-z0-9]+)*")

@@ -15,7 +15,7 @@ from typing import Final
 from minismtp import __version__
 from minismtp.insight.overview import FLOWS, Overview
 from minismtp.insight.sessions import Survey, doing, span
-from minismtp.metrics import VERDICTS
+from minismtp.runtime.metrics import VERDICTS
 from minismtp.values.printable import one_line
 from minismtp.values.threads import start_thread
 

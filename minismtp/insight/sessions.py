@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.config import Config
-from minismtp.control import ask
-from minismtp.log import complain
+from minismtp.runtime.control_socket import ask
+from minismtp.runtime.log import complain
 from minismtp.values.printable import one_line
 
 _HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")

@@ -11,10 +11,10 @@ from typing import Final
 
 import msgspec
 
-from minismtp.activity import Step
-from minismtp.chronicle import mentions
 from minismtp.config import Config
-from minismtp.control import ask
+from minismtp.runtime.control_socket import ask
+from minismtp.runtime.decision_log import mentions
+from minismtp.runtime.thread_activity import Step
 from minismtp.values.printable import one_line
 
 _MARK: Final = "shadow:"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.config import Config
-from minismtp.control import connect, processes
 from minismtp.insight.sessions import nobody_answers
+from minismtp.runtime.control_socket import connect, processes
 from minismtp.values.printable import one_line
 
 _TICK: Final = 0.5  # seconds between two looks for processes that have come

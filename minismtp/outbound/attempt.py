@@ -12,7 +12,6 @@ from typing import Final, Self
 
 from minismtp import replies
 from minismtp.config import Config
-from minismtp.log import Log
 from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
@@ -29,6 +28,7 @@ from minismtp.outbound.well_known import Web
 from minismtp.plugins import PluginSet
 from minismtp.reporting import route_notice
 from minismtp.resolver import Resolver
+from minismtp.runtime.log import Log
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.durable_files import read_file
 from minismtp.values.reply import Verdict

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.log import Log, describe
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.agenda import Job
@@ -17,6 +16,7 @@ from minismtp.outbound.handover import Handover
 from minismtp.outbound.in_progress import InProgress
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Outcome, Row, Schedule
+from minismtp.runtime.log import Log, describe
 from minismtp.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
 

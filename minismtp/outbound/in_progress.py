@@ -25,7 +25,7 @@ from typing import Final
 
 import msgspec
 
-from minismtp.log import Log
+from minismtp.runtime.log import Log
 
 _PLACE: Final = 1024  # octets: a name of the spool and a destination
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")

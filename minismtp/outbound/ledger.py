@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from minismtp.log import Log, describe
 from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
+from minismtp.runtime.log import Log, describe
 from minismtp.values.threads import start_thread
 
 _PAUSE: Final = 0.05  # seconds between two transactions

@@ -7,8 +7,8 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from minismtp.metrics import SESSION_SECONDS, Metrics
 from minismtp.outbound.security import LEVELS
+from minismtp.runtime.metrics import SESSION_SECONDS, Metrics
 
 _STANDSTILL: Final = 900.0  # seconds: no single attempt takes so long
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")

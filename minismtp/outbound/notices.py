@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from minismtp.log import Log
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.schedule import Outcome, Row
+from minismtp.runtime.log import Log
 from minismtp.spool import Spool, UnreadableError
 
 

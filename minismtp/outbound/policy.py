@@ -5,13 +5,13 @@ DANE goes before MTA-STS (RFC 8461 section 2), and neither makes less of what is
 
 from __future__ import annotations
 
-from minismtp.log import Log
 from minismtp.mail.delivery import Destination
 from minismtp.outbound.dane import look_up
 from minismtp.outbound.destination import Host, UnreachableError
 from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.security import Security
 from minismtp.resolver import Resolver
+from minismtp.runtime.log import Log
 
 
 class Judge:

@@ -16,15 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minismtp import log as logging
-from minismtp import stacks
-from minismtp.board import Board
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.guard import Failure
 from minismtp.hookspecs import ServerInfo
-from minismtp.log import Log, describe
-from minismtp.metrics import Metrics, use_slot
 from minismtp.outbound.agenda import JITTER, Agenda
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.backlog import Backlog
@@ -40,7 +35,12 @@ from minismtp.outbound.notices import Notices
 from minismtp.outbound.schedule import Schedule
 from minismtp.outbound.watch import Watch
 from minismtp.plugins import PluginSet
-from minismtp.pulse import Pulses
+from minismtp.runtime import log as logging
+from minismtp.runtime import stacks
+from minismtp.runtime.log import Log, describe
+from minismtp.runtime.metrics import Metrics, use_slot
+from minismtp.runtime.pulse import Pulses
+from minismtp.runtime.scoreboard import Board
 from minismtp.spool import BusyError, Spool, heard
 from minismtp.values.clock import steady_time
 from minismtp.values.database import set_aside

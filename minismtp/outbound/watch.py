@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from minismtp.activity import Activity, current, taken_up
-from minismtp.chronicle import Chronicle, Record
 from minismtp.config import Config
-from minismtp.control import Answerer, Control, Say
-from minismtp.log import Log, bind, unbind
 from minismtp.outbound.agenda import Job
+from minismtp.runtime.control_socket import Answerer, Control, Say
+from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.runtime.log import Log, bind, unbind
+from minismtp.runtime.thread_activity import Activity, current, taken_up
 
 
 class Watch:

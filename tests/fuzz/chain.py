@@ -26,8 +26,8 @@ from fuzz.peers import Zone, envelope, session
 from fuzz.scripts import split_replies
 from fuzz.target import target
 from minismtp import Headers
-from minismtp.log import Log
-from minismtp.metrics import Metrics
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 from minismtp.testing import Dialogue, Mailroom
 
 _BEFORE = (

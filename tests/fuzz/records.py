@@ -23,20 +23,20 @@ from prometheus_client import CollectorRegistry
 from fuzz.peers import Peer, envelope, file_of, message_of, session, text_of, threads_that_fail
 from fuzz.target import target
 from minismtp import Address, endpoint
-from minismtp.chronicle import DIRECTORY, Record, mentions
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
-from minismtp.control import _Handler as ControlHandler
 from minismtp.insight.explain import _lines as explained
 from minismtp.insight.shadow import Shadow
 from minismtp.insight.trace import _line as traced
-from minismtp.log import Log
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.trace_fields import received
 from minismtp.outbound.in_progress import InProgress, _boot
 from minismtp.quarantine import _read as read_quarantined
+from minismtp.runtime.control_socket import _Handler as ControlHandler
+from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
+from minismtp.runtime.log import Log
 from minismtp.spool import heard
 from minismtp.spool_file import DamagedError
 from minismtp.spool_file import read_message as read_spooled
@@ -224,7 +224,7 @@ def trace_field_to_write(data: bytes) -> None:
     received(peer, envelope())
 
 
-@target("chronicle", "insight.explain", "insight.shadow")
+@target("runtime.decision_log", "insight.explain", "insight.shadow")
 def chronicle(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         state = Path(name)
@@ -246,7 +246,7 @@ def line_of_trace(data: bytes) -> None:
     traced(msgspec.json.decode(data, type=dict[str, Any]))
 
 
-@target("control")
+@target("runtime.control_socket")
 def question_of_control(data: bytes) -> None:
     handler = object.__new__(ControlHandler)
     handler.connection = cast("Any", argparse.Namespace(settimeout=lambda _: None))
@@ -285,7 +285,7 @@ class _Page:
     board = argparse.Namespace(read=lambda: argparse.Namespace(ready=True))
 
 
-@target("log", most=1 << 14)
+@target("runtime.log", most=1 << 14)
 def log_lines(data: bytes) -> None:
     text = text_of(data)
     for style in ("text", "json"):

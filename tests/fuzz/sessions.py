@@ -38,10 +38,10 @@ from minismtp import (
 )
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
-from minismtp.log import Log
 from minismtp.mail.queue_entry import Entry
 from minismtp.mail.session import TlsInfo
-from minismtp.metrics import Metrics
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
 from minismtp.spool import Spool
 from minismtp.testing import Dialogue
 

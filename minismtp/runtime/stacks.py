@@ -6,7 +6,7 @@ import faulthandler
 import os
 import threading
 
-from minismtp.log import Log
+from minismtp.runtime.log import Log
 
 
 def dump(log: Log) -> None:

@@ -24,8 +24,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from minismtp.activity import Step
-from minismtp.log import Log
+from minismtp.runtime.log import Log
+from minismtp.runtime.thread_activity import Step
 from minismtp.values.threads import start_thread
 
 DIRECTORY: Final = "chronicle"  # in the state directory

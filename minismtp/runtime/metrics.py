@@ -20,8 +20,8 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
-from minismtp import metrics_files
-from minismtp.tally import Calls, Tally
+from minismtp.runtime import metrics_files
+from minismtp.runtime.metrics_buffer import Calls, Tally
 
 SECONDS: Final = (
     0.0005,

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from minismtp.admission import SLOTS
+from minismtp.runtime.session_limits import SLOTS
 
 if TYPE_CHECKING:
     from minismtp.mail.content import Content

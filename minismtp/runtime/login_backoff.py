@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from minismtp.admission import SharedLock
+from minismtp.runtime.session_limits import SharedLock
 from minismtp.values.peer import peer_key
 
 _ROW: Final = struct.Struct("=8sIIdd")  # digest of the address, then what `_Row` names

@@ -28,7 +28,7 @@ import traceback
 from collections.abc import Callable
 from typing import Final
 
-from minismtp.output import Output, Printed
+from minismtp.runtime.output import Output, Printed
 from minismtp.values.printable import printable
 from minismtp.values.threads import start_thread
 

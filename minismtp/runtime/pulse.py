@@ -13,7 +13,7 @@ import struct
 import time
 from typing import Final
 
-from minismtp.admission import SLOTS
+from minismtp.runtime.session_limits import SLOTS
 
 ENDPOINT_SLOT: Final = SLOTS  # its own: the endpoint has no metrics and no sessions
 INTERVAL: Final = 1.0  # seconds between two beats, twice that where they are out of step
