@@ -20,11 +20,12 @@ from minismtp.mail.results import Finding, findings_of
 from minismtp.mail.session import Session
 from minismtp.plugins import plugin
 from minismtp.quarantine import QuarantineStore
-from minismtp.remote import Breaker, Line, Remote, RemoteError
-from minismtp.resolver import Found, Resolver, UnansweredError
+from minismtp.services.http_client import Answer, WebService
+from minismtp.services.remote import Breaker, Line, Remote, RemoteError
+from minismtp.services.resolver import Found, Resolver, UnansweredError
+from minismtp.services.shared_state import Claim, State
 from minismtp.smtp.dot_stuffing import dotted
 from minismtp.smtp.sasl import StoredKey
-from minismtp.state import Claim, State
 from minismtp.values.address import Address
 from minismtp.values.cache import BoundedCache
 from minismtp.values.clock import steady_time
@@ -45,7 +46,6 @@ from minismtp.values.reply import Defer, Disconnect, Reject, Reply
 from minismtp.values.stash import Stash, StashKey
 from minismtp.values.threads import start_thread, surviving
 from minismtp.values.user_names import folded_local, folded_name, prepared_password
-from minismtp.web import Answer, WebService
 
 __version__ = "0.1.0"
 

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
-from minismtp import permissions, tls
+from minismtp import permissions
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.config.toml_values import ConfigError, reason
 from minismtp.guard import Failure
@@ -27,11 +27,12 @@ from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.session import Session
 from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
-from minismtp.remote import RemoteError
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.service import make_service
-from minismtp.state import FILE, State
+from minismtp.services import tls
+from minismtp.services.remote import RemoteError
+from minismtp.services.shared_state import FILE, State
 from minismtp.testing import Dialogue
 from minismtp.values.address import Address
 from minismtp.values.database import damage

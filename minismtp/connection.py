@@ -18,14 +18,14 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
-from minismtp import client_certificate
 from minismtp.mail.session import Session, TlsInfo, is_silent
 from minismtp.receiver import Receiver
 from minismtp.runtime.thread_activity import Activity, taken_up
 from minismtp.service import Service
+from minismtp.services import client_certificate
+from minismtp.services.tls import Certificates, tls_info
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.proxy_header import ProxyProblem, read_header
-from minismtp.tls import Certificates, tls_info
 from minismtp.values.durable_files import MisdirectedError
 from minismtp.values.threads import report
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Self
 
 import pluggy
 
-from minismtp.resolver import Resolver
-from minismtp.state import State
+from minismtp.services.resolver import Resolver
+from minismtp.services.shared_state import State
 
 if TYPE_CHECKING:
     from pathlib import Path

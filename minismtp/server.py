@@ -25,7 +25,7 @@ from minismtp.mail.session import Session
 from minismtp.runtime import log as logging
 from minismtp.runtime.session_limits import Admission, Ticket
 from minismtp.service import Service, new_id
-from minismtp.tls import Certificates
+from minismtp.services.tls import Certificates
 from minismtp.values.reply import Reply
 from minismtp.values.threads import start_thread, surviving
 

@@ -30,13 +30,13 @@ from minismtp.mail.message import Message
 from minismtp.mail.session import Session, TlsInfo
 from minismtp.plugins import PluginSet, plugin
 from minismtp.receiver import Receiver
-from minismtp.resolver import Resolver
 from minismtp.runtime import log as logging
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, taken_up
 from minismtp.service import Service, make_service, new_id
-from minismtp.state import State
+from minismtp.services.resolver import Resolver
+from minismtp.services.shared_state import State
 from minismtp.values.address import Address
 
 

@@ -36,9 +36,9 @@ from minismtp.outbound.security import Contexts
 from minismtp.plugins import PluginSet
 from minismtp.replay import changed
 from minismtp.runtime.log import Log
+from minismtp.services.tls import not_after, server_context
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
-from minismtp.tls import not_after, server_context
 from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:

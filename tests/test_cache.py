@@ -111,7 +111,7 @@ def generous() -> Iterator[SocketAddress]:
 def test_large_answers_take_no_more_memory_than_small_ones(
     kind: str, generous: SocketAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minismtp.resolver._CACHED", MIB // 4)
+    monkeypatch.setattr("minismtp.services.resolver._CACHED", MIB // 4)
     resolver = Resolver([generous])
     resolver.lookup(f"1000.{kind}.first.test", kind)
     tracemalloc.start()

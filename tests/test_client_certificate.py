@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
-from minismtp import client_certificate
 from minismtp.config.tables import TlsConfig
-from minismtp.tls import server_context, tls_info
+from minismtp.services import client_certificate
+from minismtp.services.tls import server_context, tls_info
 
 if TYPE_CHECKING:
     from conftest import Launch, Running, TlsFiles

@@ -16,10 +16,10 @@ import pytest
 from fakes import Names
 from ports import free_port
 
-from minismtp import resolver as resolver_module
 from minismtp.config.types import SocketAddress
 from minismtp.outbound.destination import Directory, UnreachableError
-from minismtp.resolver import Resolver, UnansweredError
+from minismtp.services import resolver as resolver_module
+from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.address import Address
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def test_address_where_somebody_else_listens_is_no_loop(own: str, address: str) 
 _ADDRESSES: Final = """
 import sys
 from minismtp.outbound.destination import Directory
-from minismtp.resolver import Resolver
+from minismtp.services.resolver import Resolver
 from minismtp.config.types import SocketAddress
 
 own = [SocketAddress("0.0.0.0", 25), SocketAddress("::", 25)]

@@ -49,8 +49,8 @@ from minismtp.mail.headers import format_field
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.answer import HostReply
 from minismtp.outbound.mta_sts import Policy
-from minismtp.resolver import Found
 from minismtp.runtime.log import Log
+from minismtp.services.resolver import Found
 from minismtp.smtp import commands, grammar, sasl
 from minismtp.values.address import Address, to_ascii, to_unicode
 

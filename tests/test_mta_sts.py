@@ -22,8 +22,8 @@ from minismtp.outbound.destination import Directory
 from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.security import Contexts, matches
 from minismtp.outbound.well_known import FetchError, Web
-from minismtp.resolver import Found, Resolver
 from minismtp.runtime.log import Log
+from minismtp.services.resolver import Found, Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

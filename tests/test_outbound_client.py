@@ -33,9 +33,9 @@ from minismtp.outbound.destination import Directory, Host
 from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts, Security
 from minismtp.plugins import PluginSet
-from minismtp.resolver import Resolver
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
+from minismtp.services.resolver import Resolver
 
 if TYPE_CHECKING:
     from conftest import TlsFiles

@@ -16,7 +16,7 @@ from minismtp_plugins.early_talker import EarlyTalker
 from minismtp import Finding, ServerInfo, findings_of
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.mail.session import Session
-from minismtp.state import State
+from minismtp.services.shared_state import State
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:

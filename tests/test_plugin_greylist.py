@@ -33,8 +33,8 @@ from minismtp.check import check
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.state_redis import RedisStore
-from minismtp.state_sqlite import SqliteStore
+from minismtp.services.state_redis import RedisStore
+from minismtp.services.state_sqlite import SqliteStore
 from minismtp.testing import Dialogue, Mailroom
 
 MINUTE = 60

@@ -21,7 +21,7 @@ from minismtp import Reject, State, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.plugins import PluginSet
-from minismtp.state_redis import RedisStore
+from minismtp.services.state_redis import RedisStore
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

@@ -28,10 +28,10 @@ from minismtp.config import Config, PluginConfig
 from minismtp.config.schema import schema
 from minismtp.config.tables import StateConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.remote import Breaker
-from minismtp.state_redis import RedisStore
-from minismtp.state_sqlite import SqliteStore
-from minismtp.state_store import MICROSECONDS, PARTS, Window
+from minismtp.services.remote import Breaker
+from minismtp.services.state_redis import RedisStore
+from minismtp.services.state_sqlite import SqliteStore
+from minismtp.services.state_store import MICROSECONDS, PARTS, Window
 from minismtp.testing import Dialogue, Dialogues
 
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def test_failed_transaction_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_file_that_somebody_keeps_to_himself_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minismtp.state_sqlite._BUSY", 0.05)
+    monkeypatch.setattr("minismtp.services.state_sqlite._BUSY", 0.05)
     state = State.of(StateConfig(), tmp_path)
     state.put("k", "v", HOUR)
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as other:
@@ -689,7 +689,7 @@ def test_check_warns_of_a_store_that_is_away_and_of_a_password_for_everybody(
 def test_missing_library_is_a_mistake_in_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "minismtp.state_redis", raising=False)
+    monkeypatch.delitem(sys.modules, "minismtp.services.state_redis", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     config = configuration("redis://127.0.0.1", tmp_path)
     problem = "state.url: needs the module 'redis'; install minismtp[redis]"

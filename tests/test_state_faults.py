@@ -16,8 +16,8 @@ from minismtp import RemoteError, State
 from minismtp.check import check
 from minismtp.config import Config
 from minismtp.config.tables import StateConfig
-from minismtp.state_sqlite import SqliteStore
-from minismtp.state_store import MICROSECONDS, Window
+from minismtp.services.state_sqlite import SqliteStore
+from minismtp.services.state_store import MICROSECONDS, Window
 
 HOUR: Final = timedelta(hours=1)
 CONFIG: Final = """

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from minismtp.config.tables import SniCertificate, TlsConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.tls import Certificates, first_end, not_after, server_context, tls_info
+from minismtp.services.tls import Certificates, first_end, not_after, server_context, tls_info
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

@@ -19,9 +19,9 @@ from minismtp_plugins.password_file import PasswordFile
 
 from minismtp import WatchedFiles
 from minismtp.config.tables import SniCertificate, TlsConfig
+from minismtp.services.tls import Certificates
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
-from minismtp.tls import Certificates
 from minismtp.values.passwords import hash_password
 
 NOBODY: Final = 65534

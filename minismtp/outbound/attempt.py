@@ -27,8 +27,8 @@ from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
 from minismtp.plugins import PluginSet
 from minismtp.reporting import route_notice
-from minismtp.resolver import Resolver
 from minismtp.runtime.log import Log
+from minismtp.services.resolver import Resolver
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.durable_files import read_file
 from minismtp.values.reply import Verdict

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from minismtp.outbound.destination import Host, UnreachableError
-from minismtp.resolver import Resolver, UnansweredError
+from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.der import certificate_fields
 
 TRUST_ANCHOR: Final = 2  #: DANE-TA: an authority of the certificate

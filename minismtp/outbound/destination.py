@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config.types import SocketAddress
-from minismtp.resolver import Found, Resolver, UnansweredError
+from minismtp.services.resolver import Found, Resolver, UnansweredError
 from minismtp.values.address import to_ascii
 from minismtp.values.peer import plain_address
 

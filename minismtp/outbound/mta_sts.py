@@ -18,8 +18,8 @@ import msgspec
 
 from minismtp.outbound.security import matches
 from minismtp.outbound.well_known import FetchError, Web
-from minismtp.resolver import Resolver, UnansweredError
 from minismtp.runtime.log import Log
+from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.address import to_ascii
 from minismtp.values.clock import steady_time
 from minismtp.values.durable_files import atomic_write, make_directory

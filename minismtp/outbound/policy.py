@@ -10,8 +10,8 @@ from minismtp.outbound.dane import look_up
 from minismtp.outbound.destination import Host, UnreachableError
 from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.security import Security
-from minismtp.resolver import Resolver
 from minismtp.runtime.log import Log
+from minismtp.services.resolver import Resolver
 
 
 class Judge:

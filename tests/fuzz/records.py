@@ -37,10 +37,10 @@ from minismtp.quarantine import _read as read_quarantined
 from minismtp.runtime.control_socket import _Handler as ControlHandler
 from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
 from minismtp.runtime.log import Log
+from minismtp.services.state_sqlite import _read as read_windows
 from minismtp.spool import heard
 from minismtp.spool_file import DamagedError
 from minismtp.spool_file import read_message as read_spooled
-from minismtp.state_sqlite import _read as read_windows
 from minismtp.trial import _setting
 from minismtp.values.passwords import check_stored_password
 from minismtp.values.reply import Reply
@@ -305,6 +305,6 @@ def reply_to_write(data: bytes) -> None:
     assert max(map(len, octets.split(b"\r\n"))) <= 510
 
 
-@target("state_sqlite", raises=(ValueError,))
+@target("services.state_sqlite", raises=(ValueError,))
 def windows_of_rates(data: bytes) -> None:
     read_windows(text_of(data))

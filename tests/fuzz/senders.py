@@ -46,7 +46,7 @@ from minismtp.outbound.dane import Tlsa
 from minismtp.outbound.destination import Directory, UnreachableError
 from minismtp.outbound.mta_sts import Policy, _fields
 from minismtp.outbound.security import matches
-from minismtp.resolver import Found, Resolver
+from minismtp.services.resolver import Found, Resolver
 from minismtp.values.der import certificate_fields
 
 _KEY = b"v=DKIM1; k=ed25519; p=11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
@@ -210,7 +210,7 @@ def srs(data: bytes) -> None:
 
 # dnspython takes 2 us for each octet of an answer full of records, linearly: what may be read for
 # one message is bounded where it is asked for.
-@target("resolver", raises=(UnansweredError,), most=1 << 14)
+@target("services.resolver", raises=(UnansweredError,), most=1 << 14)
 def dns_answer(data: bytes) -> None:
     """Look up a name of each type by a server that says this; the first octet is the type."""
     resolver = Resolver([SocketAddress("127.0.0.1", 53)])

@@ -38,7 +38,7 @@ from minismtp.outbound.client import Connection, Setting
 from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Host
 from minismtp.outbound.security import Security
-from minismtp.web import WebService
+from minismtp.services.http_client import WebService
 
 _PATIENCE = Clamav.patience
 _SECOND = b"\n--\n"  # parts an input in two
@@ -83,14 +83,14 @@ def next_server(data: bytes) -> None:
         assert said.text.isprintable()
 
 
-@target("web", "remote", raises=(RemoteError,))
+@target("services.http_client", "services.remote", raises=(RemoteError,))
 def web_server(data: bytes) -> None:
     service = WebService("http://127.0.0.1:1/", timeout=_PATIENCE)
     service._remote = cast("Any", Service(data))
     service.request("POST", b"x")
 
 
-@target("http_auth", "web", raises=(RemoteError,))
+@target("http_auth", "services.http_client", raises=(RemoteError,))
 def http_login(data: bytes) -> None:
     plugin = _http_auth()
     plugin._service._remote = cast("Any", Service(_http(data)))
@@ -98,7 +98,7 @@ def http_login(data: bytes) -> None:
     assert name is None or name.isprintable()
 
 
-@target("webhook", "web", raises=(RemoteError, Reject, Defer))
+@target("webhook", "services.http_client", raises=(RemoteError, Reject, Defer))
 def hook_on_the_web(data: bytes) -> None:
     plugin = Webhook(url="http://127.0.0.1:1/")
     plugin._service._remote = cast("Any", Service(data))

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from minismtp.state_store import AHEAD, MICROSECONDS, Window
+from minismtp.services.state_store import AHEAD, MICROSECONDS, Window
 from minismtp.values.clock import steady_time
 from minismtp.values.database import DatabaseFile, is_damage
 

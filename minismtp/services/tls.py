@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from minismtp import client_certificate
 from minismtp.config.tables import TlsConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.mail.session import TlsInfo
+from minismtp.services import client_certificate
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import offer_dhe, set_ciphers
 from minismtp.values.der import certificate_fields, elements

@@ -23,9 +23,9 @@ from typing import Final
 
 from minismtp.config.tables import StateConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.remote import Breaker, RemoteError
-from minismtp.state_sqlite import SqliteStore
-from minismtp.state_store import Store, Window
+from minismtp.services.remote import Breaker, RemoteError
+from minismtp.services.state_sqlite import SqliteStore
+from minismtp.services.state_store import Store, Window
 from minismtp.values.clock import steady_time
 
 FILE: Final = "state.db"
@@ -64,7 +64,7 @@ class State:
         if not table.url:
             return cls(SqliteStore(directory / FILE))
         try:
-            from minismtp.state_redis import RedisStore  # noqa: PLC0415 - of an extra
+            from minismtp.services.state_redis import RedisStore  # noqa: PLC0415 - of an extra
         except ModuleNotFoundError as error:
             problem = f"needs the module {error.name!r}; install minismtp[redis]"
             raise ConfigError(problem, key="state.url") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from minismtp.config.types import SocketAddress
-from minismtp.remote import Breaker, Line, Remote, RemoteError
+from minismtp.services.remote import Breaker, Line, Remote, RemoteError
 from minismtp.values.address import to_ascii
 
 if TYPE_CHECKING:
