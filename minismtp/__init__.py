@@ -19,13 +19,13 @@ from minismtp.mail.mime_conversion import converted
 from minismtp.mail.results import Finding, findings_of
 from minismtp.mail.session import Session
 from minismtp.plugins import plugin
-from minismtp.quarantine import QuarantineStore
 from minismtp.services.http_client import Answer, WebService
 from minismtp.services.remote import Breaker, Line, Remote, RemoteError
 from minismtp.services.resolver import Found, Resolver, UnansweredError
 from minismtp.services.shared_state import Claim, State
 from minismtp.smtp.dot_stuffing import dotted
 from minismtp.smtp.sasl import StoredKey
+from minismtp.storage.quarantine import QuarantineStore
 from minismtp.values.address import Address
 from minismtp.values.cache import BoundedCache
 from minismtp.values.clock import steady_time

@@ -18,7 +18,7 @@ from minismtp.config import Config
 from minismtp.config.types import parse_duration
 from minismtp.outbound.schedule import Schedule, State, Waiting
 from minismtp.outbound.selection import Filter
-from minismtp.spool import DamagedError, Spool
+from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.privileges import acting_as_owner
 
 VERBS: Final = {

@@ -25,7 +25,7 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, Step, taken_up
 from minismtp.service import Service, make_service
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue
 from minismtp.values.reply import Verdict
 

@@ -24,7 +24,7 @@ from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.runtime.suspects import Notes
 from minismtp.smtp.sasl import MadeUpKeys
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

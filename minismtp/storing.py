@@ -14,7 +14,7 @@ from minismtp.mail.queue_entry import Entry, Target
 from minismtp.reporting import route_notice, success_notices
 from minismtp.runtime.log import describe
 from minismtp.service import Service
-from minismtp.spool import UnreadableError
+from minismtp.storage.spool import UnreadableError
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.values.threads import report, surviving

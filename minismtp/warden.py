@@ -22,8 +22,8 @@ from minismtp.config.types import parse_duration
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
 from minismtp.postmaster import UsageError
-from minismtp.quarantine import Kept, QuarantineStore
-from minismtp.spool import DamagedError, Spool
+from minismtp.storage.quarantine import Kept, QuarantineStore
+from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.printable import one_line
 from minismtp.values.privileges import acting_as_owner

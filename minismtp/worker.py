@@ -36,7 +36,7 @@ from minismtp.server import Server, Sessions
 from minismtp.service import make_service
 from minismtp.services.tls import Certificates, first_end
 from minismtp.smtp.sasl import MadeUpKeys
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.values.durable_files import kept_secret, unusable_files
 from minismtp.values.threads import count_failures, start_thread
 

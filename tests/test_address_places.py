@@ -38,7 +38,7 @@ from minismtp.outbound.selection import Filter
 from minismtp.rehearsal import Client, Rehearsal
 from minismtp.runtime.log import Log
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.warden import _comparable

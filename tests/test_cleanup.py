@@ -18,7 +18,7 @@ from settled import KINDER, POSTFIX
 
 from minismtp import Content, Message, Relay, hookimpl, plugin
 from minismtp.mail.cleanup import clean
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue, Mailroom
 
 LIMIT: Final = 1 << 20

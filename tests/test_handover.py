@@ -16,7 +16,7 @@ from minismtp.outbound.handover import Handover
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Schedule
 from minismtp.runtime.log import Log
-from minismtp.spool import Spool, heard
+from minismtp.storage.spool import Spool, heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

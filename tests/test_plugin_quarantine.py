@@ -19,8 +19,8 @@ from minismtp_plugins.quarantine import Quarantine
 
 from minismtp import Address, Content, Defer, Envelope, Local, Message, QuarantineStore, ServerInfo
 from minismtp.cli import main
-from minismtp.quarantine import Kept
-from minismtp.spool import DamagedError, Spool
+from minismtp.storage.quarantine import Kept
+from minismtp.storage.spool import DamagedError, Spool
 
 if TYPE_CHECKING:
     from conftest import Launch, Running

@@ -22,8 +22,8 @@ from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.results import Finding
 from minismtp.outbound.schedule import Waiting
-from minismtp.quarantine import Kept
 from minismtp.runtime.decision_log import Record
+from minismtp.storage.quarantine import Kept
 from minismtp.values.printable import one_line, printable
 
 NOW: Final = 1_700_000_000.0

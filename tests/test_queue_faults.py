@@ -18,7 +18,7 @@ from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.outbound.intake import Intake
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ import pytest
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

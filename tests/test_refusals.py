@@ -50,7 +50,7 @@ from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.suspects import Notes
 from minismtp.runtime.thread_activity import Activity
 from minismtp.service import Service
-from minismtp.spool import Spool, UnreadableError
+from minismtp.storage.spool import Spool, UnreadableError
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minismtp import spool as module
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.spool import BusyError, DamagedError, Spool, UnreadableError, heard
+from minismtp.storage import spool as module
+from minismtp.storage.spool import BusyError, DamagedError, Spool, UnreadableError, heard
 from minismtp.values.address import Address
 from minismtp.values.durable_files import MisdirectedError
 

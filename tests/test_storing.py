@@ -19,7 +19,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from minismtp.mail.headers import FIELD_LIMIT
 from minismtp.runtime.decision_log import Chronicle
 from minismtp.runtime.log import Log
 from minismtp.smtp.dot_stuffing import fix_newlines
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]

@@ -17,7 +17,7 @@ from minismtp.outbound.in_progress import InProgress
 from minismtp.outbound.ledger import Ledger
 from minismtp.outbound.schedule import Outcome, Row, Schedule
 from minismtp.runtime.log import Log, describe
-from minismtp.spool import DamagedError, Spool
+from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
 
 _FRESH: Final = 50  # messages that are held open

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from minismtp.outbound.agenda import Job
 from minismtp.outbound.ledger import Ledger
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 
 
 class Handover:

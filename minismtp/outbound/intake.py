@@ -15,7 +15,7 @@ from minismtp.outbound.attempt import LOCAL
 from minismtp.outbound.backlog import Standing
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.schedule import OPEN, Arrival, Outcome, Row, State
-from minismtp.spool import DamagedError
+from minismtp.storage.spool import DamagedError
 from minismtp.values.clock import steady_time
 
 FATAL: Final = "451 4.3.0 held: the process that delivers died twice at this message"

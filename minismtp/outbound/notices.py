@@ -14,7 +14,7 @@ from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.schedule import Outcome, Row
 from minismtp.runtime.log import Log
-from minismtp.spool import Spool, UnreadableError
+from minismtp.storage.spool import Spool, UnreadableError
 
 
 class Notices:

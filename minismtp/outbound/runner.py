@@ -41,7 +41,7 @@ from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import Metrics, use_slot
 from minismtp.runtime.pulse import Pulses
 from minismtp.runtime.scoreboard import Board
-from minismtp.spool import BusyError, Spool, heard
+from minismtp.storage.spool import BusyError, Spool, heard
 from minismtp.values.clock import steady_time
 from minismtp.values.database import set_aside
 from minismtp.values.threads import count_failures, start_thread, surviving

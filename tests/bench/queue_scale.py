@@ -27,11 +27,11 @@ import peers
 import processes
 import relays
 
-from minismtp import spool as spool_module
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.spool import Spool
+from minismtp.storage import spool as spool_module
+from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -33,14 +33,14 @@ from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.trace_fields import received
 from minismtp.outbound.in_progress import InProgress, _boot
-from minismtp.quarantine import _read as read_quarantined
 from minismtp.runtime.control_socket import _Handler as ControlHandler
 from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
 from minismtp.runtime.log import Log
 from minismtp.services.state_sqlite import _read as read_windows
-from minismtp.spool import heard
-from minismtp.spool_file import DamagedError
-from minismtp.spool_file import read_message as read_spooled
+from minismtp.storage.quarantine import _read as read_quarantined
+from minismtp.storage.spool import heard
+from minismtp.storage.spool_file import DamagedError
+from minismtp.storage.spool_file import read_message as read_spooled
 from minismtp.trial import _setting
 from minismtp.values.passwords import check_stored_password
 from minismtp.values.reply import Reply
@@ -132,7 +132,7 @@ def maildirsize(data: bytes) -> None:
     assert used is None or used >= 0
 
 
-@target("spool_file", "mail.queue_entry", raises=(DamagedError,))
+@target("storage.spool_file", "mail.queue_entry", raises=(DamagedError,))
 def spooled_file(data: bytes) -> None:
     """Read a file whose footer fits: the input is an envelope, behind a message of an octet."""
     footer = b"minismtp-spool-1 %15d %10d\n" % (1, len(data))
@@ -147,7 +147,7 @@ def spooled_file(data: bytes) -> None:
     again.envelope()
 
 
-@target("spool", most=1 << 15)
+@target("storage.spool", most=1 << 15)
 def names_in_the_fifo(data: bytes) -> None:
     reader, writer = os.pipe()
     try:
@@ -176,7 +176,7 @@ def work_of_a_dead_runner(data: bytes) -> None:
         found.close()
 
 
-@target("quarantine", "mail.queue_entry", raises=(DamagedError,))
+@target("storage.quarantine", "mail.queue_entry", raises=(DamagedError,))
 def quarantined_file(data: bytes) -> None:
     with file_of(data) as path:
         descriptor = os.open(path, os.O_RDONLY)

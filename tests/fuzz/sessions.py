@@ -42,7 +42,7 @@ from minismtp.mail.queue_entry import Entry
 from minismtp.mail.session import TlsInfo
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
-from minismtp.spool import Spool
+from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue
 
 _KINDS: Final = ("mx", "submission", "lmtp")

@@ -33,8 +33,8 @@ from minismtp.mail.content import Content
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.spool import DamagedError, Spool
-from minismtp.spool_file import open_message
+from minismtp.storage.spool import DamagedError, Spool
+from minismtp.storage.spool_file import open_message
 from minismtp.values.address import Address
 from minismtp.values.clock import steady_time
 from minismtp.values.durable_files import make_directory, sync_directory

@@ -44,7 +44,7 @@ from typing import Final
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.spool_file import (
+from minismtp.storage.spool_file import (
     DamagedError,
     UnreadableError,
     encoded,
