@@ -1,7 +1,7 @@
 """Write the pages that come from the code: `make docs`, or `python docs/build.py`.
 
 The configuration reference is made from the dataclasses of the configuration and of the shipped
-plugins, the hook reference from the hookspecs, the manual of the command from its parser.
+plugins, the hook reference from the specs, the manual of the command from its parser.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from minismtp import __version__, hookspecs
+from minismtp import __version__
 from minismtp.cli import parser
 from minismtp.config import Config
 from minismtp.config.schema import Option, options, summary, tables
-from minismtp.plugins import available, hook_names
+from minismtp.hooks import specs
+from minismtp.hooks.loader import available, hook_names
 
 DOCS: Final = Path(__file__).parent
 _SHIPPED: Final = sorted(path.stem for path in (DOCS.parent / "plugins").glob("[!_]*.py"))
@@ -185,11 +186,11 @@ def hooks() -> str:
     overview = ((f"[`{name}`](#{name})", _doc(name).partition("\n")[0]) for name in names)
     parts = [
         "# Hooks",
-        f"{_prose(hookspecs)}\n\n{_EXAMPLES}\n{_MADE}",
+        f"{_prose(specs)}\n\n{_EXAMPLES}\n{_MADE}",
         _table(("hook", "what for"), overview),
     ]
     for name in names:
-        signature = inspect.signature(getattr(hookspecs, name))
+        signature = inspect.signature(getattr(specs, name))
         arguments = [f"{each.name}: {each.annotation}" for each in signature.parameters.values()]
         code = f"def {name}({', '.join(['self', *arguments])}) -> {signature.return_annotation}"
         example = (DOCS / "examples" / f"{name}.py").read_text()
@@ -211,7 +212,7 @@ def plugins() -> str:
 
 
 def _doc(hook: str) -> str:
-    return inspect.getdoc(getattr(hookspecs, hook)) or ""
+    return inspect.getdoc(getattr(specs, hook)) or ""
 
 
 def _prose(module: object) -> str:

@@ -8,7 +8,8 @@ from minismtp.values import startup_signals as startup_signals  # before what ta
 # isort: split
 from minismtp import events
 from minismtp.config.types import ByteSize, Rate, SocketAddress
-from minismtp.hookspecs import ServerInfo, hookimpl
+from minismtp.hooks.loader import plugin
+from minismtp.hooks.specs import ServerInfo, hookimpl
 from minismtp.mail.authentication_results import AuthResult, quoted, results_of
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.delivery import Delivery, Destination
@@ -18,7 +19,6 @@ from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import converted
 from minismtp.mail.results import Finding, findings_of
 from minismtp.mail.session import Session
-from minismtp.plugins import plugin
 from minismtp.services.http_client import Answer, WebService
 from minismtp.services.remote import Breaker, Line, Remote, RemoteError
 from minismtp.services.resolver import Found, Resolver, UnansweredError

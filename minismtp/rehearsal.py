@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from minismtp import Address, Delivery, Envelope, Local, Message, Session, hookimpl, plugin
 from minismtp.config import Config, Listener, PluginConfig
 from minismtp.config.tables import StateConfig
-from minismtp.hookspecs import ServerInfo
+from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.queue_entry import Entry
-from minismtp.plugins import PluginSet
 from minismtp.runtime.decision_log import Chronicle, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics

@@ -22,7 +22,7 @@ import tomli
 
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.plugins import instances
+from minismtp.hooks.loader import instances
 from minismtp.rehearsal import Rehearsal
 from minismtp.runtime.log import Log
 from minismtp.stored import envelope_of, maildir

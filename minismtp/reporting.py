@@ -9,7 +9,7 @@ import time
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 
-from minismtp.hooks import Hooks
+from minismtp.hooks.facade import Hooks
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.envelope import Recipient
 from minismtp.mail.message import Message

@@ -13,9 +13,9 @@ from pathlib import Path
 from minismtp.config import Config, Limits, Listener
 from minismtp.config.tables import LogConfig
 from minismtp.error_count import PeerErrors
-from minismtp.hooks import Hooks
+from minismtp.hooks.facade import Hooks
+from minismtp.hooks.loader import PluginSet
 from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
-from minismtp.plugins import PluginSet
 from minismtp.refusal_log import RefusalLog
 from minismtp.runtime.decision_log import Chronicle
 from minismtp.runtime.dialogue_trace import Tracing

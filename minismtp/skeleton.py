@@ -10,7 +10,7 @@ from string import Template
 from typing import Final
 
 import minismtp
-from minismtp.plugins import GROUP
+from minismtp.hooks.loader import GROUP
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LONGEST: Final = 40

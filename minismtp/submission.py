@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from minismtp.hooks import Hooks
+from minismtp.hooks.facade import Hooks
 from minismtp.mail.address_list import completed, mailboxes_of
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.message import Message

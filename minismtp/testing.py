@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Literal
 
 from minismtp.config import Config, Limits, PluginConfig
-from minismtp.hooks import Hooks
-from minismtp.hookspecs import ServerInfo, hookimpl
+from minismtp.hooks.facade import Hooks
+from minismtp.hooks.loader import PluginSet, plugin
+from minismtp.hooks.specs import ServerInfo, hookimpl
 from minismtp.mail.content import Content
 from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.envelope import Envelope, Local, Recipient, Relay
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session, TlsInfo
-from minismtp.plugins import PluginSet, plugin
 from minismtp.receiver import Receiver
 from minismtp.runtime import log as logging
 from minismtp.runtime.log import Log

@@ -19,10 +19,10 @@ import tomli
 
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
+from minismtp.hooks.loader import instances
 from minismtp.mail.authentication_results import results_of
 from minismtp.mail.message import Message
 from minismtp.mail.results import Finding, findings_of
-from minismtp.plugins import instances
 from minismtp.rehearsal import Client, Rehearsal, Result
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step

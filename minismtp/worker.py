@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from minismtp.config import Config, Listener
 from minismtp.config.toml_values import ConfigError
-from minismtp.guard import Failure
-from minismtp.hookspecs import ServerInfo
-from minismtp.plugins import PluginSet
+from minismtp.hooks.guard import Failure
+from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.specs import ServerInfo
 from minismtp.refusal_log import RefusalLog
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks

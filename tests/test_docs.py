@@ -22,7 +22,7 @@ from minismtp.config import (
 )
 from minismtp.config.schema import options
 from minismtp.config.schema import tables as file_tables
-from minismtp.plugins import PluginSet, hook_names
+from minismtp.hooks.loader import PluginSet, hook_names
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
 

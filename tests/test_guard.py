@@ -30,8 +30,8 @@ from minismtp import (
 )
 from minismtp.config import PluginConfig
 from minismtp.events import Event, HookFailed
-from minismtp.guard import ANSWERS, HARMLESS, Failure, Guard, Policy
-from minismtp.plugins import hook_names
+from minismtp.hooks.guard import ANSWERS, HARMLESS, Failure, Guard, Policy
+from minismtp.hooks.loader import hook_names
 from minismtp.runtime.decision_log import Chronicle, mentions
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics

@@ -36,8 +36,8 @@ from minismtp.events import (
     SessionClosed,
     SessionOpened,
 )
-from minismtp.hooks import Hooks
-from minismtp.plugins import PluginSet, hook_names
+from minismtp.hooks.facade import Hooks
+from minismtp.hooks.loader import PluginSet, hook_names
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.smtp.sasl import StoredKey, derive_key

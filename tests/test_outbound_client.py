@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.config import Config
+from minismtp.hooks.loader import PluginSet
 from minismtp.mail.content import Content
 from minismtp.mail.delivery import Destination
 from minismtp.mail.message import Message
@@ -32,7 +33,6 @@ from minismtp.outbound.deadlines import Deadlines, Timeouts
 from minismtp.outbound.destination import Directory, Host
 from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts, Security
-from minismtp.plugins import PluginSet
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.services.resolver import Resolver

@@ -25,7 +25,7 @@ _OTHERS: Final = {
     "_rescue": "names of our own files",
     "runtime.login_backoff": "a digest of our own",
     "values.durable_files": "byte order marks in files of the operator's",
-    "guard": "what a plugin says",
+    "hooks.guard": "what a plugin says",
     "permissions": "names of options",
     "replay": "a file of the operator's, as `configuration` has it",
     "skeleton": "an argument of the operator's",

@@ -27,7 +27,7 @@ from minismtp import (
 from minismtp.check import check
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
-from minismtp.plugins import PluginSet
+from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from redis_service import RedisServer, eventually, redis_running
 from minismtp import Reject, State, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
-from minismtp.plugins import PluginSet
+from minismtp.hooks.loader import PluginSet
 from minismtp.services.state_redis import RedisStore
 from minismtp.testing import Dialogue, Mailroom
 

@@ -17,7 +17,7 @@ from minismtp_plugins.rules import Rules
 from minismtp import ByteSize, Content, Envelope, Message, Session, findings_of
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
-from minismtp.plugins import PluginSet
+from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 
 CONTENT: Final = (

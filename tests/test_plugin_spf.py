@@ -25,7 +25,7 @@ from minismtp import (
 )
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
-from minismtp.plugins import PluginSet
+from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from minismtp import Reject, Session, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.plugins import PluginSet, available, hook_names
+from minismtp.hooks.loader import PluginSet, available, hook_names
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.testing import Dialogue

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import pytest
 
-from minismtp import hookspecs
 from minismtp.config import Config
-from minismtp.plugins import hook_names
+from minismtp.hooks import specs
+from minismtp.hooks.loader import hook_names
 
 ROOT: Final = Path(__file__).parents[1]
 EXAMPLES: Final = ROOT / "docs" / "examples"
@@ -51,7 +51,7 @@ def _has_decorator(node: ast.ClassDef | ast.FunctionDef, name: str) -> bool:
 
 @pytest.mark.parametrize("hook", hook_names())
 def test_hook_is_documented_with_its_exact_arguments(hook: str) -> None:
-    signature = inspect.signature(getattr(hookspecs, hook))
+    signature = inspect.signature(getattr(specs, hook))
     arguments = [f"{each.name}: {each.annotation}" for each in signature.parameters.values()]
     shown = re.search(r"^```python\n(.+)\n```$", section(hook), re.MULTILINE)
     assert shown is not None

@@ -39,7 +39,7 @@ from minismtp import (
 from minismtp.cli import main
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
-from minismtp.guard import ANSWERS
+from minismtp.hooks.guard import ANSWERS
 from minismtp.insight.explain import about
 from minismtp.mail.queue_entry import Entry
 from minismtp.receiver import Receiver

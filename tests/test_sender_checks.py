@@ -16,7 +16,7 @@ from zones import Key, nsd, published
 
 from minismtp import Headers
 from minismtp.config import Config
-from minismtp.plugins import PluginSet
+from minismtp.hooks.loader import PluginSet
 
 if TYPE_CHECKING:
     from conftest import Configure, Launch, Running, Start

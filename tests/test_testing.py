@@ -8,7 +8,7 @@ import pytest
 from minismtp import Delivery, Destination, Message, Reject, ServerInfo, hookimpl, plugin
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.config.toml_values import ByteSize, ConfigError
-from minismtp.guard import Failure
+from minismtp.hooks.guard import Failure
 from minismtp.testing import Dialogue, Dialogues, Mailroom
 
 

@@ -31,7 +31,7 @@ from minismtp import (
 from minismtp.config import Limits, PluginConfig
 from minismtp.config.types import ByteSize
 from minismtp.events import Event, MessageDecided, RecipientDecided
-from minismtp.hooks import Hooks
+from minismtp.hooks.facade import Hooks
 from minismtp.mail.headers import FIELD_LIMIT
 from minismtp.runtime.decision_log import Chronicle
 from minismtp.runtime.log import Log

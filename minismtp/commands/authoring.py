@@ -100,11 +100,11 @@ def _address(text: str) -> str:
 def _hooks(arguments: argparse.Namespace) -> int:
     import inspect
 
-    from minismtp import hookspecs
-    from minismtp.plugins import PluginSet, hook_names
+    from minismtp.hooks import specs
+    from minismtp.hooks.loader import PluginSet, hook_names
 
     for name in hook_names():
-        hook = getattr(hookspecs, name)
+        hook = getattr(specs, name)
         say(f"{name}({', '.join(inspect.signature(hook).parameters)})")
         say(textwrap.indent(inspect.getdoc(hook) or "", "    ") + "\n")
     config = configuration(arguments)
@@ -124,7 +124,7 @@ def _remark(plugin: PluginConfig) -> str:
 
 def _plugins(arguments: argparse.Namespace) -> int:
     from minismtp.config.schema import options, summary
-    from minismtp.plugins import available
+    from minismtp.hooks.loader import available
 
     for found in available(configuration(arguments).plugin_path):
         say(f"{found.name} ({found.source})")
@@ -144,7 +144,7 @@ def _schema(arguments: argparse.Namespace) -> int:
     import json
 
     from minismtp.config.schema import schema
-    from minismtp.plugins import available
+    from minismtp.hooks.loader import available
 
     del arguments
     document = schema({found.name: found.factory for found in available([])})
@@ -167,7 +167,7 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
 
 
 def _try(arguments: argparse.Namespace) -> int:
-    from minismtp.guard import Failure
+    from minismtp.hooks.guard import Failure
     from minismtp.trial import run
 
     try:
@@ -179,7 +179,7 @@ def _try(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from minismtp.guard import Failure
+    from minismtp.hooks.guard import Failure
     from minismtp.replay import run
 
     try:

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 from minismtp import replies
 from minismtp.config import Config
+from minismtp.hooks.loader import PluginSet
 from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
@@ -25,7 +26,6 @@ from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
-from minismtp.plugins import PluginSet
 from minismtp.reporting import route_notice
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver

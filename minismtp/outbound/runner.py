@@ -18,8 +18,9 @@ from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
-from minismtp.guard import Failure
-from minismtp.hookspecs import ServerInfo
+from minismtp.hooks.guard import Failure
+from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.specs import ServerInfo
 from minismtp.outbound.agenda import JITTER, Agenda
 from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.backlog import Backlog
@@ -34,7 +35,6 @@ from minismtp.outbound.metrics import Movement, OutboundMetrics
 from minismtp.outbound.notices import Notices
 from minismtp.outbound.schedule import Schedule
 from minismtp.outbound.watch import Watch
-from minismtp.plugins import PluginSet
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks
 from minismtp.runtime.log import Log, describe

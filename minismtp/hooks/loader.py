@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pluggy
 
-from minismtp import hookspecs
 from minismtp.config.toml_values import ConfigError, build, did_you_mean
-from minismtp.guard import Guard, Policy
-from minismtp.hooks import Hooks
+from minismtp.hooks import specs
+from minismtp.hooks.facade import Hooks
+from minismtp.hooks.guard import Guard, Policy
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import Metrics
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MARK = "__minismtp_plugin__"
-_OPTIONS = f"{hookspecs.PROJECT}_impl"
+_OPTIONS = f"{specs.PROJECT}_impl"
 GROUP = "minismtp"
 _ORDINARY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _NOT_ORDINARY = (
@@ -55,7 +55,7 @@ def plugin(cls: type[T]) -> type[T]:
 
 def hook_names() -> list[str]:
     """Give the names of all hooks, in the order of their definition."""
-    return [name for name, item in vars(hookspecs).items() if hasattr(item, "minismtp_spec")]
+    return [name for name, item in vars(specs).items() if hasattr(item, "minismtp_spec")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class PluginSet:
     """
 
     def __init__(self, metrics: Metrics, log: Log) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
+        self._manager = pluggy.PluginManager(specs.PROJECT)
+        self._manager.add_hookspecs(specs)
         self._metrics = metrics
         self._log = log
         self.instances: list[tuple[PluginConfig, object]] = []
@@ -106,7 +106,7 @@ class PluginSet:
         for name, method, options in _methods(instance):
             if options is not None:
                 metrics = self._metrics.hook(table.name, name, shadow=policy.shadow)
-                setattr(instance, name, hookspecs.hookimpl(guard.wrap(name, method, metrics)))
+                setattr(instance, name, specs.hookimpl(guard.wrap(name, method, metrics)))
         self.instances.append((table, instance))
 
     def close(self) -> None:
@@ -198,15 +198,15 @@ def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
 
 def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None:
     """Refuse a misspelt hook or argument, and a hook without its marker; raises ConfigError."""
-    specs = {name: getattr(hookspecs, name) for name in hook_names()}
+    hooks = {name: getattr(specs, name) for name in hook_names()}
     for name, method, options in _methods(instance):
         if options is None:
-            problem = f"{name} lacks @hookimpl" if name in specs else ""
-        elif name not in specs:
-            problem = f"no hook is called {name!r}{did_you_mean(name, list(specs))}"
+            problem = f"{name} lacks @hookimpl" if name in hooks else ""
+        elif name not in hooks:
+            problem = f"no hook is called {name!r}{did_you_mean(name, list(hooks))}"
         else:
             problem = _check_kind(name, method, options) or _check_arguments(
-                name, method, list(inspect.signature(specs[name]).parameters)
+                name, method, list(inspect.signature(hooks[name]).parameters)
             )
         if problem:
             raise ConfigError(

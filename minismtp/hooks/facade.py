@@ -15,7 +15,7 @@ import pluggy
 from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
-    from minismtp.hookspecs import ServerInfo
+    from minismtp.hooks.specs import ServerInfo
     from minismtp.mail.delivery import Delivery, Destination
     from minismtp.mail.envelope import Credentials, Envelope, Recipient, Route
     from minismtp.mail.events import Event

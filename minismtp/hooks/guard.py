@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from minismtp.hookspecs import ServerInfo
+from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.delivery import Destination
 from minismtp.mail.envelope import Envelope, Local, Relay, Several
 from minismtp.mail.events import HookFailed
