@@ -29,10 +29,10 @@ from minismtp.mail.session import Session
 from minismtp.outbound.security import Contexts
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
-from minismtp.service import make_service
 from minismtp.services import tls
 from minismtp.services.remote import RemoteError
 from minismtp.services.shared_state import FILE, State
+from minismtp.session.listener_context import make_service
 from minismtp.testing import Dialogue
 from minismtp.values.address import Address
 from minismtp.values.database import damage

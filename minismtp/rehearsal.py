@@ -24,7 +24,7 @@ from minismtp.runtime.decision_log import Chronicle, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, Step, taken_up
-from minismtp.service import Service, make_service
+from minismtp.session.listener_context import Service, make_service
 from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue
 from minismtp.values.reply import Verdict

@@ -20,12 +20,12 @@ from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from minismtp.config import Listener
-from minismtp.connection import Connection
 from minismtp.mail.session import Session
 from minismtp.runtime import log as logging
 from minismtp.runtime.session_limits import Admission, Ticket
-from minismtp.service import Service, new_id
 from minismtp.services.tls import Certificates
+from minismtp.session.connection import Connection
+from minismtp.session.listener_context import Service, new_id
 from minismtp.values.reply import Reply
 from minismtp.values.threads import start_thread, surviving
 

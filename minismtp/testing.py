@@ -29,14 +29,14 @@ from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.envelope import Envelope, Local, Recipient, Relay
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session, TlsInfo
-from minismtp.receiver import Receiver
 from minismtp.runtime import log as logging
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, taken_up
-from minismtp.service import Service, make_service, new_id
 from minismtp.services.resolver import Resolver
 from minismtp.services.shared_state import State
+from minismtp.session.listener_context import Service, make_service, new_id
+from minismtp.session.receiver import Receiver
 from minismtp.values.address import Address
 
 

@@ -20,7 +20,6 @@ from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
-from minismtp.refusal_log import RefusalLog
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks
 from minismtp.runtime.control_socket import Control, Say
@@ -33,8 +32,9 @@ from minismtp.runtime.pulse import INTERVAL, Pulses
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.server import Server, Sessions
-from minismtp.service import make_service
 from minismtp.services.tls import Certificates, first_end
+from minismtp.session.listener_context import make_service
+from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
 from minismtp.values.durable_files import kept_secret, unusable_files

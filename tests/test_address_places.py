@@ -37,12 +37,12 @@ from minismtp.outbound.schedule import Arrival, Batch, Schedule
 from minismtp.outbound.selection import Filter
 from minismtp.rehearsal import Client, Rehearsal
 from minismtp.runtime.log import Log
+from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
 from minismtp.storage.spool import Spool
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.warden import _comparable
-from minismtp.xclient import apply_xclient
 
 LOCALS: Final = {
     "dot-string": "anna.bob",

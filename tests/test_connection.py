@@ -15,8 +15,8 @@ import pytest
 
 from minismtp import hookimpl, plugin
 from minismtp.config import Limits
-from minismtp.connection import Connection
 from minismtp.runtime.log import Log
+from minismtp.session.connection import Connection
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:
@@ -373,7 +373,7 @@ def test_long_group_of_commands_inside_tls_is_answered_whole(
 
 BROKEN: Final = '''
 from minismtp import hookimpl, plugin
-from minismtp.conversation import Conversation
+from minismtp.session.conversation import Conversation
 
 
 @plugin

@@ -44,7 +44,7 @@ from minismtp.outbound.mta_sts import Policy
 from minismtp.outbound.security import matches
 from minismtp.outbound.selection import Filter
 from minismtp.services.resolver import Found, Resolver
-from minismtp.submission import _User
+from minismtp.session.submission import _User
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.warden import _fits
 

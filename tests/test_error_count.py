@@ -11,7 +11,7 @@ import pytest
 
 from minismtp import Address, Defer, Envelope, Recipient, Reject, hookimpl, plugin
 from minismtp.config import Limits
-from minismtp.error_count import PeerErrors
+from minismtp.session.error_count import PeerErrors
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

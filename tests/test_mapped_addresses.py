@@ -28,11 +28,11 @@ from minismtp.config.toml_values import ConfigError, build
 from minismtp.config.types import parse_network
 from minismtp.outbound.destination import Directory
 from minismtp.server import _peer
+from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.proxy_header import read_header
 from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.values.peer import peer_key, plain_address
-from minismtp.xclient import apply_xclient
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

@@ -27,10 +27,10 @@ from minismtp import (
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
 from minismtp.mail.session import TlsInfo
-from minismtp.receiver import Receiver
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Activity
-from minismtp.service import Service
+from minismtp.session.listener_context import Service
+from minismtp.session.receiver import Receiver
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]

@@ -13,9 +13,9 @@ from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Reject, hookimpl, plugin
 from minismtp.config import Limits
-from minismtp.refusal_log import RefusalLog
 from minismtp.runtime.decision_log import Chronicle, Record, recall
 from minismtp.runtime.log import Log
+from minismtp.session.refusal_log import RefusalLog
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

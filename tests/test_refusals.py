@@ -42,14 +42,14 @@ from minismtp.config.types import ByteSize
 from minismtp.hooks.guard import ANSWERS
 from minismtp.insight.explain import about
 from minismtp.mail.queue_entry import Entry
-from minismtp.receiver import Receiver
-from minismtp.refusal_log import RefusalLog
 from minismtp.runtime.decision_log import Chronicle, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.suspects import Notes
 from minismtp.runtime.thread_activity import Activity
-from minismtp.service import Service
+from minismtp.session.listener_context import Service
+from minismtp.session.receiver import Receiver
+from minismtp.session.refusal_log import RefusalLog
 from minismtp.storage.spool import Spool, UnreadableError
 from minismtp.testing import Dialogue, Mailroom
 

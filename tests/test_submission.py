@@ -20,7 +20,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.submission import complete
+from minismtp.session.submission import complete
 from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]

@@ -1094,7 +1094,7 @@ def test_notice_that_cannot_be_made_changes_no_reply(
     def fails(*_: object, **__: object) -> None:
         raise ValueError("made by a test")
 
-    monkeypatch.setattr("minismtp.storing.success_notices", fails)
+    monkeypatch.setattr("minismtp.session.storage.success_notices", fails)
     queue = Spool(tmp_path / "spool")
     queue.prepare()
     service = replace(Dialogue(mailroom, kind=kind).service, queue=queue)
@@ -1134,7 +1134,7 @@ def test_fault_before_anything_is_stored_defers(
     def fails(*_: object) -> None:
         raise error("made by a test")
 
-    monkeypatch.setattr("minismtp.transaction.hops", fails)
+    monkeypatch.setattr("minismtp.session.transaction.hops", fails)
     dialogue = Dialogue(mailroom)
     reply = dialogue.mail("Subject: x\n\nx")
     assert reply == "451 4.3.0 local error in processing, try again later"

@@ -15,8 +15,8 @@ from scram import scram
 from test_plugin_mailboxes import route
 
 from minismtp import Address, Reject
+from minismtp.session.submission import _User
 from minismtp.smtp.sasl import make_key
-from minismtp.submission import _User
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
 from minismtp.values.user_names import folded_local, folded_name, prepared_password

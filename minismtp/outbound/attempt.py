@@ -10,7 +10,6 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final, Self
 
-from minismtp import replies
 from minismtp.config import Config
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.delivery import Delivery, Destination
@@ -26,9 +25,10 @@ from minismtp.outbound.mta_sts import Policies, Policy
 from minismtp.outbound.policy import Judge
 from minismtp.outbound.security import Contexts
 from minismtp.outbound.well_known import Web
-from minismtp.reporting import route_notice
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
+from minismtp.session import replies
+from minismtp.session.success_notices import route_notice
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.durable_files import read_file
 from minismtp.values.reply import Verdict

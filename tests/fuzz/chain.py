@@ -78,7 +78,7 @@ _server = cache(_Server)
 
 @target(
     *("spf", "dkim_verify", "arc", "dmarc", "authentication_results", "attachments", "rules"),
-    *("score", "transaction", "submission"),
+    *("score", "session.transaction", "session.submission"),
     most=1 << 14,
     memory=1 << 23,
 )

@@ -26,9 +26,9 @@ from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import ContentWriter
 from minismtp.mail.headers import format_field
 from minismtp.mail.mime_conversion import Form, converted
+from minismtp.session.submission import complete
 from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.stored import envelope_of
-from minismtp.submission import complete
 
 
 @target("mail.headers")
@@ -202,7 +202,7 @@ def stored_message(data: bytes) -> None:
     envelope_of(io.BytesIO(data), "mx.example.org")
 
 
-@target("submission", "mail.headers")
+@target("session.submission", "mail.headers")
 def submitted_message(data: bytes) -> None:
     mail = envelope()
     mail.login = "alice@example.org"

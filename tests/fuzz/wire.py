@@ -10,6 +10,7 @@ from fuzz.target import target
 from minismtp import Address
 from minismtp.mail.cleanup import clean
 from minismtp.mail.trace_fields import hops
+from minismtp.session.xclient import apply_xclient
 from minismtp.smtp import sasl
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
@@ -26,7 +27,6 @@ from minismtp.smtp.protocol import (
 )
 from minismtp.smtp.proxy_header import ProxyProblem, read_header
 from minismtp.values.reply import Reply
-from minismtp.xclient import apply_xclient
 
 _ERRORS = 10  # after which a server ends a session
 _REPLIES = {"DATA": 354, "AUTH": 334, "CONTENT": 250, "RESPONSE": 235, "STARTTLS": 220, "QUIT": 221}
@@ -189,7 +189,7 @@ def client_hello(data: bytes) -> None:
     asked_name(lambda count: data[:count])
 
 
-@target("xclient", raises=(SyntaxProblem,), most=LONGEST_LINE)
+@target("session.xclient", raises=(SyntaxProblem,), most=LONGEST_LINE)
 def xclient(data: bytes) -> None:
     apply_xclient(session(), text_of(data))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from minismtp.conversation import Conversation
 from minismtp.mail.events import SessionClosed, SessionOpened
 from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.thread_activity import Activity
-from minismtp.service import Service
+from minismtp.session.conversation import Conversation
+from minismtp.session.listener_context import Service
 from minismtp.smtp.commands import Bdat, Command
 from minismtp.smtp.protocol import (
     CLOSED,

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from minismtp import replies
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.reporting import route_notice, success_notices
 from minismtp.runtime.log import describe
-from minismtp.service import Service
+from minismtp.session import replies
+from minismtp.session.listener_context import Service
+from minismtp.session.success_notices import route_notice, success_notices
 from minismtp.storage.spool import UnreadableError
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from minismtp import replies
 from minismtp.mail.cleanup import RETURN_PATH, clean
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope, Recipient
@@ -17,16 +16,17 @@ from minismtp.mail.headers import too_many_fields
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session
 from minismtp.mail.trace_fields import hops, received
-from minismtp.refusals import Refusals, outcome_of
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.log import bind, describe, unbind
 from minismtp.runtime.suspects import fingerprint
 from minismtp.runtime.thread_activity import Activity, summary
-from minismtp.service import Service
+from minismtp.session import replies
+from minismtp.session.listener_context import Service
+from minismtp.session.refusals import Refusals, outcome_of
+from minismtp.session.storage import Storing
+from minismtp.session.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
-from minismtp.storing import Storing
-from minismtp.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.values.threads import report

@@ -6,13 +6,13 @@ import base64
 from collections.abc import Callable
 from typing import Final
 
-from minismtp import replies
 from minismtp.mail.envelope import Credentials
 from minismtp.mail.events import Authenticated
 from minismtp.mail.session import Session
-from minismtp.refusals import Refusals
 from minismtp.runtime.login_backoff import wait_for_turn
-from minismtp.service import Service
+from minismtp.session import replies
+from minismtp.session.listener_context import Service
+from minismtp.session.refusals import Refusals
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64

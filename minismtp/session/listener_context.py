@@ -12,17 +12,17 @@ from pathlib import Path
 
 from minismtp.config import Config, Limits, Listener
 from minismtp.config.tables import LogConfig
-from minismtp.error_count import PeerErrors
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
-from minismtp.refusal_log import RefusalLog
 from minismtp.runtime.decision_log import Chronicle
 from minismtp.runtime.dialogue_trace import Tracing
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.metrics import ListenerMetrics, Metrics, SilentMetrics
 from minismtp.runtime.suspects import Notes
+from minismtp.session.error_count import PeerErrors
+from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minismtp.mail.session import Session
-from minismtp.service import Service
+from minismtp.session.listener_context import Service
 
 
 def keywords(

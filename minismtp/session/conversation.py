@@ -10,16 +10,18 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Final, assert_never
 
-from minismtp import replies
-from minismtp.authentication import Authentication
-from minismtp.ehlo import keywords
-from minismtp.error_count import ErrorCount
 from minismtp.mail.session import Session
-from minismtp.refusals import Refusals, outcome_of, path_as_it_came, shortened
 from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.metrics import COMMANDS
 from minismtp.runtime.thread_activity import Activity
-from minismtp.service import Service
+from minismtp.session import replies
+from minismtp.session.authentication import Authentication
+from minismtp.session.ehlo import keywords
+from minismtp.session.error_count import ErrorCount
+from minismtp.session.listener_context import Service
+from minismtp.session.refusals import Refusals, outcome_of, path_as_it_came, shortened
+from minismtp.session.transaction import Transaction
+from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import (
     Auth,
     Bdat,
@@ -49,10 +51,8 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     Signal,
 )
-from minismtp.transaction import Transaction
 from minismtp.values.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.values.threads import surviving
-from minismtp.xclient import apply_xclient
 
 _CONTENT: Final = frozenset({ContentChunk, EndOfContent, EndOfChunk, Bdat})
 

@@ -14,7 +14,7 @@ from minismtp.runtime.log import bound
 
 if TYPE_CHECKING:
     from minismtp.mail.session import Session
-    from minismtp.service import Service
+    from minismtp.session.listener_context import Service
     from minismtp.values.reply import Reply
 
 _MOST_RECIPIENTS: Final = 20  # refused ones of one message that have a line each

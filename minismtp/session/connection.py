@@ -19,11 +19,11 @@ from math import inf
 from typing import Final
 
 from minismtp.mail.session import Session, TlsInfo, is_silent
-from minismtp.receiver import Receiver
 from minismtp.runtime.thread_activity import Activity, taken_up
-from minismtp.service import Service
 from minismtp.services import client_certificate
 from minismtp.services.tls import Certificates, tls_info
+from minismtp.session.listener_context import Service
+from minismtp.session.receiver import Receiver
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.proxy_header import ProxyProblem, read_header
 from minismtp.values.durable_files import MisdirectedError
