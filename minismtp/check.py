@@ -20,13 +20,13 @@ from typing import Final, Literal, NamedTuple, Self
 from minismtp import permissions
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.config.toml_values import ConfigError, reason
+from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.session import Session
-from minismtp.outbound.security import Contexts
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.services import tls

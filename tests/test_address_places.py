@@ -28,11 +28,11 @@ from minismtp_plugins.spf import Spf
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
 from minismtp.config import Config
 from minismtp.config.toml_values import build
+from minismtp.delivery.extensions import Extensions
 from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.extensions import Extensions
 from minismtp.outbound.schedule import Arrival, Batch, Schedule
 from minismtp.outbound.selection import Filter
 from minismtp.rehearsal import Client, Rehearsal

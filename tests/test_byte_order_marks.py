@@ -30,10 +30,10 @@ from minismtp import Address, Credentials, Delivery, Envelope, Local, Recipient,
 from minismtp.cli import main
 from minismtp.config import Config
 from minismtp.config.tables import SniCertificate, TlsConfig
+from minismtp.delivery.attempt import Carrier
+from minismtp.delivery.mta_sts import Policy
+from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
-from minismtp.outbound.attempt import Carrier
-from minismtp.outbound.mta_sts import Policy
-from minismtp.outbound.security import Contexts
 from minismtp.replay import changed
 from minismtp.runtime.log import Log
 from minismtp.services.tls import not_after, server_context

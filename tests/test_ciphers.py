@@ -15,7 +15,7 @@ from minismtp.config.outbound_tables import Outbound
 from minismtp.config.tables import Listener, TlsConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import SocketAddress
-from minismtp.outbound.security import Contexts
+from minismtp.delivery.tls_security import Contexts
 from minismtp.values.ciphers import GENEROUS
 
 if TYPE_CHECKING:

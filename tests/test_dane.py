@@ -13,7 +13,7 @@ from cryptography.x509 import load_der_x509_certificate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.outbound.dane import Dane, Tlsa
+from minismtp.delivery.dane import Dane, Tlsa
 from minismtp.values.der import certificate_fields, elements
 
 AUTHORITIES = [trustme.CA(key_type=each) for each in trustme.KeyType]

@@ -17,7 +17,7 @@ from fakes import Names
 from ports import free_port
 
 from minismtp.config.types import SocketAddress
-from minismtp.outbound.destination import Directory, UnreachableError
+from minismtp.delivery.mx import Directory, UnreachableError
 from minismtp.services import resolver as resolver_module
 from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.address import Address
@@ -243,7 +243,7 @@ def test_address_where_somebody_else_listens_is_no_loop(own: str, address: str) 
 
 _ADDRESSES: Final = """
 import sys
-from minismtp.outbound.destination import Directory
+from minismtp.delivery.mx import Directory
 from minismtp.services.resolver import Resolver
 from minismtp.config.types import SocketAddress
 

@@ -38,10 +38,10 @@ from test_plugin_mailboxes import SESSION
 from minismtp import Address, AuthResult, Rate, Recipient, Reject, SocketAddress, State, WebService
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
 from minismtp.config.tables import SniCertificate
-from minismtp.outbound.attempt import Carrier
-from minismtp.outbound.destination import Directory, UnreachableError
-from minismtp.outbound.mta_sts import Policy
-from minismtp.outbound.security import matches
+from minismtp.delivery.attempt import Carrier
+from minismtp.delivery.mta_sts import Policy
+from minismtp.delivery.mx import Directory, UnreachableError
+from minismtp.delivery.tls_security import matches
 from minismtp.outbound.selection import Filter
 from minismtp.services.resolver import Found, Resolver
 from minismtp.session.submission import _User

@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import pytest
 
+from minismtp.delivery.extensions import Extensions
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.extensions import Extensions
 
 
 def target(address: str = "bob@example.net", **more: object) -> Target:

@@ -43,12 +43,12 @@ from minismtp import (
     prepared_password,
     quoted,
 )
+from minismtp.delivery.mta_sts import Policy
+from minismtp.delivery.result import HostReply
 from minismtp.mail.address_list import completed, mailboxes_of
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.headers import format_field
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import HostReply
-from minismtp.outbound.mta_sts import Policy
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Found
 from minismtp.smtp import commands, grammar, sasl

@@ -26,7 +26,7 @@ from minismtp import Address, Credentials, Recipient, Session, SocketAddress
 from minismtp.cli import parser
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.config.types import parse_network
-from minismtp.outbound.destination import Directory
+from minismtp.delivery.mx import Directory
 from minismtp.server import _peer
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.proxy_header import read_header

@@ -16,12 +16,12 @@ import pytest
 import trustme
 
 from minismtp.config.types import SocketAddress
-from minismtp.outbound import well_known
-from minismtp.outbound.deadlines import Deadlines
-from minismtp.outbound.destination import Directory
-from minismtp.outbound.mta_sts import Policies, Policy
-from minismtp.outbound.security import Contexts, matches
-from minismtp.outbound.well_known import FetchError, Web
+from minismtp.delivery import policy_fetch
+from minismtp.delivery.deadlines import Deadlines
+from minismtp.delivery.mta_sts import Policies, Policy
+from minismtp.delivery.mx import Directory
+from minismtp.delivery.policy_fetch import FetchError, Web
+from minismtp.delivery.tls_security import Contexts, matches
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Found, Resolver
 
@@ -188,7 +188,7 @@ def test_a_text_that_is_none_is_refused(
     answer: Callable[[http.server.BaseHTTPRequestHandler], None],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(well_known, "_SECONDS", 2.0)
+    monkeypatch.setattr(policy_fetch, "_SECONDS", 2.0)
     with pytest.raises(FetchError, match=reason):
         fetch(answer)
 
@@ -237,7 +237,7 @@ def kept_in(directory: Path, web: Web) -> Policies:
 def test_policies_on_disk_are_bounded_by_octets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minismtp.outbound.mta_sts._MOST_OCTETS", 100_000)
+    monkeypatch.setattr("minismtp.delivery.mta_sts._MOST_OCTETS", 100_000)
     policies = kept_in(tmp_path, Offered(GOOD + "mx: mx.example.org\n" * 200))
     for number in range(100):
         assert policies.of(f"d{number}.example") is not None
@@ -252,7 +252,7 @@ def test_policy_that_was_fetched_while_the_clock_was_ahead_holds_and_is_renewed(
 ) -> None:
     web = Offered(GOOD)
     policies = kept_in(tmp_path, web)
-    monkeypatch.setattr("minismtp.outbound.mta_sts.steady_time", lambda: time.time() + ahead)
+    monkeypatch.setattr("minismtp.delivery.mta_sts.steady_time", lambda: time.time() + ahead)
     assert policies.of("a.example") == Policy.parse(GOOD)
     monkeypatch.undo()
     web.text = ""  # what cannot be renewed holds

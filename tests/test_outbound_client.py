@@ -19,20 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.config import Config
+from minismtp.delivery.attempt import Attempt, Carrier
+from minismtp.delivery.client import Connection, Setting
+from minismtp.delivery.content import Original
+from minismtp.delivery.course import Done, Outgoing
+from minismtp.delivery.deadlines import Deadlines, Timeouts
+from minismtp.delivery.mx import Directory, Host
+from minismtp.delivery.result import Answer, HostError, HostReply, TlsError
+from minismtp.delivery.tls_policy import Judge
+from minismtp.delivery.tls_security import Contexts, Security
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.content import Content
 from minismtp.mail.delivery import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import Answer, HostError, HostReply, TlsError
-from minismtp.outbound.attempt import Attempt, Carrier
-from minismtp.outbound.client import Connection, Setting
-from minismtp.outbound.content import Original
-from minismtp.outbound.course import Done, Outgoing
-from minismtp.outbound.deadlines import Deadlines, Timeouts
-from minismtp.outbound.destination import Directory, Host
-from minismtp.outbound.policy import Judge
-from minismtp.outbound.security import Contexts, Security
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.services.resolver import Resolver
@@ -1331,7 +1331,7 @@ def test_host_with_our_name_is_ourselves_and_those_behind_it_are_not_asked(
     before, ourselves = listen(serving(RCPT=b"450 4.2.0 busy\r\n")), listen(serving(hello))
     backup = listen(serving())
     assert deliver(attempt(ourselves)).answers[0].state == "delivered"  # a server at another port
-    monkeypatch.setattr("minismtp.outbound.client._SMTP", ourselves.host.port)
+    monkeypatch.setattr("minismtp.delivery.client._SMTP", ourselves.host.port)
     [answer] = deliver(attempt(ourselves, backup)).answers
     assert answer.state == "failed"
     assert answer.reply.startswith("550 5.4.6 ")

@@ -31,8 +31,8 @@ from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.check import check
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
+from minismtp.delivery.content import Original
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.content import Original
 from minismtp.smtp.dot_stuffing import dotted
 
 if TYPE_CHECKING:

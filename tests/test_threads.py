@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from minismtp.outbound.deadlines import Deadlines
+from minismtp.delivery.deadlines import Deadlines
 from minismtp.values import threads
 from minismtp.values.threads import start_thread, surviving
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from minismtp.delivery.attempt import Attempt, Carrier
+from minismtp.delivery.course import Done, Outgoing
 from minismtp.mail.events import DeliveryAttempted
 from minismtp.mail.queue_entry import Entry
 from minismtp.outbound.agenda import Job, delay
-from minismtp.outbound.attempt import Attempt, Carrier
-from minismtp.outbound.course import Done, Outgoing
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.metrics import OutboundMetrics
 from minismtp.outbound.notices import Notices, final

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
+from minismtp.delivery.attempt import LOCAL
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.attempt import LOCAL
 from minismtp.outbound.backlog import Standing
 from minismtp.outbound.custody import Custody, work
 from minismtp.outbound.schedule import OPEN, Arrival, Outcome, Row, State

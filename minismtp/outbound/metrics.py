@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from minismtp.outbound.security import LEVELS
+from minismtp.delivery.tls_security import LEVELS
 from minismtp.runtime.metrics import SESSION_SECONDS, Metrics
 
 _STANDSTILL: Final = 900.0  # seconds: no single attempt takes so long

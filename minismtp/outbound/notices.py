@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
+from minismtp.delivery.attempt import Carrier
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.schedule import Outcome, Row
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool, UnreadableError

@@ -18,11 +18,11 @@ from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
+from minismtp.delivery.attempt import Carrier
 from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.outbound.agenda import JITTER, Agenda
-from minismtp.outbound.attempt import Carrier
 from minismtp.outbound.backlog import Backlog
 from minismtp.outbound.clerk import Clerk
 from minismtp.outbound.courier import Courier

@@ -42,10 +42,10 @@ from fuzz.peers import Zone, envelope, message_of, session, text_of
 from fuzz.target import target
 from minismtp import Address, AuthResult, Headers, RemoteError, UnansweredError
 from minismtp.config.types import SocketAddress
-from minismtp.outbound.dane import Tlsa
-from minismtp.outbound.destination import Directory, UnreachableError
-from minismtp.outbound.mta_sts import Policy, _fields
-from minismtp.outbound.security import matches
+from minismtp.delivery.dane import Tlsa
+from minismtp.delivery.mta_sts import Policy, _fields
+from minismtp.delivery.mx import Directory, UnreachableError
+from minismtp.delivery.tls_security import matches
 from minismtp.services.resolver import Found, Resolver
 from minismtp.values.der import certificate_fields
 
@@ -153,20 +153,20 @@ def dmarc_record(data: bytes) -> None:
     is_aligned(result, domain, tags, envelope(), names)
 
 
-@target("outbound.mta_sts", "outbound.security", raises=(ValueError,))
+@target("delivery.mta_sts", "delivery.tls_security", raises=(ValueError,))
 def mta_sts_policy(data: bytes) -> None:
     policy = Policy.parse(data.decode())
     policy.allows("mx.example.org")
 
 
-@target("outbound.mta_sts", "outbound.security")
+@target("delivery.mta_sts", "delivery.tls_security")
 def mta_sts_record(data: bytes) -> None:
     text = data.decode("ascii", "replace")
     _fields(text)
     matches(text, "mx.example.org")
 
 
-@target("outbound.dane", "values.der", raises=(ValueError,))
+@target("delivery.dane", "values.der", raises=(ValueError,))
 def certificate(data: bytes) -> None:
     certificate_fields(data)
     for selector in range(2):
@@ -221,7 +221,7 @@ def dns_answer(data: bytes) -> None:
         str(record)
 
 
-@target("outbound.destination", raises=(UnreachableError,), most=4096)
+@target("delivery.mx", raises=(UnreachableError,), most=4096)
 def mail_hosts(data: bytes) -> None:
     """Find the hosts of a domain whose MX records name what the lines say."""
     records = [

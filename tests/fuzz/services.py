@@ -32,12 +32,12 @@ from minismtp import (
     RemoteError,
     SocketAddress,
 )
+from minismtp.delivery.client import Connection, Setting
+from minismtp.delivery.deadlines import Deadlines, Timeouts
+from minismtp.delivery.mx import Host
+from minismtp.delivery.result import HostError, HostReply
+from minismtp.delivery.tls_security import Security
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import HostError, HostReply
-from minismtp.outbound.client import Connection, Setting
-from minismtp.outbound.deadlines import Deadlines, Timeouts
-from minismtp.outbound.destination import Host
-from minismtp.outbound.security import Security
 from minismtp.services.http_client import WebService
 
 _PATIENCE = Clamav.patience
@@ -50,7 +50,7 @@ _TARGETS = [
 ]
 
 
-@target("outbound.client", "outbound.channel", "outbound.extensions", raises=(HostError,))
+@target("delivery.client", "delivery.channel", "delivery.extensions", raises=(HostError,))
 def host(data: bytes) -> None:
     entry = Entry.of(envelope(), message_of(_MESSAGE), _TARGETS)
     setting = Setting("mx.example.org", Deadlines(), Timeouts(9, 9, 9, 9), cast("Any", None))
@@ -64,7 +64,7 @@ def host(data: bytes) -> None:
     connection.quit()
 
 
-@target("outbound.answer", "_said", raises=(Reject, Defer))
+@target("delivery.result", "_said", raises=(Reject, Defer))
 def texts_of_replies(data: bytes) -> None:
     lines = data.split(b"\n")
     reply = HostReply.of(550, lines)

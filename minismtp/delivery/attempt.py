@@ -11,20 +11,20 @@ from itertools import islice
 from typing import Final, Self
 
 from minismtp.config import Config
+from minismtp.delivery.client import Connection, Setting
+from minismtp.delivery.content import Original
+from minismtp.delivery.course import Course, Done, Outgoing, Passed, answer_of
+from minismtp.delivery.deadlines import Deadlines, Timeouts
+from minismtp.delivery.mta_sts import Policies, Policy
+from minismtp.delivery.mx import Directory, Host, UnreachableError
+from minismtp.delivery.policy_fetch import Web
+from minismtp.delivery.result import Answer, HostError, LoopError, TlsError
+from minismtp.delivery.tls_policy import Judge
+from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import Answer, HostError, LoopError, TlsError
-from minismtp.outbound.client import Connection, Setting
-from minismtp.outbound.content import Original
-from minismtp.outbound.course import Course, Done, Outgoing, Passed, answer_of
-from minismtp.outbound.deadlines import Deadlines, Timeouts
-from minismtp.outbound.destination import Directory, Host, UnreachableError
-from minismtp.outbound.mta_sts import Policies, Policy
-from minismtp.outbound.policy import Judge
-from minismtp.outbound.security import Contexts
-from minismtp.outbound.well_known import Web
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
 from minismtp.session import replies

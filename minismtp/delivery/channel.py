@@ -14,9 +14,9 @@ import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from minismtp.outbound.answer import HostError, HostReply
-from minismtp.outbound.deadlines import Deadlines, Timeouts
-from minismtp.outbound.destination import Host
+from minismtp.delivery.deadlines import Deadlines, Timeouts
+from minismtp.delivery.mx import Host
+from minismtp.delivery.result import HostError, HostReply
 
 _LINE_LIMIT: Final = 8192  # octets; RFC 5321 section 4.5.3.1.5 has 512
 _REPLY_LIMIT: Final = 65536

@@ -16,8 +16,8 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from minismtp.outbound.security import matches
-from minismtp.outbound.well_known import FetchError, Web
+from minismtp.delivery.policy_fetch import FetchError, Web
+from minismtp.delivery.tls_security import matches
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.address import to_ascii

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from minismtp.config.toml_values import ConfigError
+from minismtp.delivery.dane import END_ENTITY, Dane
 from minismtp.mail.delivery import TlsLevel
-from minismtp.outbound.dane import END_ENTITY, Dane
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import GENEROUS, set_ciphers
 

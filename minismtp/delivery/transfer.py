@@ -8,13 +8,13 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Final
 
+from minismtp.delivery.channel import Channel
+from minismtp.delivery.content import pieces
+from minismtp.delivery.extensions import Extensions
+from minismtp.delivery.result import Answer, HostError, HostReply
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import Answer, HostError, HostReply
-from minismtp.outbound.channel import Channel
-from minismtp.outbound.content import pieces
-from minismtp.outbound.extensions import Extensions
 from minismtp.smtp.dot_stuffing import dotted
 
 _START_INPUT: Final = 354

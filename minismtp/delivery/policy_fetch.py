@@ -11,8 +11,8 @@ import ssl
 import time
 from typing import Final
 
-from minismtp.outbound.deadlines import Deadlines
-from minismtp.outbound.destination import Directory, UnreachableError
+from minismtp.delivery.deadlines import Deadlines
+from minismtp.delivery.mx import Directory, UnreachableError
 
 _SECONDS: Final = 10.0  # for all, from the first address to the end of the body
 _CONNECT: Final = 4.0

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from minismtp.outbound.destination import UnreachableError
-from minismtp.outbound.security import Security
+from minismtp.delivery.mx import UnreachableError
+from minismtp.delivery.tls_security import Security
 
 _ENHANCED: Final = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
 #: How hosts say that the rest of the recipients belongs into another transaction.

@@ -9,24 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.mail.delivery import Destination
-from minismtp.mail.message import Message
-from minismtp.mail.mime_conversion import Form, is_clean
-from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import Answer, HostError, HostReply, LoopError, TlsError
-from minismtp.outbound.channel import Channel
-from minismtp.outbound.content import Original
-from minismtp.outbound.deadlines import Deadlines, Timeouts
-from minismtp.outbound.destination import Host
-from minismtp.outbound.extensions import Extensions
-from minismtp.outbound.security import (
+from minismtp.delivery.channel import Channel
+from minismtp.delivery.content import Original
+from minismtp.delivery.deadlines import Deadlines, Timeouts
+from minismtp.delivery.extensions import Extensions
+from minismtp.delivery.mx import Host
+from minismtp.delivery.result import Answer, HostError, HostReply, LoopError, TlsError
+from minismtp.delivery.tls_security import (
     AUTHENTICATED,
     AnchorsError,
     Contexts,
     MismatchError,
     Security,
 )
-from minismtp.outbound.transfer import transact
+from minismtp.delivery.transfer import transact
+from minismtp.mail.delivery import Destination
+from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form, is_clean
+from minismtp.mail.queue_entry import Entry, Target
 from minismtp.values.address import to_ascii
 from minismtp.values.cache import BoundedCache
 

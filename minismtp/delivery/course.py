@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from minismtp.delivery.client import Connection
+from minismtp.delivery.content import Original
+from minismtp.delivery.mx import Host, UnreachableError
+from minismtp.delivery.result import Answer
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.answer import Answer
-from minismtp.outbound.client import Connection
-from minismtp.outbound.content import Original
-from minismtp.outbound.destination import Host, UnreachableError
 
 _SESSIONS: Final = 2
 

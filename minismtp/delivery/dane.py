@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from minismtp.outbound.destination import Host, UnreachableError
+from minismtp.delivery.mx import Host, UnreachableError
 from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.der import certificate_fields
 
