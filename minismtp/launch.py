@@ -13,7 +13,7 @@ from minismtp.children import Children, Role
 from minismtp.config import Config
 from minismtp.generation import Generation
 from minismtp.listen import open_socket
-from minismtp.outbound import runner
+from minismtp.mailqueue import runner
 from minismtp.rundir import make_control_directory, runtime_directory
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from minismtp.outbound.schedule import Waiting
+from minismtp.mailqueue.database import Waiting
 from minismtp.values.printable import one_line
 
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT")

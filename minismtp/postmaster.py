@@ -16,8 +16,8 @@ from typing import Final
 from minismtp import listing
 from minismtp.config import Config
 from minismtp.config.types import parse_duration
-from minismtp.outbound.schedule import Schedule, State, Waiting
-from minismtp.outbound.selection import Filter
+from minismtp.mailqueue.database import Schedule, State, Waiting
+from minismtp.mailqueue.queries import Filter
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.privileges import acting_as_owner
 

@@ -33,8 +33,8 @@ from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.schedule import Arrival, Batch, Schedule
-from minismtp.outbound.selection import Filter
+from minismtp.mailqueue.database import Arrival, Batch, Schedule
+from minismtp.mailqueue.queries import Filter
 from minismtp.rehearsal import Client, Rehearsal
 from minismtp.runtime.log import Log
 from minismtp.session.xclient import apply_xclient

@@ -1,6 +1,6 @@
 import pytest
 
-from minismtp.outbound.agenda import Agenda, delay
+from minismtp.mailqueue.scheduler import Agenda, delay
 
 
 def agenda(concurrency: int = 5, places: int = 100) -> Agenda:

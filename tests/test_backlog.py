@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.outbound.agenda import Agenda, Job
-from minismtp.outbound.backlog import Backlog, Standing
-from minismtp.outbound.ledger import Ledger
-from minismtp.outbound.schedule import Arrival, Batch, Outcome, Row, Schedule, State
+from minismtp.mailqueue.database import Arrival, Batch, Outcome, Row, Schedule, State
+from minismtp.mailqueue.index import Backlog, Standing
+from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.scheduler import Agenda, Job
 from minismtp.runtime.log import Log
 from minismtp.values.clock import GRACE
 

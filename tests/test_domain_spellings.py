@@ -42,7 +42,7 @@ from minismtp.delivery.attempt import Carrier
 from minismtp.delivery.mta_sts import Policy
 from minismtp.delivery.mx import Directory, UnreachableError
 from minismtp.delivery.tls_security import matches
-from minismtp.outbound.selection import Filter
+from minismtp.mailqueue.queries import Filter
 from minismtp.services.resolver import Found, Resolver
 from minismtp.session.submission import _User
 from minismtp.testing import Dialogue, Mailroom

@@ -12,9 +12,9 @@ import pytest
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.handover import Handover
-from minismtp.outbound.ledger import Ledger
-from minismtp.outbound.schedule import Schedule
+from minismtp.mailqueue.database import Schedule
+from minismtp.mailqueue.handover import Handover
+from minismtp.mailqueue.journal import Ledger
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool, heard
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.outbound import in_progress as module
-from minismtp.outbound.in_progress import InProgress
+from minismtp.mailqueue import in_progress as module
+from minismtp.mailqueue.in_progress import InProgress
 from minismtp.runtime.log import Log
 
 
@@ -27,7 +27,7 @@ def die(directory: Path, *keys: str) -> None:
         import os
         from pathlib import Path
         from minismtp.runtime.log import Log
-        from minismtp.outbound.in_progress import InProgress
+        from minismtp.mailqueue.in_progress import InProgress
         progress = InProgress(Path({str(directory)!r}), 3, Log(level="error"))
         progress.start()
         for key in {keys!r}:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from minismtp import listing
-from minismtp.outbound.schedule import Waiting
+from minismtp.mailqueue.database import Waiting
 
 NOW = 1_700_000_000.0
 DEFERRED = Waiting(

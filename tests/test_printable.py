@@ -21,7 +21,7 @@ from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.results import Finding
-from minismtp.outbound.schedule import Waiting
+from minismtp.mailqueue.database import Waiting
 from minismtp.runtime.decision_log import Record
 from minismtp.storage.quarantine import Kept
 from minismtp.values.printable import one_line, printable

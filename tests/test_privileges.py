@@ -15,7 +15,7 @@ import pytest
 from minismtp.cli import main
 from minismtp.config.types import SocketAddress
 from minismtp.listen import open_socket
-from minismtp.outbound.schedule import Schedule
+from minismtp.mailqueue.database import Schedule
 from minismtp.values.privileges import acting_as, acting_as_owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

@@ -17,7 +17,7 @@ from ports import free_port
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
-from minismtp.outbound.intake import Intake
+from minismtp.mailqueue.loader import Intake
 from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.core import CounterMetricFamily
 
-from minismtp.outbound.metrics import Movement
+from minismtp.mailqueue.metrics import Movement
 from minismtp.readiness import FATAL, WARNINGS, Readiness
 from minismtp.runtime.scoreboard import Board, Standing
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
-from minismtp.outbound.selection import Filter
+from minismtp.mailqueue.database import Arrival, Batch, Outcome, Schedule
+from minismtp.mailqueue.queries import Filter
 
 NOW = 1000.0
 

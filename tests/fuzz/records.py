@@ -32,7 +32,7 @@ from minismtp.insight.trace import _line as traced
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.trace_fields import received
-from minismtp.outbound.in_progress import InProgress, _boot
+from minismtp.mailqueue.in_progress import InProgress, _boot
 from minismtp.runtime.control_socket import _Handler as ControlHandler
 from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
 from minismtp.runtime.log import Log
@@ -160,7 +160,7 @@ def names_in_the_fifo(data: bytes) -> None:
     assert all("/" not in name and name for name in names)
 
 
-@target("outbound.in_progress", memory=1 << 25)  # it reads 16 MiB at once
+@target("mailqueue.in_progress", memory=1 << 25)  # it reads 16 MiB at once
 def work_of_a_dead_runner(data: bytes) -> None:
     """Read what it had under way, and the suspects: parted by a line."""
     keys, _, suspects = data.partition(b"\n")

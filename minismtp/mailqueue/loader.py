@@ -12,9 +12,9 @@ from typing import Final
 from minismtp.delivery.attempt import LOCAL
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.backlog import Standing
-from minismtp.outbound.custody import Custody, work
-from minismtp.outbound.schedule import OPEN, Arrival, Outcome, Row, State
+from minismtp.mailqueue.database import OPEN, Arrival, Outcome, Row, State
+from minismtp.mailqueue.index import Standing
+from minismtp.mailqueue.manager import Custody, work
 from minismtp.storage.spool import DamagedError
 from minismtp.values.clock import steady_time
 

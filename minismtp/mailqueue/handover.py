@@ -14,8 +14,8 @@ import os
 import threading
 from collections.abc import Iterable
 
-from minismtp.outbound.agenda import Job
-from minismtp.outbound.ledger import Ledger
+from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.scheduler import Job
 from minismtp.storage.spool import Spool
 
 

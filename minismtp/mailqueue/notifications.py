@@ -12,7 +12,7 @@ from minismtp.delivery.attempt import Carrier
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.schedule import Outcome, Row
+from minismtp.mailqueue.database import Outcome, Row
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool, UnreadableError
 

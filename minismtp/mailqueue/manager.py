@@ -10,12 +10,12 @@ from typing import Final
 
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.agenda import Job
-from minismtp.outbound.backlog import Backlog, Standing
-from minismtp.outbound.handover import Handover
-from minismtp.outbound.in_progress import InProgress
-from minismtp.outbound.ledger import Ledger
-from minismtp.outbound.schedule import Outcome, Row, Schedule
+from minismtp.mailqueue.database import Outcome, Row, Schedule
+from minismtp.mailqueue.handover import Handover
+from minismtp.mailqueue.in_progress import InProgress
+from minismtp.mailqueue.index import Backlog, Standing
+from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.log import Log, describe
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time

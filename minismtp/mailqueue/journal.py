@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from minismtp.outbound.schedule import Arrival, Batch, Outcome, Schedule
+from minismtp.mailqueue.database import Arrival, Batch, Outcome, Schedule
 from minismtp.runtime.log import Log, describe
 from minismtp.values.threads import start_thread
 

@@ -21,7 +21,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from minismtp.outbound.selection import WAITING, Filter
+from minismtp.mailqueue.queries import WAITING, Filter
 
 #: "returning" and "removed" are what an operator has decided; the runner does it.
 State: TypeAlias = Literal["queued", "held", "returning", "removed", "delivered", "failed"]

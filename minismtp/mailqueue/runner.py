@@ -22,19 +22,19 @@ from minismtp.delivery.attempt import Carrier
 from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
-from minismtp.outbound.agenda import JITTER, Agenda
-from minismtp.outbound.backlog import Backlog
-from minismtp.outbound.clerk import Clerk
-from minismtp.outbound.courier import Courier
-from minismtp.outbound.custody import Custody
-from minismtp.outbound.handover import Handover
-from minismtp.outbound.in_progress import InProgress
-from minismtp.outbound.intake import Intake
-from minismtp.outbound.ledger import Ledger
-from minismtp.outbound.metrics import Movement, OutboundMetrics
-from minismtp.outbound.notices import Notices
-from minismtp.outbound.schedule import Schedule
-from minismtp.outbound.watch import Watch
+from minismtp.mailqueue.database import Schedule
+from minismtp.mailqueue.delivery_log import Watch
+from minismtp.mailqueue.delivery_workers import Courier
+from minismtp.mailqueue.handover import Handover
+from minismtp.mailqueue.housekeeping import Clerk
+from minismtp.mailqueue.in_progress import InProgress
+from minismtp.mailqueue.index import Backlog
+from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.loader import Intake
+from minismtp.mailqueue.manager import Custody
+from minismtp.mailqueue.metrics import Movement, OutboundMetrics
+from minismtp.mailqueue.notifications import Notices
+from minismtp.mailqueue.scheduler import JITTER, Agenda
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks
 from minismtp.runtime.log import Log, describe

@@ -17,12 +17,12 @@ from minismtp.delivery.attempt import Attempt, Carrier
 from minismtp.delivery.course import Done, Outgoing
 from minismtp.mail.events import DeliveryAttempted
 from minismtp.mail.queue_entry import Entry
-from minismtp.outbound.agenda import Job, delay
-from minismtp.outbound.custody import Custody, work
-from minismtp.outbound.metrics import OutboundMetrics
-from minismtp.outbound.notices import Notices, final
-from minismtp.outbound.schedule import Outcome
-from minismtp.outbound.watch import Watch
+from minismtp.mailqueue.database import Outcome
+from minismtp.mailqueue.delivery_log import Watch
+from minismtp.mailqueue.manager import Custody, work
+from minismtp.mailqueue.metrics import OutboundMetrics
+from minismtp.mailqueue.notifications import Notices, final
+from minismtp.mailqueue.scheduler import Job, delay
 from minismtp.values.clock import steady_time
 from minismtp.values.threads import start_thread
 

@@ -16,8 +16,8 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from minismtp.outbound.agenda import Agenda, Job
-from minismtp.outbound.schedule import OPEN, Outcome, Row, State
+from minismtp.mailqueue.database import OPEN, Outcome, Row, State
+from minismtp.mailqueue.scheduler import Agenda, Job
 from minismtp.values.clock import GRACE, steady_time
 
 _EARLIEST: Final = 1_577_836_800.0  # 2020, before there was this program

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from minismtp.config import Config
-from minismtp.outbound.agenda import Job
+from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.control_socket import Answerer, Control, Say
 from minismtp.runtime.decision_log import Chronicle, Record
 from minismtp.runtime.log import Log, bind, unbind

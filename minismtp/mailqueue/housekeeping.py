@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from minismtp.outbound.custody import Custody, work
-from minismtp.outbound.notices import Notices, final
-from minismtp.outbound.schedule import Outcome, Row
+from minismtp.mailqueue.database import Outcome, Row
+from minismtp.mailqueue.manager import Custody, work
+from minismtp.mailqueue.notifications import Notices, final
 from minismtp.runtime.log import describe
 from minismtp.values.clock import steady_time
 from minismtp.values.threads import start_thread, surviving
