@@ -135,7 +135,7 @@ def running_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
     monkeypatch.setattr("minismtp.config.DEFAULT_FILE", tmp_path / "no.toml")
-    monkeypatch.setattr("minismtp.supervisor.serve", lambda _config: 0)
+    monkeypatch.setattr("minismtp.server.supervisor.serve", lambda _config: 0)
     monkeypatch.setattr("minismtp.commands.operation.say", said.append)
     assert main(["serve"]) == 0
     return "\n".join(said)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
-from minismtp.endpoint import _HttpServer
-from minismtp.readiness import Readiness
 from minismtp.runtime.pulse import Pulses
 from minismtp.runtime.scoreboard import Board
+from minismtp.server.http_endpoint import _HttpServer
+from minismtp.server.readiness import Readiness
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -107,8 +107,8 @@ def test_status_page_answers_hosts_of_the_configuration(configure: Configure, st
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, int]]:
     """Run an endpoint in this process, with places for two requests of 0.3 s; give its address."""
-    monkeypatch.setattr("minismtp.endpoint._MOST", 2)
-    monkeypatch.setattr("minismtp.endpoint._TIMEOUT", 0.3)
+    monkeypatch.setattr("minismtp.server.http_endpoint._MOST", 2)
+    monkeypatch.setattr("minismtp.server.http_endpoint._TIMEOUT", 0.3)
     listening = socket.create_server(("127.0.0.1", 0))
     readiness = Readiness(Board(), tmp_path, 0)
     server = _HttpServer(

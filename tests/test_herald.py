@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from minismtp.herald import Herald
 from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Board
 from minismtp.runtime.session_limits import Admission
+from minismtp.server.status import Herald
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

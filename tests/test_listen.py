@@ -16,7 +16,7 @@ from ports import free_port
 
 from minismtp.config import Listener
 from minismtp.config.types import SocketAddress
-from minismtp.listen import ListenError, adopt, open_listeners, open_socket
+from minismtp.server.sockets import ListenError, adopt, open_listeners, open_socket
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
@@ -147,7 +147,9 @@ def test_sockets_handed_to_another_process_are_not_touched(listen_pid: str) -> N
 
 
 def test_two_sockets_of_one_name_are_refused(bound: list[socket.socket]) -> None:
-    script = "import os; from minismtp.listen import adopt; adopt(dict(os.environ), os.getpid())"
+    script = (
+        "import os; from minismtp.server.sockets import adopt; adopt(dict(os.environ), os.getpid())"
+    )
     done = subprocess.run(
         hand_over(bound, "smtp:smtp", sys.executable, "-c", script),
         pass_fds=[sock.fileno() for sock in bound],
@@ -160,7 +162,7 @@ def test_two_sockets_of_one_name_are_refused(bound: list[socket.socket]) -> None
 
 def test_sockets_are_adopted_by_name_and_not_by_order(bound: list[socket.socket]) -> None:
     script = (
-        "import os; from minismtp.listen import adopt; "
+        "import os; from minismtp.server.sockets import adopt; "
         "print({n: s.getsockname()[1] for n, s in adopt(dict(os.environ), os.getpid()).items()})"
     )
     done = subprocess.run(

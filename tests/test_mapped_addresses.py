@@ -27,7 +27,7 @@ from minismtp.cli import parser
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.config.types import parse_network
 from minismtp.delivery.mx import Directory
-from minismtp.server import _peer
+from minismtp.server.listener import _peer
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.proxy_header import read_header
 from minismtp.stored import envelope_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.notify import Notifier
+from minismtp.server.systemd_notify import Notifier
 
 PID = 4711
 

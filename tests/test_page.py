@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from minismtp.cli import main
-from minismtp.insight.overview import Overview, overview
-from minismtp.insight.page import History, render
-from minismtp.insight.sessions import Survey
+from minismtp.server.figures import Overview, overview
+from minismtp.server.open_sessions import Survey
+from minismtp.server.status_page import History, render
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from minismtp import listing, replay, trial, warden
 from minismtp.commands.common import fail, say
-from minismtp.insight import explain, sessions, shadow, trace
-from minismtp.insight.overview import Overview
-from minismtp.insight.page import History, render
+from minismtp.insight import explain, shadow, trace
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.results import Finding
 from minismtp.mailqueue.database import Waiting
 from minismtp.runtime.decision_log import Record
+from minismtp.server import open_sessions
+from minismtp.server.figures import Overview
+from minismtp.server.status_page import History, render
 from minismtp.storage.quarantine import Kept
 from minismtp.values.printable import one_line, printable
 
@@ -125,7 +126,7 @@ def report(text: str) -> trial.Report:
 
 def page(text: str) -> str:
     figures = Overview(queue={text: 1.0}, outcomes={text: 1.0}, verdicts={text: {text: 1.0}})
-    found = sessions.Survey([session(text)], [text])
+    found = open_sessions.Survey([session(text)], [text])
     return render(figures, History(lambda: figures), found, now=NOW)
 
 
@@ -137,7 +138,7 @@ SHOWN: Final[dict[str, Callable[[str], str]]] = {
     "quarantine show": lambda text: warden._shown(quarantined(text), NOW),
     "quarantine --json": lambda text: warden._as_json([quarantined(text)], NOW, headers=True),
     "sessions": lambda text: "\n".join(
-        sessions.listed(sessions.Survey([session(text), session(text)], []))
+        open_sessions.listed(open_sessions.Survey([session(text), session(text)], []))
     ),
     "sessions --json": lambda text: json.dumps([session(text)]),
     "explain": lambda text: explain.told([record(text)]),

@@ -14,8 +14,8 @@ import pytest
 
 from minismtp.cli import main
 from minismtp.config.types import SocketAddress
-from minismtp.listen import open_socket
 from minismtp.mailqueue.database import Schedule
+from minismtp.server.sockets import open_socket
 from minismtp.values.privileges import acting_as, acting_as_owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

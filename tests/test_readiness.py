@@ -13,8 +13,8 @@ import pytest
 from prometheus_client.core import CounterMetricFamily
 
 from minismtp.mailqueue.metrics import Movement
-from minismtp.readiness import FATAL, WARNINGS, Readiness
 from minismtp.runtime.scoreboard import Board, Standing
+from minismtp.server.readiness import FATAL, WARNINGS, Readiness
 
 if TYPE_CHECKING:
     from conftest import Configure, Start

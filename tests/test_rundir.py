@@ -14,7 +14,7 @@ import pytest
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
-from minismtp.rundir import make_control_directory, own, runtime_directory
+from minismtp.server.directories import make_control_directory, own, runtime_directory
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 NOBODY = pwd.getpwnam("nobody")

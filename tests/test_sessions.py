@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minismtp.cli import main
-from minismtp.insight.sessions import span
 from minismtp.runtime.control_socket import Answer, Control, ask
+from minismtp.server.open_sessions import span
 
 if TYPE_CHECKING:
     from conftest import Configure, Launch, Running, Start, TlsFiles

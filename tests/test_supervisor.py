@@ -22,7 +22,7 @@ from ports import free_port
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
-from minismtp.supervisor import SIGNALS, next_signal, pause
+from minismtp.server.supervisor import SIGNALS, next_signal, pause
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start

@@ -368,7 +368,7 @@ def command(server: Running, *arguments: str) -> str:
 ENDPOINT_ALONE: Final = """
 import os, signal, socket, sys, threading
 from pathlib import Path
-from minismtp import endpoint
+from minismtp.server import http_endpoint
 from minismtp.runtime.scoreboard import Board
 from minismtp.runtime.pulse import Pulses
 from minismtp.config import Config
@@ -390,8 +390,8 @@ def trace(frame, event, argument):
 
 threading.settrace(trace)
 lifeline, ready = os.pipe()
-endpoint.run(sock, Board(), directory / "metrics", lifeline, ready=os.dup(ready), pulses=Pulses(),
-             sessions=1, control=directory, config=Config.load())
+http_endpoint.run(sock, Board(), directory / "metrics", lifeline, ready=os.dup(ready),
+             pulses=Pulses(), sessions=1, control=directory, config=Config.load())
 """
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, Self
 
 import pytest
 
-from minismtp.children import Child, Role
 from minismtp.runtime.log import Log
 from minismtp.runtime.pulse import Pulses
-from minismtp.watchdog import Watchdog
+from minismtp.server.processes import Child, Role
+from minismtp.server.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start
@@ -29,7 +29,7 @@ HANGING: Final = '[limits]\nhang_timeout = "5s"\n'
 TROUBLE: Final = """
 import ctypes, os, re, signal, threading
 from minismtp import hookimpl, plugin
-from minismtp.server import Server
+from minismtp.server.listener import Server
 
 def wedged(server):
     threading.Event().wait()
@@ -102,7 +102,8 @@ def fail(place):
 
     setattr(owner, name, failing)
 
-from minismtp import cli, supervisor
+from minismtp import cli
+from minismtp.server import supervisor
 
 places, sys.argv[1:] = sys.argv[1], sys.argv[5:]  # after "python -m minismtp"
 for place in places.split(","):
@@ -345,8 +346,10 @@ class Quiet:
         self.now = 1000.0
         self.signals: list[tuple[int, int]] = []
         self.pulses = Pulses()
-        monkeypatch.setattr("minismtp.watchdog.time.monotonic", lambda: self.now)
-        monkeypatch.setattr("minismtp.watchdog.os.kill", lambda *what: self.signals.append(what))
+        monkeypatch.setattr("minismtp.server.watchdog.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(
+            "minismtp.server.watchdog.os.kill", lambda *what: self.signals.append(what)
+        )
         self.children = [
             (100 + slot, Child(slot, -1, 0.0, Role.RUNNER, -1, serving=True))
             for slot in range(count)
@@ -400,10 +403,10 @@ def test_process_that_was_stopped_together_with_the_supervisor_gets_its_time(
         "os.waitpid MemoryError",
         "os.read EMFILE",
         "os.kill MemoryError",
-        "minismtp.supervisor.time.monotonic MemoryError",
-        "minismtp.herald.Herald.tell KeyError",
-        "minismtp.children.Children.reap KeyError",
-        "minismtp.watchdog.Watchdog.look RecursionError",
+        "minismtp.server.supervisor.time.monotonic MemoryError",
+        "minismtp.server.status.Herald.tell KeyError",
+        "minismtp.server.processes.Children.reap KeyError",
+        "minismtp.server.watchdog.Watchdog.look RecursionError",
         "minismtp.runtime.session_limits.Admission.forget MemoryError",
         "pathlib.Path.unlink EROFS",
         "minismtp.runtime.log.Log.error MemoryError",
@@ -463,7 +466,7 @@ def test_what_is_no_configuration_leaves_the_old_one_in_force(
 @pytest.mark.parametrize("error", ["MemoryError", "RecursionError", "KeyError", "EMFILE"])
 @pytest.mark.parametrize(
     "place",
-    ["minismtp.config.Config.load", "minismtp.generation.Generation.sockets_for", "os.pipe"],
+    ["minismtp.config.Config.load", "minismtp.server.generation.Generation.sockets_for", "os.pipe"],
 )
 def test_any_fault_of_a_reload_leaves_the_old_configuration_in_force(
     configure: Configure, start: Start, tmp_path: Path, place: str, error: str

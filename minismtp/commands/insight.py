@@ -58,7 +58,7 @@ def add_to(commands: Commands) -> None:
 
 
 def _sessions(arguments: argparse.Namespace) -> int:
-    from minismtp.insight import sessions
+    from minismtp.server import open_sessions as sessions
 
     say(sessions.run(configuration(arguments), arguments))
     return 0

@@ -55,7 +55,7 @@ def add_to(commands: Commands) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     block_signals()  # where no import of ours was the first one
-    from minismtp.supervisor import serve
+    from minismtp.server.supervisor import serve
 
     config = configuration(arguments)
     if not config.file:

@@ -12,8 +12,8 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from minismtp.config import Config
-from minismtp.insight.overview import Overview, overview
-from minismtp.insight.sessions import columns, row, span, survey
+from minismtp.server.figures import Overview, overview
+from minismtp.server.open_sessions import columns, row, span, survey
 
 _PATIENCE: Final = 10.0  # seconds for one answer
 _HOOKS: Final = 8

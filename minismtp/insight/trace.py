@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.config import Config
-from minismtp.insight.sessions import nobody_answers
 from minismtp.runtime.control_socket import connect, processes
+from minismtp.server.open_sessions import nobody_answers
 from minismtp.values.printable import one_line
 
 _TICK: Final = 0.5  # seconds between two looks for processes that have come

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from fuzz.peers import Peer, envelope, file_of, message_of, session, text_of, threads_that_fail
 from fuzz.target import target
-from minismtp import Address, endpoint
+from minismtp import Address
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
@@ -36,6 +36,7 @@ from minismtp.mailqueue.in_progress import InProgress, _boot
 from minismtp.runtime.control_socket import _Handler as ControlHandler
 from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
 from minismtp.runtime.log import Log
+from minismtp.server import http_endpoint
 from minismtp.services.state_sqlite import _read as read_windows
 from minismtp.storage.quarantine import _read as read_quarantined
 from minismtp.storage.spool import heard
@@ -257,10 +258,10 @@ def question_of_control(data: bytes) -> None:
         handler.handle()
 
 
-@target("endpoint")
+@target("server.http_endpoint")
 def request_for_the_page(data: bytes) -> None:
     said = io.BytesIO()
-    with patch.object(endpoint, "FLUSH_INTERVAL", 0), threads_that_fail():
+    with patch.object(http_endpoint, "FLUSH_INTERVAL", 0), threads_that_fail():
         handler = object.__new__(_Request)
         handler.rfile = cast("Any", io.BytesIO(data))
         handler.wfile = cast("Any", said)
@@ -272,7 +273,7 @@ def request_for_the_page(data: bytes) -> None:
     assert not data.strip() or b"Traceback" not in said.getvalue()
 
 
-class _Request(endpoint._Handler):
+class _Request(http_endpoint._Handler):
     def _page(self) -> bytes:
         return b"page"
 

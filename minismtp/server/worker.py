@@ -31,7 +31,7 @@ from minismtp.runtime.metrics import Metrics, use_slot
 from minismtp.runtime.pulse import INTERVAL, Pulses
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
-from minismtp.server import Server, Sessions
+from minismtp.server.listener import Server, Sessions
 from minismtp.services.tls import Certificates, first_end
 from minismtp.session.listener_context import make_service
 from minismtp.session.refusal_log import RefusalLog

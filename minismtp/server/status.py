@@ -6,10 +6,10 @@ import os
 import time
 from dataclasses import replace
 
-from minismtp.notify import Notifier
 from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Board, Standing
 from minismtp.runtime.session_limits import Admission
+from minismtp.server.systemd_notify import Notifier
 from minismtp.values.clock import steady_time
 
 

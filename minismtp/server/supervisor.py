@@ -24,20 +24,20 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
-from minismtp.children import Child, Children, Role
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import SocketAddress
-from minismtp.generation import Generation, close, workers_of
-from minismtp.herald import Herald
-from minismtp.launch import Launcher
-from minismtp.listen import ListenError, adopt, bound, open_listeners
-from minismtp.rundir import lock_state_directory
 from minismtp.runtime.log import Log, bridge, complain, describe
 from minismtp.runtime.session_limits import SLOTS
 from minismtp.runtime.suspects import FATAL
-from minismtp.watchdog import DUMP_SIGNAL, Watchdog
-from minismtp.worker import EXIT_CONFIG
+from minismtp.server.directories import lock_state_directory
+from minismtp.server.generation import Generation, close, workers_of
+from minismtp.server.launch import Launcher
+from minismtp.server.processes import Child, Children, Role
+from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
+from minismtp.server.status import Herald
+from minismtp.server.watchdog import DUMP_SIGNAL, Watchdog
+from minismtp.server.worker import EXIT_CONFIG
 
 SIGNALS: Final = {
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),

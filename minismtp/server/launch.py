@@ -8,19 +8,19 @@ from collections.abc import Callable, Collection
 from socket import socket
 from typing import Final, TypeAlias
 
-from minismtp import endpoint, worker
-from minismtp.children import Children, Role
 from minismtp.config import Config
-from minismtp.generation import Generation
-from minismtp.listen import open_socket
 from minismtp.mailqueue import runner
-from minismtp.rundir import make_control_directory, runtime_directory
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.runtime.scoreboard import Board
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
-from minismtp.worker import Post
+from minismtp.server import http_endpoint, worker
+from minismtp.server.directories import make_control_directory, runtime_directory
+from minismtp.server.generation import Generation
+from minismtp.server.processes import Children, Role
+from minismtp.server.sockets import open_socket
+from minismtp.server.worker import Post
 
 _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
 
@@ -109,7 +109,7 @@ class Launcher:
         )
 
     def start_endpoint(self, config: Config, let_go: LetGo) -> None:
-        """Start the endpoint, if one is wanted; raise OSError or MemoryError."""
+        """Start the http_endpoint, if one is wanted; raise OSError or MemoryError."""
         sock, limit = self.endpoint_socket, self.admission.limit
         directory, lifeline = self._metrics_directory, self._children.lifeline
         if sock is None:
@@ -117,7 +117,7 @@ class Launcher:
 
         def run(ready: int) -> int:
             let_go(())
-            return endpoint.run(
+            return http_endpoint.run(
                 sock,
                 self.board,
                 directory,

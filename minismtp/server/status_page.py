@@ -13,9 +13,9 @@ from itertools import pairwise
 from typing import Final
 
 from minismtp import __version__
-from minismtp.insight.overview import FLOWS, Overview
-from minismtp.insight.sessions import Survey, doing, span
 from minismtp.runtime.metrics import VERDICTS
+from minismtp.server.figures import FLOWS, Overview
+from minismtp.server.open_sessions import Survey, doing, span
 from minismtp.values.printable import one_line
 from minismtp.values.threads import start_thread
 

@@ -34,10 +34,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from minismtp import __version__
 from minismtp.config import Config
-from minismtp.insight.overview import Overview, overview
-from minismtp.insight.page import POLICY, History, render
-from minismtp.insight.sessions import Survey, survey
-from minismtp.readiness import FATAL, WARNINGS, Readiness
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks
 from minismtp.runtime.log import Log
@@ -45,6 +41,10 @@ from minismtp.runtime.metrics import count_thread_failures, use_slot
 from minismtp.runtime.metrics_buffer import FLUSH_INTERVAL
 from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses
 from minismtp.runtime.scoreboard import Board
+from minismtp.server.figures import Overview, overview
+from minismtp.server.open_sessions import Survey, survey
+from minismtp.server.readiness import FATAL, WARNINGS, Readiness
+from minismtp.server.status_page import POLICY, History, render
 from minismtp.values.peer import plain_address
 from minismtp.values.threads import count_failures, start_thread, surviving
 

@@ -11,9 +11,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
-from minismtp.children import Child, Group
 from minismtp.runtime.log import Log
 from minismtp.runtime.pulse import Pulses
+from minismtp.server.processes import Child, Group
 
 _LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
 #: Has a process print the stacks of its threads, even if one of them keeps the interpreter: the

@@ -10,7 +10,7 @@ from math import inf
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.listen import open_socket
+from minismtp.server.sockets import open_socket
 
 _FEWEST_WORKERS: Final = 4
 
