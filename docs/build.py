@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from minismtp import __version__
-from minismtp.cli import parser
+from minismtp.cli.main import parser
 from minismtp.config import Config
 from minismtp.config.schema import Option, options, summary, tables
 from minismtp.hooks import specs

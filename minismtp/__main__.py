@@ -2,6 +2,6 @@
 
 import sys
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 
 sys.exit(main())

@@ -26,6 +26,9 @@ from minismtp_plugins.relay import Relaying
 from minismtp_plugins.spf import Spf
 
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
+from minismtp.cli.dry_run import Client, Rehearsal
+from minismtp.cli.quarantine import _comparable
+from minismtp.cli.stored_mail import envelope_of
 from minismtp.config import Config
 from minismtp.config.toml_values import build
 from minismtp.delivery.extensions import Extensions
@@ -35,14 +38,11 @@ from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mailqueue.database import Arrival, Batch, Schedule
 from minismtp.mailqueue.queries import Filter
-from minismtp.rehearsal import Client, Rehearsal
 from minismtp.runtime.log import Log
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
 from minismtp.storage.spool import Spool
-from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue, Mailroom
-from minismtp.warden import _comparable
 
 LOCALS: Final = {
     "dot-string": "anna.bob",

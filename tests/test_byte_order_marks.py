@@ -27,17 +27,17 @@ from minismtp_plugins.password_file import PasswordFile
 from minismtp_plugins.webhook import Webhook
 
 from minismtp import Address, Credentials, Delivery, Envelope, Local, Recipient, read_file
-from minismtp.cli import main
+from minismtp.cli.main import main
+from minismtp.cli.replay import changed
+from minismtp.cli.stored_mail import envelope_of
 from minismtp.config import Config
 from minismtp.config.tables import SniCertificate, TlsConfig
 from minismtp.delivery.attempt import Carrier
 from minismtp.delivery.mta_sts import Policy
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
-from minismtp.replay import changed
 from minismtp.runtime.log import Log
 from minismtp.services.tls import not_after, server_context
-from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
 

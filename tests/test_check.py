@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from minismtp.check import check
+from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.values.passwords import hash_password
 

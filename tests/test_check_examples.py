@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:

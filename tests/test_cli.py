@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minismtp import __version__
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.values.passwords import verify_password
 

@@ -36,6 +36,7 @@ from minismtp_plugins.spf import Spf
 from test_plugin_mailboxes import SESSION
 
 from minismtp import Address, AuthResult, Rate, Recipient, Reject, SocketAddress, State, WebService
+from minismtp.cli.quarantine import _fits
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
 from minismtp.config.tables import SniCertificate
 from minismtp.delivery.attempt import Carrier
@@ -46,7 +47,6 @@ from minismtp.mailqueue.queries import Filter
 from minismtp.services.resolver import Found, Resolver
 from minismtp.session.submission import _User
 from minismtp.testing import Dialogue, Mailroom
-from minismtp.warden import _fits
 
 # Each line is one domain: first with A-labels, then as people, programs and other servers write it.
 SPELLINGS: Final = {

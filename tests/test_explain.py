@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.runtime.decision_log import Chronicle, Record, recall
 from minismtp.runtime.log import Log
 from minismtp.values.passwords import hash_password

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from minismtp import listing
+from minismtp.cli import listing
 from minismtp.mailqueue.database import Waiting
 
 NOW = 1_700_000_000.0

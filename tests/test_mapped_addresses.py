@@ -23,14 +23,14 @@ from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.relay import Relaying
 
 from minismtp import Address, Credentials, Recipient, Session, SocketAddress
-from minismtp.cli import parser
+from minismtp.cli.main import parser
+from minismtp.cli.stored_mail import envelope_of
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.config.types import parse_network
 from minismtp.delivery.mx import Directory
 from minismtp.server.listener import _peer
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.proxy_header import read_header
-from minismtp.stored import envelope_of
 from minismtp.testing import Dialogue
 from minismtp.values.peer import peer_key, plain_address
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.server.figures import Overview, overview
 from minismtp.server.open_sessions import Survey
 from minismtp.server.status_page import History, render

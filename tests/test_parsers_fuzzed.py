@@ -26,9 +26,9 @@ _OTHERS: Final = {
     "runtime.login_backoff": "a digest of our own",
     "values.durable_files": "byte order marks in files of the operator's",
     "hooks.guard": "what a plugin says",
-    "permissions": "names of options",
-    "replay": "a file of the operator's, as `configuration` has it",
-    "skeleton": "an argument of the operator's",
+    "cli.permissions": "names of options",
+    "cli.replay": "a file of the operator's, as `configuration` has it",
+    "cli.new_plugin": "an argument of the operator's",
 }
 
 

@@ -28,7 +28,7 @@ from minismtp_plugins.dkim_sign import DkimSign
 from test_from_field import FIELDS
 
 from minismtp import Address, Content, Delivery, Envelope, Message
-from minismtp.check import check
+from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.delivery.content import Original

@@ -24,7 +24,7 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.check import check
+from minismtp.cli.check import check
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import PluginSet

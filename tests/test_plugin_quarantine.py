@@ -18,7 +18,7 @@ from minismtp_plugins.maildir import Maildir
 from minismtp_plugins.quarantine import Quarantine
 
 from minismtp import Address, Content, Defer, Envelope, Local, Message, QuarantineStore, ServerInfo
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.storage.quarantine import Kept
 from minismtp.storage.spool import DamagedError, Spool
 

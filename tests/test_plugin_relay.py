@@ -11,7 +11,7 @@ from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.relay import Relaying
 
 from minismtp import Envelope, Local, hookimpl, plugin
-from minismtp.check import check
+from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom

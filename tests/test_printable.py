@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp import listing, replay, trial, warden
-from minismtp.commands.common import fail, say
-from minismtp.insight import explain, shadow, trace
+from minismtp.cli import explain, listing, quarantine, replay, shadow, trace, try_plugin
+from minismtp.cli.common import fail, say
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry, Target
@@ -63,7 +62,7 @@ def contents(text: str) -> dict[str, dict[str, str]]:
     return {text: dict.fromkeys(names, text)}
 
 
-def quarantined(text: str) -> warden.Found:
+def quarantined(text: str) -> quarantine.Found:
     name = text
     text = text.encode("utf-8", "replace").decode()  # what was stored can be no other
     target = Target(kind="local", address=text, recipient=text)
@@ -82,7 +81,7 @@ def quarantined(text: str) -> warden.Found:
     # A field ends at its line feed, which belongs to the header that is shown as it is.
     content = Content.of(b"Subject: " + octets.replace(b"\n", b" ") + b"\r\n\r\nx\r\n")
     kept = Kept(Path(name.replace("\0", "")), name, name, NOW, 1)
-    return warden.Found(cast("Any", None), kept, entry, Message("x", content), text)
+    return quarantine.Found(cast("Any", None), kept, entry, Message("x", content), text)
 
 
 def session(text: str) -> dict[str, Any]:
@@ -105,14 +104,14 @@ def shadows(text: str) -> shadow.Shadow:
     return found
 
 
-def report(text: str) -> trial.Report:
+def report(text: str) -> try_plugin.Report:
     steps: list[dict[str, str | float]] = [
         {"hook": hook, "about": text, "seconds": 0.1, "verdict": text, "remark": text}
         for hook in ("RCPT", "reply", text)
     ]
     finding = Finding(text, text, 1.0, text)
     names = ("plugin", "outcome", "reply", "quarantined", "discarded")
-    return trial.Report(
+    return try_plugin.Report(
         **dict.fromkeys(names, text),
         accepted=True,
         steps=steps,
@@ -134,9 +133,9 @@ SHOWN: Final[dict[str, Callable[[str], str]]] = {
     "queue list": lambda text: listing.table(queue(text), NOW),
     "queue show": lambda text: listing.details(queue(text), contents(text), NOW),
     "queue --json": lambda text: listing.as_json(queue(text[:1]), {}, NOW),
-    "quarantine list": lambda text: warden._table([quarantined(text)], NOW),
-    "quarantine show": lambda text: warden._shown(quarantined(text), NOW),
-    "quarantine --json": lambda text: warden._as_json([quarantined(text)], NOW, headers=True),
+    "quarantine list": lambda text: quarantine._table([quarantined(text)], NOW),
+    "quarantine show": lambda text: quarantine._shown(quarantined(text), NOW),
+    "quarantine --json": lambda text: quarantine._as_json([quarantined(text)], NOW, headers=True),
     "sessions": lambda text: "\n".join(
         open_sessions.listed(open_sessions.Survey([session(text), session(text)], []))
     ),
@@ -146,7 +145,7 @@ SHOWN: Final[dict[str, Callable[[str], str]]] = {
         {"at": NOW, "session": text, "peer": text, "said": "C", "text": text}
     ),
     "shadow": lambda text: shadow.told([shadows(text)], NOW),
-    "try": lambda text: trial.told(report(text)),
+    "try": lambda text: try_plugin.told(report(text)),
     "replay": lambda text: replay._line(replay.Difference(text, text, text, text, text)),
     "page": page,
 }
@@ -189,7 +188,7 @@ def test_escapes_are_those_of_json(text: str) -> None:
 
 def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
     """A new command that shows strangers' text has to join."""
-    from minismtp.cli import parser  # noqa: PLC0415
+    from minismtp.cli.main import parser  # noqa: PLC0415
 
     [choices] = [each.choices for each in parser()._actions if isinstance(each.choices, dict)]
     shows = {name.split()[0] for name in SHOWN} - {"page"}

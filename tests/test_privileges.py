@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.config.types import SocketAddress
 from minismtp.mailqueue.database import Schedule
 from minismtp.server.sockets import open_socket

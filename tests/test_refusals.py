@@ -36,11 +36,11 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.cli import main
+from minismtp.cli.explain import about
+from minismtp.cli.main import main
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
 from minismtp.hooks.guard import ANSWERS
-from minismtp.insight.explain import about
 from minismtp.mail.queue_entry import Entry
 from minismtp.runtime.decision_log import Chronicle, Record
 from minismtp.runtime.log import Log

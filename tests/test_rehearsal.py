@@ -23,8 +23,8 @@ from minismtp import (
     hookimpl,
     plugin,
 )
+from minismtp.cli.dry_run import Client, Rehearsal
 from minismtp.config import Config, PluginConfig
-from minismtp.rehearsal import Client, Rehearsal
 from minismtp.runtime.log import Log
 
 CLIENT = Client(sender="a@client.example", recipients=("b@example.org",))

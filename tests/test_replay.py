@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minismtp import Message
-from minismtp.cli import main
+from minismtp.cli.main import main
+from minismtp.cli.replay import run
+from minismtp.cli.stored_mail import envelope_of, maildir
 from minismtp.config import Config
-from minismtp.replay import run
 from minismtp.runtime.decision_log import Record
-from minismtp.stored import envelope_of, maildir
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
@@ -412,7 +412,7 @@ def test_messages_that_vanish_meanwhile_are_counted(
 ) -> None:
     put(place, stored())
     listed = [*maildir(place / "Maildir"), place / "Maildir" / "new" / "gone"]
-    monkeypatch.setattr("minismtp.replay.maildir", lambda _: listed)
+    monkeypatch.setattr("minismtp.cli.replay.maildir", lambda _: listed)
     [summary] = replay(place, capsys, "")
     assert (summary["messages"], summary["unreadable"]) == (1, 1)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.runtime.control_socket import Answer, Control, ask
 from minismtp.server.open_sessions import span
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.runtime.decision_log import Chronicle, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step

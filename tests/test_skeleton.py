@@ -11,8 +11,8 @@ from typing import Final
 
 import pytest
 
-from minismtp.cli import main
-from minismtp.skeleton import SkeletonError, make
+from minismtp.cli.main import main
+from minismtp.cli.new_plugin import SkeletonError, make
 
 ROOT: Final = Path(__file__).parents[1]
 LISTENER: Final = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'

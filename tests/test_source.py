@@ -14,7 +14,12 @@ IGNORED = "/minismtp-state/\n__pycache__/\n"
 def tree(tmp_path: Path) -> Path:
     """Make a source tree as the first two commands of the README leave it."""
     root = tmp_path / "tree"
-    for name in ("pyproject.toml", "minismtp/cli.py", "minismtp/__pycache__/cli.pyc", "removed"):
+    for name in (
+        "pyproject.toml",
+        "minismtp/cli/main.py",
+        "minismtp/__pycache__/cli.pyc",
+        "removed",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     (root / ".gitignore").write_text(IGNORED)
@@ -33,12 +38,12 @@ def with_git(root: Path) -> None:
 
 def test_source_is_what_git_has_and_what_is_new(tree: Path) -> None:
     with_git(tree)
-    expected = [".gitignore", "minismtp/cli.py", "new.py", "pyproject.toml"]
+    expected = [".gitignore", "minismtp/cli/main.py", "new.py", "pyproject.toml"]
     assert [name.as_posix() for name in source_files(tree)] == expected
 
 
 def test_source_without_git_leaves_out_what_was_made(tree: Path) -> None:
-    expected = [".gitignore", "minismtp/cli.py", "pyproject.toml", "removed"]
+    expected = [".gitignore", "minismtp/cli/main.py", "pyproject.toml", "removed"]
     assert [name.as_posix() for name in source_files(tree)] == expected
 
 
@@ -47,4 +52,4 @@ def test_named_pipe_of_a_server_that_has_run_is_not_copied(tree: Path, tmp_path:
     copy_source(tmp_path / "copy", tree)
     assert not (tmp_path / "copy" / "minismtp-state").exists()
     assert not (tmp_path / "copy" / "pipe").exists()
-    assert (tmp_path / "copy" / "minismtp" / "cli.py").read_text() == "minismtp/cli.py"
+    assert (tmp_path / "copy" / "minismtp" / "cli.py").read_text() == "minismtp/cli/main.py"

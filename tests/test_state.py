@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from redis_service import RedisServer, eventually, redis_running
 
 from minismtp import Claim, Defer, RemoteError, ServerInfo, Session, State, hookimpl, plugin
-from minismtp.check import check
+from minismtp.cli.check import check
 from minismtp.config import Config, PluginConfig
 from minismtp.config.schema import schema
 from minismtp.config.tables import StateConfig

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from minismtp import RemoteError, State
-from minismtp.check import check
+from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.config.tables import StateConfig
 from minismtp.services.state_sqlite import SqliteStore

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 from minismtp.runtime.dialogue_trace import Line, Outlet
 from minismtp.values.passwords import hash_password
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minismtp.cli import main
+from minismtp.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 PLUGIN = """

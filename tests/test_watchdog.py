@@ -102,13 +102,13 @@ def fail(place):
 
     setattr(owner, name, failing)
 
-from minismtp import cli
+from minismtp.cli import main
 from minismtp.server import supervisor
 
 places, sys.argv[1:] = sys.argv[1], sys.argv[5:]  # after "python -m minismtp"
 for place in places.split(","):
     fail(place)
-sys.exit(cli.main())
+sys.exit(main.main())
 """
 
 

@@ -22,13 +22,13 @@ from minismtp_plugins.authentication_results import AuthenticationResults
 from fuzz.peers import envelope, message_of, session, text_of
 from fuzz.target import target
 from minismtp import AuthResult, Headers, Reject
+from minismtp.cli.stored_mail import envelope_of
 from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import ContentWriter
 from minismtp.mail.headers import format_field
 from minismtp.mail.mime_conversion import Form, converted
 from minismtp.session.submission import complete
 from minismtp.smtp.dot_stuffing import fix_newlines
-from minismtp.stored import envelope_of
 
 
 @target("mail.headers")
@@ -197,7 +197,7 @@ def spam_marks(data: bytes) -> None:
     mark(message, spam=True, score=5.0, required=4.0, tests=["ONE"])
 
 
-@target("stored")
+@target("cli.stored_mail")
 def stored_message(data: bytes) -> None:
     envelope_of(io.BytesIO(data), "mx.example.org")
 

@@ -23,12 +23,13 @@ from prometheus_client import CollectorRegistry
 from fuzz.peers import Peer, envelope, file_of, message_of, session, text_of, threads_that_fail
 from fuzz.target import target
 from minismtp import Address
+from minismtp.cli.explain import _lines as explained
+from minismtp.cli.shadow import Shadow
+from minismtp.cli.trace import _line as traced
+from minismtp.cli.try_plugin import _setting
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
-from minismtp.insight.explain import _lines as explained
-from minismtp.insight.shadow import Shadow
-from minismtp.insight.trace import _line as traced
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import Entry, Target
 from minismtp.mail.trace_fields import received
@@ -42,7 +43,6 @@ from minismtp.storage.quarantine import _read as read_quarantined
 from minismtp.storage.spool import heard
 from minismtp.storage.spool_file import DamagedError
 from minismtp.storage.spool_file import read_message as read_spooled
-from minismtp.trial import _setting
 from minismtp.values.passwords import check_stored_password
 from minismtp.values.reply import Reply
 
@@ -66,7 +66,7 @@ def values_of_options(data: bytes) -> None:
     str(kinds[(data or b"\0")[0] % len(kinds)](text))
 
 
-@target("trial", raises=(ConfigError,), most=4096)
+@target("cli.try_plugin", raises=(ConfigError,), most=4096)
 def setting_of_a_command(data: bytes) -> None:
     _setting(text_of(data))
 
@@ -225,7 +225,7 @@ def trace_field_to_write(data: bytes) -> None:
     received(peer, envelope())
 
 
-@target("runtime.decision_log", "insight.explain", "insight.shadow")
+@target("runtime.decision_log", "cli.explain", "cli.shadow")
 def chronicle(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         state = Path(name)
@@ -242,7 +242,7 @@ def _show(record: Record) -> None:
         shadow.add(step, record.time, record.id)
 
 
-@target("insight.trace", raises=_OURS, most=1 << 14)
+@target("cli.trace", raises=_OURS, most=1 << 14)
 def line_of_trace(data: bytes) -> None:
     traced(msgspec.json.decode(data, type=dict[str, Any]))
 

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
-from minismtp import permissions
+from minismtp.cli import permissions
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.config.toml_values import ConfigError, reason
 from minismtp.delivery.tls_security import Contexts

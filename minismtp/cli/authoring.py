@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minismtp.commands.common import EXIT_FAILURE, Commands, configuration, fail, say
+from minismtp.cli.common import EXIT_FAILURE, Commands, configuration, fail, say
 
 if TYPE_CHECKING:
     from minismtp.config import PluginConfig
@@ -153,7 +153,7 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _new_plugin(arguments: argparse.Namespace) -> int:
-    from minismtp.skeleton import SkeletonError, make
+    from minismtp.cli.new_plugin import SkeletonError, make
 
     try:
         directory = make(arguments.name, arguments.directory)
@@ -167,8 +167,8 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
 
 
 def _try(arguments: argparse.Namespace) -> int:
+    from minismtp.cli.try_plugin import run
     from minismtp.hooks.guard import Failure
-    from minismtp.trial import run
 
     try:
         text, accepted = run(configuration(arguments), arguments)
@@ -179,8 +179,8 @@ def _try(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
+    from minismtp.cli.replay import run
     from minismtp.hooks.guard import Failure
-    from minismtp.replay import run
 
     try:
         for line in run(configuration(arguments), arguments):

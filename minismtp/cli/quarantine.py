@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import msgspec
 
-from minismtp import listing
+from minismtp.cli import listing
+from minismtp.cli.queue import UsageError
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import parse_duration
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import Entry
-from minismtp.postmaster import UsageError
 from minismtp.storage.quarantine import Kept, QuarantineStore
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.address import Address, to_ascii

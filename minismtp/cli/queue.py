@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from minismtp import listing
+from minismtp.cli import listing
 from minismtp.config import Config
 from minismtp.config.types import parse_duration
 from minismtp.mailqueue.database import Schedule, State, Waiting

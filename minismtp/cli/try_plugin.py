@@ -17,13 +17,13 @@ from typing import Final
 import msgspec
 import tomli
 
+from minismtp.cli.dry_run import Client, Rehearsal, Result
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.loader import instances
 from minismtp.mail.authentication_results import results_of
 from minismtp.mail.message import Message
 from minismtp.mail.results import Finding, findings_of
-from minismtp.rehearsal import Client, Rehearsal, Result
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
 from minismtp.values.printable import one_line

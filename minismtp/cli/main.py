@@ -11,8 +11,8 @@ import sys
 from typing import Final
 
 from minismtp import __version__
-from minismtp.commands import authoring, insight, operation
-from minismtp.commands.common import (
+from minismtp.cli import authoring, insight, operation
+from minismtp.cli.common import (
     EXIT_CONFIG,
     EXIT_FAILURE,
     EXIT_INTERRUPTED,

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from minismtp.cli.dry_run import Client
 from minismtp.mail.headers import Headers
-from minismtp.rehearsal import Client
 from minismtp.values.address import Address, unquoted
 from minismtp.values.peer import plain_address
 

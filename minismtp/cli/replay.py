@@ -20,12 +20,12 @@ from typing import Final
 import msgspec
 import tomli
 
+from minismtp.cli.dry_run import Rehearsal
+from minismtp.cli.stored_mail import envelope_of, maildir
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.loader import instances
-from minismtp.rehearsal import Rehearsal
 from minismtp.runtime.log import Log
-from minismtp.stored import envelope_of, maildir
 from minismtp.values.durable_files import read_file
 from minismtp.values.printable import one_line
 

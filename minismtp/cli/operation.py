@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minismtp.commands.common import (
+from minismtp.cli.common import (
     EXIT_CONFIG,
     EXIT_USAGE,
     Commands,
@@ -77,7 +77,7 @@ def _first_steps(config: Config) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from minismtp.check import Finding, check
+    from minismtp.cli.check import Finding, check
 
     def findings() -> Iterator[Finding]:
         try:
@@ -96,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _add_queue(parser: argparse.ArgumentParser) -> None:
-    from minismtp.postmaster import VERBS
+    from minismtp.cli.queue import VERBS
 
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(map(": ".join, VERBS.items())))
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
@@ -121,7 +121,7 @@ def _add_queue(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_quarantine(parser: argparse.ArgumentParser) -> None:
-    from minismtp.warden import VERBS
+    from minismtp.cli.quarantine import VERBS
 
     parser.add_argument("verb", choices=list(VERBS), help="; ".join(map(": ".join, VERBS.items())))
     parser.add_argument("ids", nargs="*", metavar="ID", help="only these messages")
@@ -140,8 +140,8 @@ def _add_quarantine(parser: argparse.ArgumentParser) -> None:
 
 
 def _quarantine(arguments: argparse.Namespace) -> int:
-    from minismtp.postmaster import UsageError
-    from minismtp.warden import run
+    from minismtp.cli.quarantine import run
+    from minismtp.cli.queue import UsageError
 
     try:
         say(run(configuration(arguments), arguments))
@@ -151,7 +151,7 @@ def _quarantine(arguments: argparse.Namespace) -> int:
 
 
 def _queue(arguments: argparse.Namespace) -> int:
-    from minismtp.postmaster import UsageError, run
+    from minismtp.cli.queue import UsageError, run
 
     try:
         text = run(configuration(arguments), arguments)

@@ -7,7 +7,7 @@ import argparse
 import sys
 from datetime import timedelta
 
-from minismtp.commands.common import Commands, configuration, fail, say
+from minismtp.cli.common import Commands, configuration, fail, say
 from minismtp.values.privileges import acting_as_owner
 
 _CLEAR = "\x1b[H\x1b[J"  # the cursor to the top left, and nothing below it
@@ -65,7 +65,7 @@ def _sessions(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from minismtp.insight import explain
+    from minismtp.cli import explain
 
     config = configuration(arguments)
     with acting_as_owner(config.state_directory):
@@ -77,7 +77,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _shadow(arguments: argparse.Namespace) -> int:
-    from minismtp.insight import shadow
+    from minismtp.cli import shadow
 
     config = configuration(arguments)
     with acting_as_owner(config.state_directory):
@@ -86,7 +86,7 @@ def _shadow(arguments: argparse.Namespace) -> int:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from minismtp.insight import trace
+    from minismtp.cli import trace
 
     for line in trace.run(configuration(arguments), arguments):
         say(line)
@@ -95,7 +95,7 @@ def _trace(arguments: argparse.Namespace) -> int:
 
 
 def _top(arguments: argparse.Namespace) -> int:
-    from minismtp.insight import top
+    from minismtp.cli import top
 
     for screen in top.run(configuration(arguments), arguments):
         sys.stdout.write("" if arguments.once else _CLEAR)

@@ -1,0 +1,1 @@
+"""The commands of `minismtp`: options in, text out, an exit status."""
