@@ -78,7 +78,7 @@ def test_examples_are_among_the_tests_and_belong_to_hooks() -> None:
 
 @pytest.mark.parametrize("hook", hook_names())
 def test_hook_is_implemented_by_a_plugin_of_a_test(hook: str) -> None:
-    assert any(hook in plugin_methods(path) for path in (ROOT / "tests").glob("test_*.py"))
+    assert any(hook in plugin_methods(path) for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 # Shipped plugins
@@ -94,7 +94,7 @@ def test_shipped_plugin_has_its_page_and_its_tests(name: str) -> None:
     page = PAGES / f"{name}.md"
     assert page.read_text().startswith(f"# {name}\n")
     assert any(f'use = "{name}"' in text for text in tables_of(page))
-    assert (ROOT / "tests" / f"test_plugin_{name}.py").exists()
+    assert (ROOT / "tests" / "plugins" / f"test_plugin_{name}.py").exists()
 
 
 def test_pages_are_those_of_shipped_plugins() -> None:

@@ -348,7 +348,7 @@ def test_whole_server_asks_the_resolver_of_its_configuration(
 
 
 def test_configuration_of_its_page_is_valid(tmp_path: Path) -> None:
-    page = Path(__file__).parents[1] / "docs" / "plugins" / "spf.md"
+    page = Path(__file__).parents[2] / "docs" / "plugins" / "spf.md"
     found = re.search(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
     assert found is not None
     listener = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'

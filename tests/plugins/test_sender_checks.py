@@ -21,7 +21,7 @@ from minismtp.hooks.loader import PluginSet
 if TYPE_CHECKING:
     from conftest import Configure, Launch, Running, Start
 
-PAGES: Final = Path(__file__).parents[1] / "docs" / "plugins"
+PAGES: Final = Path(__file__).parents[2] / "docs" / "plugins"
 LISTENER: Final = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 
 

@@ -14,7 +14,7 @@ import pytest
 from minismtp.cli.main import main
 from minismtp.cli.new_plugin import SkeletonError, make
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 LISTENER: Final = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 
 Capture = pytest.CaptureFixture[str]

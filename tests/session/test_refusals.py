@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     Capture = CaptureFixture[str]
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 PEER: Final = "192.0.2.1"
 EHLO: Final = "EHLO client.example"
 MAIL: Final = "MAIL FROM:<a@client.example>"

@@ -27,7 +27,7 @@ from minismtp.testing import Dialogue, Mailroom
 if TYPE_CHECKING:
     from conftest import Launch, Running
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 MAIL: Final = "Subject: Hello\n\nHello.\n"
 
 

@@ -25,7 +25,7 @@ from minismtp.values.threads import start_thread, surviving
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 SOURCES: Final = [
     *sorted((ROOT / "minismtp").rglob("*.py")),
     *sorted((ROOT / "plugins").rglob("*.py")),

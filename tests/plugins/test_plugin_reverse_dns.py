@@ -209,7 +209,7 @@ def test_option_that_makes_no_sense_is_a_mistake(table: dict[str, object], fault
 
 
 def test_configuration_of_its_page_is_valid(tmp_path: Path) -> None:
-    page = Path(__file__).parents[1] / "docs" / "plugins" / "reverse_dns.md"
+    page = Path(__file__).parents[2] / "docs" / "plugins" / "reverse_dns.md"
     found = re.search(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
     assert found is not None
     listener = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'

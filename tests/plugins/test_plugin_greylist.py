@@ -359,7 +359,7 @@ path = "mail"
 
 
 def test_configuration_of_the_page_is_sound(tmp_path: Path) -> None:
-    page = Path(__file__).parents[1] / "docs" / "plugins" / "greylist.md"
+    page = Path(__file__).parents[2] / "docs" / "plugins" / "greylist.md"
     tables = re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     listener = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
     config = Config.parse("\n".join([*tables, listener]), tmp_path / "c.toml")

@@ -12,7 +12,7 @@ import tomli
 from minismtp.config.schema import Option, options, schema, summary
 from minismtp.config.types import ByteSize
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass

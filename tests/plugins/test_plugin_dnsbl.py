@@ -368,7 +368,7 @@ def test_whole_server_asks_the_lists_and_spf(launch: Launch, dns: SocketAddress)
 
 
 def test_configuration_of_its_page_is_valid(tmp_path: Path) -> None:
-    page = Path(__file__).parents[1] / "docs" / "plugins" / "dnsbl.md"
+    page = Path(__file__).parents[2] / "docs" / "plugins" / "dnsbl.md"
     found = re.search(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
     assert found is not None
     PluginSet.load(Config.parse(found[1] + LISTENER, tmp_path / "minismtp.toml"))

@@ -275,7 +275,7 @@ def test_bad_option_is_named(text: str, problem: str) -> None:
 
 
 def test_example_of_the_page_is_made_of_sound_rules(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "plugins" / "rules.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "plugins" / "rules.md").read_text()
     example = page.partition("```toml\n")[2].partition("```")[0]
     listener = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
     config = Config.parse(example + listener, tmp_path / "minismtp.toml")

@@ -193,7 +193,7 @@ def test_message_that_is_being_written_counts(plugin: Maildir, box: Path) -> Non
 WORKERS = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 from test_maildir_quota import deliver
 from minismtp import ByteSize
 from minismtp_plugins.maildir import Maildir

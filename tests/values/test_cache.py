@@ -20,7 +20,7 @@ from minismtp import Address, BoundedCache, Reply, Resolver, SocketAddress
 from minismtp.values.address import to_ascii
 
 MIB: Final = 1024 * 1024
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 
 
 def test_value_is_there_until_its_time_is_over() -> None:

@@ -303,7 +303,7 @@ import itertools, os, signal, sys
 from pathlib import Path
 from minismtp import Address, ServerInfo
 from minismtp_plugins.maildir import Maildir
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 from test_plugin_maildir import KILLED_CONTENT, make_envelope, make_message
 calls = 0
 def deadly(real, fatal):

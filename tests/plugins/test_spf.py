@@ -33,7 +33,7 @@ from minismtp_plugins._spf_sender import Sender
 
 from minismtp import Found, Resolver, UnansweredError
 
-SUITE: Final = Path(__file__).parent / "data" / "spf" / "rfc7208-tests.yml"
+SUITE: Final = Path(__file__).parents[1] / "data" / "spf" / "rfc7208-tests.yml"
 SCENARIOS: Final[list[dict[str, Any]]] = list(yaml.safe_load_all(SUITE.read_text()))
 CASES: Final = {
     f"{scenario['description']}: {name}": (scenario["zonedata"], case)

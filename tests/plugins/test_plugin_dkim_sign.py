@@ -346,7 +346,7 @@ def test_commands_of_the_guide_make_keys_and_their_records(
     tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     require_program("openssl")
-    page = (Path(__file__).parents[1] / "docs" / "sending.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "sending.md").read_text()
     make, show = re.findall(r"```sh\n(.*?)```", page.partition("## DKIM")[2], re.DOTALL)
     make = make.replace("chgrp -R minismtp", "chgrp -R $(id -g)")
 
