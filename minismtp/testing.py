@@ -35,7 +35,7 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, taken_up
 from minismtp.services.resolver import Resolver
 from minismtp.services.shared_state import State
-from minismtp.session.listener_context import Service, make_service, new_id
+from minismtp.session.listener_context import ListenerContext, make_service, new_id
 from minismtp.session.receiver import Receiver
 from minismtp.values.address import Address
 
@@ -66,7 +66,7 @@ class Dialogue:
         metrics: Metrics | None = None,
         resolver: Resolver | None = None,
         state: State | None = None,
-        service: Service | None = None,
+        service: ListenerContext | None = None,
     ) -> None:
         self.metrics = metrics or Metrics(["test"])
         self._resolver = resolver
@@ -188,7 +188,7 @@ class Dialogue:
 
     def count(self, name: str, **labels: str) -> float:
         """Give the value of a metric, 0 when it has none."""
-        self.metrics.tally.flush()
+        self.metrics.buffer.flush()
         return self.metrics.registry.get_sample_value(f"minismtp_{name}", labels) or 0.0
 
     @contextmanager
@@ -210,7 +210,7 @@ class Dialogue:
         log: Log,
         *,
         state: State,
-    ) -> Service:
+    ) -> ListenerContext:
         loaded = PluginSet(self.metrics, log)
         names: set[str] = set()
         for number, item in enumerate(plugins):
@@ -227,7 +227,7 @@ class Dialogue:
         server = ServerInfo("mx.example.org", directory, "worker", 0, resolver, state)
         loaded.hooks().on_start(server)
         self._started = loaded.hooks()
-        return Service(
+        return ListenerContext(
             listener="test",
             kind=kind,
             hostname="mx.example.org",

@@ -26,7 +26,7 @@ from minismtp_plugins.relay import Relaying
 from minismtp_plugins.spf import Spf
 
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
-from minismtp.cli.dry_run import Client, Rehearsal
+from minismtp.cli.dry_run import DryRun, ExampleClient
 from minismtp.cli.quarantine import _comparable
 from minismtp.cli.stored_mail import envelope_of
 from minismtp.config import Config
@@ -35,8 +35,8 @@ from minismtp.delivery.extensions import Extensions
 from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Report, notification
-from minismtp.mail.queue_entry import Entry, Target
-from minismtp.mailqueue.database import Arrival, Batch, Schedule
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
 from minismtp.mailqueue.queries import Filter
 from minismtp.runtime.log import Log
 from minismtp.session.xclient import apply_xclient
@@ -71,9 +71,11 @@ THEIRS: Final = "my_host.example.net"
 _NAME: Final = "m.1"
 
 
-def entry(sender: str, *recipients: str) -> Entry:
-    targets = tuple(Target(kind="relay", address=each, recipient=each) for each in recipients)
-    return Entry(
+def entry(sender: str, *recipients: str) -> QueueEntry:
+    targets = tuple(
+        QueuedRecipient(kind="relay", address=each, recipient=each) for each in recipients
+    )
+    return QueueEntry(
         id=_NAME, sender=sender, listener="", peer="192.0.2.1", helo="x", login=None, arrived=1.0,
         targets=targets, smtputf8=True,
     )  # fmt: skip
@@ -162,7 +164,7 @@ def of_queue(address: str, directory: Path) -> str:
 
 
 def of_queue_command(address: str, directory: Path) -> str:
-    with closing(Schedule(directory / "queue.db")) as schedule:
+    with closing(QueueDatabase(directory / "queue.db")) as schedule:
         targets = (("x@b.test", "b.test"),)
         arrivals = {
             "m1": Arrival("m1", str(Address.parse(address)), 1.0, 1, targets),
@@ -242,10 +244,11 @@ def of_rehearsal(address: str, directory: Path) -> str:
     listeners = [{"name": "smtp", "address": "127.0.0.1:0", "tls": "none"}]
     table = {"listeners": listeners, "state_directory": str(directory)}
     config = build(Config, table, file="", key="", base=directory)
-    rehearsal = Rehearsal(config, [], Log(level="error"))
+    rehearsal = DryRun(config, [], Log(level="error"))
     try:
         result = rehearsal.run(
-            Client(sender=address, recipients=(address,)), io.BytesIO(b"Subject: x\r\n\r\nx\r\n")
+            ExampleClient(sender=address, recipients=(address,)),
+            io.BytesIO(b"Subject: x\r\n\r\nx\r\n"),
         )
     finally:
         rehearsal.close()

@@ -32,8 +32,8 @@ from minismtp.cli.replay import changed
 from minismtp.cli.stored_mail import envelope_of
 from minismtp.config import Config
 from minismtp.config.tables import SniCertificate, TlsConfig
-from minismtp.delivery.attempt import Carrier
-from minismtp.delivery.mta_sts import Policy
+from minismtp.delivery.attempt import DeliveryContext
+from minismtp.delivery.mta_sts import StsPolicy
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
 from minismtp.runtime.log import Log
@@ -93,7 +93,7 @@ def smarthost_password(path: Path) -> object:
     text += f'password_file = "{path}"\n'
     config = Config.parse(text + LISTENER, path)
     recipients = (Address("a", "example.net"),)
-    carrier = Carrier.of(config, PluginSet.load(config), Log(level="error"))
+    carrier = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
     return carrier.destination(Delivery(ENVELOPE, recipients, "example.net")).password
 
 
@@ -104,7 +104,7 @@ def route_password(path: Path) -> object:
     )
     config = Config.parse(text + LISTENER, path)
     recipients = (Address("a", "example.net"),)
-    carrier = Carrier.of(config, PluginSet.load(config), Log(level="error"))
+    carrier = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
     return carrier.destination(Delivery(ENVELOPE, recipients, "example.net")).password
 
 
@@ -174,7 +174,7 @@ READ: Final[dict[str, tuple[bytes, Callable[[Path], object]]]] = {
         b"Return-Path: <a@example.net>\nDelivered-To: b@example.org\nSubject: x\n\ntext\n",
         lambda path: envelope_of(io.BytesIO(path.read_bytes()), "mx.example.org"),
     ),
-    "mta-sts.txt": (POLICY.encode(), lambda path: Policy.parse(path.read_bytes().decode())),
+    "mta-sts.txt": (POLICY.encode(), lambda path: StsPolicy.parse(path.read_bytes().decode())),
 }
 # Proved elsewhere: `test_login_that_is_refused_is_a_failure_and_tells_no_secret`.
 ELSEWHERE: Final = {"forward.password_file"}

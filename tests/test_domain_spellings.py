@@ -39,9 +39,9 @@ from minismtp import Address, AuthResult, Rate, Recipient, Reject, SocketAddress
 from minismtp.cli.quarantine import _fits
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
 from minismtp.config.tables import SniCertificate
-from minismtp.delivery.attempt import Carrier
-from minismtp.delivery.mta_sts import Policy
-from minismtp.delivery.mx import Directory, UnreachableError
+from minismtp.delivery.attempt import DeliveryContext
+from minismtp.delivery.mta_sts import StsPolicy
+from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.delivery.tls_security import matches
 from minismtp.mailqueue.queries import Filter
 from minismtp.services.resolver import Found, Resolver
@@ -243,7 +243,7 @@ def results_of_ours(ours: str, theirs: str) -> bool:
 def routes(ours: str, theirs: str) -> bool:
     outbound = Outbound(routes=[OutboundRoute(domain=ours, host=SocketAddress("h.example", 25))])
     carrier = SimpleNamespace(_route=outbound.route, hooks=SimpleNamespace(directs=False))
-    key = Carrier.key(cast("Any", carrier), theirs)
+    key = DeliveryContext.key(cast("Any", carrier), theirs)
     return key == f"{Address('', ours).ascii_domain} via h.example:25"
 
 
@@ -259,7 +259,7 @@ def wildcard_routes(ours: str, theirs: str) -> bool:
 def mx(ours: str, theirs: str) -> bool:
     a_labels = Address("", ours).ascii_domain
     names = Names({f"{a_labels} MX": ["1 mx.example."], "mx.example A": ["192.0.2.25"]})
-    directory = Directory(names, hostname="us.example", own=[], port=25)
+    directory = HostFinder(names, hostname="us.example", own=[], port=25)
     return [host.name for host in directory.by_mx(Address("", theirs).ascii_domain)] == [
         "mx.example"
     ]
@@ -269,13 +269,13 @@ def own_name_among_mx(ours: str, theirs: str) -> bool:
     a_labels = Address("", theirs).ascii_domain
     names = Names({"x.example MX": [f"1 {a_labels}."], f"{a_labels} A": ["192.0.2.25"]})
     with pytest.raises(UnreachableError, match=r"5\.4\.6"):
-        list(Directory(names, hostname=ours, own=[], port=25).by_mx("x.example"))
+        list(HostFinder(names, hostname=ours, own=[], port=25).by_mx("x.example"))
     return True
 
 
 def host_of_a_plugin(ours: str, theirs: str) -> bool:
     names = Names({f"{Address('', ours).ascii_domain} A": ["192.0.2.25"]})
-    [host] = Directory(names, hostname="us.example", own=[], port=25).at(theirs, 25)
+    [host] = HostFinder(names, hostname="us.example", own=[], port=25).at(theirs, 25)
     return host.name == Address("", ours).ascii_domain
 
 
@@ -288,7 +288,7 @@ def question_to_the_dns(ours: str, theirs: str) -> bool:
 
 def mta_sts(ours: str, theirs: str) -> bool:
     text = f"version: STSv1\nmode: enforce\nmax_age: 1\nmx: mx.{ours}\nmx: *.{ours}\n"
-    policy = Policy.parse(text)
+    policy = StsPolicy.parse(text)
     return policy.allows(f"mx.{theirs}") and policy.allows(f"other.{theirs}")
 
 

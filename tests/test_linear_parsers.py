@@ -43,12 +43,12 @@ from minismtp import (
     prepared_password,
     quoted,
 )
-from minismtp.delivery.mta_sts import Policy
+from minismtp.delivery.mta_sts import StsPolicy
 from minismtp.delivery.result import HostReply
 from minismtp.mail.address_list import completed, mailboxes_of
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.headers import format_field
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Found
 from minismtp.smtp import commands, grammar, sasl
@@ -155,8 +155,8 @@ def _nobody(_: str) -> None:
 
 
 def _notification(text: str) -> object:
-    target = Target(kind="relay", address="b@example.net", recipient="b@example.net")
-    entry = Entry(
+    target = QueuedRecipient(kind="relay", address="b@example.net", recipient="b@example.net")
+    entry = QueueEntry(
         id="1",
         sender="a@example.org",
         listener="smtp",
@@ -188,7 +188,7 @@ PARSERS: Final[dict[str, Parser]] = {
     "signatures": _signatures,
     "instance of ARC": lambda text: _arc.instance_of(f"ARC-Seal: {text}".encode()),
     "record of DMARC": _record,
-    "policy of MTA-STS": Policy.parse,
+    "policy of MTA-STS": StsPolicy.parse,
     "header": lambda text: Headers.parse(text.encode()),
     "value": lambda text: _field("Subject", text).get("Subject"),
     "encoded words": lambda text: _field("Subject", text).decoded("Subject"),

@@ -27,7 +27,7 @@ from minismtp.cli.main import parser
 from minismtp.cli.stored_mail import envelope_of
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.config.types import parse_network
-from minismtp.delivery.mx import Directory
+from minismtp.delivery.mx import HostFinder
 from minismtp.server.listener import _peer
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.proxy_header import read_header
@@ -118,18 +118,18 @@ def replay(said: str) -> str:
 
 def mail_exchanger(said: str) -> str:
     names = Names({"x.example MX": ["1 mx.example."], "mx.example AAAA": [said]})
-    [host] = Directory(names, hostname="us.example", own=[], port=25).by_mx("x.example")
+    [host] = HostFinder(names, hostname="us.example", own=[], port=25).by_mx("x.example")
     return host.address
 
 
 def address_literal(said: str) -> str:
-    directory = Directory(Names(), hostname="us.example", own=[], port=25)
+    directory = HostFinder(Names(), hostname="us.example", own=[], port=25)
     [host] = directory.by_mx(Address.parse(f"a@[IPv6:{said}]").ascii_domain)
     return host.address
 
 
 def smarthost(said: str) -> str:
-    [host] = Directory(Names(), hostname="us.example", own=[], port=25).at(said, 25)
+    [host] = HostFinder(Names(), hostname="us.example", own=[], port=25).at(said, 25)
     return host.address
 
 
@@ -243,7 +243,7 @@ def test_mail_exchanger_with_both_records_is_tried_once() -> None:
             "mx.example A": ["192.0.2.1"],
         }
     )
-    hosts = Directory(names, hostname="us.example", own=[], port=25).by_mx("x.example")
+    hosts = HostFinder(names, hostname="us.example", own=[], port=25).by_mx("x.example")
     assert sorted(host.address for host in hosts) == ["192.0.2.1", "2001:db8::1"]
 
 

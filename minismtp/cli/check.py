@@ -57,7 +57,7 @@ _SENDER: Final = "outsider@sender-test.invalid"
 _CLIENT: Final = "outsider.invalid"
 
 
-class Finding(NamedTuple):
+class Problem(NamedTuple):
     """Something that will not work (error), or that somebody should look at (warning)."""
 
     severity: Literal["error", "warning"]
@@ -67,7 +67,7 @@ class Finding(NamedTuple):
         return f"{self.severity}: {self.message}"
 
 
-def check(config: Config) -> Iterator[Finding]:
+def check(config: Config) -> Iterator[Problem]:
     """Look at everything that a consistent configuration names."""
     yield from _hostname(config)
     yield from _directories(config)
@@ -79,22 +79,22 @@ def check(config: Config) -> Iterator[Finding]:
     yield from _plugins(config)
 
 
-def _error(config: Config, key: str, message: str) -> Finding:
-    return Finding("error", str(ConfigError(message, file=config.file, key=key)))
+def _error(config: Config, key: str, message: str) -> Problem:
+    return Problem("error", str(ConfigError(message, file=config.file, key=key)))
 
 
-def _warning(config: Config, key: str, message: str) -> Finding:
-    return Finding("warning", str(ConfigError(message, file=config.file, key=key)))
+def _warning(config: Config, key: str, message: str) -> Problem:
+    return Problem("warning", str(ConfigError(message, file=config.file, key=key)))
 
 
-def _hostname(config: Config) -> Iterator[Finding]:
+def _hostname(config: Config) -> Iterator[Problem]:
     public = any(not listener.address.is_local for listener in config.listeners)
     if public and "." not in config.hostname:
         message = f"{config.hostname!r} is not fully qualified; other servers may mistrust it"
         yield _warning(config, "hostname", message)
 
 
-def _directories(config: Config) -> Iterator[Finding]:
+def _directories(config: Config) -> Iterator[Problem]:
     for number, directory in enumerate(config.plugin_path):
         if not directory.is_dir():
             yield _warning(config, f"plugin_path[{number}]", f"{directory} is no directory")
@@ -110,7 +110,7 @@ def _directories(config: Config) -> Iterator[Finding]:
         yield _warning(config, "state_directory", f"{existing} is open to everybody (chmod o-rwx)")
 
 
-def _certificates(config: Config) -> Iterator[Finding]:
+def _certificates(config: Config) -> Iterator[Problem]:
     pairs = {"tls.certificate": config.tls} if config.tls.certificate else {}
     for number, entry in enumerate(config.tls.sni):
         pair = replace(config.tls, certificate=entry.certificate, key=entry.key, sni=[])
@@ -119,12 +119,12 @@ def _certificates(config: Config) -> Iterator[Finding]:
         try:
             tls.server_context(pair, file=config.file)
         except ConfigError as error:
-            yield Finding("error", str(error))
+            yield Problem("error", str(error))
         else:
             yield from _expiry(config, key, pair)
 
 
-def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Finding]:
+def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Problem]:
     assert pair.certificate is not None  # noqa: S101 - it has just been loaded
     end = tls.not_after(pair.certificate)
     left = end - time.time()
@@ -134,13 +134,13 @@ def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Finding]:
         yield _warning(config, key, f"{pair.certificate} {when}")
 
 
-def _permissions(config: Config) -> Iterator[Finding]:
+def _permissions(config: Config) -> Iterator[Problem]:
     files = permissions.own_files(config)
     for key, problem in (*permissions.readable(config), *permissions.writable(config, files)):
         yield _warning(config, key, problem)
 
 
-def _outbound(config: Config) -> Iterator[Finding]:
+def _outbound(config: Config) -> Iterator[Problem]:
     try:
         Contexts(config.outbound.server_ca)
     except ConfigError as error:
@@ -154,7 +154,7 @@ def _outbound(config: Config) -> Iterator[Finding]:
             yield _error(config, key, f"{path}: {error}")
 
 
-def _databases(config: Config) -> Iterator[Finding]:
+def _databases(config: Config) -> Iterator[Problem]:
     """Look into the files that the server makes anew when they are damaged."""
     for path in (config.state_directory / FILE, config.state_directory / "spool" / "queue.db"):
         try:
@@ -168,7 +168,7 @@ def _databases(config: Config) -> Iterator[Finding]:
             yield _warning(config, "state_directory", text)
 
 
-def _state(config: Config) -> Iterator[Finding]:
+def _state(config: Config) -> Iterator[Problem]:
     if not config.state.url:
         return  # `_databases` looks at the file
     try:
@@ -179,7 +179,7 @@ def _state(config: Config) -> Iterator[Finding]:
         yield _warning(config, "state.url", f"{error}; plugins that need it follow their on_error")
 
 
-def _plugins(config: Config) -> Iterator[Finding]:
+def _plugins(config: Config) -> Iterator[Problem]:
     metrics = Metrics(listener.name for listener in config.listeners)
     with Path(os.devnull).open("wb") as nowhere, tempfile.TemporaryDirectory() as directory:
         log = Log(descriptor=nowhere.fileno())
@@ -192,7 +192,7 @@ def _plugins(config: Config) -> Iterator[Finding]:
                 plugins.hooks().on_start(_introduction(config, Path(directory)))
             yield from (_warning(config, "plugins", text) for text in warnings.texts)
         except (ConfigError, Failure) as error:
-            yield Finding("error", str(error))
+            yield Problem("error", str(error))
             return
         try:
             for listener in config.listeners:
@@ -226,7 +226,7 @@ class _Warnings(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _roles(config: Config, plugins: PluginSet) -> Iterator[Finding]:
+def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
     """Miss the plugins without which a server is of no use."""
     if not plugins.hooks().delivers:
         yield _warning(config, "plugins", "none of them stores mail (hook deliver)")
@@ -243,7 +243,7 @@ def _roles(config: Config, plugins: PluginSet) -> Iterator[Finding]:
 
 def _relay(
     config: Config, listener: Listener, plugins: PluginSet, metrics: Metrics, log: Log
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """Offer an outsider's mail for somebody else, as open-relay tests do."""
     key = f"listeners[{config.listeners.index(listener)}]"
     service = make_service(

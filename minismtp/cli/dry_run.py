@@ -19,12 +19,12 @@ from minismtp.config import Config, Listener, PluginConfig
 from minismtp.config.tables import StateConfig
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
-from minismtp.mail.queue_entry import Entry
-from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.mail.queue_entry import QueueEntry
+from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, Step, taken_up
-from minismtp.session.listener_context import Service, make_service
+from minismtp.session.listener_context import ListenerContext, make_service
 from minismtp.storage.spool import Spool
 from minismtp.testing import Dialogue
 from minismtp.values.reply import Verdict
@@ -37,7 +37,7 @@ _PIECE: Final = 65536  # octets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
+class ExampleClient:
     """Who brings a message: `sender` is empty for the null reverse-path."""
 
     sender: str
@@ -77,7 +77,7 @@ class Result:
         return ""
 
 
-class Rehearsal:
+class DryRun:
     """A server without sockets and storage, whose plugins run until `close`."""
 
     def __init__(
@@ -99,7 +99,9 @@ class Rehearsal:
         self._hooks.on_start(ServerInfo.of(config, "worker"))
         self._services = [self._service(config, each, loaded, log) for each in config.listeners]
 
-    def _service(self, config: Config, listener: Listener, plugins: PluginSet, log: Log) -> Service:
+    def _service(
+        self, config: Config, listener: Listener, plugins: PluginSet, log: Log
+    ) -> ListenerContext:
         service = make_service(
             config,
             listener,
@@ -116,7 +118,7 @@ class Rehearsal:
             service, greet_delay=0.0, match_sender=False, match_from=False, fix_newlines=True
         )
 
-    def run(self, client: Client, content: BinaryIO) -> Result:
+    def run(self, client: ExampleClient, content: BinaryIO) -> Result:
         """Run one message, read from where `content` stands, with line ends of either kind."""
         first = self._first
         first.envelope = first.message = first.before = None
@@ -128,7 +130,7 @@ class Rehearsal:
         )
         reply = _converse(dialogue, client, content)
         dialogue.close()
-        self._metrics.tally.flush()
+        self._metrics.buffer.flush()
         ours = (_FIRST.name, _LAST.name)
         records = reversed(self._kept.records)  # the session is told last and began first
         return Result(
@@ -157,7 +159,7 @@ class Rehearsal:
         self._hooks.on_stop()
 
 
-class _Kept(Chronicle):
+class _Kept(DecisionLog):
     """Records in memory, of one message."""
 
     def __init__(self, directory: Path, log: Log) -> None:
@@ -176,7 +178,7 @@ class _Nowhere(Spool):
         del size
         return True
 
-    def add(self, entry: Entry, message: Message) -> None:
+    def add(self, entry: QueueEntry, message: Message) -> None:
         pass
 
 
@@ -215,7 +217,7 @@ _FIRST: Final = PluginConfig(use="-first")
 _LAST: Final = PluginConfig(use="-last")
 
 
-def _converse(dialogue: Dialogue, client: Client, content: BinaryIO) -> str:
+def _converse(dialogue: Dialogue, client: ExampleClient, content: BinaryIO) -> str:
     """Say all that a client says; gives the reply to the content, or the one that ended it."""
     if not dialogue.banner.startswith("220"):
         return dialogue.banner.strip()

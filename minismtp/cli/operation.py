@@ -77,13 +77,13 @@ def _first_steps(config: Config) -> str:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from minismtp.cli.check import Finding, check
+    from minismtp.cli.check import Problem, check
 
-    def findings() -> Iterator[Finding]:
+    def findings() -> Iterator[Problem]:
         try:
             yield from check(configuration(arguments))
         except ConfigError as error:
-            yield Finding("error", str(error))
+            yield Problem("error", str(error))
 
     fatal = False
     for finding in findings():

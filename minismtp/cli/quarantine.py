@@ -21,7 +21,7 @@ from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import parse_duration
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.storage.quarantine import Kept, QuarantineStore
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.address import Address, to_ascii
@@ -45,7 +45,7 @@ class Found:
 
     store: QuarantineStore
     kept: Kept
-    entry: Entry | None
+    entry: QueueEntry | None
     message: Message | None
     problem: str = ""
 
@@ -180,7 +180,7 @@ def _table(found: Sequence[Found], now: float) -> str:
     return "\n".join([*lines, "", listing.plural(len(found), "message")])
 
 
-def _recipients(entry: Entry | None) -> str:
+def _recipients(entry: QueueEntry | None) -> str:
     addresses = [target.address for target in entry.targets] if entry else []
     more = len(addresses) - _MOST_SHOWN
     return ",".join(addresses[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")

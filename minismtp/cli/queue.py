@@ -16,7 +16,7 @@ from typing import Final
 from minismtp.cli import listing
 from minismtp.config import Config
 from minismtp.config.types import parse_duration
-from minismtp.mailqueue.database import Schedule, State, Waiting
+from minismtp.mailqueue.database import QueueDatabase, State, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.privileges import acting_as_owner
@@ -68,7 +68,7 @@ def _on(directory: Path, verb: str, which: Filter, *, as_json: bool) -> str:
         path.parent.stat()  # to tell a queue that is empty from one that we may not see
         _demand(which.ids, [])
         return listing.as_json([], {}, now) if as_json else listing.table([], now)
-    schedule, spool = Schedule(path), Spool(directory)
+    schedule, spool = QueueDatabase(path), Spool(directory)
     try:
         found = schedule.select(which, now)
         _demand(which.ids, found)
@@ -107,7 +107,7 @@ def _demand(names: tuple[str, ...], found: list[Waiting]) -> None:
         raise OSError(f"no message {', '.join(sorted(missing))} waits, or none that fits")
 
 
-def _change(schedule: Schedule, spool: Spool, verb: str, which: Filter, now: float) -> str:
+def _change(schedule: QueueDatabase, spool: Spool, verb: str, which: Filter, now: float) -> str:
     state, only, done = _CHANGES[verb]
     count = schedule.change(which, now, state, only=only)
     spool.knock()

@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 import tomli
 
-from minismtp.cli.dry_run import Rehearsal
+from minismtp.cli.dry_run import DryRun
 from minismtp.cli.stored_mail import envelope_of, maildir
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
@@ -64,11 +64,11 @@ def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
     files = maildir(arguments.maildir)
     progress = _Progress(len(files))
     with ExitStack() as stack:
-        now = _rehearsal(changed(config, arguments.plugins), stack)
+        now = _dry_run(changed(config, arguments.plugins), stack)
         was = None
         if arguments.against != ACCEPTED:
             named = arguments.against
-            was = _rehearsal(changed(config, Path(named)) if named else config, stack)
+            was = _dry_run(changed(config, Path(named)) if named else config, stack)
         for number, path in enumerate(files, 1):
             try:
                 found = _compare(path, config.hostname, now, was)
@@ -119,12 +119,12 @@ def changed(present: Config, path: Path) -> Config:
     )
 
 
-def _rehearsal(config: Config, stack: ExitStack) -> Rehearsal:
+def _dry_run(config: Config, stack: ExitStack) -> DryRun:
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     config = replace(config, state_directory=directory)
-    rehearsal = Rehearsal(config, _judging(config), Log(level="error"))
-    stack.callback(rehearsal.close)
-    return rehearsal
+    dry_run = DryRun(config, _judging(config), Log(level="error"))
+    stack.callback(dry_run.close)
+    return dry_run
 
 
 def _judging(config: Config) -> Iterator[tuple[PluginConfig, object]]:
@@ -136,7 +136,7 @@ def _judging(config: Config) -> Iterator[tuple[PluginConfig, object]]:
         yield table, instance
 
 
-def _compare(path: Path, hostname: str, now: Rehearsal, was: Rehearsal | None) -> Difference | None:
+def _compare(path: Path, hostname: str, now: DryRun, was: DryRun | None) -> Difference | None:
     with path.open("rb") as content:
         client = envelope_of(content, hostname)
         begin = content.tell()

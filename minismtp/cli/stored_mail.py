@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from minismtp.cli.dry_run import Client
+from minismtp.cli.dry_run import ExampleClient
 from minismtp.mail.headers import Headers
 from minismtp.values.address import Address, unquoted
 from minismtp.values.peer import plain_address
@@ -28,7 +28,7 @@ _ORIGIN: Final = re.compile(
     r" \((?:[^()\[\]]*\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]|(unix))"
 )
 _ON_DELIVERY: Final = re.compile(rb"(?i)(?:Return-Path|Delivered-To|X-Original-To)[ \t]*:")
-_SOMEBODY: Final = Client(sender="", recipients=())  # where the fields do not tell
+_SOMEBODY: Final = ExampleClient(sender="", recipients=())  # where the fields do not tell
 
 
 def maildir(directory: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def maildir(directory: Path) -> list[Path]:
     return [directory / folder / name for name, folder in sorted(found)]
 
 
-def envelope_of(content: BinaryIO, hostname: str) -> Client:
+def envelope_of(content: BinaryIO, hostname: str) -> ExampleClient:
     """Tell who brought a stored message to whom, and leave `content` where the message began.
 
     What was added on its way here is passed by: down to the Received field of `hostname`, or what
@@ -58,7 +58,7 @@ def envelope_of(content: BinaryIO, hostname: str) -> Client:
     trace = headers.get("Received") if ours is None else Headers([fields[ours]]).get("Received")
     origin, own = _ORIGIN.match(trace), _OURS.search(trace)
     logged_in = own is not None and own[2].endswith("A")  # RFC 3848
-    return Client(
+    return ExampleClient(
         sender=sender,
         recipients=(recipient,),
         peer=_peer(origin),

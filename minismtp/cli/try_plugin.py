@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 import tomli
 
-from minismtp.cli.dry_run import Client, Rehearsal, Result
+from minismtp.cli.dry_run import DryRun, ExampleClient, Result
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.loader import instances
@@ -32,7 +32,7 @@ _LONGEST: Final = 200  # characters of a field that are shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class TryReport:
     """What a plugin did to a message, as `--json` prints it; `steps` are the calls of its hooks."""
 
     plugin: str
@@ -55,7 +55,7 @@ def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
     Raises ConfigError, guard.Failure and OSError.
     """
     config = _alone(config, arguments.plugin, arguments.settings)
-    client = Client(
+    client = ExampleClient(
         sender=arguments.sender,
         recipients=tuple(arguments.to or ("user@example.org",)),
         peer=arguments.peer,
@@ -64,19 +64,19 @@ def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
     )
     with tempfile.TemporaryDirectory() as directory, arguments.message.open("rb") as content:
         config = replace(config, state_directory=Path(directory))
-        rehearsal = Rehearsal(config, instances(config), Log(level="error"))
+        dry_run = DryRun(config, instances(config), Log(level="error"))
         try:
-            result = rehearsal.run(client, content)
-            sent = rehearsal.send(result)
+            result = dry_run.run(client, content)
+            sent = dry_run.send(result)
             report = _report(config.plugins[0].name, result, result.steps + sent)
         finally:
-            rehearsal.close()
+            dry_run.close()
     if arguments.json:
         return msgspec.json.format(msgspec.json.encode(report)).decode(), report.accepted
     return told(report), report.accepted
 
 
-def told(report: Report) -> str:
+def told(report: TryReport) -> str:
     """Return the text for people."""
     return "\n".join(map(one_line, _lines(report)))
 
@@ -114,11 +114,11 @@ def _setting(text: str) -> tuple[str, object]:
         return key.strip(), value
 
 
-def _report(plugin: str, result: Result, steps: list[Step]) -> Report:
+def _report(plugin: str, result: Result, steps: list[Step]) -> TryReport:
     message, envelope = result.message, result.envelope
     added, removed = _headers(result.before, message)
     findings = [*findings_of(result.session), *(findings_of(envelope) if envelope else ())]
-    return Report(
+    return TryReport(
         plugin=plugin,
         accepted=result.accepted,
         outcome=result.outcome,
@@ -165,7 +165,7 @@ def _body(message: Message) -> Iterator[bytes]:
         yield from iter(lambda: content.readline(65536), b"")
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: TryReport) -> Iterator[str]:
     for step in report.steps:
         hook, about, remark = step["hook"], step["about"], step["remark"]
         match hook:

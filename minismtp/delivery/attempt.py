@@ -11,20 +11,20 @@ from itertools import islice
 from typing import Final, Self
 
 from minismtp.config import Config
-from minismtp.delivery.client import Connection, Setting
+from minismtp.delivery.client import HostConnection, Setting
 from minismtp.delivery.content import Original
 from minismtp.delivery.course import Course, Done, Outgoing, Passed, answer_of
 from minismtp.delivery.deadlines import Deadlines, Timeouts
-from minismtp.delivery.mta_sts import Policies, Policy
-from minismtp.delivery.mx import Directory, Host, UnreachableError
-from minismtp.delivery.policy_fetch import Web
-from minismtp.delivery.result import Answer, HostError, LoopError, TlsError
-from minismtp.delivery.tls_policy import Judge
+from minismtp.delivery.mta_sts import Policies, StsPolicy
+from minismtp.delivery.mx import Host, HostFinder, UnreachableError
+from minismtp.delivery.policy_fetch import PolicyFetcher
+from minismtp.delivery.result import HostError, LoopError, RecipientResult, TlsError
+from minismtp.delivery.tls_policy import TlsPolicies
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.delivery import Delivery, Destination
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
 from minismtp.session import replies
@@ -42,15 +42,15 @@ _DOMAINS: Final = 1000  # whose routes are remembered
 _LISTENERS: Final = 100  # whose plugins are remembered
 
 
-class Carrier:
+class DeliveryContext:
     """What all attempts share."""
 
     def __init__(
         self,
         config: Config,
         plugins: PluginSet,
-        directory: Directory,
-        judge: Judge,
+        directory: HostFinder,
+        judge: TlsPolicies,
         setting: Setting,
     ) -> None:
         self.config = config
@@ -68,7 +68,7 @@ class Carrier:
         outbound = config.outbound
         resolver, deadlines = Resolver(config.dns.nameservers), Deadlines()
         contexts = Contexts(outbound.server_ca, outbound.ciphers)
-        directory = Directory(
+        directory = HostFinder(
             resolver,
             hostname=config.hostname,
             own=[listener.address for listener in config.listeners],
@@ -76,9 +76,9 @@ class Carrier:
         )
         policies = None
         if outbound.mta_sts:
-            web = Web(directory, deadlines, contexts.verified, outbound.mta_sts_port)
+            web = PolicyFetcher(directory, deadlines, contexts.verified, outbound.mta_sts_port)
             policies = Policies(resolver, web, config.state_directory / "mta-sts", log)
-        judge = Judge(resolver, policies, log, dane=outbound.dane)
+        judge = TlsPolicies(resolver, policies, log, dane=outbound.dane)
         timeouts = Timeouts.of(outbound)
         setting = Setting(config.hostname, deadlines, timeouts, contexts)
         return cls(config, plugins, directory, judge, setting)
@@ -113,7 +113,7 @@ class Carrier:
             password,
         )
 
-    def routed(self, notice: Entry) -> Entry:
+    def routed(self, notice: QueueEntry) -> QueueEntry:
         """Give a notification of ours with its way: to a mailbox here, or out."""
         return route_notice(notice, self.hooks, self.config.hostname)
 
@@ -121,10 +121,10 @@ class Carrier:
 class Attempt:
     """Delivers message after message to one destination, over one connection while that holds."""
 
-    def __init__(self, carrier: Carrier, name: str) -> None:
-        self._carrier = carrier
+    def __init__(self, delivery_context: DeliveryContext, name: str) -> None:
+        self._delivery_context = delivery_context
         self._name = name
-        self._connection: Connection | None = None
+        self._connection: HostConnection | None = None
         self._destination: Destination | None = None
 
     def deliver(self, outgoing: Outgoing) -> Done:
@@ -136,7 +136,7 @@ class Attempt:
             by_sender.setdefault(target.sender, []).append(number)
         if len(by_sender) == 1:
             return self._relay(outgoing)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, RecipientResult] = {}
         done, passed = Done([]), list[Passed]()
         for numbers in by_sender.values():  # a transaction has one reverse-path
             targets = [outgoing.targets[number] for number in numbers]
@@ -167,14 +167,14 @@ class Attempt:
         addresses = tuple(Address.parse(target.address) for target in outgoing.targets)
         domain = addresses[0].ascii_domain
         delivery = Delivery(envelope, addresses, domain, outgoing.attempts, first_sender)
-        message, on_send = outgoing.message.copy(), self._carrier.hooks.on_send
+        message, on_send = outgoing.message.copy(), self._delivery_context.hooks.on_send
 
-        def edit(entry: Entry, converted: Message) -> None:
+        def edit(entry: QueueEntry, converted: Message) -> None:
             on_send(replace(delivery, envelope=entry.envelope()), converted)
 
-        original = Original(outgoing.message, edit, self._carrier.spool)
+        original = Original(outgoing.message, edit, self._delivery_context.spool)
         try:
-            destination = self._carrier.destination(delivery)
+            destination = self._delivery_context.destination(delivery)
             on_send(delivery, message)
         except Verdict as verdict:
             return _all(outgoing, str(verdict.reply))
@@ -186,11 +186,11 @@ class Attempt:
             destination = replace(destination, tls="verified")
         return self._send(replace(outgoing, message=message, original=original), destination)
 
-    def _store(self, outgoing: Outgoing, target: Target) -> Answer:
+    def _store(self, outgoing: Outgoing, target: QueuedRecipient) -> RecipientResult:
         """Store a copy by the plugins of the listener that the message came to."""
         entry = outgoing.entry
         try:
-            stored = self._carrier.storage(entry.listener).deliver(
+            stored = self._delivery_context.storage(entry.listener).deliver(
                 entry.envelope(), outgoing.message, Address.parse(target.address)
             )
         except Verdict as verdict:
@@ -205,7 +205,11 @@ class Attempt:
         course = Course(outgoing)
         self._send_again(course, destination)
         try:
-            policy = self._carrier.judge.policy(self._name, destination) if course.left else None
+            policy = (
+                self._delivery_context.judge.policy(self._name, destination)
+                if course.left
+                else None
+            )
             hosts = self._hosts(destination) if course.left else ()
             for host in islice(hosts, _ADDRESSES):
                 if host in course.visited:
@@ -234,35 +238,37 @@ class Attempt:
             self.close()
 
     def _send_to(
-        self, host: Host, course: Course, destination: Destination, policy: Policy | None
+        self, host: Host, course: Course, destination: Destination, policy: StsPolicy | None
     ) -> None:
         if course.outgoing.entry.require_tls:
-            Judge.vouch(host, self._name, policy)
+            TlsPolicies.vouch(host, self._name, policy)
         self.close()  # that of a host that has put somebody off
         self._connection = self._connect(host, destination, policy)
         self._destination = destination
         self._over(self._connection, course)
 
     def _hosts(self, destination: Destination) -> Iterable[Host]:
-        directory = self._carrier.directory
+        directory = self._delivery_context.directory
         if destination.host:
             return directory.at(destination.host, destination.port)
         return directory.by_mx(self._name)
 
-    def _connect(self, host: Host, destination: Destination, policy: Policy | None) -> Connection:
-        carrier = self._carrier
-        security = carrier.judge.demand(host, self._name, destination, policy)
+    def _connect(
+        self, host: Host, destination: Destination, policy: StsPolicy | None
+    ) -> HostConnection:
+        delivery_context = self._delivery_context
+        security = delivery_context.judge.demand(host, self._name, destination, policy)
         while True:
             try:
-                return Connection(host, destination, security, carrier.setting)
+                return HostConnection(host, destination, security, delivery_context.setting)
             except TlsError as error:
                 if error.otherwise is None:
                     raise
                 if security.policy == "testing":
-                    carrier.judge.report(self._name, error.reply)
+                    delivery_context.judge.report(self._name, error.reply)
                 security = error.otherwise
 
-    def _over(self, connection: Connection, course: Course) -> None:
+    def _over(self, connection: HostConnection, course: Course) -> None:
         part = course.part
         try:
             answers = connection.send(part.entry, part.targets, part.message, part.original)

@@ -14,7 +14,7 @@ from minismtp.delivery.content import Original
 from minismtp.delivery.deadlines import Deadlines, Timeouts
 from minismtp.delivery.extensions import Extensions
 from minismtp.delivery.mx import Host
-from minismtp.delivery.result import Answer, HostError, HostReply, LoopError, TlsError
+from minismtp.delivery.result import HostError, HostReply, LoopError, RecipientResult, TlsError
 from minismtp.delivery.tls_security import (
     AUTHENTICATED,
     AnchorsError,
@@ -26,7 +26,7 @@ from minismtp.delivery.transfer import transact
 from minismtp.mail.delivery import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, is_clean
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.values.address import to_ascii
 from minismtp.values.cache import BoundedCache
 
@@ -54,7 +54,7 @@ class Setting:
     short_lines: BoundedCache[str, bool] = field(default_factory=lambda: BoundedCache(1 << 20))
 
 
-class Connection:
+class HostConnection:
     """A connection that is ready for MAIL. `tls` is one of `security.LEVELS`."""
 
     def __init__(
@@ -162,11 +162,11 @@ class Connection:
 
     def send(
         self,
-        entry: Entry,
-        targets: Sequence[Target],
+        entry: QueueEntry,
+        targets: Sequence[QueuedRecipient],
         message: Message,
         original: Original | None = None,
-    ) -> list[Answer]:
+    ) -> list[RecipientResult]:
         """Send a message; one answer for each target. Raises HostError before anything was taken.
 
         What the host cannot take as it is goes as a conversion of the `original`, the message
@@ -190,46 +190,52 @@ class Connection:
                 answers[number] = answer
         return answers
 
-    def _keeps_seal(self, entry: Entry, message: Message, form: Form, original: Original) -> bool:
+    def _keeps_seal(
+        self, entry: QueueEntry, message: Message, form: Form, original: Original
+    ) -> bool:
         """Return whether long lines go unbroken, so that the signature of another stays good."""
         refused = self._setting.short_lines.get(self.host.address)
         unbroken = self._extensions.takes_unbroken(entry, form) and not refused
         return unbroken and original.sealed and is_clean(message)
 
     def _send_broken(
-        self, entry: Entry, targets: Sequence[Target], original: Original
-    ) -> list[Answer]:
+        self, entry: QueueEntry, targets: Sequence[QueuedRecipient], original: Original
+    ) -> list[RecipientResult]:
         """Send once more what was refused unbroken; remember where that was the reason."""
         if self.closed:
-            answers = [Answer("queued", f"451 4.6.0 {self.host} refuses long lines")] * len(targets)
+            answers = [
+                RecipientResult("queued", f"451 4.6.0 {self.host} refuses long lines")
+            ] * len(targets)
         else:
             try:
                 answers = self._convert(entry, targets, original)
             except HostError as error:  # others of the message may have been answered
-                return [Answer("queued", error.reply, elsewhere=True)] * len(targets)
+                return [RecipientResult("queued", error.reply, elsewhere=True)] * len(targets)
         if self.closed or any(answer.state == "delivered" for answer in answers):
             address = self.host.address
             self._setting.short_lines.put(address, True, _REMEMBERED, len(address))
         return answers
 
-    def _convert(self, entry: Entry, targets: Sequence[Target], original: Original) -> list[Answer]:
+    def _convert(
+        self, entry: QueueEntry, targets: Sequence[QueuedRecipient], original: Original
+    ) -> list[RecipientResult]:
         eight_bit = "8bitmime" in self._extensions
         entry, message, form = original.converted(entry, eight_bit=eight_bit)
         return self._transact(entry, targets, message, form)
 
     def _transact(
         self,
-        entry: Entry,
-        targets: Sequence[Target],
+        entry: QueueEntry,
+        targets: Sequence[QueuedRecipient],
         message: Message,
         form: Form,
         *,
         chunked: bool = False,
-    ) -> list[Answer]:
+    ) -> list[RecipientResult]:
         problem = self._extensions.obstacle(entry, message)
         problems = [problem or self._extensions.obstacle_to(target) for target in targets]
-        failed = {n: Answer("failed", each) for n, each in enumerate(problems) if each}
-        answers: dict[int, Answer] = {}
+        failed = {n: RecipientResult("failed", each) for n, each in enumerate(problems) if each}
+        answers: dict[int, RecipientResult] = {}
         left = [number for number in range(len(targets)) if number not in failed]
         most = min(self._extensions.recipients or _RECIPIENTS, _RECIPIENTS)
         while left:
@@ -250,7 +256,7 @@ class Connection:
                 self.close()
                 if not answers:
                     raise
-                lost = Answer("queued", error.reply, elsewhere=True)
+                lost = RecipientResult("queued", error.reply, elsewhere=True)
                 answers = dict.fromkeys(left, lost) | answers
                 break
             answers |= dict(zip(part, said, strict=True))
@@ -282,7 +288,7 @@ class Connection:
             raise HostError(str(reply), final=reply.is_final)
 
 
-def _minds_lines(answer: Answer) -> bool:
+def _minds_lines(answer: RecipientResult) -> bool:
     """Return whether a host may have refused content for its long lines."""
     return answer.content_refused and not _OTHER_REASONS.match(answer.reply)
 

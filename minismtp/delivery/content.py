@@ -9,11 +9,11 @@ from typing import BinaryIO, Final
 
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted, is_sealed
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 
 _PIECE: Final = 65536
 
-Edit = Callable[[Entry, Message], object]
+Edit = Callable[[QueueEntry, Message], object]
 
 
 def pieces(reader: BinaryIO) -> Iterator[bytes]:
@@ -43,7 +43,7 @@ class Original:
         """Whether others have signed it, so that a conversion would break what they said."""
         return is_sealed(self._message)
 
-    def converted(self, entry: Entry, *, eight_bit: bool) -> tuple[Entry, Message, Form]:
+    def converted(self, entry: QueueEntry, *, eight_bit: bool) -> tuple[QueueEntry, Message, Form]:
         """Return what leaves in its place, with its envelope. Raise Verdict and OSError."""
         made = self._convert(self._message, entry, eight_bit=eight_bit)
         form = Form.of(made)
@@ -55,7 +55,7 @@ class Original:
             edited = Form.of(made)
         return entry, made, edited
 
-    def _convert(self, message: Message, entry: Entry, *, eight_bit: bool) -> Message:
+    def _convert(self, message: Message, entry: QueueEntry, *, eight_bit: bool) -> Message:
         return converted(
             message,
             eight_bit=eight_bit,

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from minismtp.delivery.client import Connection
+from minismtp.delivery.client import HostConnection
 from minismtp.delivery.content import Original
 from minismtp.delivery.mx import Host, UnreachableError
-from minismtp.delivery.result import Answer
+from minismtp.delivery.result import RecipientResult
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 
 _SESSIONS: Final = 2
 
@@ -30,9 +30,9 @@ class Outgoing:
     `original` is the message before plugins have edited it for that.
     """
 
-    entry: Entry
+    entry: QueueEntry
     message: Message
-    targets: Sequence[Target]
+    targets: Sequence[QueuedRecipient]
     attempts: int
     original: Original | None = None
 
@@ -54,7 +54,7 @@ class Done:
     what else was said.
     """
 
-    answers: list[Answer]
+    answers: list[RecipientResult]
     reached: bool | None = None
     passed: tuple[Passed, ...] = ()
 
@@ -65,7 +65,7 @@ class Course:
     def __init__(self, outgoing: Outgoing) -> None:
         self.outgoing = outgoing
         self.visited: list[Host] = []
-        self._answers: dict[int, Answer] = {}  # by the number of the target
+        self._answers: dict[int, RecipientResult] = {}  # by the number of the target
         self._failure: UnreachableError | None = None
         self._said: list[Passed] = []
 
@@ -83,7 +83,7 @@ class Course:
         targets = self.outgoing.targets
         return replace(self.outgoing, targets=[targets[number] for number in self.left])
 
-    def answered(self, connection: Connection, answers: Sequence[Answer]) -> None:
+    def answered(self, connection: HostConnection, answers: Sequence[RecipientResult]) -> None:
         """Note what a host has answered about each of `left`.
 
         When all put a recipient off, the first one's reply counts: it is preferred to the others.
@@ -124,12 +124,12 @@ class Course:
         return Done([each or answer_of(reply) for each in answers], reached, tuple(passed))
 
 
-def answer_of(reply: str) -> Answer:
+def answer_of(reply: str) -> RecipientResult:
     """Return the answer that a reply is, if it is for good."""
     match reply[0]:
         case "2":
-            return Answer("delivered", reply)
+            return RecipientResult("delivered", reply)
         case "5":
-            return Answer("failed", reply)
+            return RecipientResult("failed", reply)
         case _:
-            return Answer("queued", reply)
+            return RecipientResult("queued", reply)

@@ -41,7 +41,7 @@ class Timeouts:
         )
 
 
-class Line(Protocol):
+class Interruptible(Protocol):
     """What a thread may wait for."""
 
     def hang_up(self) -> None:
@@ -57,8 +57,8 @@ class Deadlines:
     def __init__(self, interval: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
-        self._due: dict[Line, float] = {}
-        self._passed: set[Line] = set()
+        self._due: dict[Interruptible, float] = {}
+        self._passed: set[Interruptible] = set()
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -66,7 +66,7 @@ class Deadlines:
         start_thread("deadlines", self._run)
 
     @contextlib.contextmanager
-    def within(self, line: Line, seconds: float) -> Iterator[None]:
+    def within(self, line: Interruptible, seconds: float) -> Iterator[None]:
         """Give the block so long; what it waits for then ends, and TimeoutError is raised."""
         with self._lock:
             self._due[line] = self._clock() + seconds
@@ -80,7 +80,7 @@ class Deadlines:
             if passed:
                 raise TimeoutError
 
-    def progress(self, line: Line, seconds: float, *, most: float, end: float) -> None:
+    def progress(self, line: Interruptible, seconds: float, *, most: float, end: float) -> None:
         """Give the block of a line `seconds` more: `most` from now, and until `end`, at the most.
 
         `end` is a time of this clock.

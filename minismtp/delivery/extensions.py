@@ -13,7 +13,7 @@ from typing import Final
 
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.values.address import Address
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)
@@ -40,7 +40,7 @@ class Extensions:
         match = _RCPTMAX.search(self.keywords.get("limits", ""))
         return int(match[1]) if match else 0
 
-    def obstacle(self, entry: Entry, message: Message) -> str:
+    def obstacle(self, entry: QueueEntry, message: Message) -> str:
         """Return why a message cannot travel here in any form, empty when it can."""
         limit = _SIZE.fullmatch(self.keywords.get("size", ""))
         if limit and 0 < int(limit[0]) < message.size:
@@ -53,7 +53,7 @@ class Extensions:
                 return self._no_utf_8
         return ""
 
-    def obstacle_to(self, target: Target) -> str:
+    def obstacle_to(self, target: QueuedRecipient) -> str:
         """Return why no message can go to a recipient here, empty when one can."""
         in_ascii = "smtputf8" in self or _ascii_domain(target.address).isascii()
         return "" if in_ascii else self._no_utf_8
@@ -62,18 +62,18 @@ class Extensions:
     def _no_utf_8(self) -> str:
         return f"550 5.6.7 {self.host} takes no SMTPUTF8"
 
-    def takes(self, entry: Entry, form: Form) -> bool:
+    def takes(self, entry: QueueEntry, form: Form) -> bool:
         """Return whether a message may come as it is: by DATA, BINARYMIME by BDAT."""
         if entry.body == "BINARYMIME":
             return "binarymime" in self and "chunking" in self
         return not form.long and ("8bitmime" in self or not form.wide)
 
-    def takes_unbroken(self, entry: Entry, form: Form) -> bool:
+    def takes_unbroken(self, entry: QueueEntry, form: Form) -> bool:
         """Return whether long lines may come by BDAT, where nobody looks for the ends of lines."""
         fits = "8bitmime" in self or not form.wide
         return "chunking" in self and fits and entry.body != "BINARYMIME"
 
-    def mail(self, entry: Entry, message: Message, *, wide: bool = False) -> str:
+    def mail(self, entry: QueueEntry, message: Message, *, wide: bool = False) -> str:
         """Return the MAIL command for a message, which may be `wide`: have 8-bit octets."""
         parts = [f"MAIL FROM:<{_ascii_domain(entry.sender)}>"]
         if "size" in self:
@@ -91,7 +91,7 @@ class Extensions:
             parts += [f"ENVID={_xtext(entry.dsn_id)}"] if entry.dsn_id else []
         return " ".join(parts)
 
-    def rcpt(self, target: Target) -> str:
+    def rcpt(self, target: QueuedRecipient) -> str:
         """Give the RCPT command for a recipient."""
         parts = [f"RCPT TO:<{_ascii_domain(target.address)}>"]
         if "dsn" in self:

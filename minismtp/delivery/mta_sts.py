@@ -16,7 +16,7 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from minismtp.delivery.policy_fetch import FetchError, Web
+from minismtp.delivery.policy_fetch import FetchError, PolicyFetcher
 from minismtp.delivery.tls_security import matches
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver, UnansweredError
@@ -36,7 +36,7 @@ _MOST_FAILURES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class StsPolicy:
     """A policy; `unknown` stands for one that is published and could not be had."""
 
     mode: Literal["enforce", "testing", "none", "unknown"]
@@ -87,13 +87,13 @@ class Kept:
 
     id: str
     fetched: float
-    policy: Policy
+    policy: StsPolicy
 
 
 class Policies:
     """Finds the policy of a domain; threads may share one."""
 
-    def __init__(self, resolver: Resolver, web: Web, directory: Path, log: Log) -> None:
+    def __init__(self, resolver: Resolver, web: PolicyFetcher, directory: Path, log: Log) -> None:
         """Keep policies in `directory`; what has expired there goes. Raises OSError."""
         self._resolver = resolver
         self._web = web
@@ -106,10 +106,10 @@ class Policies:
         for path in list(directory.iterdir()):
             self._read(path.name)
 
-    def of(self, domain: str) -> Policy | None:
+    def of(self, domain: str) -> StsPolicy | None:
         """Give the policy of a domain (A-labels), None when it has none.
 
-        May fetch it, which takes no longer than `Web` allows.
+        May fetch it, which takes no longer than `PolicyFetcher` allows.
         """
         kept, published = self._read(domain), self._published(domain)
         age = steady_time() - kept.fetched if kept else _REFRESH
@@ -117,7 +117,7 @@ class Policies:
             kept = self._fetch(domain, published) or kept
         if kept:
             return kept.policy
-        return Policy("unknown") if published else None
+        return StsPolicy("unknown") if published else None
 
     def _published(self, domain: str) -> str:
         """Give the id that the DNS has of a domain's policy, empty when it has none."""
@@ -140,7 +140,7 @@ class Policies:
             self._failed[domain] = time.monotonic() + _AGAIN  # also while somebody is at it
         try:
             text = self._web.get(f"mta-sts.{domain}", "/.well-known/mta-sts.txt")
-            policy = Policy.parse(text)
+            policy = StsPolicy.parse(text)
         except (FetchError, ValueError) as error:
             self._log.warning("MTA-STS policy not fetched", domain=domain, error=str(error))
             return None

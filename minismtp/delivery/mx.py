@@ -59,7 +59,7 @@ class Host:
         return f"{name}[{self.address}]:{self.port}"
 
 
-class Directory:
+class HostFinder:
     """Knows the hosts for a domain. `hostname` and `own` are our name and where we listen."""
 
     def __init__(

@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from minismtp.delivery.deadlines import Deadlines
-from minismtp.delivery.mx import Directory, UnreachableError
+from minismtp.delivery.mx import HostFinder, UnreachableError
 
 _SECONDS: Final = 10.0  # for all, from the first address to the end of the body
 _CONNECT: Final = 4.0
@@ -33,11 +33,11 @@ class _Line:
         socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # of SSLSocket, it forgets TLS
 
 
-class Web:
+class PolicyFetcher:
     """Fetches texts; `context` verifies the servers' certificates."""
 
     def __init__(
-        self, directory: Directory, deadlines: Deadlines, context: ssl.SSLContext, port: int
+        self, directory: HostFinder, deadlines: Deadlines, context: ssl.SSLContext, port: int
     ) -> None:
         self._directory = directory
         self._deadlines = deadlines

@@ -77,14 +77,14 @@ class HostReply:
         return self.code // 100 == 5  # noqa: PLR2004 - 5yz
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> RecipientResult:
         """What it means for a recipient that was not accepted before."""
         if self.accepts:
-            return Answer("delivered", str(self))
+            return RecipientResult("delivered", str(self))
         if self.is_final and not (self.code == _STORAGE and self._names_too_many):
-            return Answer("failed", str(self))
+            return RecipientResult("failed", str(self))
         refuses = self.code // 100 in (4, 5)
-        return Answer("queued", str(self), elsewhere=refuses)
+        return RecipientResult("queued", str(self), elsewhere=refuses)
 
     @property
     def is_too_many(self) -> bool:
@@ -108,7 +108,7 @@ class HostReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RecipientResult:
     """What became of one recipient, and the reply that says so.
 
     `reports` tells that the host has taken over the duty to report success (RFC 3461 section 5),

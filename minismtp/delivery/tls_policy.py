@@ -6,7 +6,7 @@ DANE goes before MTA-STS (RFC 8461 section 2), and neither makes less of what is
 from __future__ import annotations
 
 from minismtp.delivery.dane import look_up
-from minismtp.delivery.mta_sts import Policies, Policy
+from minismtp.delivery.mta_sts import Policies, StsPolicy
 from minismtp.delivery.mx import Host, UnreachableError
 from minismtp.delivery.tls_security import Security
 from minismtp.mail.delivery import Destination
@@ -14,7 +14,7 @@ from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
 
 
-class Judge:
+class TlsPolicies:
     """Says what a connection must show; `policies` is None where MTA-STS is switched off."""
 
     def __init__(
@@ -25,7 +25,7 @@ class Judge:
         self._log = log
         self._dane = dane
 
-    def policy(self, domain: str, destination: Destination) -> Policy | None:
+    def policy(self, domain: str, destination: Destination) -> StsPolicy | None:
         """Give the MTA-STS policy for mail by MX; it is not about hosts that we have chosen."""
         by_mx = not destination.host and not domain.startswith("[")
         if self._policies is None or destination.tls == "none" or not by_mx:
@@ -33,7 +33,7 @@ class Judge:
         return self._policies.of(domain)
 
     def demand(
-        self, host: Host, domain: str, destination: Destination, policy: Policy | None
+        self, host: Host, domain: str, destination: Destination, policy: StsPolicy | None
     ) -> Security:
         """Give what a connection to a host must show. Raises UnreachableError when none will do."""
         plain = _configured(destination)
@@ -62,7 +62,7 @@ class Judge:
         self._log.warning("MTA-STS testing", domain=domain, would_fail=problem)
 
     @staticmethod
-    def vouch(host: Host, domain: str, policy: Policy | None) -> None:
+    def vouch(host: Host, domain: str, policy: StsPolicy | None) -> None:
         """See that nobody can have put the host there, as REQUIRETLS wants (RFC 8689 4.2.1).
 
         Raises UnreachableError when that is not so.

@@ -11,10 +11,10 @@ from typing import Final
 from minismtp.delivery.channel import Channel
 from minismtp.delivery.content import pieces
 from minismtp.delivery.extensions import Extensions
-from minismtp.delivery.result import Answer, HostError, HostReply
+from minismtp.delivery.result import HostError, HostReply, RecipientResult
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.smtp.dot_stuffing import dotted
 
 _START_INPUT: Final = 354
@@ -23,13 +23,13 @@ _START_INPUT: Final = 354
 def transact(
     channel: Channel,
     extensions: Extensions,
-    entry: Entry,
-    targets: Sequence[Target],
+    entry: QueueEntry,
+    targets: Sequence[QueuedRecipient],
     message: Message,
     *,
     form: Form,
     chunked: bool = False,
-) -> list[Answer]:
+) -> list[RecipientResult]:
     """Send a message; one answer for each target. Raises HostError before anything was taken.
 
     BINARYMIME goes by BDAT, and so does what is to be `chunked` (RFC 3030); all else by DATA.
@@ -65,19 +65,19 @@ def transact(
     return answers
 
 
-def _judged(replies: Iterable[HostReply]) -> list[Answer]:
+def _judged(replies: Iterable[HostReply]) -> list[RecipientResult]:
     """Return the answers to RCPT; what is "too many" stands behind somebody who was not."""
     answers, some = [], False
     for reply in replies:
         if some and not reply.accepts and reply.is_too_many:
-            answers.append(Answer("queued", str(reply), elsewhere=True, crowded=True))
+            answers.append(RecipientResult("queued", str(reply), elsewhere=True, crowded=True))
         else:
             answers.append(reply.answer)
         some = some or reply.accepts
     return answers
 
 
-def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
+def _send(channel: Channel, content: Iterable[bytes]) -> RecipientResult:
     with channel.phase(channel.timeouts.data, "the content"):
         if not channel.stream(content):
             early = channel.reply()
@@ -91,7 +91,7 @@ def _send(channel: Channel, content: Iterable[bytes]) -> Answer:
     except HostError as error:
         channel.close()
         # 421 is a refusal; otherwise the host may have the message, and another one had it twice.
-        return Answer("queued", error.reply, elsewhere=error.reply.startswith("421"))
+        return RecipientResult("queued", error.reply, elsewhere=error.reply.startswith("421"))
 
 
 def _leave(channel: Channel, replies: Iterator[HostReply]) -> None:
@@ -103,7 +103,7 @@ def _leave(channel: Channel, replies: Iterator[HostReply]) -> None:
             channel.ask("RSET")
 
 
-def _refusal(reply: HostReply) -> Answer:
+def _refusal(reply: HostReply) -> RecipientResult:
     """Give the answer of a reply that can be nothing but a refusal."""
     answer = reply.answer
     if answer.state == "delivered":

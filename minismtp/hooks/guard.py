@@ -62,7 +62,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class FailurePolicy:
     """What the `[[plugins]]` table says of one plugin; `timeout` in seconds."""
 
     plugin: str
@@ -82,7 +82,7 @@ class Failure(Exception):  # noqa: N818 - says what happened, and to whom
 class Guard:
     """Wraps the implementations of one plugin. `announce` receives a `HookFailed` event."""
 
-    policy: Policy
+    policy: FailurePolicy
     log: Log
     announce: Callable[[HookFailed], None]
     _notes: StashKey[Stash] = field(default_factory=StashKey, init=False)

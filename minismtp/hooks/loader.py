@@ -23,7 +23,7 @@ import pluggy
 from minismtp.config.toml_values import ConfigError, build, did_you_mean
 from minismtp.hooks import specs
 from minismtp.hooks.facade import Hooks
-from minismtp.hooks.guard import Guard, Policy
+from minismtp.hooks.guard import FailurePolicy, Guard
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import Metrics
 
@@ -96,7 +96,7 @@ class PluginSet:
     def add(self, table: PluginConfig, instance: object, *, file: str = "") -> None:
         """Guard one plugin; its place among the others is the order of the calls."""
         check_methods(instance, table.name, file=file, key=f"{table.key}.use")
-        policy = Policy(
+        policy = FailurePolicy(
             table.name,
             on_error=table.on_error,
             shadow=table.mode == "shadow",

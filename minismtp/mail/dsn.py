@@ -20,7 +20,7 @@ from minismtp.mail.content import Content
 from minismtp.mail.headers import format_field
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import converted
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.trace_fields import date
 from minismtp.mail.transfer_encoding import quoted_printable
 from minismtp.smtp.grammar import SyntaxProblem, decode_xtext, encode_utf8_address
@@ -71,12 +71,12 @@ _TITLES: Final[dict[Action, tuple[str, str]]] = {
 class Report:
     """What is to be told of one recipient: its target, the last reply and the host that gave it."""
 
-    target: Target
+    target: QueuedRecipient
     reply: str
     host: str = ""
 
 
-def wanted(target: Target, action: Action) -> bool:
+def wanted(target: QueuedRecipient, action: Action) -> bool:
     """Whether the sender wants to hear of it (RFC 3461 section 4.1)."""
     match action:
         case "failed":
@@ -97,7 +97,7 @@ def status(reply: str, action: Action) -> str:
 
 
 def notification(
-    entry: Entry,
+    entry: QueueEntry,
     message: Message,
     action: Action,
     reports: Iterable[Report],
@@ -105,7 +105,7 @@ def notification(
     hostname: str,
     now: float,
     until: float,
-) -> tuple[Entry, Message] | None:
+) -> tuple[QueueEntry, Message] | None:
     """Make the message that tells a sender, ready for the spool. None = nobody is to be told.
 
     The null reverse-path has nobody to tell, so there is no bounce of a bounce (RFC 5321 6.1).
@@ -116,7 +116,7 @@ def notification(
     name = f"{secrets.token_hex(6)}.d"
     form = _Form(entry, message, action, told, hostname=hostname, now=now, until=until)
     content = form.content(name)
-    notice = Entry(
+    notice = QueueEntry(
         id=name,
         sender="",
         listener="",
@@ -124,7 +124,7 @@ def notification(
         helo="",
         login=None,
         arrived=now,
-        targets=(Target(kind="relay", address=entry.sender, recipient=entry.sender),),
+        targets=(QueuedRecipient(kind="relay", address=entry.sender, recipient=entry.sender),),
         body="7BIT" if content.isascii() else "8BITMIME",
         smtputf8=form.utf8,
         trusted=entry.trusted,
@@ -137,7 +137,7 @@ class _Form:
 
     def __init__(
         self,
-        entry: Entry,
+        entry: QueueEntry,
         message: Message,
         action: Action,
         told: Sequence[Report],
@@ -313,7 +313,7 @@ def _decoded(original: str) -> str:
         return original
 
 
-def _header(entry: Entry, message: Message) -> bytes:
+def _header(entry: QueueEntry, message: Message) -> bytes:
     """Return the fields of a message, whole ones, as many as there is room for.
 
     Of a stranger's message only what its sender knows it by: no word of the stranger's may reach

@@ -12,7 +12,7 @@ from minismtp.values.address import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class QueuedRecipient:
     """Where one copy goes, and for whom.
 
     `address` is the mailbox for kind "local", the address to send to for "relay"; `sender`, where
@@ -34,7 +34,7 @@ class Target:
         address: Address,
         recipient: Recipient,
         sender: Address | None = None,
-    ) -> Target:
+    ) -> QueuedRecipient:
         """Make the target for one copy of a recipient's mail, with what it inherits of wishes.
 
         An alias of several targets has its success told when it is expanded, so its targets tell of
@@ -56,7 +56,7 @@ class Target:
         )
 
     @classmethod
-    def relays(cls, recipient: Recipient, *, rewritable: bool = True) -> list[Target]:
+    def relays(cls, recipient: Recipient, *, rewritable: bool = True) -> list[QueuedRecipient]:
         """Give the targets at other servers; `rewritable` is False for the null reverse-path."""
         return [
             cls.of("relay", address, recipient, route.sender if rewritable else None)
@@ -66,7 +66,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class QueueEntry:
     """The envelope as it waits: see `Envelope`. `sender` is empty for the null reverse-path."""
 
     id: str
@@ -76,7 +76,7 @@ class Entry:
     helo: str
     login: str | None
     arrived: float
-    targets: tuple[Target, ...]
+    targets: tuple[QueuedRecipient, ...]
     body: str = "7BIT"
     smtputf8: bool = False
     require_tls: bool = False
@@ -87,7 +87,7 @@ class Entry:
     quarantined: str | None = None
 
     @classmethod
-    def of(cls, envelope: Envelope, message: Message, targets: list[Target]) -> Entry:
+    def of(cls, envelope: Envelope, message: Message, targets: list[QueuedRecipient]) -> QueueEntry:
         """Take what has to be kept of a transaction."""
         return cls(
             id=envelope.id,

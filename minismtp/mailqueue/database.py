@@ -142,7 +142,7 @@ class Waiting(NamedTuple):
     closed_reply: str
 
 
-class Schedule:
+class QueueDatabase:
     """The tables. Threads of a process may share one; it locks."""
 
     def __init__(self, path: Path, *, check: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from minismtp.config import Config
 from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.control_socket import Answerer, Control, Say
-from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log, bind, unbind
 from minismtp.runtime.thread_activity import Activity, current, taken_up
 
@@ -21,7 +21,7 @@ class Watch:
 
     def __init__(self, config: Config, log: Log) -> None:
         self._directory = config.state_directory / "control"
-        self._chronicle = Chronicle(config.state_directory, config.log.chronicle, log)
+        self._chronicle = DecisionLog(config.state_directory, config.log.chronicle, log)
         self._log = log
         self._running: dict[Job, tuple[float, Activity]] = {}
 

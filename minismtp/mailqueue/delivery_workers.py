@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from minismtp.delivery.attempt import Attempt, Carrier
+from minismtp.delivery.attempt import Attempt, DeliveryContext
 from minismtp.delivery.course import Done, Outgoing
 from minismtp.mail.events import DeliveryAttempted
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mailqueue.database import Outcome
 from minismtp.mailqueue.delivery_log import Watch
-from minismtp.mailqueue.manager import Custody, work
+from minismtp.mailqueue.manager import QueueManager, work
 from minismtp.mailqueue.metrics import OutboundMetrics
-from minismtp.mailqueue.notifications import Notices, final
+from minismtp.mailqueue.notifications import Notifier, final
 from minismtp.mailqueue.scheduler import Job, delay
 from minismtp.values.clock import steady_time
 from minismtp.values.threads import start_thread
@@ -34,7 +34,7 @@ _KEPT = 1.0  # seconds until a message is looked at again that has to wait for a
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a job has brought: see `Custody.done`."""
+    """What a job has brought: see `QueueManager.done`."""
 
     reached: bool | None = None
     wait: float | None = None
@@ -49,40 +49,40 @@ class _Turn:
     job: Job | None
 
 
-class Courier:
+class DeliveryPool:
     """What all delivery threads share, and what starts them."""
 
     def __init__(
         self,
-        carrier: Carrier,
-        custody: Custody,
-        notices: Notices,
+        delivery: DeliveryContext,
+        manager: QueueManager,
+        notifier: Notifier,
         metrics: OutboundMetrics,
         watch: Watch,
     ) -> None:
-        self._carrier = carrier
-        self._custody = custody
-        self._backlog = custody.backlog
-        self._notices = notices
+        self._delivery = delivery
+        self._manager = manager
+        self._index = manager.index
+        self._notifier = notifier
         self._metrics = metrics
         self._watch = watch
         self.ended = 0  # jobs: while it grows, the queue moves
-        self._log = custody.log
-        outbound = carrier.config.outbound
+        self._log = manager.log
+        outbound = delivery.config.outbound
         self._retry = [each.total_seconds() for each in outbound.retry]
 
     def start_jobs(self) -> None:
         """Start a thread for each job that is due and has a place."""
-        while (job := self._backlog.take()) is not None:
+        while (job := self._index.take()) is not None:
             try:
                 start_thread("delivery", self._turn(job))
             except (RuntimeError, MemoryError) as error:  # there are no more threads for us
                 self._log.error("delivery not started", error=str(error))
-                self._custody.done(job, wait=self._retry[0])
+                self._manager.done(job, wait=self._retry[0])
                 return
 
     def _turn(self, job: Job) -> Callable[[], None]:
-        return partial(self._work, _Turn(Attempt(self._carrier, job[1]), job))
+        return partial(self._work, _Turn(Attempt(self._delivery, job[1]), job))
 
     def _work(self, turn: _Turn) -> None:
         """Do jobs for one destination one after the other, over one connection while it holds.
@@ -90,7 +90,7 @@ class Courier:
         Where this has raised it is called again with the same turn, and does a job that has not
         ended once more: whose outcome is settled already is not sent again.
         """
-        if turn.job not in self._backlog.running():
+        if turn.job not in self._index.running():
             turn.job = None
         attempt, end, left = turn.attempt, time.monotonic() + _TURN, _MOST
         try:
@@ -98,10 +98,10 @@ class Courier:
                 self._do(attempt, job)
                 left -= 1
                 more = left > 0 and time.monotonic() < end
-                turn.job = self._backlog.take_from(job[1]) if more else None
+                turn.job = self._index.take_from(job[1]) if more else None
                 self.start_jobs()  # more may run at this destination now
                 if more and turn.job is None and attempt.connected:
-                    turn.job = self._backlog.take_from(job[1], _LINGER)
+                    turn.job = self._index.take_from(job[1], _LINGER)
         finally:
             attempt.close()
             self.start_jobs()
@@ -109,9 +109,9 @@ class Courier:
     def _do(self, attempt: Attempt, job: Job) -> None:
         result = _Result(wait=self._retry[0])
         key = work(*job)
-        place = self._custody.in_progress.begin(key)
+        place = self._manager.in_progress.begin(key)
         if place is None:
-            self._custody.done(job, wait=_KEPT)
+            self._manager.done(job, wait=_KEPT)
             return
         try:
             with self._watch.on(job):
@@ -120,15 +120,15 @@ class Courier:
             self._log.exception("delivery failed", error, id=job[0])
         finally:
             self.ended += 1
-            self._custody.in_progress.end(place, key)
-            self._custody.done(job, reached=result.reached, wait=result.wait, reply=result.reply)
+            self._manager.in_progress.end(place, key)
+            self._manager.done(job, reached=result.reached, wait=result.wait, reply=result.reply)
 
     def _deliver(self, attempt: Attempt, job: Job) -> _Result:
         name, _ = job
-        if not self._custody.ours(name):
+        if not self._manager.ours(name):
             return _Result(wait=_KEPT)
-        opened = self._custody.open(name)
-        standing = self._backlog.standing(job)
+        opened = self._manager.open(name)
+        standing = self._index.standing(job)
         if opened is None or not standing:
             return _Result()
         entry, message = opened
@@ -137,9 +137,9 @@ class Courier:
         targets = tuple(entry.targets[number] for number, _ in standing)
         done = attempt.deliver(Outgoing(entry, message, targets, attempts))
         now = steady_time()
-        outcomes = self._outcomes(standing, done, now, self._backlog.left(name))
+        outcomes = self._outcomes(standing, done, now, self._index.left(name))
         try:
-            self._notices.report(entry, message, outcomes, [each.reports for each in done.answers])
+            self._notifier.report(entry, message, outcomes, [each.reports for each in done.answers])
         except OSError as error:
             # Nobody would hear of a failure; so it is none yet.
             self._log.error("notification not queued", id=name, error=str(error))
@@ -149,7 +149,7 @@ class Courier:
                 for each in outcomes
             ]
         self._tell(entry, outcomes, done, time.monotonic() - begun, now)
-        self._custody.settle(name, outcomes, now)
+        self._manager.settle(name, outcomes, now)
         waits = [max(0.0, each.next - now) for each in outcomes if each.state == "queued"]
         return _Result(done.reached, min(waits, default=None), done.answers[0].reply)
 
@@ -168,10 +168,10 @@ class Courier:
         return outcomes
 
     def _tell(
-        self, entry: Entry, outcomes: list[Outcome], done: Done, seconds: float, now: float
+        self, entry: QueueEntry, outcomes: list[Outcome], done: Done, seconds: float, now: float
     ) -> None:
         age = now - entry.arrived
-        hooks = self._carrier.hooks
+        hooks = self._delivery.hooks
         for each in done.passed:
             self._metrics.next_host(each.recipients)
             self._watch.tell(

@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterable
 
-from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.scheduler import Job
 from minismtp.storage.spool import Spool
 
@@ -22,9 +22,9 @@ from minismtp.storage.spool import Spool
 class Handover:
     """What is kept for the next runner, and what is left to the one before."""
 
-    def __init__(self, spool: Spool, ledger: Ledger) -> None:
+    def __init__(self, spool: Spool, writer: DatabaseWriter) -> None:
         self._spool = spool
-        self._ledger = ledger
+        self._writer = writer
         self._foreign: set[str] = set()
         self._kept: dict[str, int] = {}
         self._jobs: dict[str, set[Job]] = {}
@@ -53,8 +53,8 @@ class Handover:
             for name in self._jobs:
                 with contextlib.suppress(OSError):  # gone already
                     self._kept[name] = self._spool.keep(name)
-            self._ledger.hand_over(self._jobs)
-        self._ledger.flush()
+            self._writer.hand_over(self._jobs)
+        self._writer.flush()
 
     def done(self, job: Job) -> None:
         """Let go of a message once its last job has ended."""
@@ -64,7 +64,7 @@ class Handover:
             jobs.discard(job)
             descriptor = None if jobs else self._kept.pop(name, None)
         if descriptor is not None:
-            self._ledger.hand_over([name])
-            self._ledger.flush()
+            self._writer.hand_over([name])
+            self._writer.flush()
             os.close(descriptor)
             self._spool.knock()

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Final
 
 from minismtp.mailqueue.database import Outcome, Row
-from minismtp.mailqueue.manager import Custody, work
-from minismtp.mailqueue.notifications import Notices, final
+from minismtp.mailqueue.manager import QueueManager, work
+from minismtp.mailqueue.notifications import Notifier, final
 from minismtp.runtime.log import describe
 from minismtp.values.clock import steady_time
 from minismtp.values.threads import start_thread, surviving
@@ -24,15 +24,15 @@ SWEEP: Final = 60.0  # seconds between two looks for messages that have become t
 _PAUSE: Final = 0.1  # seconds between two looks whether another suspect is done with
 
 
-class Clerk:
+class Housekeeper:
     """Sees to messages one after the other; `warn_after` is an age in seconds."""
 
-    def __init__(self, custody: Custody, notices: Notices, *, warn_after: float) -> None:
-        self._custody = custody
-        self._schedule = custody.schedule
-        self._backlog = custody.backlog
-        self._notices = notices
-        self._log = custody.log
+    def __init__(self, manager: QueueManager, notifier: Notifier, *, warn_after: float) -> None:
+        self._manager = manager
+        self._schedule = manager.schedule
+        self._index = manager.index
+        self._notifier = notifier
+        self._log = manager.log
         self._warn_after = warn_after
         self._interval = min(SWEEP, max(warn_after / 10, 1.0)) if warn_after else SWEEP
         self._unfinished: list[str] = []
@@ -50,7 +50,7 @@ class Clerk:
         next_sweep = time.monotonic()
         while not self._stopping:
             try:
-                name = self._custody.decided.get(timeout=max(0.0, next_sweep - time.monotonic()))
+                name = self._manager.decided.get(timeout=max(0.0, next_sweep - time.monotonic()))
             except queue.Empty:
                 next_sweep = time.monotonic() + self._interval
                 self._sweep()
@@ -62,7 +62,7 @@ class Clerk:
 
     def _see_to(self, name: str) -> None:
         """Return or remove a message as an operator has decided."""
-        numbers = self._custody.backlog.decided(name)
+        numbers = self._manager.index.decided(name)
         if self._return(name, numbers, "550 5.0.0 returned by the postmaster"):
             self._log.info("done as the postmaster wants", id=name, returned=len(numbers))
         else:
@@ -72,17 +72,17 @@ class Clerk:
         """Look for messages that are too old, or whose sender should hear of a delay."""
         now = steady_time()
         for name in self._unfinished:
-            self._custody.decided.put(name)
+            self._manager.decided.put(name)
         self._unfinished.clear()
         try:
             late = self._schedule.to_warn(now - self._warn_after) if self._warn_after else []
             # Those whose destination is tried end with their last attempt, before this.
-            expired = self._backlog.overdue(SWEEP)
+            expired = self._index.overdue(SWEEP)
         except sqlite3.Error as error:
             self._log.error("schedule not read", error=describe(error))
             return
         for name in late:
-            if self._backlog.age(name) < self._warn_after:  # the clock has jumped
+            if self._index.age(name) < self._warn_after:  # the clock has jumped
                 continue
             with surviving("clerk"), self._noted(name):
                 self._warn(name)
@@ -93,24 +93,24 @@ class Clerk:
     @contextlib.contextmanager
     def _noted(self, name: str) -> Iterator[None]:
         key = work(name)
-        place = self._custody.in_progress.begin(key)
+        place = self._manager.in_progress.begin(key)
         while place is None:
             time.sleep(_PAUSE)
-            place = self._custody.in_progress.begin(key)
+            place = self._manager.in_progress.begin(key)
         try:
             yield
         finally:
-            self._custody.in_progress.end(place, key)
+            self._manager.in_progress.end(place, key)
 
     def _expired(self, name: str) -> None:
-        numbers = self._custody.backlog.withdraw(name)
+        numbers = self._manager.index.withdraw(name)
         if numbers:
             self._return(name, numbers, "550 5.4.7 delivery time expired")
 
     def _return(self, name: str, numbers: list[int], text: str) -> bool:
         """End the wait of recipients, reported as failed; False when that was not possible."""
         try:
-            opened = self._custody.open(name)
+            opened = self._manager.open(name)
             if opened is None:
                 return True
             entry, message = opened
@@ -121,28 +121,28 @@ class Clerk:
                 reply = self._reason(row) if row else ""
                 host = row.host if row else ""
                 outcomes.append(Outcome(number, "failed", final(text, reply), host))
-            self._notices.report(entry, message, outcomes, [False] * len(outcomes))
+            self._notifier.report(entry, message, outcomes, [False] * len(outcomes))
         except (OSError, sqlite3.Error) as error:
             self._log.error("not returned yet, tried again", id=name, error=describe(error))
             return False
-        self._custody.settle(name, outcomes, steady_time())
+        self._manager.settle(name, outcomes, steady_time())
         return True
 
     def _warn(self, name: str) -> None:
         try:
             rows = [row for row in self._rows(name) if row.state == "queued"]
-            opened = self._custody.open(name) if rows else None
+            opened = self._manager.open(name) if rows else None
             if opened is None:
                 return
             told = [replace(row, reply=self._reason(row)) for row in rows]
-            self._notices.warn(*opened, told)
+            self._notifier.warn(*opened, told)
         except (OSError, sqlite3.Error) as error:
             self._log.error("delay not told yet, tried again", id=name, error=describe(error))
             return
-        self._custody.ledger.warned(name)
+        self._manager.writer.warned(name)
 
     def _rows(self, name: str) -> list[Row]:
-        self._custody.ledger.flush()
+        self._manager.writer.flush()
         return self._schedule.rows(name)
 
     def _reason(self, row: Row) -> str:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from minismtp.mailqueue.database import OPEN, Outcome, Row, State
-from minismtp.mailqueue.scheduler import Agenda, Job
+from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.values.clock import GRACE, steady_time
 
 _EARLIEST: Final = 1_577_836_800.0  # 2020, before there was this program
@@ -25,7 +25,7 @@ _MOST_IDLE: Final = 50  # connections that wait for another message
 
 
 @dataclass(slots=True)
-class Standing:
+class QueuedMessage:
     """Where one recipient stands."""
 
     destination: str
@@ -45,7 +45,7 @@ class Census:
 @dataclass(slots=True)
 class _Message:
     arrived: float
-    recipients: list[Standing]
+    recipients: list[QueuedMessage]
     returned_at: float  # by the clock of the backlog, as is what follows
     known: float
     age: float  # when it became known
@@ -58,7 +58,7 @@ class _Message:
         return "held" if any(each.state == "held" for each in self.recipients) else ""
 
 
-class Backlog:
+class QueueIndex:
     """The waiting messages. Safe in several threads.
 
     `expire` is the age in seconds at which they go back. A message ages by the monotonic clock from
@@ -67,13 +67,13 @@ class Backlog:
 
     def __init__(
         self,
-        agenda: Agenda,
+        scheduler: Scheduler,
         clock: Callable[[], float] = time.monotonic,
         *,
         wall: Callable[[], float] = steady_time,
         expire: float = inf,
     ) -> None:
-        self._agenda = agenda
+        self._scheduler = scheduler
         self._clock = clock
         self._wall = wall
         self._expire = expire
@@ -91,7 +91,7 @@ class Backlog:
         return len(self._messages)
 
     def add(
-        self, name: str, arrived: float, recipients: list[Standing], waits: Mapping[str, float]
+        self, name: str, arrived: float, recipients: list[QueuedMessage], waits: Mapping[str, float]
     ) -> None:
         """Take on a message, its recipients in the order of the envelope.
 
@@ -115,7 +115,7 @@ class Backlog:
         One for which a thread waits in `take_from` goes there.
         """
         with self._lock:
-            while not self._stopped and (job := self._agenda.take(self._clock())) is not None:
+            while not self._stopped and (job := self._scheduler.take(self._clock())) is not None:
                 hands = self._hands.get(job[1])
                 if not hands:
                     return job
@@ -127,7 +127,7 @@ class Backlog:
         with self._lock:
             if self._stopped:
                 return None
-            job = self._agenda.take_from(destination, self._clock())
+            job = self._scheduler.take_from(destination, self._clock())
             if job is not None or not patience or self._idle >= _MOST_IDLE:
                 return job
             hand: SimpleQueue[Job | None] = SimpleQueue()
@@ -148,7 +148,7 @@ class Backlog:
     def patience(self) -> float | None:
         """Give the seconds until `take` is worth a call; None = not before something changes."""
         with self._lock:
-            when = self._agenda.next_time()
+            when = self._scheduler.next_time()
         return None if when is None else max(0.0, when - self._clock())
 
     def standing(self, job: Job) -> list[tuple[int, int]]:
@@ -205,7 +205,7 @@ class Backlog:
     ) -> tuple[float | None, bool]:
         """End a job; `wait` is after how many seconds to come again, None = not.
 
-        Gives what `Agenda.done` gives, and whether an operator wants the message back meanwhile.
+        Gives what `Scheduler.done` gives, and whether an operator wants the message back meanwhile.
         """
         name, destination = job
         with self._lock:
@@ -214,7 +214,7 @@ class Backlog:
             recipients = message.recipients if message else []
             queued = any(r.destination == destination and r.state == "queued" for r in recipients)
             again = now + wait if wait is not None and queued else None
-            changed = self._agenda.done(job, now, reached=reached, again=again)
+            changed = self._scheduler.done(job, now, reached=reached, again=again)
             return changed, any(each.state == "returning" for each in recipients)
 
     def forget(self, name: str) -> None:
@@ -224,7 +224,7 @@ class Backlog:
             if message is not None:
                 self._states[message.state()] -= 1
                 for destination in {each.destination for each in message.recipients}:
-                    self._agenda.drop((name, destination))
+                    self._scheduler.drop((name, destination))
 
     def revise(self, name: str, rows: Sequence[Row], waits: Mapping[str, float]) -> bool:
         """Take over what an operator, or another runner, has decided about a message.
@@ -244,7 +244,7 @@ class Backlog:
             self._plan(name, message, waits)
             queued = {each.destination for each in message.recipients if each.state == "queued"}
             for destination in queued - waits.keys():
-                self._agenda.open(destination)
+                self._scheduler.open(destination)
             states = {each.state for each in message.recipients}
             return "returning" in states or not states & OPEN
 
@@ -262,7 +262,7 @@ class Backlog:
                 return []
             found = self._unattended(name, message, "queued")
             for number in found:
-                self._agenda.drop((name, message.recipients[number].destination))
+                self._scheduler.drop((name, message.recipients[number].destination))
             return found
 
     def stop(self) -> frozenset[Job]:
@@ -272,34 +272,34 @@ class Backlog:
             for hands in self._hands.values():
                 while hands:
                     hands.pop().put(None)
-            return self._agenda.running
+            return self._scheduler.running
 
     def running(self) -> frozenset[Job]:
         """Give the jobs that run."""
         with self._lock:
-            return self._agenda.running
+            return self._scheduler.running
 
     def census(self) -> Census:
         """Count."""
         with self._lock:
             states = {name: count for name, count in self._states.items() if name}
             oldest = next(iter(self._messages.values())).arrived if self._messages else None
-            return Census(states, self._agenda.active, oldest)
+            return Census(states, self._scheduler.active, oldest)
 
     def _unattended(self, name: str, message: _Message, state: State) -> list[int]:
         return [
             number
             for number, each in enumerate(message.recipients)
-            if each.state == state and not self._agenda.runs((name, each.destination))
+            if each.state == state and not self._scheduler.runs((name, each.destination))
         ]
 
     def _plan(self, name: str, message: _Message, waits: Mapping[str, float]) -> None:
         now = self._clock()
         queued = {each.destination for each in message.recipients if each.state == "queued"}
         for destination in queued:
-            self._agenda.add((name, destination), now + waits.get(destination, 0.0))
+            self._scheduler.add((name, destination), now + waits.get(destination, 0.0))
         for destination in {each.destination for each in message.recipients} - queued:
-            self._agenda.drop((name, destination))
+            self._scheduler.drop((name, destination))
 
     def _count(self, before: str, message: _Message) -> None:
         self._states[before] -= 1

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from minismtp.mailqueue.database import Arrival, Batch, Outcome, Schedule
+from minismtp.mailqueue.database import Arrival, Batch, Outcome, QueueDatabase
 from minismtp.runtime.log import Log, describe
 from minismtp.values.threads import start_thread
 
@@ -25,10 +25,10 @@ _PAUSE: Final = 0.05  # seconds between two transactions
 _SULK: Final = 5.0  # seconds until the next try after one that failed
 
 
-class Ledger:
+class DatabaseWriter:
     """Collects changes of the schedule. Any thread may call; nothing here raises."""
 
-    def __init__(self, schedule: Schedule, log: Log) -> None:
+    def __init__(self, schedule: QueueDatabase, log: Log) -> None:
         self._schedule = schedule
         self._log = log
         self._batch = Batch()

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry
-from minismtp.mailqueue.database import Outcome, Row, Schedule
+from minismtp.mail.queue_entry import QueueEntry
+from minismtp.mailqueue.database import Outcome, QueueDatabase, Row
 from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.in_progress import InProgress
-from minismtp.mailqueue.index import Backlog, Standing
-from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.index import QueuedMessage, QueueIndex
+from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.log import Log, describe
 from minismtp.storage.spool import DamagedError, Spool
@@ -29,7 +29,7 @@ def work(name: str, destination: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Custody:
+class QueueManager:
     """The messages of the runner; its methods are safe in several threads.
 
     `longest` is the longest wait between attempts in seconds: nothing waits longer, whatever the
@@ -38,9 +38,9 @@ class Custody:
     """
 
     spool: Spool
-    schedule: Schedule
-    ledger: Ledger
-    backlog: Backlog
+    schedule: QueueDatabase
+    writer: DatabaseWriter
+    index: QueueIndex
     handover: Handover
     log: Log
     longest: float
@@ -48,14 +48,14 @@ class Custody:
     count_aside: Callable[[str], None]
     decided: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _changed: set[str] = field(default_factory=set)
-    _fresh: dict[str, tuple[Entry, Message]] = field(default_factory=dict)
+    _fresh: dict[str, tuple[QueueEntry, Message]] = field(default_factory=dict)
 
-    def hold_open(self, entry: Entry, message: Message) -> None:
+    def hold_open(self, entry: QueueEntry, message: Message) -> None:
         """Keep a new message for the delivery that probably follows at once."""
         if len(self._fresh) < _FRESH:
             self._fresh[entry.id] = (entry, message)
 
-    def open(self, name: str) -> tuple[Entry, Message] | None:
+    def open(self, name: str) -> tuple[QueueEntry, Message] | None:
         """Read a message; None when there is none, or none that can be sent. Raises OSError."""
         fresh = self._fresh.pop(name, None)
         if fresh is not None:
@@ -90,23 +90,23 @@ class Custody:
         What settles a part of the recipients is on disk when this returns, for they would get the
         message again.
         """
-        if self.backlog.settle(name, outcomes):
+        if self.index.settle(name, outcomes):
             self.remove(name)
             return
-        self.ledger.record(name, outcomes, tried)
+        self.writer.record(name, outcomes, tried)
         if any(each.state != "queued" for each in outcomes):
-            self.ledger.flush()
+            self.writer.flush()
 
     def done(
         self, job: Job, *, reached: bool | None = None, wait: float | None = None, reply: str = ""
     ) -> None:
-        """End a job: see `Attempt` for `reached` and `reply`, `Backlog.done` for `wait`."""
+        """End a job: see `Attempt` for `reached` and `reply`, `QueueIndex.done` for `wait`."""
         name, destination = job
-        closed, returning = self.backlog.done(job, reached=reached, wait=wait)
+        closed, returning = self.index.done(job, reached=reached, wait=wait)
         if closed:
-            self.ledger.close(destination, steady_time() + closed, reply)
+            self.writer.close(destination, steady_time() + closed, reply)
         elif closed == 0.0:
-            self.ledger.open(destination)
+            self.writer.open(destination)
         if returning:
             self.decided.put(name)
         self.handover.done(job)
@@ -125,7 +125,7 @@ class Custody:
         try:
             self._changed.update(self.schedule.changed())
             if self._changed:
-                self.ledger.flush()  # or the file would not know of the newest attempts
+                self.writer.flush()  # or the file would not know of the newest attempts
             for name in list(self._changed):
                 self.revise(name)
                 self._changed.discard(name)
@@ -136,11 +136,13 @@ class Custody:
         """Take over what the schedule's file says of a message. Raises sqlite3.Error."""
         rows = self.schedule.rows(name)
         if not rows:
-            self.backlog.forget(name)  # by the runner before us
-        elif self.backlog.revise(name, rows, self.waits(rows, rows)):
+            self.index.forget(name)  # by the runner before us
+        elif self.index.revise(name, rows, self.waits(rows, rows)):
             self.decided.put(name)
 
-    def waits(self, rows: Sequence[Row], recipients: Iterable[Row | Standing]) -> dict[str, float]:
+    def waits(
+        self, rows: Sequence[Row], recipients: Iterable[Row | QueuedMessage]
+    ) -> dict[str, float]:
         """Give the seconds until the next attempt of the destinations that are not tried now."""
         now = steady_time()
         waits: dict[str, float] = {}
@@ -152,13 +154,13 @@ class Custody:
 
     def stop(self) -> int:
         """Let no more jobs start, and keep those that run; gives how many they are."""
-        jobs = self.backlog.stop()
+        jobs = self.index.stop()
         self.handover.keep(jobs)
-        for job in jobs - self.backlog.running():  # ended meanwhile
+        for job in jobs - self.index.running():  # ended meanwhile
             self.handover.done(job)
         return len(jobs)
 
     def _forget(self, name: str) -> None:
         self._fresh.pop(name, None)
-        self.backlog.forget(name)
-        self.ledger.forget(name)
+        self.index.forget(name)
+        self.writer.forget(name)

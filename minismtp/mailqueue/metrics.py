@@ -21,7 +21,7 @@ class OutboundMetrics:
     """The metrics of the queue; only the process that takes messages out has them."""
 
     def __init__(self, metrics: Metrics) -> None:
-        registry, tally = metrics.registry, metrics.tally
+        registry, buffer = metrics.registry, metrics.buffer
         self._messages = Gauge(
             "minismtp_queue_messages",
             "Messages that wait, by state; active are deliveries under way.",
@@ -41,8 +41,8 @@ class OutboundMetrics:
             ["result"],
             registry=registry,
         )
-        self._attempts = {r: tally.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
-        self._next_hosts = tally.adder(
+        self._attempts = {r: buffer.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
+        self._next_hosts = buffer.adder(
             Counter(
                 "minismtp_delivery_next_hosts",
                 "Recipients that a further host was tried for in one attempt.",
@@ -55,15 +55,15 @@ class OutboundMetrics:
             ["level"],
             registry=registry,
         )
-        self._secured = {level: tally.adder(secured.labels(level)) for level in LEVELS}
+        self._secured = {level: buffer.adder(secured.labels(level)) for level in LEVELS}
         aside = Counter(
             "minismtp_messages_set_aside",
             "Messages of the queue that wait for an operator: damaged, or fatal to the process.",
             ["reason"],
             registry=registry,
         )
-        self._aside = {reason: tally.adder(aside.labels(reason)) for reason in ASIDE}
-        self._duration = tally.observer(
+        self._aside = {reason: buffer.adder(aside.labels(reason)) for reason in ASIDE}
+        self._duration = buffer.observer(
             Histogram(
                 "minismtp_delivery_duration_seconds",
                 "Length of attempts.",
@@ -71,7 +71,7 @@ class OutboundMetrics:
                 registry=registry,
             )
         )
-        self._delay = tally.observer(
+        self._delay = buffer.observer(
             Histogram(
                 "minismtp_queue_delay_seconds",
                 "Time from arrival to delivery.",

@@ -8,26 +8,30 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from minismtp.delivery.attempt import Carrier
+from minismtp.delivery.attempt import DeliveryContext
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mailqueue.database import Outcome, Row
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool, UnreadableError
 
 
-class Notices:
+class Notifier:
     """Queues notifications. `expire` is the age in seconds at which messages are returned."""
 
-    def __init__(self, carrier: Carrier, spool: Spool, log: Log, expire: float) -> None:
-        self._carrier = carrier
+    def __init__(self, delivery: DeliveryContext, spool: Spool, log: Log, expire: float) -> None:
+        self._delivery = delivery
         self._spool = spool
         self._log = log
         self._expire = expire
 
     def report(
-        self, entry: Entry, message: Message, outcomes: Sequence[Outcome], reported: Iterable[bool]
+        self,
+        entry: QueueEntry,
+        message: Message,
+        outcomes: Sequence[Outcome],
+        reported: Iterable[bool],
     ) -> None:
         """Tell of failures, and of successes that no other host reports. Raises OSError."""
         by_action: dict[Action, list[Report]] = {}
@@ -42,18 +46,20 @@ class Notices:
         for action, told in by_action.items():
             self._notify(entry, message, action, told)
 
-    def warn(self, entry: Entry, message: Message, rows: Iterable[Row]) -> None:
+    def warn(self, entry: QueueEntry, message: Message, rows: Iterable[Row]) -> None:
         """Tell that recipients still wait. Raises OSError."""
         told = [Report(entry.targets[row.number], row.reply, row.host) for row in rows]
         self._notify(entry, message, "delayed", told)
 
-    def _notify(self, entry: Entry, message: Message, action: Action, told: list[Report]) -> None:
+    def _notify(
+        self, entry: QueueEntry, message: Message, action: Action, told: list[Report]
+    ) -> None:
         made = notification(
             entry,
             message,
             action,
             told,
-            hostname=self._carrier.config.hostname,
+            hostname=self._delivery.config.hostname,
             now=time.time(),
             until=entry.arrived + self._expire,
         )
@@ -61,7 +67,7 @@ class Notices:
             return
         notice, content = made
         try:
-            self._spool.add(self._carrier.routed(notice), content)
+            self._spool.add(self._delivery.routed(notice), content)
         except UnreadableError as error:  # by a plugin's route: another try would not help
             self._log.error("notification not possible", about=entry.id, error=str(error))
             return

@@ -1,8 +1,8 @@
 """The process that takes messages out of the spool (layer 6).
 
 One thread hears of new messages and starts jobs; a pool of threads delivers, each blocking as it
-needs; `clerk`, `ledger` and the client's `deadlines` have a thread each. What dies in between is
-tried again.
+needs; `housekeeper`, `writer` and the client's `deadlines` have a thread each. What dies in between
+is tried again.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
-from minismtp.delivery.attempt import Carrier
+from minismtp.delivery.attempt import DeliveryContext
 from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
-from minismtp.mailqueue.database import Schedule
+from minismtp.mailqueue.database import QueueDatabase
 from minismtp.mailqueue.delivery_log import Watch
-from minismtp.mailqueue.delivery_workers import Courier
+from minismtp.mailqueue.delivery_workers import DeliveryPool
 from minismtp.mailqueue.handover import Handover
-from minismtp.mailqueue.housekeeping import Clerk
+from minismtp.mailqueue.housekeeping import Housekeeper
 from minismtp.mailqueue.in_progress import InProgress
-from minismtp.mailqueue.index import Backlog
-from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.index import QueueIndex
+from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.loader import Intake
-from minismtp.mailqueue.manager import Custody
+from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.metrics import Movement, OutboundMetrics
-from minismtp.mailqueue.notifications import Notices
-from minismtp.mailqueue.scheduler import JITTER, Agenda
+from minismtp.mailqueue.notifications import Notifier
+from minismtp.mailqueue.scheduler import JITTER, Scheduler
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import Metrics, use_slot
-from minismtp.runtime.pulse import Pulses
-from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.pulse import Heartbeats
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.storage.spool import BusyError, Spool, heard
 from minismtp.values.clock import steady_time
 from minismtp.values.database import set_aside
@@ -54,23 +54,23 @@ _HEARD: Final = 200  # messages that are taken in before jobs are started
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class RunnerContext:
     """What the supervisor gives the runner: as `worker.Post`."""
 
     slot: int
     metrics_directory: Path
     ready: int
     lifeline: int
-    board: Board
-    pulses: Pulses
+    scoreboard: Scoreboard
+    heartbeats: Heartbeats
 
 
-def run(config: Config, desk: Desk) -> int:
+def run(config: Config, context: RunnerContext) -> int:
     """Deliver until SIGTERM or the supervisor's death; gives the exit status."""
     log = Log(level=config.log.level, style=config.log.format, patient=False)
     logging.bridge(log, config.log.level)
     logging.capture(log)
-    use_slot(desk.metrics_directory, desk.slot)
+    use_slot(context.metrics_directory, context.slot)
     metrics = Metrics()
     count_failures(metrics.thread_failed)
     log.count_dropped(metrics.log_dropped)
@@ -78,20 +78,20 @@ def run(config: Config, desk: Desk) -> int:
     try:
         plugins = PluginSet.load(config, metrics, log)
         spool.prepare()
-        lock = _locked(spool, desk.lifeline)
-        plugins.hooks().on_start(ServerInfo.of(config, "outbound", desk.slot))
-        carrier = Carrier.of(config, plugins, log)
+        lock = _locked(spool, context.lifeline)
+        plugins.hooks().on_start(ServerInfo.of(config, "outbound", context.slot))
+        delivery = DeliveryContext.of(config, plugins, log)
     except (ConfigError, Failure) as error:
         log.complain(f"minismtp: {error}")
         return EXIT_CONFIG
     log.start()
-    metrics.tally.start()
-    runner = Runner(config, spool, carrier, OutboundMetrics(metrics), log, desk=desk)
-    os.write(desk.ready, b"r")
-    os.close(desk.ready)
-    runner.run(desk.lifeline, lock)
+    metrics.buffer.start()
+    runner = Runner(config, spool, delivery, OutboundMetrics(metrics), log, context=context)
+    os.write(context.ready, b"r")
+    os.close(context.ready)
+    runner.run(context.lifeline, lock)
     plugins.hooks().on_stop()
-    metrics.tally.flush()
+    metrics.buffer.flush()
     log.flush()
     return 0
 
@@ -114,55 +114,55 @@ class Runner:
         self,
         config: Config,
         spool: Spool,
-        carrier: Carrier,
+        delivery: DeliveryContext,
         metrics: OutboundMetrics,
         log: Log,
         *,
-        desk: Desk,
+        context: RunnerContext,
     ) -> None:
         outbound = config.outbound
         retry = [each.total_seconds() for each in outbound.retry]
         expire = outbound.expire.total_seconds()
         self._drain = config.limits.drain.total_seconds()
         self._metrics = metrics
-        self._desk = desk
+        self._context = context
         self._log = log
         self._watch = Watch(config, log)
-        self._carrier = carrier
+        self._delivery = delivery
         directory = config.state_directory / "spool"
         schedule = _open_schedule(directory / "queue.db")
-        ledger = Ledger(schedule, log)
-        self._custody = Custody(
+        writer = DatabaseWriter(schedule, log)
+        self._manager = QueueManager(
             spool,
             schedule,
-            ledger,
-            Backlog(Agenda(retry, outbound.concurrency, outbound.threads), expire=expire),
-            Handover(spool, ledger),
+            writer,
+            QueueIndex(Scheduler(retry, outbound.concurrency, outbound.threads), expire=expire),
+            Handover(spool, writer),
             log,
             longest=max(retry) * (1 + JITTER),
             in_progress=InProgress(directory, outbound.threads + _OTHERS, log),
             count_aside=metrics.set_aside,
         )
-        notices = Notices(self._carrier, spool, log, expire)
-        self._intake = Intake(self._custody, self._carrier.key)
-        self._courier = Courier(self._carrier, self._custody, notices, metrics, self._watch)
+        notifier = Notifier(self._delivery, spool, log, expire)
+        self._intake = Intake(self._manager, self._delivery.key)
+        self._pool = DeliveryPool(self._delivery, self._manager, notifier, metrics, self._watch)
         warn_after = outbound.warn_after.total_seconds()
-        self._clerk = Clerk(self._custody, notices, warn_after=warn_after)
+        self._housekeeper = Housekeeper(self._manager, notifier, warn_after=warn_after)
         self._wake_read, self._wake_write = os.pipe()
         self._movement = Movement(time.monotonic)
         self._stopping = False
 
     def run(self, lifeline: int, lock: int) -> None:
         """Deliver until TERM, then give up the spool's lock and let what is under way end."""
-        self._carrier.start()
+        self._delivery.start()
         self._watch.start()
-        self._custody.in_progress.start()
-        fifo = self._custody.spool.listen()
+        self._manager.in_progress.start()
+        fifo = self._manager.spool.listen()
         messages = self._intake.recover()
         self._show_life()
         self._log.info("queue opened", messages=messages)
-        self._custody.ledger.start()
-        self._clerk.start()
+        self._manager.writer.start()
+        self._housekeeper.start()
         start_thread("signals", self._watch_signals)
         next_tick = 0.0
         while not self._stopping:
@@ -170,8 +170,8 @@ class Runner:
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + _TICK
                 self._tick()
-            self._courier.start_jobs()
-            patience = min(self._custody.backlog.patience() or _TICK, _TICK)
+            self._pool.start_jobs()
+            patience = min(self._manager.index.patience() or _TICK, _TICK)
             readable, _, _ = select.select([fifo, self._wake_read, lifeline], [], [], patience)
             if lifeline in readable:
                 break
@@ -184,25 +184,25 @@ class Runner:
         names, knocked = heard(fifo)
         for start in range(0, len(names), _HEARD):
             self._intake.take_in(names[start : start + _HEARD])
-            self._courier.start_jobs()
+            self._pool.start_jobs()
             self._show_life()
         if knocked:
-            self._custody.hear_of_changes()
+            self._manager.hear_of_changes()
 
     def _show_life(self) -> None:
         """Tell the supervisor that this process does not hang; it first looks after recovery."""
-        self._desk.pulses.beat(self._desk.slot)
+        self._context.heartbeats.beat(self._context.slot)
 
     def _tick(self) -> None:
         self._intake.take_in_rest()
-        self._custody.hear_of_changes()
-        census = self._custody.backlog.census()
+        self._manager.hear_of_changes()
+        census = self._manager.index.census()
         age = 0.0 if census.oldest is None else max(0.0, steady_time() - census.oldest)
         self._metrics.queue(census.states, census.active, age)
-        self._desk.board.post_queue(
-            len(self._custody.backlog),
+        self._context.scoreboard.post_queue(
+            len(self._manager.index),
             stuck=self._movement.stopped(
-                self._courier.ended, due=self._custody.backlog.patience() == 0.0
+                self._pool.ended, due=self._manager.index.patience() == 0.0
             ),
         )
 
@@ -215,22 +215,22 @@ class Runner:
         os.write(self._wake_write, b"x")
 
     def _end(self, lock: int) -> None:
-        self._clerk.stop()
-        self._custody.stop()
+        self._housekeeper.stop()
+        self._manager.stop()
         os.close(lock)
         end = time.monotonic() + self._drain
-        while self._custody.backlog.running() and time.monotonic() < end:
+        while self._manager.index.running() and time.monotonic() < end:
             self._show_life()
             time.sleep(_LOCK_TICK)
-        self._custody.ledger.flush()
+        self._manager.writer.flush()
         self._watch.close()
-        self._custody.in_progress.close()
+        self._manager.in_progress.close()
 
 
-def _open_schedule(path: Path) -> Schedule:
+def _open_schedule(path: Path) -> QueueDatabase:
     """Open the schedule, or make a new one in the place of one that is damaged."""
     try:
-        return Schedule(path, check=True)
+        return QueueDatabase(path, check=True)
     except sqlite3.DatabaseError as error:
         set_aside(path, describe(error))
-        return Schedule(path)
+        return QueueDatabase(path)

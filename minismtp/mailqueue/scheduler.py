@@ -49,7 +49,7 @@ class _Destination:
         return not (self.jobs or self.running or self.failures)
 
 
-class Agenda:
+class Scheduler:
     """The jobs of the runner by time and destination. Not for several threads at once.
 
     `places` is how many jobs may run in all, `concurrency` how many for one destination.

@@ -30,7 +30,7 @@ Answerer: TypeAlias = Callable[[dict[str, Any], Say], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ControlAnswer:
     """What one process has said: its lines, or the `problem` that kept it from answering."""
 
     process: str
@@ -89,7 +89,7 @@ def _question(line: bytes) -> dict[str, Any]:
     return question if isinstance(question, dict) else {}
 
 
-def ask(directory: Path, question: Mapping[str, object]) -> list[Answer]:
+def ask(directory: Path, question: Mapping[str, object]) -> list[ControlAnswer]:
     """Put a question to all processes at once; takes `PATIENCE` at the most."""
     deadline = time.monotonic() + PATIENCE
     line = json.dumps(question).encode() + b"\n"
@@ -101,7 +101,7 @@ def ask(directory: Path, question: Mapping[str, object]) -> list[Answer]:
                 sock.sendall(line)
                 asked.append((name, sock))
         except OSError as error:
-            answers.append(Answer(name, problem=str(error)))
+            answers.append(ControlAnswer(name, problem=str(error)))
     for name, sock in asked:
         with sock:
             answers.append(_answer(name, sock, deadline))
@@ -130,18 +130,18 @@ def connect(directory: Path, name: str) -> socket.socket | None:
     return sock
 
 
-def _answer(name: str, sock: socket.socket, deadline: float) -> Answer:
+def _answer(name: str, sock: socket.socket, deadline: float) -> ControlAnswer:
     data = b""
     try:
         while True:
             sock.settimeout(max(deadline - time.monotonic(), 0.001))
             piece = sock.recv(1 << 20)
             if not piece:
-                return Answer(name, tuple(json.loads(line) for line in data.splitlines()))
+                return ControlAnswer(name, tuple(json.loads(line) for line in data.splitlines()))
             data += piece
     except OSError as error:
         text = "does not answer" if isinstance(error, TimeoutError) else str(error)
-        return Answer(name, problem=text)
+        return ControlAnswer(name, problem=text)
 
 
 @contextlib.contextmanager

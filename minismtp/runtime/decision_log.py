@@ -63,7 +63,7 @@ class _Ring:
         self.waiting: deque[Record] = deque(maxlen=_MOST)
 
 
-class Chronicle:
+class DecisionLog:
     """One process's way into the rings, which take about `limit` octets of disk in all."""
 
     def __init__(self, state_directory: Path, limit: int, log: Log) -> None:

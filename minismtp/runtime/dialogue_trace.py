@@ -39,7 +39,7 @@ _CONTINUE: Final = 334
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TracedLine:
     """One line of a dialogue: `said` by "C", "S" or "-" (what happened), at epoch seconds."""
 
     at: float
@@ -54,7 +54,7 @@ class Outlet:
 
     def __init__(self, networks: tuple[IPv4Network | IPv6Network, ...]) -> None:
         self._networks = networks
-        self._lines: queue.Queue[Line] = queue.Queue(_MOST)
+        self._lines: queue.Queue[TracedLine] = queue.Queue(_MOST)
         self.lost = 0
 
     def wants(self, peer: str) -> bool:
@@ -67,14 +67,14 @@ class Outlet:
             return False
         return any(address in network for network in self._networks)
 
-    def put(self, line: Line) -> None:
+    def put(self, line: TracedLine) -> None:
         """Show a line; who does not keep up loses it, for a session waits for nobody."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self.lost += 1
 
-    def get(self, patience: float) -> Line | None:
+    def get(self, patience: float) -> TracedLine | None:
         """Give the next line, None when there is none for so many seconds."""
         try:
             return self._lines.get(timeout=patience)
@@ -117,7 +117,7 @@ class Tracing:
             self._show(session, "S", line)
 
     def _show(self, session: Session, said: str, text: str) -> None:
-        line = Line(time.time(), session.id, session.peer, said, text)
+        line = TracedLine(time.time(), session.id, session.peer, said, text)
         for outlet in self.outlets:
             if outlet.wants(session.peer):
                 outlet.put(line)

@@ -1,7 +1,7 @@
 """What Prometheus scrapes from one process (layer 2).
 
-Sessions never touch a metric themselves, they append to a `Tally`. In a worker the values live in
-files of its slot (prometheus-client's multiprocess mode), so there are never more files than slots;
+Sessions never touch a metric themselves, they append to a `MetricsBuffer`. In a worker the values
+live in files of its slot (prometheus-client's multiprocess mode), so there are never more files than slots;
 `endpoint` reads them and adds what belongs to the whole server. The metrics of the queue stand in
 `outbound.metrics`.
 
@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
 from minismtp.runtime import metrics_files
-from minismtp.runtime.metrics_buffer import Calls, Tally
+from minismtp.runtime.metrics_buffer import Calls, MetricsBuffer
 
 SECONDS: Final = (
     0.0005,
@@ -86,19 +86,21 @@ class HookMetrics:
     """The metrics of one plugin's implementation of one hook."""
 
     def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool) -> None:
-        tally, labels = metrics.tally, (plugin, hook)
+        buffer, labels = metrics.buffer, (plugin, hook)
         verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
-        self.called = tally.caller(
+        self.called = buffer.caller(
             Calls(
                 metrics.hook_duration.labels(*labels),
                 metrics.hook_cpu.labels(*labels),
                 {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS},
             )
         )
-        self.error = tally.adder(metrics.hook_errors.labels(*labels))
-        self.overrun = tally.adder(metrics.hook_overruns.labels(*labels))
+        self.error = buffer.adder(metrics.hook_errors.labels(*labels))
+        self.overrun = buffer.adder(metrics.hook_overruns.labels(*labels))
         self.stored = (
-            tally.observer(metrics.storage_duration.labels(plugin)) if (hook == "deliver") else None
+            buffer.observer(metrics.storage_duration.labels(plugin))
+            if (hook == "deliver")
+            else None
         )
 
 
@@ -106,32 +108,33 @@ class ListenerMetrics:
     """The metrics of one listener, each bound once so that a session makes no look-up by labels."""
 
     def __init__(self, metrics: Metrics, listener: str) -> None:
-        tally = metrics.tally
+        buffer = metrics.buffer
         self.connections = {
-            r: tally.adder(metrics.connections.labels(listener, r)) for r in CONNECTION_RESULTS
+            r: buffer.adder(metrics.connections.labels(listener, r)) for r in CONNECTION_RESULTS
         }
-        self.active = tally.adder(metrics.connections_active.labels(listener))
-        self.session_duration = tally.observer(metrics.session_duration.labels(listener))
+        self.active = buffer.adder(metrics.connections_active.labels(listener))
+        self.session_duration = buffer.observer(metrics.session_duration.labels(listener))
         self.commands = {
-            (command, category): tally.adder(metrics.commands.labels(listener, command, text))
+            (command, category): buffer.adder(metrics.commands.labels(listener, command, text))
             for command in COMMANDS
             for category, text in ((2, "2xx"), (3, "3xx"), (4, "4xx"), (5, "5xx"))
         }
         self.tls = {
-            v: tally.adder(metrics.tls_sessions.labels(listener, v)) for v in ("TLSv1.2", "TLSv1.3")
+            v: buffer.adder(metrics.tls_sessions.labels(listener, v))
+            for v in ("TLSv1.2", "TLSv1.3")
         }
         self.auth = {
-            (mechanism, result): tally.adder(metrics.auth.labels(listener, mechanism, result))
+            (mechanism, result): buffer.adder(metrics.auth.labels(listener, mechanism, result))
             for mechanism in MECHANISMS
             for result in AUTH_RESULTS
         }
         self.messages = {
-            o: tally.adder(metrics.messages.labels(listener, o)) for o in MESSAGE_OUTCOMES
+            o: buffer.adder(metrics.messages.labels(listener, o)) for o in MESSAGE_OUTCOMES
         }
         self.recipients = {
-            o: tally.adder(metrics.recipients.labels(listener, o)) for o in RECIPIENT_OUTCOMES
+            o: buffer.adder(metrics.recipients.labels(listener, o)) for o in RECIPIENT_OUTCOMES
         }
-        self.message_size = tally.observer(metrics.message_size.labels(listener))
+        self.message_size = buffer.observer(metrics.message_size.labels(listener))
 
 
 class SilentMetrics(ListenerMetrics):
@@ -155,7 +158,7 @@ class Metrics:
         self, listeners: Iterable[str] = (), registry: CollectorRegistry | None = None
     ) -> None:
         self.registry = registry or CollectorRegistry()
-        self.tally = Tally()
+        self.buffer = MetricsBuffer()
         self._define_sessions()
         self._define_mail()
         self._define_hooks()
@@ -187,7 +190,7 @@ class Metrics:
 
     def _define_sessions(self) -> None:
         self.thread_failed = count_thread_failures(self.registry)
-        self.log_dropped = self.tally.adder(
+        self.log_dropped = self.buffer.adder(
             self._counter(
                 "log_lines_dropped", "Lines of the log that were dropped: nobody took them."
             )

@@ -28,7 +28,7 @@ class Calls:
     endings: Mapping[str, Counter]
 
 
-class Tally:
+class MetricsBuffer:
     """A queue of additions and observations that one thread adds up."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ INTERVAL: Final = 1.0  # seconds between two beats, twice that where they are ou
 _BEAT: Final = struct.Struct("d")
 
 
-class Pulses:
+class Heartbeats:
     """The last beat of each slot; make it before the fork."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ _REPLACED: Final = struct.Struct(f"{len(REPLACEMENTS)}q")
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WorkersStatus:
     """Whether the server is `ready`, how many `workers` serve, and how the last reload went.
 
     `reloaded_at` is seconds since the epoch.
@@ -44,7 +44,7 @@ class QueueStanding:
     stuck: bool = False
 
 
-class Board:
+class Scoreboard:
     """Where processes post for others: the supervisor the standing, the runner its queue.
 
     Besides, the supervisor counts the processes that it had to replace.
@@ -55,14 +55,14 @@ class Board:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _FORMAT.size + _QUEUE.size + _REPLACED.size)
 
-    def post(self, standing: Standing) -> None:
+    def post(self, standing: WorkersStatus) -> None:
         """Show a new standing to all processes."""
         self._memory[: _FORMAT.size] = _FORMAT.pack(*astuple(standing))
 
-    def read(self) -> Standing:
+    def read(self) -> WorkersStatus:
         """Give the standing as last posted."""
         ready, workers, reload_ok, reloaded_at = _FORMAT.unpack(self._memory[: _FORMAT.size])
-        return Standing(ready, workers, reload_ok, reloaded_at)
+        return WorkersStatus(ready, workers, reload_ok, reloaded_at)
 
     def post_queue(self, messages: int, *, stuck: bool = False) -> None:
         """Show how the queue stands, and that the runner lives."""

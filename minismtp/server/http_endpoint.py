@@ -39,8 +39,8 @@ from minismtp.runtime import stacks
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import count_thread_failures, use_slot
 from minismtp.runtime.metrics_buffer import FLUSH_INTERVAL
-from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses
-from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.pulse import ENDPOINT_SLOT, Heartbeats
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.figures import Overview, overview
 from minismtp.server.open_sessions import Survey, survey
 from minismtp.server.readiness import FATAL, WARNINGS, Readiness
@@ -61,12 +61,12 @@ _PROCESSES: Final = {
 
 def run(
     sock: socket.socket,
-    board: Board,
+    scoreboard: Scoreboard,
     directory: Path,
     lifeline: int,
     *,
     ready: int,
-    pulses: Pulses,
+    heartbeats: Heartbeats,
     sessions: int,
     control: Path,
     config: Config,
@@ -75,20 +75,20 @@ def run(
 
     `sessions` is the limit of the whole server; `control` is where its processes can be asked. The
     page answers the names that `config` has for it, and those of loopback. A byte on `ready` says
-    that the process answers, and `pulses` that it goes on to do so.
+    that the process answers, and `heartbeats` that it goes on to do so.
     """
     log = Log(level=config.log.level, style=config.log.format, patient=False)
     logging.bridge(log, config.log.level)
     logging.capture(log)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
-    readiness = Readiness(board, config.state_directory, config.outbound.free_space)
-    registry = _registry(board, directory, sessions, readiness)
+    readiness = Readiness(scoreboard, config.state_directory, config.outbound.free_space)
+    registry = _registry(scoreboard, directory, sessions, readiness)
     hosts = (config.hostname, *config.metrics.hosts)
-    server = _HttpServer(sock, registry, readiness, control, hosts=hosts, pulses=pulses)
+    server = _HttpServer(sock, registry, readiness, control, hosts=hosts, heartbeats=heartbeats)
     log.start()
     server.history.start()
-    pulses.beat(ENDPOINT_SLOT)
+    heartbeats.beat(ENDPOINT_SLOT)
     os.write(ready, b"r")
     os.close(ready)
     start_thread("endpoint", server.serve_forever)
@@ -104,11 +104,11 @@ def _watch(lifeline: int) -> None:
 
 
 def _registry(
-    board: Board, directory: Path, sessions: int, readiness: Readiness
+    scoreboard: Scoreboard, directory: Path, sessions: int, readiness: Readiness
 ) -> CollectorRegistry:
     registry = CollectorRegistry()
     _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-    registry.register(_ServerCollector(board, sessions, readiness))
+    registry.register(_ServerCollector(scoreboard, sessions, readiness))
     return registry
 
 
@@ -132,8 +132,8 @@ def _size(path: Path) -> int:
 class _ServerCollector:
     """What belongs to the whole server and not to a worker."""
 
-    def __init__(self, board: Board, sessions: int, readiness: Readiness) -> None:
-        self._board = board
+    def __init__(self, scoreboard: Scoreboard, sessions: int, readiness: Readiness) -> None:
+        self._scoreboard = scoreboard
         self._readiness = readiness
         self._sessions = sessions
 
@@ -144,7 +144,7 @@ class _ServerCollector:
         )
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
-        standing = self._board.read()
+        standing = self._scoreboard.read()
         yield GaugeMetricFamily(
             "minismtp_workers", "Worker processes that serve.", value=standing.workers
         )
@@ -153,7 +153,7 @@ class _ServerCollector:
             "Processes that died or hung and were replaced.",
             labels=["process", "reason"],
         )
-        for (kind, reason), count in self._board.replacements().items():
+        for (kind, reason), count in self._scoreboard.replacements().items():
             replaced.add_metric([_PROCESSES[kind], reason], count)
         yield replaced
         yield GaugeMetricFamily(
@@ -189,7 +189,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         control: Path,
         *,
         hosts: Collection[str],
-        pulses: Pulses,
+        heartbeats: Heartbeats,
     ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
@@ -198,12 +198,12 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.control = control
         self.hosts = hosts
         self.history = History(self.figures)
-        self._pulses = pulses
+        self._heartbeats = heartbeats
         self._places = threading.BoundedSemaphore(_MOST)
 
     def service_actions(self) -> None:
         """Show life: `serve_forever` calls this at each turn."""
-        self._pulses.beat(ENDPOINT_SLOT)
+        self._heartbeats.beat(ENDPOINT_SLOT)
 
     def process_request(self, request: _Request, client_address: object) -> None:
         """Answer in a thread, once there is a place for it."""

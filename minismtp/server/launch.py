@@ -11,8 +11,8 @@ from typing import Final, TypeAlias
 from minismtp.config import Config
 from minismtp.mailqueue import runner
 from minismtp.runtime.login_backoff import Backoff
-from minismtp.runtime.pulse import ENDPOINT_SLOT, Pulses
-from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.pulse import ENDPOINT_SLOT, Heartbeats
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.server import http_endpoint, worker
@@ -20,7 +20,7 @@ from minismtp.server.directories import make_control_directory, runtime_director
 from minismtp.server.generation import Generation
 from minismtp.server.processes import Children, Role
 from minismtp.server.sockets import open_socket
-from minismtp.server.worker import Post
+from minismtp.server.worker import WorkerContext
 
 _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
 
@@ -36,8 +36,8 @@ class Launcher:
         """Open the socket of the metrics; raise ListenError."""
         limits = config.limits
         self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
-        self.board: Final = Board()
-        self.pulses: Final = Pulses()
+        self.scoreboard: Final = Scoreboard()
+        self.heartbeats: Final = Heartbeats()
         self.suspects: Final = Suspects()
         self._backoff = Backoff(limits.login_backoff.total_seconds(), time.monotonic)
         self._children = children
@@ -74,12 +74,12 @@ class Launcher:
         def run(ready: int) -> int:
             let_go(generation.sockets.values())
             self._close_endpoint_socket()
-            post = Post(
+            post = WorkerContext(
                 slot,
                 generation.sockets,
                 self.admission,
                 self._backoff,
-                self.pulses,
+                self.heartbeats,
                 self.suspects,
                 self._metrics_directory,
                 ready,
@@ -96,12 +96,14 @@ class Launcher:
         """Start the runner and return its process id; raise OSError or MemoryError."""
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
-        self.pulses.clear(slot)
+        self.heartbeats.clear(slot)
 
         def run(ready: int) -> int:
             let_go(())
             self._close_endpoint_socket()
-            desk = runner.Desk(slot, directory, ready, lifeline, self.board, self.pulses)
+            desk = runner.RunnerContext(
+                slot, directory, ready, lifeline, self.scoreboard, self.heartbeats
+            )
             return runner.run(config, desk)
 
         return self._children.fork(
@@ -119,11 +121,11 @@ class Launcher:
             let_go(())
             return http_endpoint.run(
                 sock,
-                self.board,
+                self.scoreboard,
                 directory,
                 lifeline,
                 ready=ready,
-                pulses=self.pulses,
+                heartbeats=self.heartbeats,
                 sessions=limit,
                 control=directory.parent / "control",
                 config=config,

@@ -25,7 +25,7 @@ from minismtp.runtime import log as logging
 from minismtp.runtime.session_limits import Admission, Ticket
 from minismtp.services.tls import Certificates
 from minismtp.session.connection import Connection
-from minismtp.session.listener_context import Service, new_id
+from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.values.reply import Reply
 from minismtp.values.threads import start_thread, surviving
 
@@ -138,7 +138,7 @@ class Server(socketserver.ThreadingTCPServer):
         self,
         listener: Listener,
         sock: socket.socket,
-        service: Service,
+        service: ListenerContext,
         sessions: Sessions,
         admission: Admission,
         *,

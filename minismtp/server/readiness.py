@@ -17,7 +17,7 @@ from typing import Final
 
 from prometheus_client.core import Metric
 
-from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.scoreboard import Scoreboard
 
 #: Problems with which the server is not ready, and those that are warnings.
 FATAL: Final = ("workers", "queue", "state", "disk")
@@ -35,12 +35,12 @@ class Readiness:
 
     def __init__(
         self,
-        board: Board,
+        scoreboard: Scoreboard,
         state_directory: Path,
         reserve: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board = board
+        self._scoreboard = scoreboard
         self._state_directory = state_directory
         self._reserve = reserve
         self._clock = clock
@@ -64,7 +64,7 @@ class Readiness:
     def problems(self) -> dict[str, str]:
         """Return what is wrong now, a sentence for each of `FATAL` and `WARNINGS` that is."""
         found = {
-            "workers": "" if self._board.read().ready else "no worker serves",
+            "workers": "" if self._scoreboard.read().ready else "no worker serves",
             "queue": self._queue(),
             "state": self._state(),
             "disk": self._disk(),
@@ -74,7 +74,7 @@ class Readiness:
         return {problem: sentence for problem, sentence in found.items() if sentence}
 
     def _queue(self) -> str:
-        queue = self._board.queue_standing()
+        queue = self._scoreboard.queue_standing()
         if self._clock() - max(queue.beat, self._begun) > _SILENCE:
             return "the process that delivers does not answer"
         if queue.stuck:

@@ -7,21 +7,21 @@ import time
 from dataclasses import replace
 
 from minismtp.runtime.log import Log
-from minismtp.runtime.scoreboard import Board, Standing
+from minismtp.runtime.scoreboard import Scoreboard, WorkersStatus
 from minismtp.runtime.session_limits import Admission
 from minismtp.server.systemd_notify import Notifier
 from minismtp.values.clock import steady_time
 
 
-class Herald:
+class StatusReporter:
     """The supervisor's voice. The supervisor says what changes, and calls `tell` every second."""
 
-    def __init__(self, log: Log, admission: Admission, board: Board) -> None:
-        self.board = board
+    def __init__(self, log: Log, admission: Admission, scoreboard: Scoreboard) -> None:
+        self.scoreboard = scoreboard
         self._log = log
         self._admission = admission
         self._notifier = Notifier(os.environ, os.getpid())
-        self._standing = Standing(reloaded_at=time.time())
+        self._standing = WorkersStatus(reloaded_at=time.time())
 
     @property
     def ready(self) -> bool:
@@ -70,15 +70,15 @@ class Herald:
         self._log.info("stopping", workers=processes)
         self._notifier.stopping(seconds)
 
-    def _post(self, standing: Standing) -> None:
+    def _post(self, standing: WorkersStatus) -> None:
         if standing != self._standing:
             self._standing = standing
-            self.board.post(standing)
+            self.scoreboard.post(standing)
 
     def _describe(self, state: str, serving: int, wanted: int) -> str:
         """Give the line that `systemctl status` shows."""
         failed = "" if self._standing.reload_ok else "; the last reload failed"
         return (
             f"{state}: workers {serving}/{wanted}, sessions {self._admission.sessions},"
-            f" queue {self.board.queue()}{failed}"
+            f" queue {self.scoreboard.queue()}{failed}"
         )

@@ -35,7 +35,7 @@ from minismtp.server.generation import Generation, close, workers_of
 from minismtp.server.launch import Launcher
 from minismtp.server.processes import Child, Children, Role
 from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
-from minismtp.server.status import Herald
+from minismtp.server.status import StatusReporter
 from minismtp.server.watchdog import DUMP_SIGNAL, Watchdog
 from minismtp.server.worker import EXIT_CONFIG
 
@@ -89,8 +89,8 @@ class Supervisor:
         self._lock = lock_state_directory(config)
         self._children: Children[Generation | Role] = Children(log)
         self._launcher = Launcher(config, self._children)
-        self._herald = Herald(log, self._launcher.admission, self._launcher.board)
-        self._watchdog = Watchdog(log, self._launcher.pulses)
+        self._reporter = StatusReporter(log, self._launcher.admission, self._launcher.scoreboard)
+        self._watchdog = Watchdog(log, self._launcher.heartbeats)
         self._next_endpoint = 0.0
         self._runner = 0  # its process id
         self._runner_pause = 0.0
@@ -119,7 +119,7 @@ class Supervisor:
         return self._status
 
     def _turn(self) -> None:
-        busy = self._coming or self._status is not None or not self._herald.ready
+        busy = self._coming or self._status is not None or not self._reporter.ready
         number = next_signal(_TICK if busy else _QUIET_TICK)
         self._again.pop("signal", None)  # another one counts whatever became of the last
         self._attempt(partial(self._act, number), "signal")
@@ -182,7 +182,7 @@ class Supervisor:
     def _tell(self) -> None:
         serving = self._serving()
         silent = len(serving.intersection(self._watchdog.silent))
-        if self._herald.tell(self._state(), len(serving), self._current.wanted, silent=silent):
+        if self._reporter.tell(self._state(), len(serving), self._current.wanted, silent=silent):
             self._announce()
 
     def _is_time_to_open(self, generation: Generation) -> bool:
@@ -223,7 +223,7 @@ class Supervisor:
         else:
             expected = child.group not in {self._current, self._coming, *Role} and not status
         if not expected:
-            self._launcher.board.count_replacement(
+            self._launcher.scoreboard.count_replacement(
                 child.kind, "died" if running is None else "hung"
             )
             slot = {} if isinstance(child.group, Role) else {"slot": child.slot}
@@ -324,7 +324,7 @@ class Supervisor:
 
     def _reload(self) -> None:
         file = self._current.config.file
-        self._herald.reloading()
+        self._reporter.reloading()
         try:
             config = Config.load(Path(file) if file else None)
             sockets = self._current.sockets_for(config, self._adopted)
@@ -348,7 +348,7 @@ class Supervisor:
         self._runner = 0
         old.hurry_at = time.monotonic() + old.drain
         self._launcher.suspects.forgive()  # plugins may have been mended
-        self._herald.reloaded()
+        self._reporter.reloaded()
 
     def _give_up_reload(self, reason: str) -> None:
         coming, self._coming = self._coming, None
@@ -356,13 +356,13 @@ class Supervisor:
             self._children.end(coming, 0.0, signal.SIGKILL)
             coming.close()
             close(coming.sockets.values(), keep=self._current.sockets.values())
-        self._herald.reload_failed(reason)
+        self._reporter.reload_failed(reason)
 
     def _stop(self, status: int) -> None:
         self._status = status
         drain = self._current.drain
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
-        self._herald.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
+        self._reporter.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
         # Nobody shall wait in a queue that nobody serves.
         self._let_go(())
         for generation in self._generations():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.runtime.log import Log
-from minismtp.runtime.pulse import Pulses
+from minismtp.runtime.pulse import Heartbeats
 from minismtp.server.processes import Child, Group
 
 _LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
@@ -27,9 +27,9 @@ _GRACE: Final = 5.0  # seconds; what hung may have held a lock that others waite
 class Watchdog:
     """Knows which processes are silent and since when it has known, and which it has killed."""
 
-    def __init__(self, log: Log, pulses: Pulses) -> None:
+    def __init__(self, log: Log, heartbeats: Heartbeats) -> None:
         self._log = log
-        self._pulses = pulses
+        self._heartbeats = heartbeats
         self._silent: dict[int, float] = {}
         self._killed: dict[int, frozenset[int]] = {}
         self._last_kill = -inf
@@ -48,7 +48,7 @@ class Watchdog:
         limit = min(_LONGEST_SILENCE, patience / 2 or _LONGEST_SILENCE)
         overdue = []
         for pid, child in children:
-            silence = self._pulses.silence(child.slot) if child.serving else 0.0
+            silence = self._heartbeats.silence(child.slot) if child.serving else 0.0
             if silence <= limit:
                 self._silent.pop(pid, None)
             elif pid not in self._silent:

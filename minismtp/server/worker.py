@@ -23,12 +23,12 @@ from minismtp.hooks.specs import ServerInfo
 from minismtp.runtime import log as logging
 from minismtp.runtime import stacks
 from minismtp.runtime.control_socket import Control, Say
-from minismtp.runtime.decision_log import Chronicle
+from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.dialogue_trace import Outlet, Tracing
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.metrics import Metrics, use_slot
-from minismtp.runtime.pulse import INTERVAL, Pulses
+from minismtp.runtime.pulse import INTERVAL, Heartbeats
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.server.listener import Server, Sessions
@@ -51,7 +51,7 @@ _TICK: Final = 0.05  # seconds between two looks at the last sessions
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
+class WorkerContext:
     """What the supervisor gives a worker: its slot, the shared things, and two pipes.
 
     A byte on `ready` says that the worker is ready to accept, which it does after end of file on
@@ -62,7 +62,7 @@ class Post:
     sockets: dict[str, socket.socket]
     admission: Admission
     backoff: Backoff
-    pulses: Pulses
+    heartbeats: Heartbeats
     suspects: Suspects
     metrics_directory: Path
     ready: int
@@ -70,7 +70,7 @@ class Post:
     lifeline: int
 
 
-def run(config: Config, post: Post) -> int:
+def run(config: Config, post: WorkerContext) -> int:
     """Serve until SIGTERM or the supervisor's death; gives the exit status."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
     log = Log(level=config.log.level, style=config.log.format, patient=False)
@@ -102,14 +102,14 @@ class Worker:
     """The running parts of one worker."""
 
     def __init__(
-        self, config: Config, post: Post, plugins: PluginSet, metrics: Metrics, log: Log
+        self, config: Config, post: WorkerContext, plugins: PluginSet, metrics: Metrics, log: Log
     ) -> None:
         self._config = config
         self._post = post
         self._plugins = plugins
         self._metrics = metrics
         self._log = log
-        self._chronicle = Chronicle(config.state_directory, config.log.chronicle, log)
+        self._chronicle = DecisionLog(config.state_directory, config.log.chronicle, log)
         self._refusals = RefusalLog(config.log.refusals)
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
@@ -136,7 +136,7 @@ class Worker:
         self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._post.slot))
         self._log.start()
         self._chronicle.start()
-        self._metrics.tally.start()
+        self._metrics.buffer.start()
         self._sessions.start_watch()
         self._control.start()
 
@@ -147,7 +147,7 @@ class Worker:
 
     def show_life(self) -> None:
         """Show signs of life from now on; the supervisor kills a worker without them."""
-        self._post.pulses.beat(self._post.slot)
+        self._post.heartbeats.beat(self._post.slot)
         start_thread("pulse", self._beat_on)
 
     def wait(self) -> bool:
@@ -181,7 +181,7 @@ class Worker:
         if not self._sessions.drain(timeout):
             self._log.warning("sessions cut after the drain time", sessions=len(self._sessions))
         self._plugins.hooks().on_stop()
-        self._metrics.tally.flush()
+        self._metrics.buffer.flush()
         self._refusals.settle(self._log, inf)
         self._chronicle.flush()
         self._log.flush()
@@ -209,7 +209,7 @@ class Worker:
         turns = [self._sessions.turns, *(server.turns for server in servers)]
         if not any(map(operator.eq, turns, self._turns)):
             self._turns = turns
-            self._post.pulses.beat(self._post.slot)
+            self._post.heartbeats.beat(self._post.slot)
 
     def _report(self, question: dict[str, Any], say: Say) -> None:
         for session in self._sessions.reports(stack=bool(question.get("stack"))):

@@ -11,7 +11,7 @@ from minismtp.mail.events import Authenticated
 from minismtp.mail.session import Session
 from minismtp.runtime.login_backoff import wait_for_turn
 from minismtp.session import replies
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
@@ -27,7 +27,7 @@ _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 class Authentication:
     """The AUTH exchanges of one session; `session.login` is set by a successful one."""
 
-    def __init__(self, service: Service, session: Session) -> None:
+    def __init__(self, service: ListenerContext, session: Session) -> None:
         self._service = service
         self._session = session
         self._exchange: sasl.Exchange | None = None

@@ -22,7 +22,7 @@ from minismtp.mail.session import Session, TlsInfo, is_silent
 from minismtp.runtime.thread_activity import Activity, taken_up
 from minismtp.services import client_certificate
 from minismtp.services.tls import Certificates, tls_info
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.receiver import Receiver
 from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.proxy_header import ProxyProblem, read_header
@@ -47,7 +47,7 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        service: Service,
+        service: ListenerContext,
         session: Session,
         certificates: Certificates | None,
         *,

@@ -18,7 +18,7 @@ from minismtp.session import replies
 from minismtp.session.authentication import Authentication
 from minismtp.session.ehlo import keywords
 from minismtp.session.error_count import ErrorCount
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals, outcome_of, path_as_it_came, shortened
 from minismtp.session.transaction import Transaction
 from minismtp.session.xclient import apply_xclient
@@ -67,7 +67,7 @@ class Conversation:
     """
 
     def __init__(
-        self, service: Service, session: Session, activity: Activity, protocol: Protocol
+        self, service: ListenerContext, session: Session, activity: Activity, protocol: Protocol
     ) -> None:
         self.reason = "lost"
         self.origin = ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from minismtp.mail.session import Session
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 
 
 def keywords(
-    service: Service, session: Session, *, mechanisms: list[str], xclient: bool
+    service: ListenerContext, session: Session, *, mechanisms: list[str], xclient: bool
 ) -> list[str]:
     """Return the keyword lines (RFC 5321 section 4.1.1.1), in Postfix's order.
 

@@ -15,7 +15,7 @@ from minismtp.config.tables import LogConfig
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
-from minismtp.runtime.decision_log import Chronicle
+from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.dialogue_trace import Tracing
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
@@ -28,7 +28,7 @@ from minismtp.storage.spool import Spool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class ListenerContext:
     """The rules and collaborators of one listener.
 
     `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
@@ -65,7 +65,7 @@ class Service:
     fix_newlines: bool = False
     spool: Path | None = None
     queue: Spool | None = None
-    chronicle: Chronicle | None = None
+    chronicle: DecisionLog | None = None
     made_up_keys: MadeUpKeys = field(default_factory=MadeUpKeys)
     notes: Notes | None = None
     quarantines: bool = False
@@ -76,7 +76,7 @@ class Service:
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
 
-    def silent(self) -> Service:
+    def silent(self) -> ListenerContext:
         """Give the same service for sessions that count for nothing."""
         return replace(self, quiet=True, metrics=SilentMetrics())
 
@@ -117,14 +117,14 @@ def make_service(
     starttls: bool,
     backoff: Backoff | None = None,
     queue: Spool | None = None,
-    chronicle: Chronicle | None = None,
+    chronicle: DecisionLog | None = None,
     refusals: RefusalLog | None = None,
     tracing: Tracing | None = None,
     made_up_keys: MadeUpKeys | None = None,
     notes: Notes | None = None,
-) -> Service:
+) -> ListenerContext:
     """Make the service of one listener from the configuration."""
-    return Service(
+    return ListenerContext(
         listener=listener.name,
         kind=listener.kind,
         hostname=config.hostname,

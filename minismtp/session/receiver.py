@@ -13,7 +13,7 @@ from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session.conversation import Conversation
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.smtp.commands import Bdat, Command
 from minismtp.smtp.protocol import (
     CLOSED,
@@ -22,7 +22,7 @@ from minismtp.smtp.protocol import (
     TLS,
     Event,
     Protocol,
-    State,
+    SessionState,
 )
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, surviving
@@ -33,7 +33,7 @@ _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at t
 class Receiver:
     """Drives one session. `deadline` is when the peer must have finished what it is doing now."""
 
-    def __init__(self, service: Service, session: Session, activity: Activity) -> None:
+    def __init__(self, service: ListenerContext, session: Session, activity: Activity) -> None:
         self.session = session
         self._service = service
         self._activity = activity
@@ -145,7 +145,7 @@ class Receiver:
                 size += len(sent)
                 if errors.delays:
                     break
-            elif event.__class__ is Bdat and self._protocol.state is State.RCPT:
+            elif event.__class__ is Bdat and self._protocol.state is SessionState.RCPT:
                 self._begin_content(self._service.clock())  # and one deadline for all chunks
         return self.take()
 
@@ -258,7 +258,7 @@ class Receiver:
         self._answered = now = self._service.clock()
         if protocol.state is DATA:
             self._begin_content(now)
-        elif protocol.state is not State.CHUNKS:
+        elif protocol.state is not SessionState.CHUNKS:
             self._content_end = 0.0
             self.deadline = min(now + self._command_timeout, self._end)
         try:

@@ -14,7 +14,7 @@ from minismtp.runtime.log import bound
 
 if TYPE_CHECKING:
     from minismtp.mail.session import Session
-    from minismtp.session.listener_context import Service
+    from minismtp.session.listener_context import ListenerContext
     from minismtp.values.reply import Reply
 
 _MOST_RECIPIENTS: Final = 20  # refused ones of one message that have a line each
@@ -27,7 +27,7 @@ class Refusals:
     `told` says that the refusal which is about to be sent has its line.
     """
 
-    def __init__(self, service: Service, session: Session) -> None:
+    def __init__(self, service: ListenerContext, session: Session) -> None:
         self._service = service
         self._session = session
         self._recipients = 0

@@ -9,10 +9,10 @@ from typing import Final
 
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import describe
 from minismtp.session import replies
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.success_notices import route_notice, success_notices
 from minismtp.storage.spool import UnreadableError
 from minismtp.values.address import Address
@@ -22,7 +22,7 @@ from minismtp.values.threads import report, surviving
 _PATIENCE: Final = 120.0  # seconds for all copies; a client waits at least 600 (RFC 5321 4.5.3.2.6)
 
 
-class Storing:
+class MessageStorage:
     """Stores each mailbox's copy once, and queues what goes to other hosts.
 
     `stored` and `queued` say what has been done so far. `disconnects` says that a plugin wants the
@@ -31,13 +31,13 @@ class Storing:
 
     def __init__(
         self,
-        service: Service,
+        service: ListenerContext,
         envelope: Envelope,
         message: Message,
         recipients: Sequence[Recipient],
     ) -> None:
         self.stored: list[Address] = []
-        self.queued: list[Target] = []
+        self.queued: list[QueuedRecipient] = []
         self.disconnects = False
         self._service = service
         self._envelope = envelope
@@ -109,31 +109,31 @@ class Storing:
 
     def _waiting(
         self, kept: Sequence[Recipient], failures: Mapping[Address, Reply]
-    ) -> dict[Address, Target]:
+    ) -> dict[Address, QueuedRecipient]:
         """Return the failed copies that are for the queue, each once."""
         own = set(map(id, kept))
-        found: dict[Address, Target] = {}
+        found: dict[Address, QueuedRecipient] = {}
         for recipient in self._recipients if failures else ():
             for mailbox in recipient.mailboxes if id(recipient) not in own else ():
                 if mailbox in failures:
-                    found.setdefault(mailbox, Target.of("local", mailbox, recipient))
+                    found.setdefault(mailbox, QueuedRecipient.of("local", mailbox, recipient))
         return found
 
-    def _relayed(self) -> list[Target]:
+    def _relayed(self) -> list[QueuedRecipient]:
         """Give the targets at other hosts: each once, though several aliases lead there."""
         rewritable = self._envelope.reverse_path is not None
-        found: dict[object, Target] = {}
+        found: dict[object, QueuedRecipient] = {}
         for recipient in self._recipients:
-            for target in Target.relays(recipient, rewritable=rewritable):
+            for target in QueuedRecipient.relays(recipient, rewritable=rewritable):
                 found.setdefault((target.address, target.sender, target.notify), target)
         return list(found.values())
 
-    def _check(self, relays: list[Target]) -> None:
+    def _check(self, relays: list[QueuedRecipient]) -> None:
         """Raise Defer or OSError for copies that could not be queued, before anybody has one."""
         queue = self._service.queue
         if relays:
             try:
-                Entry.of(self._envelope, self._message, relays).check()
+                QueueEntry.of(self._envelope, self._message, relays).check()
             except ValueError as error:
                 raise self._unqueued(error) from None
         several = relays or len(self._recipients) > 1 or self._recipients[0].expands
@@ -148,8 +148,8 @@ class Storing:
 
     def _enqueue(
         self,
-        relays: list[Target],
-        waiting: Mapping[Address, Target],
+        relays: list[QueuedRecipient],
+        waiting: Mapping[Address, QueuedRecipient],
         failures: Mapping[Address, Reply],
         refused: dict[int, Reply],
     ) -> None:
@@ -158,7 +158,7 @@ class Storing:
         assert service.queue is not None  # noqa: S101 - else nothing waits
         targets = [*relays, *waiting.values()]
         try:
-            service.queue.add(Entry.of(self._envelope, self._message, targets), self._message)
+            service.queue.add(QueueEntry.of(self._envelope, self._message, targets), self._message)
         except UnreadableError as error:
             raise self._unqueued(error) from None
         except OSError as error:
@@ -184,7 +184,7 @@ class Storing:
         asked = [each for each in recipients if "SUCCESS" in each.notify]
         if queue is None or not asked:
             return
-        entry = Entry.of(self._envelope, self._message, [])
+        entry = QueueEntry.of(self._envelope, self._message, [])
         notices = success_notices(entry, self._message, asked, self.stored, service.hostname)
         for notice, content in notices:
             routed = route_notice(notice, service.hooks, service.hostname)

@@ -13,19 +13,19 @@ from minismtp.hooks.facade import Hooks
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.envelope import Recipient
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.session import Session
 from minismtp.values.address import Address
 from minismtp.values.reply import Verdict
 
 
 def success_notices(
-    entry: Entry,
+    entry: QueueEntry,
     message: Message,
     recipients: Iterable[Recipient],
     stored: Container[Address],
     hostname: str,
-) -> Iterator[tuple[Entry, Message]]:
+) -> Iterator[tuple[QueueEntry, Message]]:
     """Give what the sender of an accepted message is told at once: an entry and its content each.
 
     An alias of several targets is "expanded", a mailbox that has its copy "delivered"; of all
@@ -33,7 +33,7 @@ def success_notices(
     """
     by_action: dict[Action, list[Report]] = {}
     for recipient in recipients:
-        target = Target(
+        target = QueuedRecipient(
             kind="local",
             address=str(recipient.address),
             recipient=str(recipient.address),
@@ -51,7 +51,7 @@ def success_notices(
             yield made
 
 
-def route_notice(notice: Entry, hooks: Hooks, hostname: str) -> Entry:
+def route_notice(notice: QueueEntry, hooks: Hooks, hostname: str) -> QueueEntry:
     """Give a notification with its way: to mailboxes here, or out where nobody knows the sender."""
     session = Session(id=notice.id, listener="", kind="mx", hostname=hostname, peer="127.0.0.1")
     try:
@@ -59,6 +59,6 @@ def route_notice(notice: Entry, hooks: Hooks, hostname: str) -> Entry:
         recipient.route = hooks.route(session, notice.envelope(), recipient)
     except (Verdict, ValueError):  # `Spool.add` says what is wrong with an address
         return notice
-    targets = [Target.of("local", mailbox, recipient) for mailbox in recipient.mailboxes]
-    targets += Target.relays(recipient, rewritable=False)
+    targets = [QueuedRecipient.of("local", mailbox, recipient) for mailbox in recipient.mailboxes]
+    targets += QueuedRecipient.relays(recipient, rewritable=False)
     return replace(notice, targets=tuple(targets)) if targets else notice

@@ -21,9 +21,9 @@ from minismtp.runtime.log import bind, describe, unbind
 from minismtp.runtime.suspects import fingerprint
 from minismtp.runtime.thread_activity import Activity, summary
 from minismtp.session import replies
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals, outcome_of
-from minismtp.session.storage import Storing
+from minismtp.session.storage import MessageStorage
 from minismtp.session.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
@@ -40,7 +40,7 @@ class Transaction:
 
     def __init__(
         self,
-        service: Service,
+        service: ListenerContext,
         session: Session,
         mail: Mail,
         number: int,
@@ -53,7 +53,7 @@ class Transaction:
         self._session = session
         self._activity = activity
         self._steps_before, activity.steps = activity.steps, []
-        self._storing: Storing | None = None
+        self._storage: MessageStorage | None = None
         self._receiving = 0.0  # seconds; until `finish`, when that began
         self._writer: ContentWriter | None = None
         self._lines: ChunkLines | None = None
@@ -311,10 +311,10 @@ class Transaction:
 
     def _store(self, message: Message) -> tuple[str, list[Reply]]:
         service, envelope, accepted = self._service, self.envelope, self._acceptance
-        storing = Storing(service, envelope, message, self._recipients)
-        self._storing = storing
-        queued, answers = storing.run(accepted, self._accepted)
-        self.disconnects = self.disconnects or storing.disconnects
+        storage = MessageStorage(service, envelope, message, self._recipients)
+        self._storage = storage
+        queued, answers = storage.run(accepted, self._accepted)
+        self.disconnects = self.disconnects or storage.disconnects
         if message.quarantined is not None and accepted in answers:
             return "quarantined", answers
         return "queued" if queued else "", answers
@@ -377,11 +377,11 @@ class Transaction:
             service.metrics.message_size(size)
         reply = min(answers, key=lambda each: each.category)
         facts = self._facts(size) | {"reply": str(reply)}
-        storing = self._storing
-        if storing is not None and storing.stored:
-            facts["stored"] = ",".join(map(str, storing.stored))
-        if storing is not None and storing.queued:
-            facts["queued"] = ",".join([target.address for target in storing.queued])
+        storage = self._storage
+        if storage is not None and storage.stored:
+            facts["stored"] = ",".join(map(str, storage.stored))
+        if storage is not None and storage.queued:
+            facts["queued"] = ",".join([target.address for target in storage.queued])
         accepted = reply.category == 2  # noqa: PLR2004
         if not accepted:
             facts |= self._refusals.facts(reply)

@@ -35,7 +35,7 @@ from minismtp.smtp.dot_stuffing import DotDecoder
 from minismtp.values.reply import Reply
 
 
-class State(Enum):
+class SessionState(Enum):
     """Where a session stands between two events."""
 
     CONNECTED = auto()  # no banner yet
@@ -56,47 +56,63 @@ class State(Enum):
 
 # Python 3.11 finds a member of an Enum by a descriptor, which costs 0.05 us; these are asked for
 # some forty times in each message.
-CLOSED: Final = State.CLOSED
-TLS: Final = State.TLS
-START: Final = State.START
-AUTH: Final = State.AUTH
-DATA: Final = State.DATA
+CLOSED: Final = SessionState.CLOSED
+TLS: Final = SessionState.TLS
+START: Final = SessionState.START
+AUTH: Final = SessionState.AUTH
+DATA: Final = SessionState.DATA
 
-_GREETED: Final = (State.READY, State.MAIL, State.REFUSED, State.RCPT, State.CHUNKS)
-_OPEN: Final = (State.START, *_GREETED)
+_GREETED: Final = (
+    SessionState.READY,
+    SessionState.MAIL,
+    SessionState.REFUSED,
+    SessionState.RCPT,
+    SessionState.CHUNKS,
+)
+_OPEN: Final = (SessionState.START, *_GREETED)
 
 #: (state, verb, class of the reply) -> next state. A class that has no row leaves the state as it
 #: is, if its verb has a row there at all; 421 closes from everywhere.
-TRANSITIONS: Final[dict[tuple[State, str, int], State]] = {
-    (State.CONNECTED, "CONNECT", 2): State.START,
-    (State.CONNECTED, "CONNECT", 5): State.UNWELCOME,
-    (State.UNWELCOME, "QUIT", 2): State.CLOSED,
-    **{(s, greeting, 2): State.READY for s in _OPEN for greeting in ("EHLO", "HELO", "LHLO")},
-    **{(s, "RSET", 2): State.READY for s in _GREETED},
-    (State.START, "RSET", 2): State.START,
-    **{(s, "QUIT", 2): State.CLOSED for s in _OPEN},
+TRANSITIONS: Final[dict[tuple[SessionState, str, int], SessionState]] = {
+    (SessionState.CONNECTED, "CONNECT", 2): SessionState.START,
+    (SessionState.CONNECTED, "CONNECT", 5): SessionState.UNWELCOME,
+    (SessionState.UNWELCOME, "QUIT", 2): SessionState.CLOSED,
+    **{
+        (s, greeting, 2): SessionState.READY for s in _OPEN for greeting in ("EHLO", "HELO", "LHLO")
+    },
+    **{(s, "RSET", 2): SessionState.READY for s in _GREETED},
+    (SessionState.START, "RSET", 2): SessionState.START,
+    **{(s, "QUIT", 2): SessionState.CLOSED for s in _OPEN},
     **{(s, v, 2): s for s in _OPEN for v in ("NOOP", "HELP", "VRFY", "EXPN", "OTHER")},
-    (State.READY, "STARTTLS", 2): State.TLS,
-    (State.READY, "AUTH", 3): State.AUTH,
-    (State.READY, "AUTH", 2): State.READY,
-    (State.AUTH, "RESPONSE", 3): State.AUTH,
-    **{(State.AUTH, "RESPONSE", c): State.READY for c in (2, 4, 5)},
-    (State.READY, "XCLIENT", 2): State.START,
-    (State.START, "XCLIENT", 2): State.START,
-    (State.READY, "MAIL", 2): State.MAIL,
-    (State.MAIL, "RCPT", 2): State.RCPT,
-    **{(State.MAIL, "RCPT", c): State.REFUSED for c in (4, 5)},
-    (State.REFUSED, "RCPT", 2): State.RCPT,
-    (State.RCPT, "RCPT", 2): State.RCPT,
-    (State.RCPT, "DATA", 3): State.DATA,
-    **{(State.DATA, "CONTENT", c): State.READY for c in (2, 4, 5)},
-    **{(s, "BDAT", 2): State.CHUNKS for s in (State.RCPT, State.CHUNKS)},
-    **{(s, "BDAT", c): State.READY for s in (State.RCPT, State.CHUNKS) for c in (4, 5)},
-    **{(s, "LAST", c): State.READY for s in (State.RCPT, State.CHUNKS) for c in (2, 4, 5)},
+    (SessionState.READY, "STARTTLS", 2): SessionState.TLS,
+    (SessionState.READY, "AUTH", 3): SessionState.AUTH,
+    (SessionState.READY, "AUTH", 2): SessionState.READY,
+    (SessionState.AUTH, "RESPONSE", 3): SessionState.AUTH,
+    **{(SessionState.AUTH, "RESPONSE", c): SessionState.READY for c in (2, 4, 5)},
+    (SessionState.READY, "XCLIENT", 2): SessionState.START,
+    (SessionState.START, "XCLIENT", 2): SessionState.START,
+    (SessionState.READY, "MAIL", 2): SessionState.MAIL,
+    (SessionState.MAIL, "RCPT", 2): SessionState.RCPT,
+    **{(SessionState.MAIL, "RCPT", c): SessionState.REFUSED for c in (4, 5)},
+    (SessionState.REFUSED, "RCPT", 2): SessionState.RCPT,
+    (SessionState.RCPT, "RCPT", 2): SessionState.RCPT,
+    (SessionState.RCPT, "DATA", 3): SessionState.DATA,
+    **{(SessionState.DATA, "CONTENT", c): SessionState.READY for c in (2, 4, 5)},
+    **{(s, "BDAT", 2): SessionState.CHUNKS for s in (SessionState.RCPT, SessionState.CHUNKS)},
+    **{
+        (s, "BDAT", c): SessionState.READY
+        for s in (SessionState.RCPT, SessionState.CHUNKS)
+        for c in (4, 5)
+    },
+    **{
+        (s, "LAST", c): SessionState.READY
+        for s in (SessionState.RCPT, SessionState.CHUNKS)
+        for c in (2, 4, 5)
+    },
 }
 _ALLOWED: Final = frozenset((state, verb) for state, verb, _ in TRANSITIONS)
 
-_NO_RECIPIENTS: Final = frozenset({(State.REFUSED, "DATA"), (State.REFUSED, "BDAT")})
+_NO_RECIPIENTS: Final = frozenset({(SessionState.REFUSED, "DATA"), (SessionState.REFUSED, "BDAT")})
 _CLOSING: Final = 421  # closes from every state, RFC 5321 section 3.8
 GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
 _SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO")
@@ -181,7 +197,7 @@ class Protocol:
     )
 
     def __init__(self, *, lmtp: bool = False, line_length: int = 0) -> None:
-        self.state = State.CONNECTED
+        self.state = SessionState.CONNECTED
         self._lmtp = lmtp
         self._line_length = line_length
         self._verb = "CONNECT"
@@ -238,11 +254,11 @@ class Protocol:
 
     def close(self) -> None:
         """End the session from outside; no further event comes."""
-        self.state = State.CLOSED
+        self.state = SessionState.CLOSED
 
     def restart(self) -> None:
         """Forget the session after a TLS handshake (RFC 3207 section 4.2)."""
-        self.state = State.START
+        self.state = SessionState.START
         self._buffer = b""
         self._at = 0
 
@@ -270,7 +286,7 @@ class Protocol:
         if not verb:
             raise RuntimeError("there is nothing to answer")
         if reply.code == _CLOSING or self._lost:
-            self.state = State.CLOSED
+            self.state = SessionState.CLOSED
             return
         self.state = TRANSITIONS.get((self.state, verb, reply.category), self.state)
         if self.state is DATA:
@@ -320,7 +336,7 @@ class Protocol:
             return self._refuse(verb, _SAY_LHLO if self._lmtp else _SAY_EHLO)
         if isinstance(command, Bdat):
             return self._begin_chunk(command)
-        if isinstance(command, Other) and (State.START, verb) not in _ALLOWED:
+        if isinstance(command, Other) and (SessionState.START, verb) not in _ALLOWED:
             self._lost = _is_chunk(line)
             verb = "OTHER"
         if (self.state, verb) not in _ALLOWED:
@@ -338,7 +354,7 @@ class Protocol:
         if (self.state, verb) in _NO_RECIPIENTS:
             # RFC 5321 section 3.3; RFC 2033 section 4.2 insists on 503.
             return Reply(503 if self._lmtp else 554, "no valid recipients", "5.5.1")
-        if self.state is State.CHUNKS and verb == "DATA":
+        if self.state is SessionState.CHUNKS and verb == "DATA":
             return Reply(503, "DATA cannot be mixed with BDAT", "5.5.1")
         return Reply(503, "bad sequence of commands", "5.5.1")
 

@@ -32,7 +32,7 @@ import msgspec
 from minismtp.mail.content import Content
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.storage.spool_file import open_message
 from minismtp.values.address import Address
@@ -77,7 +77,7 @@ class QuarantineStore:
         """
         targets = _targets(envelope, mailbox)
         boxes = frozenset(targets)
-        entry = Entry.of(envelope, message, list(targets.values()))
+        entry = QueueEntry.of(envelope, message, list(targets.values()))
         prefix = _prefix(entry)
         seconds, microseconds = divmod(round(envelope.arrived * 1_000_000), 1_000_000)
         identifier = re.sub(r"[^\w.-]", "_", envelope.id, flags=re.ASCII)
@@ -120,7 +120,7 @@ class QuarantineStore:
                         arrived = int(match[1]) + int(match[2]) / 1_000_000
                         yield Kept(Path(item.path), match[3], match[4], arrived, int(match[5]))
 
-    def open(self, kept: Kept) -> tuple[Entry, Message]:
+    def open(self, kept: Kept) -> tuple[QueueEntry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
         descriptor = open_message(str(kept.path))
         try:
@@ -178,15 +178,17 @@ class QuarantineStore:
         return count
 
 
-def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, Target]:
+def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, QueuedRecipient]:
     """Give a target for each mailbox; the success of their delivery has been told already."""
     found = {
-        box: Target.of("local", box, recipient)
+        box: QueuedRecipient.of("local", box, recipient)
         for recipient in reversed(envelope.recipients)
         for box in recipient.mailboxes
     }
     if mailbox not in found:
-        found = {mailbox: Target(kind="local", address=str(mailbox), recipient=str(mailbox))}
+        found = {
+            mailbox: QueuedRecipient(kind="local", address=str(mailbox), recipient=str(mailbox))
+        }
     for box, target in found.items():
         if "SUCCESS" in target.notify:
             rest = tuple(wish for wish in target.notify if wish != "SUCCESS")
@@ -194,14 +196,14 @@ def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, Target]:
     return found
 
 
-def _prefix(entry: Entry) -> bytes:
+def _prefix(entry: QueueEntry) -> bytes:
     text = base64.b64encode(msgspec.json.encode(entry))
     lines = [text[start : start + _LINE] for start in range(0, len(text), _LINE)]
     folded = b"".join(b"\t%b\r\n" % line for line in lines)
     return _START % (_HEAD_SIZE + len(folded)) + b"\r\n" + folded
 
 
-def _read(descriptor: int, size: int) -> tuple[Entry, int]:
+def _read(descriptor: int, size: int) -> tuple[QueueEntry, int]:
     """Give the envelope, and how many octets stand before the message. Raises DamagedError."""
     if os.fstat(descriptor).st_size != size:
         raise DamagedError("the size does not fit")
@@ -211,7 +213,7 @@ def _read(descriptor: int, size: int) -> tuple[Entry, int]:
         raise DamagedError("the envelope is missing")
     try:
         text = base64.b64decode(os.pread(descriptor, length - _HEAD_SIZE, _HEAD_SIZE))
-        entry = msgspec.json.decode(text, type=Entry)
+        entry = msgspec.json.decode(text, type=QueueEntry)
         entry.envelope()
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None

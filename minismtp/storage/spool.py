@@ -43,7 +43,7 @@ from typing import Final
 
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.storage.spool_file import (
     DamagedError,
     UnreadableError,
@@ -125,7 +125,7 @@ class Spool:
             self._free = (free, now + _FREE_FOR)
         return free >= size + self._reserve
 
-    def add(self, entry: Entry, message: Message) -> None:
+    def add(self, entry: QueueEntry, message: Message) -> None:
         """Queue a message: it is on disk when this returns.
 
         Raises OSError and UnreadableError, and leaves nothing then.
@@ -155,7 +155,7 @@ class Spool:
         with surviving():  # the message is ours already
             self._call(entry.id)
 
-    def open(self, name: str) -> tuple[Entry, Message]:
+    def open(self, name: str) -> tuple[QueueEntry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
         descriptor = open_message(f"{self._queue}/{name}")
         try:

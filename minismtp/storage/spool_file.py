@@ -14,12 +14,12 @@ from typing import Final
 
 import msgspec
 
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
 _FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
-_DECODER: Final = msgspec.json.Decoder(Entry)
+_DECODER: Final = msgspec.json.Decoder(QueueEntry)
 _LONGEST_ENVELOPE: Final = 1 << 26  # octets: 64 MiB
 _SMALL: Final = 65536  # octets of a file that is read whole
 
@@ -54,7 +54,7 @@ def footer(size: int, length: int) -> bytes:
     return _FOOTER_FORMAT % (size, length)
 
 
-def read_message(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
+def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | None]:
     """Return the envelope, the size of the message, and a small message itself.
 
     Raises DamagedError.
@@ -80,7 +80,7 @@ def read_message(descriptor: int, name: str) -> tuple[Entry, int, bytes | None]:
     return entry, size, None if start else end[:size]
 
 
-def encoded(entry: Entry) -> bytes:
+def encoded(entry: QueueEntry) -> bytes:
     """Return an envelope as it is written, once it has been read back. Raises UnreadableError."""
     try:
         text = msgspec.json.encode(entry)
@@ -91,7 +91,7 @@ def encoded(entry: Entry) -> bytes:
     raise UnreadableError("the envelope would come back as another one")
 
 
-def _decoded(text: bytes) -> Entry:
+def _decoded(text: bytes) -> QueueEntry:
     """Return the envelope that a text holds. Raises msgspec.MsgspecError and ValueError."""
     entry = _DECODER.decode(text)
     entry.check()

@@ -29,7 +29,7 @@ import relays
 
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage import spool as spool_module
 from minismtp.storage.spool import Spool
 
@@ -184,7 +184,7 @@ def fill(directory: Path, options: argparse.Namespace, hosts: list[str], skip: i
 
 def add(spool: Spool, name: str, address: str) -> None:
     """Queue a message for one recipient."""
-    entry = Entry(
+    entry = QueueEntry(
         id=name,
         sender="me@example.org",
         listener="smtp",
@@ -192,7 +192,7 @@ def add(spool: Spool, name: str, address: str) -> None:
         helo="client",
         login=None,
         arrived=time.time(),
-        targets=(Target(kind="relay", address=address, recipient=address),),
+        targets=(QueuedRecipient(kind="relay", address=address, recipient=address),),
     )
     spool.add(entry, Message(name, Content.of(BODY)))
 

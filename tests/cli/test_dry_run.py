@@ -23,26 +23,26 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.cli.dry_run import Client, Rehearsal
+from minismtp.cli.dry_run import DryRun, ExampleClient
 from minismtp.config import Config, PluginConfig
 from minismtp.runtime.log import Log
 
-CLIENT = Client(sender="a@client.example", recipients=("b@example.org",))
+CLIENT = ExampleClient(sender="a@client.example", recipients=("b@example.org",))
 ALSO = replace(CLIENT, recipients=("no@example.org", "b@example.org"))
 
-Rehearse = Callable[..., Rehearsal]
+Rehearse = Callable[..., DryRun]
 
 
 @pytest.fixture
 def rehearse(tmp_path: Path) -> Iterator[Rehearse]:
     """Give a function that rehearses with plugins; they end with the test."""
-    begun: list[Rehearsal] = []
+    begun: list[DryRun] = []
     listeners = [
         {"name": "smtp", "address": "127.0.0.1:0", "tls": "none"},
         {"name": "users", "address": "127.0.0.1:0", "tls": "none", "kind": "submission"},
     ]
 
-    def rehearse(*plugins: object) -> Rehearsal:
+    def rehearse(*plugins: object) -> DryRun:
         document = {
             "state_directory": "state",
             "listeners": listeners,
@@ -50,12 +50,12 @@ def rehearse(tmp_path: Path) -> Iterator[Rehearse]:
         }
         config = Config.build(document, file="", base=tmp_path)
         tables = [(PluginConfig(use=type(each).__name__.lower()), each) for each in plugins]
-        begun.append(Rehearsal(config, tables, Log(level="error")))
+        begun.append(DryRun(config, tables, Log(level="error")))
         return begun[-1]
 
     yield rehearse
-    for rehearsal in begun:
-        rehearsal.close()
+    for dry_run in begun:
+        dry_run.close()
 
 
 @plugin
@@ -128,7 +128,9 @@ def test_header_is_settled_as_for_a_client(text: bytes, settled: bytes, rehearse
 
 def test_client_is_the_one_described(rehearse: Rehearse) -> None:
     seen = Seen()
-    client = Client(sender="", recipients=("ü@example.org",), peer="2001:db8::1", helo="x.example")
+    client = ExampleClient(
+        sender="", recipients=("ü@example.org",), peer="2001:db8::1", helo="x.example"
+    )
     result = rehearse(seen).run(client, content())
     assert (seen.sessions[0].peer, seen.sessions[0].helo) == ("2001:db8::1", "x.example")
     assert result.envelope is not None
@@ -137,9 +139,9 @@ def test_client_is_the_one_described(rehearse: Rehearse) -> None:
 
 
 def test_user_who_has_logged_in_comes_to_the_submission_listener(rehearse: Rehearse) -> None:
-    rehearsal = rehearse(Seen())
-    assert rehearsal.run(CLIENT, content()).session.listener == "smtp"
-    result = rehearsal.run(replace(CLIENT, login="alice"), content())
+    dry_run = rehearse(Seen())
+    assert dry_run.run(CLIENT, content()).session.listener == "smtp"
+    result = dry_run.run(replace(CLIENT, login="alice"), content())
     assert (result.session.listener, result.session.login) == ("users", "alice")
 
 
@@ -266,16 +268,16 @@ def test_accepted_message_may_leave(rehearse: Rehearse) -> None:
         def on_send(self, delivery: Delivery, message: Message) -> None:
             message.prepend("X-For", delivery.domain)
 
-    rehearsal = rehearse(Signing())
-    result = rehearsal.run(CLIENT, content())
-    assert [step[:2] for step in rehearsal.send(result)] == [("on_send", "signing")]
+    dry_run = rehearse(Signing())
+    result = dry_run.run(CLIENT, content())
+    assert [step[:2] for step in dry_run.send(result)] == [("on_send", "signing")]
     assert result.message is not None
     assert result.message.headers.get("X-For") == "example.org"
 
 
 def test_refused_message_does_not_leave(rehearse: Rehearse) -> None:
-    rehearsal = rehearse(Refusing(stage="on_data"))
-    assert rehearsal.send(rehearsal.run(CLIENT, content())) == []
+    dry_run = rehearse(Refusing(stage="on_data"))
+    assert dry_run.send(dry_run.run(CLIENT, content())) == []
 
 
 def test_refusal_to_let_a_message_leave_is_a_step(rehearse: Rehearse) -> None:
@@ -285,14 +287,14 @@ def test_refusal_to_let_a_message_leave_is_a_step(rehearse: Rehearse) -> None:
         def on_send(self) -> None:
             raise Reject("stays here")
 
-    rehearsal = rehearse(Keeping())
-    [step] = rehearsal.send(rehearsal.run(CLIENT, content()))
+    dry_run = rehearse(Keeping())
+    [step] = dry_run.send(dry_run.run(CLIENT, content()))
     assert step[4:] == ("reject", "550 5.7.1 stays here")
 
 
 def test_one_message_after_another_has_steps_of_its_own(rehearse: Rehearse) -> None:
-    rehearsal = rehearse(Refusing(stage=""))
-    lengths = [len(rehearsal.run(CLIENT, content()).steps) for _ in range(3)]
+    dry_run = rehearse(Refusing(stage=""))
+    lengths = [len(dry_run.run(CLIENT, content()).steps) for _ in range(3)]
     assert lengths == [len(STAGES) + 1] * 3
 
 
@@ -316,6 +318,6 @@ def test_state_that_servers_share_is_left_alone(rehearse: Rehearse, tmp_path: Pa
             if self._state.add("mails", 1, timedelta(hours=1)) > 1:
                 raise Reject("again")
 
-    rehearsal = rehearse(Remembering())
-    assert [rehearsal.run(CLIENT, content()).accepted for _ in range(2)] == [True, False]
+    dry_run = rehearse(Remembering())
+    assert [dry_run.run(CLIENT, content()).accepted for _ in range(2)] == [True, False]
     assert (tmp_path / "state" / "state.db").exists()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minismtp.cli.main import main
-from minismtp.runtime.decision_log import Chronicle, Record, recall
+from minismtp.runtime.decision_log import DecisionLog, Record, recall
 from minismtp.runtime.log import Log
 from minismtp.values.passwords import hash_password
 
@@ -295,7 +295,7 @@ def record(number: int, **fields: str | int) -> Record:
 
 
 def test_ring_keeps_the_newest_within_its_bound(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 80_000, Log())
+    chronicle = DecisionLog(tmp_path, 80_000, Log())
     for number in range(2000):
         chronicle.keep(record(number, text="x" * 80))
         if number % 20 == 0:
@@ -311,7 +311,7 @@ def test_ring_keeps_the_newest_within_its_bound(tmp_path: Path) -> None:
 
 def test_several_processes_share_the_ring(tmp_path: Path) -> None:
     """Each opens the file anew, so those of one process stand for several."""
-    writers = [Chronicle(tmp_path, 1_000_000, Log()) for _ in range(4)]
+    writers = [DecisionLog(tmp_path, 1_000_000, Log()) for _ in range(4)]
 
     def write(own: int) -> None:
         for number in range(own, 400, 4):
@@ -327,7 +327,7 @@ def test_several_processes_share_the_ring(tmp_path: Path) -> None:
 
 
 def test_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     chronicle.keep(record(1))
     chronicle.flush()
     path = tmp_path / "chronicle" / "current.jsonl"
@@ -336,7 +336,7 @@ def test_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_ring_of_no_size_keeps_nothing(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 0, Log())
+    chronicle = DecisionLog(tmp_path, 0, Log())
     chronicle.keep(record(1))
     chronicle.flush()
     assert not (tmp_path / "chronicle").exists()
@@ -344,7 +344,7 @@ def test_ring_of_no_size_keeps_nothing(tmp_path: Path) -> None:
 
 def test_ring_that_cannot_be_written_is_told_once(tmp_path: Path, capfd: Capture) -> None:
     (tmp_path / "chronicle").touch()
-    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     for number in range(3):
         chronicle.keep(record(number))
         chronicle.flush()

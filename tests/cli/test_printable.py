@@ -16,7 +16,7 @@ from minismtp.cli import explain, listing, quarantine, replay, shadow, trace, tr
 from minismtp.cli.common import fail, say
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.results import Finding
 from minismtp.mailqueue.database import Waiting
 from minismtp.runtime.decision_log import Record
@@ -65,8 +65,8 @@ def contents(text: str) -> dict[str, dict[str, str]]:
 def quarantined(text: str) -> quarantine.Found:
     name = text
     text = text.encode("utf-8", "replace").decode()  # what was stored can be no other
-    target = Target(kind="local", address=text, recipient=text)
-    entry = Entry(
+    target = QueuedRecipient(kind="local", address=text, recipient=text)
+    entry = QueueEntry(
         id=text,
         sender=text,
         listener=text,
@@ -104,14 +104,14 @@ def shadows(text: str) -> shadow.Shadow:
     return found
 
 
-def report(text: str) -> try_plugin.Report:
+def report(text: str) -> try_plugin.TryReport:
     steps: list[dict[str, str | float]] = [
         {"hook": hook, "about": text, "seconds": 0.1, "verdict": text, "remark": text}
         for hook in ("RCPT", "reply", text)
     ]
     finding = Finding(text, text, 1.0, text)
     names = ("plugin", "outcome", "reply", "quarantined", "discarded")
-    return try_plugin.Report(
+    return try_plugin.TryReport(
         **dict.fromkeys(names, text),
         accepted=True,
         steps=steps,

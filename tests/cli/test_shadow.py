@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minismtp.cli.main import main
-from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
 
@@ -48,7 +48,7 @@ def config(configure: Configure) -> Path:
 @pytest.fixture
 def keep(config: Path) -> Keep:
     """Give a function that puts steps of so many seconds ago into the chronicle."""
-    chronicle = Chronicle(config.parent / "state", 1_000_000, Log())
+    chronicle = DecisionLog(config.parent / "state", 1_000_000, Log())
     (config.parent / "state").mkdir()
 
     def keep(*steps: Step, ago: float = 60.0, identifier: str = "8a1f0c5d7e21.1") -> None:

@@ -19,20 +19,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.config import Config
-from minismtp.delivery.attempt import Attempt, Carrier
-from minismtp.delivery.client import Connection, Setting
+from minismtp.delivery.attempt import Attempt, DeliveryContext
+from minismtp.delivery.client import HostConnection, Setting
 from minismtp.delivery.content import Original
 from minismtp.delivery.course import Done, Outgoing
 from minismtp.delivery.deadlines import Deadlines, Timeouts
-from minismtp.delivery.mx import Directory, Host
-from minismtp.delivery.result import Answer, HostError, HostReply, TlsError
-from minismtp.delivery.tls_policy import Judge
+from minismtp.delivery.mx import Host, HostFinder
+from minismtp.delivery.result import HostError, HostReply, RecipientResult, TlsError
+from minismtp.delivery.tls_policy import TlsPolicies
 from minismtp.delivery.tls_security import Contexts, Security
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.content import Content
 from minismtp.mail.delivery import Destination
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.services.resolver import Resolver
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from conftest import TlsFiles
 
     Behaviour = Callable[["Peer"], None]
-    Visit = Callable[..., Connection]
+    Visit = Callable[..., HostConnection]
 
 PATIENCE: Final = 60.0  # seconds: only a test that fails ever waits so long
 SHORT: Final = 0.3
@@ -175,14 +175,14 @@ def visit(deadlines: Deadlines, listen: Callable[[Behaviour], Listener]) -> Iter
             host: Host | Listener | Behaviour,
             timeouts: Timeouts = PATIENT,
             destination: Destination = Destination(""),  # noqa: B008 - a value
-        ) -> Connection:
+        ) -> HostConnection:
             if callable(host):
                 host = listen(host)
             if isinstance(host, Listener):
                 host = host.host
             setting = Setting("here.example", deadlines, timeouts, Contexts())
             security = Security(destination.tls)
-            connection = Connection(host, destination, security, setting)
+            connection = HostConnection(host, destination, security, setting)
             stack.callback(connection.close)
             return connection
 
@@ -194,12 +194,12 @@ def short(**phases: float) -> Timeouts:
     return Timeouts(**{"connect": 60, "command": 60, "data": 60, "end": 60, **phases})
 
 
-def target(address: str = "bob@example.net", **more: object) -> Target:
-    return Target(kind="relay", address=address, recipient=address, **more)  # type: ignore[arg-type]
+def target(address: str = "bob@example.net", **more: object) -> QueuedRecipient:
+    return QueuedRecipient(kind="relay", address=address, recipient=address, **more)  # type: ignore[arg-type]
 
 
-def entry(*targets: Target, **more: object) -> Entry:
-    return Entry(
+def entry(*targets: QueuedRecipient, **more: object) -> QueueEntry:
+    return QueueEntry(
         **{  # type: ignore[arg-type]
             "id": "m", "sender": "me@example.org", "listener": "", "peer": "", "helo": "",
             "login": None, "arrived": 0.0, "targets": targets or (target(),), **more,
@@ -211,7 +211,9 @@ def message(content: bytes = b"Subject: hello\r\n\r\nhello\r\n") -> Message:
     return Message("m", Content.of(content))
 
 
-def send(connection: Connection, content: Message | None = None, **more: object) -> Answer:
+def send(
+    connection: HostConnection, content: Message | None = None, **more: object
+) -> RecipientResult:
     """Send a message to one recipient."""
     waiting = entry(**more)
     [answer] = connection.send(waiting, waiting.targets, content or message())
@@ -736,7 +738,7 @@ class SlowHost:
     def outcome(self, host: Host, **timeouts: float) -> str:
         """Send 14 MB to it, and return what came of it."""
         setting = Setting("here.example", self.deadlines, Timeouts(**timeouts), Contexts())
-        connection = Connection(host, Destination(""), Security("opportunistic"), setting)
+        connection = HostConnection(host, Destination(""), Security("opportunistic"), setting)
         try:
             return send(connection, message(LARGE)).reply
         except HostError as error:
@@ -1005,7 +1007,7 @@ def test_fields_outside_ascii_go_to_any_host_as_they_are(visit: Visit) -> None:
 
 
 def test_plugins_edit_a_conversion_too(visit: Visit) -> None:
-    def edit(entry: Entry, converted: Message) -> None:
+    def edit(entry: QueueEntry, converted: Message) -> None:
         assert entry.body == "7BIT"
         converted.prepend("X-Signature", str(converted.size))
 
@@ -1022,7 +1024,7 @@ def test_plugins_edit_a_conversion_too(visit: Visit) -> None:
 
 
 def test_what_plugins_add_is_converted_too(visit: Visit) -> None:
-    def edit(_: Entry, converted: Message) -> None:
+    def edit(_: QueueEntry, converted: Message) -> None:
         converted.prepend("X-List", ", ".join(["word"] * 9))
         with converted.open() as reader:
             converted.replace(reader.read() + b"x" * 2000 + b"\r\n")
@@ -1210,7 +1212,7 @@ def test_recipients_for_another_transaction_wait_when_the_connection_ends(visit:
 # One host after the other
 
 
-class Found(Directory):
+class Found(HostFinder):
     """Has these hosts for every domain, in this order."""
 
     def __init__(self, hosts: list[Host]) -> None:
@@ -1230,10 +1232,10 @@ def attempt(deadlines: Deadlines) -> Iterator[Callable[..., Attempt]]:
             found = [each.host if isinstance(each, Listener) else each for each in hosts]
             config, plugins = Config.embedded(), PluginSet(Metrics(), Log())
             plugins.close()
-            judge = Judge(Resolver([]), None, Log(), dane=False)
+            judge = TlsPolicies(Resolver([]), None, Log(), dane=False)
             setting = Setting("here.example", deadlines, PATIENT, Contexts())
-            carrier = Carrier(config, plugins, Found(found), judge, setting)
-            made = Attempt(carrier, "example.net")
+            delivery_context = DeliveryContext(config, plugins, Found(found), judge, setting)
+            made = Attempt(delivery_context, "example.net")
             stack.callback(made.close)
             return made
 

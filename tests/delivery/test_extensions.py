@@ -10,15 +10,15 @@ from minismtp.delivery.extensions import Extensions
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 
 
-def target(address: str = "bob@example.net", **more: object) -> Target:
-    return Target(kind="relay", address=address, recipient=address, **more)  # type: ignore[arg-type]
+def target(address: str = "bob@example.net", **more: object) -> QueuedRecipient:
+    return QueuedRecipient(kind="relay", address=address, recipient=address, **more)  # type: ignore[arg-type]
 
 
-def entry(*targets: Target, **more: object) -> Entry:
-    return Entry(
+def entry(*targets: QueuedRecipient, **more: object) -> QueueEntry:
+    return QueueEntry(
         **{  # type: ignore[arg-type]
             "id": "m", "sender": "me@example.org", "listener": "", "peer": "", "helo": "",
             "login": None, "arrived": 0.0, "targets": targets or (target(),), **more,

@@ -18,9 +18,9 @@ import trustme
 from minismtp.config.types import SocketAddress
 from minismtp.delivery import policy_fetch
 from minismtp.delivery.deadlines import Deadlines
-from minismtp.delivery.mta_sts import Policies, Policy
-from minismtp.delivery.mx import Directory
-from minismtp.delivery.policy_fetch import FetchError, Web
+from minismtp.delivery.mta_sts import Policies, StsPolicy
+from minismtp.delivery.mx import HostFinder
+from minismtp.delivery.policy_fetch import FetchError, PolicyFetcher
 from minismtp.delivery.tls_security import Contexts, matches
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Found, Resolver
@@ -45,7 +45,7 @@ GOOD = "version: STSv1\nmode: enforce\nmx: mx.example.net\nmx: *.example.org\nma
     ],
 )
 def test_policy_is_read_as_it_is_meant(text: str) -> None:
-    assert Policy.parse(text) == Policy("enforce", ("mx.example.net", "*.example.org"), 86400)
+    assert StsPolicy.parse(text) == StsPolicy("enforce", ("mx.example.net", "*.example.org"), 86400)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,11 @@ def test_policy_is_read_as_it_is_meant(text: str) -> None:
 )
 def test_what_is_no_policy_is_told_apart(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason.replace("*", r"\*")):
-        Policy.parse(text)
+        StsPolicy.parse(text)
 
 
 def test_a_policy_holds_for_a_year_at_most() -> None:
-    assert Policy.parse(GOOD.replace("86400", "9999999999")).max_age == 31_557_600
+    assert StsPolicy.parse(GOOD.replace("86400", "9999999999")).max_age == 31_557_600
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             stack.callback(server.server_close)
             stack.callback(server.shutdown)
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            directory = Directory(resolver, hostname="here.example", own=[], port=25)
+            directory = HostFinder(resolver, hostname="here.example", own=[], port=25)
             verified = Contexts(tmp_path / "ca.pem").verified
-            web = Web(directory, deadlines, verified, server.server_address[1])
+            web = PolicyFetcher(directory, deadlines, verified, server.server_address[1])
             return web.get("localhost", "/policy")
 
         yield fetch
@@ -217,7 +217,7 @@ class Published(Resolver):
         return Found((SimpleNamespace(strings=(b"v=STSv1; id=1",)),), name)
 
 
-class Offered(Web):
+class Offered(PolicyFetcher):
     """Every domain has the same policy, of many hosts."""
 
     def __init__(self, text: str) -> None:
@@ -230,7 +230,7 @@ class Offered(Web):
         return self.text
 
 
-def kept_in(directory: Path, web: Web) -> Policies:
+def kept_in(directory: Path, web: PolicyFetcher) -> Policies:
     return Policies(Published(), web, directory, Log(level="error"))
 
 
@@ -253,10 +253,10 @@ def test_policy_that_was_fetched_while_the_clock_was_ahead_holds_and_is_renewed(
     web = Offered(GOOD)
     policies = kept_in(tmp_path, web)
     monkeypatch.setattr("minismtp.delivery.mta_sts.steady_time", lambda: time.time() + ahead)
-    assert policies.of("a.example") == Policy.parse(GOOD)
+    assert policies.of("a.example") == StsPolicy.parse(GOOD)
     monkeypatch.undo()
     web.text = ""  # what cannot be renewed holds
-    assert policies.of("a.example") == Policy.parse(GOOD)
+    assert policies.of("a.example") == StsPolicy.parse(GOOD)
     policies = kept_in(tmp_path, web)
     web.text = GOOD.replace("enforce", "testing")
     renewed = policies.of("a.example")
@@ -271,5 +271,5 @@ def test_policy_that_was_fetched_while_the_clock_was_ahead_holds_and_is_renewed(
 def test_damaged_policy_on_disk_is_fetched_again(damage: bytes, tmp_path: Path) -> None:
     web = Offered(GOOD)
     (tmp_path / "a.example").write_bytes(damage)
-    assert kept_in(tmp_path, web).of("a.example") == Policy.parse(GOOD)
+    assert kept_in(tmp_path, web).of("a.example") == StsPolicy.parse(GOOD)
     assert web.asked == 1

@@ -17,7 +17,7 @@ from fakes import Names
 from ports import free_port
 
 from minismtp.config.types import SocketAddress
-from minismtp.delivery.mx import Directory, UnreachableError
+from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.services import resolver as resolver_module
 from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.address import Address
@@ -111,15 +111,15 @@ def nameserver(
 
 
 @pytest.fixture(scope="module")
-def directory(nameserver: SocketAddress) -> Directory:
-    return Directory(Resolver([nameserver]), hostname="MX.example.org", own=[OWN], port=25)
+def directory(nameserver: SocketAddress) -> HostFinder:
+    return HostFinder(Resolver([nameserver]), hostname="MX.example.org", own=[OWN], port=25)
 
 
-def way(directory: Directory, domain: str) -> list[str]:
+def way(directory: HostFinder, domain: str) -> list[str]:
     return [str(host) for host in directory.by_mx(domain)]
 
 
-def refusal(directory: Directory, domain: str) -> str:
+def refusal(directory: HostFinder, domain: str) -> str:
     with pytest.raises(UnreachableError) as caught:
         list(directory.by_mx(domain))
     assert caught.value.final == caught.value.reply.startswith("5")
@@ -130,7 +130,7 @@ ONE = "one.test[198.51.100.1]:25"
 TWO = ["two.test[2001:db8::2]:25", "two.test[198.51.100.2]:25"]
 
 
-def test_the_lowest_preference_comes_first_and_equals_share_the_load(directory: Directory) -> None:
+def test_the_lowest_preference_comes_first_and_equals_share_the_load(directory: HostFinder) -> None:
     """RFC 5321 section 5.1: equal preferences in random order."""
     seen = collections.Counter(tuple(way(directory, "many.test")) for _ in range(100))
     backup = "backup.test[198.51.100.9]:25"
@@ -150,7 +150,7 @@ def test_the_lowest_preference_comes_first_and_equals_share_the_load(directory: 
         ("[IPv6:2001:db8::5]", ["[2001:db8::5]:25"]),
     ],
 )
-def test_way_to_a_domain(directory: Directory, domain: str, wanted: list[str]) -> None:
+def test_way_to_a_domain(directory: HostFinder, domain: str, wanted: list[str]) -> None:
     assert way(directory, domain) == wanted
 
 
@@ -171,7 +171,7 @@ def test_way_to_a_domain(directory: Directory, domain: str, wanted: list[str]) -
 )
 def test_no_way_to_a_domain(nameserver: SocketAddress, domain: str, reply: str) -> None:
     own = [OWN, SocketAddress("::", 25)]
-    directory = Directory(Resolver([nameserver]), hostname="mx.example.org", own=own, port=25)
+    directory = HostFinder(Resolver([nameserver]), hostname="mx.example.org", own=own, port=25)
     given = refusal(directory, domain)
     assert given == reply or (not reply and given.startswith("550 5.4.6 "))
 
@@ -201,7 +201,7 @@ def test_own_address_in_any_spelling_is_a_loop(own: str, records: dict[str, str]
     names |= {f"mx.example {kind}": [address] for kind, address in records.items()}
     names |= {"backup.example A": ["198.51.100.9"]}
     listeners = [SocketAddress.parse(own)]
-    directory = Directory(Names(names), hostname="us.example", own=listeners, port=25)
+    directory = HostFinder(Names(names), hostname="us.example", own=listeners, port=25)
     assert refusal(directory, "x.example") == "550 5.4.6 mail for x.example loops back to this host"
     [address] = records.values()
     literal = f"a@[IPv6:{address}]" if ":" in address else f"a@[{address}]"
@@ -216,7 +216,7 @@ def test_own_address_in_any_spelling_is_a_loop(own: str, records: dict[str, str]
 def test_own_name_is_a_loop_whatever_its_address(name: str) -> None:
     """The address may be that of a router, which nobody here knows."""
     names = Names({"x.example MX": ["10 mx.EXAMPLE.org."], "mx.example.org A": ["198.51.100.7"]})
-    directory = Directory(names, hostname=name, own=[], port=25)
+    directory = HostFinder(names, hostname=name, own=[], port=25)
     assert refusal(directory, "x.example").startswith("550 5.4.6 ")
 
 
@@ -236,7 +236,7 @@ def test_own_name_is_a_loop_whatever_its_address(name: str) -> None:
 def test_address_where_somebody_else_listens_is_no_loop(own: str, address: str) -> None:
     kind = "AAAA" if ":" in address else "A"
     names = Names({"x.example MX": ["10 mx.example."], f"mx.example {kind}": [address]})
-    directory = Directory(names, hostname="us.example", own=[SocketAddress.parse(own)], port=25)
+    directory = HostFinder(names, hostname="us.example", own=[SocketAddress.parse(own)], port=25)
     [host] = directory.by_mx("x.example")
     assert host.address == address.removeprefix("::ffff:")
 
@@ -289,15 +289,15 @@ def test_addresses_of_all_interfaces_are_ours_and_no_others(
 def test_another_server_of_this_machine_is_no_loop(nameserver: SocketAddress) -> None:
     resolver = Resolver([nameserver])
     own = [SocketAddress("127.0.0.1", 25)]
-    elsewhere = Directory(resolver, hostname="mx.example.org", own=own, port=25)
+    elsewhere = HostFinder(resolver, hostname="mx.example.org", own=own, port=25)
     assert way(elsewhere, "elsewhere.test") == ["elsewhere.test[127.0.0.2]:25"]
-    other_port = Directory(resolver, hostname="mx.example.org", own=own, port=2525)
+    other_port = HostFinder(resolver, hostname="mx.example.org", own=own, port=2525)
     assert way(other_port, "here.test") == ["here.test[127.0.0.1]:2525"]
 
 
 def test_a_dns_failure_behind_working_hosts_is_told_at_the_end(nameserver: SocketAddress) -> None:
     """A refusal by the hosts that are known must not be final then."""
-    directory = Directory(Resolver([nameserver]), hostname="x.test", own=[], port=25)
+    directory = HostFinder(Resolver([nameserver]), hostname="x.test", own=[], port=25)
     hosts = directory.by_mx("worse.test")
     assert str(next(hosts)) == ONE
     with pytest.raises(UnreachableError) as caught:
@@ -314,13 +314,13 @@ def test_a_dns_failure_behind_working_hosts_is_told_at_the_end(nameserver: Socke
         ("localhost", ["localhost[127.0.0.1]:587"]),  # the hosts file of this machine has it
     ],
 )
-def test_way_to_a_host(directory: Directory, name: str, wanted: list[str]) -> None:
+def test_way_to_a_host(directory: HostFinder, name: str, wanted: list[str]) -> None:
     found = [str(host) for host in directory.at(name, 587)]
     assert found[-len(wanted) :] == wanted
     assert all(host.authentic for host in directory.at(name, 587))
 
 
-def test_a_host_of_ours_that_is_not_found_may_be_found_later(directory: Directory) -> None:
+def test_a_host_of_ours_that_is_not_found_may_be_found_later(directory: HostFinder) -> None:
     """A mistake in the configuration returns no mail."""
     with pytest.raises(UnreachableError) as caught:
         directory.at("gone.test", 587)

@@ -31,7 +31,7 @@ from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.mail.dsn import Report, notification
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.trace_fields import received
 from minismtp.mailqueue.in_progress import InProgress, _boot
 from minismtp.runtime.control_socket import _Handler as ControlHandler
@@ -143,7 +143,7 @@ def spooled_file(data: bytes) -> None:
             entry, _, _ = read_spooled(descriptor, "1a2b.1")
         finally:
             os.close(descriptor)
-    again = msgspec.json.decode(msgspec.json.encode(entry), type=Entry)
+    again = msgspec.json.decode(msgspec.json.encode(entry), type=QueueEntry)
     assert again == entry
     again.envelope()
 
@@ -193,8 +193,10 @@ def notification_of_failure(data: bytes) -> None:
     lines = data.split(b"\n", 4) + [b""] * 4
     reply, original, envid, host = (text_of(line[:600]) for line in lines[:4])
     recipient = "ü@example.org" if original.startswith("utf-8") else "u@example.org"
-    wide = Target(kind="relay", address=recipient, recipient=recipient, original=original[:500])
-    entry = Entry(
+    wide = QueuedRecipient(
+        kind="relay", address=recipient, recipient=recipient, original=original[:500]
+    )
+    entry = QueueEntry(
         id="1a2b.1",
         sender="sender@client.example",
         listener="smtp",

@@ -43,8 +43,8 @@ from fuzz.target import target
 from minismtp import Address, AuthResult, Headers, RemoteError, UnansweredError
 from minismtp.config.types import SocketAddress
 from minismtp.delivery.dane import Tlsa
-from minismtp.delivery.mta_sts import Policy, _fields
-from minismtp.delivery.mx import Directory, UnreachableError
+from minismtp.delivery.mta_sts import StsPolicy, _fields
+from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.delivery.tls_security import matches
 from minismtp.services.resolver import Found, Resolver
 from minismtp.values.der import certificate_fields
@@ -155,7 +155,7 @@ def dmarc_record(data: bytes) -> None:
 
 @target("delivery.mta_sts", "delivery.tls_security", raises=(ValueError,))
 def mta_sts_policy(data: bytes) -> None:
-    policy = Policy.parse(data.decode())
+    policy = StsPolicy.parse(data.decode())
     policy.allows("mx.example.org")
 
 
@@ -228,7 +228,7 @@ def mail_hosts(data: bytes) -> None:
         SimpleNamespace(preference=number % 3, exchange=_Exchange(line))
         for number, line in enumerate(data.decode("latin-1").split("\n"))
     ]
-    directory = Directory(_Hosts(records), hostname="mx.example.org", own=(), port=25)
+    directory = HostFinder(_Hosts(records), hostname="mx.example.org", own=(), port=25)
     for host in directory.by_mx("a.example"):
         str(host)
 

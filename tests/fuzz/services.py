@@ -32,12 +32,12 @@ from minismtp import (
     RemoteError,
     SocketAddress,
 )
-from minismtp.delivery.client import Connection, Setting
+from minismtp.delivery.client import HostConnection, Setting
 from minismtp.delivery.deadlines import Deadlines, Timeouts
 from minismtp.delivery.mx import Host
 from minismtp.delivery.result import HostError, HostReply
 from minismtp.delivery.tls_security import Security
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.services.http_client import WebService
 
 _PATIENCE = Clamav.patience
@@ -45,17 +45,17 @@ _SECOND = b"\n--\n"  # parts an input in two
 _MESSAGE = b"Subject: x\r\nX-Spam-Flag: no\r\n\r\nbody\r\n"
 _USER = Credentials("PLAIN", "alice", "secret", "", "")
 _TARGETS = [
-    Target(kind="relay", address=f"{name}@a.example", recipient=f"{name}@example.org")
+    QueuedRecipient(kind="relay", address=f"{name}@a.example", recipient=f"{name}@example.org")
     for name in ("one", "two")
 ]
 
 
 @target("delivery.client", "delivery.channel", "delivery.extensions", raises=(HostError,))
 def host(data: bytes) -> None:
-    entry = Entry.of(envelope(), message_of(_MESSAGE), _TARGETS)
+    entry = QueueEntry.of(envelope(), message_of(_MESSAGE), _TARGETS)
     setting = Setting("mx.example.org", Deadlines(), Timeouts(9, 9, 9, 9), cast("Any", None))
     with patch("socket.create_connection", return_value=Peer(data)):
-        connection = Connection(
+        connection = HostConnection(
             Host("a.example", "192.0.2.1", 25), Destination("a.example"), Security("none"), setting
         )
     for answer in connection.send(entry, _TARGETS, message_of(_MESSAGE)):

@@ -38,7 +38,7 @@ from minismtp import (
 )
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mail.session import TlsInfo
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
@@ -61,7 +61,7 @@ class Queue(Spool):
         """Always have space."""
         return size >= 0
 
-    def add(self, entry: Entry, message: Message) -> None:
+    def add(self, entry: QueueEntry, message: Message) -> None:
         """Take a message as the spool does, which has to be able to read it again."""
         del message
         entry.check()

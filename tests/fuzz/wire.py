@@ -23,7 +23,7 @@ from minismtp.smtp.protocol import (
     Event,
     Protocol,
     Refused,
-    State,
+    SessionState,
 )
 from minismtp.smtp.proxy_header import ProxyProblem, read_header
 from minismtp.values.reply import Reply
@@ -94,7 +94,7 @@ def _events(
             _note(found, event)
             if protocol.verb:
                 protocol.send(_answer(protocol.verb, event, final=errors > _ERRORS))
-    if protocol.state is not State.TLS:
+    if protocol.state is not SessionState.TLS:
         found.append(protocol.state)
     return found
 

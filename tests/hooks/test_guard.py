@@ -30,9 +30,9 @@ from minismtp import (
 )
 from minismtp.config import PluginConfig
 from minismtp.events import Event, HookFailed
-from minismtp.hooks.guard import ANSWERS, HARMLESS, Failure, Guard, Policy
+from minismtp.hooks.guard import ANSWERS, HARMLESS, Failure, FailurePolicy, Guard
 from minismtp.hooks.loader import hook_names
-from minismtp.runtime.decision_log import Chronicle, mentions
+from minismtp.runtime.decision_log import DecisionLog, mentions
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.testing import Dialogue, Mailroom
@@ -157,14 +157,14 @@ def test_what_ends_a_program_is_a_failure_of_the_plugin(
         raise error
 
     metrics = Metrics()
-    guard = Guard(Policy("tested"), written, lambda _: None)
+    guard = Guard(FailurePolicy("tested"), written, lambda _: None)
     guarded = guard.wrap(hook, method, metrics.hook("tested", hook))
     if hook in HARMLESS:
         assert guarded() is None
     else:
         with pytest.raises(Failure if hook == "on_start" else Defer):
             guarded()
-    metrics.tally.flush()
+    metrics.buffer.flush()
     labels = {"plugin": "tested", "hook": hook}
     assert metrics.registry.get_sample_value("minismtp_hook_errors_total", labels) == 1
 
@@ -235,9 +235,9 @@ WRONG = [
 
 
 def guarded(
-    hook: str, method: Callable[..., object], policy: Policy | None = None
+    hook: str, method: Callable[..., object], policy: FailurePolicy | None = None
 ) -> Callable[..., Any]:
-    guard = Guard(policy or Policy("tested"), Log(level="error"), lambda _: None)
+    guard = Guard(policy or FailurePolicy("tested"), Log(level="error"), lambda _: None)
     return guard.wrap(hook, method, Metrics().hook("tested", hook))
 
 
@@ -293,10 +293,12 @@ def test_failure_of_on_start_names_the_plugin(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [Policy("tested", on_error="ignore"), Policy("tested", shadow=True)], ids=str
+    "policy",
+    [FailurePolicy("tested", on_error="ignore"), FailurePolicy("tested", shadow=True)],
+    ids=str,
 )
 def test_start_goes_on_without_a_plugin_that_may_fail(
-    policy: Policy, capfd: pytest.CaptureFixture[str]
+    policy: FailurePolicy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def on_start() -> None:
         raise OSError("no database")
@@ -532,7 +534,7 @@ class Wishing:
 def test_what_a_shadow_plugin_did_to_its_copies_is_noted(
     wish: str, remark: str, tmp_path: Path
 ) -> None:
-    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     begun = Dialogue(under(Wishing(wish=wish), mode="shadow"), Mailroom())
     dialogue = Dialogue(service=replace(begun.service, chronicle=chronicle))
     dialogue.mail("Subject: x\n\ny\n")
@@ -542,7 +544,7 @@ def test_what_a_shadow_plugin_did_to_its_copies_is_noted(
 
 
 def test_what_a_plugin_did_for_real_is_no_wish(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     begun = Dialogue(Wishing(wish="both"), under(Wishing(wish="nothing"), mode="shadow"))
     dialogue = Dialogue(service=replace(begun.service, chronicle=chronicle))
     dialogue.mail("Subject: x\n\ny\n")

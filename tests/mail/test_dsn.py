@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from minismtp import Address, Local, Message, Recipient, Relay, Several
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Action, Report, notification, status
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.session.success_notices import success_notices
 
 CONTENT = b"Received: from x\r\nSubject: x\r\nTo: b@example.net\r\n\r\nbody\r\n"
@@ -25,13 +25,13 @@ SENDER = "a@example.org"
 REFUSED = "550 5.1.1 no such user"
 
 
-def target(address: str = "b@example.net", **wishes: Any) -> Target:  # noqa: ANN401 - any field
+def target(address: str = "b@example.net", **wishes: Any) -> QueuedRecipient:  # noqa: ANN401 - any field
     wishes.setdefault("recipient", address)
-    return Target(kind=wishes.pop("kind", "relay"), address=address, **wishes)
+    return QueuedRecipient(kind=wishes.pop("kind", "relay"), address=address, **wishes)
 
 
-def entry(**values: Any) -> Entry:  # noqa: ANN401 - any field
-    ordinary = Entry(
+def entry(**values: Any) -> QueueEntry:  # noqa: ANN401 - any field
+    ordinary = QueueEntry(
         id="m", sender=SENDER, listener="smtp", peer="192.0.2.1", helo="x", login=None,
         arrived=0.0, targets=(), trusted=True,
     )  # fmt: skip
@@ -40,7 +40,7 @@ def entry(**values: Any) -> Entry:  # noqa: ANN401 - any field
 
 def made(
     *reports: Report, action: Action = "failed", content: bytes = CONTENT, **values: object
-) -> tuple[Entry, bytes]:
+) -> tuple[QueueEntry, bytes]:
     """Give the entry and the octets of a notification."""
     found = notification(
         entry(**values),
@@ -87,7 +87,7 @@ def test_notification_has_the_form_of_the_rfcs() -> None:
         *("text/plain", "message/delivery-status", "message/rfc822"),
     ]
     assert (notice.sender, notice.body, notice.smtputf8) == ("", "7BIT", False)
-    assert notice.targets == (Target(kind="relay", address=SENDER, recipient=SENDER),)
+    assert notice.targets == (QueuedRecipient(kind="relay", address=SENDER, recipient=SENDER),)
     assert octets.isascii()
     assert octets.count(b"\r\n") == octets.count(b"\n")
 
@@ -366,7 +366,7 @@ ANY_TEXT = st.text(max_size=400) | st.builds(
     st.text(max_size=300),
 )
 ANY_TARGET = st.builds(
-    Target,
+    QueuedRecipient,
     kind=st.sampled_from(["local", "relay"]),
     address=ANY_TEXT,
     recipient=ANY_TEXT,
@@ -391,7 +391,7 @@ ANY_ENTRY = st.builds(
     ANY_TEXT,
 )
 def test_a_notification_can_be_made_of_anything_and_can_be_sent(
-    action: Action, entry: Entry, reports: list[Report], content: bytes, hostname: str
+    action: Action, entry: QueueEntry, reports: list[Report], content: bytes, hostname: str
 ) -> None:
     found = notification(
         *(entry, Message("m", Content.of(content)), action, reports),
@@ -511,18 +511,18 @@ def test_success_is_told_as_soon_as_it_is_certain(
 def test_targets_of_an_alias_tell_of_failures_and_name_the_alias() -> None:
     """RFC 3461 sections 4.2 and 5.2.7."""
     several = Recipient(HERE, Relay(THERE, Address("c", "example.net")), SUCCESS)
-    assert [(each.notify, each.original) for each in Target.relays(several)] == [
+    assert [(each.notify, each.original) for each in QueuedRecipient.relays(several)] == [
         (("FAILURE",), "rfc822;b@example.org")
     ] * 2
     only = Recipient(HERE, Relay(THERE, HERE), frozenset({"SUCCESS"}))
-    assert [each.notify for each in Target.relays(only)] == [("NEVER",)] * 2
+    assert [each.notify for each in QueuedRecipient.relays(only)] == [("NEVER",)] * 2
     single = Recipient(HERE, Relay(THERE), SUCCESS, original="rfc822;x@example.com")
-    assert [(each.notify, each.original) for each in Target.relays(single)] == [
+    assert [(each.notify, each.original) for each in QueuedRecipient.relays(single)] == [
         (("FAILURE", "SUCCESS"), "rfc822;x@example.com")
     ]
 
 
 def test_rewritten_sender_is_the_targets_own_and_never_that_of_a_bounce() -> None:
     recipient = Recipient(HERE, Relay(THERE, sender=Address("srs", "example.org")))
-    assert [each.sender for each in Target.relays(recipient)] == ["srs@example.org"]
-    assert [each.sender for each in Target.relays(recipient, rewritable=False)] == [""]
+    assert [each.sender for each in QueuedRecipient.relays(recipient)] == ["srs@example.org"]
+    assert [each.sender for each in QueuedRecipient.relays(recipient, rewritable=False)] == [""]

@@ -11,10 +11,10 @@ import pytest
 
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
-from minismtp.mailqueue.database import Schedule
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+from minismtp.mailqueue.database import QueueDatabase
 from minismtp.mailqueue.handover import Handover
-from minismtp.mailqueue.journal import Ledger
+from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool, heard
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 def spool(tmp_path: Path) -> Spool:
     spool = Spool(tmp_path)
     spool.prepare()
-    target = Target(kind="relay", address="b@example.net", recipient="b@example.net")
+    target = QueuedRecipient(kind="relay", address="b@example.net", recipient="b@example.net")
     for name in ("m1", "m2"):
-        entry = Entry(
+        entry = QueueEntry(
             id=name, sender="", listener="", peer="", helo="", login=None, arrived=1.0,
             targets=(target,),
         )  # fmt: skip
@@ -39,18 +39,18 @@ def spool(tmp_path: Path) -> Spool:
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Iterator[Schedule]:
-    with contextlib.closing(Schedule(tmp_path / "queue.db")) as schedule:
+def schedule(tmp_path: Path) -> Iterator[QueueDatabase]:
+    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as schedule:
         yield schedule
 
 
 def test_a_message_is_left_alone_until_its_last_job_ends(
-    spool: Spool, schedule: Schedule, tmp_path: Path
+    spool: Spool, schedule: QueueDatabase, tmp_path: Path
 ) -> None:
-    old = Handover(spool, Ledger(schedule, Log()))
+    old = Handover(spool, DatabaseWriter(schedule, Log()))
     old.keep([("m1", "a"), ("m1", "b"), ("gone", "a")])
-    with contextlib.closing(Schedule(tmp_path / "queue.db")) as new_schedule:
-        new = Handover(spool, Ledger(new_schedule, Log()))
+    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as new_schedule:
+        new = Handover(spool, DatabaseWriter(new_schedule, Log()))
         new.expect(new_schedule.changed())
         assert new.foreign("m1")
         assert not new.foreign("m2")
@@ -64,16 +64,18 @@ def test_a_message_is_left_alone_until_its_last_job_ends(
         assert new_schedule.changed() == ["m1"]
 
 
-def test_a_message_that_is_done_is_taken_over_at_once(spool: Spool, schedule: Schedule) -> None:
-    new = Handover(spool, Ledger(schedule, Log()))
+def test_a_message_that_is_done_is_taken_over_at_once(
+    spool: Spool, schedule: QueueDatabase
+) -> None:
+    new = Handover(spool, DatabaseWriter(schedule, Log()))
     new.expect(["m1", "m2"])
     spool.remove("m1")
     assert new.take_over("m1")
     assert new.take_over("m2")
 
 
-def test_a_job_may_end_twice_or_before_it_is_kept(spool: Spool, schedule: Schedule) -> None:
-    handover = Handover(spool, Ledger(schedule, Log()))
+def test_a_job_may_end_twice_or_before_it_is_kept(spool: Spool, schedule: QueueDatabase) -> None:
+    handover = Handover(spool, DatabaseWriter(schedule, Log()))
     handover.done(("m1", "a"))
     handover.keep([("m1", "a"), ("m1", "b")])
     handover.done(("m1", "a"))

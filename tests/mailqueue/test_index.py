@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.mailqueue.database import Arrival, Batch, Outcome, Row, Schedule, State
-from minismtp.mailqueue.index import Backlog, Standing
-from minismtp.mailqueue.journal import Ledger
-from minismtp.mailqueue.scheduler import Agenda, Job
+from minismtp.mailqueue.database import Arrival, Batch, Outcome, QueueDatabase, Row, State
+from minismtp.mailqueue.index import QueuedMessage, QueueIndex
+from minismtp.mailqueue.journal import DatabaseWriter
+from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.runtime.log import Log
 from minismtp.values.clock import GRACE
 
@@ -26,16 +26,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def backlog(clock: Clock) -> Backlog:
-    backlog = Backlog(Agenda([60.0], 5, 10), clock)
-    backlog.add("m1", 900.0, [Standing("b"), Standing("c"), Standing("b")], {})
-    backlog.add("m2", 950.0, [Standing("d", "held")], {})
-    return backlog
+def index(clock: Clock) -> QueueIndex:
+    index = QueueIndex(Scheduler([60.0], 5, 10), clock)
+    index.add("m1", 900.0, [QueuedMessage("b"), QueuedMessage("c"), QueuedMessage("b")], {})
+    index.add("m2", 950.0, [QueuedMessage("d", "held")], {})
+    return index
 
 
-def jobs(backlog: Backlog) -> set[Job]:
+def jobs(index: QueueIndex) -> set[Job]:
     found = set()
-    while (job := backlog.take()) is not None:
+    while (job := index.take()) is not None:
         found.add(job)
     return found
 
@@ -56,15 +56,15 @@ def wall() -> Clock:
 
 
 @pytest.fixture
-def aging(clock: Clock, wall: Clock) -> Backlog:
-    return Backlog(Agenda([60.0], 5, 10), clock, wall=wall, expire=5 * DAY)
+def aging(clock: Clock, wall: Clock) -> QueueIndex:
+    return QueueIndex(Scheduler([60.0], 5, 10), clock, wall=wall, expire=5 * DAY)
 
 
 @pytest.mark.parametrize("jump", [-3650 * DAY, -DAY, 0.0, DAY, 6 * DAY, 3650 * DAY])
 def test_a_message_goes_back_at_its_age_whatever_the_clock_does(
-    aging: Backlog, clock: Clock, wall: Clock, jump: float
+    aging: QueueIndex, clock: Clock, wall: Clock, jump: float
 ) -> None:
-    aging.add("m", NOW - DAY, [Standing("b")], {})
+    aging.add("m", NOW - DAY, [QueuedMessage("b")], {})
     wall.now += jump
     assert aging.left("m") == 4 * DAY
     clock.now += 4 * DAY
@@ -87,112 +87,112 @@ def test_a_message_goes_back_at_its_age_whatever_the_clock_does(
     ids=["future", "too old", "far too old", "before the clock was set", "before all"],
 )
 def test_an_age_that_is_not_plausible_returns_nothing_at_once(
-    aging: Backlog, arrived: float, left: float
+    aging: QueueIndex, arrived: float, left: float
 ) -> None:
-    aging.add("m", arrived, [Standing("b")], {})
+    aging.add("m", arrived, [QueuedMessage("b")], {})
     assert aging.left("m") == left
 
 
-def test_a_job_is_for_all_recipients_at_its_destination(backlog: Backlog) -> None:
-    assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
-    assert backlog.standing(("m1", "b")) == [(0, 0), (2, 0)]
-    assert backlog.standing(("m2", "d")) == []
-    assert backlog.standing(("gone", "b")) == []
+def test_a_job_is_for_all_recipients_at_its_destination(index: QueueIndex) -> None:
+    assert jobs(index) == {("m1", "b"), ("m1", "c")}
+    assert index.standing(("m1", "b")) == [(0, 0), (2, 0)]
+    assert index.standing(("m2", "d")) == []
+    assert index.standing(("gone", "b")) == []
 
 
-def test_a_message_is_settled_with_its_last_recipient(backlog: Backlog) -> None:
-    jobs(backlog)
+def test_a_message_is_settled_with_its_last_recipient(index: QueueIndex) -> None:
+    jobs(index)
     outcomes = [Outcome(0, "delivered", "250 ok"), Outcome(2, "queued", "451 no")]
-    assert not backlog.settle("m1", outcomes)
-    assert not backlog.settle("m1", [Outcome(1, "failed", "550 no")])
-    assert backlog.standing(("m1", "b")) == [(2, 1)]
-    assert backlog.settle("m1", [Outcome(2, "delivered", "250 ok")])
+    assert not index.settle("m1", outcomes)
+    assert not index.settle("m1", [Outcome(1, "failed", "550 no")])
+    assert index.standing(("m1", "b")) == [(2, 1)]
+    assert index.settle("m1", [Outcome(2, "delivered", "250 ok")])
 
 
-def test_what_waits_comes_again_after_its_wait(backlog: Backlog, clock: Clock) -> None:
-    jobs(backlog)
-    backlog.settle("m1", [Outcome(1, "queued", "451 no")])
-    assert backlog.done(("m1", "c"), reached=True, wait=30.0) == (None, False)
-    assert jobs(backlog) == set()
-    assert backlog.patience() == 30.0
+def test_what_waits_comes_again_after_its_wait(index: QueueIndex, clock: Clock) -> None:
+    jobs(index)
+    index.settle("m1", [Outcome(1, "queued", "451 no")])
+    assert index.done(("m1", "c"), reached=True, wait=30.0) == (None, False)
+    assert jobs(index) == set()
+    assert index.patience() == 30.0
     clock.now = 30.0
-    assert jobs(backlog) == {("m1", "c")}
+    assert jobs(index) == {("m1", "c")}
 
 
-def test_a_message_is_counted_under_one_state(backlog: Backlog) -> None:
-    assert backlog.census().states == {"queued": 1, "deferred": 0, "held": 1}
-    assert backlog.census().oldest == 900.0
-    jobs(backlog)
-    assert backlog.census().active == 2
-    backlog.settle("m1", [Outcome(1, "queued", "451 no")])
-    assert backlog.census().states == {"queued": 0, "deferred": 1, "held": 1}
-    backlog.forget("m1")
-    assert backlog.census().states == {"queued": 0, "deferred": 0, "held": 1}
-    assert backlog.census().oldest == 950.0
+def test_a_message_is_counted_under_one_state(index: QueueIndex) -> None:
+    assert index.census().states == {"queued": 1, "deferred": 0, "held": 1}
+    assert index.census().oldest == 900.0
+    jobs(index)
+    assert index.census().active == 2
+    index.settle("m1", [Outcome(1, "queued", "451 no")])
+    assert index.census().states == {"queued": 0, "deferred": 1, "held": 1}
+    index.forget("m1")
+    assert index.census().states == {"queued": 0, "deferred": 0, "held": 1}
+    assert index.census().oldest == 950.0
 
 
-def test_a_hold_takes_jobs_away_and_a_release_brings_them_back(backlog: Backlog) -> None:
+def test_a_hold_takes_jobs_away_and_a_release_brings_them_back(index: QueueIndex) -> None:
     held = [row(0, "b", "held"), row(1, "c", "queued"), row(2, "b", "held")]
-    assert not backlog.revise("m1", held, {})
-    assert jobs(backlog) == {("m1", "c")}
+    assert not index.revise("m1", held, {})
+    assert jobs(index) == {("m1", "c")}
     free = [row(0, "b", "queued"), row(1, "c", "queued"), row(2, "b", "held")]
-    assert not backlog.revise("m1", free, {})
-    assert jobs(backlog) == {("m1", "b")}
-    assert backlog.standing(("m1", "b")) == [(0, 0)]
+    assert not index.revise("m1", free, {})
+    assert jobs(index) == {("m1", "b")}
+    assert index.standing(("m1", "b")) == [(0, 0)]
 
 
 def test_only_a_try_is_another_chance_for_a_destination_that_could_not_be_reached(
-    backlog: Backlog,
+    index: QueueIndex,
 ) -> None:
-    assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
-    backlog.done(("m1", "b"), reached=False, wait=60.0)
-    backlog.add("m3", 990.0, [Standing("b")], {})
-    assert not backlog.revise("m1", [row(n, "bcb"[n], "held") for n in range(3)], {})
-    assert jobs(backlog) == set()
-    assert not backlog.revise("m1", [row(n, "bcb"[n], "queued") for n in range(3)], {"c": 60.0})
-    assert jobs(backlog) == {("m1", "b")}
+    assert jobs(index) == {("m1", "b"), ("m1", "c")}
+    index.done(("m1", "b"), reached=False, wait=60.0)
+    index.add("m3", 990.0, [QueuedMessage("b")], {})
+    assert not index.revise("m1", [row(n, "bcb"[n], "held") for n in range(3)], {})
+    assert jobs(index) == set()
+    assert not index.revise("m1", [row(n, "bcb"[n], "queued") for n in range(3)], {"c": 60.0})
+    assert jobs(index) == {("m1", "b")}
 
 
-def test_a_return_waits_for_the_attempt_that_runs(backlog: Backlog) -> None:
-    assert jobs(backlog) == {("m1", "b"), ("m1", "c")}
-    backlog.done(("m1", "c"), reached=True, wait=60.0)
+def test_a_return_waits_for_the_attempt_that_runs(index: QueueIndex) -> None:
+    assert jobs(index) == {("m1", "b"), ("m1", "c")}
+    index.done(("m1", "c"), reached=True, wait=60.0)
     states: list[State] = ["returning", "returning", "queued"]
     rows = [row(number, "bcb"[number], state) for number, state in enumerate(states)]
-    assert backlog.revise("m1", rows, {})
-    assert backlog.decided("m1") == [1]
-    backlog.settle("m1", [Outcome(0, "queued", "451 no"), Outcome(2, "delivered", "250 ok")])
-    assert backlog.done(("m1", "b"), reached=True, wait=60.0) == (None, True)
-    assert backlog.decided("m1") == [0, 1]
-    assert jobs(backlog) == set()
+    assert index.revise("m1", rows, {})
+    assert index.decided("m1") == [1]
+    index.settle("m1", [Outcome(0, "queued", "451 no"), Outcome(2, "delivered", "250 ok")])
+    assert index.done(("m1", "b"), reached=True, wait=60.0) == (None, True)
+    assert index.decided("m1") == [0, 1]
+    assert jobs(index) == set()
 
 
-def test_a_removed_message_is_settled(backlog: Backlog) -> None:
+def test_a_removed_message_is_settled(index: QueueIndex) -> None:
     rows = [row(number, "bcb"[number], "removed") for number in range(3)]
-    assert backlog.revise("m1", rows, {})
-    assert backlog.settle("m1", [])
-    assert jobs(backlog) == set()
+    assert index.revise("m1", rows, {})
+    assert index.settle("m1", [])
+    assert jobs(index) == set()
 
 
-def test_what_is_withdrawn_is_not_tried_again(backlog: Backlog) -> None:
-    assert backlog.take_from("b") == ("m1", "b")
-    assert backlog.withdraw("m1") == [1]
-    assert backlog.withdraw("gone") == []
-    assert jobs(backlog) == set()
+def test_what_is_withdrawn_is_not_tried_again(index: QueueIndex) -> None:
+    assert index.take_from("b") == ("m1", "b")
+    assert index.withdraw("m1") == [1]
+    assert index.withdraw("gone") == []
+    assert jobs(index) == set()
 
 
-def test_nothing_starts_after_the_stop(backlog: Backlog) -> None:
-    job = backlog.take()
-    assert backlog.stop() == {job} == backlog.running()
-    assert backlog.take() is None
-    assert backlog.take_from("c") is None
+def test_nothing_starts_after_the_stop(index: QueueIndex) -> None:
+    job = index.take()
+    assert index.stop() == {job} == index.running()
+    assert index.take() is None
+    assert index.take_from("c") is None
 
 
 # The ledger
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Iterator[Schedule]:
-    with contextlib.closing(Schedule(tmp_path / "queue.db")) as schedule:
+def schedule(tmp_path: Path) -> Iterator[QueueDatabase]:
+    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as schedule:
         yield schedule
 
 
@@ -201,36 +201,36 @@ def arrival(name: str) -> Arrival:
 
 
 def test_what_comes_and_goes_at_once_is_never_written(
-    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+    schedule: QueueDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Batch] = []
     monkeypatch.setattr(schedule, "write", written.append)
-    ledger = Ledger(schedule, Log())
-    ledger.arrive(arrival("m1"))
-    ledger.arrive(arrival("m2"))
-    ledger.forget("m1")
-    assert ledger.flush()
+    writer = DatabaseWriter(schedule, Log())
+    writer.arrive(arrival("m1"))
+    writer.arrive(arrival("m2"))
+    writer.forget("m1")
+    assert writer.flush()
     [batch] = written
     assert [*batch.arrivals] == ["m2"]
     assert not batch.gone
 
 
 def test_what_cannot_be_written_is_written_later(
-    schedule: Schedule, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    schedule: QueueDatabase, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ledger = Ledger(schedule, Log())
+    writer = DatabaseWriter(schedule, Log())
 
     def fail(_: Batch) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
         patch.setattr(schedule, "write", fail)
-        ledger.arrive(arrival("m1"))
-        assert not ledger.flush()
-        ledger.record("m1", [Outcome(0, "queued", "451 no")], 2.0)
-        assert not ledger.flush()
+        writer.arrive(arrival("m1"))
+        assert not writer.flush()
+        writer.record("m1", [Outcome(0, "queued", "451 no")], 2.0)
+        assert not writer.flush()
     assert schedule.rows("m1") == []
-    assert ledger.flush()
+    assert writer.flush()
     assert schedule.rows("m1")[0].reply == "451 no"
     said = capfd.readouterr().err
     assert said.count("error schedule not written") == 1

@@ -16,7 +16,7 @@ from ports import free_port
 
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mailqueue.loader import Intake
 from minismtp.storage.spool import Spool
 
@@ -199,9 +199,9 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
     said: list[str] = []
     spool = Mock(open=Mock(side_effect=PermissionError(13, "Permission denied")))
     log = Mock(error=lambda event, **_: said.append(event))
-    custody = Mock(backlog=(), spool=spool, log=log)
+    manager = Mock(index=(), spool=spool, log=log)
     spool.missed.return_value = False
-    intake = Intake(custody, str)
+    intake = Intake(manager, str)
     intake.take_in(["m.1"])
     intake.take_in_rest()
     intake.take_in_rest()
@@ -214,8 +214,8 @@ def put(directory: Path, name: str, arrived: float) -> None:
     directory.mkdir(0o700, parents=True, exist_ok=True)
     spool = Spool(directory)
     spool.prepare()
-    target = Target(kind="relay", address="bob@example.net", recipient="bob@example.net")
-    entry = Entry(
+    target = QueuedRecipient(kind="relay", address="bob@example.net", recipient="bob@example.net")
+    entry = QueueEntry(
         id=name, sender="me@example.org", listener="", peer="", helo="", login=None,
         arrived=arrived, targets=(target,),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def fill(directory: Path, *domains: str) -> None:
     for number in range(MESSAGES):
         for domain in domains:
             address = f"user@{domain}"
-            entry = Entry(
+            entry = QueueEntry(
                 id=f"{number}.{domain}",
                 sender="me@example.org",
                 listener="smtp",
@@ -67,7 +67,7 @@ def fill(directory: Path, *domains: str) -> None:
                 helo="client",
                 login=None,
                 arrived=time.time() - MESSAGES + number,
-                targets=(Target(kind="relay", address=address, recipient=address),),
+                targets=(QueuedRecipient(kind="relay", address=address, recipient=address),),
             )
             spool.add(entry, Message(entry.id, Content.of(b"Subject: x\r\n\r\nx\r\n")))
 

@@ -1,13 +1,13 @@
 import pytest
 
-from minismtp.mailqueue.scheduler import Agenda, delay
+from minismtp.mailqueue.scheduler import Scheduler, delay
 
 
-def agenda(concurrency: int = 5, places: int = 100) -> Agenda:
-    return Agenda([60.0, 300.0], concurrency, places)
+def scheduler(concurrency: int = 5, places: int = 100) -> Scheduler:
+    return Scheduler([60.0, 300.0], concurrency, places)
 
 
-def taken(plan: Agenda, now: float = 10.0) -> list[tuple[str, str]]:
+def taken(plan: Scheduler, now: float = 10.0) -> list[tuple[str, str]]:
     found = []
     while (job := plan.take(now)) is not None:
         found.append(job)
@@ -15,14 +15,14 @@ def taken(plan: Agenda, now: float = 10.0) -> list[tuple[str, str]]:
 
 
 def test_jobs_come_in_the_order_of_their_time() -> None:
-    plan = agenda()
+    plan = scheduler()
     for number, when in enumerate((3.0, 1.0, 2.0)):
         plan.add((f"m{number}", f"d{number}"), when)
     assert [message for message, _ in taken(plan)] == ["m1", "m2", "m0"]
 
 
 def test_a_job_waits_for_its_time() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m", "d"), 20.0)
     assert plan.take(10.0) is None
     assert plan.next_time() == 20.0
@@ -30,7 +30,7 @@ def test_a_job_waits_for_its_time() -> None:
 
 
 def test_one_job_at_once_finds_out_about_a_destination() -> None:
-    plan = agenda()
+    plan = scheduler()
     for number in range(4):
         plan.add((f"m{number}", "d"), float(number))
     assert taken(plan) == [("m0", "d")]
@@ -41,7 +41,7 @@ def test_one_job_at_once_finds_out_about_a_destination() -> None:
 
 
 def test_concurrency_ends_at_its_limit() -> None:
-    plan = agenda(concurrency=2)
+    plan = scheduler(concurrency=2)
     for number in range(9):
         plan.add((f"m{number}", "d"), 0.0)
     for _ in range(3):
@@ -52,7 +52,7 @@ def test_concurrency_ends_at_its_limit() -> None:
 
 
 def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m0", "dead"), 0.0)
     plan.add(("m1", "dead"), 0.0)
     plan.add(("m2", "well"), 0.0)
@@ -66,7 +66,7 @@ def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
 
 
 def test_an_operator_opens_a_destination() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m0", "dead"), 0.0)
     taken(plan)
     plan.done(("m0", "dead"), 10.0, reached=False, again=10.0)
@@ -76,7 +76,7 @@ def test_an_operator_opens_a_destination() -> None:
 
 
 def test_an_operators_try_that_fails_makes_no_wait_longer() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m", "dead"), 0.0)
     for _ in range(3):
         taken(plan, 10.0)
@@ -87,7 +87,7 @@ def test_an_operators_try_that_fails_makes_no_wait_longer() -> None:
 
 
 def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m", "d"), 50.0)
     plan.add(("m", "d"), 5.0)
     assert taken(plan) == [("m", "d")]
@@ -96,7 +96,7 @@ def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
 
 
 def test_a_running_job_is_not_started_again() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m", "d"), 0.0)
     taken(plan)
     plan.add(("m", "d"), 0.0)
@@ -106,7 +106,7 @@ def test_a_running_job_is_not_started_again() -> None:
 
 
 def test_a_connection_takes_the_next_message_for_its_destination() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m0", "d"), 0.0)
     plan.add(("m1", "d"), 1.0)
     taken(plan)
@@ -116,7 +116,7 @@ def test_a_connection_takes_the_next_message_for_its_destination() -> None:
 
 
 def test_a_job_that_was_dropped_does_not_come() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m0", "d"), 0.0)
     plan.add(("m1", "d"), 1.0)
     assert plan.drop(("m0", "d"))
@@ -125,7 +125,7 @@ def test_a_job_that_was_dropped_does_not_come() -> None:
 
 
 def test_no_more_jobs_run_than_there_are_places() -> None:
-    plan = agenda(places=4)
+    plan = scheduler(places=4)
     for number in range(9):
         plan.add((f"m{number}", "well"), float(number))
     while plan.active < 4:
@@ -138,7 +138,7 @@ def test_no_more_jobs_run_than_there_are_places() -> None:
 
 
 def test_a_quarter_of_the_places_is_left_to_destinations_that_work() -> None:
-    plan = agenda(places=8)
+    plan = scheduler(places=8)
     plan.add(("m", "well"), 0.0)
     plan.done(taken(plan)[0], 0.0, reached=True, again=None)
     for number in range(20):
@@ -152,7 +152,7 @@ def test_a_quarter_of_the_places_is_left_to_destinations_that_work() -> None:
 
 
 def test_a_destination_tells_when_it_closes_and_opens() -> None:
-    plan = agenda()
+    plan = scheduler()
     plan.add(("m", "d"), 0.0)
     taken(plan)
     closed = plan.done(("m", "d"), 10.0, reached=False, again=11.0)
@@ -165,7 +165,7 @@ def test_a_destination_tells_when_it_closes_and_opens() -> None:
 
 
 def test_who_finds_out_late_does_not_close_a_destination_for_longer() -> None:
-    plan = agenda()
+    plan = scheduler()
     for number in range(3):
         plan.add((f"m{number}", "d"), 0.0)
     plan.done(taken(plan)[0], 0.0, reached=True, again=None)

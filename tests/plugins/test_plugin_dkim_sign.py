@@ -32,7 +32,7 @@ from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.delivery.content import Original
-from minismtp.mail.queue_entry import Entry
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.smtp.dot_stuffing import dotted
 
 if TYPE_CHECKING:
@@ -399,11 +399,11 @@ def test_conversion_is_signed_and_decodes_to_what_was_sent(
     )
     delivery = Delivery(replace(ENVELOPE, body=body), (), "example.net")
 
-    def edit(entry: Entry, message: Message) -> None:
+    def edit(entry: QueueEntry, message: Message) -> None:
         signing.on_send(replace(delivery, envelope=replace(ENVELOPE, body=entry.body)), message)
 
     original = Original(Message("e", Content.of(content)), edit)
-    waiting = Entry.of(delivery.envelope, Message("e", Content.of(b"")), [])
+    waiting = QueueEntry.of(delivery.envelope, Message("e", Content.of(b"")), [])
     _, message, _ = original.converted(waiting, eight_bit=eight_bit)
     with message.open() as reader:
         octets = b"".join(dotted(reader))

@@ -12,7 +12,7 @@ from minismtp import Credentials, Defer, Reject, hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.mail.session import TlsInfo
 from minismtp.runtime.metrics import Metrics
-from minismtp.runtime.metrics_buffer import Tally
+from minismtp.runtime.metrics_buffer import MetricsBuffer
 from minismtp.testing import Dialogue, Mailroom
 
 LISTENER = {
@@ -49,7 +49,7 @@ HOOK: dict[str, dict[str, set[str]]] = {
 
 
 def families(metrics: Metrics) -> dict[str, Metric]:
-    metrics.tally.flush()
+    metrics.buffer.flush()
     return {family.name.removeprefix("minismtp_"): family for family in metrics.registry.collect()}
 
 
@@ -268,12 +268,12 @@ def test_tally_adds_up_in_a_thread_of_its_own() -> None:
 
     registry = prometheus_client.CollectorRegistry()
     counter = Signalling("things", "Things.", registry=registry)
-    tally = Tally()
-    tally.start()
-    tally.adder(counter)(2)
+    buffer = MetricsBuffer()
+    buffer.start()
+    buffer.adder(counter)(2)
     assert added.wait(60)
     added.clear()
-    tally.adder(counter)(3)
+    buffer.adder(counter)(3)
     assert added.wait(60)
     assert registry.get_sample_value("things_total") == 5
 
@@ -282,9 +282,9 @@ def test_tally_loses_nothing_of_many_threads() -> None:
     registry = prometheus_client.CollectorRegistry()
     counter = prometheus_client.Counter("things", "Things.", registry=registry)
     sizes = prometheus_client.Histogram("sizes", "Sizes.", registry=registry)
-    tally = Tally()
-    tally.start()
-    add, observe = tally.adder(counter), tally.observer(sizes)
+    buffer = MetricsBuffer()
+    buffer.start()
+    add, observe = buffer.adder(counter), buffer.observer(sizes)
 
     def work() -> None:
         for _ in range(500):
@@ -296,7 +296,7 @@ def test_tally_loses_nothing_of_many_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    tally.flush()
+    buffer.flush()
     assert registry.get_sample_value("things_total") == 2000
     assert registry.get_sample_value("sizes_sum") == 4000
 
@@ -313,7 +313,7 @@ use_slot(directory, 3)
 metrics = Metrics(["smtp"])
 metrics.listener("smtp").messages["stored"](2)
 metrics.listener("smtp").active(1)
-metrics.tally.flush()
+metrics.buffer.flush()
 registry = CollectorRegistry()
 MultiProcessCollector(registry, str(directory))
 sys.stdout.buffer.write(generate_latest(registry))

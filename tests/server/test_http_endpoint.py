@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
-from minismtp.runtime.pulse import Pulses
-from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.pulse import Heartbeats
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.http_endpoint import _HttpServer
 from minismtp.server.readiness import Readiness
 
@@ -110,9 +110,9 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
     monkeypatch.setattr("minismtp.server.http_endpoint._MOST", 2)
     monkeypatch.setattr("minismtp.server.http_endpoint._TIMEOUT", 0.3)
     listening = socket.create_server(("127.0.0.1", 0))
-    readiness = Readiness(Board(), tmp_path, 0)
+    readiness = Readiness(Scoreboard(), tmp_path, 0)
     server = _HttpServer(
-        listening, CollectorRegistry(), readiness, tmp_path, hosts=(), pulses=Pulses()
+        listening, CollectorRegistry(), readiness, tmp_path, hosts=(), heartbeats=Heartbeats()
     )
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from minismtp.cli.main import main
-from minismtp.runtime.control_socket import Answer, Control, ask
+from minismtp.runtime.control_socket import Control, ControlAnswer, ask
 from minismtp.server.open_sessions import span
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def test_directory_with_a_long_name_holds_sockets(tmp_path: Path) -> None:
     directory.mkdir()
     control = Control(directory, "0", {"sessions": lambda _, say: say("here")})
     control.start()
-    assert ask(directory, {"ask": "sessions"}) == [Answer("0", ("here",))]
+    assert ask(directory, {"ask": "sessions"}) == [ControlAnswer("0", ("here",))]
     control.shutdown()
     control.server_close()
 
@@ -203,7 +203,7 @@ def test_directory_with_a_long_name_holds_sockets(tmp_path: Path) -> None:
 def test_question_that_nobody_knows_is_answered_with_nothing(tmp_path: Path) -> None:
     control = Control(tmp_path, "0", {})
     control.start()
-    assert ask(tmp_path, {"ask": "the way"}) == [Answer("0")]
+    assert ask(tmp_path, {"ask": "the way"}) == [ControlAnswer("0")]
     control.shutdown()
     control.server_close()
 

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.core import CounterMetricFamily
 
 from minismtp.mailqueue.metrics import Movement
-from minismtp.runtime.scoreboard import Board, Standing
+from minismtp.runtime.scoreboard import Scoreboard, WorkersStatus
 from minismtp.server.readiness import FATAL, WARNINGS, Readiness
 
 if TYPE_CHECKING:
@@ -44,18 +44,18 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def board(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Board:
+def scoreboard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Scoreboard:
     """Give what the processes of a server say that works."""
     monkeypatch.setattr("minismtp.runtime.scoreboard.time.monotonic", clock)
-    board = Board()
-    board.post(Standing(ready=True, workers=2))
-    board.post_queue(3)
-    return board
+    scoreboard = Scoreboard()
+    scoreboard.post(WorkersStatus(ready=True, workers=2))
+    scoreboard.post_queue(3)
+    return scoreboard
 
 
 @pytest.fixture
-def readiness(board: Board, state: Path, clock: Clock) -> Readiness:
-    return Readiness(board, state, 0, clock)
+def readiness(scoreboard: Scoreboard, state: Path, clock: Clock) -> Readiness:
+    return Readiness(scoreboard, state, 0, clock)
 
 
 def counted(name: str, value: float, **labels: str) -> CounterMetricFamily:
@@ -79,24 +79,26 @@ def test_every_problem_is_fatal_or_a_warning() -> None:
     assert not {*FATAL} & {*WARNINGS}
 
 
-def test_no_worker_is_a_problem(readiness: Readiness, board: Board) -> None:
-    board.post(Standing())
+def test_no_worker_is_a_problem(readiness: Readiness, scoreboard: Scoreboard) -> None:
+    scoreboard.post(WorkersStatus())
     assert readiness.problems() == {"workers": "no worker serves"}
 
 
 def test_runner_that_is_silent_is_a_problem_until_it_speaks(
-    readiness: Readiness, board: Board, clock: Clock
+    readiness: Readiness, scoreboard: Scoreboard, clock: Clock
 ) -> None:
     clock.now += 30
     assert readiness.problems() == {}
     clock.now += 1
     assert readiness.problems() == {"queue": "the process that delivers does not answer"}
-    board.post_queue(3)
+    scoreboard.post_queue(3)
     assert readiness.problems() == {}
 
 
-def test_queue_that_does_not_move_is_a_problem(readiness: Readiness, board: Board) -> None:
-    board.post_queue(3, stuck=True)
+def test_queue_that_does_not_move_is_a_problem(
+    readiness: Readiness, scoreboard: Scoreboard
+) -> None:
+    scoreboard.post_queue(3, stuck=True)
     [(problem, sentence)] = readiness.problems().items()
     assert problem == "queue"
     assert "none has ended" in sentence
@@ -148,13 +150,15 @@ def test_database_that_cannot_be_written_is_a_problem(
     assert readiness.problems() == {"state": "state.db cannot be used: Permission denied"}
 
 
-def test_disk_below_the_reserve_is_a_problem(board: Board, state: Path, clock: Clock) -> None:
-    found = Readiness(board, state, 1 << 60, clock).problems()
+def test_disk_below_the_reserve_is_a_problem(
+    scoreboard: Scoreboard, state: Path, clock: Clock
+) -> None:
+    found = Readiness(scoreboard, state, 1 << 60, clock).problems()
     assert found == {"disk": "less than free_space is free"}
 
 
 def test_failures_of_threads_and_lost_lines_are_told_for_a_while(
-    readiness: Readiness, clock: Clock, board: Board
+    readiness: Readiness, clock: Clock, scoreboard: Scoreboard
 ) -> None:
     readiness.observe([counted("thread_failures", 0, thread="clerk")])
     assert readiness.problems() == {}
@@ -171,7 +175,7 @@ def test_failures_of_threads_and_lost_lines_are_told_for_a_while(
             "log": "lines were dropped: nobody reads standard error",
         }
         clock.now += 200
-        board.post_queue(0)
+        scoreboard.post_queue(0)
     assert readiness.problems() == {}
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minismtp.runtime.log import Log
-from minismtp.runtime.scoreboard import Board
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.session_limits import Admission
-from minismtp.server.status import Herald
+from minismtp.server.status import StatusReporter
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
@@ -36,8 +36,8 @@ def admission() -> Admission:
 
 
 @pytest.fixture
-def herald(manager: socket.socket, admission: Admission) -> Herald:  # noqa: ARG001 - listens
-    return Herald(Log(), admission, Board())
+def reporter(manager: socket.socket, admission: Admission) -> StatusReporter:  # noqa: ARG001 - listens
+    return StatusReporter(Log(), admission, Scoreboard())
 
 
 def heard(manager: socket.socket) -> list[str]:
@@ -52,13 +52,13 @@ def heard(manager: socket.socket) -> list[str]:
 
 
 def test_first_worker_that_serves_makes_the_server_ready(
-    herald: Herald, manager: socket.socket
+    reporter: StatusReporter, manager: socket.socket
 ) -> None:
-    assert not herald.tell("Starting", 0, 2)
-    assert not herald.board.read().ready
-    assert herald.tell("Serving", 1, 2)
-    assert herald.board.read().ready
-    assert not herald.tell("Serving", 1, 2)
+    assert not reporter.tell("Starting", 0, 2)
+    assert not reporter.scoreboard.read().ready
+    assert reporter.tell("Serving", 1, 2)
+    assert reporter.scoreboard.read().ready
+    assert not reporter.tell("Serving", 1, 2)
     assert heard(manager) == [
         "WATCHDOG=1",
         "STATUS=Starting: workers 0/2, sessions 0, queue 0",
@@ -68,56 +68,60 @@ def test_first_worker_that_serves_makes_the_server_ready(
 
 
 def test_status_has_the_figures_of_now(
-    herald: Herald, manager: socket.socket, admission: Admission
+    reporter: StatusReporter, manager: socket.socket, admission: Admission
 ) -> None:
     for _ in range(3):
         admission.enter(1, "192.0.2.1")
-    herald.board.post_queue(7)
-    herald.tell("Serving", 0, 4)
+    reporter.scoreboard.post_queue(7)
+    reporter.tell("Serving", 0, 4)
     assert heard(manager)[-1] == "STATUS=Serving: workers 0/4, sessions 3, queue 7"
 
 
-def test_reload_is_told_with_its_end(herald: Herald, manager: socket.socket) -> None:
-    herald.reloading()
-    herald.reloaded()
-    assert herald.board.read().reload_ok
-    herald.reloading()
-    herald.reload_failed("a mistake")
-    assert not herald.board.read().reload_ok
-    herald.tell("Serving", 0, 1)
+def test_reload_is_told_with_its_end(reporter: StatusReporter, manager: socket.socket) -> None:
+    reporter.reloading()
+    reporter.reloaded()
+    assert reporter.scoreboard.read().reload_ok
+    reporter.reloading()
+    reporter.reload_failed("a mistake")
+    assert not reporter.scoreboard.read().reload_ok
+    reporter.tell("Serving", 0, 1)
     *states, _, status = heard(manager)
     assert states == ["RELOADING=1", "READY=1"] * 2
     assert status.endswith("; the last reload failed")
 
 
-def test_watchdog_is_fed_while_one_worker_answers(herald: Herald, manager: socket.socket) -> None:
-    herald.tell("Serving", 3, 3, silent=2)
+def test_watchdog_is_fed_while_one_worker_answers(
+    reporter: StatusReporter, manager: socket.socket
+) -> None:
+    reporter.tell("Serving", 3, 3, silent=2)
     assert heard(manager) == [
         "READY=1",
         "WATCHDOG=1",
         "STATUS=Serving: workers 1/3, sessions 0, queue 0",
     ]
-    assert herald.board.read().ready
+    assert reporter.scoreboard.read().ready
 
 
 def test_server_whose_workers_all_hang_is_not_ready_and_feeds_no_watchdog(
-    herald: Herald, manager: socket.socket
+    reporter: StatusReporter, manager: socket.socket
 ) -> None:
-    herald.tell("Serving", 3, 3, silent=3)
+    reporter.tell("Serving", 3, 3, silent=3)
     assert heard(manager) == ["STATUS=Serving: workers 0/3, sessions 0, queue 0"]
-    assert not herald.board.read().ready
+    assert not reporter.scoreboard.read().ready
 
 
 def test_watchdog_is_fed_while_dead_workers_are_replaced(
-    herald: Herald, manager: socket.socket
+    reporter: StatusReporter, manager: socket.socket
 ) -> None:
-    herald.tell("Serving", 0, 3)
+    reporter.tell("Serving", 0, 3)
     assert "WATCHDOG=1" in heard(manager)
 
 
-def test_watchdog_is_fed_while_the_server_stops(herald: Herald, manager: socket.socket) -> None:
-    herald.stopping(3, 50.0)
-    herald.tell("Stopping", 0, 2)
+def test_watchdog_is_fed_while_the_server_stops(
+    reporter: StatusReporter, manager: socket.socket
+) -> None:
+    reporter.stopping(3, 50.0)
+    reporter.tell("Stopping", 0, 2)
     assert heard(manager)[:2] == ["STOPPING=1", "WATCHDOG=1"]
 
 

@@ -29,7 +29,7 @@ from minismtp.config.types import ByteSize
 from minismtp.mail.session import TlsInfo
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Activity
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.receiver import Receiver
 from minismtp.testing import Dialogue, Mailroom
 
@@ -112,7 +112,7 @@ def plain(password: str) -> str:
     return "AUTH PLAIN " + base64.b64encode(f"\0alice\0{password}".encode()).decode()
 
 
-def rules(*plugins: object, kind: Kind = "mx", limits: Limits | None = None) -> Service:
+def rules(*plugins: object, kind: Kind = "mx", limits: Limits | None = None) -> ListenerContext:
     """Give a service for `replace` to change."""
     return Dialogue(*plugins, kind=kind, limits=limits).service
 
@@ -907,7 +907,7 @@ def test_commands_are_counted_by_name_and_class_of_the_reply() -> None:
     lines = ("TURN", "XFUN", "EXPN list", "VRFY user", "DATA", "RCPT TO:<@", "HELP", "EHLO \x7f")
     for line in (*lines, plain("wrong"), "AUTH LOGIN", "*", "NOOP", "RSET", "QUIT"):
         dialogue.send(line)
-    dialogue.metrics.tally.flush()
+    dialogue.metrics.buffer.flush()
     counted = {
         (sample.labels["command"], sample.labels["code_class"]): sample.value
         for family in dialogue.metrics.registry.collect()

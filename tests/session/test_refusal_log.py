@@ -13,7 +13,7 @@ from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Reject, hookimpl, plugin
 from minismtp.config import Limits
-from minismtp.runtime.decision_log import Chronicle, Record, recall
+from minismtp.runtime.decision_log import DecisionLog, Record, recall
 from minismtp.runtime.log import Log
 from minismtp.session.refusal_log import RefusalLog
 from minismtp.testing import Dialogue, Mailroom
@@ -79,7 +79,7 @@ def guess(dialogue: Dialogue, count: int) -> None:
         dialogue.send(f"RCPT TO:<guess{number}@example.org>")
 
 
-def guessing(chronicle: Chronicle | None = None) -> Dialogue:
+def guessing(chronicle: DecisionLog | None = None) -> Dialogue:
     """Begin a session in which nobody stops a guesser."""
     plugins = (Mailboxes(domains=["example.org"], users=["user"]), Mailroom())
     limits = Limits(errors=1_000_000, error_delay=timedelta(0))
@@ -102,7 +102,7 @@ def test_first_refused_recipients_have_a_line_each_and_the_rest_one(capfd: Captu
 
 
 def test_sessions_of_a_guesser_have_their_share_of_lines(capfd: Capture, tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 10_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 10_000_000, Log())
     first = guessing(chronicle)
     service = first.service
     clock = service.clock
@@ -162,7 +162,7 @@ def record(number: int) -> Record:
 
 
 def test_flood_of_refusals_pushes_out_nothing_that_was_accepted(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 80_000, Log())
+    chronicle = DecisionLog(tmp_path, 80_000, Log())
     for number in range(100):
         chronicle.keep(record(number))
     for number in range(1000, 200_000):  # more than may wait, too
@@ -179,7 +179,7 @@ def test_flood_of_refusals_pushes_out_nothing_that_was_accepted(tmp_path: Path) 
 
 
 def test_explain_knows_what_was_refused(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 1_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     dialogue = guessing(chronicle)
     guess(dialogue, 3)
     dialogue.close()

@@ -41,13 +41,13 @@ from minismtp.cli.main import main
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
 from minismtp.hooks.guard import ANSWERS
-from minismtp.mail.queue_entry import Entry
-from minismtp.runtime.decision_log import Chronicle, Record
+from minismtp.mail.queue_entry import QueueEntry
+from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.suspects import Notes
 from minismtp.runtime.thread_activity import Activity
-from minismtp.session.listener_context import Service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.receiver import Receiver
 from minismtp.session.refusal_log import RefusalLog
 from minismtp.storage.spool import Spool, UnreadableError
@@ -171,7 +171,7 @@ class Case:
     login: str | None = None
     tls: bool = False
     limits: Limits = field(default_factory=Limits)
-    rules: Callable[[Service], Service] = lambda service: service
+    rules: Callable[[ListenerContext], ListenerContext] = lambda service: service
     early: bool = False
 
 
@@ -314,7 +314,7 @@ def octets(line: str | bytes) -> str:
     return f"({len(line)} octets that are no known command)"
 
 
-def slow_backoff(service: Service) -> Service:
+def slow_backoff(service: ListenerContext) -> ListenerContext:
     backoff = Backoff(60.0, lambda: 0.0)
     backoff.reserve(PEER)
     backoff.failed(PEER)
@@ -330,7 +330,7 @@ class BadSpool(Spool):
     def has_space(self, size: int = 0) -> bool:
         return not self._full or size < 0
 
-    def add(self, entry: Entry, message: Message) -> None:
+    def add(self, entry: QueueEntry, message: Message) -> None:
         raise UnreadableError(f"no envelope for {entry.id} with {message.size} octets")
 
 
@@ -452,7 +452,7 @@ COMMANDS: Final = (
 )
 
 
-def drained(service: Service) -> Service:
+def drained(service: ListenerContext) -> ListenerContext:
     service.draining.set()
     return service
 
@@ -993,7 +993,7 @@ def test_explain_of_an_address_nobody_knows_is_a_failure(
 
 
 def test_newest_records_of_an_address_are_shown(tmp_path: Path) -> None:
-    chronicle = Chronicle(tmp_path, 10_000_000, Log())
+    chronicle = DecisionLog(tmp_path, 10_000_000, Log())
     for number in range(200):
         fields: dict[str, str | int] = {"sender": "<bob@x.example>", "number": number}
         chronicle.keep(Record("stored", f"{number:012x}.1", float(number), 0.0, fields, []))

@@ -33,7 +33,7 @@ from minismtp.config.types import ByteSize
 from minismtp.events import Event, MessageDecided, RecipientDecided
 from minismtp.hooks.facade import Hooks
 from minismtp.mail.headers import FIELD_LIMIT
-from minismtp.runtime.decision_log import Chronicle
+from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.log import Log
 from minismtp.smtp.dot_stuffing import fix_newlines
 from minismtp.storage.spool import Spool
@@ -1067,7 +1067,7 @@ def test_what_is_stored_is_acknowledged_whatever_fails_then(
     queue.prepare()
     with (tmp_path / "log").open("wb") as file:
         log = Log(descriptor=file.fileno())
-        chronicle = Chronicle(tmp_path, 1_000_000, log)
+        chronicle = DecisionLog(tmp_path, 1_000_000, log)
         service = Dialogue(mailroom, Observer(), log=log).service
         service = replace(service, queue=queue, chronicle=chronicle)
         broken: Any = BrokenAfterwards(getattr(service, part), mailroom)

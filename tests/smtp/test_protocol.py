@@ -34,7 +34,7 @@ from minismtp.smtp.protocol import (
     Protocol,
     Refused,
     SaslResponse,
-    State,
+    SessionState,
 )
 from minismtp.values.address import Address
 from minismtp.values.reply import Reply
@@ -115,7 +115,7 @@ def refusals(events: list[Event]) -> list[str]:
                 *(Helo("c"), Mail(None), Rcpt(A), Data(), ContentChunk(b"Hi\r\n.\r\n")),
                 *(EndOfContent(bare_newline=False, long_line=False), Quit()),
             ],
-            State.CLOSED,
+            SessionState.CLOSED,
             id="one-message",
         ),
         pytest.param(
@@ -125,7 +125,7 @@ def refusals(events: list[Event]) -> list[str]:
                 Ehlo("c"),
                 *(Mail(None), Rcpt(A), Data(), EndOfContent(False, False)) * 2,
             ],
-            State.READY,
+            SessionState.READY,
             id="two-messages",
         ),
         pytest.param(
@@ -135,7 +135,7 @@ def refusals(events: list[Event]) -> list[str]:
                 *(Ehlo("c"), Mail(None), Rcpt(A), Data(), ContentChunk(b"a\nb\r\n")),
                 EndOfContent(bare_newline=True, long_line=False),
             ],
-            State.READY,
+            SessionState.READY,
             id="bare-line-feed",
         ),
         pytest.param(  # RFC 3030 section 2
@@ -147,7 +147,7 @@ def refusals(events: list[Event]) -> list[str]:
                 *(Bdat(2, last=False), ContentChunk(b"lo"), EndOfChunk(last=False)),
                 *(Bdat(0, last=True), EndOfChunk(last=True), Noop()),
             ],
-            State.READY,
+            SessionState.READY,
             id="chunks-and-last-of-zero-octets",
         ),
         pytest.param(  # RFC 3030 section 2: octets, not lines
@@ -158,7 +158,7 @@ def refusals(events: list[Event]) -> list[str]:
                 *(Bdat(12, last=True), ContentChunk(b".\r\nQUIT\r\n\0\xff\n")),
                 *(EndOfChunk(last=True), Noop()),
             ],
-            State.READY,
+            SessionState.READY,
             id="chunk-of-anything",
         ),
         pytest.param(
@@ -168,31 +168,31 @@ def refusals(events: list[Event]) -> list[str]:
                 *(Ehlo("c"), Auth("LOGIN", None), SaslResponse(b"YQ==")),
                 *(SaslResponse(b"Yg=="), SaslResponse(b"RSET")),
             ],
-            State.AUTH,
+            SessionState.AUTH,
             id="all-lines-are-responses",
         ),
         pytest.param(
             b"EHLO c\r\nAUTH PLAIN YQ==\r\n" + MAIL,
             {"AUTH": 235},
             [Ehlo("c"), Auth("PLAIN", b"YQ=="), Mail(None)],
-            State.MAIL,
+            SessionState.MAIL,
             id="initial-response",
         ),
         pytest.param(
             b"EHLO c\r\nAUTH PLAIN\r\n*\r\nNOOP\r\n",
             {"RESPONSE": 501},
             [Ehlo("c"), Auth("PLAIN", None), SaslResponse(b"*"), Noop()],
-            State.READY,
+            SessionState.READY,
             id="cancelled",
         ),
         pytest.param(
-            b"EHLO c\r\nSTARTTLS\r\n", {}, [Ehlo("c"), StartTls()], State.TLS, id="starttls"
+            b"EHLO c\r\nSTARTTLS\r\n", {}, [Ehlo("c"), StartTls()], SessionState.TLS, id="starttls"
         ),
         pytest.param(  # RFC 5321 section 4.1.4: EHLO in the middle is a RSET too
             b"EHLO c\r\n" + MAIL + RCPT + b"EHLO d\r\n" + MAIL,
             {},
             [Ehlo("c"), Mail(None), Rcpt(A), Ehlo("d"), Mail(None)],
-            State.MAIL,
+            SessionState.MAIL,
             id="ehlo-in-the-middle",
         ),
         pytest.param(  # RFC 5321 section 4.1.4
@@ -202,14 +202,14 @@ def refusals(events: list[Event]) -> list[str]:
                 *(Noop(), Other("HELP", ""), Other("VRFY", "a"), Other("EXPN", "a")),
                 *(Rset(), Other("XYZZY", "1")),
             ],
-            State.START,
+            SessionState.START,
             id="before-the-greeting",
         ),
-        pytest.param(b"", {}, [], State.START, id="nothing"),
+        pytest.param(b"", {}, [], SessionState.START, id="nothing"),
     ],
 )
 def test_script(
-    script: bytes, answers: dict[str, int], events: list[Event], state: State, cut: int
+    script: bytes, answers: dict[str, int], events: list[Event], state: SessionState, cut: int
 ) -> None:
     protocol = welcomed()
     assert say(protocol, script, answers, cut=cut) == events
@@ -249,34 +249,34 @@ LINES = {
 }
 INPUT = {**LINES, "CONNECT": b"", "RESPONSE": b"YQ==\r\n", "CONTENT": b"a\r\n.\r\n"}
 WAY = {
-    State.START: b"",
-    State.READY: b"EHLO c\r\n",
-    State.MAIL: b"EHLO c\r\n" + MAIL,
-    State.REFUSED: b"EHLO c\r\n" + MAIL + RCPT,
-    State.RCPT: b"EHLO c\r\n" + MAIL + RCPT,
-    State.DATA: b"EHLO c\r\n" + MAIL + RCPT + b"DATA\r\n",
-    State.CHUNKS: b"EHLO c\r\n" + MAIL + RCPT + b"BDAT 0\r\n",
-    State.AUTH: b"EHLO c\r\nAUTH LOGIN\r\n",
+    SessionState.START: b"",
+    SessionState.READY: b"EHLO c\r\n",
+    SessionState.MAIL: b"EHLO c\r\n" + MAIL,
+    SessionState.REFUSED: b"EHLO c\r\n" + MAIL + RCPT,
+    SessionState.RCPT: b"EHLO c\r\n" + MAIL + RCPT,
+    SessionState.DATA: b"EHLO c\r\n" + MAIL + RCPT + b"DATA\r\n",
+    SessionState.CHUNKS: b"EHLO c\r\n" + MAIL + RCPT + b"BDAT 0\r\n",
+    SessionState.AUTH: b"EHLO c\r\nAUTH LOGIN\r\n",
 }
-COMMAND_STATES = [State.UNWELCOME, *(set(WAY) - {State.DATA, State.AUTH})]
+COMMAND_STATES = [SessionState.UNWELCOME, *(set(WAY) - {SessionState.DATA, SessionState.AUTH})]
 CODES = {2: 250, 3: 334, 4: 450, 5: 550}
 
 
-def brought_to(state: State, *, lmtp: bool = False) -> Protocol:
+def brought_to(state: SessionState, *, lmtp: bool = False) -> Protocol:
     """Give a protocol in this state."""
-    if state is State.CONNECTED:
+    if state is SessionState.CONNECTED:
         return Protocol(lmtp=lmtp)
-    if state is State.UNWELCOME:
+    if state is SessionState.UNWELCOME:
         return welcomed(lmtp=lmtp, banner=554)
     protocol = welcomed(lmtp=lmtp)
     script = WAY[state].replace(b"EHLO", b"LHLO" if lmtp else b"EHLO")
-    say(protocol, script, {"RCPT": 550 if state is State.REFUSED else 250})
+    say(protocol, script, {"RCPT": 550 if state is SessionState.REFUSED else 250})
     assert protocol.state is state
     return protocol
 
 
 def name(value: object) -> str:
-    return value.name.lower() if isinstance(value, State) else str(value)
+    return value.name.lower() if isinstance(value, SessionState) else str(value)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,9 @@ def name(value: object) -> str:
     [(*key, target) for key, target in TRANSITIONS.items()],
     ids=name,
 )
-def test_reply_moves_the_session(state: State, verb: str, category: int, target: State) -> None:
+def test_reply_moves_the_session(
+    state: SessionState, verb: str, category: int, target: SessionState
+) -> None:
     protocol = brought_to(state, lmtp=verb == "LHLO")
     say(protocol, INPUT[verb], {verb: CODES[category]})
     if verb == "CONNECT":
@@ -303,11 +305,11 @@ def test_reply_moves_the_session(state: State, verb: str, category: int, target:
     ],
     ids=name,
 )
-def test_what_is_in_no_row_is_out_of_sequence(state: State, verb: str, cut: int) -> None:
+def test_what_is_in_no_row_is_out_of_sequence(state: SessionState, verb: str, cut: int) -> None:
     # RFC 5321 section 4.1.4: 503, and the state stays; section 3.3 for the recipients
     protocol = brought_to(state, lmtp=verb == "LHLO")
     events = say(protocol, LINES[verb], cut=cut)
-    no_recipients = state is State.REFUSED and verb in {"DATA", "BDAT", "LAST"}
+    no_recipients = state is SessionState.REFUSED and verb in {"DATA", "BDAT", "LAST"}
     word = "BDAT" if verb == "LAST" else "XYZZY" if verb == "OTHER" else verb
     enhanced = "" if verb in {"EHLO", "HELO", "LHLO"} else " 5.5.1"  # RFC 2034 section 4
     assert refusals(events) == [f"{word} {554 if no_recipients else 503}{enhanced}"]
@@ -319,26 +321,28 @@ def test_what_is_in_no_row_is_out_of_sequence(state: State, verb: str, cut: int)
 @pytest.mark.parametrize("verb", ["DATA", "BDAT"])
 def test_lmtp_without_recipients_is_out_of_sequence(verb: str) -> None:
     # RFC 2033 section 4.2: 503, not 554
-    events = say(brought_to(State.REFUSED, lmtp=True), LINES[verb])
+    events = say(brought_to(SessionState.REFUSED, lmtp=True), LINES[verb])
     assert refusals(events) == [f"{verb} 503 5.5.1"]
 
 
 @pytest.mark.parametrize(
     ("state", "verb", "code"),
     [
-        (State.READY, "EHLO", 550),
-        (State.READY, "MAIL", 550),
-        (State.READY, "AUTH", 535),
-        (State.READY, "STARTTLS", 454),
-        (State.REFUSED, "RCPT", 450),
-        (State.RCPT, "RCPT", 550),
-        (State.RCPT, "DATA", 451),
-        (State.RCPT, "OTHER", 500),
-        (State.MAIL, "RSET", 450),
+        (SessionState.READY, "EHLO", 550),
+        (SessionState.READY, "MAIL", 550),
+        (SessionState.READY, "AUTH", 535),
+        (SessionState.READY, "STARTTLS", 454),
+        (SessionState.REFUSED, "RCPT", 450),
+        (SessionState.RCPT, "RCPT", 550),
+        (SessionState.RCPT, "DATA", 451),
+        (SessionState.RCPT, "OTHER", 500),
+        (SessionState.MAIL, "RSET", 450),
     ],
     ids=name,
 )
-def test_reply_of_a_class_without_a_row_changes_nothing(state: State, verb: str, code: int) -> None:
+def test_reply_of_a_class_without_a_row_changes_nothing(
+    state: SessionState, verb: str, code: int
+) -> None:
     # RFC 5321 section 4.1.4
     protocol = brought_to(state)
     say(protocol, LINES[verb], {verb: code})
@@ -349,19 +353,23 @@ def test_reply_of_a_class_without_a_row_changes_nothing(state: State, verb: str,
     ("state", "verb"),
     [
         *((state, "NOOP") for state in sorted(COMMAND_STATES, key=name)),
-        *((State.AUTH, "RESPONSE"), (State.DATA, "CONTENT"), (State.RCPT, "LAST")),
-        (State.CONNECTED, "CONNECT"),
+        *(
+            (SessionState.AUTH, "RESPONSE"),
+            (SessionState.DATA, "CONTENT"),
+            (SessionState.RCPT, "LAST"),
+        ),
+        (SessionState.CONNECTED, "CONNECT"),
     ],
     ids=name,
 )
-def test_421_closes_from_everywhere(state: State, verb: str) -> None:
+def test_421_closes_from_everywhere(state: SessionState, verb: str) -> None:
     # RFC 5321 section 3.8
     protocol = brought_to(state)
     protocol.receive(INPUT[verb])
     while not protocol.verb:
         protocol.next_event()
     assert protocol.send(Reply(421, "text", "4.3.2")) == b"421 4.3.2 text\r\n"
-    assert protocol.state is State.CLOSED
+    assert protocol.state is SessionState.CLOSED
     assert say(protocol, b"NOOP\r\n") == []
 
 
@@ -375,7 +383,7 @@ def test_greeting_of_the_other_protocol_is_refused(lmtp: bool, line: bytes) -> N
     # RFC 2033 section 4.1
     protocol = welcomed(lmtp=lmtp)
     assert refusals(say(protocol, line)) == [f"{line[:4].decode()} 500"]
-    assert protocol.state is State.START
+    assert protocol.state is SessionState.START
 
 
 @pytest.mark.parametrize("line", [b"EHLO\r\n", b"HELO  \r\n", b"EHLO \0\r\n"], ids=repr)
@@ -397,7 +405,7 @@ def test_mail_before_the_greeting_says_what_is_missing() -> None:
 def test_tls_record_ends_the_session(hello: bytes, cut: int) -> None:
     protocol = welcomed()
     assert refusals(say(protocol, b"NOOP\r\n" + hello, cut=cut)) == ["OTHER 421 4.7.0"]
-    assert protocol.state is State.CLOSED
+    assert protocol.state is SessionState.CLOSED
 
 
 def test_http_request_ends_the_session() -> None:
@@ -413,15 +421,15 @@ def test_http_request_ends_the_session() -> None:
 @pytest.mark.parametrize("more", [b"NOOP\r\n", b"\r\n", b"N"], ids=repr)
 def test_input_behind_starttls_ends_the_session(more: bytes) -> None:
     # RFC 3207 section 6, CVE-2011-0411
-    protocol = brought_to(State.READY)
+    protocol = brought_to(SessionState.READY)
     assert refusals(say(protocol, b"STARTTLS\r\n" + more)) == ["STARTTLS 421 4.7.0"]
-    assert protocol.state is State.CLOSED
+    assert protocol.state is SessionState.CLOSED
     assert not protocol.buffered
 
 
 def test_session_begins_anew_inside_tls() -> None:
     # RFC 3207 section 4.2
-    protocol = brought_to(State.READY)
+    protocol = brought_to(SessionState.READY)
     say(protocol, b"STARTTLS\r\n")
     assert say(protocol, b"NOOP\r\n") == []  # came in clear
     protocol.restart()
@@ -476,15 +484,15 @@ def test_authentication_line_that_is_too_long_ends_the_exchange(
     size: int, is_refused: bool, cut: int
 ) -> None:
     # RFC 4954 section 4: 12288 octets with CRLF; 500 5.5.6
-    protocol = brought_to(State.AUTH)
+    protocol = brought_to(SessionState.AUTH)
     events = say(protocol, b"A" * size + b"\r\n", cut=cut)
     assert refusals(events) == (["AUTH 500 5.5.6"] if is_refused else [])
-    assert protocol.state is State.READY
+    assert protocol.state is SessionState.READY
 
 
 def test_line_of_content_that_is_too_long_is_flagged() -> None:
     protocol = welcomed(line_length=10)
-    say(protocol, WAY[State.DATA])
+    say(protocol, WAY[SessionState.DATA])
     assert say(protocol, b"123456789\r\n.\r\n")[-1] == EndOfContent(
         bare_newline=False, long_line=True
     )
@@ -494,8 +502,12 @@ def test_line_of_content_that_is_too_long_is_flagged() -> None:
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("state", [State.START, State.READY, State.MAIL, State.REFUSED], ids=name)
-def test_refused_chunk_is_consumed(state: State, cut: int) -> None:
+@pytest.mark.parametrize(
+    "state",
+    [SessionState.START, SessionState.READY, SessionState.MAIL, SessionState.REFUSED],
+    ids=name,
+)
+def test_refused_chunk_is_consumed(state: SessionState, cut: int) -> None:
     # RFC 3030 section 2: the octets are accepted and discarded, then the reply
     protocol = brought_to(state)
     events = say(protocol, b"BDAT 6 LAST\r\nQUIT\r\nNOOP\r\n", cut=cut)
@@ -531,7 +543,7 @@ def test_chunk_that_cannot_be_read_ends_the_session(line: bytes, lmtp: bool, cut
         protocol = brought_to(state, lmtp=lmtp)
         events = say(protocol, line + b"\r\nQUIT\r\nMAIL FROM:<>\r\n", {"OTHER": 500}, cut=cut)
         assert len(events) == 1, state
-        assert protocol.state is State.CLOSED
+        assert protocol.state is SessionState.CLOSED
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -542,19 +554,19 @@ def test_chunk_that_cannot_be_read_ends_the_session(line: bytes, lmtp: bool, cut
     ids=lambda line: repr(line[:30]),
 )
 def test_chunk_instead_of_a_response_ends_the_session(line: bytes, cut: int) -> None:
-    protocol = brought_to(State.AUTH)
+    protocol = brought_to(SessionState.AUTH)
     assert len(say(protocol, line + b"\r\nNOOP\r\n", {"RESPONSE": 501}, cut=cut)) == 1
-    assert protocol.state is State.CLOSED
+    assert protocol.state is SessionState.CLOSED
 
 
 @pytest.mark.parametrize("line", [b"BDATBDAT", b"BDATBDAT ", b"bdatQQ=="])
 def test_response_that_begins_like_a_chunk_is_one(line: bytes) -> None:
-    protocol = brought_to(State.AUTH)
+    protocol = brought_to(SessionState.AUTH)
     assert len(say(protocol, line + b"\r\nNOOP\r\n", {"RESPONSE": 535})) == 2
 
 
 def test_reply_to_a_refused_chunk_waits_for_its_octets() -> None:
-    protocol = brought_to(State.READY)
+    protocol = brought_to(SessionState.READY)
     assert say(protocol, b"BDAT 6\r\nQUIT\r") == []
     assert protocol.in_content
     assert refusals(say(protocol, b"\n")) == ["BDAT 503 5.5.1"]
@@ -563,22 +575,22 @@ def test_reply_to_a_refused_chunk_waits_for_its_octets() -> None:
 
 def test_chunk_after_a_failed_one_is_out_of_sequence() -> None:
     # RFC 3030 section 2: pipelined chunks are consumed, whatever became of the first
-    protocol = brought_to(State.RCPT)
+    protocol = brought_to(SessionState.RCPT)
     script = b"BDAT 2\r\nab" + b"BDAT 6 LAST\r\nQUIT\r\n" + b"NOOP\r\n"
     events = say(protocol, script, {"BDAT": 552})
     assert [type(event) for event in events] == [Bdat, ContentChunk, EndOfChunk, Refused, Noop]
-    assert protocol.state is State.READY
+    assert protocol.state is SessionState.READY
 
 
 def test_data_between_chunks_says_why_not() -> None:
     # RFC 3030 section 2
-    events = say(brought_to(State.CHUNKS), b"DATA\r\n")
+    events = say(brought_to(SessionState.CHUNKS), b"DATA\r\n")
     assert isinstance(events[0], Refused)
     assert events[0].reply == Reply(503, "DATA cannot be mixed with BDAT", "5.5.1")
 
 
 def test_chunk_of_any_size_is_passed_on_as_it_comes() -> None:
-    protocol = brought_to(State.RCPT)
+    protocol = brought_to(SessionState.RCPT)
     size = 2**63
     assert say(protocol, b"BDAT %d\r\nhello" % size) == [Bdat(size, last=False), ONE_CHUNK]
     assert say(protocol, b"hello") == [ONE_CHUNK]
@@ -589,17 +601,17 @@ def test_chunk_of_any_size_is_passed_on_as_it_comes() -> None:
 @pytest.mark.parametrize(
     ("state", "more", "in_content"),
     [
-        (State.START, b"", False),
-        (State.RCPT, b"", False),
-        (State.CHUNKS, b"", False),
-        (State.RCPT, b"BDAT 1\r\n", True),
-        (State.RCPT, b"BDAT 1\r\nx", False),
-        (State.DATA, b"", True),
-        (State.DATA, b".\r\n", False),
+        (SessionState.START, b"", False),
+        (SessionState.RCPT, b"", False),
+        (SessionState.CHUNKS, b"", False),
+        (SessionState.RCPT, b"BDAT 1\r\n", True),
+        (SessionState.RCPT, b"BDAT 1\r\nx", False),
+        (SessionState.DATA, b"", True),
+        (SessionState.DATA, b".\r\n", False),
     ],
 )
 def test_protocol_knows_whether_content_follows(
-    state: State, more: bytes, in_content: bool
+    state: SessionState, more: bytes, in_content: bool
 ) -> None:
     protocol = brought_to(state)
     say(protocol, more)
@@ -624,33 +636,37 @@ def test_reply_to_nothing_is_a_mistake() -> None:
 
 def test_lmtp_content_is_answered_for_each_recipient() -> None:
     # RFC 2033 section 4.2
-    protocol = brought_to(State.DATA, lmtp=True)
+    protocol = brought_to(SessionState.DATA, lmtp=True)
     protocol.receive(b".\r\n")
     protocol.next_event()
     assert protocol.send_each([Reply(250, "ok"), Reply(550, "no")]) == b"250 ok\r\n550 no\r\n"
-    assert protocol.state is State.READY
+    assert protocol.state is SessionState.READY
 
 
 def test_any_421_among_the_replies_closes() -> None:
-    protocol = brought_to(State.DATA, lmtp=True)
+    protocol = brought_to(SessionState.DATA, lmtp=True)
     protocol.receive(b".\r\n")
     protocol.next_event()
     protocol.send_each([Reply(421, "bye"), Reply(250, "ok")])
-    assert protocol.state is State.CLOSED
+    assert protocol.state is SessionState.CLOSED
 
 
 @pytest.mark.parametrize(
     ("state", "data"),
-    [(State.START, b"NOOP\r\n"), (State.DATA, b"a\r\n.\r\n"), (State.RCPT, b"BDAT 9\r\nx")],
+    [
+        (SessionState.START, b"NOOP\r\n"),
+        (SessionState.DATA, b"a\r\n.\r\n"),
+        (SessionState.RCPT, b"BDAT 9\r\nx"),
+    ],
     ids=name,
 )
-def test_no_event_follows_close(state: State, data: bytes) -> None:
+def test_no_event_follows_close(state: SessionState, data: bytes) -> None:
     protocol = brought_to(state)
     protocol.receive(data)
     protocol.next_event()
     protocol.close()
     assert protocol.next_event() is NEED_DATA
-    assert protocol.state is State.CLOSED
+    assert protocol.state is SessionState.CLOSED
 
 
 # Whatever a peer sends -----------------------------------------------------------------------
@@ -667,7 +683,7 @@ OTHERS = (250, 250, 250, 250, 250, 450, 550, 421)
 FRAGMENTS = st.sampled_from(
     [
         *LINES.values(),
-        *(LINES["EHLO"] + MAIL + RCPT, MAIL + RCPT, WAY[State.DATA]),
+        *(LINES["EHLO"] + MAIL + RCPT, MAIL + RCPT, WAY[SessionState.DATA]),
         *(b"\r\n", b"\r", b"\n", b".", b".\r\n", b"\r\n.\r\n", b"\n.\n", b"a", b"\0", b"\xff"),
         *(b"BDAT 3\r\n", b"BDAT 7 LAST\r\n", b"BDAT 0\r\n", b"BDAT x\r\n", b"*\r\n", b"=\r\n"),
         *(b"\x16\x03", b"GET / HTTP/1.1\r\n", b"x" * 600, b"LHLO c\r\n"),
@@ -708,7 +724,7 @@ def played(script: bytes, choices: list[int], cut: int, *, lmtp: bool) -> list[E
     st.integers(1, 9),
     st.booleans(),
 )
-@example(WAY[State.RCPT] + LINES["BDAT"] + LINES["LAST"] + LINES["DATA"], [0], 5, False)
+@example(WAY[SessionState.RCPT] + LINES["BDAT"] + LINES["LAST"] + LINES["DATA"], [0], 5, False)
 @example(b"\x16" + b"\x03\r\n", [0], 2, False)
 @example(b"x" * LONGEST_LINE + b"\x16\x03\r\nNOOP\r\n", [0], 3, False)
 def test_any_input_gives_the_same_events_in_any_pieces(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
-from minismtp.mail.queue_entry import Entry, Target
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage import spool as module
 from minismtp.storage.spool import BusyError, DamagedError, Spool, UnreadableError, heard
 from minismtp.values.address import Address
@@ -27,7 +27,7 @@ def spool(tmp_path: Path) -> Spool:
     return spool
 
 
-def entry(name: str = "m.1", **changes: Any) -> Entry:  # noqa: ANN401 - any field
+def entry(name: str = "m.1", **changes: Any) -> QueueEntry:  # noqa: ANN401 - any field
     given: dict[str, Any] = {
         "id": name,
         "sender": "a@example.org",
@@ -37,7 +37,7 @@ def entry(name: str = "m.1", **changes: Any) -> Entry:  # noqa: ANN401 - any fie
         "login": "a",
         "arrived": 1234.5,
         "targets": (
-            Target(
+            QueuedRecipient(
                 kind="relay",
                 address="b@example.net",
                 recipient="b@example.net",
@@ -47,7 +47,7 @@ def entry(name: str = "m.1", **changes: Any) -> Entry:  # noqa: ANN401 - any fie
         ),
         **changes,
     }
-    return Entry(**given)
+    return QueueEntry(**given)
 
 
 def message(content: bytes = b"Subject: x\r\n\r\nhello\r\n") -> Message:
@@ -98,7 +98,7 @@ def test_message_is_queued_though_nobody_can_be_told(
     assert spool.open("m.1")[0] == entry()
 
 
-def target(**changes: Any) -> tuple[Target, ...]:  # noqa: ANN401 - any field
+def target(**changes: Any) -> tuple[QueuedRecipient, ...]:  # noqa: ANN401 - any field
     return (replace(entry().targets[0], **changes),)
 
 
@@ -142,7 +142,7 @@ _ADDRESS = st.builds(
 @given(
     sender=_ADDRESS | st.just(""),
     target=st.builds(
-        Target,
+        QueuedRecipient,
         kind=st.sampled_from(["local", "relay"]),
         address=_ADDRESS,
         recipient=_ADDRESS,
@@ -154,7 +154,7 @@ _ADDRESS = st.builds(
     arrived=st.floats(),
 )
 def test_whatever_is_queued_comes_back_as_it_was(
-    spool: Spool, sender: str, target: Target, texts: dict[str, str], arrived: float
+    spool: Spool, sender: str, target: QueuedRecipient, texts: dict[str, str], arrived: float
 ) -> None:
     spool.remove("m.1")
     added = entry(sender=sender, targets=(target,), arrived=arrived, **texts)
@@ -196,8 +196,8 @@ def test_an_envelope_keeps_what_the_hooks_and_the_reports_need() -> None:
     )
     held = message()
     held.quarantine("looks odd")
-    target = Target(kind="local", address="box@example.org", recipient="nick@example.org")
-    kept = Entry.of(envelope, held, [target])
+    target = QueuedRecipient(kind="local", address="box@example.org", recipient="nick@example.org")
+    kept = QueueEntry.of(envelope, held, [target])
     again = kept.envelope()
     assert kept.quarantined == "looks odd"
     assert [str(recipient.address) for recipient in again.recipients] == ["nick@example.org"]
@@ -215,7 +215,7 @@ def test_the_quarantine_mark_waits_with_the_message(spool: Spool) -> None:
 
 def test_an_address_with_odd_characters_survives() -> None:
     odd = Address('a "b" c', "example.org")
-    target = Target(kind="relay", address=str(odd), recipient=str(odd))
+    target = QueuedRecipient(kind="relay", address=str(odd), recipient=str(odd))
     assert entry(targets=(target,)).envelope().recipients[0].address == odd
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from minismtp.cli.main import main
 from minismtp.config.types import SocketAddress
-from minismtp.mailqueue.database import Schedule
+from minismtp.mailqueue.database import QueueDatabase
 from minismtp.server.sockets import open_socket
 from minismtp.values.privileges import acting_as, acting_as_owner
 
@@ -74,7 +74,7 @@ def test_queue_leaves_no_file_of_root(theirs: Path, capsys: pytest.CaptureFixtur
     spool = theirs / "state" / "spool"
     with acting_as_owner(theirs):
         spool.mkdir(parents=True)
-        Schedule(spool / "queue.db").close()
+        QueueDatabase(spool / "queue.db").close()
     config = theirs / "minismtp.toml"
     config.write_text(
         'state_directory = "state"\n[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\n'
