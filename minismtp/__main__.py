@@ -1,4 +1,4 @@
-"""`python -m minismtp` is the command `minismtp` (layer 7)."""
+"""`python -m minismtp` is the command `minismtp`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-r"""A whole session in memory, for tests of plugins and of the server itself (layer 5).
+r"""A whole session in memory, for tests of plugins and of the server itself.
 
     mailroom = Mailroom()
     dialogue = Dialogue(SpamFlag(), mailroom)

@@ -1,4 +1,4 @@
-"""The commands for who writes plugins, and for who chooses among them (layer 7)."""
+"""The commands for who writes plugins, and for who chooses among them."""
 
 # ruff: noqa: PLC0415 - each command imports what it needs, see `commands`
 from __future__ import annotations

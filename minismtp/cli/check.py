@@ -1,4 +1,4 @@
-"""What `minismtp check` looks at beyond the configuration file itself (layer 7).
+"""What `minismtp check` looks at beyond the configuration file itself.
 
 Nothing is left behind: plugins are started with a temporary state directory, so that a check run by
 root makes no files that the server's own user cannot open later.

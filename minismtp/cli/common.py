@@ -1,4 +1,4 @@
-"""What all commands share: how they are added, how they speak, how they end (layer 7)."""
+"""What all commands share: how they are added, how they speak, how they end."""
 
 from __future__ import annotations
 

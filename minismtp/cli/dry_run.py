@@ -1,4 +1,4 @@
-"""Mail that goes through plugins and nowhere else, for `try` and `replay` (layer 7).
+"""Mail that goes through plugins and nowhere else, for `try` and `replay`.
 
 Everything is real but the socket and the storage: what no plugin of the set stores or routes itself
 is taken for everybody and dropped. The caller chooses the state directory, where the state that all

@@ -1,4 +1,4 @@
-"""How a message or a session was decided: `minismtp explain` (layer 6).
+"""How a message or a session was decided: `minismtp explain`.
 
 It is found by its identifier, or by an address as a command or the log had it: what is refused has
 often nothing else that anybody knows.

@@ -1,4 +1,4 @@
-"""The commands that show what the server does and did (layer 7)."""
+"""The commands that show what the server does and did."""
 
 # ruff: noqa: PLC0415 - each command imports what it needs, see `commands`
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the queue looks on an operator's screen, and as JSON (layer 7)."""
+"""How the queue looks on an operator's screen, and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `minismtp` (layer 7).
+"""The command `minismtp`.
 
 Exit status: 0 done, 1 failure, 2 usage, 78 a mistake in the configuration. A user's mistake is one
 line on standard error, never a traceback. The commands themselves are in `commands`.

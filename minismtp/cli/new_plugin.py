@@ -1,4 +1,4 @@
-"""What `minismtp new-plugin` writes: a package that works, for its author to change (layer 7)."""
+"""What `minismtp new-plugin` writes: a package that works, for its author to change."""
 
 from __future__ import annotations
 

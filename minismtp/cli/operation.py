@@ -1,4 +1,4 @@
-"""The commands that run and look after the server (layer 7)."""
+"""The commands that run and look after the server."""
 
 # ruff: noqa: PLC0415 - each command imports what it needs, see `commands`
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who else can read the secrets of a configuration, and change what the server trusts (layer 7)."""
+"""Who else can read the secrets of a configuration, and change what the server trusts."""
 
 from __future__ import annotations
 

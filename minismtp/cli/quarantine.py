@@ -1,4 +1,4 @@
-"""What an operator sees and does of mail that was set aside: `minismtp quarantine` (layer 7).
+"""What an operator sees and does of mail that was set aside: `minismtp quarantine`.
 
 It works on the files of the plugin `quarantine`, whether the server runs or not.
 """

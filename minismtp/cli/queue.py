@@ -1,4 +1,4 @@
-"""What an operator sees and does of the queue: `minismtp queue` (layer 7).
+"""What an operator sees and does of the queue: `minismtp queue`.
 
 It works on the schedule that the runner uses, whether the server runs or not. The runner hears of a
 change at once; without one it takes effect at the next start.

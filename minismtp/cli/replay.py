@@ -1,4 +1,4 @@
-"""Stored mail through a changed set of plugins: `minismtp replay` (layer 7).
+"""Stored mail through a changed set of plugins: `minismtp replay`.
 
 Nothing is delivered, queued or told to observers: those hooks are taken from the plugins. Their
 state directories are temporary ones, and time stands where it is now.

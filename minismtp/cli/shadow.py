@@ -1,4 +1,4 @@
-"""What plugins in shadow mode would have done: `minismtp shadow` (layer 6)."""
+"""What plugins in shadow mode would have done: `minismtp shadow`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored mail as it came: its client and envelope, read from the fields above it (layer 7).
+"""Stored mail as it came: its client and envelope, read from the fields above it.
 
 A delivered message has fields on top that whoever sent it did not write: Return-Path, Delivered-To,
 what filters put above it, and our Received. They tell the envelope (RFC 5321 section 4.4), and the

@@ -1,4 +1,4 @@
-"""A view of the server that refreshes in the terminal: `minismtp top` (layer 6)."""
+"""A view of the server that refreshes in the terminal: `minismtp top`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dialogues of sessions as they happen: `minismtp trace` (layer 6)."""
+"""The dialogues of sessions as they happen: `minismtp trace`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One plugin over one message: `minismtp try` (layer 7).
+"""One plugin over one message: `minismtp try`.
 
 The state directory is a temporary one, and the plugin does all that it does: one that stores mail
 stores it. What others would do is left out; what it does not route or store is taken and dropped.

@@ -1,4 +1,4 @@
-"""The configuration as checked, typed values (layer 2).
+"""The configuration as checked, typed values.
 
 A `Config` that exists is consistent in itself. What concerns other files (certificates, plugins,
 permissions) is looked at by who uses them, and by `minismtp check`.

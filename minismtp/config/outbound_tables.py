@@ -1,4 +1,4 @@
-"""The tables of the configuration that are about mail to other servers (layer 2)."""
+"""The tables of the configuration that are about mail to other servers."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What may stand in a configuration, told to editors and to people (layer 2).
+"""What may stand in a configuration, told to editors and to people.
 
 Made from the types, defaults and descriptions of the same dataclasses as the configuration itself.
 """

@@ -1,4 +1,4 @@
-"""The tables of the configuration and what each key means (layer 2).
+"""The tables of the configuration and what each key means.
 
 These dataclasses are the reference: `minismtp schema` is made from their types, defaults and
 descriptions. Each checks what it can see by itself; `config` checks one against the other.

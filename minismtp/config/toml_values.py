@@ -1,4 +1,4 @@
-"""Tables of the configuration become typed values (layer 2).
+"""Tables of the configuration become typed values.
 
 `build` turns a TOML table into a dataclass, for the server's own settings and for the options of
 plugins alike. Whatever is wrong becomes one `ConfigError` that names the file, the path of the key

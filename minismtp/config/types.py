@@ -1,4 +1,4 @@
-"""Values that TOML can only write as text: sizes, durations, networks, paths and others (layer 2).
+"""Values that TOML can only write as text: sizes, durations, networks, paths and others.
 
 `SCALARS` says for each type how it is read, how it is written, and what an editor may check.
 """

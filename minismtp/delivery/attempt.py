@@ -1,4 +1,4 @@
-"""One attempt after the other to deliver to one destination (layer 6)."""
+"""One attempt after the other to deliver to one destination."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SMTP over one socket: commands go out, replies come in (layer 6; RFC 5321 section 4.2).
+"""SMTP over one socket: commands go out, replies come in (RFC 5321 section 4.2).
 
 `smtplib`, made safe against hosts that do not behave: replies are checked and bounded, every phase
 has an absolute deadline, and what was said unasked is never taken for an answer.

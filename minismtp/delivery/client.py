@@ -1,4 +1,4 @@
-"""One connection to another server, for one message after the other (layer 6; RFC 5321)."""
+"""One connection to another server, for one message after the other (RFC 5321)."""
 
 from __future__ import annotations
 

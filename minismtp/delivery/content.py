@@ -1,4 +1,4 @@
-"""The content of a message, in the form in which a host takes it (layer 6)."""
+"""The content of a message, in the form in which a host takes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the hosts of a destination say of one message, one after the other (layer 6).
+"""What the hosts of a destination say of one message, one after the other.
 
 A recipient whom one host puts off (4yz, at any command or at the end of the content) is offered to
 the next host in the same attempt, and so is a message that a host cannot be asked about. Nobody is

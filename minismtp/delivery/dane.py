@@ -1,4 +1,4 @@
-"""TLSA records: certificates as the DNS names them (layer 6; RFC 6698, RFC 7671, RFC 7672)."""
+"""TLSA records: certificates as the DNS names them (RFC 6698, RFC 7671, RFC 7672)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Absolute deadlines for threads that block on sockets (layer 6)."""
+"""Absolute deadlines for threads that block on sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host's extensions allow: how a message may go there, or why it must come back (layer 6).
+"""What a host's extensions allow: how a message may go there, or why it must come back.
 
 RFC 1870 (SIZE), 3030 (BINARYMIME), 3461 (DSN), 6152 (8BITMIME), 6531 (SMTPUTF8), 8689 (REQUIRETLS),
 9422 (LIMITS).

@@ -1,4 +1,4 @@
-"""MTA-STS: what a domain demands of those who send to it (layer 6; RFC 8461).
+"""MTA-STS: what a domain demands of those who send to it (RFC 8461).
 
 A policy that was fetched once holds for its `max_age`, whatever happens to the DNS or to the web
 server of the domain: who could take those away must gain nothing. So policies are kept on disk.

@@ -1,4 +1,4 @@
-"""Where mail for a domain goes: MX records and addresses (layer 6; RFC 5321 section 5, RFC 7505).
+"""Where mail for a domain goes: MX records and addresses (RFC 5321 section 5, RFC 7505).
 
 What the DNS answers decides a message's fate: "no such domain" is final, "no answer" is not.
 """

@@ -1,4 +1,4 @@
-"""Small texts from web servers that nobody vouches for (layer 6; RFC 8461 section 3.3).
+"""Small texts from web servers that nobody vouches for (RFC 8461 section 3.3).
 
 Over HTTPS with a valid certificate, without redirections or proxies, of bounded size and time.
 """

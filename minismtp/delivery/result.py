@@ -1,4 +1,4 @@
-"""What a host said, and what it means for a message (layer 6; RFC 5321 section 4.2)."""
+"""What a host said, and what it means for a message (RFC 5321 section 4.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who decides how TLS with a host must be: the configuration, DANE, MTA-STS, REQUIRETLS (layer 6).
+"""Who decides how TLS with a host must be: the configuration, DANE, MTA-STS, REQUIRETLS.
 
 DANE goes before MTA-STS (RFC 8461 section 2), and neither makes less of what is configured.
 """

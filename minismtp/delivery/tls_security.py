@@ -1,4 +1,4 @@
-"""What TLS with one host must be, and whether it is (layer 6; RFC 3207, RFC 7435, RFC 7672)."""
+"""What TLS with one host must be, and whether it is (RFC 3207, RFC 7435, RFC 7672)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One mail transaction over a channel: an envelope, and the content (layer 6; RFC 5321 3.3)."""
+"""One mail transaction over a channel: an envelope, and the content (RFC 5321 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hooks of one listener as ordinary typed methods (layer 3).
+"""The hooks of one listener as ordinary typed methods.
 
 Nothing else calls pluggy. Callers are bound once, when the listener starts, and a hook that nobody
 implements costs 0.1 us instead of the 2.6 us of an empty pluggy call.

@@ -1,4 +1,4 @@
-"""What stands between a plugin's code and a session (layer 3).
+"""What stands between a plugin's code and a session.
 
 Every hook implementation is called through a guard, which times it (wall and CPU), counts its
 verdict, and turns any other exception into the plugin's policy: a crashing filter defers mail, it

@@ -1,4 +1,4 @@
-"""Finding, checking and registering plugins (layer 3).
+"""Finding, checking and registering plugins.
 
 Only the plugins that the configuration names are loaded, each from the local `plugin_path` first,
 then from the entry points of the group `minismtp`. What is wrong with a plugin (an unknown option,

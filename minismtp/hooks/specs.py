@@ -1,4 +1,4 @@
-"""Every place where a plugin may speak (layer 3).
+"""Every place where a plugin may speak.
 
 Raise a verdict to refuse: `Reject("text")` is 550 5.7.1, `Defer("text")` is 451 4.7.1,
 `Disconnect("text")` is 421 4.7.0 and the end of the connection. Return to answer, return `None` for

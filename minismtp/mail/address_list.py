@@ -1,4 +1,4 @@
-"""The addresses of a From, Sender or To field (layer 2; RFC 5322 section 3.4).
+"""The addresses of a From, Sender or To field (RFC 5322 section 3.4).
 
 For decisions about who is named: what some reader could take for another address is named too, or
 is an error. Linear in the length of the field.

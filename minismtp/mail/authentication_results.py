@@ -1,4 +1,4 @@
-"""What checks of a sender have found, as values and as a header field (layer 2; RFC 8601).
+"""What checks of a sender have found, as values and as a header field (RFC 8601).
 
     found = AuthResult("spf", "pass", properties={"smtp.mailfrom": "a@b.example"})
     results_of(envelope).append(found)

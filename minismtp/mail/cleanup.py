@@ -1,4 +1,4 @@
-"""The header of a message that comes in, settled for every reader (layer 2).
+"""The header of a message that comes in, settled for every reader.
 
 Real senders forget the empty line that ends a header, send text without any header, or put the
 `From ` line of an mbox above it. Each reader has its own idea of where such a header ends, so a

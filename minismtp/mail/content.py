@@ -1,4 +1,4 @@
-"""The content of a mail, immutable, in memory or on disk (layer 2).
+"""The content of a mail, immutable, in memory or on disk.
 
 What is larger than a piece is written to a file that has no name, so that memory per session is
 bounded and a crash leaves nothing behind.

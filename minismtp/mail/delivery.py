@@ -1,4 +1,4 @@
-"""What plugins see of mail on its way out: a delivery and its next hop (layer 2)."""
+"""What plugins see of mail on its way out: a delivery and its next hop."""
 
 from __future__ import annotations
 

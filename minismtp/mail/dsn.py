@@ -1,4 +1,4 @@
-"""Delivery status notifications (layer 2; RFC 3461, 3464, 6522, 6533).
+"""Delivery status notifications (RFC 3461, 3464, 6522, 6533).
 
 A notification is a message like any other, with an entry for the spool. Whatever strangers have put
 into addresses, replies and messages, its fields stay fields and its parts stay parts: controls are

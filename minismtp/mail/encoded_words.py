@@ -1,4 +1,4 @@
-"""Encoded words of header fields, as mail programs show them (layer 2; RFC 2047, RFC 2231).
+"""Encoded words of header fields, as mail programs show them (RFC 2047, RFC 2231).
 
 Mail programs, like browsers, take a charset's name for what senders mean by it (WHATWG Encoding
 Standard section 4.2): iso-8859-1 is windows-1252, gb2312 is gbk. They also show words that the

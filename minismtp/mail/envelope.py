@@ -1,4 +1,4 @@
-"""The envelope of one transaction: who sends, who receives, and where each copy goes (layer 2).
+"""The envelope of one transaction: who sends, who receives, and where each copy goes.
 
 An `Envelope` exists from MAIL on, so nothing in it is optional except what the protocol itself
 makes optional: the null reverse-path is `None` (RFC 5321 section 4.5.5).

@@ -1,4 +1,4 @@
-"""What happened, as frozen values for `observe` plugins (layer 2).
+"""What happened, as frozen values for `observe` plugins.
 
 An event is a statement about the past: nothing that an observer does can change a session.
 """

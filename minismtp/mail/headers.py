@@ -1,4 +1,4 @@
-"""The header of a message, read without trust; and one field, written with care (layer 2).
+"""The header of a message, read without trust; and one field, written with care.
 
 `Headers` cuts the leading bytes of a message into fields and keeps every byte as received. Nothing
 a sender writes makes it raise, run in more than linear time, or keep more than its limits allow.

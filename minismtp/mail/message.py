@@ -1,4 +1,4 @@
-"""The message that plugins see: its content under the fields that we put above it (layer 2).
+"""The message that plugins see: its content under the fields that we put above it.
 
 A `Message` never changes its content in place: fields are put above it, or the whole is replaced.
 """

@@ -1,4 +1,4 @@
-"""Makes of any message one that a host can take: short lines, and 7-bit where it must be (layer 2).
+"""Makes of any message one that a host can take: short lines, and 7-bit where it must be.
 
 As Postfix does it for a host without 8BITMIME, part by part and into what is nested: text becomes
 quoted-printable, other content base64 where that is shorter, and a part that needs nothing stays

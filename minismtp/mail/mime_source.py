@@ -1,4 +1,4 @@
-"""Reads a message by header sections, boundaries and what stands between them (layer 2).
+"""Reads a message by header sections, boundaries and what stands between them.
 
 RFC 2045, 2046. What it gives are the octets as they came. Memory is bounded by the longest header
 section that is read as one, and time is linear, whatever the message.

@@ -1,4 +1,4 @@
-"""What waits in the spool, as values: an envelope with the targets of its copies (layer 2)."""
+"""What waits in the spool, as values: an envelope with the targets of its copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What filters have found, worth some points, for whoever adds them up (layer 2).
+"""What filters have found, worth some points, for whoever adds them up.
 
     findings_of(envelope).append(Finding("dnsbl", "zen.example", 4.0))
 

@@ -1,4 +1,4 @@
-"""What is known of one connection, as plain data that hooks may read (layer 2)."""
+"""What is known of one connection, as plain data that hooks may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trace fields, our own on top of each message and earlier ones (layer 2; RFC 5321 section 4.4)."""
+"""Trace fields, our own on top of each message and earlier ones (RFC 5321 section 4.4)."""
 
 from __future__ import annotations
 

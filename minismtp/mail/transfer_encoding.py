@@ -1,4 +1,4 @@
-"""Ways to write octets in lines that every host takes: encoded, or broken (layer 2).
+"""Ways to write octets in lines that every host takes: encoded, or broken.
 
 Each takes octets in pieces, such as `mime_source` gives them: whole lines, or a part of a line that
 is longer than a piece. Memory is bounded by the piece, and time is linear. RFC 2045 sections 6.7

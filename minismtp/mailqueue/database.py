@@ -1,4 +1,4 @@
-"""What has become of each recipient in the spool, and when it is tried next (layer 6).
+"""What has become of each recipient in the spool, and when it is tried next.
 
 One SQLite file that the runner and `minismtp queue` share. The runner reads it at its start and
 writes down what happens; an operator's command changes it, and notes in `changes` which messages

@@ -1,4 +1,4 @@
-"""What is known of deliveries: those under way, and what became of each attempt (layer 6)."""
+"""What is known of deliveries: those under way, and what became of each attempt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes jobs to their end: the message out of the spool, an attempt, what comes of it (layer 6).
+"""Takes jobs to their end: the message out of the spool, an attempt, what comes of it.
 
 The order of the steps is what makes a crash harmless. Notifications are queued before the outcome
 is noted, and a message leaves the spool when each of its recipients is settled and reported; so

@@ -1,4 +1,4 @@
-"""How one runner takes over from another without a pause (layer 6).
+"""How one runner takes over from another without a pause.
 
 A runner that was told to end finishes what it delivers just then; new mail must not wait for that.
 So it locks the files of those messages (flock(2), which ends with the process, however it dies),

@@ -1,4 +1,4 @@
-"""What is not delivering: returns that operators want, expiry, news of delays (layer 6).
+"""What is not delivering: returns that operators want, expiry, news of delays.
 
 It has a thread of its own, so that the return of 50,000 messages keeps no new one waiting.
 """

@@ -1,4 +1,4 @@
-"""Which messages the runner works upon just now, where its death does not wipe it out (layer 6).
+"""Which messages the runner works upon just now, where its death does not wipe it out.
 
 A message on which the process dies (by a fault in a library, for want of memory, or killed because
 it hangs) would be the death of each runner that follows. So each runner notes its work in a file of

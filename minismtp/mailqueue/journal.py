@@ -1,4 +1,4 @@
-"""What is on its way into the schedule, written down by one thread (layer 6).
+"""What is on its way into the schedule, written down by one thread.
 
 The runner acts upon its memory; the schedule's file is for operators and for the next start. So a
 transaction takes all that came up in a twentieth of a second, a message that came and went in

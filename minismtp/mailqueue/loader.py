@@ -1,4 +1,4 @@
-"""How messages come from the spool into the runner: at its start, and when they arrive (layer 6).
+"""How messages come from the spool into the runner: at its start, and when they arrive.
 
 Only the runner's main thread is here.
 """

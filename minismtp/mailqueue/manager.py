@@ -1,4 +1,4 @@
-"""The waiting messages: keeps the spool, the backlog and the schedule in step (layer 6)."""
+"""The waiting messages: keeps the spool, the backlog and the schedule in step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of the queue (layer 6)."""
+"""What Prometheus scrapes of the queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells senders what became of their messages, as far as they want to know (layer 6).
+"""Tells senders what became of their messages, as far as they want to know.
 
 Notifications are messages in the spool like all others; `dsn` writes them.
 """

@@ -1,4 +1,4 @@
-"""Which waiting recipients an operator means, as a condition of SQL (layer 6)."""
+"""Which waiting recipients an operator means, as a condition of SQL."""
 
 from __future__ import annotations
 

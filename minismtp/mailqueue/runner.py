@@ -1,4 +1,4 @@
-"""The process that takes messages out of the spool (layer 6).
+"""The process that takes messages out of the spool.
 
 One thread hears of new messages and starts jobs; a pool of threads delivers, each blocking as it
 needs; `housekeeper`, `writer` and the client's `deadlines` have a thread each. What dies in between

@@ -1,4 +1,4 @@
-"""Which job is next, so that no dead or slow destination keeps the others waiting (layer 6).
+"""Which job is next, so that no dead or slow destination keeps the others waiting.
 
 A job is one message for one destination. Each destination has a queue of its own, a number of jobs
 that may run at once, and, after it could not be reached, a time before which nothing is tried: one

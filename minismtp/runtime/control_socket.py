@@ -1,4 +1,4 @@
-"""Questions to the running processes, over a unix socket of each (layer 5).
+"""Questions to the running processes, over a unix socket of each.
 
 The sockets lie in one directory, each called after its process. A question is one line of JSON, the
 answer is lines of JSON until the connection ends. Whoever asks needs no list of the processes: what

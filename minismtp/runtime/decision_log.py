@@ -1,4 +1,4 @@
-"""What was decided, kept for `minismtp explain` (layer 2).
+"""What was decided, kept for `minismtp explain`.
 
 A `Record` for each session, each message and each attempt to deliver goes into a ring of files that
 all processes share; what was refused goes into a second one, so that a flood pushes out nothing

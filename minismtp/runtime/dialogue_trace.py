@@ -1,4 +1,4 @@
-"""The dialogue of sessions as it happens, for `minismtp trace` (layer 2).
+"""The dialogue of sessions as it happens, for `minismtp trace`.
 
 As long as nobody looks, `Tracing.outlets` is empty, and that is all a session ever asks. What is
 shown is made from the protocol's events, so it is known what is secret: what authenticates is

@@ -1,4 +1,4 @@
-"""One line for each event, as key=value or JSON (layer 2).
+"""One line for each event, as key=value or JSON.
 
 Nobody waits for standard error, which may be a pipe that nobody reads or a journal that hangs. Once
 a log is started a thread of its own writes: ordinary lines wait up to `FLUSH_INTERVAL` seconds and

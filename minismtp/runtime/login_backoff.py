@@ -1,4 +1,4 @@
-"""How long an address must wait before its next login, known to all workers (layer 2).
+"""How long an address must wait before its next login, known to all workers.
 
 The table lies in shared memory made before the fork. An attempt counts as failed from its beginning
 until it has an outcome, so many connections at once gain nothing. Every failure doubles the wait of

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes from one process (layer 2).
+"""What Prometheus scrapes from one process.
 
 Sessions never touch a metric themselves, they append to a `MetricsBuffer`. In a worker the values
 live in files of its slot (prometheus-client's multiprocess mode), so there are never more files than slots;

@@ -1,4 +1,4 @@
-"""The files in which a process keeps its metrics, with disk space of their own (layer 2).
+"""The files in which a process keeps its metrics, with disk space of their own.
 
 prometheus-client maps sparse files into memory. Writing to such a page on a full disk kills the
 process by SIGBUS, so each file gets its space before it is mapped. Where there is none the values

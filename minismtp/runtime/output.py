@@ -1,4 +1,4 @@
-"""Standard error, which others may hold up (layer 2).
+"""Standard error, which others may hold up.
 
 Who reads there may stop reading: a journal that hangs, a pager, a pipe that was left. A plain write
 then waits for ever. That a descriptor does not wait (O_NONBLOCK) belongs to the open file, which

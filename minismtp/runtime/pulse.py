@@ -1,4 +1,4 @@
-"""Signs of life of the processes, in shared memory (layer 2).
+"""Signs of life of the processes, in shared memory.
 
 A worker beats from a thread of its own, and only when the threads that its service hangs on have
 turned since the last time (see `worker`): no session pays for it, and one that waits in a plugin

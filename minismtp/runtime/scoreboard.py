@@ -1,4 +1,4 @@
-"""A few figures of the whole server in shared memory (layer 2)."""
+"""A few figures of the whole server in shared memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many sessions the whole server has, in all and for each peer (layer 2; see `peer`).
+"""How many sessions the whole server has, in all and for each peer (see `peer`).
 
 The counts lie in shared memory made before the fork, so the limits hold exactly over all workers.
 They are kept for each slot apart: when a worker is killed, the supervisor takes back what its slot

@@ -1,4 +1,4 @@
-"""What every thread of a process is doing, for a person to read (layer 2)."""
+"""What every thread of a process is doing, for a person to read."""
 
 from __future__ import annotations
 

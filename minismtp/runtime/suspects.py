@@ -1,4 +1,4 @@
-"""The messages that workers have in hand, and those that workers died on (layer 2).
+"""The messages that workers have in hand, and those that workers died on.
 
 A worker notes a message in shared memory before its first plugin sees it, by one copy of some
 octets and no system call. When the worker dies or hangs, the supervisor reads the notes of its

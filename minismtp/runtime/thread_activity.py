@@ -1,4 +1,4 @@
-"""What the thread of a session is doing, and the steps that its decisions came by (layer 2).
+"""What the thread of a session is doing, and the steps that its decisions came by.
 
 The guards note here which plugin runs and since when, and how each call ended. A look from outside
 needs no lock: every change is one assignment of a value that does not change.

@@ -1,4 +1,4 @@
-"""The directories that a server makes when it starts (layer 7).
+"""The directories that a server makes when it starts.
 
 Started as root, it makes them as the user that it becomes. Root itself only makes and gives away
 what that user cannot make, and only where nobody else can put something in the way.

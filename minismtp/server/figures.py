@@ -1,4 +1,4 @@
-"""The figures that `minismtp top` and the status page show, out of the metrics (layer 6)."""
+"""The figures that `minismtp top` and the status page show, out of the metrics."""
 
 from __future__ import annotations
 

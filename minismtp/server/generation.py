@@ -1,4 +1,4 @@
-"""The workers of one configuration, and their sockets (layer 7)."""
+"""The workers of one configuration, and their sockets."""
 
 from __future__ import annotations
 

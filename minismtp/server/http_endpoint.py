@@ -1,4 +1,4 @@
-"""The process that answers Prometheus and health checks (layer 6).
+"""The process that answers Prometheus and health checks.
 
 /metrics adds up the files of all workers; /healthz says that the server lives; /readyz that it
 takes mail; / is a page for people. Plain HTTP, meant for loopback: put a reverse proxy before it

@@ -1,4 +1,4 @@
-"""How the supervisor starts each kind of process, and what all of them share (layer 7)."""
+"""How the supervisor starts each kind of process, and what all of them share."""
 
 from __future__ import annotations
 

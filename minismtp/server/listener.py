@@ -1,4 +1,4 @@
-"""The listening side of a worker: accepts, admits, and gives each session a thread (layer 5).
+"""The listening side of a worker: accepts, admits, and gives each session a thread.
 
 Threads are kept and used again: a new one costs a connection 250 us, a hand-over to a waiting one a
 fifth of that. Another thread, the watch, looks after the deadlines of all sessions.

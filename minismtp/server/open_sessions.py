@@ -1,4 +1,4 @@
-"""The sessions that are open now: `minismtp sessions` (layer 7)."""
+"""The sessions that are open now: `minismtp sessions`."""
 
 from __future__ import annotations
 

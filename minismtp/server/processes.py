@@ -1,4 +1,4 @@
-"""The processes of a server: forked, heard, signalled, buried (layer 7).
+"""The processes of a server: forked, heard, signalled, buried.
 
 Each child has a pipe on which it says that it is ready, and the read end of the lifeline: a pipe
 that nobody writes to, whose end tells that the parent is gone.

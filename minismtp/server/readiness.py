@@ -1,4 +1,4 @@
-"""Whether the server should be sent mail, and what is wrong with it (layer 6).
+"""Whether the server should be sent mail, and what is wrong with it.
 
 Problems that a balancer can help with make the server not ready: it refuses mail, or takes it and
 does not deliver it. What a thread has survived, and lines that the log has lost, are warnings. They

@@ -1,4 +1,4 @@
-"""Listening sockets: opened here, or handed over by systemd (layer 5)."""
+"""Listening sockets: opened here, or handed over by systemd."""
 
 from __future__ import annotations
 

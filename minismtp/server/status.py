@@ -1,4 +1,4 @@
-"""Says how the server is: to its own processes, to systemd, and in the log (layer 7)."""
+"""Says how the server is: to its own processes, to systemd, and in the log."""
 
 from __future__ import annotations
 

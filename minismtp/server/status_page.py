@@ -1,4 +1,4 @@
-"""The status page beside the metrics: one piece of HTML that loads nothing (layer 6).
+"""The status page beside the metrics: one piece of HTML that loads nothing.
 
 It only shows. All that peers chose is escaped, and the browser is told to run and fetch nothing.
 """

@@ -1,4 +1,4 @@
-"""The parent of all processes (layer 7): listeners, workers, signals.
+"""The parent of all processes: listeners, workers, signals.
 
 It starts no thread and imports no plugin, so forking from it is safe at any time; it blocks every
 signal that it handles and takes them one at a time. Workers belong to a generation: HUP starts a

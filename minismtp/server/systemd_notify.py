@@ -1,4 +1,4 @@
-"""What the supervisor tells systemd: sd_notify(3) without its library (layer 5).
+"""What the supervisor tells systemd: sd_notify(3) without its library.
 
 Each message is a datagram of `NAME=value` lines to the socket that `$NOTIFY_SOCKET` names. Without
 one, as outside of systemd, nothing is said.

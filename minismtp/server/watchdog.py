@@ -1,4 +1,4 @@
-"""Finds processes that show no life, has them print their stacks, and kills them (layer 7)."""
+"""Finds processes that show no life, has them print their stacks, and kills them."""
 
 from __future__ import annotations
 

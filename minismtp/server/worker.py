@@ -1,4 +1,4 @@
-"""A worker process: plugins, a server for each listener, and an orderly end (layer 6)."""
+"""A worker process: plugins, a server for each listener, and an orderly end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask for a client certificate, and let no certificate break a handshake (layer 2).
+"""Ask for a client certificate, and let no certificate break a handshake.
 
 OpenSSL ends a handshake in which it cannot verify the certificate of the client, unless a callback
 lets it go on; Postfix has one. Mail servers show whatever certificate they have when they are

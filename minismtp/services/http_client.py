@@ -1,4 +1,4 @@
-"""HTTP for plugins: one request within a time, and not while the service is down (layer 2)."""
+"""HTTP for plugins: one request within a time, and not while the service is down."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Services that plugins ask over a socket, within a time and not while they are down (layer 2).
+r"""Services that plugins ask over a socket, within a time and not while they are down.
 
     self._scanner = Remote(self.address, timeout=self.timeout)
     ...

@@ -1,4 +1,4 @@
-"""Questions to the DNS, answered from a cache where that is possible (layer 2).
+"""Questions to the DNS, answered from a cache where that is possible.
 
 Whether an answer is to be believed (RFC 4035) is for the resolver to say, by its AD flag; and that
 flag is worth something only when the resolver, and the way to it, are trusted.

@@ -1,4 +1,4 @@
-"""What plugins know in common, in all workers or on all hosts: values, counters, limits (layer 2).
+"""What plugins know in common, in all workers or on all hosts: values, counters, limits.
 
     state.put("last", "192.0.2.1", timedelta(hours=1))
     failures = state.add(f"failures {session.peer}", 1, timedelta(minutes=10))

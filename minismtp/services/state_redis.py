@@ -1,4 +1,4 @@
-"""Shared state in Redis or Valkey, for all hosts that use the same one (layer 2; extra `redis`).
+"""Shared state in Redis or Valkey, for all hosts that use the same one (extra `redis`).
 
 What takes more than one command is a script, which the server runs as one, by its own clock. A call
 with connecting and logging in ends after some seconds, whatever the other side does.

@@ -1,4 +1,4 @@
-"""Shared state in a SQLite file, for all processes of one machine (layer 2).
+"""Shared state in a SQLite file, for all processes of one machine.
 
 Its journal is a write-ahead log: the death of a process loses nothing, a power cut what came after
 the last checkpoint. A process has one connection, which its threads use in turn, since SQLite lets

@@ -1,4 +1,4 @@
-"""What a place that keeps shared state can do, and how a limit counts (layer 2).
+"""What a place that keeps shared state can do, and how a limit counts.
 
 A `Store` knows keys as octets and times as seconds; `state` is what plugins see of it.
 """

@@ -1,4 +1,4 @@
-"""TLS contexts from the files that the configuration names (layer 2)."""
+"""TLS contexts from the files that the configuration names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AUTH: from the first line of an exchange to a login or a refusal (layer 4; RFC 4954)."""
+"""AUTH: from the first line of an exchange to a login or a refusal (RFC 4954)."""
 
 from __future__ import annotations
 

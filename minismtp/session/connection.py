@@ -1,4 +1,4 @@
-"""One connection: the socket, TLS, and time (layer 5).
+"""One connection: the socket, TLS, and time.
 
 A session's thread blocks in plain `recv` and `send` without any timeout of its own. `due` says
 until when it may; the server's watch looks at it and shuts the socket down when the time has come,

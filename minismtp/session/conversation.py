@@ -1,4 +1,4 @@
-"""What the server says to each event of a session (layer 4): hooks are asked, replies come back.
+"""What the server says to each event of a session: hooks are asked, replies come back.
 
 A conversation knows the transaction and the login under way. It neither sends nor counts: that is
 the receiver's.

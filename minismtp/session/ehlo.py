@@ -1,4 +1,4 @@
-"""What the reply to EHLO offers: the keywords of a listener, as true for one session (layer 4)."""
+"""What the reply to EHLO offers: the keywords of a listener, as true for one session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client has done wrong or in vain, and the price of it (layer 4).
+"""What a client has done wrong or in vain, and the price of it.
 
 As with Postfix's error and junk command limits: a session that goes on so hears 421, and from half
 of that limit on each further error is answered later than the one before. Delays count the errors

@@ -1,4 +1,4 @@
-"""What all sessions of one listener share (layer 4)."""
+"""What all sessions of one listener share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The receiving end of a session (layer 4): octets in, octets out, hooks in between.
+"""The receiving end of a session: octets in, octets out, hooks in between.
 
 It hands the events of `smtp.protocol` to the `conversation`, sends what that answers, and keeps the
 session's deadlines and accounts. It knows no socket: `connection` and `testing` drive it alike.

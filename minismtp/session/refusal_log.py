@@ -1,4 +1,4 @@
-"""Lines about what came of nothing, bounded for each peer (layer 4).
+"""Lines about what came of nothing, bounded for each peer.
 
 A stranger can have as much refused as it likes. The first refusals of a peer in each minute have a
 line each, with the true reason; the rest is counted, and told by one line when the minute is over.

@@ -1,4 +1,4 @@
-"""One line in the log for each refusal that a client hears (layer 4).
+"""One line in the log for each refusal that a client hears.
 
 What knows most of a refusal tells it: the transaction of a message, the login of a password. The
 receiver has the line of whatever nobody has told before it sends a 4yz or 5yz, so no refusal is

@@ -1,4 +1,4 @@
-"""Every reply with fixed words that a listener gives, in the order of a session (layer 2).
+"""Every reply with fixed words that a listener gives, in the order of a session.
 
 What the wire layer refuses by itself, such as bad syntax, it words itself; plugins word theirs.
 """

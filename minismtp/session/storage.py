@@ -1,4 +1,4 @@
-"""What becomes of a message that no plugin has refused: mailboxes, the queue, notices (layer 4)."""
+"""What becomes of a message that no plugin has refused: mailboxes, the queue, notices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a submission server adds to a message (layer 4; RFC 6409 section 8).
+"""What a submission server adds to a message (RFC 6409 section 8).
 
 Fields that are missing are added on top; what the user wrote stays as it is. And as whom a user may
 send (section 6.1).

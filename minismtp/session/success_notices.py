@@ -1,4 +1,4 @@
-"""Notifications of success for what is done when a message is accepted, and their way (layer 4).
+"""Notifications of success for what is done when a message is accepted, and their way.
 
 What happens later to the copies that wait in the spool is told by the process that delivers them.
 """

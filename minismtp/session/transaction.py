@@ -1,4 +1,4 @@
-"""One mail transaction: from MAIL to the reply after the content (layer 4).
+"""One mail transaction: from MAIL to the reply after the content.
 
 The 250 after the content is given only when every copy is on disk and synced, or when the message
 was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowledged can be lost.

@@ -1,4 +1,4 @@
-"""XCLIENT: a front end that is trusted says who it speaks for (layer 2).
+"""XCLIENT: a front end that is trusted says who it speaks for.
 
 The command is Postfix's; its attributes replace what the server knows of the session.
 """

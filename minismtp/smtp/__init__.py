@@ -1,1 +1,1 @@
-"""The wire: bytes in, values out; no socket and no clock (layer 1)."""
+"""The wire: bytes in, values out; no socket and no clock."""

@@ -1,4 +1,4 @@
-"""The name that a TLS client asks for, read before the handshake (layer 1; RFC 8446, RFC 6066).
+"""The name that a TLS client asks for, read before the handshake (RFC 8446, RFC 6066).
 
 Python's ssl gives the name to a callback as text, and ends the handshake with a traceback when its
 octets are no ASCII. So those of the ClientHello are looked at before they are read.

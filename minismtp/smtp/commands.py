@@ -1,4 +1,4 @@
-"""SMTP commands as values, and the parser that makes them (layer 1).
+"""SMTP commands as values, and the parser that makes them.
 
 `parse` either gives a command or raises `CommandProblem` with the reply; nothing else comes out of
 it, whatever the line (the fuzz tests hold it to that).

@@ -1,4 +1,4 @@
-"""The content of DATA and BDAT: where it ends, and what was sent (layer 1).
+"""The content of DATA and BDAT: where it ends, and what was sent.
 
 Content ends with CRLF "." CRLF and nothing else (RFC 5321 section 4.1.1.4), whatever the packet
 boundaries; a decoder that also took LF "." LF for the end would let one message smuggle in another.

@@ -1,4 +1,4 @@
-"""The grammar of what follows a verb: RFC 5321 section 4.1.2 and RFC 6531 (layer 1).
+"""The grammar of what follows a verb: RFC 5321 section 4.1.2 and RFC 6531.
 
 Each rule's ABNF stands above its regular expression. Everything works on text that was decoded from
 UTF-8; whether non-ASCII is allowed in a transaction is decided by who asks.

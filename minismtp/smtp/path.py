@@ -1,4 +1,4 @@
-"""Paths as real clients write them in MAIL and RCPT (layer 1; RFC 5321 section 4.1.2).
+"""Paths as real clients write them in MAIL and RCPT (RFC 5321 section 4.1.2).
 
 `grammar` reads paths that are as they should be. What is here reads the others where they can mean
 one address only, as Postfix does, and says of the rest what is wrong with them. It reads each

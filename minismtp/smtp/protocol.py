@@ -1,4 +1,4 @@
-"""The SMTP session as a pure machine (layer 1): bytes in, events out, one reply for each event.
+"""The SMTP session as a pure machine: bytes in, events out, one reply for each event.
 
     protocol.receive(data)
     while (event := protocol.next_event()) is not NEED_DATA:

@@ -1,4 +1,4 @@
-"""The PROXY protocol, versions 1 and 2 (layer 1).
+"""The PROXY protocol, versions 1 and 2.
 
 A balancer in front of us says with it who the client is. The reader takes exactly the octets of the
 header and not one of what follows, which may be a TLS handshake.

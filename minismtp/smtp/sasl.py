@@ -1,4 +1,4 @@
-"""SASL mechanisms as dialogues without a socket (layer 1; RFC 4422, 4616, 5802, 7628).
+"""SASL mechanisms as dialogues without a socket (RFC 4422, 4616, 5802, 7628).
 
 A mechanism is a generator: it yields challenges, is sent responses, and returns what the client
 offered (`Offer`, still to be checked) or proved (`Proof`). It raises `SaslProblem` when the

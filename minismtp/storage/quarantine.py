@@ -1,4 +1,4 @@
-r"""Messages that filters have set aside, in a Maildir with their envelopes (layer 2).
+r"""Messages that filters have set aside, in a Maildir with their envelopes.
 
 Each file is a message that every mail program can read. It begins with a field of ours,
 X-Quarantine, which has its own length and the envelope (JSON in base64); what follows is the

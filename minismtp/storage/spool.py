@@ -1,4 +1,4 @@
-"""Messages that wait for delivery, one file each (layer 2).
+"""Messages that wait for delivery, one file each.
 
 The file of a message begins with its octets as they will be sent; after them stand its envelope
 (JSON) and a footer with the sizes of both. It is written once, synced and renamed, and never

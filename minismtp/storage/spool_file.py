@@ -1,4 +1,4 @@
-"""The file of a message that waits: its octets, its envelope, and a footer with sizes (layer 2).
+"""The file of a message that waits: its octets, its envelope, and a footer with sizes.
 
 `spool` says when a file is written and what a crash leaves of it. Whatever else lies where a file
 should be is told apart here, and never holds its reader up.

@@ -1,4 +1,4 @@
-"""Mailbox addresses as values, and the grammar of a mailbox (layer 0; RFC 5321 section 4.1.2).
+"""Mailbox addresses as values, and the grammar of a mailbox (RFC 5321 section 4.1.2).
 
 `Address` keeps the local part without its quoting and the domain in lower case, an international
 one as UTS 46 maps it; `str()` gives the spelling of the RFC back. Two spellings of one mailbox are

@@ -1,4 +1,4 @@
-"""Caches that strangers fill: bounded by octets, not by the number of what they hold (layer 0)."""
+"""Caches that strangers fill: bounded by octets, not by the number of what they hold."""
 
 from __future__ import annotations
 

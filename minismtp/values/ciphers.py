@@ -1,4 +1,4 @@
-"""Which cipher suites of TLS 1.2 are spoken (layer 0); those of TLS 1.3 need no choice.
+"""Which cipher suites of TLS 1.2 are spoken; those of TLS 1.3 need no choice.
 
 Between mail servers TLS is opportunistic: a suite that is refused there leaves the mail in clear,
 or makes it wait (RFC 7435; RFC 9325 section 5.2). So strangers get what Postfix takes by default

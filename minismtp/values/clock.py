@@ -1,4 +1,4 @@
-"""Wall time for decisions, which does not follow a jump of the machine's clock at once (layer 0).
+"""Wall time for decisions, which does not follow a jump of the machine's clock at once.
 
 A clock that is set wrong, or right again, moves against the monotonic clock. Whatever depends on
 ages (limits, greylisting, expiry, signatures) would find everything years too old or too young. So

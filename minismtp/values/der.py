@@ -1,4 +1,4 @@
-"""Just enough DER to find a field of a certificate (layer 0; X.690, RFC 5280 section 4.1)."""
+"""Just enough DER to find a field of a certificate (X.690, RFC 5280 section 4.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that survive a crash, and values read from files that people edit (layer 0).
+"""Files that survive a crash, and values read from files that people edit.
 
 What these functions have written is on disk when they return: data first, then the directory
 entry that leads to it. POSIX promises a new or renamed entry only once its directory is synced.

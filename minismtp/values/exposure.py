@@ -1,4 +1,4 @@
-"""Who could change a file, or put another one in its place (layer 0).
+"""Who could change a file, or put another one in its place.
 
 A path is safe when nobody but some trusted users can write the file, each directory up to the root,
 and each symbolic link on the way. Names are looked up step by step, as the kernel does.

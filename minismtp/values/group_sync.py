@@ -1,4 +1,4 @@
-"""One sync of a file system for everybody who waits for one: group commit (layer 0).
+"""One sync of a file system for everybody who waits for one: group commit.
 
 A sync costs about the same for one new file as for fifty, so writers share them. Each takes a
 `ticket`, writes, and calls `commit`, which returns once a sync has ended that began after the call.

@@ -1,4 +1,4 @@
-"""Passwords kept as slow, salted, self-describing hashes (layer 0).
+"""Passwords kept as slow, salted, self-describing hashes.
 
 A stored string names its scheme and its cost: `$scrypt$ln=15,r=8,p=1$SALT$KEY` or argon2's own
 `$argon2id$v=19$m=65536,t=3,p=4$SALT$KEY`, base64 without padding, so that files may mix schemes and

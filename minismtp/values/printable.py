@@ -1,4 +1,4 @@
-"""Text of strangers as a terminal or a page may show it (layer 0).
+"""Text of strangers as a terminal or a page may show it.
 
 Controls would move the cursor and answer for the keyboard, characters for writing from right to
 left would show an address as another one, and line ends would make lines that nobody said.

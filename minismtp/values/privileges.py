@@ -1,4 +1,4 @@
-"""Acting as another user for a while, when started as root (layer 0).
+"""Acting as another user for a while, when started as root.
 
 Nothing below a directory that belongs to a user is done as root: the user could put a link in the
 way, and root would give it, or write over, what it leads to. As the user itself that gains nothing.

@@ -1,4 +1,4 @@
-"""SMTP replies as values, and the verdicts that carry one to the peer (layer 0).
+"""SMTP replies as values, and the verdicts that carry one to the peer.
 
 A `Reply` that exists is well formed: its enhanced status code (RFC 3463) always has the class of
 its reply code (RFC 2034 section 3), so no caller can tell a client "550 4.7.1".

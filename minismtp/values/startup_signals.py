@@ -1,4 +1,4 @@
-"""Signals that come while the command `minismtp serve` starts (layer 0): the first import of all.
+"""Signals that come while the command `minismtp serve` starts: the first import of all.
 
 HUP, USR1 and USR2 end a process that has not said otherwise, and the imports take a third of a
 second. So they are blocked before: HUP then waits for the supervisor, which reloads once it serves.

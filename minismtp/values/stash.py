@@ -1,4 +1,4 @@
-"""Typed notes that plugins leave for one another on a session or an envelope (layer 0)."""
+"""Typed notes that plugins leave for one another on a session or an envelope."""
 
 from __future__ import annotations
 

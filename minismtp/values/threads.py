@@ -1,4 +1,4 @@
-"""Threads that outlive what goes wrong in them (layer 0).
+"""Threads that outlive what goes wrong in them.
 
 Python ends a thread at the first exception that nobody catches, and from then on nothing does the
 thread's work: no message expires any more, or no deadline ends a wait. So every thread of the

@@ -1,4 +1,4 @@
-"""Names and passwords of users as people type them, in their one spelling (values; RFC 8265).
+"""Names and passwords of users as people type them, in their one spelling (RFC 8265).
 
 Two names with one folded form are taken for the same user, so folding goes no further than telling
 letters by case, by width or by how accents are put together: `Alice`, `ALICE` and the same in
