@@ -1,11 +1,9 @@
 """What Prometheus scrapes from one process.
 
-Sessions never touch a metric themselves, they append to a `MetricsBuffer`. In a worker the values
-live in files of its slot (prometheus-client's multiprocess mode), so there are never more files than slots;
-`endpoint` reads them and adds what belongs to the whole server. The metrics of the queue stand in
-`outbound.metrics`.
-
-Labels are bounded: names from the configuration and closed sets, nothing that a peer can choose.
+Sessions never touch a metric themselves; they append to a `MetricsBuffer`. In a worker the values
+live in files of its slot (prometheus-client's multiprocess mode), so there are never more files
+than slots. `server.http_endpoint` reads them and adds what belongs to the whole server. The metrics
+of the queue stand in `mailqueue.metrics`.
 """
 
 from __future__ import annotations
