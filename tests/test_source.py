@@ -52,4 +52,5 @@ def test_named_pipe_of_a_server_that_has_run_is_not_copied(tree: Path, tmp_path:
     copy_source(tmp_path / "copy", tree)
     assert not (tmp_path / "copy" / "minismtp-state").exists()
     assert not (tmp_path / "copy" / "pipe").exists()
-    assert (tmp_path / "copy" / "minismtp" / "cli.py").read_text() == "minismtp/cli/main.py"
+    copied = tmp_path / "copy" / "minismtp" / "cli" / "main.py"
+    assert copied.read_text() == "minismtp/cli/main.py"

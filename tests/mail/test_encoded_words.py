@@ -99,7 +99,7 @@ def test_word_that_was_folded_inside_is_put_together() -> None:
     assert headers.decoded("Subject") == "caf\u00e9"
 
 
-_TABLE: Final = Path(__file__).with_name("data") / "whatwg_labels.txt"
+_TABLE: Final = Path(__file__).parents[1] / "data" / "whatwg_labels.txt"
 _LABELS: Final = [line.split() for line in _TABLE.read_text().splitlines()[1:]]
 
 

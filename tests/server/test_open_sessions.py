@@ -235,4 +235,4 @@ def test_delivery_under_way_is_shown(configure: Configure, start: Start, show: S
         assert (session["id"], session["state"]) == (message, "delivering")
         assert session["peer"] == f"via 127.0.0.1:{silent.getsockname()[1]}"
         assert session["listener"] == "outbound"
-        assert any("/outbound/" in line for line in session["stack"])
+        assert any("/delivery/" in line for line in session["stack"])

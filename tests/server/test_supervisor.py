@@ -325,7 +325,7 @@ def test_stacks_of_all_threads_are_dumped_on_usr2(configure: Configure, start: S
         # The main thread comes last, deep below the module.
         server.wait_for_log(r"^  File .* in _run_module_as_main$", 4)
         dumps = server.log.partition("Process ")[2].split("Process ")
-        runner = next(dump for dump in dumps if "outbound/" in dump)
+        runner = next(dump for dump in dumps if "mailqueue/" in dump)
         dumps.remove(runner)
         endpoint = next(dump for dump in dumps if "endpoint.py" in dump)
         dumps.remove(endpoint)
