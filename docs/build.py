@@ -100,7 +100,7 @@ class Section(NamedTuple):
 
 
 def pages() -> dict[Path, str]:
-    """Give every page that is made, by its path."""
+    """Return every page that is made, by its path."""
     return {
         DOCS / "configuration.md": configuration(),
         DOCS / "hooks.md": hooks(),
@@ -114,7 +114,7 @@ def pages() -> dict[Path, str]:
 
 
 def sections() -> Iterator[Section]:
-    """Give all of the configuration: tables first, then shipped plugins."""
+    """Yield all of the configuration: tables first, then shipped plugins."""
     yield Section("Top level", "These keys stand above the first table of the file.", _keys(Config))
     for name, cls in tables():
         yield Section(f"`{name}`", inspect.getdoc(cls) or "", _keys(cls))
@@ -125,7 +125,7 @@ def sections() -> Iterator[Section]:
 
 
 def shipped() -> dict[str, type]:
-    """Give the classes of the shipped plugins by name; raises ModuleNotFoundError."""
+    """Return the classes of the shipped plugins by name; raises ModuleNotFoundError."""
     found = {each.name: each for each in available([])}
     factories = {}
     for plugin in _SHIPPED:
@@ -142,7 +142,7 @@ def _keys(cls: type) -> list[Option]:
 
 
 def configuration() -> str:
-    """Give the configuration reference."""
+    """Return the configuration reference."""
     parts = [
         "# Configuration",
         f"{_CONFIGURATION}\n{_MADE}",
@@ -181,7 +181,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def hooks() -> str:
-    """Give the hook reference."""
+    """Return the hook reference."""
     names = hook_names()
     overview = ((f"[`{name}`](#{name})", _doc(name).partition("\n")[0]) for name in names)
     parts = [
@@ -200,7 +200,7 @@ def hooks() -> str:
 
 
 def plugins() -> str:
-    """Give the index of the shipped plugins, by what they do."""
+    """Return the index of the shipped plugins, by what they do."""
     parts = ["# Plugins that minismtp ships", f"{_INDEX}\n{_MADE}"]
     rest = shipped()
     for hook, title in _KINDS.items():
@@ -216,7 +216,7 @@ def _doc(hook: str) -> str:
 
 
 def _prose(module: object) -> str:
-    """Give a module's docstring without its first line."""
+    """Return a module's docstring without its first line."""
     return (inspect.getdoc(module) or "").partition("\n\n")[2]
 
 
@@ -224,7 +224,7 @@ def _prose(module: object) -> str:
 
 
 def manual() -> str:
-    """Give minismtp(8)."""
+    """Return minismtp(8)."""
     lines = [
         _head("MINISMTP", "8", "System administration"),
         ".SH NAME",
@@ -249,7 +249,7 @@ def manual() -> str:
 
 
 def manual_of_configuration() -> str:
-    """Give minismtp.toml(5)."""
+    """Return minismtp.toml(5)."""
     lines = [
         _head("MINISMTP.TOML", "5", "File formats"),
         ".SH NAME",

@@ -187,7 +187,7 @@ class Dialogue:
             self._started.on_stop()
 
     def count(self, name: str, **labels: str) -> float:
-        """Give the value of a metric, 0 when it has none."""
+        """Return the value of a metric, 0 when it has none."""
         self.metrics.buffer.flush()
         return self.metrics.registry.get_sample_value(f"minismtp_{name}", labels) or 0.0
 
@@ -322,5 +322,5 @@ def _text(reply: bytes) -> str:
 
 
 def _without_ids(reply: bytes) -> str:
-    """Give a reply as tests know it in advance: refusals end in an identifier (`Reply.about`)."""
+    """Return a reply as tests know it in advance: refusals end in an identifier (`Reply.about`)."""
     return re.sub(r" \(id [0-9a-f.]+\)(?=\r?$)", "", reply.decode(), flags=re.MULTILINE)

@@ -54,7 +54,7 @@ class Set:
 
 
 def read_chain(headers: Headers) -> list[Set]:
-    """Give the sets from the first to the last, none without a chain; raises BrokenChainError.
+    """Return the sets from the first to the last, none without a chain; raises BrokenChainError.
 
     RFC 8617 section 5.2, steps 1 to 3.
     """
@@ -76,7 +76,7 @@ def read_chain(headers: Headers) -> list[Set]:
 
 
 def instance_of(raw: bytes) -> int:
-    """Give the number of the set that a field belongs to, 0 when it has none."""
+    """Return the number of the set that a field belongs to, 0 when it has none."""
     name = raw.partition(b":")[0].strip(b" \t").decode("ascii")
     value = Headers([raw]).get(name)
     if name.lower() == RESULTS.lower():
@@ -101,7 +101,7 @@ def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> Set:
 
 
 def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
-    """Give the oldest instance since which the message is unchanged, 0 for the whole chain.
+    """Return the oldest instance since which the message is unchanged, 0 for the whole chain.
 
     RFC 8617 section 5.2, steps 4 to 6; raises BrokenChainError.
     """
@@ -122,7 +122,7 @@ def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
 
 
 def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterator[Set]:
-    """Give the sets, the last first, whose signature of the header holds; one has to."""
+    """Yield the sets, the last first, whose signature of the header holds; one has to."""
     for each in reversed(chain):
         signature = each.message
         try:

@@ -26,7 +26,7 @@ _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 def written(authserv_id: str, results: Iterable[AuthResult]) -> str:
-    """Give the value of a field, folded, a line at least for each result; "none" for no results."""
+    """Return the value of a field, folded, with a line or more for each result, or "none"."""
     lines = [authserv_id]
     for result in results:
         lines[-1] += ";"

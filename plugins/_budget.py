@@ -21,7 +21,7 @@ class Reads(Protocol):
     """What gives octets."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Give at most so many."""
+        """Return at most so many."""
 
 
 class Budget:

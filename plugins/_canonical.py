@@ -21,7 +21,7 @@ Extent = tuple[str, int | None]
 
 
 def relaxed_field(raw: bytes) -> bytes:
-    """Give a field in the relaxed form (RFC 6376 section 3.4.2)."""
+    """Return a field in the relaxed form (RFC 6376 section 3.4.2)."""
     name, _, value = raw.partition(b":")
     if b"\n" in value or b"\r" in value:
         value = value.translate(None, b"\r\n")
@@ -32,7 +32,7 @@ def relaxed_field(raw: bytes) -> bytes:
 
 
 def simple_field(raw: bytes) -> bytes:
-    """Give a field as it stands on the wire (RFC 6376 section 3.4.1)."""
+    """Return a field as it stands on the wire (RFC 6376 section 3.4.1)."""
     return _with_crlf(raw).removesuffix(b"\r\n") + b"\r\n"
 
 
@@ -43,7 +43,7 @@ FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {
 
 
 def without_signature(raw: bytes) -> bytes:
-    """Give a field of tags with nothing in its tag b (RFC 6376 section 3.7)."""
+    """Return a field of tags with nothing in its tag b (RFC 6376 section 3.7)."""
     name, colon, value = raw.partition(b":")
     tags = value.split(b";")
     for number, tag in enumerate(tags):
@@ -58,7 +58,7 @@ def body_hash(reader: BinaryIO) -> bytes:
 
 
 def body_hashes(reader: BinaryIO, extents: Iterable[Extent]) -> dict[Extent, tuple[bytes, int]]:
-    """Give for each extent the SHA-256 of a message's body, and how long the canonical body is."""
+    """Return the SHA-256 of a message's body for each extent, and the canonical body's length."""
     found: dict[Extent, tuple[bytes, int]] = {}
     wanted = set(extents)
     for kind in sorted({kind for kind, _ in wanted}):
@@ -83,7 +83,7 @@ def _skip_header(reader: BinaryIO) -> None:
 
 
 def _relaxed_body(reader: BinaryIO) -> Iterator[bytes]:
-    """Give the body in the relaxed form (RFC 6376 section 3.4.4), as lines of the wire."""
+    """Yield the body in the relaxed form (RFC 6376 section 3.4.4), as lines of the wire."""
     empty = True
     for text in _texts(reader, b" \t\r\n"):
         text = _wire(text)  # noqa: PLW2901 - the same on the wire
@@ -96,7 +96,7 @@ def _relaxed_body(reader: BinaryIO) -> Iterator[bytes]:
 
 
 def _simple_body(reader: BinaryIO) -> Iterator[bytes]:
-    """Give the body in the simple form (RFC 6376 section 3.4.3), as lines of the wire."""
+    """Yield the body in the simple form (RFC 6376 section 3.4.3), as lines of the wire."""
     for text in _texts(reader, b"\r\n"):
         yield _wire(text)
     yield b"\r\n"
@@ -106,7 +106,7 @@ _BODY: Final = {"relaxed": _relaxed_body, "simple": _simple_body}
 
 
 def _texts(reader: BinaryIO, idle: bytes) -> Iterator[bytes]:
-    """Give the body in pieces that end with none of the `idle` octets: at the end these are void.
+    """Yield the body in pieces that end with none of the `idle` octets: at the end these are void.
 
     Line ends before a text are pieces of their own; blanks are told once for many.
     """
@@ -144,7 +144,7 @@ def _with_crlf(text: bytes) -> bytes:
 
 
 def folded_names(names: list[str]) -> str:
-    """Give the value of the tag h, folded."""
+    """Return the value of the tag h, folded."""
     lines = [""]
     for name in names:
         if len(lines[-1]) + len(name) > _LINE:
@@ -154,6 +154,6 @@ def folded_names(names: list[str]) -> str:
 
 
 def folded_signature(signature: bytes) -> str:
-    """Give the value of the tag b, folded."""
+    """Return the value of the tag b, folded."""
     text = b64encode(signature).decode()
     return "\r\n\t".join(text[start : start + 72] for start in range(0, len(text), 72))

@@ -156,7 +156,7 @@ class Client:
         return self._reply()[0]
 
     def _ask_all(self, *commands: str) -> list[Said]:
-        """Give the replies to commands, which go at once where that is understood (RFC 2920)."""
+        """Return the replies to commands, sent at once if the host offers that (RFC 2920)."""
         if "PIPELINING" not in self.keywords:
             return [self._ask(command) for command in commands]
         self._put(*commands)
@@ -188,7 +188,7 @@ class Client:
 
 
 def _written(address: Address) -> str:
-    """Give an address for a command, its domain with A-labels where that makes it ASCII."""
+    """Return an address for a command, its domain with A-labels where that makes it ASCII."""
     if _CONTROL.search(str(address)):
         raise Reject("address with control characters", code=553, enhanced="5.1.3")
     return str(address if address.is_ascii else Address(address.local, address.ascii_domain))

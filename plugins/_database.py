@@ -67,7 +67,7 @@ class Query:
         return f"SELECT * FROM ({text.rstrip().rstrip(';')}\n) AS sample LIMIT {_ROWS}"  # noqa: S608 - the administrator's
 
     def parameters(self, user: str) -> dict[str, str] | list[str]:
-        """Give what goes with the text."""
+        """Return what goes with the text."""
         if self._named:
             return {"user": user}
         return [user] if self._once else [user] * self._count

@@ -32,7 +32,7 @@ class Directory:
     aliases: dict[str, list[Mailbox]] = field(default_factory=dict)
 
     def find(self, local: str, domain: str) -> list[Mailbox]:
-        """Give the mailboxes and outside addresses that take a recipient's mail, or none."""
+        """Return the mailboxes and outside addresses that take a recipient's mail, or none."""
         key, mailbox = self._resolve(local, domain)
         if not key and not (self.users and mailbox[0] in self.users):
             name = "" if self.users is None else self.catch_all
@@ -58,7 +58,7 @@ class Directory:
                     raise ValueError(f"{key} leads to {name}, which is no user and no alias")
 
     def _resolve(self, local: str, domain: str) -> tuple[str, Mailbox]:
-        """Give the key of the alias that a mailbox is, "" if none, and the mailbox without tag."""
+        """Return the key of a mailbox's alias, or "", and the mailbox without its tag."""
         if domain not in self.domains:
             return "", (local, domain)
         names = [_folded(local)]
@@ -172,7 +172,7 @@ def _cut(key: str) -> Mailbox:
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:
-    """Give the lines of a file that say something, with their numbers, without comments."""
+    """Return the lines of a file that say something, with their numbers, without comments."""
     text = read_file(path).decode("utf-8", "replace")
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
     return [(number, line) for number, line in enumerate(lines, 1) if line]

@@ -97,7 +97,7 @@ class Signature:
             raise UnverifiedError("policy", "the signature has expired")
 
     def check_identity(self) -> str:
-        """Give the domain of the tag i of DKIM, which must belong to `domain` (section 3.5)."""
+        """Return the domain of the tag i of DKIM, which must belong to `domain` (section 3.5)."""
         named = without_blanks(self.tags.get("i", f"@{self.domain}")).rpartition("@")[2]
         identity = Address("", named.removesuffix("."))
         domain = identity.ascii_domain
@@ -118,7 +118,7 @@ class Signature:
             raise UnverifiedError("fail", "the header is not what was signed") from None
 
     def signed_fields(self, headers: Headers) -> bytes:
-        """Give the signed fields, the last of each name first (RFC 6376 section 5.4.2)."""
+        """Return the signed fields, the last of each name first (RFC 6376 section 5.4.2)."""
         form = FIELD[self._forms[0]]
         left = {name: headers.raw_all(name) for name in set(self.names)}
         return b"".join(form(left[name].pop()) for name in self.names if left[name])
@@ -132,7 +132,7 @@ class Signature:
 
 
 def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[UnverifiedError | None]:
-    """Give for each signature what is wrong with the body; it is read twice at most."""
+    """Return for each signature what is wrong with the body; it is read twice at most."""
     wanted = list(signatures)
     if not wanted:
         return []

@@ -51,7 +51,7 @@ class Names:
         self._suffixes = suffixes
 
     def organization(self, domain: str) -> str:
-        """Give the organizational domain (RFC 7489 section 3.2)."""
+        """Return the organizational domain (RFC 7489 section 3.2)."""
         return self._suffixes.privatesuffix(domain) or domain
 
     def record(self, domain: str) -> Record:
@@ -107,7 +107,7 @@ def _is_uri(text: str) -> bool:
 
 
 def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
-    """Give the policy, or the next weaker one for what is not in the sample (section 6.6.4)."""
+    """Return the policy, or the next weaker one for what is not in the sample (section 6.6.4)."""
     text = tags.get("pct", "100")
     share = int(text) if _PERCENTAGE.fullmatch(text) else 100
     if tags.get("t") == "y":  # RFC 9989: the domain tests

@@ -23,12 +23,12 @@ _LOCAL = (
 
 
 def local_networks() -> list[IpNetwork]:
-    """Give the networks of nobody but ourselves: loopback, private and link-local addresses."""
+    """Return the networks of nobody but ourselves: loopback, private and link-local addresses."""
     return [ip_network(text) for text in _LOCAL]
 
 
 def address_to_check(session: Session, exempt: Iterable[IpNetwork]) -> IpAddress | None:
-    """Give a stranger's address; None for who has logged in, and for a peer in these networks."""
+    """Return a stranger's address; None for who has logged in, and for a peer in these networks."""
     if session.login is not None or session.peer == "unix":
         return None
     address = unmapped(ip_address(session.peer))
@@ -36,7 +36,7 @@ def address_to_check(session: Session, exempt: Iterable[IpNetwork]) -> IpAddress
 
 
 def unmapped(address: IpAddress) -> IpAddress:
-    """Give the IPv4 address that an IPv6 socket shows as ::ffff:192.0.2.1."""
+    """Return the IPv4 address that an IPv6 socket shows as ::ffff:192.0.2.1."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
 
@@ -50,7 +50,7 @@ def unmapped_network(network: IpNetwork) -> IpNetwork:
 
 
 def reversed_labels(address: IpAddress) -> str:
-    """Give `1.2.0.192` for 192.0.2.1, and 32 nibbles for an IPv6 address (RFC 5782 section 2)."""
+    """Return `1.2.0.192` for 192.0.2.1, and 32 nibbles for an IPv6 address (RFC 5782 section 2)."""
     return address.reverse_pointer.rsplit(".", 2)[0]
 
 
@@ -117,7 +117,7 @@ class Questions:
         return found
 
     def ask(self, name: str, kind: str, share: float = 1.0) -> Sequence[str]:
-        """Give the records of type A, AAAA, MX, PTR or TXT as text; raises UnansweredError.
+        """Return the records of type A, AAAA, MX, PTR or TXT as text; raises UnansweredError.
 
         MX gives the hosts in the order of preference, TXT each record in one piece, an octet for a
         character. A name that cannot be in the DNS has no records. `share` is as in `lookup`.
@@ -138,5 +138,5 @@ class Questions:
                 return [record.address for record in found.records]
 
     def addresses(self, name: str, kind: type[IpAddress]) -> list[IpAddress]:
-        """Give the addresses of one kind that a name has; raises UnansweredError."""
+        """Return the addresses of one kind that a name has; raises UnansweredError."""
         return [kind(text) for text in self.ask(name, "A" if kind is IPv4Address else "AAAA")]

@@ -110,7 +110,7 @@ class Conversation:
         return self._code()
 
     def search(self, base: str, query: str, identity: str, user: str) -> tuple[int, list[Entry]]:
-        """Give the first two entries; a user's name is the attribute `identity`, else `user`."""
+        """Return the first two entries; a user's name is the attribute `identity`, else `user`."""
         attributes = [identity or _NO_ATTRIBUTES]
         self._ldap.search(base, query, SUBTREE, attributes=attributes, size_limit=2)
         found = []

@@ -163,7 +163,7 @@ class Bounded:
         self._turns = threading.BoundedSemaphore(most)
 
     def run(self, call: Callable[[], T]) -> T:
-        """Give what the call gives, raise what it raises; RemoteError when it takes too long."""
+        """Return what the call returns. Raise RemoteError when it takes too long."""
         due = time.monotonic() + self._seconds
         with self._breaker.watch():
             if not self._turns.acquire(timeout=self._seconds):

@@ -168,12 +168,12 @@ CHANGES: Final[Mapping[bytes, int]] = {
 
 
 def packet(letter: bytes, data: bytes = b"") -> bytes:
-    """Give a packet."""
+    """Return a packet."""
     return struct.pack(">I", len(data) + 1) + letter + data
 
 
 def texts(*values: str | bytes) -> bytes:
-    """Give texts, each with its NUL; others within them are left out."""
+    """Return texts, each with its NUL; others within them are left out."""
     octets = [
         each if isinstance(each, bytes) else each.encode("utf-8", "replace") for each in values
     ]
@@ -181,13 +181,13 @@ def texts(*values: str | bytes) -> bytes:
 
 
 def macros(step: Step, values: Mapping[str, str]) -> bytes:
-    """Give the packet that defines macros for the command behind it; nothing for none."""
+    """Return the packet that defines macros for the command behind it; nothing for none."""
     pairs = [text for pair in values.items() for text in pair]
     return packet(b"D", step.letter + texts(*pairs)) if pairs else b""
 
 
 def connection(name: str, peer: str, port: int) -> bytes:
-    """Give the data of CONNECT; `peer` is an IP address or "unix"."""
+    """Return the data of CONNECT; `peer` is an IP address or "unix"."""
     if peer == "unix":
         return texts(name) + b"U"
     family = b"6" if ":" in peer else b"4"
@@ -195,7 +195,7 @@ def connection(name: str, peer: str, port: int) -> bytes:
 
 
 def offer() -> bytes:
-    """Give the packet that says what we can."""
+    """Return the packet that says what we can."""
     return packet(b"O", struct.pack(">III", VERSION, ACTIONS, STEPS))
 
 

@@ -140,7 +140,7 @@ class Conversation:
         self._judge(wire.END, letter, data)
 
     def abort(self) -> None:
-        """Give up the message under way, if there is one."""
+        """Abandon the current message, if there is one."""
         self._refusal = None
         if self._in_message:
             self._in_message = False
@@ -192,13 +192,13 @@ class Conversation:
                 raise wire.NonsenseError(f"the filter says {letter!r} to {step.letter!r}")
 
     def _defined(self, step: wire.Step) -> bytes:
-        """Give the macros of a command."""
+        """Return the macros of a command."""
         names = self._options.macros.get(step.stage, _MACROS.get(step.stage, ()))
         found = {name: self.macros[name] for name in names if self.macros.get(name)}
         return wire.macros(step, found)
 
     def _reply(self, end: float) -> tuple[bytes, bytes]:
-        """Give what the filter says, which may ask for more time until `end`."""
+        """Return what the filter says, which may ask for more time until `end`."""
         while time.monotonic() < end:
             letter, data = self._receive()
             if letter != b"p":

@@ -53,7 +53,7 @@ class Shown:
                 break
 
     def fields(self) -> Iterator[tuple[bytes, bytes]]:
-        """Give names and values, folded by line feeds."""
+        """Yield names and values, folded by line feeds."""
         for each in self.header:
             if not each.hidden:
                 name, _, value = each.raw.partition(b":")
@@ -63,7 +63,7 @@ class Shown:
                 yield name.rstrip(b" \t"), value
 
     def body(self) -> Iterator[bytes]:
-        """Give the octets behind the header in pieces that fit into packets."""
+        """Yield the octets behind the header in pieces that fit into packets."""
         start = sum(len(each.raw) for each in self.header)
         with self.message.open() as reader:
             reader.seek(start)
@@ -142,7 +142,7 @@ class Changes:
         found.raw = self._raw(name, value)
 
     def _raw(self, name: bytes, value: bytes) -> bytes:
-        """Give a field as it stands in a message; a line end that does not fold is made to."""
+        """Return a field as it stands in a message; a line end that does not fold is made to."""
         self._edited = True
         lines = [line for line in _LINE_ENDS.split(value) if line.strip(b" \t")]
         space = b"" if self._shown.keeps_space else b" "

@@ -8,5 +8,5 @@ _PREFIXES = {4: 24, 6: 64}
 
 
 def network_of(address: IpAddress) -> IpNetwork:
-    """Give the /24 of an IPv4 address, or the /64 of an IPv6 address."""
+    """Return the /24 of an IPv4 address, or the /64 of an IPv6 address."""
     return ip_network((address, _PREFIXES[address.version]), strict=False)

@@ -34,25 +34,25 @@ class Template:
         self.own_levels = len(path.parts) - varying[0] if varying else 1
 
     def fill(self, mailbox: Address) -> str:
-        """Give the path for a mailbox."""
+        """Return the path for a mailbox."""
         return self._text.format(
             domain=path_component(mailbox.ascii_domain), local=path_component(mailbox.local)
         )
 
     def temporaries(self, folders: Iterable[str]) -> Iterator[str]:
-        """Give what lies in tmp/ of all Maildirs that are there, and of these folders of them."""
+        """Yield what lies in tmp/ of all Maildirs that are there, and of these folders of them."""
         parts = [glob.escape(part) for part in re.split(r"\{(?:domain|local)\}", self._text)]
         for folder in ("", *(f"/.{glob.escape(name)}" for name in folders)):
             yield from glob.iglob("*".join(parts) + f"{folder}/tmp/[0-9]*")  # noqa: PTH207, S108 - plain strings, no directory of ours
 
 
 def name_part(text: str) -> str:
-    r"""Give a part of a file's name; the Maildir specification writes `/` as \057, `:` as \072."""
+    r"""Return a part of a file's name; the Maildir specification writes `/` as \057, `:` \072."""
     return text.replace("/", r"\057").replace(":", r"\072")
 
 
 def path_component(value: str) -> str:
-    """Give a value as one path component, or as a part of one; different values stay different."""
+    """Return a value as (part of) one path component; different values stay different."""
     text = quote(value, safe="+=", errors="surrogatepass") or "%"
     if text.startswith("."):
         text = f"%2E{text[1:]}"

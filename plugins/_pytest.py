@@ -34,7 +34,7 @@ def dialogue(tmp_path: Path) -> Iterator[Dialogues]:
 
 @pytest.fixture
 def mailroom() -> Mailroom:
-    """Give the plugin that takes mail for everybody and keeps it in memory."""
+    """Return the plugin that takes mail for everybody and keeps it in memory."""
     from minismtp.testing import Mailroom
 
     return Mailroom()

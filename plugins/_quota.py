@@ -139,7 +139,7 @@ def _write(box: str, data: bytes, *, replace: bool = True) -> None:
 
 
 def _count(box: str) -> tuple[int, int]:
-    """Give the octets and the number of the messages in a Maildir and its folders."""
+    """Return the octets and the number of the messages in a Maildir and its folders."""
     size = count = 0
     with os.scandir(box) as entries:
         folders = [item.path for item in entries if item.name[0] == "." and item.is_dir()]
@@ -152,7 +152,7 @@ def _count(box: str) -> tuple[int, int]:
 
 
 def _sizes(directory: str, *, named: bool) -> Iterator[int]:
-    """Give the size of each message, as its name has it; a file without counts unless `named`."""
+    """Yield the size of each message, as its name has it; a file without counts unless `named`."""
     with os.scandir(directory) as entries:
         for item in entries:
             match = _SIZE.search(item.name)

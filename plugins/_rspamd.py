@@ -114,7 +114,7 @@ def _spam_fields(said: Any) -> Mapping[str, str]:  # noqa: ANN401 - any JSON
 
 
 def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
-    """Give the fields of a header as the answer wants them.
+    """Return the fields of a header as the answer wants them.
 
     The place of a field that is added counts from the top, from 0; a negative one from the end, and
     without one it comes last.
@@ -146,7 +146,7 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
 
 
 def _field(name: str, value: str) -> list[bytes]:
-    """Give a field, folded where the value has line ends; none, and a warning, if it cannot be."""
+    """Return a field, folded where the value has line ends; empty, and warn, if that fails."""
     first, *folded = _LINE_END.split(value)
     if name.lower() == "subject" and not value.isascii():
         first, *folded = Header(value, "utf-8", header_name=name).encode().split("\n")
@@ -176,7 +176,7 @@ def _removed(places: list[int], number: int) -> list[int]:
 
 
 def _places(fields: list[bytes], name: str) -> list[int]:
-    """Give where the fields of this name stand."""
+    """Return where the fields of this name stand."""
     return _by_name(fields).get(_key(name), [])
 
 

@@ -116,7 +116,7 @@ class Trial:
         return condition.smaller is not None and self._size < condition.smaller
 
     def _decoded(self, name: str) -> Iterable[str]:
-        """Give the values of all fields of a name as a person reads them."""
+        """Return the values of all fields of a name as a person reads them."""
         if name not in self._values:
             raw = self._headers.raw_all(name)
             self._values[name] = [Headers([each]).decoded(name) for each in raw]

@@ -52,7 +52,7 @@ def signature_of(key: PrivateKey, octets: bytes) -> bytes:
 
 
 def names_to_sign(message: Message, *others: str) -> Iterator[str]:
-    """Give the fields that are signed; of `others` those that are there."""
+    """Yield the fields that are signed; of `others` those that are there."""
     for name in _SEALED:
         yield from [name] * (len(message.headers.raw_all(name)) + 1)
     for name in (*_SIGNED, *others):
@@ -60,6 +60,6 @@ def names_to_sign(message: Message, *others: str) -> Iterator[str]:
 
 
 def fields_to_sign(message: Message, names: list[str]) -> bytes:
-    """Give them in the relaxed form, the last of each name first (RFC 6376 section 5.4.2)."""
+    """Return them in the relaxed form, the last of each name first (RFC 6376 section 5.4.2)."""
     left = {name: message.headers.raw_all(name) for name in names}
     return b"".join(relaxed_field(left[name].pop()) for name in names if left[name])

@@ -81,7 +81,7 @@ class _Evaluation:
         return Outcome(found.result, reason, explanation)
 
     def _evaluate(self, domain: str) -> _Found | None:
-        """Give what the record of a domain says; None when there is none."""
+        """Return what the record of a domain says; None when there is none."""
         record = self._record(domain)
         while record is not None:
             for mechanism in record.mechanisms:
@@ -168,7 +168,7 @@ class _Evaluation:
         return name
 
     def _value(self, letter: str, domain: str) -> str:
-        """Give the value of a macro (RFC 7208 section 7.2)."""
+        """Return the value of a macro (RFC 7208 section 7.2)."""
         self.letters.add(letter)
         sender = self._sender
         values: dict[str, Callable[[], str]] = {
@@ -187,7 +187,7 @@ class _Evaluation:
         return values[letter]()
 
     def _explanation(self, found: _Found) -> str:
-        """Give the text that exp= leads to, "" where anything is wrong (RFC 7208 section 6.2)."""
+        """Return the text that exp= leads to, "" where anything is wrong (RFC 7208 section 6.2)."""
         if found.record.explanation is None:
             return ""
         try:

@@ -29,7 +29,7 @@ class Macro:
     escape: bool
 
     def expand(self, value: str) -> str:
-        """Give what it becomes, for the value of its letter (RFC 7208 section 7.3)."""
+        """Return what it becomes, for the value of its letter (RFC 7208 section 7.3)."""
         # Each once: `re` keeps the patterns, however long a stranger makes them.
         delimiters = "".join(sorted(set(self.delimiters)))
         pieces = re.split(f"[{re.escape(delimiters)}]", value)
@@ -72,7 +72,7 @@ def parse_macros(text: str, *, explaining: bool = False) -> MacroString:
 
 
 def expand(pieces: MacroString, value_of: Callable[[str], str]) -> str:
-    """Give the text for the values of the letters."""
+    """Return the text for the values of the letters."""
     return "".join(
         piece if isinstance(piece, str) else piece.expand(value_of(piece.letter))
         for piece in pieces

@@ -62,7 +62,7 @@ class Names:
         return any(map(self._is_confirmed, self._below(domain)))
 
     def best(self, domain: str) -> str:
-        """Give the domain itself, else a name below it, else any, else "unknown" (section 7.3)."""
+        """Return the domain, else a name below it, else any, else "unknown" (section 7.3)."""
         below = sorted(self._below(domain), key=lambda name: name != domain.lower())
         for name in (*below, *self._below("")):
             if self._is_confirmed(name):
@@ -70,7 +70,7 @@ class Names:
         return "unknown"
 
     def _below(self, domain: str) -> list[str]:
-        """Give the names in a domain, which nobody has confirmed."""
+        """Return the names in a domain, which nobody has confirmed."""
         if self._pointers is None:
             try:
                 names = self._ask(self._address.reverse_pointer, "PTR")

@@ -149,6 +149,6 @@ def _day(stamp: str) -> int:
 
 
 def _first_host(local: str) -> tuple[str, str] | None:
-    """Give the host that made the SRS0 inside an SRS1, and what it signed."""
+    """Return the host that made the SRS0 inside an SRS1, and what it signed."""
     match = re.fullmatch(r"SRS1[=+-][^=]*=([^=]+)=([=+-].*)", local, re.IGNORECASE)
     return (match[1], match[2]) if match else None

@@ -32,7 +32,7 @@ def read_tags(text: str, *, lenient: bool = False) -> dict[str, str]:
 
 
 def without_blanks(text: str) -> str:
-    """Give a value without its folding white space (RFC 6376 section 2.8)."""
+    """Return a value without its folding white space (RFC 6376 section 2.8)."""
     return _BLANK.sub("", text)
 
 

@@ -20,7 +20,7 @@ def is_tar(head: bytes) -> bool:
 
 
 def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
-    """Give the name and the content of each file, to be read before the next one is asked for.
+    """Yield the name and the content of each file, to be read before the next one is asked for.
 
     Raises TooMuchError and BrokenError.
     """

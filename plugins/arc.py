@@ -164,7 +164,7 @@ def _report(each: Set) -> ArcReport:
 
 
 def _written_here(headers: Headers, authserv_id: str) -> str:
-    """Give the value of our Authentication-Results field, "" for none.
+    """Return the value of our Authentication-Results field, "" for none.
 
     What this server has written stands above its Received field, where nothing can be forged.
     """
@@ -179,7 +179,7 @@ def _written_here(headers: Headers, authserv_id: str) -> str:
 
 
 def _last_of_broken(headers: Headers) -> int:
-    """Give the highest number of a set; that of no further set where a seal says that it failed."""
+    """Return the highest number of a set, which ends at a seal that says that the chain failed."""
     if any(re.search(rb"cv\s*=\s*fail\b", raw) for raw in headers.raw_all(SEAL)):
         return LONGEST
     return max((instance_of(raw) for name in NAMES for raw in headers.raw_all(name)), default=0)

@@ -88,7 +88,7 @@ class Clamav:
 
 
 def _scan(line: Line, message: Message) -> str:
-    """Give the name of the virus in a message, "" when there is none; raises RemoteError."""
+    """Return the name of the virus in a message, "" when there is none; raises RemoteError."""
     try:
         line.send(b"zINSTREAM\0")
         with message.open() as reader:
@@ -105,7 +105,7 @@ def _scan(line: Line, message: Message) -> str:
 
 
 def _reason(line: Line, error: RemoteError) -> RemoteError:
-    """Give what clamd has said before it hung up, as it does above its `StreamMaxLength`."""
+    """Return what clamd has said before it hung up, as it does above its `StreamMaxLength`."""
     with contextlib.suppress(RemoteError):
         return RemoteError(f"clamd answers {_answer(line)!r} before it has seen all")
     return error

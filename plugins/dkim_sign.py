@@ -138,7 +138,7 @@ class _Signer:
     key: PrivateKey
 
     def sign(self, names: list[str], fields: bytes, body: bytes) -> str:
-        """Give the value of a DKIM-Signature field, folded."""
+        """Return the value of a DKIM-Signature field, folded."""
         kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
         unsigned = (
             f"v=1; a={kind}-sha256; c=relaxed/relaxed; d={self.domain};"

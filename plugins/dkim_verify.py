@@ -99,7 +99,7 @@ class DkimVerify:
 
 
 def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[DkimResult]:
-    """Give the results of these fields; the body is read only for those whose header is good."""
+    """Return the results of these fields; the body is read only for those whose header is good."""
     found: list[DkimResult] = []
     good: dict[int, tuple[Signature, frozenset[str]]] = {}
     for number, raw in enumerate(fields):
@@ -119,7 +119,7 @@ def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[Dki
 
 
 def _check_header(message: Message, signature: Signature, keys: Keys) -> frozenset[str]:
-    """Give the flags of the key that the header was signed with; raises UnverifiedError."""
+    """Return the flags of the key that the header was signed with; raises UnverifiedError."""
     if signature.tags["v"] != "1":
         raise UnverifiedError("neutral", "its version is not known")
     signature.check_tags(steady_time())

@@ -129,7 +129,7 @@ class Dnsbl:
     def _lookups(
         self, session: Session, envelope: Envelope, address: IpAddress
     ) -> Iterator[tuple[DnsList, str, str]]:
-        """Give what to look up, each once: a list, of whom it is to speak, and how it is asked."""
+        """Yield each question once: a list, whom it is about, and the name to look up."""
         sender = envelope.reverse_path.ascii_domain if envelope.reverse_path else ""
         domains = {"sender": sender, "helo": Address("", session.helo).ascii_domain}
         for each in self._ordered:
@@ -140,7 +140,7 @@ class Dnsbl:
                 yield each, domain, domain
 
     def _answers(self, each: DnsList, labels: str, questions: Questions) -> Sequence[str]:
-        """Give what a list answers; raises RemoteError and UnansweredError."""
+        """Return what a list answers; raises RemoteError and UnansweredError."""
         with self._breakers[each.zone].watch():
             answers = questions.ask(f"{labels}.{each.zone}", "A", _SHARE)
             each.check(answers)

@@ -54,7 +54,7 @@ class DovecotAuth:
 
     @hookimpl
     def authenticate(self, session: Session, credentials: Credentials) -> str | None:
-        """Give the name that Dovecot knows the user by; None for whom it refuses."""
+        """Return the name that Dovecot knows the user by; None for whom it refuses."""
         if not may_be_asked(credentials):
             return None
         spellings = spellings_of(credentials, ignore_case=self.ignore_case)
@@ -117,7 +117,7 @@ def _read(line: Line) -> list[str]:
 
 
 def _value(fields: list[str], name: str) -> str:
-    """Give the value of a parameter, without the escapes of tabs and the like."""
+    """Return the value of a parameter, without the escapes of tabs and the like."""
     for each in fields:
         if each.startswith(name):
             value = each.removeprefix(name)

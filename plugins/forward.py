@@ -102,7 +102,7 @@ class Forward:
 
 
 def _from(envelope: Envelope, mailbox: Address) -> list[Address]:
-    """Give the mailboxes from this one on, in the order in which they are delivered to."""
+    """Return the mailboxes from this one on, in the order in which they are delivered to."""
     boxes = [box for recipient in envelope.recipients for box in recipient.mailboxes]
     boxes = list(dict.fromkeys(boxes))
     return boxes[boxes.index(mailbox) :][:_MOST] if mailbox in boxes else [mailbox]

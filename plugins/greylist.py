@@ -139,7 +139,7 @@ class Greylist:
 
 
 def _triplet(network: IpNetwork, envelope: Envelope, recipient: Recipient) -> str:
-    """Give a short key, whatever long addresses strangers think of."""
+    """Return a short key, whatever long addresses strangers think of."""
     addresses = (envelope.reverse_path, recipient.address)
     spelled = (Address(each.local, each.ascii_domain) if each else "" for each in addresses)
     text = " ".join(map(str, (network, *spelled))).lower()

@@ -121,7 +121,7 @@ class HeloChecks:
                 raise Defer(text)
 
     def _problems(self, session: Session, envelope: Envelope, address: IpAddress) -> Iterator[str]:
-        """Give the names of the checks that fail."""
+        """Yield the names of the checks that fail."""
         helo = Address("", session.helo).ascii_domain.removesuffix(".")
         said = _address_in(helo)
         called = _address_in(session.local)
@@ -149,7 +149,7 @@ class HeloChecks:
 
 
 def _address_in(text: str) -> IpAddress | None:
-    """Give the address that a text is, maybe as an address literal (RFC 5321 section 4.1.3)."""
+    """Return the address that a text is, maybe as an address literal (RFC 5321 section 4.1.3)."""
     bare = text.removeprefix("[").removesuffix("]")
     if bare != text:
         bare = bare.removeprefix("ipv6:")

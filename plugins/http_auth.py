@@ -62,7 +62,7 @@ class HttpAuth:
 
     @hookimpl
     def authenticate(self, session: Session, credentials: Credentials) -> str | None:
-        """Give the identity that the service answers with; None for whom it refuses."""
+        """Return the identity that the service answers with; None for whom it refuses."""
         if not may_be_asked(credentials):
             return None
         spellings = spellings_of(credentials, ignore_case=self.ignore_case)
@@ -92,7 +92,7 @@ class HttpAuth:
 
 
 def _identity(url: str, body: bytes) -> str:
-    """Give the name in an answer; a page of a portal or proxy must not let anybody in."""
+    """Return the name in an answer; a page of a portal or proxy must not let anybody in."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

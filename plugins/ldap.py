@@ -104,7 +104,7 @@ class Ldap:
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
-        """Give the name of the user for the right password; None for all others."""
+        """Return the name of the user for the right password; None for all others."""
         if not (may_be_asked(credentials) and acts_as_itself(credentials)):
             return None
         by_dn = self.ignore_case and bool(self.dn)  # a search tries names, which costs no bind

@@ -105,7 +105,7 @@ class Mailboxes:
     def route(
         self, session: Session, envelope: Envelope, recipient: Recipient
     ) -> Local | Relay | Several | None:
-        """Give the ways of a recipient at one of our domains; refuse one that has none."""
+        """Return the ways of a recipient at one of our domains; refuse one that has none."""
         address = recipient.address
         domain = address.ascii_domain
         if self._srs and domain == self._srs_domain and is_rewritten(address.local):
@@ -141,7 +141,7 @@ class Mailboxes:
             self._state.put(key, str(delivery.original_sender), KEPT, durable=True)
 
     def _sender(self, sender: Address | None) -> Address | None:
-        """Give what a forwarded message's sender is to become; None leaves it."""
+        """Return what a forwarded message's sender is to become; None leaves it."""
         if self._srs is None or sender is None or sender.ascii_domain in self._domains:
             return None  # SPF allows us to send for our own domains
         return self._srs.get().rewrite(sender)
@@ -189,7 +189,7 @@ def _names_of_host(session: Session) -> tuple[str, str]:
 
 
 def _returned(srs: Srs, envelope: Envelope, local: str) -> Relay:
-    """Give the way back to the sender of a message that we have forwarded."""
+    """Return the route to the sender of a message that was forwarded."""
     try:
         address = srs.restore(local)
     except ValueError as error:

@@ -177,7 +177,7 @@ def _stored(box: str, name: str, arrived: float) -> bool:
 
 
 def _trace(envelope: Envelope, mailbox: Address) -> bytes:
-    """Give the fields of final delivery (RFC 5321 section 4.4), a line each whatever they hold."""
+    """Return the fields of final delivery (RFC 5321 section 4.4), one line each."""
     values = (f"Return-Path: <{envelope.sender}>", f"Delivered-To: {mailbox}")
     lines = (re.sub(r"[\x00-\x1f\x7f]", " ", value) + "\r\n" for value in values)
     return "".join(lines).encode("utf-8", "replace")

@@ -180,7 +180,7 @@ class Milter:
     def _conversation(
         self, session: Session, *, in_message: bool = False
     ) -> Iterator[Conversation]:
-        """Give the session's conversation. Raises RemoteError for one that was lost `in_message`.
+        """Yield the session's conversation. Raises RemoteError for one that was lost `in_message`.
 
         Elsewhere it begins anew then.
         """
@@ -247,7 +247,7 @@ def _greet(conversation: Conversation, session: Session) -> None:
 
 
 def _parameters(envelope: Envelope) -> Iterator[str]:
-    """Give the parameters of MAIL."""
+    """Yield the parameters of MAIL."""
     if envelope.size is not None:
         yield f"SIZE={envelope.size}"
     if envelope.body != "7BIT":

@@ -77,7 +77,7 @@ class PasswordFile:
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
-        """Give the user name for the right password; None for all others and for tokens."""
+        """Return the user name for the right password; None for all others and for tokens."""
         if not credentials.password:
             return None
         users = self._known()
@@ -95,7 +95,7 @@ class PasswordFile:
 
     @hookimpl
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:
-        """Give the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
+        """Return the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
         if mechanism != "SCRAM-SHA-256":
             return None
         users = self._known()

@@ -1,4 +1,4 @@
-"""Give each copy to a program."""
+"""Pipe each copy to a program."""
 
 import contextlib
 import os
@@ -109,7 +109,7 @@ class Pipe:
     def _run(
         self, arguments: list[str], envelope: Envelope, mailbox: Address, stdin: IO[bytes]
     ) -> tuple[int, str]:
-        """Give the exit status and the first line on standard error."""
+        """Return the exit status and the first line on standard error."""
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
             "LANG": "C.UTF-8",

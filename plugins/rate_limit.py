@@ -135,7 +135,7 @@ class RateLimit:
             _refuse(zip(waits, charges, strict=True))
 
     def _applying(self, session: Session, envelope: Envelope) -> Iterator[tuple[Limit, str]]:
-        """Give the limits that are for this message, each with whom it counts."""
+        """Yield the limits that are for this message, each with whom it counts."""
         address = address_to_check(session, self.networks)
         stranger = address is not None
         sender = envelope.reverse_path

@@ -155,7 +155,7 @@ class Spamassassin:
         return fields.encode() + _OURS.sub(b"", message.prefix, count=1)
 
     def _user_of(self, envelope: Envelope) -> str:
-        """Give whose preferences count, "" for nobody's."""
+        """Return whose preferences count, "" for nobody's."""
         users = {
             self.user.format(local=box.local, domain=box.ascii_domain, address=box)
             for recipient in envelope.recipients
@@ -166,7 +166,7 @@ class Spamassassin:
 
 
 def _ask(line: Line, reader: BinaryIO, size: int, user: str) -> SpamassassinResult:
-    """Give what spamd says of a message of `size` octets; raises RemoteError."""
+    """Return what spamd says of a message of `size` octets; raises RemoteError."""
     field = f"User: {user}\r\n" if user else ""
     line.send(f"SYMBOLS SPAMC/1.5\r\n{field}Content-length: {size}\r\n\r\n".encode())
     for piece in iter(lambda: reader.read(_PIECE), b""):

@@ -102,7 +102,7 @@ class Sql:
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
-        """Give the name of the user for the right password; None for all others."""
+        """Return the name of the user for the right password; None for all others."""
         if not may_be_asked(credentials):
             return None
         stored, name = self._look_up(credentials.username)
@@ -177,7 +177,7 @@ class Sql:
 
 
 def _text(column: object) -> str:
-    """Give a column's text; some modules have octets, and CHAR is filled with blanks."""
+    """Return a column's text; some modules have octets, and CHAR is filled with blanks."""
     if isinstance(column, (bytes, bytearray, memoryview)):
         return bytes(column).decode("utf-8", "replace").strip()
     return "" if column is None else str(column).strip()

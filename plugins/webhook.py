@@ -1,4 +1,4 @@
-"""Give each copy to a web service."""
+"""Post each copy to a web service."""
 
 import base64
 import hashlib
@@ -151,7 +151,7 @@ def _envelope_fields(envelope: Envelope, mailbox: Address) -> dict[str, str]:
 
 
 def _visible(value: str) -> str:
-    """Give a value that a header can carry, whatever it holds; `unquote` gives it back."""
+    """Return a value that a header can carry, whatever it holds; `unquote` restores it."""
     return quote(value, safe=_VISIBLE, errors="replace")
 
 

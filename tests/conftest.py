@@ -106,7 +106,7 @@ hypothesis.settings.load_profile("minismtp")
 
 
 def wait_until(condition: Callable[[], T | None], what: str = "") -> T:
-    """Give the first true value of `condition`; fail when there is none in time."""
+    """Return the first true value of `condition`; fail when there is none in time."""
     deadline = time.monotonic() + DEADLINE
     while not (value := condition()):
         assert time.monotonic() < deadline, f"in vain: {what or condition}"
@@ -138,7 +138,7 @@ class Client:
         return self.reply()
 
     def reply(self) -> str:
-        """Give the next whole reply, its lines parted by line feeds."""
+        """Return the next whole reply, its lines parted by line feeds."""
         lines: list[str] = []
         while not lines or lines[-1][3:4] == "-":
             while b"\r\n" not in self.buffer:
@@ -168,7 +168,7 @@ class Client:
         )
 
     def rest(self) -> str:
-        """Give all that comes until the server closes the connection."""
+        """Return all that comes until the server closes the connection."""
         while data := self.socket.recv(65536):
             self.buffer += data
         rest, self.buffer = self.buffer, b""
@@ -201,7 +201,7 @@ class Running:
         return self._log.read_bytes()[self._begin :].decode().rpartition("\n")[0]
 
     def wait_for_log(self, pattern: str, count: int = 1) -> re.Match[str]:
-        """Give the `count`th match of a regular expression in the log."""
+        """Return the `count`th match of a regular expression in the log."""
 
         def find() -> re.Match[str] | None:
             over = self.process.poll() is not None
@@ -212,18 +212,18 @@ class Running:
         return wait_until(find, f"{pattern} in:\n{self.log}")
 
     def wait_until(self, condition: Callable[[], T]) -> T:
-        """Give the first true value of `condition`."""
+        """Return the first true value of `condition`."""
         return wait_until(condition, f"a state of the server that said\n{self.log}")
 
     def address(self, listener: str = "smtp") -> str:
-        """Give where a listener is: host:port, [host]:port or unix:path."""
+        """Return where a listener is: host:port, [host]:port or unix:path."""
         if listener not in self._addresses:  # the log may have become long
             found = self.wait_for_log(rf" listening listener={listener} address=(\S+)")
             self._addresses[listener] = found[1]
         return self._addresses[listener]
 
     def port(self, listener: str = "smtp") -> int:
-        """Give the port of a listener."""
+        """Return the port of a listener."""
         return int(self.address(listener).rpartition(":")[2])
 
     def connect(self, listener: str = "smtp", *, source: str = "") -> Client:
@@ -238,11 +238,11 @@ class Running:
         return Client(socket.create_connection(target, DEADLINE, origin))
 
     def mail(self, local: str) -> list[bytes]:
-        """Give the messages stored for a user, in no order."""
+        """Return the messages stored for a user, in no order."""
         return [path.read_bytes() for path in (self.directory / "mail" / local).glob("new/*")]
 
     def stored(self, local: str) -> bytes:
-        """Give what the client sent of a user's only message: without the trace fields."""
+        """Return what the client sent of a user's only message: without the trace fields."""
         [message] = self.mail(local)
         return content_of(message)
 
@@ -256,7 +256,7 @@ class Running:
             return response.status, response.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """Give the sum of the samples called `minismtp_` and `name` that have these labels."""
+        """Return the sum of the samples called `minismtp_` and `name` that have these labels."""
         wanted = labels.items()
         families = text_string_to_metric_families(self.http("/metrics")[1])
         return sum(
@@ -267,7 +267,7 @@ class Running:
         )
 
     def tree(self) -> list[int]:
-        """Give the processes of the server, the supervisor first."""
+        """Return the processes of the server, the supervisor first."""
         return [self.process.pid, *_children(self.process.pid)]
 
     def signal(self, number: signal.Signals) -> None:
@@ -275,7 +275,7 @@ class Running:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Give the exit status once the server has ended."""
+        """Return the exit status once the server has ended."""
         return self.process.wait(DEADLINE)
 
     def kill(self) -> None:
@@ -296,7 +296,7 @@ def _children(pid: int) -> list[int]:
 
 
 def content_of(message: bytes) -> bytes:
-    """Give a stored message without the fields that the server put above it."""
+    """Return a stored message without the fields that the server put above it."""
     end = re.search(
         rb"\AReturn-Path:.*\r\nDelivered-To:.*\r\nReceived:.*\r\n(?:\t.*\r\n)*", message
     )
@@ -338,7 +338,7 @@ class Configure(Protocol):
 
 
 def configure_in(directory: Path) -> Configure:
-    """Give the function that writes the configuration of the servers in a directory."""
+    """Return the function that writes the configuration of the servers in a directory."""
 
     def configure(
         *tables: str,
@@ -406,7 +406,7 @@ class Run(Protocol):
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Give what runs a server, for modules that keep one for all their tests."""
+    """Return what runs a server, for modules that keep one for all their tests."""
     return running
 
 
@@ -427,7 +427,7 @@ class Launch(Protocol):
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Give a function that runs a server for as long as a block."""
+    """Return a function that runs a server for as long as a block."""
 
     @contextlib.contextmanager
     def launch(
@@ -465,13 +465,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, tls_files: TlsFiles) -> Ite
 
 @pytest.fixture
 def configure(tmp_path: Path) -> Configure:
-    """Give a function that writes a configuration into the test's own directory."""
+    """Return a function that writes a configuration into the test's own directory."""
     return configure_in(tmp_path)
 
 
 @pytest.fixture
 def configure_at(tmp_path: Path) -> Callable[[str], Configure]:
-    """Give what gives such a function for a directory inside the test's own, by its name."""
+    """Return a function that makes such a function for a named directory in `tmp_path`."""
 
     def configure_at(name: str) -> Configure:
         (tmp_path / name).mkdir(exist_ok=True)
@@ -491,7 +491,7 @@ class Start(Protocol):
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Give a function that starts servers; they end with the test."""
+    """Yield a function that starts servers; they end with the test."""
     with contextlib.ExitStack() as stack:
 
         def start(
@@ -510,7 +510,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def require_program() -> Callable[[str], str]:
-    """Give a function that finds a program's path.
+    """Return a function that finds a program's path.
 
     A test whose program is missing is skipped; it fails where $MINISMTP_REQUIRE_SERVICES is 1.
     """

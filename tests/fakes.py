@@ -82,7 +82,7 @@ def listen(sock: socket.socket) -> None:
 
 
 def saying(answer: bytes) -> Talk:
-    """Give a talk that reads one piece, says this, and hangs up."""
+    """Return a talk that reads one piece, says this, and hangs up."""
 
     def talk(sock: socket.socket) -> None:
         sock.recv(65536)
@@ -106,14 +106,14 @@ class Wire:
         self._buffer = b""
 
     def read_until(self, end: bytes) -> bytes:
-        """Give all up to and with `end`, or what came before the end of the connection."""
+        """Return all octets up to and with `end`, or those before the connection ended."""
         while end not in self._buffer and (piece := self.socket.recv(65536)):
             self._buffer += piece
         data, found, self._buffer = self._buffer.partition(end)
         return data + found
 
     def read(self, size: int) -> bytes:
-        """Give just so many octets, or what came before the end of the connection."""
+        """Return just so many octets, or what came before the end of the connection."""
         while len(self._buffer) < size and (piece := self.socket.recv(65536)):
             self._buffer += piece
         data, self._buffer = self._buffer[:size], self._buffer[size:]
@@ -121,7 +121,7 @@ class Wire:
 
 
 def after_all(end: bytes, answer: bytes) -> Talk:
-    """Give a talk that says this once it has heard `end`, then hangs up."""
+    """Return a talk that says this once it has heard `end`, then hangs up."""
 
     def talk(sock: socket.socket) -> None:
         heard = b""
@@ -136,7 +136,7 @@ def after_all(end: bytes, answer: bytes) -> Talk:
 
 
 def after_request(answer: bytes) -> Talk:
-    """Give a talk that says this after a request whose size its Content-length says."""
+    """Return a talk that says this after a request whose size its Content-length says."""
 
     def talk(sock: socket.socket) -> None:
         heard = b""
@@ -153,7 +153,7 @@ def after_request(answer: bytes) -> Talk:
 
 
 def http(said: object) -> bytes:
-    """Give an answer of a web server: a value as JSON."""
+    """Return an answer of a web server: a value as JSON."""
     body = json.dumps(said).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
@@ -217,7 +217,7 @@ def running_daemon(
 
 
 def nobody_there() -> SocketAddress:
-    """Give an address where nothing listens."""
+    """Return an address where nothing listens."""
     return SocketAddress("127.0.0.1", free_port())
 
 
@@ -243,7 +243,7 @@ class Names(Resolver):
 
 
 def envelope(*recipients: str, login: str | None = None) -> Envelope:
-    """Give an envelope for hooks that a test calls itself."""
+    """Return an envelope for hooks that a test calls itself."""
     return Envelope(
         id="1a2b.1",
         reverse_path=Address.parse("sender@client.example"),

@@ -73,11 +73,11 @@ class Machine:
         self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat >"$0"', path, say=text)
 
     def show(self, name: str) -> str:
-        """Give a property of the service."""
+        """Return a property of the service."""
         return self.run("systemctl", "show", "minismtp", "--value", f"--property={name}")
 
     def wait_until(self, condition: Callable[[], T | None]) -> T:
-        """Give the first true value of `condition`."""
+        """Return the first true value of `condition`."""
         deadline = time.monotonic() + DEADLINE
         while not (value := condition()):
             assert time.monotonic() < deadline, self.run("journalctl", "--unit=minismtp")
@@ -115,12 +115,12 @@ class Machine:
         self.inside(send)
 
     def stored(self, local: str) -> list[str]:
-        """Give the files of a user's mailbox, each behind its owner."""
+        """Return the files of a user's mailbox, each behind its owner."""
         directory = f"/var/lib/minismtp/mail/{local}/new"
         return self.run("find", directory, "-type", "f", "-printf", "%u %p\n").splitlines()
 
     def metric(self, name: str) -> float:
-        """Give a metric that has no labels."""
+        """Return a metric that has no labels."""
 
         def scrape() -> str:
             with urllib.request.urlopen("http://127.0.0.1:9925/metrics") as response:
@@ -132,7 +132,7 @@ class Machine:
         return float(found[1])
 
     def processes(self) -> list[dict[str, str]]:
-        """Give what /proc knows of the processes of the service, the supervisor first."""
+        """Return what /proc knows of the processes of the service, the supervisor first."""
         pids = self.run("sh", "-c", "cat /sys/fs/cgroup/system.slice/minismtp.service/cgroup.procs")
         # One may have ended since.
         texts = [self.run("cat", f"/proc/{pid}/status", check=False) for pid in pids.split()]
@@ -145,7 +145,7 @@ class Machine:
         self.run("systemctl", "daemon-reload")
 
     def journal(self, *options: str) -> list[str]:
-        """Give what the service has said to the journal."""
+        """Return what the service has said to the journal."""
         options = ("--unit=minismtp", "--output=cat", *options)
         return self.run("journalctl", *options, check=False).splitlines()
 
@@ -208,7 +208,7 @@ def _control_groups() -> Iterator[str]:
 
 
 def _systemd_below(pid: int) -> int:
-    """Give the child in which systemd runs, 0 when there is none yet."""
+    """Return the child in which systemd runs, 0 when there is none yet."""
     with contextlib.suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
@@ -233,14 +233,14 @@ def build_wheels(directory: Path, *extras: str) -> None:
 
 
 def constraints() -> dict[str, list[str]]:
-    """Give the lines of the parts of systemd/constraints.txt."""
+    """Return the lines of the parts of systemd/constraints.txt."""
     text = (ROOT / "systemd" / "constraints.txt").read_text()
     _, *parts = text.split("\n# [")
     return {part.partition("]")[0]: part.splitlines()[1:] for part in map(str.strip, parts)}
 
 
 def make(goal: str, source: Path | str, wheels: Path | str, *variables: str) -> list[str]:
-    """Give the command that installs the wheel as the README says, or takes it away again."""
+    """Return the command that installs the wheel as the README says, or takes it away again."""
     environment = [f"{name}={value}" for name, value in _OFFLINE.items()]
     package = f'PACKAGE="$(ls {wheels}/minismtp-*.whl)"'
     call = f'exec env --unset=PYTHON "$@" PIP_FIND_LINKS={wheels} {package} make -C {source} {goal}'

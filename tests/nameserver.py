@@ -74,7 +74,7 @@ BROKEN: Final = "broken.test"
 def serving(
     directory: Path, require_program: Callable[[str], str], zones: Mapping[str, str]
 ) -> Iterator[SocketAddress]:
-    """Give the address of a resolver that knows these zones, by their records, and `BROKEN`.
+    """Yield the address of a resolver that knows these zones, by their records, and `BROKEN`.
 
     There is nothing else in its world: it asks nobody outside.
     """
@@ -113,7 +113,7 @@ def _wait_for(port: int, zone: str, log: Path) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[SocketAddress]:
-    """Give the address of a resolver that takes questions and never answers."""
+    """Yield the address of a resolver that takes questions and never answers."""
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield SocketAddress("127.0.0.1", sock.getsockname()[1])

@@ -202,7 +202,7 @@ class Host(Namespace):
             self.add(address)
 
     def add(self, address: str) -> None:
-        """Give it an address."""
+        """Set its address."""
         length = ("/64", "nodad") if ":" in address else ("/24",)
         self.run("ip", "address", "add", address + length[0], *length[1:], "dev", "eth0")
 
@@ -212,7 +212,7 @@ class Host(Namespace):
 
 
 def addresses(number: int) -> tuple[str, str]:
-    """Give the IPv4 and the IPv6 address of the host of a number."""
+    """Return the IPv4 and the IPv6 address of the host of a number."""
     return f"192.0.2.{number}", f"fd00:25::{number}"
 
 
@@ -245,7 +245,7 @@ class Network:
         return host
 
     def certificate(self, host: Host) -> Path:
-        """Give the file with the key and the certificate of a host."""
+        """Return the file with the key and the certificate of a host."""
         return self._directory / f"{host.name}.pem"
 
     def minismtp(self, host: Host, run: Run, *tables: str) -> MailServer:
@@ -330,7 +330,7 @@ class MailServer:
         self.start()
 
     def mail(self, local: str) -> bytes:
-        """Give the only message of a mailbox, once it is there."""
+        """Return the only message of a mailbox, once it is there."""
         [message] = self.running.wait_until(functools.partial(self.running.mail, local))
         return message
 
@@ -365,13 +365,13 @@ def wait_for(condition: Callable[[], bool], log: Path) -> None:
 
 
 def hops(message: bytes) -> list[str]:
-    """Give the Received fields of a message, each on one line, the latest first."""
+    """Return the Received fields of a message, each on one line, the latest first."""
     fields = re.findall(rb"^Received: (.*(?:\n[ \t].*)*)", message, re.MULTILINE)
     return [" ".join(field.decode().split()) for field in fields]
 
 
 def report(message: bytes) -> tuple[EmailMessage, dict[str, str]]:
-    """Give a delivery status notification, and the fields of its status."""
+    """Return a delivery status notification, and the fields of its status."""
     parsed = email.message_from_bytes(message, policy=email.policy.default)
     assert parsed.get_content_type() == "multipart/report"
     assert parsed["Return-Path"] == "<>"
@@ -385,7 +385,7 @@ def report(message: bytes) -> tuple[EmailMessage, dict[str, str]]:
 
 @contextlib.contextmanager
 def network(directory: Path) -> Iterator[Network]:
-    """Give a network for as long as the block."""
+    """Yield a network for as long as the block."""
     made = Network(directory)
     try:
         yield made

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], T | None]) -> T:
-    """Give the first true value of `condition`; fail when there is none in time."""
+    """Return the first true value of `condition`; fail when there is none in time."""
     deadline = time.monotonic() + _DEADLINE
     while not (value := condition()):
         assert time.monotonic() < deadline
@@ -49,7 +49,7 @@ class RedisServer:
             self._process.wait(_DEADLINE)
 
     def say(self, *words: str) -> bytes:
-        """Give the reply to one command, as it comes over the wire."""
+        """Return the reply to one command, as it comes over the wire."""
         with socket.create_connection(("127.0.0.1", self.port), _DEADLINE) as sock:
             sock.sendall(" ".join(words).encode() + b"\r\n")
             return sock.recv(65536)

@@ -63,13 +63,13 @@ _REMOTE: Final = {
 
 
 def fenced(page: Path, language: str) -> list[tuple[str, str]]:
-    """Give the name and the text of each block of code in a language."""
+    """Return the name and the text of each block of code in a language."""
     found = _FENCE.finditer(page.read_text())
     return [(match[2], match[3]) for match in found if match[1] == language]
 
 
 def examples() -> dict[str, tuple[Path, str]]:
-    """Give each configuration with its page, by a name."""
+    """Return each configuration with its page, by a name."""
     found: dict[str, tuple[Path, str]] = {}
     for page in PAGES:
         texts = (

@@ -154,7 +154,7 @@ def hear(
 def said(
     script: bytes, *plugins: object, change: dict[str, Any] | None = None, **how: Unpack[How]
 ) -> list[str]:
-    """Give the codes that a script is answered with: the same however it is cut."""
+    """Return the codes that a script is answered with: the same however it is cut."""
     whole = hear(script, *plugins, change=change, **how)
     bytewise = hear(script, *plugins, cut=1, change=change, **how)
     assert bytewise.codes == whole.codes
@@ -1197,7 +1197,7 @@ def test_commands_in_clear_after_the_220_are_no_commands(front: Front) -> None:
 
 
 def _rest(client: Client) -> str:
-    """Give what comes until the connection ends, in TLS alerts or otherwise."""
+    """Return what comes until the connection ends, in TLS alerts or otherwise."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while data := client.socket.recv(65536):
@@ -1280,7 +1280,7 @@ NAMED: Final = set(re.findall(r"`(test_\w+)::(test_\w+)`", PAGE))
 
 
 def functions_of(path: Path) -> set[str]:
-    """Give the names of the test functions in a file."""
+    """Return the names of the test functions in a file."""
     nodes = ast.parse(path.read_text()).body
     return {
         node.name
@@ -1290,7 +1290,7 @@ def functions_of(path: Path) -> set[str]:
 
 
 def rows(heading: str) -> list[list[str]]:
-    """Give the cells of the table below a heading."""
+    """Return the cells of the table below a heading."""
     section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
@@ -1326,7 +1326,7 @@ def test_every_row_names_a_test() -> None:
 
 
 def literal_codes() -> Iterator[tuple[int, str]]:
-    """Give each reply code of the source with the enhanced code that stands beside it."""
+    """Yield each reply code of the source with the enhanced code that stands beside it."""
     for path in (ROOT / "minismtp").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:

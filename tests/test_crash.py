@@ -75,7 +75,7 @@ networks = ["127.0.0.0/8"]
 
 
 def content(number: int) -> bytes:
-    """Give the message of a number, which is told apart from a part of it and from all others."""
+    """Return the message of a number, which is told apart from a part of it and from all others."""
     line = b"line of message %d\r\n" % number
     body = line * (SIZES[number % len(SIZES)] // len(line))
     return b"Message-ID: <%d@client.example>\r\n\r\n" % number + body + LAST_LINE
@@ -153,7 +153,7 @@ def crash(
 
 
 def numbers_of(server: Running, user: str) -> list[int]:
-    """Give the numbers of the messages in new/, each of which has to be whole."""
+    """Return the numbers of the messages in new/, each of which has to be whole."""
     numbers = []
     for message in server.mail(user):
         found = re.search(rb"\r\nMessage-ID: <(\d+)@client\.example>\r\n\r\n", message)
@@ -166,7 +166,7 @@ def numbers_of(server: Running, user: str) -> list[int]:
 
 
 def take(server: Running, user: str) -> list[int]:
-    """Give the numbers of the messages in new/, as `numbers_of`, and remove them for good."""
+    """Return the numbers of the messages in new/, as `numbers_of`, and remove them for good."""
     numbers = numbers_of(server, user)
     for path in (server.directory / "mail" / user / "new").iterdir():
         path.unlink()
@@ -331,7 +331,7 @@ class Disk:
 def disk_at(
     tmp_path: Path, require_program: Callable[[str], str]
 ) -> Iterator[Callable[[Path], Disk]]:
-    """Give a function that mounts a file system of its own on a directory."""
+    """Yield a function that mounts a file system of its own on a directory."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
     require_program("mkfs.ext4")

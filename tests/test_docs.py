@@ -53,7 +53,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def tables(page: Path) -> dict[str, list[list[str]]]:
-    """Give the rows of a page's tables, but for their heads, by the heading they stand under."""
+    """Return the rows of a page's tables, but for their heads, by the heading they stand under."""
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in page.read_text().splitlines():
@@ -68,7 +68,7 @@ def tables(page: Path) -> dict[str, list[list[str]]]:
 
 
 def code(text: str) -> list[str]:
-    """Give what stands in backticks."""
+    """Return what stands in backticks."""
     return re.findall(r"`([^`\n]+)`", text)
 
 
@@ -130,7 +130,7 @@ def test_first_mail_of_the_readme_is_what_the_server_suggests(
 
 @pytest.fixture
 def running_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Give what a server without any configuration says before it starts."""
+    """Return what a server without any configuration says before it starts."""
     said: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
@@ -181,7 +181,7 @@ def test_targets_of_make_exist() -> None:
 
 
 def mentioned_commands() -> list[str]:
-    """Give every call of minismtp on the pages, in blocks of code and in backticks."""
+    """Return every call of minismtp on the pages, in blocks of code and in backticks."""
     lines = [
         line
         for page in PAGES
@@ -214,7 +214,7 @@ EXIT_STATUS: Final = [row for row in tables(ADMINISTRATOR)["Changes"] if row[0].
 
 
 def cause(status: int, directory: Path) -> list[str]:
-    """Give a command that ends with this status."""
+    """Return a command that ends with this status."""
     good, bad, passwords = (directory / name for name in ("good.toml", "bad.toml", "passwords"))
     good.write_text(LISTENER)
     bad.write_text("hostnaem = 'mx.example.org'\n")

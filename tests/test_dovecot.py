@@ -55,7 +55,7 @@ def send(server: Running, user: str, content: bytes) -> None:
 
 
 def fetch(client: imaplib.IMAP4, folder: str = "INBOX") -> list[tuple[list[str], int, bytes]]:
-    """Give flags, size and octets of the messages in a folder, in no order."""
+    """Return flags, size and octets of the messages in a folder, in no order."""
     assert client.select(folder)[0] == "OK"
     found = []
     for item in client.fetch("1:*", "(FLAGS RFC822.SIZE BODY.PEEK[])")[1]:

@@ -67,7 +67,7 @@ def mail_file(tmp_path: Path) -> Path:
 
 
 def transport(message: bytes) -> str:
-    """Give the protocol that the trace field names (RFC 3848)."""
+    """Return the protocol that the trace field names (RFC 3848)."""
     found = re.search(rb"\r\n\tby \S+(?:\s\([^)]*\))?\s+with (\w+)", message)
     assert found is not None, message
     return found[1].decode()
@@ -218,7 +218,7 @@ def test_swaks_delivers_over_lmtp(
 
 
 def dotted(content: bytes) -> bytes:
-    """Give content as it goes over the wire (RFC 5321 section 4.5.2)."""
+    """Return content as it goes over the wire (RFC 5321 section 4.5.2)."""
     return re.sub(rb"(?m)^\.", b"..", content) + b".\r\n"
 
 
@@ -453,7 +453,7 @@ class ByItself:
             )
 
     def wait_for(self, pattern: str) -> str:
-        """Give what it has said once a regular expression is found in it."""
+        """Return what it has said once a regular expression is found in it."""
         deadline = time.monotonic() + DEADLINE
         while not re.search(pattern, said := self.output.read_text()):
             assert time.monotonic() < deadline, said

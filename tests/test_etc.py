@@ -46,7 +46,7 @@ def test_lines_commented_out_in_the_example_show_the_defaults() -> None:
 
 
 def banned(fail2ban_regex: str, log: Path) -> list[str]:
-    """Give the addresses that fail2ban finds in a log, one for each failure."""
+    """Return the addresses that fail2ban finds in a log, one for each failure."""
     done = subprocess.run(
         [fail2ban_regex, "--out", "ip", log, FILTER], capture_output=True, text=True, check=False
     )

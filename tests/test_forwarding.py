@@ -66,7 +66,7 @@ def there(configure_at: Callable[[str], Configure], start: Start) -> Running:
 def forwarder(
     configure_at: Callable[[str], Configure], start: Start, there: Running
 ) -> Callable[..., Running]:
-    """Give a function that starts a server whose aliases lead there."""
+    """Return a function that starts a server whose aliases lead there."""
 
     def make(srs: str = "", trust: str = "") -> Running:
         configure = configure_at("here")
@@ -100,7 +100,7 @@ def return_path(message: bytes) -> str:
 
 
 def report(message: bytes) -> dict[str, str]:
-    """Give the fields about the recipient of a notification."""
+    """Return the fields about the recipient of a notification."""
     parsed = email.message_from_bytes(message, policy=email.policy.default)
     assert parsed.get_content_type() == "multipart/report"
     _, delivery, _ = parsed.iter_parts()

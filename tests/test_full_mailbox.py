@@ -91,7 +91,7 @@ def is_empty(server: Running) -> bool:
 
 
 def reports(server: Running, user: str = "me") -> list[tuple[str, str, str]]:
-    """Give what the notifications in a mailbox say: action, recipient and status, sorted."""
+    """Return what the notifications in a mailbox say: action, recipient and status, sorted."""
     found = []
     for octets in server.mail(user):
         parsed = email.message_from_bytes(octets, policy=email.policy.default)
@@ -129,7 +129,7 @@ def there(configure_at: Callable[[str], Configure], start: Start) -> Running:
 def here(
     configure_at: Callable[[str], Configure], start: Start, there: Running
 ) -> Callable[..., Running]:
-    """Give a function that starts the server whose mailbox may be full."""
+    """Return a function that starts the server whose mailbox may be full."""
 
     def make(
         plugins: str = MAILDIR, *, retry: str = "1h", expire: str = "1d", warn_after: str = "0s"

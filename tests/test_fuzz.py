@@ -342,7 +342,7 @@ def run_peers(server: Running, seed: str, seconds: float) -> Tally:
 
 
 def resident(server: Running) -> dict[int, int]:
-    """Give the memory of each process in octets."""
+    """Return the memory of each process in octets."""
     found = {}
     for pid in server.tree():
         match = re.search(

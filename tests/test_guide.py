@@ -27,7 +27,7 @@ def section(heading: str, page: str = GUIDE) -> str:
 
 
 def block(heading: str, language: str = "sh", number: int = 0, page: str = GUIDE) -> str:
-    """Give a block of code, without the commands that need the Internet."""
+    """Return a block of code, without the commands that need the Internet."""
     found = re.findall(
         rf"^```{language}\n(.*?)```", section(heading, page), re.DOTALL | re.MULTILINE
     )
@@ -35,7 +35,7 @@ def block(heading: str, language: str = "sh", number: int = 0, page: str = GUIDE
 
 
 def commands(heading: str, page: str = GUIDE) -> list[str]:
-    """Give the commands in the rows of a table."""
+    """Return the commands in the rows of a table."""
     rows = [line for line in section(heading, page).splitlines() if line.startswith("| ")]
     code = [text.replace(r"\|", "|") for row in rows for text in re.findall(r"`([^`]+)`", row)]
     looks = r"(journalctl|minismtp|ss|df|find|systemctl status|curl|doveconf) "
@@ -48,7 +48,7 @@ def machine(
     require_program: Callable[[str], str],
     tls_files: TlsFiles,
 ) -> Iterator[Machine]:
-    """Give a machine that has been set up as the guide says."""
+    """Yield a machine that has been set up as the guide says."""
     for program in ("dovecot", "swaks", "promtool"):
         require_program(program)
     nspawn = require_program("systemd-nspawn")

@@ -234,12 +234,12 @@ class Postfix:
         wait_for(lambda: re.search(pattern, self.log) is not None, self.path)
 
     def stored(self, user: str) -> list[bytes]:
-        """Give the messages of a mailbox."""
+        """Return the messages of a mailbox."""
         directory = self._directory / "mail" / user / "new"
         return [path.read_bytes() for path in directory.glob("*")]
 
     def mail(self, user: str) -> bytes:
-        """Give the only message of a mailbox, once it is there."""
+        """Return the only message of a mailbox, once it is there."""
         wait_for(lambda: bool(self.stored(user)), self.path)
         [message] = self.stored(user)
         return message
@@ -288,7 +288,7 @@ def place(
 
 
 def published(key: rsa.RSAPrivateKey) -> str:
-    """Give what the DNS says of a key, in strings that are short enough."""
+    """Return what the DNS says of a key, in strings that are short enough."""
     octets = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     text = f"v=DKIM1; k=rsa; p={b64encode(octets).decode()}"
     return " ".join(f'"{text[start : start + 200]}"' for start in range(0, len(text), 200))
@@ -300,7 +300,7 @@ def results(message: bytes) -> list[bytes]:
 
 
 def note(message: bytes) -> dict[str, object]:
-    """Give how a message was sent to us."""
+    """Return how a message was sent to the server."""
     found = re.search(rb"^X-Note: (.*(?:\n[ \t].*)*)", message, re.MULTILINE)
     assert found is not None, message
     read: dict[str, object] = json.loads(found[1])

@@ -141,7 +141,7 @@ def mail(client: Client, recipient: str, word: str = "yes") -> str:
 
 
 def documented() -> dict[str, tuple[set[str], str]]:
-    """Give the metrics of the documentation with their labels and types."""
+    """Return the metrics of the documentation with their labels and types."""
     rows = re.findall(r"^\| `(minismtp_\w+)` \| (.*?) ?\| (\w+) \| \S", MONITORING, re.MULTILINE)
     return {name: (set(re.findall(r"\w+", labels)), kind) for name, labels, kind in rows}
 
@@ -204,7 +204,7 @@ class Prometheus:
             return json.load(answer)["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Give the rows of an instant query."""
+        """Return the rows of an instant query."""
         result: list[dict[str, Any]] = self.ask("query", query=expression)["result"]
         return result
 
@@ -246,7 +246,7 @@ def attempts(server: Running, result: str) -> float:
 
 
 def scrapes(prometheus: Prometheus) -> int:
-    """Give how many scrapes have succeeded so far."""
+    """Return how many scrapes have succeeded so far."""
     try:
         rows = prometheus.query("sum_over_time(up[1h])")
     except OSError:  # not up yet

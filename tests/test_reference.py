@@ -29,7 +29,7 @@ LISTENERS: Final = "".join(
 
 
 def section(hook: str) -> str:
-    """Give what the reference says of a hook."""
+    """Return what the reference says of a hook."""
     return HOOKS.partition(f"\n## {hook}\n")[2].partition("\n## ")[0]
 
 
@@ -85,7 +85,7 @@ def test_hook_is_implemented_by_a_plugin_of_a_test(hook: str) -> None:
 
 
 def tables_of(page: Path) -> list[str]:
-    """Give the blocks of TOML on a page."""
+    """Return the blocks of TOML on a page."""
     return re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 

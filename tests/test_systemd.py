@@ -82,7 +82,7 @@ def refuse(problem: str) -> None:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a directory with all wheels."""
+    """Return a directory with all wheels."""
     if subprocess.run([PYTHON, "-c", "import ensurepip, tomllib"], check=False).returncode != 0:
         refuse(f"{PYTHON} is older than 3.11, or python3-venv is missing")
     directory = tmp_path_factory.mktemp("packages")
@@ -94,7 +94,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def leader(
     tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str], wheels: Path
 ) -> Iterator[int]:
-    """Give the first process of a machine that has booted."""
+    """Yield the first process of a machine that has booted."""
     nspawn = require_program("systemd-nspawn")
     if os.geteuid() != 0:
         refuse("booting systemd needs root")
@@ -104,7 +104,7 @@ def leader(
 
 @pytest.fixture(scope="module")
 def machine(leader: int, tls_files: TlsFiles) -> Machine:
-    """Give a machine on which minismtp is installed from its wheel, configured and started.
+    """Return a machine on which minismtp is installed from its wheel, configured and started.
 
     Each test leaves it so. `alice` logs in with the password `secret`.
     """

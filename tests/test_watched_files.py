@@ -35,7 +35,7 @@ Value: TypeAlias = Callable[[], str]
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Give a directory that other users reach, which pytest's own are not."""
+    """Yield a directory that other users reach, which pytest's own are not."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -253,7 +253,7 @@ BREAKS: Final = (
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, directory: Path) -> tuple[Path, bytes, Value]:
-    """Give a file with the old content, the new one, and what tells which is in use."""
+    """Return a file with the old content, the new one, and what tells which is in use."""
     content, watch = KINDS[request.param]
     (place := directory / "place").mkdir()
     place.chmod(0o755)

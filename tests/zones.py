@@ -64,19 +64,19 @@ class DictionaryResolver(Resolver):
 
 
 def txt(text: str) -> Any:  # noqa: ANN401 - as dnspython has it
-    """Give a TXT record in strings that are short enough."""
+    """Return a TXT record in strings that are short enough."""
     return dns.rdata.from_text(dns.rdataclass.IN, dns.rdatatype.TXT, strings(text))
 
 
 def strings(text: str) -> str:
-    """Give a text as it stands in a zone."""
+    """Return a text as it stands in a zone."""
     pieces = [text[start : start + 200] for start in range(0, len(text), 200)] or [""]
     escaped = (piece.replace("\\", "\\\\").replace('"', '\\"') for piece in pieces)
     return " ".join(f'"{piece}"' for piece in escaped)
 
 
 def published(key: Key) -> str:
-    """Give the DKIM record of a key (RFC 6376 section 3.6.1, RFC 8463 section 4)."""
+    """Return the DKIM record of a key (RFC 6376 section 3.6.1, RFC 8463 section 4)."""
     public = key.public_key()
     if isinstance(public, rsa.RSAPublicKey):
         octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,4 +1,4 @@
-"""Give every address of a domain to one mailbox."""
+"""Deliver every address of a domain to one mailbox."""
 
 from minismtp import Address, Local, Recipient, hookimpl, plugin
 from minismtp.testing import Dialogues, Mailroom

@@ -202,7 +202,7 @@ def _plugins(config: Config) -> Iterator[Problem]:
 
 
 def _introduction(config: Config, directory: Path) -> ServerInfo:
-    """Give what `on_start` hears; nothing that plugins keep outlives the check."""
+    """Return what `on_start` hears; nothing that plugins keep outlives the check."""
     here = replace(config, state_directory=directory, state=StateConfig())
     return ServerInfo.of(here, "check")
 

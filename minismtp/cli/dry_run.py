@@ -249,7 +249,7 @@ def _converse(dialogue: Dialogue, client: ExampleClient, content: BinaryIO) -> s
 
 
 def _as_data(content: BinaryIO) -> Iterator[bytes]:
-    """Give content as DATA carries it: lines end with CRLF, and a dot before a dot."""
+    """Yield content as DATA carries it: lines end with CRLF, and a dot before a dot."""
     before = b"\n"
     while line := content.readline(_PIECE):
         stuffed = b"." + line if before.endswith(b"\n") and line.startswith(b".") else line

@@ -30,7 +30,7 @@ _TITLES: Final = ("session closed", "delivery", "notification")
 
 
 def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Give the text to print, nothing when nothing is known."""
+    """Return the text to print, empty when nothing is known."""
     # Those that run write what they still hold; what they have said is none of our business.
     ask(config.state_directory / "control", {"ask": "flush"})
     found = _IDENTIFIER.search(arguments.id)

@@ -24,7 +24,7 @@ _STATES: Final = ("queued", "deferred", "held")
 
 
 def table(found: Sequence[Waiting], now: float) -> str:
-    """Give a line for each recipient, under a heading, and a summary below.
+    """Return a line for each recipient, under a heading, and a summary below.
 
     The reason stands last: on a terminal it is cut at the edge, else it is whole.
     """
@@ -35,7 +35,7 @@ def table(found: Sequence[Waiting], now: float) -> str:
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]], reasons: Iterable[str]) -> list[str]:
-    """Give the lines of a table; each row has a reason at its end."""
+    """Return the lines of a table; each row has a reason at its end."""
     rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     form = "  ".join(
@@ -52,7 +52,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]], reasons: Iterable[s
 
 
 def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> str:
-    """Give all that is known of messages; `contents` has what their files say."""
+    """Return all that is known of messages; `contents` has what their files say."""
     blocks = [
         "\n".join(_message(list(rows), contents.get(name, {}), now))
         for name, rows in groupby(found, lambda each: each.message)
@@ -61,7 +61,7 @@ def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: 
 
 
 def as_json(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> str:
-    """Give a list of messages, each with its recipients, and each on a line of its own."""
+    """Return a list of messages, each with its recipients, and each on a line of its own."""
     messages = [
         _object(list(rows), now) | contents.get(name, {})
         for name, rows in groupby(found, lambda each: each.message)
@@ -77,14 +77,14 @@ def state(each: Waiting) -> str:
 
 
 def reason(each: Waiting) -> str:
-    """Give why a recipient waits: its last reply, or what is wrong with its destination."""
+    """Return why a recipient waits: its last reply, or what is wrong with its destination."""
     if each.reply:
         return f"{each.host}: {each.reply}" if each.host else each.reply
     return each.closed_reply
 
 
 def span(seconds: float) -> str:
-    """Give a duration in its two largest units."""
+    """Return a duration in its two largest units."""
     return _span(max(0, round(seconds)))
 
 
@@ -103,7 +103,7 @@ def _span(seconds: int) -> str:
 
 @lru_cache(_REMEMBERED)
 def octets(count: int) -> str:
-    """Give a size for people."""
+    """Return a size for people."""
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1000:  # noqa: PLR2004
@@ -139,7 +139,7 @@ def _summary(found: Iterable[Waiting]) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Give a number of things."""
+    """Return a number of things."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -209,7 +209,7 @@ def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
 
 
 def date(seconds: float) -> str:
-    """Give a wall time as ISO 8601 in UTC."""
+    """Return a wall time as ISO 8601 in UTC."""
     return _date_of(int(seconds))
 
 

@@ -57,7 +57,7 @@ def _interrupt(*_: object) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Give the whole command line; its manual is made from it."""
+    """Return the whole command line; its manual is made from it."""
     whole = argparse.ArgumentParser(
         prog="minismtp",
         description="An SMTP server whose plugins are plain Python.",

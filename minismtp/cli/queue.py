@@ -118,7 +118,7 @@ def _change(schedule: QueueDatabase, spool: Spool, verb: str, which: Filter, now
 
 
 def _content(spool: Spool, name: str) -> dict[str, str]:
-    """Give what the file of a message says; empty values are not shown."""
+    """Return what the file of a message says; empty values are not shown."""
     try:
         entry, message = spool.open(name)
     except (OSError, DamagedError) as error:

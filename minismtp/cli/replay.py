@@ -86,7 +86,7 @@ def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def changed(present: Config, path: Path) -> Config:
-    """Give the configuration with the plugins of a file: a whole one, or `[[plugins]]` alone.
+    """Return the configuration with the plugins of a file: a whole one, or `[[plugins]]` alone.
 
     What a file of plugins alone does not say is as at present. Raises ConfigError.
     """
@@ -128,7 +128,7 @@ def _dry_run(config: Config, stack: ExitStack) -> DryRun:
 
 
 def _judging(config: Config) -> Iterator[tuple[PluginConfig, object]]:
-    """Give the plugins without the hooks that have effects elsewhere."""
+    """Yield the plugins without the hooks that have effects elsewhere."""
     for table, instance in instances(config):
         for hook in _LEFT_OUT:
             if hasattr(instance, hook):

@@ -60,7 +60,7 @@ class Shadow(msgspec.Struct):
 
 
 def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Give the text to print."""
+    """Return the text to print."""
     # Those that run write what they still hold; what they have said is none of our business.
     ask(config.state_directory / "control", {"ask": "flush"})
     since = time.time() - arguments.since.total_seconds()

@@ -20,7 +20,7 @@ _TICK: Final = 0.5  # seconds between two looks for processes that have come
 
 
 def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Give one line of text after the other until nobody wants more."""
+    """Yield one line of text after the other until nobody wants more."""
     lost = 0
     for said in _said(config.state_directory / "control", arguments.peer):
         if "text" in said:

@@ -50,7 +50,7 @@ class TryReport:
 
 
 def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
-    """Give the text to print, and whether the message was accepted.
+    """Return the text to print, and whether the message was accepted.
 
     Raises ConfigError, guard.Failure and OSError.
     """
@@ -82,7 +82,7 @@ def told(report: TryReport) -> str:
 
 
 def _alone(config: Config, named: str, settings: list[str]) -> Config:
-    """Give the configuration with this plugin only: a file, a configured name, or a name for use.
+    """Return the configuration with this plugin only: a file, a configured name, or a name for use.
 
     Without the configured one of this name its options are those in `settings` alone.
     """
@@ -138,7 +138,7 @@ def _report(plugin: str, result: Result, steps: list[Step]) -> TryReport:
 
 
 def _headers(before: Message | None, after: Message | None) -> tuple[list[str], list[str]]:
-    """Give the fields that came and those that went, unfolded."""
+    """Return the fields that came and those that went, unfolded."""
     if before is None or after is None:
         return [], []
     old, new = (Counter(each.headers.raw_all()) for each in (before, after))
@@ -159,7 +159,7 @@ def _body_changed(before: Message | None, after: Message | None) -> bool:
 
 
 def _body(message: Message) -> Iterator[bytes]:
-    """Give the lines that follow the header."""
+    """Yield the lines that follow the header."""
     with message.open() as content:
         content.seek(sum(map(len, message.headers.raw_all())))
         yield from iter(lambda: content.readline(65536), b"")

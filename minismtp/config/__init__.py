@@ -69,7 +69,7 @@ def default_hostname() -> str:
 
 
 def default_state_directory() -> Path:
-    """Give the directory that systemd made for us, else one below the current directory."""
+    """Return the directory that systemd made for us, else one below the current directory."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(given) if given else Path.cwd() / "minismtp-state"
 
@@ -173,7 +173,7 @@ class Config:
 
     @classmethod
     def embedded(cls) -> "Config":
-        """Give the configuration for when there is no file."""
+        """Return the configuration for when there is no file."""
         hostname, state = default_hostname(), default_state_directory()
         template = str(state).replace("{", "{{").replace("}", "}}")
         domains = list(dict.fromkeys(["localhost", hostname]))

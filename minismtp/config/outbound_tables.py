@@ -154,7 +154,7 @@ class Outbound:
             raise ConfigError(error.message, key=key) from None
 
     def route(self, domain: str) -> OutboundRoute:
-        """Give the way for a domain; the last resort is the smarthost or MX."""
+        """Return the way for a domain; the last resort is the smarthost or MX."""
         for route in self.routes:
             if route.fits(domain):
                 return route

@@ -37,7 +37,7 @@ class Option(NamedTuple):
 
 
 def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
-    """Give the JSON Schema of the configuration file, with the options of these plugins.
+    """Return the JSON Schema of the configuration file, with the options of these plugins.
 
     A plugin without a class (one whose extra is missing) may have any options.
     """
@@ -49,7 +49,7 @@ def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
 
 
 def options(cls: type) -> list[Option]:
-    """Give the keys of a table or a plugin in the order of their definition."""
+    """Return the keys of a table or a plugin in the order of their definition."""
     found = []
     for item, annotation in _fields(cls):
         default, shape = _default(item), shape_of(annotation)
@@ -60,7 +60,7 @@ def options(cls: type) -> list[Option]:
 
 
 def tables(cls: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
-    """Give the tables of the file as TOML writes their names, each with its dataclass."""
+    """Yield the tables of the file as TOML writes their names, each with its dataclass."""
     for item, annotation in _fields(cls):
         shape = shape_of(annotation)
         inner = shape if shape.items is None else shape_of(shape.items)
@@ -71,7 +71,7 @@ def tables(cls: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
 
 
 def summary(cls: type) -> str:
-    """Give the first line of a plugin's docstring, else of its module's."""
+    """Return the first line of a plugin's docstring, else of its module's."""
     text = cls.__doc__ or ""
     if not text or text.startswith(f"{cls.__name__}("):  # what dataclass puts where there is none
         text = getattr(inspect.getmodule(cls), "__doc__", "") or ""
@@ -126,7 +126,7 @@ def _table(cls: type) -> dict[str, Any]:
 
 
 def _value(shape: Shape) -> dict[str, Any]:
-    """Give the schema of one value; what `msgspec.Meta` says of it is kept."""
+    """Return the schema of one value; what `msgspec.Meta` says of it is kept."""
     said = _said(shape)
     if shape.may_be_empty:
         present = dataclasses.replace(shape, optional=False)
@@ -175,7 +175,7 @@ def _plain(shape: Shape) -> dict[str, Any]:
 
 
 def _default(item: "dataclasses.Field[Any]") -> Any:  # noqa: ANN401 - any JSON
-    """Give a field's default as JSON; None where TOML has no word for it, MISSING when required."""
+    """Return a field's default as JSON: None if TOML has no word for it, MISSING if required."""
     if item.default is not _MISSING:
         return _written(item.default)
     if item.default_factory is _MISSING:

@@ -77,7 +77,7 @@ def build(
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """Give `; did you mean 'x'?` when a known word is near, else nothing."""
+    """Return `; did you mean 'x'?` when a known word is near, else nothing."""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -89,7 +89,7 @@ def reason(error: OSError) -> str:
 
 
 def option_types(cls: type) -> dict[str, Any]:
-    """Give the options of a dataclass with their types; raises TypeError for a type not at hand."""
+    """Return the options of a dataclass with their types. Raise TypeError for an unknown type."""
     try:
         hints = get_type_hints(cls, include_extras=True)
     except NameError as error:
@@ -225,7 +225,7 @@ class _Place:
                 raise self.below(item.name).error("this key is required")
 
     def convert(self, value: object, annotation: Any) -> Any:  # noqa: ANN401 - any type
-        """Give `value` as the type asks for; raises ConfigError."""
+        """Return `value` as the type asks for; raises ConfigError."""
         shape = shape_of(annotation)
         if shape.may_be_empty and value == "":
             return None

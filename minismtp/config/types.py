@@ -106,7 +106,7 @@ _ADDRESS_EXPECTED = 'expected an address such as "0.0.0.0:25", "[::]:25" or "uni
 
 
 def parse_domain(text: str) -> str:
-    """Give a domain in lower case with A-labels; raises ValueError when it is none."""
+    """Return a domain in lower case with A-labels; raises ValueError when it is none."""
     domain = to_ascii(text)
     labels = domain.split(".")
     if (

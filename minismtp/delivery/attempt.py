@@ -88,7 +88,7 @@ class DeliveryContext:
         self.setting.deadlines.start()
 
     def key(self, domain: str) -> str:
-        """Give the name by which addresses share an attempt: their domain, or their route."""
+        """Return the name by which addresses share an attempt: their domain, or their route."""
         domain = to_ascii(domain)
         route = self._route(domain)
         if route.host is None or self.hooks.directs:
@@ -96,7 +96,7 @@ class DeliveryContext:
         return f"{'' if route.domain == '*' else f'{route.domain} '}via {route.host}"
 
     def destination(self, delivery: Delivery) -> Destination:
-        """Give the next hop, of an empty host when it is by MX. Raises Verdict and OSError."""
+        """Return the next hop, of an empty host when it is by MX. Raises Verdict and OSError."""
         chosen = self.hooks.destination(delivery)
         if chosen is not None:
             return chosen
@@ -114,7 +114,7 @@ class DeliveryContext:
         )
 
     def routed(self, notice: QueueEntry) -> QueueEntry:
-        """Give a notification of ours with its way: to a mailbox here, or out."""
+        """Return a notification of ours with its way: to a mailbox here, or out."""
         return route_notice(notice, self.hooks, self.config.hostname)
 
 

@@ -52,7 +52,7 @@ class Channel(smtplib.SMTP):
 
     @contextlib.contextmanager
     def phase(self, seconds: float, what: str, *, status: str = "4.4.2") -> Iterator[None]:
-        """Give the block so long; whatever goes wrong with the connection becomes a HostError."""
+        """Let the block run for `seconds`; raise HostError for any failure of the connection."""
         try:
             with self._deadlines.within(self, seconds):
                 yield
@@ -101,7 +101,7 @@ class Channel(smtplib.SMTP):
         return list(self.converse(commands, at_once=True))
 
     def converse(self, commands: Sequence[str], *, at_once: bool) -> Iterator[HostReply]:
-        """Give the replies to commands that are sent at once (RFC 2920), or each in its turn."""
+        """Yield the replies to commands, sent at once (RFC 2920) or each in its turn."""
         if at_once:
             self._put(*commands)
         for command in commands:
@@ -127,14 +127,14 @@ class Channel(smtplib.SMTP):
         return True
 
     def reply(self) -> HostReply:
-        """Give the next reply. Raises HostError when there is no end of it, it is none, or 421."""
+        """Return the next reply. Raise HostError if it is unterminated, malformed, or a 421."""
         reply = HostReply.of(*self._read_lines())
         if reply.code == _SERVICE_ENDS:
             raise HostError(str(reply))
         return reply
 
     def getreply(self) -> tuple[int, bytes]:
-        """Give the next reply in the form of smtplib, for `ehlo` and `helo`."""
+        """Return the next reply in the form of smtplib, for `ehlo` and `helo`."""
         code, lines = self._read_lines()
         return code, b"\n".join(lines)
 

@@ -64,12 +64,12 @@ class Dane:
         return any(each.usage == usage and each.names(certificate) for each in self.records)
 
     def among(self, chain: Iterable[bytes]) -> list[bytes]:
-        """Give the certificates of a chain that are trust anchors."""
+        """Return the certificates of a chain that are trust anchors."""
         return [each for each in chain if self.names(each, TRUST_ANCHOR)]
 
 
 def look_up(resolver: Resolver, host: Host) -> Dane | None:
-    """Give what DANE says of a host, None when nothing. Raises UnreachableError.
+    """Return what DANE says of a host, None when nothing. Raises UnreachableError.
 
     Who can suppress the answer must gain nothing by that (RFC 7672 section 2.1.1).
     """

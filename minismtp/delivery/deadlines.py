@@ -67,7 +67,7 @@ class Deadlines:
 
     @contextlib.contextmanager
     def within(self, line: Interruptible, seconds: float) -> Iterator[None]:
-        """Give the block so long; what it waits for then ends, and TimeoutError is raised."""
+        """Let the block run for `seconds`, then end its waits and raise TimeoutError."""
         with self._lock:
             self._due[line] = self._clock() + seconds
         try:
@@ -81,7 +81,7 @@ class Deadlines:
                 raise TimeoutError
 
     def progress(self, line: Interruptible, seconds: float, *, most: float, end: float) -> None:
-        """Give the block of a line `seconds` more: `most` from now, and until `end`, at the most.
+        """Allow the block of a line `seconds` more: `most` from now, and until `end`, at the most.
 
         `end` is a time of this clock.
         """

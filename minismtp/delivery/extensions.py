@@ -92,7 +92,7 @@ class Extensions:
         return " ".join(parts)
 
     def rcpt(self, target: QueuedRecipient) -> str:
-        """Give the RCPT command for a recipient."""
+        """Return the RCPT command for a recipient."""
         parts = [f"RCPT TO:<{_ascii_domain(target.address)}>"]
         if "dsn" in self:
             parts += [f"NOTIFY={','.join(sorted(target.notify))}"] if target.notify else []
@@ -100,7 +100,7 @@ class Extensions:
         return " ".join(parts)
 
     def _original(self, original: str) -> str:
-        """Give the address as the client encoded it, in ASCII where it must be (RFC 6533 3)."""
+        """Return the address as the client encoded it, in ASCII where it must be (RFC 6533 3)."""
         if "smtputf8" in self:
             return original
         return _WIDE.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", original)

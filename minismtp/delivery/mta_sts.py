@@ -107,7 +107,7 @@ class Policies:
             self._read(path.name)
 
     def of(self, domain: str) -> StsPolicy | None:
-        """Give the policy of a domain (A-labels), None when it has none.
+        """Return the policy of a domain (A-labels), None when it has none.
 
         May fetch it, which takes no longer than `PolicyFetcher` allows.
         """
@@ -120,7 +120,7 @@ class Policies:
         return StsPolicy("unknown") if published else None
 
     def _published(self, domain: str) -> str:
-        """Give the id that the DNS has of a domain's policy, empty when it has none."""
+        """Return the id that the DNS has of a domain's policy, empty when it has none."""
         with contextlib.suppress(UnansweredError):
             records = self._resolver.lookup(f"_mta-sts.{domain}", "TXT").records
             texts = [b"".join(record.strings).decode("ascii", "replace") for record in records]
@@ -171,7 +171,7 @@ class Policies:
                 path.unlink()
 
     def _read(self, domain: str) -> Kept | None:
-        """Give the policy on disk, if it has not expired."""
+        """Return the policy on disk, if it has not expired."""
         path = self._directory / domain
         if not path.is_file():  # a pipe would hold up whoever reads it
             return None

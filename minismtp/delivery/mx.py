@@ -102,7 +102,7 @@ class HostFinder:
             raise problem
 
     def at(self, name: str, port: int) -> list[Host]:
-        """Give all addresses of a host that the configuration or a plugin names.
+        """Return all addresses of a host that the configuration or a plugin names.
 
         What is wrong with that can be mended here, so no UnreachableError is final.
         """
@@ -129,7 +129,7 @@ class HostFinder:
         return found
 
     def _hosts(self, name: str, port: int, *, authentic: bool) -> list[Host]:
-        """Give a host at each of its addresses; raises UnreachableError when it has none."""
+        """Return a host at each of its addresses; raises UnreachableError when it has none."""
         answers: list[Found] = []
         failure: UnansweredError | None = None
         for kind in ("AAAA", "A") if _HOST_NAME.fullmatch(name) else ():
@@ -151,7 +151,7 @@ class HostFinder:
         return [Host(name, each, port, authentic, signed) for each in dict.fromkeys(addresses)]
 
     def _signed(self, name: str, answers: Sequence[Found]) -> tuple[str, ...]:
-        """Give the names of a host that are in signed zones; an alias may lead out of one."""
+        """Return the names of a host that are in signed zones; an alias may lead out of one."""
         if all(found.secure for found in answers):
             return tuple(dict.fromkeys([answers[0].name, name]))
         if answers[0].name != name:
@@ -177,7 +177,7 @@ class HostFinder:
 
 
 def _exchanges(domain: str, found: Found) -> list[tuple[int, str]]:
-    """Give the hosts of MX records with their preferences, the best first."""
+    """Return the hosts of MX records with their preferences, the best first."""
     if not found.records:
         return [(0, domain)]  # the implicit MX
     named = [(mx.preference, mx.exchange.to_text(omit_final_dot=True)) for mx in found.records]
@@ -201,7 +201,7 @@ def _named(host: str) -> list[str]:
 
 
 def _system(name: str) -> list[str]:
-    """Give the addresses that this machine knows otherwise, from /etc/hosts for instance."""
+    """Return the addresses that this machine knows otherwise, from /etc/hosts for instance."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:

@@ -45,7 +45,7 @@ class PolicyFetcher:
         self._port = port
 
     def get(self, name: str, path: str) -> str:
-        """Give the text at a path of a server. Raises FetchError."""
+        """Return the text at a path of a server. Raises FetchError."""
         end = time.monotonic() + _SECONDS
         try:
             hosts = self._directory.at(name, self._port)

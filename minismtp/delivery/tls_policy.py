@@ -26,7 +26,7 @@ class TlsPolicies:
         self._dane = dane
 
     def policy(self, domain: str, destination: Destination) -> StsPolicy | None:
-        """Give the MTA-STS policy for mail by MX; it is not about hosts that we have chosen."""
+        """Return the MTA-STS policy for mail by MX; it is not about hosts that we have chosen."""
         by_mx = not destination.host and not domain.startswith("[")
         if self._policies is None or destination.tls == "none" or not by_mx:
             return None
@@ -35,7 +35,7 @@ class TlsPolicies:
     def demand(
         self, host: Host, domain: str, destination: Destination, policy: StsPolicy | None
     ) -> Security:
-        """Give what a connection to a host must show. Raises UnreachableError when none will do."""
+        """Return what a connection to a host must show. Raise UnreachableError if none can."""
         plain = _configured(destination)
         if plain.level == "none":
             return plain
@@ -77,7 +77,7 @@ class TlsPolicies:
 
 
 def _configured(destination: Destination) -> Security:
-    """Give what the configuration or a plugin wants."""
+    """Return what the configuration or a plugin wants."""
     if destination.tls == "opportunistic" and not destination.implicit:
         # RFC 7435: what would have gone in clear without the offer may go in clear.
         return Security("opportunistic", otherwise=Security("none"))

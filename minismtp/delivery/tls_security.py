@@ -88,7 +88,7 @@ class Security:
     otherwise: Self | None = None
 
     def context(self, contexts: Contexts) -> ssl.SSLContext:
-        """Give the settings for the handshake."""
+        """Return the settings for the handshake."""
         if self.anchors:
             return contexts.anchored(self.anchors)
         if self.level == "verified" and self.dane is None:
@@ -96,7 +96,7 @@ class Security:
         return contexts.open
 
     def confirm(self, connection: ssl.SSLSocket) -> str:
-        """Give the level that a handshake has reached. Raises MismatchError and AnchorsError."""
+        """Return the level that a handshake has reached. Raises MismatchError and AnchorsError."""
         if self.dane is None:
             if self.level != "verified":
                 return "encrypted"
@@ -134,7 +134,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _presented(connection: ssl.SSLSocket) -> list[bytes]:
-    """Give the certificates (DER) that the host has sent, its own first."""
+    """Return the certificates (DER) that the host has sent, its own first."""
     public: Any = getattr(connection, "get_unverified_chain", None)  # from Python 3.13 on
     if public is not None:
         return list(public() or ())

@@ -104,7 +104,7 @@ def _leave(channel: Channel, replies: Iterator[HostReply]) -> None:
 
 
 def _refusal(reply: HostReply) -> RecipientResult:
-    """Give the answer of a reply that can be nothing but a refusal."""
+    """Return the answer of a reply that can be nothing but a refusal."""
     answer = reply.answer
     if answer.state == "delivered":
         raise HostError(f"451 4.5.0 out of step: {reply}")

@@ -221,7 +221,7 @@ class Hooks:
 
 
 def _direct(caller: pluggy.HookCaller) -> Caller:
-    """Give what calls the implementations as pluggy does, in their order, without its detour.
+    """Return what calls the implementations as pluggy does, in their order, without its detour.
 
     A plugin on every stage of a message is called seven times: of the 4 us of a pluggy call that
     leaves 1. There are no wrappers to nest: `plugins` refuses them.
@@ -244,7 +244,7 @@ def _direct(caller: pluggy.HookCaller) -> Caller:
 
 
 def _releasing(caller: Caller) -> Caller:
-    """Give `caller` without the traceback of a verdict.
+    """Return `caller` without the traceback of a verdict.
 
     Its frames refer to the verdict again, so they would keep the message of a refused client, with
     its file on disk, until the next garbage collection.

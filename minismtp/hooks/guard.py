@@ -90,7 +90,7 @@ class Guard:
     def wrap(  # noqa: C901 - in one piece, as each call counts
         self, hook: str, method: Method, metrics: HookMetrics
     ) -> Method:
-        """Give `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
+        """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow, timeout = self.policy.plugin, self.policy.shadow, self.policy.timeout
         method = self._introduced(hook, method)
         seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
@@ -201,7 +201,7 @@ class Guard:
         return None if ignored else Defer("temporary failure, try again later", enhanced="4.3.0")
 
     def _own(self, argument: object) -> object:
-        """Give a shadow plugin its own copy of whatever it could change."""
+        """Return a shadow plugin its own copy of whatever it could change."""
         match argument:
             case Message():
                 return argument.copy()

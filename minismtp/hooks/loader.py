@@ -54,7 +54,7 @@ def plugin(cls: type[T]) -> type[T]:
 
 
 def hook_names() -> list[str]:
-    """Give the names of all hooks, in the order of their definition."""
+    """Return the names of all hooks, in the order of their definition."""
     return [name for name, item in vars(specs).items() if hasattr(item, "minismtp_spec")]
 
 
@@ -118,7 +118,7 @@ class PluginSet:
         self._everywhere = Hooks(self._manager)
 
     def hooks(self, listener: str = "") -> Hooks:
-        """Give the hooks of one listener; without a name, of all plugins."""
+        """Return the hooks of one listener; without a name, of all plugins."""
         if not listener:
             assert self._everywhere is not None  # noqa: S101 - close() has run
             return self._everywhere
@@ -130,7 +130,7 @@ class PluginSet:
         return Hooks(self._manager, elsewhere)
 
     def order(self) -> dict[str, list[str]]:
-        """Give the plugins of each implemented hook by name, in the order in which they run."""
+        """Return the plugins of each implemented hook by name, in the order in which they run."""
         found = {}
         for name in hook_names():
             implementations = getattr(self._manager.hook, name).get_hookimpls()
@@ -153,7 +153,7 @@ def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
 
 
 def find(table: PluginConfig, config: Config) -> type[Any]:
-    """Give the class that `use` names; raises ConfigError."""
+    """Return the class that `use` names; raises ConfigError."""
     sources = _sources(config.plugin_path)
     if table.use in sources:
         found = _load(table.use, sources[table.use])

@@ -92,7 +92,7 @@ def on_helo(session: Session) -> None:
 
 @hookspec
 def ehlo_keywords(session: Session) -> list[str] | None:
-    """Give further lines for the EHLO reply, keyword and parameters; all are collected."""
+    """Return further lines for the EHLO reply, keyword and parameters; all are collected."""
 
 
 @hookspec(firstresult=True)
@@ -106,7 +106,7 @@ def authenticate(session: Session, credentials: Credentials) -> str | None:
 
 @hookspec(firstresult=True)
 def stored_key(session: Session, mechanism: str, username: str) -> StoredKey | None:
-    """Give the stored key of a user for a SCRAM mechanism (RFC 5802 section 3).
+    """Return the stored key of a user for a SCRAM mechanism (RFC 5802 section 3).
 
     None asks the next plugin. After the last None the client gets a salt that is made up, always
     the same for a name, and 535 5.7.8 in the end; a key that is not `ordinary` could be told from

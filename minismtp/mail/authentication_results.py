@@ -38,7 +38,7 @@ class AuthResult:
     properties: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Give it as resinfo of RFC 8601 section 2.2."""
+        """Return it as resinfo of RFC 8601 section 2.2."""
         parts = [f"{_keyword(self.method)}={_keyword(self.result)}"]
         if self.reason:
             parts.append(f"reason={quoted(self.reason, always=True)}")
@@ -55,12 +55,12 @@ _RESULTS: Final[StashKey[list[AuthResult]]] = StashKey()
 
 
 def results_of(envelope: Envelope) -> list[AuthResult]:
-    """Give the list of the results so far, to read or to add to."""
+    """Return the list of the results so far, to read or to add to."""
     return envelope.stash.setdefault(_RESULTS, [])
 
 
 def quoted(value: str, *, always: bool = False) -> str:
-    """Give a value as a token, or as a quoted-string where it is none; control characters go."""
+    """Return a value as a token, or as a quoted-string where it is none; control characters go."""
     clean = "".join(char if char.isprintable() else "?" for char in value)
     if _PLAIN.fullmatch(clean) and not always:
         text = clean

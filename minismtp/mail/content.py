@@ -71,7 +71,7 @@ class Content:
         return before + self._store.read(self._skipped, limit - len(before))
 
     def behind(self, before: bytes, skipped: int) -> Content:
-        """Give `before` and what follows the first `skipped` octets; a file is not copied."""
+        """Return `before` and what follows the first `skipped` octets; a file is not copied."""
         if isinstance(self._store, bytes):
             return Content.of(before + self._store[skipped:])
         before += self._before[skipped:]

@@ -88,7 +88,7 @@ def wanted(target: QueuedRecipient, action: Action) -> bool:
 
 
 def status(reply: str, action: Action) -> str:
-    """Give the enhanced code of a reply, or the most general one (RFC 3463)."""
+    """Return the enhanced code of a reply, or the most general one (RFC 3463)."""
     match = _STATUS.match(reply)
     fitting = {"failed": "5", "delayed": "4"}.get(action, "2")
     if match and match[1][0] == fitting:
@@ -212,7 +212,7 @@ class _Form:
         return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "backslashreplace")
 
     def _programs(self) -> bytes:
-        """Give the fields for programs: of the message, then of each recipient (RFC 3464 2)."""
+        """Return the fields for programs: of the message, then of each recipient (RFC 3464 2)."""
         groups = [self._of_message(), *(self._of_recipient(report) for report in self._told)]
         return b"\r\n".join(b"".join(group) for group in groups)
 

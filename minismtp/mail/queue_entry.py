@@ -57,7 +57,7 @@ class QueuedRecipient:
 
     @classmethod
     def relays(cls, recipient: Recipient, *, rewritable: bool = True) -> list[QueuedRecipient]:
-        """Give the targets at other servers; `rewritable` is False for the null reverse-path."""
+        """Return the targets at other servers; `rewritable` is False for the null reverse-path."""
         return [
             cls.of("relay", address, recipient, route.sender if rewritable else None)
             for route in recipient.relays
@@ -118,7 +118,7 @@ class QueueEntry:
             Address.parse(target.recipient)
 
     def envelope(self) -> Envelope:
-        """Give the envelope for the hooks; its recipients are those that wait here."""
+        """Return the envelope for the hooks; its recipients are those that wait here."""
         recipients = [
             Recipient(
                 Address.parse(target.recipient),

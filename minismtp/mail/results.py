@@ -29,5 +29,5 @@ _FINDINGS: Final[StashKey[list[Finding]]] = StashKey()
 
 
 def findings_of(place: Session | Envelope) -> list[Finding]:
-    """Give the list of the findings so far, to read or to add to."""
+    """Return the list of the findings so far, to read or to add to."""
     return place.stash.setdefault(_FINDINGS, [])

@@ -21,7 +21,7 @@ _last_date: tuple[int, str] = (-1, "")
 
 
 def received(session: Session, envelope: Envelope) -> bytes:
-    """Give the Received field of one message, folded, with its final CRLF.
+    """Return the Received field of one message, folded, with its final CRLF.
 
     The recipient is named only when there is one: more would give away blind copies. It is named in
     ASCII or not at all, for this field must not be why a message needs SMTPUTF8 on its way on.
@@ -62,7 +62,7 @@ def _name(helo: str) -> str:
 
 
 def _origin(session: Session) -> str:
-    """Give the TCP-info of the peer: its name, if known, and an address literal; or "unix"."""
+    """Return the TCP-info of the peer: its name, if known, and an address literal; or "unix"."""
     peer = session.peer
     literal = f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]" if peer[:1].isdigit() else peer
     return f"{session.name} {literal}" if session.name else literal

@@ -107,7 +107,7 @@ class Batch:
         )
 
     def then(self, later: Batch) -> Batch:
-        """Give both as one."""
+        """Return both as one."""
         return Batch(
             self.arrivals | later.arrivals,
             self.outcomes + later.outcomes,
@@ -231,7 +231,7 @@ class QueueDatabase:
                     database.execute("REPLACE INTO closed VALUES (?, ?, ?)", (name, *closed))
 
     def rows(self, name: str) -> list[Row]:
-        """Give all recipients of a message in the order of the envelope; none if it is unknown."""
+        """Return all recipients of a message in the envelope's order; empty if it is unknown."""
         with self._lock:
             found = self._database.execute(
                 "SELECT * FROM recipients WHERE message = ? ORDER BY number", (name,)
@@ -239,7 +239,7 @@ class QueueDatabase:
         return [Row(*values) for values in found]
 
     def everything(self) -> Iterator[tuple[float, list[Row]]]:
-        """Give the arrival and the recipients of each message, the oldest first."""
+        """Yield the arrival and the recipients of each message, the oldest first."""
         with self._lock:
             cursor = self._database.execute(
                 "SELECT arrived, recipients.* FROM messages JOIN recipients ON message = id"
@@ -262,7 +262,7 @@ class QueueDatabase:
             database.execute("DELETE FROM closed")
 
     def closed_reply(self, destination: str) -> str:
-        """Give why a destination is not tried, empty if it is."""
+        """Return why a destination is not tried, empty if it is."""
         with self._lock:
             found = self._database.execute(
                 "SELECT reply FROM closed WHERE destination = ?", (destination,)
@@ -270,11 +270,11 @@ class QueueDatabase:
         return str(found[0]) if found else ""
 
     def to_warn(self, before: float) -> list[str]:
-        """Give the messages that came before a time and whose sender knows of no delay yet."""
+        """Return the messages that came before a time and whose sender knows of no delay yet."""
         return self._ids("SELECT id FROM messages WHERE arrived <= ? AND warned = 0", before)
 
     def changed(self) -> list[str]:
-        """Give the messages that an operator has changed since the last call."""
+        """Return the messages that an operator has changed since the last call."""
         with self._lock:
             (version,) = self._database.execute("PRAGMA data_version").fetchone()
             if version == self._version:
@@ -288,7 +288,7 @@ class QueueDatabase:
     # What an operator does.
 
     def select(self, which: Filter, now: float) -> list[Waiting]:
-        """Give the waiting recipients, message by message, the oldest first."""
+        """Return the waiting recipients, message by message, the oldest first."""
         condition, values = which.where(now)
         with self._lock:
             found = self._database.execute(
@@ -351,6 +351,6 @@ class QueueDatabase:
 
 
 def _rows(*names: str) -> str:
-    """Give the parameter of a statement, a JSON array of arrays, as a table with these columns."""
+    """Return the parameter of a statement, a JSON array of arrays, as a table of these columns."""
     columns = (f"json_extract(value, '$[{index}]') AS {name}" for index, name in enumerate(names))
     return f" (SELECT {', '.join(columns)} FROM json_each(?)) "

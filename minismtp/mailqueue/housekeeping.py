@@ -146,5 +146,5 @@ class Housekeeper:
         return self._schedule.rows(name)
 
     def _reason(self, row: Row) -> str:
-        """Give why a recipient waits: its last reply, or that of its destination."""
+        """Return why a recipient waits: its last reply, or that of its destination."""
         return row.reply or self._schedule.closed_reply(row.destination)

@@ -51,7 +51,7 @@ class _Message:
     age: float  # when it became known
 
     def state(self) -> str:
-        """Give the state that the metrics count it under."""
+        """Return the state that the metrics count it under."""
         queued = [each for each in self.recipients if each.state == "queued"]
         if queued:
             return "deferred" if any(each.attempts for each in queued) else "queued"
@@ -146,13 +146,13 @@ class QueueIndex:
                     self._hands.pop(destination, None)
 
     def patience(self) -> float | None:
-        """Give the seconds until `take` is worth a call; None = not before something changes."""
+        """Return the seconds until `take` is worth a call; None = not before something changes."""
         with self._lock:
             when = self._scheduler.next_time()
         return None if when is None else max(0.0, when - self._clock())
 
     def standing(self, job: Job) -> list[tuple[int, int]]:
-        """Give number and attempts of the recipients that a job is to try."""
+        """Return number and attempts of the recipients that a job is to try."""
         name, destination = job
         with self._lock:
             message = self._messages.get(name)
@@ -249,13 +249,13 @@ class QueueIndex:
             return "returning" in states or not states & OPEN
 
     def decided(self, name: str) -> list[int]:
-        """Give the recipients that are to be returned and that no job tries just now."""
+        """Return the recipients that are to be returned and that no job tries just now."""
         with self._lock:
             message = self._messages.get(name)
             return [] if message is None else self._unattended(name, message, "returning")
 
     def withdraw(self, name: str) -> list[int]:
-        """Give the queued recipients that no job tries just now, and let none try them again."""
+        """Return the queued recipients that no job tries just now, and let none try them again."""
         with self._lock:
             message = self._messages.get(name)
             if message is None:
@@ -275,7 +275,7 @@ class QueueIndex:
             return self._scheduler.running
 
     def running(self) -> frozenset[Job]:
-        """Give the jobs that run."""
+        """Return the jobs that run."""
         with self._lock:
             return self._scheduler.running
 

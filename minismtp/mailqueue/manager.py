@@ -143,7 +143,7 @@ class QueueManager:
     def waits(
         self, rows: Sequence[Row], recipients: Iterable[Row | QueuedMessage]
     ) -> dict[str, float]:
-        """Give the seconds until the next attempt of the destinations that are not tried now."""
+        """Return the seconds until the next attempt of the destinations that are not tried now."""
         now = steady_time()
         waits: dict[str, float] = {}
         for row, each in zip(rows, recipients, strict=True):

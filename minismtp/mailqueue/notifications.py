@@ -75,5 +75,5 @@ class Notifier:
 
 
 def final(text: str, reply: str) -> str:
-    """Give the reply of a decision of ours, with what the last host has said."""
+    """Return the reply of a decision of ours, with what the last host has said."""
     return f"{text} (the last attempt: {reply})" if reply else text

@@ -33,7 +33,7 @@ class Filter:
     reason: str = ""
 
     def where(self, now: float) -> tuple[str, list[object]]:
-        """Give the condition and its values."""
+        """Return the condition and its values."""
         parts, values = ["state IN ('queued', 'held')"], list[object]()
         if self.ids:
             parts.append(f"message IN ({','.join('?' * len(self.ids))})")

@@ -26,7 +26,7 @@ _KNOWN = 10_000  # destinations that are remembered while nothing waits for them
 
 
 def delay(retry: Sequence[float], attempts: int) -> float:
-    """Give the seconds until the next attempt after so many; the last wait repeats.
+    """Return the seconds until the next attempt after so many; the last wait repeats.
 
     Jitter of a tenth keeps messages of one moment from coming again at one moment.
     """
@@ -167,7 +167,7 @@ class Scheduler:
             self._plan(name, destination)
 
     def next_time(self) -> float | None:
-        """Give when `take` is worth a call again; None = not before something changes."""
+        """Return when `take` is worth a call again; None = not before something changes."""
         times = [heads[0][0] for heads in self._open_heads()]
         return min(times) if times else None
 
@@ -191,7 +191,7 @@ class Scheduler:
         return wait
 
     def _open_heads(self) -> list[list[tuple[float, str]]]:
-        """Give the heads for which there are places."""
+        """Return the heads for which there are places."""
         if len(self._running) >= self._places:
             return []
         kinds = [True]

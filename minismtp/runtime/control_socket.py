@@ -109,7 +109,7 @@ def ask(directory: Path, question: Mapping[str, object]) -> list[ControlAnswer]:
 
 
 def processes(directory: Path) -> list[str]:
-    """Give the names of the processes that have a socket, dead ones included."""
+    """Return the names of the processes that have a socket, dead ones included."""
     names = [path.stem for path in directory.glob("*.sock")]
     return sorted(names, key=lambda name: (not name.isdigit(), name.zfill(9)))
 
@@ -146,7 +146,7 @@ def _answer(name: str, sock: socket.socket, deadline: float) -> ControlAnswer:
 
 @contextlib.contextmanager
 def _short(directory: Path) -> Iterator[Path]:
-    """Give another path of a directory: the name of a socket has room for 107 octets only."""
+    """Yield another path of a directory: the name of a socket has room for 107 octets only."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield Path(f"/proc/self/fd/{descriptor}")

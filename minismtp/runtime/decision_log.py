@@ -142,7 +142,7 @@ class DecisionLog:
 
 
 def recall(state_directory: Path, identifier: str) -> list[Record]:
-    """Give what is known of a session with its messages, or of one message, the oldest first."""
+    """Return what is known of a session with its messages, or of one message, the oldest first."""
     session = identifier.partition(".")[0]
     found = [
         record
@@ -153,7 +153,7 @@ def recall(state_directory: Path, identifier: str) -> list[Record]:
 
 
 def mentions(state_directory: Path, *texts: str, any_case: bool = False) -> Iterator[Record]:
-    """Give the records in which one of the texts stands, about as they came."""
+    """Yield the records in which one of the texts stands, about as they came."""
     parts = b"|".join(re.escape(text.encode(errors="surrogateescape")) for text in texts)
     pattern = re.compile(parts, re.IGNORECASE if any_case else 0)
     for line in _lines(state_directory / DIRECTORY, pattern):

@@ -75,7 +75,7 @@ class Outlet:
             self.lost += 1
 
     def get(self, patience: float) -> TracedLine | None:
-        """Give the next line, None when there is none for so many seconds."""
+        """Return the next line, None when there is none for so many seconds."""
         try:
             return self._lines.get(timeout=patience)
         except queue.Empty:

@@ -60,7 +60,7 @@ def unbind(*names: str) -> None:
 
 
 def bound() -> dict[str, object]:
-    """Give what stands in front of every line of this thread."""
+    """Return what stands in front of every line of this thread."""
     try:
         fields: dict[str, object] = _bound.fields
     except AttributeError:
@@ -286,7 +286,7 @@ def complain(message: str, level: str = "error") -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Give the type and the text of an exception, whatever its own methods do."""
+    """Return the type and the text of an exception, whatever its own methods do."""
     return f"{type(error).__name__}: {traceback.TracebackException(type(error), error, None)}"
 
 

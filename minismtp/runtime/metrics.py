@@ -163,13 +163,13 @@ class Metrics:
         self._listeners = {name: ListenerMetrics(self, name) for name in listeners}
 
     def listener(self, name: str) -> ListenerMetrics:
-        """Give the metrics of a listener; all its label combinations start at 0."""
+        """Return the metrics of a listener; all its label combinations start at 0."""
         if name not in self._listeners:
             self._listeners[name] = ListenerMetrics(self, name)
         return self._listeners[name]
 
     def hook(self, plugin: str, hook: str, *, shadow: bool = False) -> HookMetrics:
-        """Give the metrics of one plugin's implementation of one hook."""
+        """Return the metrics of one plugin's implementation of one hook."""
         return HookMetrics(self, plugin, hook, shadow=shadow)
 
     def certificate(self, listener: str, *, loaded: bool, not_after: float | None) -> None:

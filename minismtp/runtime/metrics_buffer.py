@@ -39,7 +39,7 @@ class MetricsBuffer:
         self._flushing = threading.Lock()
 
     def adder(self, child: Counter | Gauge) -> Callable[[float], None]:
-        """Give a function that adds to a counter or gauge."""
+        """Return a function that adds to a counter or gauge."""
         append, wake = self._additions.append, self._wake
 
         def add(amount: float) -> None:
@@ -50,7 +50,7 @@ class MetricsBuffer:
         return add
 
     def observer(self, child: Histogram) -> Callable[[float], None]:
-        """Give a function that puts one observation into a histogram."""
+        """Return a function that puts one observation into a histogram."""
         append, wake = self._observations.append, self._wake
 
         def observe(value: float) -> None:
@@ -61,7 +61,7 @@ class MetricsBuffer:
         return observe
 
     def caller(self, calls: Calls) -> Callable[[float, float, str], None]:
-        """Give a function that notes one call: wall seconds, CPU seconds, ending."""
+        """Return a function that notes one call: wall seconds, CPU seconds, ending."""
         append, wake = self._calls.append, self._wake
 
         def called(wall: float, cpu: float, ending: str) -> None:

@@ -60,7 +60,7 @@ class Scoreboard:
         self._memory[: _FORMAT.size] = _FORMAT.pack(*astuple(standing))
 
     def read(self) -> WorkersStatus:
-        """Give the standing as last posted."""
+        """Return the standing as last posted."""
         ready, workers, reload_ok, reloaded_at = _FORMAT.unpack(self._memory[: _FORMAT.size])
         return WorkersStatus(ready, workers, reload_ok, reloaded_at)
 
@@ -69,7 +69,7 @@ class Scoreboard:
         _QUEUE.pack_into(self._memory, _FORMAT.size, messages, time.monotonic(), stuck)
 
     def queue(self) -> int:
-        """Give how many messages wait for delivery."""
+        """Return how many messages wait for delivery."""
         return self.queue_standing().messages
 
     def queue_standing(self) -> QueueStanding:

@@ -147,7 +147,7 @@ class Admission:
             return Ticket(ticket.slot, address)
 
     def leave(self, ticket: Ticket) -> None:
-        """Give a place back."""
+        """Free a place."""
         with self._lock:
             _change(self._totals, 0, ticket.slot, -1)
             if ticket.address:
@@ -156,7 +156,7 @@ class Admission:
                 self._close_if_empty(place)
 
     def forget(self, slot: int, patience: float = inf) -> None:
-        """Give back all places of a worker that has died, whatever it was doing to the table.
+        """Free all places of a worker that died, whatever it was doing to the table.
 
         Raise TimeoutError if another process has held the table for `patience` seconds.
         """
@@ -185,7 +185,7 @@ class Admission:
         return True
 
     def _find(self, address: bytes) -> int:
-        """Give the place of an address's row, or of the free row that it would take."""
+        """Return the place of an address's row, or of the free row that it would take."""
         place = self._home(address)
         while (found := self._rows[place : place + _ADDRESS]) != address and any(found):
             place = self._next(place)
@@ -227,7 +227,7 @@ def _change(memory: mmap.mmap, counts: int, slot: int, amount: int) -> None:
 
 
 def _without(counts: bytes, slot: int) -> bytes:
-    """Give counts without those of one slot, and with the total that the others make."""
+    """Return counts without those of one slot, and with the total that the others make."""
     held = list(_SLOTS.unpack_from(counts, _COUNT.size))
     held[slot] = 0
     return _COUNT.pack(sum(held)) + _SLOTS.pack(*held)

@@ -56,7 +56,7 @@ class Activity:
         return {"hook": hook, "plugin": plugin, "seconds": perf_counter() - since if since else 0.0}
 
     def stack(self) -> list[str]:
-        """Give the Python stack of the thread, the innermost call last, a line of text each."""
+        """Return the Python stack of the thread, the innermost call last, a line of text each."""
         frame = sys._current_frames().get(self.thread)  # noqa: SLF001 - the one way there is
         return [] if frame is None else _lines(frame)
 
@@ -89,7 +89,7 @@ def taken_up(activity: Activity) -> Iterator[None]:
 
 
 def current() -> Activity:
-    """Give what this thread works on."""
+    """Return what this thread works on."""
     return _here.activity
 
 

@@ -48,7 +48,7 @@ def lock_state_directory(config: Config) -> int:
 
 
 def runtime_directory(config: Config, name: str) -> Path:
-    """Give an empty directory for what a restart does not need, in memory if there is one."""
+    """Return an empty directory for what a restart does not need, in memory if there is one."""
     variable = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     base = Path(variable) if variable else config.state_directory
     own(config, base)

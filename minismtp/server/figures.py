@@ -25,7 +25,7 @@ class HookFigures:
         return self.seconds / self.calls if self.calls else 0.0
 
     def since(self, before: HookFigures | None) -> HookFigures:
-        """Give what has come since then."""
+        """Return what has come since then."""
         if before is None:
             return self
         return HookFigures(
@@ -54,12 +54,12 @@ class Overview:
         return dict(zip(FLOWS, counts, strict=True))
 
     def slowest(self) -> list[tuple[tuple[str, str], HookFigures]]:
-        """Give the hooks by what one call takes, the slowest first."""
+        """Return the hooks by what one call takes, the slowest first."""
         ran = [item for item in self.hooks.items() if item[1].calls and item[0][1] not in _ONCE]
         return sorted(ran, key=lambda item: -item[1].mean)
 
     def since(self, before: Overview) -> Overview:
-        """Give what has come since then; what only is now stays as it is."""
+        """Return what has come since then; what only is now stays as it is."""
         return Overview(
             max(0.0, self.connections - before.connections),
             max(0.0, self.deliveries - before.deliveries),

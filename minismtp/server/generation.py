@@ -57,12 +57,12 @@ class Generation:
             self._shut = -1
 
     def close(self) -> None:
-        """Give the descriptors back, when the last worker has been started."""
+        """Close the descriptors once the last worker is started."""
         self.open()
         os.close(self.gate)
 
     def sockets_for(self, config: Config, adopted: KeysView[str]) -> dict[str, socket.socket]:
-        """Give the sockets of a new configuration; those on the same address are kept.
+        """Return the sockets of a new configuration; those on the same address are kept.
 
         The address of a socket from systemd, `adopted`, is what its unit says, whatever the
         configuration does. Raises ListenError.
@@ -83,7 +83,7 @@ class Generation:
 
 
 def workers_of(config: Config) -> int:
-    """Give how many workers a configuration asks for: of itself, twice the cores, at least four."""
+    """Return how many workers a configuration asks for; by default twice the cores, at least 4."""
     return config.workers or max(_FEWEST_WORKERS, 2 * len(os.sched_getaffinity(0)))
 
 

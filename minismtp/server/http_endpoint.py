@@ -116,7 +116,7 @@ class _WorkersCollector(MultiProcessCollector):
     """The sum of what the workers have counted, each in the files of its slot."""
 
     def collect(self) -> Iterator[Metric]:
-        """Give the families for one scrape."""
+        """Yield the families for one scrape."""
         # A file that its worker has just made is empty, which the library takes for a broken one.
         files = [str(path) for path in Path(self._path).glob("*.db") if _size(path)]
         yield from self.merge(files)  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ class _ServerCollector:
         self._sessions = sessions
 
     def collect(self) -> Iterator[Metric]:
-        """Give the families for one scrape."""
+        """Yield the families for one scrape."""
         build = GaugeMetricFamily(
             "minismtp_build_info", "Version of the server.", labels=["version", "python"]
         )
@@ -222,7 +222,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._places.release()
 
     def figures(self) -> Overview:
-        """Give what the metrics say now."""
+        """Return what the metrics say now."""
         families = [*self.registry.collect()]
         self.readiness.observe(families)
         return overview(families)
@@ -236,7 +236,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     connection: socket.socket
 
     def setup(self) -> None:
-        """Give the whole request one deadline: an octet now and then gains no time."""
+        """Set one deadline for the whole request: an octet now and then gains no time."""
         super().setup()
         self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + _TIMEOUT))
 

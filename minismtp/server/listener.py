@@ -302,7 +302,7 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def _peer(address: object) -> tuple[str, int]:
-    """Give the IP address and port of a peer; IPv4 through an IPv6 socket as IPv4."""
+    """Return the IP address and port of a peer; IPv4 through an IPv6 socket as IPv4."""
     if isinstance(address, tuple):
         host = str(address[0]).partition("%")[0]
         return host.removeprefix("::ffff:") if "." in host else host, int(address[1])

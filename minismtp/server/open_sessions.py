@@ -19,7 +19,7 @@ _HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSA
 
 
 def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Give the text to print; what does not answer is told on standard error."""
+    """Return the text to print; what does not answer is told on standard error."""
     found = survey(config.state_directory / "control", stack=arguments.stack)
     for problem in found.problems:
         complain(f"minismtp: {problem}")
@@ -58,12 +58,12 @@ def survey(directory: Path, *, stack: bool = False) -> Survey:
 
 
 def nobody_answers(directory: Path) -> FileNotFoundError:
-    """Give the error of a server that does not run."""
+    """Return the error of a server that does not run."""
     return FileNotFoundError(errno.ENOENT, "no server answers here", str(directory))
 
 
 def row(session: dict[str, Any]) -> tuple[str, ...]:
-    """Give the cells of one session, in the order of the table's head."""
+    """Return the cells of one session, in the order of the table's head."""
     return (
         session["id"],
         session["peer"],
@@ -85,7 +85,7 @@ def doing(session: dict[str, Any]) -> str:
 
 
 def span(seconds: float) -> str:
-    """Give a duration as people read it."""
+    """Return a duration as people read it."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -93,7 +93,7 @@ def span(seconds: float) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Give the lines of a table whose columns stand below one another."""
+    """Return the lines of a table whose columns stand below one another."""
     table = [tuple(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [

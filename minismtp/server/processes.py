@@ -75,11 +75,11 @@ class Children(Generic[Group]):
         return iter(self._children.items())
 
     def of(self, group: Group) -> list[Child[Group]]:
-        """Give those that belong to a group."""
+        """Return the processes that belong to a group."""
         return [child for child in self._children.values() if child.group is group]
 
     def free_slot(self) -> int:
-        """Give the lowest slot that nobody has."""
+        """Return the lowest slot that nobody has."""
         taken = {child.slot for child in self._children.values()} | self.dead_slots
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
@@ -129,7 +129,7 @@ class Children(Generic[Group]):
             os._exit(status)
 
     def _free_core(self, group: Group) -> int:
-        """Give the core that the fewest of a group keep to, and of such the fewest of all."""
+        """Return the core that the fewest of a group keep to, and of such the fewest of all."""
         own = Counter(child.core for child in self.of(group))
         held = Counter(child.core for child in self._children.values())
         cores = sorted(os.sched_getaffinity(0))
@@ -148,7 +148,7 @@ class Children(Generic[Group]):
                 _close_ready(child)
 
     def reap(self) -> Iterator[tuple[int, Child[Group], int]]:
-        """Give those that have ended since the last look, with their exit status."""
+        """Yield those that have ended since the last look, with their exit status."""
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:

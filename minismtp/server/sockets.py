@@ -25,7 +25,7 @@ class ListenError(Exception):
 def open_listeners(
     listeners: list[Listener], adopted: dict[str, socket.socket], *, file: str = ""
 ) -> dict[str, socket.socket]:
-    """Give the listening socket of each listener by name; raises ListenError.
+    """Return the listening socket of each listener by name; raises ListenError.
 
     Adopted sockets are matched by FileDescriptorName, never by their order; a listener that systemd
     has no socket for is opened here.
@@ -48,7 +48,7 @@ def open_listeners(
 
 
 def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
-    """Give the sockets that systemd hands over, by name; raises ListenError."""
+    """Return the sockets that systemd hands over, by name; raises ListenError."""
     if environment.get("LISTEN_PID") != str(pid):
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")
@@ -115,5 +115,5 @@ def _open_unix(path: Path) -> socket.socket:
 
 
 def bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
-    """Give where a socket is bound, with the port that the kernel chose for 0."""
+    """Return where a socket is bound, with the port that the kernel chose for 0."""
     return address if address.path else SocketAddress(*sock.getsockname()[:2])

@@ -76,7 +76,7 @@ class StatusReporter:
             self.scoreboard.post(standing)
 
     def _describe(self, state: str, serving: int, wanted: int) -> str:
-        """Give the line that `systemctl status` shows."""
+        """Return the line that `systemctl status` shows."""
         failed = "" if self._standing.reload_ok else "; the last reload failed"
         return (
             f"{state}: workers {serving}/{wanted}, sessions {self._admission.sessions},"

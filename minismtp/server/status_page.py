@@ -77,7 +77,7 @@ class History:
             time.sleep(_INTERVAL)
 
     def rates(self, flow: str) -> list[float]:
-        """Give how many there were a second, from the oldest point to the newest."""
+        """Return how many there were a second, from the oldest point to the newest."""
         points = [*self._points]
         return [
             max(0.0, now[flow] - then[flow]) / (at - before)
@@ -86,7 +86,7 @@ class History:
 
 
 def render(figures: Overview, history: History, found: Survey, *, now: float) -> str:
-    """Give the page; `now` in epoch seconds."""
+    """Return the page; `now` in epoch seconds."""
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     flows = "".join(_flow(name, figures.flows[name], history.rates(name)) for name in FLOWS)
     return (
@@ -183,7 +183,7 @@ def _sessions(figures: Overview, found: Survey) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> str:
-    """Give a table whose last `numbers` columns are numbers."""
+    """Return a table whose last `numbers` columns are numbers."""
     first = len(head) - numbers
 
     def line(cells: Sequence[str], tag: str) -> str:

@@ -127,7 +127,7 @@ class Remote:
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
-        """Give a connection for one conversation. Raises RemoteError, in the block as well."""
+        """Yield a connection for one conversation. Raises RemoteError, in the block as well."""
         with self.breaker.watch():
             line = self.open()
             try:
@@ -136,7 +136,7 @@ class Remote:
                 line.close()
 
     def open(self) -> Line:
-        """Give a connection that the caller closes, and that no breaker watches."""
+        """Return a connection that the caller closes, and that no breaker watches."""
         due = time.monotonic() + self._seconds
         with _named(str(self.address)):
             sock = _connected(self.address, due)
@@ -171,7 +171,7 @@ class Line:
             self._socket.sendall(data)
 
     def receive(self, size: int = _PIECE) -> bytes:
-        """Give what has come, at most `size` octets; none at the end."""
+        """Return what has come, at most `size` octets; none at the end."""
         if self._buffer:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
@@ -180,7 +180,7 @@ class Line:
             return self._socket.recv(size)
 
     def read(self, size: int) -> bytes:
-        """Give just so many octets."""
+        """Return just so many octets."""
         pieces, missing = [], size
         while missing:
             pieces.append(self._next(missing))
@@ -188,7 +188,7 @@ class Line:
         return b"".join(pieces)
 
     def read_until(self, end: bytes, limit: int = _PIECE) -> bytes:
-        """Give what comes before the next `end`, which is taken away; at most `limit` octets."""
+        """Return what comes before the next `end`, which is taken away; at most `limit` octets."""
         found = self._buffer
         self._buffer = b""
         while end not in found:
@@ -199,7 +199,7 @@ class Line:
         return data
 
     def read_all(self, limit: int) -> bytes:
-        """Give all that comes until the other side closes; at most `limit` octets."""
+        """Return all that comes until the other side closes; at most `limit` octets."""
         pieces, size = [], 0
         while data := self.receive():
             size += len(data)

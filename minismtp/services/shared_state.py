@@ -60,7 +60,7 @@ class State:
 
     @classmethod
     def of(cls, table: StateConfig, directory: Path) -> State:
-        """Give what the configuration says; raises ConfigError."""
+        """Return what the configuration says; raises ConfigError."""
         if not table.url:
             return cls(SqliteStore(directory / FILE))
         try:
@@ -75,21 +75,21 @@ class State:
 
     @classmethod
     def in_memory(cls, *, clock: Callable[[], float] = steady_time) -> State:
-        """Give one for this process alone, for tests; `clock` is in seconds."""
+        """Return one for this process alone, for tests; `clock` is in seconds."""
         return cls(SqliteStore(None, clock=clock))
 
     def at(self, name: str) -> State:
-        """Give the same with keys of its own, whose names nobody else uses."""
+        """Return the same with keys of its own, whose names nobody else uses."""
         return State(self._store, f"{self._prefix}{name}:", self._breaker)
 
     def of_plugin(self, name: str) -> State:
-        """Give a plugin its own; a plugin that is introduced twice gets no keys below its keys."""
+        """Return the state of one plugin; introduced twice, it gets no keys below its keys."""
         own = State(self._store, f"{self._shared}{name}:", self._breaker)
         own._shared = self._shared
         return own
 
     def get(self, key: str) -> str | None:
-        """Give the value, or a counter as text; None when there is none or it has expired."""
+        """Return the value, or a counter as text; None when there is none or it has expired."""
         with self._asking():
             return self._store.get(self._key(key))
 
@@ -103,7 +103,7 @@ class State:
             self._store.put(self._key(key), value, _seconds(expires), durable=durable)
 
     def setdefault(self, key: str, value: str, expires: timedelta) -> str:
-        """Give the value; when there is none, keep this one for a time, and give it.
+        """Return the stored value, or keep this one for a time and return it.
 
         Of several who come at once, one keeps its value and all get that.
         """

@@ -104,7 +104,7 @@ class RedisStore:
         self._take: Any = client.register_script(_TAKE)
 
     def get(self, key: bytes) -> str | None:
-        """Give the value, None when there is none."""
+        """Return the value, None when there is none."""
         self._clock.start(self._seconds)
         found = self._client.get(key)
         return None if found is None else _text(found)
@@ -116,7 +116,7 @@ class RedisStore:
         self._client.set(key, value, px=_milliseconds(seconds))
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
-        """Give the value; when there is none, keep this one."""
+        """Return the value; when there is none, keep this one."""
         self._clock.start(self._seconds)
         return _text(self._setdefault([key], [value, _milliseconds(seconds)]))
 

@@ -25,7 +25,7 @@ class Window:
 
     @classmethod
     def of(cls, capacity: int, seconds: float) -> Window:
-        """Give the window of a span that lasts `seconds`."""
+        """Return the window of a span that lasts `seconds`."""
         return cls(capacity, max(1, -(-round(seconds * MICROSECONDS) // PARTS)))
 
     @property
@@ -34,12 +34,12 @@ class Window:
         return (PARTS + 1) * self.length / MICROSECONDS
 
     def current(self, taken: Mapping[int, int], now: int) -> dict[int, int]:
-        """Give the parts of `taken` (number: amount) that count at `now`, in microseconds."""
+        """Return the parts of `taken` (number: amount) that count at `now`, in microseconds."""
         oldest, newest = now // self.length - PARTS, (now + AHEAD * MICROSECONDS) // self.length
         return {part: amount for part, amount in taken.items() if oldest <= part <= newest}
 
     def wait(self, taken: Mapping[int, int], now: int, amount: int) -> float:
-        """Give the seconds until `amount` fits beside what is taken; inf when it never does."""
+        """Return the seconds until `amount` fits beside what is taken; inf when it never does."""
         if amount > self.capacity:
             return float("inf")
         excess, wait = sum(taken.values()) + amount - self.capacity, 0.0
@@ -61,13 +61,13 @@ class Store(Protocol):
     errors: tuple[type[Exception], ...]
 
     def get(self, key: bytes) -> str | None:
-        """Give the value, None when there is none."""
+        """Return the value, None when there is none."""
 
     def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
         """Keep a value, whatever was there; `durable` asks for it to be on disk."""
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
-        """Give the value; when there is none, keep this one."""
+        """Return the value; when there is none, keep this one."""
 
     def add(self, key: bytes, amount: int, seconds: float) -> int:
         """Add to the number and give the sum; `seconds` counts from the first addition."""

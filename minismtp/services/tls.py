@@ -74,7 +74,7 @@ class _Choice:
 
 
 def files_of(tls: TlsConfig) -> list[Path]:
-    """Give every file that `server_context` reads."""
+    """Return every file that `server_context` reads."""
     named = [path for entry in tls.sni for path in (entry.certificate, entry.key)]
     return [path for path in (tls.certificate, tls.key, tls.client_ca, *named) if path is not None]
 
@@ -174,13 +174,13 @@ def _identity(connection: ssl.SSLSocket) -> str:
 
 
 def first_end(tls: TlsConfig) -> float:
-    """Give when the first of all certificates ends, in seconds since the epoch."""
+    """Return when the first of all certificates ends, in seconds since the epoch."""
     named = (tls.certificate, *(entry.certificate for entry in tls.sni))
     return min(not_after(path) for path in named if path is not None)
 
 
 def not_after(certificate: Path) -> float:
-    """Give the end of the first certificate of a PEM file in seconds since the epoch.
+    """Return the end of the first certificate of a PEM file in seconds since the epoch.
 
     Raises ValueError for a file that holds no certificate.
     """

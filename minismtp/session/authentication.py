@@ -111,7 +111,7 @@ class Authentication:
         return session.tls is not None or clear
 
     def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
-        """Give the mechanisms that can succeed here, the strongest first."""
+        """Return the mechanisms that can succeed here, the strongest first."""
         tls = self._session.tls
         offered, made_up = self._service.hooks.mechanisms, self._service.made_up_keys
         spelled = folded_name if self._service.hooks.ignores_case else str
@@ -226,7 +226,7 @@ def _challenge(text: bytes) -> Reply:
 
 
 def _as_unavailable(verdict: Verdict) -> Reply:
-    """Give a back end's refusal as AUTH knows it: 454 for whatever may pass, else as it is."""
+    """Return a back end's refusal as AUTH knows it: 454 for whatever may pass, else as it is."""
     reply = verdict.reply
     if reply.category != 4 or reply.code == 421:  # noqa: PLR2004
         return reply

@@ -159,7 +159,7 @@ class Connection:
         return data + self._at_hand() if len(data) == _COMMANDS else data
 
     def _at_hand(self) -> bytes:
-        """Give what else has arrived: a group of commands is answered as a whole."""
+        """Return what else has arrived: a group of commands is answered as a whole."""
         if isinstance(self._socket, ssl.SSLSocket):
             waiting = self._socket.pending()
             return self._socket.recv(waiting) if waiting else b""

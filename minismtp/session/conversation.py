@@ -108,7 +108,7 @@ class Conversation:
         return Reply(220, f"{service.hostname} {'LMTP' if service.lmtp else 'ESMTP'} minismtp")
 
     def decide(self, event: Command | Event) -> list[Reply] | None:
-        """Give the replies to one event; None when it is owed none."""
+        """Return the replies to one event, or None if the event is owed no reply."""
         if event.__class__ not in _CONTENT:  # a look at once: each arm below costs a test
             return [self._guarded(event)]
         match event:

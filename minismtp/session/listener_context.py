@@ -77,7 +77,7 @@ class ListenerContext:
     wall: Callable[[], float] = time.time
 
     def silent(self) -> ListenerContext:
-        """Give the same service for sessions that count for nothing."""
+        """Return the same service for sessions that count for nothing."""
         return replace(self, quiet=True, metrics=SilentMetrics())
 
     def admits_refusal(self, peer: str) -> bool:
@@ -162,5 +162,5 @@ def make_service(
 
 
 def new_id() -> str:
-    """Give an identifier for a session: 12 hexadecimal digits nobody can guess."""
+    """Return an identifier for a session: 12 hexadecimal digits nobody can guess."""
     return secrets.token_hex(6)

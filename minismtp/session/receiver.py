@@ -102,7 +102,7 @@ class Receiver:
         return self._protocol.buffered
 
     def greet(self, *, early: bool = False) -> bytes:
-        """Give the banner, or the refusal of a peer that is unwelcome or talked `early`."""
+        """Return the banner, or the refusal of a peer that is unwelcome or talked `early`."""
         service, session = self._service, self.session
         self._opened = True
         self._tracing.happened(session, f"connected to {session.listener}")
@@ -115,7 +115,7 @@ class Receiver:
         return self._send([reply])
 
     def limited(self) -> bytes:
-        """Give the refusal of a peer that has too many sessions, and close."""
+        """Return the refusal of a peer that has too many sessions, and close."""
         self._service.metrics.connections["limited"](1)
         return self.interrupt("too many connections, try again later", "4.7.0", "limited")
 
@@ -285,7 +285,7 @@ class Receiver:
         self.deadline = min(now + self._data_timeout, self._content_end, self._end)
 
     def _named(self, reply: Reply) -> Reply:
-        """Give a refusal with what it is about: the message under way, else the session."""
+        """Return a refusal with what it is about: the message under way, else the session."""
         return reply.about(self._conversation.subject) if reply.code >= 400 else reply  # noqa: PLR2004
 
     def _count(self, verb: str, reply: Reply) -> None:

@@ -120,7 +120,7 @@ class MessageStorage:
         return found
 
     def _relayed(self) -> list[QueuedRecipient]:
-        """Give the targets at other hosts: each once, though several aliases lead there."""
+        """Return the targets at other hosts: each once, though several aliases lead there."""
         rewritable = self._envelope.reverse_path is not None
         found: dict[object, QueuedRecipient] = {}
         for recipient in self._recipients:

@@ -26,7 +26,7 @@ def success_notices(
     stored: Container[Address],
     hostname: str,
 ) -> Iterator[tuple[QueueEntry, Message]]:
-    """Give what the sender of an accepted message is told at once: an entry and its content each.
+    """Yield what the sender of an accepted message is told at once: an entry and its content each.
 
     An alias of several targets is "expanded", a mailbox that has its copy "delivered"; of all
     others somebody tells later (RFC 3461 sections 5.2.3 and 5.2.7.2).
@@ -52,7 +52,7 @@ def success_notices(
 
 
 def route_notice(notice: QueueEntry, hooks: Hooks, hostname: str) -> QueueEntry:
-    """Give a notification with its way: to mailboxes here, or out where nobody knows the sender."""
+    """Return a notification and its way: to mailboxes here, or out if the sender is not local."""
     session = Session(id=notice.id, listener="", kind="mx", hostname=hostname, peer="127.0.0.1")
     try:
         recipient = Recipient(Address.parse(notice.targets[0].recipient))

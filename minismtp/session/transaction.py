@@ -412,7 +412,7 @@ class Transaction:
                 )
 
     def _facts(self, size: int) -> dict[str, str | int]:
-        """Give what the log and the chronicle say of a message, whatever became of it."""
+        """Return what the log and the chronicle say of a message, whatever became of it."""
         envelope, login = self.envelope, self._session.login
         return {
             "id": envelope.id,

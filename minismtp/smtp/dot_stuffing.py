@@ -139,13 +139,13 @@ def has_bare_newline(data: bytes) -> bool:
 
 
 def fix_newlines(data: bytes) -> bytes:
-    """Give `data` with every bare CR and bare LF made a CRLF."""
+    """Return `data` with every bare CR and bare LF made a CRLF."""
     # A regular expression with lookaround would cost eight times as much.
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
-    """Give content for DATA, in pieces: lines end with CRLF, dots doubled, the end marked.
+    """Yield content for DATA, in pieces: lines end with CRLF, dots doubled, the end marked.
 
     RFC 5321 section 4.5.2. Only a plugin can have put a bare LF or CR into the content: LF ends a
     line and CR becomes "?", as `headers` reads it, so the host sees the fields that filters saw.

@@ -122,7 +122,7 @@ def parse_parameters(text: str) -> dict[str, str | None]:
 
 
 def split_words(text: str) -> list[str]:
-    """Give what stands between blanks, one or more: SP only, as `str.split` knows many others."""
+    """Return what stands between blanks, one or more: SP only, as `str.split` knows many others."""
     return [word for word in text.split(" ") if word]
 
 

@@ -263,7 +263,7 @@ class Protocol:
         self._at = 0
 
     def next_event(self) -> Event:
-        """Give the next thing that the peer said, or NEED_DATA."""
+        """Return the next thing that the peer said, or NEED_DATA."""
         if self.state is CLOSED or self.state is TLS:
             return NEED_DATA
         if self._verb:
@@ -302,7 +302,7 @@ class Protocol:
         return not self._overlong and self._buffer.startswith(_TLS_RECORD, self._at)
 
     def _next_line(self) -> bytes | None:
-        """Give the next whole line without CRLF; of one that is longer than any, only its verb.
+        """Return the next whole line without CRLF; of one that is longer than any, only its verb.
 
         What stands for the rest keeps it too long, so it is refused for that wherever it comes.
         """

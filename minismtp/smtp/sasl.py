@@ -234,7 +234,7 @@ def derive_key(password: str, salt: bytes, iterations: int = SCRAM_ITERATIONS) -
 
 
 def _prepared(password: str) -> str:
-    """Give the form of a password that both sides hash: SASLprep (RFC 4013 section 2).
+    """Return the form of a password that both sides hash: SASLprep (RFC 4013 section 2).
 
     What SASLprep forbids passes: a password that one side would not send cannot match anyway.
     """

@@ -179,7 +179,7 @@ class QuarantineStore:
 
 
 def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, QueuedRecipient]:
-    """Give a target for each mailbox; the success of their delivery has been told already."""
+    """Return a target for each mailbox; the success of their delivery has been told already."""
     found = {
         box: QueuedRecipient.of("local", box, recipient)
         for recipient in reversed(envelope.recipients)
@@ -204,7 +204,7 @@ def _prefix(entry: QueueEntry) -> bytes:
 
 
 def _read(descriptor: int, size: int) -> tuple[QueueEntry, int]:
-    """Give the envelope, and how many octets stand before the message. Raises DamagedError."""
+    """Return the envelope, and how many octets stand before the message. Raises DamagedError."""
     if os.fstat(descriptor).st_size != size:
         raise DamagedError("the size does not fit")
     head = _HEAD.fullmatch(os.pread(descriptor, _HEAD_SIZE, 0))

@@ -231,7 +231,7 @@ def _make_one(path: Path, mode: int) -> None:
 
 
 def _keep_access(descriptor: int, path: Path) -> None:
-    """Give a new file the mode and the owner of the one that it replaces, if there is one."""
+    """Set mode and owner of a new file to those of the file that it replaces, if that exists."""
     try:
         old = path.stat()
     except FileNotFoundError:

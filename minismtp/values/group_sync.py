@@ -62,7 +62,7 @@ class GroupSync:
         self._leading = threading.Lock()
 
     def ticket(self) -> int:
-        """Give what `commit` needs; take it before the first octet is written."""
+        """Return what `commit` needs; take it before the first octet is written."""
         return self._counters[_FAILED]
 
     def commit(self, ticket: int) -> None:

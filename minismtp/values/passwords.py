@@ -43,7 +43,7 @@ _turns = threading.BoundedSemaphore(4)
 
 
 def hash_password(password: str, scheme: str = _DEFAULT) -> str:
-    """Give the string to store for a password; `scheme` is scrypt or argon2id.
+    """Return the string to store for a password; `scheme` is scrypt or argon2id.
 
     Raises ValueError for an empty password and an unknown scheme, ModuleNotFoundError when
     argon2id is asked for and the extra `argon2` is not installed.

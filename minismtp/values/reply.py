@@ -71,7 +71,7 @@ class Reply:
         return self.code // 100
 
     def about(self, identifier: str) -> Reply:
-        """Give the same reply with the identifier that `minismtp explain` and the log know."""
+        """Return the same reply with the identifier that `minismtp explain` and the log know."""
         return replace(self, text=f"{self.text} (id {identifier})")
 
     def because(self, reason: str, *, plugin: str = "", hook: str = "") -> Reply:
@@ -79,7 +79,7 @@ class Reply:
         return replace(self, origin=Origin(reason, plugin, hook))
 
     def encode(self) -> bytes:
-        r"""Give the octets on the wire; every line of a longer reply repeats both codes.
+        r"""Return the octets on the wire; every line of a longer reply repeats both codes.
 
         Characters outside ASCII become `\xe9` and the like: a client that did not ask for UTF-8
         must not get it (RFC 6531 section 3.7.4).
@@ -141,5 +141,5 @@ class Disconnect(Verdict):
 
 
 def printable(text: str) -> str:
-    """Give text fit for a reply: control characters become spaces, line ends stay line feeds."""
+    """Return text fit for a reply: control characters become spaces, line ends stay line feeds."""
     return _UNPRINTABLE.sub(" ", text.replace("\r\n", "\n"))

@@ -41,15 +41,15 @@ class Stash:
         return len(self._values)
 
     def get(self, key: StashKey[T], default: D) -> T | D:
-        """Give the value under `key`, else `default`."""
+        """Return the value under `key`, else `default`."""
         return cast("T | D", self._values.get(key, default))
 
     def setdefault(self, key: StashKey[T], default: T) -> T:
-        """Give the value under `key`, storing `default` first when there is none."""
+        """Return the value under `key`, storing `default` first when there is none."""
         return cast("T", self._values.setdefault(key, default))
 
     def copy(self) -> Stash:
-        """Give a stash of its own with the same values."""
+        """Return a stash of its own with the same values."""
         twin = Stash()
         twin._values.update(self._values)
         return twin

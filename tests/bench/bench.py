@@ -142,7 +142,7 @@ def arguments() -> argparse.Namespace:
 
 
 def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """Give a reader of names with commas between them, which refuses those that are not known."""
+    """Return a reader of names with commas between them, which refuses those that are not known."""
 
     def read(text: str) -> list[str]:
         names = text.split(",")
@@ -155,7 +155,7 @@ def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 @contextlib.contextmanager
 def place(options: argparse.Namespace) -> Iterator[Path]:
-    """Give the directory for the mail: the one asked for, or a file system of our own."""
+    """Yield the directory for the mail: the one asked for, or a file system of our own."""
     if options.directory is not None:
         yield options.directory
     elif os.geteuid() == 0:
@@ -167,7 +167,7 @@ def place(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
-    """Give one measurement after the other, and say each."""
+    """Yield one measurement after the other, and say each."""
     tls = peers.Certificate.make(directory)
     for name in options.servers:
         if reason := peers.missing(name):
@@ -193,14 +193,14 @@ def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str,
 
 
 def complaints(log: Path) -> list[str]:
-    """Give the last lines of a server's log that tell of an error."""
+    """Return the last lines of a server's log that tell of an error."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return [line for line in lines if re.search(r"(?i)\b(?:error|warning)\b", line)][-5:]
 
 
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """Give an empty directory, and take it away in the end."""
+    """Yield an empty directory, and take it away in the end."""
     home = Path(tempfile.mkdtemp(dir=directory))
     home.chmod(0o755)
     try:
@@ -218,7 +218,7 @@ def disk(directory: Path, seconds: float) -> Iterator[dict[str, Any]]:
 
 
 def rates(count: int, pauses: Pauses) -> dict[str, Any]:
-    """Give the rate of a run, of the time that the machine ran, and the share it stood still."""
+    """Return the rate of a run, of the time that the machine ran, and the share it stood still."""
     return {
         "messages": count,
         "seconds": round(pauses.elapsed, 3),

@@ -46,7 +46,7 @@ def run(name: str, *arguments: object) -> dict[str, Any]:
 
 
 def plain_response() -> str:
-    """Give the initial response of AUTH PLAIN for the user of the benchmarks (RFC 4616)."""
+    """Return the initial response of AUTH PLAIN for the user of the benchmarks (RFC 4616)."""
     return base64.b64encode(f"\0{USER}\0{PASSWORD}".encode()).decode()
 
 

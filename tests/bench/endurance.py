@@ -127,7 +127,7 @@ def said(home: Path, text: str, times: int = 1) -> bool:
 
 
 def scrape(home: Path) -> float:
-    """Give the median time of a scrape in milliseconds."""
+    """Return the median time of a scrape in milliseconds."""
     wait_for(lambda: said(home, " serving metrics "))
     address = (home / "log").read_text().partition(" serving metrics address=")[2].split()[0]
     times = []
@@ -140,7 +140,7 @@ def scrape(home: Path) -> float:
 
 
 def metrics_files(home: Path) -> int:
-    """Give the number of files that the endpoint reads."""
+    """Return the number of files that the endpoint reads."""
     return len(list((home / "state" / "metrics").iterdir()))
 
 

@@ -56,7 +56,7 @@ def _journal(kind: str, number: str, device: str) -> bool:
 
 @contextlib.contextmanager
 def image(size: str, directory: Path) -> Iterator[Path]:
-    """Give a new ext4 with a journal, in a file of `size` in `directory`; it goes at the end.
+    """Yield a new ext4 with a journal, in a file of `size` in `directory`; it goes at the end.
 
     Needs root. The loop device does direct I/O: otherwise the page cache of the file system below
     would be measured. The blocks are allocated now, not in the middle of a measurement.

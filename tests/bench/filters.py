@@ -289,7 +289,7 @@ class Counts:
         return found
 
     def since(self, before: Counts) -> str:
-        """Give a table of what each plugin took for a message, in microseconds."""
+        """Return a table of what each plugin took for a message, in microseconds."""
         messages = self.messages - before.messages
         rows = [
             (self.cpu[name] - before.cpu.get(name, 0), self.wall[name] - before.wall.get(name, 0))

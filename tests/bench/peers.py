@@ -48,7 +48,7 @@ class Server:
     pipelining: bool = True
 
     def stored(self) -> int:
-        """Give how many messages stand in the Maildirs."""
+        """Return how many messages stand in the Maildirs."""
         boxes = [box for pattern in self.new for box in Path("/").glob(pattern[1:])]
         return sum(1 for box in boxes for _ in box.iterdir())
 
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -184,7 +184,7 @@ networks = ["127.0.0.0/8"]
 
 
 def minismtp(plugins: str = STORE, sync: str = "file", *, stores: bool = True) -> Start:
-    """Give what starts minismtp with these plugins."""
+    """Return what starts minismtp with these plugins."""
 
     @contextlib.contextmanager
     def start(directory: Path, tls: Certificate) -> Iterator[Server]:

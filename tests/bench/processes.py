@@ -20,7 +20,7 @@ _TIMES: Final = slice(11, 15)  # utime, stime, and those of children that have b
 
 
 def tree(roots: Iterable[int]) -> list[int]:
-    """Give the processes `roots` and all that descend from them."""
+    """Return the processes `roots` and all that descend from them."""
     children: dict[int, list[int]] = {}
     for entry in _PROC.glob("[0-9]*"):
         if fields := _stat(int(entry.name)):
@@ -34,18 +34,18 @@ def tree(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Give the CPU time that processes have used, with that of their children that have ended."""
+    """Return the CPU time that processes have used, with that of their children that have ended."""
     return sum(sum(map(int, _stat(pid)[_TIMES])) for pid in pids) / _TICKS
 
 
 def resident(pids: Iterable[int]) -> int:
-    """Give the resident memory in octets; what processes share counts for each of them."""
+    """Return the resident memory in octets; what processes share counts for each of them."""
     pages = [_read(pid, "statm").split()[1:2] for pid in pids]
     return sum(int(number) for found in pages for number in found) * _PAGE
 
 
 def proportional(pids: Iterable[int]) -> int:
-    """Give the resident memory in octets; what processes share is divided among them."""
+    """Return the resident memory in octets; what processes share is divided among them."""
     total = 0
     for pid in pids:
         for line in _read(pid, "smaps_rollup").splitlines():

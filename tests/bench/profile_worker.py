@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def busiest(server: peers.Server) -> int:
-    """Give a worker: the process with most threads after a little load."""
+    """Return a worker: the process with most threads after a little load."""
     clients.run("load", "-p", server.port, "-s", 40, "-k", 0, "-m", 400, "-b", 5000)
     pids = processes.tree([server.pid])
     return max(pids, key=lambda pid: len(list(Path(f"/proc/{pid}/task").iterdir())))
@@ -63,7 +63,7 @@ def busiest(server: peers.Server) -> int:
 def run(
     server: peers.Server, worker: int, options: argparse.Namespace
 ) -> tuple[str, dict[str, Any], float]:
-    """Give py-spy's stacks, the client's figures and the CPU seconds of the server."""
+    """Return py-spy's stacks, the client's figures and the CPU seconds of the server."""
     found: dict[str, Any] = {}
 
     def load() -> None:
@@ -96,7 +96,7 @@ def run(
 
 
 def table(stacks: str, share: float) -> str:
-    """Give the functions that cost most by themselves, in microseconds per message."""
+    """Return the functions that cost most by themselves, in microseconds per message."""
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
     total = 0
@@ -115,7 +115,7 @@ def table(stacks: str, share: float) -> str:
 
 
 def place(frame: str) -> str:
-    """Give the file and line of a frame `function (file:line)`, without its directories."""
+    """Return the file and line of a frame `function (file:line)`, without its directories."""
     with contextlib.suppress(IndexError):
         return frame.split(" (")[1].rstrip(")").rpartition("/")[2]
     return ""

@@ -83,7 +83,7 @@ class Dead:
             yield cls(blackhole=_address(hole), tarpit=_address(tarpit))
 
     def some(self, count: int) -> list[str]:
-        """Give so many addresses, all kinds in turn."""
+        """Return so many addresses, all kinds in turn."""
         kinds = (self.refuses, self.blackhole, self.tarpit)
         return [kinds[number % len(kinds)] for number in range(count)]
 
@@ -224,7 +224,7 @@ def listed(directory: Path, *options: str) -> tuple[int, float]:
 
 
 def runner_of(pid: int) -> int:
-    """Give the process of the queue."""
+    """Return the process of the queue."""
     return next(
         each
         for each in processes.tree([pid])

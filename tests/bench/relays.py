@@ -48,7 +48,7 @@ class Sink:
     output: Path
 
     def count(self) -> int:
-        """Give how many messages it has taken."""
+        """Return how many messages it has taken."""
         with self.output.open("rb") as file:
             file.seek(max(0, self.output.stat().st_size - _TAIL))
             last = file.read().rpartition(b"mesg=")[2]

@@ -54,7 +54,7 @@ _COLUMNS: Final = (
 
 
 def grouped(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Give the measurements by workload, then by server."""
+    """Return the measurements by workload, then by server."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for each in result["measured"]:
         found[each["workload"]][each["server"]].append(each)
@@ -62,26 +62,26 @@ def grouped(result: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]
 
 
 def middle(runs: list[dict[str, Any]], key: str) -> float | None:
-    """Give the median of a figure over the rounds."""
+    """Return the median of a figure over the rounds."""
     values = [run[key] for run in runs if key in run]
     return median(values) if values else None
 
 
 def rates_ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
-    """Give the median over the rounds of our rate to another one of the same round."""
+    """Return the median over the rounds of our rate to another one of the same round."""
     pairs = zip(ours, theirs, strict=False)
     ratio: float = median(a["rate"] / max(b["rate"], 0.1) for a, b in pairs)
     return ratio
 
 
 def spread(runs: list[dict[str, Any]]) -> str:
-    """Give how far the rates of the rounds lie apart, as a share of their median."""
+    """Return how far the rates of the rounds lie apart, as a share of their median."""
     rates = [run["rate"] for run in runs]
     return f"{(max(rates) - min(rates)) / max(median(rates), 0.1):.0%}" if len(rates) > 1 else ""
 
 
 def targets(result: dict[str, Any]) -> str:
-    """Give the Markdown table of what was aimed at and what was measured."""
+    """Return the Markdown table of what was aimed at and what was measured."""
     found = grouped(result)
     lines = ["| workload | measure | target | measured | |", "| --- | --- | ---: | ---: | --- |"]
     for workload, peer, least in _RATIOS:
@@ -110,7 +110,7 @@ def best(workload: str) -> str:
 
 
 def table(result: dict[str, Any], titles: dict[str, str]) -> str:
-    """Give the Markdown table of a result."""
+    """Return the Markdown table of a result."""
     paused = sum(each.get("paused", 0) for each in result["measured"])
     seconds = sum(each.get("seconds", 0) for each in result["measured"])
     lines = [

@@ -21,7 +21,7 @@ LocalPlugin = Callable[..., str]
 
 @pytest.fixture
 def findings(tmp_path: Path) -> Findings:
-    """Give a function that checks a configuration; the file's name is left out of the findings."""
+    """Return a function that checks a configuration and leaves the file's name out of findings."""
 
     def run(*parts: str) -> list[str]:
         text = "".join(parts)
@@ -36,7 +36,7 @@ def findings(tmp_path: Path) -> Findings:
 
 @pytest.fixture
 def local_plugin(tmp_path: Path) -> LocalPlugin:
-    """Give a function that writes a plugin's methods to a file and gives its configuration."""
+    """Return a function that writes a plugin's methods to a file and returns its configuration."""
 
     def write(methods: str, options: str = "") -> str:
         directory = tmp_path / "plugins"
@@ -55,7 +55,7 @@ def local_plugin(tmp_path: Path) -> LocalPlugin:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Callable[..., Path]:
-    """Give a function that puts a certificate and its key beside the configuration."""
+    """Return a function that puts a certificate and its key beside the configuration."""
 
     def issue(days: float = 365, name: str = "cert.pem") -> Path:
         end = datetime.now(UTC) + timedelta(days=days)

@@ -78,7 +78,7 @@ networks = ["127.0.0.0/8"]
 
 @pytest.fixture
 def explain(capsys: Capture) -> Explain:
-    """Give a function that runs the command on a server and gives what it prints."""
+    """Return a function that runs the command on a server and returns what it prints."""
 
     def explain(server: Running, identifier: str, *options: str) -> str:
         assert main(["explain", identifier, "--config", str(server.config), *options]) == 0

@@ -43,7 +43,7 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Give a function that writes a configuration and gives its name."""
+    """Return a function that writes a configuration and returns its name."""
 
     def to_file(text: str) -> str:
         path = tmp_path / "x.toml"
@@ -241,7 +241,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
-    """Give a function that puts octets where standard input is read."""
+    """Return a function that puts octets where standard input is read."""
 
     def put(octets: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(octets)))
@@ -253,7 +253,7 @@ Typed = Callable[[bytes], None]
 
 
 def users(path: Path) -> dict[str, str]:
-    """Give the hash of each user, and after a colon the keys for SCRAM."""
+    """Return the hash of each user, and after a colon the keys for SCRAM."""
     return dict(line.split(":", 1) for line in path.read_text().splitlines())
 
 
@@ -360,7 +360,7 @@ def test_passwd_tells_which_file_cannot_be_written(
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """Give the two ends of a terminal: where a user types, and the program's side."""
+    """Yield the two ends of a terminal: where a user types, and the program's side."""
     ends = pty.openpty()
     yield ends
     for end in ends:

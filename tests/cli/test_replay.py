@@ -108,14 +108,14 @@ def stored(
     peer: str = "192.0.2.7",
     protocol: str = "ESMTPS",
 ) -> bytes:
-    """Give a message as our maildir has it."""
+    """Return a message as our maildir has it."""
     trace = TRACE.format(sender=sender, to=to, peer=peer, protocol=protocol)
     return f"{trace}Subject: {subject}\r\n\r\n.Hello.\r\n".encode()
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a directory with a Maildir and a present configuration without filters."""
+    """Return a directory with a Maildir and a present configuration without filters."""
     monkeypatch.chdir(tmp_path)
     for name in ("cur", "new", "tmp"):
         (tmp_path / "Maildir" / name).mkdir(parents=True)

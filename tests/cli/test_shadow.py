@@ -47,7 +47,7 @@ def config(configure: Configure) -> Path:
 
 @pytest.fixture
 def keep(config: Path) -> Keep:
-    """Give a function that puts steps of so many seconds ago into the chronicle."""
+    """Return a function that puts steps of so many seconds ago into the chronicle."""
     chronicle = DecisionLog(config.parent / "state", 1_000_000, Log())
     (config.parent / "state").mkdir()
 

@@ -28,7 +28,7 @@ Trace = Callable[..., Path]
 
 @pytest.fixture
 def trace(tmp_path: Path) -> Iterator[Trace]:
-    """Give a function that traces a server from now on, into the file that it gives."""
+    """Yield a function that traces a server from now on, into the file that it returns."""
     with contextlib.ExitStack() as stack:
 
         def trace(server: Running, *options: str) -> Path:

@@ -59,7 +59,7 @@ def plugin_schema(document: dict[str, Any], title: str) -> dict[str, Any]:
 
 
 def keys(node: dict[str, Any], path: str = "") -> set[str]:
-    """Give the path of every key that a schema describes."""
+    """Return the path of every key that a schema describes."""
     found = set()
     for name, value in node.get("properties", {}).items():
         found |= {path + name, *keys(value, f"{path}{name}.")}
@@ -68,7 +68,7 @@ def keys(node: dict[str, Any], path: str = "") -> set[str]:
 
 
 def used_keys(table: dict[str, Any], path: str = "") -> set[str]:
-    """Give the path of every key that a document has."""
+    """Return the path of every key that a document has."""
     found = set()
     for name, value in table.items():
         found.add(path + name)

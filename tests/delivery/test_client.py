@@ -71,7 +71,7 @@ class Peer:
             time.sleep(DRIP)
 
     def hear(self, *, most: int = 65536) -> bytes:
-        """Give the next line, empty when the client is gone."""
+        """Return the next line, empty when the client is gone."""
         while b"\n" not in self.buffer:
             data = self.socket.recv(most)
             if not data:
@@ -190,7 +190,7 @@ def visit(deadlines: Deadlines, listen: Callable[[Behaviour], Listener]) -> Iter
 
 
 def short(**phases: float) -> Timeouts:
-    """Give time-outs of which one is short."""
+    """Return time-outs of which one is short."""
     return Timeouts(**{"connect": 60, "command": 60, "data": 60, "end": 60, **phases})
 
 
@@ -290,7 +290,7 @@ def test_greetings_have_the_right_outcome(
 
 
 def silent_after(*replies: bytes) -> Behaviour:
-    """Give these, after the greeting one for each command; then wait."""
+    """Return these, after the greeting one for each command; then wait."""
 
     def behave(peer: Peer) -> None:
         peer.say(b"220 there\r\n")

@@ -113,7 +113,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
-    """Give a function that fetches from a server that answers so."""
+    """Yield a function that fetches from a server that answers so."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     defaults = Resolver.lookup.__kwdefaults__ or {}

@@ -49,7 +49,7 @@ def under(
     mode: Literal["enforce", "shadow"] = "enforce",
     timeout: timedelta = timedelta(seconds=30),
 ) -> tuple[PluginConfig, object]:
-    """Give a plugin with its table."""
+    """Return a plugin with its table."""
     table = PluginConfig(use="tested", on_error=on_error, mode=mode, timeout=timeout)
     return table, instance
 
@@ -171,7 +171,7 @@ def test_what_ends_a_program_is_a_failure_of_the_plugin(
 
 @pytest.fixture
 def written(tmp_path: Path) -> Iterator[Log]:
-    """Give a log that says nothing on standard error."""
+    """Yield a log that says nothing on standard error."""
     with (tmp_path / "log").open("wb") as file:
         yield Log(descriptor=file.fileno())
 

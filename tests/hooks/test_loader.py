@@ -32,7 +32,7 @@ class SpamFlag:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Give a function that writes a plugin's file into the plugin_path."""
+    """Return a function that writes a plugin's file into the plugin_path."""
 
     def write(name: str, text: str, directory: str = "plugins") -> Path:
         path = tmp_path / directory / f"{name}.py"
@@ -63,7 +63,7 @@ def load(
 
 
 def problem(tmp_path: Path, *tables: dict[str, object]) -> str:
-    """Give the one line that a configuration is refused with."""
+    """Return the one line that a configuration is refused with."""
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, *tables)
     text = str(refused.value)
@@ -395,7 +395,7 @@ def test_plugin_that_refuses_its_options_is_one_line(
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Give a function that installs a distribution with one entry point and its module."""
+    """Return a function that installs a distribution with one entry point and its module."""
 
     def install(module: str, value: str) -> None:
         information = tmp_path / "site" / "minismtp_extra-1.0.dist-info"

@@ -41,7 +41,7 @@ def entry(**values: Any) -> QueueEntry:  # noqa: ANN401 - any field
 def made(
     *reports: Report, action: Action = "failed", content: bytes = CONTENT, **values: object
 ) -> tuple[QueueEntry, bytes]:
-    """Give the entry and the octets of a notification."""
+    """Return the entry and the octets of a notification."""
     found = notification(
         entry(**values),
         Message("m", Content.of(content)),
@@ -58,7 +58,7 @@ def made(
 
 
 def parsed(octets: bytes) -> tuple[EmailMessage, list[EmailMessage]]:
-    """Give a notification and its three parts, which have no defect but what was returned."""
+    """Return a notification and its three parts, which have no defect but what was returned."""
     message = email.message_from_bytes(octets, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     assert message["Content-Type"].params["report-type"] == "delivery-status"
@@ -69,7 +69,7 @@ def parsed(octets: bytes) -> tuple[EmailMessage, list[EmailMessage]]:
 
 
 def fields(octets: bytes) -> list[dict[str, str]]:
-    """Give the fields about the message, then those about each recipient."""
+    """Return the fields about the message, then those about each recipient."""
     _, (_, delivery, _) = parsed(octets)
     return [dict(block.items()) for block in delivery.iter_parts()]
 
@@ -473,7 +473,7 @@ THERE = Address("b", "example.net")
 
 
 def told(recipient: Recipient, *stored: Address) -> dict[str, str]:
-    """Give action and final recipient of what is told when a message is accepted."""
+    """Return action and final recipient of what is told when a message is accepted."""
     message = Message("m", Content.of(CONTENT))
     notices = success_notices(entry(), message, [recipient], stored, "mx.example.org")
     found = {}

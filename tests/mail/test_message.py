@@ -46,7 +46,7 @@ def stored(directory: Path, data: bytes, memory: int = 1000) -> Content:
 
 
 def open_files(directory: Path) -> list[int]:
-    """Give the descriptors of this process whose files are, or were, in a directory."""
+    """Return the descriptors of this process whose files are, or were, in a directory."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         try:

@@ -105,7 +105,7 @@ def send(
 
 
 def report(server: Running, local: str = "me") -> dict[str, str]:
-    """Give the fields of the delivery status in a user's only message."""
+    """Return the fields of the delivery status in a user's only message."""
     [octets] = server.wait_until(lambda: server.mail(local))
     parsed = email.message_from_bytes(octets, policy=email.policy.default)
     assert parsed["Return-Path"] == "<>"
@@ -634,7 +634,7 @@ def test_broken_tls_is_left_out_when_it_is_only_opportunistic(
 
 @pytest.fixture
 def dns(require_program: Callable[[str], str]) -> Iterator[Callable[..., int]]:
-    """Give a function that runs a DNS server with these options and gives its port."""
+    """Yield a function that runs a DNS server with these options and returns its port."""
     program = require_program("dnsmasq")
     with contextlib.ExitStack() as stack:
 

@@ -35,7 +35,7 @@ ROUTE: Final = '[[outbound.routes]]\ndomain = "{}"\nhost = "{}"\n'
 
 @pytest.fixture
 def blackhole() -> Iterator[str]:
-    """Give an address where nobody takes a connection: its backlog is full."""
+    """Yield an address where nobody takes a connection: its backlog is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -47,7 +47,7 @@ def blackhole() -> Iterator[str]:
 
 @pytest.fixture
 def tarpit() -> Iterator[str]:
-    """Give an address where a connection is taken, and nothing said."""
+    """Yield an address where a connection is taken, and nothing said."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 

@@ -44,7 +44,7 @@ def deliver(plugin: Maildir, name: str, size: int, *, queued: bool = False) -> s
 
 
 def used(box: Path) -> tuple[int, int]:
-    """Give what maildirsize adds up to, as its readers do."""
+    """Return what maildirsize adds up to, as its readers do."""
     definition, *lines = (box / "maildirsize").read_text().splitlines()
     assert definition.endswith("S")
     pairs = [line.split() for line in lines]
@@ -52,7 +52,7 @@ def used(box: Path) -> tuple[int, int]:
 
 
 def stored(box: Path) -> tuple[int, int]:
-    """Give what really lies in a Maildir."""
+    """Return what really lies in a Maildir."""
     sizes = [path.stat().st_size for path in box.rglob("*/*") if path.parent.name in {"new", "cur"}]
     return sum(sizes), len(sizes)
 

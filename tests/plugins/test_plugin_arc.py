@@ -76,7 +76,7 @@ def session_of(login: str | None = None) -> Session:
 def verify(
     content: bytes, names: dict[str, list[str] | UnansweredError] | None = None
 ) -> tuple[ArcResult, str]:
-    """Give the result, as a value and as others read it."""
+    """Return the result, as a value and as others read it."""
     plugin = Arc()
     server(plugin, NAMES if names is None else names)
     envelope = envelope_of()
@@ -114,7 +114,7 @@ def sealed(
     results: tuple[AuthResult, ...] = (DMARC_PASS,),
     envelope: Envelope | None = None,
 ) -> bytes:
-    """Give a message as it leaves a host that has verified it."""
+    """Return a message as it leaves a host that has verified it."""
     found = verify(content)[0]
     own = written("mx.example.org", [AuthResult("arc", found.result), *results])
     prefix = f"Authentication-Results: {own}\r\nReceived: from x by {host}; now\r\n"
@@ -143,7 +143,7 @@ def sealed_as(
 
 
 def dkimpy(content: bytes) -> str:
-    """Give the opinion of dkimpy."""
+    """Return the opinion of dkimpy."""
 
     def txt(name: bytes, timeout: int = 5) -> bytes:
         del timeout
@@ -328,7 +328,7 @@ def test_mail_of_users_is_not_looked_at() -> None:
 
 
 def judged(content: bytes, *trusted: str) -> tuple[str, str]:
-    """Give result and disposition of a message that neither SPF nor DKIM is good for."""
+    """Return result and disposition of a message that neither SPF nor DKIM is good for."""
     envelope, message, session = envelope_of(), Message("e", Content.of(content)), session_of()
     results_of(envelope).extend([AuthResult("spf", "none"), AuthResult("dkim", "fail")])
     arc, dmarc = Arc(), Dmarc(trusted_sealers=[*trusted], action="report_only")

@@ -59,7 +59,7 @@ def mail(*attachments: tuple[str, bytes], kind: str = "application/octet-stream"
 
 
 def blocked(content: bytes, plugin: Attachments | None = None) -> str:
-    """Give the reason and the name of what is blocked, parted by a colon, else nothing."""
+    """Return the reason and the name of what is blocked, parted by a colon, else nothing."""
     place = envelope()
     (plugin or Attachments(action="finding")).on_message(
         session(), place, Message("1", Content.of(content))
@@ -351,7 +351,7 @@ def test_bad_option_is_named(table: dict[str, object], problem: str, tmp_path: P
 
 
 def leaves(content: bytes, piece: int = 65536) -> list[tuple[str, list[str], bytes]]:
-    """Give type, names and decoded content of the parts that have no parts."""
+    """Return type, names and decoded content of the parts that have no parts."""
 
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -365,7 +365,7 @@ def leaves(content: bytes, piece: int = 65536) -> list[tuple[str, list[str], byt
 
 
 def build_mail(seed: int) -> EmailMessage:
-    """Give a message of nested parts."""
+    """Return a message of nested parts."""
     chance = random.Random(seed)  # noqa: S311
     message = EmailMessage()
     message["Subject"] = f"number {seed}"

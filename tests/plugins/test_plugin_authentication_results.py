@@ -43,7 +43,7 @@ def stored(
     authserv_id: str = "mx.example.org",
     **dialogue: Any,  # noqa: ANN401 - any option
 ) -> bytes:
-    """Give a message as it is stored, from its first Authentication-Results field on."""
+    """Return a message as it is stored, from its first Authentication-Results field on."""
     mailroom = Mailroom()
     writing = AuthenticationResults(authserv_id=authserv_id)
     talk = Dialogue(Checks(results=[*results]), writing, mailroom, **dialogue)

@@ -115,7 +115,7 @@ def txt(name: bytes, timeout: int = 5) -> bytes:
 
 
 def verified(message: bytes) -> list[bool]:
-    """Give dkimpy's judgement of each signature."""
+    """Return dkimpy's judgement of each signature."""
     count = message.lower().count(b"dkim-signature:")
     return [_verified(message, number) for number in range(count)]
 
@@ -128,7 +128,7 @@ def _verified(message: bytes, number: int) -> bool:
 
 
 def sent(plugin: DkimSign, content: bytes = MESSAGE, **values: Any) -> bytes:  # noqa: ANN401 - any field
-    """Give a message as it leaves."""
+    """Return a message as it leaves."""
     envelope = replace(ENVELOPE, **values)
     message = Message("e", Content.of(content))
     plugin.on_send(Delivery(envelope, (Address("bob", "example.net"),), "example.net"), message)

@@ -63,7 +63,7 @@ def pem(key: Any) -> bytes:  # noqa: ANN401 - any private key
 
 
 def signed(content: bytes = MESSAGE, forms: str = "relaxed/relaxed", **options: Any) -> bytes:  # noqa: ANN401 - any option
-    """Give a message signed by dkimpy."""
+    """Return a message signed by dkimpy."""
     canonical = tuple(form.encode() for form in forms.split("/"))
     options.setdefault("include_headers", [b"from", b"subject", b"from"])
     signature: bytes = dkim.sign(
@@ -79,7 +79,7 @@ def verify(
     login: str | None = None,
     **options: Any,  # noqa: ANN401 - any option
 ) -> tuple[Envelope, list[str]]:
-    """Give the envelope after the plugin, and results with their reasons."""
+    """Return the envelope after the plugin, and results with their reasons."""
     plugin = DkimVerify(**options)
     resolver = DictionaryResolver(NAMES if names is None else names)
     plugin.on_start(ServerInfo("mx.example.org", Path(), "worker", 0, resolver))
@@ -264,7 +264,7 @@ SIGNED = signed()
 
 
 def with_tag(change: Callable[[bytes], bytes]) -> bytes:
-    """Give a signed message whose signature was changed."""
+    """Return a signed message whose signature was changed."""
     name, body = SIGNED.split(b"Received:", 1)
     return change(name) + b"Received:" + body
 

@@ -82,7 +82,7 @@ def judged(
     options: dict[str, Any] | None = None,
     **dialogue: Any,  # noqa: ANN401 - any option
 ) -> tuple[str, Checks]:
-    """Give the reply to a message, and what the plugins left."""
+    """Return the reply to a message, and what the plugins left."""
     if isinstance(records, str):
         records = {"_dmarc.example.org": [records]}
     checks = Checks(results=[*(results or NOTHING)])

@@ -89,7 +89,7 @@ def asked(
     sender: str = "a@sender.example",
     login: str | None = None,
 ) -> tuple[str, Looking]:
-    """Give the answer to MAIL, and what was found when it was taken."""
+    """Return the answer to MAIL, and what was found when it was taken."""
     looking = Looking()
     dialogue = Dialogue(dnsbl, looking, Mailroom(), resolver=resolver, peer=peer, login=login)
     dialogue.send(f"EHLO {helo}")

@@ -66,7 +66,7 @@ class World:
         to: tuple[str, ...] = ("user@example.org",),
         login: str | None = None,
     ) -> str:
-        """Give the first refusal or the last reply; short when it was accepted."""
+        """Return the first refusal or the last reply; short when it was accepted."""
         reply = self.dialogue(peer, login).mail(MAIL, sender=sender, to=to)
         return "250" if reply.startswith("250") else reply
 

@@ -57,7 +57,7 @@ def asked(
     peer: str = "192.0.2.1",
     login: str | None = None,
 ) -> tuple[str, Looking]:
-    """Give the answer to MAIL at mx.example.org, and what was found when it was taken."""
+    """Return the answer to MAIL at mx.example.org, and what was found when it was taken."""
     looking = Looking()
     dialogue = Dialogue(checks, looking, Mailroom(), resolver=resolver, peer=peer, login=login)
     dialogue.session.local = "198.51.100.25"

@@ -159,7 +159,7 @@ def log_in(plugin: Ldap, user: str = "alice", password: str = "secret") -> str |
 
 @pytest.fixture(params=["dn", "search"])
 def plugin(request: pytest.FixtureRequest, directory: Directory) -> Ldap:
-    """Give one that knows each user's DN, and one that searches."""
+    """Return one that knows each user's DN, and one that searches."""
     return Ldap(url=directory.url, dn=DN) if request.param == "dn" else directory.searching()
 
 
@@ -324,7 +324,7 @@ def test_any_name_is_one_value_of_a_dn(text: str) -> None:
 
 
 def answer(operation: int, code: int, number: int = 1) -> bytes:
-    """Give an answer in BER: a message with a number, an operation, a code and empty texts."""
+    """Return an answer in BER: a message with a number, an operation, a code and empty texts."""
     result = bytes([operation, 7, 0x0A, 1, code, 4, 0, 4, 0])
     return bytes([0x30, 3 + len(result), 2, 1, number, *result])
 

@@ -82,7 +82,7 @@ def send(server: Running, users: list[str], content: bytes, listener: str = "smt
 
 
 def read(dovecot: Dovecot, user: str) -> list[bytes]:
-    """Give a user's messages as IMAP shows them."""
+    """Return a user's messages as IMAP shows them."""
     with dovecot.log_in(user) as client:
         assert client.select()[0] == "OK"
         parts = client.fetch("1:*", "(BODY.PEEK[])")[1]

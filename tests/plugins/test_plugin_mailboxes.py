@@ -18,7 +18,7 @@ SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net",
 def routed(
     mailboxes: Mailboxes, address: Address, sender: str = "a@example.com"
 ) -> Recipient | None:
-    """Give the recipient with its route, None where it has none."""
+    """Return the recipient with its route, None where it has none."""
     envelope = Envelope(
         id="e", reverse_path=Address.parse(sender) if sender else None, listener="smtp",
         peer="192.0.2.1", helo="x", login=None, arrived=0.0,
@@ -29,13 +29,13 @@ def routed(
 
 
 def route(mailboxes: Mailboxes, local: str, domain: str = "example.org") -> list[str] | None:
-    """Give the mailboxes as text."""
+    """Return the mailboxes as text."""
     found = routed(mailboxes, Address(local, domain))
     return None if found is None else [str(address) for address in found.mailboxes]
 
 
 def elsewhere(mailboxes: Mailboxes, local: str, sender: str = "a@example.com") -> list[str]:
-    """Give the outside addresses as text, with the sender that they get."""
+    """Return the outside addresses as text, with the sender that they get."""
     found = routed(mailboxes, Address(local, "example.org"), sender)
     assert found is not None
     return [

@@ -48,7 +48,7 @@ def make_message(content: bytes = TEXT) -> Message:
 
 
 def files(root: Path) -> list[Path]:
-    """Give every file below a directory that should hold messages only."""
+    """Return every file below a directory that should hold messages only."""
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 
@@ -343,7 +343,7 @@ def killed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture
 def killed(killed_once: Path, tmp_path: Path) -> Path:
-    """Give a directory with one mailbox for each system call that a delivery was killed before."""
+    """Return a directory with a mailbox for each system call before which a delivery was killed."""
     return shutil.copytree(killed_once, tmp_path / "killed")
 
 
@@ -537,7 +537,7 @@ def assert_deferred(plugin: Maildir, message: Message, reply: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give a file system of 128 KiB."""
+    """Yield a file system of 128 KiB."""
     path = tmp_path / "disk"
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(path)]

@@ -106,11 +106,11 @@ class Filter:
         return b"".join(letter for letter, _ in self.told if letter != b"D").decode()
 
     def data(self, letter: bytes) -> list[bytes]:
-        """Give what came with all commands of a letter."""
+        """Return what came with all commands of a letter."""
         return [data for each, data in self.told if each == letter]
 
     def macros(self, letter: bytes) -> dict[str, str]:
-        """Give the macros of the last command of a letter."""
+        """Return the macros of the last command of a letter."""
         found = [data[1:] for data in self.data(b"D") if data[:1] == letter]
         words = found[-1].decode().removesuffix("\0").split("\0") if found else []
         return dict(zip(words[::2], words[1::2], strict=True))
@@ -142,7 +142,7 @@ Play = Callable[..., Scene]
 
 @pytest.fixture
 def play() -> Iterator[Play]:
-    """Give a function that begins a session before a filter, or before any bad service."""
+    """Yield a function that begins a session before a filter, or before any bad service."""
     dialogues: list[Dialogue] = []
     services: list[Any] = []
 
@@ -172,7 +172,7 @@ def say(letter: bytes, *values: str | bytes) -> bytes:
 
 
 def change(*packets: bytes) -> dict[bytes, bytes]:
-    """Give the answers of a filter that changes this, then says continue."""
+    """Return the answers of a filter that changes this, then says continue."""
     return {b"E": b"".join(packets) + CONTINUE}
 
 
@@ -322,7 +322,7 @@ class Names(Resolver):
     records: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def lookup(self, name: str, kind: str, *, seconds: float = 0) -> Found:
-        """Give the one record, or fail."""
+        """Return the one record, or fail."""
         assert seconds > 0
         if (name, kind) not in self.records:
             raise UnansweredError("away")
@@ -925,7 +925,7 @@ SIGNED: Final = (
 
 
 def whole(scene: Scene) -> bytes:
-    """Give the only stored message."""
+    """Return the only stored message."""
     [[message]] = scene.mailroom.stored.values()
     return message
 
@@ -1000,7 +1000,7 @@ def rspamd(
 
 
 def gtube(letter: str) -> str:
-    """Give a message that rspamd is to refuse (X), to mark (Y), or to rename (Z)."""
+    """Return a message that rspamd is to refuse (X), to mark (Y), or to rename (Z)."""
     return f"From: me@example.org\nSubject: hello\n\n{letter}JS*{GTUBE}\n"
 
 

@@ -27,7 +27,7 @@ from minismtp.values.passwords import hash_password
 
 
 def cheap(password: str, log_n: int = 1) -> str:
-    """Give a stored string that costs nothing to check."""
+    """Return a stored string that costs nothing to check."""
     key = hashlib.scrypt(password.encode(), salt=b"salt", n=1 << log_n, r=1, p=1, dklen=32)
     return f"$scrypt$ln={log_n},r=1,p=1$c2FsdA${b64encode(key).decode()}"
 
@@ -96,7 +96,7 @@ PEOPLE = (
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """Give a file in which each user's password is the name."""
+    """Return a file in which each user's password is the name."""
     path = tmp_path / "people"
     path.write_text("".join(f"{name}:{cheap(name)}:{make_key(name).text}\n" for name in PEOPLE))
     return path

@@ -25,7 +25,7 @@ Script = Callable[[str], str]
 
 @pytest.fixture
 def script(tmp_path: Path) -> Script:
-    """Give a function that writes a shell script and gives its path."""
+    """Return a function that writes a shell script and returns its path."""
 
     def script(text: str) -> str:
         path = tmp_path / "program"

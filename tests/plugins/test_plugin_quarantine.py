@@ -62,7 +62,7 @@ def make_message(content: bytes = TEXT, reason: str = "looks odd") -> Message:
 
 
 def to_both(name: str = "1a2b.1") -> Envelope:
-    """Give an envelope for two mailboxes."""
+    """Return an envelope for two mailboxes."""
     envelope = make_envelope("alice@example.org", "bob@example.org")
     envelope.id = name
     for recipient in envelope.recipients:

@@ -58,7 +58,7 @@ class World:
         *,
         declared: int | None = None,
     ) -> str:
-        """Give the first refusal or the last reply; the number alone when it was accepted."""
+        """Return the first refusal or the last reply; the number alone when it was accepted."""
         dialogue = self.dialogue(peer, login)
         stated = "" if declared is None else f" SIZE={declared}"
         commands = [f"MAIL FROM:<{sender}>{stated}"]
@@ -73,7 +73,7 @@ class World:
 
 
 def put_off(reply: str) -> str:
-    """Give the reply without its seconds, which are those of an hour."""
+    """Return the reply without its seconds, which are those of an hour."""
     match = re.fullmatch(r"451 4\.7\.1 (.*), try again in (\d+) s", reply)
     assert match is not None, reply
     assert 3600 <= int(match[2]) <= 3780

@@ -39,7 +39,7 @@ class Keeping:
 def asked(
     *networks: str, peer: str = "192.0.2.1", login: str | None = None, to: str = "b@example.net"
 ) -> str:
-    """Give the answer to RCPT behind a server for example.org."""
+    """Return the answer to RCPT behind a server for example.org."""
     dialogue = Dialogue(
         Mailboxes(domains=["example.org"], users=["alice"]),
         Relaying(networks=[ip_network(each) for each in networks]),

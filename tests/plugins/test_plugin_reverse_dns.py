@@ -65,7 +65,7 @@ def asked(
     *,
     login: str | None = None,
 ) -> tuple[str, Looking]:
-    """Give the answer to MAIL, and what was found when it was taken."""
+    """Return the answer to MAIL, and what was found when it was taken."""
     looking = Looking()
     dialogue = Dialogue(reverse_dns, looking, Mailroom(), resolver=resolver, peer=peer, login=login)
     dialogue.send("EHLO client.example")

@@ -96,7 +96,7 @@ def talk(*plugins: object, resolver: Resolver | None = None, **scene: Any) -> Di
 
 
 def judged(answer: object, content: str = HAM, **options: Any) -> tuple[str, Mailroom]:  # noqa: ANN401 - those of the plugin
-    """Give the reply to a message and what was stored of it, when rspamd says this."""
+    """Return the reply to a message and what was stored of it, when rspamd says this."""
     mailroom = Mailroom()
     with serving(saying(http(answer))) as address:
         reply = talk(Rspamd(url=f"http://{address}", **options), mailroom).mail(content)
@@ -104,7 +104,7 @@ def judged(answer: object, content: str = HAM, **options: Any) -> tuple[str, Mai
 
 
 def header(mailroom: Mailroom) -> list[tuple[str, str]]:
-    """Give the fields of the one message that was stored, but for the trace field on top."""
+    """Return the fields of the one message that was stored, but for the trace field on top."""
     [message] = mailroom.stored["user@example.org"]
     return [field for field in Headers.parse(message) if field[0] != "Received"]
 
@@ -261,7 +261,7 @@ def heard(
     to: tuple[str, ...] = (),
     **scene: Any,  # noqa: ANN401 - as Dialogue has them
 ) -> dict[str, list[str]]:
-    """Give the fields of the request that rspamd gets."""
+    """Return the fields of the request that rspamd gets."""
     requests: list[bytes] = []
 
     def answer(sock: socket.socket) -> None:

@@ -310,7 +310,7 @@ def network(
 def judged(
     network: Network, peer: str, sender: str, *, helo: str = "mail.test", content: str = HAM
 ) -> set[str]:
-    """Give the tests that a message meets."""
+    """Return the tests that a message meets."""
     notes = Notes()
     plugins = (Spamassassin(address=network.spamd, reject=None), notes, Mailroom())
     dialogue = Dialogue(*plugins, peer=peer, resolver=network.resolver)
@@ -369,7 +369,7 @@ def test_helo_cannot_pass_for_something_else(network: Network, helo: str) -> Non
 
 
 def shown(plugin: Spamassassin, network_peer: str, sender: str = "a@test") -> bytes:
-    """Give what spamd is sent, behind its own lines."""
+    """Return what spamd is sent, behind its own lines."""
     heard: list[bytes] = []
 
     def talk(sock: socket.socket) -> None:

@@ -51,7 +51,7 @@ INJECTIONS: Final = (
 
 
 def cheap(password: str) -> str:
-    """Give a stored string that costs nothing to check."""
+    """Return a stored string that costs nothing to check."""
     key = hashlib.scrypt(password.encode(), salt=b"salt", n=2, r=1, p=1, dklen=32)
     return f"$scrypt$ln=1,r=1,p=1$c2FsdA${b64encode(key).decode()}"
 

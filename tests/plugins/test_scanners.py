@@ -77,14 +77,14 @@ SCANNERS: Final = {
 
 @pytest.fixture(params=SCANNERS)
 def name(request: pytest.FixtureRequest) -> str:
-    """Give the name of each plugin."""
+    """Return the name of each plugin."""
     found: str = request.param
     return found
 
 
 @pytest.fixture
 def scanner(name: str) -> Scanner:
-    """Give each of the plugins."""
+    """Return each of the plugins."""
     return SCANNERS[name]
 
 

@@ -266,7 +266,7 @@ def test_closed_descriptor_ends_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """Give the root logger, which is as before when the test is over."""
+    """Yield the root logger, which is as before when the test is over."""
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
     yield logger
@@ -330,7 +330,7 @@ def test_bad_format_string_of_a_library_is_not_the_callers_failure(
 
 @pytest.fixture
 def journal(written: Written, monkeypatch: pytest.MonkeyPatch) -> Written:
-    """Give a file that seems to be the socket of systemd's journal."""
+    """Return a file that seems to be the socket of systemd's journal."""
     status = os.fstat(written.descriptor)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
     return written
@@ -395,7 +395,7 @@ class Pipe:
                 self.text += os.read(self.reading, 65536)
 
     def counts(self, text: bytes) -> int:
-        """Give how often a text has come by now."""
+        """Return how often a text has come by now."""
         self.read()
         return self.text.count(text)
 

@@ -54,7 +54,7 @@ def families(metrics: Metrics) -> dict[str, Metric]:
 
 
 def combinations(family: Metric) -> set[frozenset[tuple[str, str]]]:
-    """Give the label combinations of a family without the limits of buckets."""
+    """Return the label combinations of a family without the limits of buckets."""
     return {
         frozenset((name, value) for name, value in sample.labels.items() if name != "le")
         for sample in family.samples
@@ -322,7 +322,7 @@ sys.stdout.buffer.write(generate_latest(registry))
 
 @pytest.fixture(scope="module")
 def slot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, set[str]]:
-    """Give what a process of slot 3 exposes, and its files."""
+    """Return what a process of slot 3 exposes, and its files."""
     directory = tmp_path_factory.mktemp("metrics")
     text = subprocess.run(
         [sys.executable, "-c", SLOT, directory], capture_output=True, text=True, check=True

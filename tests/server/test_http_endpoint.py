@@ -47,7 +47,7 @@ def test_head_is_answered_without_a_body(server: Running) -> None:
 
 
 def series(metrics: str) -> set[str]:
-    """Give the names and labels of a scrape, without the values."""
+    """Return the names and labels of a scrape, without the values."""
     return {line.rpartition(" ")[0] for line in metrics.splitlines() if not line.startswith("#")}
 
 

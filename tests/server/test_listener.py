@@ -59,7 +59,7 @@ def no_delay(peer_port: int) -> int:
 
 @pytest.fixture
 def served_by(tmp_path: Path) -> str:
-    """Give the table of a plugin that tells in EHLO who serves a session."""
+    """Return the table of a plugin that tells in EHLO who serves a session."""
     (tmp_path / "local_plugins").mkdir()
     (tmp_path / "local_plugins" / "served_by.py").write_text(SERVED_BY)
     return '[[plugins]]\nuse = "served_by"\n'
@@ -78,19 +78,19 @@ def limits(**values: int | str) -> str:
 
 
 def sources(count: int) -> list[str]:
-    """Give as many loopback addresses, all different."""
+    """Return as many loopback addresses, all different."""
     return [f"127.0.{1 + number // 250}.{1 + number % 250}" for number in range(count)]
 
 
 def keyword(greeting: str, name: str) -> list[str]:
-    """Give the parameters of a keyword in the reply to EHLO."""
+    """Return the parameters of a keyword in the reply to EHLO."""
     found = re.search(rf"^250[- ]{name} (.*)$", greeting, re.MULTILINE)
     assert found, greeting
     return found[1].split()
 
 
 def resident(pid: int, field: str) -> int:
-    """Give a figure of /proc/PID/status in octets."""
+    """Return a figure of /proc/PID/status in octets."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", status(pid), re.MULTILINE)
     assert found
     return int(found[1]) * 1024
@@ -378,7 +378,7 @@ def accepted(port: int) -> bool:
 
 @pytest.fixture
 def stopping(configure: Configure, start: Start) -> Iterator[tuple[Running, Client]]:
-    """Give a server that has begun to stop, and a client of it in the middle of its content."""
+    """Yield a server that has begun to stop, and a client of it in the middle of its content."""
     server = start(configure(limits(drain="1h"), workers=2))
     with server.connect() as client, server.connect() as idle:
         client.begin_data("late@example.org")

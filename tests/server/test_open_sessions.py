@@ -41,7 +41,7 @@ SLEEPY_TABLE = '[[plugins]]\nuse = "sleepy"\n'
 
 @pytest.fixture
 def show(capsys: Capture) -> Show:
-    """Give a function that runs the command on a server and gives what it prints."""
+    """Return a function that runs the command on a server and returns what it prints."""
 
     def show(server: Running, *options: str) -> str:
         assert main(["sessions", "--config", str(server.config), *options]) == 0

@@ -45,7 +45,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scoreboard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Scoreboard:
-    """Give what the processes of a server say that works."""
+    """Return what the processes of a server say that works."""
     monkeypatch.setattr("minismtp.runtime.scoreboard.time.monotonic", clock)
     scoreboard = Scoreboard()
     scoreboard.post(WorkersStatus(ready=True, workers=2))

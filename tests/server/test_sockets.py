@@ -50,7 +50,7 @@ def open_one(address: str, *, file: str = "") -> socket.socket:
 
 @pytest.fixture
 def bound() -> Iterator[list[socket.socket]]:
-    """Give two listening sockets on ports that the kernel chose."""
+    """Yield two listening sockets on ports that the kernel chose."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     yield sockets
     for sock in sockets:
@@ -58,7 +58,7 @@ def bound() -> Iterator[list[socket.socket]]:
 
 
 def hand_over(sockets: list[socket.socket], names: str, *command: str) -> tuple[str, ...]:
-    """Give the command that runs another one with sockets as systemd hands them over."""
+    """Return the command that runs another one with sockets as systemd hands them over."""
     numbers = ",".join(str(sock.fileno()) for sock in sockets)
     return (sys.executable, "-c", HAND_OVER, numbers, names, *command)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Give the socket on which systemd would listen."""
+    """Yield the socket on which systemd would listen."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     monkeypatch.setenv("WATCHDOG_USEC", "1000000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
@@ -41,7 +41,7 @@ def reporter(manager: socket.socket, admission: Admission) -> StatusReporter:  #
 
 
 def heard(manager: socket.socket) -> list[str]:
-    """Give what has been said, without the times."""
+    """Return what has been said, without the times."""
     manager.setblocking(False)
     messages = []
     while True:

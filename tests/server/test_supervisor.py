@@ -100,7 +100,7 @@ def who(client: Client) -> tuple[int, int]:
 
 
 def serving(server: Running) -> tuple[int, int]:
-    """Give the generation and the process id of the worker that serves a new session."""
+    """Return the generation and the process id of the worker that serves a new session."""
     while True:
         with server.connect() as client:
             found = who(client)
@@ -109,7 +109,7 @@ def serving(server: Running) -> tuple[int, int]:
 
 
 def workers(server: Running) -> set[int]:
-    """Give the process ids of the workers."""
+    """Return the process ids of the workers."""
     return called(server, "minismtp-worker")
 
 
@@ -132,7 +132,7 @@ def alive(pid: int) -> bool:
 
 
 def all_workers(server: Running, count: int) -> set[int]:
-    """Give the process ids of the workers once all of them serve."""
+    """Return the process ids of the workers once all of them serve."""
     server.wait_until(lambda: server.metric("workers") == count)
     return workers(server)
 
@@ -193,7 +193,7 @@ def test_worker_that_was_killed_is_replaced(configure: Configure, start: Start) 
 
 
 def spread(server: Running, count: int) -> list[int]:
-    """Give how many of the workers keep to each core, 0 for those that are not bound to one."""
+    """Return how many of the workers keep to each core, 0 for those that are not bound to one."""
     bound = [os.sched_getaffinity(pid) for pid in all_workers(server, count)]
     on = Counter(core for cores in bound if len(cores) == 1 for core in cores)
     return sorted(on[core] for core in os.sched_getaffinity(0))
@@ -818,7 +818,7 @@ Mistake = Literal["syntax", "key", "port", "plugin"]
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """Give a port on which somebody else listens."""
+    """Yield a port on which somebody else listens."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock.getsockname()[1]
 

@@ -24,7 +24,7 @@ LONG = timedelta(seconds=60)
 
 
 def saying(*pieces: bytes) -> Callable[[socket.socket], None]:
-    """Give a talk that reads one piece, then says these."""
+    """Return a talk that reads one piece, then says these."""
 
     def talk(sock: socket.socket) -> None:
         sock.recv(65536)

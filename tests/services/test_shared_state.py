@@ -64,7 +64,7 @@ def redis(
 
 @pytest.fixture(params=KINDS)
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
-    """Give one of each kind, with keys of the test's own."""
+    """Yield one of each kind, with keys of the test's own."""
     if request.param == "redis":
         url = request.getfixturevalue("redis").url
         given = State.of(StateConfig(url=url, prefix=f"{request.node.name}:"), tmp_path)

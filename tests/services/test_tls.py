@@ -91,7 +91,7 @@ def handshake(
 
 
 def presented(context: ssl.SSLContext, name: str = "mx.example.org") -> str:
-    """Give the name in the certificate that a client sees who asks for `name`."""
+    """Return the name in the certificate that a client sees who asks for `name`."""
     client = client_context()
     client.check_hostname = False
     server, connection = handshake(context, client, name)

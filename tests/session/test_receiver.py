@@ -113,7 +113,7 @@ def plain(password: str) -> str:
 
 
 def rules(*plugins: object, kind: Kind = "mx", limits: Limits | None = None) -> ListenerContext:
-    """Give a service for `replace` to change."""
+    """Return a service for `replace` to change."""
     return Dialogue(*plugins, kind=kind, limits=limits).service
 
 
@@ -131,7 +131,7 @@ def at_data(dialogue: Dialogue) -> Dialogue:
 
 
 def code(reply: str) -> str:
-    """Give the reply code, and the enhanced one if there is one."""
+    """Return the reply code, and the enhanced one if there is one."""
     match = re.match(r"\d{3}(?:[ -]\d\.\d+\.\d+(?= ))?", reply)
     assert match is not None, reply
     return match[0]

@@ -250,7 +250,7 @@ def of_plugins() -> Iterator[Case]:
 
 
 def malformed(text: str, reply: str, **fields: str) -> Case:
-    """Give the case of a MAIL or RCPT that is refused as it stands."""
+    """Return the case of a MAIL or RCPT that is refused as it stands."""
     command = text.partition(" ")[0].upper()
     before = (EHLO, MAIL) if command == "RCPT" else (EHLO,)
     event = {"MAIL": "sender", "RCPT": "recipient"}[command]
@@ -305,7 +305,7 @@ def unseen(
     reply: str,
     **more: Any,  # noqa: ANN401 - whatever a case has
 ) -> Case:
-    """Give the case of another command."""
+    """Return the case of another command."""
     fields = {"command": command} | ({"said": said} if said else {})
     return Case(f"{command}-{reply}-{said}", lines, reply, "command", fields, **more)
 
@@ -679,7 +679,7 @@ def cases() -> list[Case]:
 
 
 def drive(case: Case, capfd: Capture) -> tuple[list[str], list[dict[str, str]]]:
-    """Give what a client has been refused, without identifiers, and the lines with a reply."""
+    """Return what a client has been refused, without identifiers, and the lines with a reply."""
     log = Log(style="json")
     limits = replace(case.limits, error_delay=timedelta(0))
     plugins = [replace(each) for each in case.plugins]  # or they would have guards around guards

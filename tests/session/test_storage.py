@@ -82,7 +82,7 @@ def send(dialogue: Dialogue, names: Sequence[str]) -> list[str]:
 
 
 def waiting(queue: Spool) -> list[str]:
-    """Give the addresses of the copies that wait, in their order by name."""
+    """Return the addresses of the copies that wait, in their order by name."""
     targets = [target for name in queue.names() for target in queue.open(name)[0].targets]
     return sorted(target.address.partition("@")[0] for target in targets)
 

@@ -308,7 +308,7 @@ def test_no_limit_is_beyond_the_longest_line() -> None:
 
 
 def _code(line: bytes) -> int:
-    """Give the code that refuses a line, 0 for a good one."""
+    """Return the code that refuses a line, 0 for a good one."""
     try:
         parse(line)
     except CommandProblem as problem:

@@ -56,7 +56,7 @@ ONE_CHUNK = ContentChunk(b"hello")
 
 
 def answer(protocol: Protocol, event: Event | None, answers: Mapping[str, int]) -> None:
-    """Give the reply that is owed, if one is."""
+    """Send the reply that is owed, if there is one."""
     if isinstance(event, Refused):
         protocol.send(event.reply)
     elif protocol.verb:
@@ -89,14 +89,14 @@ def add(events: list[Event], event: Event) -> None:
 
 
 def welcomed(*, lmtp: bool = False, banner: int = 220, line_length: int = 0) -> Protocol:
-    """Give a protocol whose banner has been sent."""
+    """Return a protocol whose banner has been sent."""
     protocol = Protocol(lmtp=lmtp, line_length=line_length)
     protocol.send(Reply(banner, "mx.example"))
     return protocol
 
 
 def refusals(events: list[Event]) -> list[str]:
-    """Give the refusals among events as verb, code and enhanced code."""
+    """Return the refusals among events as verb, code and enhanced code."""
     return [
         f"{event.verb} {event.reply.code} {event.reply.enhanced}".rstrip()
         for event in events
@@ -263,7 +263,7 @@ CODES = {2: 250, 3: 334, 4: 450, 5: 550}
 
 
 def brought_to(state: SessionState, *, lmtp: bool = False) -> Protocol:
-    """Give a protocol in this state."""
+    """Return a protocol in this state."""
     if state is SessionState.CONNECTED:
         return Protocol(lmtp=lmtp)
     if state is SessionState.UNWELCOME:

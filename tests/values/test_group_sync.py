@@ -46,7 +46,7 @@ def in_thread(work: Callable[[], None]) -> tuple[threading.Thread, list[OSError]
 
 
 def commit(group: GroupSync) -> Callable[[], None]:
-    """Give the work of a writer that has just written."""
+    """Return the work of a writer that has just written."""
     ticket = group.ticket()
     return lambda: group.commit(ticket)
 

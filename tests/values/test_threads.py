@@ -104,7 +104,7 @@ path = "mail/{local}"
 
 @pytest.fixture
 def counted() -> Iterator[Counter[str]]:
-    """Give what is counted while the test runs."""
+    """Yield what is counted while the test runs."""
     found: Counter[str] = Counter()
     before, hook = threads.counts.copy(), threading.excepthook
 
@@ -266,7 +266,7 @@ class Telephone:
 
 
 def reset() -> OSError:
-    """Give what shutdown says of a connection that its peer has reset."""
+    """Return what shutdown says of a connection that its peer has reset."""
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket() as unconnected:
         try:
@@ -349,7 +349,7 @@ def test_every_thread_of_a_server_goes_on_after_it_has_raised(
 
 
 def failed(server: Running) -> set[str]:
-    """Give the names of the threads that have failed."""
+    """Return the names of the threads that have failed."""
     found = server.http("/metrics")[1]
     pattern = r'^minismtp_thread_failures_total{thread="(\w+)"} [1-9]'
     return set(re.findall(pattern, found, re.MULTILINE))
