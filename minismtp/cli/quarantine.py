@@ -158,7 +158,7 @@ def _change(config: Config, verb: str, found: Sequence[Found]) -> str:
     if problems:
         raise OSError(f"{count} {_DONE[verb]}, but not {'; '.join(problems)}")
     text = f"{listing.plural(count, 'message')} {_DONE[verb]}"
-    if verb == "release" and count and not spool.served():
+    if verb == "release" and count and not spool.has_runner():
         text += "; the server does not run: they are delivered at its start"
     return text
 

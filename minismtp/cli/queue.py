@@ -110,9 +110,9 @@ def _demand(names: tuple[str, ...], found: list[Waiting]) -> None:
 def _change(schedule: QueueDatabase, spool: Spool, verb: str, which: Filter, now: float) -> str:
     state, only, done = _CHANGES[verb]
     count = schedule.change(which, now, state, only=only)
-    spool.knock()
+    spool.trigger.notify()
     text = f"{count} recipient{'' if count == 1 else 's'} {done}"
-    if count and not spool.served():
+    if count and not spool.has_runner():
         text += "; the server does not run: it takes effect at its start"
     return text
 

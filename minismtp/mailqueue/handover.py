@@ -40,7 +40,7 @@ class Handover:
 
     def take_over(self, name: str) -> bool:
         """Become the one who delivers a message; False while another runner does."""
-        if self._spool.kept(name):
+        if self._spool.is_locked(name):
             return False
         self._foreign.discard(name)
         return True
@@ -52,7 +52,7 @@ class Handover:
                 self._jobs.setdefault(job[0], set()).add(job)
             for name in self._jobs:
                 with contextlib.suppress(OSError):  # gone already
-                    self._kept[name] = self._spool.keep(name)
+                    self._kept[name] = self._spool.lock_message(name)
             self._writer.hand_over(self._jobs)
         self._writer.flush()
 
@@ -67,4 +67,4 @@ class Handover:
             self._writer.hand_over([name])
             self._writer.flush()
             os.close(descriptor)
-            self._spool.knock()
+            self._spool.trigger.notify()

@@ -39,7 +39,7 @@ class Intake:
         for name, whole in manager.spool.recover():
             if whole:
                 self._log.info("found after a crash", id=name)
-        for name in manager.spool.strange():
+        for name in manager.spool.set_aside_misnamed():
             self._log.error("set aside in spool/damaged, no message has such a name", name=name)
         manager.handover.expect(manager.schedule.changed())
         manager.schedule.reopen()
@@ -96,7 +96,7 @@ class Intake:
         """Take on what was missed: because the FIFO was full, or a file could not be read."""
         unread, self._unread = self._unread, set()
         self.take_in(unread)
-        if self._manager.spool.missed():
+        if self._manager.spool.trigger.overflowed():
             self.take_in(self._manager.spool.names())
 
     def _load(self, name: str, arrived: float, rows: list[Row]) -> None:

@@ -41,7 +41,7 @@ from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import Metrics, use_slot
 from minismtp.runtime.pulse import Heartbeats
 from minismtp.runtime.scoreboard import Scoreboard
-from minismtp.storage.spool import BusyError, Spool, heard
+from minismtp.storage.spool import BusyError, Spool
 from minismtp.values.clock import steady_time
 from minismtp.values.database import set_aside
 from minismtp.values.threads import count_failures, start_thread, surviving
@@ -157,7 +157,7 @@ class Runner:
         self._delivery.start()
         self._watch.start()
         self._manager.in_progress.start()
-        fifo = self._manager.spool.listen()
+        fifo = self._manager.spool.trigger.open()
         messages = self._intake.recover()
         self._show_life()
         self._log.info("queue opened", messages=messages)
@@ -181,12 +181,12 @@ class Runner:
         self._end(lock)
 
     def _hear(self, fifo: int) -> None:
-        names, knocked = heard(fifo)
+        names, changed = self._manager.spool.trigger.read(fifo)
         for start in range(0, len(names), _HEARD):
             self._intake.take_in(names[start : start + _HEARD])
             self._pool.start_jobs()
             self._show_life()
-        if knocked:
+        if changed:
             self._manager.hear_of_changes()
 
     def _show_life(self) -> None:

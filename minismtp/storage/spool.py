@@ -32,9 +32,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
-import select
-import threading
 import time
 from collections.abc import Iterator
 from math import inf
@@ -45,14 +42,17 @@ from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.storage.spool_file import (
+    NAME,
     DamagedError,
     UnreadableError,
     encoded,
     footer,
+    move_into,
     open_message,
     read_message,
     write,
 )
+from minismtp.storage.spool_trigger import Trigger
 from minismtp.values.durable_files import (
     MisdirectedError,
     check_written,
@@ -61,13 +61,10 @@ from minismtp.values.durable_files import (
 )
 from minismtp.values.threads import surviving
 
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")
-__all__ = ["BusyError", "DamagedError", "Spool", "UnreadableError", "heard"]
+__all__ = ["BusyError", "DamagedError", "Spool", "UnreadableError"]
 
-_FIFO_SIZE: Final = 1 << 20  # octets: the names of 50,000 messages
 _log = logging.getLogger(__name__)
 _FREE_FOR: Final = 1.0  # seconds
-_PATIENCE: Final = 1000  # milliseconds that a full FIFO may hold up the acknowledgement
 
 
 class BusyError(RuntimeError):
@@ -85,11 +82,7 @@ class Spool:
         self._reserve = reserve
         self._temporary = str(directory / "tmp")
         self._queue = str(directory / "queue")
-        self._wake = directory / "wake"
-        self._missed = directory / "missed"
-        self._waker = -1
-        # A descriptor that is closed may be another file's at once.
-        self._calling = threading.Lock()
+        self.trigger = Trigger(directory)
         self._free = (0, -inf)  # octets, and until when that counts
 
     def prepare(self) -> None:
@@ -101,10 +94,7 @@ class Spool:
         self._directory.mkdir(0o700, exist_ok=True)
         for name in ("tmp", "queue", "damaged"):
             make_directory(self._directory / name)
-        if not self._wake.is_fifo():
-            with contextlib.suppress(FileNotFoundError):
-                self._move_aside(self._wake)
-            os.mkfifo(self._wake, 0o600)
+        self.trigger.prepare()
 
     def has_space(self, size: int = 0) -> bool:
         """Whether a message of `size` octets leaves the reserve free.
@@ -153,7 +143,7 @@ class Spool:
             Path(temporary).unlink(missing_ok=True)
             raise
         with surviving():  # the message is ours already
-            self._call(entry.id)
+            self.trigger.notify(entry.id)
 
     def open(self, name: str) -> tuple[QueueEntry, Message]:
         """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
@@ -179,10 +169,7 @@ class Spool:
 
     def set_aside(self, name: str) -> None:
         """Put what is damaged, or no message, where it is in nobody's way. Raises OSError."""
-        self._move_aside(Path(self._queue, name))
-
-    def _move_aside(self, path: Path) -> None:
-        path.rename(_free_name(self._directory / "damaged", path.name))
+        move_into(self._directory / "damaged", Path(self._queue, name))
 
     def lock(self) -> int:
         """Become the one process that takes messages out, until the descriptor is closed.
@@ -198,7 +185,7 @@ class Spool:
             raise BusyError(f"another process holds {self._directory / 'lock'}") from None
         return descriptor
 
-    def served(self) -> bool:
+    def has_runner(self) -> bool:
         """Whether a process takes messages out."""
         try:
             os.close(self.lock())
@@ -206,7 +193,7 @@ class Spool:
             return True
         return False
 
-    def keep(self, name: str) -> int:
+    def lock_message(self, name: str) -> int:
         """Keep a message from other runners, until the descriptor is closed. Raises OSError."""
         descriptor = open_message(f"{self._queue}/{name}")
         try:
@@ -216,10 +203,10 @@ class Spool:
             raise
         return descriptor
 
-    def kept(self, name: str) -> bool:
+    def is_locked(self, name: str) -> bool:
         """Whether another runner keeps a message. Raises OSError."""
         try:
-            os.close(self.keep(name))
+            os.close(self.lock_message(name))
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -253,92 +240,15 @@ class Spool:
 
     def names(self) -> Iterator[str]:
         """Walk through all queued messages; for the start, and after `missed`."""
-        return (item.name for item in os.scandir(self._queue) if _NAME.fullmatch(item.name))
+        return (item.name for item in os.scandir(self._queue) if NAME.fullmatch(item.name))
 
-    def strange(self) -> list[str]:
+    def set_aside_misnamed(self) -> list[str]:
         """Set aside what has a name that `add` gives nobody; returns these names."""
-        names = [each.name for each in os.scandir(self._queue) if not _NAME.fullmatch(each.name)]
+        names = [each.name for each in os.scandir(self._queue) if not NAME.fullmatch(each.name)]
         for name in names:
             with contextlib.suppress(OSError):
-                self._move_aside(Path(self._queue, name))
+                self.set_aside(name)
         return names
-
-    def listen(self) -> int:
-        """Open the FIFO for `hear`; a writer of our own keeps it open."""
-        descriptor = os.open(self._wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        with contextlib.suppress(OSError):  # an unprivileged user has a quota of such memory
-            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _FIFO_SIZE)
-        return descriptor
-
-    def missed(self) -> bool:
-        """Whether somebody could not write to the FIFO since the last call."""
-        try:
-            self._missed.unlink()
-        except FileNotFoundError:
-            return False
-        except OSError:  # somebody has put something else there, which is moved out of the way
-            with contextlib.suppress(OSError):
-                self._move_aside(self._missed)
-        return True
-
-    def knock(self) -> None:
-        """Have the runner look again, for instance because the schedule was changed."""
-        self._call("")
-
-    def _call(self, name: str) -> None:
-        line = f"{name}\n".encode("ascii")
-        for _ in range(2):  # a runner that was started again has another reader
-            try:
-                self._say(line)
-            except BlockingIOError:
-                if self._missed.exists():
-                    return  # who came before has waited in vain already
-                if not self._has_room():
-                    break
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return  # nobody listens: the next start walks through the queue
-            else:
-                return
-        with contextlib.suppress(OSError):
-            self._missed.touch()
-
-    def _say(self, line: bytes) -> None:
-        """Write into the FIFO; raises OSError, and then opens it anew the next time."""
-        with self._calling:
-            try:
-                if self._waker < 0:
-                    self._waker = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                os.write(self._waker, line)
-            except BlockingIOError:
-                raise
-            except OSError:
-                if self._waker >= 0:
-                    os.close(self._waker)
-                    self._waker = -1
-                raise
-
-    def _has_room(self) -> bool:
-        """Wait until the FIFO takes more, or not much longer."""
-        with contextlib.suppress(OSError):
-            descriptor = os.open(self._wake, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                poll = select.poll()
-                poll.register(descriptor, select.POLLOUT)
-                return bool(poll.poll(_PATIENCE))
-            finally:
-                os.close(descriptor)
-        return True
-
-
-def heard(descriptor: int) -> tuple[list[str], bool]:
-    """Read what stands in the FIFO: the names of new messages, and whether somebody knocked."""
-    pieces = []
-    with contextlib.suppress(BlockingIOError):
-        while piece := os.read(descriptor, _FIFO_SIZE):
-            pieces.append(piece)
-    lines = b"".join(pieces).decode("ascii", "replace").split("\n")[:-1]
-    return [line for line in lines if _NAME.fullmatch(line)], "" in lines
 
 
 def _begin(path: str) -> tuple[int, os.stat_result]:
@@ -351,9 +261,3 @@ def _begin(path: str) -> tuple[int, os.stat_result]:
         if status.st_nlink:
             return descriptor, status
         os.close(descriptor)  # `recover` found it before it was locked, and removed it
-
-
-def _free_name(directory: Path, name: str) -> Path:
-    """Return a path for `name`, or one like it where there is something already."""
-    path = directory / name
-    return directory / f"{name}.{time.time_ns()}" if os.path.lexists(path) else path

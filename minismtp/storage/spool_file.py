@@ -10,12 +10,15 @@ import errno
 import os
 import re
 import stat
+import time
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from minismtp.mail.queue_entry import QueueEntry
 
+NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,200}")  #: of a message in the spool
 _FOOTER: Final = re.compile(rb"minismtp-spool-1 +([0-9]+) +([0-9]+)\n")
 _FOOTER_FORMAT: Final = b"minismtp-spool-1 %15d %10d\n"
 _FOOTER_SIZE: Final = len(_FOOTER_FORMAT % (0, 0))
@@ -102,3 +105,11 @@ def write(descriptor: int, data: bytes) -> None:
     """Write all of it. Raises OSError."""
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def move_into(directory: Path, path: Path) -> None:
+    """Move a file into a directory, under another name if its own is taken. Raise OSError."""
+    target = directory / path.name
+    if os.path.lexists(target):
+        target = directory / f"{path.name}.{time.time_ns()}"
+    path.rename(target)

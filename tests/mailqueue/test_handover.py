@@ -16,7 +16,7 @@ from minismtp.mailqueue.database import QueueDatabase
 from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.runtime.log import Log
-from minismtp.storage.spool import Spool, heard
+from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,11 +56,11 @@ def test_a_message_is_left_alone_until_its_last_job_ends(
         assert not new.foreign("m2")
         old.done(("m1", "a"))
         assert not new.take_over("m1")
-        fifo = spool.listen()
+        fifo = spool.trigger.open()
         old.done(("m1", "b"))
         assert new.take_over("m1")
         assert not new.foreign("m1")
-        assert heard(fifo) == ([], True)
+        assert spool.trigger.read(fifo) == ([], True)
         assert new_schedule.changed() == ["m1"]
 
 
@@ -80,9 +80,9 @@ def test_a_job_may_end_twice_or_before_it_is_kept(spool: Spool, schedule: QueueD
     handover.keep([("m1", "a"), ("m1", "b")])
     handover.done(("m1", "a"))
     handover.done(("m1", "a"))
-    assert spool.kept("m1")
+    assert spool.is_locked("m1")
     handover.done(("m1", "b"))
-    assert not spool.kept("m1")
+    assert not spool.is_locked("m1")
 
 
 def test_new_mail_is_sent_while_the_runner_before_still_delivers(

@@ -200,7 +200,7 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
     spool = Mock(open=Mock(side_effect=PermissionError(13, "Permission denied")))
     log = Mock(error=lambda event, **_: said.append(event))
     manager = Mock(index=(), spool=spool, log=log)
-    spool.missed.return_value = False
+    spool.trigger.overflowed.return_value = False
     intake = Intake(manager, str)
     intake.take_in(["m.1"])
     intake.take_in_rest()

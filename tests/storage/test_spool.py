@@ -15,7 +15,9 @@ from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage import spool as module
-from minismtp.storage.spool import BusyError, DamagedError, Spool, UnreadableError, heard
+from minismtp.storage import spool_trigger
+from minismtp.storage.spool import BusyError, DamagedError, Spool, UnreadableError
+from minismtp.storage.spool_trigger import Trigger
 from minismtp.values.address import Address
 from minismtp.values.durable_files import MisdirectedError
 
@@ -93,7 +95,7 @@ def test_message_is_queued_though_nobody_can_be_told(
     def fails(*_: object) -> None:
         raise MemoryError("made by a test")
 
-    monkeypatch.setattr(Spool, "_call", fails)
+    monkeypatch.setattr(Trigger, "notify", fails)
     spool.add(entry(), message())
     assert spool.open("m.1")[0] == entry()
 
@@ -351,26 +353,26 @@ def test_only_one_process_takes_messages_out(spool: Spool, tmp_path: Path) -> No
 
 
 def test_the_reader_hears_of_new_messages(spool: Spool) -> None:
-    descriptor = spool.listen()
+    descriptor = spool.trigger.open()
     spool.add(entry("m.1"), message())
     spool.add(entry("m.2"), message())
-    assert heard(descriptor) == (["m.1", "m.2"], False)
-    spool.knock()
-    assert heard(descriptor) == ([], True)
-    assert heard(descriptor) == ([], False)
+    assert spool.trigger.read(descriptor) == (["m.1", "m.2"], False)
+    spool.trigger.notify()
+    assert spool.trigger.read(descriptor) == ([], True)
+    assert spool.trigger.read(descriptor) == ([], False)
     os.close(descriptor)
 
 
 def test_a_message_is_queued_when_nobody_listens(spool: Spool) -> None:
     spool.add(entry(), message())
-    assert not spool.missed()
-    descriptor = spool.listen()
+    assert not spool.trigger.overflowed()
+    descriptor = spool.trigger.open()
     spool.add(entry("m.2"), message())
     os.close(descriptor)
     spool.add(entry("m.3"), message())
-    descriptor = spool.listen()
+    descriptor = spool.trigger.open()
     spool.add(entry("m.4"), message())
-    assert heard(descriptor)[0] == ["m.4"]
+    assert spool.trigger.read(descriptor)[0] == ["m.4"]
     assert sorted(spool.names()) == ["m.1", "m.2", "m.3", "m.4"]
     os.close(descriptor)
 
@@ -378,11 +380,11 @@ def test_a_message_is_queued_when_nobody_listens(spool: Spool) -> None:
 def test_a_full_pipe_is_noticed_by_the_reader(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0)
-    descriptor = spool.listen()
-    while not spool.missed():
-        spool.knock()
-    assert heard(descriptor) == ([], True)
+    monkeypatch.setattr(spool_trigger, "_PATIENCE", 0)
+    descriptor = spool.trigger.open()
+    while not spool.trigger.overflowed():
+        spool.trigger.notify()
+    assert spool.trigger.read(descriptor) == ([], True)
     os.close(descriptor)
 
 
