@@ -233,6 +233,16 @@ def test_exit_status_is_as_documented(status: int, tmp_path: Path) -> None:
     assert re.search(rf"\b{status} for ", sentence)
 
 
+# The tests that pages name
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/architecture.md"])
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / page).read_text()))
+    assert named
+    assert named <= {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+
+
 # The guide for plugin authors
 
 
