@@ -125,13 +125,13 @@ def sections() -> Iterator[Section]:
 
 
 def shipped() -> dict[str, type]:
-    """Return the classes of the shipped plugins by name; raises ModuleNotFoundError."""
+    """Return the classes of the shipped plugins by name. Raise ModuleNotFoundError."""
     found = {each.name: each for each in available([])}
     factories = {}
     for plugin in _SHIPPED:
         factory = found[plugin].factory if plugin in found else None
         if factory is None:
-            problem = found[plugin].problem if plugin in found else "install the project anew"
+            problem = found[plugin].problem if plugin in found else "install the project again"
             raise ModuleNotFoundError(f"{plugin} cannot be described: {problem}")
         factories[plugin] = factory
     return factories

@@ -97,7 +97,7 @@ class Dialogue:
     def configured(
         cls, config: Config, listener: str, *, peer: str = "192.0.2.1", log: Log | None = None
     ) -> Dialogue:
-        """Begin a session as the configuration has it; raises ConfigError and guard.Failure."""
+        """Begin a session as the configuration has it. Raise ConfigError and guard.Failure."""
         metrics, log = Metrics(), log or Log(level="error")
         plugins = PluginSet.load(config, metrics, log)
         found = next(item for item in config.listeners if item.name == listener)
@@ -118,7 +118,7 @@ class Dialogue:
         return dialogue
 
     def send(self, line: str) -> str:
-        """Send one line and give the reply's lines, parted by line feeds and without the last."""
+        """Send one line and return the reply's lines, separated by line feeds."""
         return _text(self.send_raw(line.encode() + b"\r\n"))
 
     def send_raw(self, data: bytes) -> bytes:
@@ -155,7 +155,7 @@ class Dialogue:
         sender: str = "sender@example.org",
         to: tuple[str, ...] = ("user@client.example",),
     ) -> tuple[Message, Destination | None]:
-        """Have the plugins send a message on, as for one domain; raises their Verdict.
+        """Have the plugins send a message on, as for one domain. Raise their Verdict.
 
         Gives it as they changed it, and the next hop, None where they leave it to the server.
         """

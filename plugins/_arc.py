@@ -54,7 +54,7 @@ class Set:
 
 
 def read_chain(headers: Headers) -> list[Set]:
-    """Return the sets from the first to the last, none without a chain; raises BrokenChainError.
+    """Return the sets from the first to the last, none without a chain. Raise BrokenChainError.
 
     RFC 8617 section 5.2, steps 1 to 3.
     """
@@ -103,7 +103,7 @@ def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> Set:
 def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
     """Return the oldest instance since which the message is unchanged, 0 for the whole chain.
 
-    RFC 8617 section 5.2, steps 4 to 6; raises BrokenChainError.
+    RFC 8617 section 5.2, steps 4 to 6. Raise BrokenChainError.
     """
     good = list(_good_headers(message, chain, keys))
     problems = check_bodies(message, [each.message for each in good])

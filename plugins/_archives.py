@@ -57,7 +57,7 @@ def is_archive(head: bytes) -> bool:
 def files_in(file: Reads, name: str, budget: Budget, level: int = 1) -> Iterator[Inside]:
     """Yield what an archive called `name` holds, and the archives in it; it is read once, forward.
 
-    Raises TooMuchError and BrokenError.
+    Raise TooMuchError and BrokenError.
     """
     if level > budget.levels:
         raise TooMuchError(f"archives in each other, more than {budget.levels} deep")

@@ -47,7 +47,7 @@ def read(value: str) -> tuple[str, list[AuthResult]]:
 def claims(value: str, name: str) -> bool:
     """Whether a field can be taken for one of the server `name`, in A-labels.
 
-    Its authserv-id is that name in some spelling, or it has none that all readers agree upon.
+    Its authserv-id is that name in some spelling, or it has none that all readers agree on.
     """
     if _balance(value):
         return True

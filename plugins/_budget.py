@@ -34,7 +34,7 @@ class Budget:
         self._until = thread_time() + seconds
 
     def take(self, octets: int = 0, names: int = 0) -> None:
-        """Count, and look at the clock; raises TooMuchError."""
+        """Count, and look at the clock. Raise TooMuchError."""
         self._octets -= octets
         self._names -= names
         if self._octets < 0:

@@ -69,7 +69,7 @@ class Client:
     ) -> dict[Address, Said]:
         """Hand over a message, and return the reply for each mailbox.
 
-        Raises Reject for what the server cannot take unharmed.
+        Raise Reject for what the server cannot take unharmed.
         """
         envelope, message = self._fitting(envelope, message)
         self._find_obstacle(envelope, message, mailboxes)

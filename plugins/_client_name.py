@@ -61,7 +61,7 @@ def confirmed_name(session: Session, resolver: Resolver, patience: timedelta) ->
 
 
 def _asked(address: IpAddress, questions: Questions) -> ClientName:
-    """Return the first name that has the address, else the first; raises UnansweredError."""
+    """Return the first name that has the address, else the first. Raise UnansweredError."""
     names = questions.ask(address.reverse_pointer, "PTR")[:_NAMES]
     problem: UnansweredError | None = None
     for name in names:

@@ -120,7 +120,7 @@ class Database:
 
 
 def db_api_module(name: str) -> ModuleType:
-    """Import a module; raises ValueError for `module` when it is of no use."""
+    """Import a module. Raise ValueError for `module` when it is of no use."""
     try:
         module = importlib.import_module(name)
     except ImportError as error:

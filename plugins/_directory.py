@@ -102,7 +102,7 @@ def _folded(local: str) -> str:
 
 
 def read_aliases(path: Path, domains: list[str]) -> dict[str, list[Mailbox]]:
-    """Read lines `alias: target, target`; raises OSError, and ValueError with the line."""
+    """Read lines `alias: target, target`. Raise OSError, and ValueError with the line."""
     aliases: dict[str, list[Mailbox]] = {}
     for number, line in lines_of(path):
         try:

@@ -50,7 +50,7 @@ class Signature:
 
     @classmethod
     def read(cls, raw: bytes, *required: str, lenient: bool = False) -> "Signature":
-        """Read a field that needs these tags; raises UnverifiedError.
+        """Read a field that needs these tags. Raise UnverifiedError.
 
         If `lenient`, it may be spelled as other verifiers take it: a signature proves itself.
         """

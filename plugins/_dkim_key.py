@@ -29,7 +29,7 @@ class Keys:
         self._found: dict[str, Found] = {}
 
     def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
-        """Return the key of a signature and its flags; raises UnverifiedError."""
+        """Return the key of a signature and its flags. Raise UnverifiedError."""
         name = f"{signature.selector}._domainkey.{signature.domain}"
         try:
             found = self._found.get(name) or self._questions.lookup(name, "TXT")

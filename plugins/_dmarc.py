@@ -44,7 +44,7 @@ def public_suffixes() -> PublicSuffixList:
 
 
 class Names:
-    """What the DNS and the public suffix list say of names; raises UnansweredError."""
+    """What the DNS and the public suffix list say of names. Raise UnansweredError."""
 
     def __init__(self, resolver: Resolver, suffixes: PublicSuffixList, patience: timedelta) -> None:
         self._questions = Questions(resolver, patience)

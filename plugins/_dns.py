@@ -117,7 +117,7 @@ class Questions:
         return found
 
     def ask(self, name: str, kind: str, share: float = 1.0) -> Sequence[str]:
-        """Return the records of type A, AAAA, MX, PTR or TXT as text; raises UnansweredError.
+        """Return the records of type A, AAAA, MX, PTR or TXT as text. Raise UnansweredError.
 
         MX gives the hosts in the order of preference, TXT each record in one piece, an octet for a
         character. A name that cannot be in the DNS has no records. `share` is as in `lookup`.
@@ -138,5 +138,5 @@ class Questions:
                 return [record.address for record in found.records]
 
     def addresses(self, name: str, kind: type[IpAddress]) -> list[IpAddress]:
-        """Return the addresses of one kind that a name has; raises UnansweredError."""
+        """Return the addresses of one kind that a name has. Raise UnansweredError."""
         return [kind(text) for text in self.ask(name, "A" if kind is IPv4Address else "AAAA")]

@@ -60,7 +60,7 @@ class DnsList:
 
 
 def _ranges(code: str) -> list[tuple[int, int]]:
-    """Read 127.0.0.2-11; raises ValueError."""
+    """Read 127.0.0.2-11. Raise ValueError."""
     parts = [part.partition("-") for part in code.split(".")] if _CODE.fullmatch(code) else []
     ranges = [(int(low), int(high or low)) for low, _, high in parts]
     if not parts or any(not low <= high < 256 for low, high in ranges):  # noqa: PLR2004 - an octet

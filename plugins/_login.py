@@ -51,7 +51,7 @@ def acts_as_itself(credentials: Credentials) -> bool:
 
 
 def authorities(ca: Path | None) -> ssl.SSLContext:
-    """Trust the authorities in a file, None for the system's; raises ValueError for `ca`."""
+    """Trust the authorities in a file, None for the system's. Raise ValueError for `ca`."""
     try:
         return ssl.create_default_context(cafile=ca)
     except OSError as error:
@@ -76,7 +76,7 @@ class PasswordCheck:
     ) -> bool:
         """Tell whether the password belongs to the user's `stored` hash, None for no such user.
 
-        Such a user costs as much as the `decoy`, a hash of somebody else. Raises Defer when there
+        Such a user costs as much as the `decoy`, a hash of somebody else. Raise Defer when there
         are too many before it in the queue, where those who are known come before strangers.
         """
         right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)

@@ -34,7 +34,7 @@ _NOTIFY: Final = frozenset({"NEVER", "SUCCESS", "FAILURE", "DELAY"})
 
 
 class NonsenseError(RemoteError):
-    """A filter says what the protocol does not have, or what was not agreed upon."""
+    """A filter says what the protocol does not have, or what was not agreed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ END: Final = Step(b"E", stage=5)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was agreed upon; `macros` has the names that a filter wants at a stage."""
+    """What was agreed on; `macros` has the names that a filter wants at a stage."""
 
     version: int
     actions: int

@@ -39,7 +39,7 @@ class Conversation:
     """
 
     def __init__(self, line: Line, patience: timedelta) -> None:
-        """Agree with the filter on what it is told and may do; raises RemoteError."""
+        """Agree with the filter on what it is told and may do. Raise RemoteError."""
         self.macros: dict[str, str] = {}
         self.mechanism = ""
         self.closed = False

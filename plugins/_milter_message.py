@@ -75,7 +75,7 @@ class Shown:
 class Changes:
     """Takes up what a filter changes, and does it when the filter has said all.
 
-    A large body is kept in a nameless file in `directory`. Raises NonsenseError, and OSError where
+    A large body is kept in a nameless file in `directory`. Raise NonsenseError, and OSError where
     the disk is full.
     """
 

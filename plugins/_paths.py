@@ -15,7 +15,7 @@ _LONGEST_VALUE = 120
 
 
 class Template:
-    """A path with the placeholders {domain} and {local}; raises ValueError for another one.
+    """A path with the placeholders {domain} and {local}. Raise ValueError for another one.
 
     `own_levels` is how many directories at the end of a path are made for mailboxes.
     """

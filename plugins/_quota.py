@@ -10,7 +10,7 @@ or removes a message appends a line, so nobody walks through a directory for it.
 Our processes take turns at the file (flock(2)): what they store together does not exceed the limit.
 Each notes its message before it writes it, so a count takes in what lies in tmp/ as well; it can
 miss a message only in the instant between the two. Other programs append without a lock, and what
-they append while the file is counted anew shows in the next count, as with all who use this file.
+they append while the file is counted again shows in the next count, as with all who use this file.
 """
 
 # ruff: noqa: PTH105, PTH108, PTH116, S108 - system calls on plain strings, as in maildir.py
@@ -41,7 +41,7 @@ class Quota:
     def room(self, box: str, size: int) -> Iterator[None]:
         """Take room for a message that the block stores; it is free again when the block fails.
 
-        Raises Defer when there is none now, Reject when there never is, and OSError.
+        Raise Defer when there is none now, Reject when there never is, and OSError.
         """
         if size > self._limit:
             # RFC 3463 section 3.3: X.2.3, "message length exceeds administrative limit".
@@ -96,7 +96,7 @@ class Quota:
                 os.close(descriptor)
 
     def _read(self, descriptor: int) -> int | None:
-        """Add up the octets; None = count anew."""
+        """Add up the octets; None = count again."""
         text = os.read(descriptor, _LONGEST)
         definition, _, rest = text.partition(b"\n")
         if definition.strip() != self._definition or len(text) == _LONGEST:

@@ -52,7 +52,7 @@ class Answer:
 
 
 def parse(body: bytes) -> Answer:
-    """Read the JSON of /checkv2; raises RemoteError for what it cannot be."""
+    """Read the JSON of /checkv2. Raise RemoteError for what it cannot be."""
     try:
         return _answer(json.loads(body))
     except RecursionError:

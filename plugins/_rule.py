@@ -147,7 +147,7 @@ def _spellings(address: Address | None) -> list[str]:
 
 @cache  # those of the configuration
 def _compiled(option: str, pattern: str) -> regex.Pattern[str]:
-    """Compile a pattern; raises ValueError for the option."""
+    """Compile a pattern. Raise ValueError for the option."""
     try:
         return regex.compile(pattern, regex.IGNORECASE)
     except regex.error as error:

@@ -29,7 +29,7 @@ _SIGNED = (
 
 
 def load_key(option: str, path: Path) -> PrivateKey:
-    """Read a private key; raises ValueError for the `option` that names the file."""
+    """Read a private key. Raise ValueError for the `option` that names the file."""
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as error:  # TypeError: it has a pass phrase

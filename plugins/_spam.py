@@ -11,7 +11,7 @@ _TESTS = 100  # named in a field
 
 
 def check_thresholds(**thresholds: float | None) -> None:
-    """Refuse thresholds that do not rise from the first to the last; raises ValueError."""
+    """Refuse thresholds that do not rise from the first to the last. Raise ValueError."""
     known = [(name, value) for name, value in thresholds.items() if value is not None]
     for name, value in known:
         if math.isnan(value):

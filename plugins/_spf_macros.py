@@ -44,7 +44,7 @@ MacroString = tuple[str | Macro, ...]
 
 
 def parse_macros(text: str, *, explaining: bool = False) -> MacroString:
-    """Read text with macros; raises RecordError. An explanation may have more letters, and SP."""
+    """Read text with macros. Raise RecordError. An explanation may have more letters, and SP."""
     pieces: list[str | Macro] = []
     end = 0
     while end < len(text):

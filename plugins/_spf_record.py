@@ -71,7 +71,7 @@ def absence_in(texts: Iterable[str]) -> str:
 
 
 def parse_record(text: str) -> Record:
-    """Read a record whose version is right; raises RecordError, also for one that is too long.
+    """Read a record whose version is right. Raise RecordError, also for one that is too long.
 
     RFC 7208 section 4.6 has the whole record read before any of it is evaluated.
     """

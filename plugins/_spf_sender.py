@@ -10,7 +10,7 @@ from minismtp import UnansweredError
 
 from ._spf_macros import RecordError
 
-#: Gives the records of a name and type as text; raises UnansweredError.
+#: Returns the records of a name and type as text or raises UnansweredError.
 Ask: TypeAlias = Callable[[str, str], Sequence[str]]
 
 

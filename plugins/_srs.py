@@ -131,7 +131,7 @@ def is_rewritten(local: str) -> bool:
 
 
 def read_secrets(path: Path) -> list[bytes]:
-    """Read the secrets, one a line, the one that signs first; raises OSError and ValueError."""
+    """Read the secrets, one a line, the one that signs first. Raise OSError and ValueError."""
     lines = [line.strip() for line in read_file(path).splitlines()]
     secrets = [line for line in lines if line]
     if not secrets or min(map(len, secrets)) < _SHORTEST_SECRET:

@@ -13,7 +13,7 @@ _BLANK: Final = re.compile(r"[ \t\r\n]+")
 
 
 def read_tags(text: str, *, lenient: bool = False) -> dict[str, str]:
-    """Read a list of tags (RFC 6376 section 3.2); raises ValueError.
+    """Read a list of tags (RFC 6376 section 3.2). Raise ValueError.
 
     If `lenient`, semicolons may be doubled, and tags that nobody knows may have any name.
     """
@@ -43,7 +43,7 @@ def plain_base64(text: str) -> str:
 
 
 def octets_of(text: str) -> bytes:
-    """Decode base64 with blanks in it; raises ValueError."""
+    """Decode base64 with blanks in it. Raise ValueError."""
     try:
         return b64decode(without_blanks(text).encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):

@@ -22,7 +22,7 @@ def is_tar(head: bytes) -> bool:
 def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
     """Yield the name and the content of each file, to be read before the next one is asked for.
 
-    Raises TooMuchError and BrokenError.
+    Raise TooMuchError and BrokenError.
     """
     longer = ""
     while len(block := exactly(file, _BLOCK)) == _BLOCK and any(block):

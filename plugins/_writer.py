@@ -22,7 +22,7 @@ class Writer:
         self._groups: dict[int, GroupSync] = {}  # by device
 
     def write(self, folder: str, name: str, trace: bytes, message: Message) -> None:
-        """Have a message, with `trace` before it, in new/ and on disk; raises OSError."""
+        """Have a message, with `trace` before it, in new/ and on disk. Raise OSError."""
         temporary = f"{folder}/tmp/{name}"
         descriptor = _create(temporary)
         begun, size = os.fstat(descriptor), len(trace) + message.size

@@ -88,7 +88,7 @@ class Clamav:
 
 
 def _scan(line: Line, message: Message) -> str:
-    """Return the name of the virus in a message, "" when there is none; raises RemoteError."""
+    """Return the name of the virus in a message, "" when there is none. Raise RemoteError."""
     try:
         line.send(b"zINSTREAM\0")
         with message.open() as reader:

@@ -119,7 +119,7 @@ def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[Dki
 
 
 def _check_header(message: Message, signature: Signature, keys: Keys) -> frozenset[str]:
-    """Return the flags of the key that the header was signed with; raises UnverifiedError."""
+    """Return the flags of the key that the header was signed with. Raise UnverifiedError."""
     if signature.tags["v"] != "1":
         raise UnverifiedError("neutral", "its version is not known")
     signature.check_tags(steady_time())

@@ -140,7 +140,7 @@ class Dnsbl:
                 yield each, domain, domain
 
     def _answers(self, each: DnsList, labels: str, questions: Questions) -> Sequence[str]:
-        """Return what a list answers; raises RemoteError and UnansweredError."""
+        """Return what a list answers. Raise RemoteError and UnansweredError."""
         with self._breakers[each.zone].watch():
             answers = questions.ask(f"{labels}.{each.zone}", "A", _SHARE)
             each.check(answers)

@@ -40,7 +40,7 @@ class Greylist:
 
     The same is who comes from the same network (/24, or /64 of IPv6) with the same sender for the
     same recipient; the reply says how many seconds are left. Coming too early does no harm; who
-    comes later than `window` after the first time begins anew. Once the same has delivered, it need
+    comes later than `window` after the first time starts again. Once the same delivered, it need
     not wait again, as long as no time of `remember` (or a tenth more) goes by without a message.
 
     A network that has delivered `deliveries` messages need not wait at all, for as long; 0 has each

@@ -136,7 +136,7 @@ class HeloChecks:
             yield "unresolvable"
 
     def _resolves(self, name: str, envelope: Envelope) -> bool:
-        """Whether a name has an address or an MX; raises UnansweredError where that matters."""
+        """Whether a name has an address or an MX. Raise UnansweredError where that matters."""
         if not is_domain(name):
             return False
         questions = Questions(self._resolver, self.patience, budget_of(envelope))

@@ -180,9 +180,9 @@ class Milter:
     def _conversation(
         self, session: Session, *, in_message: bool = False
     ) -> Iterator[Conversation]:
-        """Yield the session's conversation. Raises RemoteError for one that was lost `in_message`.
+        """Yield the session's conversation. Raise RemoteError for one that was lost `in_message`.
 
-        Elsewhere it begins anew then.
+        Elsewhere it starts again then.
         """
         if self._is_lost(session):
             if in_message:
@@ -207,7 +207,7 @@ class Milter:
                 raise
 
     def _begin(self, session: Session) -> None:
-        """Connect for a session, or begin anew after XCLIENT, and tell who the client is."""
+        """Connect for a session, or start again after XCLIENT, and tell who the client is."""
         earlier = self._conversations.pop(session.id, None)
         with self._filter.breaker.watch():
             if earlier is not None:

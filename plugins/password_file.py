@@ -155,7 +155,7 @@ class _Users:
         return ("SCRAM-SHA-256", "PLAIN", "LOGIN") if scram else ("PLAIN", "LOGIN")
 
     def add(self, line: str) -> None:
-        """Take in a line; raises ValueError."""
+        """Take in a line. Raise ValueError."""
         user, *secrets = (part.strip() for part in line.split(":", 2))
         if not (user and secrets and all(secrets)):
             raise ValueError("expected `user:hash` or `user:hash:keys`")

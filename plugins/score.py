@@ -1,4 +1,4 @@
-"""Add up what the filters before have found, and act upon the sum."""
+"""Add up what the filters before have found, and act on the sum."""
 
 import logging
 import math

@@ -166,7 +166,7 @@ class Spamassassin:
 
 
 def _ask(line: Line, reader: BinaryIO, size: int, user: str) -> SpamassassinResult:
-    """Return what spamd says of a message of `size` octets; raises RemoteError."""
+    """Return what spamd says of a message of `size` octets. Raise RemoteError."""
     field = f"User: {user}\r\n" if user else ""
     line.send(f"SYMBOLS SPAMC/1.5\r\n{field}Content-length: {size}\r\n\r\n".encode())
     for piece in iter(lambda: reader.read(_PIECE), b""):

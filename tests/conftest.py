@@ -138,7 +138,7 @@ class Client:
         return self.reply()
 
     def reply(self) -> str:
-        """Return the next whole reply, its lines parted by line feeds."""
+        """Return the next whole reply, its lines separated by line feeds."""
         lines: list[str] = []
         while not lines or lines[-1][3:4] == "-":
             while b"\r\n" not in self.buffer:

@@ -10,7 +10,7 @@ from fakes import Wire
 class Script:
     """A server that says what it is told to; what it heard is in `heard`.
 
-    `replies` are by verb or by recipient; `keywords` are parted by commas.
+    `replies` are by verb or by recipient; `keywords` are separated by commas.
     """
 
     def __init__(self, *, keywords: str = "8BITMIME", **replies: str) -> None:

@@ -155,7 +155,7 @@ def _outbound(config: Config) -> Iterator[Problem]:
 
 
 def _databases(config: Config) -> Iterator[Problem]:
-    """Look into the files that the server makes anew when they are damaged."""
+    """Look into the files that the server rebuilds when they are damaged."""
     for path in (config.state_directory / FILE, config.state_directory / "spool" / "queue.db"):
         try:
             with acting_as_owner(path.parent):

@@ -57,7 +57,7 @@ def fail(message: str, status: int = EXIT_FAILURE) -> int:
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """Return the configuration that the command line means; raises ConfigError."""
+    """Return the configuration that the command line means. Raise ConfigError."""
     from minismtp.config import Config  # noqa: PLC0415 - see `commands`
 
     return Config.load(arguments.config)

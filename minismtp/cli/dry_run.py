@@ -83,7 +83,7 @@ class DryRun:
     def __init__(
         self, config: Config, plugins: Iterable[tuple[PluginConfig, object]], log: Log
     ) -> None:
-        """Start the plugins; raises ConfigError and guard.Failure."""
+        """Start the plugins. Raise ConfigError and guard.Failure."""
         config = replace(config, state=StateConfig())  # not what the plugins of others share
         self._metrics = Metrics(listener.name for listener in config.listeners)
         self._kept = _Kept(config.state_directory, log)

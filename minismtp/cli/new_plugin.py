@@ -21,7 +21,7 @@ class SkeletonError(Exception):
 
 
 def make(name: str, directory: Path | None = None) -> Path:
-    """Write the package of a plugin; gives its directory. Raises SkeletonError and OSError.
+    """Write the package of a plugin; gives its directory. Raise SkeletonError and OSError.
 
     Without a `directory` it is `minismtp-NAME` in the current one.
     """

@@ -51,7 +51,7 @@ class Found:
 
 
 def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Do what was asked; gives the text to print. Raises UsageError, ConfigError and OSError."""
+    """Do what was asked; gives the text to print. Raise UsageError, ConfigError and OSError."""
     verb: str = arguments.verb
     chosen = arguments.ids or arguments.to_domain or arguments.sender is not None
     chosen = chosen or arguments.older_than or arguments.reason

@@ -45,7 +45,7 @@ class UsageError(ValueError):
 
 
 def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Do what was asked; gives the text to print. Raises UsageError and OSError."""
+    """Do what was asked; gives the text to print. Raise UsageError and OSError."""
     verb: str = arguments.verb
     which = _filter(arguments)
     if verb == "show" and not arguments.ids:

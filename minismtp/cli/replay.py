@@ -59,7 +59,7 @@ class Summary:
 
 
 def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines to print; raises ConfigError, guard.Failure and OSError."""
+    """Yield the lines to print. Raise ConfigError, guard.Failure and OSError."""
     summary = Summary()
     files = maildir(arguments.maildir)
     progress = _Progress(len(files))
@@ -88,7 +88,7 @@ def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
 def changed(present: Config, path: Path) -> Config:
     """Return the configuration with the plugins of a file: a whole one, or `[[plugins]]` alone.
 
-    What a file of plugins alone does not say is as at present. Raises ConfigError.
+    What a file of plugins alone does not say is as at present. Raise ConfigError.
     """
     try:
         table = tomli.loads(read_file(path).decode())

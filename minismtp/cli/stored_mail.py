@@ -32,7 +32,7 @@ _SOMEBODY: Final = ExampleClient(sender="", recipients=())  # where the fields d
 
 
 def maildir(directory: Path) -> list[Path]:
-    """Return the messages of a Maildir, the oldest first; raises OSError."""
+    """Return the messages of a Maildir, the oldest first. Raise OSError."""
     found = []
     for folder in ("cur", "new"):
         with os.scandir(directory / folder) as entries:

@@ -20,7 +20,7 @@ _HOOKS: Final = 8
 
 
 def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield one screen after the other, or only one. Raises OSError."""
+    """Yield one screen after the other, or only one. Raise OSError."""
     url = arguments.url or f"http://{config.metrics.address}"
     if not arguments.url and config.metrics.address is None:
         raise OSError("there is no [metrics] address in the configuration")

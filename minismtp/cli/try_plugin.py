@@ -52,7 +52,7 @@ class TryReport:
 def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
     """Return the text to print, and whether the message was accepted.
 
-    Raises ConfigError, guard.Failure and OSError.
+    Raise ConfigError, guard.Failure and OSError.
     """
     config = _alone(config, arguments.plugin, arguments.settings)
     client = ExampleClient(

@@ -160,7 +160,7 @@ class Config:
 
     @classmethod
     def parse(cls, text: str, path: Path) -> "Config":
-        """Read the text of the file `path`; raises ConfigError."""
+        """Read the text of the file `path`. Raise ConfigError."""
         try:
             table = tomli.loads(text)
             return cls.build(table, file=str(path), base=path.absolute().parent)
@@ -188,7 +188,7 @@ class Config:
 
     @classmethod
     def build(cls, table: Mapping[str, object], *, file: str, base: Path) -> "Config":
-        """Make the configuration from a TOML document; raises ConfigError."""
+        """Make the configuration from a TOML document. Raise ConfigError."""
         table = dict(table)
         plugins = table.get("plugins")
         if isinstance(plugins, list) and all(isinstance(item, dict) for item in plugins):

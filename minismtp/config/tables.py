@@ -543,7 +543,7 @@ def check_ciphers(text: str) -> None:
 
 
 def check_domain(text: str, *, key: str) -> str:
-    """Return the domain that stands under `key` with A-labels; raises ConfigError."""
+    """Return the domain that stands under `key` with A-labels. Raise ConfigError."""
     try:
         return parse_domain(text)
     except ValueError as error:

@@ -66,7 +66,7 @@ def build(
     given: Mapping[str, object] | None = None,
     reserved: Collection[str] = (),
 ) -> T:
-    """Make an instance of the dataclass `cls` from a table; raises ConfigError.
+    """Make an instance of the dataclass `cls` from a table. Raise ConfigError.
 
     `file` and `key` say where the table stands, relative paths in it start at `base`. `given` holds
     fields that no table may set. `reserved` are keys of the same table that somebody else reads: an
@@ -225,7 +225,7 @@ class _Place:
                 raise self.below(item.name).error("this key is required")
 
     def convert(self, value: object, annotation: Any) -> Any:  # noqa: ANN401 - any type
-        """Return `value` as the type asks for; raises ConfigError."""
+        """Return `value` as the type asks for. Raise ConfigError."""
         shape = shape_of(annotation)
         if shape.may_be_empty and value == "":
             return None

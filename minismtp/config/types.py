@@ -38,7 +38,7 @@ class ByteSize(int):
 
     @classmethod
     def parse(cls, value: object) -> "ByteSize":
-        """Read a number, or text with a unit; raises ValueError."""
+        """Read a number, or text with a unit. Raise ValueError."""
         match = _SIZE.fullmatch(str(value)) if _is_number(value) or isinstance(value, str) else None
         if match is None or match[2] not in _SIZE_UNITS:
             raise ValueError('expected a size such as 26214400, "25MiB" or "10kB"')
@@ -57,7 +57,7 @@ class Rate:
 
     @classmethod
     def parse(cls, value: object) -> "Rate":
-        """Read a number or size, a slash and a duration, both above 0; raises ValueError."""
+        """Read a number or size, a slash and a duration, both above 0. Raise ValueError."""
         amount, _, per = str(value).partition("/")
         try:
             found = cls(ByteSize.parse(amount), parse_duration(per))
@@ -83,7 +83,7 @@ class SocketAddress:
 
     @classmethod
     def parse(cls, text: str, base: Path = Path()) -> "SocketAddress":
-        """Read "host:port", "[::]:25" or "unix:/path" (relative to `base`); raises ValueError."""
+        """Read "host:port", "[::]:25" or "unix:/path" (relative to `base`). Raise ValueError."""
         if text.startswith("unix:"):
             return cls(path=_path(text.removeprefix("unix:"), base))
         match = _HOST_PORT.fullmatch(text)
@@ -106,7 +106,7 @@ _ADDRESS_EXPECTED = 'expected an address such as "0.0.0.0:25", "[::]:25" or "uni
 
 
 def parse_domain(text: str) -> str:
-    """Return a domain in lower case with A-labels; raises ValueError when it is none."""
+    """Return a domain in lower case with A-labels. Raise ValueError when it is none."""
     domain = to_ascii(text)
     labels = domain.split(".")
     if (
@@ -119,7 +119,7 @@ def parse_domain(text: str) -> str:
 
 
 def parse_duration(value: object) -> timedelta:
-    """Read "30s", "1h30m" or "0s"; raises ValueError."""
+    """Read "30s", "1h30m" or "0s". Raise ValueError."""
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
         raise ValueError('expected a duration such as "30s", "5m", "1h30m" or "2d"')
     parts = re.findall(r"([0-9]{1,9})(ms|[dhms])", value)
@@ -130,7 +130,7 @@ def parse_duration(value: object) -> timedelta:
 
 
 def parse_network(value: object) -> Network:
-    """Read "192.0.2.0/24", "2001:db8::/32" or one address; raises ValueError."""
+    """Read "192.0.2.0/24", "2001:db8::/32" or one address. Raise ValueError."""
     try:
         found = ip_network(_text(value), strict=False)
     except ValueError:

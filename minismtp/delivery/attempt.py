@@ -64,7 +64,7 @@ class DeliveryContext:
 
     @classmethod
     def of(cls, config: Config, plugins: PluginSet, log: Log) -> Self:
-        """Build the parts. Raises ConfigError and OSError."""
+        """Build the parts. Raise ConfigError and OSError."""
         outbound = config.outbound
         resolver, deadlines = Resolver(config.dns.nameservers), Deadlines()
         contexts = Contexts(outbound.server_ca, outbound.ciphers)
@@ -96,7 +96,7 @@ class DeliveryContext:
         return f"{'' if route.domain == '*' else f'{route.domain} '}via {route.host}"
 
     def destination(self, delivery: Delivery) -> Destination:
-        """Return the next hop, of an empty host when it is by MX. Raises Verdict and OSError."""
+        """Return the next hop, of an empty host when it is by MX. Raise Verdict and OSError."""
         chosen = self.hooks.destination(delivery)
         if chosen is not None:
             return chosen

@@ -38,7 +38,7 @@ class Channel(smtplib.SMTP):
         self._heard = b""
 
     def open(self) -> None:
-        """Connect. Raises HostError."""
+        """Connect. Raise HostError."""
         address = (self._host.address, self._host.port)
         try:
             self.sock = socket.create_connection(address, self.timeouts.connect)

@@ -60,7 +60,7 @@ class HostConnection:
     def __init__(
         self, host: Host, destination: Destination, security: Security, setting: Setting
     ) -> None:
-        """Connect, greet, secure and log in. Raises HostError."""
+        """Connect, greet, secure and log in. Raise HostError."""
         self.host = host
         self.tls = "none"
         self.messages = 0
@@ -167,7 +167,7 @@ class HostConnection:
         message: Message,
         original: Original | None = None,
     ) -> list[RecipientResult]:
-        """Send a message; one answer for each target. Raises HostError before anything was taken.
+        """Send a message; one answer for each target. Raise HostError before anything was taken.
 
         What the host cannot take as it is goes as a conversion of the `original`, the message
         before plugins have edited it; making that may raise Verdict or OSError. After the content,

@@ -69,7 +69,7 @@ class Dane:
 
 
 def look_up(resolver: Resolver, host: Host) -> Dane | None:
-    """Return what DANE says of a host, None when nothing. Raises UnreachableError.
+    """Return what DANE says of a host, None when nothing. Raise UnreachableError.
 
     Who can suppress the answer must gain nothing by that (RFC 7672 section 2.1.1).
     """

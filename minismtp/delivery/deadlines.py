@@ -81,7 +81,7 @@ class Deadlines:
                 raise TimeoutError
 
     def progress(self, line: Interruptible, seconds: float, *, most: float, end: float) -> None:
-        """Allow the block of a line `seconds` more: `most` from now, and until `end`, at the most.
+        """Allow the block of a line `seconds` more: `most` from now, and until `end` at most.
 
         `end` is a time of this clock.
         """

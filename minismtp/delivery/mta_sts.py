@@ -45,7 +45,7 @@ class StsPolicy:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what the web server of a domain has (RFC 8461 section 3.2); raises ValueError."""
+        """Read what the web server of a domain has (RFC 8461 section 3.2). Raise ValueError."""
         fields: dict[str, str] = {}
         mx: list[str] = []
         text = text.removeprefix("\ufeff").replace("\r\n", "\n")
@@ -94,7 +94,7 @@ class Policies:
     """Finds the policy of a domain; threads may share one."""
 
     def __init__(self, resolver: Resolver, web: PolicyFetcher, directory: Path, log: Log) -> None:
-        """Keep policies in `directory`; what has expired there goes. Raises OSError."""
+        """Keep policies in `directory`; what has expired there goes. Raise OSError."""
         self._resolver = resolver
         self._web = web
         self._directory = directory

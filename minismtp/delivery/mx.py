@@ -73,7 +73,7 @@ class HostFinder:
     def by_mx(self, domain: str) -> Iterator[Host]:
         """Yield where to deliver mail for a domain (A-labels), the best first.
 
-        Looks up one preference after the other, as far as the caller goes. Raises UnreachableError,
+        Looks up one preference after the other, as far as the caller goes. Raise UnreachableError,
         at the end, when there was none, or when another try may find more.
         """
         if domain.startswith("["):
@@ -129,7 +129,7 @@ class HostFinder:
         return found
 
     def _hosts(self, name: str, port: int, *, authentic: bool) -> list[Host]:
-        """Return a host at each of its addresses; raises UnreachableError when it has none."""
+        """Return a host at each of its addresses. Raise UnreachableError when it has none."""
         answers: list[Found] = []
         failure: UnansweredError | None = None
         for kind in ("AAAA", "A") if _HOST_NAME.fullmatch(name) else ():
@@ -161,7 +161,7 @@ class HostFinder:
         return ()
 
     def _not_ours(self, hosts: list[Host]) -> list[Host]:
-        """Drop addresses on which we would talk to ourselves; raises UnreachableError."""
+        """Drop addresses on which we would talk to ourselves. Raise UnreachableError."""
         others = [host for host in hosts if not self._is_ours(host)]
         if others:
             return others

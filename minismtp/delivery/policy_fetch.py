@@ -45,7 +45,7 @@ class PolicyFetcher:
         self._port = port
 
     def get(self, name: str, path: str) -> str:
-        """Return the text at a path of a server. Raises FetchError."""
+        """Return the text at a path of a server. Raise FetchError."""
         end = time.monotonic() + _SECONDS
         try:
             hosts = self._directory.at(name, self._port)

@@ -65,7 +65,7 @@ class TlsPolicies:
     def vouch(host: Host, domain: str, policy: StsPolicy | None) -> None:
         """See that nobody can have put the host there, as REQUIRETLS wants (RFC 8689 4.2.1).
 
-        Raises UnreachableError when that is not so.
+        Raise UnreachableError when that is not so.
         """
         if host.authentic or (policy is not None and policy.applies and policy.allows(host.name)):
             return

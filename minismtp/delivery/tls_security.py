@@ -38,7 +38,7 @@ class Contexts:
     """The TLS settings of all connections, made once: to read the authorities takes a while."""
 
     def __init__(self, authorities: Path | None = None, ciphers: str = "") -> None:
-        """Trust the authorities in a PEM file, else the system's. Raises ConfigError.
+        """Trust the authorities in a PEM file, else the system's. Raise ConfigError.
 
         `ciphers` are for TLS 1.2; "" = those that a mail server may have.
         """
@@ -96,7 +96,7 @@ class Security:
         return contexts.open
 
     def confirm(self, connection: ssl.SSLSocket) -> str:
-        """Return the level that a handshake has reached. Raises MismatchError and AnchorsError."""
+        """Return the level that a handshake has reached. Raise MismatchError and AnchorsError."""
         if self.dane is None:
             if self.level != "verified":
                 return "encrypted"

@@ -30,7 +30,7 @@ def transact(
     form: Form,
     chunked: bool = False,
 ) -> list[RecipientResult]:
-    """Send a message; one answer for each target. Raises HostError before anything was taken.
+    """Send a message; one answer for each target. Raise HostError before anything was taken.
 
     BINARYMIME goes by BDAT, and so does what is to be `chunked` (RFC 3030); all else by DATA.
 

@@ -111,7 +111,7 @@ class Hooks:
         return self._destination is not None
 
     def on_start(self, server: ServerInfo) -> None:
-        """Let the plugins open what they need; raises `guard.Failure`."""
+        """Let the plugins open what they need. Raise `guard.Failure`."""
         if self._on_start is not None:
             self._on_start(server=server)
 

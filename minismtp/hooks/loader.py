@@ -86,7 +86,7 @@ class PluginSet:
     def load(
         cls, config: Config, metrics: Metrics | None = None, log: Log | None = None
     ) -> PluginSet:
-        """Load what the configuration names; raises ConfigError."""
+        """Load what the configuration names. Raise ConfigError."""
         loaded = cls(metrics or Metrics(), log or Log())
         for table, instance in instances(config):
             loaded.add(table, instance, file=config.file)
@@ -144,7 +144,7 @@ class PluginSet:
 
 
 def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
-    """Make the plugins that the configuration names, in its order; raises ConfigError."""
+    """Make the plugins that the configuration names, in its order. Raise ConfigError."""
     factories: dict[str, type[Any]] = {}
     for table in config.plugins:
         if table.use not in factories:
@@ -153,7 +153,7 @@ def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
 
 
 def find(table: PluginConfig, config: Config) -> type[Any]:
-    """Return the class that `use` names; raises ConfigError."""
+    """Return the class that `use` names. Raise ConfigError."""
     sources = _sources(config.plugin_path)
     if table.use in sources:
         found = _load(table.use, sources[table.use])
@@ -197,7 +197,7 @@ def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
 
 
 def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None:
-    """Refuse a misspelt hook or argument, and a hook without its marker; raises ConfigError."""
+    """Refuse a misspelt hook or argument, and a hook without its marker. Raise ConfigError."""
     hooks = {name: getattr(specs, name) for name in hook_names()}
     for name, method, options in _methods(instance):
         if options is None:

@@ -55,7 +55,7 @@ class ServerInfo:
 
     @classmethod
     def of(cls, config: Config, role: str, slot: int = 0) -> Self:
-        """Introduce a process that the configuration describes; raises ConfigError."""
+        """Introduce a process that the configuration describes. Raise ConfigError."""
         resolver = Resolver(config.dns.nameservers)
         state = State.of(config.state, config.state_directory)
         return cls(config.hostname, config.state_directory, role, slot, resolver, state)

@@ -109,7 +109,7 @@ class ContentWriter:
         self._spill: _Spill | None = None
 
     def write(self, chunk: bytes) -> None:
-        """Take the next octets. Raises OSError (a full disk) after letting go of the file."""
+        """Take the next octets. Raise OSError (a full disk) after letting go of the file."""
         self._chunks.append(chunk)
         length = len(chunk)
         self.size += length
@@ -120,7 +120,7 @@ class ContentWriter:
             self._chunks = [b"".join(self._chunks)]
 
     def finish(self) -> Content:
-        """Return the content of all that was written. Raises OSError as `write` does."""
+        """Return the content of all that was written. Raise OSError as `write` does."""
         if self._spill is None:
             return Content.of(b"".join(self._chunks))
         self._flush()

@@ -138,7 +138,7 @@ def format_field(name: str, value: str) -> bytes:
     """Return one header field with its line end, folded at white space where it is long.
 
     A value that is folded already (CRLF and white space) stays exactly as it is, so a signature
-    over it stays good. Raises ValueError for what RFC 5322, with UTF-8 (RFC 6532), does not allow.
+    over it stays good. Raise ValueError for what RFC 5322, with UTF-8 (RFC 6532), does not allow.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not a header field name")

@@ -93,7 +93,7 @@ class Message:
     def prepend(self, name: str, value: str) -> None:
         """Put a field on top of the message, folded at white space where it is long.
 
-        A value that is folded already (CRLF and white space) stays as it is. Raises ValueError for
+        A value that is folded already (CRLF and white space) stays as it is. Raise ValueError for
         a name or value that RFC 5322 does not allow; the value may be UTF-8 (RFC 6532).
         """
         self._change(format_field(name, value) + self._prefix, self._content)
@@ -120,7 +120,7 @@ class Message:
         """Put these fields, exact octets with their line ends, in the place of `headers`.
 
         The body stays as it is, and is not copied. Fields that stand on top of the prefix and of
-        `fields` alike stay in the prefix. Raises ValueError for what is no field.
+        `fields` alike stay in the prefix. Raise ValueError for what is no field.
         """
         old = self.headers.raw_all()
         for raw in set(fields).difference(old):
@@ -148,7 +148,7 @@ class Message:
     def write_to(self, fd: int, before: bytes = b"") -> int:
         """Write `before` and the message to a blocking file descriptor; return the octets written.
 
-        For content in memory this is one system call. Raises OSError.
+        For content in memory this is one system call. Raise OSError.
         """
         return self._content.write_to(fd, before + self._prefix)
 

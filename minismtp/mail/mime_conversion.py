@@ -108,7 +108,7 @@ def converted(
     """Return a message with short lines that is 7-bit, or may be `eight_bit`.
 
     `binary` says that CR, LF and NUL may be anywhere in its parts (RFC 3030 section 3), which are
-    encoded then. `directory` is where a large result lies, without a name. Raises OSError.
+    encoded then. `directory` is where a large result lies, without a name. Raise OSError.
     """
     writer = ContentWriter(directory)
     with message.open() as reader:

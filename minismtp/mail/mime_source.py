@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from minismtp.mail.headers import READ_LIMIT
 from minismtp.mail.transfer_encoding import character_end
 
-PIECE: Final = 16384  # octets at the most
+PIECE: Final = 16384  # octets at most
 _LONGEST_BOUNDARY: Final = 1000  # octets of a line
 _BLANKS: Final = b" \t\r\n"
 # Fields; the first line that is none, or an empty one, ends them.

@@ -2,7 +2,7 @@
 
 One SQLite file that the runner and `minismtp queue` share. The runner reads it at its start and
 writes down what happens; an operator's command changes it, and notes in `changes` which messages
-the runner has to look at again. It can be made anew from the spool: then only the past attempts are
+the runner has to look at again. It can be rebuilt from the spool: then only the past attempts are
 forgotten. Commits survive the death of a process at once, a power cut after the next checkpoint:
 what is lost by it is tried again.
 """
@@ -146,7 +146,7 @@ class QueueDatabase:
     """The tables. Threads of a process may share one; it locks."""
 
     def __init__(self, path: Path, *, check: bool = False) -> None:
-        """Open the file, or make it. Raises sqlite3.DatabaseError when it is damaged.
+        """Open the file, or make it. Raise sqlite3.DatabaseError when it is damaged.
 
         With `check` the whole file is looked at; else damage may show up later.
         """
@@ -176,7 +176,7 @@ class QueueDatabase:
         self._database.close()
 
     def write(self, batch: Batch) -> None:
-        """Write a batch down. Raises sqlite3.Error, and then has changed nothing."""
+        """Write a batch down. Raise sqlite3.Error with nothing changed."""
         latest: dict[tuple[str, int], tuple[Outcome, float, int]] = {}
         for name, outcome, tried in batch.outcomes:
             if name not in batch.gone:

@@ -26,7 +26,7 @@ class Watch:
         self._running: dict[Job, tuple[float, Activity]] = {}
 
     def start(self) -> None:
-        """Answer questions, and write down what is told; raises OSError."""
+        """Answer questions, and write down what is told. Raise OSError."""
         self._chronicle.start()
         flush = self._chronicle.flush
         answers: dict[str, Answerer] = {"sessions": self._report, "flush": lambda _, __: flush()}

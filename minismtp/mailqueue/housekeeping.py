@@ -20,7 +20,7 @@ from minismtp.runtime.log import describe
 from minismtp.values.clock import steady_time
 from minismtp.values.threads import start_thread, surviving
 
-SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old, at the most
+SWEEP: Final = 60.0  # seconds between two looks for messages that have become too old, at most
 _PAUSE: Final = 0.1  # seconds between two looks whether another suspect is done with
 
 

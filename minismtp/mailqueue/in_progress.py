@@ -1,9 +1,9 @@
-"""Which messages the runner works upon just now, where its death does not wipe it out.
+"""Which messages the runner works on just now, where its death does not wipe it out.
 
 A message on which the process dies (by a fault in a library, for want of memory, or killed because
 it hangs) would be the death of each runner that follows. So each runner notes its work in a file of
 its own, in memory that the kernel keeps when the process dies: no system call and no sync for a
-message. What a dead runner leaves is suspect. Suspects are worked upon one at a time, so the next
+message. What a dead runner leaves is suspect. Suspects are worked on one at a time, so the next
 death tells which one it is, and that one is poison: it is held, and the rest goes on.
 
 Who ends in order removes the file; a file that is locked belongs to a runner that still lives. One
@@ -48,7 +48,7 @@ class InProgress:
         self._log = log
         self._supervisor = supervisor or os.getppid()
         self._suspects: dict[str, int] = {}
-        self._trying = False  # whether a suspect is worked upon
+        self._trying = False  # whether a suspect is worked on
         self._lock = threading.Lock()
         self._free = deque(range(1, places + 1))  # the first place is that of the boot
         self._size = (places + 1) * _PLACE

@@ -1,6 +1,6 @@
 """All that waits, in memory: where each recipient stands, and the agenda of jobs.
 
-This is what the runner acts upon. Every method costs as much as it changes, whatever the length of
+This is what the runner acts on. Every method costs as much as it changes, whatever the length of
 the queue. Times of jobs are waits in seconds from now, by the monotonic clock: the wall clock may
 jump, a job may not.
 """

@@ -1,6 +1,6 @@
 """What is on its way into the schedule, written down by one thread.
 
-The runner acts upon its memory; the schedule's file is for operators and for the next start. So a
+The runner acts on its memory; the schedule's file is for operators and for the next start. So a
 transaction takes all that came up in a twentieth of a second, a message that came and went in
 that time is never written at all, and nobody waits for the file unless a crash would make somebody
 get a message twice. What cannot be written, because the disk is full for instance, is tried again

@@ -24,7 +24,7 @@ _FRESH: Final = 50  # messages that are held open
 
 
 def work(name: str, destination: str = "") -> str:
-    """Return the key of some work upon a message for `InProgress`; "" stands for all of it."""
+    """Return the key of some work on a message for `InProgress`; "" stands for all of it."""
     return f"{name} {destination}"
 
 
@@ -56,7 +56,7 @@ class QueueManager:
             self._fresh[entry.id] = (entry, message)
 
     def open(self, name: str) -> tuple[QueueEntry, Message] | None:
-        """Read a message; None when there is none, or none that can be sent. Raises OSError."""
+        """Read a message; None when there is none, or none that can be sent. Raise OSError."""
         fresh = self._fresh.pop(name, None)
         if fresh is not None:
             return fresh
@@ -133,7 +133,7 @@ class QueueManager:
             self.log.error("schedule not read, tried again", error=describe(error))
 
     def revise(self, name: str) -> None:
-        """Take over what the schedule's file says of a message. Raises sqlite3.Error."""
+        """Take over what the schedule's file says of a message. Raise sqlite3.Error."""
         rows = self.schedule.rows(name)
         if not rows:
             self.index.forget(name)  # by the runner before us

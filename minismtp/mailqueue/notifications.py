@@ -33,7 +33,7 @@ class Notifier:
         outcomes: Sequence[Outcome],
         reported: Iterable[bool],
     ) -> None:
-        """Tell of failures, and of successes that no other host reports. Raises OSError."""
+        """Tell of failures, and of successes that no other host reports. Raise OSError."""
         by_action: dict[Action, list[Report]] = {}
         for outcome, done in zip(outcomes, reported, strict=True):
             target = entry.targets[outcome.number]
@@ -47,7 +47,7 @@ class Notifier:
             self._notify(entry, message, action, told)
 
     def warn(self, entry: QueueEntry, message: Message, rows: Iterable[Row]) -> None:
-        """Tell that recipients still wait. Raises OSError."""
+        """Tell that recipients still wait. Raise OSError."""
         told = [Report(entry.targets[row.number], row.reply, row.host) for row in rows]
         self._notify(entry, message, "delayed", told)
 

@@ -49,7 +49,7 @@ from minismtp.values.threads import count_failures, start_thread, surviving
 EXIT_CONFIG: Final = 78
 _TICK: Final = 1.0  # seconds between two looks at what nobody calls for
 _LOCK_TICK: Final = 0.05
-_OTHERS: Final = 8  # threads that work upon messages beside those that deliver
+_OTHERS: Final = 8  # threads that work on messages beside those that deliver
 _HEARD: Final = 200  # messages that are taken in before jobs are started
 
 

@@ -85,7 +85,7 @@ class Scheduler:
         return job in self._running
 
     def add(self, job: Job, when: float) -> None:
-        """Plan a job, or plan it anew; one that is running is left to `done`."""
+        """Plan a job, or plan it again; one that is running is left to `done`."""
         if job in self._running or self._known.get(job) == when:
             return
         message, name = job
@@ -158,7 +158,7 @@ class Scheduler:
     def open(self, name: str) -> None:
         """Forget that a destination could not be reached: the operator wants another try.
 
-        When that fails, its waits begin anew: trying often shall not make them long.
+        When that fails, its waits start again: trying often shall not make them long.
         """
         destination = self._destinations.get(name)
         if destination is not None:

@@ -46,7 +46,7 @@ class Control(socketserver.ThreadingUnixStreamServer):
     request_queue_size = _BACKLOG
 
     def __init__(self, directory: Path, name: str, answerers: Mapping[str, Answerer]) -> None:
-        """Bind the socket `name`; raises OSError."""
+        """Bind the socket `name`. Raise OSError."""
         self.answerers = answerers
         with _short(directory) as short:
             path = short / f"{name}.sock"
@@ -90,7 +90,7 @@ def _question(line: bytes) -> dict[str, Any]:
 
 
 def ask(directory: Path, question: Mapping[str, object]) -> list[ControlAnswer]:
-    """Put a question to all processes at once; takes `PATIENCE` at the most."""
+    """Put a question to all processes at once; takes at most `PATIENCE`."""
     deadline = time.monotonic() + PATIENCE
     line = json.dumps(question).encode() + b"\n"
     asked, answers = [], []
@@ -115,7 +115,7 @@ def processes(directory: Path) -> list[str]:
 
 
 def connect(directory: Path, name: str) -> socket.socket | None:
-    """Connect to a process; None = it is dead. Raises OSError when it has no ear for more."""
+    """Connect to a process; None = it is dead. Raise OSError when it has no ear for more."""
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(PATIENCE)
     try:

@@ -50,7 +50,7 @@ class Output:
             self._socket.close()
 
     def write(self, data: bytes) -> int:
-        """Write what is taken at once; gives how many octets. Raises OSError when nobody reads."""
+        """Write what is taken at once; gives how many octets. Raise OSError when nobody reads."""
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT)

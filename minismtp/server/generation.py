@@ -65,7 +65,7 @@ class Generation:
         """Return the sockets of a new configuration; those on the same address are kept.
 
         The address of a socket from systemd, `adopted`, is what its unit says, whatever the
-        configuration does. Raises ListenError.
+        configuration does. Raise ListenError.
         """
         sockets = {}
         for index, listener in enumerate(config.listeners):

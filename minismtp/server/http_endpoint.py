@@ -332,6 +332,6 @@ class _Deadline(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # from `io` alone
-        """Read what there is; raises TimeoutError when it is too late."""
+        """Read what there is. Raise TimeoutError when it is too late."""
         self._sock.settimeout(max(0.001, self._due - time.monotonic()))
         return self._sock.recv_into(buffer)

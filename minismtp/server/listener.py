@@ -29,7 +29,7 @@ from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.values.reply import Reply
 from minismtp.values.threads import start_thread, surviving
 
-_TICK: Final = 1.0  # seconds between two turns of a loop, at the most: it shows that it lives
+_TICK: Final = 1.0  # seconds between two turns of a loopat most: it shows that it lives
 _SHORTEST_TICK: Final = 0.05
 _ONE_OF_US: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
@@ -54,7 +54,7 @@ class Sessions:
     def run(self, connection: Connection, finished: Callable[[], None]) -> None:
         """Run a session in a thread of its own, then call `finished`.
 
-        Raises RuntimeError when no thread can be started; nothing has happened then.
+        Raise RuntimeError when no thread can be started; nothing has happened then.
         """
         try:
             inbox = self._idle.pop()
@@ -216,7 +216,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _begin(
         self, request: socket.socket, peer: str, port: int, admitted: Ticket, *, proxied: bool
     ) -> None:
-        """Hand a connection that was admitted to a thread; raises RuntimeError without one."""
+        """Hand a connection that was admitted to a thread. Raise RuntimeError without one."""
         session = Session(
             id=new_id(),
             listener=self.listener.name,

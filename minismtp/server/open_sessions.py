@@ -45,7 +45,7 @@ class Survey:
 
 
 def survey(directory: Path, *, stack: bool = False) -> Survey:
-    """Ask every process for its sessions; raises FileNotFoundError when there is none."""
+    """Ask every process for its sessions. Raise FileNotFoundError when there is none."""
     sessions, problems = [], []
     answers = ask(directory, {"ask": "sessions", "stack": stack})
     if not answers:

@@ -181,7 +181,7 @@ class Children(Generic[Group]):
             os.kill(pid, signal.SIGKILL)
 
     def kill_and_wait(self) -> None:
-        """End all at once and wait until they are gone, for some seconds at the most."""
+        """End all at once and wait until they are gone, for some seconds at most."""
         self.kill()
         end = time.monotonic() + _LAST_WAIT
         while self._children and time.monotonic() < end:

@@ -121,7 +121,7 @@ class Readiness:
 
 
 def _probe(directory: Path) -> None:
-    """Write an octet into a file without a name; raises OSError when that fails."""
+    """Write an octet into a file without a name. Raise OSError when that fails."""
     try:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -25,7 +25,7 @@ class ListenError(Exception):
 def open_listeners(
     listeners: list[Listener], adopted: dict[str, socket.socket], *, file: str = ""
 ) -> dict[str, socket.socket]:
-    """Return the listening socket of each listener by name; raises ListenError.
+    """Return the listening socket of each listener by name. Raise ListenError.
 
     Adopted sockets are matched by FileDescriptorName, never by their order; a listener that systemd
     has no socket for is opened here.
@@ -48,7 +48,7 @@ def open_listeners(
 
 
 def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
-    """Return the sockets that systemd hands over, by name; raises ListenError."""
+    """Return the sockets that systemd hands over, by name. Raise ListenError."""
     if environment.get("LISTEN_PID") != str(pid):
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")
@@ -65,7 +65,7 @@ def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
 
 
 def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket:
-    """Bind one address and listen, without blocking in accept; raises ListenError."""
+    """Bind one address and listen, without blocking in accept. Raise ListenError."""
     try:
         sock = _open_unix(address.path) if address.path else _open_tcp(address)
         sock.listen(_BACKLOG)

@@ -66,7 +66,7 @@ class StatusReporter:
         self._notifier.ready()
 
     def stopping(self, processes: int, seconds: float) -> None:
-        """Say that the server ends, in so many seconds at the most."""
+        """Say that the server ends, in `seconds` at most."""
         self._log.info("stopping", workers=processes)
         self._notifier.stopping(seconds)
 

@@ -51,7 +51,7 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, seconds: float) -> None:
-        """Say that the server ends, and how long that may take at the most."""
+        """Say that the server ends, and how long that may take at most."""
         self._next_status = 0.0
         self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 

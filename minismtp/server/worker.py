@@ -131,7 +131,7 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Start the plugins, and all but accepting; raises Failure."""
+        """Start the plugins, and all but accepting. Raise Failure."""
         self._queue.prepare()
         self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._post.slot))
         self._log.start()

@@ -37,7 +37,7 @@ class WebService:
     """
 
     def __init__(self, url: str, *, timeout: timedelta, tls: ssl.SSLContext | None = None) -> None:
-        """Take the URL; raises ValueError for one that is none."""
+        """Take the URL. Raise ValueError for one that is none."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
             raise ValueError(f'expected a URL such as "http://127.0.0.1:11333/", not {url!r}')
@@ -61,7 +61,7 @@ class WebService:
         headers: Mapping[str, str | Sequence[str]] | None = None,
         limit: int = _LIMIT,
     ) -> Answer:
-        """Ask, and give the answer; raises RemoteError when none comes, or one of status 5yz.
+        """Ask, and give the answer. Raise RemoteError when none comes, or one of status 5yz.
 
         A `body` that is a file has so many octets as `size` says. `path` is added to the URL's.
         `headers` are sent in UTF-8, one with several values as several.

@@ -65,7 +65,7 @@ class Breaker:
     def watch(self) -> Iterator[None]:
         """Run a call to the service: an exception in it is a failure, unless it is a verdict.
 
-        Raises RemoteError at once while the service is left alone.
+        Raise RemoteError at once while the service is left alone.
         """
         self._enter()
         try:
@@ -127,7 +127,7 @@ class Remote:
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
-        """Yield a connection for one conversation. Raises RemoteError, in the block as well."""
+        """Yield a connection for one conversation. Raise RemoteError, in the block as well."""
         with self.breaker.watch():
             line = self.open()
             try:

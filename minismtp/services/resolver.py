@@ -69,7 +69,7 @@ class Resolver:
         self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
 
     def lookup(self, name: str, kind: str, *, seconds: float = _LIFETIME) -> Found:
-        """Return the records of type `kind` that an absolute name has; raises UnansweredError.
+        """Return the records of type `kind` that an absolute name has. Raise UnansweredError.
 
         `seconds` bounds the whole question, all servers and repetitions included.
         """

@@ -60,7 +60,7 @@ class State:
 
     @classmethod
     def of(cls, table: StateConfig, directory: Path) -> State:
-        """Return what the configuration says; raises ConfigError."""
+        """Return what the configuration says. Raise ConfigError."""
         if not table.url:
             return cls(SqliteStore(directory / FILE))
         try:
@@ -111,7 +111,7 @@ class State:
             return self._store.setdefault(self._key(key), value, _seconds(expires))
 
     def add(self, key: str, amount: int, expires: timedelta) -> int:
-        """Add to a counter and give the sum. It begins at 0, and anew when it has expired.
+        """Add to a counter and give the sum. It begins at 0, and again when it has expired.
 
         `expires` counts from the first addition; later ones leave it.
         """

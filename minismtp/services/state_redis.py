@@ -81,7 +81,7 @@ return waits
 class RedisStore:
     """A database of a server at a URL: redis, rediss (TLS) or unix.
 
-    Raises ValueError or TypeError for parameters of the URL that the library does not know.
+    Raise ValueError or TypeError for parameters of the URL that the library does not know.
     """
 
     errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)

@@ -250,7 +250,7 @@ def _prepared(path: str) -> sqlite3.Connection:
 
 
 def _run(connection: sqlite3.Connection, statement: str, values: Any = ()) -> sqlite3.Cursor:  # noqa: ANN401 - of any kind
-    """Execute a statement when other processes let us; raises OperationalError after a time.
+    """Execute a statement when other processes let us. Raise OperationalError after a time.
 
     SQLite itself would sleep for up to 100 ms where others take turns of a fraction of one.
     """

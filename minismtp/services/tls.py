@@ -28,7 +28,7 @@ _UTC_TIME: Final = 0x17
 def server_context(
     tls: TlsConfig, *, ask_client: bool = False, file: str = "", ciphers: str = ""
 ) -> ssl.SSLContext:
-    """Make the context of a listener (RFC 8314, RFC 9325); raises ConfigError naming the file.
+    """Make the context of a listener (RFC 8314, RFC 9325). Raise ConfigError naming the file.
 
     `ask_client` lets clients show a certificate signed by `client_ca`. The certificates of
     `[[tls.sni]]` answer to their names, the first one to all others. `ciphers` are for TLS 1.2,
@@ -80,7 +80,7 @@ def files_of(tls: TlsConfig) -> list[Path]:
 
 
 class Certificates:
-    """The context of a listener, made anew when its files change.
+    """The context of a listener, rebuilt when its files change.
 
     `current` looks at the files at most once a second. A new pair that does not load leaves the old
     one in use and is tried again each second, because a repair need not show in the files; `report`
@@ -182,7 +182,7 @@ def first_end(tls: TlsConfig) -> float:
 def not_after(certificate: Path) -> float:
     """Return the end of the first certificate of a PEM file in seconds since the epoch.
 
-    Raises ValueError for a file that holds no certificate.
+    Raise ValueError for a file that holds no certificate.
     """
     pem = certificate.read_text(encoding="ascii", errors="replace")
     begin = pem.find("-----BEGIN CERTIFICATE-----")

@@ -202,7 +202,7 @@ class Connection:
                 self._receiver.interrupt("connection lost", "4.4.2", "lost")
 
     def _meet(self, introduce: Callable[[str], bool]) -> None:
-        """Learn from the PROXY header who the peer is; raises ProxyProblem."""
+        """Learn from the PROXY header who the peer is. Raise ProxyProblem."""
         self.due = self._handshake_due
         header = read_header(self._exactly)
         self.due = inf

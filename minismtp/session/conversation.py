@@ -353,7 +353,7 @@ class Conversation:
                 return replies.UNKNOWN_COMMAND
 
     def _xclient(self, argument: str) -> Reply:
-        """Let a trusted front end say who it speaks for, and begin anew with a greeting."""
+        """Let a trusted front end say who it speaks for, and start again with a greeting."""
         service, session = self._service, self._session
         if not service.trusts_xclient(self.origin):
             return replies.NO_XCLIENT

@@ -27,7 +27,7 @@ from minismtp.smtp.protocol import (
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, surviving
 
-_FLUSH: Final = 65536  # octets of replies that wait for the end of a batch at the most
+_FLUSH: Final = 65536  # octets of replies that wait for the end of a batch, at most
 
 
 class Receiver:
@@ -161,7 +161,7 @@ class Receiver:
         return event
 
     def secured(self, tls: TlsInfo) -> None:
-        """Begin anew inside TLS; all that was said in clear is forgotten (RFC 3207 section 4.2)."""
+        """Start again inside TLS; forget all that was said before it (RFC 3207 section 4.2)."""
         self._service.metrics.tls[tls.version](1)
         session = self.session
         session.tls = tls

@@ -51,7 +51,7 @@ class MessageStorage:
         failed wait in the queue, which tries them again or tells the sender. Only when nobody can
         have it now is a failure the reply to SMTP: then the client keeps the whole message. LMTP
         has a reply for each recipient that the client has `named`, and the client keeps whom no
-        copy is made for. Raises OSError and Verdict.
+        copy is made for. Raise OSError and Verdict.
         """
         relays = self._relayed()
         self._check(relays)
@@ -153,7 +153,7 @@ class MessageStorage:
         failures: Mapping[Address, Reply],
         refused: dict[int, Reply],
     ) -> None:
-        """Queue copies. Raises OSError, but with LMTP refuses the recipients that depend on it."""
+        """Queue copies. Raise OSError; with LMTP, refuse the recipients concerned instead."""
         service, name = self._service, self._envelope.id
         assert service.queue is not None  # noqa: S101 - else nothing waits
         targets = [*relays, *waiting.values()]

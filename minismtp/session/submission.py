@@ -80,7 +80,7 @@ def owns_sender(hooks: Hooks, session: Session, envelope: Envelope) -> bool:
 def owns_authors(hooks: Hooks, session: Session, envelope: Envelope, message: Message) -> bool:
     """Say whether all that the message names as its authors, and as its sender, is the login's.
 
-    There has to be one From field (RFC 5322 section 3.6.2), and one Sender field at the most.
+    There must be one From field (RFC 5322 section 3.6.2) and at most one Sender field.
     """
     if session.login is None:
         return True

@@ -95,7 +95,7 @@ class Transaction:
         return address if address.domain else Address(address.local, self._service.hostname)
 
     def begin(self) -> Reply:
-        """Ask the plugins about the reverse-path; raises Verdict."""
+        """Ask the plugins about the reverse-path. Raise Verdict."""
         service, session = self._service, self._session
         if service.match_sender and not owns_sender(service.hooks, session, self.envelope):
             return replies.NOT_YOURS
@@ -157,7 +157,7 @@ class Transaction:
             )
 
     def open_content(self) -> None:
-        """Ask the plugins before 354 or the first chunk; raises Verdict."""
+        """Ask the plugins before 354 or the first chunk. Raise Verdict."""
         if not self._asked:
             self._service.hooks.on_data(self._session, self.envelope)
             self._asked = True

@@ -28,7 +28,7 @@ _PORT_LIMIT: Final = 65536
 
 
 def apply_xclient(session: Session, argument: str) -> None:
-    """Put the attributes of one command into the session; raises SyntaxProblem, then none is.
+    """Put the attributes of one command into the session. Raise SyntaxProblem and change nothing.
 
     What the front end said of an earlier client counts no longer: neither its login nor what
     plugins noted. A client whose address the front end does not know has the address 0.0.0.0.

@@ -171,7 +171,7 @@ _HTTP: Final = frozenset(
 
 
 def parse(line: bytes) -> Command:
-    """Read one command line without its CRLF; raises CommandProblem."""
+    """Read one command line without its CRLF. Raise CommandProblem."""
     # White space before CRLF is tolerated (RFC 5321 section 4.1.1); before a verb it is common too.
     stripped = line.strip(b" \t")
     word, _, rest = stripped.partition(b" ")

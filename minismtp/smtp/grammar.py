@@ -107,7 +107,7 @@ def is_host_name(name: str) -> bool:
 def parse_parameters(text: str) -> dict[str, str | None]:
     """Read ESMTP parameters as KEYWORD -> value, None without `=`.
 
-    Raises SyntaxProblem for a malformed or repeated one (RFC 5321 section 4.1.2).
+    Raise SyntaxProblem for a malformed or repeated one (RFC 5321 section 4.1.2).
     """
     found: dict[str, str | None] = {}
     for word in split_words(text):
@@ -172,7 +172,7 @@ def encode_utf8_address(text: str) -> str:
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Decode a SASL message (RFC 4954 section 4): strict base64; raises SyntaxProblem."""
+    """Decode a SASL message (RFC 4954 section 4): strict base64. Raise SyntaxProblem."""
     if not _BASE64.fullmatch(text):
         raise SyntaxProblem("malformed base64")
     return base64.b64decode(text)

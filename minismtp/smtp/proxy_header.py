@@ -55,7 +55,7 @@ class ProxyHeader:
 
 
 def read_header(receive: Callable[[int], bytes]) -> ProxyHeader:
-    """Read one header by `receive(n)`, which gives exactly n octets; raises ProxyProblem.
+    """Read one header by `receive(n)`, which gives exactly n octets. Raise ProxyProblem.
 
     Whatever `receive` raises passes through.
     """

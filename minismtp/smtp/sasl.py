@@ -54,7 +54,7 @@ class StoredKey:
 
     @classmethod
     def parse(cls, text: str) -> StoredKey:
-        """Read what `text` gives; raises ValueError, which shows no secret."""
+        """Read what `text` gives. Raise ValueError, which shows no secret."""
         match = _STORED_KEY.fullmatch(text)
         if match is None:
             raise ValueError(f"expected {_STORED_KEY_FORM}")
@@ -122,7 +122,7 @@ def login() -> Exchange:
 
 
 def oauthbearer() -> Exchange:
-    """OAUTHBEARER: a GS2 header and key=value pairs parted by 0x01 (RFC 7628 section 3.1)."""
+    """OAUTHBEARER: a GS2 header and key=value pairs separated by 0x01 (RFC 7628 section 3.1)."""
     header, _, rest = _text((yield b"")).partition("\x01")
     match = _OAUTH_HEADER.fullmatch(header)
     if match is None:
@@ -131,7 +131,7 @@ def oauthbearer() -> Exchange:
 
 
 def xoauth2() -> Exchange:
-    """XOAUTH2: `user=` and `auth=` parted by 0x01, as large providers ask for."""
+    """XOAUTH2: `user=` and `auth=` separated by 0x01, as large providers ask for."""
     pairs = _pairs(_text((yield b"")))
     username = pairs.get("user", "")
     if not username:
@@ -211,14 +211,14 @@ def scram_sha_256(
 
 
 def make_key(password: str) -> StoredKey:
-    """Make a stored key with a salt of its own; raises ValueError for an empty password."""
+    """Make a stored key with a salt of its own. Raise ValueError for an empty password."""
     return derive_key(password, secrets.token_bytes(SALT_LENGTH))
 
 
 def derive_key(password: str, salt: bytes, iterations: int = SCRAM_ITERATIONS) -> StoredKey:
     """Make the stored key of a password for SCRAM-SHA-256 (RFC 5802 section 3).
 
-    Raises ValueError for a password of which SASLprep leaves nothing.
+    Raise ValueError for a password of which SASLprep leaves nothing.
     """
     prepared = _prepared(password).encode("utf-8", "surrogatepass")
     if not prepared:

@@ -121,7 +121,7 @@ class QuarantineStore:
                         yield Kept(Path(item.path), match[3], match[4], arrived, int(match[5]))
 
     def open(self, kept: Kept) -> tuple[QueueEntry, Message]:
-        """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
+        """Read a message. Raise FileNotFoundError when it is gone, and DamagedError."""
         descriptor = open_message(str(kept.path))
         try:
             entry, prefix = _read(descriptor, kept.size)
@@ -136,7 +136,7 @@ class QuarantineStore:
     def release(self, kept: Kept, spool: Spool) -> str:
         """Move a message into the spool, which delivers it; gives its name there.
 
-        Raises FileNotFoundError when it is gone, and DamagedError.
+        Raise FileNotFoundError when it is gone, and DamagedError.
         """
         entry, message = self.open(kept)
         path = kept.path
@@ -155,7 +155,7 @@ class QuarantineStore:
         return name
 
     def remove(self, kept: Kept) -> None:
-        """Drop a message. Raises FileNotFoundError when it is gone."""
+        """Drop a message. Raise FileNotFoundError when it is gone."""
         kept.path.unlink()
 
     def expire(self, age: float) -> int:
@@ -204,7 +204,7 @@ def _prefix(entry: QueueEntry) -> bytes:
 
 
 def _read(descriptor: int, size: int) -> tuple[QueueEntry, int]:
-    """Return the envelope, and how many octets stand before the message. Raises DamagedError."""
+    """Return the envelope, and how many octets stand before the message. Raise DamagedError."""
     if os.fstat(descriptor).st_size != size:
         raise DamagedError("the size does not fit")
     head = _HEAD.fullmatch(os.pread(descriptor, _HEAD_SIZE, 0))

@@ -118,7 +118,7 @@ class Spool:
     def add(self, entry: QueueEntry, message: Message) -> None:
         """Queue a message: it is on disk when this returns.
 
-        Raises OSError and UnreadableError, and leaves nothing then.
+        Raise OSError or UnreadableError and leave nothing behind.
         """
         text = encoded(entry)
         if not self.has_space(message.size):
@@ -146,7 +146,7 @@ class Spool:
             self.trigger.notify(entry.id)
 
     def open(self, name: str) -> tuple[QueueEntry, Message]:
-        """Read a message. Raises FileNotFoundError when it is gone, and DamagedError."""
+        """Read a message. Raise FileNotFoundError when it is gone, and DamagedError."""
         descriptor = open_message(f"{self._queue}/{name}")
         try:
             entry, size, small = read_message(descriptor, name)
@@ -168,13 +168,13 @@ class Spool:
             os.unlink(f"{self._queue}/{name}")  # noqa: PTH108 - plain strings
 
     def set_aside(self, name: str) -> None:
-        """Put what is damaged, or no message, where it is in nobody's way. Raises OSError."""
+        """Put what is damaged, or no message, where it is in nobody's way. Raise OSError."""
         move_into(self._directory / "damaged", Path(self._queue, name))
 
     def lock(self) -> int:
         """Become the one process that takes messages out, until the descriptor is closed.
 
-        Raises BusyError when another process is.
+        Raise BusyError when another process is.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self._directory / "lock", flags, 0o600)
@@ -194,7 +194,7 @@ class Spool:
         return False
 
     def lock_message(self, name: str) -> int:
-        """Keep a message from other runners, until the descriptor is closed. Raises OSError."""
+        """Keep a message from other runners, until the descriptor is closed. Raise OSError."""
         descriptor = open_message(f"{self._queue}/{name}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,7 +204,7 @@ class Spool:
         return descriptor
 
     def is_locked(self, name: str) -> bool:
-        """Whether another runner keeps a message. Raises OSError."""
+        """Whether another runner keeps a message. Raise OSError."""
         try:
             os.close(self.lock_message(name))
         except FileNotFoundError:

@@ -36,7 +36,7 @@ class UnreadableError(ValueError):
 
 
 def open_message(path: str) -> int:
-    """Open a file that should hold a message. Raises OSError, and DamagedError for anything else.
+    """Open a file that should hold a message. Raise OSError, and DamagedError for anything else.
 
     A pipe or a link that somebody has put there must not hold this process up.
     """
@@ -60,7 +60,7 @@ def footer(size: int, length: int) -> bytes:
 def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | None]:
     """Return the envelope, the size of the message, and a small message itself.
 
-    Raises DamagedError.
+    Raise DamagedError.
     """
     total = os.fstat(descriptor).st_size
     start = max(0, total - _SMALL)
@@ -84,7 +84,7 @@ def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | N
 
 
 def encoded(entry: QueueEntry) -> bytes:
-    """Return an envelope as it is written, once it has been read back. Raises UnreadableError."""
+    """Return an envelope as it is written, once it has been read back. Raise UnreadableError."""
     try:
         text = msgspec.json.encode(entry)
         if _decoded(text) == entry:
@@ -95,14 +95,14 @@ def encoded(entry: QueueEntry) -> bytes:
 
 
 def _decoded(text: bytes) -> QueueEntry:
-    """Return the envelope that a text holds. Raises msgspec.MsgspecError and ValueError."""
+    """Return the envelope that a text holds. Raise msgspec.MsgspecError and ValueError."""
     entry = _DECODER.decode(text)
     entry.check()
     return entry
 
 
 def write(descriptor: int, data: bytes) -> None:
-    """Write all of it. Raises OSError."""
+    """Write all of it. Raise OSError."""
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -91,7 +91,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `local@domain` as RFC 5321 spells it, quotes included; raises ValueError."""
+        """Read `local@domain` as RFC 5321 spells it, quotes included. Raise ValueError."""
         return _parse(text) if len(text) <= _LONGEST else _parse.__wrapped__(text)
 
     @property
@@ -199,7 +199,7 @@ def _to_ascii(domain: str) -> str:
 
 
 def _mapped(domain: str) -> str:
-    """Return a domain as UTS 46 section 4 maps it; raises UnicodeError."""
+    """Return a domain as UTS 46 section 4 maps it. Raise UnicodeError."""
     mapped = idna.uts46_remap(domain, std3_rules=False).removesuffix(".")
     if _NO_NAME.search(mapped) or not _fits(mapped):  # one character may become 18
         raise UnicodeError("no domain")
@@ -207,7 +207,7 @@ def _mapped(domain: str) -> str:
 
 
 def _a_label(label: str) -> str:
-    """Return a mapped label as DNS has it; raises UnicodeError.
+    """Return a mapped label as DNS has it. Raise UnicodeError.
 
     UTS 46 section 4.1 lets symbols and "_" pass, which the rules of 2008 do not. The order of
     directions, and where invisible characters may stand, are checked by both; emoji may be joined.
@@ -255,7 +255,7 @@ def _check_domain(domain: str) -> None:
 
 
 def _check_literal(text: str) -> None:
-    """Check `192.0.2.1` or `IPv6:2001:db8::1` (RFC 5321 section 4.1.3); raises ValueError."""
+    """Check `192.0.2.1` or `IPv6:2001:db8::1` (RFC 5321 section 4.1.3). Raise ValueError."""
     try:
         if text[:5].lower() != "ipv6:":
             ipaddress.IPv4Address(text)

@@ -1,4 +1,4 @@
-"""SQLite files that are made anew when they are damaged.
+"""SQLite files that are rebuilt when they are damaged.
 
 What such a file keeps can be lost: limits and greylisting begin again, the schedule of the queue
 is read from the spool. Refusing all mail until somebody has repaired it would be worse. So a

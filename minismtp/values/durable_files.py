@@ -33,7 +33,7 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Put `data` under `path`, so that a reader or a crash finds the old content or all of the new.
 
     `mode` is for a new file (the umask applies); an old one keeps its mode, and its owner as far as
-    we may set it. Raises OSError, and leaves the old file as it was.
+    we may set it. Raise OSError and leave the old file as it was.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
@@ -68,7 +68,7 @@ def without_marks(data: bytes) -> bytes:
 def kept_secret(path: Path) -> bytes:
     """Return 32 random octets that stay the same; the first caller writes them, mode 0600.
 
-    Processes may call at once: one file wins. Raises OSError.
+    Processes may call at once: one file wins. Raise OSError.
     """
     with contextlib.suppress(FileNotFoundError):
         if len(found := path.read_bytes()) == _SECRET_LENGTH:
@@ -119,7 +119,7 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
     """Make a directory, and the parents that it lacks, durably; one that is there already is fine.
 
     The parent is synced in that case too: whoever made the directory may have been killed before
-    the sync. Raises FileExistsError when `path` is something else than a directory.
+    the sync. Raise FileExistsError when `path` is something else than a directory.
     """
     with contextlib.suppress(FileNotFoundError):
         return _make_one(path, mode)

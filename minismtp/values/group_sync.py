@@ -31,7 +31,7 @@ _SIZE: Final = 24  # octets: three counters of 64 bits
 
 
 def sync_file_system(descriptor: int) -> None:
-    """Write out the file system that `descriptor` belongs to; raises OSError (syncfs(2))."""
+    """Write out the file system that `descriptor` belongs to. Raise OSError (syncfs(2))."""
     if _libc.syncfs(descriptor) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -66,7 +66,7 @@ class GroupSync:
         return self._counters[_FAILED]
 
     def commit(self, ticket: int) -> None:
-        """Return once all that this thread has written is on disk; raises OSError."""
+        """Return once all that this thread has written is on disk. Raise OSError."""
         wanted = self._counters[_STARTED] + 1
         with self._leading:  # one thread of each process asks for the lock of all processes
             if not self._settled(wanted, ticket):

@@ -45,7 +45,7 @@ _turns = threading.BoundedSemaphore(4)
 def hash_password(password: str, scheme: str = _DEFAULT) -> str:
     """Return the string to store for a password; `scheme` is scrypt or argon2id.
 
-    Raises ValueError for an empty password and an unknown scheme, ModuleNotFoundError when
+    Raise ValueError for an empty password and an unknown scheme, ModuleNotFoundError when
     argon2id is asked for and the extra `argon2` is not installed.
     """
     if not password:
@@ -62,7 +62,7 @@ def verify_password(password: str, stored: str | None) -> bool:
 
     None stands for a user who does not exist: as slow as a hash of the default scheme and always
     False, so that nobody learns from the time taken which users exist. Blocks for as long as the
-    scheme costs, and for a turn while four others are being checked. Raises ModuleNotFoundError
+    scheme costs, and for a turn while four others are being checked. Raise ModuleNotFoundError
     for argon2id without the extra `argon2`: the password may be right, so False would be a lie.
     """
     name = _DEFAULT if stored is None else _scheme_of(stored)

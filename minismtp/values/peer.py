@@ -16,7 +16,7 @@ _TRANSLATED: Final = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052 section 2.1
 
 
 def plain_address(text: str) -> str:
-    """Return an IP address in its one spelling, an IPv4-mapped one as IPv4; raises ValueError.
+    """Return an IP address in its one spelling, an IPv4-mapped one as IPv4. Raise ValueError.
 
     The same host comes by either, as sockets and other programs have it (RFC 4291 section 2.5.5.2).
     """

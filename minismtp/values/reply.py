@@ -38,11 +38,11 @@ _NOTHING: Final = Origin()
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply: a three-digit code, text (lines parted by a line feed), an enhanced status code.
+    """One reply: a three-digit code, text (lines separated by LF), an enhanced status code.
 
     `origin` is for the log; replies that differ only there are equal.
 
-    Raises ValueError for a code outside 200-559, an enhanced code of another class, and text with
+    Raise ValueError for a code outside 200-559, an enhanced code of another class, and text with
     control characters.
     """
 

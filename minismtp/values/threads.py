@@ -50,8 +50,8 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
 
     What `body` raises is logged and counted in `minismtp_thread_failures_total`, under `name`, one
     of a few fixed words. After a tenth of a second `body` is called again; while it goes on to
-    fail, after twice the time before, 5 seconds at the most. With `once` a failure is logged and
-    counted too, but ends the thread. Raises RuntimeError when the system has no more threads.
+    fail, after twice the time before, 5 seconds at most. With `once` a failure is logged and
+    counted too, but ends the thread. Raise RuntimeError when the system has no more threads.
     """
 
     def run() -> None:

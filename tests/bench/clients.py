@@ -22,7 +22,7 @@ _LINE: Final = 4096
 
 
 def program(name: str) -> Path:
-    """Compile a program of this directory, if its source has changed; raises CalledProcessError."""
+    """Compile a program of this directory, if its source has changed. Raise CalledProcessError."""
     source, target = HERE / f"{name}.c", BUILD / name
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
         BUILD.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def under_load(server: peers.Server) -> Iterator[dict[str, int]]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Return once a condition holds; raises RuntimeError when it takes too long."""
+    """Return once a condition holds. Raise RuntimeError when it takes too long."""
     end = time.monotonic() + peers.PATIENCE
     while not condition():
         if time.monotonic() > end:

@@ -228,7 +228,7 @@ def measured(
 
 
 def load(server: peers.Server, mail: Mail, *end: object) -> dict[str, Any]:
-    """Send with 20 sessions until the end; raises RuntimeError when a message is refused."""
+    """Send with 20 sessions until the end. Raise RuntimeError when a message is refused."""
     pipelining = () if server.pipelining else ("-n",)
     found = clients.run(
         *("load", "-a", CLIENT, "-p", server.port, "-s", 20, "-u", USERS, "-f", mail.file),

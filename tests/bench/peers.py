@@ -97,7 +97,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return when a server greets; raises RuntimeError when it ends or takes too long."""
+    """Return when a server greets. Raise RuntimeError when it ends or takes too long."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if process is not None and process.poll() is not None:

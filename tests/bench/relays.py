@@ -55,7 +55,7 @@ class Sink:
         return int(last.split(b"\r")[0] or 0)
 
     def wait_for(self, messages: int) -> None:
-        """Return when so many messages are here; raises TimeoutError."""
+        """Return when so many messages are here. Raise TimeoutError."""
         end = time.monotonic() + PATIENCE
         while self.count() < messages:
             if time.monotonic() > end:

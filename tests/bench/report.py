@@ -148,7 +148,7 @@ def write(result: dict[str, Any], titles: dict[str, str], directory: Path) -> No
 
 
 def plot(result: dict[str, Any], target: Path) -> None:
-    """Draw the rates as bars, a panel for each workload; raises ImportError without matplotlib."""
+    """Draw the rates as bars, a panel for each workload. Raise ImportError without matplotlib."""
     import matplotlib as mpl  # noqa: PLC0415 - only the report needs it
 
     mpl.use("Agg")

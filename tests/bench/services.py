@@ -56,7 +56,7 @@ RSPAMD: Final = {
 
 @contextlib.contextmanager
 def running(port: int, log: Path, *command: str | Path) -> Iterator[None]:
-    """Run a service until the block ends; raises RuntimeError when it does not come up."""
+    """Run a service until the block ends. Raise RuntimeError when it does not come up."""
     with peers.running([str(each) for each in command], log) as process:
         end = time.monotonic() + PATIENCE
         while True:

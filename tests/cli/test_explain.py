@@ -310,7 +310,7 @@ def test_ring_keeps_the_newest_within_its_bound(tmp_path: Path) -> None:
 
 
 def test_several_processes_share_the_ring(tmp_path: Path) -> None:
-    """Each opens the file anew, so those of one process stand for several."""
+    """Each opens the file again, so those of one process stand for several."""
     writers = [DecisionLog(tmp_path, 1_000_000, Log()) for _ in range(4)]
 
     def write(own: int) -> None:

@@ -163,7 +163,7 @@ def names_in_the_fifo(data: bytes) -> None:
 
 @target("mailqueue.in_progress", memory=1 << 25)  # it reads 16 MiB at once
 def work_of_a_dead_runner(data: bytes) -> None:
-    """Read what it had under way, and the suspects: parted by a line."""
+    """Read what it had under way, and the suspects: separated by a line."""
     keys, _, suspects = data.partition(b"\n")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -59,7 +59,7 @@ def mail(*attachments: tuple[str, bytes], kind: str = "application/octet-stream"
 
 
 def blocked(content: bytes, plugin: Attachments | None = None) -> str:
-    """Return the reason and the name of what is blocked, parted by a colon, else nothing."""
+    """Return the reason and the name of what is blocked, separated by a colon, else nothing."""
     place = envelope()
     (plugin or Attachments(action="finding")).on_message(
         session(), place, Message("1", Content.of(content))

@@ -1073,7 +1073,7 @@ Milter.runmilter("test", sys.argv[1], 60)
 def libmilter(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SocketAddress]:
-    """Run a filter upon Sendmail's own library, which Debian's Python knows."""
+    """Run a filter on Sendmail's own library, which Debian's Python knows."""
     python, directory, port = "/usr/bin/python3", tmp_path_factory.mktemp("p"), free_port()
     require_program(python)
     if subprocess.run([python, "-c", "import Milter"], capture_output=True, check=False).returncode:

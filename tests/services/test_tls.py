@@ -68,7 +68,7 @@ def client_context() -> ssl.SSLContext:
 def handshake(
     server: ssl.SSLContext, client: ssl.SSLContext, name: str = "mx.example.org"
 ) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
-    """Connect both ends; raises what the client's end raises."""
+    """Connect both ends. Raise what the client's end raises."""
     ours, theirs = socket.socketpair()
     wrapped = server.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
 
