@@ -7,7 +7,8 @@ import pytest
 
 from minismtp import Delivery, Destination, Message, Reject, ServerInfo, hookimpl, plugin
 from minismtp.config import Config, Limits, PluginConfig
-from minismtp.config.toml_values import ByteSize, ConfigError
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import ByteSize
 from minismtp.hooks.guard import Failure
 from minismtp.testing import Dialogue, Dialogues, Mailroom
 

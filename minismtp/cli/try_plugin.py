@@ -19,7 +19,7 @@ import tomli
 
 from minismtp.cli.dry_run import DryRun, ExampleClient, Result
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import instances
 from minismtp.mail.authentication_results import results_of
 from minismtp.mail.message import Message
@@ -97,10 +97,9 @@ def _alone(config: Config, named: str, settings: list[str]) -> Config:
     if known is not None:
         table = replace(known, options={**known.options, **options}, mode="enforce", listeners=[])
         return replace(config, plugins=[table])
-    table = PluginConfig.parse(
-        {"use": named, **options}, file="", key=f"plugin {named}", base=Path.cwd()
-    )
-    return replace(config, plugins=[table], file="", base=Path.cwd())
+    key = f"plugin {named}"
+    table = build(PluginConfig, {"use": named, **options}, file="", key=key, base=Path.cwd())
+    return replace(config, plugins=[replace(table, key=key)], file="", base=Path.cwd())
 
 
 def _setting(text: str) -> tuple[str, object]:

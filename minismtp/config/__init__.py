@@ -9,7 +9,7 @@ import pwd
 import socket
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -32,7 +32,7 @@ from minismtp.config.tables import (
     counts,
     says,
 )
-from minismtp.config.toml_values import ConfigError, build, did_you_mean
+from minismtp.config.toml_values import INTERNAL, ConfigError, build, did_you_mean
 from minismtp.config.types import parse_domain
 from minismtp.values.durable_files import without_marks
 
@@ -129,8 +129,8 @@ class Config:
     plugins: Annotated[list[PluginConfig], says("they run in this order")] = field(
         default_factory=list
     )
-    file: str = ""
-    base: Path = field(default_factory=Path.cwd)
+    file: str = field(default="", metadata=INTERNAL)
+    base: Path = field(default_factory=Path.cwd, metadata=INTERNAL)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hostname", check_domain(self.hostname, key="hostname"))
@@ -188,15 +188,9 @@ class Config:
 
     @classmethod
     def build(cls, table: Mapping[str, object], *, file: str, base: Path) -> "Config":
-        """Make the configuration from a TOML document. Raise ConfigError."""
-        table = dict(table)
-        plugins = table.get("plugins")
-        if isinstance(plugins, list) and all(isinstance(item, dict) for item in plugins):
-            table["plugins"] = [
-                PluginConfig.parse(item, file=file, key=f"plugins[{number}]", base=base)
-                for number, item in enumerate(plugins)
-            ]
-        return build(cls, table, file=file, key="", base=base, given={"file": file, "base": base})
+        """Make the configuration from a TOML document; raises ConfigError."""
+        config = build(cls, table, file=file, key="", base=base)
+        return replace(config, file=file, base=base)
 
     def _check_user(self) -> None:
         try:
@@ -226,6 +220,8 @@ class Config:
         check_unique("plugins", [plugin.name for plugin in self.plugins])
         known = [listener.name for listener in self.listeners]
         for number, plugin in enumerate(self.plugins):
+            if not plugin.key:
+                object.__setattr__(plugin, "key", f"plugins[{number}]")
             for index, name in enumerate(plugin.listeners):
                 if name not in known:
                     raise ConfigError(

@@ -7,20 +7,24 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, get_origin
+from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import msgspec
 
 from minismtp.config import Config, PluginConfig, default_hostname, default_state_directory
-from minismtp.config.toml_values import Shape, option_types, shape_of
+from minismtp.config.toml_values import (
+    LISTS,
+    TABLES,
+    Special,
+    choices,
+    for_msgspec,
+    is_table,
+    option_types,
+    shape_of,
+)
 from minismtp.config.types import SCALARS, Network, Scalar
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-# Fields that the program sets; no keys of the configuration.
-_INTERNAL: Final[dict[type, set[str]]] = {
-    Config: {"file", "base"},
-    PluginConfig: {"options", "key"},
-}
 _SCALARS_BY_CLASS: Final[dict[type, Scalar]] = {
     get_origin(kind) or kind: scalar for kind, scalar in SCALARS.items() if kind != Network
 }
@@ -50,24 +54,25 @@ def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
 
 def options(cls: type) -> list[Option]:
     """Return the keys of a table or a plugin in the order of their definition."""
+    table = _table(cls)
     found = []
-    for item, annotation in _fields(cls):
-        default, shape = _default(item), shape_of(annotation)
-        text = None if default is _MISSING else "none" if default is None else _toml(default)
-        meaning = _said(shape).get("description", "")
-        found.append(Option(item.name, _kind(shape), text, meaning))
+    for name, value in table["properties"].items():
+        default = _toml(value["default"]) if "default" in value else "none"
+        text = None if name in table["required"] else default
+        found.append(Option(name, _kind(value), text, value.get("description", "")))
     return found
 
 
 def tables(cls: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
     """Yield the tables of the file as TOML writes their names, each with its dataclass."""
     for item, annotation in _fields(cls):
-        shape = shape_of(annotation)
-        inner = shape if shape.items is None else shape_of(shape.items)
-        if _kind(inner) == "table":
+        bare = shape_of(annotation).bare
+        is_array = get_origin(bare) in LISTS
+        inner = shape_of(get_args(bare)[0]).bare if is_array else bare
+        if is_table(inner):
             name = f"{path}{item.name}"
-            yield (f"[{name}]" if shape.items is None else f"[[{name}]]"), inner.bare
-            yield from tables(inner.bare, f"{name}.")
+            yield (f"[[{name}]]" if is_array else f"[{name}]"), inner
+            yield from tables(inner, f"{name}.")
 
 
 def summary(cls: type) -> str:
@@ -98,13 +103,8 @@ def _other(names: list[str]) -> dict[str, Any]:
 
 
 def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    types = option_types(cls)
-    internal = _INTERNAL.get(cls, set())
-    return [
-        (item, types[item.name])
-        for item in dataclasses.fields(cls)
-        if item.name in types and item.name not in internal
-    ]
+    options = option_types(cls)
+    return [(each, options[each.name]) for each in dataclasses.fields(cls) if each.name in options]
 
 
 def _table(cls: type) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _table(cls: type) -> dict[str, Any]:
     required = []
     for item, annotation in _fields(cls):
         default = _default(item)
-        properties[item.name] = _value(shape_of(annotation))
+        properties[item.name] = _value(annotation)
         if default is _MISSING:
             required.append(item.name)
         elif default is not None:
@@ -125,53 +125,48 @@ def _table(cls: type) -> dict[str, Any]:
     }
 
 
-def _value(shape: Shape) -> dict[str, Any]:
-    """Return the schema of one value; what `msgspec.Meta` says of it is kept."""
-    said = _said(shape)
-    if shape.may_be_empty:
-        present = dataclasses.replace(shape, optional=False)
-        return {**said, "anyOf": [_value(present), {"const": ""}]}
-    if shape.bare in SCALARS:
-        return {**said, **SCALARS[shape.bare].schema}
-    if isinstance(shape.bare, type) and dataclasses.is_dataclass(shape.bare):
-        return {"description": summary(shape.bare), **said, **_table(shape.bare)}
-    if shape.items is not None:
-        return {**said, "type": "array", "items": _value(shape_of(shape.items))}
-    if shape.values is not None:
-        values = _value(shape_of(shape.values))
-        return {**said, "type": "object", "additionalProperties": values}
-    if shape.choices:
-        return {**said, "enum": shape.choices}
-    return _plain(shape)
-
-
-def _said(shape: Shape) -> dict[str, Any]:
-    said = [m.description for m in shape.metadata if isinstance(m, msgspec.Meta) and m.description]
-    return {"description": said[-1]} if said else {}
-
-
-def _kind(shape: Shape) -> str:
-    """Name a type as the user has to write it."""
-    if shape.bare in SCALARS:
-        return SCALARS[shape.bare].name
-    if dataclasses.is_dataclass(shape.bare):
-        return "table"
-    if shape.items is not None:
-        return f"list of {_kind(shape_of(shape.items))}"
-    if shape.values is not None:
-        return f"table of {_kind(shape_of(shape.values))}"
-    if shape.choices:
-        return " or ".join(_toml(choice) for choice in shape.choices)
-    found = _plain(shape)
-    kinds = [entry.get("type", "value") for entry in found.get("anyOf", [found])]
-    return " or ".join(kinds)
-
-
-def _plain(shape: Shape) -> dict[str, Any]:
+def _value(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - any type
+    """Return the schema of one value, with the descriptions and bounds of `msgspec.Meta`."""
     try:
-        return msgspec.json.schema(shape.whole)
+        return msgspec.json.schema(for_msgspec(annotation), schema_hook=_special)
     except TypeError:
         return {}  # a type that no table can set
+
+
+def _special(kind: type) -> dict[str, Any]:
+    if not isinstance(kind, Special):
+        return {}
+    shape, arguments = kind.shape, get_args(kind.shape.bare)
+    described = [m for m in shape.metadata if isinstance(m, msgspec.Meta) and m.description]
+    said = {"description": described[-1].description} if described else {}
+    if shape.may_be_empty:
+        return {**said, "anyOf": [_value(shape.required), {"const": ""}]}
+    if shape.bare in SCALARS:
+        return {"title": SCALARS[shape.bare].name, **SCALARS[shape.bare].schema, **said}
+    if is_table(shape.bare):
+        return {"description": summary(shape.bare), **said, **_table(shape.bare)}
+    if get_origin(shape.bare) in TABLES:
+        return {**said, "type": "object", "additionalProperties": _value(arguments[1])}
+    return {**said, "enum": choices(shape.bare)}
+
+
+def _kind(value: Mapping[str, Any]) -> str:
+    """Name the type of a value as the user has to write it."""
+    if "enum" in value:
+        return " or ".join(_toml(choice) for choice in value["enum"])
+    if "anyOf" in value:
+        return " or ".join(_kind(each) for each in value["anyOf"] if "const" not in each)
+    match value:
+        case {"title": str(name)}:
+            return name
+        case {"type": "array", "items": dict(items)}:
+            return f"list of {_kind(items)}"
+        case {"type": "object", "additionalProperties": dict(values)}:
+            return f"table of {_kind(values)}"
+        case {"type": "object"}:
+            return "table"
+        case _:
+            return str(value.get("type", "value"))
 
 
 def _default(item: "dataclasses.Field[Any]") -> Any:  # noqa: ANN401 - any JSON

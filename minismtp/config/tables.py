@@ -7,15 +7,14 @@ descriptions. Each checks what it can see by itself; `config` checks one against
 import re
 import ssl
 import urllib.parse
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta
 
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.toml_values import INTERNAL, OTHER_KEYS, ConfigError, option_types
 from minismtp.config.types import ByteSize, Network, SocketAddress, parse_domain
 from minismtp.mail.cleanup import DROP_HEADERS
 from minismtp.values.ciphers import GENEROUS, set_ciphers
@@ -489,8 +488,8 @@ class PluginConfig:
     listeners: Annotated[list[str], says("names of the listeners where it runs; empty = all")] = (
         field(default_factory=list)
     )
-    options: dict[str, object] = field(default_factory=dict)
-    key: str = ""
+    options: dict[str, object] = field(default_factory=dict, metadata=OTHER_KEYS)
+    key: str = field(default="", metadata=INTERNAL)  # such as "plugins[2]", for messages
 
     def __post_init__(self) -> None:
         _check_name(self.use, key="use")
@@ -500,22 +499,9 @@ class PluginConfig:
         if not self.timeout:
             raise ConfigError("expected more than 0", key="timeout")
 
-    @classmethod
-    def parse(
-        cls, table: Mapping[str, object], *, file: str, key: str, base: Path
-    ) -> "PluginConfig":
-        """Part a table into the keys of every plugin and the options of this one."""
-        common = {name: value for name, value in table.items() if name in COMMON_KEYS}
-        options = {name: value for name, value in table.items() if name not in COMMON_KEYS}
-        return build(
-            cls, common, file=file, key=key, base=base, given={"options": options, "key": key}
-        )
-
 
 #: The keys that every `[[plugins]]` table may have; no plugin can have an option of such a name.
-COMMON_KEYS: Final = tuple(
-    item.name for item in fields(PluginConfig) if item.name not in ("options", "key")
-)
+COMMON_KEYS: Final = tuple(option_types(PluginConfig))
 
 
 def _check_name(name: str, *, key: str = "name") -> None:

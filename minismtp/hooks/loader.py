@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 import pluggy
 
+from minismtp.config import COMMON_KEYS
 from minismtp.config.toml_values import ConfigError, build, did_you_mean
 from minismtp.hooks import specs
 from minismtp.hooks.facade import Hooks
@@ -188,7 +189,8 @@ def _load(name: str, source: Path | EntryPoint) -> Available:
 
 def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
     try:
-        return build(factory, table.options, file=config.file, key=table.key, base=config.base)
+        place: Any = {"file": config.file, "key": table.key, "base": config.base}
+        return build(factory, table.options, reserved=COMMON_KEYS, **place)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:

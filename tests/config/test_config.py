@@ -157,7 +157,7 @@ def test_configuration_cannot_be_changed_later() -> None:
         ('base = "x"', "base: unknown key"),
         ("", "listeners: expected at least one [[listeners]] table"),
         ("listeners = []", "listeners: expected at least one [[listeners]] table"),
-        ('[listeners]\nname = "x"', "listeners: expected an array, so [[listeners]] instead of"),
+        ('[listeners]\nname = "x"', "listeners: expected an array of tables, each under [["),
         ('[[listeners]]\nname = "x"', "listeners[0].address: this key is required"),
         (
             f"{LISTENER}{LISTENER.replace('127.0.0.1:0', '127.0.0.1:25')}",

@@ -129,11 +129,12 @@ def test_plugin_is_described_with_its_own_and_the_common_options(document: dict[
     assert found["required"] == ["use", "path"]
     assert properties["use"] == {"const": "example"}
     assert properties["on_error"]["enum"] == ["defer", "ignore"]
-    assert properties["networks"] == {"type": "array", "items": {"type": "string"}, "default": []}
+    network = {"title": "network", "type": "string"}
+    assert properties["networks"] == {"type": "array", "items": network, "default": []}
     assert properties["wait"]["default"] == "1h30m"
     assert properties["size"]["type"] == ["integer", "string"]
     assert properties["mode"] == {"enum": ["on", "off"], "default": "on"}
-    assert properties["optional"] == {"anyOf": [{"type": "string"}, {"const": ""}]}
+    assert properties["optional"] == {"anyOf": [{"title": "path", "type": "string"}, {"const": ""}]}
     assert properties["parts"]["items"]["required"] == ["size"]
     assert properties["headers"]["additionalProperties"]["items"] == {"type": "string"}
     assert properties["trusted"]["default"] == ["10.0.0.0/8"]

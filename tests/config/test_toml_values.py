@@ -12,7 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 import pytest
 
-from minismtp.config.toml_values import ByteSize, ConfigError, build, did_you_mean, reason
+from minismtp.config.toml_values import (
+    INTERNAL,
+    OTHER_KEYS,
+    ConfigError,
+    build,
+    did_you_mean,
+    reason,
+)
+from minismtp.config.types import ByteSize
 
 BASE = Path("/etc/minismtp")
 
@@ -131,7 +139,10 @@ def test_toml_value_becomes_the_type_of_its_field(
         ({"inner": {}}, "inner.path: this key is required"),
         ({"inner": {"path": "x", "dept": 1}}, "inner.dept: unknown key; did you mean 'depth'?"),
         ({"inners": [{"path": "x"}, {"path": 5}]}, "inners[1].path: expected a string"),
-        ({"inners": {"path": "x"}}, "inners: expected an array, so [[plugins[2].inners]] instead"),
+        (
+            {"inners": {"path": "x"}},
+            "inners: expected an array of tables, each under [[...]] instead",
+        ),
         ({"count": 0}, "count: expected integer >= 1"),
         ({"few": ["a", "b", "c"]}, "few: expected array of length <= 2"),
         ({"nmber": 1}, "nmber: unknown key; did you mean 'number'?"),
@@ -168,9 +179,24 @@ def test_option_that_shares_its_name_with_a_common_key_is_refused() -> None:
     assert message.startswith("x.toml: plugins[2].path: Inner has an option of this name")
 
 
-def test_given_fields_are_set_but_are_no_keys() -> None:
-    assert make(Inner, {"path": "x"}, given={"depth": 9}).depth == 9
-    assert "depth: unknown key" in problem(Inner, {"path": "x", "depth": 1}, given={"depth": 9})
+def test_internal_fields_are_no_keys() -> None:
+    @dataclass
+    class Placed:
+        depth: int = 1
+        file: str = field(default="", metadata=INTERNAL)
+
+    assert make(Placed, {"depth": 9}).file == ""
+    assert "file: unknown key" in problem(Placed, {"file": "x"})
+
+
+def test_one_field_may_take_the_keys_that_are_no_options() -> None:
+    @dataclass
+    class Open:
+        depth: int = 1
+        options: dict[str, object] = field(default_factory=dict, metadata=OTHER_KEYS)
+
+    made = make(Open, {"depth": 9, "zzz": 1, "options": 2})
+    assert (made.depth, made.options) == (9, {"zzz": 1, "options": 2})
 
 
 def test_fields_outside_init_are_no_options() -> None:

@@ -393,6 +393,26 @@ def test_plugin_that_refuses_its_options_is_one_line(
     assert problem(tmp_path, {"use": "wrong"}) == f"mini.toml: {message.format(path=path)}"
 
 
+@pytest.mark.parametrize(
+    ("option", "table", "expected"),
+    [
+        ("timeout", {}, "plugins[0].timeout: Taken has an option of this name, which means"),
+        (
+            "limit",
+            {"on_eror": "ignore"},
+            "plugins[0].on_eror: unknown key; did you mean 'on_error'?",
+        ),
+    ],
+    ids=["same name", "misspelt"],
+)
+def test_keys_of_every_plugin_are_told_from_its_options(
+    option: str, table: dict[str, object], expected: str, tmp_path: Path, write: Write
+) -> None:
+    code = f"from minismtp import plugin\n\n@plugin\nclass Taken:\n    {option}: int = 1\n"
+    write("taken", code)
+    assert problem(tmp_path, {"use": "taken", **table}).startswith(f"mini.toml: {expected}")
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Return a function that installs a distribution with one entry point and its module."""
