@@ -17,7 +17,11 @@ import pytest
 from source import ROOT, source_files
 
 # Folders and files that are free of them. Add one as soon as it passes.
-DONE: Final = ("tests/storage",)
+DONE: Final = (
+    *("README.md", "SECURITY.md", "docs/administrator.md", "docs/hardening.md", "docs/insight.md"),
+    *("docs/monitoring.md", "docs/plugins.md", "docs/sending.md", "docs/systemd.md"),
+    "tests/storage",
+)
 MADE: Final = {"docs/configuration.md", "docs/hooks.md", "docs/plugins/README.md"}
 
 
