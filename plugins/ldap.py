@@ -21,17 +21,8 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._ldap import (
-    AMBIGUOUS,
-    FAULTS,
-    REFUSALS,
-    SUCCESS,
-    Conversation,
-    Entry,
-    check_dn,
-    check_filter,
-    escaped,
-)
+from ._ldap import AMBIGUOUS, REFUSALS, SUCCESS, Conversation, Entry
+from ._ldap_filter import check_dn, encoded_filter, escaped
 from ._login import acts_as_itself, authorities, may_be_asked
 from ._user_names import folded, spellings_of
 
@@ -84,7 +75,10 @@ class Ldap:
             raise ValueError("patience: expected more than no time")
         check_dn("dn", self.dn.replace("{user}", "x"))
         check_dn("base", self.base)
-        check_filter(self.filter.replace("{user}", "x"))
+        try:
+            encoded_filter(self.filter.replace("{user}", "x"))
+        except ValueError as error:
+            raise ValueError(f"filter: expected a search filter: {error}") from None
         self._address = self._checked_url()
         self._trust = authorities(self.ca)
         self._service = Remote(
@@ -112,8 +106,8 @@ class Ldap:
             with self._service.connect() as line:
                 try:
                     answer = self._ask(Conversation(line), each)
-                except FAULTS as error:
-                    raise RemoteError(f"{self.url}: {error!r}") from error
+                except ValueError as error:
+                    raise RemoteError(f"{self.url}: {error}") from error
             if isinstance(answer, RemoteError):  # a directory that answers is not left alone
                 raise answer
             if answer is not None:

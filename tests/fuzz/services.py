@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from minismtp_plugins import _milter as wire
 from minismtp_plugins._client import Client
-from minismtp_plugins._ldap import escaped
+from minismtp_plugins._ldap_filter import encoded_filter, escaped
 from minismtp_plugins._milter_conversation import Conversation
 from minismtp_plugins._milter_message import Changes, Shown
 from minismtp_plugins._rspamd import edited, parse
@@ -149,16 +149,18 @@ def dovecot_answer(data: bytes) -> None:
         plugin.authenticate(session(), _USER)
 
 
-@target("ldap", "_ldap", raises=(RemoteError,))
+@target("ldap", "_ldap", "_ber", raises=(RemoteError,))
 def ldap_answer(data: bytes) -> None:
     plugin = _ldap()
     plugin._service = cast("Any", Service(data))
     plugin.authenticate(_USER)
 
 
-@target("_ldap", most=1000)
+@target("_ldap_filter", most=1000)
 def name_for_ldap(data: bytes) -> None:
-    assert escaped(text_of(data)).isascii()
+    value = escaped(text_of(data))
+    assert value.isascii()
+    assert text_of(data).encode() in encoded_filter(f"(uid={value})")
 
 
 @target("_milter", raises=(RemoteError,))

@@ -26,8 +26,9 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ldap3.utils.dn import parse_dn
-from minismtp_plugins._ldap import Conversation, escaped
+from minismtp_plugins._ber import Elements, encode, encode_number, number
+from minismtp_plugins._ldap import Conversation
+from minismtp_plugins._ldap_filter import check_dn, encoded_filter, escaped
 from minismtp_plugins.ldap import Ldap
 from ports import free_port
 
@@ -186,6 +187,29 @@ def test_directory_decides(plugin: Ldap, user: str, password: str, known_as: str
     assert log_in(plugin, user, password) == known_as
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("(uid={user})", True),
+        ("( & (objectClass=person) (| (uid={user}) (mail={user})) (!(title=x)) )", True),
+        ("(&(uid={user})(title=*))", False),
+        ("(&(uid={user})(mail=*))", True),
+        ("(&(uid={user})(mail=5@*))", True),
+        ("(&(uid={user})(mail=*@ex*.org))", True),
+        ("(&(uid={user})(mail=*.net))", False),
+        ("(&(uid={user})(employeeNumber:=7))", True),
+        ("(&(uid={user})(employeeNumber:caseExactMatch:=8))", False),
+        ("(&(uid={user})(ou:dn:=people))", True),
+        ("(&(uid={user})(:dn:caseIgnoreMatch:=people))", True),
+        ("(&(uid={user})(uid>=alice))", False),  # slapd has no order of names: undefined
+        ("(&(uid={user})(cn~=\\78))", True),
+        (f"(&(uid={{user}})(!(sn={'y' * 300})))", True),
+    ],
+)
+def test_filter_may_be_any_of_rfc_4515(directory: Directory, query: str, found: bool) -> None:
+    assert log_in(directory.searching(query=query)) == ("alice" if found else None)
+
+
 @pytest.mark.parametrize("user", ["alice", "empty", "nobody", ""])
 def test_empty_password_is_no_login(plugin: Ldap, user: str) -> None:
     """A directory lets in whoever has none, as nobody: RFC 4513 section 5.1.2."""
@@ -313,11 +337,11 @@ def test_many_at_once_are_told_apart(directory: Directory) -> None:
 @given(st.text(min_size=1).filter(lambda text: "\0" not in text))
 def test_any_name_is_one_value_of_a_dn(text: str) -> None:
     value = escaped(text)
-    assert parse_dn(f"uid={value},{PEOPLE}") == [
-        ("uid", value, ","),
-        *parse_dn(PEOPLE),
-    ]
+    check_dn("dn", f"uid={value},{PEOPLE}")
     assert not set(value) & set('*()=,+"<>;#\0 ')
+    assert encoded_filter(f"(uid={value})") == encode(
+        0xA3, encode(4, b"uid"), encode(4, text.encode())
+    )
 
 
 # Others
@@ -333,15 +357,34 @@ BIND, EXTENDED = 0x61, 0x78
 
 
 @pytest.mark.parametrize("code", [19, 32, 34, 48, 49, 50, 53])
-def test_refusals_have_several_codes(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbered(monkeypatch)
+def test_refusals_have_several_codes(code: int) -> None:
     with serving(saying(answer(BIND, code))) as address:
         assert log_in(Ldap(url=f"ldap://{address}", dn=DN)) is None
 
 
-def numbered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every message of ours be the first."""
-    monkeypatch.setattr("ldap3.core.server.Server.next_message_id", lambda _: 1)
+@given(st.integers(0, 2**31 - 1), st.integers(0, 70_000))
+def test_what_is_encoded_is_read_again(value: int, size: int) -> None:
+    octets = bytes(size)
+    elements = Elements(encode_number(value) + encode(4, octets[:9], octets[9:]))
+    assert (number(elements.take(2)), elements.take(4), bool(elements)) == (value, octets, False)
+
+
+def test_directory_may_send_more_than_is_asked_for() -> None:
+    """References, unknown parts, lengths with leading zeros: RFC 4511 sections 4 and 4.5.3."""
+    wide = answer(BIND, 0, number=2)
+    wide = b"\x30\x84\0\0\0" + wide[1:]
+    entry = encode(0x64, encode(4, PEOPLE.encode()), encode(0x30), encode(4, b"later"))
+    said = [encode(0x73, encode(4, b"ldap://a.example")), encode(0x79), entry, b"\x65\3\x0a\1\0"]
+    messages = [encode(0x30, encode_number(1), each, encode(0xA0)) for each in said]
+
+    def talk(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(b"".join(messages))
+        sock.recv(65536)
+        sock.sendall(wide)
+
+    with serving(talk) as address:
+        assert log_in(Ldap(url=f"ldap://{address}", base=PEOPLE)) == "alice"
 
 
 def truncated(sock: socket.socket) -> None:
@@ -362,18 +405,25 @@ FAULTS: Final = {
     "answer to another": saying(answer(BIND, 0, number=9)),
     "half an answer": truncated,
     "endless message": saying(b"\x30\x84\x7f\xff\xff\xff" + b"x" * 2_000_000),
-    "broken BER": saying(b"\x30\x03\x02\x01\x01"),
+    "no operation": saying(b"\x30\x03\x02\x01\x01"),
+    "no message": saying(b"\x31\x03\x02\x01\x01"),
+    "indefinite length": saying(b"\x30\x80" + answer(BIND, 0)[2:] + b"\0\0"),
+    "length of five octets": saying(b"\x30\x85\0\0\0\0\x0c" + answer(BIND, 0)[2:]),
+    "element longer than its message": saying(answer(BIND, 0).replace(b"\x61\x07", b"\x61\x08")),
+    "number of no octets": saying(b"\x30\x0b\2\0\x61\7\x0a\1\0\4\0\4\0"),
+    "code of five octets": saying(b"\x30\x10\2\1\1\x61\x0b\x0a\5\0\0\0\0\0\4\0\4\0"),
+    "answer to another operation": saying(answer(EXTENDED, 0)),
+    "end of the connection": saying(answer(EXTENDED, 52, number=0)),
     "octets": saying(bytes(range(256))),
     **{name: talk for name, talk in FAILURES.items() if name != "slow"},
 }
 
 
 @pytest.mark.parametrize("talk", FAULTS.values(), ids=FAULTS.keys())
-def test_all_other_answers_are_failures(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbered(monkeypatch)
+def test_all_other_answers_are_failures(talk: Talk) -> None:
     with serving(talk) as address:
         plugin = Ldap(url=f"ldap://{address}", dn=DN)
-        with pytest.raises(Exception):  # noqa: B017, PT011 - the guard takes any
+        with pytest.raises(RemoteError):
             log_in(plugin)
         dialogue = Dialogue(Ldap(url=f"ldap://{address}", dn=DN), tls=True)
         dialogue.send("EHLO client.example")
@@ -387,9 +437,8 @@ def test_all_other_answers_are_failures(talk: Talk, monkeypatch: pytest.MonkeyPa
     ids=["refused", "more", "no TLS"],
 )
 def test_no_password_is_sent_without_the_tls_that_was_asked_for(
-    talk: Talk, monkeypatch: pytest.MonkeyPatch, tls_files: TlsFiles
+    talk: Talk, tls_files: TlsFiles
 ) -> None:
-    numbered(monkeypatch)
     heard: list[bytes] = []
 
     def overhear(sock: socket.socket) -> None:
@@ -438,6 +487,15 @@ def test_directory_that_is_away_is_soon_left_alone() -> None:
         ({"base": "people"}, "base: expected a distinguished name"),
         ({"base": PEOPLE, "filter": "(uid=x)"}, r"filter: expected \{user\}"),
         ({"base": PEOPLE, "filter": "(uid={user}"}, "filter: expected a search filter"),
+        ({"base": PEOPLE, "filter": "uid={user}"}, "filter: .* in parentheses"),
+        ({"base": PEOPLE, "filter": "(a={user})(b=c)"}, "filter: .* one filter"),
+        ({"base": PEOPLE, "filter": "(a={user}))"}, "filter: .* unexpected parenthesis"),
+        ({"base": PEOPLE, "filter": "(!(a={user})(b=c))"}, "filter: .* unexpected parenthesis"),
+        ({"base": PEOPLE, "filter": "({user})"}, "filter: .* expected attribute=value"),
+        ({"base": PEOPLE, "filter": "(=*{user})"}, "filter: .* expected attribute=value"),
+        ({"base": PEOPLE, "filter": "(:={user})"}, "filter: .* a matching rule"),
+        ({"base": PEOPLE, "filter": "(&(a={user})(b=**))"}, "filter: .* beside the asterisks"),
+        ({"base": PEOPLE, "filter": "(a={user}\\x)"}, "filter: .* two hexadecimal digits"),
         ({"dn": DN, "identity": "mail"}, "identity: expected base"),
         ({"base": PEOPLE, "bind_dn": "cn=x"}, "bind_dn: expected bind_password_file"),
         ({"dn": DN, "url": "ldap://192.0.2.1"}, "url: expected ldaps, or starttls"),
