@@ -3,7 +3,7 @@
 What plugin authors import stands here; everything else is internal.
 """
 
-from minismtp.values import startup_signals as startup_signals  # before what takes time
+from minismtp.server import startup_signals as startup_signals  # before what takes time
 
 # isort: split
 from minismtp import events

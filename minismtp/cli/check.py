@@ -29,16 +29,16 @@ from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.session import Session
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
+from minismtp.server.privileges import acting_as_owner
 from minismtp.services import tls
 from minismtp.services.remote import RemoteError
 from minismtp.services.shared_state import FILE, State
 from minismtp.session.listener_context import make_service
 from minismtp.testing import Dialogue
 from minismtp.values.address import Address
-from minismtp.values.database import damage
 from minismtp.values.durable_files import read_file
-from minismtp.values.privileges import acting_as_owner
 from minismtp.values.reply import Verdict
+from minismtp.values.sqlite_file import damage
 
 _DAY: Final = 86_400
 _EXPIRES_SOON: Final = 14 * _DAY

@@ -8,7 +8,7 @@ import sys
 from datetime import timedelta
 
 from minismtp.cli.common import Commands, configuration, fail, say
-from minismtp.values.privileges import acting_as_owner
+from minismtp.server.privileges import acting_as_owner
 
 _CLEAR = "\x1b[H\x1b[J"  # the cursor to the top left, and nothing below it
 

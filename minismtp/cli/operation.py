@@ -19,7 +19,7 @@ from minismtp.cli.common import (
 )
 from minismtp.config.toml_values import ConfigError
 from minismtp.runtime.log import complain
-from minismtp.values.startup_signals import block_signals
+from minismtp.server.startup_signals import block_signals
 
 if TYPE_CHECKING:
     from minismtp.config import Config
@@ -163,7 +163,7 @@ def _queue(arguments: argparse.Namespace) -> int:
 
 
 def _passwd(arguments: argparse.Namespace) -> int:
-    from minismtp.values.privileges import acting_as_owner
+    from minismtp.server.privileges import acting_as_owner
 
     with acting_as_owner(arguments.file.parent):
         return _change_password(arguments)

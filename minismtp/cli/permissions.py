@@ -14,7 +14,7 @@ from typing import Final
 from minismtp.config import Config
 from minismtp.config.toml_values import reason
 from minismtp.hooks.loader import PluginSet
-from minismtp.values.exposure import Trust, exposures
+from minismtp.server.exposure import Trust, exposures
 
 _SECRET: Final = re.compile("(password|secret|token)s?$")
 

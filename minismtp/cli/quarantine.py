@@ -22,11 +22,11 @@ from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import parse_duration
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
+from minismtp.server.privileges import acting_as_owner
 from minismtp.storage.quarantine import Kept, QuarantineStore
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.printable import one_line
-from minismtp.values.privileges import acting_as_owner
 
 VERBS: Final = {
     "list": "one line for each message",

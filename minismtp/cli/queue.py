@@ -18,8 +18,8 @@ from minismtp.config import Config
 from minismtp.config.types import parse_duration
 from minismtp.mailqueue.database import QueueDatabase, State, Waiting
 from minismtp.mailqueue.queries import Filter
+from minismtp.server.privileges import acting_as_owner
 from minismtp.storage.spool import DamagedError, Spool
-from minismtp.values.privileges import acting_as_owner
 
 VERBS: Final = {
     "list": "one line for each recipient",

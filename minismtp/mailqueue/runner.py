@@ -35,18 +35,15 @@ from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.metrics import Movement, OutboundMetrics
 from minismtp.mailqueue.notifications import Notifier
 from minismtp.mailqueue.scheduler import JITTER, Scheduler
-from minismtp.runtime import log as logging
-from minismtp.runtime import stacks
 from minismtp.runtime.log import Log, describe
-from minismtp.runtime.metrics import Metrics, use_slot
-from minismtp.runtime.pulse import Heartbeats
+from minismtp.runtime.process import open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import Scoreboard
+from minismtp.runtime.thread_activity import log_stacks
 from minismtp.storage.spool import BusyError, Spool
 from minismtp.values.clock import steady_time
-from minismtp.values.database import set_aside
-from minismtp.values.threads import count_failures, start_thread, surviving
+from minismtp.values.sqlite_file import set_aside
+from minismtp.values.threads import start_thread, surviving
 
-EXIT_CONFIG: Final = 78
 _TICK: Final = 1.0  # seconds between two looks at what nobody calls for
 _LOCK_TICK: Final = 0.05
 _OTHERS: Final = 8  # threads that work on messages beside those that deliver
@@ -62,18 +59,11 @@ class RunnerContext:
     ready: int
     lifeline: int
     scoreboard: Scoreboard
-    heartbeats: Heartbeats
 
 
 def run(config: Config, context: RunnerContext) -> int:
     """Deliver until SIGTERM or the supervisor's death; gives the exit status."""
-    log = Log(level=config.log.level, style=config.log.format, patient=False)
-    logging.bridge(log, config.log.level)
-    logging.capture(log)
-    use_slot(context.metrics_directory, context.slot)
-    metrics = Metrics()
-    count_failures(metrics.thread_failed)
-    log.count_dropped(metrics.log_dropped)
+    log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot)
     spool = Spool(config.state_directory / "spool")
     try:
         plugins = PluginSet.load(config, metrics, log)
@@ -83,12 +73,11 @@ def run(config: Config, context: RunnerContext) -> int:
         delivery = DeliveryContext.of(config, plugins, log)
     except (ConfigError, Failure) as error:
         log.complain(f"minismtp: {error}")
-        return EXIT_CONFIG
+        return os.EX_CONFIG
     log.start()
     metrics.buffer.start()
     runner = Runner(config, spool, delivery, OutboundMetrics(metrics), log, context=context)
-    os.write(context.ready, b"r")
-    os.close(context.ready)
+    report_ready(context.ready)
     runner.run(context.lifeline, lock)
     plugins.hooks().on_stop()
     metrics.buffer.flush()
@@ -191,7 +180,7 @@ class Runner:
 
     def _show_life(self) -> None:
         """Tell the supervisor that this process does not hang; it first looks after recovery."""
-        self._context.heartbeats.beat(self._context.slot)
+        self._context.scoreboard.beat(self._context.slot)
 
     def _tick(self) -> None:
         self._intake.take_in_rest()
@@ -210,7 +199,7 @@ class Runner:
         # Not `sigwait`, which is written in Python and may fail with a TERM in its hands.
         while signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR2}).si_signo == signal.SIGUSR2:
             with surviving("signals"):
-                stacks.dump(self._log)
+                log_stacks(self._log)
         self._stopping = True
         os.write(self._wake_write, b"x")
 

@@ -7,6 +7,8 @@ needs no lock: every change is one assignment of a value that does not change.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
+import os
 import sys
 import threading
 import traceback
@@ -14,6 +16,8 @@ from collections.abc import Iterator
 from time import perf_counter
 from types import FrameType
 from typing import Final, TypeAlias
+
+from minismtp.runtime.log import Log
 
 #: One call of a hook: the hook, the plugin, when it began, how many seconds it took, the verdict
 #: (none, answer, reject ..., "shadow:" before it in shadow mode), and a remark: the reply, or what
@@ -108,3 +112,17 @@ def _lines(frame: FrameType) -> list[str]:
         f"{call.filename}:{call.lineno} {call.name}: {call.line}"
         for call in traceback.extract_stack(frame)
     ]
+
+
+def log_stacks(log: Log) -> None:
+    """Log the stack of every thread as one piece, because other processes log theirs as well.
+
+    The names of the threads come first, since `faulthandler` does not show them.
+    """
+    names = [f"Thread 0x{each.ident or 0:016x}: {each.name}\n" for each in threading.enumerate()]
+    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
+        file.write("".join([f"Process {os.getpid()}\n", *names]).encode())
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        log.dump(file.read().decode("utf-8", "backslashreplace"))

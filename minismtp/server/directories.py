@@ -16,8 +16,8 @@ from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
-from minismtp.values.exposure import Trust, exposures
-from minismtp.values.privileges import acting_as
+from minismtp.server.exposure import Trust, exposures
+from minismtp.server.privileges import acting_as
 
 _LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
 

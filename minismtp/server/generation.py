@@ -20,7 +20,7 @@ class Generation:
     """The workers of one configuration.
 
     `pause` before the next start grows with short lives. After a reload its sessions may go on
-    until `hurry_at`. Workers accept once its gate is `open`: a worker that began alone would keep
+    until `drain_at`. Workers accept once its gate is `open`: a worker that began alone would keep
     all clients that come meanwhile, on one core.
     """
 
@@ -30,7 +30,7 @@ class Generation:
     begun: float
     pause: float = 0.0
     next_start: float = 0.0
-    hurry_at: float = inf
+    drain_at: float = inf
     gate: int = field(init=False)  # to be read; its end is what workers wait for
     _shut: int = field(init=False)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
-import os
 import platform
 import signal
 import socket
@@ -34,13 +33,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from minismtp import __version__
 from minismtp.config import Config
-from minismtp.runtime import log as logging
-from minismtp.runtime import stacks
-from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import count_thread_failures, use_slot
 from minismtp.runtime.metrics_buffer import FLUSH_INTERVAL
-from minismtp.runtime.pulse import ENDPOINT_SLOT, Heartbeats
-from minismtp.runtime.scoreboard import Scoreboard
+from minismtp.runtime.process import end_with_supervisor, open_log, report_ready
+from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
+from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.figures import Overview, overview
 from minismtp.server.open_sessions import Survey, survey
 from minismtp.server.readiness import FATAL, WARNINGS, Readiness
@@ -66,7 +63,6 @@ def run(
     lifeline: int,
     *,
     ready: int,
-    heartbeats: Heartbeats,
     sessions: int,
     control: Path,
     config: Config,
@@ -77,30 +73,22 @@ def run(
     page answers the names that `config` has for it, and those of loopback. A byte on `ready` says
     that the process answers, and `heartbeats` that it goes on to do so.
     """
-    log = Log(level=config.log.level, style=config.log.format, patient=False)
-    logging.bridge(log, config.log.level)
-    logging.capture(log)
+    log = open_log(config)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
     readiness = Readiness(scoreboard, config.state_directory, config.outbound.free_space)
     registry = _registry(scoreboard, directory, sessions, readiness)
     hosts = (config.hostname, *config.metrics.hosts)
-    server = _HttpServer(sock, registry, readiness, control, hosts=hosts, heartbeats=heartbeats)
+    server = _HttpServer(sock, registry, readiness, control, hosts=hosts, scoreboard=scoreboard)
     log.start()
     server.history.start()
-    heartbeats.beat(ENDPOINT_SLOT)
-    os.write(ready, b"r")
-    os.close(ready)
+    scoreboard.beat(ENDPOINT_SLOT)
+    report_ready(ready)
     start_thread("endpoint", server.serve_forever)
-    start_thread("lifeline", lambda: _watch(lifeline))
+    end_with_supervisor(lifeline)
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
-        stacks.dump(log)
+        log_stacks(log)
     return 0
-
-
-def _watch(lifeline: int) -> None:
-    if not os.read(lifeline, 1):
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _registry(
@@ -144,9 +132,9 @@ class _ServerCollector:
         )
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
-        standing = self._scoreboard.read()
+        status = self._scoreboard.workers()
         yield GaugeMetricFamily(
-            "minismtp_workers", "Worker processes that serve.", value=standing.workers
+            "minismtp_workers", "Worker processes that serve.", value=status.workers
         )
         replaced = CounterMetricFamily(
             "minismtp_process_replacements",
@@ -162,12 +150,12 @@ class _ServerCollector:
         yield GaugeMetricFamily(
             "minismtp_config_last_reload_successful",
             "Whether the last reload of the configuration succeeded.",
-            value=float(standing.reload_ok),
+            value=float(status.reload_ok),
         )
         yield GaugeMetricFamily(
             "minismtp_config_last_reload_success_timestamp_seconds",
             "When the configuration was last loaded with success.",
-            value=standing.reloaded_at,
+            value=status.reloaded_at,
         )
         problems = GaugeMetricFamily(
             "minismtp_problem", "Whether something is wrong, as /readyz says.", labels=["problem"]
@@ -189,7 +177,7 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         control: Path,
         *,
         hosts: Collection[str],
-        heartbeats: Heartbeats,
+        scoreboard: Scoreboard,
     ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
@@ -198,12 +186,12 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.control = control
         self.hosts = hosts
         self.history = History(self.figures)
-        self._heartbeats = heartbeats
+        self._scoreboard = scoreboard
         self._places = threading.BoundedSemaphore(_MOST)
 
     def service_actions(self) -> None:
         """Show life: `serve_forever` calls this at each turn."""
-        self._heartbeats.beat(ENDPOINT_SLOT)
+        self._scoreboard.beat(ENDPOINT_SLOT)
 
     def process_request(self, request: _Request, client_address: object) -> None:
         """Answer in a thread, once there is a place for it."""

@@ -11,8 +11,7 @@ from typing import Final, TypeAlias
 from minismtp.config import Config
 from minismtp.mailqueue import runner
 from minismtp.runtime.login_backoff import Backoff
-from minismtp.runtime.pulse import ENDPOINT_SLOT, Heartbeats
-from minismtp.runtime.scoreboard import Scoreboard
+from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.server import http_endpoint, worker
@@ -26,7 +25,7 @@ _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
 
 #: Closes the listeners but those to keep: an address is free again when no process has a copy of
 #: its socket any more.
-LetGo: TypeAlias = Callable[[Collection[socket]], None]
+CloseInherited: TypeAlias = Callable[[Collection[socket]], None]
 
 
 class Launcher:
@@ -37,7 +36,6 @@ class Launcher:
         limits = config.limits
         self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
         self.scoreboard: Final = Scoreboard()
-        self.heartbeats: Final = Heartbeats()
         self.suspects: Final = Suspects()
         self._backoff = Backoff(limits.login_backoff.total_seconds(), time.monotonic)
         self._children = children
@@ -67,50 +65,48 @@ class Launcher:
                         path.unlink(missing_ok=True)
             self._children.dead_slots.discard(slot)
 
-    def start_worker(self, generation: Generation, let_go: LetGo) -> None:
+    def start_worker(self, generation: Generation, close_inherited: CloseInherited) -> None:
         """Start a worker; raise OSError or MemoryError."""
         slot, config = self._children.free_slot(), generation.config
 
         def run(ready: int) -> int:
-            let_go(generation.sockets.values())
+            close_inherited(generation.sockets.values())
             self._close_endpoint_socket()
-            post = WorkerContext(
+            context = WorkerContext(
                 slot,
                 generation.sockets,
                 self.admission,
                 self._backoff,
-                self.heartbeats,
+                self.scoreboard,
                 self.suspects,
                 self._metrics_directory,
                 ready,
                 generation.gate,
                 self._children.lifeline,
             )
-            return worker.run(config, post)
+            return worker.run(config, context)
 
         self._children.fork(
             "worker", slot, generation, config.user, run, affinity=config.cpu_affinity
         )
 
-    def start_runner(self, config: Config, let_go: LetGo) -> int:
+    def start_runner(self, config: Config, close_inherited: CloseInherited) -> int:
         """Start the runner and return its process id; raise OSError or MemoryError."""
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
-        self.heartbeats.clear(slot)
+        self.scoreboard.clear_beat(slot)
 
         def run(ready: int) -> int:
-            let_go(())
+            close_inherited(())
             self._close_endpoint_socket()
-            desk = runner.RunnerContext(
-                slot, directory, ready, lifeline, self.scoreboard, self.heartbeats
-            )
-            return runner.run(config, desk)
+            context = runner.RunnerContext(slot, directory, ready, lifeline, self.scoreboard)
+            return runner.run(config, context)
 
         return self._children.fork(
             "queue", slot, Role.RUNNER, config.user, run, affinity=config.cpu_affinity
         )
 
-    def start_endpoint(self, config: Config, let_go: LetGo) -> None:
+    def start_endpoint(self, config: Config, close_inherited: CloseInherited) -> None:
         """Start the http_endpoint, if one is wanted; raise OSError or MemoryError."""
         sock, limit = self.endpoint_socket, self.admission.limit
         directory, lifeline = self._metrics_directory, self._children.lifeline
@@ -118,14 +114,13 @@ class Launcher:
             return
 
         def run(ready: int) -> int:
-            let_go(())
+            close_inherited(())
             return http_endpoint.run(
                 sock,
                 self.scoreboard,
                 directory,
                 lifeline,
                 ready=ready,
-                heartbeats=self.heartbeats,
                 sessions=limit,
                 control=directory.parent / "control",
                 config=config,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import pwd
 import signal
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from minismtp.runtime.log import Log
+from minismtp.server.privileges import drop_privileges
 
 Group = TypeVar("Group")
 _LAST_WAIT: Final = 5.0  # seconds for killed processes to be gone; one in a dead disk never is
@@ -120,8 +120,8 @@ class Children(Generic[Group]):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
             if core >= 0:
                 _keep_to(core)
-            _call_oneself(f"minismtp-{name}")
-            _take_on(user)
+            _set_process_name(f"minismtp-{name}")
+            drop_privileges(user)
             status = body(ready_write)
         except Exception as error:  # noqa: BLE001 - the last line of a process
             self._log.exception("process failed", error, slot=slot)
@@ -136,7 +136,7 @@ class Children(Generic[Group]):
         first = os.getpid() % len(cores)  # or all small servers of a host would share one
         return min(cores[first:] + cores[:first], key=lambda core: (own[core], held[core]))
 
-    def hear(self) -> None:
+    def check_ready(self) -> None:
         """Note which have become ready."""
         for child in self._children.values():
             if child.ready >= 0:
@@ -159,7 +159,7 @@ class Children(Generic[Group]):
                 self.dead_slots.add(child.slot)
                 yield pid, child, os.waitstatus_to_exitcode(status)
 
-    def tell(self, group: Group, number: int) -> None:
+    def send_signal(self, group: Group, number: int) -> None:
         """Send a signal to the processes of a group."""
         for pid, child in self._children.items():
             if child.group is group:
@@ -196,7 +196,7 @@ def _close_ready(child: Child[Group]) -> None:
         child.ready = -1
 
 
-def _call_oneself(name: str) -> None:
+def _set_process_name(name: str) -> None:
     """Set the name of the process, of which the kernel keeps 15 octets."""
     with contextlib.suppress(OSError):  # a container may have no /proc
         Path("/proc/self/comm").write_text(name, encoding="ascii")
@@ -206,12 +206,3 @@ def _keep_to(core: int) -> None:
     """Run on one core; on any where that is forbidden."""
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, {core})
-
-
-def _take_on(user: str) -> None:
-    """Become `user`, when the process is root and one is named."""
-    if user and os.geteuid() == 0:
-        entry = pwd.getpwnam(user)
-        os.initgroups(user, entry.pw_gid)
-        os.setgid(entry.pw_gid)
-        os.setuid(entry.pw_uid)

@@ -64,7 +64,7 @@ class Readiness:
     def problems(self) -> dict[str, str]:
         """Return what is wrong now, a sentence for each of `FATAL` and `WARNINGS` that is."""
         found = {
-            "workers": "" if self._scoreboard.read().ready else "no worker serves",
+            "workers": "" if self._scoreboard.workers().ready else "no worker serves",
             "queue": self._queue(),
             "state": self._state(),
             "disk": self._disk(),
@@ -74,7 +74,7 @@ class Readiness:
         return {problem: sentence for problem, sentence in found.items() if sentence}
 
     def _queue(self) -> str:
-        queue = self._scoreboard.queue_standing()
+        queue = self._scoreboard.queue()
         if self._clock() - max(queue.beat, self._begun) > _SILENCE:
             return "the process that delivers does not answer"
         if queue.stuck:

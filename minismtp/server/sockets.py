@@ -12,7 +12,7 @@ from typing import Final
 from minismtp.config import Listener
 from minismtp.config.toml_values import reason
 from minismtp.config.types import SocketAddress
-from minismtp.values.privileges import acting_as_owner
+from minismtp.server.privileges import acting_as_owner
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4096

@@ -21,12 +21,12 @@ class StatusReporter:
         self._log = log
         self._admission = admission
         self._notifier = Notifier(os.environ, os.getpid())
-        self._standing = WorkersStatus(reloaded_at=time.time())
+        self._status = WorkersStatus(reloaded_at=time.time())
 
     @property
     def ready(self) -> bool:
         """Whether the server takes mail, as last told."""
-        return self._standing.ready
+        return self._status.ready
 
     def tell(self, state: str, serving: int, wanted: int, *, silent: int = 0) -> bool:
         """Take in the state, how many of the wanted workers serve, and how many of those hang.
@@ -39,7 +39,7 @@ class StatusReporter:
         answering = serving - silent
         ready = answering > 0 and state != "Stopping"
         begins = ready and not self.ready
-        self._post(replace(self._standing, ready=ready, workers=answering))
+        self._post(replace(self._status, ready=ready, workers=answering))
         if begins:
             self._notifier.ready()
         self._notifier.tell(
@@ -56,13 +56,13 @@ class StatusReporter:
     def reloaded(self) -> None:
         """Say that the new configuration is in force."""
         self._log.info("reloaded")
-        self._post(replace(self._standing, reload_ok=True, reloaded_at=time.time()))
+        self._post(replace(self._status, reload_ok=True, reloaded_at=time.time()))
         self._notifier.ready()
 
     def reload_failed(self, reason: str) -> None:
         """Say that the old configuration stays in force."""
         self._log.error("reload failed, the old configuration goes on", reason=reason)
-        self._post(replace(self._standing, reload_ok=False))
+        self._post(replace(self._status, reload_ok=False))
         self._notifier.ready()
 
     def stopping(self, processes: int, seconds: float) -> None:
@@ -70,15 +70,15 @@ class StatusReporter:
         self._log.info("stopping", workers=processes)
         self._notifier.stopping(seconds)
 
-    def _post(self, standing: WorkersStatus) -> None:
-        if standing != self._standing:
-            self._standing = standing
-            self.scoreboard.post(standing)
+    def _post(self, status: WorkersStatus) -> None:
+        if status != self._status:
+            self._status = status
+            self.scoreboard.post_workers(status)
 
     def _describe(self, state: str, serving: int, wanted: int) -> str:
         """Return the line that `systemctl status` shows."""
-        failed = "" if self._standing.reload_ok else "; the last reload failed"
+        failed = "" if self._status.reload_ok else "; the last reload failed"
         return (
             f"{state}: workers {serving}/{wanted}, sessions {self._admission.sessions},"
-            f" queue {self.scoreboard.queue()}{failed}"
+            f" queue {self.scoreboard.queue().messages}{failed}"
         )

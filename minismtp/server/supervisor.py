@@ -37,7 +37,6 @@ from minismtp.server.processes import Child, Children, Role
 from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
 from minismtp.server.status import StatusReporter
 from minismtp.server.watchdog import DUMP_SIGNAL, Watchdog
-from minismtp.server.worker import EXIT_CONFIG
 
 SIGNALS: Final = {
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
@@ -90,7 +89,7 @@ class Supervisor:
         self._children: Children[Generation | Role] = Children(log)
         self._launcher = Launcher(config, self._children)
         self._reporter = StatusReporter(log, self._launcher.admission, self._launcher.scoreboard)
-        self._watchdog = Watchdog(log, self._launcher.heartbeats)
+        self._watchdog = Watchdog(log, self._launcher.scoreboard)
         self._next_endpoint = 0.0
         self._runner = 0  # its process id
         self._runner_pause = 0.0
@@ -106,11 +105,11 @@ class Supervisor:
         self._started = False  # whether a worker has ever served
         self._status: int | None = None
         self._stop_by = inf
-        self._again: dict[str, float] = {}  # when a step that failed is tried again
+        self._retry_at: dict[str, float] = {}  # when a step that failed is tried again
 
     def run(self) -> int:
         """Loop until all processes have ended after a stop."""
-        self._attempt(self._fill, "workers")
+        self._attempt(self._start_workers, "workers")
         while self._status is None or self._children:
             with contextlib.suppress(Exception):  # where even the log of a failure has failed
                 self._turn()
@@ -121,9 +120,9 @@ class Supervisor:
     def _turn(self) -> None:
         busy = self._coming or self._status is not None or not self._reporter.ready
         number = next_signal(_TICK if busy else _QUIET_TICK)
-        self._again.pop("signal", None)  # another one counts whatever became of the last
+        self._retry_at.pop("signal", None)  # another one counts whatever became of the last
         self._attempt(partial(self._act, number), "signal")
-        self._tend()
+        self._step()
 
     def kill(self) -> None:
         """End every process at once; nothing acknowledged is lost by it."""
@@ -145,36 +144,36 @@ class Supervisor:
             case _:
                 pass
 
-    def _tend(self) -> None:
+    def _step(self) -> None:
         """Look after the children: who died, who is ready, who is missing."""
-        self._attempt(self._reap, "reap")
-        self._attempt(self._hear, "hear")
+        self._attempt(self._reap_all, "reap")
+        self._attempt(self._check_ready, "hear")
         if self._status is None:
-            self._attempt(self._tend_reload, "reload")
-            self._attempt(self._fill, "workers")
-            self._attempt(self._fill_endpoint, "endpoint")
-            self._attempt(self._fill_runner, "runner")
+            self._attempt(self._step_reload, "reload")
+            self._attempt(self._start_workers, "workers")
+            self._attempt(self._start_endpoint, "endpoint")
+            self._attempt(self._start_runner, "runner")
         self._attempt(self._end_overdue, "end")
         self._attempt(self._tell, "tell")
 
     def _attempt(self, step: Callable[[], None], name: str) -> None:
         """Do one step of the loop; one that fails waits a second before it is tried again."""
         try:
-            if time.monotonic() >= self._again.get(name, 0.0):
+            if time.monotonic() >= self._retry_at.get(name, 0.0):
                 step()
         except Exception as error:  # noqa: BLE001 - the server must not end with its supervisor
-            self._again[name] = time.monotonic() + _QUIET_TICK
+            self._retry_at[name] = time.monotonic() + _QUIET_TICK
             self._log.exception("supervisor failed, it tries again", error, step=name)
 
-    def _reap(self) -> None:
+    def _reap_all(self) -> None:
         try:
             for pid, child, status in self._children.reap():
-                self._bury(pid, child, status)
+                self._reap(pid, child, status)
         finally:
             self._launcher.clean_slots()
 
-    def _hear(self) -> None:
-        self._children.hear()
+    def _check_ready(self) -> None:
+        self._children.check_ready()
         if self._is_time_to_open(self._current):
             self._current.open()
         self._started = self._started or self._is_ready(self._current)
@@ -215,9 +214,9 @@ class Supervisor:
             address = bound(self._launcher.endpoint_socket, SocketAddress())
             self._log.info("serving metrics", address=address)
 
-    def _bury(self, pid: int, child: Child[Generation | Role], status: int) -> None:
+    def _reap(self, pid: int, child: Child[Generation | Role], status: int) -> None:
         """Take note of the end of a process."""
-        running = self._watchdog.buried(pid)
+        running = self._watchdog.forget(pid)
         if self._status is not None or child.end_by < inf:
             expected = True
         else:
@@ -234,10 +233,10 @@ class Supervisor:
             self._runner_pause = pause(self._runner_pause, lived)
             self._next_runner = time.monotonic() + self._runner_pause
         elif not expected and isinstance(child.group, Generation):
-            self._accuse(child.slot, running)
-            self._bury_worker(child.group, lived, status)
+            self._blame(child.slot, running)
+            self._reap_worker(child.group, lived, status)
 
-    def _accuse(self, slot: int, threads: Collection[int] | None) -> None:
+    def _blame(self, slot: int, threads: Collection[int] | None) -> None:
         """Name the messages that a worker had in hand when it died, and remember them."""
         for suspect in self._launcher.suspects.blame(slot, threads):
             self._log.error(
@@ -247,16 +246,16 @@ class Supervisor:
                 next="set aside" if suspect.deaths >= FATAL else "tried again",
             )
 
-    def _bury_worker(self, generation: Generation, lived: float, status: int) -> None:
+    def _reap_worker(self, generation: Generation, lived: float, status: int) -> None:
         if generation is self._coming:
             self._give_up_reload("a worker of the new generation cannot start")
         elif generation is self._current and not self._started:
-            self._stop(EXIT_CONFIG if status == EXIT_CONFIG else 1)
+            self._stop(os.EX_CONFIG if status == os.EX_CONFIG else 1)
         else:
             generation.pause = pause(generation.pause, lived)
             generation.next_start = time.monotonic() + generation.pause
 
-    def _fill(self) -> None:
+    def _start_workers(self) -> None:
         """Start missing workers; the second and later ones once the first has shown that it can."""
         generation = self._coming or self._current
         workers = self._children.of(generation)
@@ -265,30 +264,34 @@ class Supervisor:
             return
         missing = min(generation.wanted - len(workers), SLOTS - len(self._children))
         for _ in range(min(missing, 1) if scout else missing):
-            self._start(lambda: self._launcher.start_worker(generation, self._let_go), "workers")
+            self._start(
+                lambda: self._launcher.start_worker(generation, self._close_inherited), "workers"
+            )
 
-    def _fill_endpoint(self) -> None:
+    def _start_endpoint(self) -> None:
         """Start the endpoint when it is missing; again and again, but not without a breath."""
         now = time.monotonic()
         if not self._children.of(Role.ENDPOINT) and now >= self._next_endpoint:
             self._next_endpoint = now + _QUIET_TICK
             config = self._current.config
-            self._start(lambda: self._launcher.start_endpoint(config, self._let_go), "endpoint")
-
-    def _fill_runner(self) -> None:
-        """Start the runner when workers serve; one that a reload has replaced may still drain."""
-        if not self._runner and self._started and time.monotonic() >= self._next_runner:
-            self._start(self._start_runner, "runner")
+            self._start(
+                lambda: self._launcher.start_endpoint(config, self._close_inherited), "endpoint"
+            )
 
     def _start_runner(self) -> None:
-        self._runner = self._launcher.start_runner(self._current.config, self._let_go)
+        """Start the runner when workers serve; one that a reload has replaced may still drain."""
+        if not self._runner and self._started and time.monotonic() >= self._next_runner:
+            self._start(self._fork_runner, "runner")
+
+    def _fork_runner(self) -> None:
+        self._runner = self._launcher.start_runner(self._current.config, self._close_inherited)
 
     def _start(self, start: Callable[[], None], name: str) -> None:
         """Start a process; where the system has no room for one, try again in a second."""
         try:
             start()
         except (OSError, MemoryError) as error:
-            self._again[name] = time.monotonic() + _QUIET_TICK
+            self._retry_at[name] = time.monotonic() + _QUIET_TICK
             self._log.error("process not started, tried again", process=name, error=str(error))
 
     def _end_overdue(self) -> None:
@@ -298,17 +301,17 @@ class Supervisor:
         """
         now = time.monotonic()
         for generation in self._generations():
-            if now > generation.hurry_at:
-                self._hurry(generation)
+            if now > generation.drain_at:
+                self._drain(generation)
         for pid, child in self._children:
             if now > min(child.end_by, self._stop_by):
                 os.kill(pid, signal.SIGKILL)
         patience = self._current.config.limits.hang_timeout.total_seconds()
         self._watchdog.look(self._children, patience)
         if self._started and self._coming is None:
-            self._watchdog.hurry_starts(self._children, _START_TIME)
+            self._watchdog.kill_late_starts(self._children, _START_TIME)
 
-    def _tend_reload(self) -> None:
+    def _step_reload(self) -> None:
         """Begin the reload that is wanted, or see how the one under way goes on."""
         coming = self._coming
         if coming is None:
@@ -318,7 +321,7 @@ class Supervisor:
             return
         workers = self._children.of(coming)
         if len(workers) == coming.wanted and all(child.serving for child in workers):
-            self._take_over(coming)
+            self._switch_to(coming)
         elif time.monotonic() - coming.begun > _START_TIME:
             self._give_up_reload("the new generation did not become ready in time")
 
@@ -335,18 +338,18 @@ class Supervisor:
             return
         self._log.info("reloading")
 
-    def _take_over(self, coming: Generation) -> None:
+    def _switch_to(self, coming: Generation) -> None:
         """Let the new generation accept, and the old one end its sessions."""
         old, self._current, self._coming = self._current, coming, None
         coming.open()
         old.close()
         close(old.sockets.values(), keep=coming.sockets.values())
         for generation in self._generations() - {old, coming}:
-            self._hurry(generation)
-        self._children.tell(old, signal.SIGUSR1)
+            self._drain(generation)
+        self._children.send_signal(old, signal.SIGUSR1)
         self._children.end(Role.RUNNER, old.drain + _SHORT_LIFE)
         self._runner = 0
-        old.hurry_at = time.monotonic() + old.drain
+        old.drain_at = time.monotonic() + old.drain
         self._launcher.suspects.forgive()  # plugins may have been mended
         self._reporter.reloaded()
 
@@ -364,9 +367,9 @@ class Supervisor:
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
         self._reporter.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
         # Nobody shall wait in a queue that nobody serves.
-        self._let_go(())
+        self._close_inherited(())
         for generation in self._generations():
-            self._hurry(generation)
+            self._drain(generation)
         for role in Role:
             self._children.end(role, drain + _SHORT_LIFE)
 
@@ -374,10 +377,10 @@ class Supervisor:
         groups = {child.group for _, child in self._children}
         return {group for group in groups if isinstance(group, Generation)}
 
-    def _hurry(self, generation: Generation) -> None:
+    def _drain(self, generation: Generation) -> None:
         self._children.end(generation, generation.drain + _SHORT_LIFE)
 
-    def _let_go(self, keep: Collection[socket.socket]) -> None:
+    def _close_inherited(self, keep: Collection[socket.socket]) -> None:
         """Close the listeners but those to keep, and hold no gate."""
         for generation in (self._current, self._coming):
             if generation is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.runtime.log import Log
-from minismtp.runtime.pulse import Heartbeats
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.processes import Child, Group
 
 _LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
@@ -27,9 +27,9 @@ _GRACE: Final = 5.0  # seconds; what hung may have held a lock that others waite
 class Watchdog:
     """Knows which processes are silent and since when it has known, and which it has killed."""
 
-    def __init__(self, log: Log, heartbeats: Heartbeats) -> None:
+    def __init__(self, log: Log, scoreboard: Scoreboard) -> None:
         self._log = log
-        self._heartbeats = heartbeats
+        self._scoreboard = scoreboard
         self._silent: dict[int, float] = {}
         self._killed: dict[int, frozenset[int]] = {}
         self._last_kill = -inf
@@ -48,7 +48,7 @@ class Watchdog:
         limit = min(_LONGEST_SILENCE, patience / 2 or _LONGEST_SILENCE)
         overdue = []
         for pid, child in children:
-            silence = self._heartbeats.silence(child.slot) if child.serving else 0.0
+            silence = self._scoreboard.silence(child.slot) if child.serving else 0.0
             if silence <= limit:
                 self._silent.pop(pid, None)
             elif pid not in self._silent:
@@ -65,7 +65,9 @@ class Watchdog:
             self._last_kill = now
             self._kill(pid, child, f"silent for {silence:.0f} s")
 
-    def hurry_starts(self, children: Iterable[tuple[int, Child[Group]]], patience: float) -> None:
+    def kill_late_starts(
+        self, children: Iterable[tuple[int, Child[Group]]], patience: float
+    ) -> None:
         """Kill processes that have not begun to serve for `patience` seconds."""
         for pid, child in children:
             if not child.serving and time.monotonic() > child.started + patience:
@@ -77,7 +79,7 @@ class Watchdog:
             self._log.error(f"{child.kind} is killed", pid=pid, reason=reason)
         os.kill(pid, signal.SIGKILL)
 
-    def buried(self, pid: int) -> frozenset[int] | None:
+    def forget(self, pid: int) -> frozenset[int] | None:
         """Forget a process that has ended.
 
         Return the threads that ran when it was killed because it hung, None if it was not.

@@ -20,17 +20,17 @@ from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
-from minismtp.runtime import log as logging
-from minismtp.runtime import stacks
 from minismtp.runtime.control_socket import Control, Say
 from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.dialogue_trace import Outlet, Tracing
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
-from minismtp.runtime.metrics import Metrics, use_slot
-from minismtp.runtime.pulse import INTERVAL, Heartbeats
+from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.process import end_with_supervisor, open_log_and_metrics, report_ready
+from minismtp.runtime.scoreboard import BEAT_INTERVAL, Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
+from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.listener import Server, Sessions
 from minismtp.services.tls import Certificates, first_end
 from minismtp.session.listener_context import make_service
@@ -38,9 +38,8 @@ from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
 from minismtp.values.durable_files import kept_secret, unusable_files
-from minismtp.values.threads import count_failures, start_thread
+from minismtp.values.threads import start_thread
 
-EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 _TRACE_TICK: Final = 0.5  # seconds after which a silent trace finds out whether one listens
 # Threads that want the interpreter ask its holder for it, each again after so many seconds. With
@@ -62,7 +61,7 @@ class WorkerContext:
     sockets: dict[str, socket.socket]
     admission: Admission
     backoff: Backoff
-    heartbeats: Heartbeats
+    scoreboard: Scoreboard
     suspects: Suspects
     metrics_directory: Path
     ready: int
@@ -70,27 +69,21 @@ class WorkerContext:
     lifeline: int
 
 
-def run(config: Config, post: WorkerContext) -> int:
+def run(config: Config, context: WorkerContext) -> int:
     """Serve until SIGTERM or the supervisor's death; gives the exit status."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    log = Log(level=config.log.level, style=config.log.format, patient=False)
-    logging.bridge(log, config.log.level)
-    logging.capture(log)
-    use_slot(post.metrics_directory, post.slot)
-    metrics = Metrics(listener.name for listener in config.listeners)
-    count_failures(metrics.thread_failed)
-    log.count_dropped(metrics.log_dropped)
+    names = [listener.name for listener in config.listeners]
+    log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot, names)
     try:
         plugins = PluginSet.load(config, metrics, log)
-        worker = Worker(config, post, plugins, metrics, log)
+        worker = Worker(config, context, plugins, metrics, log)
         worker.start()
     except (ConfigError, Failure) as error:
         log.complain(f"minismtp: {error}")
-        return EXIT_CONFIG
+        return os.EX_CONFIG
     worker.show_life()
-    os.write(post.ready, b"r")
-    os.close(post.ready)
-    os.read(post.gate, 1)
+    report_ready(context.ready)
+    os.read(context.gate, 1)
     worker.accept()
     if worker.wait():
         worker.retire()
@@ -102,10 +95,10 @@ class Worker:
     """The running parts of one worker."""
 
     def __init__(
-        self, config: Config, post: WorkerContext, plugins: PluginSet, metrics: Metrics, log: Log
+        self, config: Config, context: WorkerContext, plugins: PluginSet, metrics: Metrics, log: Log
     ) -> None:
         self._config = config
-        self._post = post
+        self._context = context
         self._plugins = plugins
         self._metrics = metrics
         self._log = log
@@ -113,7 +106,7 @@ class Worker:
         self._refusals = RefusalLog(config.log.refusals)
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
-        self._notes = post.suspects.of_worker(post.slot)
+        self._notes = context.suspects.of_worker(context.slot)
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))
@@ -122,7 +115,7 @@ class Worker:
         self._turns: list[int] = []
         self._control = Control(
             config.state_directory / "control",
-            str(post.slot),
+            str(context.slot),
             {
                 "sessions": self._report,
                 "trace": self._trace,
@@ -133,7 +126,7 @@ class Worker:
     def start(self) -> None:
         """Start the plugins, and all but accepting. Raise Failure."""
         self._queue.prepare()
-        self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._post.slot))
+        self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._context.slot))
         self._log.start()
         self._chronicle.start()
         self._metrics.buffer.start()
@@ -147,7 +140,7 @@ class Worker:
 
     def show_life(self) -> None:
         """Show signs of life from now on; the supervisor kills a worker without them."""
-        self._post.heartbeats.beat(self._post.slot)
+        self._context.scoreboard.beat(self._context.slot)
         start_thread("pulse", self._beat_on)
 
     def wait(self) -> bool:
@@ -155,9 +148,9 @@ class Worker:
 
         Meanwhile USR2 prints the stack of every thread.
         """
-        start_thread("lifeline", self._watch_lifeline)
+        end_with_supervisor(self._context.lifeline)
         while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
-            stacks.dump(self._log)
+            log_stacks(self._log)
         return number == signal.SIGUSR1
 
     def retire(self) -> None:
@@ -170,7 +163,7 @@ class Worker:
             if received is not None and received.si_signo == signal.SIGTERM:
                 return
             if received is not None and received.si_signo == signal.SIGUSR2:
-                stacks.dump(self._log)
+                log_stacks(self._log)
 
     def stop(self) -> None:
         """Accept no more, let the sessions end within the drain time, close the plugins."""
@@ -199,7 +192,7 @@ class Worker:
 
     def _beat_on(self) -> None:
         while True:
-            time.sleep(INTERVAL)
+            time.sleep(BEAT_INTERVAL)
             self._beat()
 
     def _beat(self) -> None:
@@ -209,7 +202,7 @@ class Worker:
         turns = [self._sessions.turns, *(server.turns for server in servers)]
         if not any(map(operator.eq, turns, self._turns)):
             self._turns = turns
-            self._post.heartbeats.beat(self._post.slot)
+            self._context.scoreboard.beat(self._context.slot)
 
     def _report(self, question: dict[str, Any], say: Say) -> None:
         for session in self._sessions.reports(stack=bool(question.get("stack"))):
@@ -234,7 +227,7 @@ class Worker:
             self._log,
             draining=self._draining,
             starttls=listener.tls == "starttls",
-            backoff=self._post.backoff,
+            backoff=self._context.backoff,
             queue=self._queue,
             chronicle=self._chronicle,
             refusals=self._refusals,
@@ -244,11 +237,11 @@ class Worker:
         )
         return Server(
             listener,
-            self._post.sockets[name],
+            self._context.sockets[name],
             service,
             self._sessions,
-            self._post.admission,
-            slot=self._post.slot,
+            self._context.admission,
+            slot=self._context.slot,
             certificates=None if listener.tls == "none" else self._certificates(listener),
         )
 
@@ -273,10 +266,6 @@ class Worker:
         )
         report("")
         return certificates
-
-    def _watch_lifeline(self) -> None:
-        if not os.read(self._post.lifeline, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _secret(config: Config, log: Log) -> bytes:

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 
 from minismtp.services.state_store import AHEAD, MICROSECONDS, Window
 from minismtp.values.clock import steady_time
-from minismtp.values.database import DatabaseFile, is_damage
+from minismtp.values.sqlite_file import DatabaseFile, is_damage
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client import CollectorRegistry
 
-from minismtp.runtime.pulse import Heartbeats
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.http_endpoint import _HttpServer
 from minismtp.server.readiness import Readiness
@@ -112,7 +111,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
     listening = socket.create_server(("127.0.0.1", 0))
     readiness = Readiness(Scoreboard(), tmp_path, 0)
     server = _HttpServer(
-        listening, CollectorRegistry(), readiness, tmp_path, hosts=(), heartbeats=Heartbeats()
+        listening, CollectorRegistry(), readiness, tmp_path, hosts=(), scoreboard=Scoreboard()
     )
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()

@@ -48,7 +48,7 @@ def scoreboard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Scoreboard:
     """Return what the processes of a server say that works."""
     monkeypatch.setattr("minismtp.runtime.scoreboard.time.monotonic", clock)
     scoreboard = Scoreboard()
-    scoreboard.post(WorkersStatus(ready=True, workers=2))
+    scoreboard.post_workers(WorkersStatus(ready=True, workers=2))
     scoreboard.post_queue(3)
     return scoreboard
 
@@ -80,7 +80,7 @@ def test_every_problem_is_fatal_or_a_warning() -> None:
 
 
 def test_no_worker_is_a_problem(readiness: Readiness, scoreboard: Scoreboard) -> None:
-    scoreboard.post(WorkersStatus())
+    scoreboard.post_workers(WorkersStatus())
     assert readiness.problems() == {"workers": "no worker serves"}
 
 

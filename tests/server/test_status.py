@@ -55,9 +55,9 @@ def test_first_worker_that_serves_makes_the_server_ready(
     reporter: StatusReporter, manager: socket.socket
 ) -> None:
     assert not reporter.tell("Starting", 0, 2)
-    assert not reporter.scoreboard.read().ready
+    assert not reporter.scoreboard.workers().ready
     assert reporter.tell("Serving", 1, 2)
-    assert reporter.scoreboard.read().ready
+    assert reporter.scoreboard.workers().ready
     assert not reporter.tell("Serving", 1, 2)
     assert heard(manager) == [
         "WATCHDOG=1",
@@ -80,10 +80,10 @@ def test_status_has_the_figures_of_now(
 def test_reload_is_told_with_its_end(reporter: StatusReporter, manager: socket.socket) -> None:
     reporter.reloading()
     reporter.reloaded()
-    assert reporter.scoreboard.read().reload_ok
+    assert reporter.scoreboard.workers().reload_ok
     reporter.reloading()
     reporter.reload_failed("a mistake")
-    assert not reporter.scoreboard.read().reload_ok
+    assert not reporter.scoreboard.workers().reload_ok
     reporter.tell("Serving", 0, 1)
     *states, _, status = heard(manager)
     assert states == ["RELOADING=1", "READY=1"] * 2
@@ -99,7 +99,7 @@ def test_watchdog_is_fed_while_one_worker_answers(
         "WATCHDOG=1",
         "STATUS=Serving: workers 1/3, sessions 0, queue 0",
     ]
-    assert reporter.scoreboard.read().ready
+    assert reporter.scoreboard.workers().ready
 
 
 def test_server_whose_workers_all_hang_is_not_ready_and_feeds_no_watchdog(
@@ -107,7 +107,7 @@ def test_server_whose_workers_all_hang_is_not_ready_and_feeds_no_watchdog(
 ) -> None:
     reporter.tell("Serving", 3, 3, silent=3)
     assert heard(manager) == ["STATUS=Serving: workers 0/3, sessions 0, queue 0"]
-    assert not reporter.scoreboard.read().ready
+    assert not reporter.scoreboard.workers().ready
 
 
 def test_watchdog_is_fed_while_dead_workers_are_replaced(

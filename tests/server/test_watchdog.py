@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 import pytest
 
 from minismtp.runtime.log import Log
-from minismtp.runtime.pulse import Heartbeats
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.processes import Child, Role
 from minismtp.server.watchdog import Watchdog
 
@@ -345,7 +345,7 @@ class Quiet:
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.signals: list[tuple[int, int]] = []
-        self.heartbeats = Heartbeats()
+        self.scoreboard = Scoreboard()
         monkeypatch.setattr("minismtp.server.watchdog.time.monotonic", lambda: self.now)
         monkeypatch.setattr(
             "minismtp.server.watchdog.os.kill", lambda *what: self.signals.append(what)
@@ -354,9 +354,9 @@ class Quiet:
             (100 + slot, Child(slot, -1, 0.0, Role.RUNNER, -1, serving=True))
             for slot in range(count)
         ]
-        self.watchdog = Watchdog(Log(), self.heartbeats)
+        self.watchdog = Watchdog(Log(), self.scoreboard)
         for slot in range(count):
-            self.heartbeats.beat(slot)
+            self.scoreboard.beat(slot)
 
     def look(self, seconds: float) -> list[tuple[int, int]]:
         """Look once after so many seconds, and return the signals that are sent."""
@@ -373,9 +373,9 @@ def test_processes_that_hang_are_killed_one_by_one(monkeypatch: pytest.MonkeyPat
     assert quiet.look(10.0) == []
     assert quiet.look(11.0) == [(100, signal.SIGKILL)]
     assert quiet.look(1.0) == []
-    quiet.heartbeats.beat(1)
+    quiet.scoreboard.beat(1)
     assert quiet.look(0.1) == []
-    assert quiet.watchdog.buried(100) is not None
+    assert quiet.watchdog.forget(100) is not None
     del quiet.children[0]
     assert quiet.look(60.0) == [(101, signal.SIGQUIT)]
 
@@ -386,7 +386,7 @@ def test_process_that_was_stopped_together_with_the_supervisor_gets_its_time(
     quiet = Quiet(1, monkeypatch)
     assert quiet.look(3600.0) == [(100, signal.SIGQUIT)]
     assert quiet.look(0.1) == []
-    quiet.heartbeats.beat(0)
+    quiet.scoreboard.beat(0)
     assert quiet.look(0.1) == []
     assert quiet.watchdog.silent == set()
 

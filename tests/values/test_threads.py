@@ -369,8 +369,7 @@ ENDPOINT_ALONE: Final = """
 import os, signal, socket, sys, threading
 from pathlib import Path
 from minismtp.server import http_endpoint
-from minismtp.runtime.scoreboard import Board
-from minismtp.runtime.pulse import Pulses
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.config import Config
 
 directory = Path(sys.argv[1])
@@ -390,8 +389,8 @@ def trace(frame, event, argument):
 
 threading.settrace(trace)
 lifeline, ready = os.pipe()
-http_endpoint.run(sock, Board(), directory / "metrics", lifeline, ready=os.dup(ready),
-             pulses=Pulses(), sessions=1, control=directory, config=Config.load())
+http_endpoint.run(sock, Scoreboard(), directory / "metrics", lifeline, ready=os.dup(ready),
+             sessions=1, control=directory, config=Config.load())
 """
 
 

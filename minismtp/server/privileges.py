@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,3 +41,12 @@ def acting_as_owner(directory: Path) -> Iterator[None]:
     status = existing.stat()
     with acting_as(status.st_uid, status.st_gid):
         yield
+
+
+def drop_privileges(user: str) -> None:
+    """Become `user` for the rest of this process; one that is not root stays what it is."""
+    if user and os.geteuid() == 0:
+        entry = pwd.getpwnam(user)
+        os.initgroups(user, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)

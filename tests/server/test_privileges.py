@@ -15,8 +15,8 @@ import pytest
 from minismtp.cli.main import main
 from minismtp.config.types import SocketAddress
 from minismtp.mailqueue.database import QueueDatabase
+from minismtp.server.privileges import acting_as, acting_as_owner
 from minismtp.server.sockets import open_socket
-from minismtp.values.privileges import acting_as, acting_as_owner
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 NOBODY = pwd.getpwnam("nobody")
