@@ -29,7 +29,7 @@ from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.housekeeping import Housekeeper
 from minismtp.mailqueue.in_progress import InProgress
 from minismtp.mailqueue.index import QueueIndex
-from minismtp.mailqueue.journal import DatabaseWriter
+from minismtp.mailqueue.journal import DatabaseWriter, use_all_cores
 from minismtp.mailqueue.loader import Intake
 from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.metrics import Movement, OutboundMetrics
@@ -150,7 +150,7 @@ class Runner:
         messages = self._intake.recover()
         self._show_life()
         self._log.info("queue opened", messages=messages)
-        self._manager.writer.start()
+        self._manager.writer.start(use_all_cores)
         self._housekeeper.start()
         start_thread("signals", self._watch_signals)
         next_tick = 0.0

@@ -26,7 +26,7 @@ _BACKLOG: Final = 16
 
 Say: TypeAlias = Callable[[object], None]
 #: Answers one question by any number of calls of `say`, which raises OSError when nobody listens.
-Answerer: TypeAlias = Callable[[dict[str, Any], Say], None]
+Answerer: TypeAlias = Callable[[dict[str, Any], Say], object]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,6 @@ import contextlib
 import fcntl
 import os
 import re
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +24,7 @@ import msgspec
 
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
-from minismtp.values.threads import start_thread
+from minismtp.values.threads import WriteBehind
 
 DIRECTORY: Final = "chronicle"  # in the state directory
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59, what the calendar can show
@@ -63,18 +61,17 @@ class _Ring:
         self.waiting: deque[Record] = deque(maxlen=_MOST)
 
 
-class DecisionLog:
+class DecisionLog(WriteBehind):
     """One process's way into the rings, which take about `limit` octets of disk in all."""
 
     def __init__(self, state_directory: Path, limit: int, log: Log) -> None:
+        super().__init__("chronicle", self._write_all, _INTERVAL)
         self._directory = state_directory / DIRECTORY
         self._rings = (
             _Ring(_ACCEPTED, limit - limit // _SHARE),
             _Ring(_REFUSED, limit // _SHARE),
         )
         self._log = log
-        self._wake = threading.Event()
-        self._flushing = threading.Lock()
         self._failed = False
 
     def keep(self, record: Record, *, accepted: bool = True) -> None:
@@ -83,20 +80,15 @@ class DecisionLog:
         What was not `accepted` has a ring of its own, so that strangers push out nothing else.
         """
         self._rings[not accepted].waiting.append(record)
-        if not self._wake.is_set():
-            self._wake.set()
+        if not self.pending.is_set():
+            self.pending.set()
 
-    def start(self) -> None:
-        """Write from now on."""
-        start_thread("chronicle", self._run)
+    def _write_all(self) -> None:
+        """Write the records that wait; those that cannot be written are dropped."""
+        for ring in self._rings:
+            self._write_ring(ring)
 
-    def flush(self) -> None:
-        """Write all that waits; what cannot be written is dropped."""
-        with self._flushing:
-            for ring in self._rings:
-                self._write(ring)
-
-    def _write(self, ring: _Ring) -> None:
+    def _write_ring(self, ring: _Ring) -> None:
         records = []
         while ring.waiting:
             records.append(ring.waiting.popleft())
@@ -109,13 +101,6 @@ class DecisionLog:
             if not self._failed:
                 self._log.warning("chronicle not written", error=str(error))
             self._failed = True
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            time.sleep(_INTERVAL)
-            self.flush()
 
     def _append(self, ring: _Ring, data: bytes) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)

@@ -30,12 +30,11 @@ from typing import Final
 
 from minismtp.runtime.output import Output, Printed
 from minismtp.values.printable import printable
-from minismtp.values.threads import start_thread
+from minismtp.values.threads import WriteBehind
 
 FLUSH_INTERVAL: Final = 0.05
 _ROOM: Final = 4 << 20  # octets of lines that may wait: a second of the busiest log, and more
 _PATIENCE: Final = 2.0  # seconds that the end of a process waits for its last lines
-_TICK: Final = 0.005
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
 _STDERR: Final = 2
@@ -93,9 +92,7 @@ class Log:
         self._count_lost: Callable[[int], object] = int
         self._noting = threading.Lock()  # guards those four
         self._rest = b""  # of what an impatient log has begun to write
-        self._wake: threading.Event | None = None
-        self._urgent = threading.Event()
-        self._writing = False
+        self._thread: WriteBehind | None = None
         self._flushing = threading.RLock()
         self._date = (0, "")
 
@@ -142,37 +139,22 @@ class Log:
 
     def start(self) -> None:
         """Leave the writing to a thread from now on."""
-        self._wake = wake = threading.Event()
+        self._thread = WriteBehind("log", self._write_at_once, FLUSH_INTERVAL)
         if self._waiting or self._rest:
-            wake.set()
-        start_thread("log", lambda: self._run(wake))
+            self._thread.hurry()
+        self._thread.start()
 
     def flush(self, patience: float = _PATIENCE) -> None:
         """Have written all that waits, in `patience` seconds or not at all."""
-        if self._wake is None:
+        if self._thread is None:
             self._write_at_once()
-            return
-        end = time.monotonic() + patience
-        self._urgent.set()
-        self._wake.set()
-        while (self._waiting or self._writing) and time.monotonic() < end:
-            time.sleep(_TICK)
-
-    def _run(self, wake: threading.Event) -> None:
-        while True:
-            wake.wait()
-            self._writing = True
-            wake.clear()
-            self._urgent.clear()
-            try:
-                self._write_at_once()
-            finally:
-                self._writing = False
-            self._urgent.wait(FLUSH_INTERVAL)
+        else:
+            self._thread.hurry()
+            self._thread.wait(patience)
 
     def _write_at_once(self) -> None:
         with self._flushing:  # or two threads would change the order of the lines
-            if self._output is None or self._wake is not None:
+            if self._output is None or self._thread is not None:
                 rest, self._rest = self._rest, b""
                 _write(self._descriptor, rest + self._take())
                 return
@@ -204,13 +186,12 @@ class Log:
                 self._lost += 1
         if not fits:
             self._count_lost(1)
-        if self._wake is None:
+        if self._thread is None:
             self._write_at_once()
-            return
-        if urgent:
-            self._urgent.set()
-        if not self._wake.is_set():
-            self._wake.set()
+        elif urgent:
+            self._thread.hurry()
+        elif not self._thread.pending.is_set():
+            self._thread.pending.set()
 
     def _line(
         self, level: str, event: str, fields: dict[str, object], *, urgent: bool = False

@@ -21,6 +21,7 @@ from typing import Final, Self, TypeAlias
 
 _SHORTEST: Final = 0.1  # seconds between a failure and the next call
 _LONGEST: Final = 5.0  # the same, of a thread that fails again and again
+_TICK: Final = 0.005  # seconds between two looks whether a thread has written everything
 _log = logging.getLogger(__name__)
 _here = threading.local()
 
@@ -73,6 +74,60 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+class WriteBehind:
+    """Calls `write` in a thread of its own, for all that came within `interval` seconds together.
+
+    A caller that has something to write puts it where `write` finds it, then sets `pending`; on a
+    busy path it looks first whether that is set, which is cheaper. A `write` that returns False is
+    called again after 5 seconds. What it raises is logged and counted, and it is called again.
+    """
+
+    def __init__(self, name: str, write: Callable[[], bool | None], interval: float) -> None:
+        self.pending: Final = threading.Event()
+        self._name = name
+        self._write = write
+        self._interval = interval
+        self._urgent = threading.Event()
+        self._writing = threading.Lock()
+
+    def start(self, prepare: Callable[[], object] = bool) -> None:
+        """Start the thread, which first calls `prepare`."""
+        start_thread(self._name, lambda: self._run(prepare))
+
+    def hurry(self) -> None:
+        """Have the thread write without waiting for the interval to pass."""
+        self._urgent.set()
+        self.pending.set()
+
+    def flush(self) -> bool:
+        """Write in the calling thread. Return False if `write` has to be called again."""
+        with self._writing:
+            return self._write() is not False
+
+    def wait(self, seconds: float) -> None:
+        """Block until the thread has written everything, at most for some seconds."""
+        end = time.monotonic() + seconds
+        while (self.pending.is_set() or self._writing.locked()) and time.monotonic() < end:
+            time.sleep(_TICK)
+
+    def _run(self, prepare: Callable[[], object]) -> None:
+        prepare()
+        while True:
+            self.pending.wait()
+            self._urgent.wait(self._interval)
+            try:
+                with self._writing:  # before the flags go down, or `wait` would return too early
+                    self._urgent.clear()
+                    self.pending.clear()
+                    written = self._write()
+            except BaseException:
+                self.pending.set()
+                raise
+            if written is False:
+                time.sleep(_LONGEST)
+                self.pending.set()
 
 
 class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress

@@ -20,7 +20,7 @@ import pytest
 
 from minismtp.delivery.deadlines import Deadlines
 from minismtp.values import threads
-from minismtp.values.threads import start_thread, surviving
+from minismtp.values.threads import WriteBehind, start_thread, surviving
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -420,3 +420,34 @@ def test_every_thread_of_the_endpoint_goes_on_after_it_has_raised(tmp_path: Path
             process.terminate()
     for name in ENDPOINT | {"other"}:
         assert f'minismtp_thread_failures_total{{thread="{name}"}} 1.0' in text
+
+
+def test_write_behind_is_called_again_for_what_it_could_not_write() -> None:
+    """What was put there before a failure is not left until something else comes."""
+    waiting, written, failures = [1, 2], [], [MemoryError("wanted")]
+
+    def write() -> None:
+        while waiting:
+            if failures:
+                raise failures.pop()
+            written.append(waiting.pop())
+
+    writer = WriteBehind("writes", write, 0.0)
+    writer.start()
+    writer.pending.set()
+    end = time.monotonic() + PATIENCE
+    while len(written) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert written == [2, 1]
+
+
+def test_write_behind_writes_at_once_when_hurried_and_can_be_waited_for() -> None:
+    written: list[float] = []
+    writer = WriteBehind("writes", lambda: written.append(time.monotonic()), 3600.0)
+    writer.start()
+    writer.pending.set()
+    writer.wait(0.05)
+    assert written == []
+    writer.hurry()
+    writer.wait(PATIENCE)
+    assert len(written) == 1
