@@ -424,7 +424,8 @@ def test_every_thread_of_the_endpoint_goes_on_after_it_has_raised(tmp_path: Path
 
 def test_write_behind_is_called_again_for_what_it_could_not_write() -> None:
     """What was put there before a failure is not left until something else comes."""
-    waiting, written, failures = [1, 2], [], [MemoryError("wanted")]
+    written: list[int] = []
+    waiting, failures = [1, 2], [MemoryError("wanted")]
 
     def write() -> None:
         while waiting:
