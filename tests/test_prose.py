@@ -20,6 +20,7 @@ from source import ROOT, source_files
 DONE: Final = (
     *("README.md", "SECURITY.md", "docs/administrator.md", "docs/hardening.md", "docs/insight.md"),
     *("docs/monitoring.md", "docs/plugins.md", "docs/sending.md", "docs/systemd.md"),
+    "docs/plugins",
     "tests/storage",
 )
 MADE: Final = {"docs/configuration.md", "docs/hooks.md", "docs/plugins/README.md"}
