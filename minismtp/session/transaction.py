@@ -385,11 +385,11 @@ class Transaction:
         accepted = reply.category == 2  # noqa: PLR2004
         if not accepted:
             facts |= self._refusals.facts(reply)
+            self._refusals.told = True
         told = facts | {
             "receive": f"{self._receiving:.4f}",
             "hooks": summary(self._activity.steps),
         }
-        self._refusals.told = True
         if accepted or service.admits_refusal(envelope.peer):
             service.log.info(outcome, **told)
             self._keep(outcome, facts, accepted=accepted)

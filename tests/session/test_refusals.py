@@ -370,6 +370,7 @@ COMMANDS: Final = (
         {"recipient": "<" + "b" * 503},
     ),
     unseen("OTHER", octets("XYZZY secret"), (EHLO, "XYZZY secret"), "500 5.5.2"),
+    unseen("OTHER", octets("XYZZY"), (EHLO, MAIL, RCPT, "DATA", CONTENT, "XYZZY"), "500 5.5.2"),
     unseen("OTHER", octets("\u00fcber".encode()), (EHLO, "\u00fcber"), "500 5.5.2"),
     unseen("OTHER", octets("x" * 2100), (EHLO, "x" * 2100), "500 5.5.2 line too long"),
     unseen("OTHER", octets("GET / HTTP/1.1"), ("GET / HTTP/1.1",), "421 4.7.0 this is not a web"),
