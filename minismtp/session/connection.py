@@ -1,8 +1,8 @@
 """One connection: the socket, TLS, and time.
 
 A session's thread blocks in plain `recv` and `send` without any timeout of its own. `due` says
-until when it may; the server's watch looks at it and shuts the socket down when the time has come,
-which wakes the thread whatever it is blocked in: a command that trickles in, a TLS handshake, a
+until when it may. The server's watch thread looks at `due` and shuts the socket down at that time.
+This wakes the session's thread from a command that trickles in, from a TLS handshake, and from a
 peer that does not read. So every deadline is absolute and costs the ordinary path nothing.
 """
 
@@ -29,19 +29,19 @@ from minismtp.smtp.proxy_header import ProxyProblem, read_header
 from minismtp.values.durable_files import MisdirectedError
 from minismtp.values.threads import report
 
-_GRACE: Final = 5.0  # seconds for the last words of a session that was cut
-# Octets asked for between commands. An idle session holds a buffer of that size; this one is from
-# the interpreter's pool of small objects, 8 KiB cost each of 10,000 sessions two or three pages.
+_GRACE: Final = 5.0  # seconds for the last reply of a session that was cut
+# Octets asked for between commands. An idle session holds a buffer of this size, which comes from
+# the interpreter's pool of small objects. With 8 KiB it would cost two or three pages instead.
 _COMMANDS: Final = 448
 _CONTENT: Final = 65536
-_LINGER: Final = 64  # reads of what a peer still sends after the last reply
+_LINGER: Final = 64  # reads of input that a peer still sends after the last reply
 
 
 class Connection:
-    """Runs a session over a socket. `run` belongs to one thread; `cut` and `drain` to the watch.
+    """Runs a session over a socket. One thread calls `run`, the watch thread `cut` and `drain`.
 
-    `introduce` is set where a balancer says by a PROXY header who the peer is: it is told the
-    address and answers whether that peer has a place left.
+    `introduce` is set if a balancer sends a PROXY header. It is called with the peer's address and
+    returns whether this peer may have one more session.
     """
 
     def __init__(
@@ -68,14 +68,15 @@ class Connection:
         self._identity = (status.st_dev, status.st_ino)
         self._messages = 0
         self._cut_reason = ""
+        self._reason = ""  # how the session ended, where the receiver does not know
 
     def run(self) -> None:
-        """Hold the whole session; the socket is closed when it returns."""
+        """Run the whole session, and close the socket."""
         with taken_up(self._activity):
             self._run()
 
     def report(self, *, stack: bool) -> dict[str, object]:
-        """Say how the session stands, with the Python stack of its thread if that is wanted."""
+        """Return how the session stands, with the Python stack of its thread if `stack` is set."""
         found = self._receiver.report() | {"waiting": self.due != inf}
         return found | {"stack": self._activity.stack()} if stack else found
 
@@ -91,21 +92,21 @@ class Connection:
                 self._turn()
             self._linger()
         except ProxyProblem as problem:
-            self._receiver.reason = self._cut_reason or "proxy"
+            self._reason = self._cut_reason or "proxy"
             self._service.tell_refusal("PROXY refused", peer=self.session.peer, error=str(problem))
         except (ssl.SSLError, OSError) as error:
             self._note(error)
-        except Exception as error:  # noqa: BLE001 - a fault of ours: the client comes again later
+        except Exception as error:  # noqa: BLE001 - a bug here; the client tries again
             report(error)
             self._apologize()
         finally:
             try:
-                self._receiver.finished()
+                self._receiver.finished(self._reason)
             finally:
                 self.close()
 
     def cut(self, reason: str, now: float) -> None:
-        """Wake the session's thread, which then says goodbye; the second time, for good."""
+        """Wake the session's thread, which sends a last reply. A second call ends even that."""
         with self._closing:
             if self._closed:
                 return
@@ -117,7 +118,7 @@ class Connection:
                 socket.socket.shutdown(self._socket, how)
 
     def drain(self, now: float) -> None:
-        """Cut a session that waits between two commands; others see `draining` by themselves."""
+        """Cut a session that waits between two commands. Others notice `draining` themselves."""
         if self.due != inf and self._receiver.at_boundary:
             self.cut("draining", now)
 
@@ -128,14 +129,14 @@ class Connection:
         if not self._cut_reason:
             self.session.speaks_within = self._speaks_within
             greeting = self._receiver.greet(early=early)
-            self.session.speaks_within = is_silent  # and refers to us no longer
+            self.session.speaks_within = is_silent  # drops the reference to this connection
         if self._cut_reason or self._service.draining.is_set():
             self._say_goodbye(self._cut_reason or "draining")
         else:
             self._send(greeting)
 
     def _turn(self) -> None:
-        """Take what the peer says next and answer it."""
+        """Receive what the peer sends next, and answer it."""
         receiver = self._receiver
         self.due = receiver.deadline
         if self._service.draining.is_set() and receiver.at_boundary:
@@ -159,7 +160,7 @@ class Connection:
         return data + self._at_hand() if len(data) == _COMMANDS else data
 
     def _at_hand(self) -> bytes:
-        """Return what else has arrived: a group of commands is answered as a whole."""
+        """Return input that has also arrived, because a group of commands is answered at once."""
         if isinstance(self._socket, ssl.SSLSocket):
             waiting = self._socket.pending()
             return self._socket.recv(waiting) if waiting else b""
@@ -169,7 +170,7 @@ class Connection:
             return b""
 
     def _answer(self, data: bytes) -> None:
-        """Send replies; those to errors are held back, but not when the process is to end."""
+        """Send replies. Those to errors are held back, unless the process is about to end."""
         delay = self._receiver.take_delay()
         if delay:
             self._service.draining.wait(delay)
@@ -179,7 +180,7 @@ class Connection:
         self._send(data)
 
     def _check_socket(self) -> None:
-        """Raise MisdirectedError where a reply to a message would be said to somebody else."""
+        """Raise MisdirectedError if the reply to a message would reach another peer."""
         status = os.fstat(self._socket.fileno())
         if (status.st_dev, status.st_ino) != self._identity:
             self._socket.detach()
@@ -209,9 +210,9 @@ class Connection:
         session = self.session
         session.proxied = not header.local
         if header.tls is not None and self._service.clear_auth:
-            session.tls = TlsInfo(*header.tls)  # as good as ours: nobody listens on this machine
+            session.tls = TlsInfo(*header.tls)  # its way to us is loopback
         if header.local:
-            # A health check: served like anybody, but it counts for nothing.
+            # A health check is served like any client, but it is neither logged nor counted.
             self._receiver = Receiver(self._service.silent(), session, self._activity)
         elif header.peer:
             session.peer, session.peer_port = header.peer, header.peer_port
@@ -229,9 +230,9 @@ class Connection:
         return data
 
     def _speaks_within(self, seconds: float) -> bool:
-        """Wait for the peer to speak before it is greeted, and say whether it did.
+        """Return whether the peer sends something before it is greeted.
 
-        That it, or `cut`, ends the input is no speech.
+        It does not count if the peer closes the connection, or if `cut` does.
         """
         self.due = self._service.clock() + seconds + _GRACE
         if self._service.draining.is_set():
@@ -271,12 +272,12 @@ class Connection:
 
     @property
     def _handshake_due(self) -> float:
-        """When what machines say to each other before any command must be over."""
+        """When the PROXY header and the TLS handshake must be over."""
         timeout = self._service.limits.handshake_timeout.total_seconds()
         return min(self._service.clock() + timeout, self._receiver.deadline)
 
     def _linger(self) -> None:
-        """Let the last reply arrive: closing with unread input would reset the connection."""
+        """Let the last reply arrive, because closing with unread input resets the connection."""
         self._close_tls()
         if self._receiver.reason == "quit" and not self._receiver.unread:
             return
@@ -287,7 +288,7 @@ class Connection:
                 return
 
     def _close_tls(self) -> None:
-        """Say close_notify, so that the peer knows nothing was cut off; await no answer."""
+        """Send close_notify, so that the peer knows nothing was cut off. Await no answer."""
         if isinstance(self._socket, ssl.SSLSocket):
             self._socket.settimeout(0)
             with contextlib.suppress(OSError, ValueError):
@@ -295,18 +296,17 @@ class Connection:
             self._socket.settimeout(None)
 
     def _apologize(self) -> None:
-        """Say what was decided before, and end a session whose next reply nobody knows."""
+        """Send the replies decided so far, and end a session whose next reply is unknown."""
         with contextlib.suppress(OSError):
             self._send(self._receiver.take())
             self._send(self._receiver.interrupt("local error in processing", "4.3.0", "fault"))
 
     def _note(self, error: OSError) -> None:
-        """Remember why the session ended without its own doing."""
-        receiver = self._receiver
+        """Remember why the connection broke."""
         if self._cut_reason:
-            receiver.reason = self._cut_reason
+            self._reason = self._cut_reason
         elif isinstance(error, ssl.SSLError) and self.session.tls is None:
-            receiver.reason = "tls"
+            self._reason = "tls"
             self._service.tell_refusal(
                 "TLS handshake failed",
                 peer=self.session.peer,
@@ -314,7 +314,7 @@ class Connection:
             )
 
     def close(self) -> None:
-        """Close the socket; once more is fine."""
+        """Close the socket. A second call does nothing."""
         with self._closing:
             self._closed = True
             self.due = inf

@@ -1,16 +1,16 @@
 """What the server says to each event of a session: hooks are asked, replies come back.
 
-A conversation knows the transaction and the login under way. It neither sends nor counts: that is
-the receiver's.
+A conversation knows the transaction and the login under way. It turns each event of the protocol
+into one `Decision`, and neither sends nor closes: that is the receiver's.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from time import perf_counter
-from typing import Final, assert_never
+from typing import Final, NamedTuple, TypeAlias, assert_never
 
-from minismtp.mail.session import Session
+from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.metrics import COMMANDS
 from minismtp.runtime.thread_activity import Activity
@@ -40,13 +40,11 @@ from minismtp.smtp.commands import (
 )
 from minismtp.smtp.grammar import SyntaxProblem, is_host_name
 from minismtp.smtp.protocol import (
-    DATA,
     GREETINGS,
     ContentChunk,
     EndOfChunk,
     EndOfContent,
     Event,
-    Protocol,
     Refused,
     SaslResponse,
     Signal,
@@ -54,42 +52,91 @@ from minismtp.smtp.protocol import (
 from minismtp.values.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.values.threads import surviving
 
-_CONTENT: Final = frozenset({ContentChunk, EndOfContent, EndOfChunk, Bdat})
+_Answerable: TypeAlias = Command | SaslResponse | Refused
+#: The commands that metrics name. The end of content is not one that a client can send.
+_COMMANDS: Final = frozenset(COMMANDS) - {"CONTENT"}
+
+
+class Decision(NamedTuple):
+    """What the server does about one event.
+
+    There is one reply, but over LMTP one for each recipient of a message. `command` is the name of
+    what is answered in the metrics, "" for the banner. `reason` says in one word why the session
+    ends, "" if it goes on. `close` asks to close the connection after the replies, and `delay` to
+    hold them back for that many seconds.
+    """
+
+    replies: list[Reply]
+    command: str
+    reason: str = ""
+    close: bool = False
+    delay: float = 0.0
 
 
 class Conversation:
-    """Answers one session's events.
+    """Answers the events of one session.
 
-    `subject` is the identifier of what the next refusal is about: the message, or the session;
-    `reason` says in one word how the session ended; `origin` is the peer before any XCLIENT;
-    `transactions` counts the accepted MAIL commands, `messages` those that were accepted, `errors`
-    what led to nothing since the last one.
+    `transactions` counts the accepted MAIL commands, `messages` the accepted messages.
     """
 
     def __init__(
-        self, service: ListenerContext, session: Session, activity: Activity, protocol: Protocol
+        self, service: ListenerContext, session: Session, activity: Activity, refusals: Refusals
     ) -> None:
-        self.reason = "lost"
-        self.origin = ""
-        self.subject = session.id
         self.transactions = 0
         self.messages = 0
         self.transaction: Transaction | None = None
         self._service = service
         self._session = session
         self._activity = activity
-        self._protocol = protocol
+        self._refusals = refusals
+        self._connected = ""  # the peer before any XCLIENT
         self._authentication = Authentication(service, session)
-        self.refusals = Refusals(service, session)
-        self._refused_verb = "OTHER"
         self._envelopes = 0
         self._empty_chunk = False
-        self.errors = ErrorCount(
+        self._errors = ErrorCount(
             service.limits, service.errors, service.clock, trusted=service.lmtp
         )
 
-    def banner(self, *, early: bool = False) -> Reply:
-        """Ask the plugins about the peer: 220, or what says that it is unwelcome."""
+    def greet(self, *, early: bool) -> Decision:
+        """Return the banner, or the refusal of a peer that is unwelcome or talked `early`."""
+        self._connected = self._session.peer  # only now: a PROXY header may have changed it
+        reply, close = self._banner(early=early)
+        if reply.category == 2:  # noqa: PLR2004
+            return Decision([reply], "")
+        return Decision(self._refuse("CONNECT", [reply]), "", "refused", close)
+
+    def decide(self, event: Event, line: bytes) -> Decision | None:
+        """Return the decision on an event, None if no reply is due. `line` is the last command."""
+        match event:
+            case ContentChunk():
+                self._current.write(event.data)
+                return None
+            case EndOfContent():
+                return self._finish_content(
+                    bare_newline=event.bare_newline, long_line=event.long_line
+                )
+            case Bdat():
+                self._empty_chunk = not event.size
+                self._current.begin_chunk()
+                return None
+            case EndOfChunk():
+                return self._finish_chunk(last=event.last)
+            case Signal():
+                raise AssertionError(event)
+        return self._answer_command(event, line)
+
+    def secured(self, tls: TlsInfo) -> None:
+        """Forget what was said in clear, because TLS has begun (RFC 3207 section 4.2)."""
+        session = self._session
+        session.tls, session.helo, session.esmtp, session.login = tls, "", False, None
+
+    def end(self) -> None:
+        """End the transaction and the login under way, because the session is over."""
+        self._drop()
+        self._authentication.abandon()
+
+    def _banner(self, *, early: bool = False) -> tuple[Reply, bool]:
+        """Ask the plugins about the peer. Return the reply, and whether to close after it."""
         service, session = self._service, self._session
         session.trusted = False  # a plugin says so of the peer that it is now, see XCLIENT
         try:
@@ -101,117 +148,95 @@ class Conversation:
             code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
             text = f"{service.hostname} {verdict.reply.text}"
             reply = replace(verdict.reply, code=code, text=text, enhanced="")
-            if isinstance(verdict, Disconnect):
-                self._protocol.close()
-            self.reason = "refused"
-            return reply
-        return Reply(220, f"{service.hostname} {'LMTP' if service.lmtp else 'ESMTP'} minismtp")
+            with surviving():
+                self._refusals.tell("connection refused", reply)
+            return reply, isinstance(verdict, Disconnect)
+        protocol = "LMTP" if service.lmtp else "ESMTP"
+        return Reply(220, f"{service.hostname} {protocol} minismtp"), False
 
-    def decide(self, event: Command | Event) -> list[Reply] | None:
-        """Return the replies to one event, or None if the event is owed no reply."""
-        if event.__class__ not in _CONTENT:  # a look at once: each arm below costs a test
-            return [self._guarded(event)]
-        match event:
-            case ContentChunk():
-                if self.transaction is not None:
-                    dotted = self._protocol.state is DATA
-                    self.transaction.write(event.data, dotted=dotted)
-                return None
-            case EndOfContent():
-                return self._finish_content(
-                    bare_newline=event.bare_newline, long_line=event.long_line
-                )
-            case EndOfChunk():
-                return self._finish_chunk(last=event.last)
-            case Bdat():
-                self._empty_chunk = not event.size
-                self._begin_chunk()
-                return None
-        raise AssertionError(event)
-
-    def _guarded(self, event: Event) -> Reply:
-        """Answer an event, and remember what the metrics are to call it."""
-        if isinstance(event, Refused):
-            self._refused_verb = event.verb
-        reply = self._judged(event)
-        verb = self._protocol.verb
-        if (self._refused_verb if verb == "REFUSED" else verb) in GREETINGS:
+    def _answer_command(self, event: _Answerable, line: bytes) -> Decision:
+        command = event.verb if event.verb in _COMMANDS else "OTHER"
+        reply, reason, close = self._judge(event)
+        if reply.enhanced and command in GREETINGS:
             # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
             reply = replace(reply, enhanced="")
+        answers = [reply]
         if reply.code >= 400:  # noqa: PLR2004
             with surviving():
-                self._tell(event, self.name(verb), reply)
-            if verb == "MAIL" and self.transaction is not None:
-                self.drop()
-        return reply
+                self._log_refusal(event, command, line, reply)
+            answers = self._refuse(command, answers)
+            if event.__class__ is Mail:
+                self._drop()
+        return Decision(answers, command, reason, close, self._errors.take_delay())
 
-    def _tell(self, event: Event, verb: str, reply: Reply) -> None:
+    def _judge(self, event: _Answerable) -> tuple[Reply, str, bool]:
+        """Return the reply to an event, why the session ends, and whether to close after it."""
+        hostname, close = self._service.hostname, False
+        if event.__class__ is Quit:
+            return Reply(221, f"{hostname} closing connection", "2.0.0"), "quit", close
+        if self._service.draining.is_set():
+            return Reply(421, f"{hostname} service shutting down", "4.3.2"), "draining", close
+        if self._authentication.failures >= self._service.limits.failed_logins:
+            return replies.TOO_MANY_LOGINS, "logins", close
+        try:
+            reply = self._answer(event)
+        except Verdict as verdict:
+            reply, close = verdict.reply, isinstance(verdict, Disconnect)
+        if self._errors.note(event, reply, self._session.peer):
+            origin = reply.origin
+            cause = f"{reply}: {origin.reason}" if origin.reason else str(reply)
+            reply = replies.TOO_MANY_ERRORS.because(cause, plugin=origin.plugin, hook=origin.hook)
+            return reply, "errors", close
+        return reply, "", close
+
+    def _log_refusal(self, event: _Answerable, command: str, line: bytes, reply: Reply) -> None:
         """Write the line of a command that is refused, and note it for `explain`."""
-        outcome, line = outcome_of(reply), self._protocol.line
-        match verb:
+        outcome = outcome_of(reply)
+        match command:
             case "MAIL":
                 known = event.reverse_path if isinstance(event, Mail) else None
                 path = path_as_it_came(line, str(known or ""))
                 self._activity.note(("MAIL", path, perf_counter(), 0.0, "", ""))
-                self.refusals.tell(f"sender {outcome}", reply, sender=path)
+                self._refusals.tell(f"sender {outcome}", reply, sender=path)
             case "RCPT":
                 known = event.forward_path if isinstance(event, Rcpt) else None
                 path = path_as_it_came(line, str(known or ""))
                 if known is None:
                     self._activity.note(("RCPT", path, perf_counter(), 0.0, "", ""))
                 sender = {"sender": self.transaction.envelope.sender} if self.transaction else {}
-                self.refusals.tell_recipient(
+                self._refusals.tell_recipient(
                     f"recipient {outcome}", reply, **sender, recipient=path
                 )
             case _:
-                self._authentication.tell(self.refusals, reply)
-                self.tell(verb, reply, shortened(abbreviated(event, line)))
-        self._activity.note_reply(verb, reply.code, reply.text)
+                self._authentication.tell(self._refusals, reply)
+                self._log_command(command, reply, said=shortened(abbreviated(event, line)))
+        self._activity.note_reply(command, reply.code, reply.text)
 
-    def tell(self, verb: str, reply: Reply, said: str = "") -> None:
-        """Write the line of a refusal that is about to be sent, unless it has one."""
-        if self.refusals.told:
+    def _log_command(self, command: str, reply: Reply, **said: str) -> None:
+        """Write the line of a refused command, unless it has one."""
+        if self._refusals.told:
             return
-        if verb == "CONNECT" or (verb == "XCLIENT" and self.reason == "refused"):
-            self.refusals.tell("connection refused", reply)
-            return
-        fields = {"command": self.name(verb)} | ({"said": said} if said else {})
+        fields = {"command": command} | said
         if self.transaction is not None:
             envelope = self.transaction.envelope
             to = ",".join(str(each.address) for each in envelope.recipients)
             fields |= {"sender": envelope.sender, "to": to}
-        self.refusals.tell(f"command {outcome_of(reply)}", reply, **fields)
+        self._refusals.tell(f"command {outcome_of(reply)}", reply, **fields)
 
-    def _judged(self, event: Event) -> Reply:
-        """Answer an event, whatever the hooks raise, and close on what must not go on."""
-        if self._service.draining.is_set() and not isinstance(event, Quit):
-            return self._closing_reply("draining")
-        if self._authentication.failures >= self._service.limits.failed_logins and not isinstance(
-            event, Quit
-        ):
-            self.reason = "logins"
-            return replies.TOO_MANY_LOGINS
-        try:
-            reply = self._answer(event)
-        except Verdict as verdict:
-            reply = verdict.reply
-            if isinstance(verdict, Disconnect):
-                self._protocol.close()
-        if self.errors.note(event, reply, self._session.peer):
-            self.reason = "errors"
-            origin = reply.origin
-            return replies.TOO_MANY_ERRORS.because(
-                f"{reply}: {origin.reason}" if origin.reason else str(reply),
-                plugin=origin.plugin,
-                hook=origin.hook,
-            )
-        return reply
+    def _refuse(self, command: str, answers: list[Reply], subject: str = "") -> list[Reply]:
+        """Return answers whose refusals name their `subject`, and log the first if it is not yet.
 
-    def _closing_reply(self, reason: str) -> Reply:
-        self.reason = reason
-        return Reply(421, f"{self._service.hostname} service shutting down", "4.3.2")
+        That is the identifier of the message, by default that of the transaction or the session.
+        """
+        if answers[0].code >= 400:  # noqa: PLR2004
+            with surviving():
+                self._log_command(command, answers[0])
+        self._refusals.told = False
+        current = self.transaction
+        subject = subject or (self._session.id if current is None else current.envelope.id)
+        return [each.about(subject) if each.code >= 400 else each for each in answers]  # noqa: PLR2004
 
-    def _answer(self, event: Event) -> Reply:  # noqa: C901, PLR0912 - one arm for each command
+    def _answer(self, event: _Answerable) -> Reply:  # noqa: C901, PLR0912 - an arm for each command
         match event:
             case Mail():
                 return self._mail(event)
@@ -222,13 +247,10 @@ class Conversation:
             case Ehlo() | Lhlo() | Helo():
                 return self._hello(event)
             case Rset():
-                self.drop()
+                self._drop()
                 return replies.OK
             case Noop():
                 return replies.OK
-            case Quit():
-                self.reason = "quit"
-                return Reply(221, f"{self._service.hostname} closing connection", "2.0.0")
             case StartTls():
                 return self._starttls()
             case Auth():
@@ -236,39 +258,30 @@ class Conversation:
             case SaslResponse():
                 return self._authentication.respond(event.data)
             case Refused():
-                return self._refused(event)
+                if event.verb == "AUTH":
+                    self._authentication.abandon(event.reply)
+                return event.reply
             case Other():
                 return self._other(event)
-            case ContentChunk() | EndOfChunk() | EndOfContent() | Bdat() | Signal():
+            case Bdat() | Quit():
                 raise AssertionError(event)
         assert_never(event)
 
     def _hello(self, event: Ehlo | Helo | Lhlo) -> Reply:
         session = self._session
-        if self._service.strict_pipelining and self._protocol.buffered:
-            # RFC 2920 section 3.1: EHLO is the last of a group, its reply must be awaited.
-            return replies.PIPELINED
         before = session.helo, session.esmtp
         session.helo, session.esmtp = event.name, not isinstance(event, Helo)
         try:
             self._service.hooks.on_helo(session)
-            offered = self._offered() if session.esmtp else []
+            offered = self._keywords() if session.esmtp else []
         except Verdict:
             session.helo, session.esmtp = before  # RFC 5321 section 4.1.4
             raise
-        self.drop()
+        self._drop()
         # A name with blanks could break into lines, which would read as keywords.
         greeted = f" greets {event.name}" if is_host_name(event.name) else ""
         greeting = f"{self._service.hostname}{greeted}"
         return Reply(250, "\n".join([greeting, *offered]))
-
-    def _offered(self) -> list[str]:
-        return keywords(
-            self._service,
-            self._session,
-            mechanisms=self._authentication.mechanisms,
-            xclient=self._service.trusts_xclient(self.origin),
-        )
 
     def _starttls(self) -> Reply:
         if self._session.tls is not None:
@@ -285,9 +298,8 @@ class Conversation:
             return replies.TLS_REQUIRED  # RFC 8689 section 4
         self._envelopes += 1
         transaction = Transaction(
-            service, session, event, self._envelopes, self._activity, refusals=self.refusals
+            service, session, event, self._envelopes, self._activity, refusals=self._refusals
         )
-        self.subject = transaction.envelope.id
         self.transaction = transaction
         reply = transaction.begin()
         self.transactions += reply is replies.SENDER_OK
@@ -300,41 +312,30 @@ class Conversation:
         transaction.open_content()
         return replies.GO_AHEAD
 
-    def _begin_chunk(self) -> None:
-        transaction = self._current
-        try:
-            transaction.open_content()
-        except Verdict as verdict:
-            transaction.disconnects = isinstance(verdict, Disconnect)
-            transaction.refuse(verdict.reply)
-
-    def _finish_chunk(self, *, last: bool) -> list[Reply]:
+    def _finish_chunk(self, *, last: bool) -> Decision:
         transaction = self._current
         if last:
-            transaction.write(b"", dotted=False, last=True)
+            transaction.write(b"", last=True)
         elif transaction.refused is None:
-            if self._empty_chunk and self.errors.note_junk(self._session.peer):
-                self.reason = "errors"
-                return [replies.TOO_MANY_ERRORS]
-            return [replies.CHUNK_OK]
-        answers = self._finish_content(bare_newline=False, long_line=False)
-        return answers if last else answers[:1]
+            if self._empty_chunk and self._errors.note_junk(self._session.peer):
+                answers = self._refuse("BDAT", [replies.TOO_MANY_ERRORS])
+                return Decision(answers, "BDAT", "errors", delay=self._errors.take_delay())
+            return Decision([replies.CHUNK_OK], "BDAT", delay=self._errors.take_delay())
+        decision = self._finish_content("BDAT")
+        return decision if last else decision._replace(replies=decision.replies[:1])
 
-    def _finish_content(self, *, bare_newline: bool, long_line: bool) -> list[Reply]:
+    def _finish_content(
+        self, command: str = "CONTENT", *, bare_newline: bool = False, long_line: bool = False
+    ) -> Decision:
         transaction = self._current
         self.transaction = None
-        answers = transaction.finish(bare_newline=bare_newline, long_line=long_line)
-        if transaction.disconnects:
-            self._protocol.close()
+        answers, close = transaction.finish(bare_newline=bare_newline, long_line=long_line)
         if any(reply.category == 2 for reply in answers):  # noqa: PLR2004
             self.messages += 1
-            self.errors.forgive(self._session.peer)
-        return answers
-
-    def _refused(self, event: Refused) -> Reply:
-        if self._protocol.verb == "RESPONSE":
-            self._authentication.abandon(event.reply)
-        return event.reply
+            self._errors.forgive(self._session.peer)
+        if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
+            answers = self._refuse(command, answers, transaction.envelope.id)
+        return Decision(answers, command, close=close)
 
     def _other(self, event: Other) -> Reply:
         answer = self._service.hooks.command(self._session, event.verb, event.argument)
@@ -355,42 +356,39 @@ class Conversation:
     def _xclient(self, argument: str) -> Reply:
         """Let a trusted front end say who it speaks for, and start again with a greeting."""
         service, session = self._service, self._session
-        if not service.trusts_xclient(self.origin):
+        if not service.trusts_xclient(self._connected):
             return replies.NO_XCLIENT
         try:
             apply_xclient(session, argument)
         except SyntaxProblem as problem:
             return Reply(501, str(problem), "5.5.4")
         self._authentication = Authentication(service, session)
-        self.errors.restart()
-        reply = self.banner()
-        if reply.category == 5:  # noqa: PLR2004
-            self._protocol.close()  # the front end would go on as if nothing had been said
+        self._errors.restart()
+        reply, _ = self._banner()
+        if reply.category != 2:  # noqa: PLR2004
+            # The front end would go on as if nothing had been said, so the connection is closed.
+            unwelcome = Disconnect(reply.text, code=reply.code, enhanced="")
+            unwelcome.reply = reply
+            raise unwelcome
         return reply
+
+    def _keywords(self) -> list[str]:
+        return keywords(
+            self._service,
+            self._session,
+            mechanisms=self._authentication.mechanisms,
+            xclient=self._service.trusts_xclient(self._connected),
+        )
 
     @property
     def _current(self) -> Transaction:
-        """The transaction under way: the protocol lets nothing that needs one come before MAIL."""
+        """The transaction under way. The protocol refuses what needs one before MAIL."""
         if self.transaction is None:
             raise RuntimeError("no transaction")
         return self.transaction
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """End the transaction under way, if there is one, without a message."""
         if self.transaction is not None:
             self.transaction.abort()
             self.transaction = None
-
-    def end(self) -> None:
-        """End what is under way: the session is over."""
-        self.drop()
-        self._authentication.abandon()
-
-    def name(self, verb: str) -> str:
-        """Name what the protocol calls `verb`; nothing that only the peer knows what it is."""
-        name = self._refused_verb if verb == "REFUSED" else _METRIC_NAMES.get(verb, verb)
-        return name if name in COMMANDS else "OTHER"
-
-
-#: How the protocol's own verbs are called in the metrics.
-_METRIC_NAMES: Final = {"RESPONSE": "AUTH", "LAST": "BDAT"}

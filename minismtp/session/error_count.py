@@ -1,9 +1,9 @@
-"""What a client has done wrong or in vain, and the price of it.
+"""The errors and useless commands of a client, and their price.
 
-As with Postfix's error and junk command limits: a session that goes on so hears 421, and from half
-of that limit on each further error is answered later than the one before. Delays count the errors
-of all sessions of the peer, so it gains nothing by beginning a new one. A message that is accepted
-clears both accounts: an honest client with a bad address now and then never notices.
+As with Postfix's limits for errors and junk commands, a session with too many is answered 421. From
+half of that limit on, the reply to each error is delayed longer than the one before. Delays count
+the errors of all sessions of the peer, so a new session does not help it. An accepted message
+clears both counts, so an honest client with a bad address now and then is never delayed.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from minismtp.values.peer import peer_key
 from minismtp.values.reply import Reply
 
 _BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
-# Of an error, in hundredths. Senders know of a bad recipient only when they try.
+# Costs in hundredths of an error. A refused recipient is cheap, because senders cannot know before.
 _BAD: Final = 100
 _REFUSED: Final = 20
 _DEFERRED: Final = 1
 _USEFUL: Final = frozenset({Rcpt, Data, Auth, SaslResponse, Quit})
-_DECAY: Final = 3.0  # hundredths that a peer is forgiven in a second
+_DECAY: Final = 3.0  # hundredths that a peer is forgiven each second
 _STEEPEST: Final = 10  # times `error_delay`: the longest delay
 _MOST: Final = 10_000  # peers that are remembered
 
 
 class PeerErrors:
-    """The errors of peers in all sessions of a listener of this process; safe in threads."""
+    """The errors of peers in all sessions of one listener in this process. Thread-safe."""
 
     def __init__(self) -> None:
-        self._scores: dict[bytes, tuple[float, float]] = {}  # the one that did something last, last
+        self._scores: dict[bytes, tuple[float, float]] = {}  # in the order of their last errors
         self._lock = threading.Lock()
 
     def add(self, key: bytes, cost: int, now: float) -> float:
-        """Count an error, and return what there is against the peer in all."""
+        """Count an error, and return the sum of the peer's errors."""
         with self._lock:
             score, last = self._scores.pop(key, (0.0, now))
             score = max(0.0, score - (now - last) * _DECAY) + cost
@@ -47,7 +47,7 @@ class PeerErrors:
             return score
 
     def forgive(self, peer: str) -> None:
-        """Clear the account of a peer."""
+        """Clear the count of a peer."""
         if self._scores:
             with self._lock:
                 self._scores.pop(peer_key(peer), None)
@@ -56,7 +56,8 @@ class PeerErrors:
 class ErrorCount:
     """The errors of one session since its last message.
 
-    With `trusted`, recipients may be refused without end: a mail server hands over what it has.
+    With `trusted`, any number of recipients may be refused, because a mail server hands over all
+    its mail.
     """
 
     def __init__(
@@ -71,14 +72,9 @@ class ErrorCount:
         self._delay = 0.0
 
     def take_delay(self) -> float:
-        """Return the seconds to hold back the reply to what was counted last; once."""
+        """Return the seconds to hold back the reply to the last error, and 0 the next time."""
         delay, self._delay = self._delay, 0.0
         return delay
-
-    @property
-    def delays(self) -> bool:
-        """Whether there is a reply to hold back."""
-        return self._delay > 0
 
     def note(self, event: Command | Event, reply: Reply, peer: str) -> bool:
         """Count a command by its reply, and return whether it was one too many."""
@@ -88,16 +84,16 @@ class ErrorCount:
         return self._add(self._cost(event, reply) + _BAD * wasted, peer)
 
     def note_junk(self, peer: str) -> bool:
-        """Count what is no error and yet brings no message nearer; return as `note` does."""
+        """Count a useless command, and return whether it was one too many."""
         return self._add(_BAD * self._is_junk(), peer)
 
     def forgive(self, peer: str) -> None:
-        """Clear the accounts of the session and of its peer, because a message was accepted."""
+        """Clear the counts of the session and of its peer, because a message was accepted."""
         self.restart()
         self._peers.forgive(peer)
 
     def restart(self) -> None:
-        """Clear the account of the session: another client speaks from now on."""
+        """Clear the count of the session, because another client uses it from now on."""
         self._score = self._junk = 0
 
     def _is_junk(self) -> bool:

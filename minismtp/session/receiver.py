@@ -1,7 +1,7 @@
-"""The receiving end of a session: octets in, octets out, hooks in between.
+"""The receiving end of a session: octets in, octets out, deadlines in between.
 
-It hands the events of `smtp.protocol` to the `conversation`, sends what that answers, and keeps the
-session's deadlines and accounts. It knows no socket: `connection` and `testing` drive it alike.
+It hands the events of `smtp.protocol` to the `conversation`, sends what that decides, and keeps the
+session's deadlines and accounts. It knows no socket: `connection` and `in_memory` drive it alike.
 """
 
 from __future__ import annotations
@@ -12,18 +12,11 @@ from minismtp.mail.events import SessionClosed, SessionOpened
 from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.thread_activity import Activity
-from minismtp.session.conversation import Conversation
+from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
-from minismtp.smtp.commands import Bdat, Command
-from minismtp.smtp.protocol import (
-    CLOSED,
-    DATA,
-    NEED_DATA,
-    TLS,
-    Event,
-    Protocol,
-    SessionState,
-)
+from minismtp.session.refusals import Refusals
+from minismtp.smtp.commands import Bdat
+from minismtp.smtp.protocol import CLOSED, DATA, NEED_DATA, TLS, Protocol, SessionState
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, surviving
 
@@ -31,39 +24,41 @@ _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch, at 
 
 
 class Receiver:
-    """Drives one session. `deadline` is when the peer must have finished what it is doing now."""
+    """Drives one session.
+
+    `deadline` is when the peer must have finished what it is doing now. `reason` says in one word
+    how the session ended, or would end if the connection were lost.
+    """
 
     def __init__(self, service: ListenerContext, session: Session, activity: Activity) -> None:
+        limits = service.limits
         self.session = session
+        self.reason = "lost"
         self._service = service
         self._activity = activity
-        self._protocol = Protocol(lmtp=service.lmtp, line_length=service.limits.line_length)
-        self._conversation = Conversation(service, session, activity, self._protocol)
+        self._protocol = Protocol(
+            lmtp=service.lmtp,
+            line_length=limits.line_length,
+            strict_pipelining=service.strict_pipelining,
+        )
+        self._refusals = Refusals(service, session)
+        self._conversation = Conversation(service, session, activity, self._refusals)
         self._tracing = service.tracing
         self._starved = True  # no event before more input
         self._output: list[bytes] = []
+        self._delay = 0.0
         self._commands = 0
         self._begun = service.clock()
-        limits = service.limits
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
         self._content_timeout = limits.content_timeout.total_seconds()
-        self._second = 1 / limits.min_data_rate  # what an octet of content is worth
+        self._seconds_per_octet = 1 / limits.min_data_rate
         self._content_end = 0.0  # of the content that comes in now, 0 while none does
         self._opened = False
-        self._farewell = ""  # the last words, where no command has called for them
+        self._last_reply = ""  # the 421 that ended the session from outside
         self._answered = self._begun
         self._end = self._begun + limits.session_timeout.total_seconds()
         self.deadline = min(self._begun + self._command_timeout, self._end)
-
-    @property
-    def reason(self) -> str:
-        """One word for how the session ended."""
-        return self._conversation.reason
-
-    @reason.setter
-    def reason(self, word: str) -> None:
-        self._conversation.reason = word
 
     @property
     def closing(self) -> bool:
@@ -75,12 +70,6 @@ class Receiver:
         """Whether a TLS handshake is to follow, answered by `secured`."""
         return self._protocol.state is TLS
 
-    def take_delay(self) -> float:
-        """Return the seconds to hold back what is to be sent next, for its errors; once."""
-        return min(
-            self._conversation.errors.take_delay(), max(0.0, self.deadline - self._service.clock())
-        )
-
     @property
     def pending(self) -> bool:
         """Whether `proceed` has input left to work on."""
@@ -88,7 +77,7 @@ class Receiver:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the peer is between two commands: nothing half said."""
+        """Whether the peer is between two commands, with neither of them begun."""
         return not self._protocol.in_content and not self._protocol.buffered
 
     @property
@@ -98,21 +87,25 @@ class Receiver:
 
     @property
     def unread(self) -> bool:
-        """Whether the peer has said more than was answered."""
+        """Whether the peer has sent more than was answered."""
         return self._protocol.buffered
+
+    def take_delay(self) -> float:
+        """Return the seconds to hold back what is sent next, because of errors; 0 the next time."""
+        delay, self._delay = self._delay, 0.0
+        return min(delay, max(0.0, self.deadline - self._service.clock())) if delay else 0.0
 
     def greet(self, *, early: bool = False) -> bytes:
         """Return the banner, or the refusal of a peer that is unwelcome or talked `early`."""
         service, session = self._service, self.session
         self._opened = True
         self._tracing.happened(session, f"connected to {session.listener}")
-        self._conversation.origin = session.peer  # now: a PROXY header has come before the banner
         service.metrics.active(1)
         if service.hooks.observed:
             service.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
-        reply = self._conversation.banner(early=early)
-        service.metrics.connections["accepted" if reply.code == 220 else "refused"](1)  # noqa: PLR2004
-        return self._send([reply])
+        decision = self._conversation.greet(early=early)
+        service.metrics.connections["refused" if decision.reason else "accepted"](1)
+        return self._send(decision)
 
     def limited(self) -> bytes:
         """Return the refusal of a peer that has too many sessions, and close."""
@@ -120,74 +113,66 @@ class Receiver:
         return self.interrupt("too many connections, try again later", "4.7.0", "limited")
 
     def receive(self, data: bytes) -> bytes:
-        """Take octets from the peer and give the replies that they call for."""
+        """Take octets from the peer and return the replies that they call for."""
         self._protocol.receive(data)
         if self._content_end:
             now = self._service.clock()
-            bought = self.deadline + len(data) * self._second
+            bought = self.deadline + len(data) * self._seconds_per_octet
             self.deadline = min(bought, now + self._data_timeout, self._content_end)
         return self.proceed()
 
     def proceed(self) -> bytes:
         """Work on what has come in until more is needed or enough replies wait to be sent."""
-        output = self._output
-        errors, size = self._conversation.errors, 0
+        protocol, output, tracing, size = self._protocol, self._output, self._tracing, 0
         self._starved = False
         while size < _FLUSH:
-            event = self._watched_event() if self._tracing.outlets else self._protocol.next_event()
+            line = protocol.upcoming if tracing.outlets else b""
+            event = protocol.next_event()
+            if tracing.outlets:
+                tracing.heard(self.session, event, line)
             if event is NEED_DATA:
                 self._starved = True
                 break
-            answers = self._conversation.decide(event)
-            if answers:
-                sent = self._send(answers)
+            decision = self._conversation.decide(event, protocol.line)
+            if decision is not None:
+                sent = self._send(decision)
                 output.append(sent)
                 size += len(sent)
-                if errors.delays:
+                if decision.delay:
                     break
-            elif event.__class__ is Bdat and self._protocol.state is SessionState.RCPT:
-                self._begin_content(self._service.clock())  # and one deadline for all chunks
+            elif event.__class__ is Bdat and protocol.state is SessionState.RCPT:
+                self._begin_content(self._service.clock())  # one deadline for all chunks
         return self.take()
 
     def take(self) -> bytes:
-        """Return what has not been given by `proceed`, because it raised."""
+        """Return the replies that `proceed` did not return, because it raised."""
         output, self._output = self._output, []
         return output[0] if len(output) == 1 else b"".join(output)
 
-    def _watched_event(self) -> Event | Command:
-        line = self._protocol.upcoming
-        event = self._protocol.next_event()
-        self._tracing.heard(self.session, event, line)
-        return event
-
     def secured(self, tls: TlsInfo) -> None:
-        """Start again inside TLS; forget all that was said before it (RFC 3207 section 4.2)."""
+        """Start again inside TLS, without anything that was said in clear."""
         self._service.metrics.tls[tls.version](1)
-        session = self.session
-        session.tls = tls
-        self._tracing.happened(session, f"{tls.version} {tls.cipher}")
-        session.helo = ""
-        session.esmtp = False
-        session.login = None
+        self._conversation.secured(tls)
+        self._tracing.happened(self.session, f"{tls.version} {tls.cipher}")
         if self.wants_tls:
             self._protocol.restart()
             self.deadline = min(self._service.clock() + self._command_timeout, self._end)
 
     def interrupt(self, text: str, enhanced: str, reason: str) -> bytes:
-        """End the session from outside: give the 421 that says why."""
+        """End the session from outside. Return the 421 that says why."""
         self.reason = reason
         self._protocol.close()
         reply = Reply(421, f"{self._service.hostname} {text}", enhanced)
         if reason == "limited":
-            self._conversation.refusals.tell("connection limited", reply, limit="address")
-        elif reason != "lost":  # when nobody hears it
-            self._farewell = str(reply)
+            self._refusals.tell("connection limited", reply, limit="address")
+        elif reason != "lost":  # then the reply reaches no client
+            self._last_reply = str(reply)
         reply = reply.about(self.session.id)
         self._tracing.answered(self.session, reply)
         return reply.encode()
 
     def report(self) -> dict[str, object]:
-        """Say how the session stands: for other threads, hence nothing that may just be changing.
+        """Return how the session stands, for other threads: only values that are safe to read.
 
         `idle` is how many seconds ago the last reply was.
         """
@@ -206,12 +191,16 @@ class Receiver:
             "idle": now - self._answered,
         }
 
-    def finished(self) -> None:
-        """Tell the log, the metrics and the observers that the session is over."""
+    def finished(self, reason: str = "") -> None:
+        """Tell the log, the metrics and the observers that the session is over.
+
+        `reason` is the connection's own word for how it ended, "" if it has none.
+        """
         with surviving():
             self._conversation.end()
-            self._conversation.refusals.settle()
+            self._refusals.settle()
         self._protocol.close()
+        self.reason = reason or self.reason
         service, session = self._service, self.session
         duration = service.clock() - self._begun
         if self._opened:
@@ -226,7 +215,7 @@ class Receiver:
             "transactions": self._conversation.transactions,
             "helo": session.helo,
             **({"tls": session.tls.version} if session.tls else {}),
-            **({"reply": self._farewell} if self._farewell else {}),
+            **({"reply": self._last_reply} if self._last_reply else {}),
         }
         self._tracing.happened(session, f"closed: {self.reason}")
         accepted = self._conversation.messages > 0
@@ -244,17 +233,16 @@ class Receiver:
                 SessionClosed(session.id, session.listener, session.peer, duration, self.reason)
             )
 
-    def _send(self, answers: list[Reply]) -> bytes:
-        protocol = self._protocol
-        verb = protocol.verb
-        if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
-            self._tell(verb, answers[0])
-            answers = [self._named(reply) for reply in answers]
-        if self._conversation.transaction is None:
-            self._conversation.subject = self.session.id
+    def _send(self, decision: Decision) -> bytes:
+        protocol, answers = self._protocol, decision.replies
         sent = protocol.send_each(answers) if len(answers) > 1 else protocol.send(answers[0])
-        if protocol.state is CLOSED and self.reason == "lost":
+        if decision.close:
+            protocol.close()
+        if decision.reason:
+            self.reason = decision.reason
+        elif protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
+        self._delay = decision.delay
         self._answered = now = self._service.clock()
         if protocol.state is DATA:
             self._begin_content(now)
@@ -265,29 +253,14 @@ class Receiver:
             if self._tracing.outlets:
                 for reply in answers:
                     self._tracing.answered(self.session, reply)
-            if verb != "CONNECT":
-                self._count(verb, answers[0])
-        except Exception as error:  # noqa: BLE001 - what was decided is said all the same
+            if decision.command:
+                self._commands += 1
+                self._service.metrics.commands[decision.command, answers[0].category](1)
+        except Exception as error:  # noqa: BLE001 - the decision is sent all the same
             report(error)
         return sent
 
-    def _tell(self, verb: str, reply: Reply) -> None:
-        """Write the line of a refusal that nobody has told so far."""
-        conversation = self._conversation
-        if reply.code >= 400:  # noqa: PLR2004
-            with surviving():
-                conversation.tell(verb, reply)
-        conversation.refusals.told = False
-
     def _begin_content(self, now: float) -> None:
-        """Set the deadline of a content: what arrives may move it beyond that of the session."""
+        """Set the deadline of a content, which what arrives may move beyond that of the session."""
         self._content_end = now + self._content_timeout if now < self._end else self._end
         self.deadline = min(now + self._data_timeout, self._content_end, self._end)
-
-    def _named(self, reply: Reply) -> Reply:
-        """Return a refusal with what it is about: the message under way, else the session."""
-        return reply.about(self._conversation.subject) if reply.code >= 400 else reply  # noqa: PLR2004
-
-    def _count(self, verb: str, reply: Reply) -> None:
-        self._commands += 1
-        self._service.metrics.commands[self._conversation.name(verb), reply.category](1)

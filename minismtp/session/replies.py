@@ -1,6 +1,7 @@
-"""Every reply with fixed words that a listener gives, in the order of a session.
+"""Every reply with a fixed text, in the order of a session.
 
-What the wire layer refuses by itself, such as bad syntax, it words itself; plugins word theirs.
+Refusals of the protocol, such as those of bad syntax, are worded in `smtp`, and those of plugins in
+the plugins.
 """
 
 from typing import Final
@@ -14,8 +15,6 @@ HELP: Final = Reply(214, "see RFC 5321; mail to postmaster reaches a person", "2
 CANNOT_VERIFY: Final = Reply(252, "cannot verify, but will take mail and try", "2.5.2")
 NO_EXPANSION: Final = Reply(502, "EXPN is not implemented", "5.5.1")
 UNKNOWN_COMMAND: Final = Reply(500, "command not recognized", "5.5.2")
-# RFC 2034 section 4: replies to EHLO have no enhanced code.
-PIPELINED: Final = Reply(503, "wait for the reply before you go on")
 NO_XCLIENT: Final = Reply(550, "XCLIENT is not for you", "5.7.1")
 TOO_MANY_ERRORS: Final = Reply(421, "too many bad commands, closing connection", "4.7.0")
 

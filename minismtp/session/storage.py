@@ -1,4 +1,4 @@
-"""What becomes of a message that no plugin has refused: mailboxes, the queue, notices."""
+"""The storage of an accepted message: in mailboxes, in the queue, with its notifications."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _PATIENCE: Final = 120.0  # seconds for all copies; a client waits at least 600 
 
 
 class MessageStorage:
-    """Stores each mailbox's copy once, and queues what goes to other hosts.
+    """Stores each mailbox's copy once, and queues the copies for other hosts.
 
-    `stored` and `queued` say what has been done so far. `disconnects` says that a plugin wants the
+    `stored` and `queued` say what has been done so far. `close` says whether a plugin wants the
     connection closed after the reply.
     """
 
@@ -38,20 +38,20 @@ class MessageStorage:
     ) -> None:
         self.stored: list[Address] = []
         self.queued: list[QueuedRecipient] = []
-        self.disconnects = False
+        self.close = False
         self._service = service
         self._envelope = envelope
         self._message = message
         self._recipients = recipients
 
-    def run(self, accepted: Reply, named: Sequence[Recipient]) -> tuple[bool, list[Reply]]:
-        """Store the message and return the answers; True says that all of it is queued.
+    def run(self, accepted: Reply, named: Sequence[Recipient]) -> list[Reply]:
+        """Store the message and return the replies.
 
-        Whoever can have the message gets it, in whatever order the recipients came; the copies that
-        failed wait in the queue, which tries them again or tells the sender. Only when nobody can
-        have it now is a failure the reply to SMTP: then the client keeps the whole message. LMTP
-        has a reply for each recipient that the client has `named`, and the client keeps whom no
-        copy is made for. Raise OSError and Verdict.
+        Each mailbox that can take its copy gets it, in any order of the recipients. The copies that
+        failed wait in the queue, which tries them again or tells the sender. Over SMTP a failure is
+        the reply only if no copy could be stored or queued; then the client keeps the whole
+        message. Over LMTP there is a reply for each recipient that the client has `named`, and the
+        client keeps the message for those without any copy. Raise OSError and Verdict.
         """
         relays = self._relayed()
         self._check(relays)
@@ -62,7 +62,7 @@ class MessageStorage:
         ]
         waiting = self._waiting(kept, failures)
         if waiting and (self._service.queue is None or not (self.stored or relays)):
-            return False, [_most_hopeful(failures.values())]
+            return [_most_hopeful(failures.values())]
         refused = {}
         for each in kept:
             failed = [mailbox for mailbox in each.mailboxes if mailbox in failures]
@@ -70,17 +70,16 @@ class MessageStorage:
                 refused[id(each)] = _most_hopeful([failures[mailbox] for mailbox in failed])
         if waiting or relays:
             self._enqueue(relays, waiting, failures, refused)
-        with surviving():  # the message is ours already
+        with surviving():  # the message is stored already
             self._tell([each for each in self._recipients if id(each) not in refused])
-        queued = bool(self.queued) and not self.stored
         if not self._service.lmtp:
-            return queued, [accepted]
-        return queued, [refused.get(id(each), accepted) for each in named]
+            return [accepted]
+        return [refused.get(id(each), accepted) for each in named]
 
     def _deliver_all(self) -> dict[Address, Reply]:
-        """Store each mailbox's copy once, and return the replies of those that failed.
+        """Store each mailbox's copy once, and return the replies for those that failed.
 
-        The client waits meanwhile, so what is not done in time is not begun.
+        The client waits meanwhile, so no copy is begun after its patience has ended.
         """
         clock = self._service.clock
         due = clock() + _PATIENCE
@@ -97,7 +96,7 @@ class MessageStorage:
         return failures
 
     def _is_kept(self, recipient: Recipient, failures: Mapping[Address, Reply]) -> bool:
-        """Whether the client keeps a recipient's mail, because its own reply says that it failed.
+        """Return whether the client keeps a recipient's mail, because its reply is a failure.
 
         An alias with one copy that is stored or leaves counts as delivered, or the client would
         send that copy again.
@@ -120,7 +119,7 @@ class MessageStorage:
         return found
 
     def _relayed(self) -> list[QueuedRecipient]:
-        """Return the targets at other hosts: each once, though several aliases lead there."""
+        """Return the targets at other hosts, each once even if several aliases lead there."""
         rewritable = self._envelope.reverse_path is not None
         found: dict[object, QueuedRecipient] = {}
         for recipient in self._recipients:
@@ -129,7 +128,7 @@ class MessageStorage:
         return list(found.values())
 
     def _check(self, relays: list[QueuedRecipient]) -> None:
-        """Raise Defer or OSError for copies that could not be queued, before anybody has one."""
+        """Raise Defer or OSError for copies that cannot be queued, before any copy is stored."""
         queue = self._service.queue
         if relays:
             try:
@@ -153,7 +152,7 @@ class MessageStorage:
         failures: Mapping[Address, Reply],
         refused: dict[int, Reply],
     ) -> None:
-        """Queue copies. Raise OSError; with LMTP, refuse the recipients concerned instead."""
+        """Queue copies. Raise OSError, but over LMTP refuse the recipients that depend on them."""
         service, name = self._service, self._envelope.id
         assert service.queue is not None  # noqa: S101 - else nothing waits
         targets = [*relays, *waiting.values()]
@@ -176,9 +175,10 @@ class MessageStorage:
                 service.log.warning("copy waits", id=name, mailbox=str(mailbox), reply=reply)
 
     def _tell(self, recipients: Sequence[Recipient]) -> None:
-        """Queue the notifications of what has succeeded already, where they were asked for.
+        """Queue the notifications of success that were asked for.
 
-        They go before the reply: after a crash in between they come twice, never not at all.
+        This is done before the reply, so after a crash in between they may come twice, but they are
+        never missing.
         """
         service, queue = self._service, self._service.queue
         asked = [each for each in recipients if "SUCCESS" in each.notify]
@@ -196,13 +196,13 @@ class MessageStorage:
                 service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
 
     def _deliver(self, mailbox: Address) -> Reply | None:
-        """Store one copy, or return why not; what nobody expected is a failure of this one only."""
+        """Store one copy, or return why not. An unexpected exception fails only this copy."""
         try:
             stored = self._service.hooks.deliver(self._envelope, self._message, mailbox)
         except Verdict as verdict:
-            self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
+            self.close = self.close or isinstance(verdict, Disconnect)
             return verdict.reply
-        except Exception as error:  # noqa: BLE001 - the next may go well
+        except Exception as error:  # noqa: BLE001 - the next copy may succeed
             report(error)
             return replies.FAULT.because(describe(error))
         if not stored:
@@ -212,5 +212,5 @@ class MessageStorage:
 
 
 def _most_hopeful(failures: Iterable[Reply]) -> Reply:
-    """Return the reply for several failures: the client tries again where that may help one."""
+    """Return the one reply to several failures, a temporary one if any of them is."""
     return min(failures, key=lambda reply: reply.category)

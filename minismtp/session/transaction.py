@@ -11,20 +11,19 @@ from time import perf_counter
 from minismtp.mail.cleanup import RETURN_PATH, clean
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope, Recipient
-from minismtp.mail.events import MessageDecided, RecipientDecided
 from minismtp.mail.headers import too_many_fields
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session
 from minismtp.mail.trace_fields import hops, received
-from minismtp.runtime.decision_log import Record
-from minismtp.runtime.log import bind, describe, unbind
+from minismtp.runtime.log import describe
 from minismtp.runtime.suspects import fingerprint
-from minismtp.runtime.thread_activity import Activity, summary
+from minismtp.runtime.thread_activity import Activity
 from minismtp.session import replies
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals, outcome_of
+from minismtp.session.refusals import Refusals
 from minismtp.session.storage import MessageStorage
 from minismtp.session.submission import add_sender, complete, owns_authors, owns_sender
+from minismtp.session.transaction_log import TransactionLog
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
 from minismtp.values.address import Address
@@ -33,10 +32,7 @@ from minismtp.values.threads import report
 
 
 class Transaction:
-    """A transaction under way; it is made when MAIL was accepted by the syntax and the rules.
-
-    `disconnects` says that a plugin wants the connection closed after the reply to the content.
-    """
+    """A transaction under way. It begins once MAIL was accepted by the syntax and the rules."""
 
     def __init__(
         self,
@@ -49,43 +45,40 @@ class Transaction:
         refusals: Refusals,
     ) -> None:
         self._service = service
-        self._refusals = refusals
         self._session = session
         self._activity = activity
-        self._steps_before, activity.steps = activity.steps, []
-        self._storage: MessageStorage | None = None
         self._receiving = 0.0  # seconds; until `finish`, when that began
         self._writer: ContentWriter | None = None
-        self._lines: ChunkLines | None = None
-        if mail.body != "BINARYMIME":
-            self._lines = ChunkLines(
-                fix=service.fix_newlines, line_length=service.limits.line_length
-            )
+        self._lines: ChunkLines | None = None  # of content by BDAT, but not if it is binary
+        self._fix = False  # whether bare newlines of content by DATA become CRLF
         self._accepted: list[Recipient] = []
         self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._problem: Reply | None = None
         self._asked = False
-        self.disconnects = False
-        self.begun = service.clock()
-        self.envelope = Envelope(
-            id=f"{session.id}.{number}",
+        self._close = False  # after the reply to the content, because a plugin wants it
+        self.envelope = self._envelope(mail, f"{session.id}.{number}")
+        self._log = TransactionLog(service, session, self.envelope, activity, refusals)
+
+    def _envelope(self, mail: Mail, identifier: str) -> Envelope:
+        session = self._session
+        return Envelope(
+            id=identifier,
             reverse_path=self._whole(mail.reverse_path) if mail.reverse_path else None,
             listener=session.listener,
             peer=session.peer,
             helo=session.helo,
             login=session.login,
-            arrived=service.wall(),
+            arrived=self._service.wall(),
             size=mail.size,
             body=mail.body,
             smtputf8=mail.smtputf8,
             require_tls=mail.require_tls,
-            # RFC 4954 section 5: else as AUTH=<>, for nobody has vouched for it.
+            # RFC 4954 section 5: without a login as AUTH=<>, because it is not authenticated.
             submitter=mail.submitter if session.login is not None else "",
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
             trusted=session.trusted or session.login is not None,
         )
-        bind(id=self.envelope.id)
 
     def _whole(self, address: Address) -> Address:
         """Return an address with a domain: a local part alone is ours, as <Postmaster> is.
@@ -116,9 +109,9 @@ class Transaction:
         try:
             reply = self._judge(recipient)
         except Verdict as verdict:
-            self._decided(recipient, verdict.reply)
+            self._log.decided(recipient, verdict.reply)
             raise
-        self._decided(recipient, reply)
+        self._log.decided(recipient, reply)
         return reply
 
     def _judge(self, recipient: Recipient) -> Reply:
@@ -147,17 +140,24 @@ class Transaction:
             return replies.NO_OUTBOUND
         return None
 
-    def _decided(self, recipient: Recipient, reply: Reply) -> None:
-        service = self._service
-        outcome = "accepted" if reply.category == 2 else outcome_of(reply)  # noqa: PLR2004
-        service.metrics.recipients[outcome](1)
-        if service.hooks.observed:
-            service.hooks.observe(
-                RecipientDecided(self._session.id, self.envelope.id, recipient.address, reply)
+    def open_content(self) -> None:
+        """Ask the plugins before 354; raises Verdict."""
+        self._open()
+        self._fix = self._service.fix_newlines
+
+    def begin_chunk(self) -> None:
+        """Ask the plugins before the first chunk; their refusal is the reply to it."""
+        try:
+            self._open()
+        except Verdict as verdict:
+            self.refuse(self._refusal(verdict))
+        if self._lines is None and self.envelope.body != "BINARYMIME":
+            service = self._service
+            self._lines = ChunkLines(
+                fix=service.fix_newlines, line_length=service.limits.line_length
             )
 
-    def open_content(self) -> None:
-        """Ask the plugins before 354 or the first chunk. Raise Verdict."""
+    def _open(self) -> None:
         if not self._asked:
             self._service.hooks.on_data(self._session, self.envelope)
             self._asked = True
@@ -178,15 +178,12 @@ class Transaction:
         """What the content will be answered with, if that is settled."""
         return self._problem
 
-    def write(self, data: bytes, *, dotted: bool, last: bool = False) -> None:
-        """Take some content; `dotted` says that it came by DATA, else `last` ends all chunks."""
+    def write(self, data: bytes, *, last: bool = False) -> None:
+        """Take some content; `last` says that no more chunks of BDAT follow."""
         writer, lines = self._writer, self._lines
         if writer is None:
             return
-        if dotted:
-            if self._service.fix_newlines:
-                data = fix_newlines(data)
-        elif lines is not None:
+        if lines is not None:
             data = lines.take(data, last=last)
             if lines.bare and not self._service.fix_newlines:
                 self.refuse(replies.BARE_NEWLINE)
@@ -194,6 +191,8 @@ class Transaction:
             if lines.long:
                 self.refuse(replies.LONG_LINE)
                 return
+        elif self._fix:
+            data = fix_newlines(data)
         if writer.size + len(data) > self._service.limits.message_size:
             self.refuse(replies.TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
             return
@@ -207,13 +206,15 @@ class Transaction:
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-        service = self._service
-        if service.admits_refusal(self.envelope.peer):
-            self._keep("no message", self._facts(0), accepted=False)
-        self._end()
+        self._log.aborted()
 
-    def finish(self, *, bare_newline: bool = False, long_line: bool = False) -> list[Reply]:
-        """Judge the whole message and store it: one reply, or with LMTP one for each recipient."""
+    def finish(
+        self, *, bare_newline: bool = False, long_line: bool = False
+    ) -> tuple[list[Reply], bool]:
+        """Judge the whole message and store it. Return the replies, and whether to close after.
+
+        There is one reply, or with LMTP one for each recipient.
+        """
         if bare_newline and not self._service.fix_newlines:
             self.refuse(replies.BARE_NEWLINE)
         if long_line:
@@ -233,17 +234,13 @@ class Transaction:
                 answers = [self._refusal(verdict)]
             except OSError as error:
                 answers = [self._not_written(error)]
-            except Exception as error:  # noqa: BLE001 - what nobody expected: it comes again
+            except Exception as error:  # noqa: BLE001 - unexpected, so the client tries again
                 report(error)
                 answers = [replies.FAULT.because(describe(error))]
         if self._service.lmtp and len(answers) == 1:
             answers *= len(self._accepted)
-        try:
-            self._account(outcome or _outcome(answers), size, answers)
-        except Exception as error:  # noqa: BLE001 - what is told of it changes no reply
-            report(error)
-        self._end()
-        return answers
+        self._log.finished(outcome, size, self._receiving, answers, self._accepted)
+        return answers, self._close
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unseen when workers died on it."""
@@ -266,7 +263,8 @@ class Transaction:
     def _set_aside(self, content: Content) -> tuple[str, list[Reply]]:
         """Quarantine a message, or defer it where there is no quarantine."""
         service, envelope = self._service, self.envelope
-        service.log.error("message that workers died on is set aside", **self._facts(content.size))
+        facts = self._log.facts(content.size)
+        service.log.error("message that workers died on is set aside", **facts)
         if not service.quarantines:
             return "deferred", [replies.FATAL]
         message = Message(envelope.id, content, received(self._session, envelope))
@@ -312,12 +310,12 @@ class Transaction:
     def _store(self, message: Message) -> tuple[str, list[Reply]]:
         service, envelope, accepted = self._service, self.envelope, self._acceptance
         storage = MessageStorage(service, envelope, message, self._recipients)
-        self._storage = storage
-        queued, answers = storage.run(accepted, self._accepted)
-        self.disconnects = self.disconnects or storage.disconnects
+        self._log.storage = storage
+        answers = storage.run(accepted, self._accepted)
+        self._close = self._close or storage.close
         if message.quarantined is not None and accepted in answers:
             return "quarantined", answers
-        return "queued" if queued else "", answers
+        return "queued" if storage.queued and not storage.stored else "", answers
 
     def _header_problem(self, head: bytes) -> Reply | None:
         limits = self._service.limits
@@ -350,7 +348,7 @@ class Transaction:
                 reply = self._route(recipient) or replies.RECIPIENT_OK
             except Verdict as verdict:
                 reply = verdict.reply
-            self._decided(recipient, reply)
+            self._log.decided(recipient, reply)
             if reply is not replies.RECIPIENT_OK:
                 deferred = Defer("a recipient that was added cannot be reached", enhanced="4.3.5")
                 deferred.reply = deferred.reply.because(
@@ -363,82 +361,9 @@ class Transaction:
         envelope.recipients = [*self._recipients]
 
     def _refusal(self, verdict: Verdict) -> Reply:
-        self.disconnects = self.disconnects or isinstance(verdict, Disconnect)
+        self._close = self._close or isinstance(verdict, Disconnect)
         return verdict.reply
 
     def _not_written(self, error: OSError) -> Reply:
         self._service.log.error("content not written", id=self.envelope.id, error=str(error))
         return replies.NO_SPACE.because(str(error))
-
-    def _account(self, outcome: str, size: int, answers: list[Reply]) -> None:
-        service, envelope = self._service, self.envelope
-        service.metrics.messages[outcome](1)
-        if size:
-            service.metrics.message_size(size)
-        reply = min(answers, key=lambda each: each.category)
-        facts = self._facts(size) | {"reply": str(reply)}
-        storage = self._storage
-        if storage is not None and storage.stored:
-            facts["stored"] = ",".join(map(str, storage.stored))
-        if storage is not None and storage.queued:
-            facts["queued"] = ",".join([target.address for target in storage.queued])
-        accepted = reply.category == 2  # noqa: PLR2004
-        if not accepted:
-            facts |= self._refusals.facts(reply)
-            self._refusals.told = True
-        told = facts | {
-            "receive": f"{self._receiving:.4f}",
-            "hooks": summary(self._activity.steps),
-        }
-        if accepted or service.admits_refusal(envelope.peer):
-            service.log.info(outcome, **told)
-            self._keep(outcome, facts, accepted=accepted)
-        self._tell_others(answers, reply)
-        if service.hooks.observed:
-            for reply in answers:
-                service.hooks.observe(
-                    MessageDecided(self._session.id, envelope.id, size, outcome, reply)
-                )
-
-    def _tell_others(self, answers: list[Reply], told: Reply) -> None:
-        """Write the line of each recipient, with LMTP, that has fared worse than the message."""
-        for recipient, reply in zip(self._accepted, answers, strict=False):
-            if reply.category != 2 and reply != told:  # noqa: PLR2004
-                self._refusals.tell_recipient(
-                    f"recipient {outcome_of(reply)}",
-                    reply,
-                    sender=self.envelope.sender,
-                    recipient=str(recipient.address),
-                )
-
-    def _facts(self, size: int) -> dict[str, str | int]:
-        """Return what the log and the chronicle say of a message, whatever became of it."""
-        envelope, login = self.envelope, self._session.login
-        return {
-            "id": envelope.id,
-            "peer": envelope.peer,
-            **({} if login is None else {"login": login}),
-            "sender": f"<{envelope.sender}>",
-            "to": ",".join([str(recipient.address) for recipient in envelope.recipients]),
-            "size": size,
-            "seconds": f"{self._service.clock() - self.begun:.4f}",
-        }
-
-    def _keep(self, event: str, facts: dict[str, str | int], *, accepted: bool) -> None:
-        service = self._service
-        if service.chronicle is not None:
-            steps, now = self._activity.steps, service.wall()
-            record = Record(event, self.envelope.id, now, self.begun, facts, steps)
-            service.chronicle.keep(record, accepted=accepted)
-
-    def _end(self) -> None:
-        """Let the thread's log lines and steps be the session's again."""
-        self._refusals.settle()
-        unbind("id")
-        self._activity.steps = self._steps_before
-
-
-def _outcome(answers: list[Reply]) -> str:
-    """Name the ending of a message: stored as soon as one copy is."""
-    best = min(reply.category for reply in answers)
-    return {2: "stored", 4: "deferred"}.get(best, "rejected")

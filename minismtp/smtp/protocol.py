@@ -6,13 +6,12 @@
         output += protocol.send(reply)
 
 Replies drive the state: `TRANSITIONS` maps (state, verb, class of the reply) to the next state, so
-whatever a hook decided is what moves the machine. A verb that has no row in the present state is
-out of sequence and comes out as `Refused` with 503. Everything that changes the state is in this
-file.
+the machine moves by what the hooks decided. A verb without a row in the present state is out of
+sequence and becomes a `Refused` with 503. Everything that changes the state is in this file.
 
-Events that are owed a reply: commands, `SaslResponse`, `EndOfChunk`, `EndOfContent`, `Refused`.
-`Bdat` and `ContentChunk` are owed none: BDAT is answered at the end of its chunk, whose octets are
-consumed whatever the answer will be (RFC 3030 section 2).
+Commands, `SaslResponse`, `EndOfChunk`, `EndOfContent` and `Refused` need a reply. `Bdat` and
+`ContentChunk` do not: BDAT is answered at the end of its chunk, whose octets are consumed even if
+it is refused (RFC 3030 section 2).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from minismtp.smtp.commands import (
     LONGEST_LINE,
@@ -54,8 +53,8 @@ class SessionState(Enum):
     __hash__ = object.__hash__  # Enum's own is a Python function, and each event asks two tables
 
 
-# Python 3.11 finds a member of an Enum by a descriptor, which costs 0.05 us; these are asked for
-# some forty times in each message.
+# In Python 3.11 access to a member of an Enum costs 0.05 us, and each message needs these about
+# forty times.
 CLOSED: Final = SessionState.CLOSED
 TLS: Final = SessionState.TLS
 START: Final = SessionState.START
@@ -71,8 +70,8 @@ _GREETED: Final = (
 )
 _OPEN: Final = (SessionState.START, *_GREETED)
 
-#: (state, verb, class of the reply) -> next state. A class that has no row leaves the state as it
-#: is, if its verb has a row there at all; 421 closes from everywhere.
+#: (state, verb, class of the reply) -> next state. A class without a row leaves the state as it is,
+#: if the verb has a row in that state at all. 421 closes in every state.
 TRANSITIONS: Final[dict[tuple[SessionState, str, int], SessionState]] = {
     (SessionState.CONNECTED, "CONNECT", 2): SessionState.START,
     (SessionState.CONNECTED, "CONNECT", 5): SessionState.UNWELCOME,
@@ -120,11 +119,11 @@ _SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
 _BDAT: Final = b"BDAT"
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
-_VERB_ROOM: Final = 512  # octets kept of a line that is too long to keep: its verb is among them
+_VERB_ROOM: Final = 512  # octets kept of a line that is too long, among them its verb
 
 
 class Signal(Enum):
-    """What `next_event` gives when there is no event."""
+    """What `next_event` gives if there is no event."""
 
     NEED_DATA = auto()
 
@@ -134,14 +133,14 @@ NEED_DATA: Final = Signal.NEED_DATA
 
 @dataclass(frozen=True, slots=True)
 class ContentChunk:
-    """Some octets of the content; they come in order and are never empty."""
+    """Some octets of the content, at least one, in their order."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EndOfContent:
-    """The dot has come; the flags say what the content had that RFC 5321 forbids."""
+    """The dot has come. The flags say what the content had that RFC 5321 forbids."""
 
     bare_newline: bool
     long_line: bool
@@ -149,7 +148,7 @@ class EndOfContent:
 
 @dataclass(frozen=True, slots=True)
 class EndOfChunk:
-    """The octets of a BDAT command have come."""
+    """All octets of a BDAT command have come."""
 
     last: bool
 
@@ -158,12 +157,13 @@ class EndOfChunk:
 class SaslResponse:
     """A line of an authentication exchange, still in base64; `*` cancels (RFC 4954 section 4)."""
 
+    verb: ClassVar[str] = "AUTH"
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Something that can only be answered with `reply`."""
+    """A line that can only be answered with `reply`."""
 
     verb: str
     reply: Reply
@@ -175,9 +175,10 @@ Event: TypeAlias = (
 
 
 class Protocol:
-    """One SMTP or LMTP session. It owns the input buffer, and no more than one line waits in it.
+    """One SMTP or LMTP session with its input buffer.
 
-    `line_length` bounds the text lines of DATA in octets with CRLF, 0 = not at all.
+    `line_length` is the limit for text lines of DATA in octets with CRLF, 0 = no limit. With
+    `strict_pipelining` a client has to await the reply to EHLO.
     """
 
     __slots__ = (
@@ -192,14 +193,18 @@ class Protocol:
         "_lost",
         "_octets",
         "_overlong",
+        "_strict_pipelining",
         "_verb",
         "state",
     )
 
-    def __init__(self, *, lmtp: bool = False, line_length: int = 0) -> None:
+    def __init__(
+        self, *, lmtp: bool = False, line_length: int = 0, strict_pipelining: bool = False
+    ) -> None:
         self.state = SessionState.CONNECTED
         self._lmtp = lmtp
         self._line_length = line_length
+        self._strict_pipelining = strict_pipelining
         self._verb = "CONNECT"
         self._buffer = b""
         self._at = 0
@@ -213,27 +218,27 @@ class Protocol:
 
     @property
     def verb(self) -> str:
-        """What the next reply answers: a verb, CONNECT, RESPONSE, CONTENT or LAST; "" = nothing."""
+        """What the next reply is for: a verb, CONNECT, RESPONSE, CONTENT, LAST; "" for nothing."""
         return self._verb
 
     @property
     def in_content(self) -> bool:
-        """Whether what comes next belongs to a content: after 354, or octets of a BDAT chunk."""
+        """Whether the next octets are content: after 354, or in a BDAT chunk."""
         return self.state is DATA or self._chunk is not None
 
     @property
     def buffered(self) -> bool:
-        """Whether input waits that no event has covered."""
+        """Whether the buffer has input that is in no event yet."""
         return self._at < len(self._buffer)
 
     @property
     def line(self) -> bytes:
-        """The command line that came last, without CRLF; of one that is too long, its beginning."""
+        """The last command line without CRLF. Of a line that is too long, its beginning."""
         return self._line
 
     @property
     def upcoming(self) -> bytes:
-        """The line that comes next, as far as it is there; for who watches the dialogue."""
+        """The next line as far as it has come, for `minismtp trace`."""
         end = self._buffer.find(b"\r\n", self._at)
         return self._buffer[self._at : end if end >= 0 else None]
 
@@ -253,7 +258,7 @@ class Protocol:
         return b"".join([reply.encode() for reply in replies])
 
     def close(self) -> None:
-        """End the session from outside; no further event comes."""
+        """End the session. No further event follows."""
         self.state = SessionState.CLOSED
 
     def restart(self) -> None:
@@ -263,7 +268,7 @@ class Protocol:
         self._at = 0
 
     def next_event(self) -> Event:
-        """Return the next thing that the peer said, or NEED_DATA."""
+        """Return the next event, or NEED_DATA."""
         if self.state is CLOSED or self.state is TLS:
             return NEED_DATA
         if self._verb:
@@ -302,14 +307,15 @@ class Protocol:
         return not self._overlong and self._buffer.startswith(_TLS_RECORD, self._at)
 
     def _next_line(self) -> bytes | None:
-        """Return the next whole line without CRLF; of one that is longer than any, only its verb.
+        """Return the next line without CRLF, or None if it has not come as a whole.
 
-        What stands for the rest keeps it too long, so it is refused for that wherever it comes.
+        A line longer than any limit is returned as its beginning and zeros. They keep it too long,
+        so the parser refuses it.
         """
         end = self._buffer.find(b"\r\n", self._at)
         if end < 0:
             if len(self._buffer) - self._at > LONGEST_LINE:
-                # Forget the line but for a CR that may be half of its end; memory stays bounded.
+                # Memory stays bounded: of the line only its verb and a CR at its end are kept.
                 self._overlong = self._overlong or self._buffer[self._at : self._at + _VERB_ROOM]
                 self._buffer = self._buffer[-1:] if self._buffer.endswith(b"\r") else b""
                 self._at = 0
@@ -328,7 +334,7 @@ class Protocol:
             refused = self._refuse(problem.verb, problem.reply)
             self._lost = _is_chunk(line)
             if problem.verb == "RCPT":
-                self._verb = "RCPT"  # tried and refused: RFC 5321 section 3.3 for what DATA hears
+                self._verb = "RCPT"  # for the reply to DATA, RFC 5321 section 3.3
             return refused
         verb = command.verb
         if verb in GREETINGS and self._lmtp is not (verb == "LHLO"):
@@ -342,9 +348,12 @@ class Protocol:
         if (self.state, verb) not in _ALLOWED:
             return self._refuse(command.verb, self._out_of_sequence(verb))
         if isinstance(command, StartTls) and self.buffered:
-            # RFC 3207 section 6: what came in clear must not count as said inside TLS.
+            # RFC 3207 section 6: commands that came in clear must not count as sent inside TLS.
             self._at = len(self._buffer)
             return self._refuse(verb, Reply(421, "nothing may follow STARTTLS", "4.7.0"))
+        if self._strict_pipelining and verb in GREETINGS and self.buffered:
+            # RFC 2920 section 3.1: EHLO is the last of a group, its reply must be awaited.
+            return self._refuse(verb, Reply(503, "wait for the reply before you go on"))
         self._verb = verb
         return command
 
@@ -406,8 +415,8 @@ class Protocol:
 
 
 def _is_chunk(line: bytes) -> bool:
-    """Say whether a line that is no valid BDAT was meant as one.
+    """Return whether a malformed line was meant as BDAT.
 
-    Octets of content follow it, which are no commands, and nobody knows how many: the session ends.
+    An unknown number of octets follows it, which must not be read as commands, so the session ends.
     """
     return line.lstrip()[: len(_BDAT)].upper() == _BDAT

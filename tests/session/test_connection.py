@@ -384,10 +384,10 @@ class Broken:
     def on_start(self):
         decide = Conversation.decide
 
-        def wrong(conversation, event):
+        def wrong(conversation, event, line):
             if type(event).__name__ == "Other" and event.verb == "HELP":
                 raise ValueError("made by a test")
-            return decide(conversation, event)
+            return decide(conversation, event, line)
 
         Conversation.decide = wrong
 '''

@@ -734,3 +734,17 @@ def test_any_input_gives_the_same_events_in_any_pieces(
     pieces = played(script, choices, cut, lmtp=lmtp)
     if b"STARTTLS" not in script.upper():  # which must not be followed by anything
         assert pieces == whole
+
+
+def test_strict_pipelining_refuses_what_follows_ehlo_without_waiting() -> None:
+    # RFC 2920 section 3.1
+    protocol = Protocol(strict_pipelining=True)
+    protocol.send(Reply(220, "hello"))
+    protocol.receive(b"EHLO c\r\nNOOP\r\n")
+    refused = protocol.next_event()
+    assert refused == Refused("EHLO", Reply(503, "wait for the reply before you go on"))
+    protocol.send(refused.reply)
+    assert protocol.next_event() == Noop()
+    protocol.send(Reply(250, "ok"))
+    protocol.receive(b"EHLO c\r\n")
+    assert protocol.next_event() == Ehlo("c")
