@@ -1,5 +1,5 @@
-"""One client, from the greeting to QUIT: what is answered, and what becomes of it.
+"""One client, from the greeting to QUIT.
 
-The modules decide; octets are parsed in `smtp`, and sockets belong to `server`. A message is stored
-before it is acknowledged.
+What decides about a command, a login or a message belongs here. Octets are parsed in `smtp`, and
+sockets are accepted in `server`. A message is stored before it is acknowledged.
 """

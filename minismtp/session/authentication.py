@@ -25,7 +25,7 @@ _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 
 
 class Authentication:
-    """The AUTH exchanges of one session; `session.login` is set by a successful one."""
+    """The AUTH exchanges of one session. A successful one sets `session.login`."""
 
     def __init__(self, service: ListenerContext, session: Session) -> None:
         self._service = service
@@ -33,8 +33,8 @@ class Authentication:
         self._exchange: sasl.Exchange | None = None
         self._mechanism = ""
         self._username = ""
-        self._untold = ""  # the event of a login that has failed, until `tell`
-        self._refuted = False  # whether the client knows already that its token is wrong
+        self._unlogged = ""  # the event of a login that has failed, until `log_refusal`
+        self._token_refused = False  # whether the client knows that its token is wrong
         self.failures = 0
 
     @property
@@ -43,7 +43,7 @@ class Authentication:
         return list(self._makers()) if self._allowed() else []
 
     def begin(self, command: Auth) -> Reply:
-        """Answer AUTH: a challenge, or the outcome when an initial response says it all."""
+        """Answer AUTH with a challenge, or with the outcome if an initial response is enough."""
         if self._session.login is not None:
             return replies.ALREADY_AUTHENTICATED  # RFC 4954 section 4
         makers = self._makers()
@@ -55,10 +55,10 @@ class Authentication:
         if maker is None:
             return replies.UNKNOWN_MECHANISM
         if not self._wait_for_turn():
-            self.failures += 1  # else a session could ask without end
-            self._mechanism, self._untold = command.mechanism, _PUT_OFF
+            self.failures += 1  # or a session could ask for ever
+            self._mechanism, self._unlogged = command.mechanism, _PUT_OFF
             return replies.AUTH_WAIT
-        self._mechanism, self._username, self._refuted = command.mechanism, "", False
+        self._mechanism, self._username, self._token_refused = command.mechanism, "", False
         self._exchange = maker()
         challenge = next(self._exchange)
         if command.initial is None:
@@ -67,7 +67,7 @@ class Authentication:
         return self.respond(b"" if command.initial == b"=" else command.initial)
 
     def respond(self, line: bytes) -> Reply:
-        """Answer a line of the exchange; blanks around it count for nothing."""
+        """Answer a line of the exchange. Blanks around it are ignored."""
         exchange = self._exchange
         line = line.strip(b" \t")
         if exchange is None:
@@ -86,13 +86,13 @@ class Authentication:
             return self._refused(verdict)
 
     def abandon(self, reply: Reply | None = None) -> None:
-        """Drop the exchange that may be under way: the session ended, or `reply` refuses a line."""
+        """Drop the exchange under way, because `reply` refuses a line or the session has ended."""
         if self._exchange is not None:
             self._finish("cancelled", refused=reply is not None)
 
     def tell(self, refusals: Refusals, reply: Reply) -> None:
-        """Write the line of the login that has just failed, if one has, with what is said to it."""
-        event, self._untold = self._untold, ""
+        """Log the login that has just failed, if there is one, with the reply to it."""
+        event, self._unlogged = self._unlogged, ""
         if event == _PUT_OFF:
             refusals.tell(event, reply, mechanism=self._mechanism)
         elif event == _CANCELLED:
@@ -102,16 +102,16 @@ class Authentication:
             self._log(event, reply=str(reply), **refusals.facts(reply))
 
     def _allowed(self) -> bool:
-        """Return whether passwords may come: never in clear over a network.
+        """Return whether passwords may come, which they never may in clear over a network.
 
-        A balancer on this machine may have taken the client's words from the network in clear.
+        A balancer on this machine may have taken the password from the network in clear.
         """
         service, session = self._service, self._session
         clear = service.clear_auth and (service.proxy_auth or not session.proxied)
         return session.tls is not None or clear
 
     def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
-        """Return the mechanisms that can succeed here, the strongest first."""
+        """Return the mechanisms that can succeed here, the strongest one first."""
         tls = self._session.tls
         offered, made_up = self._service.hooks.mechanisms, self._service.made_up_keys
         spelled = folded_name if self._service.hooks.ignores_case else str
@@ -162,7 +162,7 @@ class Authentication:
                 return self._refused(verdict)
         if identity is None and self._mechanism in _OAUTH:
             # RFC 7628 section 3.2.3: the reason is a challenge, to be answered before the 535.
-            self._exchange, self._refuted = sasl.oauth_failure(), True
+            self._exchange, self._token_refused = sasl.oauth_failure(), True
             return _challenge(next(self._exchange))
         if identity is None:
             return self._end("failure", replies.BAD_CREDENTIALS)
@@ -170,7 +170,7 @@ class Authentication:
         return self._end("success", replies.AUTHENTICATED)
 
     def _refused(self, verdict: Verdict) -> Reply:
-        """Answer a plugin's refusal: for good counts as a failed login."""
+        """Answer a plugin's refusal. A permanent one counts as a failed login."""
         result = "failure" if isinstance(verdict, Reject) else "error"
         reply = self._end(result, _as_unavailable(verdict))
         if isinstance(verdict, Disconnect):
@@ -182,14 +182,14 @@ class Authentication:
         return reply
 
     def _finish(self, result: str, *, refused: bool) -> None:
-        """Finish the exchange: count it, tell the log, and let a failure wait."""
+        """Finish the exchange: count it, log a success, and delay the next try after a failure."""
         service, session = self._service, self._session
         self._exchange = None
-        if self._refuted and result == "cancelled":
+        if self._token_refused and result == "cancelled":
             result = "failure"
         service.metrics.auth[self._mechanism, result](1)
         if refused:
-            self._untold = f"auth {result}"  # told once it is known what the client hears
+            self._unlogged = f"auth {result}"  # logged once the final reply is known
         elif result != "cancelled" or service.admits_refusal(session.peer):
             self._log(f"auth {result}")
         if service.hooks.observed:
@@ -208,12 +208,12 @@ class Authentication:
                     backoff.release(session.peer)
 
     def _log(self, event: str, **more: str | int) -> None:
-        """Write a line that fail2ban reads, each one whatever there are: see etc/fail2ban."""
+        """Write a line for fail2ban, with no limit on their number: see etc/fail2ban."""
         facts = self._facts() | more
         self._service.log.info(event, peer=self._session.peer, **facts)
 
     def _facts(self) -> dict[str, str | int]:
-        """Return what a line of a login says of it."""
+        """Return the fields of every line about a login."""
         return {
             "mechanism": self._mechanism,
             "username": self._username,
@@ -226,7 +226,7 @@ def _challenge(text: bytes) -> Reply:
 
 
 def _as_unavailable(verdict: Verdict) -> Reply:
-    """Return a back end's refusal as AUTH knows it: 454 for whatever may pass, else as it is."""
+    """Return the reply to a back end's refusal: 454 for a temporary one, else its own."""
     reply = verdict.reply
     if reply.category != 4 or reply.code == 421:  # noqa: PLR2004
         return reply

@@ -1,7 +1,7 @@
-"""Lines about what came of nothing, bounded for each peer.
+"""How many log lines the refusals of one peer may have.
 
-A stranger can have as much refused as it likes. The first refusals of a peer in each minute have a
-line each, with the true reason; the rest is counted, and told by one line when the minute is over.
+Any client can provoke any number of refusals. The first refusals of a peer in each minute have a
+line each, with the true reason. The rest is counted, and one line after the minute tells how many.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST: Final = 10_000  # peers that are remembered
 
 @dataclass(slots=True)
 class _Share:
-    """What one peer has had of a minute."""
+    """The lines of one peer in one minute."""
 
     peer: str
     end: float
@@ -29,15 +29,15 @@ class _Share:
 
 
 class RefusalLog:
-    """The shares of all peers in one process, `most` lines in a minute each; safe in threads."""
+    """The shares of all peers in one process, each of `most` lines a minute. Thread-safe."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._shares: dict[bytes | str, _Share] = {}  # those that end first, first
+        self._shares: dict[bytes | str, _Share] = {}  # in the order in which they end
         self._lock = threading.Lock()
 
     def admits(self, log: Log, peer: str, now: float) -> bool:
-        """Count a refusal, and return whether it is to be told by itself."""
+        """Count a refusal, and return whether it may have a line."""
         self.settle(log, now)
         key = peer_key(peer) or peer
         with self._lock:
@@ -55,7 +55,7 @@ class RefusalLog:
         return admitted
 
     def settle(self, log: Log, now: float) -> None:
-        """Tell how many refusals had no line in the minutes that are over by now."""
+        """Log how many refusals had no line in the minutes that are over by now."""
         while share := self._take(now):
             self._tell(log, share)
 
@@ -72,6 +72,6 @@ class RefusalLog:
     def _tell(self, log: Log, share: _Share | None) -> None:
         if share is not None and share.surplus:
             own = {**bound()}
-            unbind()  # it is not about the session of this thread
+            unbind()  # this line is not about the session of this thread
             log.info("more refusals", peer=share.peer, count=share.surplus)
             bind(**own)

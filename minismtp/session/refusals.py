@@ -1,8 +1,8 @@
-"""One line in the log for each refusal that a client hears.
+"""One line in the log for each refusal.
 
-What knows most of a refusal tells it: the transaction of a message, the login of a password. The
-receiver has the line of whatever nobody has told before it sends a 4yz or 5yz, so no refusal is
-without one. `explain` finds the lines again, by the session or by an address in them.
+The part that knows most about a refusal logs it: the transaction a refused message, the
+authentication a failed login. The conversation logs all others before it returns a 4yz or 5yz, so
+no refusal is without a line. `minismtp explain` finds the lines by the session or by an address.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from minismtp.session.listener_context import ListenerContext
     from minismtp.values.reply import Reply
 
-_MOST_RECIPIENTS: Final = 20  # refused ones of one message that have a line each
-_LONGEST: Final = 700  # characters of what a client said: any address, but no flood
+_MOST_RECIPIENTS: Final = 20  # refused recipients of one message that have a line each
+_LONGEST: Final = 700  # characters of a client's text, enough for any address
 
 
 class Refusals:
-    """The refusals of one session, in its thread.
+    """Logs the refusals of one session, in its thread.
 
-    `told` says that the refusal which is about to be sent has its line.
+    `told` says whether the refusal that is about to be sent has its line.
     """
 
     def __init__(self, service: ListenerContext, session: Session) -> None:
@@ -42,14 +42,14 @@ class Refusals:
             self._write(event, facts)
 
     def tell_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
-        """Do so for a recipient, unless its message has had its share of lines."""
+        """Write the line of a refused recipient, unless its message has had enough lines."""
         self.told = True
         self._recipients += 1
         if self._recipients <= _MOST_RECIPIENTS:
             self.tell(event, reply, **fields)
 
     def settle(self) -> None:
-        """Tell by one line how many recipients of the message had none."""
+        """Log how many refused recipients of the message had no line."""
         surplus, self._recipients = self._recipients - _MOST_RECIPIENTS, 0
         if surplus > 0:
             self._service.tell_refusal(
@@ -57,7 +57,7 @@ class Refusals:
             )
 
     def facts(self, reply: Reply) -> dict[str, str | int]:
-        """Return what else is known: who spoke, and what the plugin or the server has decided."""
+        """Return the client's name and login, and which plugin refused for what reason."""
         session, origin = self._session, reply.origin
         found = {
             "helo": session.helo[:_LONGEST],
@@ -81,19 +81,19 @@ class Refusals:
 
 
 def outcome_of(reply: Reply) -> str:
-    """Name what a refusal means: "deferred", or "rejected" for good."""
+    """Return "deferred" for a temporary refusal, and "rejected" for a permanent one."""
     return "deferred" if reply.category == 4 else "rejected"  # noqa: PLR2004
 
 
 def shortened(text: str) -> str:
-    """Return what a client said as a line of the log may have it."""
+    """Return a client's text, cut to a length that is fit for the log."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def path_as_it_came(line: bytes, parsed: str = "") -> str:
-    """Return what stood behind FROM: or TO: in a command, or only the path that it was read as.
+    """Return the path of MAIL or RCPT for the log: `parsed`, if the client spelled it that way.
 
-    What was not read, or is spelled in another way, comes as it was, with its parameters.
+    A path that is malformed or spelled in another way is returned as it came, with its parameters.
     """
     text = line.rstrip(b"\0").decode("utf-8", "backslashreplace")
     text = text.partition(":")[2].strip(" \t") or text

@@ -1,7 +1,7 @@
 """What a submission server adds to a message (RFC 6409 section 8).
 
-Fields that are missing are added on top; what the user wrote stays as it is. And as whom a user may
-send (section 6.1).
+Missing fields are added on top, and the fields that the user wrote stay as they are. Here is also
+which sender addresses a user may use (section 6.1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minismtp.values.address import Address, to_ascii
 from minismtp.values.reply import Reject
 from minismtp.values.user_names import folded_local
 
-# Any of them says that the message is sent again (RFC 5322 section 3.6.6).
+# With any of these fields the message is sent again (RFC 5322 section 3.6.6).
 _RESENT: Final = (
     *("Resent-Date", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc", "Resent-Message-ID"),
     "Resent-Reply-To",
@@ -30,16 +30,16 @@ _ADDRESSES: Final = (
     *("From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Resent-From", "Resent-Sender", "Resent-To"),
     *("Resent-Cc", "Resent-Reply-To"),
 )
-_MOST_GROWTH: Final = 65536  # octets of a header, which filters have to read
-_MOST_AUTHORS: Final = 20  # each may be a question to a database
+_MOST_GROWTH: Final = 65536  # octets that a header may grow by, because filters have to read it
+_MOST_AUTHORS: Final = 20  # because each may be a query to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
 
 def complete(envelope: Envelope, message: Message, hostname: str) -> None:
-    """Add Message-ID, Date and From where they lack, and those of a message that is sent again.
+    """Add Message-ID, Date and From if they are missing, and Resent fields to a resent message.
 
-    The author is the reverse-path, else the login, its domain with A-labels: no field of ours may
-    be why a message needs SMTPUTF8. Bare names, such as cron's root, get our hostname.
+    The author is the reverse-path or else the login. Its domain has A-labels, because an added
+    field must not be why a message needs SMTPUTF8. Bare names, such as cron's root, get `hostname`.
     """
     headers = message.headers
     addressed = [raw for name in _ADDRESSES for raw in headers.raw_all(name)]
@@ -62,25 +62,25 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
 
 
 def add_sender(envelope: Envelope, message: Message) -> None:
-    """Add Sender where From names somebody else than the login (RFC 6409 section 8.1)."""
+    """Add Sender if From does not name the login (RFC 6409 section 8.1)."""
     headers, login = message.headers, envelope.login or ""
     if "@" in login and "Sender" not in headers and not _names(headers.get("From"), login):
         message.prepend("Sender", login)
 
 
 def owns_sender(hooks: Hooks, session: Session, envelope: Envelope) -> bool:
-    """Say whether the reverse-path belongs to the login.
+    """Return whether the reverse-path belongs to the login.
 
-    The null reverse-path is anybody's (RFC 6409 section 6.1).
+    Every user may use the null reverse-path (RFC 6409 section 6.1).
     """
     sender, login = envelope.reverse_path, session.login
     return sender is None or login is None or _owns(hooks, session, envelope, sender)
 
 
 def owns_authors(hooks: Hooks, session: Session, envelope: Envelope, message: Message) -> bool:
-    """Say whether all that the message names as its authors, and as its sender, is the login's.
+    """Return whether all addresses in From and Sender belong to the login.
 
-    There must be one From field (RFC 5322 section 3.6.2) and at most one Sender field.
+    There must be one From field (RFC 5322 section 3.6.2), and at most one Sender field.
     """
     if session.login is None:
         return True
@@ -96,10 +96,7 @@ def owns_authors(hooks: Hooks, session: Session, envelope: Envelope, message: Me
 
 
 def _owns(hooks: Hooks, session: Session, envelope: Envelope, address: Address) -> bool:
-    """Say whether an address is the login, or its mail comes to the login's own mailbox.
-
-    So a user may send as each of his aliases.
-    """
+    """Return whether an address is the login, or an alias that leads to the login's mailbox."""
     login = session.login or ""
     user = _User.of(login, hooks.login_domain)
     if "@" in login and user.has(address):
@@ -108,20 +105,20 @@ def _owns(hooks: Hooks, session: Session, envelope: Envelope, address: Address) 
     try:
         recipient.route = hooks.route(session, envelope, recipient)
     except Reject:
-        return False  # nobody's address
+        return False  # no mailbox has this address
     return any(map(user.has, recipient.mailboxes))
 
 
 @dataclass(frozen=True, slots=True)
 class _User:
-    """Whose mailbox is whose: the whole address counts; `domain` is empty where none is known."""
+    """A user as the owner of a mailbox. `domain` is empty if it is not known."""
 
     local: str
     domain: str
 
     @classmethod
     def of(cls, login: str, home: str) -> _User:
-        """Read a login; one without a domain is a user of the domain `home`."""
+        """Read a login. Without a domain it is a user of the domain `home`."""
         with contextlib.suppress(ValueError):  # whether its local part is in quotes or not
             address = Address.parse(login)
             return cls(folded_local(address.local), address.ascii_domain)
@@ -130,11 +127,11 @@ class _User:
         return cls(folded_local(local), to_ascii(domain))
 
     def has(self, mailbox: Address) -> bool:
-        """Say whether a mailbox is this user's."""
+        """Return whether a mailbox belongs to this user."""
         same = folded_local(mailbox.local) == self.local
         return same and self.domain in ("", mailbox.ascii_domain)
 
 
 def _names(addresses: str, login: str) -> bool:
-    """Look for one address among others, by words: Python's own parser recurses without bound."""
+    """Return whether one address is among others. Python's parser recurses without a bound."""
     return login.lower() in _BETWEEN_ADDRESSES.split(addresses.lower())

@@ -1,6 +1,6 @@
-"""Notifications of success for what is done when a message is accepted, and their way.
+"""Notifications of the success that is certain when a message is accepted, and their routes.
 
-What happens later to the copies that wait in the spool is told by the process that delivers them.
+The process that delivers copies from the spool sends the notifications about those.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def success_notices(
     stored: Container[Address],
     hostname: str,
 ) -> Iterator[tuple[QueueEntry, Message]]:
-    """Yield what the sender of an accepted message is told at once: an entry and its content each.
+    """Yield the notifications that the sender of a message gets at once, each with its content.
 
-    An alias of several targets is "expanded", a mailbox that has its copy "delivered"; of all
-    others somebody tells later (RFC 3461 sections 5.2.3 and 5.2.7.2).
+    An alias of several targets is "expanded", and a mailbox that has its copy "delivered". The fate
+    of all others is told later (RFC 3461 sections 5.2.3 and 5.2.7.2).
     """
     by_action: dict[Action, list[Report]] = {}
     for recipient in recipients:
@@ -52,7 +52,7 @@ def success_notices(
 
 
 def route_notice(notice: QueueEntry, hooks: Hooks, hostname: str) -> QueueEntry:
-    """Return a notification and its way: to mailboxes here, or out if the sender is not local."""
+    """Return a notification with its route: to local mailboxes, or else to other hosts."""
     session = Session(id=notice.id, listener="", kind="mx", hostname=hostname, peer="127.0.0.1")
     try:
         recipient = Recipient(Address.parse(notice.targets[0].recipient))

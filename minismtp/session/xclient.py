@@ -1,6 +1,6 @@
-"""XCLIENT: a front end that is trusted says who it speaks for.
+"""XCLIENT: a trusted front end says which client it speaks for.
 
-The command is Postfix's; its attributes replace what the server knows of the session.
+The command is Postfix's. Its attributes replace what the server knows of the session.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from minismtp.values.stash import Stash
 
 ATTRIBUTES: Final = ("NAME", "ADDR", "PORT", "PROTO", "HELO", "LOGIN", "DESTADDR")
 _UNKNOWN: Final = frozenset({"[UNAVAILABLE]", "[TEMPUNAVAIL]"})
-_NOBODY: Final = "0.0.0.0"  # noqa: S104 - no host has it (RFC 6890), and no network of ours
+_UNKNOWN_ADDRESS: Final = "0.0.0.0"  # noqa: S104 - no host has it (RFC 6890)
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}")
 _PORT_LIMIT: Final = 65536
 
 
 def apply_xclient(session: Session, argument: str) -> None:
-    """Put the attributes of one command into the session. Raise SyntaxProblem and change nothing.
+    """Put the attributes of one command into the session. Raise SyntaxProblem without any change.
 
-    What the front end said of an earlier client counts no longer: neither its login nor what
-    plugins noted. A client whose address the front end does not know has the address 0.0.0.0.
+    The login of an earlier client is dropped, and so is what plugins noted about it. A client whose
+    address the front end does not know has the address 0.0.0.0.
     """
     values = dict(_attribute(word) for word in argument.split())
     if not values:
         raise SyntaxProblem("XCLIENT needs attributes")
     address, port, helo = values.get("ADDR"), values.get("PORT"), values.get("HELO") or ""
-    peer = _NOBODY if address is None else _address(address)
+    peer = _UNKNOWN_ADDRESS if address is None else _address(address)
     port_number = _port(port) if port else 0
     session.name = _host(values.get("NAME") or "")
     session.helo = parse_helo(helo) if helo.strip(" ") else ""
@@ -55,7 +55,7 @@ def apply_xclient(session: Session, argument: str) -> None:
 
 
 def _attribute(word: str) -> tuple[str, str | None]:
-    """Return an attribute and its value, None for what the front end does not know."""
+    """Return an attribute and its value, None if the front end does not know it."""
     name, equals, value = word.partition("=")
     if not equals or name.upper() not in ATTRIBUTES:
         raise SyntaxProblem(f"XCLIENT takes {', '.join(ATTRIBUTES)}")
@@ -77,7 +77,7 @@ def _address(text: str) -> str:
 
 
 def _called(text: str) -> str:
-    """Return the address that the client called; what is no address counts for nothing."""
+    """Return the address that the client connected to, or any other text as it is."""
     try:
         return _address(text)
     except SyntaxProblem:
@@ -85,7 +85,7 @@ def _called(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    """Return the client's name; what is none counts for nothing."""
+    """Return the client's name in the DNS, "" if it is not a host name."""
     return text.lower() if _NAME.fullmatch(text) else ""
 
 

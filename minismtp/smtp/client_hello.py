@@ -1,7 +1,7 @@
 """The name that a TLS client asks for, read before the handshake (RFC 8446, RFC 6066).
 
-Python's ssl gives the name to a callback as text, and ends the handshake with a traceback when its
-octets are no ASCII. So those of the ClientHello are looked at before they are read.
+Python's ssl passes the name to a callback as text, and ends the handshake with a traceback if it is
+not ASCII. So the server peeks at the octets of the ClientHello before ssl reads them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _FIXED: Final = 2 + 32  # version and random
 
 
 def asked_name(peek: Callable[[int], bytes]) -> bytes:
-    """Return the server name of the ClientHello that is coming, b"" where none is found.
+    """Return the server name in the ClientHello that comes next, b"" if it has no such name.
 
-    `peek(n)` gives the next n octets and leaves them there; fewer at the end of the input.
+    `peek(n)` returns the next n octets without taking them, and fewer at the end of the input.
     """
     hello, seen = b"", 0
     while seen < _MOST:

@@ -1,7 +1,7 @@
 """SMTP commands as values, and the parser that makes them.
 
-`parse` either gives a command or raises `CommandProblem` with the reply; nothing else comes out of
-it, whatever the line (the fuzz tests hold it to that).
+For any line `parse` either returns a command or raises `CommandProblem`, which carries the reply.
+The fuzz tests prove that it raises nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minismtp.values.reply import Reply
 
 
 class CommandProblem(Exception):  # noqa: N818 - carries the answer
-    """A line that is no valid command: `reply` says so, `verb` is what it seemed to be."""
+    """A line that is not a valid command. `reply` answers it; `verb` is what it resembles."""
 
     def __init__(self, verb: str, reply: Reply) -> None:
         super().__init__(str(reply))
@@ -154,9 +154,9 @@ Command: TypeAlias = (
     Ehlo | Helo | Lhlo | Mail | Rcpt | Data | Bdat | Rset | Noop | Quit | StartTls | Auth | Other
 )
 
-#: How long a line may be in octets with its CRLF. RFC 5321 section 4.5.3.1.4 asks for 512 at least
-#: and for more by the extensions of a verb (RFC 1870, 6152, 4954, 6531, 3461, 8689), all of it for
-#: shorter addresses than ours.
+#: How long a line may be in octets with its CRLF. RFC 5321 section 4.5.3.1.4 asks for at least 512,
+#: and extensions of a verb for more (RFC 1870, 6152, 4954, 6531, 3461, 8689). The limits are higher
+#: here, because local parts of up to 512 octets are taken.
 LINE_LIMIT: Final = 2048
 LONGEST_LINE: Final = 12288  # RFC 4954 section 4, for AUTH and its responses
 LINE_LIMITS: Final = {"MAIL": 4096, "RCPT": 4096, "BDAT": 512, "AUTH": LONGEST_LINE}
@@ -185,10 +185,10 @@ def parse(line: bytes) -> Command:
         enhanced = "5.5.6" if verb == "AUTH" else "5.5.2"
         raise CommandProblem(verb, Reply(500, "line too long", enhanced))
     if name in _HTTP or name.startswith("HTTP/"):
-        # No mail client speaks so: somebody's browser is being used against us.
+        # A web page makes its visitor's browser send us commands.
         raise CommandProblem(verb, Reply(421, "this is not a web server", "4.7.0"))
     if verb == "BDAT" and (stripped != line.rstrip(b" \t") or b"\t" in stripped):
-        # Its octets must be counted in one way only, here and by whatever stands before us.
+        # A proxy in front of us must count the same octets, so only one spelling is taken.
         raise CommandProblem(verb, Reply(501, "expected BDAT size [LAST]", "5.5.4"))
     if not _VERB.fullmatch(name):
         raise CommandProblem(verb, Reply(500, "command not recognized", "5.5.2"))
@@ -200,9 +200,9 @@ def parse(line: bytes) -> Command:
 
 
 def _decoded(verb: str, rest: bytes) -> str:
-    """Return what follows a verb, a blank for each tab. Raise CommandProblem."""
+    """Return the text after a verb, with a blank for each tab. Raise CommandProblem."""
     if verb in _GREETINGS:
-        # A name is what computers call themselves: see parse_helo.
+        # Any name of a computer is taken, see parse_helo.
         argument, control = decode_name(rest), _CONTROL_OF_ASCII
     else:
         try:
@@ -243,16 +243,16 @@ _TO = re.compile(r" *TO *: *", re.IGNORECASE)
 
 
 def _after(prefix: re.Match[str] | None, spelled: str) -> str:
-    """Return what follows FROM: or TO:; blanks beside the colon are wrong but common, so they pass.
+    """Return the text after FROM: or TO:. Raise SyntaxProblem if there is none.
 
-    Raise SyntaxProblem where nothing does.
+    Blanks beside the colon are taken, because they are wrong but common.
     """
     if prefix is None or prefix.end() == len(prefix.string):
         raise SyntaxProblem(f"expected {spelled}<address>")
     return prefix.string[prefix.end() :]
 
 
-#: KEYWORD -> the field it sets, and the reader of its value; without a reader it takes no value.
+#: KEYWORD -> the field it sets, and the reader of its value, or None if it takes no value.
 _Parameters: TypeAlias = Mapping[str, tuple[str, Callable[[str], object] | None]]
 
 
@@ -295,12 +295,12 @@ def _octets(value: str) -> int:
 
 
 def _submitter(value: str) -> str:
-    """Read AUTH=, "" for a submitter that nobody vouches for (RFC 4954 section 5)."""
+    """Read AUTH=. Return "" for a submitter who is not authenticated (RFC 4954 section 5)."""
     mailbox = decode_xtext(value)
     return "" if mailbox == "<>" else mailbox
 
 
-_ENVID_LIMIT: Final = 500  # octets; the 100 of RFC 3461 section 4.4 bind who sends
+_ENVID_LIMIT: Final = 500  # octets; the 100 of RFC 3461 section 4.4 bind the client
 
 
 def _envelope_id(value: str) -> str:
@@ -319,7 +319,7 @@ _NOTIFY: Final = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 
 
 def _notify(value: str) -> frozenset[str]:
-    """Read NOTIFY (RFC 3461 section 4.1); a word twice, or a comma too many, says nothing more."""
+    """Read NOTIFY (RFC 3461 section 4.1). Repeated words and superfluous commas are ignored."""
     wishes = frozenset(value.upper().split(",")) - {""}
     if not wishes or (wishes != {"NEVER"} and not wishes <= _NOTIFY):
         raise SyntaxProblem("NOTIFY is NEVER or a list of SUCCESS, FAILURE, DELAY")
@@ -353,7 +353,7 @@ def _vrfy(verb: str) -> Callable[[str], Command]:
     return parser
 
 
-def _bare(command: Command) -> Callable[[str], Command]:
+def _without_argument(command: Command) -> Callable[[str], Command]:
     def parser(argument: str) -> Command:
         if argument.strip(" "):
             raise SyntaxProblem(f"{command.verb} takes no argument")
@@ -381,12 +381,12 @@ _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "LHLO": lambda text: Lhlo(parse_helo(text)),
     "MAIL": _mail,
     "RCPT": _rcpt,
-    "DATA": _bare(Data()),
+    "DATA": _without_argument(Data()),
     "BDAT": _bdat,
-    "RSET": _bare(Rset()),
+    "RSET": _without_argument(Rset()),
     "NOOP": lambda _: Noop(),
-    "QUIT": _bare(Quit()),
-    "STARTTLS": _bare(StartTls()),
+    "QUIT": _without_argument(Quit()),
+    "STARTTLS": _without_argument(StartTls()),
     "AUTH": _auth,
     "VRFY": _vrfy("VRFY"),
     "EXPN": _vrfy("EXPN"),

@@ -1,8 +1,8 @@
 """The content of DATA and BDAT: where it ends, and what was sent.
 
 Content ends with CRLF "." CRLF and nothing else (RFC 5321 section 4.1.1.4), whatever the packet
-boundaries; a decoder that also took LF "." LF for the end would let one message smuggle in another.
-All work is done on whole buffers with `find`, `count` and `replace`: no line is looked at singly.
+boundaries. A decoder that also took LF "." LF for the end would let one message smuggle in another.
+All work is done on whole buffers with `find` and `replace`, because a loop over lines is slow.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _PREFIXES: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
 
 
 class DotDecoder:
-    """Takes the octets after 354 and gives the content, with the dots unstuffed.
+    """Turns the octets after 354 into the content, with the dots unstuffed.
 
-    Feed it buffers until `done`; then `rest` holds what came after the end. `bare_newline` and
-    `long_line` say what was wrong with the content so far. It keeps at most four octets back.
+    Feed it buffers until `done`. Then `rest` holds the octets after the end. `bare_newline` and
+    `long_line` say what was wrong with the content so far. It holds back at most four octets.
     """
 
     __slots__ = (
@@ -34,7 +34,7 @@ class DotDecoder:
     )
 
     def __init__(self, line_length: int = 0) -> None:
-        # The CRLF before the first line is that of the DATA command: a lone dot ends at once.
+        # The CRLF before the first line is that of the DATA command, so a lone dot ends at once.
         self._held = b"\r\n"
         self._first = True
         self._lines = LineLengths(line_length)
@@ -48,7 +48,7 @@ class DotDecoder:
         return self._lines.exceeded
 
     def decode(self, data: bytes) -> bytes:
-        """Take more octets and give the content that is certain by now."""
+        """Take more octets and return the content that is certain by now."""
         data = self._held + data
         end = data.find(END)
         if end >= 0:
@@ -71,9 +71,9 @@ class DotDecoder:
 
 
 class LineLengths:
-    """Looks for a line of more than `limit` octets with its CRLF; 0 = any may be.
+    """Looks for a line of more than `limit` octets with its CRLF; 0 = no limit.
 
-    A bare LF ends a line too: where such content is not refused, it becomes a CRLF.
+    A bare LF ends a line too, because it becomes a CRLF if such content is not refused.
     """
 
     __slots__ = ("_column", "_limit", "exceeded")
@@ -100,10 +100,10 @@ class LineLengths:
 
 
 class ChunkLines:
-    """Looks at the lines of what comes by BDAT: bare CR and LF, and how long they are.
+    """Checks the lines of content that comes by BDAT for bare CR and LF, and for their length.
 
-    With `fix` bare ones become CRLF. Feed it the octets in any pieces; a CR at the end of one is
-    held back until the next comes.
+    With `fix` a bare CR or LF becomes CRLF. Feed it the octets in any pieces. A CR at the end of a
+    piece is held back until the next piece.
     """
 
     __slots__ = ("_fix", "_held", "_lengths", "bare")
@@ -139,7 +139,7 @@ def has_bare_newline(data: bytes) -> bool:
 
 
 def fix_newlines(data: bytes) -> bytes:
-    """Return `data` with every bare CR and bare LF made a CRLF."""
+    """Return `data` with a CRLF in place of every bare CR and bare LF."""
     # A regular expression with lookaround would cost eight times as much.
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
@@ -147,9 +147,9 @@ def fix_newlines(data: bytes) -> bytes:
 def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
     """Yield content for DATA, in pieces: lines end with CRLF, dots doubled, the end marked.
 
-    RFC 5321 section 4.5.2. Only a plugin can have put a bare LF or CR into the content: LF ends a
-    line and CR becomes "?", as `headers` reads it, so the host sees the fields that filters saw.
-    `size` is how many octets are read at once.
+    See RFC 5321 section 4.5.2. Only a plugin can have put a bare LF or CR into the content. A bare
+    LF ends a line and a bare CR becomes "?", as in `mail.headers`, so that the host sees the fields
+    that filters saw. `size` is how many octets are read at once.
     """
     at_start, held, last = True, b"", b""
     read: Callable[[], bytes] = lambda: reader.read(size)  # noqa: E731
@@ -167,5 +167,5 @@ def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
         if at_start and piece.startswith(b"."):
             last = b"." + last
         at_start = piece.endswith(b"\n")
-    # One send for a small message: the mark in a packet of its own costs both sides a turn.
+    # A small message leaves in one send, because a packet with only the mark costs a round trip.
     yield last + (b"" if at_start and not held else b"\r\n") + b".\r\n"

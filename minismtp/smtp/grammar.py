@@ -1,7 +1,7 @@
 """The grammar of what follows a verb: RFC 5321 section 4.1.2 and RFC 6531.
 
-Each rule's ABNF stands above its regular expression. Everything works on text that was decoded from
-UTF-8; whether non-ASCII is allowed in a transaction is decided by who asks.
+Each rule's ABNF stands above its regular expression. All functions take text that was decoded from
+UTF-8. The caller decides whether a transaction may have characters outside ASCII.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from minismtp.values.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
 _SOURCE_ROUTE = rf"(?:@{DOMAIN}(?:,@{DOMAIN})*:)?"
 # Path = "<" [ A-d-l ":" ] Mailbox ">"
 _PATH = re.compile(rf"<{_SOURCE_ROUTE}{MAILBOX}>")
-# The names that hosts have for EHLO, roughly; those that are no such names are taken too.
+# Roughly the names of hosts. EHLO takes others too.
 _HOST_NAME = re.compile(r"[A-Za-z0-9._:\-\[\]]+")
-_SHOWN: Final = 80  # characters of what is malformed that a reply repeats
+_SHOWN: Final = 80  # characters of a malformed parameter that a reply repeats
 _NAME_LIMIT: Final = 255  # characters that are kept of a name; no domain is longer
 # esmtp-param = esmtp-keyword ["=" esmtp-value] ; esmtp-value = 1*(%d33-60 / %d62-126)
 # with "=" in the value too: clients leave it as it is in ENVID and ORCPT
@@ -41,13 +41,13 @@ _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{
 
 
 class SyntaxProblem(ValueError):  # noqa: N818 - the peer's, and it carries the answer
-    """Text that does not follow the grammar; the message says what was expected."""
+    """Text that does not follow the grammar. The message says what was expected."""
 
 
 def parse_reverse_path(text: str) -> tuple[Address | None, str]:
     """Read the path that `text` begins with. Return it and what follows, None for `<>`.
 
-    The domain is empty where only a local part was written. Raise SyntaxProblem (RFC 5321 section
+    The domain is empty if only a local part was written. Raise SyntaxProblem (RFC 5321 section
     4.1.1.2).
     """
     if text == "<>" or text.startswith("<> "):
@@ -58,7 +58,7 @@ def parse_reverse_path(text: str) -> tuple[Address | None, str]:
 def parse_forward_path(text: str) -> tuple[Address, str]:
     """Read the path that `text` begins with. Return it and what follows. Raise SyntaxProblem.
 
-    The domain is empty where only a local part was written, as in `<Postmaster>` (RFC 5321 section
+    The domain is empty if only a local part was written, as in `<Postmaster>` (RFC 5321 section
     4.1.1.3).
     """
     address, rest = _parse_path(text)
@@ -78,10 +78,10 @@ def _parse_path(text: str) -> tuple[Address | None, str]:
 
 
 def parse_helo(text: str) -> str:
-    """Return the name in EHLO, HELO, LHLO as it may be recorded. Raise SyntaxProblem for none.
+    """Return the name in EHLO, HELO or LHLO as it is recorded. Raise SyntaxProblem if it is empty.
 
-    RFC 5321 section 4.1.4 forbids to refuse mail because of it, so any name is taken; what in it
-    is no visible character becomes a question mark, and what no domain has room for goes.
+    RFC 5321 section 4.1.4 forbids to refuse mail because of this name, so any name is taken.
+    Invisible characters become question marks, and a longer name than a domain can have is cut.
     """
     name = text.strip(" ")
     if not name:
@@ -92,7 +92,7 @@ def parse_helo(text: str) -> str:
 
 
 def decode_name(octets: bytes) -> str:
-    """Decode the name in EHLO: UTF-8, else Latin-1, as computers without UTF-8 call themselves."""
+    """Decode the name in EHLO from UTF-8, or else from Latin-1, which old systems send."""
     try:
         return octets.decode("utf-8")
     except UnicodeDecodeError:
@@ -100,7 +100,7 @@ def decode_name(octets: bytes) -> str:
 
 
 def is_host_name(name: str) -> bool:
-    """Return whether a name in EHLO is a word that a reply or a trace field can have as it is."""
+    """Return whether replies and trace fields can repeat a name in EHLO without quoting it."""
     return _HOST_NAME.fullmatch(name) is not None
 
 
@@ -127,16 +127,16 @@ def split_words(text: str) -> list[str]:
 
 
 def parse_original_recipient(value: str) -> str:
-    """Return an ORCPT value as every host further on can read it. Raise SyntaxProblem."""
+    """Return an ORCPT value in a form that every next host can read. Raise SyntaxProblem."""
     match = _ORCPT.fullmatch(value)
     if match is None or len(value.encode()) > _ORCPT_LIMIT:
         raise SyntaxProblem("ORCPT is an address type, a semicolon and an address in xtext")
     kind = match[1].lower()
     if kind == "utf-8":
-        return value  # RFC 6533 section 3: it has an encoding of its own, kept as sent
+        return value  # RFC 6533 section 3: this type has its own encoding, which is kept
     original = decode_xtext(match[2])
     if kind == "rfc822" and not original.isascii():
-        # Postfix sends international addresses so; this is the form that RFC 6533 gives them.
+        # Postfix sends international addresses like this. RFC 6533 has another form for them.
         return f"utf-8;{encode_utf8_address(original)}"
     if not original.isascii():
         raise SyntaxProblem("xtext of what is not ASCII")
@@ -146,7 +146,8 @@ def parse_original_recipient(value: str) -> str:
 def decode_xtext(text: str) -> str:
     """Decode xtext (RFC 3461 section 4) into printable text. Raise SyntaxProblem.
 
-    So nothing encoded brings in a line end. Octets outside ASCII are taken for UTF-8.
+    The text must be printable, because an encoded line end could forge a log line or a field.
+    Octets outside ASCII are read as UTF-8.
     """
     decoded = xtext_octets(text).decode("utf-8", "replace")
     if not decoded.isprintable() or "\ufffd" in decoded:
@@ -172,7 +173,7 @@ def encode_utf8_address(text: str) -> str:
 
 
 def decode_base64(text: bytes) -> bytes:
-    """Decode a SASL message (RFC 4954 section 4): strict base64. Raise SyntaxProblem."""
+    """Decode a SASL message in strict base64 (RFC 4954 section 4). Raise SyntaxProblem."""
     if not _BASE64.fullmatch(text):
         raise SyntaxProblem("malformed base64")
     return base64.b64decode(text)

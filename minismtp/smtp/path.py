@@ -1,8 +1,8 @@
 """Paths as real clients write them in MAIL and RCPT (RFC 5321 section 4.1.2).
 
-`grammar` reads paths that are as they should be. What is here reads the others where they can mean
-one address only, as Postfix does, and says of the rest what is wrong with them. It reads each
-octet once, and what it gives back is an `Address`, so nothing of the odd spelling goes further.
+`grammar` reads paths that follow the RFC. This module reads the others, as Postfix does, if they
+can mean only one address, and says what is wrong with the rest. It reads each octet once. Its
+result is an `Address`, so nothing of an odd spelling goes further.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BLANK: Final = " "  # stands for blanks and comments
 
 
 class PathError(ValueError):
-    """A path that means no address, or could mean more than one; the text says why."""
+    """A path that means no address, or could mean more than one. The text says why."""
 
 
 def read_path(text: str) -> tuple[Address | None, str]:
@@ -61,7 +61,7 @@ def read_path(text: str) -> tuple[Address | None, str]:
 
 
 def _split_off(text: str) -> tuple[list[str], str]:
-    """Return the pieces of a path, and what follows: `<...>`, or all up to a blank."""
+    """Return the pieces of a path and the text after it. A path is `<...>`, or ends at a blank."""
     pieces: list[str] = []
     in_brackets, depth = text.startswith("<"), 0
     for match in _PIECE.finditer(text):
@@ -82,7 +82,7 @@ def _split_off(text: str) -> tuple[list[str], str]:
 
 
 def _innermost(pieces: list[str]) -> list[str]:
-    """Return what stands in the innermost brackets: `<Name <user@host>>` has a name before it."""
+    """Return the pieces in the innermost brackets, because of `<Name <user@host>>`."""
     begin = max((place for place, piece in enumerate(pieces) if piece == "<"), default=-1) + 1
     before, inside = pieces[:begin], pieces[begin:]
     end = inside.index(">") if ">" in inside else len(inside)
@@ -92,7 +92,7 @@ def _innermost(pieces: list[str]) -> list[str]:
 
 
 def _without_blanks(pieces: list[str]) -> list[str]:
-    """Return the pieces without the blanks that part nothing."""
+    """Return the pieces without blanks. Raise PathError if one separates two words."""
     kept: list[str] = []
     parted = False
     for piece in pieces:
@@ -118,9 +118,9 @@ def _without_route(pieces: list[str]) -> list[str]:
 
 
 def _mailbox(pieces: list[str]) -> Address | None:
-    """Return the address that pieces without blanks and route spell. Raise ValueError."""
+    """Return the address that the pieces spell, without blanks and route. Raise ValueError."""
     at = len(pieces) - 1 - pieces[::-1].index("@") if "@" in pieces else len(pieces)
-    local, domain = "".join(map(_said, pieces[:at])), "".join(pieces[at + 1 :])
+    local, domain = "".join(map(_plain, pieces[:at])), "".join(pieces[at + 1 :])
     if at == len(pieces):
         if not local:
             return None
@@ -133,8 +133,8 @@ def _mailbox(pieces: list[str]) -> Address | None:
     return checked(local, domain)
 
 
-def _said(piece: str) -> str:
-    """Return what a piece of a local part stands for. Raise ValueError."""
+def _plain(piece: str) -> str:
+    """Return a piece of a local part without its quoting. Raise ValueError."""
     if piece[0] == '"':
         return unquoted(piece)
     if piece[0] == "\\":
@@ -146,7 +146,7 @@ def _said(piece: str) -> str:
 
 
 def _problem(domain: str) -> str:
-    """Return what is wrong with a domain."""
+    """Say what is wrong with a domain."""
     if not domain:
         return "no domain behind the @"
     if domain[0] == "[":

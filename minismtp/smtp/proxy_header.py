@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2.
 
-A balancer in front of us says with it who the client is. The reader takes exactly the octets of the
-header and not one of what follows, which may be a TLS handshake.
+With this header a balancer in front of the server says who the client is. The reader takes exactly
+the octets of the header, because a TLS handshake may follow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TLS_WORD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class ProxyProblem(Exception):  # noqa: N818 - a fault of the peer
-    """What came is no PROXY header."""
+    """The connection does not begin with a valid PROXY header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class ProxyHeader:
     """Who the client is and which address it called; `peer` is "" for LOCAL and UNKNOWN.
 
     `local` says that the balancer speaks for itself, as in its health checks. `tls` has the version
-    and the cipher of the TLS that the client spoke with the balancer, as far as that tells; None
-    when the header does not say that it was TLS.
+    and the cipher of the TLS between client and balancer, as far as the balancer tells them. It is
+    None if the header does not mention TLS.
     """
 
     peer: str
@@ -55,9 +55,9 @@ class ProxyHeader:
 
 
 def read_header(receive: Callable[[int], bytes]) -> ProxyHeader:
-    """Read one header by `receive(n)`, which gives exactly n octets. Raise ProxyProblem.
+    """Read one header with `receive(n)`, which returns exactly n octets. Raise ProxyProblem.
 
-    Whatever `receive` raises passes through.
+    Exceptions of `receive` pass through.
     """
     start = receive(len(_SIGNATURE))
     if start == _SIGNATURE:
@@ -107,7 +107,7 @@ def _version_2(receive: Callable[[int], bytes]) -> ProxyHeader:
 
 
 def _tls(data: bytes) -> tuple[str, str] | None:
-    """Return the version and cipher of the client's TLS; None when there was no TLS."""
+    """Return the version and cipher of the client's TLS, None if there was no TLS."""
     said = _values(data).get(_TLS, b"")
     if len(said) < _TLS_FORM.size or not said[0] & _SPOKE_TLS:
         return None
@@ -122,7 +122,7 @@ def _tls(data: bytes) -> tuple[str, str] | None:
 
 
 def _values(data: bytes) -> dict[int, bytes]:
-    """Return the values of type-length-value fields by type, as far as they are whole."""
+    """Return the values of complete type-length-value fields, by type."""
     values: dict[int, bytes] = {}
     place = 0
     while place + _FIELD.size <= len(data):

@@ -1,8 +1,8 @@
 """SASL mechanisms as dialogues without a socket (RFC 4422, 4616, 5802, 7628).
 
-A mechanism is a generator: it yields challenges, is sent responses, and returns what the client
-offered (`Offer`, still to be checked) or proved (`Proof`). It raises `SaslProblem` when the
-client does not follow the mechanism.
+A mechanism is a generator. It yields challenges and is sent responses. In the end it returns what
+the client offered (`Offer`, still to be checked) or proved (`Proof`). It raises `SaslProblem` if
+the client does not follow the mechanism.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 
-class SaslProblem(Exception):  # noqa: N818 - an answer of the peer, not a fault of ours
+class SaslProblem(Exception):  # noqa: N818 - the client is at fault, not this program
     """The response does not follow the mechanism, or proves nothing."""
 
 
@@ -50,11 +50,11 @@ class StoredKey:
     iterations: int
     stored: bytes = field(repr=False)
     server: bytes = field(repr=False)
-    username: str = ""  #: whose key it is, where names have several spellings
+    username: str = ""  #: the user whose key it is, if names have several spellings
 
     @classmethod
     def parse(cls, text: str) -> StoredKey:
-        """Read what `text` gives. Raise ValueError, which shows no secret."""
+        """Read what `text` returned. Raise ValueError, whose message shows no secret."""
         match = _STORED_KEY.fullmatch(text)
         if match is None:
             raise ValueError(f"expected {_STORED_KEY_FORM}")
@@ -73,7 +73,7 @@ class StoredKey:
 
     @property
     def ordinary(self) -> bool:
-        """Whether a client can tell no difference to what users that do not exist are given."""
+        """Whether a client cannot tell this key from one that is made up for an unknown user."""
         return (len(self.salt), self.iterations) == (SALT_LENGTH, SCRAM_ITERATIONS)
 
 
@@ -81,8 +81,8 @@ Exchange: TypeAlias = Generator[bytes, bytes, Offer | Proof]
 KeyLookup: TypeAlias = Callable[[str], StoredKey | None]
 
 FEWEST_ITERATIONS: Final = 4096  # RFC 7677 section 4
-# Whoever has the file tries passwords at this cost, whatever that of the hash beside it. Cyrus SASL
-# goes no further.
+# A thief of the password file can try passwords at this cost, even if the hash beside the key is
+# more expensive. Cyrus SASL does not accept more.
 SCRAM_ITERATIONS: Final = 65536
 _MOST_ITERATIONS: Final = 10_000_000
 SALT_LENGTH: Final = 16  # octets
@@ -93,7 +93,7 @@ _STORED_KEY: Final = re.compile(r"\$scram-sha-256\$i=([0-9]{1,8})" + r"\$([A-Za-
 _NAME = r"(?:[^\0,=]++|=2C|=3D)++"
 # gs2-header = ("n" / "y") "," [ "a=" saslname ] "," without channel binding, RFC 5801 section 4
 _GS2 = rf"[ny],(?:a=({_NAME}))?,"
-# nonce = "r=" 1*( any printable ASCII but "," ) ; extensions that nobody has defined are ignored
+# nonce = "r=" 1*( any printable ASCII but "," ) ; unknown extensions are ignored
 _NONCE = r"r=([!-+\--~]+)"
 _EXTENSIONS = r"(?:,[A-Za-z]=[^\0,]+)*"
 _BASE64 = r"[A-Za-z0-9+/]+={0,2}"
@@ -150,16 +150,16 @@ OAUTH_FAILURE: Final = json.dumps({"status": "invalid_token", "scope": ""}).enco
 
 
 def oauth_failure() -> Exchange:
-    """Tell an OAuth client why its token was refused, and wait for its dummy answer."""
+    """Tell an OAuth client why its token was refused, and await its dummy response."""
     yield OAUTH_FAILURE
     raise SaslProblem("invalid token")
 
 
 class MadeUpKeys:
-    """Makes up keys for users that do not exist: always the same for a name and a `secret`.
+    """Makes up keys for users that do not exist, always the same for a name and a `secret`.
 
-    They look like those of users that do exist: like the last one that was seen, and before that
-    like those of `make_key`.
+    Their length and their iterations are those of the last real key that was seen, and before that
+    those of `make_key`.
     """
 
     def __init__(self, secret: bytes = b"") -> None:
@@ -167,11 +167,11 @@ class MadeUpKeys:
         self._form = SALT_LENGTH, SCRAM_ITERATIONS
 
     def resemble(self, key: StoredKey) -> None:
-        """Make up keys like that of a user who exists from now on."""
+        """Make up keys that look like this real one from now on."""
         self._form = len(key.salt), key.iterations
 
     def key(self, username: str) -> StoredKey:
-        """Return the key for a name; nobody has a password for it."""
+        """Return the key for a name. No password fits it."""
         length, iterations = self._form
         octets = hashlib.shake_256(self._secret + username.encode()).digest(length + 64)
         return StoredKey(octets[64:], iterations, octets[:32], octets[32:64])
@@ -185,15 +185,16 @@ def scram_sha_256(
 ) -> Exchange:
     """SCRAM-SHA-256 without channel binding (RFC 5802 section 5, RFC 7677).
 
-    A user that `lookup` does not know gets a salt of its own, always the same for what `spelled`
-    makes of the name, and fails at the end, so nobody learns which users exist.
+    The exchange with a user that `lookup` does not know has a salt of its own, always the same for
+    all spellings of the name that `spelled` folds, and fails at the end. So clients cannot learn
+    which users exist.
     """
     first = _CLIENT_FIRST.fullmatch(_text((yield b"")))
     if first is None:
         raise SaslProblem("malformed first SCRAM message, or one with channel binding")
     username, nonce = _unescaped(first[4]), first[5] + secrets.token_urlsafe(18)
     key = lookup(username)
-    stand_in = made_up.key(spelled(username))  # whoever it is, so that it takes no time to tell
+    stand_in = made_up.key(spelled(username))  # for known users too, because time would tell
     if key is not None:
         made_up.resemble(key)
     known = key or stand_in
@@ -211,7 +212,7 @@ def scram_sha_256(
 
 
 def make_key(password: str) -> StoredKey:
-    """Make a stored key with a salt of its own. Raise ValueError for an empty password."""
+    """Make a stored key with a new salt. Raise ValueError for an empty password."""
     return derive_key(password, secrets.token_bytes(SALT_LENGTH))
 
 
@@ -236,7 +237,7 @@ def derive_key(password: str, salt: bytes, iterations: int = SCRAM_ITERATIONS) -
 def _prepared(password: str) -> str:
     """Return the form of a password that both sides hash: SASLprep (RFC 4013 section 2).
 
-    What SASLprep forbids passes: a password that one side would not send cannot match anyway.
+    Forbidden characters pass, because a password that clients do not send cannot match anyway.
     """
     if password.isascii():
         return password
@@ -246,7 +247,7 @@ def _prepared(password: str) -> str:
 
 
 def _proves(key: StoredKey, message: bytes, proof: bytes) -> bool:
-    """Whether `proof` is ClientKey XOR ClientSignature (RFC 5802 section 3)."""
+    """Return whether `proof` is ClientKey XOR ClientSignature (RFC 5802 section 3)."""
     signature = hmac.digest(key.stored, message, "sha256")
     client_key = bytes(a ^ b for a, b in zip(signature, proof, strict=False))
     right = hmac.compare_digest(hashlib.sha256(client_key).digest(), key.stored)
