@@ -193,7 +193,7 @@ def test_network_is_as_wide_as_it_was(text: str, found: str) -> None:
     if found:
         assert parse_network(text) == ip_network(found)
     else:
-        with pytest.raises(ValueError, match="bits set behind"):
+        with pytest.raises(ValueError, match="bits set after"):
             parse_network(text)
 
 

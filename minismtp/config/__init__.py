@@ -1,7 +1,7 @@
 """The configuration as checked, typed values.
 
-A `Config` that exists is consistent in itself. What concerns other files (certificates, plugins,
-permissions) is looked at by who uses them, and by `minismtp check`.
+A `Config` that exists is consistent in itself. The modules that use other files (certificates,
+plugins) check them, and so does `minismtp check`.
 """
 
 import os
@@ -15,22 +15,19 @@ from typing import Annotated, Final, Literal
 
 import tomli
 
+from minismtp.config.checks import check_domain, check_unique, counts, says
+from minismtp.config.limits_table import Limits
+from minismtp.config.listener_table import Listener
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
 from minismtp.config.tables import (
     COMMON_KEYS,
     DnsConfig,
-    Limits,
-    Listener,
     LogConfig,
     MetricsConfig,
     PluginConfig,
     SniCertificate,
     StateConfig,
     TlsConfig,
-    check_domain,
-    check_unique,
-    counts,
-    says,
 )
 from minismtp.config.toml_values import INTERNAL, ConfigError, build, did_you_mean
 from minismtp.config.types import parse_domain
@@ -56,11 +53,11 @@ __all__ = [
 ]
 
 DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
-_LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines have a quarter of that
+_LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines take a quarter of that
 
 
 def default_hostname() -> str:
-    """Return this machine's name, or localhost where hosts would refuse it, as in containers."""
+    """Return this machine's name, or localhost if it is not a valid host name, as in containers."""
     try:
         name = parse_domain(socket.gethostname())
     except ValueError:
@@ -69,53 +66,53 @@ def default_hostname() -> str:
 
 
 def default_state_directory() -> Path:
-    """Return the directory that systemd made for us, else one below the current directory."""
+    """Return the directory that systemd made, else one below the current directory."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     return Path(given) if given else Path.cwd() / "minismtp-state"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole file; these keys stand above its first table.
+    """The whole file. The keys that are no tables stand above its first table.
 
-    `file` is where it was read, empty for the embedded default; relative paths started at `base`.
+    `file` is the path of the file, empty for the embedded default. Relative paths start at `base`.
     """
 
     hostname: Annotated[
-        str, says("what this server calls itself in greetings, trace fields and Message-IDs")
+        str, says("name of this server in greetings, trace fields and Message-IDs")
     ] = field(default_factory=default_hostname)
     state_directory: Annotated[
         Path,
-        says("holds the queue, large messages while they come in, and the figures of the metrics"),
+        says("directory of the queue, of large messages while they arrive, and of the metrics"),
     ] = field(default_factory=default_state_directory)
     plugin_path: Annotated[
         list[Path],
         says(
-            "directories of local plugins, one file each; they come before installed ones of the"
-            " same name"
+            "directories of local plugins, one file each. They take precedence over installed"
+            " plugins of the same name"
         ),
     ] = field(default_factory=list)
-    # Two generations of workers share the places of `admission.SLOTS` processes.
+    # After a reload, two generations of workers share the SLOTS of `runtime.session_limits`.
     workers: Annotated[
         int,
-        counts("processes that serve; 0 = two for each core, four at least", least=0, most=64),
+        counts("processes that serve clients; 0 = two per core, at least four", least=0, most=64),
     ] = 0
     cpu_affinity: Annotated[
         bool,
         says(
-            "each worker, and the process that delivers, keeps to one core, all equally spread;"
-            " a program or thread that a plugin starts keeps to it too"
+            "bind each worker, and the process that delivers, to one core, spread evenly. The"
+            " programs and threads that a plugin starts stay on that core too"
         ),
     ] = True
     user: Annotated[
         str,
-        says("the user to become when started as root, after the sockets are open; empty = stay"),
+        says("user to become after the sockets are open, if started as root; empty = stay root"),
     ] = ""
     bare_newline: Annotated[
         Literal["reject", "fix"],
         says(
-            "a message with a bare CR or LF is refused with 550 5.6.0, or each becomes CRLF; of one"
-            " with BODY=BINARYMIME this holds for the header, and it is always refused"
+            "reject: refuse a message with a bare CR or LF with 550 5.6.0. fix: turn each into"
+            " CRLF. With BODY=BINARYMIME only the header counts, and the message is always refused"
         ),
     ] = "reject"
     listeners: Annotated[list[Listener], says("at least one")] = field(default_factory=list)
@@ -126,7 +123,7 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     outbound: Outbound = field(default_factory=Outbound)
-    plugins: Annotated[list[PluginConfig], says("they run in this order")] = field(
+    plugins: Annotated[list[PluginConfig], says("in the order in which they run")] = field(
         default_factory=list
     )
     file: str = field(default="", metadata=INTERNAL)
@@ -140,10 +137,9 @@ class Config:
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Config":
-        """Read a file: `path`, else $MINISMTP_CONFIG, else the one in /etc, else none at all.
+        """Read the file `path`, else $MINISMTP_CONFIG, else DEFAULT_FILE. Raise ConfigError.
 
-        Without any file it is a harmless default: local mail only, on a loopback port. Raises
-        ConfigError.
+        If no file is named and DEFAULT_FILE does not exist, return the embedded default.
         """
         if path is None and (named := os.environ.get("MINISMTP_CONFIG")):
             path = Path(named)
@@ -173,7 +169,7 @@ class Config:
 
     @classmethod
     def embedded(cls) -> "Config":
-        """Return the configuration for when there is no file."""
+        """Return a harmless default: local mail only, on a loopback port."""
         hostname, state = default_hostname(), default_state_directory()
         template = str(state).replace("{", "{{").replace("}", "}}")
         domains = list(dict.fromkeys(["localhost", hostname]))
@@ -188,7 +184,7 @@ class Config:
 
     @classmethod
     def build(cls, table: Mapping[str, object], *, file: str, base: Path) -> "Config":
-        """Make the configuration from a TOML document; raises ConfigError."""
+        """Make the configuration from a TOML document. Raise ConfigError."""
         config = build(cls, table, file=file, key="", base=base)
         return replace(config, file=file, base=base)
 
@@ -233,7 +229,8 @@ class Config:
 def _read(path: Path) -> bytes:
     """Return the content of a configuration file; raise OSError.
 
-    The running server reads it on HUP, so nothing that stands in its place may block or be endless.
+    The running server reads it on HUP. So only a regular file of bounded size is read; anything
+    else at this path, such as a FIFO, could block.
     """
 
     def opener(name: str, flags: int) -> int:

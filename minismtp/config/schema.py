@@ -1,6 +1,6 @@
-"""What may stand in a configuration, told to editors and to people.
+"""Describes the configuration file to editors and to people.
 
-Made from the types, defaults and descriptions of the same dataclasses as the configuration itself.
+The source is the types, defaults and descriptions of the dataclasses that hold the configuration.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _MISSING: Final = dataclasses.MISSING
 
 
 class Option(NamedTuple):
-    """A key of a table: `kind` of value, `default` as in TOML (None: required), and `meaning`."""
+    """A key of a table: its `kind`, `default` as in TOML (None = required) and `meaning`."""
 
     name: str
     kind: str
@@ -41,7 +41,7 @@ class Option(NamedTuple):
 
 
 def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
-    """Return the JSON Schema of the configuration file, with the options of these plugins.
+    """Return the JSON Schema of the configuration file with the options of these plugins.
 
     A plugin without a class (one whose extra is missing) may have any options.
     """
@@ -53,7 +53,7 @@ def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
 
 
 def options(cls: type) -> list[Option]:
-    """Return the keys of a table or a plugin in the order of their definition."""
+    """Return the keys of a table, or the options of a plugin, in the order of definition."""
     table = _table(cls)
     found = []
     for name, value in table["properties"].items():
@@ -78,7 +78,7 @@ def tables(cls: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
 def summary(cls: type) -> str:
     """Return the first line of a plugin's docstring, else of its module's."""
     text = cls.__doc__ or ""
-    if not text or text.startswith(f"{cls.__name__}("):  # what dataclass puts where there is none
+    if not text or text.startswith(f"{cls.__name__}("):  # the default of dataclass
         text = getattr(inspect.getmodule(cls), "__doc__", "") or ""
     return text.strip().partition("\n")[0]
 
@@ -97,7 +97,7 @@ def _plugin(name: str, cls: type | None) -> dict[str, Any]:
 
 
 def _other(names: list[str]) -> dict[str, Any]:
-    """Let an editor accept plugins that are not installed where the schema was made."""
+    """Return a schema for plugins that are not installed on the machine that made it."""
     other = {"type": "string", "not": {"enum": names}}
     return {"title": "another plugin", "type": "object", "properties": {"use": other}}
 

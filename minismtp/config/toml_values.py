@@ -268,8 +268,8 @@ def _check_keys(
     for name in table:
         if name not in options and not takes_others:
             known = [*options, *reserved]
-            hint = did_you_mean(name, known) or f"; known are {', '.join(known) or 'none'}"
-            raise ConfigError(f"unknown key{hint}", key=_written(name))
+            hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+            raise ConfigError(f"unknown key{hint if known else ''}", key=_written(name))
     for item in dataclasses.fields(cls):
         missing = item.default is item.default_factory is dataclasses.MISSING
         if missing and item.name in options and item.name not in table:

@@ -1,6 +1,6 @@
 """Values that TOML can only write as text: sizes, durations, networks, paths and others.
 
-`SCALARS` says for each type how it is read, how it is written, and what an editor may check.
+`SCALARS` has for each type how it is read and written, and what an editor may check.
 """
 
 import re
@@ -47,7 +47,7 @@ class ByteSize(int):
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So much in any span of `per`; the configuration writes "100/1h" or "2GiB/1d"."""
+    """An amount in any span of `per`; the configuration writes "100/1h" or "2GiB/1d"."""
 
     amount: int
     per: timedelta
@@ -70,7 +70,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class SocketAddress:
-    """Where a socket is bound or connected: `host` and `port`, or the `path` of a unix socket."""
+    """The address of a socket: `host` and `port`, or the `path` of a unix socket."""
 
     host: str = ""
     port: int = 0
@@ -93,7 +93,7 @@ class SocketAddress:
 
     @property
     def is_local(self) -> bool:
-        """Whether nobody outside this machine can reach it: loopback or a unix socket."""
+        """Whether only this machine can reach the address: loopback or a unix socket."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
@@ -106,7 +106,7 @@ _ADDRESS_EXPECTED = 'expected an address such as "0.0.0.0:25", "[::]:25" or "uni
 
 
 def parse_domain(text: str) -> str:
-    """Return a domain in lower case with A-labels. Raise ValueError when it is none."""
+    """Return a domain in lower case with A-labels. Raise ValueError if it is malformed."""
     domain = to_ascii(text)
     labels = domain.split(".")
     if (
@@ -125,7 +125,7 @@ def parse_duration(value: object) -> timedelta:
     parts = re.findall(r"([0-9]{1,9})(ms|[dhms])", value)
     milliseconds = sum(int(number) * _TIME_UNITS[unit] for number, unit in parts)
     if milliseconds > _LONGEST_DURATION:
-        raise ValueError(f"the duration {value!r} is too long: system calls would not take it")
+        raise ValueError(f"the duration {value!r} is too long; expected at most 36500d")
     return timedelta(milliseconds=milliseconds)
 
 
@@ -136,7 +136,7 @@ def parse_network(value: object) -> Network:
     except ValueError:
         raise ValueError('expected a network such as "192.0.2.0/24" or "2001:db8::/32"') from None
     if "/" in str(value) and ip_address(str(value).partition("/")[0]) != found.network_address:
-        raise ValueError(f"{value!r} has bits set behind its prefix; did you mean '{found}'?")
+        raise ValueError(f"{value!r} has bits set after its prefix; did you mean '{found}'?")
     mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
     if mapped is None or found.prefixlen < _MAPPED_LENGTH:
         return found
@@ -144,7 +144,7 @@ def parse_network(value: object) -> Network:
 
 
 class Scalar(NamedTuple):
-    """How values of one type stand in TOML: `name` is for people, `schema` for editors."""
+    """How TOML writes the values of one type: `name` is for people, `schema` for editors."""
 
     name: str
     read: Callable[[object, Path], Any]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from minismtp.config.tables import Limits
+from minismtp.config import Limits
 from minismtp.smtp.commands import Auth, Command, Data, Mail, Quit, Rcpt
 from minismtp.smtp.protocol import Event, Refused, SaslResponse
 from minismtp.values.peer import peer_key

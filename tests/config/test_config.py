@@ -191,7 +191,7 @@ def test_configuration_cannot_be_changed_later() -> None:
         ),
         (
             f"{LISTENER}client_certificates = true",
-            "listeners[0].client_certificates: certificates come over TLS only",
+            "listeners[0].client_certificates: clients send certificates inside TLS only",
         ),
         (
             LISTENER.replace("none", "starttls") + f"client_certificates = true\n{TLS}",
@@ -233,10 +233,10 @@ def test_configuration_cannot_be_changed_later() -> None:
         ('[outbound]\nretry = ["0s"]', "outbound.retry: expected at least one duration, each"),
         ('[outbound]\nexpire = "0s"', "outbound.expire: expected more than 0"),
         ('[outbound]\nsmarthost = "unix:/x"', 'outbound.smarthost: expected "host:port", not a'),
-        ('[outbound]\nusername = "me"', "outbound.username: is for a host that is named"),
+        ('[outbound]\nusername = "me"', "outbound.username: needs a named host"),
         (
             '[outbound]\nsmarthost = "x.example:587"\nusername = "me"\npassword_file = "p"',
-            "outbound.tls: a password goes to whom we know",
+            "outbound.tls: a password needs TLS",
         ),
         (
             '[outbound]\nsmarthost = "x.example:587"\nusername = "me"\ntls = "verified"',
@@ -244,11 +244,11 @@ def test_configuration_cannot_be_changed_later() -> None:
         ),
         (
             '[outbound]\nsmarthost = "x.example:465"\ntls = "none"',
-            "outbound.tls: implicit TLS is TLS",
+            'outbound.tls: implicit TLS needs another level than "none"',
         ),
         (
             '[[outbound.routes]]\ndomain = "*"\nimplicit = true',
-            "outbound.routes[0].implicit: is for a host that is named",
+            "outbound.routes[0].implicit: needs a named host",
         ),
         ('[log]\nlevel = "loud"', 'log.level: expected one of "debug", "info", "warning", "error"'),
         ("plugins = 3", "plugins: expected array, got integer"),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import pytest
 import trustme
 
+from minismtp.config import Listener, TlsConfig
 from minismtp.config.outbound_tables import Outbound
-from minismtp.config.tables import Listener, TlsConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import SocketAddress
 from minismtp.delivery.tls_security import Contexts

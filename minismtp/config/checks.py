@@ -1,0 +1,70 @@
+"""What the tables of the configuration have in common: descriptions of keys, and checks."""
+
+import re
+import ssl
+from typing import Final
+
+from msgspec import Meta
+
+from minismtp.config.toml_values import ConfigError
+from minismtp.config.types import ByteSize, parse_domain
+from minismtp.values.ciphers import set_ciphers
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+MIN_DATA_RATE: Final = ByteSize(500)  # as smtpd_min_data_rate and smtp_min_data_rate of Postfix
+
+
+def says(description: str) -> Meta:
+    """Describe a key to editors and readers."""
+    return Meta(description=description)
+
+
+def counts(description: str, *, least: int = 1, most: int | None = None) -> Meta:
+    """Describe a key that holds a number of things."""
+    return Meta(description=description, ge=least, le=most)
+
+
+def check_name(name: str, *, key: str = "name") -> None:
+    """Raise ConfigError if a name could not be a label in metrics and logs."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"expected letters, digits, '.', '_' and '-', not {name!r}", key=key)
+
+
+def check_unique(key: str, values: list[str], *, attribute: str = "name") -> None:
+    """Raise ConfigError if two tables of the array `key` have the same value; "" may repeat."""
+    for number, value in enumerate(values):
+        if value and value in values[:number]:
+            raise ConfigError(
+                f"{value!r} is taken by {key}[{values.index(value)}] already;"
+                f" expected another {attribute}",
+                key=f"{key}[{number}].{attribute}",
+            )
+
+
+def check_positive(table: object, *keys: str) -> None:
+    """Raise ConfigError for the first of the keys whose value is 0."""
+    for key in keys:
+        if not getattr(table, key):
+            raise ConfigError("expected more than 0", key=key)
+
+
+def check_ciphers(text: str) -> None:
+    """Raise ConfigError if OpenSSL knows none of these suites."""
+    try:
+        set_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), text)
+    except ValueError as error:
+        raise ConfigError(str(error), key="ciphers") from None
+
+
+def check_domain(text: str, *, key: str) -> str:
+    """Return the domain with A-labels. Raise ConfigError."""
+    try:
+        return parse_domain(text)
+    except ValueError as error:
+        raise ConfigError(str(error), key=key) from None
+
+
+def check_domain_pattern(text: str, *, key: str) -> str:
+    """Return a domain, or "*." and a domain, with A-labels. Raise ConfigError."""
+    wildcard = "*." if text.startswith("*.") else ""
+    return wildcard + check_domain(text.removeprefix("*."), key=key)
