@@ -30,6 +30,7 @@ from minismtp.values.address import Address
 from minismtp.values.cache import BoundedCache
 from minismtp.values.clock import steady_time
 from minismtp.values.durable_files import (
+    DurableFile,
     EmptyFileError,
     MisdirectedError,
     WatchedFiles,
@@ -64,6 +65,7 @@ __all__ = [
     "Delivery",
     "Destination",
     "Disconnect",
+    "DurableFile",
     "EmptyFileError",
     "Envelope",
     "Finding",

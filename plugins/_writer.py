@@ -1,13 +1,10 @@
 """Write one file of a Maildir; why no crash loses it is told in `maildir`."""
 
-# ruff: noqa: PTH104, PTH108, S108 - system calls on plain strings, as in maildir.py
-import contextlib
-import fcntl
-import os
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from minismtp import GroupSync, Message, MisdirectedError, check_written
+from minismtp import DurableFile, GroupSync, Message
 
 
 class Writer:
@@ -23,31 +20,12 @@ class Writer:
 
     def write(self, folder: str, name: str, trace: bytes, message: Message) -> None:
         """Have a message, with `trace` before it, in new/ and on disk. Raise OSError."""
-        temporary = f"{folder}/tmp/{name}"
-        descriptor = _create(temporary)
-        begun, size = os.fstat(descriptor), len(trace) + message.size
-        try:
-            try:
-                if self._sync == "file":
-                    message.write_to(descriptor, before=trace)
-                    os.fsync(descriptor)
-                else:
-                    group = self._group(begun.st_dev, folder)
-                    ticket = group.ticket()
-                    message.write_to(descriptor, before=trace)
-                    group.commit(ticket)
-                check_written(descriptor, begun, size)
-                os.rename(temporary, f"{folder}/new/{name}")
-            except MisdirectedError:
-                descriptor = -1
-                raise
-            finally:
-                if descriptor >= 0:
-                    os.close(descriptor)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        temporary = f"{folder}/tmp/{name}"  # noqa: S108 - of the Maildir, not of the system
+        with DurableFile(temporary, f"{folder}/new/{name}") as file:
+            if self._sync == "group":
+                group = self._group(file.status.st_dev, folder)
+                file.sync = partial(group.commit, group.ticket())
+            file.size = message.write_to(file.descriptor, before=trace)
 
     def _group(self, device: int, box: str) -> GroupSync:
         """Return the group of a file system: Maildirs may lie on several."""
@@ -55,15 +33,3 @@ class Writer:
         if group is None:
             group = self._groups[device] = GroupSync(box, self._state / f"sync-{device}")
         return group
-
-
-def _create(path: str) -> int:
-    """Make a file that nobody else will take for one that a crash has left."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except FileExistsError:  # left by a crash
-        os.unlink(path)
-        descriptor = os.open(path, flags, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor

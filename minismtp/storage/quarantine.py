@@ -37,7 +37,7 @@ from minismtp.storage.spool import DamagedError, Spool
 from minismtp.storage.spool_file import open_message
 from minismtp.values.address import Address
 from minismtp.values.clock import steady_time
-from minismtp.values.durable_files import make_directory, sync_directory
+from minismtp.values.durable_files import DurableFile, make_directory, sync_directory
 
 _NAME: Final = re.compile(r"([0-9]+)\.M([0-9]{6})I(.+)\.([0-9a-f]{8}),S=([0-9]+)(:2,\w*)?")
 _START: Final = b"X-Quarantine: minismtp-1 %010d"
@@ -95,19 +95,8 @@ class QuarantineStore:
         return boxes
 
     def _write(self, name: str, prefix: bytes, message: Message) -> None:
-        temporary = self._directory / "tmp" / name
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            try:
-                message.write_to(descriptor, before=prefix)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            temporary.rename(self._directory / "new" / name)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with DurableFile(self._directory / "tmp" / name, self._directory / "new" / name) as file:
+            file.size = message.write_to(file.descriptor, before=prefix)
         sync_directory(self._directory / "new")
 
     def find(self) -> Iterator[Kept]:

@@ -50,12 +50,10 @@ from minismtp.storage.spool_file import (
     move_into,
     open_message,
     read_message,
-    write,
 )
 from minismtp.storage.spool_trigger import Trigger
 from minismtp.values.durable_files import (
-    MisdirectedError,
-    check_written,
+    DurableFile,
     make_directory,
     sync_directory,
 )
@@ -123,25 +121,9 @@ class Spool:
         text = encoded(entry)
         if not self.has_space(message.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
-        temporary = f"{self._temporary}/{entry.id}"
-        descriptor, begun = _begin(temporary)
-        try:
-            try:
-                size = message.write_to(descriptor)
-                end = text + footer(size, len(text))
-                write(descriptor, end)
-                os.fsync(descriptor)
-                check_written(descriptor, begun, size + len(end))
-                os.rename(temporary, f"{self._queue}/{entry.id}")  # noqa: PTH104 - plain strings
-            except MisdirectedError:
-                descriptor = -1
-                raise
-            finally:
-                if descriptor >= 0:
-                    os.close(descriptor)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with DurableFile(f"{self._temporary}/{entry.id}", f"{self._queue}/{entry.id}") as file:
+            file.size = size = message.write_to(file.descriptor)
+            file.write(text + footer(size, len(text)))
         with surviving():  # the message is ours already
             self.trigger.notify(entry.id)
 
@@ -249,15 +231,3 @@ class Spool:
             with contextlib.suppress(OSError):
                 self.set_aside(name)
         return names
-
-
-def _begin(path: str) -> tuple[int, os.stat_result]:
-    """Make a file and lock it: then a starting runner leaves it alone. Give its status too."""
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-    while True:
-        descriptor = os.open(path, flags, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        status = os.fstat(descriptor)
-        if status.st_nlink:
-            return descriptor, status
-        os.close(descriptor)  # `recover` found it before it was locked, and removed it

@@ -101,12 +101,6 @@ def _decoded(text: bytes) -> QueueEntry:
     return entry
 
 
-def write(descriptor: int, data: bytes) -> None:
-    """Write all of it. Raise OSError."""
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
 def move_into(directory: Path, path: Path) -> None:
     """Move a file into a directory, under another name if its own is taken. Raise OSError."""
     target = directory / path.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ import stat
 import threading
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,20 +36,61 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     `mode` is for a new file (the umask applies); an old one keeps its mode, and its owner as far as
     we may set it. Raise OSError and leave the old file as it was.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-    try:
-        try:
-            _keep_access(descriptor, path)
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with DurableFile(_beside(path), path, mode) as file:
+        _keep_access(file.descriptor, path)
+        file.write(data)
     sync_directory(path.parent)
+
+
+class DurableFile:
+    """A file that is written under a temporary name, synced, and then renamed to its own.
+
+    The block of a `with` writes to `descriptor` and keeps `size`, the octets written, up to date;
+    `write` does both. It may replace `sync` by a function that returns once the file is on disk.
+    If anything raises, the file is removed. `sync_directory` makes the rename durable.
+
+    The file is locked (flock(2)) while it is written. A process that cleans up after a crash takes
+    only files that it can lock. A temporary file that a crash left is replaced.
+
+    Raise OSError; FileExistsError if another process writes under the temporary name; and
+    MisdirectedError if something closed the descriptor, which is then left open because it belongs
+    to another file.
+    """
+
+    __slots__ = ("_path", "_temporary", "descriptor", "size", "status", "sync")
+
+    def __init__(self, temporary: Path | str, path: Path | str, mode: int = 0o600) -> None:
+        self._temporary = temporary
+        self._path = path
+        self.size = 0
+        self.sync: Callable[[], object] = lambda: os.fsync(self.descriptor)
+        self.descriptor, self.status = _create(temporary, mode)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Write all of `data`."""
+        self.size += len(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self.descriptor, rest) :]
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if error is None:
+                self.sync()
+                check_written(self.descriptor, self.status, self.size)
+                os.rename(self._temporary, self._path)  # noqa: PTH104 - plain strings are faster
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            if not isinstance(error, MisdirectedError):
+                os.close(self.descriptor)
+            if error is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary)  # noqa: PTH108 - the same
 
 
 def read_file(path: Path) -> bytes:
@@ -74,7 +116,7 @@ def kept_secret(path: Path) -> bytes:
         if len(found := path.read_bytes()) == _SECRET_LENGTH:
             return found
         path.unlink()  # nothing that we have written
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = _beside(path)
     atomic_write(temporary, secrets.token_bytes(_SECRET_LENGTH))
     try:
         with contextlib.suppress(FileExistsError):
@@ -241,7 +283,34 @@ def _keep_access(descriptor: int, path: Path) -> None:
     os.fchmod(descriptor, old.st_mode & 0o777)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+def _beside(path: Path) -> Path:
+    """Return a temporary name for a file, in the same directory."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def _create(path: Path | str, mode: int) -> tuple[int, os.stat_result]:
+    """Make a file and lock it. Return its descriptor and status."""
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    while True:
+        try:
+            descriptor = os.open(path, flags, mode)
+        except FileExistsError:
+            _remove_leftover(path)
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        status = os.fstat(descriptor)
+        if status.st_nlink:
+            return descriptor, status
+        os.close(descriptor)  # a process that cleans up locked it first, and removed it
+
+
+def _remove_leftover(path: Path | str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)  # noqa: PTH108 - plain strings are faster
+        except BlockingIOError:
+            raise FileExistsError(errno.EEXIST, "another process writes this file", path) from None
+        finally:
+            os.close(descriptor)

@@ -1,5 +1,6 @@
 """Writes that survive a crash, and values that follow the files they come from."""
 
+import fcntl
 import itertools
 import logging
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from minismtp.values.durable_files import (
+    DurableFile,
+    MisdirectedError,
     WatchedFiles,
     atomic_write,
     kept_secret,
@@ -54,6 +57,50 @@ def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "minismtp.values.durable_files.monotonic", itertools.count(10**9, 2).__next__
     )
+
+
+def test_temporary_file_that_a_crash_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "t").write_bytes(b"left by a crash")
+    with DurableFile(tmp_path / "t", tmp_path / "file") as file:
+        file.write(b"data")
+        assert not (tmp_path / "file").exists()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"data")]
+
+
+def test_temporary_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    """Otherwise the first writer would rename what the second has begun."""
+    with DurableFile(tmp_path / "t", tmp_path / "file") as file:
+        file.write(b"first")
+        with pytest.raises(FileExistsError):
+            DurableFile(tmp_path / "t", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+def test_file_that_is_not_whole_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(MisdirectedError), DurableFile(tmp_path / "t", tmp_path / "file") as file:
+        os.write(file.descriptor, b"by another thread")
+    assert list(tmp_path.iterdir()) == []
+    os.close(file.descriptor)
+    with pytest.raises(ZeroDivisionError), DurableFile(tmp_path / "t", tmp_path / "file") as file:
+        file.write(b"%d" % (1 / 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_was_removed_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, removed = fcntl.flock, list[bool]()
+
+    def flock(descriptor: int, operation: int) -> None:
+        if not removed:
+            (tmp_path / "t").unlink()
+            removed.append(True)
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with DurableFile(tmp_path / "t", tmp_path / "file") as file:
+        file.write(b"data")
+    assert (tmp_path / "file").read_bytes() == b"data"
 
 
 def test_atomic_write_makes_a_private_file(tmp_path: Path) -> None:
