@@ -167,12 +167,13 @@ class Client:
             self.socket, server_hostname="mx.example.org", suppress_ragged_eofs=ragged
         )
 
-    def rest(self) -> str:
-        """Return all that comes until the server closes the connection."""
-        while data := self.socket.recv(65536):
-            self.buffer += data
+    def rest(self, *, reset: bool = False) -> str:
+        """Return all that comes until the server closes the connection, or may `reset` it."""
+        with contextlib.suppress(ConnectionResetError) if reset else contextlib.nullcontext():
+            while data := self.socket.recv(65536):
+                self.buffer += data
         rest, self.buffer = self.buffer, b""
-        return rest.decode()
+        return rest.decode(errors="replace")
 
 
 class Running:
