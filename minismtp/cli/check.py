@@ -9,7 +9,6 @@ import os
 import sqlite3
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,8 +32,8 @@ from minismtp.server.privileges import acting_as_owner
 from minismtp.services import tls
 from minismtp.services.remote import RemoteError
 from minismtp.services.shared_state import FILE, State
-from minismtp.session.listener_context import make_service
-from minismtp.testing import Dialogue
+from minismtp.session.in_memory import Dialogue
+from minismtp.session.listener_context import ListenerContext
 from minismtp.values.address import Address
 from minismtp.values.durable_files import read_file
 from minismtp.values.reply import Verdict
@@ -246,17 +245,9 @@ def _relay(
 ) -> Iterator[Problem]:
     """Offer an outsider's mail for somebody else, as open-relay tests do."""
     key = f"listeners[{config.listeners.index(listener)}]"
-    service = make_service(
-        config,
-        listener,
-        plugins,
-        metrics,
-        log,
-        draining=threading.Event(),
-        starttls=listener.tls == "starttls",
-    )
+    context = ListenerContext.of(config, listener, plugins, metrics, log)
     for peer in _outsiders(plugins.hooks(listener.name)):
-        dialogue = Dialogue(service=service, peer=peer)
+        dialogue = Dialogue(service=context, peer=peer)
         reply = _refusal(dialogue)
         if reply.startswith("4"):
             # Put off, perhaps by a filter that gives way later (greylisting): the route counts.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -24,9 +23,9 @@ from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, Step, taken_up
-from minismtp.session.listener_context import ListenerContext, make_service
+from minismtp.session.in_memory import Dialogue
+from minismtp.session.listener_context import ListenerContext
 from minismtp.storage.spool import Spool
-from minismtp.testing import Dialogue
 from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
@@ -102,20 +101,16 @@ class DryRun:
     def _service(
         self, config: Config, listener: Listener, plugins: PluginSet, log: Log
     ) -> ListenerContext:
-        service = make_service(
-            config,
-            listener,
-            plugins,
-            self._metrics,
-            log,
-            draining=threading.Event(),
+        # The server's own rules for strangers are switched off, because plugins are what is tried.
+        return replace(
+            ListenerContext.of(config, listener, plugins, self._metrics, log),
             starttls=False,
             queue=_Nowhere(config.state_directory),
-            chronicle=self._kept,
-        )
-        # Our own rules for strangers are not what is rehearsed.
-        return replace(
-            service, greet_delay=0.0, match_sender=False, match_from=False, fix_newlines=True
+            decision_log=self._kept,
+            greet_delay=0.0,
+            match_sender=False,
+            match_from=False,
+            fix_newlines=True,
         )
 
     def run(self, client: ExampleClient, content: BinaryIO) -> Result:

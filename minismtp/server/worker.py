@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_network
 from math import inf
 from pathlib import Path
@@ -33,7 +33,7 @@ from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.listener import Server, Sessions
 from minismtp.services.tls import Certificates, first_end
-from minismtp.session.listener_context import make_service
+from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
@@ -219,26 +219,21 @@ class Worker:
     def _server(self, name: str) -> Server:
         config = self._config
         listener = next(item for item in config.listeners if item.name == name)
-        service = make_service(
-            config,
-            listener,
-            self._plugins,
-            self._metrics,
-            self._log,
+        context = replace(
+            ListenerContext.of(config, listener, self._plugins, self._metrics, self._log),
             draining=self._draining,
-            starttls=listener.tls == "starttls",
             backoff=self._context.backoff,
             queue=self._queue,
-            chronicle=self._chronicle,
-            refusals=self._refusals,
+            decision_log=self._chronicle,
+            refusal_log=self._refusals,
             tracing=self._tracing,
             made_up_keys=self._made_up_keys,
-            notes=self._notes,
+            suspects=self._notes,
         )
         return Server(
             listener,
             self._context.sockets[name],
-            service,
+            context,
             self._sessions,
             self._context.admission,
             slot=self._context.slot,

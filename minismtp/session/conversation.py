@@ -94,7 +94,7 @@ class Conversation:
         self._envelopes = 0
         self._empty_chunk = False
         self._errors = ErrorCount(
-            service.limits, service.errors, service.clock, trusted=service.lmtp
+            service.limits, service.peer_errors, service.clock, trusted=service.lmtp
         )
 
     def greet(self, *, early: bool) -> Decision:

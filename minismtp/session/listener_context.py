@@ -65,16 +65,50 @@ class ListenerContext:
     fix_newlines: bool = False
     spool: Path | None = None
     queue: Spool | None = None
-    chronicle: DecisionLog | None = None
+    decision_log: DecisionLog | None = None
     made_up_keys: MadeUpKeys = field(default_factory=MadeUpKeys)
-    notes: Notes | None = None
+    suspects: Notes | None = None
     quarantines: bool = False
     tracing: Tracing = field(default_factory=Tracing)
-    errors: PeerErrors = field(default_factory=PeerErrors)
-    refusals: RefusalLog = field(default_factory=lambda: RefusalLog(LogConfig().refusals))
+    peer_errors: PeerErrors = field(default_factory=PeerErrors)
+    refusal_log: RefusalLog = field(default_factory=lambda: RefusalLog(LogConfig().refusals))
     draining: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+
+    @classmethod
+    def of(
+        cls, config: Config, listener: Listener, plugins: PluginSet, metrics: Metrics, log: Log
+    ) -> ListenerContext:
+        """Return the context that the configuration describes, without what processes share."""
+        return cls(
+            listener=listener.name,
+            kind=listener.kind,
+            hostname=config.hostname,
+            limits=config.limits,
+            hooks=plugins.hooks(listener.name),
+            metrics=metrics.listener(listener.name),
+            log=log,
+            starttls=listener.tls == "starttls",
+            clear_auth=listener.tls == "none" and listener.address.is_local,
+            proxy_auth=listener.proxy_auth,
+            xclient=tuple(listener.xclient),
+            greet_delay=listener.greet_delay.total_seconds(),
+            strict_pipelining=listener.strict_pipelining,
+            match_sender=listener.match_sender,
+            match_from=listener.match_from,
+            dropped=RETURN_PATH.union(map(str.lower, listener.drop_headers)),
+            add_sender=listener.add_sender,
+            fix_newlines=config.bare_newline == "fix",
+            spool=config.state_directory / "spool",
+            refusal_log=RefusalLog(config.log.refusals),
+            quarantines=any(
+                each.use == "quarantine"
+                and each.mode == "enforce"
+                and (not each.listeners or listener.name in each.listeners)
+                for each in config.plugins
+            ),
+        )
 
     def silent(self) -> ListenerContext:
         """Return the same service for sessions that count for nothing."""
@@ -82,7 +116,7 @@ class ListenerContext:
 
     def admits_refusal(self, peer: str) -> bool:
         """Count what came to nothing, and return whether it is to be told by itself."""
-        return self.refusals.admits(self.log, peer, self.clock())
+        return self.refusal_log.admits(self.log, peer, self.clock())
 
     def tell_refusal(self, event: str, *, peer: str, **fields: str | int) -> None:
         """Log what came to nothing, unless the peer has had its share of lines."""
@@ -91,7 +125,7 @@ class ListenerContext:
 
     def settle_refusals(self) -> None:
         """Tell by one line for each peer how many more refusals there were in minutes past."""
-        self.refusals.settle(self.log, self.clock())
+        self.refusal_log.settle(self.log, self.clock())
 
     def trusts_xclient(self, peer: str) -> bool:
         """Whether this peer may say who it speaks for."""
@@ -104,61 +138,6 @@ class ListenerContext:
     def lmtp(self) -> bool:
         """Whether the listener speaks LMTP."""
         return self.kind == "lmtp"
-
-
-def make_service(
-    config: Config,
-    listener: Listener,
-    plugins: PluginSet,
-    metrics: Metrics,
-    log: Log,
-    *,
-    draining: threading.Event,
-    starttls: bool,
-    backoff: Backoff | None = None,
-    queue: Spool | None = None,
-    chronicle: DecisionLog | None = None,
-    refusals: RefusalLog | None = None,
-    tracing: Tracing | None = None,
-    made_up_keys: MadeUpKeys | None = None,
-    notes: Notes | None = None,
-) -> ListenerContext:
-    """Make the service of one listener from the configuration."""
-    return ListenerContext(
-        listener=listener.name,
-        kind=listener.kind,
-        hostname=config.hostname,
-        limits=config.limits,
-        hooks=plugins.hooks(listener.name),
-        metrics=metrics.listener(listener.name),
-        log=log,
-        starttls=starttls,
-        clear_auth=listener.tls == "none" and listener.address.is_local,
-        proxy_auth=listener.proxy_auth,
-        xclient=tuple(listener.xclient),
-        greet_delay=listener.greet_delay.total_seconds(),
-        strict_pipelining=listener.strict_pipelining,
-        match_sender=listener.match_sender,
-        match_from=listener.match_from,
-        dropped=RETURN_PATH.union(map(str.lower, listener.drop_headers)),
-        add_sender=listener.add_sender,
-        backoff=backoff,
-        fix_newlines=config.bare_newline == "fix",
-        spool=config.state_directory / "spool",
-        queue=queue,
-        chronicle=chronicle,
-        refusals=refusals or RefusalLog(config.log.refusals),
-        notes=notes,
-        quarantines=any(
-            each.use == "quarantine"
-            and each.mode == "enforce"
-            and (not each.listeners or listener.name in each.listeners)
-            for each in config.plugins
-        ),
-        tracing=tracing or Tracing(),
-        made_up_keys=made_up_keys or MadeUpKeys(),
-        draining=draining,
-    )
 
 
 def new_id() -> str:

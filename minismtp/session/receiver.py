@@ -223,10 +223,10 @@ class Receiver:
             service.log.debug("session closed", **fields)
         elif accepted or service.admits_refusal(session.peer):
             service.log.info("session closed", **fields)
-            if service.chronicle is not None:
+            if service.decision_log is not None:
                 now, steps = service.wall(), self._activity.steps
                 record = Record("session closed", session.id, now, self._begun, fields, steps)
-                service.chronicle.keep(record, accepted=accepted)
+                service.decision_log.keep(record, accepted=accepted)
         service.settle_refusals()
         if service.hooks.observed:
             service.hooks.observe(

@@ -74,10 +74,10 @@ class Refusals:
             service.log.debug(event, **facts)
             return
         service.log.info(event, **facts)
-        if service.chronicle is not None:
+        if service.decision_log is not None:
             about = str(bound().get("id", self._session.id))
             record = Record(event, about, service.wall(), service.clock(), facts, [])
-            service.chronicle.keep(record, accepted=False)
+            service.decision_log.keep(record, accepted=False)
 
 
 def outcome_of(reply: Reply) -> str:

@@ -248,7 +248,7 @@ class Transaction:
         if cleaned is None:
             return "rejected", [replies.LONG_HEADER]
         head, content = cleaned
-        notes = self._service.notes
+        notes = self._service.suspects
         if notes is None:
             return self._take(head, content)
         mark = fingerprint(self.envelope, content)

@@ -138,10 +138,10 @@ class TransactionLog:
 
     def _keep(self, event: str, facts: dict[str, str | int], *, accepted: bool) -> None:
         service = self._service
-        if service.chronicle is not None:
+        if service.decision_log is not None:
             steps, now = self._activity.steps, service.wall()
             record = Record(event, self._envelope.id, now, self._begun, facts, steps)
-            service.chronicle.keep(record, accepted=accepted)
+            service.decision_log.keep(record, accepted=accepted)
 
     def _end(self) -> None:
         """Give the thread's log lines and steps back to the session."""

@@ -536,7 +536,7 @@ def test_what_a_shadow_plugin_did_to_its_copies_is_noted(
 ) -> None:
     chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     begun = Dialogue(under(Wishing(wish=wish), mode="shadow"), Mailroom())
-    dialogue = Dialogue(service=replace(begun.service, chronicle=chronicle))
+    dialogue = Dialogue(service=replace(begun.service, decision_log=chronicle))
     dialogue.mail("Subject: x\n\ny\n")
     chronicle.flush()
     steps = [step for record in mentions(tmp_path, "shadow:") for step in record.steps]
@@ -546,7 +546,7 @@ def test_what_a_shadow_plugin_did_to_its_copies_is_noted(
 def test_what_a_plugin_did_for_real_is_no_wish(tmp_path: Path) -> None:
     chronicle = DecisionLog(tmp_path, 1_000_000, Log())
     begun = Dialogue(Wishing(wish="both"), under(Wishing(wish="nothing"), mode="shadow"))
-    dialogue = Dialogue(service=replace(begun.service, chronicle=chronicle))
+    dialogue = Dialogue(service=replace(begun.service, decision_log=chronicle))
     dialogue.mail("Subject: x\n\ny\n")
     chronicle.flush()
     steps = [step for record in mentions(tmp_path, "on_message") for step in record.steps]

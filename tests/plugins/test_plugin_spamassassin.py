@@ -47,7 +47,7 @@ DEFERRED: Final = "451 4.3.0 temporary failure, try again later"
 @pytest.fixture(autouse=True)
 def no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no dialogue ask the DNS of this machine."""
-    monkeypatch.setattr("minismtp.testing.Resolver", Names)
+    monkeypatch.setattr("minismtp.session.in_memory.Resolver", Names)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def guessing(chronicle: DecisionLog | None = None) -> Dialogue:
     plugins = (Mailboxes(domains=["example.org"], users=["user"]), Mailroom())
     limits = Limits(errors=1_000_000, error_delay=timedelta(0))
     service = Dialogue(*plugins, limits=limits, log=Log()).service
-    service = replace(service, chronicle=chronicle, refusals=RefusalLog(50), clock=Clock())
+    service = replace(service, decision_log=chronicle, refusal_log=RefusalLog(50), clock=Clock())
     return Dialogue(service=service)
 
 
@@ -148,7 +148,7 @@ def test_refused_messages_have_their_share_too(capfd: Capture) -> None:
 
     limits = Limits(errors=1_000_000, junk_commands=1_000_000)
     service = Dialogue(Refusing(), Mailroom(), limits=limits, log=Log()).service
-    dialogue = Dialogue(service=replace(service, refusals=RefusalLog(50), clock=Clock()))
+    dialogue = Dialogue(service=replace(service, refusal_log=RefusalLog(50), clock=Clock()))
     for _ in range(200):
         assert dialogue.mail("x").startswith("550 5.7.1 spam")
     assert len(capfd.readouterr().err.splitlines()) == 50

@@ -620,13 +620,13 @@ OTHERS: Final = (
         "fatal",
         ("DATA", CONTENT),
         "451 4.3.0 this message cannot",
-        rules=lambda service: replace(service, notes=Fatal()),
+        rules=lambda service: replace(service, suspects=Fatal()),
     ),
     content(
         "fault",
         ("DATA", CONTENT),
         "451 4.3.0 local error",
-        rules=lambda service: replace(service, notes=Faulty()),
+        rules=lambda service: replace(service, suspects=Faulty()),
     ),
 )
 
@@ -839,7 +839,7 @@ def test_message_that_no_recipient_of_lmtp_gets_has_one_line(capfd: Capture) -> 
 
 def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
     made = Dialogue(Mailroom(), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log())
-    service = replace(made.service, refusals=RefusalLog(30), clock=Clock())
+    service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock())
     dialogue = Dialogue(service=service)
     dialogue.send(EHLO)
     for number in range(1000):
@@ -847,7 +847,7 @@ def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
         assert dialogue.send(f"RCPT TO:<{number}@b,c>").startswith("501")
         assert dialogue.send("XYZZY").startswith("500")
     assert len(capfd.readouterr().err.splitlines()) == 30
-    service.refusals.settle(service.log, 61.0)
+    service.refusal_log.settle(service.log, 61.0)
     [line] = capfd.readouterr().err.splitlines()
     assert line.endswith(f"more refusals peer={PEER} count={2020 - 30}")
     dialogue.close()
@@ -858,7 +858,7 @@ def test_cancelled_logins_have_their_share_of_lines_and_failed_ones_all(capfd: C
     made = Dialogue(
         *judged("", None), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log()
     )
-    service = replace(made.service, refusals=RefusalLog(30), clock=Clock())
+    service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock())
     for _ in range(100):
         dialogue = Dialogue(service=service)
         for line in (EHLO, "AUTH PLAIN", "*", "AUTH PLAIN", "!", plain("wrong"), "AUTH PLAIN"):
@@ -867,13 +867,13 @@ def test_cancelled_logins_have_their_share_of_lines_and_failed_ones_all(capfd: C
     lines = capfd.readouterr().err.splitlines()
     assert sum(" auth failure " in line for line in lines) == 100
     assert len(lines) == 130
-    service.refusals.settle(service.log, 61.0)
+    service.refusal_log.settle(service.log, 61.0)
     assert capfd.readouterr().err.endswith(f" more refusals peer={PEER} count={400 - 30}\n")
 
 
 def test_malformed_recipients_of_a_message_share_its_lines(capfd: Capture) -> None:
     made = Dialogue(Mailroom(), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log())
-    dialogue = Dialogue(service=replace(made.service, refusals=RefusalLog(1000)))
+    dialogue = Dialogue(service=replace(made.service, refusal_log=RefusalLog(1000)))
     dialogue.send(EHLO)
     dialogue.send(MAIL)
     for number in range(500):
@@ -926,7 +926,7 @@ def test_line_that_cannot_be_written_changes_no_reply(capfd: Capture) -> None:
             raise MemoryError(log, peer, now)
 
     made = Dialogue(Mailroom(), log=Log())
-    dialogue = Dialogue(service=replace(made.service, refusals=Broken(1)))
+    dialogue = Dialogue(service=replace(made.service, refusal_log=Broken(1)))
     assert dialogue.send(EHLO).startswith("250")
     assert dialogue.send("MAIL FROM:<a@b,c>").startswith("501 5.1.7")
     assert dialogue.send("XYZZY").startswith("500 5.5.2")

@@ -1058,7 +1058,7 @@ class BrokenAfterwards:
         return getattr(self._real, name)
 
 
-@pytest.mark.parametrize("part", ["log", "metrics", "chronicle", "queue", "hooks", "tracing"])
+@pytest.mark.parametrize("part", ["log", "metrics", "decision_log", "queue", "hooks", "tracing"])
 @pytest.mark.parametrize("how", ["DATA", "BDAT"])
 def test_what_is_stored_is_acknowledged_whatever_fails_then(
     part: str, how: str, mailroom: Mailroom, tmp_path: Path
@@ -1069,7 +1069,7 @@ def test_what_is_stored_is_acknowledged_whatever_fails_then(
         log = Log(descriptor=file.fileno())
         chronicle = DecisionLog(tmp_path, 1_000_000, log)
         service = Dialogue(mailroom, Observer(), log=log).service
-        service = replace(service, queue=queue, chronicle=chronicle)
+        service = replace(service, queue=queue, decision_log=chronicle)
         broken: Any = BrokenAfterwards(getattr(service, part), mailroom)
         dialogue = Dialogue(service=replace(service, **{part: broken}))
         dialogue.session.login = "a"
