@@ -23,6 +23,8 @@ from minismtp.services.http_client import Answer, WebService
 from minismtp.services.remote import Breaker, Line, Remote, RemoteError
 from minismtp.services.resolver import Found, Resolver, UnansweredError
 from minismtp.services.shared_state import Claim, State
+from minismtp.services.smtp_client import SmtpClient
+from minismtp.smtp.client_reply import HostReply
 from minismtp.smtp.dot_stuffing import dotted
 from minismtp.smtp.sasl import StoredKey
 from minismtp.storage.quarantine import QuarantineStore
@@ -72,6 +74,7 @@ __all__ = [
     "Found",
     "GroupSync",
     "Headers",
+    "HostReply",
     "Line",
     "Local",
     "Message",
@@ -88,6 +91,7 @@ __all__ = [
     "ServerInfo",
     "Session",
     "Several",
+    "SmtpClient",
     "SocketAddress",
     "Stash",
     "StashKey",

@@ -8,9 +8,11 @@ from typing import Literal
 from minismtp import (
     Address,
     Envelope,
+    HostReply,
     Message,
     Remote,
     ServerInfo,
+    SmtpClient,
     SocketAddress,
     StashKey,
     hookimpl,
@@ -19,9 +21,7 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._client import Client
 from ._login import authorities
-from ._said import Said
 
 _MOST = 100  # recipients that every server takes (RFC 5321 section 4.5.3.1.8)
 
@@ -61,7 +61,7 @@ class Forward:
         implicit = self._context if self.tls == "implicit" else None
         self._server = Remote(self.address, timeout=self.patience, tls=implicit)
         self._hostname = "localhost"
-        self._said: StashKey[dict[Address, Said]] = StashKey()
+        self._replies: StashKey[dict[Address, HostReply]] = StashKey()
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
@@ -78,27 +78,27 @@ class Forward:
         else from the message. What was said of the others is remembered. A copy from the queue
         goes by itself: its others may have theirs.
         """
-        said = envelope.stash.setdefault(self._said, {})
-        if mailbox not in said:
+        replies = envelope.stash.setdefault(self._replies, {})
+        if mailbox not in replies:
             boxes = [mailbox] if envelope.queued else _from(envelope, mailbox)
-            said |= self._send(envelope, message, boxes)
-        said[mailbox].check()
+            replies |= self._send(envelope, message, boxes)
+        replies[mailbox].check()
         return True
 
     def _send(
         self, envelope: Envelope, message: Message, boxes: list[Address]
-    ) -> dict[Address, Said]:
+    ) -> dict[Address, HostReply]:
         with self._server.connect() as line:
-            client = Client(line, str(self.address), secured=self.tls == "implicit")
-            client.greet(self._hostname)
+            client = SmtpClient(line, self._hostname)
+            client.greet()
             if self._context is not None and self.tls == "starttls":
-                client.start_tls(self._context, self.address.host, self._hostname)
+                client.start_tls(self._context, self.address.host)
             if self.password_file is not None:
-                password = (
-                    read_file(self.password_file).decode().partition("\n")[0].removesuffix("\r")
-                )
-                client.log_in(self.username, password)
-            return client.send(envelope, message, boxes)
+                text = read_file(self.password_file).decode()
+                client.log_in(self.username, text.partition("\n")[0].removesuffix("\r"))
+            replies = client.send(envelope, message, boxes)
+            client.quit(wait=False)
+            return replies
 
 
 def _from(envelope: Envelope, mailbox: Address) -> list[Address]:

@@ -8,12 +8,11 @@ from minismtp import (
     Message,
     Remote,
     ServerInfo,
+    SmtpClient,
     SocketAddress,
     hookimpl,
     plugin,
 )
-
-from ._client import Client
 
 
 @plugin
@@ -45,7 +44,9 @@ class Lmtp:
         Each copy is a transaction of its own: what is known of one is not lost when the next fails.
         """
         with self._server.connect() as line:
-            client = Client(line, str(self.address), lmtp=True)
-            client.greet(self._hostname)
-            client.send(envelope, message, [mailbox])[mailbox].check()
+            client = SmtpClient(line, self._hostname, lmtp=True)
+            client.greet()
+            reply = client.send(envelope, message, [mailbox])[mailbox]
+            client.quit(wait=False)
+        reply.check()
         return True

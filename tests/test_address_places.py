@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from fakes import Names
-from minismtp_plugins import _client, _milter
+from fakes import Names, serving
+from minismtp_plugins import _milter
 from minismtp_plugins._directory import read_aliases
 from minismtp_plugins._dns_list import DnsList
 from minismtp_plugins._paths import Template
@@ -20,10 +20,12 @@ from minismtp_plugins._srs import Srs
 from minismtp_plugins.authentication_results import AuthenticationResults
 from minismtp_plugins.dnsbl import Dnsbl
 from minismtp_plugins.helo import HeloChecks
+from minismtp_plugins.lmtp import Lmtp
 from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.maildir import Maildir
 from minismtp_plugins.relay import Relaying
 from minismtp_plugins.spf import Spf
+from scripted import Script
 
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
 from minismtp.cli.dry_run import DryRun, ExampleClient
@@ -31,7 +33,6 @@ from minismtp.cli.quarantine import _comparable
 from minismtp.cli.stored_mail import envelope_of
 from minismtp.config import Config
 from minismtp.config.toml_values import build
-from minismtp.delivery.extensions import Extensions
 from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Report, notification
@@ -39,6 +40,7 @@ from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
 from minismtp.mailqueue.queries import Filter
 from minismtp.runtime.log import Log
+from minismtp.services.smtp_extensions import Extensions
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
 from minismtp.storage.spool import Spool
@@ -175,7 +177,7 @@ def of_queue_command(address: str, directory: Path) -> str:
         return address if row.message == "m1" else ""
 
 
-_HOST: Final = Extensions("mx", {"smtputf8": "", "8bitmime": ""})
+_HOST: Final = Extensions("mx", {"SMTPUTF8": "", "8BITMIME": ""})
 
 
 def of_next_host_as_sender(address: str, _: Path) -> str:
@@ -183,11 +185,17 @@ def of_next_host_as_sender(address: str, _: Path) -> str:
 
 
 def of_next_host(address: str, _: Path) -> str:
-    return in_rcpt(_HOST.rcpt(entry("", address).targets[0]))
+    return in_rcpt(_HOST.rcpt(entry("", address).targets[0].address))
 
 
 def of_lmtp_and_forward(address: str, _: Path) -> str:
-    return in_rcpt(f"RCPT TO:<{_client._written(Address.parse(address))}>")  # noqa: SLF001
+    script, mailbox = Script(keywords="8BITMIME,SMTPUTF8"), Address.parse(address)
+    with serving(script) as server:
+        assert Lmtp(address=server).deliver(
+            entry("", "u@example.org").envelope(), message(), mailbox
+        )
+    [command] = [line for line in script.heard if line.startswith("RCPT")]
+    return in_rcpt(command)
 
 
 def of_milter(address: str, _: Path) -> str:

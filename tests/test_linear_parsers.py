@@ -44,7 +44,6 @@ from minismtp import (
     quoted,
 )
 from minismtp.delivery.mta_sts import StsPolicy
-from minismtp.delivery.result import HostReply
 from minismtp.mail.address_list import completed, mailboxes_of
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.headers import format_field
@@ -52,6 +51,7 @@ from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Found
 from minismtp.smtp import commands, grammar, sasl
+from minismtp.smtp.client_reply import HostReply
 from minismtp.values.address import Address, to_ascii, to_unicode
 
 Parser = Callable[[str], object]

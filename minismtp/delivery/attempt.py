@@ -14,7 +14,6 @@ from minismtp.config import Config
 from minismtp.delivery.client import HostConnection, Setting
 from minismtp.delivery.content import Original
 from minismtp.delivery.course import Course, Done, Outgoing, Passed, answer_of
-from minismtp.delivery.deadlines import Deadlines, Timeouts
 from minismtp.delivery.mta_sts import Policies, StsPolicy
 from minismtp.delivery.mx import Host, HostFinder, UnreachableError
 from minismtp.delivery.policy_fetch import PolicyFetcher
@@ -27,6 +26,7 @@ from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
+from minismtp.services.smtp_client import Timeouts
 from minismtp.session import replies
 from minismtp.session.success_notices import route_notice
 from minismtp.values.address import Address, to_ascii
@@ -66,7 +66,7 @@ class DeliveryContext:
     def of(cls, config: Config, plugins: PluginSet, log: Log) -> Self:
         """Build the parts. Raise ConfigError and OSError."""
         outbound = config.outbound
-        resolver, deadlines = Resolver(config.dns.nameservers), Deadlines()
+        resolver = Resolver(config.dns.nameservers)
         contexts = Contexts(outbound.server_ca, outbound.ciphers)
         directory = HostFinder(
             resolver,
@@ -76,16 +76,11 @@ class DeliveryContext:
         )
         policies = None
         if outbound.mta_sts:
-            web = PolicyFetcher(directory, deadlines, contexts.verified, outbound.mta_sts_port)
+            web = PolicyFetcher(directory, contexts.verified, outbound.mta_sts_port)
             policies = Policies(resolver, web, config.state_directory / "mta-sts", log)
         judge = TlsPolicies(resolver, policies, log, dane=outbound.dane)
-        timeouts = Timeouts.of(outbound)
-        setting = Setting(config.hostname, deadlines, timeouts, contexts)
+        setting = Setting(config.hostname, Timeouts.of(outbound), contexts)
         return cls(config, plugins, directory, judge, setting)
-
-    def start(self) -> None:
-        """Start to watch the deadlines."""
-        self.setting.deadlines.start()
 
     def key(self, domain: str) -> str:
         """Return the name by which addresses share an attempt: their domain, or their route."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import re
-from collections.abc import Sequence
+import socket
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from minismtp.delivery.channel import Channel
 from minismtp.delivery.content import Original
-from minismtp.delivery.deadlines import Deadlines, Timeouts
-from minismtp.delivery.extensions import Extensions
 from minismtp.delivery.mx import Host
-from minismtp.delivery.result import HostError, HostReply, LoopError, RecipientResult, TlsError
+from minismtp.delivery.result import HostError, LoopError, RecipientResult, TlsError, results_of
 from minismtp.delivery.tls_security import (
     AUTHENTICATED,
     AnchorsError,
@@ -22,15 +19,16 @@ from minismtp.delivery.tls_security import (
     MismatchError,
     Security,
 )
-from minismtp.delivery.transfer import transact
 from minismtp.mail.delivery import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, is_clean
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+from minismtp.services.remote import Line, reason
+from minismtp.services.smtp_client import SmtpClient, SmtpError, Timeouts
+from minismtp.services.smtp_extensions import Extensions
+from minismtp.smtp.client_reply import HostReply
 from minismtp.values.address import to_ascii
 from minismtp.values.cache import BoundedCache
-
-_PARTING: Final = 10.0
 
 _SMTP: Final = 25  # where a router would lead strangers to us
 #: Of one transaction: every host takes so many (RFC 5321 section 4.5.3.1.8).
@@ -38,8 +36,7 @@ _RECIPIENTS: Final = 100
 _REMEMBERED: Final = 86400.0  # seconds for which a host is known to refuse long lines
 # Replies about the recipient, the size, or what we want: other lines would not help.
 _OTHER_REASONS: Final = re.compile(r"5[0-9][0-9] 5\.[12347]\.")
-_CONTINUE: Final = 334
-_AUTHENTICATED: Final = 235
+_UNSENT: Final = 131072  # octets that may wait to be sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +44,11 @@ class Setting:
     """What all connections have in common."""
 
     hostname: str
-    deadlines: Deadlines
     timeouts: Timeouts
     contexts: Contexts
     #: Addresses of hosts that have refused long lines.
     short_lines: BoundedCache[str, bool] = field(default_factory=lambda: BoundedCache(1 << 20))
+    clock: Callable[[], float] = time.monotonic
 
 
 class HostConnection:
@@ -67,30 +64,41 @@ class HostConnection:
         self._destination = destination
         self._security = security
         self._setting = setting
-        self._channel = Channel(host, setting.hostname, setting.deadlines, setting.timeouts)
+        self._client = SmtpClient(self._connect(), setting.hostname, timeouts=setting.timeouts)
         try:
             self._open()
+        except SmtpError as error:
+            self.close()
+            raise HostError(str(error.reply), final=error.reply.is_final) from None
         except BaseException:
             self.close()
             raise
 
+    def _connect(self) -> Line:
+        setting, address = self._setting, (self.host.address, self.host.port)
+        try:
+            sock = socket.create_connection(address, setting.timeouts.connect)
+        except OSError as error:
+            raise HostError(f"451 4.4.1 cannot connect to {self.host}: {reason(error)}") from None
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # The kernel would take megabytes in advance, which a slow line needs minutes for: of those
+        # it must not take credit now, and the wait for the reply must not begin before they left.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+        return Line(sock, setting.clock(), str(self.host), setting.clock)
+
     def _open(self) -> None:
-        destination, channel = self._destination, self._channel
-        channel.open()
+        destination, client = self._destination, self._client
         if destination.implicit:
             self._secure()
-        with channel.phase(channel.timeouts.command, "the greeting"):
-            self._demand(channel.reply(), 220)
-            hello = channel.hello()
-            self._demand(hello, 250)
+        hello = client.greet()
         if not destination.host and self.host.port == _SMTP:
             self._check_name(hello)
         if not destination.implicit and self._security.level != "none":
             self._start_tls()
         if destination.username:
-            self._log_in()
-        keywords = dict(channel.esmtp_features)
-        self._extensions = Extensions(str(self.host), keywords)
+            if self.tls == "none":
+                raise HostError(f"451 4.7.8 a password for {self.host} must not travel in clear")
+            client.log_in(destination.username, destination.password)
 
     def _check_name(self, hello: HostReply) -> None:
         """Raise LoopError for a host that has our name: a router has led us back to ourselves.
@@ -100,65 +108,31 @@ class HostConnection:
         """
         name = to_ascii(hello.text.partition(" ")[0])
         is_named = "." in name and not name.startswith("localhost.")
-        if is_named and name == to_ascii(self._channel.local_hostname):
+        if is_named and name == to_ascii(self._setting.hostname):
             raise LoopError(
                 f"550 5.4.6 {self.host} is {name}: mail loops back to this host", final=True
             )
 
     def _start_tls(self) -> None:
-        channel, security = self._channel, self._security
-        problem = f"451 4.7.4 {self.host} does not offer STARTTLS"
-        if channel.has_extn("starttls"):
-            with channel.phase(channel.timeouts.command, "STARTTLS"):
-                [reply] = channel.ask("STARTTLS")
-            if reply.accepts:
-                self._secure()
-                with channel.phase(channel.timeouts.command, "EHLO"):
-                    self._demand(channel.hello(), 250)
-                return
-            problem = f"451 4.7.4 {self.host} refuses STARTTLS: {reply}"
-        if security.level != "opportunistic":
-            raise TlsError(problem, security.otherwise)
+        refusal = self._client.ask_for_tls()
+        if not refusal:
+            self._secure()
+            self._client.hello()
+        elif self._security.level != "opportunistic":
+            raise TlsError(f"451 4.7.4 {refusal}", self._security.otherwise)
 
     def _secure(self) -> None:
-        channel, security = self._channel, self._security
+        security = self._security
         name = security.dane.base if security.dane else self.host.name
         try:
-            with channel.phase(channel.timeouts.command, "the TLS handshake", status="4.7.5"):
-                secured = channel.secure(security.context(self._setting.contexts), name)
-                self.tls = security.confirm(secured)
-        except HostError as error:
-            raise TlsError(error.reply, security.otherwise) from None
+            secured = self._client.secure(security.context(self._setting.contexts), name)
+            self.tls = security.confirm(secured)
+        except SmtpError as error:
+            raise TlsError(str(error.reply), security.otherwise) from None
         except MismatchError as error:
             raise TlsError(f"451 4.7.5 {self.host}: {error}", security.otherwise) from None
         except AnchorsError as found:
             raise TlsError(f"451 4.7.5 {self.host}: {found}", found.security) from None
-
-    def _log_in(self) -> None:
-        """Log in by PLAIN or LOGIN, inside TLS only (RFC 4954, RFC 4616)."""
-        channel, destination = self._channel, self._destination
-        if self.tls == "none":
-            raise HostError(f"451 4.7.8 a password for {self.host} must not travel in clear")
-        mechanisms = channel.esmtp_features.get("auth", "").upper().split()
-        username, password = destination.username, destination.password
-        if "PLAIN" in mechanisms:
-            secret = _base64(f"\0{username}\0{password}")
-            first, more = f"AUTH PLAIN {secret}", []
-        elif "LOGIN" in mechanisms:
-            secret = _base64(password)
-            first, more = "AUTH LOGIN", [_base64(username), secret]
-        else:
-            raise HostError(f"451 4.7.8 {self.host} offers no AUTH PLAIN or LOGIN")
-        with channel.phase(channel.timeouts.command, "AUTH"):
-            [reply] = channel.ask(first)
-            for step in more:
-                if reply.code == _CONTINUE:
-                    [reply] = channel.ask(step)
-        if reply.code != _AUTHENTICATED:
-            # Wrong today, right tomorrow: it is our operator who can mend it. Some hosts repeat
-            # what they did not understand.
-            said = str(reply).replace(secret, "...")
-            raise HostError(f"451 4.7.8 login refused by {self.host}: {said}")
 
     def send(
         self,
@@ -174,7 +148,7 @@ class HostConnection:
         a lost connection is an answer: nobody knows whether it was taken.
         """
         if entry.require_tls and (
-            self.tls not in AUTHENTICATED or "requiretls" not in self._extensions
+            self.tls not in AUTHENTICATED or "REQUIRETLS" not in self._extensions
         ):  # RFC 8689 section 4.2.1: another host may do
             raise HostError(f"550 5.7.30 {self.host} does not support REQUIRETLS", final=True)
         form, original = Form.of(message), original or Original(message)
@@ -219,7 +193,7 @@ class HostConnection:
     def _convert(
         self, entry: QueueEntry, targets: Sequence[QueuedRecipient], original: Original
     ) -> list[RecipientResult]:
-        eight_bit = "8bitmime" in self._extensions
+        eight_bit = "8BITMIME" in self._extensions
         entry, message, form = original.converted(entry, eight_bit=eight_bit)
         return self._transact(entry, targets, message, form)
 
@@ -232,31 +206,33 @@ class HostConnection:
         *,
         chunked: bool = False,
     ) -> list[RecipientResult]:
-        problem = self._extensions.obstacle(entry, message)
-        problems = [problem or self._extensions.obstacle_to(target) for target in targets]
-        failed = {n: RecipientResult("failed", each) for n, each in enumerate(problems) if each}
+        chunked = chunked or entry.body == "BINARYMIME"
+        extensions = self._extensions
+        obstacle = extensions.obstacle(entry, message)
+        obstacles = [obstacle or extensions.obstacle_to(target.address) for target in targets]
+        failed = {
+            n: RecipientResult("failed", str(each)) for n, each in enumerate(obstacles) if each
+        }
         answers: dict[int, RecipientResult] = {}
         left = [number for number in range(len(targets)) if number not in failed]
-        most = min(self._extensions.recipients or _RECIPIENTS, _RECIPIENTS)
+        most = min(extensions.recipients or _RECIPIENTS, _RECIPIENTS)
+        mail = extensions.mail(entry, message, wide=form.wide)
         while left:
             part, rest = left[:most], left[most:]
             named = [targets[number] for number in part]
+            commands = [extensions.rcpt(each.address, each.notify, each.original) for each in named]
             self.messages += 1
             try:
-                said = transact(
-                    self._channel,
-                    self._extensions,
-                    entry,
-                    named,
-                    message,
-                    form=form,
-                    chunked=chunked,
+                said = results_of(
+                    self._client.transact(mail, commands, message, chunked=chunked),
+                    reports="DSN" in extensions,
                 )
-            except HostError as error:
+            except SmtpError as error:
                 self.close()
+                reply = str(error.reply)
                 if not answers:
-                    raise
-                lost = RecipientResult("queued", error.reply, elsewhere=True)
+                    raise HostError(reply, final=error.reply.is_final) from None
+                lost = RecipientResult("queued", reply, elsewhere=True)
                 answers = dict.fromkeys(left, lost) | answers
                 break
             answers |= dict(zip(part, said, strict=True))
@@ -267,31 +243,24 @@ class HostConnection:
         answers |= failed
         return [answers[number] for number in range(len(targets))]
 
+    @property
+    def _extensions(self) -> Extensions:
+        return self._client.extensions
+
     def quit(self) -> None:
-        """End the session as good manners want it."""
-        with contextlib.suppress(HostError), self._channel.phase(_PARTING, "QUIT"):
-            self._channel.ask("QUIT")
-        self.close()
+        """Say QUIT, and close the connection."""
+        self._client.quit()
 
     def close(self) -> None:
-        """Close the socket."""
-        self._channel.close()
+        """Close the connection."""
+        self._client.close()
 
     @property
     def closed(self) -> bool:
         """Whether nothing more can be sent."""
-        return self._channel.sock is None
-
-    @staticmethod
-    def _demand(reply: HostReply, wanted: int) -> None:
-        if reply.code != wanted:
-            raise HostError(str(reply), final=reply.is_final)
+        return self._client.closed
 
 
 def _minds_lines(answer: RecipientResult) -> bool:
     """Return whether a host may have refused content for its long lines."""
     return answer.content_refused and not _OTHER_REASONS.match(answer.reply)
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Final
 
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted, is_sealed
 from minismtp.mail.queue_entry import QueueEntry
 
-_PIECE: Final = 65536
-
 Edit = Callable[[QueueEntry, Message], object]
-
-
-def pieces(reader: BinaryIO) -> Iterator[bytes]:
-    """Yield content as it is."""
-    return iter(lambda: reader.read(_PIECE), b"")
 
 
 class Original:

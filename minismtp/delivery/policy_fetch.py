@@ -5,14 +5,16 @@ Over HTTPS with a valid certificate, without redirections or proxies, of bounded
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
 import time
 from typing import Final
 
-from minismtp.delivery.deadlines import Deadlines
 from minismtp.delivery.mx import HostFinder, UnreachableError
+from minismtp.services.http_client import LineSocket
+from minismtp.services.remote import Line
 
 _SECONDS: Final = 10.0  # for all, from the first address to the end of the body
 _CONNECT: Final = 4.0
@@ -23,24 +25,11 @@ class FetchError(Exception):
     """The text could not be had; says why."""
 
 
-class _Line:
-    """A socket as `Deadlines` wants it."""
-
-    def __init__(self, sock: ssl.SSLSocket) -> None:
-        self._socket = sock
-
-    def hang_up(self) -> None:
-        socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # of SSLSocket, it forgets TLS
-
-
 class PolicyFetcher:
     """Fetches texts; `context` verifies the servers' certificates."""
 
-    def __init__(
-        self, directory: HostFinder, deadlines: Deadlines, context: ssl.SSLContext, port: int
-    ) -> None:
+    def __init__(self, directory: HostFinder, context: ssl.SSLContext, port: int) -> None:
         self._directory = directory
-        self._deadlines = deadlines
         self._context = context
         self._port = port
 
@@ -53,27 +42,22 @@ class PolicyFetcher:
             raise FetchError(str(error)) from None
         failure = ""
         for host in hosts:
-            left = end - time.monotonic()
-            if left <= 0:
+            if time.monotonic() >= end:
                 break
             try:
-                return self._get(name, host.address, path, left)
+                return self._get(name, host.address, path, end)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 failure = f"{host}: {str(error) or type(error).__name__}"
         raise FetchError(failure or f"{name} was not found in time")
 
-    def _get(self, name: str, address: str, path: str, seconds: float) -> str:
-        plain = socket.create_connection((address, self._port), min(seconds, _CONNECT))
-        plain.settimeout(seconds)
-        with (
-            self._context.wrap_socket(
-                plain, server_hostname=name, do_handshake_on_connect=False
-            ) as sock,
-            self._deadlines.within(_Line(sock), seconds),
-        ):
-            sock.do_handshake()
+    def _get(self, name: str, address: str, path: str, end: float) -> str:
+        left = end - time.monotonic()
+        sock = socket.create_connection((address, self._port), min(left, _CONNECT))
+        line = Line(sock, end, "the web server")
+        with contextlib.closing(line):
+            line.secure(self._context, name)
             connection = http.client.HTTPConnection(name)
-            connection.sock = sock
+            connection.sock = LineSocket(line)
             connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:

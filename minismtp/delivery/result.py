@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from minismtp.delivery.mx import UnreachableError
 from minismtp.delivery.tls_security import Security
+from minismtp.services.smtp_client import RecipientReply
+from minismtp.smtp.client_reply import SERVICE_ENDS, HostReply
 
-_ENHANCED: Final = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
 #: How hosts say that the rest of the recipients belongs into another transaction.
 _TOO_MANY: Final = re.compile(
     r"too many|separate (?:transaction|message)|multiple (?:destination )?domains"
@@ -17,10 +19,8 @@ _TOO_MANY: Final = re.compile(
     re.IGNORECASE,
 )
 _MAILBOX: Final = ("1", "2")  # subjects of enhanced codes: the address, the mailbox
-_UNPRINTABLE: Final = re.compile(r"[^ -~]+")
 _SPACE: Final = 452
 _STORAGE: Final = 552
-_TEXT_LIMIT: Final = 500  # characters of a reply that are kept
 
 State: TypeAlias = Literal["delivered", "queued", "failed"]
 
@@ -42,72 +42,6 @@ class TlsError(HostError):
 
 
 @dataclass(frozen=True, slots=True)
-class HostReply:
-    """A reply of a host; `str` gives it as one line that is safe in logs and notifications."""
-
-    code: int
-    text: str
-
-    @classmethod
-    def of(cls, code: int, lines: list[bytes]) -> HostReply:
-        """Join the texts of a reply's lines, each without its code."""
-        texts = [
-            # It comes from a stranger: no controls, and no UTF-8 where ASCII is expected.
-            _UNPRINTABLE.sub(
-                " ", line.decode("utf-8", "replace").encode("ascii", "backslashreplace").decode()
-            ).strip()
-            for line in lines
-        ]
-        first = _ENHANCED.match(texts[0])
-        if first:  # stands in each line (RFC 2034 section 4)
-            texts[1:] = [text.removeprefix(first[1]).strip() for text in texts[1:]]
-        return cls(code, " ".join(texts)[:_TEXT_LIMIT].strip())
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}".rstrip()
-
-    @property
-    def accepts(self) -> bool:
-        """Whether the host has done what it was asked for."""
-        return self.code // 100 == 2  # noqa: PLR2004 - 2yz, RFC 5321 section 4.2.1
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the same request will never be accepted."""
-        return self.code // 100 == 5  # noqa: PLR2004 - 5yz
-
-    @property
-    def answer(self) -> RecipientResult:
-        """What it means for a recipient that was not accepted before."""
-        if self.accepts:
-            return RecipientResult("delivered", str(self))
-        if self.is_final and not (self.code == _STORAGE and self._names_too_many):
-            return RecipientResult("failed", str(self))
-        refuses = self.code // 100 in (4, 5)
-        return RecipientResult("queued", str(self), elsewhere=refuses)
-
-    @property
-    def is_too_many(self) -> bool:
-        """Whether it may mean, at RCPT, that another transaction has to take the recipient.
-
-        RFC 5321 section 4.5.3.1.10: 452, or 552 from older hosts. Both stand for a mailbox that is
-        full as well; without an enhanced code only the other transaction tells.
-        """
-        found = _ENHANCED.match(self.text)
-        subject = found[1][2] if found else ""
-        if self._names_too_many:
-            return subject not in _MAILBOX
-        return (self.code == _SPACE and subject not in _MAILBOX) or (
-            self.code == _STORAGE and subject in ("", "0")
-        )
-
-    @property
-    def _names_too_many(self) -> bool:
-        found = _ENHANCED.match(self.text)
-        return (found is not None and found[1][2:] == "5.3") or bool(_TOO_MANY.search(self.text))
-
-
-@dataclass(frozen=True, slots=True)
 class RecipientResult:
     """What became of one recipient, and the reply that says so.
 
@@ -126,3 +60,56 @@ class RecipientResult:
     crowded: bool = False
     host: str = ""
     tls: str = ""
+
+
+def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[RecipientResult]:
+    """Return what the replies of a transaction mean for its recipients.
+
+    A reply of "too many" counts as such only behind a recipient who was accepted.
+    """
+    results: list[RecipientResult] = []
+    some = False
+    for each in replies:
+        reply = each.reply
+        if each.step == "lost":
+            # Unless it is a refusal (421), the host may have the message: another one would
+            # deliver it twice.
+            elsewhere = reply.code == SERVICE_ENDS
+            result = RecipientResult("queued", str(reply), elsewhere=elsewhere)
+        elif each.step == "RCPT" and some and is_too_many(reply):
+            result = RecipientResult("queued", str(reply), elsewhere=True, crowded=True)
+        else:
+            result = result_of(reply)
+        if each.step in ("content", "lost"):
+            some = True
+            refused = result.state == "failed"
+            result = replace(result, reports=reports, content_refused=refused)
+        results.append(result)
+    return results
+
+
+def result_of(reply: HostReply) -> RecipientResult:
+    """Return what a reply means for a recipient that was not accepted before."""
+    if reply.accepts:
+        return RecipientResult("delivered", str(reply))
+    if reply.is_final and not (reply.code == _STORAGE and _names_too_many(reply)):
+        return RecipientResult("failed", str(reply))
+    return RecipientResult("queued", str(reply), elsewhere=reply.refuses)
+
+
+def is_too_many(reply: HostReply) -> bool:
+    """Return whether a reply to RCPT may mean that another transaction has to take the recipient.
+
+    RFC 5321 section 4.5.3.1.10: 452, or 552 from older hosts. Both stand for a mailbox that is
+    full as well; without an enhanced code only the other transaction tells.
+    """
+    subject = reply.enhanced[2:].partition(".")[0]
+    if _names_too_many(reply):
+        return subject not in _MAILBOX
+    return (reply.code == _SPACE and subject not in _MAILBOX) or (
+        reply.code == _STORAGE and subject in ("", "0")
+    )
+
+
+def _names_too_many(reply: HostReply) -> bool:
+    return reply.enhanced[2:] == "5.3" or bool(_TOO_MANY.search(reply.text))

@@ -1,8 +1,7 @@
 """The process that takes messages out of the spool.
 
 One thread hears of new messages and starts jobs; a pool of threads delivers, each blocking as it
-needs; `housekeeper`, `writer` and the client's `deadlines` have a thread each. What dies in between
-is tried again.
+needs; `housekeeper` and `writer` have a thread each. What dies in between is tried again.
 """
 
 from __future__ import annotations
@@ -143,7 +142,6 @@ class Runner:
 
     def run(self, lifeline: int, lock: int) -> None:
         """Deliver until TERM, then give up the spool's lock and let what is under way end."""
-        self._delivery.start()
         self._watch.start()
         self._manager.in_progress.start()
         fifo = self._manager.spool.trigger.open()

@@ -72,7 +72,7 @@ class WebService:
         fields = {"Content-Length": str(length), "Connection": "close", **(headers or {})}
         with self._remote.connect() as line:
             connection = http.client.HTTPConnection(self._host)
-            connection.sock = _Socket(line)
+            connection.sock = LineSocket(line)
             try:
                 connection.putrequest(method, self._target + path)
                 for name, value in fields.items():
@@ -96,7 +96,7 @@ class WebService:
             return answer
 
 
-class _Socket:
+class LineSocket:
     """All that `http.client` wants of a socket; who opened the line closes it."""
 
     def __init__(self, line: Line) -> None:
@@ -104,6 +104,7 @@ class _Socket:
         self._line = line
 
     def makefile(self, _mode: str) -> BinaryIO:
+        """Return a reader of what the service says."""
         return cast("BinaryIO", io.BufferedReader(_Reader(self._line)))
 
     def close(self) -> None:

@@ -38,6 +38,10 @@ class RemoteError(OSError):
     """A service is away, too slow, cut off in the middle, or talks nonsense, as the text says."""
 
 
+class RemoteTimeoutError(RemoteError, TimeoutError):
+    """A service did not do what it was asked to do within the time."""
+
+
 class Breaker:
     """Stops calls to a service that has failed several times in a row, for a while.
 
@@ -153,31 +157,56 @@ class Remote:
 class Line:
     """A connection that ends at a deadline; it belongs to one thread. All raise RemoteError."""
 
-    def __init__(self, sock: socket.socket, due: float, name: str) -> None:
-        """Take a connected socket; `due` is monotonic seconds."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        due: float,
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take a connected socket; `due` is the deadline by the `clock`, in seconds."""
+        self.due = due
+        self.name = name
+        self.clock = clock
         self._socket = sock
-        self._due = due
-        self._name = name
         self._buffer = b""
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether TLS is spoken."""
+        return isinstance(self._socket, ssl.SSLSocket)
 
     def extend(self, timeout: timedelta) -> None:
         """Have the deadline so far from now: for conversations that pause, or go on for long."""
-        self._due = time.monotonic() + timeout.total_seconds()
+        self.due = self.clock() + timeout.total_seconds()
 
     def send(self, data: bytes) -> None:
         """Send all of the octets."""
-        with _named(self._name):
-            self._socket.settimeout(_left(self._due))
-            self._socket.sendall(data)
+        with _named(self.name):
+            rest = memoryview(data)
+            while rest:  # `sendall` of TLS would wait as long as this for each record
+                self._socket.settimeout(self._left())
+                rest = rest[self._socket.send(rest) :]
 
     def receive(self, size: int = _PIECE) -> bytes:
         """Return what has come, at most `size` octets; none at the end."""
         if self._buffer:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
-        with _named(self._name):
-            self._socket.settimeout(_left(self._due))
+        with _named(self.name):
+            self._socket.settimeout(self._left())
             return self._socket.recv(size)
+
+    def is_readable(self) -> bool:
+        """Return whether `receive` would return at once: with octets, or at the end without."""
+        if not self._buffer:
+            with _named(self.name):
+                self._socket.settimeout(0)
+                try:
+                    self._buffer = self._socket.recv(_PIECE)
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    return False
+        return True
 
     def read(self, size: int) -> bytes:
         """Return just so many octets."""
@@ -193,7 +222,7 @@ class Line:
         self._buffer = b""
         while end not in found:
             if len(found) > limit:
-                raise RemoteError(f"{self._name} says more than {limit} octets at once")
+                raise RemoteError(f"{self.name} says more than {limit} octets at once")
             found += self._next(_PIECE)
         data, _, self._buffer = found.partition(end)
         return data
@@ -204,32 +233,46 @@ class Line:
         while data := self.receive():
             size += len(data)
             if size > limit:
-                raise RemoteError(f"{self._name} says more than {limit} octets")
+                raise RemoteError(f"{self.name} says more than {limit} octets")
             pieces.append(data)
         return b"".join(pieces)
 
-    def secure(self, context: ssl.SSLContext, host: str) -> None:
-        """Speak TLS from here on, with a certificate for `host`."""
+    def secure(self, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
+        """Speak TLS from here on, with a certificate for `host`; return what shows it."""
         if self._buffer:  # said in clear, and it would be taken for an answer inside TLS
-            raise RemoteError(f"{self._name} mixes clear text into TLS")
-        with _named(self._name):
-            self._socket.settimeout(_left(self._due))
-            self._socket = context.wrap_socket(self._socket, server_hostname=host)
+            raise RemoteError(f"{self.name} mixes clear text into TLS")
+        with _named(self.name):
+            self._socket.settimeout(self._left())
+            self._socket = secured = context.wrap_socket(self._socket, server_hostname=host)
+        return secured
 
     def end(self) -> None:
         """Say that nothing more will be sent."""
-        with _named(self._name):
+        with _named(self.name):
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
 
+    def _left(self) -> float:
+        return _left(self.due, self.clock)
+
     def _next(self, size: int) -> bytes:
         data = self.receive(size)
         if not data:
-            raise RemoteError(f"{self._name} hung up in the middle")
+            raise RemoteError(f"{self.name} hung up in the middle")
         return data
+
+
+def reason(error: BaseException) -> str:
+    """Return in a few words why something failed."""
+    error = error.__cause__ or error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -240,13 +283,13 @@ def _named(name: str) -> Iterator[None]:
     except RemoteError:
         raise
     except TimeoutError:
-        raise RemoteError(f"{name} is too slow") from None
+        raise RemoteTimeoutError(f"{name} is too slow") from None
     except OSError as error:
         raise RemoteError(f"{name}: {error.strerror or error}") from error
 
 
-def _left(due: float) -> float:
-    left = due - time.monotonic()
+def _left(due: float, clock: Callable[[], float] = time.monotonic) -> float:
+    left = due - clock()
     if left <= 0:
         raise TimeoutError
     return left

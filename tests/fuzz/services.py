@@ -7,12 +7,10 @@ from typing import Any, cast
 from unittest.mock import patch
 
 from minismtp_plugins import _milter as wire
-from minismtp_plugins._client import Client
 from minismtp_plugins._ldap_filter import encoded_filter, escaped
 from minismtp_plugins._milter_conversation import Conversation
 from minismtp_plugins._milter_message import Changes, Shown
 from minismtp_plugins._rspamd import edited, parse
-from minismtp_plugins._said import Said
 from minismtp_plugins.clamav import Clamav
 from minismtp_plugins.dovecot_auth import DovecotAuth
 from minismtp_plugins.http_auth import HttpAuth
@@ -28,17 +26,19 @@ from minismtp import (
     Defer,
     Destination,
     Disconnect,
+    HostReply,
     Reject,
     RemoteError,
+    SmtpClient,
     SocketAddress,
 )
 from minismtp.delivery.client import HostConnection, Setting
-from minismtp.delivery.deadlines import Deadlines, Timeouts
 from minismtp.delivery.mx import Host
-from minismtp.delivery.result import HostError, HostReply
+from minismtp.delivery.result import HostError, result_of
 from minismtp.delivery.tls_security import Security
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.services.http_client import WebService
+from minismtp.services.smtp_client import Timeouts
 
 _PATIENCE = Clamav.patience
 _SECOND = b"\n--\n"  # parts an input in two
@@ -50,10 +50,13 @@ _TARGETS = [
 ]
 
 
-@target("delivery.client", "delivery.channel", "delivery.extensions", raises=(HostError,))
+@target(
+    *("delivery.client", "services.smtp_client", "services.smtp_extensions", "smtp.client_reply"),
+    raises=(HostError,),
+)
 def host(data: bytes) -> None:
     entry = QueueEntry.of(envelope(), message_of(_MESSAGE), _TARGETS)
-    setting = Setting("mx.example.org", Deadlines(), Timeouts(9, 9, 9, 9), cast("Any", None))
+    setting = Setting("mx.example.org", Timeouts(9, 9, 9, 9), cast("Any", None))
     with patch("socket.create_connection", return_value=Peer(data)):
         connection = HostConnection(
             Host("a.example", "192.0.2.1", 25), Destination("a.example"), Security("none"), setting
@@ -64,23 +67,23 @@ def host(data: bytes) -> None:
     connection.quit()
 
 
-@target("delivery.result", "_said", raises=(Reject, Defer))
+@target("delivery.result", "smtp.client_reply", raises=(Reject, Defer))
 def texts_of_replies(data: bytes) -> None:
     lines = data.split(b"\n")
     reply = HostReply.of(550, lines)
     assert str(reply).isprintable()
-    assert reply.answer.state == "failed"
-    Said.of(550, [text_of(line) for line in lines]).check()
+    assert result_of(reply).state == "failed"
+    reply.check()
 
 
-@target("_client", raises=(RemoteError, Reject))
+@target("services.smtp_client", "services.smtp_extensions", raises=(RemoteError,))
 def next_server(data: bytes) -> None:
-    client = Client(line_of(data), "next", lmtp=data[-1:] == b"L", secured=True)
-    client.greet("mx.example.org")
-    client.log_in("alice", "secret") if "AUTH" in client.keywords else None
+    client = SmtpClient(line_of(data), "mx.example.org", lmtp=data[-1:] == b"L")
+    client.greet()
+    client.log_in("alice", "secret") if "AUTH" in client.extensions else None
     boxes = [Address.parse("one@example.org"), Address.parse("two@example.org")]
-    for said in client.send(envelope(), message_of(_MESSAGE), boxes).values():
-        assert said.text.isprintable()
+    for reply in client.send(envelope(), message_of(_MESSAGE), boxes).values():
+        assert reply.text.isprintable()
 
 
 @target("services.http_client", "services.remote", raises=(RemoteError,))

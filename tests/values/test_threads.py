@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from minismtp.delivery.deadlines import Deadlines
 from minismtp.values import threads
 from minismtp.values.threads import WriteBehind, start_thread, surviving
 
@@ -46,7 +45,7 @@ WORKER: Final = {
 } | {
     *("lifeline", "quarantine", "maildir"),
 }
-RUNNER: Final = {"clerk", "ledger", "deadlines", "delivery", "signals"}
+RUNNER: Final = {"clerk", "ledger", "delivery", "signals"}
 ENDPOINT: Final = {"endpoint", "history", "lifeline"}
 TESTED_APART: Final = {"login"}
 PATIENCE: Final = 60.0  # seconds: only a test that fails ever waits so long
@@ -243,58 +242,6 @@ def test_one_item_that_fails_keeps_no_other_from_its_turn(counted: Counter[str])
         assert attempt.failed == (item == 1)
     assert done == [0, 2]
     assert counted["trial"] == 1
-
-
-class Stubborn:
-    """A line that cannot be hung up."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def hang_up(self) -> None:
-        raise self.error
-
-
-class Telephone:
-    """A line that its thread waits for until it is hung up."""
-
-    def __init__(self) -> None:
-        self.ended = threading.Event()
-
-    def hang_up(self) -> None:
-        self.ended.set()
-
-
-def reset() -> OSError:
-    """Return what shutdown says of a connection that its peer has reset."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, socket.socket() as unconnected:
-        try:
-            unconnected.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            return error
-    raise AssertionError
-
-
-@pytest.mark.parametrize(
-    "error", [reset(), RuntimeError("wanted"), MemoryError("wanted")], ids=repr
-)
-def test_a_wait_that_cannot_be_ended_keeps_no_other_from_its_end(
-    error: Exception, counted: Counter[str]
-) -> None:
-    deadlines = Deadlines(interval=0.01)
-    deadlines.start()
-    stubborn, telephone = Stubborn(error), Telephone()
-    for _ in range(2):  # the second time needs a thread that has outlived the first
-        telephone.ended.clear()
-        with (
-            pytest.raises(TimeoutError),
-            deadlines.within(stubborn, 0.0),
-            pytest.raises(TimeoutError),
-            deadlines.within(telephone, 0.0),
-        ):
-            assert telephone.ended.wait(PATIENCE)
-    assert (counted["deadlines"] > 0) != isinstance(error, OSError)
 
 
 def stored(server: Running, recipient: str) -> bool:
