@@ -29,7 +29,7 @@ from scripted import Script
 
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin
 from minismtp.cli.dry_run import DryRun, ExampleClient
-from minismtp.cli.quarantine import _comparable
+from minismtp.cli.selection import comparable
 from minismtp.cli.stored_mail import envelope_of
 from minismtp.config import Config
 from minismtp.config.toml_values import build
@@ -416,4 +416,4 @@ def test_recipient_of_another_domain_in_a_local_part_is_relayed_nowhere() -> Non
 
 @pytest.mark.parametrize("text", ["anna..bob.@x.example", '"anna..bob."@X.example'])
 def test_command_finds_a_quarantined_sender_with_dots(text: str) -> None:
-    assert _comparable(text) == _comparable(str(Address("anna..bob.", "x.example")))
+    assert comparable(text) == comparable(str(Address("anna..bob.", "x.example")))

@@ -136,7 +136,7 @@ def running_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
     monkeypatch.setattr("minismtp.config.DEFAULT_FILE", tmp_path / "no.toml")
     monkeypatch.setattr("minismtp.server.supervisor.serve", lambda _config: 0)
-    monkeypatch.setattr("minismtp.cli.operation.say", said.append)
+    monkeypatch.setattr("minismtp.cli.serve.say", lambda *lines: said.extend(lines))
     assert main(["serve"]) == 0
     return "\n".join(said)
 

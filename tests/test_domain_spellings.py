@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
@@ -36,7 +35,7 @@ from minismtp_plugins.spf import Spf
 from test_plugin_mailboxes import SESSION
 
 from minismtp import Address, AuthResult, Rate, Recipient, Reject, SocketAddress, State, WebService
-from minismtp.cli.quarantine import _fits
+from minismtp.cli.selection import fits
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
 from minismtp.config.tables import SniCertificate
 from minismtp.delivery.attempt import DeliveryContext
@@ -342,10 +341,7 @@ def quarantine(ours: str, theirs: str) -> bool:
     text = str(Address("a", theirs))
     entry = SimpleNamespace(targets=[SimpleNamespace(address=text)], sender=text, quarantined="")
     return all(
-        _fits(
-            cast("Any", SimpleNamespace(entry=entry)),
-            Namespace(to_domain=to, sender=sender, reason=""),
-        )
+        fits(Filter(to_domain=to, sender=sender), cast("Any", entry))
         for to, sender in ((ours, None), ("", f"@{ours}"), ("", f"A@{ours}"))
     )
 

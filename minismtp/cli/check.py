@@ -1,9 +1,10 @@
-"""What `minismtp check` looks at beyond the configuration file itself.
+"""The configuration and everything that it names: `minismtp check`.
 
-Nothing is left behind: plugins are started with a temporary state directory, so that a check run by
-root makes no files that the server's own user cannot open later.
+The check leaves nothing behind. It starts plugins with a temporary state directory, so that a check
+run by root makes no files that the server's own user cannot open later.
 """
 
+import argparse
 import logging
 import os
 import sqlite3
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
 from minismtp.cli import permissions
+from minismtp.cli.common import EXIT_CONFIG, add_config, configuration, say
 from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.config.toml_values import ConfigError, reason
 from minismtp.delivery.tls_security import Contexts
@@ -26,7 +28,7 @@ from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.session import Session
-from minismtp.runtime.log import Log
+from minismtp.runtime.log import Log, complain
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.privileges import acting_as_owner
 from minismtp.services import tls
@@ -64,6 +66,28 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.message}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument("--strict", action="store_true", help="let warnings count as errors")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print each problem on standard error; return 78 if there is an error, or if strict any."""
+    fatal = False
+    try:
+        for problem in check(configuration(arguments)):
+            complain(str(problem), problem.severity)
+            fatal = fatal or arguments.strict or problem.severity == "error"
+    except ConfigError as error:
+        complain(str(Problem("error", str(error))))
+        fatal = True
+    if fatal:
+        return EXIT_CONFIG
+    say("configuration ok")
+    return 0
 
 
 def check(config: Config) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What all commands share: how they are added, how they speak, how they end."""
+"""What the commands share: options, output to the terminal, errors and exit statuses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from minismtp.runtime.log import complain
-from minismtp.values.printable import printable
+from minismtp.values.printable import one_line
 
 if TYPE_CHECKING:
     from minismtp.config import Config
@@ -17,47 +17,62 @@ if TYPE_CHECKING:
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
-EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as in shells
 
-Command = Callable[[argparse.Namespace], int]
-
-
-class Commands:
-    """The commands of a parser, which the groups add to."""
-
-    def __init__(self, whole: argparse.ArgumentParser) -> None:
-        self._parsers = whole.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(
-        self, name: str, command: Command, text: str, *, config: bool = True
-    ) -> argparse.ArgumentParser:
-        """Add one; `text` says what it does, `config` whether it reads the configuration."""
-        sub = self._parsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        sub.set_defaults(command=command)
-        if config:
-            sub.add_argument(
-                "--config",
-                type=Path,
-                metavar="FILE",
-                help="default: $MINISMTP_CONFIG, else /etc/minismtp/minismtp.toml,"
-                " else a harmless configuration for trying it out",
-            )
-        return sub
+T = TypeVar("T")
 
 
-def say(text: str) -> None:
-    """Print a line or several, in which nothing of a stranger's controls the terminal."""
-    sys.stdout.write(f"{printable(text)}\n")
+class CommandError(Exception):
+    """The command cannot do what the user asked for; the text is one line for the user."""
+
+    status = EXIT_FAILURE
 
 
-def fail(message: str, status: int = EXIT_FAILURE) -> int:
-    """Print one line on standard error and give the exit status."""
-    complain(f"minismtp: {message}")
-    return status
+class UsageError(CommandError):
+    """The arguments make no sense together."""
+
+    status = EXIT_USAGE
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the configuration file."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="default: $MINISMTP_CONFIG, else /etc/minismtp/minismtp.toml,"
+        " else a harmless configuration for trying it out",
+    )
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """Return the configuration that the command line means. Raise ConfigError."""
-    from minismtp.config import Config  # noqa: PLC0415 - see `commands`
+    """Return the configuration that the command line names; raise ConfigError."""
+    from minismtp.config import Config  # noqa: PLC0415 - takes long, and `passwd` has no use for it
 
     return Config.load(arguments.config)
+
+
+def argument_type(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Return a type for argparse, whose error message is that of the ValueError of `parse`."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def say(*lines: str) -> None:
+    """Print lines. Every character that would act on the terminal is printed as its escape.
+
+    This is the one place that cleans output: mail, clients and other servers choose much of it.
+    """
+    sys.stdout.write("".join([f"{one_line(line)}\n" for line in lines]))
+
+
+def fail(message: str, status: int = EXIT_FAILURE) -> int:
+    """Print one line on standard error and return the exit status."""
+    complain(f"minismtp: {message}")
+    return status

@@ -13,12 +13,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from minismtp import Address, Delivery, Envelope, Local, Message, Session, hookimpl, plugin
+from minismtp.cli.common import CommandError
 from minismtp.config import Config, Listener, PluginConfig
 from minismtp.config.tables import StateConfig
-from minismtp.hooks.loader import PluginSet
-from minismtp.hooks.specs import ServerInfo
+from minismtp.hooks.guard import Failure
+from minismtp.hooks.loader import PluginSet, plugin
+from minismtp.hooks.specs import ServerInfo, hookimpl
+from minismtp.mail.delivery import Delivery
+from minismtp.mail.envelope import Envelope, Local
+from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
+from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
@@ -26,6 +31,7 @@ from minismtp.runtime.thread_activity import Activity, Step, taken_up
 from minismtp.session.in_memory import Dialogue
 from minismtp.session.listener_context import ListenerContext
 from minismtp.storage.spool import Spool
+from minismtp.values.address import Address
 from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ class DryRun:
     def __init__(
         self, config: Config, plugins: Iterable[tuple[PluginConfig, object]], log: Log
     ) -> None:
-        """Start the plugins. Raise ConfigError and guard.Failure."""
+        """Start the plugins; raise ConfigError and CommandError."""
         config = replace(config, state=StateConfig())  # not what the plugins of others share
         self._metrics = Metrics(listener.name for listener in config.listeners)
         self._kept = _Kept(config.state_directory, log)
@@ -95,7 +101,10 @@ class DryRun:
         loaded.close()
         (config.state_directory / "spool").mkdir(parents=True, exist_ok=True)
         self._hooks = loaded.hooks()
-        self._hooks.on_start(ServerInfo.of(config, "worker"))
+        try:
+            self._hooks.on_start(ServerInfo.of(config, "worker"))
+        except Failure as error:
+            raise CommandError(str(error)) from error
         self._services = [self._service(config, each, loaded, log) for each in config.listeners]
 
     def _service(

@@ -1,7 +1,7 @@
 """How a message or a session was decided: `minismtp explain`.
 
-It is found by its identifier, or by an address as a command or the log had it: what is refused has
-often nothing else that anybody knows.
+A session or a message is found by its identifier, or by an address as a command or the log had it,
+because often the address is all that is known of something that was refused.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ import argparse
 import contextlib
 import json
 import re
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from minismtp.config import Config
+from minismtp.cli.common import CommandError, add_config, configuration, say
+from minismtp.cli.text import json_lines, moment
 from minismtp.runtime.control_socket import ask
 from minismtp.runtime.decision_log import Record, mentions, recall
 from minismtp.runtime.thread_activity import Step
-from minismtp.values.printable import one_line
+from minismtp.server.privileges import acting_as_owner
 
 _IDENTIFIER: Final = re.compile(r"[0-9a-f]{12}(\.[A-Za-z0-9]+)*")
 _REFUSALS: Final = ("sender ", "recipient ", "command ", "connection ", "login ")
@@ -29,16 +27,29 @@ _MOST: Final = 20  # sessions and messages that mention an address
 _TITLES: Final = ("session closed", "delivery", "notification")
 
 
-def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Return the text to print, empty when nothing is known."""
-    # Those that run write what they still hold; what they have said is none of our business.
-    ask(config.state_directory / "control", {"ask": "flush"})
-    found = _IDENTIFIER.search(arguments.id)
-    records = recall(config.state_directory, found[0]) if found else []
-    records = _without_repetition(records) or about(config.state_directory, arguments.id)
-    if arguments.json:
-        return msgspec.json.format(msgspec.json.encode(records)).decode() if records else ""
-    return told(records)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument(
+        "id",
+        metavar="ID",
+        help="as in the reply, the log or a Received field; or an address, as a command had it",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the records of a message or a session; raise CommandError if there are none."""
+    directory = configuration(arguments).state_directory
+    with acting_as_owner(directory):
+        ask(directory / "control", {"ask": "flush"})  # processes that do not answer are left out
+        found = _IDENTIFIER.search(arguments.id)
+        records = recall(directory, found[0]) if found else []
+        records = _without_repetition(records) or about(directory, arguments.id)
+    if not records:
+        raise CommandError(f"nothing is known of {arguments.id}")
+    say(*(json_lines(records) if arguments.json else told(records)))
+    return 0
 
 
 def _without_repetition(records: list[Record]) -> list[Record]:
@@ -47,7 +58,10 @@ def _without_repetition(records: list[Record]) -> list[Record]:
 
 
 def about(state_directory: Path, text: str) -> list[Record]:
-    """Return the newest records that mention a text, a session or a message rather than a part."""
+    """Return the newest records that mention a text.
+
+    A refusal is left out if the record of its session or message mentions the text too.
+    """
     found = (
         list(mentions(state_directory, *_spellings(text), any_case=True)) if text.strip() else []
     )
@@ -57,7 +71,7 @@ def about(state_directory: Path, text: str) -> list[Record]:
 
 
 def _spellings(text: str) -> set[str]:
-    """Return a text as a record has it, which may have been copied with the escapes of the log."""
+    """Return a text as a record has it; the user may have copied it with the log's escapes."""
     plain = {text}
     with contextlib.suppress(ValueError):
         plain.add(str(json.loads(f'"{text}"')))
@@ -68,25 +82,25 @@ def _is_refusal(record: Record) -> bool:
     return record.event.startswith(_REFUSALS)
 
 
-def told(records: Iterable[Record]) -> str:
-    """Return the text for people."""
-    return "\n\n".join("\n".join(map(one_line, _lines(record))) for record in records)
+def told(records: Iterable[Record]) -> list[str]:
+    """Return the lines for people, with an empty one between two records."""
+    return [line for record in records for line in ("", *lines_of(record))][1:]
 
 
-def _lines(record: Record) -> Iterator[str]:
-    at = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(record.time))
+def lines_of(record: Record) -> Iterator[str]:
+    """Yield the lines of one record."""
     kind = "" if record.event.startswith(_TITLES) or _is_refusal(record) else "message: "
-    yield f"{record.id}  {kind}{record.event}  {at}"
-    facts = {name: value for name, value in record.fields.items() if _tells(name, value)}
-    yield "    " + "  ".join(f"{name}={value}" for name, value in facts.items())
+    yield f"{record.id}  {kind}{record.event}  {moment(record.time)}"
+    facts = [
+        f"{name}={value}"
+        for name, value in record.fields.items()
+        if value != "" and name not in {"id", "reply"}
+    ]
+    yield f"    {'  '.join(facts)}"
     for step in record.steps:
-        yield "    " + _line(step, record.begun)
+        yield f"    {_line(step, record.begun)}"
     if "reply" in record.fields:
         yield f"    => {record.fields['reply']}"
-
-
-def _tells(name: str, value: str | int) -> bool:
-    return value != "" and name not in {"id", "reply"}
 
 
 def _line(step: Step, begun: float) -> str:

@@ -1,52 +1,66 @@
-"""The command `minismtp`.
+"""The command `minismtp`: finds the module of a command, runs it, and reports its errors.
 
-Exit status: 0 done, 1 failure, 2 usage, 78 a mistake in the configuration. A user's mistake is one
-line on standard error, never a traceback. The commands themselves are in `commands`.
+The exit status is 0 for success, 1 for a failure, 2 for wrong usage, and 78 for a mistake in the
+configuration. A mistake of the user is one line on standard error, never a traceback.
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Final
 
 from minismtp import __version__
-from minismtp.cli import authoring, insight, operation
-from minismtp.cli.common import (
-    EXIT_CONFIG,
-    EXIT_FAILURE,
-    EXIT_INTERRUPTED,
-    Command,
-    Commands,
-    fail,
-)
-from minismtp.config.toml_values import ConfigError, reason
+from minismtp.cli.common import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, CommandError, fail
 from minismtp.values.threads import Interrupted
 
+COMMANDS: Final = {
+    "serve": "run the server",
+    "check": "check the configuration and everything that it names",
+    "queue": "see and steer the mail that waits for delivery",
+    "quarantine": "see and release the mail that filters set aside",
+    "passwd": "set a user's password in a password file",
+    "sessions": "show the sessions that are open now",
+    "explain": "tell how a message or a session was decided, step by step",
+    "shadow": "tell what plugins in shadow mode would have done, with examples",
+    "trace": "show the dialogue of sessions as it happens, until Ctrl-C",
+    "top": "show rates, queue, verdicts, slow hooks and sessions, again and again",
+    "hooks": "explain the hooks, and tell in which order plugins run",
+    "plugins": "list the plugins that can be used, with their options",
+    "schema": "print a JSON Schema of the configuration, for editors",
+    "new-plugin": "make a package for a plugin of your own, with a test that passes",
+    "try": "run one plugin over a message, and show each hook's verdict and time",
+    "replay": "run stored mail through changed plugins, and show what would differ",
+}
+_MODULES: Final = {"new-plugin": "new_plugin", "try": "try_plugin"}  # else as the command
 _LAST_STREAM: Final = 2  # the descriptor of standard error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and give its exit status."""
+    """Run a command and return its exit status."""
     open_standard_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parser().parse_args(argv)
-    except SystemExit as end:  # argparse has said all
+        arguments = parser(words).parse_args(words)
+    except SystemExit as end:  # argparse has printed the message
         return end.code if isinstance(end.code, int) else EXIT_FAILURE
-    command: Command = arguments.command
     try:
-        status = command(arguments)
+        status: int = arguments.run(arguments)
         sys.stdout.flush()
-    except ConfigError as error:
-        return fail(str(error), EXIT_CONFIG)
+    except CommandError as error:
+        return fail(str(error), error.status)
     except BrokenPipeError:
-        # Whoever read our output has enough; Python would complain when it flushes at exit.
+        # The reader of our output is gone; Python would complain when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
-    except OSError as error:
-        return fail(reason(error))
+    except (OSError, _config_error()) as error:
+        return _failed(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status
@@ -56,17 +70,37 @@ def _interrupt(*_: object) -> None:
     raise Interrupted
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the whole command line; its manual is made from it."""
+def _config_error() -> type[Exception]:
+    """Return ConfigError. It is imported when an error was raised, because that takes long."""
+    from minismtp.config.toml_values import ConfigError  # noqa: PLC0415
+
+    return ConfigError
+
+
+def _failed(error: Exception) -> int:
+    from minismtp.config.toml_values import reason  # noqa: PLC0415
+
+    return fail(reason(error)) if isinstance(error, OSError) else fail(str(error), EXIT_CONFIG)
+
+
+def parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Return the command line, with the options of those commands that are among `words`.
+
+    Without arguments it is whole; the manual page is made from it.
+    """
     whole = argparse.ArgumentParser(
         prog="minismtp",
         description="An SMTP server whose plugins are plain Python.",
         epilog="Exit status: 0 done, 1 failure, 2 usage, 78 a mistake in the configuration.",
     )
     whole.add_argument("--version", action="version", version=f"minismtp {__version__}")
-    commands = Commands(whole)
-    for group in (operation, insight, authoring):
-        group.add_to(commands)
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name in words:
+            module = importlib.import_module(f"minismtp.cli.{_MODULES.get(name, name)}")
+            module.add_options(sub)
+            sub.set_defaults(run=module.run)
     return whole
 
 

@@ -1,7 +1,7 @@
-"""What an operator sees and does of the queue: `minismtp queue`.
+"""The mail that waits for delivery: `minismtp queue`.
 
-It works on the schedule that the runner uses, whether the server runs or not. The runner hears of a
-change at once; without one it takes effect at the next start.
+The command works on the queue's database, whether the server runs or not. A running server acts on
+a change at once; otherwise the change takes effect when the server starts.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ import argparse
 import gc
 import sqlite3
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from minismtp.cli import listing
-from minismtp.config import Config
-from minismtp.config.types import parse_duration
+from minismtp.cli import selection
+from minismtp.cli.common import configuration, say
+from minismtp.cli.text import cut, date, detail, json_list, octets, plural, span, table
 from minismtp.mailqueue.database import QueueDatabase, State, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.server.privileges import acting_as_owner
 from minismtp.storage.spool import DamagedError, Spool
 
-VERBS: Final = {
+_VERBS: Final = {
     "list": "one line for each recipient",
     "show": "all that is known of messages",
     "retry": "try now",
@@ -31,94 +35,75 @@ VERBS: Final = {
     "bounce": "return to the sender",
 }
 _CHANGES: Final[dict[str, tuple[State, str, str]]] = {
-    # verb: the state after it, the state that it is for (empty = any), what was done
+    # verb: the state after it, the state that it applies to (empty = any), what was done
     "retry": ("queued", "unheld", "tried now"),
     "hold": ("held", "unheld", "held"),
     "release": ("queued", "held", "released"),
     "remove": ("removed", "", "removed"),
     "bounce": ("returning", "", "returned"),
 }
+_HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT", "REASON")
+_STATES: Final = ("queued", "deferred", "held")
 
 
-class UsageError(ValueError):
-    """The command line asks for what makes no sense."""
-
-
-def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Do what was asked; gives the text to print. Raise UsageError and OSError."""
-    verb: str = arguments.verb
-    which = _filter(arguments)
-    if verb == "show" and not arguments.ids:
-        raise UsageError("queue show: expected the ID of a message; `queue list` shows them")
-    if verb in _CHANGES and which == Filter() and not arguments.all:
-        raise UsageError(f"queue {verb}: expected IDs, a filter such as --to-domain, or --all")
-    directory = config.state_directory / "spool"
-    gc.disable()  # it would look at 50,000 rows again and again, and find nothing
-    try:
-        with acting_as_owner(directory):  # root leaves no file that the runner cannot open
-            return _on(directory, verb, which, as_json=arguments.json)
-    except sqlite3.Error as error:
-        raise OSError(f"{directory / 'queue.db'}: {error}") from None
-
-
-def _on(directory: Path, verb: str, which: Filter, *, as_json: bool) -> str:
-    path = directory / "queue.db"
-    now = time.time()
-    if not path.exists():
-        path.parent.stat()  # to tell a queue that is empty from one that we may not see
-        _demand(which.ids, [])
-        return listing.as_json([], {}, now) if as_json else listing.table([], now)
-    schedule, spool = QueueDatabase(path), Spool(directory)
-    try:
-        found = schedule.select(which, now)
-        _demand(which.ids, found)
-        if verb in _CHANGES:
-            return _change(schedule, spool, verb, which, now)
-    finally:
-        schedule.close()
-    contents = {}
-    if verb == "show":
-        contents = {name: _content(spool, name) for name in {each.message for each in found}}
-    if as_json:
-        return listing.as_json(found, contents, now)
-    return listing.details(found, contents, now) if contents else listing.table(found, now)
-
-
-def _filter(arguments: argparse.Namespace) -> Filter:
-    older = None
-    if arguments.older_than is not None:
-        try:
-            older = parse_duration(arguments.older_than).total_seconds()
-        except ValueError as error:
-            raise UsageError(f"--older-than: {error}") from None
-    return Filter(
-        ids=tuple(arguments.ids),
-        to_domain=arguments.to_domain,
-        sender=arguments.sender,
-        older_than=older,
-        state=arguments.state,
-        reason=arguments.reason,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    selection.add_options(parser, _VERBS, "the last reply")
+    parser.add_argument(
+        "--state",
+        choices=_STATES,
+        default="",
+        help="queued: not tried yet; deferred: tried and put off; held: by the operator",
     )
 
 
-def _demand(names: tuple[str, ...], found: list[Waiting]) -> None:
-    missing = {*names} - {each.message for each in found}
-    if missing:
-        raise OSError(f"no message {', '.join(sorted(missing))} waits, or none that fits")
+def run(arguments: argparse.Namespace) -> int:
+    """Show or change recipients in the queue; raise CommandError, ConfigError and OSError."""
+    wanted = selection.selected(arguments, "queue", _CHANGES)
+    directory = configuration(arguments).state_directory / "spool"
+    gc.disable()  # it would search 50,000 rows again and again, and find nothing to free
+    try:
+        with acting_as_owner(directory):  # so that root leaves no file that the server cannot open
+            say(*_output(directory, wanted, arguments.verb, as_json=arguments.json))
+    except sqlite3.Error as error:
+        raise OSError(f"{directory / 'queue.db'}: {error}") from None
+    return 0
 
 
-def _change(schedule: QueueDatabase, spool: Spool, verb: str, which: Filter, now: float) -> str:
+def _output(directory: Path, wanted: Filter, verb: str, *, as_json: bool) -> list[str]:
+    path = directory / "queue.db"
+    now = time.time()
+    contents: dict[str, dict[str, str]] = {}
+    if not path.exists():
+        path.parent.stat()  # a spool that this user may not see is an error, not an empty queue
+        found: list[Waiting] = []
+        selection.require_all(wanted, (), "the queue")
+    else:
+        with closing(QueueDatabase(path)) as database:
+            found = database.select(wanted, now)
+            selection.require_all(wanted, (each.message for each in found), "the queue")
+            spool = Spool(directory)
+            if verb in _CHANGES:
+                return [_change(database, spool, verb, wanted, now)]
+        if verb == "show":
+            contents = {name: _content(spool, name) for name in {each.message for each in found}}
+    if as_json:
+        return listed_as_json(found, contents, now)
+    return details(found, contents, now) if contents else listed(found, now)
+
+
+def _change(database: QueueDatabase, spool: Spool, verb: str, wanted: Filter, now: float) -> str:
     state, only, done = _CHANGES[verb]
-    count = schedule.change(which, now, state, only=only)
+    count = database.change(wanted, now, state, only=only)
     spool.trigger.notify()
-    text = f"{count} recipient{'' if count == 1 else 's'} {done}"
+    text = f"{plural(count, 'recipient')} {done}"
     if count and not spool.has_runner():
         text += "; the server does not run: it takes effect at its start"
     return text
 
 
 def _content(spool: Spool, name: str) -> dict[str, str]:
-    """Return what the file of a message says; empty values are not shown."""
+    """Return what the file of a message says; values that are not known are empty."""
     try:
         entry, message = spool.open(name)
     except (OSError, DamagedError) as error:
@@ -129,4 +114,128 @@ def _content(spool: Spool, name: str) -> dict[str, str]:
         "peer": entry.peer,
         "listener": entry.listener,
         "quarantine": entry.quarantined or "",
+    }
+
+
+def listed(found: Sequence[Waiting], now: float) -> list[str]:
+    """Return a table with a line for each recipient, and a summary below it."""
+    if not found:
+        return ["the queue is empty"]
+    states = Counter(map(_state, found))
+    parts = ", ".join(f"{states[name]} {name}" for name in _STATES if states[name])
+    messages = plural(len({each.message for each in found}), "message")
+    rows = (
+        (
+            each.message,
+            span(now - each.arrived),
+            octets(each.size),
+            f"<{each.sender}>",
+            each.address,
+            _state(each),
+            _next(each, now),
+            _reason(each),
+        )
+        for each in found
+    )
+    summary = f"{messages}, {plural(states.total(), 'recipient')}: {parts}"
+    return cut([*table(_HEAD, rows), "", summary])
+
+
+def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> list[str]:
+    """Return all that is known of messages; `contents` has what their files say."""
+    lines: list[str] = []
+    for name, rows in groupby(found, lambda each: each.message):
+        lines += ["", *_message(list(rows), contents.get(name, {}), now)]
+    return lines[1:]
+
+
+def listed_as_json(
+    found: Iterable[Waiting], contents: dict[str, dict[str, str]], now: float
+) -> list[str]:
+    """Return a JSON list of messages, each with its recipients and on a line of its own."""
+    return json_list(
+        _object(list(rows), now) | contents.get(name, {})
+        for name, rows in groupby(found, lambda each: each.message)
+    )
+
+
+def _state(each: Waiting) -> str:
+    """Return the state of a recipient: deferred if it, or its destination, was tried in vain."""
+    tried = each.attempts or each.closed_until
+    return "deferred" if each.state == "queued" and tried else each.state
+
+
+def _reason(each: Waiting) -> str:
+    """Return why a recipient waits: its last reply, or why its destination cannot be reached."""
+    if each.reply:
+        return f"{each.host}: {each.reply}" if each.host else each.reply
+    return each.closed_reply
+
+
+def _next(each: Waiting, now: float) -> str:
+    if each.state != "queued":
+        return "-"
+    when = max(each.next, each.closed_until)
+    return "now" if when <= now else f"in {span(when - now)}"
+
+
+def _message(rows: list[Waiting], content: dict[str, str], now: float) -> Iterator[str]:
+    first = rows[0]
+    yield first.message
+    yield detail("from", f"<{first.sender}>")
+    yield detail("arrived", f"{date(first.arrived)}, {span(now - first.arrived)} ago")
+    yield detail("size", octets(first.size))
+    yield from (detail(name, value) for name, value in content.items() if value)
+    for each in rows:
+        yield f"  to <{each.address}>: {_state(each)}"
+        yield from (detail(name, text, "    ") for name, text in _attempts(each, now))
+
+
+def _attempts(each: Waiting, now: float) -> Iterator[tuple[str, str]]:
+    """Yield how the attempts went, when the next one is, and what that depends on."""
+    if each.attempts:
+        yield (
+            "attempts",
+            f"{each.attempts}, the last {span(now - each.tried)} ago, {date(each.tried)}",
+        )
+        yield "reply", _reason(each)
+    else:
+        yield "attempts", "none"
+    if each.state == "held":
+        yield "next", "not before `minismtp queue release`"
+        return
+    next_ = _next(each, now)
+    when = max(each.next, each.closed_until)
+    yield "next", next_ if when <= now else f"{next_}, {date(when)}"
+    if each.closed_until:
+        yield "waits for", f"{each.destination}, which could not be reached: {each.closed_reply}"
+    elif each.attempts:
+        yield "waits for", "the time that `retry` in the configuration gives it"
+    else:
+        yield "waits for", f"a delivery to {each.destination} to become free"
+
+
+def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
+    first = rows[0]
+    return {
+        "id": first.message,
+        "sender": first.sender,
+        "arrived": date(first.arrived),
+        "age": round(now - first.arrived),
+        "size": first.size,
+        "recipients": [
+            {
+                "address": each.address,
+                "state": _state(each),
+                "attempts": each.attempts,
+                "last_attempt": date(each.tried) if each.tried else None,
+                "next_attempt": date(max(each.next, each.closed_until))
+                if each.state == "queued"
+                else None,
+                "destination": each.destination,
+                "host": each.host,
+                "reply": each.reply or each.closed_reply,
+            }
+            for each in rows
+        ],
     }

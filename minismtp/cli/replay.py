@@ -1,7 +1,7 @@
 """Stored mail through a changed set of plugins: `minismtp replay`.
 
-Nothing is delivered, queued or told to observers: those hooks are taken from the plugins. Their
-state directories are temporary ones, and time stands where it is now.
+Nothing is delivered, queued or told to observers, because the plugins lose the hooks for that.
+Their state directories are temporary ones. They see the present time, not that of the mail.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Final
 import msgspec
 import tomli
 
+from minismtp.cli.common import add_config, configuration, say
 from minismtp.cli.dry_run import DryRun
 from minismtp.cli.stored_mail import envelope_of, maildir
+from minismtp.cli.text import json_line
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.loader import instances
 from minismtp.runtime.log import Log
 from minismtp.values.durable_files import read_file
-from minismtp.values.printable import one_line
 
-ACCEPTED: Final = "accepted"  # to compare with, instead of a set of plugins
+_ACCEPTED: Final = "accepted"  # what --against takes instead of a file
 _LEFT_OUT: Final = ("route", "deliver", "observe", "on_send", "destination")
 _BAR: Final = 30  # characters
 
@@ -46,7 +47,7 @@ class Difference(msgspec.Struct, tag_field="type", tag="difference"):
 
 @dataclass
 class Summary:
-    """All messages: how often which change came by which hook, and what could not be read."""
+    """All messages: the number of each change by each hook, and of those that were not read."""
 
     messages: int = 0
     unreadable: int = 0
@@ -54,19 +55,49 @@ class Summary:
 
     @property
     def different(self) -> int:
-        """How many messages would fare differently."""
+        """The number of messages that would fare differently."""
         return self.changes.total()
 
 
-def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines to print. Raise ConfigError, guard.Failure and OSError."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument(
+        "maildir", type=Path, metavar="MAILDIR", help="read only; nothing is delivered"
+    )
+    parser.add_argument(
+        "--plugins",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="a configuration with the changed plugins, or its [[plugins]] tables alone",
+    )
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="FILE",
+        help="another such file to compare with, or `accepted` for what became of the mail when it"
+        " came; default: the present configuration",
+    )
+    parser.add_argument("--json", action="store_true", help="a line for each difference")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print each difference, then a summary; raise CommandError, ConfigError and OSError."""
+    for line in differences(configuration(arguments), arguments):
+        say(line)
+    return 0
+
+
+def differences(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
+    """Yield the lines to print; raise CommandError, ConfigError and OSError."""
     summary = Summary()
     files = maildir(arguments.maildir)
     progress = _Progress(len(files))
     with ExitStack() as stack:
         now = _dry_run(changed(config, arguments.plugins), stack)
         was = None
-        if arguments.against != ACCEPTED:
+        if arguments.against != _ACCEPTED:
             named = arguments.against
             was = _dry_run(changed(config, Path(named)) if named else config, stack)
         for number, path in enumerate(files, 1):
@@ -79,16 +110,17 @@ def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
                 if found is not None:
                     summary.changes[found.was, found.now, found.by] += 1
                     progress.clear()
-                    yield _encoded(found) if arguments.json else _line(found)
+                    yield json_line(found) if arguments.json else line_of(found)
             progress.show(number)
         progress.clear()
-    yield from [_summary_in_json(summary)] if arguments.json else _told(summary)
+    yield from [_summary_as_json(summary)] if arguments.json else _told(summary)
 
 
 def changed(present: Config, path: Path) -> Config:
-    """Return the configuration with the plugins of a file: a whole one, or `[[plugins]]` alone.
+    """Return the configuration with the plugins of a file; raise ConfigError.
 
-    What a file of plugins alone does not say is as at present. Raise ConfigError.
+    The file is a whole configuration, or has only [[plugins]] tables and `plugin_path`. Then all
+    other options are those of the present configuration.
     """
     try:
         table = tomli.loads(read_file(path).decode())
@@ -142,7 +174,7 @@ def _compare(path: Path, hostname: str, now: DryRun, was: DryRun | None) -> Diff
         begin = content.tell()
         after = now.run(client, content)
         if was is None:
-            outcome, by = ACCEPTED, after.refused_by
+            outcome, by = _ACCEPTED, after.refused_by
         else:
             content.seek(begin)
             before = was.run(client, content)
@@ -153,14 +185,14 @@ def _compare(path: Path, hostname: str, now: DryRun, was: DryRun | None) -> Diff
 
 
 class _Progress:
-    """A bar on standard error, where that is a terminal; a library would bring no more."""
+    """A bar on standard error, if that is a terminal."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._next = 0.0 if sys.stderr.isatty() else float("inf")
 
     def show(self, number: int) -> None:
-        """Draw it, ten times a second at most."""
+        """Draw the bar, at most ten times a second."""
         if (now := time.monotonic()) >= self._next:
             self._next = now + 0.1
             bar = "#" * (number * _BAR // self._total)
@@ -168,28 +200,25 @@ class _Progress:
             sys.stderr.flush()
 
     def clear(self) -> None:
-        """Make room for a line, or for the end."""
+        """Remove the bar, so that a line can be printed in its place."""
         if 0 < self._next < float("inf"):
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
             self._next = 0.0
 
 
-def _line(found: Difference) -> str:
+def line_of(found: Difference) -> str:
+    """Return the line for people."""
     by = f"  {found.by}" if found.by else ""
-    return one_line(f"{found.message}  {found.was} -> {found.now}{by}  {found.reply}")
+    return f"{found.message}  {found.was} -> {found.now}{by}  {found.reply}"
 
 
-def _encoded(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _summary_in_json(summary: Summary) -> str:
+def _summary_as_json(summary: Summary) -> str:
     changes = [
         {"was": was, "now": now, "by": by, "messages": number}
         for (was, now, by), number in summary.changes.most_common()
     ]
-    return _encoded(
+    return json_line(
         {
             "type": "summary",
             "messages": summary.messages,

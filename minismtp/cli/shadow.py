@@ -11,17 +11,20 @@ from typing import Final
 
 import msgspec
 
+from minismtp.cli.common import add_config, argument_type, configuration, say
+from minismtp.cli.text import json_lines, moment
 from minismtp.config import Config
+from minismtp.config.types import parse_duration
 from minismtp.runtime.control_socket import ask
 from minismtp.runtime.decision_log import mentions
 from minismtp.runtime.thread_activity import Step
-from minismtp.values.printable import one_line
+from minismtp.server.privileges import acting_as_owner
 
 _MARK: Final = "shadow:"
 _EXAMPLES: Final = 5  # of each plugin
-# What changes nothing that a client or a mailbox would see.
+# These change nothing that a client or a mailbox would see.
 _HARMLESS: Final = frozenset({"none", "answer", "failed"})
-_WISH: Final = re.compile(r"would be (\w+)")  # as `guard` notes it
+_WISH: Final = re.compile(r"would be (\w+)")  # as `hooks.guard` writes it
 
 
 class Example(msgspec.Struct):
@@ -35,10 +38,10 @@ class Example(msgspec.Struct):
 
 
 class Shadow(msgspec.Struct):
-    """One plugin: `hooks` has the number of each kind by hook, `examples` what counts, the latest.
+    """One plugin: the number of calls of each kind by hook, and the latest `examples`.
 
-    A kind is a verdict, "failed", or what would become of the message: discarded, quarantined,
-    changed, readdressed.
+    A kind is a verdict, "failed", or what would have happened to the message: discarded,
+    quarantined, changed, readdressed. `effects` counts the calls that would have changed something.
     """
 
     plugin: str
@@ -59,26 +62,45 @@ class Shadow(msgspec.Struct):
             del self.examples[:-_EXAMPLES]
 
 
-def run(config: Config, arguments: argparse.Namespace) -> str:
-    """Return the text to print."""
-    # Those that run write what they still hold; what they have said is none of our business.
-    ask(config.state_directory / "control", {"ask": "flush"})
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument(
+        "--since",
+        type=argument_type(parse_duration),
+        default="1d",
+        metavar="DURATION",
+        help='how long ago to begin, such as "2h"; default: 1d',
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what each plugin in shadow mode would have done; raise ConfigError and OSError."""
+    config = configuration(arguments)
     since = time.time() - arguments.since.total_seconds()
+    with acting_as_owner(config.state_directory):
+        found = _found(config, since)
+    if arguments.json:
+        say(*json_lines(found))
+    else:
+        say(*(told(found, since) or ["no plugin is or was in shadow mode"]))
+    return 0
+
+
+def _found(config: Config, since: float) -> list[Shadow]:
+    ask(config.state_directory / "control", {"ask": "flush"})  # so that all records are on disk
     found = {table.name: Shadow(table.name) for table in config.plugins if table.mode == "shadow"}
     for record in mentions(config.state_directory, _MARK):
         for step in record.steps if record.time >= since else ():
             if step[4].startswith(_MARK):
                 found.setdefault(step[1], Shadow(step[1])).add(step, record.time, record.id)
-    if arguments.json:
-        return msgspec.json.format(msgspec.json.encode([*found.values()])).decode()
-    if not found:
-        return "no plugin is or was in shadow mode"
-    return told(found.values(), since)
+    return [*found.values()]
 
 
-def told(found: Iterable[Shadow], since: float) -> str:
-    """Return the text for people."""
-    return "\n\n".join("\n".join(map(one_line, _lines(each, since))) for each in found)
+def told(found: Iterable[Shadow], since: float) -> list[str]:
+    """Return the lines for people, with an empty one between two plugins."""
+    return [line for each in found for line in ("", *_lines(each, since))][1:]
 
 
 def _kind(verdict: str, remark: str) -> str:
@@ -90,15 +112,11 @@ def _kind(verdict: str, remark: str) -> str:
 
 def _lines(shadow: Shadow, since: float) -> Iterator[str]:
     yield (
-        f"{shadow.plugin}: {shadow.calls:,} calls since {_date(since)},"
+        f"{shadow.plugin}: {shadow.calls:,} calls since {moment(since)},"
         f" of which {shadow.effects:,} would have changed something"
     )
     for hook, kinds in shadow.hooks.items():
-        told = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
-        yield f"    {hook}: {told}"
+        counts = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+        yield f"    {hook}: {counts}"
     for each in reversed(shadow.examples):
-        yield f"  {_date(each.time)}  {each.id}  {each.hook}  {each.kind}  {each.remark}"
-
-
-def _date(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(moment))
+        yield f"  {moment(each.time)}  {each.id}  {each.hook}  {each.kind}  {each.remark}"

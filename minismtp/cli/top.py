@@ -1,9 +1,10 @@
-"""A view of the server that refreshes in the terminal: `minismtp top`."""
+"""A view of the server that is refreshed in the terminal: `minismtp top`."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -11,30 +12,44 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from minismtp.cli.common import CommandError, add_config, configuration, say
+from minismtp.cli.sessions import HEAD, row
+from minismtp.cli.text import table
 from minismtp.config import Config
 from minismtp.server.figures import Overview, overview
-from minismtp.server.open_sessions import columns, row, span, survey
+from minismtp.server.open_sessions import span, survey
 
+_CLEAR: Final = "\x1b[H\x1b[J"  # moves the cursor to the top left, and clears what is below it
 _PATIENCE: Final = 10.0  # seconds for one answer
 _HOOKS: Final = 8
 
 
-def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield one screen after the other, or only one. Raise OSError."""
-    url = arguments.url or f"http://{config.metrics.address}"
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument("--once", action="store_true", help="one look, for scripts")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS")
+    parser.add_argument("--url", default="", help="of the metrics; default: as configured")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print one screen, or a new one at every interval; raise CommandError and OSError."""
+    config = configuration(arguments)
     if not arguments.url and config.metrics.address is None:
-        raise OSError("there is no [metrics] address in the configuration")
+        raise CommandError("there is no [metrics] address in the configuration")
+    url = arguments.url or f"http://{config.metrics.address}"
     before, begun = _look(url), time.monotonic()
     while True:
         time.sleep(arguments.interval)
         now, at = _look(url), time.monotonic()
         screen = _screen(config, now.since(before), at - begun)
         if arguments.once:
-            yield screen
-            return
-        columns_, rows = shutil.get_terminal_size()
-        lines = [line[:columns_] for line in screen.splitlines()[: rows - 1]]
-        yield "\n".join(lines)
+            say(*screen)
+            return 0
+        width, height = shutil.get_terminal_size()
+        sys.stdout.write(_CLEAR)
+        say(*(line[:width] for line in screen[: height - 1]))
+        sys.stdout.flush()
         before, begun = now, at
 
 
@@ -43,38 +58,29 @@ def _look(url: str) -> Overview:
         return overview(text_string_to_metric_families(answer.read().decode()))
 
 
-def _screen(config: Config, change: Overview, seconds: float) -> str:
+def _screen(config: Config, change: Overview, seconds: float) -> list[str]:
     found = survey(config.state_directory / "control")
-    rates = "  ".join(f"{name} {count / seconds:.1f}/s" for name, count in change.flows.items())
     queue = "  ".join(f"{state} {count:.0f}" for state, count in change.queue.items())
-    parts = [
+    return [
         f"{time.strftime('%H:%M:%S')}  {config.hostname}  sessions {change.active:.0f}",
-        rates,
+        "  ".join(f"{name} {count / seconds:.1f}/s" for name, count in change.flows.items()),
         f"queue: {queue}  oldest {span(change.oldest)}",
         *(f"({problem})" for problem in found.problems),
         "",
-        *_verdicts(change),
+        *table(("PLUGIN", "VERDICTS"), _verdicts(change)),
         "",
-        *_hooks(change),
+        *table(("SLOWEST HOOKS", "CALLS", "MEAN"), _hooks(change)),
         "",
-        *columns(
-            [("SESSION", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")]
-            + [row(session) for session in found.sessions]
-        ),
+        *table(("SESSION", *HEAD[1:]), map(row, found.sessions)),
     ]
-    return "\n".join(parts)
 
 
-def _verdicts(change: Overview) -> list[str]:
-    rows = [("PLUGIN", "VERDICTS")]
+def _verdicts(change: Overview) -> Iterator[tuple[str, str]]:
     for plugin, counts in change.verdicts.items():
         text = "  ".join(f"{verdict} {count:.0f}" for verdict, count in counts.items() if count)
-        rows.append((plugin, text or "-"))
-    return columns(rows)
+        yield plugin, text or "-"
 
 
-def _hooks(change: Overview) -> list[str]:
-    rows = [("SLOWEST HOOKS", "CALLS", "MEAN")]
+def _hooks(change: Overview) -> Iterator[tuple[str, str, str]]:
     for (plugin, hook), each in change.slowest()[:_HOOKS]:
-        rows.append((f"{plugin}.{hook}", f"{each.calls:.0f}", f"{each.mean * 1000:.1f} ms"))
-    return columns(rows)
+        yield f"{plugin}.{hook}", f"{each.calls:.0f}", f"{each.mean * 1000:.1f} ms"

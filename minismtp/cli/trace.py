@@ -6,41 +6,59 @@ import argparse
 import json
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from minismtp.config import Config
+from minismtp.cli.common import add_config, argument_type, configuration, say
+from minismtp.config.types import parse_network
 from minismtp.runtime.control_socket import connect, processes
 from minismtp.server.open_sessions import nobody_answers
-from minismtp.values.printable import one_line
 
-_TICK: Final = 0.5  # seconds between two looks for processes that have come
+_TICK: Final = 0.5  # seconds between two looks for new processes
 
 
-def run(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
-    """Yield one line of text after the other until nobody wants more."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        type=argument_type(parse_network),
+        metavar="NET",
+        help="only with clients in it, such as 192.0.2.0/24; may be given again",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print each line as it is said, until the user interrupts; raise OSError."""
     lost = 0
-    for said in _said(config.state_directory / "control", arguments.peer):
+    directory = configuration(arguments).state_directory / "control"
+    for said in _said(directory, [str(network) for network in arguments.peer]):
         if "text" in said:
-            yield _line(said)
+            say(line_of(said))
         elif said.get("lost", 0) > lost:
-            yield f"({said['lost'] - lost} lines were lost: more came than could be shown)"
+            say(f"({said['lost'] - lost} lines were lost: more came than could be shown)")
             lost = said["lost"]
+        sys.stdout.flush()
+    return 0
 
 
-def _line(said: dict[str, Any]) -> str:
+def line_of(said: dict[str, Any]) -> str:
+    """Return the line for what a client or the server said."""
     seconds, fraction = divmod(said["at"], 1)
     at = time.strftime("%H:%M:%S", time.localtime(seconds))
-    return one_line(
+    return (
         f"{at}.{int(fraction * 1000):03}  {said['session']}  {said['peer']}"
         f"  {said['said']}: {said['text']}"
     )
 
 
 def _said(directory: Path, peers: list[str]) -> Iterator[dict[str, Any]]:
-    """Listen to all processes, and to those that a reload or a death brings."""
+    """Listen to all processes, and to those that a reload or a crash brings later."""
     question = json.dumps({"ask": "trace", "peers": peers}).encode() + b"\n"
     known: set[tuple[str, int]] = set()
     with selectors.DefaultSelector() as selector:
@@ -69,7 +87,7 @@ def _listen(
     selector: selectors.BaseSelector,
     question: bytes,
 ) -> None:
-    """Begin to listen to a process, unless that is done; name and inode of its socket tell."""
+    """Listen to a process, unless its socket, told by name and inode, is known already."""
     try:
         identity = (name, (directory / f"{name}.sock").stat().st_ino)
         if identity in known:
@@ -80,4 +98,4 @@ def _listen(
             selector.register(sock, selectors.EVENT_READ, bytearray())
             known.add(identity)
     except OSError:
-        return  # it has gone, or hangs: the next look may find it
+        return  # the process ended or hangs; the next look may find it

@@ -1,7 +1,8 @@
 """One plugin over one message: `minismtp try`.
 
-The state directory is a temporary one, and the plugin does all that it does: one that stores mail
-stores it. What others would do is left out; what it does not route or store is taken and dropped.
+The state directory is a temporary one. The plugin has all its effects, so if it stores mail, the
+message is stored. No other plugin runs. Mail that the plugin does not route or store is accepted
+and dropped.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import tomli
 
+from minismtp.cli.common import EXIT_FAILURE, add_config, argument_type, configuration, say
 from minismtp.cli.dry_run import DryRun, ExampleClient, Result
+from minismtp.cli.text import json_lines
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import instances
@@ -26,7 +29,7 @@ from minismtp.mail.message import Message
 from minismtp.mail.results import Finding, findings_of
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
-from minismtp.values.printable import one_line
+from minismtp.values.peer import plain_address
 
 _LONGEST: Final = 200  # characters of a field that are shown
 
@@ -49,12 +52,44 @@ class TryReport:
     findings: list[Finding]
 
 
-def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
-    """Return the text to print, and whether the message was accepted.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument(
+        "plugin",
+        metavar="PLUGIN",
+        help="its name in the configuration, else as `use` has it, or a file with `.py`;"
+        " it has all its effects: a plugin that stores mail stores the message",
+    )
+    parser.add_argument("message", type=Path, metavar="FILE", help="the message, as in a Maildir")
+    parser.add_argument(
+        "--from", dest="sender", default="sender@client.example", metavar="ADDRESS", help="or ''"
+    )
+    parser.add_argument("--to", action="append", metavar="ADDRESS", help="may be given again")
+    parser.add_argument(
+        "--peer", default="192.0.2.1", type=argument_type(_peer), help="the client's address"
+    )
+    parser.add_argument("--helo", default="client.example", metavar="NAME")
+    parser.add_argument("--login", metavar="USER", help="who has logged in; default: nobody")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="an option of the plugin, in TOML; a value that is not TOML is text;"
+        " may be given again",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
 
-    Raise ConfigError, guard.Failure and OSError.
-    """
-    config = _alone(config, arguments.plugin, arguments.settings)
+
+def _peer(text: str) -> str:
+    return text if text == "unix" else plain_address(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what the plugin did; raise CommandError, ConfigError and OSError."""
+    config = _alone(configuration(arguments), arguments.plugin, arguments.settings)
     client = ExampleClient(
         sender=arguments.sender,
         recipients=tuple(arguments.to or ("user@example.org",)),
@@ -64,30 +99,21 @@ def run(config: Config, arguments: argparse.Namespace) -> tuple[str, bool]:
     )
     with tempfile.TemporaryDirectory() as directory, arguments.message.open("rb") as content:
         config = replace(config, state_directory=Path(directory))
-        dry_run = DryRun(config, instances(config), Log(level="error"))
-        try:
+        with closing(DryRun(config, instances(config), Log(level="error"))) as dry_run:
             result = dry_run.run(client, content)
-            sent = dry_run.send(result)
-            report = _report(config.plugins[0].name, result, result.steps + sent)
-        finally:
-            dry_run.close()
-    if arguments.json:
-        return msgspec.json.format(msgspec.json.encode(report)).decode(), report.accepted
-    return told(report), report.accepted
-
-
-def told(report: TryReport) -> str:
-    """Return the text for people."""
-    return "\n".join(map(one_line, _lines(report)))
+            report = _report(config.plugins[0].name, result, result.steps + dry_run.send(result))
+    say(*(json_lines(report) if arguments.json else told(report)))
+    return 0 if report.accepted else EXIT_FAILURE
 
 
 def _alone(config: Config, named: str, settings: list[str]) -> Config:
-    """Return the configuration with this plugin only: a file, a configured name, or a name for use.
+    """Return the configuration with one plugin only.
 
-    Without the configured one of this name its options are those in `settings` alone.
+    It is named by its file, its name in the configuration, or as in `use`. Unless it stands in the
+    configuration, its options are those in `settings` alone.
     """
     known = next((table for table in config.plugins if table.name == named), None)
-    options: dict[str, object] = dict(_setting(text) for text in settings)
+    options: dict[str, object] = dict(setting(text) for text in settings)
     if named.endswith(".py") or "/" in named:
         path = Path(named)
         if not path.is_file():
@@ -102,8 +128,8 @@ def _alone(config: Config, named: str, settings: list[str]) -> Config:
     return replace(config, plugins=[replace(table, key=key)], file="", base=Path.cwd())
 
 
-def _setting(text: str) -> tuple[str, object]:
-    """Read KEY=VALUE, where the value is TOML; what is none is text."""
+def setting(text: str) -> tuple[str, object]:
+    """Read KEY=VALUE; a value that is not TOML is text. Raise ConfigError."""
     key, sign, value = text.partition("=")
     if not sign or not key:
         raise ConfigError(f"expected KEY=VALUE, not {text!r}", key="--set")
@@ -137,7 +163,7 @@ def _report(plugin: str, result: Result, steps: list[Step]) -> TryReport:
 
 
 def _headers(before: Message | None, after: Message | None) -> tuple[list[str], list[str]]:
-    """Return the fields that came and those that went, unfolded."""
+    """Return the fields that were added and those that were removed, unfolded."""
     if before is None or after is None:
         return [], []
     old, new = (Counter(each.headers.raw_all()) for each in (before, after))
@@ -164,7 +190,8 @@ def _body(message: Message) -> Iterator[bytes]:
         yield from iter(lambda: content.readline(65536), b"")
 
 
-def _lines(report: TryReport) -> Iterator[str]:
+def told(report: TryReport) -> Iterator[str]:
+    """Yield the lines for people."""
     for step in report.steps:
         hook, about, remark = step["hook"], step["about"], step["remark"]
         match hook:
@@ -184,6 +211,6 @@ def _lines(report: TryReport) -> Iterator[str]:
             yield f"{word}: {reason}"
     yield from (f"result: {text}" for text in report.results)
     for finding in report.findings:
-        told = (finding.plugin, finding.name, f"{finding.points:+g}", finding.text)
-        yield f"finding: {' '.join(told).rstrip()}"
+        points = f"{finding.points:+g}"
+        yield f"finding: {finding.plugin} {finding.name} {points} {finding.text}".rstrip()
     yield f"{report.plugin}: {report.outcome}: {report.reply}"

@@ -11,8 +11,9 @@ from typing import Final
 
 import pytest
 
+from minismtp.cli.common import CommandError
 from minismtp.cli.main import main
-from minismtp.cli.new_plugin import SkeletonError, make
+from minismtp.cli.new_plugin import make
 
 ROOT: Final = Path(__file__).parents[2]
 LISTENER: Final = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
@@ -137,6 +138,6 @@ def test_class_whose_name_would_hide_an_import_gets_another(tmp_path: Path) -> N
 
 
 def test_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(SkeletonError):
+    with pytest.raises(CommandError):
         make("A B", tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -17,7 +17,7 @@ import pytest
 
 from minismtp import Message
 from minismtp.cli.main import main
-from minismtp.cli.replay import run
+from minismtp.cli.replay import differences
 from minismtp.cli.stored_mail import envelope_of, maildir
 from minismtp.config import Config
 from minismtp.runtime.decision_log import Record
@@ -424,7 +424,7 @@ def test_memory_does_not_grow_with_the_number_of_messages(place: Path) -> None:
         maildir=place / "Maildir", plugins=place / "changed.toml", against="", json=False
     )
     kept = []
-    for _ in run(Config.load(place / "minismtp.toml"), options):
+    for _ in differences(Config.load(place / "minismtp.toml"), options):
         gc.collect()
         kept.append(sum(isinstance(each, Message | Record) for each in gc.get_objects()))
     assert len(set(kept[2:12])) == 1

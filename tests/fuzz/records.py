@@ -23,10 +23,10 @@ from prometheus_client import CollectorRegistry
 from fuzz.peers import Peer, envelope, file_of, message_of, session, text_of, threads_that_fail
 from fuzz.target import target
 from minismtp import Address
-from minismtp.cli.explain import _lines as explained
+from minismtp.cli.explain import lines_of as explained
 from minismtp.cli.shadow import Shadow
-from minismtp.cli.trace import _line as traced
-from minismtp.cli.try_plugin import _setting
+from minismtp.cli.trace import line_of
+from minismtp.cli.try_plugin import setting
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
@@ -68,7 +68,7 @@ def values_of_options(data: bytes) -> None:
 
 @target("cli.try_plugin", raises=(ConfigError,), most=4096)
 def setting_of_a_command(data: bytes) -> None:
-    _setting(text_of(data))
+    setting(text_of(data))
 
 
 @target("_directory", raises=(ValueError,), memory=1 << 24)
@@ -246,7 +246,7 @@ def _show(record: Record) -> None:
 
 @target("cli.trace", raises=_OURS, most=1 << 14)
 def line_of_trace(data: bytes) -> None:
-    traced(msgspec.json.decode(data, type=dict[str, Any]))
+    line_of(msgspec.json.decode(data, type=dict[str, Any]))
 
 
 @target("runtime.control_socket")

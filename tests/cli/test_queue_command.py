@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from minismtp.cli import listing
+from minismtp.cli.queue import details, listed, listed_as_json
+from minismtp.cli.text import octets, span
 from minismtp.mailqueue.database import Waiting
 
 NOW = 1_700_000_000.0
@@ -18,7 +19,7 @@ HELD = BEHIND._replace(message="m3", sender="", state="held", closed_until=0.0, 
 
 
 def test_a_list_has_a_line_for_each_recipient_and_a_summary() -> None:
-    lines = listing.table([DEFERRED, BEHIND, HELD], NOW).splitlines()
+    lines = listed([DEFERRED, BEHIND, HELD], NOW)
     message = "2h5m 4.8 KiB <me@example.org> bob@example.net deferred"
     assert [" ".join(line.split()) for line in lines] == [
         "ID AGE SIZE FROM TO STATE NEXT REASON",
@@ -32,7 +33,7 @@ def test_a_list_has_a_line_for_each_recipient_and_a_summary() -> None:
 
 
 def test_details_say_when_and_why() -> None:
-    text = listing.details([DEFERRED, BEHIND, HELD], {"m1": {"subject": "hello"}}, NOW)
+    text = "\n".join(details([DEFERRED, BEHIND, HELD], {"m1": {"subject": "hello"}}, NOW))
     assert "\n  subject    hello\n" in text
     assert "\n    attempts   2, the last 1m ago, 2023-11-14T22:12:20Z\n" in text
     assert "\n    reply      mx.example.net: 451 4.7.1 greylisted\n" in text
@@ -42,7 +43,7 @@ def test_details_say_when_and_why() -> None:
 
 
 def test_json_has_the_same() -> None:
-    first, second, third = json.loads(listing.as_json([DEFERRED, BEHIND, HELD], {}, NOW))
+    first, second, third = json.loads("\n".join(listed_as_json([DEFERRED, BEHIND, HELD], {}, NOW)))
     assert (first["id"], first["age"], first["size"]) == ("m1", 7500, 4900)
     [recipient] = first["recipients"]
     assert recipient["reply"] == "451 4.7.1 greylisted"
@@ -52,8 +53,8 @@ def test_json_has_the_same() -> None:
 
 
 def test_an_empty_queue_says_so() -> None:
-    assert listing.table([], NOW) == "the queue is empty"
-    assert json.loads(listing.as_json([], {}, NOW)) == []
+    assert listed([], NOW) == ["the queue is empty"]
+    assert listed_as_json([], {}, NOW) == ["[]"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_an_empty_queue_says_so() -> None:
     [(-3, "0s"), (59.6, "1m"), (61, "1m1s"), (3600, "1h"), (90000, "1d1h"), (432000, "5d")],
 )
 def test_spans_have_two_units(seconds: float, text: str) -> None:
-    assert listing.span(seconds) == text
+    assert span(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -69,4 +70,4 @@ def test_spans_have_two_units(seconds: float, text: str) -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 KiB"), (15000, "15 KiB"), (25 << 20, "25 MiB")],
 )
 def test_sizes_are_short(count: int, text: str) -> None:
-    assert listing.octets(count) == text
+    assert octets(count) == text

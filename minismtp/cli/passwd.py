@@ -1,0 +1,83 @@
+"""The passwords of users in a file of the plugin `password_file`: `minismtp passwd`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from getpass import getpass
+from pathlib import Path
+
+from minismtp.cli.common import CommandError, argument_type
+from minismtp.server.privileges import acting_as_owner
+from minismtp.smtp.sasl import make_key
+from minismtp.values.durable_files import atomic_write, read_file, without_marks
+from minismtp.values.passwords import hash_password
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="made when it is missing")
+    parser.add_argument("user", type=argument_type(_user_name), metavar="USER")
+    parser.add_argument(
+        "--scheme",
+        choices=("scrypt", "argon2id"),
+        default="scrypt",
+        help="how the password is hashed; default: scrypt",
+    )
+    parser.add_argument(
+        "--no-scram",
+        action="store_true",
+        help="store no keys for SCRAM, which is then not offered to any user of this file",
+    )
+    parser.add_argument("--remove", action="store_true", help="remove the user")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Set or remove the password of one user; raise CommandError."""
+    path: Path = arguments.file
+    try:
+        with acting_as_owner(path.parent):
+            _change(path, arguments)
+    except OSError as error:
+        raise CommandError(f"{path}: {error.strerror}") from error
+    except (ValueError, EOFError, ModuleNotFoundError) as error:
+        raise CommandError(str(error) or "no password was given") from error
+    return 0
+
+
+def _change(path: Path, arguments: argparse.Namespace) -> None:
+    user: str = arguments.user
+    lines = read_file(path).splitlines() if path.exists() else []
+    others = [line for line in lines if line.partition(b":")[0].strip() != user.encode()]
+    if not arguments.remove:
+        password = _ask_password()
+        stored = hash_password(password, arguments.scheme)
+        if not arguments.no_scram:
+            stored += f":{make_key(password).text}"
+        place = next((i for i, line in enumerate(lines) if line not in others), len(others))
+        others.insert(place, f"{user}:{stored}".encode())
+    elif len(others) == len(lines):
+        raise CommandError(f"{path}: no user is called {user!r}")
+    others = others or [b"# no users"]  # because the server takes an empty file for an accident
+    # `resolve`, because the rename would replace a symbolic link instead of the file.
+    atomic_write(path.resolve(), b"".join(line + b"\n" for line in others))
+
+
+def _ask_password() -> str:
+    """Read a password from the terminal, or one line from standard input if that is a file."""
+    if not sys.stdin.isatty():
+        return without_marks(sys.stdin.buffer.readline()).decode().rstrip("\r\n")
+    password = getpass("Password: ")
+    if getpass("The same again: ") != password:
+        raise ValueError("the two passwords differ")
+    return password
+
+
+def _user_name(text: str) -> str:
+    """Return a name that breaks neither the lines of a password file nor the user's login."""
+    if not text or ":" in text or not text.isprintable() or text != text.strip() or text[0] == "#":
+        raise ValueError(
+            f"{text!r}: expected a name without ':', control characters, spaces around it or '#'"
+            " before it"
+        )
+    return text

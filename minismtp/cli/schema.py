@@ -1,0 +1,26 @@
+"""A JSON Schema of the configuration: `minismtp schema`.
+
+Editors that know TOML use it to complete and check keys and values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from minismtp.cli.common import say
+from minismtp.config.schema import schema
+from minismtp.hooks.loader import available
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the schema is that of the installed plugins, whatever the configuration."""
+    del parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the schema, with the options of all installed plugins."""
+    del arguments
+    document = schema({found.name: found.factory for found in available([])})
+    say(*json.dumps(document, indent=2).split("\n"))
+    return 0

@@ -1,0 +1,57 @@
+"""The sessions that are open now: `minismtp sessions`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Final
+
+from minismtp.cli.common import add_config, configuration, say
+from minismtp.cli.text import table
+from minismtp.runtime.log import complain
+from minismtp.server.open_sessions import Survey, doing, span, survey
+
+HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument("--stack", action="store_true", help="show the stacks of their threads too")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the sessions, and on standard error which processes did not answer; raise OSError."""
+    found = survey(configuration(arguments).state_directory / "control", stack=arguments.stack)
+    for problem in found.problems:
+        complain(f"minismtp: {problem}")
+    if arguments.json:
+        say(*json.dumps(found.sessions, indent=1).split("\n"))
+    else:
+        say(*(listed(found) if found.sessions else ["no sessions"]))
+    return 0
+
+
+def listed(found: Survey) -> list[str]:
+    """Return the lines of the table, each session followed by its stack if that is known."""
+    head, *rows = table(HEAD, map(row, found.sessions))
+    lines = [head]
+    for line, session in zip(rows, found.sessions, strict=True):
+        lines += [line, *(f"    {frame}" for frame in session.get("stack", ()))]
+    return lines
+
+
+def row(session: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of one session, in the order of `HEAD`."""
+    return (
+        session["id"],
+        session["peer"],
+        session["listener"],
+        session["state"],
+        span(session["age"]),
+        session.get("login") or "-",
+        session.get("tls") or "-",
+        session["message"] or "-",
+        doing(session),
+    )

@@ -1,0 +1,100 @@
+"""Tables, durations, sizes, dates and JSON, as the commands print them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from minismtp.values.printable import one_line
+
+_RIGHT: Final = frozenset({"AGE", "SIZE"})  # columns whose cells stand at the right
+_UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
+_CACHED: Final = 10_000  # texts: a queue of 50,000 messages has few different ones
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, `head` first; the last column may be of any width."""
+    cells = [tuple(map(one_line, row)) for row in rows]  # the width is that of what is printed
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    form = "  ".join(
+        f"{{:{'>' if name in _RIGHT else '<'}{width}}}"
+        for name, width in zip(head[:-1], widths[:-1], strict=True)
+    )
+    return [f"{form}  {{}}".format(*row).rstrip() for row in (head, *cells)]
+
+
+def cut(lines: Iterable[str]) -> list[str]:
+    """Cut lines at the edge of the terminal; where the output is no terminal they stay whole."""
+    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return [line[:edge] for line in lines]
+
+
+def detail(name: str, value: str, indent: str = "  ") -> str:
+    """Return one line of what is known of a thing, with the values one below the other."""
+    return f"{indent}{name:<10} {value}"
+
+
+def span(seconds: float) -> str:
+    """Return a duration in its two largest units."""
+    return _span(max(0, round(seconds)))
+
+
+@lru_cache(_CACHED)
+def _span(seconds: int) -> str:
+    for size, unit, smaller, smaller_unit in _UNITS:
+        if seconds >= size:
+            rest = seconds % size // smaller
+            return f"{seconds // size}{unit}" + (f"{rest}{smaller_unit}" if rest else "")
+    return f"{seconds}s"
+
+
+@lru_cache(_CACHED)
+def octets(count: int) -> str:
+    """Return a size with its unit."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1000:  # noqa: PLR2004
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"  # noqa: PLR2004
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def date(seconds: float) -> str:
+    """Return a time in epoch seconds as ISO 8601 in UTC."""
+    return _date(int(seconds))
+
+
+@lru_cache(_CACHED)
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def moment(seconds: float) -> str:
+    """Return a time in epoch seconds as people read it, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(seconds))
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def json_line(value: object) -> str:
+    """Return a value as JSON on one line."""
+    return msgspec.json.encode(value).decode()
+
+
+def json_lines(value: object) -> list[str]:
+    """Return the lines of a value as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(value)).decode().split("\n")
+
+
+def json_list(items: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the lines of a JSON list with each item on a line of its own."""
+    return f"[{f',{chr(10)} '.join(map(json_line, items))}]".split("\n")
