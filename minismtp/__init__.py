@@ -1,9 +1,9 @@
 """A threaded, blocking SMTP server whose plugins are plain Python.
 
-What plugin authors import stands here; everything else is internal.
+Plugin authors import from here. Everything else is internal.
 """
 
-from minismtp.server import startup_signals as startup_signals  # before what takes time
+from minismtp.server import startup_signals as startup_signals  # before the imports that take time
 
 # isort: split
 from minismtp import events

@@ -1,4 +1,4 @@
-"""What plugins can observe: the public path of `minismtp.mail.events`."""
+"""The events that plugins can observe; the public name of `minismtp.mail.events`."""
 
 from minismtp.mail.events import (
     Authenticated,

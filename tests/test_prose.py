@@ -21,8 +21,8 @@ DONE: Final = (
     *("README.md", "SECURITY.md", "docs/administrator.md", "docs/hardening.md", "docs/insight.md"),
     *("docs/monitoring.md", "docs/plugins.md", "docs/sending.md", "docs/systemd.md"),
     "docs/plugins",
-    "minismtp/config",
-    "tests/config",
+    *("minismtp/__init__.py", "minismtp/config", "minismtp/events.py", "minismtp/hooks"),
+    *("tests/config", "tests/hooks", "tests/test_reference.py"),
     "tests/storage",
 )
 MADE: Final = {"docs/configuration.md", "docs/hooks.md", "docs/plugins/README.md"}

@@ -29,7 +29,7 @@ LISTENERS: Final = "".join(
 
 
 def section(hook: str) -> str:
-    """Return what the reference says of a hook."""
+    """Return the section of a hook in the reference."""
     return HOOKS.partition(f"\n## {hook}\n")[2].partition("\n## ")[0]
 
 

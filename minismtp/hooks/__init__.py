@@ -1,4 +1,4 @@
-"""The plugins: what hooks exist, how they are loaded, called, guarded and timed.
+"""Plugins: their hooks, and how they are loaded, called, guarded and timed.
 
-This is the only folder that knows pluggy. A plugin that raises or hangs becomes a deferral here.
+This is the only folder that imports pluggy. If a plugin raises an exception, the mail is deferred.
 """

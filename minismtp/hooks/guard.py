@@ -1,9 +1,9 @@
-"""What stands between a plugin's code and a session.
+"""The guard between a plugin's code and a session.
 
-Every hook implementation is called through a guard, which times it (wall and CPU), counts its
-verdict, and turns any other exception into the plugin's policy: a crashing filter defers mail, it
-never accepts or loses it. In shadow mode the implementation works on copies and its verdict is
-counted, never applied; what it did to them is noted.
+Every hook implementation is called through a guard. It measures the time (wall and CPU), counts the
+verdict, and turns any other exception into the plugin's policy, so a filter that crashes defers
+mail and never accepts or loses it. In shadow mode the implementation works on copies. Its verdict
+and its changes are recorded and never applied.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from minismtp.values.threads import Interrupted, report
 T = TypeVar("T")
 D = TypeVar("D")
 
-#: What an implementation may return beside None; anything else is a bug in the plugin. So a verdict
-#: that was returned where it should have been raised defers mail instead of letting it pass.
+#: What an implementation may return besides None. Anything else is a bug in the plugin, so a
+#: verdict that is returned instead of raised defers mail and does not let it pass.
 ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     **dict.fromkeys(("on_connect", "on_helo", "on_mail", "on_rcpt", "on_routed"), ()),
     **dict.fromkeys(("on_data", "on_message", "on_send"), ()),
@@ -46,9 +46,9 @@ ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     "command": Reply,
     "ehlo_keywords": list,
 }
-#: Hooks that have nobody to refuse: a verdict of theirs is a failure like any other exception.
+#: Hooks that have no client to refuse. A verdict from them is a failure like any other exception.
 IMPARTIAL: Final = frozenset({"on_start", "on_stop", "observe"})
-#: Hooks whose failure concerns nobody but the plugin.
+#: Hooks whose failure concerns only the plugin.
 HARMLESS: Final = frozenset({"on_stop", "observe"})
 # ehlo-line = ehlo-keyword *( SP ehlo-param ), RFC 5321 section 4.1.1.1
 _EHLO_LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*")
@@ -63,7 +63,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FailurePolicy:
-    """What the `[[plugins]]` table says of one plugin; `timeout` in seconds."""
+    """The settings of one plugin from its `[[plugins]]` table; `timeout` in seconds."""
 
     plugin: str
     on_error: Literal["defer", "ignore"] = "defer"
@@ -72,7 +72,7 @@ class FailurePolicy:
 
 
 class Failure(Exception):  # noqa: N818 - says what happened, and to whom
-    """`on_start` of a plugin raised: the process cannot start."""
+    """`on_start` of a plugin raised an exception, so the process cannot start."""
 
     def __init__(self, plugin: str, error: BaseException) -> None:
         super().__init__(f"plugin {plugin!r}: on_start: {describe(error)}")
@@ -87,25 +87,23 @@ class Guard:
     announce: Callable[[HookFailed], None]
     _notes: StashKey[Stash] = field(default_factory=StashKey, init=False)
 
-    def wrap(  # noqa: C901 - in one piece, as each call counts
-        self, hook: str, method: Method, metrics: HookMetrics
-    ) -> Method:
+    def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:  # noqa: C901 - one call is cheaper than two
         """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow, timeout = self.policy.plugin, self.policy.shadow, self.policy.timeout
-        method = self._introduced(hook, method)
+        own = self._with_own_state if hook == "on_start" else self._copy if shadow else None
         seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
             given = args
-            if shadow:
-                args = tuple([self._own(argument) for argument in args])
+            if own is not None:
+                args = tuple([own(argument) for argument in args])
             activity = current()
             begun, cpu = perf_counter(), thread_time()
             activity.running = (hook, plugin, begun)
             raised: BaseException | None = None
             verdict: Verdict | None = None
-            result, remark = None, ""
+            result, kind, remark = None, "none", ""
             try:
                 result = method(*args)
             except Interrupted:
@@ -116,39 +114,26 @@ class Guard:
             activity.running = None
             if wall > timeout:
                 self._overran(hook, wall, metrics)
-            kind = "none"
             if result is not None or raised is not None:
-                verdict, result, remark = self._judge(hook, raised, result, metrics)
+                verdict, result, kind, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
-                kind = _kind(verdict, result)
-            remark = remark or (_wishes(given, args) if shadow else "")
+            if shadow:
+                remark = remark or _changes(given, args)
             try:
                 metrics.called(wall, cpu, kind)
                 activity.note((hook, plugin, begun, wall, seen[kind], remark))
-            except Exception as error:  # noqa: BLE001 - what a plugin has stored is stored
+            except Exception as error:  # noqa: BLE001 - what a plugin stored is stored
                 report(error)
-            if shadow:
-                return None
-            if verdict is not None:
+            if verdict is not None and not shadow:
                 raise verdict
-            if result is True and metrics.stored is not None:
+            if result is True and not shadow and metrics.stored is not None:
                 metrics.stored(wall)
-            return result
+            return None if shadow else result
 
         return guarded
 
-    def _introduced(self, hook: str, method: Method) -> Method:
-        """Have `on_start` give the plugin keys of its own in the state that all share."""
-        if hook != "on_start":
-            return method
-
-        @functools.wraps(method)
-        def introduced(*args: object) -> Any:  # noqa: ANN401 - hands it on
-            return method(*map(self._at_its_own, args))
-
-        return introduced
-
-    def _at_its_own(self, argument: object) -> object:
+    def _with_own_state(self, argument: object) -> object:
+        """Return the ServerInfo of `on_start` with keys of the plugin's own in the shared state."""
         if isinstance(argument, ServerInfo):
             return replace(argument, state=argument.state.of_plugin(self.policy.plugin))
         return argument
@@ -164,25 +149,28 @@ class Guard:
 
     def _judge(
         self, hook: str, raised: BaseException | None, result: object, metrics: HookMetrics
-    ) -> tuple[Verdict | None, object, str]:
+    ) -> tuple[Verdict | None, object, str, str]:
         """Tell an answer and a verdict from a failure, which becomes the policy's verdict.
 
-        Gives what was decided, what was answered, and a remark for the trace.
+        Return the verdict, the answer, the kind of either for the metrics, and a remark for the
+        trace.
         """
-        if raised is None and not _fits(hook, result):
+        if raised is None and not _is_valid(hook, result):
             raised = TypeError(f"{hook} returned {type(result).__name__}")
         if raised is None:
             if isinstance(result, Reply):
                 result = result.because("", plugin=self.policy.plugin, hook=hook)
-            return None, result, ""
+            return None, result, "answer", ""
         if isinstance(raised, Verdict) and hook not in IMPARTIAL:
-            return self._signed(raised, hook), None, str(raised.reply)
+            return self._signed(raised, hook), None, _kind(raised), str(raised.reply)
         remark = f"failed: {describe(raised)}"
         verdict = self._failed(hook, raised, metrics)
-        return verdict and self._signed(verdict, hook, remark), None, remark
+        if verdict is None:
+            return None, None, "none", remark
+        return self._signed(verdict, hook, remark), None, _kind(verdict), remark
 
     def _signed(self, verdict: Verdict, hook: str, reason: str = "") -> Verdict:
-        """Return a verdict whose reply tells the log who has decided so, and after what error."""
+        """Return a verdict whose reply names the plugin, the hook and the error to the log."""
         if not reason and verdict.__cause__ is not None:
             reason = describe(verdict.__cause__)
         verdict.reply = verdict.reply.because(reason, plugin=self.policy.plugin, hook=hook)
@@ -200,8 +188,8 @@ class Guard:
             self.announce(HookFailed(plugin, hook, describe(error), applied))
         return None if ignored else Defer("temporary failure, try again later", enhanced="4.3.0")
 
-    def _own(self, argument: object) -> object:
-        """Return a shadow plugin its own copy of whatever it could change."""
+    def _copy(self, argument: object) -> object:
+        """Return a copy, for a shadow plugin, of an argument that it could change."""
         match argument:
             case Message():
                 return argument.copy()
@@ -217,7 +205,7 @@ class Guard:
 
 
 class _ShadowStash(Stash):
-    """What a shadow plugin notes, over the real notes: nobody else sees its own."""
+    """The notes of a shadow plugin on top of the real ones; no other plugin sees them."""
 
     __slots__ = ("_own", "_real")
 
@@ -245,30 +233,30 @@ class _ShadowStash(Stash):
         return self[key] if key in self else self._own.setdefault(key, default)
 
 
-def _wishes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:
-    """Say what a shadow plugin did to its copy of a message: "would be quarantined: why"."""
-    wishes = []
+def _changes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:
+    """Describe what a shadow plugin did to its copies, such as "would be quarantined: why"."""
+    changes = []
     for before, after in zip(real, copies, strict=True):
         if isinstance(before, Message) and isinstance(after, Message):
             if after.discarded not in (None, before.discarded):
-                wishes.append(f"would be discarded: {after.discarded}")
+                changes.append(f"would be discarded: {after.discarded}")
             if after.quarantined not in (None, before.quarantined):
-                wishes.append(f"would be quarantined: {after.quarantined}")
+                changes.append(f"would be quarantined: {after.quarantined}")
             if (after.prefix, after.content) != (before.prefix, before.content):
-                wishes.append("would be changed")
+                changes.append("would be changed")
         elif isinstance(before, Envelope) and isinstance(after, Envelope):
-            told = [(each.added, each.removed, each.reverse_path) for each in (before, after)]
-            if told[0] != told[1]:
-                wishes.append("would be readdressed")
-    return "; ".join(wishes)
+            old, new = ((each.added, each.removed, each.reverse_path) for each in (before, after))
+            if old != new:
+                changes.append("would be readdressed")
+    return "; ".join(changes)
 
 
-def _fits(hook: str, result: object) -> bool:
+def _is_valid(hook: str, result: object) -> bool:
     if not isinstance(result, ANSWERS.get(hook, object)):
         return False
     match hook:
         case "authenticate":
-            return bool(result) and str(result).isprintable()  # nobody logs in as nobody
+            return bool(result) and str(result).isprintable()  # an empty login is nobody's
         case "ehlo_keywords":
             lines = result if isinstance(result, list) else ()
             return all(isinstance(line, str) and _EHLO_LINE.fullmatch(line) for line in lines)
@@ -276,10 +264,8 @@ def _fits(hook: str, result: object) -> bool:
             return True
 
 
-def _kind(verdict: Verdict | None, result: object) -> str:
+def _kind(verdict: Verdict) -> str:
     match verdict:
-        case None:
-            return "none" if result is None else "answer"
         case Reject():
             return "reject"
         case Disconnect():

@@ -1,9 +1,9 @@
-"""Finding, checking and registering plugins.
+"""Finds, checks and registers plugins.
 
-Only the plugins that the configuration names are loaded, each from the local `plugin_path` first,
-then from the entry points of the group `minismtp`. What is wrong with a plugin (an unknown option,
-a misspelt hook or argument, a missing @hookimpl) is a `ConfigError` that names the plugin, its file
-and its line, before any session starts.
+Only the plugins that the configuration names are loaded, from the local `plugin_path` first and
+then from the entry points of the group `minismtp`. A mistake in a plugin (an unknown option, a
+misspelt hook or argument, a missing @hookimpl) raises a `ConfigError` with the plugin, its file and
+its line, before any session starts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NOT_ORDINARY = (
 def plugin(cls: type[T]) -> type[T]:
     """Make a class a plugin: a dataclass whose fields are its options in the configuration.
 
-    Two plugins with the same options stay two plugins: there is no comparison by value.
+    Plugins are not compared by value, so two plugins with the same options stay two plugins.
     """
     setattr(cls, _MARK, True)
     return dataclass(eq=False, kw_only=True)(cls)
@@ -61,7 +61,7 @@ def hook_names() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """A plugin that could be used: `problem` says why its `factory` is missing."""
+    """A plugin that can be used, or the `problem` that leaves it without a `factory`."""
 
     name: str
     source: str
@@ -70,9 +70,9 @@ class Available:
 
 
 class PluginSet:
-    """The configured plugins, made, guarded and registered in the order of the configuration.
+    """The plugins of a configuration: instances behind their guards, in the configured order.
 
-    `instances` has each with its table.
+    `instances` holds each plugin with its `[[plugins]]` table.
     """
 
     def __init__(self, metrics: Metrics, log: Log) -> None:
@@ -87,7 +87,7 @@ class PluginSet:
     def load(
         cls, config: Config, metrics: Metrics | None = None, log: Log | None = None
     ) -> PluginSet:
-        """Load what the configuration names. Raise ConfigError."""
+        """Load the plugins that the configuration names. Raise ConfigError."""
         loaded = cls(metrics or Metrics(), log or Log())
         for table, instance in instances(config):
             loaded.add(table, instance, file=config.file)
@@ -95,7 +95,7 @@ class PluginSet:
         return loaded
 
     def add(self, table: PluginConfig, instance: object, *, file: str = "") -> None:
-        """Guard one plugin; its place among the others is the order of the calls."""
+        """Add one plugin behind a guard. Plugins are called in the order of addition."""
         check_methods(instance, table.name, file=file, key=f"{table.key}.use")
         policy = FailurePolicy(
             table.name,
@@ -111,7 +111,7 @@ class PluginSet:
         self.instances.append((table, instance))
 
     def close(self) -> None:
-        """Register the plugins; none can be added any more."""
+        """Register the plugins. No plugin can be added after this."""
         # pluggy runs the last registered first.
         for table, instance in reversed(self.instances):
             self._manager.register(instance, name=table.name)
@@ -145,7 +145,7 @@ class PluginSet:
 
 
 def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
-    """Make the plugins that the configuration names, in its order. Raise ConfigError."""
+    """Yield the configured plugins with their tables, in order. Raise ConfigError."""
     factories: dict[str, type[Any]] = {}
     for table in config.plugins:
         if table.use not in factories:
@@ -167,12 +167,12 @@ def find(table: PluginConfig, config: Config) -> type[Any]:
 
 
 def available(plugin_path: list[Path]) -> list[Available]:
-    """Load all plugins that can be used, local ones first."""
+    """Return all plugins that can be used, local ones first."""
     return [_load(name, source) for name, source in _sources(plugin_path).items()]
 
 
 def _sources(plugin_path: list[Path]) -> dict[str, Path | EntryPoint]:
-    """Say where each plugin would come from, without loading any."""
+    """Return the file or entry point of each plugin, without loading any."""
     found: dict[str, Path | EntryPoint] = {}
     for directory in plugin_path:
         for path in sorted(directory.glob("*.py")):
@@ -199,7 +199,7 @@ def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
 
 
 def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None:
-    """Refuse a misspelt hook or argument, and a hook without its marker. Raise ConfigError."""
+    """Raise ConfigError for a misspelt hook or argument, or a hook without its marker."""
     hooks = {name: getattr(specs, name) for name in hook_names()}
     for name, method, options in _methods(instance):
         if options is None:
@@ -219,7 +219,7 @@ def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None
 def _check_kind(name: str, method: Any, options: dict[str, object]) -> str:  # noqa: ANN401 - any callable
     function = inspect.unwrap(method)
     if options["wrapper"] or options["hookwrapper"]:
-        return f"{name} is a wrapper; a plugin judges for itself only"
+        return f"{name} is a wrapper; expected an ordinary hook, which sees no other answers"
     if any(options.values()):
         return f"@hookimpl takes no options; the order of {name} is that of the configuration"
     if any(kind(function) for kind in _NOT_ORDINARY):
@@ -232,7 +232,7 @@ def _check_arguments(name: str, method: Any, offered: list[str]) -> str:  # noqa
         if argument not in offered:
             takes = ", ".join(offered) or "no argument"
             return f"{name} has no argument {argument!r}; it offers {takes}"
-        # pluggy passes by position and leaves out what has a default.
+        # pluggy passes arguments by position and leaves out those with a default.
         if parameter.kind is not _ORDINARY or parameter.default is not inspect.Parameter.empty:
             return f"argument {argument!r} of {name} must be an ordinary one without a default"
     return ""
@@ -257,10 +257,10 @@ def _from_file(name: str, path: Path) -> Available:
     assert spec is not None  # noqa: S101 - the name ends with .py
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # where dataclasses look up what annotations name
+    sys.modules[module_name] = module  # dataclasses look up the names in annotations here
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a plugin's file becomes one line
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any error in a plugin's file becomes one line
         return Available(name, str(path), None, f"plugin {name!r}: {_blame(error, path)}")
     classes = {
         item: f"{item.__name__} ({path}:{inspect.getsourcelines(item)[1]})"
@@ -283,7 +283,7 @@ def _from_entry_point(entry: EntryPoint) -> Available:
         extra = f"; install {owner}[{','.join(entry.extras)}]" if entry.extras else ""
         problem = f"plugin {entry.name!r} needs the module {error.name!r}{extra}"
         return Available(entry.name, source, None, problem)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - any fault of a plugin's module becomes one line
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any error in a plugin's module becomes one line
         return Available(entry.name, source, None, f"plugin {entry.name!r}: {_blame(error, None)}")
     if _MARK not in getattr(factory, "__dict__", {}):
         problem = f"plugin {entry.name!r}: {entry.value} is not a class under @plugin"
@@ -292,7 +292,7 @@ def _from_entry_point(entry: EntryPoint) -> Available:
 
 
 def _blame(error: BaseException, path: Path | None) -> str:
-    """Say what went wrong and at which line of the plugin, without a traceback."""
+    """Describe an error and the line of the plugin where it happened, without a traceback."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]

@@ -1,13 +1,13 @@
-"""Every place where a plugin may speak.
+"""The hooks that a plugin may implement.
 
-Raise a verdict to refuse: `Reject("text")` is 550 5.7.1, `Defer("text")` is 451 4.7.1,
-`Disconnect("text")` is 421 4.7.0 and the end of the connection. Return to answer, return `None` for
-no opinion. The `on_*` hooks, `ehlo_keywords` and `observe` run in all plugins, in the order of the
-configuration, until one refuses; of the others the first answer counts.
+Raise a verdict to refuse: `Reject("text")` is 550 5.7.1, `Defer("text")` is 451 4.7.1, and
+`Disconnect("text")` is 421 4.7.0 and the end of the connection. Return a value to answer, or `None`
+for no opinion. The `on_*` hooks, `ehlo_keywords` and `observe` run in all plugins, in the order of
+the configuration, until one refuses. For the other hooks, the first answer is used.
 
-Hooks run in the session's own thread of a worker process unless their text says otherwise, and may
-block: only this session waits. An implementation names the arguments it needs, in any order, and no
-others.
+Hooks run in the session's own thread of a worker process unless their text says otherwise. They may
+block, because only this session waits. An implementation names the arguments that it needs, in any
+order, and no others.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 class ServerInfo:
     """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0.
 
-    Threads may share the `resolver`, which asks the DNS as the configuration says, and the `state`,
-    which all workers have in common, each plugin with keys of its own.
+    Threads may share the `resolver`, which asks the configured name servers, and the `state`, which
+    all workers share. Each plugin has its own keys in it.
     """
 
     hostname: str
@@ -55,7 +55,7 @@ class ServerInfo:
 
     @classmethod
     def of(cls, config: Config, role: str, slot: int = 0) -> Self:
-        """Introduce a process that the configuration describes. Raise ConfigError."""
+        """Return the description of a process of this configuration. Raise ConfigError."""
         resolver = Resolver(config.dns.nameservers)
         state = State.of(config.state, config.state_directory)
         return cls(config.hostname, config.state_directory, role, slot, resolver, state)
@@ -65,15 +65,15 @@ class ServerInfo:
 def on_start(server: ServerInfo) -> None:
     """Open connections, databases and threads.
 
-    Called once in each process after the fork, before the first session. Whatever it raises stops
-    the start of the process. `server` names the host, the state directory, the role (worker,
-    outbound or check) and the slot, and has the `resolver` and the plugin's `state`.
+    Called once in each process after the fork, before the first session. Any exception stops the
+    start of the process. `server` has the host name, the state directory, the role (worker,
+    outbound or check), the slot, the `resolver` and the plugin's `state`.
     """
 
 
 @hookspec
 def on_stop() -> None:
-    """Close what `on_start` opened; called once at the end of each process."""
+    """Close what `on_start` opened. Called once at the end of each process."""
 
 
 @hookspec
@@ -81,26 +81,26 @@ def on_connect(session: Session) -> None:
     """Judge a peer before the banner.
 
     Reject closes the connection with 554, Defer and Disconnect with 421 (RFC 5321 section 3.1).
-    `session.speaks_within(seconds)` waits, and tells whether the peer talks before its turn.
+    `session.speaks_within(seconds)` waits and tells whether the peer sends before the banner.
     """
 
 
 @hookspec
 def on_helo(session: Session) -> None:
-    """Judge `session.helo` after EHLO, HELO or LHLO; a refusal leaves the peer ungreeted."""
+    """Judge `session.helo` after EHLO, HELO or LHLO. After a refusal the peer must greet again."""
 
 
 @hookspec
 def ehlo_keywords(session: Session) -> list[str] | None:
-    """Return further lines for the EHLO reply, keyword and parameters; all are collected."""
+    """Return further lines for the EHLO reply: keyword and parameters. All are collected."""
 
 
 @hookspec(firstresult=True)
 def authenticate(session: Session, credentials: Credentials) -> str | None:
     """Check credentials and give the authorization identity; None asks the next plugin.
 
-    After the last None the client hears 535 5.7.8. Raise Defer when the back end is away: the
-    client hears 454 4.7.0 and keeps its password (RFC 4954 section 6).
+    If every plugin returns None, the client gets 535 5.7.8. Raise Defer if the back end is not
+    available. Then the client gets 454 4.7.0 and keeps its password (RFC 4954 section 6).
     """
 
 
@@ -108,16 +108,16 @@ def authenticate(session: Session, credentials: Credentials) -> str | None:
 def stored_key(session: Session, mechanism: str, username: str) -> StoredKey | None:
     """Return the stored key of a user for a SCRAM mechanism (RFC 5802 section 3).
 
-    None asks the next plugin. After the last None the client gets a salt that is made up, always
-    the same for a name, and 535 5.7.8 in the end; a key that is not `ordinary` could be told from
-    it. The mechanism is advertised only where a plugin implements this hook, or, when that plugin
-    has an attribute or property `mechanisms`, where it stands in there.
+    None asks the next plugin. If every plugin returns None, the client gets an invented salt,
+    always the same for a name, and 535 5.7.8 at the end. A client could tell a key that is not
+    `ordinary` from an invented one. The mechanism is advertised only if a plugin implements this
+    hook. If that plugin has an attribute or property `mechanisms`, it must be in there.
     """
 
 
 @hookspec
 def on_mail(session: Session, envelope: Envelope) -> None:
-    """Judge the reverse-path at MAIL, after syntax, SIZE and AUTH rules have passed.
+    """Judge the reverse-path at MAIL, after the checks of syntax, SIZE and AUTH.
 
     `envelope.reverse_path` is None for bounces.
     """
@@ -127,80 +127,83 @@ def on_mail(session: Session, envelope: Envelope) -> None:
 def on_rcpt(session: Session, envelope: Envelope, recipient: Recipient) -> None:
     """Judge one recipient at RCPT, before it is routed.
 
-    `envelope.recipients` holds those that were accepted before. The refusal is for this one alone.
+    `envelope.recipients` holds those that were accepted before. A refusal is for this recipient
+    only.
     """
 
 
 @hookspec(firstresult=True)
 def route(session: Session, envelope: Envelope, recipient: Recipient) -> Route | None:
-    """Say where a recipient's copy goes: `Local(...)`, `Relay(...)`, or both as `Several(...)`.
+    """Return where a recipient's copy goes: `Local(...)`, `Relay(...)`, or `Several(...)` of them.
 
     None asks the next plugin.
 
-    `Local` names the mailboxes that get a copy, none for the recipient's own address; they are
-    stored by `deliver`. `Relay` puts the message into the queue for other servers. A recipient that
-    nobody routes is refused with 550 5.7.1, so there is no open relay by accident.
+    `Local` names the mailboxes that get a copy; without a name it is the recipient's own address.
+    `deliver` stores the copies. `Relay` puts the message into the queue for other servers. A
+    recipient without a route is refused with 550 5.7.1, so there is no open relay by accident.
     """
 
 
 @hookspec
 def on_routed(session: Session, envelope: Envelope, recipient: Recipient) -> None:
-    """Judge one recipient at RCPT, after it was routed: one that there is.
+    """Judge one recipient at RCPT, after it was routed, so it exists.
 
-    For filters that remember, or tell others of, whom mail is for; strangers' guesses do not get
-    here. `recipient.route` says where its copy goes. The refusal is for this one alone.
+    This is for filters that remember recipients or report them elsewhere, because addresses that a
+    client guessed are refused before. `recipient.route` says where the copy goes. A refusal is for
+    this recipient only.
     """
 
 
 @hookspec
 def on_data(session: Session, envelope: Envelope) -> None:
-    """Judge the whole envelope at DATA or the first BDAT, before any content is asked for."""
+    """Judge the whole envelope at DATA or the first BDAT, before the client sends content."""
 
 
 @hookspec
 def on_message(session: Session, envelope: Envelope, message: Message) -> None:
     """Judge the whole message, before anything is stored.
 
-    May prepend fields, replace the content, quarantine or discard, and change who gets it
-    (`envelope.add`, `envelope.remove`, `envelope.reverse_path`); a refusal is the reply to the end
-    of the content and counts for all recipients.
+    The plugin may prepend fields, replace the content, quarantine or discard the message, and
+    change the envelope (`envelope.add`, `envelope.remove`, `envelope.reverse_path`). A refusal is
+    the reply to the end of the content and applies to all recipients.
     """
 
 
 @hookspec(firstresult=True)
 def deliver(envelope: Envelope, message: Message, mailbox: Address) -> bool | None:
-    """Store one copy; True says that it is on disk and synced, None asks the next plugin.
+    """Store one copy. Return True once it is on disk and synced; None asks the next plugin.
 
-    May be called hours after the session, and again after a crash: an implementation is idempotent
-    for the same `envelope.id` and mailbox. Raise Defer or Reject when the mailbox cannot take it:
-    then this copy waits in the queue, or its sender is told, while the others are stored; where no
-    mailbox can have the message, it is the reply.
+    May be called hours after the session, and again after a crash, so an implementation must be
+    idempotent for the same `envelope.id` and mailbox. Raise Defer or Reject if the mailbox cannot
+    take the copy. Then this copy waits in the queue, or its sender is notified, while the others
+    are stored. If no mailbox can take the message, the verdict is the reply.
     """
 
 
 @hookspec
 def on_send(delivery: Delivery, message: Message) -> None:
-    """Change the message before it leaves, the last chance: signing, for instance.
+    """Change the message just before it is sent, for instance to sign it.
 
-    Runs in the outbound process, once for each attempt, on a message of this attempt alone. It runs
-    once more on a conversion where the host cannot take the message as it is, because of long lines
-    or 8-bit content. Reject returns the message to its sender, Defer has it tried later.
+    Runs in the outbound process, once for each attempt, on a message that is used for this attempt
+    only. If the host cannot take long lines or 8-bit content, the message is converted and the hook
+    runs once more. Reject returns the message to its sender; Defer retries it later.
     """
 
 
 @hookspec(firstresult=True)
 def destination(delivery: Delivery) -> Destination | None:
-    """Choose the next hop; None asks the next plugin, and after the last the configuration.
+    """Choose the next hop. None asks the next plugin, and at last the configuration.
 
-    Runs in the outbound process for each attempt. Reject returns the message, Defer has it wait.
+    Runs in the outbound process for each attempt. Reject returns the message; Defer retries it
+    later.
     """
 
 
 @hookspec(firstresult=True)
 def command(session: Session, verb: str, argument: str) -> Reply | None:
-    """Answer VRFY, HELP or a verb that the server does not know; None gives the standard reply."""
+    """Answer VRFY, HELP or an unknown verb; None leaves the standard reply."""
 
 
 @hookspec
 def observe(event: Event) -> None:
-    """Learn what happened (see `minismtp.events`); nothing that it does can affect a session."""
+    """Receive an event (see `minismtp.events`). An observer cannot affect the session."""

@@ -359,7 +359,7 @@ def test_system_file_that_cannot_be_read_is_an_error(
 
 
 def test_named_pipe_as_the_file_is_an_error_at_once(tmp_path: Path) -> None:
-    """The supervisor reads it on HUP: it must not wait for a writer."""
+    """The supervisor reads the file on HUP, so it must not wait for a writer."""
     os.mkfifo(tmp_path / "x.toml")
     with pytest.raises(ConfigError, match="cannot be read: is not a regular file"):
         Config.load(tmp_path / "x.toml")

@@ -1,4 +1,4 @@
-"""Each hook of hookspecs as plugins and peers see it; `test_every_hook_has_a_test` counts them."""
+"""Each hook as plugins and clients see it. `test_every_hook_has_a_test` counts them."""
 
 from collections.abc import Callable
 from dataclasses import field
@@ -51,7 +51,7 @@ def plain(username: str, password: str) -> str:
 
 
 def at_rcpt(dialogue: Dialogue, *, data: bool = False) -> Dialogue:
-    """Go as far as RCPT, or past it, where DATA is next."""
+    """Run a session up to RCPT, or to the point where DATA is next."""
     dialogue.send("EHLO client.example")
     dialogue.send("MAIL FROM:<a@client.example>")
     if data:
@@ -96,7 +96,7 @@ def test_on_stop_is_called_at_the_end() -> None:
 
 @plugin
 class Judge:
-    """Raises at one hook, by its name; counts the calls."""
+    """Raises at the hook of a given name, and counts the calls."""
 
     hook: str
     verdict: Verdict
@@ -175,7 +175,7 @@ def test_on_connect_refusal_is_the_banner_without_enhanced_code(
 
 
 def test_on_connect_reject_leaves_the_peer_nothing_but_quit() -> None:
-    # RFC 5321 section 3.1: 503 to whatever comes before QUIT
+    # RFC 5321 section 3.1: 503 to every command before QUIT
     dialogue = Dialogue(Judge(hook="on_connect", verdict=Reject("unwelcome")))
     assert dialogue.send("EHLO client.example").startswith("503")
     assert dialogue.send("MAIL FROM:<a@client.example>").startswith("503")
@@ -867,12 +867,12 @@ def empty() -> Hooks:
 
 
 SESSION = Session(id="s", listener="l", kind="mx", hostname="mx.example.org", peer="192.0.2.1")
-# Mail that leaves
+# Outgoing mail
 
 
 @plugin
 class Way:
-    """Sends mail for one domain its own way, and marks what goes there."""
+    """Sends mail for one domain to its own host, and marks this mail."""
 
     domain: str
     host: str

@@ -56,7 +56,7 @@ def under(
 
 @plugin
 class Raising:
-    """Raises what it is given at MAIL, as often as it is said."""
+    """Raises a given exception at MAIL, a given number of times."""
 
     error: BaseException
     times: int = 1
@@ -171,7 +171,7 @@ def test_what_ends_a_program_is_a_failure_of_the_plugin(
 
 @pytest.fixture
 def written(tmp_path: Path) -> Iterator[Log]:
-    """Yield a log that says nothing on standard error."""
+    """Yield a log that writes nothing to standard error."""
     with (tmp_path / "log").open("wb") as file:
         yield Log(descriptor=file.fileno())
 
@@ -462,7 +462,7 @@ def test_shadow_answers_are_not_used() -> None:
 
 @plugin
 class Changing:
-    """Changes all that it is given."""
+    """Changes all its arguments."""
 
     key: StashKey[str] = field(default_factory=StashKey)
 
@@ -570,7 +570,7 @@ def test_shadow_plugin_changes_copies_only() -> None:
 
 @plugin
 class Notes:
-    """Writes a note at EHLO, and says at MAIL what it finds."""
+    """Writes a note at EHLO, and replies at MAIL with the note it finds."""
 
     text: str
     found: list[str] = field(default_factory=list)

@@ -63,7 +63,7 @@ def load(
 
 
 def problem(tmp_path: Path, *tables: dict[str, object]) -> str:
-    """Return the one line that a configuration is refused with."""
+    """Return the one line that says why a configuration is refused."""
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, *tables)
     text = str(refused.value)
@@ -276,11 +276,11 @@ METHODS = {
     "no marker": ("def on_mail(self): ...", "on_mail lacks @hookimpl"),
     "wrapper": (
         "@hookimpl(wrapper=True)\n    def on_mail(self):\n        yield",
-        "on_mail is a wrapper; a plugin judges for itself only",
+        "on_mail is a wrapper; expected an ordinary hook, which sees no other answers",
     ),
     "old wrapper": (
         "@hookimpl(hookwrapper=True)\n    def on_mail(self):\n        yield",
-        "on_mail is a wrapper; a plugin judges for itself only",
+        "on_mail is a wrapper; expected an ordinary hook, which sees no other answers",
     ),
     "order of its own": (
         "@hookimpl(tryfirst=True)\n    def on_mail(self): ...",
