@@ -1,9 +1,9 @@
 """What Prometheus scrapes from one process.
 
-Sessions never touch a metric themselves; they append to a `MetricsBuffer`. In a worker the values
-live in files of its slot (prometheus-client's multiprocess mode), so there are never more files
-than slots. `server.http_endpoint` reads them and adds what belongs to the whole server. The metrics
-of the queue stand in `mailqueue.metrics`.
+Sessions never touch a metric themselves. They append to a `MetricsBuffer`. A worker keeps the
+values in the files of its slot (prometheus-client's multiprocess mode), so there are never more
+files than slots. `server.http_endpoint` reads them and adds the metrics of the whole server.
+`mailqueue.metrics` has the metrics of the queue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,21 +22,7 @@ from minismtp.runtime import metrics_files
 from minismtp.runtime.metrics_buffer import Calls, MetricsBuffer
 
 SECONDS: Final = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 SESSION_SECONDS: Final = (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600)
 SIZES: Final = (1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 16e6, 64e6)
@@ -45,13 +31,7 @@ COMMANDS: Final = (
     *("EXPN", "HELP", "STARTTLS", "AUTH", "XCLIENT", "CONTENT", "OTHER"),
 )
 MECHANISMS: Final = (
-    "PLAIN",
-    "LOGIN",
-    "SCRAM-SHA-256",
-    "OAUTHBEARER",
-    "XOAUTH2",
-    "EXTERNAL",
-    "OTHER",
+    *("PLAIN", "LOGIN", "SCRAM-SHA-256", "OAUTHBEARER", "XOAUTH2", "EXTERNAL", "OTHER"),
 )
 CONNECTION_RESULTS: Final = ("accepted", "refused", "limited")
 AUTH_RESULTS: Final = ("success", "failure", "error", "cancelled")
@@ -70,7 +50,10 @@ def use_slot(directory: Path, slot: int) -> None:
 
 
 def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], None]:
-    """Make the metric of `threads`; without the tally, whose thread may be the one that fails."""
+    """Return a function that counts the failures of threads by name (see `values.threads`).
+
+    It bypasses the buffer, because the buffer's own thread may be the one that fails.
+    """
     counter = Counter(
         "minismtp_thread_failures",
         "What threads have raised that nobody expected.",
@@ -103,7 +86,7 @@ class HookMetrics:
 
 
 class ListenerMetrics:
-    """The metrics of one listener, each bound once so that a session makes no look-up by labels."""
+    """The metrics of one listener, bound to their labels once, because a look-up takes time."""
 
     def __init__(self, metrics: Metrics, listener: str) -> None:
         buffer = metrics.buffer
@@ -136,7 +119,7 @@ class ListenerMetrics:
 
 
 class SilentMetrics(ListenerMetrics):
-    """The metrics of sessions that count for nothing, such as a balancer's health checks."""
+    """Metrics that count nothing, for sessions such as the health checks of a load balancer."""
 
     def __init__(self) -> None:
         nothing: dict[Any, Callable[[float], None]] = defaultdict(lambda: _ignore)
@@ -150,13 +133,14 @@ def _ignore(_: float) -> None:
 
 
 class Metrics:
-    """All metrics of one process, under the names of the documentation."""
+    """All metrics of one process, under the names in docs/monitoring.md."""
 
     def __init__(
         self, listeners: Iterable[str] = (), registry: CollectorRegistry | None = None
     ) -> None:
         self.registry = registry or CollectorRegistry()
         self.buffer = MetricsBuffer()
+        self._define_process()
         self._define_sessions()
         self._define_mail()
         self._define_hooks()
@@ -178,102 +162,102 @@ class Metrics:
         if not_after is not None:
             self.certificate_not_after.labels(listener).set(not_after)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        """Return a new counter `minismtp_NAME_total`."""
         return Counter(f"minismtp_{name}", text, labels, registry=self.registry)
 
-    def _histogram(
+    def gauge(
+        self,
+        name: str,
+        text: str,
+        *labels: str,
+        mode: Literal["livesum", "livemax", "livemostrecent"],
+    ) -> Gauge:
+        """Return a new gauge `minismtp_NAME`; `mode` says how those of all processes are joined."""
+        name = f"minismtp_{name}"
+        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
+
+    def histogram(
         self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
     ) -> Histogram:
+        """Return a new histogram `minismtp_NAME`."""
         return Histogram(f"minismtp_{name}", text, labels, buckets=buckets, registry=self.registry)
 
-    def _define_sessions(self) -> None:
+    def _define_process(self) -> None:
         self.thread_failed = count_thread_failures(self.registry)
-        self.log_dropped = self.buffer.adder(
-            self._counter(
-                "log_lines_dropped", "Lines of the log that were dropped: nobody took them."
-            )
-        )
-        self.connections = self._counter(
-            "connections", "Connections by what became of them.", "listener", "result"
-        )
-        self.connections_active = Gauge(
-            "minismtp_connections_active",
-            "Connections open now.",
-            ["listener"],
-            registry=self.registry,
-            multiprocess_mode="livesum",
-        )
-        self.session_duration = self._histogram(
-            "session_duration_seconds",
-            "Length of sessions.",
-            "listener",
-            buckets=SESSION_SECONDS,
-        )
-        self.commands = self._counter(
-            "commands", "Replies by command and class.", "listener", "command", "code_class"
-        )
-        self.tls_sessions = self._counter(
-            "tls_sessions", "TLS handshakes that succeeded.", "listener", "version"
-        )
-        self.auth = self._counter(
-            "auth_attempts", "AUTH exchanges.", "listener", "mechanism", "result"
-        )
-        self.certificate_loaded = Gauge(
-            "minismtp_tls_certificate_last_reload_successful",
-            "Whether the files of a listener's certificate loaded when they last changed.",
-            ["listener"],
-            registry=self.registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self.certificate_not_after = Gauge(
-            "minismtp_tls_certificate_not_after_timestamp_seconds",
-            "When the first of a listener's certificates ends.",
-            ["listener"],
-            registry=self.registry,
-            multiprocess_mode="livemostrecent",
+        text = "Lines of the log that were dropped: nobody took them."
+        self.log_dropped = self.buffer.adder(self.counter("log_lines_dropped", text))
+        self.unusable_files = self.gauge(
+            "unusable_files",
+            "Files of passwords, users and the like that are gone, unreadable or empty.",
+            mode="livemax",
         )
 
-        self.unusable_files = Gauge(
-            "minismtp_unusable_files",
-            "Files of passwords, users and the like that are gone, unreadable or empty.",
-            registry=self.registry,
-            multiprocess_mode="livemax",
+    def _define_sessions(self) -> None:
+        counter, gauge = self.counter, self.gauge
+        self.connections = counter(
+            "connections", "Connections by what became of them.", "listener", "result"
+        )
+        self.connections_active = gauge(
+            "connections_active", "Connections open now.", "listener", mode="livesum"
+        )
+        self.session_duration = self.histogram(
+            "session_duration_seconds", "Length of sessions.", "listener", buckets=SESSION_SECONDS
+        )
+        self.commands = counter(
+            "commands", "Replies by command and class.", "listener", "command", "code_class"
+        )
+        self.tls_sessions = counter(
+            "tls_sessions", "TLS handshakes that succeeded.", "listener", "version"
+        )
+        self.auth = counter("auth_attempts", "AUTH exchanges.", "listener", "mechanism", "result")
+        self.certificate_loaded = gauge(
+            "tls_certificate_last_reload_successful",
+            "Whether the files of a listener's certificate loaded when they last changed.",
+            "listener",
+            mode="livemostrecent",
+        )
+        self.certificate_not_after = gauge(
+            "tls_certificate_not_after_timestamp_seconds",
+            "When the first of a listener's certificates ends.",
+            "listener",
+            mode="livemostrecent",
         )
 
     def _define_mail(self) -> None:
-        self.messages = self._counter(
+        self.messages = self.counter(
             "messages", "Messages by what became of them.", "listener", "outcome"
         )
-        self.recipients = self._counter(
+        self.recipients = self.counter(
             "recipients", "Recipients by how RCPT was answered.", "listener", "outcome"
         )
-        self.message_size = self._histogram(
+        self.message_size = self.histogram(
             "message_size_bytes", "Size of received messages.", "listener", buckets=SIZES
         )
 
     def _define_hooks(self) -> None:
         labels = ("plugin", "hook")
-        self.hook_duration = self._histogram(
+        self.hook_duration = self.histogram(
             "hook_duration_seconds", "Wall time of hook implementations.", *labels
         )
-        self.hook_cpu = self._counter(
+        self.hook_cpu = self.counter(
             "hook_cpu_seconds", "CPU time of hook implementations.", *labels
         )
-        self.hook_verdicts = self._counter(
+        self.hook_verdicts = self.counter(
             "hook_verdicts", "What hook implementations answered.", *labels, "verdict"
         )
-        self.hook_errors = self._counter(
+        self.hook_errors = self.counter(
             "hook_errors", "Exceptions from plugins that are no verdicts.", *labels
         )
-        self.hook_overruns = self._counter(
+        self.hook_overruns = self.counter(
             "hook_overruns", "Hook calls that took longer than the plugin's timeout.", *labels
         )
-        self.shadow_verdicts = self._counter(
+        self.shadow_verdicts = self.counter(
             "shadow_verdicts",
             "What plugins in shadow mode would have answered.",
             *labels,
             "verdict",
         )
-        self.storage_duration = self._histogram(
+        self.storage_duration = self.histogram(
             "storage_duration_seconds", "Time to store one copy durably.", "plugin"
         )
