@@ -88,7 +88,7 @@ class Suspects:
         for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
             _MARK.pack_into(self._notes, place, 0)
 
-    def forgive(self) -> None:
+    def clear_all(self) -> None:
         """Return every message another chance, with other plugins."""
         self._rows[:] = bytes(len(self._rows))
 

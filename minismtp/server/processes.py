@@ -1,11 +1,12 @@
-"""The processes of a server: forked, heard, signalled, buried.
+"""The child processes of the supervisor: how they are forked, signalled and reaped.
 
-Each child has a pipe on which it says that it is ready, and the read end of the lifeline: a pipe
-that nobody writes to, whose end tells that the parent is gone.
+Each child has a pipe on which it reports that it is ready, and the read end of the lifeline. The
+lifeline is a pipe to which no process writes. When it ends, the parent has gone.
 
-A child may keep to one core. Only one of its threads runs Python at a time: on two cores each turn
-wakes the other core and moves what is in its caches. Durable mail is taken a quarter faster so,
-and the queue sent out 1.7 times as fast (docs/performance.md).
+A child may run on a single core. Only one of its threads runs Python at a time, and on two cores
+each change of threads wakes the other core and moves the contents of its caches. With one core,
+durable mail is received a quarter faster, and the queue is delivered 1.7 times as fast
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import resource
 import signal
 import time
 from collections import Counter
@@ -26,12 +28,12 @@ from minismtp.runtime.log import Log
 from minismtp.server.privileges import drop_privileges
 
 Group = TypeVar("Group")
-_LAST_WAIT: Final = 5.0  # seconds for killed processes to be gone; one in a dead disk never is
+_LAST_WAIT: Final = 5.0  # seconds; a killed process that waits for a dead disk never ends
 _LAST_TICK: Final = 0.01
 
 
 class Role(enum.Enum):
-    """The processes that there is one of, as the log calls them."""
+    """The kinds of process of which one runs, as the log calls them."""
 
     ENDPOINT = "metrics endpoint"
     RUNNER = "outbound runner"
@@ -39,10 +41,10 @@ class Role(enum.Enum):
 
 @dataclass(slots=True)
 class Child(Generic[Group]):
-    """A process: its slot, a number that no other living one has, and what it belongs to.
+    """A process: its slot, a number that no other living one has, and the group it belongs to.
 
-    `core` is the one that it keeps to, -1 when it runs on any. `ready` is the pipe that it becomes
-    ready on, -1 once it has; `started` is monotonic seconds.
+    `core` is the core it runs on, -1 for any. `ready` is the pipe on which it reports that it is
+    ready, -1 after that. `started` and `end_by` are monotonic seconds.
     """
 
     slot: int
@@ -55,17 +57,17 @@ class Child(Generic[Group]):
 
     @property
     def kind(self) -> str:
-        """What the log calls it."""
+        """The name of this kind of process in the log."""
         return self.group.value if isinstance(self.group, Role) else "worker"
 
 
 class Children(Generic[Group]):
-    """All children that have not been buried yet, by process id. The parent has no threads."""
+    """All children that were not reaped yet, by process id. The parent has no threads."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._children: dict[int, Child[Group]] = {}
-        self.dead_slots: set[int] = set()  # what their processes left has to be cleaned away first
+        self.dead_slots: set[int] = set()  # not free before they are cleaned
         self.lifeline, self._lifeline_write = os.pipe()
 
     def __len__(self) -> int:
@@ -79,7 +81,7 @@ class Children(Generic[Group]):
         return [child for child in self._children.values() if child.group is group]
 
     def free_slot(self) -> int:
-        """Return the lowest slot that nobody has."""
+        """Return the lowest free slot."""
         taken = {child.slot for child in self._children.values()} | self.dead_slots
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
@@ -93,11 +95,11 @@ class Children(Generic[Group]):
         *,
         affinity: bool = False,
     ) -> int:
-        """Start a process that takes on `user` and ends with what `body` gives.
+        """Start a process that runs `body` as `user`, and return its process id.
 
-        `body` is given the descriptor on which to say, by one octet, that it is ready. `name` is
-        what `ps` and `top` show behind "minismtp-". With `affinity` it keeps to one core.
-        Return the process id. Raise OSError or MemoryError when the system has no room for one.
+        `body` takes the descriptor on which to report, by one octet, that the process is ready. It
+        returns the exit status. `ps` and `top` show `name` behind "minismtp-". With `affinity` the
+        process runs on one core. Raise OSError or MemoryError if the system has no resources.
         """
         core = self._free_core(group) if affinity else -1
         ready_read, ready_write = os.pipe()
@@ -129,7 +131,7 @@ class Children(Generic[Group]):
             os._exit(status)
 
     def _free_core(self, group: Group) -> int:
-        """Return the core that the fewest of a group keep to, and of such the fewest of all."""
+        """Return the core with the fewest children of a group, and of those the fewest in all."""
         own = Counter(child.core for child in self.of(group))
         held = Counter(child.core for child in self._children.values())
         cores = sorted(os.sched_getaffinity(0))
@@ -137,7 +139,7 @@ class Children(Generic[Group]):
         return min(cores[first:] + cores[:first], key=lambda core: (own[core], held[core]))
 
     def check_ready(self) -> None:
-        """Note which have become ready."""
+        """Note which children became ready."""
         for child in self._children.values():
             if child.ready >= 0:
                 try:
@@ -148,7 +150,7 @@ class Children(Generic[Group]):
                 _close_ready(child)
 
     def reap(self) -> Iterator[tuple[int, Child[Group], int]]:
-        """Yield those that have ended since the last look, with their exit status."""
+        """Yield the children that ended since the last call, each with its exit status."""
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -166,9 +168,10 @@ class Children(Generic[Group]):
                 os.kill(pid, number)
 
     def end(self, group: Group, patience: float, number: int = signal.SIGTERM) -> None:
-        """Have the processes of a group drain, and be killed after `patience` seconds.
+        """Signal the processes of a group to end, and set when they will be killed.
 
-        Each is told only once, because a second TERM would cut its sessions.
+        That is after `patience` seconds. Each process is signalled only once, because a second TERM
+        would cut its sessions.
         """
         for pid, child in self._children.items():
             if child.group is group and child.end_by == inf:
@@ -176,12 +179,12 @@ class Children(Generic[Group]):
                 os.kill(pid, number)
 
     def kill(self) -> None:
-        """End all at once; nothing acknowledged is lost by it."""
+        """Kill all children. No acknowledged message is lost by that."""
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
 
     def kill_and_wait(self) -> None:
-        """End all at once and wait until they are gone, for some seconds at most."""
+        """Kill all children, and wait a few seconds at most until they have gone."""
         self.kill()
         end = time.monotonic() + _LAST_WAIT
         while self._children and time.monotonic() < end:
@@ -197,12 +200,22 @@ def _close_ready(child: Child[Group]) -> None:
 
 
 def _set_process_name(name: str) -> None:
-    """Set the name of the process, of which the kernel keeps 15 octets."""
+    """Set the name of this process; the kernel keeps 15 octets of it."""
     with contextlib.suppress(OSError):  # a container may have no /proc
         Path("/proc/self/comm").write_text(name, encoding="ascii")
 
 
 def _keep_to(core: int) -> None:
-    """Run on one core; on any where that is forbidden."""
+    """Have this process run on one core, unless the system forbids it."""
     with contextlib.suppress(OSError):
         os.sched_setaffinity(0, {core})
+
+
+def forbid_core_dumps() -> None:
+    """Have no process leave a dump of its memory, with mail and keys in it, when it dies.
+
+    An operator allows it again with `prlimit --core=unlimited --pid PID`.
+    """
+    with contextlib.suppress(OSError, ValueError):  # a unit may forbid the call, and has LimitCORE
+        _, most = resource.getrlimit(resource.RLIMIT_CORE)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, most))

@@ -1,12 +1,12 @@
-"""The parent of all processes: listeners, workers, signals.
+"""The parent of all processes: it opens the listeners, starts workers and handles signals.
 
-It starts no thread and imports no plugin, so forking from it is safe at any time; it blocks every
-signal that it handles and takes them one at a time. Workers belong to a generation: HUP starts a
-new one from the re-read configuration. When that serves, the old one accepts no more and its
-sessions go on until their clients quit or the drain time has passed; when the new one cannot serve,
-the old one goes on.
+It starts no thread and imports no plugin, so it can fork safely at any time. It blocks the signals
+that it handles and takes them one at a time. Workers belong to a generation. On HUP it reads the
+configuration again and starts a new generation. Once the new one serves, the old one accepts no
+more connections, and its sessions continue until their clients quit or the drain time is over. If
+the new generation cannot serve, the old one continues.
 
-Nothing that fails in one step of its loop ends the others: the step is logged and tried again.
+A step of the loop that fails does not stop the others. It is logged and tried again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import resource
 import signal
 import socket
 import time
@@ -33,7 +32,7 @@ from minismtp.runtime.suspects import FATAL
 from minismtp.server.directories import lock_state_directory
 from minismtp.server.generation import Generation, close, workers_of
 from minismtp.server.launch import Launcher
-from minismtp.server.processes import Child, Children, Role
+from minismtp.server.processes import Child, Children, Role, forbid_core_dumps
 from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
 from minismtp.server.status import StatusReporter
 from minismtp.server.watchdog import DUMP_SIGNAL, Watchdog
@@ -45,17 +44,17 @@ SIGNALS: Final = {
 _STDERR: Final = 2
 _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
-_START_TIME: Final = 60.0  # seconds that a process has to become ready
+_START_TIME: Final = 60.0  # seconds in which a process must become ready
 _PATIENCE: Final = 5.0  # seconds that the first workers wait for the others, before they accept
-_SHORT_LIFE: Final = 10.0  # a worker that dies younger is started again later and later
+_SHORT_LIFE: Final = 10.0  # seconds; a worker that dies younger is replaced after a pause
 _LONGEST_PAUSE: Final = 5.0
 
 
 def serve(config: Config) -> int:
-    """Run the server until it is told to stop; return the exit status. Raise ConfigError."""
+    """Run the server until a signal stops it, and return the exit status. Raise ConfigError."""
     log = Log(level=config.log.level, style=config.log.format, patient=False)
     bridge(log, config.log.level)
-    _leave_no_core()
+    forbid_core_dumps()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     faulthandler.enable(_STDERR)  # children inherit both
     faulthandler.register(DUMP_SIGNAL, _STDERR)
@@ -68,16 +67,6 @@ def serve(config: Config) -> int:
         return supervisor.run()
     finally:
         supervisor.kill()
-
-
-def _leave_no_core() -> None:
-    """Leave no dump of memory, with mail and keys in it, when a process dies.
-
-    For one to look at: `prlimit --core=unlimited --pid PID`.
-    """
-    with contextlib.suppress(OSError, ValueError):  # a unit may forbid the call, and has LimitCORE
-        _, most = resource.getrlimit(resource.RLIMIT_CORE)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 class Supervisor:
@@ -97,7 +86,7 @@ class Supervisor:
         adopted = adopt(dict(os.environ), os.getpid())
         sockets = open_listeners(config.listeners, adopted, file=config.file)
         self._adopted = adopted.keys()
-        # After the sockets: a second server that finds them taken leaves the first one's files.
+        # After the sockets: a second server fails there and leaves the files of the first alone.
         self._launcher.make_directories(config)
         self._current = Generation(config, sockets, workers_of(config), time.monotonic())
         self._coming: Generation | None = None
@@ -111,7 +100,7 @@ class Supervisor:
         """Loop until all processes have ended after a stop."""
         self._attempt(self._start_workers, "workers")
         while self._status is None or self._children:
-            with contextlib.suppress(Exception):  # where even the log of a failure has failed
+            with contextlib.suppress(Exception):  # even logging a failure may have failed
                 self._turn()
                 self._log.flush()
         self._log.info("stopped")
@@ -120,12 +109,12 @@ class Supervisor:
     def _turn(self) -> None:
         busy = self._coming or self._status is not None or not self._reporter.ready
         number = next_signal(_TICK if busy else _QUIET_TICK)
-        self._retry_at.pop("signal", None)  # another one counts whatever became of the last
+        self._retry_at.pop("signal", None)  # a new signal does not wait for the last one to succeed
         self._attempt(partial(self._act, number), "signal")
         self._step()
 
     def kill(self) -> None:
-        """End every process at once; nothing acknowledged is lost by it."""
+        """Kill every process at once. No acknowledged message is lost by that."""
         self._children.kill_and_wait()
 
     def _act(self, number: int) -> None:
@@ -145,7 +134,7 @@ class Supervisor:
                 pass
 
     def _step(self) -> None:
-        """Look after the children: who died, who is ready, who is missing."""
+        """Reap, check and start child processes once."""
         self._attempt(self._reap_all, "reap")
         self._attempt(self._check_ready, "hear")
         if self._status is None:
@@ -157,7 +146,7 @@ class Supervisor:
         self._attempt(self._tell, "tell")
 
     def _attempt(self, step: Callable[[], None], name: str) -> None:
-        """Do one step of the loop; one that fails waits a second before it is tried again."""
+        """Do one step of the loop. A step that failed is tried again after a second."""
         try:
             if time.monotonic() >= self._retry_at.get(name, 0.0):
                 step()
@@ -193,7 +182,7 @@ class Supervisor:
         return any(child.serving for child in self._children.of(generation))
 
     def _serving(self) -> set[int]:
-        """Return the processes that serve the present configuration."""
+        """Return the process ids of the workers that serve the current configuration."""
         return {
             pid
             for pid, child in self._children
@@ -215,7 +204,7 @@ class Supervisor:
             self._log.info("serving metrics", address=address)
 
     def _reap(self, pid: int, child: Child[Generation | Role], status: int) -> None:
-        """Take note of the end of a process."""
+        """Log and count the end of a process, and decide what follows from it."""
         running = self._watchdog.forget(pid)
         if self._status is not None or child.end_by < inf:
             expected = True
@@ -237,7 +226,7 @@ class Supervisor:
             self._reap_worker(child.group, lived, status)
 
     def _blame(self, slot: int, threads: Collection[int] | None) -> None:
-        """Name the messages that a worker had in hand when it died, and remember them."""
+        """Log the messages that a worker was handling when it died, and count that for each."""
         for suspect in self._launcher.suspects.blame(slot, threads):
             self._log.error(
                 "message was under way when a worker died",
@@ -256,7 +245,7 @@ class Supervisor:
             generation.next_start = time.monotonic() + generation.pause
 
     def _start_workers(self) -> None:
-        """Start missing workers; the second and later ones once the first has shown that it can."""
+        """Start missing workers: one at first, and the others once that one serves."""
         generation = self._coming or self._current
         workers = self._children.of(generation)
         scout = not self._is_ready(generation)
@@ -269,7 +258,7 @@ class Supervisor:
             )
 
     def _start_endpoint(self) -> None:
-        """Start the endpoint when it is missing; again and again, but not without a breath."""
+        """Start the metrics endpoint if it is missing, at most once a second."""
         now = time.monotonic()
         if not self._children.of(Role.ENDPOINT) and now >= self._next_endpoint:
             self._next_endpoint = now + _QUIET_TICK
@@ -279,7 +268,7 @@ class Supervisor:
             )
 
     def _start_runner(self) -> None:
-        """Start the runner when workers serve; one that a reload has replaced may still drain."""
+        """Start the queue runner once workers serve. One that a reload replaced may still drain."""
         if not self._runner and self._started and time.monotonic() >= self._next_runner:
             self._start(self._fork_runner, "runner")
 
@@ -287,7 +276,7 @@ class Supervisor:
         self._runner = self._launcher.start_runner(self._current.config, self._close_inherited)
 
     def _start(self, start: Callable[[], None], name: str) -> None:
-        """Start a process; where the system has no room for one, try again in a second."""
+        """Start a process. If the system has no resources for it, try again in a second."""
         try:
             start()
         except (OSError, MemoryError) as error:
@@ -295,9 +284,9 @@ class Supervisor:
             self._log.error("process not started, tried again", process=name, error=str(error))
 
     def _end_overdue(self) -> None:
-        """Hurry old generations, and kill what hangs and what was told to end and has not.
+        """Drain old generations, and kill processes that hang or did not end when asked to.
 
-        A plugin may hang in `on_stop`.
+        A plugin may hang in `on_stop`, for example.
         """
         now = time.monotonic()
         for generation in self._generations():
@@ -312,7 +301,7 @@ class Supervisor:
             self._watchdog.kill_late_starts(self._children, _START_TIME)
 
     def _step_reload(self) -> None:
-        """Begin the reload that is wanted, or see how the one under way goes on."""
+        """Begin a reload if one was requested, or continue the one under way."""
         coming = self._coming
         if coming is None:
             if self._reload_wanted and self._started:
@@ -332,14 +321,14 @@ class Supervisor:
             config = Config.load(Path(file) if file else None)
             sockets = self._current.sockets_for(config, self._adopted)
             self._coming = Generation(config, sockets, workers_of(config), time.monotonic())
-        except Exception as error:  # noqa: BLE001 - whatever it is, the old configuration serves
+        except Exception as error:  # noqa: BLE001 - in any case the old configuration serves
             known = isinstance(error, ConfigError | ListenError | OSError)
             self._give_up_reload(str(error) if known else describe(error))
             return
         self._log.info("reloading")
 
     def _switch_to(self, coming: Generation) -> None:
-        """Let the new generation accept, and the old one end its sessions."""
+        """Let the new generation accept connections, and the old one end its sessions."""
         old, self._current, self._coming = self._current, coming, None
         coming.open()
         old.close()
@@ -350,7 +339,7 @@ class Supervisor:
         self._children.end(Role.RUNNER, old.drain + _SHORT_LIFE)
         self._runner = 0
         old.drain_at = time.monotonic() + old.drain
-        self._launcher.suspects.forgive()  # plugins may have been mended
+        self._launcher.suspects.clear_all()  # the new plugins may handle those messages
         self._reporter.reloaded()
 
     def _give_up_reload(self, reason: str) -> None:
@@ -366,7 +355,7 @@ class Supervisor:
         drain = self._current.drain
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
         self._reporter.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
-        # Nobody shall wait in a queue that nobody serves.
+        # Clients must not wait in the queue of a socket that no process accepts from.
         self._close_inherited(())
         for generation in self._generations():
             self._drain(generation)
@@ -381,7 +370,7 @@ class Supervisor:
         self._children.end(generation, generation.drain + _SHORT_LIFE)
 
     def _close_inherited(self, keep: Collection[socket.socket]) -> None:
-        """Close the listeners but those to keep, and hold no gate."""
+        """Close the listeners except those to keep, and this process's end of each gate."""
         for generation in (self._current, self._coming):
             if generation is not None:
                 generation.open()
@@ -389,17 +378,18 @@ class Supervisor:
 
 
 def next_signal(patience: float) -> int:
-    """Return the signal that came, SIGALRM after `patience` seconds.
+    """Return the next signal, or SIGALRM after `patience` seconds.
 
-    Python's `sigtimedwait` returns a random number when the process was stopped and its time is up.
+    Python's `sigtimedwait` returns a random number if its time ran out while the process was
+    stopped.
     """
     signal.setitimer(signal.ITIMER_REAL, patience)
     return signal.sigwait(SIGNALS)
 
 
 def pause(before: float, lived: float) -> float:
-    """Return the seconds until a dead worker is replaced, after a life and the pause before it.
+    """Return the seconds until a dead worker is replaced, which `lived` seconds after a pause.
 
-    They grow while workers live short lives, but not for long: mail waits meanwhile.
+    The pause grows while workers die young. It stays short, because mail waits meanwhile.
     """
     return 0.0 if lived >= _SHORT_LIFE else min(max(before * 2, 1.0), _LONGEST_PAUSE)

@@ -71,7 +71,7 @@ def test_another_configuration_gives_every_message_another_chance() -> None:
     for _ in range(2):
         die(suspects, 1, 77)
         suspects.blame(1)
-    suspects.forgive()
+    suspects.clear_all()
     assert not suspects.of_worker(1).is_fatal(77)
 
 
