@@ -1,7 +1,7 @@
 """The directories that a server makes when it starts.
 
-Started as root, it makes them as the user that it becomes. Root itself only makes and gives away
-what that user cannot make, and only where nobody else can put something in the way.
+A server that was started as root makes them as the user that it becomes. Root itself makes only
+directories that the user cannot make, and only in places where no other user could interfere.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence,
 
 
 def lock_state_directory(config: Config) -> int:
-    """Make the state directory ours until this process ends; return a descriptor to be kept open.
+    """Lock the state directory until this process ends. Return a descriptor to keep open.
 
-    A record lock is not inherited: workers that outlive a killed supervisor for a moment do not
-    keep the next one from starting. Raise ConfigError if another server has the directory, and
-    OSError.
+    Children do not inherit a record lock, so workers that outlive a killed supervisor for a moment
+    do not keep the next one from starting. Raise ConfigError if another server uses the directory,
+    or OSError.
     """
     own(config, config.state_directory)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -48,7 +48,7 @@ def lock_state_directory(config: Config) -> int:
 
 
 def runtime_directory(config: Config, name: str) -> Path:
-    """Return an empty directory for what a restart does not need, in memory if there is one."""
+    """Return an empty directory for data that need not survive a restart, in memory if possible."""
     variable = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     base = Path(variable) if variable else config.state_directory
     own(config, base)
@@ -60,9 +60,9 @@ def runtime_directory(config: Config, name: str) -> Path:
 
 
 def make_control_directory(config: Config) -> None:
-    """Make the directory of the sockets for questions, and a way there from the state directory.
+    """Make the directory of the control sockets, and a link to it in the state directory.
 
-    Who asks knows the configuration, but not the environment of the server.
+    The commands find it through that link, because they do not know the server's environment.
     """
     directory, entry = runtime_directory(config, "control"), config.state_directory / "control"
     if directory != entry:
@@ -72,10 +72,10 @@ def make_control_directory(config: Config) -> None:
 
 
 def own(config: Config, directory: Path) -> None:
-    """Make a directory for the user that the server becomes, mode 0700 whatever the umask.
+    """Make a directory for the user that the server becomes, with mode 0700 despite the umask.
 
-    One that exists keeps its mode. Raise ConfigError where root would have to give away what others
-    than root could exchange.
+    An existing directory keeps its mode. Raise ConfigError if root would have to give away a
+    directory that another user could replace.
     """
     uid, gid = _owner(config)
     with acting_as(uid, gid):
@@ -115,7 +115,7 @@ def _give(config: Config, directory: Path, uid: int, gid: int) -> None:
 
 
 def _make(directory: Path) -> None:
-    """Make a directory with mode 0700, and its parents with 0755; both may be there."""
+    """Make a directory with mode 0700, and missing parents with mode 0755."""
     parents = [(parent, 0o755) for parent in reversed(directory.parents)]
     for path, mode in [*parents, (directory, 0o700)]:
         if path.is_dir():

@@ -1,7 +1,7 @@
-"""Who could change a file, or put another one in its place.
+"""Which users could change a file or put another one in its place.
 
-A path is safe when nobody but some trusted users can write the file, each directory up to the root,
-and each symbolic link on the way. Names are looked up step by step, as the kernel does.
+A path is safe if only trusted users can write the file, each directory above it, and each symbolic
+link on the way. The path is followed step by step, as the kernel does.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-_MOST_LINKS: Final = 40  # as the kernel follows
+_MOST_LINKS: Final = 40  # as in the kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Users and groups that may write: root always, and those that are given."""
+    """The users and groups that may write, besides root."""
 
     users: Collection[int] = ()
     groups: Collection[int] = field(default_factory=tuple)
 
     @classmethod
     def of(cls, *names: str) -> Trust:
-        """Trust this process's user and those with these names, each with the own group."""
+        """Trust the user of this process and the named users, each with their own group."""
         entries = [pwd.getpwnam(name) for name in names if name]
-        with contextlib.suppress(KeyError):  # a container may run as a number without a name
+        with contextlib.suppress(KeyError):  # in a container the user may have no name
             entries.append(pwd.getpwuid(os.geteuid()))
         users = {os.geteuid(), *(entry.pw_uid for entry in entries)}
         return cls(users, {entry.pw_gid for entry in entries})
 
     def and_owner(self, status: os.stat_result) -> Trust:
-        """Trust the owner of something, and its group, too."""
+        """Return a trust that includes the owner and the group of a file."""
         return Trust({*self.users, status.st_uid}, {*self.groups, status.st_gid})
 
     def objections(self, path: Path, status: os.stat_result) -> Iterator[str]:
-        """Say who else can write one file, link or directory."""
+        """Yield a problem for each other user or group that can write this file or directory."""
         if status.st_uid not in {0, *self.users}:
             yield f"{path} belongs to {_user(status.st_uid)}"
         if stat.S_ISLNK(status.st_mode):
             return
         if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
-            return  # only owners replace what is in it
+            return  # in it, only the owner of a file can replace it
         if status.st_mode & stat.S_IWGRP and status.st_gid not in {0, *self.groups}:
             yield f"{path} can be written by the group {_group(status.st_gid)} (chmod g-w)"
         if status.st_mode & stat.S_IWOTH:
@@ -54,9 +54,9 @@ class Trust:
 
 
 def exposures(path: Path, trust: Trust) -> Iterator[str]:
-    """Say what others than those trusted could change to change what stands under a path.
+    """Yield each way in which users without trust could change the file under a path.
 
-    What does not exist is not looked at. Raise OSError for what cannot be looked at.
+    Parts that do not exist yield nothing. Raise OSError if a part cannot be examined.
     """
     waiting = list(reversed(path.absolute().parts[1:]))
     place, links = Path("/"), 0

@@ -1,4 +1,4 @@
-"""The figures that `minismtp top` and the status page show, out of the metrics."""
+"""The figures that `minismtp top` and the status page show, taken from the metrics."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Final
 
 from prometheus_client import Metric
 
-_ONCE: Final = frozenset({"on_start", "on_stop"})  # hooks that keep no client waiting
+_ONCE: Final = frozenset({"on_start", "on_stop"})  # no client waits for these hooks
 FLOWS: Final = ("connections", "messages", "refused", "deliveries")
 
 
 @dataclass(slots=True)
 class HookFigures:
-    """One plugin's hook: how often it ran, and for how many seconds in all."""
+    """How often the hook of a plugin ran, and for how many seconds in total."""
 
     calls: float = 0.0
     seconds: float = 0.0
 
     @property
     def mean(self) -> float:
-        """Seconds of one call."""
+        """Mean seconds of a call."""
         return self.seconds / self.calls if self.calls else 0.0
 
     def since(self, before: HookFigures | None) -> HookFigures:
-        """Return what has come since then."""
+        """Return what was added since an earlier time."""
         if before is None:
             return self
         return HookFigures(
@@ -35,7 +35,7 @@ class HookFigures:
 
 @dataclass(slots=True)
 class Overview:
-    """Totals since the start, and what is now."""
+    """Totals since the start of the server, and current values."""
 
     connections: float = 0.0
     deliveries: float = 0.0
@@ -48,18 +48,18 @@ class Overview:
 
     @property
     def flows(self) -> dict[str, float]:
-        """What is worth a plot, by the names in `FLOWS`."""
+        """The totals that the page plots, by the names in `FLOWS`."""
         refused = [self.outcomes.get(outcome, 0.0) for outcome in ("rejected", "deferred")]
         counts = (self.connections, sum(self.outcomes.values()), sum(refused), self.deliveries)
         return dict(zip(FLOWS, counts, strict=True))
 
     def slowest(self) -> list[tuple[tuple[str, str], HookFigures]]:
-        """Return the hooks by what one call takes, the slowest first."""
+        """Return the hooks by the mean duration of a call, the slowest first."""
         ran = [item for item in self.hooks.items() if item[1].calls and item[0][1] not in _ONCE]
         return sorted(ran, key=lambda item: -item[1].mean)
 
     def since(self, before: Overview) -> Overview:
-        """Return what has come since then; what only is now stays as it is."""
+        """Return what was added since an earlier time. Current values stay as they are."""
         return Overview(
             max(0.0, self.connections - before.connections),
             max(0.0, self.deliveries - before.deliveries),
@@ -76,7 +76,7 @@ class Overview:
 
 
 def overview(families: Iterable[Metric]) -> Overview:
-    """Read the figures out of a scrape."""
+    """Return the figures of a scrape."""
     found = Overview()
     for family in families:
         for sample in family.samples:

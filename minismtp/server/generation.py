@@ -19,9 +19,9 @@ _FEWEST_WORKERS: Final = 4
 class Generation:
     """The workers of one configuration.
 
-    `pause` before the next start grows with short lives. After a reload its sessions may go on
-    until `drain_at`. Workers accept once its gate is `open`: a worker that began alone would keep
-    all clients that come meanwhile, on one core.
+    The `pause` before the next start grows when workers die young. After a reload, sessions may
+    continue until `drain_at`. Workers accept connections once the gate is open. A worker that began
+    before the others would get all clients that connect meanwhile, on its one core.
     """
 
     config: Config
@@ -31,7 +31,7 @@ class Generation:
     pause: float = 0.0
     next_start: float = 0.0
     drain_at: float = inf
-    gate: int = field(init=False)  # to be read; its end is what workers wait for
+    gate: int = field(init=False)  # a pipe; workers read it and wait for its end
     _shut: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -39,33 +39,33 @@ class Generation:
 
     @property
     def drain(self) -> float:
-        """How many seconds its sessions may take to end."""
+        """Seconds that its sessions have to end."""
         return self.config.limits.drain.total_seconds()
 
     @property
     def is_open(self) -> bool:
-        """Whether workers accept."""
+        """Whether the workers accept connections."""
         return self._shut < 0
 
     def open(self) -> None:
-        """Let workers accept, those that start later as well.
+        """Let the workers accept connections, including those that start later.
 
-        A child calls it for itself: the gate is shut as long as anybody holds it so.
+        Each child calls it too, because the gate opens only when every process has closed its end.
         """
         if self._shut >= 0:
             os.close(self._shut)
             self._shut = -1
 
     def close(self) -> None:
-        """Close the descriptors once the last worker is started."""
+        """Close the descriptors, after the last worker was started."""
         self.open()
         os.close(self.gate)
 
     def sockets_for(self, config: Config, adopted: KeysView[str]) -> dict[str, socket.socket]:
-        """Return the sockets of a new configuration; those on the same address are kept.
+        """Return the sockets for a new configuration, which keeps those on the same address.
 
-        The address of a socket from systemd, `adopted`, is what its unit says, whatever the
-        configuration does. Raise ListenError.
+        The unit decides on the address of a socket from systemd (`adopted`), not the configuration.
+        Raise ListenError.
         """
         sockets = {}
         for index, listener in enumerate(config.listeners):
@@ -73,7 +73,7 @@ class Generation:
             if listener.name in (adopted & self.sockets.keys()):
                 sockets[listener.name] = self.sockets[listener.name]
             elif same:
-                # Several listeners may be on "port 0": each keeps its own.
+                # Several listeners may have port 0, and each keeps its own socket.
                 name = listener.name if listener.name in same else same[0]
                 sockets[listener.name] = self.sockets[name]
             else:
@@ -88,7 +88,7 @@ def workers_of(config: Config) -> int:
 
 
 def close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:
-    """Close all but those to keep."""
+    """Close sockets, except those to keep."""
     for sock in sockets:
         if sock not in keep:
             sock.close()

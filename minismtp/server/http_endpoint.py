@@ -1,12 +1,12 @@
-"""The process that answers Prometheus and health checks.
+"""The process that answers Prometheus, health checks and browsers.
 
-/metrics adds up the files of all workers; /healthz says that the server lives; /readyz that it
-takes mail; / is a page for people. Plain HTTP, meant for loopback: put a reverse proxy before it
-for anything else.
+/metrics adds up the files of all workers. /healthz answers while the server runs, and /readyz tells
+whether it accepts mail. / is a page for people. The process speaks plain HTTP and is meant for
+loopback; anything else needs a reverse proxy in front of it.
 
-The page tells who is connected, so it answers only names that lead here: a page of a stranger in a
-browser on this machine could else read it under a name of its own, which it lets point to loopback
-(DNS rebinding). Requests are few at once, each with a deadline.
+The page shows which clients are connected, so it is served only under known host names. Otherwise a
+web page in a browser on this machine could read it under a name of its own that points to loopback
+(DNS rebinding). Few requests are answered at once, each within a deadline.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from minismtp.values.threads import count_failures, start_thread, surviving
 _Request: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 _TIMEOUT: Final = 10.0  # seconds for one request
 _MOST: Final = 16  # requests at once; others wait to be accepted
-_SLOT: Final = -1  # whose files hold what this process itself counts
+_SLOT: Final = -1  # names the files for the metrics of this process itself
 _PROCESSES: Final = {
     "worker": "worker",
     "outbound runner": "runner",
@@ -67,11 +67,11 @@ def run(
     control: Path,
     config: Config,
 ) -> int:
-    """Answer requests until SIGTERM, or end of file on `lifeline`: the supervisor has died.
+    """Answer requests until SIGTERM or the supervisor's death, which ends the pipe `lifeline`.
 
-    `sessions` is the limit of the whole server; `control` is where its processes can be asked. The
-    page answers the names that `config` has for it, and those of loopback. A byte on `ready` says
-    that the process answers, and `heartbeats` that it goes on to do so.
+    `sessions` is the limit of the whole server, and `control` the directory of the control sockets.
+    The page is served under the host names in `config` and those of loopback. The process writes an
+    octet to `ready` when it serves, and then beats on `scoreboard`.
     """
     log = open_log(config)
     use_slot(directory, _SLOT)
@@ -101,11 +101,11 @@ def _registry(
 
 
 class _WorkersCollector(MultiProcessCollector):
-    """The sum of what the workers have counted, each in the files of its slot."""
+    """The sums of the metrics of all workers, each of which has the files of its slot."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families for one scrape."""
-        # A file that its worker has just made is empty, which the library takes for a broken one.
+        """Yield the metrics for one scrape."""
+        # A new file is empty for a moment, and the library would take it for a broken one.
         files = [str(path) for path in Path(self._path).glob("*.db") if _size(path)]
         yield from self.merge(files)  # type: ignore[no-untyped-call]
 
@@ -113,12 +113,12 @@ class _WorkersCollector(MultiProcessCollector):
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # the gauges of a worker that has ended
+    except FileNotFoundError:  # the gauges of a worker that ended
         return 0
 
 
 class _ServerCollector:
-    """What belongs to the whole server and not to a worker."""
+    """The metrics of the whole server, as opposed to those of a worker."""
 
     def __init__(self, scoreboard: Scoreboard, sessions: int, readiness: Readiness) -> None:
         self._scoreboard = scoreboard
@@ -126,7 +126,7 @@ class _ServerCollector:
         self._sessions = sessions
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families for one scrape."""
+        """Yield the metrics for one scrape."""
         build = GaugeMetricFamily(
             "minismtp_build_info", "Version of the server.", labels=["version", "python"]
         )
@@ -190,33 +190,33 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._places = threading.BoundedSemaphore(_MOST)
 
     def service_actions(self) -> None:
-        """Show life: `serve_forever` calls this at each turn."""
+        """Beat; `serve_forever` calls this at each turn of its loop."""
         self._scoreboard.beat(ENDPOINT_SLOT)
 
     def process_request(self, request: _Request, client_address: object) -> None:
-        """Answer in a thread, once there is a place for it."""
+        """Answer in a thread, as soon as fewer than `_MOST` requests are under way."""
         self._places.acquire()
         try:
             super().process_request(request, client_address)
-        except BaseException:  # no thread was to be had
+        except BaseException:  # no thread could be started
             self._places.release()
             raise
 
     def process_request_thread(self, request: _Request, client_address: object) -> None:
-        """Answer, and let the next one in."""
+        """Answer, and let the next request begin."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
 
     def figures(self) -> Overview:
-        """Return what the metrics say now."""
+        """Return the current figures."""
         families = [*self.registry.collect()]
         self.readiness.observe(families)
         return overview(families)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a scraper that hangs up is its own affair."""
+        """Log nothing, because clients may hang up at any time."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -224,12 +224,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     connection: socket.socket
 
     def setup(self) -> None:
-        """Set one deadline for the whole request: an octet now and then gains no time."""
+        """Set one deadline for the whole request, so that a slow client cannot extend it."""
         super().setup()
         self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + _TIMEOUT))
 
     def handle(self) -> None:
-        """Answer the requests of one connection; a scraper that hangs up is its own affair."""
+        """Answer the requests of one connection. The client may hang up at any time."""
         with surviving("endpoint"), contextlib.suppress(OSError):
             super().handle()
 
@@ -237,7 +237,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Answer one request."""
         match self.path.partition("?")[0]:
             case "/metrics":
-                # Workers add up what happened every FLUSH_INTERVAL: after it, nothing is missing.
+                # Workers write their metrics every FLUSH_INTERVAL, so after it none is missing.
                 time.sleep(FLUSH_INTERVAL * 1.2)
                 self._answer(
                     HTTPStatus.OK, generate_latest(self.server.registry), CONTENT_TYPE_LATEST
@@ -256,12 +256,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Keep scrapes out of the log."""
+        """Keep requests out of the log."""
 
     def _leads_here(self, host: str) -> bool:
-        """Return whether a Host field names loopback, the address that was called, or one of ours.
+        """Return whether a Host field names loopback, the local address, or a configured host.
 
-        RFC 9110 section 15.5.20. Without a field it is no browser.
+        See RFC 9110 section 15.5.20. Browsers always send the field, so it may be missing.
         """
         name = host.strip().lower()
         if not name.endswith("]"):
@@ -278,7 +278,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _say_readiness(self, *, strict: bool) -> None:
         server = self.server
-        server.figures()  # what is counted up to now
+        server.figures()  # notes the current counts
         found = server.readiness.problems()
         wrong = {problem for problem in found if strict or problem in FATAL}
         lines = ["not ready" if wrong else "ready"]
@@ -292,7 +292,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         time.sleep(FLUSH_INTERVAL * 1.2)  # as for /metrics
         try:
             found = survey(server.control)
-        except FileNotFoundError as error:  # no worker has come so far
+        except FileNotFoundError as error:  # no worker has started yet
             found = Survey([], [str(error)])
         return render(server.figures(), server.history, found, now=time.time()).encode()
 
@@ -309,17 +309,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Deadline(io.RawIOBase):
-    """Reads from a socket until a point in time, in monotonic seconds."""
+    """Reads from a socket until a deadline in monotonic seconds."""
 
     def __init__(self, sock: socket.socket, due: float) -> None:
         self._sock = sock
         self._due = due
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # from `io` alone
-        """Read what there is. Raise TimeoutError when it is too late."""
+        """Read available octets. Raise TimeoutError after the deadline."""
         self._sock.settimeout(max(0.001, self._due - time.monotonic()))
         return self._sock.recv_into(buffer)

@@ -1,4 +1,4 @@
-"""How the supervisor starts each kind of process, and what all of them share."""
+"""How the supervisor starts each kind of process, and the memory that they share."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from minismtp.server.worker import WorkerContext
 
 _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
 
-#: Closes the listeners but those to keep: an address is free again when no process has a copy of
-#: its socket any more.
+#: Closes the inherited listeners except those to keep. An address becomes free only when no process
+#: has its socket open any more.
 CloseInherited: TypeAlias = Callable[[Collection[socket]], None]
 
 
 class Launcher:
-    """Forks the processes. It owns the shared memory and the directories, made before any fork."""
+    """Forks the processes. It owns the shared memory and the directories made before any fork."""
 
     def __init__(self, config: Config, children: Children[Generation | Role]) -> None:
-        """Open the socket of the metrics; raise ListenError."""
+        """Open the socket of the metrics endpoint. Raise ListenError."""
         limits = config.limits
         self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
         self.scoreboard: Final = Scoreboard()
@@ -47,26 +47,26 @@ class Launcher:
         )
 
     def make_directories(self, config: Config) -> None:
-        """Empty the directories of the metrics and of the control sockets; raise OSError."""
+        """Make empty directories for the metrics and the control sockets. Raise OSError."""
         self._metrics_directory = runtime_directory(config, "metrics")
         make_control_directory(config)
 
     def clean_slots(self) -> None:
-        """Free the sessions that dead processes held, and drop their gauges.
+        """Free the places that the sessions of dead processes held, and remove their gauges.
 
-        Raise TimeoutError while a process that hangs has the table of the sessions.
+        Raise TimeoutError while a hanging process holds the lock of the session limits.
         """
         for slot in tuple(self._children.dead_slots):
             if slot != ENDPOINT_SLOT:
                 self.suspects.clear_notes(slot)
                 self.admission.forget(slot, patience=_PATIENCE)
-                with contextlib.suppress(OSError):  # a state directory that is read-only
+                with contextlib.suppress(OSError):  # the state directory may be read-only
                     for path in self._metrics_directory.glob(f"gauge_live*_{slot}.db"):
                         path.unlink(missing_ok=True)
             self._children.dead_slots.discard(slot)
 
     def start_worker(self, generation: Generation, close_inherited: CloseInherited) -> None:
-        """Start a worker; raise OSError or MemoryError."""
+        """Start a worker. Raise OSError or MemoryError."""
         slot, config = self._children.free_slot(), generation.config
 
         def run(ready: int) -> int:
@@ -91,7 +91,7 @@ class Launcher:
         )
 
     def start_runner(self, config: Config, close_inherited: CloseInherited) -> int:
-        """Start the runner and return its process id; raise OSError or MemoryError."""
+        """Start the queue runner and return its process id. Raise OSError or MemoryError."""
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
         self.scoreboard.clear_beat(slot)
@@ -107,7 +107,7 @@ class Launcher:
         )
 
     def start_endpoint(self, config: Config, close_inherited: CloseInherited) -> None:
-        """Start the http_endpoint, if one is wanted; raise OSError or MemoryError."""
+        """Start the metrics endpoint if it is configured. Raise OSError or MemoryError."""
         sock, limit = self.endpoint_socket, self.admission.limit
         directory, lifeline = self._metrics_directory, self._children.lifeline
         if sock is None:

@@ -1,7 +1,7 @@
-"""The listening side of a worker: accepts, admits, and gives each session a thread.
+"""The listening side of a worker: it accepts connections and runs each session in a thread.
 
-Threads are kept and used again: a new one costs a connection 250 us, a hand-over to a waiting one a
-fifth of that. Another thread, the watch, looks after the deadlines of all sessions.
+Threads are used again, because starting one takes 250 us and handing a connection to a waiting one
+a fifth of that. One more thread, the watch, enforces the deadlines of all sessions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.values.reply import Reply
 from minismtp.values.threads import start_thread, surviving
 
-_TICK: Final = 1.0  # seconds between two turns of a loopat most: it shows that it lives
+_TICK: Final = 1.0  # seconds; the longest that a loop waits, so that its turns show that it runs
 _SHORTEST_TICK: Final = 0.05
 _ONE_OF_US: Final = select.EPOLLIN | select.EPOLLEXCLUSIVE
 
@@ -46,7 +46,7 @@ class Sessions:
         self._idle: list[_Inbox] = []
         self._changed = threading.Condition()
         self._stopped = threading.Event()
-        self.turns = 0  # of the watch: while it moves, the watch is alive
+        self.turns = 0  # of the watch; while it grows, the watch runs
 
     def __len__(self) -> int:
         return len(self._running)
@@ -54,7 +54,7 @@ class Sessions:
     def run(self, connection: Connection, finished: Callable[[], None]) -> None:
         """Run a session in a thread of its own, then call `finished`.
 
-        Raise RuntimeError when no thread can be started; nothing has happened then.
+        Raise RuntimeError if no thread can be started. Then `finished` is not called.
         """
         try:
             inbox = self._idle.pop()
@@ -69,15 +69,15 @@ class Sessions:
             raise
 
     def reports(self, *, stack: bool) -> list[dict[str, object]]:
-        """Say how every session stands, with the stacks of their threads if that is wanted."""
+        """Return a report of each session, on request with the stack of its thread."""
         return [connection.report(stack=stack) for connection in tuple(self._running)]
 
     def start_watch(self) -> None:
-        """Start the thread that cuts sessions whose time has come."""
+        """Start the thread that cuts sessions whose deadline has passed."""
         start_thread("watch", self._watch)
 
     def drain(self, timeout: float) -> bool:
-        """Let the sessions end, 421 at the next command boundary; True when none is left."""
+        """End the sessions by 421 at their next command. Return whether all ended in time."""
         self._stopped.set()
         now = self._clock()
         for connection in tuple(self._running):
@@ -92,9 +92,9 @@ class Sessions:
                 try:
                     self._hold(connection)
                 finally:
-                    connection.close()  # of one that could not even begin
+                    connection.close()  # a session that failed early did not do so
                     self._ended(connection, finished)
-            del connection, finished  # or the memory of a session stays until the next
+            del connection, finished  # or the session stays in memory until the next one
             self._idle.append(inbox)
 
     def _hold(self, connection: Connection) -> None:
@@ -145,7 +145,7 @@ class Server(socketserver.ThreadingTCPServer):
         slot: int = 0,
         certificates: Certificates | None = None,
     ) -> None:
-        # The base class would open a socket of its own: this one is inherited and listening.
+        # The constructor of the base class would open another socket; this one listens already.
         socketserver.BaseServer.__init__(
             self,
             ("", 0) if listener.path else sock.getsockname()[:2],
@@ -158,16 +158,17 @@ class Server(socketserver.ThreadingTCPServer):
         self._admission = admission
         self._slot = slot
         self._certificates = certificates
-        # Users who submit mail keep their places when a flood comes in from outside.
+        # Users can still submit mail when many connections come from outside.
         self._reserved = service.limits.reserved_sessions if listener.kind == "mx" else 0
-        self.turns = 0  # of the loop that accepts: while it moves, the loop is alive
+        self.turns = 0  # of the loop that accepts; while it grows, the loop runs
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:  # noqa: ARG002 - nothing is polled
-        """Accept until `stop`: one wake-up for each connection, in one of the workers only.
+        """Accept connections until `stop`. Each connection wakes only one of the workers.
 
-        The kernel wakes the first in its list that waits. A worker that has taken a connection goes
-        to the end of that list, or it would have nearly all sessions and one core.
+        The kernel wakes the first waiting worker in its list. A worker that accepted a connection
+        registers again, which moves it to the end of the list. Otherwise one worker on one core
+        would run nearly all sessions.
         """
         with select.epoll() as poll:
             poll.register(self.socket, _ONE_OF_US)
@@ -175,11 +176,11 @@ class Server(socketserver.ThreadingTCPServer):
             while True:
                 ready = {descriptor for descriptor, _ in poll.poll(_TICK)}
                 if ready - {self._wake_read}:
-                    # Even at the end: no other worker was woken for this connection.
+                    # Also while stopping, because no other worker was woken for this connection.
                     self._accept()
                 if ready != {self._wake_read}:
-                    # A new registration finds connections that wait already, those included for
-                    # which the kernel woke a worker that hangs or has died.
+                    # A new registration reports connections that already wait. The kernel may have
+                    # woken a worker for them that hangs or died.
                     poll.unregister(self.socket)
                     poll.register(self.socket, _ONE_OF_US)
                 self.turns += 1
@@ -191,9 +192,9 @@ class Server(socketserver.ThreadingTCPServer):
         os.write(self._wake_write, b"x")
 
     def process_request(self, request: object, client_address: object) -> None:
-        """Admit a connection and hand it to a thread, or refuse it with 421 right here.
+        """Hand a connection to a thread, or refuse it with 421 if a limit is reached.
 
-        A place that was taken is free again when this raises.
+        If this raises, the connection no longer counts for the limits.
         """
         assert isinstance(request, socket.socket)  # noqa: S101 - what accept gave
         peer, port = _peer(client_address)
@@ -216,7 +217,7 @@ class Server(socketserver.ThreadingTCPServer):
     def _begin(
         self, request: socket.socket, peer: str, port: int, admitted: Ticket, *, proxied: bool
     ) -> None:
-        """Hand a connection that was admitted to a thread. Raise RuntimeError without one."""
+        """Hand an admitted connection to a thread. Raise RuntimeError if none can be started."""
         session = Session(
             id=new_id(),
             listener=self.listener.name,
@@ -227,7 +228,7 @@ class Server(socketserver.ThreadingTCPServer):
             started=self._service.wall(),
         )
         if not self.listener.path:
-            # Replies leave in one send for each batch: Nagle could only delay them.
+            # All replies of a batch are sent at once, so Nagle's algorithm could only delay them.
             request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session.local = _peer(request.getsockname())[0]
         connection = Connection(
@@ -250,11 +251,11 @@ class Server(socketserver.ThreadingTCPServer):
         self._sessions.run(connection, lambda: self._admission.leave(place[0]))
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """Log what went wrong with one connection before its session began."""
+        """Log that a connection failed before its session began."""
         self._service.log.error("connection not served", peer=_peer(client_address)[0])
 
     def server_close(self) -> None:
-        """Close this worker's descriptors; the listening socket itself stays with the others."""
+        """Close this worker's descriptors. The other workers keep the listening socket."""
         self.socket.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -265,7 +266,7 @@ class Server(socketserver.ThreadingTCPServer):
         except BlockingIOError:
             return
         except OSError as error:
-            # The peer has gone already, or descriptors are short: give others a chance to end.
+            # The client has gone, or there are too few descriptors: then wait for sessions to end.
             self._service.log.warning("accept failed", error=str(error))
             self._service.draining.wait(_SHORTEST_TICK)
             return
@@ -279,7 +280,7 @@ class Server(socketserver.ThreadingTCPServer):
             raise
 
     def _speaks_proxy(self, peer: str) -> bool:
-        """Whether the peer is a balancer that is trusted to say for whom it speaks."""
+        """Return whether the peer is a load balancer trusted to send a PROXY header."""
         trusted = self.listener.proxy_protocol
         if not trusted:
             return False
@@ -302,7 +303,7 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def _peer(address: object) -> tuple[str, int]:
-    """Return the IP address and port of a peer; IPv4 through an IPv6 socket as IPv4."""
+    """Return the IP address and port of a peer. An IPv4-mapped IPv6 address becomes IPv4."""
     if isinstance(address, tuple):
         host = str(address[0]).partition("%")[0]
         return host.removeprefix("::ffff:") if "." in host else host, int(address[1])

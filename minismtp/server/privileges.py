@@ -1,8 +1,8 @@
-"""Acting as another user for a while, when started as root.
+"""How a process that was started as root acts as another user, or becomes it.
 
-Nothing below a directory that belongs to a user is done as root: the user could put a link in the
-way, and root would give it, or write over, what it leads to. As the user itself that gains nothing.
-For processes with one thread.
+Root does not act in a directory that belongs to a user. The user could place a link there, and root
+would overwrite or give away the file it points to. Acting as the user, the process can do no more
+than the user. Only a process with one thread may act as another user for a while.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """Act as a user with one group within the block; only root can, others stay what they are."""
+    """Act as a user with one group within the block, if this process runs as root."""
     if os.geteuid() != 0 or uid == 0:
         yield
         return
@@ -34,7 +34,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def acting_as_owner(directory: Path) -> Iterator[None]:
-    """Act as the owner of a directory, or of the nearest one above it that exists."""
+    """Act as the owner of a directory, or of its nearest parent that exists."""
     existing = directory.absolute()
     while not existing.is_dir():
         existing = existing.parent
@@ -44,7 +44,7 @@ def acting_as_owner(directory: Path) -> Iterator[None]:
 
 
 def drop_privileges(user: str) -> None:
-    """Become `user` for the rest of this process; one that is not root stays what it is."""
+    """Become `user` for the rest of this process, if it runs as root."""
     if user and os.geteuid() == 0:
         entry = pwd.getpwnam(user)
         os.initgroups(user, entry.pw_gid)

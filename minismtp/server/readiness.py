@@ -1,9 +1,8 @@
 """Whether the server should be sent mail, and what is wrong with it.
 
-Problems that a balancer can help with make the server not ready: it refuses mail, or takes it and
-does not deliver it. What a thread has survived, and lines that the log has lost, are warnings. They
-hinder no mail, and one stranger's message may cause them at every instance behind a balancer, which
-must not take them all out for it.
+A server is not ready if it refuses mail or cannot deliver it, because a load balancer can then use
+another instance. Failures of threads and lost lines of the log are only warnings. They stop no
+mail, and one message may cause them at every instance, which the balancer must not all remove.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from prometheus_client.core import Metric
 
 from minismtp.runtime.scoreboard import Scoreboard
 
-#: Problems with which the server is not ready, and those that are warnings.
+#: The problems that make a server not ready, and those that are warnings.
 FATAL: Final = ("workers", "queue", "state", "disk")
 WARNINGS: Final = ("threads", "log")
-_SILENCE: Final = 30.0  # seconds; a runner that starts has the whole queue to read
-_RECENT: Final = 300.0  # seconds that a warning stands
+_SILENCE: Final = 30.0  # seconds; a runner that starts reads the whole queue first
+_RECENT: Final = 300.0  # seconds for which a warning is reported
 _COUNTED: Final = {
     "minismtp_thread_failures": "threads",
     "minismtp_log_lines_dropped": "log",
@@ -31,7 +30,7 @@ _COUNTED: Final = {
 
 
 class Readiness:
-    """Finds the problems. `observe` has to see the metrics now and then; `reserve` in octets."""
+    """Finds the problems. Call `observe` regularly. `reserve` octets of the disk must stay free."""
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class Readiness:
         self._changed: dict[tuple[str, str], float] = {}  # when each count last grew
 
     def observe(self, families: Iterable[Metric]) -> None:
-        """Note what is counted."""
+        """Note which of the counted warnings increased."""
         now = self._clock()
         for family in families:
             problem = _COUNTED.get(family.name)
@@ -62,7 +61,7 @@ class Readiness:
                 self._counts[key] = sample.value
 
     def problems(self) -> dict[str, str]:
-        """Return what is wrong now, a sentence for each of `FATAL` and `WARNINGS` that is."""
+        """Return a sentence for each of `FATAL` and `WARNINGS` that is a problem now."""
         found = {
             "workers": "" if self._scoreboard.workers().ready else "no worker serves",
             "queue": self._queue(),
@@ -121,11 +120,11 @@ class Readiness:
 
 
 def _probe(directory: Path) -> None:
-    """Write an octet into a file without a name. Raise OSError when that fails."""
+    """Write an octet to an unnamed file. Raise OSError if that fails."""
     try:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        # Some file systems have no such files.
+        # Some file systems have no unnamed files.
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}:
             raise
         if not os.access(directory, os.W_OK | os.X_OK):

@@ -1,4 +1,4 @@
-"""Listening sockets: opened here, or handed over by systemd."""
+"""Listening sockets, which are opened here or passed by systemd."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def open_listeners(
 ) -> dict[str, socket.socket]:
     """Return the listening socket of each listener by name. Raise ListenError.
 
-    Adopted sockets are matched by FileDescriptorName, never by their order; a listener that systemd
-    has no socket for is opened here.
+    Sockets from systemd are matched by FileDescriptorName, never by their order. A listener for
+    which systemd passed no socket is opened here.
     """
     sockets = {}
     for index, listener in enumerate(listeners):
         key = f"listeners[{index}].address"
         sock = adopted.get(listener.name) or open_socket(listener.address, key=key, file=file)
-        # What may be said without TLS was decided by the address in the configuration.
+        # The configuration allowed clear text because of its address, which the socket must have.
         if listener.tls == "none" and listener.address.is_local and not _is_local(sock):
             where = f"{file}: {key}" if file else key
             raise ListenError(
@@ -48,7 +48,7 @@ def open_listeners(
 
 
 def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
-    """Return the sockets that systemd hands over, by name. Raise ListenError."""
+    """Return the sockets that systemd passes, by name. Raise ListenError."""
     if environment.get("LISTEN_PID") != str(pid):
         return {}
     names = environment.get("LISTEN_FDNAMES", "").split(":")
@@ -65,7 +65,7 @@ def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
 
 
 def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket:
-    """Bind one address and listen, without blocking in accept. Raise ListenError."""
+    """Return a socket that listens on an address and does not block. Raise ListenError."""
     try:
         sock = _open_unix(address.path) if address.path else _open_tcp(address)
         sock.listen(_BACKLOG)
@@ -95,7 +95,7 @@ def _open_tcp(address: SocketAddress) -> socket.socket:
 
 
 def _open_unix(path: Path) -> socket.socket:
-    """Bind a unix socket; replace one that a server which has ended left behind.
+    """Bind a unix socket, and replace one that an earlier server left.
 
     Root does so as the owner of the directory.
     """
@@ -104,7 +104,7 @@ def _open_unix(path: Path) -> socket.socket:
         with acting_as_owner(path.parent):
             if path.is_socket():
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                    probe.setblocking(False)  # a full queue answers EAGAIN
+                    probe.setblocking(False)  # if the queue is full, connecting fails with EAGAIN
                     if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
                         path.unlink()
             sock.bind(str(path))
@@ -115,5 +115,5 @@ def _open_unix(path: Path) -> socket.socket:
 
 
 def bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
-    """Return where a socket is bound, with the port that the kernel chose for 0."""
+    """Return the address of a socket, with the port that the kernel chose for port 0."""
     return address if address.path else SocketAddress(*sock.getsockname()[:2])

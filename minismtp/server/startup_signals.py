@@ -1,8 +1,8 @@
-"""Signals that come while the command `minismtp serve` starts: the first import of all.
+"""Blocks signals while the command `minismtp serve` starts. This is the first import of all.
 
-HUP, USR1 and USR2 end a process that has not said otherwise, and the imports take a third of a
-second. So they are blocked before: HUP then waits for the supervisor, which reloads once it serves.
-What comes before, while Python itself starts, ends the process. As a library nothing is touched.
+HUP, USR1 and USR2 would end the process, and the other imports take a third of a second. A blocked
+HUP waits for the supervisor, which reloads once it serves. A signal that comes earlier, while
+Python itself starts, ends the process. In other programs nothing is blocked.
 """
 
 import signal
@@ -21,11 +21,11 @@ def is_server() -> bool:
 
 
 def block_signals() -> None:
-    """Let no signal that the supervisor takes later end the process now."""
+    """Block the signals that the supervisor will handle."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 
 
 if is_server():
     block_signals()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # an end without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a traceback

@@ -1,4 +1,4 @@
-"""Says how the server is: to its own processes, to systemd, and in the log."""
+"""Reports the status of the server to its own processes, to systemd, and in the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minismtp.values.clock import steady_time
 
 
 class StatusReporter:
-    """The supervisor's voice. The supervisor says what changes, and calls `tell` every second."""
+    """Reports for the supervisor, which names each change and calls `tell` every second."""
 
     def __init__(self, log: Log, admission: Admission, scoreboard: Scoreboard) -> None:
         self.scoreboard = scoreboard
@@ -25,17 +25,16 @@ class StatusReporter:
 
     @property
     def ready(self) -> bool:
-        """Whether the server takes mail, as last told."""
+        """Whether the server accepted mail at the last `tell`."""
         return self._status.ready
 
     def tell(self, state: str, serving: int, wanted: int, *, silent: int = 0) -> bool:
-        """Take in the state, how many of the wanted workers serve, and how many of those hang.
+        """Report the state, how many of the wanted workers serve, and how many of those hang.
 
-        Return whether this makes the server ready, which it was not before. The watchdog of systemd
-        is fed as long as one worker answers, or none is left that could: the supervisor itself
-        replaces what hangs or dies.
+        Return whether the server became ready. The watchdog of systemd is fed while any worker
+        answers, and while no worker serves, because the supervisor itself replaces workers.
         """
-        steady_time()  # logs a jump of the clock, and follows it for the processes that start later
+        steady_time()  # logs a jump of the clock, and keeps time for later children
         answering = serving - silent
         ready = answering > 0 and state != "Stopping"
         begins = ready and not self.ready
@@ -44,29 +43,29 @@ class StatusReporter:
             self._notifier.ready()
         self._notifier.tell(
             self._describe(state, answering, wanted),
-            # A server that ends has workers that end, and is killed in good time.
+            # While the server stops, its workers end, and systemd kills it if that takes too long.
             answering=answering > 0 or not serving or state == "Stopping",
         )
         return begins
 
     def reloading(self) -> None:
-        """Say that a new configuration is being read."""
+        """Report that a new configuration is being read."""
         self._notifier.reloading()
 
     def reloaded(self) -> None:
-        """Say that the new configuration is in force."""
+        """Report that the new configuration is in force."""
         self._log.info("reloaded")
         self._post(replace(self._status, reload_ok=True, reloaded_at=time.time()))
         self._notifier.ready()
 
     def reload_failed(self, reason: str) -> None:
-        """Say that the old configuration stays in force."""
+        """Report that the old configuration stays in force."""
         self._log.error("reload failed, the old configuration goes on", reason=reason)
         self._post(replace(self._status, reload_ok=False))
         self._notifier.ready()
 
     def stopping(self, processes: int, seconds: float) -> None:
-        """Say that the server ends, in `seconds` at most."""
+        """Report that the server stops within `seconds`."""
         self._log.info("stopping", workers=processes)
         self._notifier.stopping(seconds)
 

@@ -1,6 +1,7 @@
-"""The status page beside the metrics: one piece of HTML that loads nothing.
+"""The status page of the metrics endpoint: a single HTML document that loads nothing.
 
-It only shows. All that peers chose is escaped, and the browser is told to run and fetch nothing.
+It has no controls. All text from clients is escaped, and the browser may neither run scripts nor
+fetch anything.
 """
 
 from __future__ import annotations
@@ -57,18 +58,18 @@ polyline { fill: none; stroke: var(--mark); stroke-width: 1.5; vector-effect: no
 
 
 class History:
-    """What was counted lately; a thread takes a look now and then."""
+    """The totals of the last hour, which a thread notes every 15 seconds."""
 
     def __init__(self, look: Callable[[], Overview]) -> None:
         self._look = look
         self._points: deque[tuple[float, dict[str, float]]] = deque(maxlen=_POINTS + 1)
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start the thread."""
         start_thread("history", self._run)
 
     def look(self, at: float) -> None:
-        """Note what is counted now, at monotonic seconds."""
+        """Note the current totals. `at` is the time in monotonic seconds."""
         self._points.append((at, self._look().flows))
 
     def _run(self) -> None:
@@ -77,7 +78,7 @@ class History:
             time.sleep(_INTERVAL)
 
     def rates(self, flow: str) -> list[float]:
-        """Return how many there were a second, from the oldest point to the newest."""
+        """Return the rates per second between the points, the oldest first."""
         points = [*self._points]
         return [
             max(0.0, now[flow] - then[flow]) / (at - before)
@@ -86,7 +87,7 @@ class History:
 
 
 def render(figures: Overview, history: History, found: Survey, *, now: float) -> str:
-    """Return the page; `now` in epoch seconds."""
+    """Return the page. `now` is in epoch seconds."""
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     flows = "".join(_flow(name, figures.flows[name], history.rates(name)) for name in FLOWS)
     return (
@@ -183,7 +184,7 @@ def _sessions(figures: Overview, found: Survey) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> str:
-    """Return a table whose last `numbers` columns are numbers."""
+    """Return a table. Its last `numbers` columns hold numbers."""
     first = len(head) - numbers
 
     def line(cells: Sequence[str], tag: str) -> str:

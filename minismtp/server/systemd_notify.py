@@ -1,7 +1,7 @@
-"""What the supervisor tells systemd: sd_notify(3) without its library.
+"""Notifications of the supervisor to systemd: sd_notify(3) without its library.
 
-Each message is a datagram of `NAME=value` lines to the socket that `$NOTIFY_SOCKET` names. Without
-one, as outside of systemd, nothing is said.
+Each message is a datagram of `NAME=value` lines to the socket that `$NOTIFY_SOCKET` names. Outside
+systemd there is no such socket, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, MutableMapping
 from typing import Final
 
-_STATUS_INTERVAL: Final = 2.0  # seconds: every status wakes the manager and all that listen to it
-_FEEDS: Final = 4  # within the time after which the watchdog bites
-_PATIENCE: Final = 1.0  # seconds for a manager that does not take what it is told
+_STATUS_INTERVAL: Final = 2.0  # seconds; each status wakes systemd and its listeners
+_FEEDS: Final = 4  # of the watchdog, within the time after which it would kill the server
+_PATIENCE: Final = 1.0  # seconds for systemd to take a message
 
 
 class Notifier:
-    """The way to the service manager. Takes its variables out of the environment.
+    """Sends notifications. It takes its variables out of the environment.
 
-    So a program that a plugin starts cannot speak in our name.
+    So a program that a plugin starts cannot send notifications for the server.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Notifier:
     ) -> None:
         self._clock = clock
         path = environment.pop("NOTIFY_SOCKET", "")
-        # "@" stands for the zero octet of an abstract socket's name.
+        # "@" means the zero octet that begins the name of an abstract socket.
         self._address = f"\0{path[1:]}" if path.startswith("@") else path
         microseconds = environment.pop("WATCHDOG_USEC", "0")
         ours = environment.pop("WATCHDOG_PID", str(pid)) == str(pid)
@@ -41,22 +41,22 @@ class Notifier:
         self._next_status = 0.0
 
     def ready(self) -> None:
-        """Say that the server serves: at the start, and at the end of a reload."""
+        """Notify that the server serves, after its start and after a reload."""
         self._next_status = 0.0
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """Say that a new configuration is being taken on; `ready` must follow."""
+        """Notify that the server reads a new configuration. A call of `ready` must follow."""
         self._next_status = 0.0
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self, seconds: float) -> None:
-        """Say that the server ends, and how long that may take at most."""
+        """Notify that the server stops, which takes `seconds` at most."""
         self._next_status = 0.0
         self._send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
     def tell(self, status: str, *, answering: bool) -> None:
-        """Show the status, and feed the watchdog if all are `answering`; call it every second."""
+        """Send a changed status, and feed the watchdog if `answering`. Call this every second."""
         now = self._clock()
         if answering and self._watchdog and now >= self._next_feed:
             self._next_feed = now + self._watchdog / _FEEDS
@@ -69,7 +69,7 @@ class Notifier:
     def _send(self, *lines: str) -> None:
         if not self._address:
             return
-        # A manager that is away for a moment (daemon-reexec) must not end the server.
+        # While systemd restarts (daemon-reexec), sending fails, which must not end the server.
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,

@@ -1,4 +1,4 @@
-"""Finds processes that show no life, has them print their stacks, and kills them."""
+"""Finds processes that fell silent, has them write their stacks, and kills them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.processes import Child, Group
 
-_LONGEST_SILENCE: Final = 10.0  # seconds; a worker whose sessions compute hard is late, not silent
-#: Has a process print the stacks of its threads, even if one of them keeps the interpreter: the
-#: handler is one of `faulthandler` and no Python. Ctrl-\\ in a terminal sends it too.
+_LONGEST_SILENCE: Final = 10.0  # seconds; busy sessions delay the beats of their worker
+#: Has a process write the stacks of its threads to standard error, even if a thread never releases
+#: the interpreter, because `faulthandler` runs no Python. Ctrl-\\ in a terminal sends it too.
 DUMP_SIGNAL: Final = signal.SIGQUIT
 
 
-_GRACE: Final = 5.0  # seconds; what hung may have held a lock that others waited for
+_GRACE: Final = 5.0  # seconds; others may have waited for a lock of the process that was killed
 
 
 class Watchdog:
-    """Knows which processes are silent and since when it has known, and which it has killed."""
+    """Keeps which processes are silent and since when, and which ones it killed."""
 
     def __init__(self, log: Log, scoreboard: Scoreboard) -> None:
         self._log = log
@@ -36,13 +36,13 @@ class Watchdog:
 
     @property
     def silent(self) -> Collection[int]:
-        """The process ids of those that do not answer."""
+        """The process ids of the silent processes."""
         return self._silent.keys()
 
     def look(self, children: Iterable[tuple[int, Child[Group]]], patience: float) -> None:
-        """Look at all that serve, and kill the one that has been silent for `patience` seconds.
+        """Check all serving processes, and kill one that is silent for `patience` seconds.
 
-        Without patience, 0, nothing is killed.
+        With a patience of 0 none is killed.
         """
         now = time.monotonic()
         limit = min(_LONGEST_SILENCE, patience / 2 or _LONGEST_SILENCE)
@@ -57,7 +57,7 @@ class Watchdog:
                     f"{child.kind} does not answer", pid=pid, state=state_of(Path(f"/proc/{pid}"))
                 )
                 os.kill(pid, DUMP_SIGNAL)
-            # We may have been stopped together with it: then it gets its time from now on.
+            # If both were stopped together, the time of the child begins now.
             elif patience and silence > patience and now > self._silent[pid] + patience - limit:
                 overdue.append((silence, pid, child))
         if overdue and now > self._last_kill + _GRACE:
@@ -68,7 +68,7 @@ class Watchdog:
     def kill_late_starts(
         self, children: Iterable[tuple[int, Child[Group]]], patience: float
     ) -> None:
-        """Kill processes that have not begun to serve for `patience` seconds."""
+        """Kill processes that did not become ready within `patience` seconds."""
         for pid, child in children:
             if not child.serving and time.monotonic() > child.started + patience:
                 self._kill(pid, child, f"not ready after {patience:.0f} s")
@@ -80,18 +80,18 @@ class Watchdog:
         os.kill(pid, signal.SIGKILL)
 
     def forget(self, pid: int) -> frozenset[int] | None:
-        """Forget a process that has ended.
+        """Forget a process that ended.
 
-        Return the threads that ran when it was killed because it hung, None if it was not.
+        If the watchdog killed it, return the threads that ran then, otherwise None.
         """
         self._silent.pop(pid, None)
         return self._killed.pop(pid, None)
 
 
 def running_threads(pid: int) -> frozenset[int]:
-    """Return the threads of a process that hangs that may be the reason.
+    """Return the threads that may have caused a process to hang.
 
-    Those are the ones that run. If all sleep, it may be any; if somebody has stopped them, none.
+    These are the running threads, or all sleeping ones if none runs. Stopped threads never count.
     """
     try:
         states = {int(path.name): state_of(path) for path in Path(f"/proc/{pid}/task").iterdir()}

@@ -1,4 +1,4 @@
-"""A worker process: plugins, a server for each listener, and an orderly end."""
+"""A worker process: it loads the plugins, serves each listener, and ends in order."""
 
 from __future__ import annotations
 
@@ -41,20 +41,23 @@ from minismtp.values.durable_files import kept_secret, unusable_files
 from minismtp.values.threads import start_thread
 
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-_TRACE_TICK: Final = 0.5  # seconds after which a silent trace finds out whether one listens
-# Threads that want the interpreter ask its holder for it, each again after so many seconds. With
-# thousands of them the asking is all that happens: on Python's own 5 ms, 10,000 sessions were not
-# open after a minute, on 20 ms they were in 3.6 s. Most sessions give it up long before anyway.
+_TRACE_TICK: Final = (
+    0.5  # seconds; how often a trace without lines checks that its reader is still there
+)
+# Seconds after which a thread that waits for the interpreter asks the running thread for it. With
+# thousands of threads these requests take all the time. With Python's default of 5 ms, 10,000
+# sessions were not open after a minute; with 20 ms they were open after 3.6 s. Most sessions
+# release the interpreter much earlier anyway.
 _SWITCH_INTERVAL: Final = 0.02
-_TICK: Final = 0.05  # seconds between two looks at the last sessions
+_TICK: Final = 0.05  # seconds between two checks whether sessions remain
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """What the supervisor gives a worker: its slot, the shared things, and two pipes.
+    """What the supervisor hands to a worker: its slot, sockets, shared memory and pipes.
 
-    A byte on `ready` says that the worker is ready to accept, which it does after end of file on
-    `gate`; end of file on `lifeline` says that the supervisor has died.
+    The worker writes an octet to `ready` when it can accept connections, and accepts them after the
+    end of file on `gate`. The end of file on `lifeline` means that the supervisor died.
     """
 
     slot: int
@@ -70,7 +73,7 @@ class WorkerContext:
 
 
 def run(config: Config, context: WorkerContext) -> int:
-    """Serve until SIGTERM or the supervisor's death; gives the exit status."""
+    """Serve until SIGTERM or the supervisor's death. Return the exit status."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
     names = [listener.name for listener in config.listeners]
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot, names)
@@ -124,7 +127,7 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Start the plugins, and all but accepting. Raise Failure."""
+        """Start the plugins and all threads except those that accept. Raise Failure."""
         self._queue.prepare()
         self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._context.slot))
         self._log.start()
@@ -134,19 +137,19 @@ class Worker:
         self._control.start()
 
     def accept(self) -> None:
-        """Begin to accept."""
+        """Begin to accept connections."""
         for server in self._servers:
             self._accepting.append(start_thread("accept", server.serve_forever))
 
     def show_life(self) -> None:
-        """Show signs of life from now on; the supervisor kills a worker without them."""
+        """Start to beat. The supervisor kills a worker that falls silent."""
         self._context.scoreboard.beat(self._context.slot)
         start_thread("pulse", self._beat_on)
 
     def wait(self) -> bool:
-        """Block until it is time to end: True when others have taken over, who let us `retire`.
+        """Block until a signal ends this worker. USR2 logs the stack of every thread.
 
-        Meanwhile USR2 prints the stack of every thread.
+        Return whether a new generation took over, so that this worker may `retire`.
         """
         end_with_supervisor(self._context.lifeline)
         while (number := signal.sigwait(_SIGNALS)) == signal.SIGUSR2:
@@ -154,11 +157,11 @@ class Worker:
         return number == signal.SIGUSR1
 
     def retire(self) -> None:
-        """Accept no more, and let the sessions go on until none is left or TERM comes."""
+        """Stop accepting, and let the sessions continue until all have ended or TERM comes."""
         self._close_servers()
         while self._sessions:
             time.sleep(_TICK)
-            # Without a time-out: after a SIGSTOP one that has passed gives a random number.
+            # Without a timeout: one that ran out during a SIGSTOP returns a random number.
             received = signal.sigtimedwait(_SIGNALS, 0)
             if received is not None and received.si_signo == signal.SIGTERM:
                 return
@@ -166,7 +169,7 @@ class Worker:
                 log_stacks(self._log)
 
     def stop(self) -> None:
-        """Accept no more, let the sessions end within the drain time, close the plugins."""
+        """Stop accepting, let the sessions end within the drain time, and stop the plugins."""
         start_thread("signals", _stop_at_once_on_second_term)
         self._close_servers()
         self._draining.set()
@@ -180,7 +183,7 @@ class Worker:
         self._log.flush()
 
     def _trace(self, question: dict[str, Any], say: Say) -> None:
-        """Say every line of the dialogues until nobody listens."""
+        """Send every line of the dialogues until the reader closes the connection."""
         outlet = Outlet(tuple(ip_network(network) for network in question["peers"]))
         self._tracing.open(outlet)
         try:
@@ -196,7 +199,7 @@ class Worker:
             self._beat()
 
     def _beat(self) -> None:
-        """Show life, if every thread that all sessions hang on has turned since the last beat."""
+        """Beat if every thread that all sessions depend on has turned since the last beat."""
         self._metrics.unusable_files.set(unusable_files())
         servers = self._servers if self._accepting else []
         turns = [self._sessions.turns, *(server.turns for server in servers)]
@@ -264,7 +267,7 @@ class Worker:
 
 
 def _secret(config: Config, log: Log) -> bytes:
-    """Return what all workers make up keys with, also after a restart."""
+    """Return the secret from which all workers make up keys; it survives a restart."""
     try:
         return kept_secret(config.state_directory / "secret")
     except OSError as error:
