@@ -20,7 +20,7 @@ from minismtp.events import Event, HookFailed, MessageDecided, RecipientDecided
 
 @plugin
 class Judge:
-    """Raises `verdict` at one hook, by its name; `calls` has the hooks that were called.
+    """Raises `verdict` at the hook of a given name; `calls` has the hooks that were called.
 
     `on_connect` lets the peers in `known` pass.
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from scram import b64, scram
+from stub_plugins import Judge, Observer
 
 from minismtp import (
     Address,
@@ -30,7 +31,6 @@ from minismtp import (
 from minismtp.config import PluginConfig
 from minismtp.events import (
     Authenticated,
-    Event,
     MessageDecided,
     RecipientDecided,
     SessionClosed,
@@ -92,64 +92,6 @@ def test_on_stop_is_called_at_the_end() -> None:
     lifecycle = Lifecycle()
     Dialogue(lifecycle).close()
     assert lifecycle.seen[1:] == ["stopped"]
-
-
-@plugin
-class Judge:
-    """Raises at the hook of a given name, and counts the calls."""
-
-    hook: str
-    verdict: Verdict
-    calls: list[str] = field(default_factory=list)
-
-    def _judge(self, hook: str) -> None:
-        self.calls.append(hook)
-        if hook == self.hook:
-            raise self.verdict
-
-    @hookimpl
-    def on_connect(self) -> None:
-        self._judge("on_connect")
-
-    @hookimpl
-    def on_helo(self) -> None:
-        self._judge("on_helo")
-
-    @hookimpl
-    def ehlo_keywords(self) -> None:
-        self._judge("ehlo_keywords")
-
-    @hookimpl
-    def authenticate(self) -> None:
-        self._judge("authenticate")
-
-    @hookimpl
-    def on_mail(self) -> None:
-        self._judge("on_mail")
-
-    @hookimpl
-    def on_rcpt(self) -> None:
-        self._judge("on_rcpt")
-
-    @hookimpl
-    def route(self) -> None:
-        self._judge("route")
-
-    @hookimpl
-    def on_data(self) -> None:
-        self._judge("on_data")
-
-    @hookimpl
-    def on_message(self) -> None:
-        self._judge("on_message")
-
-    @hookimpl
-    def deliver(self) -> None:
-        self._judge("deliver")
-
-    @hookimpl
-    def command(self) -> None:
-        self._judge("command")
 
 
 @pytest.mark.parametrize(
@@ -757,15 +699,6 @@ def test_command_is_not_asked_about_what_the_server_knows() -> None:
     for line in ("EHLO client.example", "NOOP", "RSET", "QUIT"):
         assert dialogue.send(line).startswith("2")
     assert "command" not in judge.calls
-
-
-@plugin
-class Observer:
-    events: list[Event] = field(default_factory=list)
-
-    @hookimpl
-    def observe(self, event: Event) -> None:
-        self.events.append(event)
 
 
 def test_observe_learns_what_happened_in_order() -> None:

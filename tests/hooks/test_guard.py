@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from stub_plugins import Observer
 
 from minismtp import (
     Address,
@@ -29,7 +30,7 @@ from minismtp import (
     plugin,
 )
 from minismtp.config import PluginConfig
-from minismtp.events import Event, HookFailed
+from minismtp.events import HookFailed
 from minismtp.hooks.guard import ANSWERS, HARMLESS, Failure, FailurePolicy, Guard
 from minismtp.hooks.loader import hook_names
 from minismtp.runtime.decision_log import DecisionLog, mentions
@@ -66,19 +67,6 @@ class Raising:
         if self.times:
             self.times -= 1
             raise self.error
-
-
-@plugin
-class Observer:
-    events: list[Event] = field(default_factory=list)
-
-    @hookimpl
-    def observe(self, event: Event) -> None:
-        self.events.append(event)
-
-    @property
-    def failures(self) -> list[HookFailed]:
-        return [event for event in self.events if isinstance(event, HookFailed)]
 
 
 class Unprintable(Exception):  # noqa: N818 - its text is what counts

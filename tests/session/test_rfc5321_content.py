@@ -12,7 +12,6 @@ from client_script import (
     EMPTY,
     HI,
     MAIL,
-    MESSAGE,
     NOOP,
     OK,
     RCPT,
@@ -180,13 +179,6 @@ def test_received_field_says_with_which_protocol(keyword: str) -> None:
     )
     [[message]] = heard.stored.values()
     assert re.findall(rb"\tby mx\.example\.org with (\S+) id ", message) == [keyword.encode()]
-
-
-def test_received_field_after_helo_says_smtp() -> None:
-    # section 4.4
-    heard = hear(b"HELO c.example\r\n" + MESSAGE)
-    [[message]] = heard.stored.values()
-    assert b" with SMTP id " in message
 
 
 def test_received_fields_stay_in_their_order_below_ours() -> None:

@@ -15,7 +15,6 @@ from client_script import (
     code,
     greeted,
     hear,
-    said,
 )
 from stub_plugins import Passwords
 
@@ -47,11 +46,6 @@ def test_submission_changes_nothing_that_is_there() -> None:
     )
     [[message]] = heard.stored.values()
     assert message.endswith(b"+0000\r\n" + fields + HI)
-
-
-def test_submission_without_login_is_530() -> None:
-    # RFC 6409 section 4.3
-    assert said(MAIL, kind="submission") == ["530 5.7.0"]
 
 
 @pytest.mark.parametrize(

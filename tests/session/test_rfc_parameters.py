@@ -8,28 +8,19 @@ from client_script import (
     EMPTY,
     HI,
     MAIL,
-    MAIL_FROM,
     NOOP,
     OK,
     RCPT,
-    RCPT_TO,
     RECIPIENT,
     SENDER,
     TAKEN,
-    code,
-    greeted,
     hear,
     said,
 )
 
-from minismtp import (
-    Envelope,
-    hookimpl,
-    plugin,
-)
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
-from minismtp.testing import Dialogue, Mailroom
+from minismtp.testing import Dialogue
 
 SMALL = Limits(message_size=ByteSize(100))
 
@@ -48,22 +39,16 @@ def test_ehlo_offers_the_configured_limits() -> None:
         (b"SIZE=101", "552 5.3.4"),
         (b"SIZE=0", SENDER),
         (b"SIZE=" + b"9" * 20, "552 5.3.4"),
+        (b"SIZE=" + b"9" * 21, "501 5.5.4"),
+        (b"size=101", "552 5.3.4"),
+        (b"SIZE=1k", "501 5.5.4"),
+        (b"SIZE=-1", "501 5.5.4"),
     ],
-    ids=["limit", "beyond", "zero", "20-digits"],
+    ids=["limit", "beyond", "zero", "20-digits", "21-digits", "lower-case", "unit", "negative"],
 )
 def test_declared_size_beyond_the_limit_is_552(parameter: bytes, code: str) -> None:
     # RFC 1870 section 6.1
     assert said(b"MAIL FROM:<> " + parameter + b"\r\n", limits=SMALL) == [code]
-
-
-@pytest.mark.parametrize(
-    ("size", "reply"),
-    [("1000", "250 2.1.0"), ("1001", "552 5.3.4"), ("0", "250 2.1.0"), ("9" * 20, "552 5.3.4")],
-)
-def test_declared_size_is_held_against_the_limit(size: str, reply: str) -> None:
-    # RFC 1870 section 6.1
-    dialogue = greeted(Dialogue(limits=Limits(message_size=ByteSize(1000))))
-    assert code(dialogue.send(f"{MAIL_FROM} SIZE={size}")) == reply
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["data", "bdat"])
@@ -204,31 +189,8 @@ def test_requiretls_is_offered_inside_tls_only(tls: bool) -> None:
     assert ("REQUIRETLS" in hear(b"EHLO c.example\r\n", tls=tls).text) is tls
 
 
-@pytest.mark.parametrize(("tls", "reply"), [(False, "530 5.7.10"), (True, "250 2.1.0")])
-def test_requiretls_needs_tls(tls: bool, reply: str) -> None:
-    # RFC 8689 section 4
-    seen: list[bool] = []
-
-    @plugin
-    class Looking:
-        @hookimpl
-        def on_mail(self, envelope: Envelope) -> None:
-            seen.append(envelope.require_tls)
-
-    assert code(greeted(Dialogue(Looking(), tls=tls)).send(f"{MAIL_FROM} REQUIRETLS")) == reply
-    assert seen == [True] * tls
-
-
 def test_limits_keyword_says_what_is_so() -> None:
     # RFC 9422 section 3
     heard = hear(b"EHLO d.example\r\n" + MAIL + RCPT * 4, limits=Limits(recipients=3))
     assert "250-LIMITS RCPTMAX=3\r\n" in heard.text or "250 LIMITS RCPTMAX=3\r\n" in heard.text
     assert heard.codes[1:] == [SENDER, RECIPIENT, RECIPIENT, RECIPIENT, "452 4.5.3"]
-
-
-def test_rcptmax_is_what_a_transaction_takes() -> None:
-    # RFC 9422 section 4.3
-    dialogue = greeted(Dialogue(Mailroom(), limits=Limits(recipients=2)))
-    dialogue.send(MAIL_FROM)
-    codes = [code(dialogue.send(RCPT_TO)) for _ in range(3)]
-    assert codes == ["250 2.1.5", "250 2.1.5", "452 4.5.3"]

@@ -6,13 +6,14 @@ import resource
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from minismtp_plugins.attachments import Attachments
 from minismtp_plugins.dkim_verify import DkimVerify
+from stub_plugins import Observer, Storage
 
 from minismtp import (
     Address,
@@ -30,7 +31,7 @@ from minismtp import (
 )
 from minismtp.config import Limits, PluginConfig
 from minismtp.config.types import ByteSize
-from minismtp.events import Event, MessageDecided, RecipientDecided
+from minismtp.events import MessageDecided, RecipientDecided
 from minismtp.hooks.facade import Hooks
 from minismtp.mail.headers import FIELD_LIMIT
 from minismtp.runtime.decision_log import DecisionLog
@@ -45,43 +46,6 @@ RCPT = "RCPT TO:<user@example.org>"
 USER = "user@example.org"
 BINARY = "BODY=BINARYMIME"
 THREE = ("a@example.org", "b@example.org", "c@example.org")
-
-
-@plugin
-class Storage:
-    """Routes as told, else to the recipient's own mailbox; refuses for some mailboxes."""
-
-    routes: dict[str, Local | Relay | None] = field(default_factory=dict)
-    refusals: dict[str, Exception] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    @hookimpl
-    def route(self, recipient: Recipient) -> Local | Relay | None:
-        return self.routes.get(str(recipient.address), Local())
-
-    @hookimpl
-    def deliver(self, mailbox: Address) -> bool:
-        self.asked.append(str(mailbox))
-        if str(mailbox) in self.refusals:
-            raise self.refusals[str(mailbox)]
-        return True
-
-
-@plugin
-class Observer:
-    events: list[Event] = field(default_factory=list)
-
-    @hookimpl
-    def observe(self, event: Event) -> None:
-        self.events.append(event)
-
-    @property
-    def recipients(self) -> list[RecipientDecided]:
-        return [event for event in self.events if isinstance(event, RecipientDecided)]
-
-    @property
-    def messages(self) -> list[MessageDecided]:
-        return [event for event in self.events if isinstance(event, MessageDecided)]
 
 
 def box(name: str) -> Address:
