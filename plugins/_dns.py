@@ -12,6 +12,7 @@ from minismtp import Envelope, Found, Resolver, Session, StashKey, UnansweredErr
 IpAddress: TypeAlias = IPv4Address | IPv6Address
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
+_PREFIXES = {4: 24, 6: 64}  # the length of a network's prefix, by the version of IP
 _LONGEST_NAME = 253  # characters
 _OF_NO_DOMAIN = frozenset(" \"'()/;<>,@:%{}$?[]")
 _LONGEST_LABEL = 63
@@ -47,6 +48,11 @@ def unmapped_network(network: IpNetwork) -> IpNetwork:
     if network.version == first.version or length < 0:
         return network
     return ip_network((first, length))
+
+
+def network_of(address: IpAddress) -> IpNetwork:
+    """Return the /24 or /64 of an address, whose hosts most likely have one owner."""
+    return ip_network((address, _PREFIXES[address.version]), strict=False)
 
 
 def reversed_labels(address: IpAddress) -> str:

@@ -1,4 +1,4 @@
-"""What programs are called, and how they begin."""
+"""Names, types and first octets by which a file is recognized as a program."""
 
 from typing import Final
 
@@ -14,8 +14,14 @@ TYPES: Final = (
     *("application/vnd.microsoft.portable-executable", "application/hta"),
     "application/x-ms-shortcut",
 )
-MAGIC: Final = (
+_MAGIC: Final = (
     b"\x7fELF",
     *(b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe"),  # macOS, Java
     b"L\0\0\0\1\x14\2\0",  # a shortcut of Windows
 )
+
+
+def is_program(head: bytes) -> bool:
+    """Whether a file that begins with these octets is a program."""
+    dos = head.startswith(b"MZ") and b"\0" in head[:64]  # a text may begin with MZ too
+    return dos or head.startswith(_MAGIC)

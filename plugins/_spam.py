@@ -1,24 +1,11 @@
 """What filters that find a score do with it: X-Spam fields, and thresholds."""
 
-import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 from minismtp import Message, Reject
 
 _PREFIX = b"x-spam-"
 _TESTS = 100  # named in a field
-
-
-def check_thresholds(**thresholds: float | None) -> None:
-    """Refuse thresholds that do not rise from the first to the last. Raise ValueError."""
-    known = [(name, value) for name, value in thresholds.items() if value is not None]
-    for name, value in known:
-        if math.isnan(value):
-            raise ValueError(f"{name}: expected a number")
-    for (lower, low), (upper, high) in pairwise(known):
-        if low > high:
-            raise ValueError(f"{upper}: expected at least the {low:g} of {lower}, not {high:g}")
 
 
 def remove_marks(message: Message) -> None:

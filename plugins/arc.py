@@ -40,6 +40,7 @@ from ._arc import (
 )
 from ._authres import read
 from ._dkim_key import Keys
+from ._options import check_time
 from ._signing import load_key
 
 _FIELD = "Authentication-Results"
@@ -90,8 +91,7 @@ class Arc:
     patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        if self.patience <= timedelta():
-            raise ValueError("patience: expected more than nothing")
+        check_time("patience", self.patience)
         self._id = Address("", self.authserv_id).ascii_domain
         self._sealer: Sealer | None = None
         if not (self.domain or self.selector or self.key):

@@ -23,8 +23,9 @@ from minismtp import (
 
 from ._archives import HEAD, files_in, is_archive
 from ._budget import BrokenError, Budget, Reads, TooMuchError, stream_of
+from ._options import check_time
 from ._parts import Part, parts_in_all_readings
-from ._programs import MAGIC, PROGRAMS, TYPES
+from ._programs import PROGRAMS, TYPES, is_program
 from ._transfer_encoding import UUENCODED
 from ._uuencode import files_in_text
 
@@ -97,8 +98,7 @@ class Attachments:
                 raise ValueError(f"types: {each!r} is none; expected such as application/hta")
         if self.depth < 0 or self.files < 1:
             raise ValueError("depth: expected 0 or more, and files 1 or more")
-        if not self.budget:
-            raise ValueError("budget: expected more than no time")
+        check_time("budget", self.budget)
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -186,8 +186,7 @@ class Attachments:
             yield BlockedAttachment(name + place, "a name that hides what the file is")
 
     def _by_content(self, name: str, head: bytes) -> Iterator[BlockedAttachment]:
-        dos = head.startswith(b"MZ") and b"\0" in head[:64]  # a text may begin so
-        if self.programs and (dos or head.startswith(MAGIC)):
+        if self.programs and is_program(head):
             yield BlockedAttachment(name, "a program")
 
 

@@ -26,6 +26,8 @@ from minismtp import (
     plugin,
 )
 
+from ._options import check_time
+
 _log: Final = logging.getLogger(__name__)
 _PIECE: Final = 65536
 _ANSWER: Final = 4096  # octets
@@ -61,8 +63,7 @@ class Clamav:
     patience: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
-        if not self.patience:
-            raise ValueError('patience: expected a duration above "0s"')
+        check_time("patience", self.patience)
         self._clamd = Remote(self.address, timeout=self.patience)
 
     @hookimpl

@@ -22,6 +22,7 @@ from minismtp import (
 
 from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
+from ._options import check_time
 
 # Characters of a signature that are shown, at least and at most (RFC 6008 section 4)
 _SHOWN = range(8, 200)
@@ -70,8 +71,7 @@ class DkimVerify:
     def __post_init__(self) -> None:
         if self.signatures < 1:
             raise ValueError("signatures: expected one at least")
-        if self.patience <= timedelta():
-            raise ValueError("patience: expected more than nothing")
+        check_time("patience", self.patience)
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:

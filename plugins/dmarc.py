@@ -38,6 +38,7 @@ from ._dmarc import (
 )
 from ._dns import address_to_check, can_be_asked, local_networks
 from ._from import TooManyDomainsError, domains_of
+from ._options import check_time
 from .arc import ARC
 
 _RANKS: Final = {"pass": 0, "none": 1, "permerror": 2, "fail": 3, "temperror": 4}
@@ -92,8 +93,7 @@ class Dmarc:
     patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        if self.patience <= timedelta():
-            raise ValueError("patience: expected more than nothing")
+        check_time("patience", self.patience)
         self._trusted = {Address("", domain).ascii_domain for domain in self.trusted_sealers}
 
     @hookimpl

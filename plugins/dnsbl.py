@@ -34,6 +34,7 @@ from ._dns import (
     reversed_labels,
 )
 from ._dns_list import DnsList
+from ._options import check_time
 
 _log: Final = logging.getLogger(__name__)
 _LONGEST_REASON = 200  # characters
@@ -84,8 +85,7 @@ class Dnsbl:
             raise ValueError("lists: expected at least one")
         if self.reject_at < 0:
             raise ValueError("reject_at: expected points above 0, or 0 to refuse nobody")
-        if not self.patience:
-            raise ValueError("patience: expected more than no time at all")
+        check_time("patience", self.patience)
         self._ordered = sorted(self.lists, key=lambda each: each.points > 0)
         self._breakers = {each.zone: Breaker(each.zone) for each in self.lists}
 

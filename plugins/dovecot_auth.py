@@ -18,6 +18,7 @@ from minismtp import (
 )
 
 from ._login import may_be_asked
+from ._options import check_time
 from ._user_names import spellings_of
 
 _MAJOR = "1"  # version of the protocol
@@ -48,8 +49,7 @@ class DovecotAuth:
     ignore_case: bool = True
 
     def __post_init__(self) -> None:
-        if not self.patience:
-            raise ValueError("patience: expected more than no time")
+        check_time("patience", self.patience)
         self._service = Remote(self.address, timeout=self.patience)
 
     @hookimpl

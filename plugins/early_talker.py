@@ -17,6 +17,7 @@ from minismtp import (
 )
 
 from ._dns import address_to_check, local_networks
+from ._options import check_time
 
 #: The key under which a peer will be remembered, once it goes on.
 _WAITED: Final[StashKey[str]] = StashKey()
@@ -41,8 +42,7 @@ class EarlyTalker:
     networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
 
     def __post_init__(self) -> None:
-        if not self.delay:
-            raise ValueError("delay: expected more than no time at all")
+        check_time("delay", self.delay)
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:

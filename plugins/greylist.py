@@ -21,8 +21,8 @@ from minismtp import (
     steady_time,
 )
 
-from ._dns import IpNetwork, address_to_check, local_networks
-from ._network import network_of
+from ._dns import IpNetwork, address_to_check, local_networks, network_of
+from ._options import check_time
 
 #: What a message has shown of its client: the triplets that have come again, and when each was
 #: noted, 0 for never.
@@ -60,8 +60,7 @@ class Greylist:
     networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
 
     def __post_init__(self) -> None:
-        if not self.delay:
-            raise ValueError("delay: expected more than no time at all")
+        check_time("delay", self.delay)
         if self.window <= self.delay:
             raise ValueError("window: expected more than delay, or nobody could come again in time")
         if self.remember < self.window:

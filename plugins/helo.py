@@ -31,6 +31,7 @@ from ._dns import (
     local_networks,
     unmapped,
 )
+from ._options import check_points, check_time
 
 Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 
@@ -80,11 +81,8 @@ class HeloChecks:
     patience: timedelta = timedelta(seconds=5)
 
     def __post_init__(self) -> None:
-        for name in self.points:
-            if name not in _POINTS:
-                raise ValueError(f"points: expected some of {', '.join(_POINTS)}, not {name!r}")
-        if not self.patience:
-            raise ValueError("patience: expected more than no time at all")
+        check_points(self.points, _POINTS)
+        check_time("patience", self.patience)
         self._names = {Address("", name).ascii_domain for name in self.names}
         self._actions: dict[str, Action] = {
             "own": self.own,

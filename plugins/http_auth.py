@@ -17,6 +17,7 @@ from minismtp import (
 )
 
 from ._login import authorities, may_be_asked
+from ._options import check_time
 from ._user_names import spellings_of
 
 _REFUSED = (401, 403)
@@ -48,8 +49,7 @@ class HttpAuth:
     patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        if not self.patience:
-            raise ValueError("patience: expected more than no time")
+        check_time("patience", self.patience)
         trust = authorities(self.ca)
         try:
             self._service = WebService(self.url, timeout=self.patience, tls=trust)

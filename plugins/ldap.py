@@ -24,6 +24,7 @@ from minismtp import (
 from ._ldap import AMBIGUOUS, REFUSALS, SUCCESS, Conversation, Entry
 from ._ldap_filter import check_dn, encoded_filter, escaped
 from ._login import acts_as_itself, authorities, may_be_asked
+from ._options import check_time
 from ._user_names import folded, spellings_of
 
 _log = logging.getLogger(__name__)
@@ -71,8 +72,7 @@ class Ldap:
             raise ValueError("identity: expected base, as only a search finds attributes")
         if bool(self.bind_dn) != (self.bind_password_file is not None):
             raise ValueError("bind_dn: expected bind_password_file with it")
-        if not self.patience:
-            raise ValueError("patience: expected more than no time")
+        check_time("patience", self.patience)
         check_dn("dn", self.dn.replace("{user}", "x"))
         check_dn("base", self.base)
         try:

@@ -31,6 +31,7 @@ from minismtp import (
 from ._client_name import confirmed_name
 from ._milter_conversation import Conversation
 from ._milter_message import Changes, Shown
+from ._options import check_time
 
 _VERDICTS = (Reject, Defer, Disconnect)
 _KNOWN = frozenset({"VRFY", "EXPN", "HELP", "XCLIENT"})
@@ -56,8 +57,7 @@ class Milter:
     patience: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
-        if not self.patience:
-            raise ValueError('patience: expected a duration above "0s"')
+        check_time("patience", self.patience)
         self._filter = Remote(self.address, timeout=self.patience)
         self._conversations: dict[str, Conversation] = {}  # by session
         self._resolver = Resolver()

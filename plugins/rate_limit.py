@@ -20,8 +20,7 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import address_to_check, local_networks
-from ._network import network_of
+from ._dns import address_to_check, local_networks, network_of
 from ._user_names import folded
 
 Kind = Literal["messages", "recipients", "bytes"]

@@ -24,6 +24,7 @@ from minismtp import (
 
 from ._client_name import CLIENT_NAME, ClientName, look_up
 from ._dns import IpAddress, address_to_check, budget_of, local_networks
+from ._options import check_points, check_time
 
 __all__ = ["CLIENT_NAME", "ClientName", "ReverseDns"]
 
@@ -58,11 +59,8 @@ class ReverseDns:
     patience: timedelta = timedelta(seconds=5)
 
     def __post_init__(self) -> None:
-        for name in self.points:
-            if name not in _POINTS:
-                raise ValueError(f"points: expected some of {', '.join(_POINTS)}, not {name!r}")
-        if not self.patience:
-            raise ValueError("patience: expected more than no time at all")
+        check_points(self.points, _POINTS)
+        check_time("patience", self.patience)
         self._actions: dict[str, Action] = {
             "missing": self.missing,
             "unconfirmed": self.unconfirmed,

@@ -24,6 +24,7 @@ from minismtp import (
 
 from ._client_name import confirmed_name
 from ._dns import local_networks, unmapped
+from ._options import check_time
 from ._rspamd import RSPAMD, Answer, RspamdResult, edited, parse
 
 __all__ = ["RSPAMD", "Rspamd", "RspamdResult"]
@@ -60,8 +61,7 @@ class Rspamd:
     patience: timedelta = timedelta(seconds=20)
 
     def __post_init__(self) -> None:
-        if not self.patience:
-            raise ValueError('patience: expected a duration above "0s"')
+        check_time("patience", self.patience)
         if not self.password.isprintable():
             raise ValueError("password: expected printable characters")
         try:

@@ -22,6 +22,7 @@ from minismtp import (
     plugin,
 )
 
+from ._options import check_time
 from ._rule import Rule, Trial
 
 _log: Final = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ class Rules:
         names = [rule.name for rule in self.rules]
         if len({*names}) < len(names):
             raise ValueError("rules: expected a name of its own for each")
-        if not self.budget:
-            raise ValueError("budget: expected more than no time")
+        check_time("budget", self.budget)
         self._fields = {rule.field for rule in self.rules if rule.action == "tag"}
 
     @hookimpl

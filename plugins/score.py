@@ -18,7 +18,8 @@ from minismtp import (
     plugin,
 )
 
-from ._spam import check_thresholds, judge, mark, remove_marks
+from ._options import check_thresholds
+from ._spam import judge, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
 _NAMED: Final = 3  # findings in a reply

@@ -33,7 +33,8 @@ from minismtp import (
 
 from ._client_name import LOCALHOST, confirmed_name
 from ._dns import unmapped
-from ._spam import check_thresholds, judge, mark, remove_marks
+from ._options import check_thresholds, check_time
+from ._spam import judge, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
 _PIECE: Final = 65536
@@ -95,8 +96,7 @@ class Spamassassin:
 
     def __post_init__(self) -> None:
         check_thresholds(tag=self.tag, quarantine=self.quarantine, reject=self.reject)
-        if not self.patience:
-            raise ValueError('patience: expected a duration above "0s"')
+        check_time("patience", self.patience)
         try:
             names = {part[1] for part in Formatter().parse(self.user) if part[1] is not None}
         except ValueError as error:

@@ -25,6 +25,7 @@ from minismtp import (
 )
 
 from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks
+from ._options import check_points, check_time
 from ._spf import Outcome
 from ._spf_outcomes import Outcomes
 from ._spf_sender import Sender
@@ -84,12 +85,8 @@ class Spf:
     received_spf: bool = False
 
     def __post_init__(self) -> None:
-        known = [*_POINTS, "neutral", "none", "temperror"]
-        for name in self.points:
-            if name not in known:
-                raise ValueError(f"points: expected some of {', '.join(known)}, not {name!r}")
-        if not self.patience:
-            raise ValueError("patience: expected more than no time at all")
+        check_points(self.points, [*_POINTS, "neutral", "none", "temperror"])
+        check_time("patience", self.patience)
         self._outcomes = Outcomes()
         self._actions = {
             "fail": self.fail,

@@ -21,6 +21,7 @@ from minismtp import (
 
 from ._database import Database, Query, db_api_module
 from ._login import Bounded, PasswordCheck, acts_as_itself, may_be_asked
+from ._options import check_time
 from ._user_names import spellings
 
 _log = logging.getLogger(__name__)
@@ -62,8 +63,7 @@ class Sql:
             raise ValueError("path: expected either this, for SQLite, or module")
         if self.path is not None and self.connect:
             raise ValueError("connect: belongs to module, SQLite needs path alone")
-        if not self.patience:
-            raise ValueError("patience: expected more than no time")
+        check_time("patience", self.patience)
         module = sqlite3 if self.path is not None else db_api_module(self.module)
         self._query = Query(self.query, module.paramstyle)
         self._database = Database(module, self._arguments(), keep=self.path is None)

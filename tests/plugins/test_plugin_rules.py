@@ -265,7 +265,7 @@ RULE: Final = "{ name = 'a', action = 'discard', all = [{ larger = 1 }] }"
     [
         ("rules = []", "rules: expected at least one"),
         (f"rules = [{RULE}, {RULE}]", "rules: expected a name of its own"),
-        (f"budget = '0s'\nrules = [{RULE}]", "budget: expected more than no time"),
+        (f"budget = '0s'\nrules = [{RULE}]", "budget: expected more than"),
     ],
     ids=["no rule", "same name", "no time"],
 )
