@@ -1,14 +1,14 @@
 """Ask for a client certificate, and let no certificate break a handshake.
 
-OpenSSL ends a handshake in which it cannot verify the certificate of the client, unless a callback
-lets it go on; Postfix has one. Mail servers show whatever certificate they have when they are
-asked: expired, for servers only, or of an authority that we do not know. Python's ssl has no such
-callback: with CERT_OPTIONAL a client may show none, but not a bad one. So the callback is given to
-OpenSSL itself, by ctypes and its documented functions, in the library that Python's ssl has loaded.
-Where that has none of them (a Python that hides them), CERT_OPTIONAL is all there is.
+OpenSSL ends a handshake in which it cannot verify the client's certificate, unless a callback lets
+it go on, as in Postfix. Mail servers that are asked for a certificate show the one they have, even
+if it is expired, for servers only, or of an unknown authority. Python's ssl has no such callback:
+with CERT_OPTIONAL a client may omit its certificate, but not show a bad one. So this module sets
+the callback by ctypes and OpenSSL's documented functions, in the library that Python's ssl loaded.
+Where that Python hides these functions, CERT_OPTIONAL has to do.
 
-What OpenSSL has verified in this handshake is an identity, and nothing else is. A session that is
-resumed is not verified again, so such listeners resume none.
+Only what OpenSSL verified in this handshake is an identity. OpenSSL does not verify a resumed
+session again, so these listeners allow no resumption.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _Verify: Final = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, _POINTER)
 
 
 class _Handshake(threading.local):
-    """What OpenSSL has told this thread since `expect`."""
+    """What OpenSSL told this thread since `expect`."""
 
-    made: int | None = None  # the context that was made last
+    made: int | None = None  # the address of the newest context
     verified = False  # whether a certificate was verified
-    problem = ""  # what was wrong with it first
+    problem = ""  # the first error of its verification
 
 
 _handshake: Final = _Handshake()
 
 
 def expect() -> None:
-    """Forget the handshake before: one begins in this thread."""
+    """Forget the last handshake of this thread, because the next one begins."""
     _handshake.verified, _handshake.problem = False, ""
 
 
@@ -56,12 +56,12 @@ def is_verified() -> bool:
 
 
 def problem() -> str:
-    """Return why the certificate that the client of this thread's handshake showed is none."""
+    """Return why the certificate in this thread's handshake is not valid, "" if it is."""
     return _handshake.problem
 
 
 def make_context() -> ssl.SSLContext:
-    """Make a server's context that asks for a certificate, and takes any or none."""
+    """Return a server's context that asks for a certificate and accepts any, or its absence."""
     library = _library()
     _handshake.made = None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -75,13 +75,13 @@ def make_context() -> ssl.SSLContext:
 
 
 def _remember(parent: int, *_: object) -> None:
-    """Take down the context that this thread has just made."""
+    """Note the address of the context that OpenSSL makes in this thread."""
     _handshake.made = parent
 
 
 @cache
 def _library() -> Any:  # noqa: ANN401 - a library of C functions
-    """Return OpenSSL's functions, and `note` for it to call; None where they cannot be had."""
+    """Return OpenSSL's functions with `note` for it to call; None where they are hidden."""
     try:
         library: Any = ctypes.CDLL(getattr(_ssl, "__file__", None))
         library.SSL_CTX_set_verify.argtypes = [_POINTER, ctypes.c_int, _Verify]
@@ -94,16 +94,19 @@ def _library() -> Any:  # noqa: ANN401 - a library of C functions
         new_index = library.CRYPTO_get_ex_new_index
         new_index.argtypes = [ctypes.c_int, ctypes.c_long, _POINTER, _ExNew, _POINTER, _POINTER]
         library.remember, library.note = _ExNew(_remember), _Verify(partial(_note, library))
-        # The library tells `remember` of each context that it makes from now on.
+        # From here on the library calls `remember` for each new context.
         index = new_index(_EX_INDEX_SSL_CTX, 0, None, library.remember, None, None)
     except (AttributeError, OSError, MemoryError) as error:
-        _log.warning("a bad client certificate ends its handshake: %s", error)
+        _log.warning(
+            "bad client certificates end their handshakes, as OpenSSL's functions are hidden: %s",
+            error,
+        )
         return None
     return library if index >= 0 else None
 
 
 def _note(library: Any, accepted: int, store: int) -> int:  # noqa: ANN401 - as above
-    """Note what was found, and let the handshake go on."""
+    """Note the result of the verification, and let the handshake go on."""
     if accepted:
         _handshake.verified = True
     elif not _handshake.problem:

@@ -1,4 +1,4 @@
-"""HTTP for plugins: one request within a time, and not while the service is down."""
+"""HTTP for plugins: one request within a time limit, and none while the service is down."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a web server said; the names of `headers` are in lower case."""
+    """A web server's response; the names of `headers` are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -33,11 +33,11 @@ class Answer:
 class WebService:
     """A web server at a base URL (http or https); threads may share one.
 
-    Redirects are not followed, proxies not used. `timeout` is for a whole request with its answer.
+    It follows no redirect and uses no proxy. `timeout` is for a whole request and its response.
     """
 
     def __init__(self, url: str, *, timeout: timedelta, tls: ssl.SSLContext | None = None) -> None:
-        """Take the URL. Raise ValueError for one that is none."""
+        """Take the base URL. Raise ValueError if it is malformed."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
             raise ValueError(f'expected a URL such as "http://127.0.0.1:11333/", not {url!r}')
@@ -61,10 +61,10 @@ class WebService:
         headers: Mapping[str, str | Sequence[str]] | None = None,
         limit: int = _LIMIT,
     ) -> Answer:
-        """Ask, and give the answer. Raise RemoteError when none comes, or one of status 5yz.
+        """Send a request and return the response. Raise RemoteError without one, or for a 5yz.
 
-        A `body` that is a file has so many octets as `size` says. `path` is added to the URL's.
-        `headers` are sent in UTF-8, one with several values as several.
+        `size` is needed for a `body` that is a file, and is its length in octets. `path` is added
+        to the base URL's. `headers` are sent in UTF-8; several values make several fields.
         """
         length = len(body) if isinstance(body, bytes) else size
         if length is None:
@@ -88,7 +88,7 @@ class WebService:
                 if response.length and len(answer.body) <= limit:
                     raise http.client.IncompleteRead(answer.body, response.length)
             except (http.client.HTTPException, ValueError) as error:
-                raise RemoteError(f"{self._host} gives no HTTP answer: {error!r}") from error
+                raise RemoteError(f"{self._host} does not answer in HTTP: {error!r}") from error
             if len(answer.body) > limit:
                 raise RemoteError(f"{self._host} answers with more than {limit} octets")
             if answer.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -97,7 +97,7 @@ class WebService:
 
 
 class LineSocket:
-    """All that `http.client` wants of a socket; who opened the line closes it."""
+    """The methods of a socket that `http.client` needs; the caller of `connect` closes the line."""
 
     def __init__(self, line: Line) -> None:
         self.sendall = line.send
@@ -108,7 +108,7 @@ class LineSocket:
         return cast("BinaryIO", io.BufferedReader(_Reader(self._line)))
 
     def close(self) -> None:
-        """Leave it open."""
+        """Do nothing, because `http.client` closes this too early."""
 
 
 class _Reader(io.RawIOBase):

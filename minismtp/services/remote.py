@@ -1,4 +1,4 @@
-r"""Services that plugins ask over a socket, within a time and not while they are down.
+r"""Services that plugins ask over a socket, within a time limit and not while they are down.
 
     self._scanner = Remote(self.address, timeout=self.timeout)
     ...
@@ -6,8 +6,8 @@ r"""Services that plugins ask over a socket, within a time and not while they ar
         line.send(b"zPING\0")
         answer = line.read_until(b"\0")
 
-`timeout` is absolute: a service that sends an octet now and then gains nothing. After several
-failures in a row nobody is asked for a while; what the plugin then does is for its `on_error`.
+`timeout` is absolute, so a service that sends an octet now and then gains nothing. After several
+failures in a row a service is not asked for a while; the plugin's `on_error` decides what happens.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from minismtp.config.types import SocketAddress
 
-_FAILURES: Final = 5  # in a row, until a service is left alone
+_FAILURES: Final = 5  # in a row, before a service is not asked
 _PAUSE: Final = 30.0  # seconds
 _PIECE: Final = 65536
 _log: Final = logging.getLogger(__name__)
 
 
 class RemoteError(OSError):
-    """A service is away, too slow, cut off in the middle, or talks nonsense, as the text says."""
+    """A service is down, too slow, hangs up early, or answers nonsense, as the text says."""
 
 
 class RemoteTimeoutError(RemoteError, TimeoutError):
@@ -43,9 +43,9 @@ class RemoteTimeoutError(RemoteError, TimeoutError):
 
 
 class Breaker:
-    """Stops calls to a service that has failed several times in a row, for a while.
+    """Stops calls to a service for a while after several failures in a row.
 
-    Then one call is let through; when it succeeds, so are all. Threads share one.
+    Then one call is let through, and after its success all are. Threads may share a breaker.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Breaker:
         pause: float = _PAUSE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Call the service `name` in messages; `pause` in seconds."""
+        """Take the service's `name` for messages, and the `pause` in seconds."""
         self._name = name
         self._limit = failures
         self._pause = pause
@@ -67,9 +67,9 @@ class Breaker:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Run a call to the service: an exception in it is a failure, unless it is a verdict.
+        """Run a call to the service; an exception other than a verdict counts as a failure.
 
-        Raise RemoteError at once while the service is left alone.
+        Raise RemoteError at once during a pause.
         """
         self._enter()
         try:
@@ -100,7 +100,9 @@ class Breaker:
             self._closed_until = self._clock() + self._pause
             broken = self._failures == self._limit
         if broken:
-            _log.warning("%s is left alone for a while", self._name)
+            _log.warning(
+                "%s failed several times in a row and is not asked for a while", self._name
+            )
 
     def _succeeded(self) -> None:
         with self._lock:
@@ -110,7 +112,7 @@ class Breaker:
 
 
 class Remote:
-    """A service at an address, with its breaker; `timeout` is for a whole conversation."""
+    """A service at an address, with its breaker; `timeout` is for a whole connection."""
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class Remote:
     ) -> None:
         """Take the address of a TCP or unix socket; nothing is opened before `connect`.
 
-        `tls` has TLS spoken from the first octet, with a certificate for the address's host.
+        With `tls`, TLS begins with the first octet, and the certificate must be for the host.
         """
         self.address = address
         self.breaker = breaker or Breaker(str(address))
@@ -131,7 +133,7 @@ class Remote:
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[Line]:
-        """Yield a connection for one conversation. Raise RemoteError, in the block as well."""
+        """Yield a connection and close it afterwards. Raise RemoteError, in the block as well."""
         with self.breaker.watch():
             line = self.open()
             try:
@@ -140,7 +142,7 @@ class Remote:
                 line.close()
 
     def open(self) -> Line:
-        """Return a connection that the caller closes, and that no breaker watches."""
+        """Return a connection that the caller closes; its failures do not count for the breaker."""
         due = time.monotonic() + self._seconds
         with _named(str(self.address)):
             sock = _connected(self.address, due)
@@ -155,7 +157,7 @@ class Remote:
 
 
 class Line:
-    """A connection that ends at a deadline; it belongs to one thread. All raise RemoteError."""
+    """A connection with a deadline, for one thread. All methods raise RemoteError."""
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class Line:
         return isinstance(self._socket, ssl.SSLSocket)
 
     def extend(self, timeout: timedelta) -> None:
-        """Have the deadline so far from now: for conversations that pause, or go on for long."""
+        """Set the deadline to `timeout` from now, for exchanges that pause or take long."""
         self.due = self.clock() + timeout.total_seconds()
 
     def send(self, data: bytes) -> None:
@@ -189,7 +191,7 @@ class Line:
                 rest = rest[self._socket.send(rest) :]
 
     def receive(self, size: int = _PIECE) -> bytes:
-        """Return what has come, at most `size` octets; none at the end."""
+        """Return at most `size` octets as soon as some are there; no octets at the end."""
         if self._buffer:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
@@ -209,7 +211,7 @@ class Line:
         return True
 
     def read(self, size: int) -> bytes:
-        """Return just so many octets."""
+        """Return exactly `size` octets."""
         pieces, missing = [], size
         while missing:
             pieces.append(self._next(missing))
@@ -217,37 +219,37 @@ class Line:
         return b"".join(pieces)
 
     def read_until(self, end: bytes, limit: int = _PIECE) -> bytes:
-        """Return what comes before the next `end`, which is taken away; at most `limit` octets."""
+        """Return the octets before the next `end`, at most `limit`, and drop the `end`."""
         found = self._buffer
         self._buffer = b""
         while end not in found:
             if len(found) > limit:
-                raise RemoteError(f"{self.name} says more than {limit} octets at once")
+                raise RemoteError(f"{self.name} sends more than {limit} octets at once")
             found += self._next(_PIECE)
         data, _, self._buffer = found.partition(end)
         return data
 
     def read_all(self, limit: int) -> bytes:
-        """Return all that comes until the other side closes; at most `limit` octets."""
+        """Return all octets until the service closes the connection, at most `limit`."""
         pieces, size = [], 0
         while data := self.receive():
             size += len(data)
             if size > limit:
-                raise RemoteError(f"{self.name} says more than {limit} octets")
+                raise RemoteError(f"{self.name} sends more than {limit} octets")
             pieces.append(data)
         return b"".join(pieces)
 
     def secure(self, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
         """Speak TLS from here on, with a certificate for `host`; return what shows it."""
-        if self._buffer:  # said in clear, and it would be taken for an answer inside TLS
-            raise RemoteError(f"{self.name} mixes clear text into TLS")
+        if self._buffer:  # sent in clear, and it would pass for an answer inside TLS
+            raise RemoteError(f"{self.name} sends clear text after it agreed to TLS")
         with _named(self.name):
             self._socket.settimeout(self._left())
             self._socket = secured = context.wrap_socket(self._socket, server_hostname=host)
         return secured
 
     def end(self) -> None:
-        """Say that nothing more will be sent."""
+        """Tell the service that nothing more will be sent."""
         with _named(self.name):
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -277,7 +279,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Have an error say which service it is about."""
+    """Raise errors as RemoteError with the name of the service."""
     try:
         yield
     except RemoteError:

@@ -1,14 +1,14 @@
 """Questions to the DNS, answered from a cache where that is possible.
 
-Whether an answer is to be believed (RFC 4035) is for the resolver to say, by its AD flag; and that
-flag is worth something only when the resolver, and the way to it, are trusted.
+The resolver says by the AD flag whether an answer is authentic (RFC 4035). The flag counts only if
+the resolver and the path to it are trusted.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,25 +24,25 @@ from minismtp.values.cache import BoundedCache
 from minismtp.values.peer import plain_address
 
 _LIFETIME: Final = 10.0
-_PAYLOAD: Final = 1232  # octets of UDP, whole in one packet on every way
-_CACHED: Final = 16 * 1024 * 1024  # octets of answers, some 20,000 ordinary ones
-_RECORD: Final = 400  # octets that a record takes beside what it says
+_PAYLOAD: Final = 1232  # octets of UDP, fit into one packet on every path
+_CACHED: Final = 16 * 1024 * 1024  # octets of answers, about 20,000 ordinary ones
+_RECORD: Final = 400  # octets of memory for a record besides its data
 _LONGEST: Final = 3600.0  # seconds in the cache, whatever the TTL
-_LONGEST_NEGATIVE: Final = 300.0  # without a SOA record a negative answer has no TTL at all
+_LONGEST_NEGATIVE: Final = 300.0  # a negative answer without a SOA record has no TTL
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _TRUST_AD: Final = re.compile(r"^options\b.*\btrust-ad\b", re.MULTILINE)
 
 
 class UnansweredError(Exception):
-    """The DNS does not say whether there is such a record; the text says why not."""
+    """The DNS does not answer whether there is such a record; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The records of one type under a name, none when it has no such records.
+    """The records of one type at a name; empty if it has no such records.
 
-    `name` is where aliases have led, in lower case. `secure` says that DNSSEC has validated the
-    answer, `exists` that there is such a name. `size` is that of the answer, in octets.
+    `name` is the one that aliases lead to, in lower case. `secure` says that DNSSEC validated the
+    answer, `exists` that there is such a name. `size` is the answer's, in octets.
     """
 
     records: tuple[Any, ...]
@@ -53,25 +53,22 @@ class Found:
 
 
 class Resolver:
-    """Asks the DNS; threads may share one. Without `nameservers` it is that of this machine."""
+    """Asks the DNS; threads may share one. The default `nameservers` are those of this machine."""
 
     def __init__(self, nameservers: Iterable[SocketAddress] = ()) -> None:
         servers = [dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers]
-        self._resolver, self._trusted = _system_resolver() if not servers else _resolver(), True
-        if servers:
-            self._resolver.nameservers = servers
-        else:
-            self._trusted = _is_trusted(self._resolver)
-        # What dnspython has for this costs a hundred times as much, for each question of a message.
+        self._resolver = _resolver_at(servers) if servers else _system_resolver()
+        self._trusted = bool(servers) or _is_trusted(self._resolver)
+        # dnspython's own cache takes a hundred times as long for each question.
         self._known: BoundedCache[tuple[str, str], Found] = BoundedCache(_CACHED)
         self._resolver.use_edns(0, 0, _PAYLOAD)
-        # RFC 6840 section 5.7: who sets AD in a question wants it in the answer.
+        # RFC 6840 section 5.7: AD in a question asks for it in the answer.
         self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
 
     def lookup(self, name: str, kind: str, *, seconds: float = _LIFETIME) -> Found:
         """Return the records of type `kind` that an absolute name has. Raise UnansweredError.
 
-        `seconds` bounds the whole question, all servers and repetitions included.
+        `seconds` bounds the whole question with all servers and retries.
         """
         name = to_ascii(name)
         # A name that does not exist has no records of any type (RFC 8020).
@@ -105,25 +102,25 @@ class Resolver:
 
 
 def _weight(found: Found) -> int:
-    """Return about how many octets of memory an answer takes."""
+    """Return the approximate size of an answer in memory, in octets."""
     return found.size + _RECORD * len(found.records) + 2 * len(found.name)
 
 
-def _resolver() -> dns.resolver.Resolver:
-    return dns.resolver.Resolver(configure=False)
+def _resolver_at(servers: Sequence[str | dns.nameserver.Nameserver]) -> dns.resolver.Resolver:
+    resolver = dns.resolver.Resolver(configure=False)
+    resolver.nameservers = servers
+    return resolver
 
 
 def _system_resolver() -> dns.resolver.Resolver:
     try:
         return dns.resolver.Resolver(str(_RESOLV_CONF))
     except dns.resolver.NoResolverConfiguration:
-        resolver = _resolver()
-        resolver.nameservers = ["127.0.0.1"]  # as resolv.conf(5) says
-        return resolver
+        return _resolver_at(["127.0.0.1"])  # as resolv.conf(5) says
 
 
 def _is_trusted(resolver: dns.resolver.Resolver) -> bool:
-    """Whether AD counts: by resolv.conf's word for it, or since nobody is on the way."""
+    """Return whether AD counts: resolv.conf says so, or all servers are on this machine."""
     try:
         if _TRUST_AD.search(_RESOLV_CONF.read_text()):
             return True

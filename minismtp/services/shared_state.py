@@ -1,14 +1,14 @@
-"""What plugins know in common, in all workers or on all hosts: values, counters, limits.
+"""Values, counters and limits that plugins share among all workers, or among several hosts.
 
     state.put("last", "192.0.2.1", timedelta(hours=1))
     failures = state.add(f"failures {session.peer}", 1, timedelta(minutes=10))
     if wait := state.take(f"mail {session.login}", 100, timedelta(hours=1)):
         raise Defer(f"try again in {wait:.0f} s")
 
-It is the file state.db in the state directory, or with `[state] url` a Redis or Valkey that several
-hosts share. Nothing is opened before the first call. Measured on a busy virtual machine of two
-cores: in the file 25 us for `get`, 0.1 ms for what writes, 0.15 ms for `take`; in a Redis on the
-same machine 0.2 to 0.6 ms, most of it spent in the client library.
+The state lies in the file state.db in the state directory, or with `[state] url` in a Redis or
+Valkey that several hosts share. Nothing is opened before the first call. On a busy virtual machine
+with two cores the file takes 25 us for `get`, 0.1 ms for a write and 0.15 ms for `take`. Redis on
+the same machine takes 0.2 to 0.6 ms, most of it in the client library.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from minismtp.services.state_store import Store, Window
 from minismtp.values.clock import steady_time
 
 FILE: Final = "state.db"
-_LONGEST_KEY: Final = 256  # octets; of a longer one the end is a digest of the whole
+_LONGEST_KEY: Final = 256  # octets; a longer key ends in a digest of the whole
 _DIGEST: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A wish for `amount` of what `key` stands for, of which any span of `per` has `capacity`."""
+    """A request for `amount` of the limit `key`, which allows `capacity` in any span of `per`."""
 
     key: str
     capacity: int
@@ -46,21 +46,21 @@ class Claim:
 class State:
     """Values by key, each with an expiry; threads may share it.
 
-    Every call is atomic. Each raises RemoteError when the store is away, too slow or full; after
-    several failures in a row it is not asked for a while. A key is for one purpose: a value of
+    Every call is atomic. It raises RemoteError if the store is down, too slow or full. After
+    several failures in a row the store is not asked for a while. A key has one purpose: a value of
     `put` and `setdefault`, a counter of `add`, or a limit of `take`. Plugins find theirs in
-    `ServerInfo.state`, where keys belong to the plugin alone, by the name in its table.
+    `ServerInfo.state`, where the keys belong to this plugin alone, by the name in its table.
     """
 
     def __init__(self, store: Store, prefix: str = "", breaker: Breaker | None = None) -> None:
-        """Keep all in `store`, below `prefix`."""
+        """Keep all keys in `store`, with `prefix` in front."""
         self._store = store
         self._prefix = self._shared = prefix
         self._breaker = breaker or Breaker(store.name)
 
     @classmethod
     def of(cls, table: StateConfig, directory: Path) -> State:
-        """Return what the configuration says. Raise ConfigError."""
+        """Return the state that the configuration asks for. Raise ConfigError."""
         if not table.url:
             return cls(SqliteStore(directory / FILE))
         try:
@@ -75,62 +75,62 @@ class State:
 
     @classmethod
     def in_memory(cls, *, clock: Callable[[], float] = steady_time) -> State:
-        """Return one for this process alone, for tests; `clock` is in seconds."""
+        """Return a state for this process alone, for tests; `clock` returns seconds."""
         return cls(SqliteStore(None, clock=clock))
 
     def at(self, name: str) -> State:
-        """Return the same with keys of its own, whose names nobody else uses."""
+        """Return a state in the same store whose keys cannot collide with others."""
         return State(self._store, f"{self._prefix}{name}:", self._breaker)
 
     def of_plugin(self, name: str) -> State:
-        """Return the state of one plugin; introduced twice, it gets no keys below its keys."""
+        """Return the state of one plugin, the same for every call with this name."""
         own = State(self._store, f"{self._shared}{name}:", self._breaker)
         own._shared = self._shared
         return own
 
     def get(self, key: str) -> str | None:
-        """Return the value, or a counter as text; None when there is none or it has expired."""
+        """Return the value, or a counter as text; None if it does not exist or expired."""
         with self._asking():
             return self._store.get(self._key(key))
 
     def put(self, key: str, value: str, expires: timedelta, *, durable: bool = False) -> None:
-        """Keep a value for a time, in place of what was there.
+        """Keep a value until it expires, in place of an earlier one.
 
-        One that is `durable` survives a power cut when this returns, for the time of a sync; a
-        Redis keeps it as its own configuration says.
+        With `durable` it survives a power cut once this returns, which takes a sync. In Redis that
+        depends on the server's configuration.
         """
         with self._asking():
             self._store.put(self._key(key), value, _seconds(expires), durable=durable)
 
     def setdefault(self, key: str, value: str, expires: timedelta) -> str:
-        """Return the stored value, or keep this one for a time and return it.
+        """Return the stored value, or keep this one until it expires and return it.
 
-        Of several who come at once, one keeps its value and all get that.
+        Of several calls at once, one stores its value and all return that.
         """
         with self._asking():
             return self._store.setdefault(self._key(key), value, _seconds(expires))
 
     def add(self, key: str, amount: int, expires: timedelta) -> int:
-        """Add to a counter and give the sum. It begins at 0, and again when it has expired.
+        """Add to a counter and return the sum. It begins at 0, and again after it expired.
 
-        `expires` counts from the first addition; later ones leave it.
+        `expires` counts from the first addition; later ones do not change it.
         """
         with self._asking():
             return self._store.add(self._key(key), amount, _seconds(expires))
 
     def take(self, key: str, capacity: int, per: timedelta, amount: int = 1) -> float:
-        """Take an amount of what a limit allows; gives 0 when it was taken, else seconds to wait.
+        """Take an amount from a limit and return 0, or return the seconds to wait.
 
-        No span of `per`, wherever it begins, has more than `capacity`. What was taken may be taken
-        again after `per`, or up to a twentieth of it later. What is refused takes nothing; an
-        amount above the capacity waits for ever (`math.inf`).
+        No span of `per`, wherever it begins, has more than `capacity`. An amount is free again
+        after `per`, or up to a twentieth of it later. A refused call takes nothing. For an amount
+        above the capacity the wait is `math.inf`.
         """
         return self.take_all([Claim(key, capacity, per, amount)])[0]
 
     def take_all(self, claims: Sequence[Claim]) -> list[float]:
-        """Take from several limits at once, or from none; gives for each the seconds to wait.
+        """Take from all limits or from no limit, and return the seconds to wait for each.
 
-        The keys differ from each other.
+        The keys must differ from each other.
         """
         wishes = [
             (self._key(each.key), Window.of(each.capacity, _seconds(each.per)), each.amount)
@@ -140,12 +140,12 @@ class State:
             return self._store.take(wishes)
 
     def delete(self, key: str) -> None:
-        """Forget a key, whatever it stands for."""
+        """Forget a value, a counter or a limit."""
         with self._asking():
             self._store.delete(self._key(key))
 
     def close(self) -> None:
-        """Close connections; a later call opens new ones."""
+        """Close the connections; a later call opens new ones."""
         self._store.close()
 
     def _key(self, key: str) -> bytes:
@@ -157,7 +157,7 @@ class State:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
-        """Have failures counted by the breaker, and say which store they are of."""
+        """Count failures in the breaker, and raise them with the name of the store."""
         with self._breaker.watch():
             try:
                 yield

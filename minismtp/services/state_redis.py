@@ -1,7 +1,7 @@
 """Shared state in Redis or Valkey, for all hosts that use the same one (extra `redis`).
 
-What takes more than one command is a script, which the server runs as one, by its own clock. A call
-with connecting and logging in ends after some seconds, whatever the other side does.
+An operation of several commands is a script, which the server runs as one, with its own clock. A
+call, including the connection and the login, ends after 5 seconds whatever the server does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ local sum = redis.call('INCRBY', KEYS[1], ARGV[1])
 if redis.call('PTTL', KEYS[1]) < 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return sum
 """
-# As `Window.wait` and `SqliteStore.take` have it. For each key: capacity, length, amount.
+# The same as `Window.wait` and `SqliteStore.take`. For each key: capacity, length, amount.
 _TAKE: Final = f"""
 local time = redis.call('TIME')
 local now = time[1] * {MICROSECONDS} + time[2]
@@ -81,7 +81,7 @@ return waits
 class RedisStore:
     """A database of a server at a URL: redis, rediss (TLS) or unix.
 
-    Raise ValueError or TypeError for parameters of the URL that the library does not know.
+    Raise ValueError or TypeError for URL parameters that the library does not know.
     """
 
     errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
@@ -92,10 +92,10 @@ class RedisStore:
         self._clock = _Clock()
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         kind = _CLASSES[options.pop("connection_class", Connection)]
-        # A call that has reached the server may have been carried out: nothing is tried twice.
+        # The server may have carried out a call that failed, so no call is retried.
         retry = Retry(NoBackoff(), 0)
         options |= {"clock": self._clock, "socket_timeout": seconds, "retry": retry, "protocol": 2}
-        kind(**options)  # so that what the URL has too much is told now
+        kind(**options)  # raises now if the URL has an unknown parameter
         self._pool = ConnectionPool(connection_class=kind, **options)
         client = redis.Redis(connection_pool=self._pool)
         self._client: Any = client  # its types mix in those of asyncio
@@ -104,29 +104,29 @@ class RedisStore:
         self._take: Any = client.register_script(_TAKE)
 
     def get(self, key: bytes) -> str | None:
-        """Return the value, None when there is none."""
+        """Return the value, None if there is no such key."""
         self._clock.start(self._seconds)
         found = self._client.get(key)
         return None if found is None else _text(found)
 
     def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
-        """Keep a value, whatever was there; how durable it is, is for the server to say."""
+        """Keep a value in place of an earlier one; the server decides how durable it is."""
         del durable
         self._clock.start(self._seconds)
         self._client.set(key, value, px=_milliseconds(seconds))
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
-        """Return the value; when there is none, keep this one."""
+        """Return the stored value, or keep this one and return it."""
         self._clock.start(self._seconds)
         return _text(self._setdefault([key], [value, _milliseconds(seconds)]))
 
     def add(self, key: bytes, amount: int, seconds: float) -> int:
-        """Add to the number and give the sum; `seconds` counts from the first addition."""
+        """Add to the number and return the sum; `seconds` counts from the first addition."""
         self._clock.start(self._seconds)
         return int(self._add([key], [amount, _milliseconds(seconds)]))
 
     def take(self, claims: Sequence[tuple[bytes, Window, int]]) -> list[float]:
-        """Take an amount from each window, or nothing at all; gives the seconds to wait."""
+        """Take an amount from each window, or nothing at all; return the seconds to wait."""
         self._clock.start(self._seconds)
         numbers: list[int] = []
         for _, window, amount in claims:
@@ -140,12 +140,12 @@ class RedisStore:
         self._client.delete(key)
 
     def close(self) -> None:
-        """Close connections; a later call opens new ones."""
+        """Close the connections; a later call opens new ones."""
         self._pool.disconnect()
 
 
 class _Clock(threading.local):
-    """When the call of this thread has to be over."""
+    """The deadline of this thread's call."""
 
     due = 0.0
 
@@ -160,7 +160,7 @@ class _Clock(threading.local):
 
 
 class _TimedSocket:
-    """A socket that waits no longer than the clock of the call says, all waits together."""
+    """A socket whose waits together end at the deadline of the call."""
 
     def __init__(self, sock: socket.socket, clock: _Clock) -> None:
         self._socket = sock
@@ -170,24 +170,24 @@ class _TimedSocket:
         return getattr(self._socket, name)
 
     def sendall(self, data: bytes) -> None:
-        self._hurry()
+        self._limit_wait()
         self._socket.sendall(data)
 
     def recv(self, *arguments: int) -> bytes:
-        self._hurry()
+        self._limit_wait()
         return self._socket.recv(*arguments)
 
     def recv_into(self, *arguments: Any) -> int:  # noqa: ANN401 - hands them on
-        self._hurry()
+        self._limit_wait()
         return self._socket.recv_into(*arguments)
 
-    def _hurry(self) -> None:
-        if self._socket.gettimeout() != 0:  # of who only looks whether something has come
+    def _limit_wait(self) -> None:
+        if self._socket.gettimeout() != 0:  # 0 for a caller that polls
             self._socket.settimeout(self._clock.left())
 
 
 class _Timed:
-    """Makes a kind of connection keep to the clock."""
+    """Gives a class of connections the deadline of the call."""
 
     def __init__(self, *, clock: _Clock, **options: Any) -> None:  # noqa: ANN401 - hands them on
         super().__init__(**options)

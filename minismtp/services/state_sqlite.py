@@ -1,14 +1,14 @@
 """Shared state in a SQLite file, for all processes of one machine.
 
-Its journal is a write-ahead log: the death of a process loses nothing, a power cut what came after
-the last checkpoint. A process has one connection, which its threads use in turn, since SQLite lets
-one write at a time anyway; waiting for another process ends after some seconds. What is put as
-durable is synced.
+Its journal is a write-ahead log, so the death of a process loses nothing, and a power cut loses the
+writes after the last checkpoint. Durable values are synced. A process has one connection, which its
+threads use in turn, because SQLite allows one writer at a time anyway. A wait for another process
+ends after 5 seconds.
 
-What has expired is removed by those who write, a few rows at a time. Above 256 MiB the owner with
-the most octets (a plugin: what stands before the first colon of a key) loses what would expire
-next, so that a flood of one plugin's keys evicts nothing of another's. A row that was written in
-the future, by a clock that was ahead, counts as expired. A damaged file is set aside.
+Writers remove expired rows, a few at a time. Above 256 MiB the rows that would expire next go, of
+the owner with the most octets. The owner is the part of a key before its first colon, which is a
+plugin, so a flood of one plugin's keys evicts no other's. A row from the future, written by a clock
+that was ahead, counts as expired. A damaged file is set aside.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from minismtp.values.sqlite_file import DatabaseFile, is_damage
 
 T = TypeVar("T")
 
-_BUSY: Final = 5.0  # seconds that one waits for others
-_TURN: Final = (0.0002, 0.002)  # seconds between two looks whether it is our turn
-_SWEEP: Final = 256  # writes of a process between two removals
-_SWEPT: Final = 2 * _SWEEP  # rows of one removal: more than were written since the last
-_RARELY: Final = 10  # times as long as a look at who has most takes, until the next one
+_BUSY: Final = 5.0  # seconds that a call waits for other threads and processes
+_TURN: Final = (0.0002, 0.002)  # seconds between two attempts while another process writes
+_SWEEP: Final = 256  # writes of a process between two removals of expired rows of expired rows
+_SWEPT: Final = 2 * _SWEEP  # rows of one removal, more than this process wrote since the last
+_RARELY: Final = 10  # times the duration of a search for the largest owner, before the next search
 _LARGEST: Final = 256 * 1024 * 1024
 _VERSION: Final = 2
 _TABLE: Final = f"""
@@ -65,7 +65,7 @@ SELECT owner FROM entries GROUP BY owner ORDER BY sum(length(key) + length(value
 
 
 class SqliteStore:
-    """A file, opened with the first call; `path` None keeps all in the memory of this process."""
+    """A file that the first call opens; with `path` None the memory of this process."""
 
     errors: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
 
@@ -84,11 +84,11 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
         self._closing: Callable[[], object] = lambda: None
         self._writes = 0
-        self._owner = b""  # who has most
+        self._owner = b""  # the one with the most octets
         self._weigh_at = 0.0  # in monotonic seconds
 
     def get(self, key: bytes) -> str | None:
-        """Return the value, None when there is none."""
+        """Return the value, None if there is no such key."""
 
         def act(connection: sqlite3.Connection) -> str | None:
             now = self._clock()
@@ -98,7 +98,7 @@ class SqliteStore:
         return self._do(act)
 
     def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
-        """Keep a value, whatever was there; one that is `durable` is synced."""
+        """Keep a value in place of an earlier one; sync it if it is `durable`."""
 
         def act(connection: sqlite3.Connection) -> None:
             now = self._clock()
@@ -109,10 +109,9 @@ class SqliteStore:
         self._do(act)
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
-        """Return the value; when there is none, keep this one.
+        """Return the stored value, or keep this one and return it.
 
-        Reading first costs 15 us where there is no value, and saves the turns of writers where
-        there is one.
+        Reading first costs 15 us for a new key, and spares a known one the wait for other writers.
         """
         found = self.get(key)
         return str(self._returned(_SETDEFAULT, key, value, seconds)) if found is None else found
@@ -164,9 +163,9 @@ class SqliteStore:
         return self._do(act)
 
     def _do(self, act: Callable[[sqlite3.Connection], T]) -> T:
-        """Act with the connection, which is this thread's alone; set a damaged file aside once."""
+        """Run `act` with the connection in no other thread; set a damaged file aside once."""
         if not self._lock.acquire(timeout=_BUSY):
-            raise TimeoutError("other threads wait for it already")
+            raise TimeoutError("too many other threads wait for the database")
         try:
             try:
                 return act(self._connected())
@@ -191,12 +190,12 @@ class SqliteStore:
         self._connection = None
 
     def _wrote(self, connection: sqlite3.Connection) -> None:
-        """Count a write; now and then remove what nobody needs any more."""
+        """Count a write, and remove expired rows once in many writes."""
         self._writes += 1
         if self._writes % _SWEEP:
             return
         if self._file is not None and self._file.is_another():
-            self._disconnect()  # somebody moved the directory, or another process set it aside
+            self._disconnect()  # the directory was moved, or another process set the file aside
             return
         now = self._clock()
         for owner in list(_owners(connection)):
@@ -205,9 +204,9 @@ class SqliteStore:
             _run(connection, _REMOVE, (self._heaviest(connection, now), float("inf"), _SWEPT))
 
     def _heaviest(self, connection: sqlite3.Connection, now: float) -> bytes:
-        """Return the owner with the most octets, which takes a look at the whole file.
+        """Return the owner with the most octets.
 
-        So it is found out again when ten times as long has passed as that took.
+        Finding it reads the whole file, so the answer is kept for ten times as long as that took.
         """
         begun = time.monotonic()
         if begun >= self._weigh_at:
@@ -219,7 +218,7 @@ class SqliteStore:
 
 
 def _owners(connection: sqlite3.Connection) -> Iterator[bytes]:
-    """Yield who has entries; each step is one look into the index."""
+    """Yield the owners of entries; each step reads the index once."""
     row = _run(connection, "SELECT min(owner) FROM entries").fetchone()
     while row is not None and row[0] is not None:
         yield row[0]
@@ -250,9 +249,9 @@ def _prepared(path: str) -> sqlite3.Connection:
 
 
 def _run(connection: sqlite3.Connection, statement: str, values: Any = ()) -> sqlite3.Cursor:  # noqa: ANN401 - of any kind
-    """Execute a statement when other processes let us. Raise OperationalError after a time.
+    """Execute a statement once no other process writes. Raise OperationalError after 5 seconds.
 
-    SQLite itself would sleep for up to 100 ms where others take turns of a fraction of one.
+    SQLite's own wait sleeps for up to 100 ms, and other processes write for a fraction of one.
     """
     due = time.monotonic() + _BUSY
     while True:
@@ -261,12 +260,12 @@ def _run(connection: sqlite3.Connection, statement: str, values: Any = ()) -> sq
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > due:
                 raise
-        time.sleep(random.uniform(*_TURN))  # noqa: S311 - so that nobody is always too late
+        time.sleep(random.uniform(*_TURN))  # noqa: S311 - so that no process is always too late
 
 
 @contextlib.contextmanager
 def _synced(connection: sqlite3.Connection) -> Iterator[None]:
-    """Have what the block writes, and so all before it in the log, synced with its commit."""
+    """Sync the writes of the block with their commit, and so all earlier ones in the log."""
     connection.execute("PRAGMA synchronous = FULL")
     try:
         yield

@@ -1,6 +1,6 @@
-"""What a place that keeps shared state can do, and how a limit counts.
+"""The interface of a store for shared state, and how a limit counts.
 
-A `Store` knows keys as octets and times as seconds; `state` is what plugins see of it.
+A `Store` takes keys as octets and times as seconds; plugins see it as a `State`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-#: Parts of the span of a limit. What was taken comes free with the whole part it was taken in.
+#: Parts of the span of a limit. All amounts that were taken in one part become free together.
 PARTS: Final = 20
 MICROSECONDS: Final = 1_000_000
-#: Seconds by which clocks may differ. What lies further ahead was noted by a clock that was wrong.
+#: Seconds by which clocks may differ. An entry further ahead comes from a clock that was wrong.
 AHEAD: Final = 60
 
 
@@ -30,7 +30,7 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """After so long nothing of what was taken counts any more."""
+        """The time after which an amount that was taken counts no more."""
         return (PARTS + 1) * self.length / MICROSECONDS
 
     def current(self, taken: Mapping[int, int], now: int) -> dict[int, int]:
@@ -39,7 +39,7 @@ class Window:
         return {part: amount for part, amount in taken.items() if oldest <= part <= newest}
 
     def wait(self, taken: Mapping[int, int], now: int, amount: int) -> float:
-        """Return the seconds until `amount` fits beside what is taken; inf when it never does."""
+        """Return the seconds until `amount` fits besides what was `taken`; inf if it never does."""
         if amount > self.capacity:
             return float("inf")
         excess, wait = sum(taken.values()) + amount - self.capacity, 0.0
@@ -54,29 +54,29 @@ class Window:
 class Store(Protocol):
     """Keeps values under keys until they expire; every call is atomic, threads may share it.
 
-    `errors` are the exceptions that say that it is away or does not take the call.
+    `errors` are the exceptions that it raises when it is down or refuses a call.
     """
 
     name: str
     errors: tuple[type[Exception], ...]
 
     def get(self, key: bytes) -> str | None:
-        """Return the value, None when there is none."""
+        """Return the value, None if there is no such key."""
 
     def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
-        """Keep a value, whatever was there; `durable` asks for it to be on disk."""
+        """Keep a value in place of an earlier one; `durable` asks for it to be on disk."""
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
-        """Return the value; when there is none, keep this one."""
+        """Return the stored value, or keep this one and return it."""
 
     def add(self, key: bytes, amount: int, seconds: float) -> int:
-        """Add to the number and give the sum; `seconds` counts from the first addition."""
+        """Add to the number and return the sum; `seconds` counts from the first addition."""
 
     def take(self, claims: Sequence[tuple[bytes, Window, int]]) -> list[float]:
-        """Take an amount from each window, or nothing at all; gives the seconds to wait."""
+        """Take an amount from each window, or nothing at all; return the seconds to wait."""
 
     def delete(self, key: bytes) -> None:
         """Forget a key."""
 
     def close(self) -> None:
-        """Close connections; a later call opens new ones."""
+        """Close the connections; a later call opens new ones."""

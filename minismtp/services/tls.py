@@ -28,24 +28,24 @@ _UTC_TIME: Final = 0x17
 def server_context(
     tls: TlsConfig, *, ask_client: bool = False, file: str = "", ciphers: str = ""
 ) -> ssl.SSLContext:
-    """Make the context of a listener (RFC 8314, RFC 9325). Raise ConfigError naming the file.
+    """Return the context of a listener (RFC 8314, RFC 9325). Raise ConfigError with the file.
 
     `ask_client` lets clients show a certificate signed by `client_ca`. The certificates of
-    `[[tls.sni]]` answer to their names, the first one to all others. `ciphers` are for TLS 1.2,
-    "" = Python's own.
+    `[[tls.sni]]` are for their names, and the one of `[tls]` for all others. `ciphers` are for TLS
+    1.2; "" means Python's own.
     """
     return _Choice(tls, ask_client=ask_client, file=file, ciphers=ciphers).asking
 
 
 class _Choice:
-    """The contexts of a listener: `asking` chooses by the name that the client asks for.
+    """The contexts of a listener; `asking` chooses by the name that the client asks for.
 
-    Python's ssl fails where that is no ASCII: `named` chooses without it.
+    Python's ssl fails for a name that is not ASCII, so `named` chooses for it.
     """
 
     def __init__(self, tls: TlsConfig, *, ask_client: bool, file: str, ciphers: str) -> None:
         if tls.certificate is None or tls.key is None:
-            raise ConfigError("certificate and key are needed", file=file, key="tls")
+            raise ConfigError("expected a certificate and a key", file=file, key="tls")
         making = partial(_context, tls, ask_client=ask_client, file=file, ciphers=ciphers)
         self._named = {
             entry.name.lower(): making(entry.certificate, entry.key, where=f"tls.sni[{index}]")
@@ -58,7 +58,7 @@ class _Choice:
         self.has_names = bool(self._named)
 
     def named(self, name: bytes) -> ssl.SSLContext:
-        """Return the context for the name that a client is going to ask for."""
+        """Return the context for the name in the client's hello."""
         if name.isascii():
             return self.asking
         return self._find(name.decode("utf-8", "replace")) or self._first
@@ -82,9 +82,9 @@ def files_of(tls: TlsConfig) -> list[Path]:
 class Certificates:
     """The context of a listener, rebuilt when its files change.
 
-    `current` looks at the files at most once a second. A new pair that does not load leaves the old
-    one in use and is tried again each second, because a repair need not show in the files; `report`
-    hears of each success by "", and of each new problem.
+    `current` looks at the files at most once a second. If a new pair does not load, the old one
+    stays in use, and the new one is tried again each second, because a repair need not change the
+    files. `report` is called with each new problem, and with "" for each success.
     """
 
     def __init__(
@@ -98,9 +98,7 @@ class Certificates:
         ciphers: str = "",
     ) -> None:
         self._tls = tls
-        self._ciphers = ciphers
-        self._ask_client = ask_client
-        self._file = file
+        self._load = partial(_Choice, tls, ask_client=ask_client, file=file, ciphers=ciphers)
         self._clock = clock
         self._report = report
         self._seen: list[tuple[int, ...] | None] | None = _stamps(tls)
@@ -115,7 +113,7 @@ class Certificates:
         return self._choice.has_names
 
     def current(self, name: bytes = b"") -> ssl.SSLContext:
-        """Return the context for the next handshake; `name` is what the client will ask for."""
+        """Return the context for the next handshake; `name` is the one in the client's hello."""
         if self._clock() - self._looked >= _LOOK_EVERY and self._changing.acquire(blocking=False):
             try:
                 self._looked = self._clock()
@@ -123,11 +121,6 @@ class Certificates:
             finally:
                 self._changing.release()
         return self._choice.named(name)
-
-    def _load(self) -> _Choice:
-        return _Choice(
-            self._tls, ask_client=self._ask_client, file=self._file, ciphers=self._ciphers
-        )
 
     def _look(self) -> None:
         stamps = _stamps(self._tls)
@@ -151,7 +144,7 @@ def _stamps(tls: TlsConfig) -> list[tuple[int, ...] | None]:
 
 
 def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
-    """Say what a handshake has agreed on."""
+    """Return what a handshake agreed on."""
     cipher = connection.cipher()
     return TlsInfo(
         connection.version() or "",
@@ -162,7 +155,7 @@ def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
 
 
 def _identity(connection: ssl.SSLSocket) -> str:
-    """Return who a verified client certificate is for: mail address, DNS name or common name."""
+    """Return the mail address, DNS name or common name of a verified client certificate."""
     if connection.context.verify_mode is ssl.CERT_NONE or not client_certificate.is_verified():
         return ""
     certificate: dict[str, Any] = connection.getpeercert() or {}
@@ -174,21 +167,21 @@ def _identity(connection: ssl.SSLSocket) -> str:
 
 
 def first_end(tls: TlsConfig) -> float:
-    """Return when the first of all certificates ends, in seconds since the epoch."""
+    """Return when the first certificate expires, in seconds since the epoch."""
     named = (tls.certificate, *(entry.certificate for entry in tls.sni))
     return min(not_after(path) for path in named if path is not None)
 
 
 def not_after(certificate: Path) -> float:
-    """Return the end of the first certificate of a PEM file in seconds since the epoch.
+    """Return when the first certificate of a PEM file expires, in seconds since the epoch.
 
-    Raise ValueError for a file that holds no certificate.
+    Raise ValueError for a file without a certificate.
     """
     pem = certificate.read_text(encoding="ascii", errors="replace")
     begin = pem.find("-----BEGIN CERTIFICATE-----")
     end = pem.find("-----END CERTIFICATE-----")
     if begin < 0 or end < 0:
-        raise ValueError(f"{certificate} holds no PEM certificate")
+        raise ValueError(f"{certificate} contains no PEM certificate")
     der = ssl.PEM_cert_to_DER_cert(pem[begin:end] + "-----END CERTIFICATE-----")
     _, _, _, validity, *_ = certificate_fields(der)
     _, (tag, value, _) = elements(validity.value)
@@ -217,8 +210,8 @@ def _context(
     context.minimum_version = _VERSIONS[tls.minimum_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
-    # SMTP says itself where a message ends, so an end without close_notify cuts nothing off, and
-    # the reply to it still goes out; without the option OpenSSL makes a fatal alert of it.
+    # In SMTP a message has its own end, so a close without close_notify cuts nothing off, and
+    # the reply still goes out; without the option OpenSSL sends a fatal alert.
     context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     set_ciphers(context, ciphers)
     if ciphers:
@@ -229,7 +222,11 @@ def _context(
 
 def _trust(context: ssl.SSLContext, tls: TlsConfig, file: str) -> None:
     if tls.client_ca is None:
-        raise ConfigError("client_certificates needs it", file=file, key="tls.client_ca")
+        raise ConfigError(
+            "expected a file of authorities, because a listener has client_certificates",
+            file=file,
+            key="tls.client_ca",
+        )
     try:
         context.load_verify_locations(tls.client_ca)
     except (OSError, ssl.SSLError) as error:
@@ -252,5 +249,7 @@ def _load_pair(
     except OSError as error:  # SSLError among them
         reason = getattr(error, "reason", "") or error.strerror or "not PEM"
         reason = reason.replace("_", " ").lower()
-        message = f"{certificate} and {key} are no pair of PEM certificate and key: {reason}"
+        message = (
+            f"{certificate} and {key} are not a pair of a PEM certificate and its key: {reason}"
+        )
         raise ConfigError(message, file=file, key=f"{where}.certificate") from None

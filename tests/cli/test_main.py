@@ -79,7 +79,7 @@ BROKEN = {
     ),
     "the certificate is something else": (
         f'{SOUND}[tls]\ncertificate = "x.toml"\nkey = "x.toml"\n',
-        "are no pair of PEM certificate and key",
+        "are not a pair of a PEM certificate and its key",
     ),
     "passwords would travel in clear": (
         LISTENER.replace("127.0.0.1", "0.0.0.0") + 'kind = "submission"\n',  # noqa: S104 - text

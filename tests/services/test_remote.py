@@ -92,7 +92,7 @@ def test_endless_answer_is_an_error(read: str) -> None:
         remote = Remote(address, timeout=LONG)
         with remote.connect() as line:
             line.send(b"?")
-            with pytest.raises(RemoteError, match="says more than 1000"):
+            with pytest.raises(RemoteError, match="sends more than 1000"):
                 line.read_all(1000) if read == "read_all" else line.read_until(b"\0", 1000)
 
 
@@ -201,12 +201,12 @@ def test_field_with_a_line_end_is_not_sent() -> None:
 @pytest.mark.parametrize(
     ("talk", "problem"),
     [
-        (saying(b"220 mx.example.org ESMTP\r\n"), "gives no HTTP answer"),
-        (saying(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), "gives no HTTP answer"),
+        (saying(b"220 mx.example.org ESMTP\r\n"), "does not answer in HTTP"),
+        (saying(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"), "does not answer in HTTP"),
         (saying(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"), "answers 503 Busy"),
         (answering(b"x" * 2_000_000), "more than 1048576 octets"),
-        (drip, "gives no HTTP answer|is too slow"),
-        (saying(), "gives no HTTP answer|reset"),
+        (drip, "does not answer in HTTP|is too slow"),
+        (saying(), "does not answer in HTTP|reset"),
     ],
     ids=["SMTP", "half", "503", "endless", "drip", "silence"],
 )
@@ -246,6 +246,6 @@ def test_what_was_said_in_clear_is_no_part_of_tls(tls_files: TlsFiles) -> None:
         line = Remote(address, timeout=LONG).open()
         line.send(b"?")
         line.read_until(b"go on\r\n2")
-        with pytest.raises(RemoteError, match="mixes clear text into TLS"):
+        with pytest.raises(RemoteError, match="sends clear text after it agreed to TLS"):
             line.secure(tls_files.client(), "mx.example.org")
         line.close()

@@ -159,9 +159,9 @@ def encrypt_key(pair: Pair) -> None:
     [
         (break_certificate, "tls.certificate: {certificate}: No such file or directory"),
         (break_key, "tls.key: {key}: No such file or directory"),
-        (take_other_key, "tls.certificate: {certificate} and {key} are no pair"),
-        (write_rubbish, "tls.certificate: {certificate} and {key} are no pair"),
-        (encrypt_key, "tls.certificate: {certificate} and {key} are no pair"),
+        (take_other_key, "tls.certificate: {certificate} and {key} are not a pair"),
+        (write_rubbish, "tls.certificate: {certificate} and {key} are not a pair"),
+        (encrypt_key, "tls.certificate: {certificate} and {key} are not a pair"),
     ],
     ids=["no certificate", "no key", "another's key", "no PEM", "key with a password"],
 )
@@ -224,7 +224,7 @@ def test_first_end_is_that_of_the_certificate_for_any_name_that_ends_first(tmp_p
 
 
 def test_file_without_a_certificate_has_no_end(pair: Pair) -> None:
-    with pytest.raises(ValueError, match="holds no PEM certificate"):
+    with pytest.raises(ValueError, match="contains no PEM certificate"):
         not_after(pair.key)
 
 
@@ -261,7 +261,7 @@ def test_broken_certificate_leaves_the_old_one_in_use(pair: Pair) -> None:
     pair.certificate.write_text("rubbish")
     assert presented(reloading.later()) == "mx.example.org"
     assert len(reloading.reports) == 1
-    assert "are no pair" in reloading.reports[0]
+    assert "are not a pair" in reloading.reports[0]
 
 
 def test_certificate_written_before_its_key_is_taken_on_with_it(pair: Pair) -> None:
