@@ -1,7 +1,7 @@
 """The addresses of a From, Sender or To field (RFC 5322 section 3.4).
 
-For decisions about who is named: what some reader could take for another address is named too, or
-is an error. Linear in the length of the field.
+These readings are for decisions about the author: text that some mail program could show as another
+address counts as an address too, or is an error. Time is linear in the length of the field.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _LONGEST: Final = 1000  # characters; a path has fewer
 # obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows
 _ROUTE: Final = re.compile(r"@[^:\"]*+:(?=[^@]*+@)")
 
-# For fields that are changed: quoted strings, comments and paths are tokens. One that is still open
-# at the end of the field matches a group, and takes the rest of the field in.
+# For fields that are changed: quoted strings, comments and paths are tokens. A token that is still
+# open at the end of the field matches a group and contains the rest of the field.
 _TOKEN: Final = re.compile(
     rb'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|\((?:[^()\\]|\\.)*+(?:\)|(\\?\Z))|'
     rb'<[^\s"(),;:<>]++>|[^\s"(),;:<>]++|\s++|.'
@@ -34,7 +34,7 @@ _MOST_GROWTH: Final = 65536  # octets
 
 
 def mailboxes_of(value: str) -> list[Address]:
-    """Return the addresses in the value of a field, those of groups too. Raise ValueError."""
+    """Return the addresses in the value of a field, also those of groups. Raise ValueError."""
     found: list[Address] = []
     outside: list[str] = []
     inside: list[str] | None = None
@@ -60,7 +60,7 @@ def mailboxes_of(value: str) -> list[Address]:
 
 
 def _mailbox(outside: list[str], inside: list[str] | None) -> list[Address]:
-    """Read one address: what stands in angle brackets, and a name that is an address; else all."""
+    """Return the address in angle brackets, and its display name if that is an address too."""
     named = inside is None or "@" in outside
     text = _without_blanks(outside) if named else ""
     beside = [_address(text)] if text else []
@@ -72,13 +72,13 @@ def _mailbox(outside: list[str], inside: list[str] | None) -> list[Address]:
 
 
 def _without_blanks(pieces: list[str]) -> str:
-    """Join an address; blanks may stand beside punctuation only. Raise ValueError."""
+    """Join an address, in which blanks are allowed only beside punctuation. Raise ValueError."""
     kept: list[str] = []
     blank = False
     for piece in pieces:
         if not piece.isspace():
             if blank and kept and not {piece, kept[-1]} & {*".@,:"}:
-                raise ValueError("a blank inside of an address")
+                raise ValueError("a blank inside an address")
             kept.append(piece)
         blank = piece.isspace()
     return "".join(kept)
@@ -91,7 +91,7 @@ def _address(text: str) -> Address:
 
 
 def _pieces(value: str) -> Iterator[str]:
-    """Yield quoted strings whole, comments as a blank, and else each character."""
+    """Yield each quoted string in one piece, each comment as a blank, and all else by character."""
     place = 0
     while place < len(value):
         match value[place]:
@@ -128,17 +128,17 @@ def _end_of_comment(value: str, start: int) -> int:
 
 
 def completed(field: bytes, domain: str) -> bytes:
-    """Return a field of addresses with a domain behind each bare local part, as Postfix does it.
+    """Return a field of addresses with the domain added to each bare local part, as Postfix does.
 
-    A field with anything unusual in it (nested comments, routes, open quotes, bare CR) stays as it
-    is, and so does one that would grow by more than 64 KiB.
+    A field with unusual syntax (nested comments, routes, open quotes, bare CR) does not change, nor
+    does a field that would grow by more than 64 KiB.
     """
     name, _, value = field.partition(b":")
     if _WHOLE.fullmatch(value) or b"\r" in value.replace(b"\r\n", b""):
         return field
     begin, addition = len(name) + 1, b"@" + domain.encode()
     ends: list[int] = []  # of the bare local parts
-    words, last = 0, _Word(b"", 0)  # of the present address
+    words, last = 0, _Word(b"", 0)  # of the current address
     for found in _TOKEN.finditer(field + b",", begin):
         token = found[0]
         match token[:1]:
@@ -160,7 +160,7 @@ def completed(field: bytes, domain: str) -> bytes:
 
 
 class _Word(NamedTuple):
-    """Octets of a field, and where they end."""
+    """A word of a field, and the offset of its end."""
 
     octets: bytes
     end: int

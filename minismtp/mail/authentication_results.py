@@ -1,9 +1,9 @@
-"""What checks of a sender have found, as values and as a header field (RFC 8601).
+"""The results of checks of a sender, as values and as a header field (RFC 8601).
 
     found = AuthResult("spf", "pass", properties={"smtp.mailfrom": "a@b.example"})
     results_of(envelope).append(found)
 
-Plugins that check leave their results on the envelope; others read them there.
+Plugins that check the sender leave their results on the envelope, where other plugins read them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AuthResult:
     """One result: `method` (spf, dkim, dmarc, arc ...), `result` (pass, fail, none, temperror ...).
 
     `properties` are those of RFC 8601 section 2.3 with their types: {"header.d": "example.org"}.
-    `reason` is for people.
+    `reason` is a text for people.
     """
 
     method: str
@@ -38,7 +38,7 @@ class AuthResult:
     properties: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Return it as resinfo of RFC 8601 section 2.2."""
+        """Return the result as resinfo of RFC 8601 section 2.2."""
         parts = [f"{_keyword(self.method)}={_keyword(self.result)}"]
         if self.reason:
             parts.append(f"reason={quoted(self.reason, always=True)}")
@@ -47,7 +47,7 @@ class AuthResult:
 
 
 def _keyword(text: str) -> str:
-    """Return a method or a result as a word, whoever has named it."""
+    """Return a method or a result with "?" for each character that no keyword may have."""
     return _NO_KEYWORD.sub("?", text)
 
 
@@ -55,12 +55,12 @@ _RESULTS: Final[StashKey[list[AuthResult]]] = StashKey()
 
 
 def results_of(envelope: Envelope) -> list[AuthResult]:
-    """Return the list of the results so far, to read or to add to."""
+    """Return the list of the results so far; plugins may add to it."""
     return envelope.stash.setdefault(_RESULTS, [])
 
 
 def quoted(value: str, *, always: bool = False) -> str:
-    """Return a value as a token, or as a quoted-string where it is none; control characters go."""
+    """Return a value as a token or a quoted-string, with "?" for control characters."""
     clean = "".join(char if char.isprintable() else "?" for char in value)
     if _PLAIN.fullmatch(clean) and not always:
         text = clean

@@ -1,9 +1,9 @@
-"""The header of a message that comes in, settled for every reader.
+"""The header of an incoming message, put into a form that every reader reads alike.
 
 Real senders forget the empty line that ends a header, send text without any header, or put the
-`From ` line of an mbox above it. Each reader has its own idea of where such a header ends, so a
-filter might not see what the user is shown. It is settled here, once, as smtpd and cleanup of
-Postfix do it, for DATA and BDAT alike: filters, mailboxes and the queue get the same header.
+`From ` line of an mbox above it. Readers differ in where such a header ends, so a filter might not
+see what the user's mail program shows. This module decides it once, for DATA and BDAT, as smtpd and
+cleanup of Postfix do. So filters, mailboxes and the queue get the same header.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from minismtp.mail.content import Content
 
-#: The fields that final delivery alone may write (RFC 5321 section 4.4).
+#: The fields that only final delivery may write (RFC 5321 section 4.4).
 RETURN_PATH: Final = frozenset({"return-path"})
-#: The fields that our own users' messages lose besides, as with Postfix (message_drop_headers).
+#: Further fields that messages of local users lose, as in Postfix (message_drop_headers).
 DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
 
-_HEAD: Final = 65536  # octets looked at first for the end of the header section
+_HEAD: Final = 65536  # octets in which the end of the header section is searched first
 # field-name ":" (RFC 5322 section 3.6.8); the obsolete syntax of section 4.5 has white space before
-# the colon. Longer names are no fields for Postfix either.
+# the colon. Like Postfix, this does not take a longer name for a field.
 _PLAIN_FIELD: Final = rb"[!-9;-~]{1,2047}+:"
 _FIELD: Final = rb"[!-9;-~]{1,2047}+[ \t]{0,2047}+:"
-_DECIDED: Final = 4096  # octets of a line that tell whether it is a field
+_DECIDED: Final = 4096  # octets of a line that suffice to see whether it is a field
 _FIRST_PLAIN_FIELD: Final = re.compile(_PLAIN_FIELD)
 _NO_PLAIN_FIELD: Final = re.compile(rb"\n(?!" + _PLAIN_FIELD + rb"|[ \t])")
 _FIRST_FIELD: Final = re.compile(_FIELD)
@@ -42,11 +42,11 @@ def clean(
 ) -> tuple[bytes, Content] | None:
     """Return the header section, with the empty line that ends it, and the content that has it.
 
-    An empty line is put before the first line that is no field, and before a first line that
-    begins with white space. `From ` and `>From ` lines on top become X-Mailbox-Line fields, blanks
-    before a colon are taken out, and so are a byte order mark before the first field, and the
-    fields of the names (in lower case) that are `dropped`. Content that needs none of that is
-    returned as it is. Return None when the section is longer than `limit` octets.
+    An empty line is inserted before the first line that is not a field, and before a first line
+    that begins with white space. `From ` and `>From ` lines on top become X-Mailbox-Line fields.
+    Removed are blanks before a colon, a byte order mark before the first field, and the fields
+    whose names (in lower case) are in `dropped`. Content without any of these is returned as it is.
+    Return None if the section is longer than `limit` octets.
     """
     for size in (min(_HEAD, limit), limit):
         head = content.head(size + _DECIDED)
@@ -54,7 +54,7 @@ def clean(
         if plain and not _drops(plain, dropped):
             return (plain, content) if len(plain) <= limit else None
         begin, end = _bounds(head)
-        if end <= size:  # so the line that ended it has been seen as far as it counts
+        if end <= size:  # so `head` has enough of the line that ends the section
             break
     else:
         return None
@@ -62,7 +62,7 @@ def clean(
 
 
 def _plain(head: bytes) -> bytes:
-    """Return a section of ordinary fields with its empty line; empty when it has anything else."""
+    """Return a section of ordinary fields with its empty line, b"" if it has other lines."""
     end = _NO_PLAIN_FIELD.search(head)
     if end and _FIRST_PLAIN_FIELD.match(head) and head.startswith(b"\r\n", end.end()):
         return head[: end.end() + 2]
@@ -70,7 +70,7 @@ def _plain(head: bytes) -> bytes:
 
 
 def _bounds(head: bytes) -> tuple[int, int]:
-    """Return where the fields begin, behind the lines of an mbox, and where they end."""
+    """Return where the fields begin, after the lines of an mbox, and where they end."""
     start = len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0
     found = _MAILBOX_LINES.match(head, start)
     begin = found.end() if found else start
@@ -78,14 +78,14 @@ def _bounds(head: bytes) -> tuple[int, int]:
         end = _NO_FIELD.search(head, begin)
         return begin, end.end() if end else len(head)
     if begin == len(_BYTE_ORDER_MARK) == start:
-        return 0, 0  # the mark is of the text, which is the body
+        return 0, 0  # the mark belongs to the text, which is the body
     return begin, begin
 
 
 def _settled(
     content: Content, head: bytes, begin: int, end: int, dropped: frozenset[str]
 ) -> tuple[bytes, Content]:
-    """Put fields from `begin` to `end` in order, and an empty line behind them if it lacks."""
+    """Return the fields from `begin` to `end` in order, with an empty line, and their content."""
     lines = _MAILBOX_LINE.sub(b"X-Mailbox-Line: ", head[:begin].removeprefix(_BYTE_ORDER_MARK))
     fields = _BLANKS_BEFORE_COLON.sub(rb"\1:", head[begin:end])
     if dropped:
@@ -116,6 +116,6 @@ def _line_begins(names: frozenset[str]) -> list[bytes]:
 
 @lru_cache(64)
 def _fields_called(names: frozenset[str]) -> re.Pattern[bytes]:
-    """Return what finds the fields of these names with their folded lines and line ends."""
+    """Return a pattern for the fields of these names with their folded lines and line ends."""
     either = "|".join(map(re.escape, sorted(names)))
     return re.compile(rf"(?im)^(?:{either}):[^\n]*+(?:\n[ \t][^\n]*+)*+\n?".encode())

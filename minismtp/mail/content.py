@@ -1,7 +1,7 @@
 """The content of a mail, immutable, in memory or on disk.
 
-What is larger than a piece is written to a file that has no name, so that memory per session is
-bounded and a crash leaves nothing behind.
+Larger content is written to a file without a name, so memory per session is bounded and a crash
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VECTOR_LIMIT: Final = 1024  # buffers in one writev: IOV_MAX of Linux
 class Content:
     """Immutable octets, in memory or on disk; made by `Content.of` or a `ContentWriter`.
 
-    A file on disk has no name; it is gone with the last `Content` or reader that uses it.
+    A file on disk has no name and disappears with the last `Content` or reader that uses it.
     """
 
     __slots__ = ("_before", "_skipped", "_store", "size")
@@ -31,9 +31,9 @@ class Content:
     def __init__(
         self, store: bytes | _Spill, size: int, before: bytes = b"", skipped: int = 0
     ) -> None:
-        """Wrap what `of` or `ContentWriter.finish` hands over.
+        """Take the octets or the file of `of` or `ContentWriter.finish`.
 
-        A file may have octets `before` it in memory, and its first ones `skipped`.
+        A file may have octets in memory `before` it, and may begin with octets to be `skipped`.
         """
         self._store = store
         self._before = before
@@ -42,18 +42,18 @@ class Content:
 
     @classmethod
     def of(cls, data: bytes) -> Content:
-        """Content that holds `data` in memory."""
+        """Return content that holds `data` in memory."""
         return cls(bytes(data), len(data))
 
     @classmethod
     def stored(cls, descriptor: int, size: int) -> Content:
-        """Content that is the first `size` octets of an open file, which it will close."""
+        """Return the first `size` octets of an open file as content, which closes the file."""
         return cls(_Spill(descriptor), size)
 
     def open(self, before: bytes = b"") -> BinaryIO:
-        """Return a new reader at offset 0 over `before` and the content; each stands alone.
+        """Return a new reader at offset 0 over `before` and the content.
 
-        Readers can be used at the same time from any threads, and outlive the content.
+        Readers are independent, can be used in several threads, and may outlive the content.
         """
         if isinstance(self._store, bytes):
             return io.BytesIO(before + self._store)
@@ -71,7 +71,7 @@ class Content:
         return before + self._store.read(self._skipped, limit - len(before))
 
     def behind(self, before: bytes, skipped: int) -> Content:
-        """Return `before` and what follows the first `skipped` octets; a file is not copied."""
+        """Return `before` and the content after `skipped` octets; a file is not copied."""
         if isinstance(self._store, bytes):
             return Content.of(before + self._store[skipped:])
         before += self._before[skipped:]
@@ -93,14 +93,14 @@ class Content:
 class ContentWriter:
     """Collects content that arrives in chunks: in memory up to `memory` octets, then on disk.
 
-    `directory` is where the nameless file lives; None is the default of `tempfile`. A writer is
-    used by one thread, and is spent after `finish` or `discard`.
+    `directory` is for the file, None for the default of `tempfile`. A writer is for one thread, and
+    cannot be used after `finish` or `discard`.
     """
 
     __slots__ = ("_chunks", "_directory", "_memory", "_pending", "_spill", "size")
 
     def __init__(self, directory: Path | None = None, memory: int = _PIECE) -> None:
-        """Make an empty writer; nothing is created on disk before it is needed."""
+        """Make an empty writer. A file is created once it is needed."""
         self.size = 0
         self._directory = directory
         self._memory = memory
@@ -109,18 +109,18 @@ class ContentWriter:
         self._spill: _Spill | None = None
 
     def write(self, chunk: bytes) -> None:
-        """Take the next octets. Raise OSError (a full disk) after letting go of the file."""
+        """Take the next octets. Raise OSError, as for a full disk, after releasing the file."""
         self._chunks.append(chunk)
         length = len(chunk)
         self.size += length
         self._pending += length
         if self._pending > self._memory:
             self._flush()
-        elif len(self._chunks) == _VECTOR_LIMIT:  # many tiny objects cost far more than they hold
+        elif len(self._chunks) == _VECTOR_LIMIT:  # tiny objects take far more memory
             self._chunks = [b"".join(self._chunks)]
 
     def finish(self) -> Content:
-        """Return the content of all that was written. Raise OSError as `write` does."""
+        """Return all octets that were written as content. Raise OSError as `write` does."""
         if self._spill is None:
             return Content.of(b"".join(self._chunks))
         self._flush()
@@ -129,7 +129,7 @@ class ContentWriter:
         return content
 
     def discard(self) -> None:
-        """Let go of everything; a file that no `Content` uses is gone at once."""
+        """Release the octets; a file that no `Content` uses disappears at once."""
         self._chunks = []
         self._pending = 0
         self._spill = None
@@ -137,7 +137,7 @@ class ContentWriter:
     def _flush(self) -> None:
         try:
             if self._spill is None:
-                # With O_TMPFILE where the file system has it: then no instant has a name.
+                # This uses O_TMPFILE where the file system has it, so the file never has a name.
                 with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
                     self._spill = _Spill(os.dup(file.fileno()))
             _write_all(self._spill.descriptor, self._chunks)
@@ -149,9 +149,9 @@ class ContentWriter:
 
 
 class _Spill:
-    """An open file, closed when nobody refers to it any more."""
+    """An open file that is closed with its last reference."""
 
-    # Not a file object: when a cycle is collected, that may be closed, and complain, before us.
+    # Not a file object, because the collection of a cycle may close that first, with a warning.
     __slots__ = ("descriptor",)
 
     def __init__(self, descriptor: int) -> None:
@@ -161,7 +161,7 @@ class _Spill:
         os.close(self.descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Up to `length` octets from `offset`, without moving any shared position."""
+        """Return up to `length` octets from `offset`, without a shared position."""
         pieces = []
         while length > 0 and (piece := os.pread(self.descriptor, length, offset)):
             pieces.append(piece)
@@ -171,7 +171,7 @@ class _Spill:
 
 
 class _Reader(io.RawIOBase):
-    """Reads `before`, then a file, at a position of its own."""
+    """Reads `before` and then a file, with a position of its own."""
 
     def __init__(self, before: bytes, spill: _Spill, skipped: int, size: int) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class _Reader(io.RawIOBase):
 
 
 def _write_all(descriptor: int, pieces: Sequence[bytes]) -> int:
-    """Write all pieces, by one system call where the system takes them whole."""
+    """Write all pieces, in one system call if the system takes them at once."""
     size = sum(map(len, pieces))
     written = os.writev(descriptor, pieces)
     if written < size:
@@ -221,14 +221,14 @@ def _write_all(descriptor: int, pieces: Sequence[bytes]) -> int:
 
 
 def _copy(source: int, target: int, offset: int, size: int) -> None:
-    """Copy `size` octets of a file from `offset` on, inside the kernel where it can."""
+    """Copy `size` octets of a file from `offset` on, inside the kernel if it can."""
     end = offset + size
     for way in (_copy_range, _send_file):
         try:
             while offset < end and (count := way(source, target, offset, end - offset)):
                 offset += count
         except OSError as error:
-            # The target is a pipe or socket, on another file system, or opened to append.
+            # The target is a pipe or socket, on another file system, or opened for appending.
             unsupported = (errno.EINVAL, errno.EXDEV, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)
             if error.errno not in unsupported:
                 raise

@@ -1,4 +1,4 @@
-"""What plugins see of mail on its way out: a delivery and its next hop."""
+"""Outgoing mail as plugins see it: a delivery and its next hop."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An attempt: a message to all its recipients in one domain, after so many `attempts`.
+    """An attempt to send a message to all its recipients in one domain.
 
-    `original_sender` is the reverse-path that `Relay.sender` has taken the place of, if it has.
+    `attempts` is the number of earlier attempts. `original_sender` is the reverse-path that
+    `Relay.sender` replaced, None if it did not.
     """
 
     envelope: Envelope
@@ -27,9 +28,9 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A next hop: `host` is a domain name or an IP address, tried at all its addresses.
+    """A next hop: `host` is a domain name, all of whose addresses are tried, or an IP address.
 
-    `implicit` means TLS from the first octet (RFC 8314). `username` and `password` log in there.
+    `implicit` means TLS from the first octet (RFC 8314). `username` and `password` are for AUTH.
     """
 
     host: str

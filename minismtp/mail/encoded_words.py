@@ -1,8 +1,8 @@
 """Encoded words of header fields, as mail programs show them (RFC 2047, RFC 2231).
 
-Mail programs, like browsers, take a charset's name for what senders mean by it (WHATWG Encoding
-Standard section 4.2): iso-8859-1 is windows-1252, gb2312 is gbk. They also show words that the
-grammar forbids, in the middle of others or with blanks and question marks inside. Linear.
+Mail programs, like browsers, read a charset's name as senders mean it (WHATWG Encoding Standard
+section 4.2): iso-8859-1 is windows-1252, and gb2312 is gbk. They also decode words that the grammar
+forbids, inside other words or with blanks and question marks. Time is linear.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _NO_LETTER: Final = re.compile("[^a-z0-9]")
 _BASE64: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _NO_BASE64: Final = bytes(set(range(256)) - set(_BASE64))
 
-# A charset is looked up only when it is one of these: Python remembers for ever each unknown name
-# it was asked for, and has codecs of quadratic time, such as punycode. Punctuation does not count.
+# Only these charsets are looked up, because Python remembers each unknown name forever and has
+# codecs of quadratic time, such as punycode. Punctuation is ignored.
 _CODECS: Final = {
     **{_NO_LETTER.sub("", name): codec for name, codec in aliases.items()},
     **{_NO_LETTER.sub("", codec): codec for codec in aliases.values()},
@@ -60,12 +60,12 @@ _MEANT: Final = {
     "shift_jis": "cp932",
     "big5": "big5hkscs",
 }
-# Where a codec finds no character, another is tried: NEC's are in most Japanese mail.
+# Codecs to try where the first one fails: most Japanese mail has characters of NEC.
 _OTHERS: Final = {
     "euc_jp": ("euc_jis_2004",),
     "iso2022_jp": ("iso2022_jp_ext", "iso2022_jp_2004"),
 }
-# What says that nobody knows; it is read like octets that are not encoded.
+# Names that stand for an unknown charset; the octets are read like ones that are not encoded.
 _UNKNOWN: Final = {"", "unknown8bit", "xunknown", "unknown", "8bit", "xuserdefined", "default"}
 _WINDOWS: Final = {
     octet: char
@@ -75,11 +75,11 @@ _WINDOWS: Final = {
 
 
 def decoded_words(octets: bytes) -> str:
-    """Return a value as a person reads it; what cannot be decoded stays as it was written.
+    """Return a value as a mail program shows it; words that cannot be decoded stay as they are.
 
-    Neighbouring words of one charset are decoded at once, because senders cut characters in two.
+    Neighbouring words of one charset are decoded together, because senders split characters.
     """
-    value, written = _read(octets)
+    value, written = octets_as_text(octets)
     pieces: list[str] = []
     run: list[bytes] = []
     run_charset, end = "", 0
@@ -104,7 +104,7 @@ def decoded_words(octets: bytes) -> str:
 
 
 def _words(value: str) -> Iterator[tuple[re.Match[str], int]]:
-    """Yield where each word begins, and where its text ends; one that another cuts off is none."""
+    """Yield the begin of each word and the end of its text, except for words that are cut off."""
     stop, last = 0, None
     for match in _BEGIN.finditer(value):
         if last is not None and stop <= match.start():
@@ -118,13 +118,13 @@ def _words(value: str) -> Iterator[tuple[re.Match[str], int]]:
         yield last, stop
 
 
-def text_of(octets: bytes) -> str:
-    """Return octets in no known charset as a text: UTF-8, else windows-1252 as mail programs do."""
-    return _shown(*_read(octets))
+def _text_of(octets: bytes) -> str:
+    """Return octets of an unknown charset as UTF-8, else as windows-1252, as mail programs do."""
+    return _shown(*octets_as_text(octets))
 
 
-def _read(octets: bytes) -> tuple[str, str]:
-    """Return octets as characters, and the codec that gives the octets back."""
+def octets_as_text(octets: bytes) -> tuple[str, str]:
+    """Return octets as text, and the codec that encodes it to the same octets again."""
     try:
         return octets.decode("utf-8"), "utf-8"
     except UnicodeDecodeError:
@@ -139,7 +139,7 @@ def _octets(encoding: str, text: bytes) -> bytes | None:
     if encoding in "Qq":
         text = text.replace(b"_", b" ")
         return _QUOTED_OCTET.sub(lambda match: binascii.unhexlify(match[1]), text)
-    # Some encode piece by piece, so that padding stands in the middle; others leave it out.
+    # Some senders encode piece by piece, with padding in the middle; others omit padding.
     pieces = text.translate(None, _NO_BASE64).split(b"=")
     try:
         return b"".join(binascii.a2b_base64(piece + b"==") for piece in pieces if piece)
@@ -148,7 +148,7 @@ def _octets(encoding: str, text: bytes) -> bytes | None:
 
 
 def _codec(label: str) -> str | None:
-    """Return the codec that is meant, "" for none in particular, None for a name of no charset."""
+    """Return the codec for a charset, "" for an unknown charset, None for a wrong name."""
     name = _NO_LETTER.sub("", label.lower())
     if name in _UNKNOWN:
         return ""
@@ -163,16 +163,16 @@ def _decode(octets: bytes, charset: str) -> str:
     if not octets:
         return ""
     if not charset:
-        return text_of(octets)
+        return _text_of(octets)
     for codec in (charset, *_OTHERS.get(charset, ())):
         try:
-            # The sets of 2004 and of 1983 differ in their name, not in what they have in common.
+            # The sets of 2004 and 1983 have different escape sequences for the same characters.
             new = octets.replace(b"\x1b$B", b"\x1b$(Q") if codec == "iso2022_jp_2004" else octets
             return new.decode(codec).encode("utf-8", "replace").decode("utf-8")
         except (LookupError, ValueError):
             continue
     try:
         text = octets.decode(charset, "replace")
-    except (LookupError, ValueError):  # no charset on this machine, or one that cannot replace
-        text = text_of(octets)
+    except (LookupError, ValueError):  # a missing codec, or one that cannot replace
+        text = _text_of(octets)
     return text.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates

@@ -1,7 +1,7 @@
-"""The envelope of one transaction: who sends, who receives, and where each copy goes.
+"""The envelope of one transaction: its sender, its recipients, and where each copy goes.
 
 An `Envelope` exists from MAIL on, so nothing in it is optional except what the protocol itself
-makes optional: the null reverse-path is `None` (RFC 5321 section 4.5.5).
+makes optional. The null reverse-path is `None` (RFC 5321 section 4.5.5).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minismtp.values.stash import Stash
 
 @dataclass(frozen=True, slots=True, init=False)
 class Local:
-    """A route into local storage, to these mailboxes; none = the recipient's own address."""
+    """A route into local storage, to these mailboxes; the default is the recipient's address."""
 
     mailboxes: tuple[Address, ...]
 
@@ -25,10 +25,10 @@ class Local:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Relay:
-    """A route to other servers: the addresses to send to; none = the recipient's own address.
+    """A route to other servers, to these addresses; the default is the recipient's address.
 
-    `sender` takes the place of the reverse-path on this way, None leaves it; the null reverse-path
-    stays what it is. Whoever forwards may have to rewrite it for SPF.
+    `sender` replaces the reverse-path on this route, which a forwarder may have to do because of
+    SPF. None leaves it, and a null reverse-path is never replaced.
     """
 
     addresses: tuple[Address, ...]
@@ -47,7 +47,7 @@ class Several:
 
     def __init__(self, *routes: Local | Relay) -> None:
         if not routes:
-            raise ValueError("expected at least one route: nobody would get the mail")
+            raise ValueError("expected at least one route, because no mailbox would get the mail")
         object.__setattr__(self, "routes", routes)
 
 
@@ -56,7 +56,7 @@ Route: TypeAlias = Local | Relay | Several
 
 @dataclass(slots=True)
 class Recipient:
-    """One forward-path, its route, and its wishes for DSNs (RFC 3461 section 4)."""
+    """One forward-path, its route, and its parameters for DSNs (RFC 3461 section 4)."""
 
     address: Address
     route: Route | None = None
@@ -84,7 +84,7 @@ class Recipient:
 
     @property
     def expands(self) -> bool:
-        """Whether more than one copy is made: an alias of several targets (RFC 3461 5.2.7.2)."""
+        """Whether it is an alias of several targets, which get a copy each (RFC 3461 5.2.7.2)."""
         match self.route:
             case None:
                 return False
@@ -110,12 +110,11 @@ class Recipient:
 class Envelope:
     """One transaction. `size` is what the client declared in octets; `arrived` wall-clock seconds.
 
-    `recipients` are those accepted so far; `add` and `remove` say in `on_message` who gets the
-    message instead. `queued` says that the message comes from the queue: an earlier attempt may
-    have stored what is to be stored now. `trusted` says that the client has logged in or belongs to
-    a network of ours; all others are strangers, whatever sender they name. `login`, `peer`, `helo`
-    and `listener` are the session's, kept here because storage may run hours after the session has
-    ended.
+    `recipients` are those accepted so far; `add` and `remove` change in `on_message` who gets the
+    message. `queued` says that the message comes from the queue, so an earlier attempt may already
+    have stored it. `trusted` says that the client logged in or belongs to a trusted network. All
+    other clients are strangers, whatever sender they name. `login`, `peer`, `helo` and `listener`
+    are the session's, kept here because storage may run hours after the end of the session.
     """
 
     id: str
@@ -140,18 +139,19 @@ class Envelope:
     removed: frozenset[Address] = field(default=frozenset(), init=False)
 
     def add(self, address: Address, notify: frozenset[str] = frozenset()) -> None:
-        """Have one more recipient get the message, once no plugin has refused it.
+        """Add a recipient of the message, which counts after all plugins accepted the message.
 
-        It is routed then like those of RCPT; where nobody routes it, the message is deferred.
+        It is then routed like those of RCPT. If no plugin routes it, the message is deferred.
         """
         present = {each.address for each in self.recipients} - self.removed
         if address not in present.union(each.address for each in self.added):
             self.added += (Recipient(address, notify=notify),)
 
     def remove(self, address: Address) -> None:
-        """Have a recipient not get the message; the client sees it accepted.
+        """Remove a recipient of the message, while the client sees it accepted.
 
-        Does nothing for an address that is no recipient. A message with none left is discarded.
+        An address that is not a recipient is ignored. Without any recipient the message is
+        discarded.
         """
         self.added = tuple(each for each in self.added if each.address != address)
         self.removed |= {address}
@@ -164,12 +164,12 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client proved or offered in AUTH; secrets are left out of the repr and of every log.
+    """What a client proved or offered in AUTH; the repr and the log never show secrets.
 
     `mechanism` is the SASL name. `username` is the authentication identity, `authorization` the
     identity to act as ("" = the same). `password` serves PLAIN and LOGIN, `token` OAUTHBEARER and
-    XOAUTH2. `known` says that somebody has logged in from this address before, or this user from an
-    address near it: under load they come before strangers.
+    XOAUTH2. `known` says that an earlier login from this address, or of this user from a nearby
+    address, succeeded; under load such clients come before strangers.
     """
 
     mechanism: str

@@ -1,6 +1,6 @@
-"""What happened, as frozen values for `observe` plugins.
+"""Events for `observe` plugins, as frozen values.
 
-An event is a statement about the past: nothing that an observer does can change a session.
+An event tells about the past, so an observer cannot change a session.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minismtp.values.reply import Reply
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
-    """A connection was taken on."""
+    """A connection was accepted."""
 
     session: str
     listener: str
@@ -66,7 +66,7 @@ class MessageDecided:
 
 @dataclass(frozen=True, slots=True)
 class HookFailed:
-    """A plugin raised something that is no verdict; `policy` (defer or ignore) was applied."""
+    """A plugin raised an exception other than a verdict; `policy` is defer or ignore."""
 
     plugin: str
     hook: str

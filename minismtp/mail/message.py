@@ -1,6 +1,6 @@
-"""The message that plugins see: its content under the fields that we put above it.
+"""The message that plugins see: the client's content below the fields that the server adds.
 
-A `Message` never changes its content in place: fields are put above it, or the whole is replaced.
+A `Message` never changes its content in place. Fields are put above it, or all of it is replaced.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _EMPTY_LINE: Final = re.compile(rb"\A\r?\n|\n\r?\n")
 
 
 class Message:
-    """A received message: content under the fields that this server and its plugins put above it.
+    """A received message: content below the fields that this server and its plugins add.
 
     `trace` is the Received field (RFC 5321 section 4.4) with its line end. A message belongs to
-    one session's thread. `quarantined` and `discarded` are None, or the reason that was given.
+    one session's thread. `quarantined` and `discarded` are the plugin's reason, or None.
     """
 
     __slots__ = ("_content", "_email", "_headers", "_prefix", "discarded", "id", "quarantined")
 
     def __init__(self, id: str, content: Content, trace: bytes = b"") -> None:  # noqa: A002 - its name in logs
-        """Take the content; nothing is parsed before it is asked for."""
+        """Take the content, which is parsed only when a plugin needs it."""
         self.id = id
         self.quarantined: str | None = None
         self.discarded: str | None = None
@@ -48,12 +48,12 @@ class Message:
 
     @property
     def content(self) -> Content:
-        """What the client sent, or what a plugin replaced it with, without the prefix."""
+        """The content from the client or from a plugin that replaced it, without the prefix."""
         return self._content
 
     @property
     def prefix(self) -> bytes:
-        """The fields that stand above the content: prepended ones, then the trace fields."""
+        """The fields above the content: first the prepended ones, then the trace fields."""
         return self._prefix
 
     @property
@@ -73,12 +73,12 @@ class Message:
         return self._content.open(self._prefix)
 
     def email(self) -> EmailMessage:
-        """Return the whole message parsed by the standard library; it never raises.
+        """Return the whole message, parsed by the standard library; this never raises.
 
-        A field that is too long or too broken to parse reads as plain text. A message whose parts
-        cannot be parsed, or are nested too deeply, has its body as one text and an entry in
-        `defects`. Changing the result does not change the message. It costs far more than
-        `headers`: for 25 MiB, seconds or more, and several times the size in memory.
+        A field that is too long or malformed is read as plain text. If the parts cannot be parsed,
+        or are nested too deeply, the body is one text and `defects` has an entry. Changes of the
+        result do not change the message. This takes far more than `headers`: for 25 MiB, seconds
+        and several times the size in memory.
         """
         if self._email is None:
             parser = BytesParser(policy=_POLICY)
@@ -91,21 +91,21 @@ class Message:
         return self._email
 
     def prepend(self, name: str, value: str) -> None:
-        """Put a field on top of the message, folded at white space where it is long.
+        """Put a field on top of the message, folded at white space if it is long.
 
-        A value that is folded already (CRLF and white space) stays as it is. Raise ValueError for
-        a name or value that RFC 5322 does not allow; the value may be UTF-8 (RFC 6532).
+        A value that is already folded (CRLF and white space) is not changed. Raise ValueError for
+        a name or value that RFC 5322 forbids; the value may be UTF-8 (RFC 6532).
         """
         self._change(format_field(name, value) + self._prefix, self._content)
 
     def replace(self, content: bytes | Content) -> None:
-        """Put other content under the prefix."""
+        """Replace the content below the prefix."""
         if not isinstance(content, Content):
             content = Content.of(content)
         self._change(self._prefix, content)
 
     def remove(self, name: str, when: Callable[[str], bool] = lambda _: True) -> int:
-        """Take away the fields of this name whose unfolded value `when` is true of; count them."""
+        """Remove fields of this name for whose unfolded value `when` is true; return how many."""
         fields = self.headers.raw_all()
         removed = set()
         for number, raw in enumerate(fields):
@@ -117,10 +117,10 @@ class Message:
         return len(removed)
 
     def edit(self, fields: Sequence[bytes]) -> None:
-        """Put these fields, exact octets with their line ends, in the place of `headers`.
+        """Replace `headers` by these fields, given as exact octets with their line ends.
 
-        The body stays as it is, and is not copied. Fields that stand on top of the prefix and of
-        `fields` alike stay in the prefix. Raise ValueError for what is no field.
+        The body is neither changed nor copied. Fields on top that do not change stay in the prefix.
+        Raise ValueError if one is not a field.
         """
         old = self.headers.raw_all()
         for raw in set(fields).difference(old):
@@ -133,16 +133,16 @@ class Message:
             kept, size = kept + 1, size + len(after)
         changed = b"".join(fields[kept:])
         header = sum(map(len, old))
-        rest = self._prefix[header:]  # what follows the header, where it ends in the prefix
+        rest = self._prefix[header:]  # the octets after the header, if it ends in the prefix
         skipped = max(0, header - len(self._prefix))
         self._change(self._prefix[:size], self._content.behind(changed + rest, skipped))
 
     def quarantine(self, reason: str) -> None:
-        """Have the message set aside instead of delivered; the client sees it accepted."""
+        """Store the message in the quarantine instead of delivering it; the client gets 250."""
         self.quarantined = reason
 
     def discard(self, reason: str) -> None:
-        """Have the message dropped; the client sees it accepted."""
+        """Drop the message; the client gets 250."""
         self.discarded = reason
 
     def write_to(self, fd: int, before: bytes = b"") -> int:
@@ -153,14 +153,14 @@ class Message:
         return self._content.write_to(fd, before + self._prefix)
 
     def copy(self) -> Message:
-        """Return a message of the same content, whose changes do not touch this one."""
+        """Return a message with the same content, whose changes do not affect this one."""
         twin = Message(self.id, self._content, self._prefix)
         twin.quarantined = self.quarantined
         twin.discarded = self.discarded
         return twin
 
     def __repr__(self) -> str:
-        """Show the id and the size."""
+        """Return the id and the size."""
         return f"<Message {self.id}: {self.size} octets>"
 
     def _change(self, prefix: bytes, content: Content) -> None:
@@ -178,7 +178,7 @@ class Message:
         return block
 
 
-# What `email` has been seen to raise on hostile input, beside its own errors.
+# Exceptions that `email` raises for hostile input, besides its own errors.
 _PARSER_FAULTS: Final = (
     *(MessageError, ValueError, LookupError, TypeError, AttributeError),
     *(AssertionError, NameError, RecursionError),
@@ -186,9 +186,9 @@ _PARSER_FAULTS: Final = (
 
 
 class _Part(EmailMessage):
-    """A message or part of one, which refuses to be nested beyond all use.
+    """A message or a part of one, with a limit for nested parts.
 
-    The parser of the standard library tests each line against every level above it: 300 levels
+    The parser of the standard library tests each line against every level above it, so 300 levels
     make it 100 times slower.
     """
 
@@ -202,9 +202,9 @@ class _Part(EmailMessage):
 
 
 class _TolerantPolicy(EmailPolicy):
-    """`email.policy.SMTP`, which reads a field as plain text where it cannot parse it.
+    """`email.policy.SMTP`, except that a field it cannot parse is read as plain text.
 
-    Its parsers need quadratic time: seconds for a Content-Type of 16 KiB, and each part has one.
+    Its parsers take quadratic time, which is seconds for a Content-Type of 16 KiB in each part.
     """
 
     def header_fetch_parse(self, name: str, value: str) -> Any:  # noqa: ANN401 - as in the standard library

@@ -1,13 +1,14 @@
-"""Makes of any message one that a host can take: short lines, and 7-bit where it must be.
+"""Convert a message to one that a host can take, with short lines, and 7-bit if it must be.
 
-As Postfix does it for a host without 8BITMIME, part by part and into what is nested: text becomes
-quoted-printable, other content base64 where that is shorter, and a part that needs nothing stays
-octet by octet. Lines of more than 998 octets (RFC 5322 section 2.1.1) are broken where that changes
-nothing: within quoted-printable and base64, and at blanks in fields. Any other part is encoded;
-only text that says nothing of MIME is broken as Postfix breaks it, by CRLF and a blank.
+This does what Postfix does for a host without 8BITMIME, part by part and also for nested messages.
+Text becomes quoted-printable, other content base64 if that is shorter, and a part that needs no
+conversion keeps its octets. Lines of more than 998 octets (RFC 5322 section 2.1.1) are broken where
+that changes nothing: within quoted-printable and base64, and at blanks in fields. Any other part
+with long lines is encoded. Only in text without MIME fields long lines are broken as Postfix does,
+by CRLF and a blank.
 
-The result is spooled, so memory is bounded; time is linear. Fields with 8-bit octets stay, as in
-Postfix, but in a notification, where `ascii_fields` makes encoded words of them.
+The result is spooled, so memory is bounded; time is linear. Fields with 8-bit octets are kept, as
+in Postfix. In a notification `ascii_fields` turns them into encoded words.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from minismtp.mail.transfer_encoding import (
     LineBreaker,
     QuotedEncoder,
     QuotedRewrap,
+    Write,
     at_any_place,
     at_white_space,
     has_long_line,
@@ -37,14 +39,13 @@ from minismtp.mail.transfer_encoding import (
 )
 from minismtp.smtp.dot_stuffing import has_bare_newline
 
-_DEEPEST: Final = 50  # parts in parts; what is deeper is not looked into
-_MOST: Final = 10_000  # parts; those behind are not looked at, for each costs more than it says
+_DEEPEST: Final = 50  # levels of parts; deeper ones are copied
+_MOST: Final = 10_000  # parts; further ones are copied, because each takes more time than its size
 _PIECE: Final = 65536
 _RFC822: Final = b"message/rfc822"
 _NESTED: Final = (_RFC822, b"message/global")
-_PLAIN: Final = (b"", b"7bit", b"8bit", b"binary")
 _CODED: Final = (b"base64", b"quoted-printable")
-# Encodings of old whose lines mean something; they have no long ones.
+# Old encodings in which lines have a meaning, and are never long.
 _UUENCODED: Final = (b"x-uuencode", b"uuencode", b"x-uue", b"uue", b"x-binhex40", b"x-yencode")
 _SEALS: Final = ("DKIM-Signature", "ARC-Message-Signature")
 _ENCODED_LINE: Final = 76
@@ -52,14 +53,14 @@ _ENCODED_LINE: Final = 76
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a message is on the wire: `wide` has 8-bit octets, `long` a line of more than 998."""
+    """The form of a message: `wide` if it has 8-bit octets, `long` if a line has more than 998."""
 
     wide: bool
     long: bool
 
     @classmethod
     def of(cls, message: Message) -> Form:
-        """Look at a message, once and in pieces."""
+        """Return the form of a message, which is read once and in pieces."""
         wide = long = False
         with message.open() as reader:
             for piece in _lines(reader):
@@ -69,7 +70,7 @@ class Form:
 
 
 def _lines(reader: BinaryIO) -> Iterator[bytes]:
-    """Yield content in pieces of whole lines, but for a line that is longer than a piece."""
+    """Yield content in pieces of whole lines; a line longer than a piece comes in several."""
     held = b""
     while octets := reader.read(_PIECE):
         held += octets
@@ -84,13 +85,13 @@ def _lines(reader: BinaryIO) -> Iterator[bytes]:
 
 
 def is_clean(message: Message) -> bool:
-    """Say whether each CR and LF of a message is part of a line end."""
+    """Return whether each CR and LF of a message is part of a line end."""
     with message.open() as reader:
         return not any(map(has_bare_newline, _lines(reader)))
 
 
 def is_sealed(message: Message) -> bool:
-    """Say whether a message bears a signature that a conversion would break (RFC 6376, 1847)."""
+    """Return whether a message has a signature that a conversion would break (RFC 6376, 1847)."""
     headers = message.headers
     if any(name in headers for name in _SEALS):
         return True
@@ -107,19 +108,13 @@ def converted(
 ) -> Message:
     """Return a message with short lines that is 7-bit, or may be `eight_bit`.
 
-    `binary` says that CR, LF and NUL may be anywhere in its parts (RFC 3030 section 3), which are
-    encoded then. `directory` is where a large result lies, without a name. Raise OSError.
+    `binary` says that its parts may have CR, LF and NUL anywhere (RFC 3030 section 3); such parts
+    are encoded. `directory` is for the unnamed file of a large result. Raise OSError.
     """
     writer = ContentWriter(directory)
     with message.open() as reader:
-        _Converter(
-            Source(reader),
-            writer,
-            eight_bit=eight_bit,
-            binary=binary,
-            ascii_fields=ascii_fields,
-            directory=directory,
-        ).run()
+        source = Source(reader)
+        _Converter(source, writer.write, eight_bit, binary, ascii_fields, directory).run()
     made = Message(message.id, writer.finish())
     made.quarantined, made.discarded = message.quarantined, message.discarded
     return made
@@ -127,7 +122,7 @@ def converted(
 
 @dataclass(slots=True)
 class _Place:
-    """Where a part stands: how `deep`, in what was `signed`, or as a `message` of its own."""
+    """The place of a part: how `deep`, whether inside a `signed` one, or a whole `message`."""
 
     deep: int = 0
     signed: bool = False
@@ -137,7 +132,7 @@ class _Place:
 
 @dataclass(slots=True)
 class _Facts:
-    """What is in a body: its octets, and how many of them are wide."""
+    """Facts about a body: its octets, how many of them are wide (8-bit), and its lines."""
 
     size: int = 0
     wide: int = 0
@@ -168,27 +163,18 @@ class _Facts:
         return 2 if self.end == b"\r\n" else self.end.endswith(b"\n")
 
 
+@dataclass(slots=True)
 class _Converter:
-    """One conversion; `boundaries` are those of the parts that we are in."""
+    """One conversion with the options of `converted`; `_boundaries` are those of open parts."""
 
-    def __init__(
-        self,
-        source: Source,
-        writer: ContentWriter,
-        *,
-        eight_bit: bool,
-        binary: bool,
-        ascii_fields: bool,
-        directory: Path | None,
-    ) -> None:
-        self._source = source
-        self._write = writer.write
-        self._eight_bit = eight_bit
-        self._binary = binary
-        self._ascii_fields = ascii_fields
-        self._directory = directory
-        self._boundaries: dict[bytes, bytes] = {}
-        self._parts = 0
+    _source: Source
+    _write: Write
+    _eight_bit: bool
+    _binary: bool
+    _ascii_fields: bool
+    _directory: Path | None
+    _boundaries: dict[bytes, bytes] = field(default_factory=dict)
+    _parts: int = 0
 
     def run(self) -> None:
         self._part(_Place(message=True))
@@ -200,7 +186,7 @@ class _Converter:
             self._opaque()
             return
         fields, separator = self._source.header(self._boundaries)
-        if len(fields) > READ_LIMIT:  # nobody knows what the body is
+        if len(fields) > READ_LIMIT:  # so the type of the body is unknown
             self._opaque(fields)
             return
         said = Declared.of(fields, place.default)
@@ -247,10 +233,10 @@ class _Converter:
             self._part(below)
         for line in (begin, end):
             self._boundaries.pop(line, None)
-        self._opaque()  # after the last part; nothing where a boundary around this one has come
+        self._opaque()  # the text after the last part
 
     def _relabelled(self, fields: bytes, said: Declared, place: _Place) -> bytes:
-        """Return fields whose label is true of the converted content."""
+        """Return fields whose transfer encoding is true for the converted content."""
         if place.signed or said.encoding not in (b"8bit", b"binary"):
             return fields
         if not self._eight_bit:
@@ -264,14 +250,14 @@ class _Converter:
         self._write(separator)
 
     def _opaque(self, piece: bytes = b"") -> None:
-        """Pass on what is no part, or what no encoding is allowed for, behind a `piece` of it."""
+        """Copy text between parts, or a part that must not be encoded, after a `piece` of it."""
         breaker = LineBreaker(self._write, at_white_space)
         while piece := piece or self._source.piece(self._boundaries):
             breaker.take(with_encoded_words(piece) if self._ascii_fields else piece)
             piece = b""
 
     def _coded(self, encoding: bytes) -> None:
-        """Pass on what is encoded already."""
+        """Copy a part that is already encoded, with short lines."""
         ascii_only = not self._eight_bit
         if encoding == b"base64":
             breaker = LineBreaker(self._write, in_base64, _ENCODED_LINE)
@@ -284,13 +270,13 @@ class _Converter:
             rewrap.finish()
 
     def _leaf(self, fields: bytes, separator: bytes, said: Declared, place: _Place) -> None:
-        """Pass on a part as it is, or encoded where it has to be."""
+        """Copy a part as it is, or encode it if necessary."""
         facts, writer = _Facts(), ContentWriter(self._directory)
         while piece := self._source.piece(self._boundaries):
             facts.take(piece)
             writer.write(piece)
         content = writer.finish()
-        silent = place.message and not said.any  # nothing of MIME
+        silent = place.message and not said.any  # it has no MIME field
         junk = self._binary and facts.junk
         wide = bool(facts.wide) and not self._eight_bit
         if not (junk or wide or (facts.long and not silent)):
@@ -300,7 +286,7 @@ class _Converter:
                 breaker.take(piece)
             return
         text = silent or said.kind.startswith(b"text/")
-        most = 3 * facts.size // 4 if text else facts.size // 6  # text is to be read, and searched
+        most = 3 * facts.size // 4 if text else facts.size // 6  # text should stay readable
         readable = facts.wide <= most and not junk
         encoding = b"quoted-printable" if readable else b"base64"
         fields = with_end(fields)
@@ -326,7 +312,7 @@ class _Converter:
 
 
 def _pieces(content: Content, size: int) -> Iterator[bytes]:
-    """Yield the first octets of a content, in whole lines where they fit."""
+    """Yield the first `size` octets of a content, in whole lines if they fit."""
     with content.open() as reader:
         source = Source(reader)
         while size > 0 and (piece := source.piece()):

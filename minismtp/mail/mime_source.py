@@ -1,7 +1,7 @@
-"""Reads a message by header sections, boundaries and what stands between them.
+"""Read a message as header sections, boundaries, and the text between them (RFC 2045, 2046).
 
-RFC 2045, 2046. What it gives are the octets as they came. Memory is bounded by the longest header
-section that is read as one, and time is linear, whatever the message.
+The octets are returned unchanged. Memory is bounded by the longest header section, and time is
+linear for any message.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from minismtp.mail.transfer_encoding import character_end
 PIECE: Final = 16384  # octets at most
 _LONGEST_BOUNDARY: Final = 1000  # octets of a line
 _BLANKS: Final = b" \t\r\n"
-# Fields; the first line that is none, or an empty one, ends them.
+# Fields; they end at an empty line, or at the first line that is not a field.
 _FOLDED: Final = rb"(?:[ \t][^\n]*+(?:\n|\Z))*+"
 _FIELD: Final = rb"[!-9;-~]++[ \t]*+:[^\n]*+(?:\n|\Z)" + _FOLDED
 _FIELDS: Final = re.compile(rb"(?:%s)*+" % _FIELD)
@@ -39,7 +39,7 @@ _QUOTED: Final = re.compile(rb"\\(.)", re.DOTALL)
 
 
 class Source:
-    """Reads on, piece by piece; a `boundaries` argument holds the lines that end a part."""
+    """Reads a message piece by piece; `boundaries` are the lines that end a part."""
 
     def __init__(self, reader: BinaryIO) -> None:
         self._reader = reader
@@ -72,7 +72,7 @@ class Source:
         return piece
 
     def boundary(self, boundaries: Collection[bytes]) -> tuple[bytes, bytes]:
-        """Return the boundary that comes next, and its line; b"" at the end."""
+        """Return the boundary at the current place, and its line; b"" if there is no boundary."""
         self._fill()
         if not self._is_boundary(self._place, boundaries):
             return b"", b""
@@ -80,13 +80,13 @@ class Source:
         return line.rstrip(_BLANKS), line
 
     def skip(self, line: bytes) -> None:
-        """Go behind a line that `boundary` has returned."""
+        """Skip a line that `boundary` returned."""
         self._place += len(line)
 
     def header(self, boundaries: Collection[bytes]) -> tuple[bytes, bytes]:
-        """Return the fields that come next, and the empty line behind them if there is one.
+        """Return the next fields, and the empty line after them if there is one.
 
-        Of a section above `READ_LIMIT` only the beginning comes, which may end within a line.
+        Of a section above `READ_LIMIT` this returns the beginning, which may end within a line.
         """
         block, end = b"", 0
         while piece := self.piece(boundaries):
@@ -133,14 +133,14 @@ class Source:
 
 
 def _fields_end(block: bytes, start: int) -> int:
-    """Return where the fields end that are known to go on until `start` at least."""
+    """Return where the fields end, which reach at least to `start`."""
     match = _MORE.match(block, start) if start else _FIELDS.match(block)
     return match.end() if match else start
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the fields of a part say: `kind` and `encoding` in lower case, `any` field at all."""
+    """The MIME fields of a part: `kind` and `encoding` in lower case, `any` if there are any."""
 
     kind: bytes
     encoding: bytes
@@ -150,7 +150,7 @@ class Declared:
 
     @classmethod
     def of(cls, fields: bytes, default: bytes) -> Declared:
-        """Read fields; the first of a name counts."""
+        """Read the fields, of which the first of each name counts."""
         if not fields:
             return cls(default, b"", b"", any=False, version=False)
         values: dict[bytes, bytes] = {}
@@ -169,7 +169,7 @@ class Declared:
 
 
 def with_encoding(fields: bytes, encoding: bytes) -> bytes:
-    """Return fields with one Content-Transfer-Encoding, where the first was or at the end."""
+    """Return fields with one Content-Transfer-Encoding, in place of the first or at the end."""
     field = b"Content-Transfer-Encoding: " + encoding + b"\r\n"
     done = False
 
@@ -185,12 +185,12 @@ def with_encoding(fields: bytes, encoding: bytes) -> bytes:
 
 
 def with_end(fields: bytes) -> bytes:
-    """Return fields of which the last one has its line end."""
+    """Return fields with a line end after the last one."""
     return fields if not fields or fields.endswith(b"\n") else fields + b"\r\n"
 
 
 def _boundary_of(content_type: bytes) -> bytes:
-    """Return the boundary that a Content-Type says, b"" where there is none."""
+    """Return the boundary of a Content-Type, b"" if it has no boundary."""
     sections: dict[int, bytes] = {}
     for name, section, extended, text in _PARAMETER.findall(content_type):
         if name.lower() == b"boundary":

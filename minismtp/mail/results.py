@@ -1,4 +1,4 @@
-"""What filters have found, worth some points, for whoever adds them up.
+"""Findings of filters, with points that a plugin such as `score` adds up.
 
     findings_of(envelope).append(Finding("dnsbl", "zen.example", 4.0))
 
@@ -17,7 +17,7 @@ from minismtp.values.stash import StashKey
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`points` speak for spam when they are above 0, against it below; `text` is for people."""
+    """A finding: points above 0 speak for spam, points below 0 against it; `text` is for people."""
 
     plugin: str
     name: str
@@ -29,5 +29,5 @@ _FINDINGS: Final[StashKey[list[Finding]]] = StashKey()
 
 
 def findings_of(place: Session | Envelope) -> list[Finding]:
-    """Return the list of the findings so far, to read or to add to."""
+    """Return the list of the findings so far; plugins may add to it."""
     return place.stash.setdefault(_FINDINGS, [])

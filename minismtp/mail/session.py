@@ -1,4 +1,4 @@
-"""What is known of one connection, as plain data that hooks may read."""
+"""The data of one connection, which hooks may read."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from minismtp.values.stash import Stash
 
 
 def is_silent(_seconds: float) -> bool:
-    """Say of a peer that nobody waits for that it has not spoken."""
+    """Return False, because outside `on_connect` the server does not wait for the peer."""
     return False
 
 
 @dataclass(frozen=True, slots=True)
 class TlsInfo:
-    """The TLS of a session; `client_identity` comes from a client certificate that was checked.
+    """The TLS of a session; `client_identity` comes from a verified client certificate.
 
-    `bits` are those of the cipher's key, 0 when that is not known.
+    `bits` is the size of the cipher's key, 0 if it is not known.
     """
 
     version: str
@@ -31,17 +31,17 @@ class TlsInfo:
 class Session:
     """One connection. `peer` is an IP address as text, or "unix"; `started` is wall-clock seconds.
 
-    `name` is the peer's name in the DNS, once a plugin has asked for it and it leads back to the
-    address, or as a front end says by XCLIENT; else it is empty. `local` is the address of ours
-    that the peer has called, empty for a unix socket. `login` is the authorization identity after
-    AUTH. `proxied` says that a balancer's PROXY header named the peer; then `tls` may be what the
-    client spoke with the balancer. The peer's words (`helo`) are not checked. `trusted` says that
-    the peer belongs to a network of ours: a plugin that knows may set it in `on_connect`, as
-    `relay` does. Plugins may read all else and write to `stash`; it lives in one thread.
+    `name` is the peer's name in the DNS, once a plugin looked it up and it has the peer's address,
+    or the name that a front end sent by XCLIENT; else it is empty. `local` is the server's address
+    that the peer connected to, empty for a unix socket. `login` is the authorization identity after
+    AUTH. `proxied` says that a balancer's PROXY header named the peer; then `tls` may be that of
+    the client's connection to the balancer. `helo` is not checked. `trusted` says that the peer
+    belongs to a trusted network; a plugin may set it in `on_connect`, as `relay` does. Plugins may
+    write to `stash` and read all else. A session lives in one thread.
 
-    In `on_connect`, `speaks_within(seconds)` waits at most so long for the peer to say something,
-    and tells whether it did: peers have to await the greeting (RFC 5321 section 3.1). It ends
-    sooner when the peer speaks or leaves, or the server stops. Later it is False at once.
+    In `on_connect`, `speaks_within(seconds)` waits for the peer to send something and returns
+    whether it did. Peers have to wait for the greeting (RFC 5321 section 3.1). The wait ends early
+    if the peer speaks or leaves, or the server stops. Outside `on_connect` it is False at once.
     """
 
     id: str

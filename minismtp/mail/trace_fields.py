@@ -1,4 +1,4 @@
-"""Trace fields, our own on top of each message and earlier ones (RFC 5321 section 4.4)."""
+"""Trace fields: the one that the server adds, and earlier ones (RFC 5321 section 4.4)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minismtp.mail.session import Session
 from minismtp.smtp.grammar import is_host_name
 from minismtp.values.address import Address
 
-_NAME_LIMIT: Final = 255  # octets of the name in EHLO that we repeat
+_NAME_LIMIT: Final = 255  # octets of the name in EHLO that the field repeats
 _FOR_LIMIT: Final = 900  # octets of a recipient that fit into one line (RFC 5322 section 2.1.1)
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -23,8 +23,8 @@ _last_date: tuple[int, str] = (-1, "")
 def received(session: Session, envelope: Envelope) -> bytes:
     """Return the Received field of one message, folded, with its final CRLF.
 
-    The recipient is named only when there is one: more would give away blind copies. It is named in
-    ASCII or not at all, for this field must not be why a message needs SMTPUTF8 on its way on.
+    The recipient is named only if there is one, because several would disclose blind copies. It is
+    named in ASCII or omitted, because this field must not make the next hop need SMTPUTF8.
     """
     keyword = session.protocol
     if envelope.smtputf8:
@@ -42,7 +42,7 @@ def received(session: Session, envelope: Envelope) -> bytes:
 
 
 def _for_clause(recipient: Address) -> str:
-    """Return the recipient for the field, in ASCII; nothing where that is not possible."""
+    """Return the clause for the recipient in ASCII, "" if that is not possible."""
     if not recipient.is_ascii:
         recipient = Address(recipient.local, recipient.ascii_domain)
     fits = recipient.is_ascii and len(str(recipient)) <= _FOR_LIMIT
@@ -50,9 +50,9 @@ def _for_clause(recipient: Address) -> str:
 
 
 def _name(helo: str) -> str:
-    """Return the name in EHLO; one that is no domain as a quoted string in ASCII (RFC 5322).
+    """Return the name in EHLO, as a quoted string in ASCII (RFC 5322) unless it is a domain.
 
-    So nothing in it ends the field, opens a comment or is taken for another part of it.
+    So nothing in it can end the field, open a comment, or pass for another part of the field.
     """
     if is_host_name(helo):
         return helo
@@ -69,9 +69,9 @@ def _origin(session: Session) -> str:
 
 
 def date(seconds: float) -> str:
-    """Return a date as RFC 5322 section 3.3 writes it, in UTC; the text is made once a second.
+    """Return a date in the format of RFC 5322 section 3.3, in UTC; the text is made once a second.
 
-    A time before 1970 or after 9999, from a clock that went wrong, is the nearest date inside.
+    A time before 1970 or after 9999, from a wrong clock, becomes the nearest date in that range.
     """
     global _last_date  # noqa: PLW0603 - a cache of one value, replaced whole
     second = int(seconds)
@@ -88,5 +88,5 @@ def date(seconds: float) -> str:
 
 
 def hops(head: bytes) -> int:
-    """Count the trace fields that a message came with."""
+    """Return the number of trace fields in the header of an incoming message."""
     return (b"\n" + head.lower()).count(b"\nreceived:")

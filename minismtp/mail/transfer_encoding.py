@@ -1,8 +1,8 @@
-"""Ways to write octets in lines that every host takes: encoded, or broken.
+"""Write octets in lines that every host takes, by an encoding or by breaking lines.
 
-Each takes octets in pieces, such as `mime_source` gives them: whole lines, or a part of a line that
-is longer than a piece. Memory is bounded by the piece, and time is linear. RFC 2045 sections 6.7
-and 6.8 are quoted-printable and base64; Postfix breaks lines as `LineBreaker` does
+Each class takes octets in pieces as `mime_source` returns them: whole lines, or a part of a line
+that is longer than a piece. Memory is bounded by the piece, and time is linear. RFC 2045 sections
+6.7 and 6.8 define quoted-printable and base64. `LineBreaker` does what Postfix does
 (smtp_line_length_limit).
 """
 
@@ -13,14 +13,15 @@ import re
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-LINE_LIMIT: Final = 998  # octets without CRLF, RFC 5322 section 2.1.1
+from minismtp.mail.headers import LINE_LIMIT
+
 _ENCODED_LINE: Final = 76  # characters, RFC 2045 section 6.8
 _GROUP: Final = 57  # octets that make a line of base64
 _BLANKS: Final = b" \t"
 _CUT_CODE: Final = re.compile(rb"=[0-9A-Fa-f]?\Z")
 _WIDE: Final = bytes(range(128, 256))
 _WIDE_WORD: Final = re.compile(rb"(?<![^ \t\r\n])[^ \t\r\n\x80-\xff]*+[\x80-\xff][^ \t\r\n]*+")
-# An encoded word of many characters, in a charset whose octets can be parted between two of them.
+# An encoded word of many characters, in a charset whose octets can be split between characters.
 _LONG_WORD: Final = re.compile(
     rb"=\?(utf-8|us-ascii|iso-8859-[0-9]{1,2}|windows-125[0-9]|koi8-[ru])(?:\*[!->@-~]{0,20})?"
     rb"\?(?:b\?([^? \t\r\n]{100,})|q\?([^? \t\r\n]{100,}))\?=",
@@ -29,12 +30,12 @@ _LONG_WORD: Final = re.compile(
 _WORD: Final = 42  # octets in one encoded word of 75 characters
 
 Write: TypeAlias = Callable[[bytes], object]
-#: Return where a line is cut that has room until `start + room`, and what the next one begins with.
+#: Return where to cut a line with room until `start + room`, and the begin of the next line.
 Cut: TypeAlias = Callable[[bytes, int, int], tuple[int, bytes]]
 
 
 def character_end(text: bytes, start: int, end: int) -> int:
-    """Return the last place up to `end` that is not inside a UTF-8 character, `end` if none is."""
+    """Return the last place up to `end` that is not inside a UTF-8 character, else `end`."""
     place = end
     while place > max(start, end - 3) and place < len(text) and text[place] & 0xC0 == 0x80:  # noqa: PLR2004 - 10xxxxxx
         place -= 1
@@ -42,12 +43,12 @@ def character_end(text: bytes, start: int, end: int) -> int:
 
 
 def at_any_place(text: bytes, start: int, room: int) -> tuple[int, bytes]:
-    """Cut a line as Postfix does: the next one begins with a blank, which ends no header."""
+    """Cut a line as Postfix does; the next one begins with a blank, so a header goes on."""
     return character_end(text, start, start + room), b" "
 
 
 def at_white_space(text: bytes, start: int, room: int) -> tuple[int, bytes]:
-    """Cut a field before a blank, so that unfolding restores it; else behind a mark or anywhere."""
+    """Cut a field before a blank, so that unfolding restores it, else after a mark or anywhere."""
     window = text[start : start + room]
     blank = max(window.rfind(b" "), window.rfind(b"\t"))
     before = window[: max(blank, 0)].strip(_BLANKS)
@@ -58,18 +59,18 @@ def at_white_space(text: bytes, start: int, room: int) -> tuple[int, bytes]:
 
 
 def in_base64(_: bytes, start: int, room: int) -> tuple[int, bytes]:
-    """Cut a line of base64, where line ends mean nothing."""
+    """Cut a line of base64, in which line ends have no meaning."""
     return start + room, b""
 
 
 class LineBreaker:
-    """Breaks lines of more than 998 octets into lines of `width`; all others stay as they are."""
+    """Breaks lines of more than 998 octets into lines of `width` octets."""
 
     def __init__(self, write: Write, cut: Cut, width: int = LINE_LIMIT) -> None:
         self._write = write
         self._cut = cut
         self._width = width
-        self._column = 0  # of a long line that goes on in the next piece
+        self._column = 0  # of a long line that continues in the next piece
 
     def take(self, piece: bytes) -> None:
         """Write the next piece."""
@@ -85,9 +86,6 @@ class LineBreaker:
         if last:
             self._line(last)
 
-    def finish(self) -> None:
-        """End; everything is written already."""
-
     def _line(self, text: bytes) -> None:
         start, end = 0, len(text)
         long = self._column or end > LINE_LIMIT
@@ -100,7 +98,7 @@ class LineBreaker:
 
 
 class Base64Encoder:
-    """Encodes octets in base64, without a line end behind the last line."""
+    """Encodes octets in base64, without a line end after the last line."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -108,7 +106,7 @@ class Base64Encoder:
         self._between = b""
 
     def take(self, piece: bytes) -> None:
-        """Write what fills lines."""
+        """Write the lines that are full."""
         piece = self._held + piece
         whole = len(piece) // _GROUP * _GROUP
         self._held = piece[whole:]
@@ -132,10 +130,10 @@ class QuotedEncoder:
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._inside = False  # a line that goes on in the next piece
+        self._inside = False  # a line that continues in the next piece
 
     def take(self, piece: bytes) -> None:
-        """Write the next piece; a bare LF ends a line, as `dotted` has it."""
+        """Write the next piece; a bare LF ends a line, as in `dotted`."""
         lines = piece.replace(b"\r\n", b"\n").split(b"\n")
         if self._inside:
             self._write(b"=\r\n")
@@ -143,11 +141,11 @@ class QuotedEncoder:
         self._inside = lines[-1] != b""
 
     def finish(self) -> None:
-        """End; everything is written already."""
+        """Do nothing, because everything is already written."""
 
 
 class QuotedRewrap:
-    """Breaks the long lines of quoted-printable; with `ascii_only` it encodes what is not."""
+    """Breaks the long lines of quoted-printable; `ascii_only` encodes 8-bit octets too."""
 
     def __init__(self, write: Write, *, ascii_only: bool) -> None:
         self._write = write
@@ -171,7 +169,7 @@ class QuotedRewrap:
             self._line(last, ends=False)
 
     def finish(self) -> None:
-        """Write what was held back."""
+        """Write the octets that were held back."""
         self._write(self._held)
         self._held = b""
 
@@ -182,7 +180,7 @@ class QuotedRewrap:
             self._write(text)
             return
         if ends:
-            text = text.rstrip(_BLANKS)  # it means nothing there, RFC 2045 section 6.7
+            text = text.rstrip(_BLANKS)  # they have no meaning there, RFC 2045 section 6.7
         cut = _CUT_CODE.search(text)
         if cut:
             text = text[: cut.start()]
@@ -202,7 +200,7 @@ def quoted_printable(line: bytes) -> bytes:
 
 
 def has_long_line(piece: bytes) -> bool:
-    """Say whether lines, or a part of one, have more than 998 octets; hops from limit to limit."""
+    """Return whether a line, or a part of one, has more than 998 octets; jump by the limit."""
     start, end = 0, len(piece)
     while end - start > LINE_LIMIT:
         newline = piece.rfind(b"\n", start, start + LINE_LIMIT + 1)
@@ -215,21 +213,21 @@ def has_long_line(piece: bytes) -> bool:
 
 
 def without_wide(piece: bytes) -> bytes:
-    """Return octets without those outside of ASCII."""
+    """Return octets without 8-bit ones."""
     return piece.translate(None, _WIDE)
 
 
 def with_encoded_words(text: bytes) -> bytes:
-    """Return fields in ASCII, each word outside of it as encoded words (RFC 2047) to be read."""
+    """Return fields in ASCII, with each word that is not ASCII as encoded words (RFC 2047)."""
     return _WIDE_WORD.sub(_encoded_word, text)
 
 
 def _encoded_word(match: re.Match[bytes]) -> bytes:
-    return _words(match[0], b"utf-8" if is_utf_8(match[0]) else b"unknown-8bit")
+    return _words(match[0], b"utf-8" if _is_utf_8(match[0]) else b"unknown-8bit")
 
 
 def with_short_words(text: bytes) -> bytes:
-    """Return fields whose encoded words are short enough to be folded between (RFC 2047 2)."""
+    """Return fields whose encoded words are short enough for folding (RFC 2047 section 2)."""
     return _LONG_WORD.sub(_short_words, text) if has_long_line(text) else text
 
 
@@ -252,8 +250,8 @@ def _words(octets: bytes, charset: bytes) -> bytes:
     return b" ".join(words)
 
 
-def is_utf_8(octets: bytes) -> bool:
-    """Say whether octets are UTF-8."""
+def _is_utf_8(octets: bytes) -> bool:
+    """Return whether octets are UTF-8."""
     try:
         octets.decode()
     except UnicodeDecodeError:
