@@ -145,7 +145,7 @@ def test_mail_server_of_the_readme_has_its_three_ports_and_sound_plugins(tmp_pat
     (tmp_path / "passwords").write_text(f"alice:{hash_password('secret')}\n")
     config = Config.parse(blocks(README, "toml")[1].text, tmp_path / "minismtp.toml")
     PluginSet.load(config)
-    assert [(item.port, item.kind, item.tls) for item in config.listeners] == [
+    assert [(item.address.port, item.kind, item.tls) for item in config.listeners] == [
         (25, "mx", "starttls"),
         (587, "submission", "starttls"),
         (465, "submission", "implicit"),

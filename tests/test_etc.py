@@ -31,7 +31,7 @@ path = "passwords"
 
 def test_example_has_the_three_ports_of_a_mail_server() -> None:
     listeners = Config.load(EXAMPLE).listeners
-    assert {(item.port, item.kind, item.tls) for item in listeners} == {
+    assert {(item.address.port, item.kind, item.tls) for item in listeners} == {
         (25, "mx", "starttls"),
         (587, "submission", "starttls"),
         (465, "submission", "implicit"),

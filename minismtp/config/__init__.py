@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import tomli
+from msgspec import Meta
 
-from minismtp.config.checks import check_domain, check_unique, counts, says
+from minismtp.config.checks import check_domain, check_unique
 from minismtp.config.limits_table import Limits
 from minismtp.config.listener_table import Listener
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
@@ -78,44 +79,37 @@ class Config:
     `file` is the path of the file, empty for the embedded default. Relative paths start at `base`.
     """
 
-    hostname: Annotated[
-        str, says("name of this server in greetings, trace fields and Message-IDs")
-    ] = field(default_factory=default_hostname)
+    hostname: Annotated[str, "name of this server in greetings, trace fields and Message-IDs"] = (
+        field(default_factory=default_hostname)
+    )
     state_directory: Annotated[
-        Path,
-        says("directory of the queue, of large messages while they arrive, and of the metrics"),
+        Path, "directory of the queue, of large messages while they arrive, and of the metrics"
     ] = field(default_factory=default_state_directory)
     plugin_path: Annotated[
         list[Path],
-        says(
-            "directories of local plugins, one file each. They take precedence over installed"
-            " plugins of the same name"
-        ),
+        "directories of local plugins, one file each. They take precedence over installed"
+        " plugins of the same name",
     ] = field(default_factory=list)
     # After a reload, two generations of workers share the SLOTS of `runtime.session_limits`.
     workers: Annotated[
         int,
-        counts("processes that serve clients; 0 = two per core, at least four", least=0, most=64),
+        Meta(ge=0, le=64),
+        "processes that serve clients; 0 = two per core, at least four",
     ] = 0
     cpu_affinity: Annotated[
         bool,
-        says(
-            "bind each worker, and the process that delivers, to one core, spread evenly. The"
-            " programs and threads that a plugin starts stay on that core too"
-        ),
+        "bind each worker, and the process that delivers, to one core, spread evenly. The"
+        " programs and threads that a plugin starts stay on that core too",
     ] = True
     user: Annotated[
-        str,
-        says("user to become after the sockets are open, if started as root; empty = stay root"),
+        str, "user to become after the sockets are open, if started as root; empty = stay root"
     ] = ""
     bare_newline: Annotated[
         Literal["reject", "fix"],
-        says(
-            "reject: refuse a message with a bare CR or LF with 550 5.6.0. fix: turn each into"
-            " CRLF. With BODY=BINARYMIME only the header counts, and the message is always refused"
-        ),
+        "reject: refuse a message with a bare CR or LF with 550 5.6.0. fix: turn each into"
+        " CRLF. With BODY=BINARYMIME only the header counts, and the message is always refused",
     ] = "reject"
-    listeners: Annotated[list[Listener], says("at least one")] = field(default_factory=list)
+    listeners: Annotated[list[Listener], "at least one"] = field(default_factory=list)
     tls: TlsConfig = field(default_factory=TlsConfig)
     limits: Limits = field(default_factory=Limits)
     dns: DnsConfig = field(default_factory=DnsConfig)
@@ -123,7 +117,7 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     outbound: Outbound = field(default_factory=Outbound)
-    plugins: Annotated[list[PluginConfig], says("in the order in which they run")] = field(
+    plugins: Annotated[list[PluginConfig], "in the order in which they run"] = field(
         default_factory=list
     )
     file: str = field(default="", metadata=INTERNAL)
@@ -199,7 +193,8 @@ class Config:
         if not self.listeners:
             raise ConfigError("expected at least one [[listeners]] table", key="listeners")
         check_unique("listeners", [listener.name for listener in self.listeners])
-        chosen = [str(item.address) if item.port or item.path else "" for item in self.listeners]
+        places = [listener.address for listener in self.listeners]
+        chosen = [str(place) if place.port or place.path else "" for place in places]
         check_unique("listeners", chosen, attribute="address")
         for number, listener in enumerate(self.listeners):
             key = f"listeners[{number}]"

@@ -1,8 +1,8 @@
-"""What the tables of the configuration have in common: descriptions of keys, and checks."""
+"""The types and checks that several tables of the configuration use."""
 
 import re
 import ssl
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
@@ -11,17 +11,8 @@ from minismtp.config.types import ByteSize, parse_domain
 from minismtp.values.ciphers import set_ciphers
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
 MIN_DATA_RATE: Final = ByteSize(500)  # as smtpd_min_data_rate and smtp_min_data_rate of Postfix
-
-
-def says(description: str) -> Meta:
-    """Describe a key to editors and readers."""
-    return Meta(description=description)
-
-
-def counts(description: str, *, least: int = 1, most: int | None = None) -> Meta:
-    """Describe a key that holds a number of things."""
-    return Meta(description=description, ge=least, le=most)
 
 
 def check_name(name: str, *, key: str = "name") -> None:

@@ -3,10 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
-from minismtp.config.checks import check_ciphers, check_name, says
+from minismtp.config.checks import check_ciphers, check_name
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import Network, SocketAddress
 from minismtp.mail.cleanup import DROP_HEADERS
@@ -23,95 +22,71 @@ class Listener:
 
     name: Annotated[
         str,
-        says(
-            "label in metrics and logs. `listeners` of a plugin refers to it, and a systemd socket"
-            " is taken over if its `FileDescriptorName` is the same"
-        ),
+        "label in metrics and logs. `listeners` of a plugin refers to it, and a systemd socket"
+        " is taken over if its `FileDescriptorName` is the same",
     ]
-    address: Annotated[
-        SocketAddress, says("may be a unix socket; an IPv6 address serves IPv6 only")
-    ]
+    address: Annotated[SocketAddress, "may be a unix socket; an IPv6 address serves IPv6 only"]
     kind: Annotated[
         Literal["mx", "submission", "lmtp"],
-        says(
-            "mx: mail from other servers. submission: mail from users, who must log in first (530)."
-            " Their messages get a Date, Message-ID and From if these are missing. lmtp: RFC 2033"
-        ),
+        "mx: mail from other servers. submission: mail from users, who must log in first (530)."
+        " Their messages get a Date, Message-ID and From if these are missing. lmtp: RFC 2033",
     ] = "mx"
     tls: Annotated[
         Literal["none", "starttls", "implicit"],
-        says(
-            "starttls and implicit need `[tls]`. A submission listener may have none on loopback"
-            " and unix sockets only. AUTH is offered inside TLS; with none, it is offered on"
-            " loopback and unix sockets"
-        ),
+        "starttls and implicit need `[tls]`. A submission listener may have none on loopback"
+        " and unix sockets only. AUTH is offered inside TLS; with none, it is offered on"
+        " loopback and unix sockets",
     ] = "starttls"
     proxy_protocol: Annotated[
         Networks,
-        says(
-            "load balancers that must send a PROXY header, version 1 or 2. If any network is given,"
-            " every client of a unix socket must send one"
-        ),
+        "load balancers that must send a PROXY header, version 1 or 2. If any network is given,"
+        " every client of a unix socket must send one",
     ] = field(default_factory=list)
     proxy_auth: Annotated[
         bool,
-        says(
-            'on a listener with tls "none", offer AUTH to all clients of the load balancers. By'
-            " default it is offered only to clients that use TLS according to a version 2 header"
-            " (HAProxy: `send-proxy-v2-ssl`). Set it if the load balancers accept only TLS"
-        ),
+        'on a listener with tls "none", offer AUTH to all clients of the load balancers. By'
+        " default it is offered only to clients that use TLS according to a version 2 header"
+        " (HAProxy: `send-proxy-v2-ssl`). Set it if the load balancers accept only TLS",
     ] = False
     xclient: Annotated[
-        Networks, says("front ends that may use XCLIENT to pass on the address of their client")
+        Networks, "front ends that may use XCLIENT to pass on the address of their client"
     ] = field(default_factory=list)
     ciphers: Annotated[
         str,
-        says(
-            "cipher suites of TLS 1.2, in OpenSSL's format. If empty, an mx listener has those that"
-            " Postfix accepts by default and RFC 9325 does not forbid, because a server that finds"
-            " no common suite sends in clear text or not at all. Other listeners have the suites"
-            " with forward secrecy that Python chooses"
-        ),
+        "cipher suites of TLS 1.2, in OpenSSL's format. If empty, an mx listener has those that"
+        " Postfix accepts by default and RFC 9325 does not forbid, because a server that finds"
+        " no common suite sends in clear text or not at all. Other listeners have the suites"
+        " with forward secrecy that Python chooses",
     ] = ""
     client_certificates: Annotated[
         bool,
-        says(
-            "ask for a certificate signed by `client_ca`; its owner may log in with AUTH EXTERNAL."
-            " Any other certificate is ignored, and the log says why"
-        ),
+        "ask for a certificate signed by `client_ca`; its owner may log in with AUTH EXTERNAL."
+        " Any other certificate is ignored, and the log says why",
     ] = False
-    strict_pipelining: Annotated[
-        bool, says("refuse clients that do not wait for the reply to EHLO")
-    ] = False
+    strict_pipelining: Annotated[bool, "refuse clients that do not wait for the reply to EHLO"] = (
+        False
+    )
     match_sender: Annotated[
         bool,
-        says(
-            "the sender must be the login, or an address whose mail is delivered to the login's own"
-            " mailbox; otherwise 553. Whole addresses are compared. A login without a domain is a"
-            " user of the first domain of `mailboxes`"
-        ),
+        "the sender must be the login, or an address whose mail is delivered to the login's own"
+        " mailbox; otherwise 553. Whole addresses are compared. A login without a domain is a"
+        " user of the first domain of `mailboxes`",
     ] = False
     match_from: Annotated[
         bool,
-        says(
-            "the addresses in From and Sender must belong to the login in the same way; otherwise"
-            " 550 after the content"
-        ),
+        "the addresses in From and Sender must belong to the login in the same way; otherwise"
+        " 550 after the content",
     ] = False
     drop_headers: Annotated[
         list[str],
-        says(
-            "header fields to remove from messages of clients that are logged in or in a trusted"
-            " network, so that blind copies stay blind. Return-Path is removed from all mail"
-        ),
+        "header fields to remove from messages of clients that are logged in or in a trusted"
+        " network, so that blind copies stay blind. Return-Path is removed from all mail",
     ] = field(default_factory=lambda: [*DROP_HEADERS])
     add_sender: Annotated[
-        bool,
-        says("add a Sender field with the login if the message has none and From differs from it"),
+        bool, "add a Sender field with the login if the message has none and From differs from it"
     ] = False
     greet_delay: Annotated[
-        timedelta,
-        says("wait before the banner. A client that sends something meanwhile is refused"),
+        timedelta, "wait before the banner. A client that sends something meanwhile is refused"
     ] = timedelta(0)
 
     def __post_init__(self) -> None:
@@ -142,18 +117,3 @@ class Listener:
     def suites(self) -> str:
         """The cipher suites of TLS 1.2 to use; "" for Python's own."""
         return self.ciphers or (GENEROUS if self.kind == "mx" else "")
-
-    @property
-    def host(self) -> str:
-        """The host to bind; empty for a unix socket."""
-        return self.address.host
-
-    @property
-    def port(self) -> int:
-        """The port to bind; 0 lets the kernel choose."""
-        return self.address.port
-
-    @property
-    def path(self) -> Path | None:
-        """The path of a unix socket, else None."""
-        return self.address.path

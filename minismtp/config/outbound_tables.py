@@ -5,13 +5,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
+from msgspec import Meta
+
 from minismtp.config.checks import (
     MIN_DATA_RATE,
+    Count,
     check_ciphers,
     check_domain_pattern,
     check_positive,
-    counts,
-    says,
 )
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, SocketAddress
@@ -30,16 +31,14 @@ _SUBMISSIONS: Final = 465
 class OutboundRoute:
     """Another way for mail to some domains. The first route that matches is used."""
 
-    domain: Annotated[
-        str, says('"example.net", "*.example.net" (without example.net itself) or "*"')
-    ]
+    domain: Annotated[str, '"example.net", "*.example.net" (without example.net itself) or "*"']
     host: Annotated[
-        SocketAddress | None, says('host for this mail, such as "smtp.example.net:587"; "" = by MX')
+        SocketAddress | None, 'host for this mail, such as "smtp.example.net:587"; "" = by MX'
     ] = None
-    tls: Annotated[TlsLevel, says(_TLS_SAYS)] = "opportunistic"
-    implicit: Annotated[bool, says(_IMPLICIT_SAYS)] = False
-    username: Annotated[str, says("login at the host; needs `tls` required or verified")] = ""
-    password_file: Annotated[Path | None, says("file with the password in its first line")] = None
+    tls: Annotated[TlsLevel, _TLS_SAYS] = "opportunistic"
+    implicit: Annotated[bool, _IMPLICIT_SAYS] = False
+    username: Annotated[str, "login at the host; needs `tls` required or verified"] = ""
+    password_file: Annotated[Path | None, "file with the password in its first line"] = None
 
     def __post_init__(self) -> None:
         if self.domain != "*":
@@ -83,69 +82,59 @@ class Outbound:
 
     smarthost: Annotated[
         SocketAddress | None,
-        says('host for all mail without a route, such as "smtp.example.net:587"; "" = by MX'),
+        'host for all mail without a route, such as "smtp.example.net:587"; "" = by MX',
     ] = None
-    tls: Annotated[TlsLevel, says(_TLS_SAYS)] = "opportunistic"
-    implicit: Annotated[bool, says(f"at the smarthost, {_IMPLICIT_SAYS}")] = False
-    username: Annotated[str, says("login at the smarthost; needs `tls` required or verified")] = ""
-    password_file: Annotated[Path | None, says("file with the password in its first line")] = None
-    mta_sts: Annotated[bool, says("follow the MTA-STS policies of domains (RFC 8461)")] = True
-    dane: Annotated[
-        bool, says("follow TLSA records that a trusted resolver validated (RFC 7672)")
-    ] = True
+    tls: Annotated[TlsLevel, _TLS_SAYS] = "opportunistic"
+    implicit: Annotated[bool, f"at the smarthost, {_IMPLICIT_SAYS}"] = False
+    username: Annotated[str, "login at the smarthost; needs `tls` required or verified"] = ""
+    password_file: Annotated[Path | None, "file with the password in its first line"] = None
+    mta_sts: Annotated[bool, "follow the MTA-STS policies of domains (RFC 8461)"] = True
+    dane: Annotated[bool, "follow TLSA records that a trusted resolver validated (RFC 7672)"] = True
     ciphers: Annotated[
         str,
-        says(
-            "cipher suites of TLS 1.2, in OpenSSL's format. Empty: those that Postfix offers by"
-            " default and RFC 9325 does not forbid"
-        ),
+        "cipher suites of TLS 1.2, in OpenSSL's format. Empty: those that Postfix offers by"
+        " default and RFC 9325 does not forbid",
     ] = ""
     server_ca: Annotated[
-        Path | None, says("PEM file of trusted authorities; not set = those of the system")
+        Path | None, "PEM file of trusted authorities; not set = those of the system"
     ] = None
-    routes: Annotated[list[OutboundRoute], says("other ways for mail to some domains")] = field(
+    routes: Annotated[list[OutboundRoute], "other ways for mail to some domains"] = field(
         default_factory=list
     )
-    retry: Annotated[
-        tuple[timedelta, ...], says("waits between attempts; the last one is repeated")
-    ] = tuple(timedelta(minutes=m) for m in (1, 5, 15, 30, 60, 120, 240))
-    expire: Annotated[timedelta, says("age at which a message is returned")] = timedelta(days=5)
+    retry: Annotated[tuple[timedelta, ...], "waits between attempts; the last one is repeated"] = (
+        tuple(timedelta(minutes=m) for m in (1, 5, 15, 30, 60, 120, 240))
+    )
+    expire: Annotated[timedelta, "age at which a message is returned"] = timedelta(days=5)
     warn_after: Annotated[
-        timedelta, says("age at which the sender is told that a message still waits; 0s = never")
+        timedelta, "age at which the sender is told that a message still waits; 0s = never"
     ] = timedelta(hours=4)
     # RFC 5321 section 4.5.3.2 has them for a single wait; here each is for a phase as a whole.
-    connect_timeout: Annotated[timedelta, says("for a connection to one address")] = timedelta(
-        seconds=30
-    )
+    connect_timeout: Annotated[timedelta, "for a connection to one address"] = timedelta(seconds=30)
     command_timeout: Annotated[
-        timedelta, says("for the greeting with EHLO, the TLS handshake, AUTH, and each envelope")
+        timedelta, "for the greeting with EHLO, the TLS handshake, AUTH, and each envelope"
     ] = timedelta(minutes=5)
     data_timeout: Annotated[
         timedelta,
-        says(
-            "how long the transfer of a content may stall. Each octet that the host takes gives"
-            " back its share of a second at `min_data_rate`"
-        ),
+        "how long the transfer of a content may stall. Each octet that the host takes gives"
+        " back its share of a second at `min_data_rate`",
     ] = timedelta(minutes=30)
     min_data_rate: Annotated[
-        ByteSize, says("octets of content per second that keep `data_timeout` from running down")
+        ByteSize, "octets of content per second that keep `data_timeout` from running down"
     ] = MIN_DATA_RATE
     content_timeout: Annotated[
-        timedelta, says("for sending one whole content, however steadily the host takes it")
+        timedelta, "for sending one whole content, however steadily the host takes it"
     ] = timedelta(hours=2)
     end_timeout: Annotated[
-        timedelta,
-        says("for the reply after the content; too short a wait causes duplicates"),
+        timedelta, "for the reply after the content; too short a wait causes duplicates"
     ] = timedelta(minutes=10)
-    threads: Annotated[int, counts("deliveries at once", most=1000)] = 50
-    concurrency: Annotated[int, counts("deliveries at once to one destination")] = 10
-    port: Annotated[int, counts("port of the hosts in MX records", most=65535)] = 25
+    threads: Annotated[int, Meta(ge=1, le=1000), "deliveries at once"] = 50
+    concurrency: Annotated[Count, "deliveries at once to one destination"] = 10
+    port: Annotated[int, Meta(ge=1, le=65535), "port of the hosts in MX records"] = 25
     mta_sts_port: Annotated[
-        int, counts("port of the web servers with MTA-STS policies", most=65535)
+        int, Meta(ge=1, le=65535), "port of the web servers with MTA-STS policies"
     ] = 443
     free_space: Annotated[
-        ByteSize,
-        says("space to leave free on the file system of the spool; below it 452"),
+        ByteSize, "space to leave free on the file system of the spool; below it 452"
     ] = _FREE_SPACE
 
     def __post_init__(self) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from minismtp.config.checks import (
+    Count,
     check_domain,
     check_domain_pattern,
     check_name,
     check_positive,
     check_unique,
-    counts,
-    says,
 )
 from minismtp.config.toml_values import INTERNAL, OTHER_KEYS, ConfigError, option_types
 from minismtp.config.types import ByteSize, SocketAddress
@@ -31,9 +30,9 @@ _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
 class SniCertificate:
     """Another certificate, for clients that ask for this server name (RFC 6066 section 3)."""
 
-    name: Annotated[str, says('"mx.example.net"; in "*.example.net" the star matches one label')]
-    certificate: Annotated[Path, says("as in `[tls]`")]
-    key: Annotated[Path, says("as in `[tls]`")]
+    name: Annotated[str, '"mx.example.net"; in "*.example.net" the star matches one label']
+    certificate: Annotated[Path, "as in `[tls]`"]
+    key: Annotated[Path, "as in `[tls]`"]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", check_domain_pattern(self.name, key="name"))
@@ -49,16 +48,14 @@ class TlsConfig:
     """
 
     certificate: Annotated[
-        Path | None, says("PEM file with the whole chain, the server's own certificate first")
+        Path | None, "PEM file with the whole chain, the server's own certificate first"
     ] = None
-    key: Annotated[Path | None, says("PEM file without a passphrase")] = None
-    minimum_version: Annotated[
-        Literal["1.2", "1.3"], says("the oldest version of TLS to accept")
-    ] = "1.2"
+    key: Annotated[Path | None, "PEM file without a passphrase"] = None
+    minimum_version: Annotated[Literal["1.2", "1.3"], "the oldest version of TLS to accept"] = "1.2"
     client_ca: Annotated[
-        Path | None, says("PEM file of the authorities that sign clients' certificates")
+        Path | None, "PEM file of the authorities that sign clients' certificates"
     ] = None
-    sni: Annotated[list[SniCertificate], says("certificates for other server names")] = field(
+    sni: Annotated[list[SniCertificate], "certificates for other server names"] = field(
         default_factory=list
     )
 
@@ -74,7 +71,7 @@ class DnsConfig:
     """The resolvers that are asked about hosts to send to, and by plugins."""
 
     nameservers: Annotated[
-        list[SocketAddress], says("addresses of resolvers; empty = those of /etc/resolv.conf")
+        list[SocketAddress], "addresses of resolvers; empty = those of /etc/resolv.conf"
     ] = field(default_factory=list)
 
 
@@ -89,12 +86,10 @@ class StateConfig:
 
     url: Annotated[
         str,
-        says(
-            '"redis://:password@host:6379/0", "rediss://..." for TLS (`?ssl_ca_certs=FILE`), or'
-            ' "unix:///run/redis.sock"; empty = the file `state.db` in the state directory'
-        ),
+        '"redis://:password@host:6379/0", "rediss://..." for TLS (`?ssl_ca_certs=FILE`), or'
+        ' "unix:///run/redis.sock"; empty = the file `state.db` in the state directory',
     ] = ""
-    prefix: Annotated[str, says("prefix of all keys in Redis")] = "minismtp:"
+    prefix: Annotated[str, "prefix of all keys in Redis"] = "minismtp:"
 
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
@@ -112,18 +107,14 @@ class MetricsConfig:
 
     address: Annotated[
         SocketAddress | None,
-        says(
-            "address that serves `/metrics`, `/healthz` (200 while the server lives) and `/readyz`"
-            ' (200 while it accepts mail, else 503) over plain HTTP; "" = no endpoint'
-        ),
+        "address that serves `/metrics`, `/healthz` (200 while the server lives) and `/readyz`"
+        ' (200 while it accepts mail, else 503) over plain HTTP; "" = no endpoint',
     ] = _METRICS_ADDRESS
     hosts: Annotated[
         list[str],
-        says(
-            "host names that browsers may use for the status page, such as the name of a reverse"
-            " proxy. Loopback names, the address itself and `hostname` are always allowed; any"
-            " other name gets 421"
-        ),
+        "host names that browsers may use for the status page, such as the name of a reverse"
+        " proxy. Loopback names, the address itself and `hostname` are always allowed; any"
+        " other name gets 421",
     ] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -138,22 +129,18 @@ class LogConfig:
     """The log on standard error: one line for each event."""
 
     level: Annotated[
-        Literal["debug", "info", "warning", "error"], says("lowest level that is logged")
+        Literal["debug", "info", "warning", "error"], "lowest level that is logged"
     ] = "info"
-    format: Annotated[Literal["text", "json"], says("text is `key=value`")] = "text"
+    format: Annotated[Literal["text", "json"], "text is `key=value`"] = "text"
     refusals: Annotated[
-        int,
-        counts(
-            "lines per minute, client and process about refusals and about sessions without a"
-            " message. After that, one line says how many more there were"
-        ),
+        Count,
+        "lines per minute, client and process about refusals and about sessions without a"
+        " message. After that, one line says how many more there were",
     ] = 100
     chronicle: Annotated[
         ByteSize,
-        says(
-            "octets of disk for the decisions that `minismtp explain` shows, a quarter of it for"
-            " refusals; 0 = keep nothing"
-        ),
+        "octets of disk for the decisions that `minismtp explain` shows, a quarter of it for"
+        " refusals; 0 = keep nothing",
     ] = _DECISION_LOG_SIZE
 
 
@@ -166,36 +153,29 @@ class PluginConfig:
 
     use: Annotated[
         str,
-        says(
-            "the plugin: the name of a file in `plugin_path` without `.py`, or of an entry point."
-            " `minismtp plugins` lists them"
-        ),
+        "the plugin: the name of a file in `plugin_path` without `.py`, or of an entry point."
+        " `minismtp plugins` lists them",
     ]
     name: Annotated[
         str,
-        says(
-            "label in metrics and logs; empty = the value of `use`. Needed if a plugin is used"
-            " twice"
-        ),
+        "label in metrics and logs; empty = the value of `use`. Needed if a plugin is used twice",
     ] = ""
     on_error: Annotated[
         Literal["defer", "ignore"],
-        says("if the plugin fails, defer with 451 4.3.0, or continue as if it had no opinion"),
+        "if the plugin fails, defer with 451 4.3.0, or continue as if it had no opinion",
     ] = "defer"
     mode: Annotated[
         Literal["enforce", "shadow"],
-        says("shadow: the plugin works on copies. Its verdicts are counted and never applied"),
+        "shadow: the plugin works on copies. Its verdicts are counted and never applied",
     ] = "enforce"
     timeout: Annotated[
         timedelta,
-        says(
-            "a call that takes longer is logged and counted. It is not ended, because a thread"
-            " cannot be killed"
-        ),
+        "a call that takes longer is logged and counted. It is not ended, because a thread"
+        " cannot be killed",
     ] = timedelta(seconds=30)
-    listeners: Annotated[
-        list[str], says("names of the listeners where the plugin runs; empty = all")
-    ] = field(default_factory=list)
+    listeners: Annotated[list[str], "names of the listeners where the plugin runs; empty = all"] = (
+        field(default_factory=list)
+    )
     options: dict[str, object] = field(default_factory=dict, metadata=OTHER_KEYS)
     key: str = field(default="", metadata=INTERNAL)  # such as "plugins[2]", for messages
 

@@ -27,6 +27,7 @@ from typing import (
 )
 
 import msgspec
+from msgspec import Meta
 
 from minismtp.config.types import SCALARS
 
@@ -134,13 +135,14 @@ class Shape(NamedTuple):
 
 
 def shape_of(annotation: Any) -> Shape:  # noqa: ANN401 - any type
-    """Take Annotated and `| None` off a type."""
+    """Take Annotated and `| None` off a type. A text in Annotated is the description of the key."""
     metadata: tuple[object, ...] = ()
     optional = False
     while True:
         origin, arguments = get_origin(annotation), get_args(annotation)
         if origin is Annotated:
-            annotation, metadata = arguments[0], (*arguments[1:], *metadata)
+            more = [Meta(description=m) if isinstance(m, str) else m for m in arguments[1:]]
+            annotation, metadata = arguments[0], (*more, *metadata)
         elif origin in (Union, types.UnionType) and _NONE in arguments:
             rest = tuple(item for item in arguments if item is not _NONE)
             annotation, optional = Union[rest], True  # noqa: UP007 - made at run time

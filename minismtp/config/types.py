@@ -70,7 +70,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class SocketAddress:
-    """The address of a socket: `host` and `port`, or the `path` of a unix socket."""
+    """The address of a socket: `host` and `port` (0 = any), or the `path` of a unix socket."""
 
     host: str = ""
     port: int = 0

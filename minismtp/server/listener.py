@@ -148,7 +148,7 @@ class Server(socketserver.ThreadingTCPServer):
         # The constructor of the base class would open another socket; this one listens already.
         socketserver.BaseServer.__init__(
             self,
-            ("", 0) if listener.path else sock.getsockname()[:2],
+            ("", 0) if listener.address.path else sock.getsockname()[:2],
             socketserver.BaseRequestHandler,
         )
         self.socket = sock
@@ -227,7 +227,7 @@ class Server(socketserver.ThreadingTCPServer):
             peer_port=port,
             started=self._service.wall(),
         )
-        if not self.listener.path:
+        if not self.listener.address.path:
             # All replies of a batch are sent at once, so Nagle's algorithm could only delay them.
             request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session.local = _peer(request.getsockname())[0]

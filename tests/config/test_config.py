@@ -117,12 +117,12 @@ def test_whole_file_is_read() -> None:
     assert config.hostname == "mx.example.org"
     assert config.state_directory == FILE.parent / "state"
     assert config.plugin_path == [FILE.parent / "plugins", Path("/opt/plugins")]
-    assert (smtp.host, smtp.port, smtp.path) == ("127.0.0.1", 0, None)
+    assert smtp.address == SocketAddress("127.0.0.1", 0)
     assert smtp.proxy_protocol == [IPv4Network("10.0.0.0/8")]
     assert smtp.xclient == [IPv4Network("127.0.0.1/32")]
     assert smtp.greet_delay == timedelta(seconds=5)
-    assert (submissions.host, submissions.port) == ("::", 465)
-    assert (lmtp.host, lmtp.port, lmtp.path) == ("", 0, FILE.parent / "lmtp.sock")
+    assert submissions.address == SocketAddress("::", 465)
+    assert lmtp.address == SocketAddress(path=FILE.parent / "lmtp.sock")
     assert config.tls.certificate == FILE.parent / "c.pem"
     assert config.tls.client_ca == FILE.parent / "ca.pem"
     assert config.tls.sni[0].name == "*.example.net"

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 import tomli
 
@@ -39,6 +40,7 @@ class Example:
     mode: Literal["on", "off"] = "on"
     share: float = 0.5
     either: int | str = 3
+    limit: Annotated[int | None, msgspec.Meta(ge=1), "of things"] = None
     parts: list[Part] = field(default_factory=list)
     made: list[str] = field(default_factory=lambda: ["a", "b"])
     trusted: tuple[IPv4Network, ...] = (IPv4Network("10.0.0.0/8"),)
@@ -138,6 +140,11 @@ def test_plugin_is_described_with_its_own_and_the_common_options(document: dict[
     assert properties["parts"]["items"]["required"] == ["size"]
     assert properties["headers"]["additionalProperties"]["items"] == {"type": "string"}
     assert properties["trusted"]["default"] == ["10.0.0.0/8"]
+    number = {"description": "of things", "type": "integer", "minimum": 1}
+    assert properties["limit"] == {
+        "description": "of things",
+        "anyOf": [number, {"const": ""}],
+    }
     assert {entry["type"] for entry in properties["either"]["anyOf"]} == {"integer", "string"}
 
 
@@ -172,6 +179,7 @@ def test_options_are_listed_with_kind_and_default() -> None:
         Option("mode", '"on" or "off"', '"on"'),
         Option("share", "number", "0.5"),
         Option("either", "integer or string", "3"),
+        Option("limit", "integer", "none", "of things"),
         Option("parts", "list of table", "[]"),
         Option("made", "list of string", '["a", "b"]'),
         Option("trusted", "list of network", '["10.0.0.0/8"]'),
