@@ -57,7 +57,7 @@ def options(cls: type) -> list[Option]:
     table = _table(cls)
     found = []
     for name, value in table["properties"].items():
-        default = _toml(value["default"]) if "default" in value else "none"
+        default = _toml_text(value["default"]) if "default" in value else "none"
         text = None if name in table["required"] else default
         found.append(Option(name, _kind(value), text, value.get("description", "")))
     return found
@@ -128,12 +128,12 @@ def _table(cls: type) -> dict[str, Any]:
 def _value(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - any type
     """Return the schema of one value, with the descriptions and bounds of `msgspec.Meta`."""
     try:
-        return msgspec.json.schema(for_msgspec(annotation), schema_hook=_special)
+        return msgspec.json.schema(for_msgspec(annotation), schema_hook=_describe_special)
     except TypeError:
         return {}  # a type that no table can set
 
 
-def _special(kind: type) -> dict[str, Any]:
+def _describe_special(kind: type) -> dict[str, Any]:
     if not isinstance(kind, Special):
         return {}
     shape, arguments = kind.shape, get_args(kind.shape.bare)
@@ -153,7 +153,7 @@ def _special(kind: type) -> dict[str, Any]:
 def _kind(value: Mapping[str, Any]) -> str:
     """Name the type of a value as the user has to write it."""
     if "enum" in value:
-        return " or ".join(_toml(choice) for choice in value["enum"])
+        return " or ".join(_toml_text(choice) for choice in value["enum"])
     if "anyOf" in value:
         return " or ".join(_kind(each) for each in value["anyOf"] if "const" not in each)
     match value:
@@ -172,25 +172,25 @@ def _kind(value: Mapping[str, Any]) -> str:
 def _default(item: "dataclasses.Field[Any]") -> Any:  # noqa: ANN401 - any JSON
     """Return a field's default as JSON: None if TOML has no word for it, MISSING if required."""
     if item.default is not _MISSING:
-        return _written(item.default)
+        return _toml_value(item.default)
     if item.default_factory is _MISSING:
         return _MISSING
     if item.default_factory in (default_hostname, default_state_directory):
         return None  # they depend on the machine
     default = item.default_factory()
     # A table's keys have defaults of their own.
-    return None if dataclasses.is_dataclass(default) else _written(default)
+    return None if dataclasses.is_dataclass(default) else _toml_value(default)
 
 
-def _written(value: Any) -> Any:  # noqa: ANN401 - any JSON
+def _toml_value(value: Any) -> Any:  # noqa: ANN401 - any JSON
     for kind, scalar in _SCALARS_BY_CLASS.items():
         if isinstance(value, kind):
             return scalar.write(value)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_written(item) for item in value]
+        return [_toml_value(item) for item in value]
     return msgspec.to_builtins(value, enc_hook=str)
 
 
-def _toml(value: object) -> str:
+def _toml_text(value: object) -> str:
     # JSON's strings, numbers, booleans and arrays are TOML's as well.
     return json.dumps(value, ensure_ascii=False)

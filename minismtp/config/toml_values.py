@@ -217,9 +217,9 @@ class _Reader:
 
     def value(self, value: object, annotation: Any, name: str = "") -> Any:  # noqa: ANN401 - any type
         """Return the value of the key `name` as its type. Raise ConfigError."""
-        key = _written(name)
+        key = _key_text(name)
         try:
-            return msgspec.convert(value, for_msgspec(annotation), dec_hook=self._special)
+            return msgspec.convert(value, for_msgspec(annotation), dec_hook=self._read_special)
         except msgspec.ValidationError as error:
             message, _, path = str(error).partition(" - at `$")
             key += path.removesuffix("`")
@@ -238,7 +238,7 @@ class _Reader:
             problem = f"an option cannot have the type {annotation}: {error}"
             raise ConfigError(problem, key=key) from error
 
-    def _special(self, kind: type, value: object) -> Any:  # noqa: ANN401 - any type
+    def _read_special(self, kind: type, value: object) -> Any:  # noqa: ANN401 - any type
         if not isinstance(kind, Special):
             return value  # msgspec says that it is not one
         if kind.shape.may_be_empty and value == "":
@@ -271,7 +271,7 @@ def _check_keys(
         if name not in options and not takes_others:
             known = [*options, *reserved]
             hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
-            raise ConfigError(f"unknown key{hint if known else ''}", key=_written(name))
+            raise ConfigError(f"unknown key{hint if known else ''}", key=_key_text(name))
     for item in dataclasses.fields(cls):
         missing = item.default is item.default_factory is dataclasses.MISSING
         if missing and item.name in options and item.name not in table:
@@ -283,7 +283,7 @@ def _other_keys_field(cls: type) -> str:
     return names[0] if names else ""
 
 
-def _written(key: str) -> str:
+def _key_text(key: str) -> str:
     """Return a key as TOML writes it."""
     return key if not key or _BARE_KEY.fullmatch(key) else f'"{key}"'
 

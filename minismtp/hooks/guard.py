@@ -47,7 +47,7 @@ ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     "ehlo_keywords": list,
 }
 #: Hooks that have no client to refuse. A verdict from them is a failure like any other exception.
-IMPARTIAL: Final = frozenset({"on_start", "on_stop", "observe"})
+WITHOUT_VERDICT: Final = frozenset({"on_start", "on_stop", "observe"})
 #: Hooks whose failure concerns only the plugin.
 HARMLESS: Final = frozenset({"on_stop", "observe"})
 # ehlo-line = ehlo-keyword *( SP ehlo-param ), RFC 5321 section 4.1.1.1
@@ -161,7 +161,7 @@ class Guard:
             if isinstance(result, Reply):
                 result = result.because("", plugin=self.policy.plugin, hook=hook)
             return None, result, "answer", ""
-        if isinstance(raised, Verdict) and hook not in IMPARTIAL:
+        if isinstance(raised, Verdict) and hook not in WITHOUT_VERDICT:
             return self._signed(raised, hook), None, _kind(raised), str(raised.reply)
         remark = f"failed: {describe(raised)}"
         verdict = self._failed(hook, raised, metrics)
