@@ -7,19 +7,17 @@ into one `Decision`, and neither sends nor closes: that is the receiver's.
 from __future__ import annotations
 
 from dataclasses import replace
-from time import perf_counter
 from typing import Final, NamedTuple, TypeAlias, assert_never
 
+from minismtp.mail.envelope import Envelope
 from minismtp.mail.session import Session, TlsInfo
-from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.metrics import COMMANDS
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session import replies
 from minismtp.session.authentication import Authentication
-from minismtp.session.ehlo import keywords
 from minismtp.session.error_count import ErrorCount
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals, outcome_of, path_as_it_came, shortened
+from minismtp.session.refusals import Refusals
 from minismtp.session.transaction import Transaction
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import (
@@ -163,7 +161,8 @@ class Conversation:
         answers = [reply]
         if reply.code >= 400:  # noqa: PLR2004
             with surviving():
-                self._log_refusal(event, command, line, reply)
+                self._authentication.tell(self._refusals, reply)
+                self._refusals.tell_command(command, reply, self._envelope, event, line)
             answers = self._refuse(command, answers)
             if event.__class__ is Mail:
                 self._drop()
@@ -189,51 +188,16 @@ class Conversation:
             return reply, "errors", close
         return reply, "", close
 
-    def _log_refusal(self, event: _Answerable, command: str, line: bytes, reply: Reply) -> None:
-        """Write the line of a command that is refused, and note it for `explain`."""
-        outcome = outcome_of(reply)
-        match command:
-            case "MAIL":
-                known = event.reverse_path if isinstance(event, Mail) else None
-                path = path_as_it_came(line, str(known or ""))
-                self._activity.note(("MAIL", path, perf_counter(), 0.0, "", ""))
-                self._refusals.tell(f"sender {outcome}", reply, sender=path)
-            case "RCPT":
-                known = event.forward_path if isinstance(event, Rcpt) else None
-                path = path_as_it_came(line, str(known or ""))
-                if known is None:
-                    self._activity.note(("RCPT", path, perf_counter(), 0.0, "", ""))
-                sender = {"sender": self.transaction.envelope.sender} if self.transaction else {}
-                self._refusals.tell_recipient(
-                    f"recipient {outcome}", reply, **sender, recipient=path
-                )
-            case _:
-                self._authentication.tell(self._refusals, reply)
-                self._log_command(command, reply, said=shortened(abbreviated(event, line)))
-        self._activity.note_reply(command, reply.code, reply.text)
-
-    def _log_command(self, command: str, reply: Reply, **said: str) -> None:
-        """Write the line of a refused command, unless it has one."""
-        if self._refusals.told:
-            return
-        fields = {"command": command} | said
-        if self.transaction is not None:
-            envelope = self.transaction.envelope
-            to = ",".join(str(each.address) for each in envelope.recipients)
-            fields |= {"sender": envelope.sender, "to": to}
-        self._refusals.tell(f"command {outcome_of(reply)}", reply, **fields)
-
-    def _refuse(self, command: str, answers: list[Reply], subject: str = "") -> list[Reply]:
-        """Return answers whose refusals name their `subject`, and log the first if it is not yet.
-
-        That is the identifier of the message, by default that of the transaction or the session.
-        """
+    def _refuse(
+        self, command: str, answers: list[Reply], envelope: Envelope | None = None
+    ) -> list[Reply]:
+        """Return answers whose refusals name the message or the session, and log the first one."""
         if answers[0].code >= 400:  # noqa: PLR2004
             with surviving():
-                self._log_command(command, answers[0])
+                self._refusals.tell_rest(command, answers[0], self._envelope)
         self._refusals.told = False
-        current = self.transaction
-        subject = subject or (self._session.id if current is None else current.envelope.id)
+        envelope = envelope or self._envelope
+        subject = self._session.id if envelope is None else envelope.id
         return [each.about(subject) if each.code >= 400 else each for each in answers]  # noqa: PLR2004
 
     def _answer(self, event: _Answerable) -> Reply:  # noqa: C901, PLR0912 - an arm for each command
@@ -282,6 +246,36 @@ class Conversation:
         greeted = f" greets {event.name}" if is_host_name(event.name) else ""
         greeting = f"{self._service.hostname}{greeted}"
         return Reply(250, "\n".join([greeting, *offered]))
+
+    def _keywords(self) -> list[str]:
+        """Return the keywords for EHLO (RFC 5321 section 4.1.1.1), in Postfix's order.
+
+        Naive clients look for `250-STARTTLS` and `250-AUTH`, so neither is ever the last line.
+        """
+        service, session = self._service, self._session
+        mechanisms = self._authentication.mechanisms
+        lines = [
+            "PIPELINING",  # RFC 2920
+            f"SIZE {int(service.limits.message_size)}",  # RFC 1870
+        ]
+        if service.starttls and session.tls is None:
+            lines.append("STARTTLS")  # RFC 3207 section 4.2: not again inside TLS
+        if session.tls is not None:
+            lines.append("REQUIRETLS")  # RFC 8689 section 2: inside TLS only
+        if mechanisms and session.login is None:
+            lines.append(f"AUTH {' '.join(mechanisms)}")  # RFC 4954
+        if service.trusts_xclient(self._connected):
+            lines.append("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR")
+        lines += [
+            "ENHANCEDSTATUSCODES",  # RFC 2034
+            "8BITMIME",  # RFC 6152
+            "DSN",  # RFC 3461
+            "SMTPUTF8",  # RFC 6531
+            "CHUNKING",  # RFC 3030
+            "BINARYMIME",
+            f"LIMITS RCPTMAX={service.limits.recipients}",  # RFC 9422
+        ]
+        return [*lines, *service.hooks.ehlo_keywords(session)]
 
     def _starttls(self) -> Reply:
         if self._session.tls is not None:
@@ -334,7 +328,7 @@ class Conversation:
             self.messages += 1
             self._errors.forgive(self._session.peer)
         if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
-            answers = self._refuse(command, answers, transaction.envelope.id)
+            answers = self._refuse(command, answers, transaction.envelope)
         return Decision(answers, command, close=close)
 
     def _other(self, event: Other) -> Reply:
@@ -372,13 +366,9 @@ class Conversation:
             raise unwelcome
         return reply
 
-    def _keywords(self) -> list[str]:
-        return keywords(
-            self._service,
-            self._session,
-            mechanisms=self._authentication.mechanisms,
-            xclient=self._service.trusts_xclient(self._connected),
-        )
+    @property
+    def _envelope(self) -> Envelope | None:
+        return None if self.transaction is None else self.transaction.envelope
 
     @property
     def _current(self) -> Transaction:

@@ -41,7 +41,7 @@ class Receiver:
             line_length=limits.line_length,
             strict_pipelining=service.strict_pipelining,
         )
-        self._refusals = Refusals(service, session)
+        self._refusals = Refusals(service, session, activity)
         self._conversation = Conversation(service, session, activity, self._refusals)
         self._tracing = service.tracing
         self._starved = True  # no event before more input

@@ -7,15 +7,19 @@ no refusal is without a line. `minismtp explain` finds the lines by the session 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from time import perf_counter
+from typing import Final
 
+from minismtp.mail.envelope import Envelope
+from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import Record
+from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.log import bound
-
-if TYPE_CHECKING:
-    from minismtp.mail.session import Session
-    from minismtp.session.listener_context import ListenerContext
-    from minismtp.values.reply import Reply
+from minismtp.runtime.thread_activity import Activity
+from minismtp.session.listener_context import ListenerContext
+from minismtp.smtp.commands import Command, Mail, Rcpt
+from minismtp.smtp.protocol import Refused, SaslResponse
+from minismtp.values.reply import Reply
 
 _MOST_RECIPIENTS: Final = 20  # refused recipients of one message that have a line each
 _LONGEST: Final = 700  # characters of a client's text, enough for any address
@@ -27,9 +31,10 @@ class Refusals:
     `told` says whether the refusal that is about to be sent has its line.
     """
 
-    def __init__(self, service: ListenerContext, session: Session) -> None:
+    def __init__(self, service: ListenerContext, session: Session, activity: Activity) -> None:
         self._service = service
         self._session = session
+        self._activity = activity
         self._recipients = 0
         self.told = False
 
@@ -47,6 +52,46 @@ class Refusals:
         self._recipients += 1
         if self._recipients <= _MOST_RECIPIENTS:
             self.tell(event, reply, **fields)
+
+    def tell_command(
+        self,
+        name: str,
+        reply: Reply,
+        envelope: Envelope | None,
+        event: Command | SaslResponse | Refused,
+        line: bytes,
+    ) -> None:
+        """Write the line of a refused command, and note it for `explain`.
+
+        `name` is what the metrics call the event, `line` is what the client sent, and `envelope`
+        that of the transaction under way.
+        """
+        outcome, path = outcome_of(reply), ""
+        match name:
+            case "MAIL":
+                known = event.reverse_path if isinstance(event, Mail) else None
+                path = _path_as_it_came(line, str(known or ""))
+                self.tell(f"sender {outcome}", reply, sender=path)
+            case "RCPT":
+                known = event.forward_path if isinstance(event, Rcpt) else None
+                path = _path_as_it_came(line, str(known or ""))
+                sender = {"sender": envelope.sender} if envelope else {}
+                self.tell_recipient(f"recipient {outcome}", reply, **sender, recipient=path)
+            case _:
+                self.tell_rest(name, reply, envelope, said=_shortened(abbreviated(event, line)))
+        if path and not isinstance(event, Rcpt):
+            self._activity.note((name, path, perf_counter(), 0.0, "", ""))
+        self._activity.note_reply(name, reply.code, reply.text)
+
+    def tell_rest(self, name: str, reply: Reply, envelope: Envelope | None, **said: str) -> None:
+        """Write the line of a refused command, unless the refusal has one."""
+        if self.told:
+            return
+        fields = {"command": name} | said
+        if envelope is not None:
+            to = ",".join(str(each.address) for each in envelope.recipients)
+            fields |= {"sender": envelope.sender, "to": to}
+        self.tell(f"command {outcome_of(reply)}", reply, **fields)
 
     def settle(self) -> None:
         """Log how many refused recipients of the message had no line."""
@@ -85,12 +130,12 @@ def outcome_of(reply: Reply) -> str:
     return "deferred" if reply.category == 4 else "rejected"  # noqa: PLR2004
 
 
-def shortened(text: str) -> str:
+def _shortened(text: str) -> str:
     """Return a client's text, cut to a length that is fit for the log."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def path_as_it_came(line: bytes, parsed: str = "") -> str:
+def _path_as_it_came(line: bytes, parsed: str = "") -> str:
     """Return the path of MAIL or RCPT for the log: `parsed`, if the client spelled it that way.
 
     A path that is malformed or spelled in another way is returned as it came, with its parameters.
@@ -100,4 +145,4 @@ def path_as_it_came(line: bytes, parsed: str = "") -> str:
     usual = f"<{parsed}>"
     if parsed and (text == usual or text.startswith(f"{usual} ")):
         return parsed
-    return shortened(text)
+    return _shortened(text)
