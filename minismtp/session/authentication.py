@@ -33,7 +33,7 @@ class Authentication:
         self._exchange: sasl.Exchange | None = None
         self._mechanism = ""
         self._username = ""
-        self._unlogged = ""  # the event of a login that has failed, until `log_refusal`
+        self._unlogged = ""  # the event of a failed login, until `log_refusal`
         self._token_refused = False  # whether the client knows that its token is wrong
         self.failures = 0
 
@@ -86,12 +86,12 @@ class Authentication:
             return self._refused(verdict)
 
     def abandon(self, reply: Reply | None = None) -> None:
-        """Drop the exchange under way, because `reply` refuses a line or the session has ended."""
+        """Drop the exchange under way, because `reply` refuses a line or the session ended."""
         if self._exchange is not None:
             self._finish("cancelled", refused=reply is not None)
 
     def tell(self, refusals: Refusals, reply: Reply) -> None:
-        """Log the login that has just failed, if there is one, with the reply to it."""
+        """Log the login that failed just now, if one did, with the reply to it."""
         event, self._unlogged = self._unlogged, ""
         if event == _PUT_OFF:
             refusals.tell(event, reply, mechanism=self._mechanism)

@@ -21,6 +21,7 @@ from minismtp.session.refusals import Refusals
 from minismtp.session.transaction import Transaction
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import (
+    GREETINGS,
     Auth,
     Bdat,
     Command,
@@ -38,7 +39,6 @@ from minismtp.smtp.commands import (
 )
 from minismtp.smtp.grammar import SyntaxProblem, is_host_name
 from minismtp.smtp.protocol import (
-    GREETINGS,
     ContentChunk,
     EndOfChunk,
     EndOfContent,
@@ -124,7 +124,7 @@ class Conversation:
         return self._answer_command(event, line)
 
     def secured(self, tls: TlsInfo) -> None:
-        """Forget what was said in clear, because TLS has begun (RFC 3207 section 4.2)."""
+        """Forget what was said in clear, because TLS follows (RFC 3207 section 4.2)."""
         session = self._session
         session.tls, session.helo, session.esmtp, session.login = tls, "", False, None
 

@@ -104,7 +104,7 @@ class Dialogue:
         return dialogue
 
     def send(self, line: str) -> str:
-        """Send one line. Return the reply without its last line end, its lines parted by LF."""
+        """Send one line. Return the reply without its last line end, its lines separated by LF."""
         return _text(self.send_raw(line.encode() + b"\r\n"))
 
     def send_raw(self, data: bytes) -> bytes:

@@ -16,7 +16,8 @@ from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals
 from minismtp.smtp.commands import Bdat
-from minismtp.smtp.protocol import CLOSED, DATA, NEED_DATA, TLS, Protocol, SessionState
+from minismtp.smtp.protocol import NEED_DATA, Protocol
+from minismtp.smtp.states import CLOSED, DATA, TLS, SessionState
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, surviving
 
@@ -122,7 +123,7 @@ class Receiver:
         return self.proceed()
 
     def proceed(self) -> bytes:
-        """Work on what has come in until more is needed or enough replies wait to be sent."""
+        """Work on the input until more is needed or enough replies wait to be sent."""
         protocol, output, tracing, size = self._protocol, self._output, self._tracing, 0
         self._starved = False
         while size < _FLUSH:

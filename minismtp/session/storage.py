@@ -25,7 +25,7 @@ _PATIENCE: Final = 120.0  # seconds for all copies; a client waits at least 600 
 class MessageStorage:
     """Stores each mailbox's copy once, and queues the copies for other hosts.
 
-    `stored` and `queued` say what has been done so far. `close` says whether a plugin wants the
+    `stored` and `queued` say what is done so far. `close` says whether a plugin wants the
     connection closed after the reply.
     """
 
@@ -79,7 +79,7 @@ class MessageStorage:
     def _deliver_all(self) -> dict[Address, Reply]:
         """Store each mailbox's copy once, and return the replies for those that failed.
 
-        The client waits meanwhile, so no copy is begun after its patience has ended.
+        The client waits meanwhile, so no copy is begun after its patience ends.
         """
         clock = self._service.clock
         due = clock() + _PATIENCE

@@ -1,7 +1,7 @@
-"""One mail transaction: from MAIL to the reply after the content.
+"""One mail transaction, from MAIL to the reply after the content.
 
-The 250 after the content is given only when every copy is on disk and synced, or when the message
-was discarded on purpose; every other ending is a 4yz or 5yz, so nothing acknowledged can be lost.
+That reply is 250 only if every copy is on disk and synced, or if a plugin discarded the message. It
+is a 4yz or 5yz in all other cases, so nothing acknowledged can be lost.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Transaction:
         self._service = service
         self._session = session
         self._activity = activity
-        self._receiving = 0.0  # seconds; until `finish`, when that began
+        self._receiving = 0.0  # when the content began, and from `finish` on its seconds
         self._writer: ContentWriter | None = None
         self._lines: ChunkLines | None = None  # of content by BDAT, but not if it is binary
         self._fix = False  # whether bare newlines of content by DATA become CRLF
@@ -81,9 +81,9 @@ class Transaction:
         )
 
     def _whole(self, address: Address) -> Address:
-        """Return an address with a domain: a local part alone is ours, as <Postmaster> is.
+        """Return an address with a domain. A local part alone, as in <Postmaster>, is local.
 
-        RFC 5321 section 4.5.1 names that one only; programs on hosts of ours write others.
+        RFC 5321 section 4.5.1 has only <Postmaster>, but local programs write other names too.
         """
         return address if address.domain else Address(address.local, self._service.hostname)
 
@@ -98,12 +98,12 @@ class Transaction:
         return replies.SENDER_OK
 
     def recipient(self, command: Rcpt) -> Reply:
-        """Judge and route one recipient; accepted ones join the envelope."""
+        """Judge and route one recipient. Accepted ones join the envelope."""
         address = self._whole(command.forward_path)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
         notify = command.notify
         if "SUCCESS" in notify and not self.envelope.trusted:
-            # A stranger may have named anybody as the sender, who would be told what never was.
+            # The sender may be forged, and a notification would go to somebody who sent nothing.
             notify = notify - {"SUCCESS"} or frozenset({"NEVER"})
         recipient = Recipient(address, notify=notify, original=command.original)
         try:
@@ -131,7 +131,7 @@ class Transaction:
         return replies.RECIPIENT_OK
 
     def _route(self, recipient: Recipient) -> Reply | None:
-        """Find out where a recipient's copy goes; gives what stands against it."""
+        """Set the route of a recipient. Return the refusal, if there is no route that works."""
         service = self._service
         recipient.route = service.hooks.route(self._session, self.envelope, recipient)
         if recipient.route is None:
@@ -141,12 +141,12 @@ class Transaction:
         return None
 
     def open_content(self) -> None:
-        """Ask the plugins before 354; raises Verdict."""
+        """Ask the plugins before 354. Raise Verdict."""
         self._open()
         self._fix = self._service.fix_newlines
 
     def begin_chunk(self) -> None:
-        """Ask the plugins before the first chunk; their refusal is the reply to it."""
+        """Ask the plugins before the first chunk. Their refusal becomes the reply to it."""
         try:
             self._open()
         except Verdict as verdict:
@@ -166,7 +166,7 @@ class Transaction:
             self._writer = ContentWriter(self._service.spool)
 
     def refuse(self, reply: Reply) -> None:
-        """Let the content come in, keep none of it, and answer it with `reply`."""
+        """Keep nothing of the content, and answer its end with `reply`."""
         if self._problem is None:
             self._problem = reply
         if self._writer is not None:
@@ -175,11 +175,11 @@ class Transaction:
 
     @property
     def refused(self) -> Reply | None:
-        """What the content will be answered with, if that is settled."""
+        """The reply to the content, if it is refused already."""
         return self._problem
 
     def write(self, data: bytes, *, last: bool = False) -> None:
-        """Take some content; `last` says that no more chunks of BDAT follow."""
+        """Take some content. `last` says that no more chunks of BDAT follow."""
         writer, lines = self._writer, self._lines
         if writer is None:
             return
@@ -202,7 +202,7 @@ class Transaction:
             self.refuse(self._not_written(error))
 
     def abort(self) -> None:
-        """End without a message: the client has gone, asked for it, or was refused so far."""
+        """End without a message, because the client left, asked for it, or was refused."""
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
@@ -211,9 +211,9 @@ class Transaction:
     def finish(
         self, *, bare_newline: bool = False, long_line: bool = False
     ) -> tuple[list[Reply], bool]:
-        """Judge the whole message and store it. Return the replies, and whether to close after.
+        """Judge the whole message and store it. Return the replies, and whether to close then.
 
-        There is one reply, or with LMTP one for each recipient.
+        There is one reply, or over LMTP one for each recipient.
         """
         if bare_newline and not self._service.fix_newlines:
             self.refuse(replies.BARE_NEWLINE)
@@ -243,7 +243,7 @@ class Transaction:
         return answers, self._close
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
-        """Take a message, or set it aside unseen when workers died on it."""
+        """Take a message, or set it aside unread if workers died on it."""
         cleaned = clean(writer.finish(), self._service.limits.headers, self._dropped)
         if cleaned is None:
             return "rejected", [replies.LONG_HEADER]
@@ -261,7 +261,7 @@ class Transaction:
             notes.end(note, mark)
 
     def _set_aside(self, content: Content) -> tuple[str, list[Reply]]:
-        """Quarantine a message, or defer it where there is no quarantine."""
+        """Quarantine a message, or defer it if there is no quarantine."""
         service, envelope = self._service, self.envelope
         facts = self._log.facts(content.size)
         service.log.error("message that workers died on is set aside", **facts)
@@ -295,12 +295,12 @@ class Transaction:
 
     @property
     def _dropped(self) -> frozenset[str]:
-        """The fields that this client's messages lose, by their names in lower case."""
+        """The names of fields to remove from this client's messages, in lower case."""
         return self._service.dropped if self._is_ours else RETURN_PATH
 
     @property
     def _is_ours(self) -> bool:
-        """Whether the message begins its way here; over LMTP it comes to its end."""
+        """Whether the message is submitted here. Over LMTP it is delivered here."""
         return self.envelope.trusted and not self._service.lmtp
 
     @property
@@ -320,7 +320,7 @@ class Transaction:
     def _header_problem(self, head: bytes) -> Reply | None:
         limits = self._service.limits
         if self.envelope.body == "BINARYMIME":
-            # RFC 3030 section 3 leaves the lines of the body alone; those of a header are as ever.
+            # RFC 3030 section 3 lifts the limits of lines for the body, but not for the header.
             if has_bare_newline(head):
                 return replies.BARE_NEWLINE
             lengths = LineLengths(limits.line_length)
@@ -334,10 +334,10 @@ class Transaction:
         return None
 
     def _readdress(self) -> None:
-        """Take on whom plugins have added and taken away.
+        """Add and remove the recipients that plugins asked for.
 
-        Who was added is routed like everybody else, so it opens no relay. Where that fails the
-        whole message is deferred: a filter may have put this recipient in the place of all others.
+        An added recipient is routed like any other, so it opens no relay. If it cannot be routed,
+        the whole message is deferred, because it may replace all other recipients.
         """
         envelope = self.envelope
         if not (envelope.added or envelope.removed):

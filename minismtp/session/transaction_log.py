@@ -1,4 +1,4 @@
-"""What the log, the metrics, the observers and `minismtp explain` are told of a transaction."""
+"""What the log, the metrics, the observers and `minismtp explain` learn about a transaction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TransactionLog:
     """The account of one transaction, from MAIL until `aborted` or `finished`.
 
     Meanwhile the lines that the thread logs name the message, and the steps that it notes belong to
-    it. `storage` is what stored the message, once that has begun.
+    it. `storage` is what stores the message, None before that.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class TransactionLog:
             service.decision_log.keep(record, accepted=accepted)
 
     def _end(self) -> None:
-        """Give the thread's log lines and steps back to the session."""
+        """Let the log lines and steps of the thread belong to the session again."""
         self._refusals.settle()
         unbind("id")
         self._activity.steps = self._steps_before

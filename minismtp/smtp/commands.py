@@ -164,7 +164,7 @@ LINE_LIMITS: Final = {"MAIL": 4096, "RCPT": 4096, "BDAT": 512, "AUTH": LONGEST_L
 _VERB = re.compile(r"[A-Z0-9_-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_OF_ASCII = re.compile(r"[\x00-\x1f\x7f]")
-_GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
+GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
 _HTTP: Final = frozenset(
     {"GET", "HEAD", "POST", "PUT", "CONNECT", "DELETE", "OPTIONS", "PATCH", "TRACE"}
 )
@@ -201,7 +201,7 @@ def parse(line: bytes) -> Command:
 
 def _decoded(verb: str, rest: bytes) -> str:
     """Return the text after a verb, with a blank for each tab. Raise CommandProblem."""
-    if verb in _GREETINGS:
+    if verb in GREETINGS:
         # Any name of a computer is taken, see parse_helo.
         argument, control = decode_name(rest), _CONTROL_OF_ASCII
     else:

@@ -1,6 +1,6 @@
 """The grammar of what follows a verb: RFC 5321 section 4.1.2 and RFC 6531.
 
-Each rule's ABNF stands above its regular expression. All functions take text that was decoded from
+Each rule's ABNF is above its regular expression. All functions take text that was decoded from
 UTF-8. The caller decides whether a transaction may have characters outside ASCII.
 """
 
@@ -32,7 +32,7 @@ _LOOSE_XTEXT = re.compile(rf"(?:[!-*,-~{WIDE}]|\+[0-9A-Fa-f]{{2}})*")
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
 _ORCPT_LIMIT: Final = 2400  # octets: the longest mailbox, each octet in three; RFC 3461 has 500
 _NO_XCHAR = re.compile(r"[^!-*,-<>-~]")
-# QCHAR: what stands for itself in the ASCII form of a utf-8 address (RFC 6533 section 3)
+# QCHAR: what stays as it is in the ASCII form of a utf-8 address (RFC 6533 section 3)
 _NO_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 _HEXCHAR = re.compile(rb"\+([0-9A-Fa-f]{2})")
 # base64 = *(4base64-char) [(3base64-char "=") / (2base64-char "==")], RFC 5802 section 7; the
@@ -122,7 +122,7 @@ def parse_parameters(text: str) -> dict[str, str | None]:
 
 
 def split_words(text: str) -> list[str]:
-    """Return what stands between blanks, one or more: SP only, as `str.split` knows many others."""
+    """Split text at one or more SP, unlike `str.split`, which takes other white space too."""
     return [word for word in text.split(" ") if word]
 
 

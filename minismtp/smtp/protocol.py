@@ -5,9 +5,9 @@
         ... decide ...
         output += protocol.send(reply)
 
-Replies drive the state: `TRANSITIONS` maps (state, verb, class of the reply) to the next state, so
-the machine moves by what the hooks decided. A verb without a row in the present state is out of
-sequence and becomes a `Refused` with 503. Everything that changes the state is in this file.
+Replies drive the state: `states.TRANSITIONS` maps (state, verb, class of the reply) to the next
+state, so the machine moves by what the hooks decided. A verb without a row in the present state is
+out of sequence and becomes a `Refused` with 503. Only this class changes the state.
 
 Commands, `SaslResponse`, `EndOfChunk`, `EndOfContent` and `Refused` need a reply. `Bdat` and
 `ContentChunk` do not: BDAT is answered at the end of its chunk, whose octets are consumed even if
@@ -22,6 +22,7 @@ from enum import Enum, auto
 from typing import ClassVar, Final, TypeAlias
 
 from minismtp.smtp.commands import (
+    GREETINGS,
     LONGEST_LINE,
     Bdat,
     Command,
@@ -31,89 +32,13 @@ from minismtp.smtp.commands import (
     parse,
 )
 from minismtp.smtp.dot_stuffing import DotDecoder
+from minismtp.smtp.states import AUTH, CLOSED, DATA, START, TLS, TRANSITIONS, SessionState
 from minismtp.values.reply import Reply
 
-
-class SessionState(Enum):
-    """Where a session stands between two events."""
-
-    CONNECTED = auto()  # no banner yet
-    UNWELCOME = auto()  # 554 banner: only QUIT is left (RFC 5321 section 3.1)
-    START = auto()  # banner sent, no greeting yet
-    READY = auto()  # greeted, no transaction
-    MAIL = auto()  # reverse-path taken
-    REFUSED = auto()  # recipients tried, none taken
-    RCPT = auto()  # at least one recipient taken
-    DATA = auto()  # 354 sent, dot-stuffed content follows
-    CHUNKS = auto()  # at least one chunk taken, more to come
-    AUTH = auto()  # a challenge sent, a response follows
-    TLS = auto()  # 220 sent, a handshake follows
-    CLOSED = auto()  # nothing follows
-
-    __hash__ = object.__hash__  # Enum's own is a Python function, and each event asks two tables
-
-
-# In Python 3.11 access to a member of an Enum costs 0.05 us, and each message needs these about
-# forty times.
-CLOSED: Final = SessionState.CLOSED
-TLS: Final = SessionState.TLS
-START: Final = SessionState.START
-AUTH: Final = SessionState.AUTH
-DATA: Final = SessionState.DATA
-
-_GREETED: Final = (
-    SessionState.READY,
-    SessionState.MAIL,
-    SessionState.REFUSED,
-    SessionState.RCPT,
-    SessionState.CHUNKS,
-)
-_OPEN: Final = (SessionState.START, *_GREETED)
-
-#: (state, verb, class of the reply) -> next state. A class without a row leaves the state as it is,
-#: if the verb has a row in that state at all. 421 closes in every state.
-TRANSITIONS: Final[dict[tuple[SessionState, str, int], SessionState]] = {
-    (SessionState.CONNECTED, "CONNECT", 2): SessionState.START,
-    (SessionState.CONNECTED, "CONNECT", 5): SessionState.UNWELCOME,
-    (SessionState.UNWELCOME, "QUIT", 2): SessionState.CLOSED,
-    **{
-        (s, greeting, 2): SessionState.READY for s in _OPEN for greeting in ("EHLO", "HELO", "LHLO")
-    },
-    **{(s, "RSET", 2): SessionState.READY for s in _GREETED},
-    (SessionState.START, "RSET", 2): SessionState.START,
-    **{(s, "QUIT", 2): SessionState.CLOSED for s in _OPEN},
-    **{(s, v, 2): s for s in _OPEN for v in ("NOOP", "HELP", "VRFY", "EXPN", "OTHER")},
-    (SessionState.READY, "STARTTLS", 2): SessionState.TLS,
-    (SessionState.READY, "AUTH", 3): SessionState.AUTH,
-    (SessionState.READY, "AUTH", 2): SessionState.READY,
-    (SessionState.AUTH, "RESPONSE", 3): SessionState.AUTH,
-    **{(SessionState.AUTH, "RESPONSE", c): SessionState.READY for c in (2, 4, 5)},
-    (SessionState.READY, "XCLIENT", 2): SessionState.START,
-    (SessionState.START, "XCLIENT", 2): SessionState.START,
-    (SessionState.READY, "MAIL", 2): SessionState.MAIL,
-    (SessionState.MAIL, "RCPT", 2): SessionState.RCPT,
-    **{(SessionState.MAIL, "RCPT", c): SessionState.REFUSED for c in (4, 5)},
-    (SessionState.REFUSED, "RCPT", 2): SessionState.RCPT,
-    (SessionState.RCPT, "RCPT", 2): SessionState.RCPT,
-    (SessionState.RCPT, "DATA", 3): SessionState.DATA,
-    **{(SessionState.DATA, "CONTENT", c): SessionState.READY for c in (2, 4, 5)},
-    **{(s, "BDAT", 2): SessionState.CHUNKS for s in (SessionState.RCPT, SessionState.CHUNKS)},
-    **{
-        (s, "BDAT", c): SessionState.READY
-        for s in (SessionState.RCPT, SessionState.CHUNKS)
-        for c in (4, 5)
-    },
-    **{
-        (s, "LAST", c): SessionState.READY
-        for s in (SessionState.RCPT, SessionState.CHUNKS)
-        for c in (2, 4, 5)
-    },
-}
 _ALLOWED: Final = frozenset((state, verb) for state, verb, _ in TRANSITIONS)
 
 _NO_RECIPIENTS: Final = frozenset({(SessionState.REFUSED, "DATA"), (SessionState.REFUSED, "BDAT")})
 _CLOSING: Final = 421  # closes from every state, RFC 5321 section 3.8
-GREETINGS: Final = frozenset({"EHLO", "HELO", "LHLO"})
 _SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO")
 _SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
@@ -140,7 +65,7 @@ class ContentChunk:
 
 @dataclass(frozen=True, slots=True)
 class EndOfContent:
-    """The dot has come. The flags say what the content had that RFC 5321 forbids."""
+    """The end of DATA. The flags say what the content had that RFC 5321 forbids."""
 
     bare_newline: bool
     long_line: bool
@@ -148,7 +73,7 @@ class EndOfContent:
 
 @dataclass(frozen=True, slots=True)
 class EndOfChunk:
-    """All octets of a BDAT command have come."""
+    """The end of the octets of a BDAT command."""
 
     last: bool
 
@@ -238,7 +163,7 @@ class Protocol:
 
     @property
     def upcoming(self) -> bytes:
-        """The next line as far as it has come, for `minismtp trace`."""
+        """The next line as far as it is in the buffer, for `minismtp trace`."""
         end = self._buffer.find(b"\r\n", self._at)
         return self._buffer[self._at : end if end >= 0 else None]
 
@@ -272,7 +197,7 @@ class Protocol:
         if self.state is CLOSED or self.state is TLS:
             return NEED_DATA
         if self._verb:
-            raise RuntimeError(f"{self._verb} has not been answered")
+            raise RuntimeError(f"{self._verb} awaits its reply")
         if self._decoder is not None:
             return self._next_content(self._decoder)
         if self._chunk is not None:
@@ -307,7 +232,7 @@ class Protocol:
         return not self._overlong and self._buffer.startswith(_TLS_RECORD, self._at)
 
     def _next_line(self) -> bytes | None:
-        """Return the next line without CRLF, or None if it has not come as a whole.
+        """Return the next line without CRLF, or None if its end is missing.
 
         A line longer than any limit is returned as its beginning and zeros. They keep it too long,
         so the parser refuses it.
@@ -371,7 +296,7 @@ class Protocol:
         self._verb = "RESPONSE"
         self._lost = _is_chunk(line) and not _BASE64.fullmatch(line.strip(b" \t"))
         if len(line) + 2 > LONGEST_LINE:
-            # RFC 4954 section 4: 500 5.5.6 and the exchange has failed.
+            # RFC 4954 section 4: 500 5.5.6, and the exchange fails.
             return Refused("AUTH", Reply(500, "authentication line too long", "5.5.6"))
         return SaslResponse(line)
 

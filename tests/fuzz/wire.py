@@ -23,9 +23,9 @@ from minismtp.smtp.protocol import (
     Event,
     Protocol,
     Refused,
-    SessionState,
 )
 from minismtp.smtp.proxy_header import ProxyProblem, read_header
+from minismtp.smtp.states import SessionState
 from minismtp.values.reply import Reply
 
 _ERRORS = 10  # after which a server ends a session

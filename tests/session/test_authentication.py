@@ -155,7 +155,7 @@ def test_back_ends_learn_who_has_logged_in_from_there_before() -> None:
 
 
 def test_office_that_comes_all_at_once_is_let_in() -> None:
-    """Nothing of it has failed: whoever comes first lets in the others."""
+    """None of the logins failed, so the first client lets in the others."""
     door = Door()
     door.backoff = Backoff(1.0, time.monotonic)
     door.service = replace(door.service, backoff=door.backoff)

@@ -22,7 +22,7 @@ from minismtp.testing import Dialogue, Mailroom
 
 @dataclass
 class Clock:
-    """Time that stands still but for what a test says."""
+    """Time that only a test moves."""
 
     now: float = 1000.0
 

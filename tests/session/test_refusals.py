@@ -155,10 +155,10 @@ class Judge:
 
 @dataclass(frozen=True)
 class Case:
-    """What a client says, as lines or as octets, and the line of the log that comes of it.
+    """What a client sends, as lines or as octets, and the line of the log about its refusal.
 
-    Before the last of `lines` nothing is refused. `event` is without its outcome, which goes by the
-    code of the reply.
+    Only the last of `lines` is refused. `event` is without its outcome, which depends on the code
+    of the reply.
     """
 
     name: str
@@ -680,7 +680,7 @@ def cases() -> list[Case]:
 
 
 def drive(case: Case, capfd: Capture) -> tuple[list[str], list[dict[str, str]]]:
-    """Return what a client has been refused, without identifiers, and the lines with a reply."""
+    """Return the refusals that a client got, without identifiers, and the log lines with one."""
     log = Log(style="json")
     limits = replace(case.limits, error_delay=timedelta(0))
     plugins = [replace(each) for each in case.plugins]  # or they would have guards around guards

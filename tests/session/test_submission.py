@@ -34,7 +34,7 @@ WHOLE = (
 
 @plugin
 class Trusting:
-    """Says of every peer that it is in a network of ours."""
+    """Trusts every peer."""
 
     @hookimpl
     def on_connect(self, session: Session) -> None:

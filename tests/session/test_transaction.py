@@ -167,7 +167,7 @@ def test_recipient_outside_ascii_is_stored_with_smtputf8() -> None:
     assert dialogue.send(".").startswith("250")
     [stored] = mailroom.stored["jörg@example.org"]
     assert b" with UTF8SMTP id " in stored
-    assert b"for <" not in stored  # a field of ours must not be why the next host needs SMTPUTF8
+    assert b"for <" not in stored  # an added field must not be why the next host needs SMTPUTF8
 
 
 @pytest.mark.parametrize("name", ["postmaster", "Postmaster", "POSTMASTER"])

@@ -259,7 +259,7 @@ def test_line_is_read(line: bytes, command: Command) -> None:
         # RFC 4954 section 4
         pytest.param(b"AUTH", "AUTH", 501, "5.5.4", id="auth-alone"),
         pytest.param(b"AUTH PLAIN a b", "AUTH", 501, "5.5.4", id="auth-three-words"),
-        # Cross-protocol attacks: whoever speaks HTTP is cut off
+        # Cross-protocol attacks: a client that speaks HTTP is cut off
         pytest.param(b"GET / HTTP/1.1", "OTHER", 421, "4.7.0", id="http-get"),
         pytest.param(b"post /", "OTHER", 421, "4.7.0", id="http-post"),
         pytest.param(b"CONNECT x:25 HTTP/1.1", "OTHER", 421, "4.7.0", id="http-connect"),

@@ -125,7 +125,7 @@ postlog unix-dgram n - n - 1 postlogd
 
 @pytest.fixture(scope="module")
 def postfix(require_program: Callable[[str], str]) -> Iterator[int]:
-    """Run a Postfix of ours on loopback; its port."""
+    """Run a Postfix on loopback, and yield its port."""
     program = require_program("postfix")
     if os.geteuid() != 0:
         pytest.skip("only root can start Postfix")

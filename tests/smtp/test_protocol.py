@@ -26,7 +26,6 @@ from minismtp.smtp.commands import (
 )
 from minismtp.smtp.protocol import (
     NEED_DATA,
-    TRANSITIONS,
     ContentChunk,
     EndOfChunk,
     EndOfContent,
@@ -34,8 +33,8 @@ from minismtp.smtp.protocol import (
     Protocol,
     Refused,
     SaslResponse,
-    SessionState,
 )
+from minismtp.smtp.states import TRANSITIONS, SessionState
 from minismtp.values.address import Address
 from minismtp.values.reply import Reply
 
@@ -89,7 +88,7 @@ def add(events: list[Event], event: Event) -> None:
 
 
 def welcomed(*, lmtp: bool = False, banner: int = 220, line_length: int = 0) -> Protocol:
-    """Return a protocol whose banner has been sent."""
+    """Return a protocol after its banner."""
     protocol = Protocol(lmtp=lmtp, line_length=line_length)
     protocol.send(Reply(banner, "mx.example"))
     return protocol
@@ -625,7 +624,7 @@ def test_next_event_before_the_reply_is_a_mistake() -> None:
     protocol = welcomed()
     protocol.receive(b"NOOP\r\nNOOP\r\n")
     assert protocol.next_event() == Noop()
-    with pytest.raises(RuntimeError, match="NOOP has not been answered"):
+    with pytest.raises(RuntimeError, match="NOOP awaits its reply"):
         protocol.next_event()
 
 

@@ -322,7 +322,7 @@ def test_made_up_key_looks_like_that_of_a_user(length: int, iterations: int) -> 
 
 
 def test_made_up_key_is_of_no_use() -> None:
-    # Whoever knew the made-up key could prove it: still no login without a user.
+    # A client with the made-up key could prove it, but without a user there is no login.
     client = ScramClient("nobody", "pencil")
     exchange = sasl.scram_sha_256(lambda _: None)
     next(exchange)
