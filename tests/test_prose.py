@@ -22,7 +22,8 @@ DONE: Final = (
     *("docs/monitoring.md", "docs/plugins.md", "docs/sending.md", "docs/systemd.md"),
     "docs/plugins",
     *("minismtp/__init__.py", "minismtp/config", "minismtp/events.py", "minismtp/hooks"),
-    *("tests/config", "tests/hooks", "tests/test_reference.py"),
+    *("minismtp/session", "minismtp/smtp", "minismtp/testing.py"),
+    *("tests/config", "tests/hooks", "tests/session", "tests/smtp", "tests/test_reference.py"),
     "tests/storage",
 )
 MADE: Final = {"docs/configuration.md", "docs/hooks.md", "docs/plugins/README.md"}

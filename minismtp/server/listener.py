@@ -294,7 +294,7 @@ class Server(socketserver.ThreadingTCPServer):
         text = f"{self._service.hostname} too many connections, try again later"
         reply = Reply(421, text, "4.7.0")
         said = {} if self.listener.tls == "implicit" else {"reply": str(reply)}
-        self._service.tell_refusal("connection limited", peer=peer, limit=limit, **said)
+        self._service.log_refusal("connection limited", peer=peer, limit=limit, **said)
         with contextlib.suppress(OSError):
             request.setblocking(False)
             if said:

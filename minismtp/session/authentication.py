@@ -27,8 +27,8 @@ _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 class Authentication:
     """The AUTH exchanges of one session. A successful one sets `session.login`."""
 
-    def __init__(self, service: ListenerContext, session: Session) -> None:
-        self._service = service
+    def __init__(self, context: ListenerContext, session: Session) -> None:
+        self._context = context
         self._session = session
         self._exchange: sasl.Exchange | None = None
         self._mechanism = ""
@@ -90,15 +90,15 @@ class Authentication:
         if self._exchange is not None:
             self._finish("cancelled", refused=reply is not None)
 
-    def tell(self, refusals: Refusals, reply: Reply) -> None:
+    def log_refusal(self, refusals: Refusals, reply: Reply) -> None:
         """Log the login that failed just now, if one did, with the reply to it."""
         event, self._unlogged = self._unlogged, ""
         if event == _PUT_OFF:
-            refusals.tell(event, reply, mechanism=self._mechanism)
+            refusals.log(event, reply, mechanism=self._mechanism)
         elif event == _CANCELLED:
-            refusals.tell(event, reply, **self._facts())
+            refusals.log(event, reply, **self._facts())
         elif event:
-            refusals.told = True
+            refusals.logged = True
             self._log(event, reply=str(reply), **refusals.facts(reply))
 
     def _allowed(self) -> bool:
@@ -106,15 +106,15 @@ class Authentication:
 
         A balancer on this machine may have taken the password from the network in clear.
         """
-        service, session = self._service, self._session
-        clear = service.clear_auth and (service.proxy_auth or not session.proxied)
+        context, session = self._context, self._session
+        clear = context.clear_auth and (context.proxy_auth or not session.proxied)
         return session.tls is not None or clear
 
     def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
         """Return the mechanisms that can succeed here, the strongest one first."""
         tls = self._session.tls
-        offered, made_up = self._service.hooks.mechanisms, self._service.made_up_keys
-        spelled = folded_name if self._service.hooks.ignores_case else str
+        offered, made_up = self._context.hooks.mechanisms, self._context.made_up_keys
+        spelled = folded_name if self._context.hooks.ignores_case else str
         makers: dict[str, Callable[[], sasl.Exchange]] = {
             "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key, made_up, spelled),
             "PLAIN": sasl.plain,
@@ -129,18 +129,18 @@ class Authentication:
         return found
 
     def _wait_for_turn(self) -> bool:
-        backoff = self._service.backoff
+        backoff = self._context.backoff
         if backoff is None:
             return True
-        return wait_for_turn(backoff, self._session.peer, self._service.draining)
+        return wait_for_turn(backoff, self._session.peer, self._context.draining)
 
     def _is_known(self) -> bool:
-        backoff = self._service.backoff
+        backoff = self._context.backoff
         return backoff is not None and backoff.knows(self._session.peer, self._username)
 
     def _stored_key(self, username: str) -> sasl.StoredKey | None:
         self._username = username
-        return self._service.hooks.stored_key(self._session, self._mechanism, username)
+        return self._context.hooks.stored_key(self._session, self._mechanism, username)
 
     def _decide(self, result: sasl.Offer | sasl.Proof) -> Reply:
         self._username = result.username
@@ -157,7 +157,7 @@ class Authentication:
                 self._is_known(),
             )
             try:
-                identity = self._service.hooks.authenticate(self._session, credentials)
+                identity = self._context.hooks.authenticate(self._session, credentials)
             except Verdict as verdict:
                 return self._refused(verdict)
         if identity is None and self._mechanism in _OAUTH:
@@ -183,22 +183,22 @@ class Authentication:
 
     def _finish(self, result: str, *, refused: bool) -> None:
         """Finish the exchange: count it, log a success, and delay the next try after a failure."""
-        service, session = self._service, self._session
+        context, session = self._context, self._session
         self._exchange = None
         if self._token_refused and result == "cancelled":
             result = "failure"
-        service.metrics.auth[self._mechanism, result](1)
+        context.metrics.auth[self._mechanism, result](1)
         if refused:
             self._unlogged = f"auth {result}"  # logged once the final reply is known
-        elif result != "cancelled" or service.admits_refusal(session.peer):
+        elif result != "cancelled" or context.may_log_refusal(session.peer):
             self._log(f"auth {result}")
-        if service.hooks.observed:
-            service.hooks.observe(
+        if context.hooks.observed:
+            context.hooks.observe(
                 Authenticated(session.id, session.peer, self._mechanism, self._username, result)
             )
         if result == "failure":
             self.failures += 1
-        if (backoff := service.backoff) is not None:
+        if (backoff := context.backoff) is not None:
             match result:
                 case "failure":
                     backoff.failed(session.peer)
@@ -210,7 +210,7 @@ class Authentication:
     def _log(self, event: str, **more: str | int) -> None:
         """Write a line for fail2ban, with no limit on their number: see etc/fail2ban."""
         facts = self._facts() | more
-        self._service.log.info(event, peer=self._session.peer, **facts)
+        self._context.log.info(event, peer=self._session.peer, **facts)
 
     def _facts(self) -> dict[str, str | int]:
         """Return the fields of every line about a login."""

@@ -47,7 +47,7 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        service: ListenerContext,
+        context: ListenerContext,
         session: Session,
         certificates: Certificates | None,
         *,
@@ -57,11 +57,11 @@ class Connection:
         self.session = session
         self.introduce: Callable[[str], bool] | None = None
         self._socket = sock
-        self._service = service
+        self._context = context
         self._certificates = certificates
         self._implicit_tls = implicit_tls
         self._activity = Activity()
-        self._receiver = Receiver(service, session, self._activity)
+        self._receiver = Receiver(context, session, self._activity)
         self._closing = threading.Lock()
         self._closed = False
         status = os.fstat(sock.fileno())
@@ -93,7 +93,7 @@ class Connection:
             self._linger()
         except ProxyProblem as problem:
             self._reason = self._cut_reason or "proxy"
-            self._service.tell_refusal("PROXY refused", peer=self.session.peer, error=str(problem))
+            self._context.log_refusal("PROXY refused", peer=self.session.peer, error=str(problem))
         except (ssl.SSLError, OSError) as error:
             self._note(error)
         except Exception as error:  # noqa: BLE001 - a bug here; the client tries again
@@ -123,14 +123,14 @@ class Connection:
             self.cut("draining", now)
 
     def _greet(self) -> None:
-        delay = self._service.greet_delay
+        delay = self._context.greet_delay
         early = self._speaks_within(delay) if delay else False
         greeting = b""
         if not self._cut_reason:
             self.session.speaks_within = self._speaks_within
             greeting = self._receiver.greet(early=early)
             self.session.speaks_within = is_silent  # drops the reference to this connection
-        if self._cut_reason or self._service.draining.is_set():
+        if self._cut_reason or self._context.draining.is_set():
             self._say_goodbye(self._cut_reason or "draining")
         else:
             self._send(greeting)
@@ -139,7 +139,7 @@ class Connection:
         """Receive what the peer sends next, and answer it."""
         receiver = self._receiver
         self.due = receiver.deadline
-        if self._service.draining.is_set() and receiver.at_boundary:
+        if self._context.draining.is_set() and receiver.at_boundary:
             self._say_goodbye("draining")
             return
         data = self._receive()
@@ -173,7 +173,7 @@ class Connection:
         """Send replies. Those to errors are held back, unless the process is about to end."""
         delay = self._receiver.take_delay()
         if delay:
-            self._service.draining.wait(delay)
+            self._context.draining.wait(delay)
         if self._receiver.messages != self._messages:
             self._messages = self._receiver.messages
             self._check_socket()
@@ -184,7 +184,7 @@ class Connection:
         status = os.fstat(self._socket.fileno())
         if (status.st_dev, status.st_ino) != self._identity:
             self._socket.detach()
-            self._service.log.error("the socket was closed by somebody else, not replied")
+            self._context.log.error("the socket was closed by somebody else, not replied")
             raise MisdirectedError
 
     def _send(self, data: bytes) -> None:
@@ -209,11 +209,11 @@ class Connection:
         self.due = inf
         session = self.session
         session.proxied = not header.local
-        if header.tls is not None and self._service.clear_auth:
+        if header.tls is not None and self._context.clear_auth:
             session.tls = TlsInfo(*header.tls)  # its way to us is loopback
         if header.local:
             # A health check is served like any client, but it is neither logged nor counted.
-            self._receiver = Receiver(self._service.silent(), session, self._activity)
+            self._receiver = Receiver(self._context.silent(), session, self._activity)
         elif header.peer:
             session.peer, session.peer_port = header.peer, header.peer_port
             session.local = header.called
@@ -234,8 +234,8 @@ class Connection:
 
         It does not count if the peer closes the connection, or if `cut` does.
         """
-        self.due = self._service.clock() + seconds + _GRACE
-        if self._service.draining.is_set():
+        self.due = self._context.clock() + seconds + _GRACE
+        if self._context.draining.is_set():
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -262,7 +262,7 @@ class Connection:
         wrapped.do_handshake()
         self.due = inf
         if problem := client_certificate.problem():
-            self._service.tell_refusal(
+            self._context.log_refusal(
                 "client certificate not accepted", peer=self.session.peer, error=problem
             )
         self._receiver.secured(tls_info(wrapped))
@@ -273,15 +273,15 @@ class Connection:
     @property
     def _handshake_due(self) -> float:
         """When the PROXY header and the TLS handshake must be over."""
-        timeout = self._service.limits.handshake_timeout.total_seconds()
-        return min(self._service.clock() + timeout, self._receiver.deadline)
+        timeout = self._context.limits.handshake_timeout.total_seconds()
+        return min(self._context.clock() + timeout, self._receiver.deadline)
 
     def _linger(self) -> None:
         """Let the last reply arrive, because closing with unread input resets the connection."""
         self._close_tls()
         if self._receiver.reason == "quit" and not self._receiver.unread:
             return
-        self.due = self._service.clock() + 1.0
+        self.due = self._context.clock() + 1.0
         socket.socket.shutdown(self._socket, socket.SHUT_WR)
         for _ in range(_LINGER):
             if not socket.socket.recv(self._socket, _CONTENT):
@@ -307,7 +307,7 @@ class Connection:
             self._reason = self._cut_reason
         elif isinstance(error, ssl.SSLError) and self.session.tls is None:
             self._reason = "tls"
-            self._service.tell_refusal(
+            self._context.log_refusal(
                 "TLS handshake failed",
                 peer=self.session.peer,
                 error=error.reason or str(error),

@@ -78,21 +78,21 @@ class Conversation:
     """
 
     def __init__(
-        self, service: ListenerContext, session: Session, activity: Activity, refusals: Refusals
+        self, context: ListenerContext, session: Session, activity: Activity, refusals: Refusals
     ) -> None:
         self.transactions = 0
         self.messages = 0
         self.transaction: Transaction | None = None
-        self._service = service
+        self._context = context
         self._session = session
         self._activity = activity
         self._refusals = refusals
         self._connected = ""  # the peer before any XCLIENT
-        self._authentication = Authentication(service, session)
+        self._authentication = Authentication(context, session)
         self._envelopes = 0
         self._empty_chunk = False
         self._errors = ErrorCount(
-            service.limits, service.peer_errors, service.clock, trusted=service.lmtp
+            context.limits, context.peer_errors, context.clock, trusted=context.lmtp
         )
 
     def greet(self, *, early: bool) -> Decision:
@@ -135,22 +135,22 @@ class Conversation:
 
     def _banner(self, *, early: bool = False) -> tuple[Reply, bool]:
         """Ask the plugins about the peer. Return the reply, and whether to close after it."""
-        service, session = self._service, self._session
+        context, session = self._context, self._session
         session.trusted = False  # a plugin says so of the peer that it is now, see XCLIENT
         try:
             if early:
                 raise Reject("you talk before the greeting")
-            service.hooks.on_connect(session)
+            context.hooks.on_connect(session)
         except Verdict as verdict:
             # RFC 5321 section 3.1: 554 or 421; RFC 2034 section 4: no enhanced code in a greeting.
             code = 554 if verdict.reply.category == 5 else 421  # noqa: PLR2004
-            text = f"{service.hostname} {verdict.reply.text}"
+            text = f"{context.hostname} {verdict.reply.text}"
             reply = replace(verdict.reply, code=code, text=text, enhanced="")
             with surviving():
-                self._refusals.tell("connection refused", reply)
+                self._refusals.log("connection refused", reply)
             return reply, isinstance(verdict, Disconnect)
-        protocol = "LMTP" if service.lmtp else "ESMTP"
-        return Reply(220, f"{service.hostname} {protocol} minismtp"), False
+        protocol = "LMTP" if context.lmtp else "ESMTP"
+        return Reply(220, f"{context.hostname} {protocol} minismtp"), False
 
     def _answer_command(self, event: _Answerable, line: bytes) -> Decision:
         command = event.verb if event.verb in _COMMANDS else "OTHER"
@@ -161,8 +161,8 @@ class Conversation:
         answers = [reply]
         if reply.code >= 400:  # noqa: PLR2004
             with surviving():
-                self._authentication.tell(self._refusals, reply)
-                self._refusals.tell_command(command, reply, self._envelope, event, line)
+                self._authentication.log_refusal(self._refusals, reply)
+                self._refusals.log_command(command, reply, self._envelope, event, line)
             answers = self._refuse(command, answers)
             if event.__class__ is Mail:
                 self._drop()
@@ -170,12 +170,12 @@ class Conversation:
 
     def _judge(self, event: _Answerable) -> tuple[Reply, str, bool]:
         """Return the reply to an event, why the session ends, and whether to close after it."""
-        hostname, close = self._service.hostname, False
+        hostname, close = self._context.hostname, False
         if event.__class__ is Quit:
             return Reply(221, f"{hostname} closing connection", "2.0.0"), "quit", close
-        if self._service.draining.is_set():
+        if self._context.draining.is_set():
             return Reply(421, f"{hostname} service shutting down", "4.3.2"), "draining", close
-        if self._authentication.failures >= self._service.limits.failed_logins:
+        if self._authentication.failures >= self._context.limits.failed_logins:
             return replies.TOO_MANY_LOGINS, "logins", close
         try:
             reply = self._answer(event)
@@ -194,8 +194,8 @@ class Conversation:
         """Return answers whose refusals name the message or the session, and log the first one."""
         if answers[0].code >= 400:  # noqa: PLR2004
             with surviving():
-                self._refusals.tell_rest(command, answers[0], self._envelope)
-        self._refusals.told = False
+                self._refusals.log_other(command, answers[0], self._envelope)
+        self._refusals.logged = False
         envelope = envelope or self._envelope
         subject = self._session.id if envelope is None else envelope.id
         return [each.about(subject) if each.code >= 400 else each for each in answers]  # noqa: PLR2004
@@ -236,7 +236,7 @@ class Conversation:
         before = session.helo, session.esmtp
         session.helo, session.esmtp = event.name, not isinstance(event, Helo)
         try:
-            self._service.hooks.on_helo(session)
+            self._context.hooks.on_helo(session)
             offered = self._keywords() if session.esmtp else []
         except Verdict:
             session.helo, session.esmtp = before  # RFC 5321 section 4.1.4
@@ -244,7 +244,7 @@ class Conversation:
         self._drop()
         # A name with blanks could break into lines, which would read as keywords.
         greeted = f" greets {event.name}" if is_host_name(event.name) else ""
-        greeting = f"{self._service.hostname}{greeted}"
+        greeting = f"{self._context.hostname}{greeted}"
         return Reply(250, "\n".join([greeting, *offered]))
 
     def _keywords(self) -> list[str]:
@@ -252,19 +252,19 @@ class Conversation:
 
         Naive clients look for `250-STARTTLS` and `250-AUTH`, so neither is ever the last line.
         """
-        service, session = self._service, self._session
+        context, session = self._context, self._session
         mechanisms = self._authentication.mechanisms
         lines = [
             "PIPELINING",  # RFC 2920
-            f"SIZE {int(service.limits.message_size)}",  # RFC 1870
+            f"SIZE {int(context.limits.message_size)}",  # RFC 1870
         ]
-        if service.starttls and session.tls is None:
+        if context.starttls and session.tls is None:
             lines.append("STARTTLS")  # RFC 3207 section 4.2: not again inside TLS
         if session.tls is not None:
             lines.append("REQUIRETLS")  # RFC 8689 section 2: inside TLS only
         if mechanisms and session.login is None:
             lines.append(f"AUTH {' '.join(mechanisms)}")  # RFC 4954
-        if service.trusts_xclient(self._connected):
+        if context.trusts_xclient(self._connected):
             lines.append("XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR")
         lines += [
             "ENHANCEDSTATUSCODES",  # RFC 2034
@@ -273,26 +273,26 @@ class Conversation:
             "SMTPUTF8",  # RFC 6531
             "CHUNKING",  # RFC 3030
             "BINARYMIME",
-            f"LIMITS RCPTMAX={service.limits.recipients}",  # RFC 9422
+            f"LIMITS RCPTMAX={context.limits.recipients}",  # RFC 9422
         ]
-        return [*lines, *service.hooks.ehlo_keywords(session)]
+        return [*lines, *context.hooks.ehlo_keywords(session)]
 
     def _starttls(self) -> Reply:
         if self._session.tls is not None:
             return replies.TLS_ACTIVE
-        return replies.TLS_READY if self._service.starttls else replies.NO_TLS
+        return replies.TLS_READY if self._context.starttls else replies.NO_TLS
 
     def _mail(self, event: Mail) -> Reply:
-        service, session = self._service, self._session
-        if service.kind == "submission" and session.login is None:
+        context, session = self._context, self._session
+        if context.kind == "submission" and session.login is None:
             return replies.AUTH_REQUIRED  # RFC 6409 section 4.3
-        if event.size is not None and event.size > service.limits.message_size:
+        if event.size is not None and event.size > context.limits.message_size:
             return replies.TOO_BIG  # RFC 1870 section 6.1
         if event.require_tls and session.tls is None:
             return replies.TLS_REQUIRED  # RFC 8689 section 4
         self._envelopes += 1
         transaction = Transaction(
-            service, session, event, self._envelopes, self._activity, refusals=self._refusals
+            context, session, event, self._envelopes, self._activity, refusals=self._refusals
         )
         self.transaction = transaction
         reply = transaction.begin()
@@ -332,7 +332,7 @@ class Conversation:
         return Decision(answers, command, close=close)
 
     def _other(self, event: Other) -> Reply:
-        answer = self._service.hooks.command(self._session, event.verb, event.argument)
+        answer = self._context.hooks.command(self._session, event.verb, event.argument)
         if answer is not None:
             return answer
         match event.verb:
@@ -349,14 +349,14 @@ class Conversation:
 
     def _xclient(self, argument: str) -> Reply:
         """Let a trusted front end say who it speaks for, and start again with a greeting."""
-        service, session = self._service, self._session
-        if not service.trusts_xclient(self._connected):
+        context, session = self._context, self._session
+        if not context.trusts_xclient(self._connected):
             return replies.NO_XCLIENT
         try:
             apply_xclient(session, argument)
         except SyntaxProblem as problem:
             return Reply(501, str(problem), "5.5.4")
-        self._authentication = Authentication(service, session)
+        self._authentication = Authentication(context, session)
         self._errors.restart()
         reply, _ = self._banner()
         if reply.category != 2:  # noqa: PLR2004

@@ -1,4 +1,4 @@
-"""What all sessions of one listener share."""
+"""The configuration and the collaborators that all sessions of one listener share."""
 
 from __future__ import annotations
 
@@ -31,16 +31,18 @@ from minismtp.storage.spool import Spool
 class ListenerContext:
     """The rules and collaborators of one listener.
 
-    `starttls` says that a handshake can follow STARTTLS; `clear_auth` that AUTH is safe without TLS
-    (loopback or a unix socket), and `proxy_auth` that it is so for clients of a balancer too, which
-    does not say whether they speak TLS. `dropped` are fields (in lower case) that messages of
-    trusted clients lose. `greet_delay` in seconds; `quiet` keeps sessions out of the
-    log and the metrics. `spool` is where large contents are written, `queue` where messages wait
-    for other hosts; without one nothing is relayed. `chronicle` takes what `minismtp explain`
-    tells, `tracing` shows dialogues, `notes` say which messages this worker has in hand; one that
-    workers died on is kept where the listener `quarantines`, else deferred. `made_up_keys` are for
-    users that do not exist. `draining` is set when the process is about to end. `clock` gives
-    monotonic seconds, `wall` seconds since the epoch.
+    `starttls` says that a handshake can follow STARTTLS. `clear_auth` says that AUTH is safe
+    without TLS (loopback or a unix socket), and `proxy_auth` that it is also safe for clients of a
+    balancer that does not say whether they use TLS. `dropped` are the fields, in lower case, that
+    are removed from messages of trusted clients. `greet_delay` is in seconds. `quiet` keeps
+    sessions out of the log and the metrics.
+
+    Large contents are written to `spool`. Messages for other hosts wait in `queue`; without it
+    nothing is relayed. `decision_log` feeds `minismtp explain`, and `tracing` feeds `minismtp
+    trace`. `suspects` notes which messages this worker has in hand; a message that workers died on
+    is quarantined if the listener `quarantines`, and else deferred. `made_up_keys` are for users
+    that do not exist. `draining` is set when the process is about to end. `clock` returns monotonic
+    seconds, `wall` seconds since the epoch.
     """
 
     listener: str
@@ -111,24 +113,24 @@ class ListenerContext:
         )
 
     def silent(self) -> ListenerContext:
-        """Return the same service for sessions that count for nothing."""
+        """Return the same context for health checks, which are neither logged nor counted."""
         return replace(self, quiet=True, metrics=SilentMetrics())
 
-    def admits_refusal(self, peer: str) -> bool:
-        """Count what came to nothing, and return whether it is to be told by itself."""
+    def may_log_refusal(self, peer: str) -> bool:
+        """Count a refusal of this peer, and return whether it may have a line of its own."""
         return self.refusal_log.admits(self.log, peer, self.clock())
 
-    def tell_refusal(self, event: str, *, peer: str, **fields: str | int) -> None:
-        """Log what came to nothing, unless the peer has had its share of lines."""
-        if self.admits_refusal(peer):
+    def log_refusal(self, event: str, *, peer: str, **fields: str | int) -> None:
+        """Log a refusal, unless its peer had enough lines in this minute."""
+        if self.may_log_refusal(peer):
             self.log.info(event, peer=peer, **fields)
 
-    def settle_refusals(self) -> None:
-        """Tell by one line for each peer how many more refusals there were in minutes past."""
+    def log_surplus_refusals(self) -> None:
+        """Log for each peer how many refusals of past minutes had no line."""
         self.refusal_log.settle(self.log, self.clock())
 
     def trusts_xclient(self, peer: str) -> bool:
-        """Whether this peer may say who it speaks for."""
+        """Return whether this peer may use XCLIENT."""
         if not self.xclient or peer == "unix":
             return False
         address = ip_address(peer)

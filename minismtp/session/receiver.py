@@ -31,25 +31,25 @@ class Receiver:
     how the session ended, or would end if the connection were lost.
     """
 
-    def __init__(self, service: ListenerContext, session: Session, activity: Activity) -> None:
-        limits = service.limits
+    def __init__(self, context: ListenerContext, session: Session, activity: Activity) -> None:
+        limits = context.limits
         self.session = session
         self.reason = "lost"
-        self._service = service
+        self._context = context
         self._activity = activity
         self._protocol = Protocol(
-            lmtp=service.lmtp,
+            lmtp=context.lmtp,
             line_length=limits.line_length,
-            strict_pipelining=service.strict_pipelining,
+            strict_pipelining=context.strict_pipelining,
         )
-        self._refusals = Refusals(service, session, activity)
-        self._conversation = Conversation(service, session, activity, self._refusals)
-        self._tracing = service.tracing
+        self._refusals = Refusals(context, session, activity)
+        self._conversation = Conversation(context, session, activity, self._refusals)
+        self._tracing = context.tracing
         self._starved = True  # no event before more input
         self._output: list[bytes] = []
         self._delay = 0.0
         self._commands = 0
-        self._begun = service.clock()
+        self._begun = context.clock()
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
         self._content_timeout = limits.content_timeout.total_seconds()
@@ -94,30 +94,30 @@ class Receiver:
     def take_delay(self) -> float:
         """Return the seconds to hold back what is sent next, because of errors; 0 the next time."""
         delay, self._delay = self._delay, 0.0
-        return min(delay, max(0.0, self.deadline - self._service.clock())) if delay else 0.0
+        return min(delay, max(0.0, self.deadline - self._context.clock())) if delay else 0.0
 
     def greet(self, *, early: bool = False) -> bytes:
         """Return the banner, or the refusal of a peer that is unwelcome or talked `early`."""
-        service, session = self._service, self.session
+        context, session = self._context, self.session
         self._opened = True
         self._tracing.happened(session, f"connected to {session.listener}")
-        service.metrics.active(1)
-        if service.hooks.observed:
-            service.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
+        context.metrics.active(1)
+        if context.hooks.observed:
+            context.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
         decision = self._conversation.greet(early=early)
-        service.metrics.connections["refused" if decision.reason else "accepted"](1)
+        context.metrics.connections["refused" if decision.reason else "accepted"](1)
         return self._send(decision)
 
     def limited(self) -> bytes:
         """Return the refusal of a peer that has too many sessions, and close."""
-        self._service.metrics.connections["limited"](1)
+        self._context.metrics.connections["limited"](1)
         return self.interrupt("too many connections, try again later", "4.7.0", "limited")
 
     def receive(self, data: bytes) -> bytes:
         """Take octets from the peer and return the replies that they call for."""
         self._protocol.receive(data)
         if self._content_end:
-            now = self._service.clock()
+            now = self._context.clock()
             bought = self.deadline + len(data) * self._seconds_per_octet
             self.deadline = min(bought, now + self._data_timeout, self._content_end)
         return self.proceed()
@@ -142,7 +142,7 @@ class Receiver:
                 if decision.delay:
                     break
             elif event.__class__ is Bdat and protocol.state is SessionState.RCPT:
-                self._begin_content(self._service.clock())  # one deadline for all chunks
+                self._begin_content(self._context.clock())  # one deadline for all chunks
         return self.take()
 
     def take(self) -> bytes:
@@ -152,20 +152,20 @@ class Receiver:
 
     def secured(self, tls: TlsInfo) -> None:
         """Start again inside TLS, without anything that was said in clear."""
-        self._service.metrics.tls[tls.version](1)
+        self._context.metrics.tls[tls.version](1)
         self._conversation.secured(tls)
         self._tracing.happened(self.session, f"{tls.version} {tls.cipher}")
         if self.wants_tls:
             self._protocol.restart()
-            self.deadline = min(self._service.clock() + self._command_timeout, self._end)
+            self.deadline = min(self._context.clock() + self._command_timeout, self._end)
 
     def interrupt(self, text: str, enhanced: str, reason: str) -> bytes:
         """End the session from outside. Return the 421 that says why."""
         self.reason = reason
         self._protocol.close()
-        reply = Reply(421, f"{self._service.hostname} {text}", enhanced)
+        reply = Reply(421, f"{self._context.hostname} {text}", enhanced)
         if reason == "limited":
-            self._refusals.tell("connection limited", reply, limit="address")
+            self._refusals.log("connection limited", reply, limit="address")
         elif reason != "lost":  # then the reply reaches no client
             self._last_reply = str(reply)
         reply = reply.about(self.session.id)
@@ -178,7 +178,7 @@ class Receiver:
         `idle` is how many seconds ago the last reply was.
         """
         session, transaction = self.session, self._conversation.transaction
-        now = self._service.clock()
+        now = self._context.clock()
         return self._activity.report() | {
             "id": session.id,
             "peer": session.peer,
@@ -199,14 +199,14 @@ class Receiver:
         """
         with surviving():
             self._conversation.end()
-            self._refusals.settle()
+            self._refusals.log_surplus()
         self._protocol.close()
         self.reason = reason or self.reason
-        service, session = self._service, self.session
-        duration = service.clock() - self._begun
+        context, session = self._context, self.session
+        duration = context.clock() - self._begun
         if self._opened:
-            service.metrics.active(-1)
-            service.metrics.session_duration(duration)
+            context.metrics.active(-1)
+            context.metrics.session_duration(duration)
         fields: dict[str, str | int] = {
             "peer": session.peer,
             "listener": session.listener,
@@ -220,17 +220,17 @@ class Receiver:
         }
         self._tracing.happened(session, f"closed: {self.reason}")
         accepted = self._conversation.messages > 0
-        if service.quiet:
-            service.log.debug("session closed", **fields)
-        elif accepted or service.admits_refusal(session.peer):
-            service.log.info("session closed", **fields)
-            if service.decision_log is not None:
-                now, steps = service.wall(), self._activity.steps
+        if context.quiet:
+            context.log.debug("session closed", **fields)
+        elif accepted or context.may_log_refusal(session.peer):
+            context.log.info("session closed", **fields)
+            if context.decision_log is not None:
+                now, steps = context.wall(), self._activity.steps
                 record = Record("session closed", session.id, now, self._begun, fields, steps)
-                service.decision_log.keep(record, accepted=accepted)
-        service.settle_refusals()
-        if service.hooks.observed:
-            service.hooks.observe(
+                context.decision_log.keep(record, accepted=accepted)
+        context.log_surplus_refusals()
+        if context.hooks.observed:
+            context.hooks.observe(
                 SessionClosed(session.id, session.listener, session.peer, duration, self.reason)
             )
 
@@ -244,7 +244,7 @@ class Receiver:
         elif protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
         self._delay = decision.delay
-        self._answered = now = self._service.clock()
+        self._answered = now = self._context.clock()
         if protocol.state is DATA:
             self._begin_content(now)
         elif protocol.state is not SessionState.CHUNKS:
@@ -256,7 +256,7 @@ class Receiver:
                     self._tracing.answered(self.session, reply)
             if decision.command:
                 self._commands += 1
-                self._service.metrics.commands[decision.command, answers[0].category](1)
+                self._context.metrics.commands[decision.command, answers[0].category](1)
         except Exception as error:  # noqa: BLE001 - the decision is sent all the same
             report(error)
         return sent

@@ -28,32 +28,32 @@ _LONGEST: Final = 700  # characters of a client's text, enough for any address
 class Refusals:
     """Logs the refusals of one session, in its thread.
 
-    `told` says whether the refusal that is about to be sent has its line.
+    `logged` says whether the refusal that is about to be sent has its line.
     """
 
-    def __init__(self, service: ListenerContext, session: Session, activity: Activity) -> None:
-        self._service = service
+    def __init__(self, context: ListenerContext, session: Session, activity: Activity) -> None:
+        self._context = context
         self._session = session
         self._activity = activity
         self._recipients = 0
-        self.told = False
+        self.logged = False
 
-    def tell(self, event: str, reply: Reply, **fields: str | int) -> None:
+    def log(self, event: str, reply: Reply, **fields: str | int) -> None:
         """Write the line of the refusal that is about to be sent."""
-        self.told = True
-        service, session = self._service, self._session
-        if service.admits_refusal(session.peer):
+        self.logged = True
+        context, session = self._context, self._session
+        if context.may_log_refusal(session.peer):
             facts = {"peer": session.peer, **fields, "reply": str(reply), **self.facts(reply)}
             self._write(event, facts)
 
-    def tell_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
-        """Write the line of a refused recipient, unless its message has had enough lines."""
-        self.told = True
+    def log_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
+        """Write the line of a refused recipient, unless its message has enough of them."""
+        self.logged = True
         self._recipients += 1
         if self._recipients <= _MOST_RECIPIENTS:
-            self.tell(event, reply, **fields)
+            self.log(event, reply, **fields)
 
-    def tell_command(
+    def log_command(
         self,
         name: str,
         reply: Reply,
@@ -71,33 +71,33 @@ class Refusals:
             case "MAIL":
                 known = event.reverse_path if isinstance(event, Mail) else None
                 path = _path_as_it_came(line, str(known or ""))
-                self.tell(f"sender {outcome}", reply, sender=path)
+                self.log(f"sender {outcome}", reply, sender=path)
             case "RCPT":
                 known = event.forward_path if isinstance(event, Rcpt) else None
                 path = _path_as_it_came(line, str(known or ""))
                 sender = {"sender": envelope.sender} if envelope else {}
-                self.tell_recipient(f"recipient {outcome}", reply, **sender, recipient=path)
+                self.log_recipient(f"recipient {outcome}", reply, **sender, recipient=path)
             case _:
-                self.tell_rest(name, reply, envelope, said=_shortened(abbreviated(event, line)))
+                self.log_other(name, reply, envelope, said=_shortened(abbreviated(event, line)))
         if path and not isinstance(event, Rcpt):
             self._activity.note((name, path, perf_counter(), 0.0, "", ""))
         self._activity.note_reply(name, reply.code, reply.text)
 
-    def tell_rest(self, name: str, reply: Reply, envelope: Envelope | None, **said: str) -> None:
+    def log_other(self, name: str, reply: Reply, envelope: Envelope | None, **said: str) -> None:
         """Write the line of a refused command, unless the refusal has one."""
-        if self.told:
+        if self.logged:
             return
         fields = {"command": name} | said
         if envelope is not None:
             to = ",".join(str(each.address) for each in envelope.recipients)
             fields |= {"sender": envelope.sender, "to": to}
-        self.tell(f"command {outcome_of(reply)}", reply, **fields)
+        self.log(f"command {outcome_of(reply)}", reply, **fields)
 
-    def settle(self) -> None:
+    def log_surplus(self) -> None:
         """Log how many refused recipients of the message had no line."""
         surplus, self._recipients = self._recipients - _MOST_RECIPIENTS, 0
         if surplus > 0:
-            self._service.tell_refusal(
+            self._context.log_refusal(
                 "more recipients refused", peer=self._session.peer, count=surplus
             )
 
@@ -114,15 +114,15 @@ class Refusals:
         return {name: value for name, value in found.items() if value}
 
     def _write(self, event: str, facts: dict[str, str | int]) -> None:
-        service = self._service
-        if service.quiet:
-            service.log.debug(event, **facts)
+        context = self._context
+        if context.quiet:
+            context.log.debug(event, **facts)
             return
-        service.log.info(event, **facts)
-        if service.decision_log is not None:
+        context.log.info(event, **facts)
+        if context.decision_log is not None:
             about = str(bound().get("id", self._session.id))
-            record = Record(event, about, service.wall(), service.clock(), facts, [])
-            service.decision_log.keep(record, accepted=False)
+            record = Record(event, about, context.wall(), context.clock(), facts, [])
+            context.decision_log.keep(record, accepted=False)
 
 
 def outcome_of(reply: Reply) -> str:

@@ -31,7 +31,7 @@ class MessageStorage:
 
     def __init__(
         self,
-        service: ListenerContext,
+        context: ListenerContext,
         envelope: Envelope,
         message: Message,
         recipients: Sequence[Recipient],
@@ -39,7 +39,7 @@ class MessageStorage:
         self.stored: list[Address] = []
         self.queued: list[QueuedRecipient] = []
         self.close = False
-        self._service = service
+        self._context = context
         self._envelope = envelope
         self._message = message
         self._recipients = recipients
@@ -56,12 +56,12 @@ class MessageStorage:
         relays = self._relayed()
         self._check(relays)
         failures = self._deliver_all()
-        own = set(map(id, named)) if self._service.lmtp else ()
+        own = set(map(id, named)) if self._context.lmtp else ()
         kept = [
             each for each in self._recipients if id(each) in own and self._is_kept(each, failures)
         ]
         waiting = self._waiting(kept, failures)
-        if waiting and (self._service.queue is None or not (self.stored or relays)):
+        if waiting and (self._context.queue is None or not (self.stored or relays)):
             return [_most_hopeful(failures.values())]
         refused = {}
         for each in kept:
@@ -71,8 +71,8 @@ class MessageStorage:
         if waiting or relays:
             self._enqueue(relays, waiting, failures, refused)
         with surviving():  # the message is stored already
-            self._tell([each for each in self._recipients if id(each) not in refused])
-        if not self._service.lmtp:
+            self._notify([each for each in self._recipients if id(each) not in refused])
+        if not self._context.lmtp:
             return [accepted]
         return [refused.get(id(each), accepted) for each in named]
 
@@ -81,7 +81,7 @@ class MessageStorage:
 
         The client waits meanwhile, so no copy is begun after its patience ends.
         """
-        clock = self._service.clock
+        clock = self._context.clock
         due = clock() + _PATIENCE
         failures: dict[Address, Reply] = {}
         done: set[Address] = set()
@@ -102,7 +102,7 @@ class MessageStorage:
         send that copy again.
         """
         failed = [mailbox in failures for mailbox in recipient.mailboxes]
-        if self._service.queue is None:
+        if self._context.queue is None:
             return any(failed)
         return any(failed) and all(failed) and not recipient.relays
 
@@ -129,7 +129,7 @@ class MessageStorage:
 
     def _check(self, relays: list[QueuedRecipient]) -> None:
         """Raise Defer or OSError for copies that cannot be queued, before any copy is stored."""
-        queue = self._service.queue
+        queue = self._context.queue
         if relays:
             try:
                 QueueEntry.of(self._envelope, self._message, relays).check()
@@ -140,7 +140,7 @@ class MessageStorage:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _unqueued(self, error: ValueError) -> Defer:
-        self._service.log.error("message cannot be queued", id=self._envelope.id, error=str(error))
+        self._context.log.error("message cannot be queued", id=self._envelope.id, error=str(error))
         deferred = Defer("the message cannot be queued", enhanced="4.3.0")
         deferred.reply = deferred.reply.because(str(error))
         return deferred
@@ -153,17 +153,17 @@ class MessageStorage:
         refused: dict[int, Reply],
     ) -> None:
         """Queue copies. Raise OSError, but over LMTP refuse the recipients that depend on them."""
-        service, name = self._service, self._envelope.id
-        assert service.queue is not None  # noqa: S101 - else nothing waits
+        context, name = self._context, self._envelope.id
+        assert context.queue is not None  # noqa: S101 - else nothing waits
         targets = [*relays, *waiting.values()]
         try:
-            service.queue.add(QueueEntry.of(self._envelope, self._message, targets), self._message)
+            context.queue.add(QueueEntry.of(self._envelope, self._message, targets), self._message)
         except UnreadableError as error:
             raise self._unqueued(error) from None
         except OSError as error:
-            if not service.lmtp or self._envelope.added:
+            if not context.lmtp or self._envelope.added:
                 raise
-            service.log.error("content not written", id=name, error=str(error))
+            context.log.error("content not written", id=name, error=str(error))
             for recipient in self._recipients:
                 if recipient.relays or not waiting.keys().isdisjoint(recipient.mailboxes):
                     refused.setdefault(id(recipient), replies.NO_SPACE.because(str(error)))
@@ -172,33 +172,33 @@ class MessageStorage:
         with surviving():
             for mailbox in waiting:
                 reply = str(failures[mailbox])
-                service.log.warning("copy waits", id=name, mailbox=str(mailbox), reply=reply)
+                context.log.warning("copy waits", id=name, mailbox=str(mailbox), reply=reply)
 
-    def _tell(self, recipients: Sequence[Recipient]) -> None:
+    def _notify(self, recipients: Sequence[Recipient]) -> None:
         """Queue the notifications of success that were asked for.
 
         This is done before the reply, so after a crash in between they may come twice, but they are
         never missing.
         """
-        service, queue = self._service, self._service.queue
+        context, queue = self._context, self._context.queue
         asked = [each for each in recipients if "SUCCESS" in each.notify]
         if queue is None or not asked:
             return
         entry = QueueEntry.of(self._envelope, self._message, [])
-        notices = success_notices(entry, self._message, asked, self.stored, service.hostname)
+        notices = success_notices(entry, self._message, asked, self.stored, context.hostname)
         for notice, content in notices:
-            routed = route_notice(notice, service.hooks, service.hostname)
+            routed = route_notice(notice, context.hooks, context.hostname)
             try:
                 queue.add(routed, content)
             except (OSError, UnreadableError) as error:
-                service.log.error("notification not queued", id=entry.id, error=str(error))
+                context.log.error("notification not queued", id=entry.id, error=str(error))
             else:
-                service.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
+                context.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
 
     def _deliver(self, mailbox: Address) -> Reply | None:
         """Store one copy, or return why not. An unexpected exception fails only this copy."""
         try:
-            stored = self._service.hooks.deliver(self._envelope, self._message, mailbox)
+            stored = self._context.hooks.deliver(self._envelope, self._message, mailbox)
         except Verdict as verdict:
             self.close = self.close or isinstance(verdict, Disconnect)
             return verdict.reply

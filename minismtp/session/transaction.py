@@ -36,7 +36,7 @@ class Transaction:
 
     def __init__(
         self,
-        service: ListenerContext,
+        context: ListenerContext,
         session: Session,
         mail: Mail,
         number: int,
@@ -44,7 +44,7 @@ class Transaction:
         *,
         refusals: Refusals,
     ) -> None:
-        self._service = service
+        self._context = context
         self._session = session
         self._activity = activity
         self._receiving = 0.0  # when the content began, and from `finish` on its seconds
@@ -57,7 +57,7 @@ class Transaction:
         self._asked = False
         self._close = False  # after the reply to the content, because a plugin wants it
         self.envelope = self._envelope(mail, f"{session.id}.{number}")
-        self._log = TransactionLog(service, session, self.envelope, activity, refusals)
+        self._log = TransactionLog(context, session, self.envelope, activity, refusals)
 
     def _envelope(self, mail: Mail, identifier: str) -> Envelope:
         session = self._session
@@ -68,7 +68,7 @@ class Transaction:
             peer=session.peer,
             helo=session.helo,
             login=session.login,
-            arrived=self._service.wall(),
+            arrived=self._context.wall(),
             size=mail.size,
             body=mail.body,
             smtputf8=mail.smtputf8,
@@ -85,16 +85,16 @@ class Transaction:
 
         RFC 5321 section 4.5.1 has only <Postmaster>, but local programs write other names too.
         """
-        return address if address.domain else Address(address.local, self._service.hostname)
+        return address if address.domain else Address(address.local, self._context.hostname)
 
     def begin(self) -> Reply:
         """Ask the plugins about the reverse-path. Raise Verdict."""
-        service, session = self._service, self._session
-        if service.match_sender and not owns_sender(service.hooks, session, self.envelope):
+        context, session = self._context, self._session
+        if context.match_sender and not owns_sender(context.hooks, session, self.envelope):
             return replies.NOT_YOURS
-        if service.queue is not None and not service.queue.has_space(self.envelope.size or 0):
+        if context.queue is not None and not context.queue.has_space(self.envelope.size or 0):
             return replies.NO_SPACE
-        service.hooks.on_mail(session, self.envelope)
+        context.hooks.on_mail(session, self.envelope)
         return replies.SENDER_OK
 
     def recipient(self, command: Rcpt) -> Reply:
@@ -115,35 +115,35 @@ class Transaction:
         return reply
 
     def _judge(self, recipient: Recipient) -> Reply:
-        service, session, envelope = self._service, self._session, self.envelope
-        if len(self._accepted) >= service.limits.recipients:
+        context, session, envelope = self._context, self._session, self.envelope
+        if len(self._accepted) >= context.limits.recipients:
             return replies.TOO_MANY  # RFC 5321 section 4.5.3.1.10
         in_ascii = recipient.address.is_ascii and recipient.original.isascii()
         if not envelope.smtputf8 and not in_ascii:
             return replies.NEEDS_UTF8  # RFC 6531 section 3.5, RFC 6533 section 3
-        service.hooks.on_rcpt(session, envelope, recipient)
+        context.hooks.on_rcpt(session, envelope, recipient)
         problem = self._route(recipient)
         if problem is not None:
             return problem
-        service.hooks.on_routed(session, envelope, recipient)
+        context.hooks.on_routed(session, envelope, recipient)
         envelope.recipients.append(recipient)
         self._accepted.append(recipient)
         return replies.RECIPIENT_OK
 
     def _route(self, recipient: Recipient) -> Reply | None:
         """Set the route of a recipient. Return the refusal, if there is no route that works."""
-        service = self._service
-        recipient.route = service.hooks.route(self._session, self.envelope, recipient)
+        context = self._context
+        recipient.route = context.hooks.route(self._session, self.envelope, recipient)
         if recipient.route is None:
             return replies.NO_ROUTE
-        if service.queue is None and recipient.relays:
+        if context.queue is None and recipient.relays:
             return replies.NO_OUTBOUND
         return None
 
     def open_content(self) -> None:
         """Ask the plugins before 354. Raise Verdict."""
         self._open()
-        self._fix = self._service.fix_newlines
+        self._fix = self._context.fix_newlines
 
     def begin_chunk(self) -> None:
         """Ask the plugins before the first chunk. Their refusal becomes the reply to it."""
@@ -152,18 +152,18 @@ class Transaction:
         except Verdict as verdict:
             self.refuse(self._refusal(verdict))
         if self._lines is None and self.envelope.body != "BINARYMIME":
-            service = self._service
+            context = self._context
             self._lines = ChunkLines(
-                fix=service.fix_newlines, line_length=service.limits.line_length
+                fix=context.fix_newlines, line_length=context.limits.line_length
             )
 
     def _open(self) -> None:
         if not self._asked:
-            self._service.hooks.on_data(self._session, self.envelope)
+            self._context.hooks.on_data(self._session, self.envelope)
             self._asked = True
         if self._writer is None:
-            self._receiving = self._service.clock()
-            self._writer = ContentWriter(self._service.spool)
+            self._receiving = self._context.clock()
+            self._writer = ContentWriter(self._context.spool)
 
     def refuse(self, reply: Reply) -> None:
         """Keep nothing of the content, and answer its end with `reply`."""
@@ -185,7 +185,7 @@ class Transaction:
             return
         if lines is not None:
             data = lines.take(data, last=last)
-            if lines.bare and not self._service.fix_newlines:
+            if lines.bare and not self._context.fix_newlines:
                 self.refuse(replies.BARE_NEWLINE)
                 return
             if lines.long:
@@ -193,7 +193,7 @@ class Transaction:
                 return
         elif self._fix:
             data = fix_newlines(data)
-        if writer.size + len(data) > self._service.limits.message_size:
+        if writer.size + len(data) > self._context.limits.message_size:
             self.refuse(replies.TOO_BIG)  # RFC 1870 section 6.3: enforced while receiving
             return
         try:
@@ -215,13 +215,13 @@ class Transaction:
 
         There is one reply, or over LMTP one for each recipient.
         """
-        if bare_newline and not self._service.fix_newlines:
+        if bare_newline and not self._context.fix_newlines:
             self.refuse(replies.BARE_NEWLINE)
         if long_line:
             self.refuse(replies.LONG_LINE)
         size, outcome = 0, ""
         if self._receiving:
-            self._receiving = self._service.clock() - self._receiving
+            self._receiving = self._context.clock() - self._receiving
         writer = self._writer
         if writer is None:
             answers = [self._problem or replies.NO_SPACE]
@@ -237,18 +237,18 @@ class Transaction:
             except Exception as error:  # noqa: BLE001 - unexpected, so the client tries again
                 report(error)
                 answers = [replies.FAULT.because(describe(error))]
-        if self._service.lmtp and len(answers) == 1:
+        if self._context.lmtp and len(answers) == 1:
             answers *= len(self._accepted)
         self._log.finished(outcome, size, self._receiving, answers, self._accepted)
         return answers, self._close
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unread if workers died on it."""
-        cleaned = clean(writer.finish(), self._service.limits.headers, self._dropped)
+        cleaned = clean(writer.finish(), self._context.limits.headers, self._dropped)
         if cleaned is None:
             return "rejected", [replies.LONG_HEADER]
         head, content = cleaned
-        notes = self._service.suspects
+        notes = self._context.suspects
         if notes is None:
             return self._take(head, content)
         mark = fingerprint(self.envelope, content)
@@ -262,54 +262,54 @@ class Transaction:
 
     def _set_aside(self, content: Content) -> tuple[str, list[Reply]]:
         """Quarantine a message, or defer it if there is no quarantine."""
-        service, envelope = self._service, self.envelope
+        context, envelope = self._context, self.envelope
         facts = self._log.facts(content.size)
-        service.log.error("message that workers died on is set aside", **facts)
-        if not service.quarantines:
+        context.log.error("message that workers died on is set aside", **facts)
+        if not context.quarantines:
             return "deferred", [replies.FATAL]
         message = Message(envelope.id, content, received(self._session, envelope))
         message.quarantine("workers died on it")
         return self._store(message)
 
     def _take(self, head: bytes, content: Content) -> tuple[str, list[Reply]]:
-        service, session, envelope = self._service, self._session, self.envelope
+        context, session, envelope = self._context, self._session, self.envelope
         if problem := self._header_problem(head):
             return "rejected", [problem]
         message = Message(envelope.id, content, received(session, envelope))
         if self._is_ours:
-            complete(envelope, message, service.hostname)
-        if service.match_from and not owns_authors(service.hooks, session, envelope, message):
+            complete(envelope, message, context.hostname)
+        if context.match_from and not owns_authors(context.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
-        if service.add_sender:
+        if context.add_sender:
             add_sender(envelope, message)
-        service.hooks.on_message(session, envelope, message)
+        context.hooks.on_message(session, envelope, message)
         accepted = self._acceptance
         if message.discarded is not None:
-            service.log.info("discarded", id=envelope.id, reason=message.discarded)
+            context.log.info("discarded", id=envelope.id, reason=message.discarded)
             return "discarded", [accepted]
         self._readdress()
         if not self._recipients:
-            service.log.info("discarded", id=envelope.id, reason="no recipient is left")
+            context.log.info("discarded", id=envelope.id, reason="no recipient is left")
             return "discarded", [accepted]
         return self._store(message)
 
     @property
     def _dropped(self) -> frozenset[str]:
         """The names of fields to remove from this client's messages, in lower case."""
-        return self._service.dropped if self._is_ours else RETURN_PATH
+        return self._context.dropped if self._is_ours else RETURN_PATH
 
     @property
     def _is_ours(self) -> bool:
         """Whether the message is submitted here. Over LMTP it is delivered here."""
-        return self.envelope.trusted and not self._service.lmtp
+        return self.envelope.trusted and not self._context.lmtp
 
     @property
     def _acceptance(self) -> Reply:
         return Reply(250, f"message accepted as {self.envelope.id}", "2.0.0")
 
     def _store(self, message: Message) -> tuple[str, list[Reply]]:
-        service, envelope, accepted = self._service, self.envelope, self._acceptance
-        storage = MessageStorage(service, envelope, message, self._recipients)
+        context, envelope, accepted = self._context, self.envelope, self._acceptance
+        storage = MessageStorage(context, envelope, message, self._recipients)
         self._log.storage = storage
         answers = storage.run(accepted, self._accepted)
         self._close = self._close or storage.close
@@ -318,7 +318,7 @@ class Transaction:
         return "queued" if storage.queued and not storage.stored else "", answers
 
     def _header_problem(self, head: bytes) -> Reply | None:
-        limits = self._service.limits
+        limits = self._context.limits
         if self.envelope.body == "BINARYMIME":
             # RFC 3030 section 3 lifts the limits of lines for the body, but not for the header.
             if has_bare_newline(head):
@@ -365,5 +365,5 @@ class Transaction:
         return verdict.reply
 
     def _not_written(self, error: OSError) -> Reply:
-        self._service.log.error("content not written", id=self.envelope.id, error=str(error))
+        self._context.log.error("content not written", id=self.envelope.id, error=str(error))
         return replies.NO_SPACE.because(str(error))

@@ -14,7 +14,7 @@ from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals, outcome_of
 from minismtp.session.storage import MessageStorage
 from minismtp.values.reply import Reply
-from minismtp.values.threads import report
+from minismtp.values.threads import surviving
 
 
 class TransactionLog:
@@ -26,35 +26,35 @@ class TransactionLog:
 
     def __init__(
         self,
-        service: ListenerContext,
+        context: ListenerContext,
         session: Session,
         envelope: Envelope,
         activity: Activity,
         refusals: Refusals,
     ) -> None:
         self.storage: MessageStorage | None = None
-        self._service = service
+        self._context = context
         self._session = session
         self._envelope = envelope
         self._activity = activity
         self._refusals = refusals
         self._steps_before, activity.steps = activity.steps, []
-        self._begun = service.clock()
+        self._begun = context.clock()
         bind(id=envelope.id)
 
     def decided(self, recipient: Recipient, reply: Reply) -> None:
-        """Count a recipient and tell the observers of it."""
-        service = self._service
+        """Count a recipient, and tell the observers."""
+        context = self._context
         outcome = "accepted" if reply.category == 2 else outcome_of(reply)  # noqa: PLR2004
-        service.metrics.recipients[outcome](1)
-        if service.hooks.observed:
-            service.hooks.observe(
+        context.metrics.recipients[outcome](1)
+        if context.hooks.observed:
+            context.hooks.observe(
                 RecipientDecided(self._session.id, self._envelope.id, recipient.address, reply)
             )
 
     def aborted(self) -> None:
         """Keep the steps of a transaction without a message."""
-        if self._service.admits_refusal(self._envelope.peer):
+        if self._context.may_log_refusal(self._envelope.peer):
             self._keep("no message", self.facts(0), accepted=False)
         self._end()
 
@@ -66,15 +66,21 @@ class TransactionLog:
         answers: Sequence[Reply],
         recipients: Sequence[Recipient],
     ) -> None:
-        """Tell what became of a message: its `outcome`, by default the one that its replies say.
+        """Tell the `outcome` of a message, by default the one that its replies say.
 
         `size` is in octets, and `receiving` in seconds. Over LMTP each recipient has one of the
         `answers`. Nothing is raised, because the replies are sent in any case.
         """
-        try:
-            self._tell(outcome or _outcome(answers), size, receiving, answers, recipients)
-        except Exception as error:  # noqa: BLE001 - see above
-            report(error)
+        with surviving():
+            outcome = outcome or _outcome(answers)
+            reply = min(answers, key=lambda each: each.category)
+            self._log_message(outcome, size, receiving, reply)
+            self._log_recipients(recipients, answers, reply)
+            if self._context.hooks.observed:
+                session, message = self._session.id, self._envelope.id
+                for each in answers:
+                    event = MessageDecided(session, message, size, outcome, each)
+                    self._context.hooks.observe(event)
         self._end()
 
     def facts(self, size: int) -> dict[str, str | int]:
@@ -87,22 +93,14 @@ class TransactionLog:
             "sender": f"<{envelope.sender}>",
             "to": ",".join([str(recipient.address) for recipient in envelope.recipients]),
             "size": size,
-            "seconds": f"{self._service.clock() - self._begun:.4f}",
+            "seconds": f"{self._context.clock() - self._begun:.4f}",
         }
 
-    def _tell(
-        self,
-        outcome: str,
-        size: int,
-        receiving: float,
-        answers: Sequence[Reply],
-        recipients: Sequence[Recipient],
-    ) -> None:
-        service, envelope, storage = self._service, self._envelope, self.storage
-        service.metrics.messages[outcome](1)
+    def _log_message(self, outcome: str, size: int, receiving: float, reply: Reply) -> None:
+        context, storage = self._context, self.storage
+        context.metrics.messages[outcome](1)
         if size:
-            service.metrics.message_size(size)
-        reply = min(answers, key=lambda each: each.category)
+            context.metrics.message_size(size)
         facts = self.facts(size) | {"reply": str(reply)}
         if storage is not None and storage.stored:
             facts["stored"] = ",".join(map(str, storage.stored))
@@ -111,25 +109,19 @@ class TransactionLog:
         accepted = reply.category == 2  # noqa: PLR2004
         if not accepted:
             facts |= self._refusals.facts(reply)
-            self._refusals.told = True
-        if accepted or service.admits_refusal(envelope.peer):
+            self._refusals.logged = True
+        if accepted or context.may_log_refusal(self._envelope.peer):
             spent = {"receive": f"{receiving:.4f}", "hooks": summary(self._activity.steps)}
-            service.log.info(outcome, **facts, **spent)
+            context.log.info(outcome, **facts, **spent)
             self._keep(outcome, facts, accepted=accepted)
-        self._tell_recipients(recipients, answers, reply)
-        if service.hooks.observed:
-            for each in answers:
-                service.hooks.observe(
-                    MessageDecided(self._session.id, envelope.id, size, outcome, each)
-                )
 
-    def _tell_recipients(
-        self, recipients: Sequence[Recipient], answers: Sequence[Reply], told: Reply
+    def _log_recipients(
+        self, recipients: Sequence[Recipient], answers: Sequence[Reply], logged: Reply
     ) -> None:
-        """Write a line for each recipient, over LMTP, that has fared worse than the message."""
+        """Log each recipient, over LMTP, whose reply is worse than that of the message."""
         for recipient, reply in zip(recipients, answers, strict=False):
-            if reply.category != 2 and reply != told:  # noqa: PLR2004
-                self._refusals.tell_recipient(
+            if reply.category != 2 and reply != logged:  # noqa: PLR2004
+                self._refusals.log_recipient(
                     f"recipient {outcome_of(reply)}",
                     reply,
                     sender=self._envelope.sender,
@@ -137,15 +129,15 @@ class TransactionLog:
                 )
 
     def _keep(self, event: str, facts: dict[str, str | int], *, accepted: bool) -> None:
-        service = self._service
-        if service.decision_log is not None:
-            steps, now = self._activity.steps, service.wall()
+        context = self._context
+        if context.decision_log is not None:
+            steps, now = self._activity.steps, context.wall()
             record = Record(event, self._envelope.id, now, self._begun, facts, steps)
-            service.decision_log.keep(record, accepted=accepted)
+            context.decision_log.keep(record, accepted=accepted)
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""
-        self._refusals.settle()
+        self._refusals.log_surplus()
         unbind("id")
         self._activity.steps = self._steps_before
 
