@@ -39,6 +39,7 @@ from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
 from minismtp.mailqueue.queries import Filter
+from minismtp.mailqueue.recipient import RecipientStatus
 from minismtp.runtime.log import Log
 from minismtp.services.smtp_extensions import Extensions
 from minismtp.session.xclient import apply_xclient
@@ -166,14 +167,14 @@ def of_queue(address: str, directory: Path) -> str:
 
 
 def of_queue_command(address: str, directory: Path) -> str:
-    with closing(QueueDatabase(directory / "queue.db")) as schedule:
-        targets = (("x@b.test", "b.test"),)
+    with closing(QueueDatabase(directory / "queue.db")) as database:
         arrivals = {
-            "m1": Arrival("m1", str(Address.parse(address)), 1.0, 1, targets),
-            "m2": Arrival("m2", "other@example.net", 1.0, 1, targets),
+            "m1": Arrival("m1", str(Address.parse(address)), 1.0, 1),
+            "m2": Arrival("m2", "other@example.net", 1.0, 1),
         }
-        schedule.write(Batch(arrivals=arrivals))
-        [row] = schedule.select(Filter(sender=address), 2.0)
+        statuses = {name: {0: RecipientStatus(name, 0, "x@b.test", "b.test")} for name in arrivals}
+        database.write(Batch(arrivals, statuses))
+        [row] = database.select(Filter(sender=address), 2.0)
         return address if row.message == "m1" else ""
 
 

@@ -20,8 +20,9 @@ from typing import Any, Final
 from minismtp.cli import selection
 from minismtp.cli.common import configuration, say
 from minismtp.cli.text import cut, date, detail, json_list, octets, plural, span, table
-from minismtp.mailqueue.database import QueueDatabase, State, Waiting
+from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
+from minismtp.mailqueue.recipient import State
 from minismtp.server.privileges import acting_as_owner
 from minismtp.storage.spool import DamagedError, Spool
 
@@ -34,13 +35,13 @@ _VERBS: Final = {
     "remove": "drop, and tell nobody",
     "bounce": "return to the sender",
 }
-_CHANGES: Final[dict[str, tuple[State, str, str]]] = {
-    # verb: the state after it, the state that it applies to (empty = any), what was done
-    "retry": ("queued", "unheld", "tried now"),
-    "hold": ("held", "unheld", "held"),
+_CHANGES: Final[dict[str, tuple[State, State | None, str]]] = {
+    # verb: the state after it, the state that it applies to (None = any), what was done
+    "retry": ("queued", "queued", "tried now"),
+    "hold": ("held", "queued", "held"),
     "release": ("queued", "held", "released"),
-    "remove": ("removed", "", "removed"),
-    "bounce": ("returning", "", "returned"),
+    "remove": ("removed", None, "removed"),
+    "bounce": ("returning", None, "returned"),
 }
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT", "REASON")
 _STATES: Final = ("queued", "deferred", "held")

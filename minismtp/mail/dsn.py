@@ -1,11 +1,11 @@
 """Delivery status notifications (RFC 3461, 3464, 6522, 6533).
 
-A notification is a message like any other, with an entry for the spool. Whatever strangers have put
-into addresses, replies and messages, its fields stay fields and its parts stay parts: controls are
-taken out, no line has more than 998 octets, and what is returned is bounded. A stranger's message
-does not come back, because the sender may be forged. Every host takes a notification, because it is
-7-bit, the returned message converted, unless the sender's own mailbox needs SMTPUTF8. Making one
-never raises.
+A notification is a message with an entry for the spool, like any other. Strangers cannot forge its
+fields or parts by what they write into addresses, replies and messages: control characters are
+removed, no line is longer than 998 octets, and the size of what is returned is limited. The message
+of a stranger is not returned, because its sender may be forged. Every host accepts a notification,
+because it is 7-bit and the returned message is converted, unless the sender's own mailbox needs
+SMTPUTF8. Making a notification never raises.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from minismtp.values.address import to_ascii
 
 Action = Literal["failed", "delayed", "delivered", "relayed", "expanded"]
 
-# Octets up to which a message that failed comes back whole, by what the sender said in RET; of
-# larger ones the header does (RFC 3461 section 4.3).
+# Octets up to which a failed message is returned whole, by what the sender said in RET. Of a larger
+# one the header is returned (RFC 3461 section 4.3).
 _WHOLE: Final = {"": 64 * 1024, "FULL": 1024 * 1024, "HDRS": 0}
-_HEADER: Final = 64 * 1024  # octets of a header that come back
+_HEADER: Final = 64 * 1024  # octets of a header that are returned
 _STATUS: Final = re.compile(r"[0-9]{3} ([245]\.[0-9]{1,3}\.[0-9]{1,3})(?: |$)")
 _IDENTIFIER: Final = re.compile(r"<[!-;=?-~]{1,250}>")  # msg-id, RFC 5322 section 3.6.4
 _CONTROLS: Final = re.compile(r"[ \x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -48,8 +48,8 @@ _TITLES: Final[dict[Action, tuple[str, str]]] = {
     "delayed": (
         "Delayed mail (still being tried)",
         (
-            "Your message could not be delivered yet to the recipients below. It needs nothing of"
-            " you:\nit will be tried again until {until}."
+            "Your message could not be delivered yet to the recipients below. You need not do"
+            " anything:\nit will be tried again until {until}."
         ),
     ),
     "delivered": ("Mail delivered", "Your message was delivered to the recipients below."),
@@ -60,8 +60,8 @@ _TITLES: Final[dict[Action, tuple[str, str]]] = {
     "expanded": (
         "Mail forwarded to several recipients",
         (
-            "Your message was accepted, and forwarded to all who are behind the addresses below."
-            "\nYou will hear of failures only."
+            "Your message was accepted and forwarded to the recipients behind the addresses below."
+            "\nYou will be notified of failures only."
         ),
     ),
 }
@@ -69,7 +69,7 @@ _TITLES: Final[dict[Action, tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is to be told of one recipient: its target, the last reply and the host that gave it."""
+    """One recipient in a notification: the last reply, and the host that gave it, if any."""
 
     target: QueuedRecipient
     reply: str
@@ -77,7 +77,7 @@ class Report:
 
 
 def wanted(target: QueuedRecipient, action: Action) -> bool:
-    """Whether the sender wants to hear of it (RFC 3461 section 4.1)."""
+    """Return whether the sender wants to be notified (RFC 3461 section 4.1)."""
     match action:
         case "failed":
             return not target.notify or "FAILURE" in target.notify
@@ -88,7 +88,7 @@ def wanted(target: QueuedRecipient, action: Action) -> bool:
 
 
 def status(reply: str, action: Action) -> str:
-    """Return the enhanced code of a reply, or the most general one (RFC 3463)."""
+    """Return the enhanced status code of a reply, or the most general one (RFC 3463)."""
     match = _STATUS.match(reply)
     fitting = {"failed": "5", "delayed": "4"}.get(action, "2")
     if match and match[1][0] == fitting:
@@ -106,15 +106,15 @@ def notification(
     now: float,
     until: float,
 ) -> tuple[QueueEntry, Message] | None:
-    """Make the message that tells a sender, ready for the spool. None = nobody is to be told.
+    """Return the notification for a sender, ready for the spool, or None if none is to be sent.
 
-    The null reverse-path has nobody to tell, so there is no bounce of a bounce (RFC 5321 6.1).
+    The null reverse-path gets none, so there is no bounce of a bounce (RFC 5321 section 6.1).
     """
-    told = [report for report in reports if wanted(report.target, action)]
-    if not entry.sender or not told:
+    reports = [report for report in reports if wanted(report.target, action)]
+    if not entry.sender or not reports:
         return None
     name = f"{secrets.token_hex(6)}.d"
-    form = _Form(entry, message, action, told, hostname=hostname, now=now, until=until)
+    form = _Form(entry, message, action, reports, hostname, now, until)
     content = form.content(name)
     notice = QueueEntry(
         id=name,
@@ -132,46 +132,35 @@ def notification(
     return notice, Message(name, Content.of(content))
 
 
+@dataclass
 class _Form:
     """One notification, filled in. `utf8` says that it has to be an internationalized one."""
 
-    def __init__(
-        self,
-        entry: QueueEntry,
-        message: Message,
-        action: Action,
-        told: Sequence[Report],
-        *,
-        hostname: str,
-        now: float,
-        until: float,
-    ) -> None:
-        self._entry = entry
-        self._action = action
-        self._told = told
-        self._hostname = hostname
-        self._now = now
-        self._until = until
-        local, _, domain = entry.sender.rpartition("@")
-        # Only what cannot be said otherwise: the way back may lead through hosts without SMTPUTF8.
+    _entry: QueueEntry
+    _message: Message
+    _action: Action
+    _reports: Sequence[Report]
+    _hostname: str
+    _now: float
+    _until: float
+
+    def __post_init__(self) -> None:
+        local, _, domain = self._entry.sender.rpartition("@")
+        # Only a local part that has no other form, as a host on the way back may lack SMTPUTF8.
         self.utf8 = not local.isascii()
-        in_ascii = entry.sender.isascii() or self.utf8
-        self._sender = entry.sender if in_ascii else f"{local}@{to_ascii(domain)}"
-        whole = self._message(message) if action == "failed" else b""
-        self._whole = bool(whole) and self._travels(whole)
-        self._returned = whole if self._whole else _header(entry, message)
+        in_ascii = self._entry.sender.isascii() or self.utf8
+        self._sender = self._entry.sender if in_ascii else f"{local}@{to_ascii(domain)}"
+        whole = self._whole_message() if self._action == "failed" else b""
+        self._whole = bool(whole) and self._is_transportable(whole)
+        self._returned = whole if self._whole else _header(self._entry, self._message)
 
     def content(self, name: str) -> bytes:
         """Return the octets of the notification."""
         boundary = f"=_{secrets.token_hex(12)}"
-        people = self._people()
+        text, global_ = self._text(), "global-" if self.utf8 else ""
         parts = [
-            self._part(
-                f"text/plain; charset={'us-ascii' if people.isascii() else 'utf-8'}", people
-            ),
-            self._part(
-                f"message/{'global-' if self.utf8 else ''}delivery-status", self._programs()
-            ),
+            self._part(f"text/plain; charset={'us-ascii' if text.isascii() else 'utf-8'}", text),
+            self._part(f"message/{global_}delivery-status", self._status()),
             self._part(self._returned_type(), self._returned),
         ]
         # RFC 3834 section 5: auto-generated must not label a DSN, auto-replied may.
@@ -195,7 +184,8 @@ class _Form:
             return "message/global" if self.utf8 else "message/rfc822"
         return "message/global-headers" if self.utf8 else "text/rfc822-headers"
 
-    def _people(self) -> bytes:
+    def _text(self) -> bytes:
+        """Return the part for people."""
         title = _TITLES[self._action][1].format(until=date(self._until))
         lines = [
             f"This is the mail system at {_clean(self._hostname)}.",
@@ -203,7 +193,7 @@ class _Form:
             *title.split("\n"),
             "",
         ]
-        for report in self._told:
+        for report in self._reports:
             lines.append(f"<{_clean(report.target.recipient)}>")
             if report.reply:
                 who = f"{_clean(report.host)} said" if report.host else "reason"
@@ -211,31 +201,31 @@ class _Form:
             lines.append("")
         return "".join(f"{line}\r\n" for line in lines).encode("utf-8", "backslashreplace")
 
-    def _programs(self) -> bytes:
-        """Return the fields for programs: of the message, then of each recipient (RFC 3464 2)."""
-        groups = [self._of_message(), *(self._of_recipient(report) for report in self._told)]
+    def _status(self) -> bytes:
+        """Return the part for programs: fields of the message and each recipient (RFC 3464 2)."""
+        groups = [self._message_fields(), *map(self._recipient_fields, self._reports)]
         return b"\r\n".join(b"".join(group) for group in groups)
 
-    def _of_message(self) -> Iterator[bytes]:
+    def _message_fields(self) -> Iterator[bytes]:
         yield self._field("Reporting-MTA", f"dns; {self._hostname}")
         if self._entry.dsn_id:
             yield self._field("Original-Envelope-Id", self._entry.dsn_id)
         yield self._field("Arrival-Date", date(self._entry.arrived))
 
-    def _of_recipient(self, report: Report) -> Iterator[bytes]:
+    def _recipient_fields(self, report: Report) -> Iterator[bytes]:
         target = report.target
         original = self._original(target.original)
-        # A false address would be worse than none; RFC 3464 section 2.3.1 lets it be missing.
+        # A wrong address would be worse than no address, and RFC 3464 section 2.3.1 allows that.
         if original and len(original) <= _LONG_WORD:
             yield self._field("Original-Recipient", original)
-        final = target.address if target.kind == "relay" else target.recipient
-        yield self._field("Final-Recipient", self._final(final))
+        address = target.address if target.kind == "relay" else target.recipient
+        yield self._field("Final-Recipient", self._final(address))
         yield self._field("Action", self._action)
         yield self._field("Status", status(report.reply, self._action))
         if report.host:
             yield self._field("Remote-MTA", f"dns; {report.host}")
         if report.reply:
-            # RFC 3464 section 2.3.6: "smtp" is for what a host has said itself.
+            # RFC 3464 section 2.3.6: "smtp" is for the reply of a host.
             kind = "smtp" if report.host else "X-minismtp"
             yield self._field("Diagnostic-Code", f"{kind}; {report.reply}")
         yield self._field("Last-Attempt-Date", date(self._now))
@@ -243,7 +233,7 @@ class _Form:
             yield self._field("Will-Retry-Until", date(self._until))
 
     def _original(self, original: str) -> str:
-        """Return what ORCPT said, in ASCII where it must be (RFC 6533 section 3)."""
+        """Return the address of ORCPT, in ASCII where it has to be (RFC 6533 section 3)."""
         kind, _, address = original.partition(";")
         if kind.lower() != "utf-8":
             return f"{kind}; {_decoded(address)}" if address else ""
@@ -252,7 +242,7 @@ class _Form:
         return f"{kind}; {address}"
 
     def _final(self, address: str) -> str:
-        """Return an address with its type, in ASCII where the notification is (RFC 6533)."""
+        """Return an address with its type, in ASCII if the notification is (RFC 6533)."""
         if self.utf8 and not address.isascii():
             return f"utf-8; {address}"
         local, _, domain = address.rpartition("@")
@@ -263,40 +253,39 @@ class _Form:
     def _field(self, name: str, value: str) -> bytes:
         charset = "utf-8" if self.utf8 else "ascii"
         text = _clean(value).encode(charset, "backslashreplace").decode(charset)
-        return format_field(name, " ".join(map(_broken, text.split(" "))))
+        return format_field(name, " ".join(map(_foldable, text.split(" "))))
 
-    def _message(self, message: Message) -> bytes:
-        """Return a message that may come back whole, as every host takes it; nothing of others."""
-        entry = self._entry
-        most = _WHOLE.get(entry.dsn_return, 0)
-        if not entry.trusted or message.size > most:
+    def _whole_message(self) -> bytes:
+        """Return the message as every host accepts it, or nothing if it may not be returned."""
+        message, most = self._message, _WHOLE.get(self._entry.dsn_return, 0)
+        if not self._entry.trusted or message.size > most:
             return b""
         with message.open() as reader:
             whole = reader.read()
-        if self._travels(whole):
+        if self._is_transportable(whole):
             return whole
         try:
             made = converted(message, eight_bit=self.utf8, binary=True, ascii_fields=not self.utf8)
-        except OSError:  # no space for it
+        except OSError:  # there is no space for it
             return b""
         with made.open() as reader:
             return reader.read()
 
-    def _travels(self, content: bytes) -> bool:
-        """Whether every host takes content as it is; one with SMTPUTF8 has 8BITMIME too."""
+    def _is_transportable(self, content: bytes) -> bool:
+        """Return whether every host accepts content; one with SMTPUTF8 has 8BITMIME too."""
         return (content.isascii() or self.utf8) and _LINES.fullmatch(content) is not None
 
     def _part(self, kind: str, content: bytes) -> bytes:
-        """Return a part; RFC 6522 section 4 allows quoted-printable for broken headers."""
+        """Return a part. RFC 6522 section 4 allows quoted-printable for broken headers."""
         encoding = b"" if content.isascii() else b"Content-Transfer-Encoding: 8bit\r\n"
-        if not self._travels(content):
+        if not self._is_transportable(content):
             encoding = b"Content-Transfer-Encoding: quoted-printable\r\n"
             content = b"\r\n".join(map(quoted_printable, content.split(b"\r\n")))
         return b"Content-Type: %s\r\n%s\r\n%s" % (kind.encode(), encoding, content)
 
 
-def _broken(word: str) -> str:
-    """Return a word that fits into a line; a longer one gets blanks, where folding may be."""
+def _foldable(word: str) -> str:
+    """Return a word that fits into a line; a longer one gets blanks, at which it may be folded."""
     if len(word.encode()) <= _LONG_WORD:
         return word
     return " ".join(word[start : start + _PIECE] for start in range(0, len(word), _PIECE))
@@ -314,10 +303,10 @@ def _decoded(original: str) -> str:
 
 
 def _header(entry: QueueEntry, message: Message) -> bytes:
-    """Return the fields of a message, whole ones, as many as there is room for.
+    """Return the first fields of a message, as many whole ones as there is room for.
 
-    Of a stranger's message only what its sender knows it by: no word of the stranger's may reach
-    somebody who never sent it.
+    Of a stranger's message, return only the Message-ID, by which its sender knows it. No other word
+    of a stranger may reach an address whose owner did not send the message.
     """
     if not entry.trusted:
         identifier = _IDENTIFIER.fullmatch(message.headers.get("Message-ID"))

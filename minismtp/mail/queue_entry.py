@@ -1,23 +1,29 @@
-"""What waits in the spool, as values: an envelope with the targets of its copies."""
+"""The envelope of a message in the spool, with the targets of its copies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from minismtp.mail.envelope import Envelope, Local, Recipient
 from minismtp.mail.message import Message
 from minismtp.smtp.grammar import encode_xtext
 from minismtp.values.address import Address
 
+# What an entry and an `Envelope` both have.
+_SHARED: Final = (
+    *("id", "listener", "peer", "helo", "login", "arrived", "body", "smtputf8", "require_tls"),
+    *("submitter", "dsn_return", "dsn_id", "trusted"),
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedRecipient:
-    """Where one copy goes, and for whom.
+    """Where one copy goes, and for which recipient.
 
-    `address` is the mailbox for kind "local", the address to send to for "relay"; `sender`, where
-    it is not empty, takes the place of the entry's on that way. `recipient` is the address as RCPT
-    named it; `notify` and `original` are its wishes (RFC 3461 section 4).
+    `address` is a mailbox here for the kind "local", or the address to send to for "relay". If
+    `sender` is not empty, this copy has it as its reverse-path. `recipient` is the address as RCPT
+    named it; `notify` and `original` are its parameters NOTIFY and ORCPT (RFC 3461 section 4).
     """
 
     kind: Literal["local", "relay"]
@@ -35,11 +41,11 @@ class QueuedRecipient:
         recipient: Recipient,
         sender: Address | None = None,
     ) -> QueuedRecipient:
-        """Make the target for one copy of a recipient's mail, with what it inherits of wishes.
+        """Return the target for one copy of a recipient's mail, with the parameters it inherits.
 
-        An alias of several targets has its success told when it is expanded, so its targets tell of
-        failures and delays only (RFC 3461 section 5.2.7.2). Who forwards names the first recipient,
-        so that the sender knows whose failure is told (section 4.2).
+        The success of an alias of several targets is reported when it is expanded, so its targets
+        report failures and delays only (RFC 3461 section 5.2.7.2). A target of another address
+        names the recipient in ORCPT, so that the sender recognizes it in a report (section 4.2).
         """
         notify, original = recipient.notify, recipient.original
         if recipient.expands and "SUCCESS" in notify:
@@ -57,7 +63,7 @@ class QueuedRecipient:
 
     @classmethod
     def relays(cls, recipient: Recipient, *, rewritable: bool = True) -> list[QueuedRecipient]:
-        """Return the targets at other servers; `rewritable` is False for the null reverse-path."""
+        """Return the targets at other hosts; `rewritable` is False for the null reverse-path."""
         return [
             cls.of("relay", address, recipient, route.sender if rewritable else None)
             for route in recipient.relays
@@ -67,7 +73,10 @@ class QueuedRecipient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueEntry:
-    """The envelope as it waits: see `Envelope`. `sender` is empty for the null reverse-path."""
+    """The envelope as it waits, see `Envelope`. `sender` is empty for the null reverse-path.
+
+    The names of the fields are the keys in the files of the spool.
+    """
 
     id: str
     sender: str
@@ -88,28 +97,16 @@ class QueueEntry:
 
     @classmethod
     def of(cls, envelope: Envelope, message: Message, targets: list[QueuedRecipient]) -> QueueEntry:
-        """Take what has to be kept of a transaction."""
+        """Return the entry for a message and the targets of its copies."""
         return cls(
-            id=envelope.id,
             sender=envelope.sender,
-            listener=envelope.listener,
-            peer=envelope.peer,
-            helo=envelope.helo,
-            login=envelope.login,
-            arrived=envelope.arrived,
             targets=tuple(targets),
-            body=envelope.body,
-            smtputf8=envelope.smtputf8,
-            require_tls=envelope.require_tls,
-            submitter=envelope.submitter,
-            dsn_return=envelope.dsn_return,
-            dsn_id=envelope.dsn_id,
-            trusted=envelope.trusted,
             quarantined=message.quarantined,
+            **{name: getattr(envelope, name) for name in _SHARED},
         )
 
     def check(self) -> None:
-        """Raise ValueError when an address is none: nothing could be sent, and nobody told."""
+        """Raise ValueError for an invalid address, which can be neither sent to nor notified."""
         senders = [self.sender, *(target.sender for target in self.targets)]
         for text in filter(None, senders):
             Address.parse(text)
@@ -118,7 +115,7 @@ class QueueEntry:
             Address.parse(target.recipient)
 
     def envelope(self) -> Envelope:
-        """Return the envelope for the hooks; its recipients are those that wait here."""
+        """Return the envelope for the hooks, with the recipients that wait here."""
         recipients = [
             Recipient(
                 Address.parse(target.recipient),
@@ -129,20 +126,8 @@ class QueueEntry:
             for target in self.targets
         ]
         return Envelope(
-            id=self.id,
             reverse_path=Address.parse(self.sender) if self.sender else None,
-            listener=self.listener,
-            peer=self.peer,
-            helo=self.helo,
-            login=self.login,
-            arrived=self.arrived,
             recipients=recipients,
-            body=self.body,
-            smtputf8=self.smtputf8,
-            require_tls=self.require_tls,
-            submitter=self.submitter,
-            dsn_return=self.dsn_return,
-            dsn_id=self.dsn_id,
-            trusted=self.trusted,
             queued=True,
+            **{name: getattr(self, name) for name in _SHARED},
         )

@@ -1,10 +1,10 @@
-"""What has become of each recipient in the spool, and when it is tried next.
+"""What became of each recipient in the spool, and when its next attempt is: queue.db.
 
-One SQLite file that the runner and `minismtp queue` share. The runner reads it at its start and
-writes down what happens; an operator's command changes it, and notes in `changes` which messages
-the runner has to look at again. It can be rebuilt from the spool: then only the past attempts are
-forgotten. Commits survive the death of a process at once, a power cut after the next checkpoint:
-what is lost by it is tried again.
+The runner and `minismtp queue` share one SQLite file. The runner reads it when it starts, and
+writes what happens. An operator's command changes it, and lists in the table `changes` which
+messages the runner has to read again. If the file is lost, it is rebuilt from the spool without the
+past attempts. A commit survives the death of a process at once, and a power cut after the next
+checkpoint; the attempts of which a power cut destroys the record are made again.
 """
 
 # ruff: noqa: S608 - the conditions are made here, values are always parameters
@@ -14,19 +14,17 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias
+from sys import intern
+from typing import Final, NamedTuple
 
 import msgspec
 
 from minismtp.mailqueue.queries import WAITING, Filter
-
-#: "returning" and "removed" are what an operator has decided; the runner does it.
-State: TypeAlias = Literal["queued", "held", "returning", "removed", "delivered", "failed"]
-#: The states of a recipient whose fate is not settled.
-OPEN: Final = frozenset({"queued", "held", "returning"})
+from minismtp.mailqueue.recipient import RecipientStatus, State
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -45,85 +43,86 @@ CREATE TABLE IF NOT EXISTS closed (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS changes (message TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS arrivals ON messages (arrived);
-CREATE INDEX IF NOT EXISTS unwarned ON messages (arrived) WHERE warned = 0;
 """
 _BUSY: Final = 10.0  # seconds that one process waits for the other's transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One recipient of one message; times in epoch seconds, `tried` 0 before the first attempt."""
+def _rows(*names: str) -> str:
+    """Return the parameter of a statement, a JSON array of objects, as a table of columns."""
+    columns = (f"json_extract(value, '$.{name}') AS {name}" for name in names)
+    return f"(SELECT {', '.join(columns)} FROM json_each(?))"
 
-    message: str
-    number: int
-    address: str
-    destination: str
-    state: State
-    attempts: int
-    next: float
-    tried: float
-    reply: str
-    host: str
+
+_ADD_MESSAGES: Final = (
+    "INSERT OR IGNORE INTO messages (id, sender, arrived, size) SELECT * FROM"
+    f" {_rows('id', 'sender', 'arrived', 'size')}"
+)
+# An operator's decision during an attempt stands, unless the attempt settled the recipient. A
+# status of fewer attempts is older than the one that is there.
+_SET_STATUSES: Final = (
+    "INSERT INTO recipients SELECT * FROM"
+    f" {_rows(*RecipientStatus.__slots__)} WHERE message IN (SELECT id FROM messages)"
+    " ON CONFLICT DO UPDATE SET state = CASE WHEN recipients.state <> 'queued'"
+    " AND excluded.state = 'queued' THEN recipients.state ELSE excluded.state END,"
+    " destination = excluded.destination, attempts = excluded.attempts, next = excluded.next,"
+    " tried = excluded.tried, reply = excluded.reply, host = excluded.host"
+    " WHERE excluded.attempts >= recipients.attempts"
+)
+_IDS: Final = "(SELECT value FROM json_each(?))"
+_SET_WARNED: Final = f"UPDATE messages SET warned = 1 WHERE id IN {_IDS}"
+_ADD_CHANGES: Final = f"INSERT OR IGNORE INTO changes SELECT * FROM {_IDS}"
+_REMOVE_MESSAGES: Final = f"DELETE FROM messages WHERE id IN {_IDS}"
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A message that came into the spool: (address, destination) of each recipient, in order."""
+    """A message that came into the spool at `arrived`, in epoch seconds; `size` is in octets."""
 
-    name: str
+    id: str
     sender: str
     arrived: float
     size: int
-    targets: tuple[tuple[str, str], ...]
-    held: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an attempt brought for one recipient: its new state, the reply, the next time."""
-
-    number: int
-    state: State
-    reply: str
-    host: str = ""
-    next: float = 0.0
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one transaction writes down."""
+    """What one transaction writes; `statuses` by message and number of the recipient."""
 
     arrivals: dict[str, Arrival] = field(default_factory=dict)
-    outcomes: list[tuple[str, Outcome, float]] = field(default_factory=list)
-    moved: list[tuple[str, str, int]] = field(default_factory=list)  # destination, message, number
+    statuses: dict[str, dict[int, RecipientStatus]] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     closed: dict[str, tuple[float, str] | None] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     gone: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return any((self.arrivals, self.outcomes, self.moved, self.warned, self.closed)) or any(
-            (self.changed, self.gone)
-        )
+        return any(getattr(self, name) for name in self.__slots__)
+
+    def record(self, statuses: Iterable[RecipientStatus]) -> None:
+        """Add statuses; the last one of each recipient counts."""
+        for each in statuses:
+            self.statuses.setdefault(each.message, {})[each.number] = each
 
     def then(self, later: Batch) -> Batch:
-        """Return both as one."""
-        return Batch(
+        """Return both as one; what is `later` counts."""
+        both = Batch(
             self.arrivals | later.arrivals,
-            self.outcomes + later.outcomes,
-            self.moved + later.moved,
+            self.statuses,
             self.warned | later.warned,
             self.closed | later.closed,
             self.changed | later.changed,
             self.gone | later.gone,
         )
+        for statuses in later.statuses.values():
+            both.record(statuses.values())
+        return both
 
 
 class Waiting(NamedTuple):
-    """A waiting recipient as an operator sees it; a tuple, for there may be 50,000 to show.
+    """A waiting recipient as an operator sees it; a tuple, because there may be 50,000 to show.
 
-    `closed_until` and `closed_reply` are of its destination while that is not tried because it
-    could not be reached, else 0 and empty. Times and `tried` as in `Row`.
+    `closed_until` and `closed_reply` say until when and why its destination is not tried, if it
+    could not be reached; else they are 0 and empty. The rest is as in `RecipientStatus`.
     """
 
     message: str
@@ -143,12 +142,12 @@ class Waiting(NamedTuple):
 
 
 class QueueDatabase:
-    """The tables. Threads of a process may share one; it locks."""
+    """The tables. Threads of a process may share one, because it locks."""
 
     def __init__(self, path: Path, *, check: bool = False) -> None:
-        """Open the file, or make it. Raise sqlite3.DatabaseError when it is damaged.
+        """Open the file, or make it. Raise sqlite3.DatabaseError if it is damaged.
 
-        With `check` the whole file is looked at; else damage may show up later.
+        With `check` the whole file is read. Without it, damage may be found later.
         """
         self._lock = threading.Lock()
         self._database = sqlite3.connect(
@@ -176,105 +175,47 @@ class QueueDatabase:
         self._database.close()
 
     def write(self, batch: Batch) -> None:
-        """Write a batch down. Raise sqlite3.Error with nothing changed."""
-        latest: dict[tuple[str, int], tuple[Outcome, float, int]] = {}
-        for name, outcome, tried in batch.outcomes:
-            if name not in batch.gone:
-                *_, attempts = latest.get((name, outcome.number), (0,))
-                latest[name, outcome.number] = outcome, tried, attempts + 1
+        """Write a batch. Raise sqlite3.Error, in which case nothing has changed."""
+        statuses = [each for found in batch.statuses.values() for each in found.values()]
         with self._transaction() as database:
-            arrivals = batch.arrivals.values()
-            self._all(
-                "INSERT OR IGNORE INTO messages (id, sender, arrived, size) SELECT * FROM"
-                + _rows("id", "sender", "arrived", "size"),
-                [(each.name, each.sender, each.arrived, each.size) for each in arrivals],
-            )
-            self._all(
-                "INSERT OR IGNORE INTO recipients"
-                " (message, number, address, destination, state, next) SELECT * FROM"
-                + _rows("message", "number", "address", "destination", "state", "next"),
-                [
-                    (a.name, number, *target, "held" if a.held else "queued", a.arrived)
-                    for a in arrivals
-                    for number, target in enumerate(a.targets)
-                ],
-            )
-            # What an operator has decided during an attempt stands, unless that has settled it.
-            self._all(
-                "UPDATE recipients SET state = CASE WHEN recipients.state <> 'queued'"
-                " AND found.state = 'queued' THEN recipients.state ELSE found.state END,"
-                " reply = found.reply, host = found.host, next = found.next,"
-                " tried = found.tried, attempts = attempts + found.more FROM"
-                + _rows("message", "number", "state", "reply", "host", "next", "tried", "more")
-                + "AS found WHERE"
-                " recipients.message = found.message AND recipients.number = found.number",
-                [
-                    (name, number, o.state, o.reply, o.host, o.next, tried, attempts)
-                    for (name, number), (o, tried, attempts) in latest.items()
-                ],
-            )
-            self._all(
-                "UPDATE recipients SET destination = found.destination FROM"
-                + _rows("destination", "message", "number")
-                + "AS found WHERE"
-                " recipients.message = found.message AND recipients.number = found.number",
-                batch.moved,
-            )
-            named = "(SELECT value FROM json_each(?))"
-            self._all(f"UPDATE messages SET warned = 1 WHERE id IN {named}", batch.warned)
-            self._all(f"INSERT OR IGNORE INTO changes SELECT * FROM {named}", batch.changed)
-            self._all(f"DELETE FROM messages WHERE id IN {named}", batch.gone)
+            self._execute(_ADD_MESSAGES, [*batch.arrivals.values()])
+            self._execute(_SET_STATUSES, statuses)
+            self._execute(_SET_WARNED, batch.warned)
+            self._execute(_ADD_CHANGES, batch.changed)
+            self._execute(_REMOVE_MESSAGES, batch.gone)
             for name, closed in batch.closed.items():
                 if closed is None:
                     database.execute("DELETE FROM closed WHERE destination = ?", (name,))
                 else:
                     database.execute("REPLACE INTO closed VALUES (?, ?, ?)", (name, *closed))
 
-    def rows(self, name: str) -> list[Row]:
-        """Return all recipients of a message in the envelope's order; empty if it is unknown."""
+    def statuses(self, message: str) -> list[RecipientStatus]:
+        """Return the recipients of a message, or an empty list if it is unknown."""
         with self._lock:
             found = self._database.execute(
-                "SELECT * FROM recipients WHERE message = ? ORDER BY number", (name,)
+                "SELECT * FROM recipients WHERE message = ? ORDER BY number", (message,)
             ).fetchall()
-        return [Row(*values) for values in found]
+        return [RecipientStatus(*values) for values in found]
 
-    def everything(self) -> Iterator[tuple[float, list[Row]]]:
-        """Yield the arrival and the recipients of each message, the oldest first."""
+    def messages(self) -> Iterator[tuple[float, bool, list[RecipientStatus]]]:
+        """Yield the arrival of each message, whether its sender was warned, and its recipients."""
         with self._lock:
             cursor = self._database.execute(
-                "SELECT arrived, recipients.* FROM messages JOIN recipients ON message = id"
-                " ORDER BY arrived, message, number"
+                "SELECT arrived, warned, recipients.* FROM messages JOIN recipients"
+                " ON message = id ORDER BY arrived, message, number"
             )
-            arrived, rows = 0.0, list[Row]()
-            for when, *values in cursor:
-                row = Row(*values)
-                if rows and row.message != rows[0].message:
-                    yield arrived, rows
-                    rows = []
-                arrived = when
-                rows.append(row)
-            if rows:
-                yield arrived, rows
+            for (_, arrived, warned), rows in groupby(cursor, lambda row: (row[2], row[0], row[1])):
+                # The replies of one host are often the same, and all are kept in memory.
+                statuses = [RecipientStatus(*row[2:-2], *map(intern, row[-2:])) for row in rows]
+                yield arrived, bool(warned), statuses
 
-    def reopen(self) -> None:
-        """Forget which destinations could not be reached: a new start, a new look."""
+    def open_destinations(self) -> None:
+        """Forget which destinations could not be reached, because a new start tries them all."""
         with self._transaction() as database:
             database.execute("DELETE FROM closed")
 
-    def closed_reply(self, destination: str) -> str:
-        """Return why a destination is not tried, empty if it is."""
-        with self._lock:
-            found = self._database.execute(
-                "SELECT reply FROM closed WHERE destination = ?", (destination,)
-            ).fetchone()
-        return str(found[0]) if found else ""
-
-    def to_warn(self, before: float) -> list[str]:
-        """Return the messages that came before a time and whose sender knows of no delay yet."""
-        return self._ids("SELECT id FROM messages WHERE arrived <= ? AND warned = 0", before)
-
     def changed(self) -> list[str]:
-        """Return the messages that an operator has changed since the last call."""
+        """Return the messages that an operator changed since the last call."""
         with self._lock:
             (version,) = self._database.execute("PRAGMA data_version").fetchone()
             if version == self._version:
@@ -285,7 +226,7 @@ class QueueDatabase:
             database.execute("DELETE FROM changes")
         return names
 
-    # What an operator does.
+    # For operators
 
     def select(self, which: Filter, now: float) -> list[Waiting]:
         """Return the waiting recipients, message by message, the oldest first."""
@@ -300,15 +241,14 @@ class QueueDatabase:
             ).fetchall()  # a cursor that stays open would let the file grow
         return list(map(Waiting._make, found))
 
-    def change(self, which: Filter, now: float, state: State, *, only: str = "") -> int:
-        """Put the recipients into a state; "queued" is tried at once. Gives how many.
+    def change(self, which: Filter, now: float, state: State, *, only: State | None = None) -> int:
+        """Put recipients into a state, and return their number; "queued" ones are tried at once.
 
-        `only` leaves others alone than those that are "held", or that are not ("unheld").
+        With `only`, change just those that are "held", or just those that are "queued".
         """
         condition, values = which.where(now)
-        condition += {"held": " AND state = 'held'", "unheld": " AND state = 'queued'"}.get(
-            only, ""
-        )
+        if only:
+            condition, values = f"{condition} AND state = ?", [*values, only]
         with self._transaction() as database:
             database.execute(
                 "CREATE TEMP TABLE chosen AS"
@@ -325,15 +265,11 @@ class QueueDatabase:
             database.execute("DROP TABLE chosen")
         return count
 
-    def _ids(self, query: str, value: float) -> list[str]:
-        with self._lock:
-            return [name for (name,) in self._database.execute(query, (value,))]
+    def _execute(self, statement: str, rows: Collection[object]) -> None:
+        """Execute a statement for all rows at once; they are its only parameter, as JSON.
 
-    def _all(self, statement: str, rows: Collection[object]) -> None:
-        """Do for all rows at once what a statement says; they are its only parameter, as JSON.
-
-        `executemany` gives the interpreter away for each row and waits to have it back: 50,000 rows
-        took longer than the messages that were delivered meanwhile.
+        `executemany` releases the interpreter lock for each row and waits for it again. With 50,000
+        rows that took longer than delivering the messages did.
         """
         if rows:
             self._database.execute(statement, (msgspec.json.encode(rows).decode(),))
@@ -348,9 +284,3 @@ class QueueDatabase:
                 self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
-
-
-def _rows(*names: str) -> str:
-    """Return the parameter of a statement, a JSON array of arrays, as a table of these columns."""
-    columns = (f"json_extract(value, '$[{index}]') AS {name}" for index, name in enumerate(names))
-    return f" (SELECT {', '.join(columns)} FROM json_each(?)) "

@@ -1,4 +1,4 @@
-"""What is known of deliveries: those under way, and what became of each attempt."""
+"""The deliveries that run, for `minismtp sessions`, and the result of each attempt."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from minismtp.runtime.log import Log, bind, unbind
 from minismtp.runtime.thread_activity import Activity, current, taken_up
 
 
-class Watch:
-    """The jobs that run, each with what its thread is doing."""
+class DeliveryLog:
+    """The running jobs, each with what its thread is doing, and the log of their attempts."""
 
     def __init__(self, config: Config, log: Log) -> None:
         self._directory = config.state_directory / "control"
-        self._chronicle = DecisionLog(config.state_directory, config.log.chronicle, log)
+        self._decisions = DecisionLog(config.state_directory, config.log.chronicle, log)
         self._log = log
         self._running: dict[Job, tuple[float, Activity]] = {}
 
     def start(self) -> None:
-        """Answer questions, and write down what is told. Raise OSError."""
-        self._chronicle.start()
-        flush = self._chronicle.flush
+        """Start to answer questions and to write the decision log. Raise OSError."""
+        self._decisions.start()
+        flush = self._decisions.flush
         answers: dict[str, Answerer] = {"sessions": self._report, "flush": lambda _, __: flush()}
         Control(self._directory, "outbound", answers).start()
 
-    def tell(self, event: str, identifier: str, **fields: str | int) -> None:
-        """Log what became of a message, and keep it with the steps of this thread's job."""
+    def record(self, event: str, identifier: str, **fields: str | int) -> None:
+        """Log an event of a message, and keep it with the steps of this thread's job."""
         self._log.info(event, id=identifier, **fields)
         steps, begun = [*current().steps], perf_counter()
         if steps:
             begun = min(begun, steps[0][2])
-        self._chronicle.keep(Record(event, identifier, time.time(), begun, fields, steps))
+        self._decisions.keep(Record(event, identifier, time.time(), begun, fields, steps))
 
     def close(self) -> None:
-        """Write what was told."""
-        self._chronicle.flush()
+        """Write what is not written yet."""
+        self._decisions.flush()
 
     @contextlib.contextmanager
-    def on(self, job: Job) -> Iterator[None]:
-        """Show a job, which this thread does, for as long as a block."""
+    def running(self, job: Job) -> Iterator[None]:
+        """Show a job of this thread as long as the block runs."""
         activity = Activity()
         bind(id=job[0])
         self._running[job] = (time.monotonic(), activity)
@@ -58,7 +58,7 @@ class Watch:
             unbind("id")
 
     def _report(self, question: dict[str, Any], say: Say) -> None:
-        """Say each delivery, in the form of a session."""
+        """Describe each delivery in the form of a session."""
         now = time.monotonic()
         for (name, destination), (begun, activity) in [*self._running.items()]:
             report = activity.report() | {

@@ -1,13 +1,15 @@
-"""Which messages the runner works on just now, where its death does not wipe it out.
+"""Which messages the runner works on just now, recorded where its death does not erase it.
 
-A message on which the process dies (by a fault in a library, for want of memory, or killed because
-it hangs) would be the death of each runner that follows. So each runner notes its work in a file of
-its own, in memory that the kernel keeps when the process dies: no system call and no sync for a
-message. What a dead runner leaves is suspect. Suspects are worked on one at a time, so the next
-death tells which one it is, and that one is poison: it is held, and the rest goes on.
+A message on which the process dies (by a fault in a library, for lack of memory, or killed because
+it hangs) would kill each runner that follows. So each runner notes its work in a file of its own,
+mapped into memory that the kernel keeps when the process dies. That costs no system call and no
+sync for a message. The work in the file of a dead runner is suspect. Suspects are worked on one at
+a time, so the next death tells which one caused it. That one is poison: it is held, and the rest
+goes on.
 
-Who ends in order removes the file; a file that is locked belongs to a runner that still lives. One
-of another boot or supervisor tells that all was killed at once, which is no message's doing.
+A runner that ends in order removes its file, and a file that is locked belongs to a runner that
+still lives. A file of another boot or supervisor shows that all processes were killed at once,
+which was not the fault of a message.
 """
 
 from __future__ import annotations
@@ -29,15 +31,20 @@ from minismtp.runtime.log import Log
 
 _PLACE: Final = 1024  # octets: a name of the spool and a destination
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
-_LONGEST: Final = 1 << 24  # octets of a file that are read
-_DEATHS: Final = 2  # after which it is no accident
+_LONGEST: Final = 1 << 24  # octets that are read of a file
+_DEATHS: Final = 2  # after which work is poison
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class InProgress:
-    """Notes work by keys, which are any text of one line. Threads share it.
+def work_key(message: str, destination: str = "") -> str:
+    """Return the key of the work on a message at a destination, or, without one, at none."""
+    return f"{message} {destination}"
 
-    `poison` has the keys of work on which two runners have died, once `start` has looked.
+
+class InProgress:
+    """Notes work by keys, which are any text of one line. Threads may share it.
+
+    After `start`, `poison` has the keys of work on which two runners died.
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class InProgress:
         self._descriptor = -1
 
     def start(self) -> None:
-        """Find out what dead runners left, and begin a file."""
+        """Read the files of dead runners, and begin one."""
         boot = f"{_boot()} {self._supervisor} {_started(self._supervisor)}"
         counts = self._known()
         for path in sorted(self._directory.glob("working.*")):
@@ -73,14 +80,14 @@ class InProgress:
             self._log.error("work under way is not noted", error=str(error))
 
     def forget_poison(self) -> None:
-        """Go on: what is poison is held, and may be released."""
+        """Forget which work is poison, after it was held, so that an operator may release it."""
         for key in self.poison:
             self._suspects.pop(key, None)
         self.poison = frozenset()
         self._write()
 
     def begin(self, key: str) -> int | None:
-        """Note some work; give its place for `end`, None while another suspect is tried."""
+        """Note work; return its place for `end`, or None while another suspect is tried."""
         if self._suspects and key in self._suspects:
             with self._lock:
                 if self._trying:
@@ -88,13 +95,13 @@ class InProgress:
                 self._trying = True
         try:
             place = self._free.pop()
-        except IndexError:  # more threads than places: that goes unnoted
+        except IndexError:  # there are more threads than places
             return 0
         self._note(place, key)
         return place
 
     def end(self, place: int, key: str) -> None:
-        """Note that some work has ended, however, and this process lives."""
+        """Note that work ended, in whatever way, and that this process lives."""
         if place:
             self._note(place, "")
             self._free.append(place)
@@ -105,7 +112,7 @@ class InProgress:
                 self._write()
 
     def close(self) -> None:
-        """End in order."""
+        """Remove the file, because the process ends in order."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
@@ -119,13 +126,13 @@ class InProgress:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(descriptor, 0, self._size)  # else a full disk would be a SIGBUS
+            os.posix_fallocate(descriptor, 0, self._size)  # else a full disk would raise SIGBUS
             self._notes = mmap.mmap(descriptor, self._size)
         except BaseException:
             os.close(descriptor)
             path.unlink()
             raise
-        self._descriptor, self._path = descriptor, path  # open, because the lock ends with it
+        self._descriptor, self._path = descriptor, path  # stays open, because the lock ends with it
         self._note(0, boot)
 
     def _left(self, path: Path, boot: str) -> set[str]:
@@ -140,12 +147,12 @@ class InProgress:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             octets = os.read(descriptor, _LONGEST)
             path.unlink()
-        except OSError:  # a runner that lives has it
+        except OSError:  # a runner that lives holds its lock
             return set()
         finally:
             os.close(descriptor)
         places = [octets[start : start + _PLACE] for start in range(0, len(octets), _PLACE)]
-        # A runner that died while it made the file left nothing in it.
+        # The file is empty if the runner died while it made it.
         first, *keys = [
             place.rstrip(b"\0").decode("utf-8", "surrogateescape") for place in places
         ] or [""]
@@ -166,7 +173,7 @@ class InProgress:
             return {}
 
     def _write(self) -> None:
-        """Keep the suspects for the next runner; without a sync, for a boot clears them."""
+        """Keep the suspects for the next runner, without a sync because a boot clears them."""
         with contextlib.suppress(OSError, ValueError):
             self._file.unlink(missing_ok=True)
             if self._suspects:
@@ -174,7 +181,7 @@ class InProgress:
 
 
 def _started(pid: int) -> str:
-    """Return when a process began, in ticks, for its number will be another's: see proc(5)."""
+    """Return when a process began, in ticks (proc(5)), because its number is given out again."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:

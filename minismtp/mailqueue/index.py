@@ -1,8 +1,8 @@
-"""All that waits, in memory: where each recipient stands, and the agenda of jobs.
+"""All that waits, in memory: how each recipient stands, and the jobs of the scheduler.
 
-This is what the runner acts on. Every method costs as much as it changes, whatever the length of
-the queue. Times of jobs are waits in seconds from now, by the monotonic clock: the wall clock may
-jump, a job may not.
+This is what the runner acts on. Every method but `overdue` and `unwarned` costs as much as it
+changes, however long the queue is. The times of jobs are waits by the monotonic clock, because the
+wall clock may jump and a job must not.
 """
 
 from __future__ import annotations
@@ -10,59 +10,42 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from minismtp.mailqueue.database import OPEN, Outcome, Row, State
+from minismtp.mailqueue.recipient import OPEN, RecipientStatus, State
 from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.values.clock import GRACE, steady_time
 
-_EARLIEST: Final = 1_577_836_800.0  # 2020, before there was this program
+_EARLIEST: Final = 1_577_836_800.0  # 2020, before this program existed
 _MOST_IDLE: Final = 50  # connections that wait for another message
-
-
-@dataclass(slots=True)
-class QueuedMessage:
-    """Where one recipient stands."""
-
-    destination: str
-    state: State = "queued"
-    attempts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Census:
-    """How many messages wait by state, how many jobs run, and when the oldest message arrived."""
-
-    states: Mapping[str, int]
-    active: int
-    oldest: float | None
 
 
 @dataclass(slots=True)
 class _Message:
     arrived: float
-    recipients: list[QueuedMessage]
-    returned_at: float  # by the clock of the backlog, as is what follows
+    recipients: list[RecipientStatus]
+    warned: bool
+    expires: float  # by the clock of the index, as is what follows
     known: float
     age: float  # when it became known
 
     def state(self) -> str:
-        """Return the state that the metrics count it under."""
-        queued = [each for each in self.recipients if each.state == "queued"]
-        if queued:
-            return "deferred" if any(each.attempts for each in queued) else "queued"
-        return "held" if any(each.state == "held" for each in self.recipients) else ""
+        """Return the state under which the metrics count it."""
+        states = {each.shown_state for each in self.recipients}
+        return next((state for state in ("deferred", "queued", "held") if state in states), "")
 
 
 class QueueIndex:
-    """The waiting messages. Safe in several threads.
+    """The waiting messages. Threads may share it.
 
-    `expire` is the age in seconds at which they go back. A message ages by the monotonic clock from
-    when it is known here; only what it is then is by the wall clock, as far as that is plausible.
+    `expire` is the age in seconds at which a message is returned. A message ages by the monotonic
+    clock from when it is known here; its age at that moment is by the wall clock, as far as that is
+    plausible. `longest` is the longest wait between attempts in seconds, which holds whatever the
+    wall clock says.
     """
 
     def __init__(
@@ -72,15 +55,17 @@ class QueueIndex:
         *,
         wall: Callable[[], float] = steady_time,
         expire: float = inf,
+        longest: float = inf,
     ) -> None:
         self._scheduler = scheduler
         self._clock = clock
         self._wall = wall
         self._expire = expire
+        self._longest = longest
         self._messages: OrderedDict[str, _Message] = OrderedDict()
         self._states = {"queued": 0, "deferred": 0, "held": 0, "": 0}
         self._stopped = False
-        self._hands: dict[str, list[SimpleQueue[Job | None]]] = {}
+        self._idle_threads: dict[str, list[SimpleQueue[Job | None]]] = {}
         self._idle = 0  # threads that wait in `take_from`
         self._lock = threading.Lock()
 
@@ -91,134 +76,141 @@ class QueueIndex:
         return len(self._messages)
 
     def add(
-        self, name: str, arrived: float, recipients: list[QueuedMessage], waits: Mapping[str, float]
+        self, name: str, arrived: float, recipients: list[RecipientStatus], *, warned: bool = False
     ) -> None:
-        """Take on a message, its recipients in the order of the envelope.
-
-        `waits` has the seconds until the first attempt for destinations that are not tried now.
-        """
+        """Add a message that arrived at a time in epoch seconds, its recipients in their order."""
         known, age = self._clock(), max(0.0, self._wall() - arrived)
-        if arrived < _EARLIEST:  # by a machine that did not know the time yet
+        if arrived < _EARLIEST:  # by a machine whose clock was not set yet
             age = 0.0
-        # What is too old already is tried once more: the clock may be wrong just after a start.
-        left = self._expire - age if age < self._expire else GRACE
-        message = _Message(arrived, recipients, known + left, known, age)
+        left = self._expire - age
+        if left <= 0:  # tried once more without a warning, as the clock may be wrong after a start
+            left, warned = GRACE, True
+        message = _Message(arrived, recipients, warned, known + left, known, age)
         with self._lock:
             if name not in self._messages:
                 self._messages[name] = message
                 self._states[message.state()] += 1
-                self._plan(name, message, waits)
+                self._plan(name, message)
 
     def take(self) -> Job | None:
-        """Start a job that is due and for which there is a place; None = none.
+        """Start a job that is due and has a place; return None if there is no such job.
 
-        One for which a thread waits in `take_from` goes there.
+        A job for whose destination a thread waits in `take_from` goes to that thread.
         """
         with self._lock:
             while not self._stopped and (job := self._scheduler.take(self._clock())) is not None:
-                hands = self._hands.get(job[1])
-                if not hands:
+                threads = self._idle_threads.get(job[1])
+                if not threads:
                     return job
-                hands.pop().put(job)
+                threads.pop().put(job)
         return None
 
     def take_from(self, destination: str, patience: float = 0.0) -> Job | None:
-        """Start a job for one destination, or wait for one for some seconds; None = none is due."""
+        """Start a job for one destination; return None if none is due within `patience` seconds."""
         with self._lock:
             if self._stopped:
                 return None
             job = self._scheduler.take_from(destination, self._clock())
             if job is not None or not patience or self._idle >= _MOST_IDLE:
                 return job
-            hand: SimpleQueue[Job | None] = SimpleQueue()
-            self._hands.setdefault(destination, []).append(hand)
+            offers: SimpleQueue[Job | None] = SimpleQueue()
+            self._idle_threads.setdefault(destination, []).append(offers)
             self._idle += 1
         try:
-            return hand.get(timeout=patience)
+            return offers.get(timeout=patience)
         except Empty:
             with self._lock:
-                self._hands[destination] = [h for h in self._hands[destination] if h is not hand]
-            return None if hand.empty() else hand.get()
+                threads = self._idle_threads[destination]
+                self._idle_threads[destination] = [each for each in threads if each is not offers]
+            return None if offers.empty() else offers.get()
         finally:
             with self._lock:
                 self._idle -= 1
-                if not self._hands.get(destination):
-                    self._hands.pop(destination, None)
+                if not self._idle_threads.get(destination):
+                    self._idle_threads.pop(destination, None)
 
-    def patience(self) -> float | None:
-        """Return the seconds until `take` is worth a call; None = not before something changes."""
+    def seconds_to_next(self) -> float | None:
+        """Return the seconds until `take` may find a job, or None if that takes a change."""
         with self._lock:
             when = self._scheduler.next_time()
         return None if when is None else max(0.0, when - self._clock())
 
-    def standing(self, job: Job) -> list[tuple[int, int]]:
-        """Return number and attempts of the recipients that a job is to try."""
-        name, destination = job
+    def queued(self, name: str, destination: str | None = None) -> list[RecipientStatus]:
+        """Return the queued recipients of a message, or those of them at one destination."""
         with self._lock:
             message = self._messages.get(name)
-            if message is None:
-                return []
             return [
-                (number, each.attempts)
-                for number, each in enumerate(message.recipients)
-                if each.destination == destination and each.state == "queued"
+                each
+                for each in (message.recipients if message else ())
+                if each.state == "queued" and destination in (None, each.destination)
             ]
 
-    def age(self, name: str) -> float:
-        """Return how old a message is in seconds; 0 when there is none."""
-        with self._lock:
-            message = self._messages.get(name)
-            return message.age + self._clock() - message.known if message else 0.0
-
     def left(self, name: str) -> float:
-        """Return the seconds until a message goes back, below 0 when it should have."""
+        """Return the seconds until a message expires, below 0 if it should have expired."""
         with self._lock:
             message = self._messages.get(name)
-            return message.returned_at - self._clock() if message else inf
+            return message.expires - self._clock() if message else inf
 
     def overdue(self, seconds: float) -> list[str]:
-        """Return the messages that should have gone back so many seconds ago."""
+        """Return the messages that should have expired `seconds` ago."""
         with self._lock:
             latest = self._clock() - seconds
-            return [name for name, each in self._messages.items() if each.returned_at <= latest]
+            return [name for name, each in self._messages.items() if each.expires <= latest]
 
-    def settle(self, name: str, outcomes: Iterable[Outcome]) -> bool:
-        """Note outcomes; gives whether no recipient of the message waits any more.
+    def unwarned(self, age: float) -> list[str]:
+        """Return the messages older than `age` seconds whose sender was not warned of the delay."""
+        with self._lock:
+            latest = self._clock() - age
+            return [
+                name
+                for name, each in self._messages.items()
+                if not each.warned and each.known - each.age <= latest
+            ]
 
-        What an operator has decided during an attempt stands, unless that has settled it.
+    def warned(self, name: str) -> None:
+        """Note that the sender of a message was warned."""
+        with self._lock:
+            if name in self._messages:
+                self._messages[name].warned = True
+
+    def settle(self, name: str, statuses: Iterable[RecipientStatus]) -> bool:
+        """Take over the statuses after an attempt; return whether the whole message is settled.
+
+        An operator's decision during the attempt stands, unless the attempt settled the recipient.
         """
         with self._lock:
             message = self._messages.get(name)
             if message is None:
                 return True
             before = message.state()
-            for outcome in outcomes:
-                each = message.recipients[outcome.number]
-                each.attempts += 1
-                if each.state == "queued" or outcome.state != "queued":
-                    each.state = outcome.state
+            for status in statuses:
+                state = message.recipients[status.number].state
+                if state != "queued" and status.state == "queued":
+                    status = replace(status, state=state)  # noqa: PLW2901
+                message.recipients[status.number] = status
             self._count(before, message)
             return not any(each.state in OPEN for each in message.recipients)
 
-    def done(
+    def finish(
         self, job: Job, *, reached: bool | None, wait: float | None
     ) -> tuple[float | None, bool]:
-        """End a job; `wait` is after how many seconds to come again, None = not.
+        """End a job; `wait` is in seconds, None = until the next attempt of its recipients.
 
-        Gives what `Scheduler.done` gives, and whether an operator wants the message back meanwhile.
+        Return what `Scheduler.finish` returns, and whether an operator wants the message returned.
         """
         name, destination = job
         with self._lock:
-            now = self._clock()
             message = self._messages.get(name)
             recipients = message.recipients if message else []
-            queued = any(r.destination == destination and r.state == "queued" for r in recipients)
-            again = now + wait if wait is not None and queued else None
-            changed = self._scheduler.done(job, now, reached=reached, again=again)
+            now = self._clock()
+            again = self._waits(recipients).get(destination)
+            if again is not None:
+                again = now + (again if wait is None else wait)
+            changed = self._scheduler.finish(job, now, reached=reached, again=again)
             return changed, any(each.state == "returning" for each in recipients)
 
     def forget(self, name: str) -> None:
-        """Drop a message; jobs of it that run may end as they like."""
+        """Drop a message; its jobs that run may end."""
         with self._lock:
             message = self._messages.pop(name, None)
             if message is not None:
@@ -226,52 +218,48 @@ class QueueIndex:
                 for destination in {each.destination for each in message.recipients}:
                     self._scheduler.drop((name, destination))
 
-    def revise(self, name: str, rows: Sequence[Row], waits: Mapping[str, float]) -> bool:
-        """Take over what an operator, or another runner, has decided about a message.
+    def revise(self, name: str, statuses: Sequence[RecipientStatus]) -> bool:
+        """Take over what an operator, or another runner, decided about a message.
 
-        Destinations that are tried now are given another chance. Gives whether somebody has to see
-        to the message because its recipients were removed or are to be returned.
+        Destinations that are tried now are given another chance. Return whether recipients were
+        removed or are to be returned, so that the message has to be looked after.
         """
         with self._lock:
             message = self._messages.get(name)
             if message is None:
                 return False
             before = message.state()
-            for row, each in zip(rows, message.recipients, strict=True):
-                if each.state in OPEN:
-                    each.state, each.attempts = row.state, row.attempts
+            message.recipients = [
+                replace(new, destination=old.destination) if old.state in OPEN else old
+                for new, old in zip(statuses, message.recipients, strict=True)
+            ]
             self._count(before, message)
-            self._plan(name, message, waits)
-            queued = {each.destination for each in message.recipients if each.state == "queued"}
-            for destination in queued - waits.keys():
-                self._scheduler.open(destination)
+            for destination, wait in self._plan(name, message).items():
+                if not wait:
+                    self._scheduler.open(destination)
             states = {each.state for each in message.recipients}
             return "returning" in states or not states & OPEN
 
-    def decided(self, name: str) -> list[int]:
-        """Return the recipients that are to be returned and that no job tries just now."""
+    def returning(self, name: str) -> list[RecipientStatus]:
+        """Return the recipients that an operator wants returned and that no running job tries."""
         with self._lock:
-            message = self._messages.get(name)
-            return [] if message is None else self._unattended(name, message, "returning")
+            return self._untried(name, "returning")
 
-    def withdraw(self, name: str) -> list[int]:
-        """Return the queued recipients that no job tries just now, and let none try them again."""
+    def withdraw(self, name: str) -> list[RecipientStatus]:
+        """Return the queued recipients that no running job tries, and drop the jobs for them."""
         with self._lock:
-            message = self._messages.get(name)
-            if message is None:
-                return []
-            found = self._unattended(name, message, "queued")
-            for number in found:
-                self._scheduler.drop((name, message.recipients[number].destination))
+            found = self._untried(name, "queued")
+            for each in found:
+                self._scheduler.drop((name, each.destination))
             return found
 
     def stop(self) -> frozenset[Job]:
-        """Start no more jobs; gives those that run."""
+        """Start no more jobs; return those that run."""
         with self._lock:
             self._stopped = True
-            for hands in self._hands.values():
-                while hands:
-                    hands.pop().put(None)
+            for threads in self._idle_threads.values():
+                while threads:
+                    threads.pop().put(None)
             return self._scheduler.running
 
     def running(self) -> frozenset[Job]:
@@ -279,27 +267,43 @@ class QueueIndex:
         with self._lock:
             return self._scheduler.running
 
-    def census(self) -> Census:
-        """Count."""
+    def counts(self) -> tuple[dict[str, int], float]:
+        """Return how many messages wait by state, "active" for running jobs, and the oldest's age.
+
+        That age is in seconds by the wall clock.
+        """
         with self._lock:
             states = {name: count for name, count in self._states.items() if name}
-            oldest = next(iter(self._messages.values())).arrived if self._messages else None
-            return Census(states, self._scheduler.active, oldest)
+            states["active"] = len(self._scheduler.running)
+            oldest = next((each.arrived for each in self._messages.values()), inf)
+            return states, max(0.0, self._wall() - oldest)
 
-    def _unattended(self, name: str, message: _Message, state: State) -> list[int]:
+    def _untried(self, name: str, state: State) -> list[RecipientStatus]:
+        message, running = self._messages.get(name), self._scheduler.running
         return [
-            number
-            for number, each in enumerate(message.recipients)
-            if each.state == state and not self._scheduler.runs((name, each.destination))
+            each
+            for each in (message.recipients if message else ())
+            if each.state == state and (name, each.destination) not in running
         ]
 
-    def _plan(self, name: str, message: _Message, waits: Mapping[str, float]) -> None:
-        now = self._clock()
-        queued = {each.destination for each in message.recipients if each.state == "queued"}
-        for destination in queued:
-            self._scheduler.add((name, destination), now + waits.get(destination, 0.0))
-        for destination in {each.destination for each in message.recipients} - queued:
-            self._scheduler.drop((name, destination))
+    def _waits(self, recipients: Iterable[RecipientStatus]) -> dict[str, float]:
+        """Return the seconds until the next attempt at each destination of queued recipients."""
+        waits: dict[str, float] = {}
+        for each in recipients:
+            if each.state == "queued":
+                wait = each.next - self._wall() if each.attempts else 0.0
+                wait = min(max(wait, 0.0), self._longest)
+                waits[each.destination] = min(wait, waits.get(each.destination, wait))
+        return waits
+
+    def _plan(self, name: str, message: _Message) -> dict[str, float]:
+        now, waits = self._clock(), self._waits(message.recipients)
+        for destination in {each.destination for each in message.recipients}:
+            if destination in waits:
+                self._scheduler.add((name, destination), now + waits[destination])
+            else:
+                self._scheduler.drop((name, destination))
+        return waits
 
     def _count(self, before: str, message: _Message) -> None:
         self._states[before] -= 1

@@ -1,10 +1,10 @@
-"""What is on its way into the schedule, written down by one thread.
+"""What the runner records in queue.db, written by one thread.
 
-The runner acts on its memory; the schedule's file is for operators and for the next start. So a
-transaction takes all that came up in a twentieth of a second, a message that came and went in
-that time is never written at all, and nobody waits for the file unless a crash would make somebody
-get a message twice. What cannot be written, because the disk is full for instance, is tried again
-and does not disturb deliveries.
+The runner acts on what it has in memory; the file is for operators and for the next start. So one
+transaction takes everything from a twentieth of a second, and a message that came and went in that
+time is never written at all. A delivery waits for the file only if a crash would otherwise make a
+recipient get a message twice. What cannot be written, for instance because the disk is full, is
+tried again, and deliveries go on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import threading
 from collections.abc import Iterable
 from typing import Final
 
-from minismtp.mailqueue.database import Arrival, Batch, Outcome, QueueDatabase
+from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
+from minismtp.mailqueue.recipient import RecipientStatus
 from minismtp.runtime.log import Log, describe
 from minismtp.values.threads import WriteBehind
 
@@ -24,73 +25,63 @@ _PAUSE: Final = 0.05  # seconds between two transactions
 
 
 class DatabaseWriter(WriteBehind):
-    """Collects changes of the schedule. Any thread may call; nothing here raises."""
+    """Collects changes of the database. Any thread may call it, and nothing here raises."""
 
-    def __init__(self, schedule: QueueDatabase, log: Log) -> None:
+    def __init__(self, database: QueueDatabase, log: Log) -> None:
         super().__init__("ledger", self._write_batch, _PAUSE)
-        self._schedule = schedule
+        self._database = database
         self._log = log
         self._batch = Batch()
         self._lock = threading.Lock()  # guards the batch
         self._failed = False
 
-    def arrive(self, arrival: Arrival) -> None:
-        """Note a new message."""
+    def add(self, arrival: Arrival, statuses: Iterable[RecipientStatus]) -> None:
+        """Record a new message."""
         with self._lock:
-            self._batch.arrivals[arrival.name] = arrival
+            self._batch.arrivals[arrival.id] = arrival
+            self._batch.record(statuses)
         self.pending.set()
 
-    def record(self, name: str, outcomes: Iterable[Outcome], tried: float) -> None:
-        """Note what an attempt at `tried`, in epoch seconds, has brought."""
+    def record(self, statuses: Iterable[RecipientStatus]) -> None:
+        """Record how recipients stand now."""
         with self._lock:
-            self._batch.outcomes += [(name, outcome, tried) for outcome in outcomes]
+            self._batch.record(statuses)
         self.pending.set()
 
-    def forget(self, name: str) -> None:
-        """Note that a message is gone."""
+    def forget(self, message: str) -> None:
+        """Record that a message is gone."""
         with self._lock:
-            if self._batch.arrivals.pop(name, None) is None:
-                self._batch.gone.add(name)
+            self._batch.statuses.pop(message, None)
+            if self._batch.arrivals.pop(message, None) is None:
+                self._batch.gone.add(message)
         self.pending.set()
 
-    def warned(self, name: str) -> None:
-        """Note that the sender of a message knows of the delay."""
+    def warned(self, message: str) -> None:
+        """Record that the sender of a message was warned of the delay."""
         with self._lock:
-            self._batch.warned.add(name)
+            self._batch.warned.add(message)
         self.pending.set()
 
-    def move(self, destination: str, name: str, number: int) -> None:
-        """Note that a recipient goes to another destination than before."""
+    def close(self, destination: str, closed: tuple[float, str] | None) -> None:
+        """Record until when and why a destination is not tried, or None if it is tried again."""
         with self._lock:
-            self._batch.moved.append((destination, name, number))
+            self._batch.closed[destination] = closed
         self.pending.set()
 
-    def close(self, destination: str, until: float, reply: str) -> None:
-        """Note that a destination could not be reached and why; `until` in epoch seconds."""
+    def hand_over(self, messages: Iterable[str]) -> None:
+        """Record that the next runner has to read these messages again."""
         with self._lock:
-            self._batch.closed[destination] = (until, reply)
-        self.pending.set()
-
-    def open(self, destination: str) -> None:
-        """Note that a destination is tried again."""
-        with self._lock:
-            self._batch.closed[destination] = None
-        self.pending.set()
-
-    def hand_over(self, names: Iterable[str]) -> None:
-        """Note that another runner has to look at messages again."""
-        with self._lock:
-            self._batch.changed.update(names)
+            self._batch.changed.update(messages)
         self.pending.set()
 
     def _write_batch(self) -> bool:
-        """Write what was noted before. Return False if that failed, and keep it."""
+        """Write all that was recorded. Return False if that failed, and keep it."""
         with self._lock:
             batch, self._batch = self._batch, Batch()
         if not batch:
             return True
         try:
-            self._schedule.write(batch)
+            self._database.write(batch)
         except BaseException as error:
             with self._lock:
                 self._batch = batch.then(self._batch)
@@ -107,10 +98,10 @@ class DatabaseWriter(WriteBehind):
 
 
 def use_all_cores() -> None:
-    """Have this thread run on all cores of the server, whichever one its process keeps to.
+    """Let this thread run on all cores of the server, though its process keeps to one.
 
-    SQLite works without the interpreter lock. The threads that deliver left it 4 % of their core,
-    and what 50,000 messages brought was not in the file until they were all delivered.
+    SQLite works without the interpreter lock. On the core of the threads that deliver, which left
+    it 4 % of the time, it had written nothing of 50,000 messages until all were delivered.
     """
-    with contextlib.suppress(OSError):  # forbidden, or the supervisor is no more
+    with contextlib.suppress(OSError):  # it may be forbidden, or the supervisor may have died
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))

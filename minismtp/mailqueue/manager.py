@@ -1,67 +1,76 @@
-"""The waiting messages: keeps the spool, the backlog and the schedule in step."""
+"""The waiting messages: keeps the spool, the index and the database in step."""
 
 from __future__ import annotations
 
 import queue
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
-from minismtp.mailqueue.database import Outcome, QueueDatabase, Row
+from minismtp.mailqueue.database import QueueDatabase
 from minismtp.mailqueue.handover import Handover
-from minismtp.mailqueue.in_progress import InProgress
-from minismtp.mailqueue.index import QueuedMessage, QueueIndex
+from minismtp.mailqueue.index import QueueIndex
 from minismtp.mailqueue.journal import DatabaseWriter
+from minismtp.mailqueue.recipient import RecipientStatus
 from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.log import Log, describe
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
 
-_FRESH: Final = 50  # messages that are held open
+_MOST_OPEN: Final = 50  # new messages that are held open
 
 
-def work(name: str, destination: str = "") -> str:
-    """Return the key of some work on a message for `InProgress`; "" stands for all of it."""
-    return f"{name} {destination}"
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """What a job brought: the new statuses of the recipients that it tried.
+
+    `reached` says whether the destination works, or None if that was not found out; `reply` is what
+    the destination answered. The job comes again after `wait` seconds, or by default at the next
+    attempt of its recipients.
+    """
+
+    statuses: Sequence[RecipientStatus] = ()
+    reached: bool | None = None
+    reply: str = ""
+    wait: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class QueueManager:
-    """The messages of the runner; its methods are safe in several threads.
+    """The messages of the runner. Threads may share it.
 
-    `longest` is the longest wait between attempts in seconds: nothing waits longer, whatever the
-    clock has shown. `decided` has the messages that an operator wants removed or returned, for
-    `Clerk`. `count_aside` is told why a message is set aside: "damaged" or "fatal".
+    `count_set_aside` is called with the reason when a message is set aside, "damaged" or "fatal".
+    `decided` has the messages of which an operator wants recipients removed or returned; the
+    housekeeper takes them from there.
     """
 
-    spool: Spool
-    schedule: QueueDatabase
-    writer: DatabaseWriter
-    index: QueueIndex
-    handover: Handover
-    log: Log
-    longest: float
-    in_progress: InProgress
-    count_aside: Callable[[str], None]
+    _spool: Spool
+    _database: QueueDatabase
+    _writer: DatabaseWriter
+    _index: QueueIndex
+    _handover: Handover
+    _log: Log
+    count_set_aside: Callable[[str], None]
     decided: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
     _changed: set[str] = field(default_factory=set)
-    _fresh: dict[str, tuple[QueueEntry, Message]] = field(default_factory=dict)
+    _closed: dict[str, str] = field(default_factory=dict)  # why destinations are not tried
+    _open: dict[str, tuple[QueueEntry, Message]] = field(default_factory=dict)
 
-    def hold_open(self, entry: QueueEntry, message: Message) -> None:
-        """Keep a new message for the delivery that probably follows at once."""
-        if len(self._fresh) < _FRESH:
-            self._fresh[entry.id] = (entry, message)
+    def keep_open(self, entry: QueueEntry, message: Message) -> None:
+        """Keep a new message open for the delivery that probably follows at once."""
+        if len(self._open) < _MOST_OPEN:
+            self._open[entry.id] = (entry, message)
 
     def open(self, name: str) -> tuple[QueueEntry, Message] | None:
-        """Read a message; None when there is none, or none that can be sent. Raise OSError."""
-        fresh = self._fresh.pop(name, None)
-        if fresh is not None:
-            return fresh
+        """Read a message; return None if it is gone or damaged. Raise OSError."""
+        opened = self._open.pop(name, None)
+        if opened is not None:
+            return opened
         try:
-            return self.spool.open(name)
+            return self._spool.open(name)
         except FileNotFoundError:
             self._forget(name)
         except DamagedError as error:
@@ -69,98 +78,93 @@ class QueueManager:
         return None
 
     def remove(self, name: str) -> None:
-        """Drop a message whose every recipient is settled."""
-        self.spool.remove(name)
+        """Drop a message whose recipients are all settled. Raise OSError."""
+        self._spool.remove(name)
         self._forget(name)
 
     def set_aside(self, name: str, error: DamagedError) -> None:
-        """Put a file that `Spool.add` has not written so where it blocks nothing."""
+        """Move a file that `Spool.add` did not write so into spool/damaged."""
         try:
-            self.spool.set_aside(name)
+            self._spool.set_aside(name)
         except OSError as problem:
-            self.log.error("damaged message stays", id=name, error=f"{error}; {problem}")
+            self._log.error("damaged message stays", id=name, error=f"{error}; {problem}")
         else:
-            self.log.error("damaged message set aside in spool/damaged", id=name, error=str(error))
-        self.count_aside("damaged")
+            self._log.error("damaged message set aside in spool/damaged", id=name, error=str(error))
+        self.count_set_aside("damaged")
         self._forget(name)
 
-    def settle(self, name: str, outcomes: Sequence[Outcome], tried: float) -> None:
-        """Note outcomes, or drop the message when nobody waits any more.
+    def finish(self, job: Job, result: JobResult) -> None:
+        """Record the result of a job, then end the job. Raise OSError if a file stays."""
+        name, destination = job
+        try:
+            if result.statuses:
+                self.settle(name, result.statuses)
+        finally:
+            closed, returning = self._index.finish(job, reached=result.reached, wait=result.wait)
+            if closed:
+                self._closed[destination] = result.reply
+                self._writer.close(destination, (steady_time() + closed, result.reply))
+            elif closed == 0.0:
+                self._closed.pop(destination, None)
+                self._writer.close(destination, None)
+            if returning:
+                self.decided.put(name)
+            self._handover.finish(job)
 
-        What settles a part of the recipients is on disk when this returns, for they would get the
-        message again.
+    def settle(self, name: str, statuses: Sequence[RecipientStatus]) -> None:
+        """Record statuses after an attempt, or drop the message if no recipient waits any more.
+
+        What settles a part of the recipients is on disk when this returns, because they would get
+        the message again after a crash.
         """
-        if self.index.settle(name, outcomes):
+        if self._index.settle(name, statuses):
             self.remove(name)
             return
-        self.writer.record(name, outcomes, tried)
-        if any(each.state != "queued" for each in outcomes):
-            self.writer.flush()
+        self._writer.record(statuses)
+        if any(each.state != "queued" for each in statuses):
+            self._writer.flush()
 
-    def done(
-        self, job: Job, *, reached: bool | None = None, wait: float | None = None, reply: str = ""
-    ) -> None:
-        """End a job: see `Attempt` for `reached` and `reply`, `QueueIndex.done` for `wait`."""
-        name, destination = job
-        closed, returning = self.index.done(job, reached=reached, wait=wait)
-        if closed:
-            self.writer.close(destination, steady_time() + closed, reply)
-        elif closed == 0.0:
-            self.writer.open(destination)
-        if returning:
-            self.decided.put(name)
-        self.handover.done(job)
+    def reason(self, status: RecipientStatus) -> str:
+        """Return why a recipient waits: its last reply, or that of its destination."""
+        return status.reply or self._closed.get(status.destination, "")
 
-    def ours(self, name: str) -> bool:
-        """Whether a message is ours to deliver; False while the runner before us is at it."""
-        if not self.handover.foreign(name):
+    def may_deliver(self, name: str) -> bool:
+        """Return whether a message may be delivered; it may not while the last runner does."""
+        if not self._handover.is_foreign(name):
             return True
-        if not self.handover.take_over(name):
+        if not self._handover.take_over(name):
             return False
-        self.revise(name)
+        self._revise(name)
         return True
 
-    def hear_of_changes(self) -> None:
-        """Take over what operators have decided since the last call."""
+    def apply_changes(self) -> None:
+        """Take over what operators decided since the last call."""
         try:
-            self._changed.update(self.schedule.changed())
+            self._changed.update(self._database.changed())
             if self._changed:
-                self.writer.flush()  # or the file would not know of the newest attempts
+                self._writer.flush()  # or the file would not have the newest attempts
             for name in list(self._changed):
-                self.revise(name)
+                self._revise(name)
                 self._changed.discard(name)
         except sqlite3.Error as error:
-            self.log.error("schedule not read, tried again", error=describe(error))
+            self._log.error("schedule not read, tried again", error=describe(error))
 
-    def revise(self, name: str) -> None:
-        """Take over what the schedule's file says of a message. Raise sqlite3.Error."""
-        rows = self.schedule.rows(name)
-        if not rows:
-            self.index.forget(name)  # by the runner before us
-        elif self.index.revise(name, rows, self.waits(rows, rows)):
+    def stop(self) -> None:
+        """Let no more jobs start, and keep the messages of those that run from the next runner."""
+        jobs = self._index.stop()
+        self._handover.keep(jobs)
+        for job in jobs - self._index.running():  # these ended meanwhile
+            self._handover.finish(job)
+
+    def _revise(self, name: str) -> None:
+        """Take over what the database says of a message. Raise sqlite3.Error."""
+        statuses = self._database.statuses(name)
+        if not statuses:
+            self._index.forget(name)  # the last runner settled it
+        elif self._index.revise(name, statuses):
             self.decided.put(name)
 
-    def waits(
-        self, rows: Sequence[Row], recipients: Iterable[Row | QueuedMessage]
-    ) -> dict[str, float]:
-        """Return the seconds until the next attempt of the destinations that are not tried now."""
-        now = steady_time()
-        waits: dict[str, float] = {}
-        for row, each in zip(rows, recipients, strict=True):
-            if row.state == "queued" and row.next > now:
-                wait = min(row.next - now, self.longest)
-                waits[each.destination] = min(wait, waits.get(each.destination, wait))
-        return waits
-
-    def stop(self) -> int:
-        """Let no more jobs start, and keep those that run; gives how many they are."""
-        jobs = self.index.stop()
-        self.handover.keep(jobs)
-        for job in jobs - self.index.running():  # ended meanwhile
-            self.handover.done(job)
-        return len(jobs)
-
     def _forget(self, name: str) -> None:
-        self._fresh.pop(name, None)
-        self.index.forget(name)
-        self.writer.forget(name)
+        self._open.pop(name, None)
+        self._index.forget(name)
+        self._writer.forget(name)

@@ -2,91 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, TypeAlias
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from minismtp.delivery.tls_security import LEVELS
 from minismtp.runtime.metrics import SESSION_SECONDS, Metrics
 
-_STANDSTILL: Final = 900.0  # seconds: no single attempt takes so long
+_STANDSTILL: Final = 900.0  # seconds; no single attempt takes longer
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
 ASIDE: Final = ("damaged", "fatal")
 QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
+_Counters: TypeAlias = dict[str, Callable[[float], None]]
 DELAYS: Final = (0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 14400, 86400, 432000)
 
 
 class OutboundMetrics:
-    """The metrics of the queue; only the process that takes messages out has them."""
+    """The metrics of the queue. Only the process that takes messages out has them."""
 
     def __init__(self, metrics: Metrics) -> None:
         registry, buffer = metrics.registry, metrics.buffer
-        self._messages = Gauge(
-            "minismtp_queue_messages",
-            "Messages that wait, by state; active are deliveries under way.",
-            ["state"],
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self._age = Gauge(
-            "minismtp_queue_oldest_message_age_seconds",
-            "Age of the oldest message in the queue.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        attempts = Counter(
-            "minismtp_delivery_attempts",
-            "Attempts to deliver to a recipient by result.",
-            ["result"],
-            registry=registry,
-        )
-        self._attempts = {r: buffer.adder(attempts.labels(r)) for r in DELIVERY_RESULTS}
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="livemostrecent")
+        histogram = partial(Histogram, registry=registry)
+
+        def counters(name: str, text: str, label: str, values: Iterable[str]) -> _Counters:
+            counter = Counter(name, text, [label], registry=registry)
+            return {value: buffer.adder(counter.labels(value)) for value in values}
+
+        text = "Messages that wait, by state; active are deliveries under way."
+        self._messages = gauge("minismtp_queue_messages", text, ["state"])
+        text = "Age of the oldest message in the queue."
+        self._age = gauge("minismtp_queue_oldest_message_age_seconds", text)
+        text = "Attempts to deliver to a recipient by result."
+        self._attempts = counters("minismtp_delivery_attempts", text, "result", DELIVERY_RESULTS)
+        text = "Recipients that a further host was tried for in one attempt."
         self._next_hosts = buffer.adder(
-            Counter(
-                "minismtp_delivery_next_hosts",
-                "Recipients that a further host was tried for in one attempt.",
-                registry=registry,
-            )
+            Counter("minismtp_delivery_next_hosts", text, registry=registry)
         )
-        secured = Counter(
-            "minismtp_delivery_tls",
-            "Recipients delivered to other servers by how the connection was secured.",
-            ["level"],
-            registry=registry,
-        )
-        self._secured = {level: buffer.adder(secured.labels(level)) for level in LEVELS}
-        aside = Counter(
-            "minismtp_messages_set_aside",
-            "Messages of the queue that wait for an operator: damaged, or fatal to the process.",
-            ["reason"],
-            registry=registry,
-        )
-        self._aside = {reason: buffer.adder(aside.labels(reason)) for reason in ASIDE}
+        text = "Recipients delivered to other servers by how the connection was secured."
+        self._secured = counters("minismtp_delivery_tls", text, "level", LEVELS)
+        text = "Messages of the queue that wait for an operator: damaged, or fatal to the process."
+        self._aside = counters("minismtp_messages_set_aside", text, "reason", ASIDE)
         self._duration = buffer.observer(
-            Histogram(
-                "minismtp_delivery_duration_seconds",
-                "Length of attempts.",
-                buckets=SESSION_SECONDS,
-                registry=registry,
+            histogram(
+                "minismtp_delivery_duration_seconds", "Length of attempts.", buckets=SESSION_SECONDS
             )
         )
+        text = "Time from arrival to delivery."
         self._delay = buffer.observer(
-            Histogram(
-                "minismtp_queue_delay_seconds",
-                "Time from arrival to delivery.",
-                buckets=DELAYS,
-                registry=registry,
-            )
+            histogram("minismtp_queue_delay_seconds", text, buckets=DELAYS)
         )
-        self.queue(dict.fromkeys(QUEUE_STATES, 0), 0, 0.0)
+        self.queue(dict.fromkeys(QUEUE_STATES, 0), 0.0)
 
     def attempt(self, state: str, seconds: float, delay: float, tls: str) -> None:
-        """Count an attempt for one recipient, and what it waited if it has arrived.
+        """Count an attempt for one recipient by its shown state, and the delay of a delivery.
 
-        `tls` is one of `security.LEVELS`, empty when there was no connection.
+        `seconds` is how long the attempt took, `delay` is how many seconds ago the message arrived,
+        and `tls` is one of `tls_security.LEVELS`, or empty if there was no connection.
         """
-        self._attempts["deferred" if state == "queued" else state](1)
+        self._attempts[state](1)
         self._duration(seconds)
         if state == "delivered":
             self._delay(delay)
@@ -98,26 +74,26 @@ class OutboundMetrics:
         self._next_hosts(recipients)
 
     def set_aside(self, reason: str) -> None:
-        """Count a message that is set aside for one of `ASIDE`."""
+        """Count a message that is set aside for one of the reasons `ASIDE`."""
         self._aside[reason](1)
 
-    def queue(self, counts: Mapping[str, int], active: int, oldest: float) -> None:
-        """Say how many messages are in each state, and the age of the oldest in seconds."""
-        for state, count in {**counts, "active": active}.items():
+    def queue(self, counts: Mapping[str, int], age: float) -> None:
+        """Show how many messages are in each of `QUEUE_STATES`, and the oldest's age in seconds."""
+        for state, count in counts.items():
             self._messages.labels(state).set(count)
-        self._age.set(oldest)
+        self._age.set(age)
 
 
-class Movement:
-    """Tells a queue that stands still: deliveries are due, and none ends for a long time."""
+class StallDetector:
+    """Detects a queue that stands still: deliveries are due, and none ends for a long time."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._ended = 0
         self._moved = clock()
 
-    def stopped(self, ended: int, *, due: bool) -> bool:
-        """Take in how many deliveries have ended; say whether nothing moves."""
+    def is_stalled(self, ended: int, *, due: bool) -> bool:
+        """Return whether nothing moves; `ended` is how many deliveries have ended so far."""
         now = self._clock()
         if ended != self._ended or not due:
             self._ended, self._moved = ended, now

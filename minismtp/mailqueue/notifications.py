@@ -1,6 +1,6 @@
-"""Tells senders what became of their messages, as far as they want to know.
+"""Delivery status notifications: tells senders what happened to their messages.
 
-Notifications are messages in the spool like all others; `dsn` writes them.
+A notification is a message in the spool like any other; `mail.dsn` writes it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from minismtp.delivery.attempt import DeliveryContext
 from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
-from minismtp.mailqueue.database import Outcome, Row
+from minismtp.mailqueue.recipient import RecipientStatus
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool, UnreadableError
 
@@ -30,35 +30,37 @@ class Notifier:
         self,
         entry: QueueEntry,
         message: Message,
-        outcomes: Sequence[Outcome],
+        statuses: Sequence[RecipientStatus],
         reported: Iterable[bool],
     ) -> None:
-        """Tell of failures, and of successes that no other host reports. Raise OSError."""
+        """Report failures, and successes that no other host reports. Raise OSError."""
         by_action: dict[Action, list[Report]] = {}
-        for outcome, done in zip(outcomes, reported, strict=True):
-            target = entry.targets[outcome.number]
-            report = Report(target, outcome.reply, outcome.host)
-            if outcome.state == "failed":
+        for status, elsewhere in zip(statuses, reported, strict=True):
+            target = entry.targets[status.number]
+            report = Report(target, status.reply, status.host)
+            if status.state == "failed":
                 by_action.setdefault("failed", []).append(report)
-            elif outcome.state == "delivered" and not done:
+            elif status.state == "delivered" and not elsewhere:
                 action: Action = "delivered" if target.kind == "local" else "relayed"
                 by_action.setdefault(action, []).append(report)
-        for action, told in by_action.items():
-            self._notify(entry, message, action, told)
+        for action, reports in by_action.items():
+            self._notify(entry, message, action, reports)
 
-    def warn(self, entry: QueueEntry, message: Message, rows: Iterable[Row]) -> None:
-        """Tell that recipients still wait. Raise OSError."""
-        told = [Report(entry.targets[row.number], row.reply, row.host) for row in rows]
-        self._notify(entry, message, "delayed", told)
+    def warn(
+        self, entry: QueueEntry, message: Message, statuses: Iterable[RecipientStatus]
+    ) -> None:
+        """Report that recipients still wait. Raise OSError."""
+        reports = [Report(entry.targets[each.number], each.reply, each.host) for each in statuses]
+        self._notify(entry, message, "delayed", reports)
 
     def _notify(
-        self, entry: QueueEntry, message: Message, action: Action, told: list[Report]
+        self, entry: QueueEntry, message: Message, action: Action, reports: list[Report]
     ) -> None:
         made = notification(
             entry,
             message,
             action,
-            told,
+            reports,
             hostname=self._delivery.config.hostname,
             now=time.time(),
             until=entry.arrived + self._expire,
@@ -68,12 +70,12 @@ class Notifier:
         notice, content = made
         try:
             self._spool.add(self._delivery.routed(notice), content)
-        except UnreadableError as error:  # by a plugin's route: another try would not help
+        except UnreadableError as error:  # by a plugin's route, so another try would not help
             self._log.error("notification not possible", about=entry.id, error=str(error))
             return
         self._log.info("notification", id=notice.id, about=entry.id, action=action, to=entry.sender)
 
 
-def final(text: str, reply: str) -> str:
-    """Return the reply of a decision of ours, with what the last host has said."""
+def with_last_reply(text: str, reply: str) -> str:
+    """Return the reply of a decision of this server, with what the last host answered."""
     return f"{text} (the last attempt: {reply})" if reply else text

@@ -1,4 +1,4 @@
-"""Which waiting recipients an operator means, as a condition of SQL."""
+"""Which waiting recipients an operator means, as a condition in SQL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from minismtp.values.address import Address, to_ascii, to_unicode
 
-# A recipient behind a destination that does not answer need not have been tried itself.
+# A recipient counts as tried too if another job found that its destination cannot be reached.
 _TRIED: Final = "(attempts > 0 OR closed.reply IS NOT NULL)"
 _REPLY: Final = "COALESCE(NULLIF(recipients.reply, ''), closed.reply, '')"
 WAITING: Final = (
@@ -19,10 +19,10 @@ WAITING: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which recipients: all that fit every condition that is given.
+    """The recipients that meet every condition that is given.
 
-    `to_domain` and `sender` compare without case, the latter with an address or "@domain";
-    `older_than` is in seconds; `reason` is a part of the last reply.
+    `to_domain` and `sender` ignore case; `sender` is an address or "@domain". `older_than` is in
+    seconds, and `reason` is a part of the last reply.
     """
 
     ids: tuple[str, ...] = ()
@@ -54,22 +54,22 @@ class Filter:
             values.append(self.state)
         if self.reason:
             parts.append(f"{_REPLY} LIKE ? ESCAPE '\\'")
-            values.append(f"%{_literally(self.reason)}%")
+            values.append(f"%{_escaped(self.reason)}%")
         return " AND ".join(parts), values
 
     @staticmethod
     def _add(parts: list[str], values: list[object], column: str, wanted: str) -> None:
-        """Add the condition for an address, or "@domain": with A-labels and with U-labels."""
+        """Add the condition for an address or "@domain", with A-labels and with U-labels."""
         with contextlib.suppress(ValueError):
-            wanted = str(Address.parse(wanted))  # as it is written there, with its quotes
+            wanted = str(Address.parse(wanted))  # as the database has it, with its quotes
         local, at, domain = wanted.rpartition("@")
         forms = dict.fromkeys([to_ascii(domain), to_unicode(domain)])
         parts.append("(" + " OR ".join([f"{column} LIKE ? ESCAPE '\\'"] * len(forms)) + ")")
         start = "" if local else "%"
-        values.extend(start * bool(at) + _literally(f"{local}{at}{form}") for form in forms)
+        values.extend(start * bool(at) + _escaped(f"{local}{at}{form}") for form in forms)
 
 
-def _literally(text: str) -> str:
+def _escaped(text: str) -> str:
     for special in ("\\", "%", "_"):
         text = text.replace(special, f"\\{special}")
     return text

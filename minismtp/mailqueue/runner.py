@@ -1,7 +1,8 @@
 """The process that takes messages out of the spool.
 
-One thread hears of new messages and starts jobs; a pool of threads delivers, each blocking as it
-needs; `housekeeper` and `writer` have a thread each. What dies in between is tried again.
+The main thread loads new messages and starts jobs. A pool of threads delivers them, each blocking
+as it needs. The housekeeper and the database writer have a thread each. A delivery that the death
+of the process interrupts is tried again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import signal
 import sqlite3
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -22,16 +24,16 @@ from minismtp.hooks.guard import Failure
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mailqueue.database import QueueDatabase
-from minismtp.mailqueue.delivery_log import Watch
+from minismtp.mailqueue.delivery_log import DeliveryLog
 from minismtp.mailqueue.delivery_workers import DeliveryPool
 from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.housekeeping import Housekeeper
 from minismtp.mailqueue.in_progress import InProgress
 from minismtp.mailqueue.index import QueueIndex
 from minismtp.mailqueue.journal import DatabaseWriter, use_all_cores
-from minismtp.mailqueue.loader import Intake
+from minismtp.mailqueue.loader import Loader
 from minismtp.mailqueue.manager import QueueManager
-from minismtp.mailqueue.metrics import Movement, OutboundMetrics
+from minismtp.mailqueue.metrics import OutboundMetrics, StallDetector
 from minismtp.mailqueue.notifications import Notifier
 from minismtp.mailqueue.scheduler import JITTER, Scheduler
 from minismtp.runtime.log import Log, describe
@@ -39,19 +41,19 @@ from minismtp.runtime.process import open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.storage.spool import BusyError, Spool
-from minismtp.values.clock import steady_time
 from minismtp.values.sqlite_file import set_aside
 from minismtp.values.threads import start_thread, surviving
 
-_TICK: Final = 1.0  # seconds between two looks at what nobody calls for
+_TICK: Final = 1.0  # seconds between two looks at what no event announces
 _LOCK_TICK: Final = 0.05
-_OTHERS: Final = 8  # threads that work on messages beside those that deliver
-_HEARD: Final = 200  # messages that are taken in before jobs are started
+_OTHER_THREADS: Final = 8  # that work on messages beside those that deliver
+_DOMAINS: Final = 10_000  # whose destinations are remembered
+_LOADED: Final = 200  # messages that are loaded before jobs are started
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """What the supervisor gives the runner: as `worker.Post`."""
+    """What the supervisor gives the runner, as `WorkerContext` is for a worker."""
 
     slot: int
     metrics_directory: Path
@@ -61,7 +63,7 @@ class RunnerContext:
 
 
 def run(config: Config, context: RunnerContext) -> int:
-    """Deliver until SIGTERM or the supervisor's death; gives the exit status."""
+    """Deliver until SIGTERM or the supervisor's death; return the exit status."""
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot)
     spool = Spool(config.state_directory / "spool")
     try:
@@ -85,7 +87,7 @@ def run(config: Config, context: RunnerContext) -> int:
 
 
 def _locked(spool: Spool, lifeline: int) -> int:
-    """Wait until the runner before us has ended, as long as the supervisor lives."""
+    """Wait until the last runner gives up the spool, as long as the supervisor lives."""
     while True:
         try:
             return spool.lock()
@@ -115,40 +117,48 @@ class Runner:
         self._metrics = metrics
         self._context = context
         self._log = log
-        self._watch = Watch(config, log)
-        self._delivery = delivery
+        self._deliveries = DeliveryLog(config, log)
+        self._spool = spool
         directory = config.state_directory / "spool"
-        schedule = _open_schedule(directory / "queue.db")
-        writer = DatabaseWriter(schedule, log)
-        self._manager = QueueManager(
-            spool,
-            schedule,
-            writer,
-            QueueIndex(Scheduler(retry, outbound.concurrency, outbound.threads), expire=expire),
-            Handover(spool, writer),
-            log,
+        database = _open_database(directory / "queue.db")
+        self._writer = writer = DatabaseWriter(database, log)
+        self._index = index = QueueIndex(
+            Scheduler(retry, outbound.concurrency, outbound.threads),
+            expire=expire,
             longest=max(retry) * (1 + JITTER),
-            in_progress=InProgress(directory, outbound.threads + _OTHERS, log),
-            count_aside=metrics.set_aside,
         )
-        notifier = Notifier(self._delivery, spool, log, expire)
-        self._intake = Intake(self._manager, self._delivery.key)
-        self._pool = DeliveryPool(self._delivery, self._manager, notifier, metrics, self._watch)
+        self._in_progress = in_progress = InProgress(
+            directory, outbound.threads + _OTHER_THREADS, log
+        )
+        handover = Handover(spool, writer)
+        self._manager = manager = QueueManager(
+            spool, database, writer, index, handover, log, metrics.set_aside
+        )
+        notifier = Notifier(delivery, spool, log, expire)
+        key = lru_cache(_DOMAINS)(delivery.key)
+        self._loader = Loader(
+            manager, spool, database, writer, index, handover, in_progress, key, log
+        )
+        self._pool = DeliveryPool(
+            delivery, manager, index, in_progress, notifier, metrics, self._deliveries, log, retry
+        )
         warn_after = outbound.warn_after.total_seconds()
-        self._housekeeper = Housekeeper(self._manager, notifier, warn_after=warn_after)
+        self._housekeeper = Housekeeper(
+            manager, index, writer, in_progress, notifier, log, warn_after
+        )
         self._wake_read, self._wake_write = os.pipe()
-        self._movement = Movement(time.monotonic)
+        self._stall_detector = StallDetector(time.monotonic)
         self._stopping = False
 
     def run(self, lifeline: int, lock: int) -> None:
-        """Deliver until TERM, then give up the spool's lock and let what is under way end."""
-        self._watch.start()
-        self._manager.in_progress.start()
-        fifo = self._manager.spool.trigger.open()
-        messages = self._intake.recover()
+        """Deliver until SIGTERM, then give up the spool's lock and let running deliveries end."""
+        self._deliveries.start()
+        self._in_progress.start()
+        fifo = self._spool.trigger.open()
+        messages = self._loader.load_all()
         self._show_life()
         self._log.info("queue opened", messages=messages)
-        self._manager.writer.start(use_all_cores)
+        self._writer.start(use_all_cores)
         self._housekeeper.start()
         start_thread("signals", self._watch_signals)
         next_tick = 0.0
@@ -158,43 +168,38 @@ class Runner:
                 next_tick = time.monotonic() + _TICK
                 self._tick()
             self._pool.start_jobs()
-            patience = min(self._manager.index.patience() or _TICK, _TICK)
+            patience = min(self._index.seconds_to_next() or _TICK, _TICK)
             readable, _, _ = select.select([fifo, self._wake_read, lifeline], [], [], patience)
             if lifeline in readable:
                 break
             if fifo in readable:
-                self._hear(fifo)
+                self._read(fifo)
         os.close(fifo)
         self._end(lock)
 
-    def _hear(self, fifo: int) -> None:
-        names, changed = self._manager.spool.trigger.read(fifo)
-        for start in range(0, len(names), _HEARD):
-            self._intake.take_in(names[start : start + _HEARD])
+    def _read(self, fifo: int) -> None:
+        names, changed = self._spool.trigger.read(fifo)
+        for start in range(0, len(names), _LOADED):
+            self._loader.load(names[start : start + _LOADED])
             self._pool.start_jobs()
             self._show_life()
         if changed:
-            self._manager.hear_of_changes()
+            self._manager.apply_changes()
 
     def _show_life(self) -> None:
-        """Tell the supervisor that this process does not hang; it first looks after recovery."""
+        """Tell the supervisor that this process does not hang; it watches after the first call."""
         self._context.scoreboard.beat(self._context.slot)
 
     def _tick(self) -> None:
-        self._intake.take_in_rest()
-        self._manager.hear_of_changes()
-        census = self._manager.index.census()
-        age = 0.0 if census.oldest is None else max(0.0, steady_time() - census.oldest)
-        self._metrics.queue(census.states, census.active, age)
-        self._context.scoreboard.post_queue(
-            len(self._manager.index),
-            stuck=self._movement.stopped(
-                self._pool.ended, due=self._manager.index.patience() == 0.0
-            ),
-        )
+        self._loader.load_missed()
+        self._manager.apply_changes()
+        self._metrics.queue(*self._index.counts())
+        due = self._index.seconds_to_next() == 0.0
+        stalled = self._stall_detector.is_stalled(self._pool.ended, due=due)
+        self._context.scoreboard.post_queue(len(self._index), stuck=stalled)
 
     def _watch_signals(self) -> None:
-        # Not `sigwait`, which is written in Python and may fail with a TERM in its hands.
+        # Not `sigwait`, which is written in Python and may fail after it has taken a SIGTERM.
         while signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR2}).si_signo == signal.SIGUSR2:
             with surviving("signals"):
                 log_stacks(self._log)
@@ -206,16 +211,16 @@ class Runner:
         self._manager.stop()
         os.close(lock)
         end = time.monotonic() + self._drain
-        while self._manager.index.running() and time.monotonic() < end:
+        while self._index.running() and time.monotonic() < end:
             self._show_life()
             time.sleep(_LOCK_TICK)
-        self._manager.writer.flush()
-        self._watch.close()
-        self._manager.in_progress.close()
+        self._writer.flush()
+        self._deliveries.close()
+        self._in_progress.close()
 
 
-def _open_schedule(path: Path) -> QueueDatabase:
-    """Open the schedule, or make a new one in the place of one that is damaged."""
+def _open_database(path: Path) -> QueueDatabase:
+    """Open the database; replace one that is damaged with a new one."""
     try:
         return QueueDatabase(path, check=True)
     except sqlite3.DatabaseError as error:

@@ -1,18 +1,19 @@
-r"""Messages that filters have set aside, in a Maildir with their envelopes.
+r"""Messages that filters set aside, in a Maildir, with their envelopes.
 
-Each file is a message that every mail program can read. It begins with a field of ours,
-X-Quarantine, which has its own length and the envelope (JSON in base64); what follows is the
-message as it would have been stored. So one file holds all that its release needs.
+Every mail program can read the files. Each begins with the field X-Quarantine, which holds its own
+length and the envelope (JSON in base64). The message follows as it would have been stored. So one
+file holds all that its release needs.
 
 | state | where | what a crash leaves |
 | --- | --- | --- |
 | S1 writing | tmp/NAME | a part, not acknowledged; `expire` removes it |
-| S2 kept | new/NAME, or cur/NAME:2,FLAGS once somebody has read it | the same |
-| S3 being released | cur/NAME:2,P, its time then | the same; a second release goes on |
+| S2 kept | new/NAME, or cur/NAME:2,FLAGS after a mail program read it | the same |
+| S3 being released | cur/NAME:2,P, with the time of the release | the same; `release` goes on |
 | S4 gone | the spool, or nowhere | S3 with the message in the spool too |
 
-A release is idempotent: the entry in the spool is made of the envelope, the name and the time of
-S3, so a second one puts the same file into the spool, and mailboxes know a copy that they have.
+A release may be repeated. The entry in the spool is made of the envelope, and the name and the time
+of S3, so a second release puts the same file into the spool, and mailboxes recognize a copy that
+they have.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _STALE: Final = 36 * 3600.0  # seconds after which tmp/ may be cleared, by the M
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A message in the quarantine: `id` is the one it was received under, `arrived` wall time."""
+    """A message in the quarantine: `id` is the one from its reception, `arrived` wall time."""
 
     path: Path
     id: str
@@ -64,16 +65,16 @@ class Kept:
 
 
 class QuarantineStore:
-    """The Maildir `directory`; any number of processes may use it. All raise OSError."""
+    """The Maildir `directory`. Any number of processes may use it; all methods raise OSError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def keep(self, envelope: Envelope, message: Message, mailbox: Address) -> frozenset[Address]:
-        """Set a message aside, on disk when this returns, and say for which mailboxes that was.
+        """Set a message aside, and return the mailboxes it is kept for; it is on disk then.
 
-        It is kept once for all mailboxes of the envelope; one that the envelope does not know is
-        kept for alone. What is there already from an earlier attempt counts.
+        It is kept once for all mailboxes of the envelope, or for `mailbox` alone if the envelope
+        does not have it. A copy from an earlier attempt is not written again.
         """
         targets = _targets(envelope, mailbox)
         boxes = frozenset(targets)
@@ -100,7 +101,7 @@ class QuarantineStore:
         sync_directory(self._directory / "new")
 
     def find(self) -> Iterator[Kept]:
-        """Look through the quarantine, in no order; no file is opened."""
+        """Yield the messages, in no order, without opening a file."""
         for part in ("new", "cur"):
             with contextlib.suppress(FileNotFoundError):
                 for item in list(os.scandir(self._directory / part)):
@@ -110,7 +111,7 @@ class QuarantineStore:
                         yield Kept(Path(item.path), match[3], match[4], arrived, int(match[5]))
 
     def open(self, kept: Kept) -> tuple[QueueEntry, Message]:
-        """Read a message. Raise FileNotFoundError when it is gone, and DamagedError."""
+        """Read a message. Raise DamagedError, or FileNotFoundError if it is gone."""
         descriptor = open_message(str(kept.path))
         try:
             entry, prefix = _read(descriptor, kept.size)
@@ -123,9 +124,9 @@ class QuarantineStore:
         return entry, message
 
     def release(self, kept: Kept, spool: Spool) -> str:
-        """Move a message into the spool, which delivers it; gives its name there.
+        """Move a message into the spool, which delivers it, and return its name there.
 
-        Raise FileNotFoundError when it is gone, and DamagedError.
+        Raise DamagedError, or FileNotFoundError if it is gone.
         """
         entry, message = self.open(kept)
         path = kept.path
@@ -137,20 +138,20 @@ class QuarantineStore:
             )
             sync_directory(self._directory / "cur")
         name = f"{entry.id}.q{kept.digest}"
-        # Its time in the queue begins now, and so does its age for whoever stores it.
+        # Its time in the queue begins with the release, and so does its age for a mailbox.
         arrived = path.stat().st_mtime
         spool.add(replace(entry, id=name, arrived=arrived, quarantined=None), message)
         path.unlink(missing_ok=True)
         return name
 
     def remove(self, kept: Kept) -> None:
-        """Drop a message. Raise FileNotFoundError when it is gone."""
+        """Drop a message. Raise FileNotFoundError if it is gone."""
         kept.path.unlink()
 
     def expire(self, age: float) -> int:
-        """Drop what is older than `age` seconds, and parts that a crash has left; counts them.
+        """Drop messages older than `age` seconds and parts left by a crash; return their number.
 
-        What is being released stays: the next release goes on with it.
+        A message that is being released stays, and the next release goes on with it.
         """
         now, count = steady_time(), 0
         with contextlib.suppress(FileNotFoundError):
@@ -168,7 +169,7 @@ class QuarantineStore:
 
 
 def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, QueuedRecipient]:
-    """Return a target for each mailbox; the success of their delivery has been told already."""
+    """Return a target for each mailbox. Success is not reported, because it was already."""
     found = {
         box: QueuedRecipient.of("local", box, recipient)
         for recipient in reversed(envelope.recipients)
@@ -193,7 +194,7 @@ def _prefix(entry: QueueEntry) -> bytes:
 
 
 def _read(descriptor: int, size: int) -> tuple[QueueEntry, int]:
-    """Return the envelope, and how many octets stand before the message. Raise DamagedError."""
+    """Return the envelope and the octets in front of the message. Raise DamagedError."""
     if os.fstat(descriptor).st_size != size:
         raise DamagedError("the size does not fit")
     head = _HEAD.fullmatch(os.pread(descriptor, _HEAD_SIZE, 0))

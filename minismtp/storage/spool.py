@@ -1,28 +1,27 @@
 """Messages that wait for delivery, one file each.
 
-The file of a message begins with its octets as they will be sent; after them stand its envelope
-(JSON) and a footer with the sizes of both. It is written once, synced and renamed, and never
-changed; what becomes of its recipients is kept by the schedule of the runner.
+The file of a message begins with its octets as they will be sent. Its envelope (JSON) follows, then
+a footer with the sizes of both. The file is written once, synced and renamed, and never changed.
+How its recipients stand is in the runner's database.
 
 | state | tmp/ID | queue/ID | damaged/ID | how it got here, and what a crash leaves |
 | --- | --- | --- | --- | --- |
-| S1 writing | partial | - | - | `add`; not acknowledged, removed by the next start |
+| S1 writing | partial | - | - | `add`; not acknowledged, the next start removes it |
 | S2 synced | whole | - | - | the sync of `add`; the next start makes it S3 |
 | S3 queued | - | whole | - | the rename; acknowledged. A power cut may make it S2 again |
-| S4 done | - | - | - | `remove`, once every recipient's fate is settled. May become S3 again |
-| S5 set aside | - | - | as found | `set_aside`: a file that no `add` has written so |
+| S4 done | - | - | - | `remove`, once all recipients are settled. May become S3 again |
+| S5 set aside | - | - | as found | `set_aside`: a file that `add` did not write so |
 
-Guarantees. A message is acknowledged in S3 only, and its octets and its name were synced in S2
-(fsync(2) of a new file writes its directory entry too, on the file systems with a journal); so a
-crash at any instant leaves it in S2 or S3, and every start makes S3 of S2. A file is whole when its
-footer fits its size and it has no hole, so nothing partial is ever sent. After a crash a message
-may be sent again, never lost: at least once.
+Guarantees. A message is acknowledged only in S3, and its octets and its name were synced in S2
+(fsync(2) of a new file writes its directory entry too, on file systems with a journal). So a crash
+at any instant leaves it in S2 or S3, and every start makes S3 of S2. A file is whole if its footer
+fits its size and it has no hole, so nothing partial is ever sent. After a crash a message may be
+sent again, but is never lost: at least once.
 
-`lock` is held by the process that takes messages out; a second one cannot. One that ends may give
-it up early and `keep` the few messages that it still delivers: then their files are locked. `wake`
-is a FIFO that carries the names of new messages; who cannot write there makes the file `missed`,
-and the reader looks through queue/ once more. Nothing else ever lists a directory. `working.*` and
-`suspects` are the reader's own (`outbound.in_progress`).
+The process that takes messages out holds `lock`, and a second one cannot. A process that ends may
+give it up early and call `lock_message` for the few messages that it still delivers. Other
+processes notify it through `spool_trigger`. Nothing lists a directory but a start, and the reader
+after the FIFO was full. The files `working.*` and `suspects` belong to `mailqueue.in_progress`.
 """
 
 from __future__ import annotations
@@ -52,11 +51,7 @@ from minismtp.storage.spool_file import (
     read_message,
 )
 from minismtp.storage.spool_trigger import Trigger
-from minismtp.values.durable_files import (
-    DurableFile,
-    make_directory,
-    sync_directory,
-)
+from minismtp.values.durable_files import DurableFile, make_directory, sync_directory
 from minismtp.values.threads import surviving
 
 __all__ = ["BusyError", "DamagedError", "Spool", "UnreadableError"]
@@ -70,7 +65,7 @@ class BusyError(RuntimeError):
 
 
 class Spool:
-    """The directory of waiting messages; any number of processes may add.
+    """The directory of waiting messages, to which any number of processes may add.
 
     `reserve` is how many octets of the file system stay free.
     """
@@ -84,10 +79,10 @@ class Spool:
         self._free = (0, -inf)  # octets, and until when that counts
 
     def prepare(self) -> None:
-        """Make what is missing of the directories; raise OSError.
+        """Make the directories that are missing. Raise OSError.
 
-        The state directory is not made, because it may have been moved: mail that went into another
-        one would be missed when it comes back.
+        The state directory is not made. It may have been moved, and mail that went into a new one
+        would be missing when the old one comes back.
         """
         self._directory.mkdir(0o700, exist_ok=True)
         for name in ("tmp", "queue", "damaged"):
@@ -95,10 +90,10 @@ class Spool:
         self.trigger.prepare()
 
     def has_space(self, size: int = 0) -> bool:
-        """Whether a message of `size` octets leaves the reserve free.
+        """Return whether a message of `size` octets leaves the reserve free.
 
-        Every MAIL asks, so the file system is asked once a second; the reserve covers what comes
-        in meanwhile, and a disk that is full all the same is told by `add`.
+        Every MAIL asks, but the file system is asked only once a second. The reserve covers what
+        comes in meanwhile, and `add` raises OSError if the disk is full nevertheless.
         """
         now = time.monotonic()
         free, until = self._free
@@ -106,7 +101,7 @@ class Spool:
             try:
                 status = os.statvfs(self._directory)
                 free = status.f_bavail * status.f_frsize
-            except OSError as error:  # somebody moved the directory, or its disk is gone
+            except OSError as error:  # the directory was moved, or its disk is gone
                 if self._free[0] >= 0:
                     _log.error("no mail is taken, %s: %s", self._directory, error.strerror)
                 free = -1
@@ -114,9 +109,9 @@ class Spool:
         return free >= size + self._reserve
 
     def add(self, entry: QueueEntry, message: Message) -> None:
-        """Queue a message: it is on disk when this returns.
+        """Queue a message, which is on disk when this returns.
 
-        Raise OSError or UnreadableError and leave nothing behind.
+        Raise OSError or UnreadableError, in which case nothing is left of it.
         """
         text = encoded(entry)
         if not self.has_space(message.size):
@@ -124,11 +119,11 @@ class Spool:
         with DurableFile(f"{self._temporary}/{entry.id}", f"{self._queue}/{entry.id}") as file:
             file.size = size = message.write_to(file.descriptor)
             file.write(text + footer(size, len(text)))
-        with surviving():  # the message is ours already
+        with surviving():  # because this server has the message already
             self.trigger.notify(entry.id)
 
     def open(self, name: str) -> tuple[QueueEntry, Message]:
-        """Read a message. Raise FileNotFoundError when it is gone, and DamagedError."""
+        """Read a message. Raise DamagedError, or FileNotFoundError if it is gone."""
         descriptor = open_message(f"{self._queue}/{name}")
         try:
             entry, size, small = read_message(descriptor, name)
@@ -145,18 +140,18 @@ class Spool:
         return entry, message
 
     def remove(self, name: str) -> None:
-        """Drop a message whose every recipient is settled; one that is gone is fine."""
+        """Drop a message whose recipients are all settled; it may be gone already."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self._queue}/{name}")  # noqa: PTH108 - plain strings
 
     def set_aside(self, name: str) -> None:
-        """Put what is damaged, or no message, where it is in nobody's way. Raise OSError."""
+        """Move a file that is damaged, or no message, into damaged/. Raise OSError."""
         move_into(self._directory / "damaged", Path(self._queue, name))
 
     def lock(self) -> int:
         """Become the one process that takes messages out, until the descriptor is closed.
 
-        Raise BusyError when another process is.
+        Raise BusyError if another process is.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         descriptor = os.open(self._directory / "lock", flags, 0o600)
@@ -168,7 +163,7 @@ class Spool:
         return descriptor
 
     def has_runner(self) -> bool:
-        """Whether a process takes messages out."""
+        """Return whether a process takes messages out."""
         try:
             os.close(self.lock())
         except BusyError:
@@ -176,7 +171,7 @@ class Spool:
         return False
 
     def lock_message(self, name: str) -> int:
-        """Keep a message from other runners, until the descriptor is closed. Raise OSError."""
+        """Lock a message against other runners, until the descriptor is closed. Raise OSError."""
         descriptor = open_message(f"{self._queue}/{name}")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +181,7 @@ class Spool:
         return descriptor
 
     def is_locked(self, name: str) -> bool:
-        """Whether another runner keeps a message. Raise OSError."""
+        """Return whether another runner holds the lock of a message. Raise OSError."""
         try:
             os.close(self.lock_message(name))
         except FileNotFoundError:
@@ -196,15 +191,15 @@ class Spool:
         return False
 
     def recover(self) -> Iterator[tuple[str, bool]]:
-        """Make S3 of S2 and nothing of S1; yields each name, and whether it was whole.
+        """Make S3 of S2, and remove S1. Yield each name, and whether the message was whole.
 
-        What cannot be read stays where it is, and is no message that was acknowledged.
+        A file that cannot be read stays where it is, as it holds no acknowledged message.
         """
         for item in os.scandir(self._temporary):
             with contextlib.suppress(DamagedError, OSError):
                 descriptor = open_message(item.path)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a worker writes it
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or a worker writes it
                     yield item.name, self._complete(item, descriptor)
                 finally:
                     os.close(descriptor)
@@ -221,11 +216,11 @@ class Spool:
         return True
 
     def names(self) -> Iterator[str]:
-        """Walk through all queued messages; for the start, and after `missed`."""
+        """Iterate over the names of all queued messages."""
         return (item.name for item in os.scandir(self._queue) if NAME.fullmatch(item.name))
 
     def set_aside_misnamed(self) -> list[str]:
-        """Set aside what has a name that `add` gives nobody; returns these names."""
+        """Set aside files with names that `add` does not give, and return their names."""
         names = [each.name for each in os.scandir(self._queue) if not NAME.fullmatch(each.name)]
         for name in names:
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """The file of a message that waits: its octets, its envelope, and a footer with sizes.
 
-`spool` says when a file is written and what a crash leaves of it. Whatever else lies where a file
-should be is told apart here, and never holds its reader up.
+`spool` says when a file is written and what a crash leaves of it. Anything else that lies where
+such a file should be raises DamagedError here, and never blocks its reader.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _SMALL: Final = 65536  # octets of a file that is read whole
 
 
 class DamagedError(ValueError):
-    """A file of the spool is not as `add` has written it."""
+    """A file of the spool is not as `add` wrote it."""
 
 
 class UnreadableError(ValueError):
-    """An envelope that would not come back from the spool as it is; nothing was queued."""
+    """An envelope cannot be written so that it is read back unchanged; nothing was queued."""
 
 
 def open_message(path: str) -> int:
-    """Open a file that should hold a message. Raise OSError, and DamagedError for anything else.
+    """Open a file that should hold a message. Raise OSError, or DamagedError for anything else.
 
-    A pipe or a link that somebody has put there must not hold this process up.
+    A pipe or a link in its place must not block this process.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -64,7 +64,7 @@ def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | N
     """
     total = os.fstat(descriptor).st_size
     start = max(0, total - _SMALL)
-    end = os.pread(descriptor, _SMALL, start)  # for most messages all that is ever read
+    end = os.pread(descriptor, _SMALL, start)  # most messages are read whole by this
     match = _FOOTER.fullmatch(end[-_FOOTER_SIZE:])
     if match is None:
         raise DamagedError("the end is missing")
@@ -84,7 +84,7 @@ def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | N
 
 
 def encoded(entry: QueueEntry) -> bytes:
-    """Return an envelope as it is written, once it has been read back. Raise UnreadableError."""
+    """Return an envelope as it is written, after a trial reading. Raise UnreadableError."""
     try:
         text = msgspec.json.encode(entry)
         if _decoded(text) == entry:
@@ -95,7 +95,7 @@ def encoded(entry: QueueEntry) -> bytes:
 
 
 def _decoded(text: bytes) -> QueueEntry:
-    """Return the envelope that a text holds. Raise msgspec.MsgspecError and ValueError."""
+    """Return the envelope that a text holds. Raise msgspec.MsgspecError or ValueError."""
     entry = _DECODER.decode(text)
     entry.check()
     return entry

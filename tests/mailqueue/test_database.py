@@ -5,125 +5,167 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.mailqueue.database import Arrival, Batch, Outcome, QueueDatabase
+from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
 from minismtp.mailqueue.queries import Filter
+from minismtp.mailqueue.recipient import RecipientStatus, State
 
 NOW = 1000.0
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Iterator[QueueDatabase]:
-    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as schedule:
-        targets = (("x@b.test", "b.test"), ("y@c.test", "c.test"))
-        arrive(
-            schedule,
-            Arrival("m1", "a@one.test", 900.0, 10, targets),
-            Arrival("m2", "b@two.test", 950.0, 20, (("z@b.test", "b.test"),)),
-        )
-        yield schedule
+def database(tmp_path: Path) -> Iterator[QueueDatabase]:
+    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as database:
+        add(database, Arrival("m1", "a@one.test", 900.0, 10), "x@b.test", "y@c.test")
+        add(database, Arrival("m2", "b@two.test", 950.0, 20), "z@b.test")
+        yield database
 
 
-def arrive(schedule: QueueDatabase, *arrivals: Arrival) -> None:
-    schedule.write(Batch(arrivals={each.name: each for each in arrivals}))
+def batch(arrival: Arrival, *addresses: str) -> Batch:
+    statuses = {
+        number: RecipientStatus(arrival.id, number, address, address.rpartition("@")[2])
+        for number, address in enumerate(addresses)
+    }
+    return Batch({arrival.id: arrival}, {arrival.id: statuses})
 
 
-def record(schedule: QueueDatabase, name: str, *outcomes: Outcome) -> None:
-    schedule.write(Batch(outcomes=[(name, outcome, NOW) for outcome in outcomes]))
+def add(database: QueueDatabase, arrival: Arrival, *addresses: str) -> None:
+    database.write(batch(arrival, *addresses))
 
 
-def addresses(schedule: QueueDatabase, which: Filter) -> list[str]:
-    return [each.address for each in schedule.select(which, NOW)]
+def record(database: QueueDatabase, *statuses: RecipientStatus) -> None:
+    batch = Batch()
+    batch.record(statuses)
+    database.write(batch)
 
 
-def test_a_message_is_noted_once(schedule: QueueDatabase) -> None:
-    arrive(schedule, Arrival("m1", "other", 1.0, 1, (("q@q.test", "q.test"),)))
-    assert [row.address for row in schedule.rows("m1")] == ["x@b.test", "y@c.test"]
+def tried(
+    database: QueueDatabase,
+    name: str,
+    number: int = 0,
+    *,
+    state: State = "queued",
+    reply: str = "451 no",
+    host: str = "",
+    again: float = 0.0,
+) -> RecipientStatus:
+    """Return the status of a recipient after one more attempt."""
+    status = database.statuses(name)[number]
+    return status.attempted(state, reply, host, at=NOW, again=again)
 
 
-def test_everything_comes_by_message_and_the_oldest_first(schedule: QueueDatabase) -> None:
-    found = [(arrived, [row.address for row in rows]) for arrived, rows in schedule.everything()]
-    assert found == [(900.0, ["x@b.test", "y@c.test"]), (950.0, ["z@b.test"])]
+def addresses(database: QueueDatabase, which: Filter) -> list[str]:
+    return [each.address for each in database.select(which, NOW)]
 
 
-def test_outcomes_are_kept_for_each_recipient(schedule: QueueDatabase, tmp_path: Path) -> None:
-    record(
-        schedule,
-        "m1",
-        Outcome(0, "delivered", "250 ok", "mx"),
-        Outcome(1, "queued", "451 no", "", 1060.0),
-    )
-    schedule.close()
+def test_a_message_is_recorded_once(database: QueueDatabase) -> None:
+    record(database, tried(database, "m1"))
+    add(database, Arrival("m1", "other", 1.0, 1), "q@q.test")
+    first, second = database.statuses("m1")
+    assert (first.address, first.attempts, first.reply) == ("x@b.test", 1, "451 no")
+    assert second.address == "y@c.test"
+    assert [each.sender for each in database.select(Filter(ids=("m1",)), NOW)] == ["a@one.test"] * 2
+
+
+def test_messages_come_with_their_recipients_and_the_oldest_first(
+    database: QueueDatabase,
+) -> None:
+    database.write(Batch(warned={"m2"}))
+    found = [
+        (arrived, warned, [each.address for each in statuses])
+        for arrived, warned, statuses in database.messages()
+    ]
+    assert found == [(900.0, False, ["x@b.test", "y@c.test"]), (950.0, True, ["z@b.test"])]
+
+
+def test_statuses_are_kept_for_each_recipient(database: QueueDatabase, tmp_path: Path) -> None:
+    statuses = [
+        tried(database, "m1", state="delivered", reply="250 ok", host="mx"),
+        tried(database, "m1", 1, again=1060.0),
+    ]
+    record(database, *statuses)
+    database.close()
     with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as later:
-        first, second = later.rows("m1")
-    assert (first.state, first.reply, first.host, first.attempts) == (
-        "delivered",
-        "250 ok",
-        "mx",
-        1,
-    )
-    assert (second.state, second.next, second.tried, second.attempts) == ("queued", 1060.0, NOW, 1)
+        assert later.statuses("m1") == statuses
 
 
-def test_a_batch_may_bring_a_message_with_its_outcome(schedule: QueueDatabase) -> None:
-    arrival = Arrival("m3", "", 1.0, 1, (("x@b.test", "b.test"),))
-    schedule.write(Batch({"m3": arrival}, [("m3", Outcome(0, "queued", "451 no"), NOW)]))
-    assert schedule.rows("m3")[0].reply == "451 no"
+def test_a_batch_may_have_a_message_with_its_first_attempt(database: QueueDatabase) -> None:
+    new = batch(Arrival("m3", "", 1.0, 1), "x@b.test")
+    new.record([new.statuses["m3"][0].attempted("queued", "451 no", at=NOW)])
+    database.write(new)
+    assert database.statuses("m3")[0].reply == "451 no"
 
 
-def test_each_attempt_of_one_batch_counts(schedule: QueueDatabase) -> None:
-    record(schedule, "m2", Outcome(0, "queued", "451 no"), Outcome(0, "queued", "452 nor now"))
-    [row] = schedule.rows("m2")
-    assert (row.attempts, row.reply) == (2, "452 nor now")
+def test_the_last_status_of_a_batch_counts(database: QueueDatabase) -> None:
+    first = tried(database, "m2")
+    record(database, first, first.attempted("queued", "452 nor now", at=NOW))
+    [status] = database.statuses("m2")
+    assert (status.attempts, status.reply) == (2, "452 nor now")
 
 
-def test_a_large_batch_takes_no_more_statements_than_a_small_one(schedule: QueueDatabase) -> None:
+def test_a_status_of_fewer_attempts_is_too_late(database: QueueDatabase) -> None:
+    first = tried(database, "m2")
+    record(database, first.attempted("queued", "452 nor now", at=NOW))
+    record(database, first)
+    assert database.statuses("m2")[0].reply == "452 nor now"
+
+
+def test_a_status_of_a_message_that_is_gone_is_ignored(database: QueueDatabase) -> None:
+    late = tried(database, "m2")
+    database.write(Batch(gone={"m2"}))
+    record(database, late)
+    assert database.statuses("m2") == []
+
+
+def test_a_large_batch_takes_no_more_statements_than_a_small_one(database: QueueDatabase) -> None:
     """Each statement takes the interpreter from the threads that deliver, and waits for them."""
 
     def statements(names: list[str]) -> int:
         told: list[str] = []
-        batch = Batch(
-            {name: Arrival(name, "a@b.test", 1.0, 1, (("x@b.test", "b.test"),)) for name in names},
-            [(name, Outcome(0, "queued", "451 no"), NOW) for name in names],
-            moved=[("c.test", name, 0) for name in names],
-            warned={*names},
-            changed={*names},
-        )
-        steps = [batch, Batch(gone={*names})]
-        schedule._database.set_trace_callback(told.append)  # noqa: SLF001
+        new = Batch(warned={*names}, changed={*names})
+        for name in names:
+            new = new.then(batch(Arrival(name, "a@b.test", 1.0, 1), "x@b.test"))
+        steps = [new, Batch(gone={*names})]
+        database._database.set_trace_callback(told.append)  # noqa: SLF001
         for step in steps:
-            schedule.write(step)
-        schedule._database.set_trace_callback(None)  # noqa: SLF001
+            database.write(step)
+        database._database.set_trace_callback(None)  # noqa: SLF001
         return len({*told})  # one that cascades is told again for each row
 
     assert statements([f"n{number}" for number in range(500)]) == statements(["o"])
 
 
-def test_a_message_that_is_gone_leaves_no_rows(schedule: QueueDatabase) -> None:
-    schedule.write(Batch(gone={"m1"}))
-    assert schedule.rows("m1") == []
-    assert addresses(schedule, Filter()) == ["z@b.test"]
+def test_a_message_that_is_gone_leaves_no_rows(database: QueueDatabase) -> None:
+    database.write(Batch(gone={"m1"}))
+    assert database.statuses("m1") == []
+    assert addresses(database, Filter()) == ["z@b.test"]
 
 
 @pytest.mark.parametrize("state", ["held", "returning", "removed"])
-def test_what_is_decided_during_an_attempt_stands(schedule: QueueDatabase, state: str) -> None:
-    schedule.change(Filter(ids=("m2",)), NOW, state)  # type: ignore[arg-type]
-    record(schedule, "m2", Outcome(0, "queued", "451 no", "", 1060.0))
-    assert schedule.rows("m2")[0].state == state
-    record(schedule, "m2", Outcome(0, "delivered", "250 ok"))
-    assert schedule.rows("m2")[0].state == "delivered"
+def test_what_is_decided_during_an_attempt_stands(database: QueueDatabase, state: State) -> None:
+    deferred = tried(database, "m2", again=1060.0)
+    delivered = tried(database, "m2", state="delivered", reply="250 ok")
+    database.change(Filter(ids=("m2",)), NOW, state)
+    record(database, deferred)
+    assert database.statuses("m2")[0].state == state
+    record(database, delivered)
+    assert database.statuses("m2")[0].state == "delivered"
 
 
-def test_a_batch_that_fails_changes_nothing(schedule: QueueDatabase) -> None:
-    wrong = Outcome(0, "queued", None)  # type: ignore[arg-type]
+def test_a_batch_that_fails_changes_nothing(database: QueueDatabase) -> None:
+    wrong = tried(database, "m2", reply=None)  # type: ignore[arg-type]
     with pytest.raises(sqlite3.Error):
-        schedule.write(Batch(gone={"m1"}, outcomes=[("m2", wrong, NOW)]))
-    assert len(schedule.rows("m1")) == 2
+        database.write(Batch(warned={"m1"}, statuses={"m2": {0: wrong}}))
+    assert not any(warned for _, warned, _ in database.messages())
 
 
 def test_two_batches_become_one() -> None:
-    one = Batch(closed={"d": (1.0, "no")}, gone={"m1"})
-    both = one.then(Batch(closed={"d": None}, warned={"m2"}))
+    first, second = (RecipientStatus("m3", number, "x@y.test", "y.test") for number in range(2))
+    later = first.attempted("queued", "451 no", at=NOW)
+    one = Batch(statuses={"m3": {0: first}}, closed={"d": (1.0, "no")}, gone={"m1"})
+    two = Batch(statuses={"m3": {0: later, 1: second}}, closed={"d": None}, warned={"m2"})
+    both = one.then(two)
     assert (both.closed, both.gone, both.warned) == ({"d": None}, {"m1"}, {"m2"})
+    assert both.statuses == {"m3": {0: later, 1: second}}
     assert both
     assert not Batch()
 
@@ -149,48 +191,41 @@ def test_two_batches_become_one() -> None:
     ids=str,
 )
 def test_filters_choose_recipients(
-    schedule: QueueDatabase, which: Filter, found: list[str]
+    database: QueueDatabase, which: Filter, found: list[str]
 ) -> None:
-    record(schedule, "m1", Outcome(1, "queued", "451 Greylisted", "", 1060.0))
-    assert addresses(schedule, which) == found
+    record(database, tried(database, "m1", 1, reply="451 Greylisted", again=1060.0))
+    assert addresses(database, which) == found
 
 
-def test_a_destination_that_does_not_answer_is_a_reason(schedule: QueueDatabase) -> None:
-    schedule.write(Batch(closed={"b.test": (1234.0, "451 cannot connect")}))
-    assert addresses(schedule, Filter(state="deferred")) == ["x@b.test", "z@b.test"]
-    assert addresses(schedule, Filter(reason="connect")) == ["x@b.test", "z@b.test"]
-    assert schedule.select(Filter(), NOW)[0].closed_until == 1234.0
-    assert schedule.closed_reply("b.test") == "451 cannot connect"
-    schedule.write(Batch(closed={"b.test": None}))
-    assert addresses(schedule, Filter(state="deferred")) == []
-    assert schedule.closed_reply("b.test") == ""
+def test_a_destination_that_does_not_answer_is_a_reason(database: QueueDatabase) -> None:
+    database.write(Batch(closed={"b.test": (1234.0, "451 cannot connect")}))
+    assert addresses(database, Filter(state="deferred")) == ["x@b.test", "z@b.test"]
+    assert addresses(database, Filter(reason="connect")) == ["x@b.test", "z@b.test"]
+    assert database.select(Filter(), NOW)[0].closed_until == 1234.0
+    assert database.select(Filter(), NOW)[0].closed_reply == "451 cannot connect"
+    database.write(Batch(closed={"b.test": None}))
+    assert addresses(database, Filter(state="deferred")) == []
 
 
-def test_changes_concern_only_what_was_chosen(schedule: QueueDatabase) -> None:
-    assert schedule.change(Filter(to_domain="b.test"), NOW, "held", only="unheld") == 2
-    assert schedule.change(Filter(), NOW, "held", only="unheld") == 1
-    assert schedule.change(Filter(ids=("m1",)), NOW, "queued", only="held") == 2
-    assert addresses(schedule, Filter(state="held")) == ["z@b.test"]
-    assert [row.next for row in schedule.rows("m1")] == [NOW, NOW]
+def test_changes_concern_only_what_was_chosen(database: QueueDatabase) -> None:
+    assert database.change(Filter(to_domain="b.test"), NOW, "held", only="queued") == 2
+    assert database.change(Filter(), NOW, "held", only="queued") == 1
+    assert database.change(Filter(ids=("m1",)), NOW, "queued", only="held") == 2
+    assert addresses(database, Filter(state="held")) == ["z@b.test"]
+    assert [each.next for each in database.statuses("m1")] == [NOW, NOW]
 
 
-def test_another_process_s_change_is_seen_once(schedule: QueueDatabase, tmp_path: Path) -> None:
-    assert schedule.changed() == []
+def test_another_process_s_change_is_seen_once(database: QueueDatabase, tmp_path: Path) -> None:
+    assert database.changed() == []
     with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as other:
         other.change(Filter(ids=("m2",)), NOW, "removed")
-    assert schedule.changed() == ["m2"]
-    assert schedule.changed() == []
-
-
-def test_delay_is_told_once(schedule: QueueDatabase) -> None:
-    assert schedule.to_warn(910.0) == ["m1"]
-    schedule.write(Batch(warned={"m1"}))
-    assert schedule.to_warn(910.0) == []
+    assert database.changed() == ["m2"]
+    assert database.changed() == []
 
 
 @pytest.mark.parametrize("octets", [b"no database" * 100, b""], ids=["rubbish", "cut"])
-def test_a_damaged_file_is_an_error(schedule: QueueDatabase, tmp_path: Path, octets: bytes) -> None:
-    schedule.close()
+def test_a_damaged_file_is_an_error(database: QueueDatabase, tmp_path: Path, octets: bytes) -> None:
+    database.close()
     path = tmp_path / "queue.db"
     path.write_bytes(octets or path.read_bytes()[:6000])
     with pytest.raises(sqlite3.DatabaseError):

@@ -52,14 +52,14 @@ def test_a_message_is_left_alone_until_its_last_job_ends(
     with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as new_schedule:
         new = Handover(spool, DatabaseWriter(new_schedule, Log()))
         new.expect(new_schedule.changed())
-        assert new.foreign("m1")
-        assert not new.foreign("m2")
-        old.done(("m1", "a"))
+        assert new.is_foreign("m1")
+        assert not new.is_foreign("m2")
+        old.finish(("m1", "a"))
         assert not new.take_over("m1")
         fifo = spool.trigger.open()
-        old.done(("m1", "b"))
+        old.finish(("m1", "b"))
         assert new.take_over("m1")
-        assert not new.foreign("m1")
+        assert not new.is_foreign("m1")
         assert spool.trigger.read(fifo) == ([], True)
         assert new_schedule.changed() == ["m1"]
 
@@ -76,12 +76,12 @@ def test_a_message_that_is_done_is_taken_over_at_once(
 
 def test_a_job_may_end_twice_or_before_it_is_kept(spool: Spool, schedule: QueueDatabase) -> None:
     handover = Handover(spool, DatabaseWriter(schedule, Log()))
-    handover.done(("m1", "a"))
+    handover.finish(("m1", "a"))
     handover.keep([("m1", "a"), ("m1", "b")])
-    handover.done(("m1", "a"))
-    handover.done(("m1", "a"))
+    handover.finish(("m1", "a"))
+    handover.finish(("m1", "a"))
     assert spool.is_locked("m1")
-    handover.done(("m1", "b"))
+    handover.finish(("m1", "b"))
     assert not spool.is_locked("m1")
 
 

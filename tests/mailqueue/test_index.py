@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.mailqueue.database import Arrival, Batch, Outcome, QueueDatabase, Row, State
-from minismtp.mailqueue.index import QueuedMessage, QueueIndex
+from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
+from minismtp.mailqueue.index import QueueIndex
 from minismtp.mailqueue.journal import DatabaseWriter
+from minismtp.mailqueue.recipient import RecipientStatus, State
 from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.runtime.log import Log
 from minismtp.values.clock import GRACE
+
+DAY = 86_400.0
+NOW = 2e9  # epoch seconds
 
 
 class Clock:
@@ -26,11 +30,31 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def index(clock: Clock) -> QueueIndex:
-    index = QueueIndex(Scheduler([60.0], 5, 10), clock)
-    index.add("m1", 900.0, [QueuedMessage("b"), QueuedMessage("c"), QueuedMessage("b")], {})
-    index.add("m2", 950.0, [QueuedMessage("d", "held")], {})
+def wall() -> Clock:
+    wall = Clock()
+    wall.now = NOW
+    return wall
+
+
+@pytest.fixture
+def index(clock: Clock, wall: Clock) -> QueueIndex:
+    index = QueueIndex(Scheduler([60.0], 5, 10), clock, wall=wall, longest=70.0)
+    index.add("m1", 900.0, [status(number) for number in range(3)])
+    index.add("m2", 950.0, [RecipientStatus("m2", 0, "x@y.test", "d", "held")])
     return index
+
+
+def status(number: int, state: State = "queued", wait: float = 0.0) -> RecipientStatus:
+    """Return a status of a message with recipients at b, c and b, which comes again later."""
+    attempts = 1 if wait else 0
+    return RecipientStatus(
+        "m1", number, "x@y.test", "bcb"[number], state, attempts, next=NOW + wait
+    )
+
+
+def after(number: int, state: State = "queued", wait: float = 0.0) -> RecipientStatus:
+    """Return the status of such a recipient after its first attempt."""
+    return status(number).attempted(state, "000 any", at=NOW, again=NOW + wait)
 
 
 def jobs(index: QueueIndex) -> set[Job]:
@@ -38,21 +62,6 @@ def jobs(index: QueueIndex) -> set[Job]:
     while (job := index.take()) is not None:
         found.add(job)
     return found
-
-
-def row(number: int, destination: str, state: State) -> Row:
-    return Row("m1", number, "x@y.test", destination, state, 0, 0.0, 0.0, "", "")
-
-
-DAY = 86_400.0
-NOW = 2e9  # epoch seconds
-
-
-@pytest.fixture
-def wall() -> Clock:
-    wall = Clock()
-    wall.now = NOW
-    return wall
 
 
 @pytest.fixture
@@ -64,12 +73,14 @@ def aging(clock: Clock, wall: Clock) -> QueueIndex:
 def test_a_message_goes_back_at_its_age_whatever_the_clock_does(
     aging: QueueIndex, clock: Clock, wall: Clock, jump: float
 ) -> None:
-    aging.add("m", NOW - DAY, [QueuedMessage("b")], {})
+    aging.add("m", NOW - DAY, [status(0)])
     wall.now += jump
     assert aging.left("m") == 4 * DAY
     clock.now += 4 * DAY
     wall.now += 4 * DAY
-    assert (aging.left("m"), aging.age("m")) == (0, 5 * DAY)
+    assert aging.left("m") == 0
+    assert aging.unwarned(5 * DAY) == ["m"]
+    assert aging.unwarned(5 * DAY + 1) == []
     assert aging.overdue(60) == []
     clock.now += 60
     assert aging.overdue(60) == ["m"]
@@ -89,93 +100,119 @@ def test_a_message_goes_back_at_its_age_whatever_the_clock_does(
 def test_an_age_that_is_not_plausible_returns_nothing_at_once(
     aging: QueueIndex, arrived: float, left: float
 ) -> None:
-    aging.add("m", arrived, [QueuedMessage("b")], {})
+    aging.add("m", arrived, [status(0)])
     assert aging.left("m") == left
+    assert aging.unwarned(DAY) == []
 
 
 def test_a_job_is_for_all_recipients_at_its_destination(index: QueueIndex) -> None:
     assert jobs(index) == {("m1", "b"), ("m1", "c")}
-    assert index.standing(("m1", "b")) == [(0, 0), (2, 0)]
-    assert index.standing(("m2", "d")) == []
-    assert index.standing(("gone", "b")) == []
+    assert index.queued("m1", "b") == [status(0), status(2)]
+    assert index.queued("m1") == [status(0), status(1), status(2)]
+    assert index.queued("m2", "d") == index.queued("gone", "b") == index.queued("gone") == []
 
 
 def test_a_message_is_settled_with_its_last_recipient(index: QueueIndex) -> None:
     jobs(index)
-    outcomes = [Outcome(0, "delivered", "250 ok"), Outcome(2, "queued", "451 no")]
-    assert not index.settle("m1", outcomes)
-    assert not index.settle("m1", [Outcome(1, "failed", "550 no")])
-    assert index.standing(("m1", "b")) == [(2, 1)]
-    assert index.settle("m1", [Outcome(2, "delivered", "250 ok")])
+    assert not index.settle("m1", [after(0, "delivered"), after(2)])
+    assert not index.settle("m1", [after(1, "failed")])
+    assert index.queued("m1", "b") == [after(2)]
+    assert index.settle("m1", [after(2, "delivered")])
 
 
-def test_what_waits_comes_again_after_its_wait(index: QueueIndex, clock: Clock) -> None:
+@pytest.mark.parametrize(("again", "wait"), [(30.0, 30.0), (-5.0, 0.0), (90.0, 70.0)])
+def test_a_job_comes_again_at_the_next_attempt_of_its_recipients(
+    index: QueueIndex, clock: Clock, again: float, wait: float
+) -> None:
     jobs(index)
-    index.settle("m1", [Outcome(1, "queued", "451 no")])
-    assert index.done(("m1", "c"), reached=True, wait=30.0) == (None, False)
-    assert jobs(index) == set()
-    assert index.patience() == 30.0
-    clock.now = 30.0
+    index.settle("m1", [after(1, wait=again)])
+    assert index.finish(("m1", "c"), reached=True, wait=None) == (None, False)
+    assert index.seconds_to_next() == wait
+    clock.now = wait
     assert jobs(index) == {("m1", "c")}
+
+
+def test_a_job_that_tried_no_recipient_comes_again_after_its_wait(
+    index: QueueIndex, clock: Clock
+) -> None:
+    jobs(index)
+    index.finish(("m1", "c"), reached=None, wait=1.0)
+    assert jobs(index) == set()
+    clock.now = 1.0
+    assert jobs(index) == {("m1", "c")}
+
+
+def test_recipients_that_are_not_due_wait_after_a_start(index: QueueIndex, clock: Clock) -> None:
+    jobs(index)
+    index.forget("m1")
+    index.add("m1", 900.0, [status(0, wait=40.0), status(1), status(2, wait=20.0)])
+    clock.now = 19.0
+    assert jobs(index) == set()  # as b and c have one job each that runs
+    index.finish(("m1", "b"), reached=True, wait=None)
+    assert jobs(index) == set()
+    clock.now = 39.0
+    assert jobs(index) == {("m1", "b")}
+
+
+def test_a_sender_is_warned_of_a_delay_once(index: QueueIndex, clock: Clock) -> None:
+    clock.now = 10.0
+    assert index.unwarned(5.0) == ["m1", "m2"]
+    index.warned("m1")
+    index.warned("gone")
+    assert index.unwarned(5.0) == ["m2"]
 
 
 def test_a_message_is_counted_under_one_state(index: QueueIndex) -> None:
-    assert index.census().states == {"queued": 1, "deferred": 0, "held": 1}
-    assert index.census().oldest == 900.0
+    assert index.counts() == ({"queued": 1, "deferred": 0, "held": 1, "active": 0}, NOW - 900)
     jobs(index)
-    assert index.census().active == 2
-    index.settle("m1", [Outcome(1, "queued", "451 no")])
-    assert index.census().states == {"queued": 0, "deferred": 1, "held": 1}
+    index.settle("m1", [after(1)])
+    assert index.counts() == ({"queued": 0, "deferred": 1, "held": 1, "active": 2}, NOW - 900)
     index.forget("m1")
-    assert index.census().states == {"queued": 0, "deferred": 0, "held": 1}
-    assert index.census().oldest == 950.0
+    assert index.counts() == ({"queued": 0, "deferred": 0, "held": 1, "active": 2}, NOW - 950)
+    index.forget("m2")
+    assert index.counts()[1] == 0.0
 
 
 def test_a_hold_takes_jobs_away_and_a_release_brings_them_back(index: QueueIndex) -> None:
-    held = [row(0, "b", "held"), row(1, "c", "queued"), row(2, "b", "held")]
-    assert not index.revise("m1", held, {})
+    assert not index.revise("m1", [status(0, "held"), status(1), status(2, "held")])
     assert jobs(index) == {("m1", "c")}
-    free = [row(0, "b", "queued"), row(1, "c", "queued"), row(2, "b", "held")]
-    assert not index.revise("m1", free, {})
+    assert not index.revise("m1", [status(0), status(1), status(2, "held")])
     assert jobs(index) == {("m1", "b")}
-    assert index.standing(("m1", "b")) == [(0, 0)]
+    assert index.queued("m1", "b") == [status(0)]
 
 
 def test_only_a_try_is_another_chance_for_a_destination_that_could_not_be_reached(
     index: QueueIndex,
 ) -> None:
     assert jobs(index) == {("m1", "b"), ("m1", "c")}
-    index.done(("m1", "b"), reached=False, wait=60.0)
-    index.add("m3", 990.0, [QueuedMessage("b")], {})
-    assert not index.revise("m1", [row(n, "bcb"[n], "held") for n in range(3)], {})
+    index.finish(("m1", "b"), reached=False, wait=60.0)
+    index.add("m3", 990.0, [status(0)])
+    assert not index.revise("m1", [status(n, "held") for n in range(3)])
     assert jobs(index) == set()
-    assert not index.revise("m1", [row(n, "bcb"[n], "queued") for n in range(3)], {"c": 60.0})
+    assert not index.revise("m1", [status(0), status(1, wait=60.0), status(2)])
     assert jobs(index) == {("m1", "b")}
 
 
 def test_a_return_waits_for_the_attempt_that_runs(index: QueueIndex) -> None:
     assert jobs(index) == {("m1", "b"), ("m1", "c")}
-    index.done(("m1", "c"), reached=True, wait=60.0)
-    states: list[State] = ["returning", "returning", "queued"]
-    rows = [row(number, "bcb"[number], state) for number, state in enumerate(states)]
-    assert index.revise("m1", rows, {})
-    assert index.decided("m1") == [1]
-    index.settle("m1", [Outcome(0, "queued", "451 no"), Outcome(2, "delivered", "250 ok")])
-    assert index.done(("m1", "b"), reached=True, wait=60.0) == (None, True)
-    assert index.decided("m1") == [0, 1]
+    index.finish(("m1", "c"), reached=True, wait=60.0)
+    assert index.revise("m1", [status(0, "returning"), status(1, "returning"), status(2)])
+    assert index.returning("m1") == [status(1, "returning")]
+    index.settle("m1", [after(0), after(2, "delivered")])
+    assert index.finish(("m1", "b"), reached=True, wait=60.0) == (None, True)
+    assert [each.number for each in index.returning("m1")] == [0, 1]
     assert jobs(index) == set()
 
 
 def test_a_removed_message_is_settled(index: QueueIndex) -> None:
-    rows = [row(number, "bcb"[number], "removed") for number in range(3)]
-    assert index.revise("m1", rows, {})
+    assert index.revise("m1", [status(number, "removed") for number in range(3)])
     assert index.settle("m1", [])
     assert jobs(index) == set()
 
 
 def test_what_is_withdrawn_is_not_tried_again(index: QueueIndex) -> None:
     assert index.take_from("b") == ("m1", "b")
-    assert index.withdraw("m1") == [1]
+    assert index.withdraw("m1") == [status(1)]
     assert index.withdraw("gone") == []
     assert jobs(index) == set()
 
@@ -187,51 +224,53 @@ def test_nothing_starts_after_the_stop(index: QueueIndex) -> None:
     assert index.take_from("c") is None
 
 
-# The ledger
+# What is written
 
 
 @pytest.fixture
-def schedule(tmp_path: Path) -> Iterator[QueueDatabase]:
-    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as schedule:
-        yield schedule
+def database(tmp_path: Path) -> Iterator[QueueDatabase]:
+    with contextlib.closing(QueueDatabase(tmp_path / "queue.db")) as database:
+        yield database
 
 
-def arrival(name: str) -> Arrival:
-    return Arrival(name, "a@b.test", 1.0, 10, (("x@y.test", "y.test"),))
+def add(writer: DatabaseWriter, name: str) -> RecipientStatus:
+    status = RecipientStatus(name, 0, "x@y.test", "y.test")
+    writer.add(Arrival(name, "a@b.test", 1.0, 10), [status])
+    return status
 
 
 def test_what_comes_and_goes_at_once_is_never_written(
-    schedule: QueueDatabase, monkeypatch: pytest.MonkeyPatch
+    database: QueueDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Batch] = []
-    monkeypatch.setattr(schedule, "write", written.append)
-    writer = DatabaseWriter(schedule, Log())
-    writer.arrive(arrival("m1"))
-    writer.arrive(arrival("m2"))
+    monkeypatch.setattr(database, "write", written.append)
+    writer = DatabaseWriter(database, Log())
+    add(writer, "m1")
+    add(writer, "m2")
     writer.forget("m1")
     assert writer.flush()
     [batch] = written
-    assert [*batch.arrivals] == ["m2"]
+    assert [*batch.arrivals] == [*batch.statuses] == ["m2"]
     assert not batch.gone
 
 
 def test_what_cannot_be_written_is_written_later(
-    schedule: QueueDatabase, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    database: QueueDatabase, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    writer = DatabaseWriter(schedule, Log())
+    writer = DatabaseWriter(database, Log())
 
     def fail(_: Batch) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(schedule, "write", fail)
-        writer.arrive(arrival("m1"))
+        patch.setattr(database, "write", fail)
+        status = add(writer, "m1")
         assert not writer.flush()
-        writer.record("m1", [Outcome(0, "queued", "451 no")], 2.0)
+        writer.record([status.attempted("queued", "451 no", at=2.0)])
         assert not writer.flush()
-    assert schedule.rows("m1") == []
+    assert database.statuses("m1") == []
     assert writer.flush()
-    assert schedule.rows("m1")[0].reply == "451 no"
+    assert database.statuses("m1")[0].reply == "451 no"
     said = capfd.readouterr().err
     assert said.count("error schedule not written") == 1
     assert said.count("info schedule written again") == 1

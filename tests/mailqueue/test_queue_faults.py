@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from ports import free_port
@@ -17,7 +17,7 @@ from ports import free_port
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
-from minismtp.mailqueue.loader import Intake
+from minismtp.mailqueue.loader import Loader
 from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
@@ -199,12 +199,11 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
     said: list[str] = []
     spool = Mock(open=Mock(side_effect=PermissionError(13, "Permission denied")))
     log = Mock(error=lambda event, **_: said.append(event))
-    manager = Mock(index=(), spool=spool, log=log)
     spool.trigger.overflowed.return_value = False
-    intake = Intake(manager, str)
-    intake.take_in(["m.1"])
-    intake.take_in_rest()
-    intake.take_in_rest()
+    loader = Loader(Mock(), spool, Mock(), Mock(), MagicMock(), Mock(), Mock(), str, log)
+    loader.load(["m.1"])
+    loader.load_missed()
+    loader.load_missed()
     assert spool.open.call_count == 3
     assert said == ["message not read, tried again"]
 

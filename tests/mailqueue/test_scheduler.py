@@ -34,9 +34,9 @@ def test_one_job_at_once_finds_out_about_a_destination() -> None:
     for number in range(4):
         plan.add((f"m{number}", "d"), float(number))
     assert taken(plan) == [("m0", "d")]
-    plan.done(("m0", "d"), 10.0, reached=True, again=None)
+    plan.finish(("m0", "d"), 10.0, reached=True, again=None)
     assert taken(plan) == [("m1", "d"), ("m2", "d")]
-    plan.done(("m1", "d"), 10.0, reached=True, again=None)
+    plan.finish(("m1", "d"), 10.0, reached=True, again=None)
     assert taken(plan) == [("m3", "d")]
 
 
@@ -46,9 +46,9 @@ def test_concurrency_ends_at_its_limit() -> None:
         plan.add((f"m{number}", "d"), 0.0)
     for _ in range(3):
         taken(plan)
-        plan.done(min(plan.running), 10.0, reached=True, again=None)
+        plan.finish(min(plan.running), 10.0, reached=True, again=None)
     taken(plan)
-    assert plan.active == 2
+    assert len(plan.running) == 2
 
 
 def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
@@ -57,10 +57,10 @@ def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
     plan.add(("m1", "dead"), 0.0)
     plan.add(("m2", "well"), 0.0)
     assert taken(plan) == [("m0", "dead"), ("m2", "well")]
-    plan.done(("m0", "dead"), 10.0, reached=False, again=70.0)
+    plan.finish(("m0", "dead"), 10.0, reached=False, again=70.0)
     assert taken(plan, 60.0) == []
     assert taken(plan, 77.0) == [("m1", "dead")]
-    plan.done(("m1", "dead"), 77.0, reached=False, again=137.0)
+    plan.finish(("m1", "dead"), 77.0, reached=False, again=137.0)
     assert taken(plan, 77.0 + 269.0) == []
     assert len(taken(plan, 77.0 + 331.0)) == 1
 
@@ -69,7 +69,7 @@ def test_an_operator_opens_a_destination() -> None:
     plan = scheduler()
     plan.add(("m0", "dead"), 0.0)
     taken(plan)
-    plan.done(("m0", "dead"), 10.0, reached=False, again=10.0)
+    plan.finish(("m0", "dead"), 10.0, reached=False, again=10.0)
     assert taken(plan) == []
     plan.open("dead")
     assert taken(plan) == [("m0", "dead")]
@@ -80,7 +80,7 @@ def test_an_operators_try_that_fails_makes_no_wait_longer() -> None:
     plan.add(("m", "dead"), 0.0)
     for _ in range(3):
         taken(plan, 10.0)
-        wait = plan.done(("m", "dead"), 10.0, reached=False, again=10.0)
+        wait = plan.finish(("m", "dead"), 10.0, reached=False, again=10.0)
         assert wait is not None
         assert wait < 70.0
         plan.open("dead")
@@ -91,7 +91,7 @@ def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
     plan.add(("m", "d"), 50.0)
     plan.add(("m", "d"), 5.0)
     assert taken(plan) == [("m", "d")]
-    plan.done(("m", "d"), 10.0, reached=True, again=None)
+    plan.finish(("m", "d"), 10.0, reached=True, again=None)
     assert taken(plan, 100.0) == []
 
 
@@ -101,7 +101,7 @@ def test_a_running_job_is_not_started_again() -> None:
     taken(plan)
     plan.add(("m", "d"), 0.0)
     assert taken(plan) == []
-    plan.done(("m", "d"), 10.0, reached=True, again=15.0)
+    plan.finish(("m", "d"), 10.0, reached=True, again=15.0)
     assert taken(plan, 15.0) == [("m", "d")]
 
 
@@ -110,7 +110,7 @@ def test_a_connection_takes_the_next_message_for_its_destination() -> None:
     plan.add(("m0", "d"), 0.0)
     plan.add(("m1", "d"), 1.0)
     taken(plan)
-    plan.done(("m0", "d"), 10.0, reached=True, again=None)
+    plan.finish(("m0", "d"), 10.0, reached=True, again=None)
     assert plan.take_from("d", 10.0) == ("m1", "d")
     assert plan.take_from("d", 10.0) is None
 
@@ -128,26 +128,26 @@ def test_no_more_jobs_run_than_there_are_places() -> None:
     plan = scheduler(places=4)
     for number in range(9):
         plan.add((f"m{number}", "well"), float(number))
-    while plan.active < 4:
+    while len(plan.running) < 4:
         taken(plan)
-        if plan.active < 4:
-            plan.done(min(plan.running), 10.0, reached=True, again=None)
+        if len(plan.running) < 4:
+            plan.finish(min(plan.running), 10.0, reached=True, again=None)
     assert plan.next_time() is None
-    plan.done(min(plan.running), 10.0, reached=True, again=None)
+    plan.finish(min(plan.running), 10.0, reached=True, again=None)
     assert len(taken(plan)) == 1
 
 
 def test_a_quarter_of_the_places_is_left_to_destinations_that_work() -> None:
     plan = scheduler(places=8)
     plan.add(("m", "well"), 0.0)
-    plan.done(taken(plan)[0], 0.0, reached=True, again=None)
+    plan.finish(taken(plan)[0], 0.0, reached=True, again=None)
     for number in range(20):
         plan.add(("m", f"tarpit{number}"), 1.0)
     assert len(taken(plan)) == 6
     for number in range(3):
         plan.add((f"m{number}", "well"), 9.0)
     assert taken(plan) == [("m0", "well"), ("m1", "well")]
-    plan.done(("m0", "well"), 10.0, reached=True, again=None)
+    plan.finish(("m0", "well"), 10.0, reached=True, again=None)
     assert taken(plan) == [("m2", "well")]
 
 
@@ -155,23 +155,23 @@ def test_a_destination_tells_when_it_closes_and_opens() -> None:
     plan = scheduler()
     plan.add(("m", "d"), 0.0)
     taken(plan)
-    closed = plan.done(("m", "d"), 10.0, reached=False, again=11.0)
+    closed = plan.finish(("m", "d"), 10.0, reached=False, again=11.0)
     assert closed is not None
     assert 54 <= closed <= 66
     assert taken(plan, 100.0) == [("m", "d")]
-    assert plan.done(("m", "d"), 100.0, reached=True, again=101.0) == 0.0
+    assert plan.finish(("m", "d"), 100.0, reached=True, again=101.0) == 0.0
     assert taken(plan, 101.0) == [("m", "d")]
-    assert plan.done(("m", "d"), 101.0, reached=True, again=None) is None
+    assert plan.finish(("m", "d"), 101.0, reached=True, again=None) is None
 
 
 def test_who_finds_out_late_does_not_close_a_destination_for_longer() -> None:
     plan = scheduler()
     for number in range(3):
         plan.add((f"m{number}", "d"), 0.0)
-    plan.done(taken(plan)[0], 0.0, reached=True, again=None)
+    plan.finish(taken(plan)[0], 0.0, reached=True, again=None)
     one, other = taken(plan)
-    assert plan.done(one, 10.0, reached=False, again=None) is not None
-    assert plan.done(other, 11.0, reached=False, again=None) is None
+    assert plan.finish(one, 10.0, reached=False, again=None) is not None
+    assert plan.finish(other, 11.0, reached=False, again=None) is None
 
 
 @pytest.mark.parametrize(("attempts", "wait"), [(0, 60), (1, 60), (2, 300), (9, 300)])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.core import CounterMetricFamily
 
-from minismtp.mailqueue.metrics import Movement
+from minismtp.mailqueue.metrics import StallDetector
 from minismtp.runtime.scoreboard import Scoreboard, WorkersStatus
 from minismtp.server.readiness import FATAL, WARNINGS, Readiness
 
@@ -180,11 +180,11 @@ def test_failures_of_threads_and_lost_lines_are_told_for_a_while(
 
 
 def test_queue_is_stuck_when_nothing_due_has_ended_for_long(clock: Clock) -> None:
-    movement = Movement(clock)
+    detector = StallDetector(clock)
 
     def stopped(after: float, ended: int, *, due: bool = True) -> bool:
         clock.now += after
-        return movement.stopped(ended, due=due)
+        return detector.is_stalled(ended, due=due)
 
     assert not stopped(900.0, 0)
     assert stopped(1.0, 0)

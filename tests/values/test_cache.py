@@ -161,7 +161,7 @@ def test_each_cache_of_functions_is_known_and_bounded() -> None:
         "minismtp/cli/text.py": 3,  # numbers
         "minismtp/values/reply.py": 1,  # 500 characters
         "minismtp/delivery/attempt.py": 2,  # domains of accepted addresses; names of listeners
-        "minismtp/mailqueue/loader.py": 1,  # the same
+        "minismtp/mailqueue/runner.py": 1,  # the same
         "plugins/_part_reader.py": 1,  # 1000 octets
     }
     found = {
