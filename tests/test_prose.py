@@ -24,7 +24,8 @@ DONE: Final = (
     *("minismtp/__init__.py", "minismtp/config", "minismtp/events.py", "minismtp/hooks"),
     *("minismtp/session", "minismtp/smtp", "minismtp/testing.py"),
     *("tests/config", "tests/hooks", "tests/session", "tests/smtp", "tests/test_reference.py"),
-    "tests/storage",
+    *("minismtp/mail/dsn.py", "minismtp/mail/queue_entry.py", "minismtp/mailqueue"),
+    *("minismtp/storage", "tests/mailqueue", "tests/storage"),
 )
 MADE: Final = {"docs/configuration.md", "docs/hooks.md", "docs/plugins/README.md"}
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from sys import intern
 from typing import Final, NamedTuple
@@ -48,8 +49,8 @@ _BUSY: Final = 10.0  # seconds that one process waits for the other's transactio
 
 
 def _rows(*names: str) -> str:
-    """Return the parameter of a statement, a JSON array of objects, as a table of columns."""
-    columns = (f"json_extract(value, '$.{name}') AS {name}" for name in names)
+    """Return the parameter of a statement, a JSON array of arrays, as a table of columns."""
+    columns = (f"json_extract(value, '$[{n}]') AS {name}" for n, name in enumerate(names))
     return f"(SELECT {', '.join(columns)} FROM json_each(?))"
 
 
@@ -68,6 +69,8 @@ _SET_STATUSES: Final = (
     " tried = excluded.tried, reply = excluded.reply, host = excluded.host"
     " WHERE excluded.attempts >= recipients.attempts"
 )
+_COLUMNS: Final = attrgetter(*RecipientStatus.__slots__)
+_ARRIVAL: Final = attrgetter("id", "sender", "arrived", "size")
 _IDS: Final = "(SELECT value FROM json_each(?))"
 _SET_WARNED: Final = f"UPDATE messages SET warned = 1 WHERE id IN {_IDS}"
 _ADD_CHANGES: Final = f"INSERT OR IGNORE INTO changes SELECT * FROM {_IDS}"
@@ -176,9 +179,9 @@ class QueueDatabase:
 
     def write(self, batch: Batch) -> None:
         """Write a batch. Raise sqlite3.Error, in which case nothing has changed."""
-        statuses = [each for found in batch.statuses.values() for each in found.values()]
+        statuses = [_COLUMNS(each) for found in batch.statuses.values() for each in found.values()]
         with self._transaction() as database:
-            self._execute(_ADD_MESSAGES, [*batch.arrivals.values()])
+            self._execute(_ADD_MESSAGES, [*map(_ARRIVAL, batch.arrivals.values())])
             self._execute(_SET_STATUSES, statuses)
             self._execute(_SET_WARNED, batch.warned)
             self._execute(_ADD_CHANGES, batch.changed)

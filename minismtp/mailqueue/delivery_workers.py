@@ -74,8 +74,8 @@ class DeliveryPool:
     def _work(self, turn: _Turn) -> None:
         """Do jobs for one destination one after the other, over one connection while it lasts.
 
-        If this raises, it is called again with the same turn, and does a job that has not ended
-        once more; recipients who are settled already are not sent the message again.
+        If this raises, it is called again with the same turn, and does a job that did not end once
+        more. Recipients that are settled already are not sent the message again.
         """
         if turn.job not in self._index.running():
             turn.job = None
@@ -106,7 +106,7 @@ class DeliveryPool:
                     result = self._deliver(attempt, job)
                 finally:
                     self._manager.finish(job, result)
-        except Exception as error:  # noqa: BLE001 - the job has ended, and its message is planned
+        except Exception as error:  # noqa: BLE001 - the job ended, and its message is planned
             self._log.exception("delivery failed", error, id=job[0])
         finally:
             self.ended += 1

@@ -57,7 +57,7 @@ class Handover:
         self._writer.flush()
 
     def finish(self, job: Job) -> None:
-        """Release a message once its last job has ended."""
+        """Release a message once its last job ended."""
         name = job[0]
         with self._lock:
             jobs = self._jobs.get(name, set())

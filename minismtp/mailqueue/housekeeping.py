@@ -23,7 +23,7 @@ from minismtp.values.clock import steady_time
 from minismtp.values.threads import start_thread, surviving
 
 SWEEP: Final = 60.0  # the most seconds between two looks for messages that are too old
-_PAUSE: Final = 0.1  # seconds between two looks whether the job of another suspect has ended
+_PAUSE: Final = 0.1  # seconds between two looks whether the job of another suspect ended
 
 
 @dataclass(slots=True)

@@ -199,7 +199,7 @@ class Runner:
         self._context.scoreboard.post_queue(len(self._index), stuck=stalled)
 
     def _watch_signals(self) -> None:
-        # Not `sigwait`, which is written in Python and may fail after it has taken a SIGTERM.
+        # Not `sigwait`, which is written in Python and may fail after it took a SIGTERM.
         while signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR2}).si_signo == signal.SIGUSR2:
             with surviving("signals"):
                 log_stacks(self._log)

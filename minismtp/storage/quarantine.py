@@ -60,7 +60,7 @@ class Kept:
 
     @property
     def is_being_released(self) -> bool:
-        """Whether a release has begun."""
+        """Whether a release began."""
         return "P" in self.path.name.rpartition(":2,")[2] and self.path.parent.name == "cur"
 
 

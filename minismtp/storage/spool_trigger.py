@@ -59,7 +59,7 @@ class Trigger:
     def notify(self, name: str = "") -> None:
         """Tell the runner of a new message, or, without a name, of a change by an operator."""
         line = f"{name}\n".encode("ascii")
-        for _ in range(2):  # the first write may go to the FIFO of a runner that has ended
+        for _ in range(2):  # the first write may go to the FIFO of a runner that ended
             try:
                 self._write(line)
             except BlockingIOError:

@@ -400,7 +400,7 @@ def test_success_of_a_recipient_that_is_hard_to_say_is_told(
 def test_what_could_not_be_read_again_is_not_acknowledged(
     configure: Configure, start: Start
 ) -> None:
-    """A plugin may route to an address that is none; nobody else has a copy then either."""
+    """A plugin may route to an invalid address, and then no mailbox gets a copy either."""
     path = configure(out(), plugins='[[plugins]]\nuse = "astray"\n')
     (path.parent / "local_plugins" / "astray.py").write_text(
         "from minismtp import Address, Local, Relay, Several, hookimpl, plugin\n\n\n"
