@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol
 
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.delivery import Destination
@@ -29,9 +29,6 @@ from minismtp.smtp.sasl import StoredKey
 from minismtp.values.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.values.stash import Stash, StashKey
 from minismtp.values.threads import Interrupted, report
-
-T = TypeVar("T")
-D = TypeVar("D")
 
 #: What an implementation may return besides None. Anything else is a bug in the plugin, so a
 #: verdict that is returned instead of raised defers mail and does not let it pass.
@@ -195,42 +192,13 @@ class Guard:
                 return argument.copy()
             case Session() | Envelope():
                 twin = copy.copy(argument)
-                own = argument.stash.setdefault(self._notes, Stash())
-                twin.stash = _ShadowStash(own, argument.stash)
+                # The other plugins do not see what a shadow plugin notes.
+                twin.stash = argument.stash.behind(argument.stash.setdefault(self._notes, Stash()))
                 if isinstance(twin, Envelope):
                     twin.recipients = [copy.copy(recipient) for recipient in twin.recipients]
                 return twin
             case _:
                 return copy.copy(argument)
-
-
-class _ShadowStash(Stash):
-    """The notes of a shadow plugin on top of the real ones; no other plugin sees them."""
-
-    __slots__ = ("_own", "_real")
-
-    def __init__(self, own: Stash, real: Stash) -> None:
-        super().__init__()
-        self._own = own
-        self._real = real
-
-    def __setitem__(self, key: StashKey[T], value: T) -> None:
-        self._own[key] = value
-
-    def __getitem__(self, key: StashKey[T]) -> T:
-        return self._own[key] if key in self._own else self._real[key]
-
-    def __delitem__(self, key: StashKey[T]) -> None:
-        del self._own[key]
-
-    def __contains__(self, key: StashKey[Any]) -> bool:
-        return key in self._own or key in self._real
-
-    def get(self, key: StashKey[T], default: D) -> T | D:
-        return self[key] if key in self else default  # noqa: SIM401 - this is the `get`
-
-    def setdefault(self, key: StashKey[T], default: T) -> T:
-        return self[key] if key in self else self._own.setdefault(key, default)
 
 
 def _changes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import MutableMapping
 from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
@@ -23,7 +25,7 @@ class Stash:
     __slots__ = ("_values",)
 
     def __init__(self) -> None:
-        self._values: dict[StashKey[Any], object] = {}
+        self._values: MutableMapping[StashKey[Any], object] = {}
 
     def __setitem__(self, key: StashKey[T], value: T) -> None:
         self._values[key] = value
@@ -53,3 +55,9 @@ class Stash:
         twin = Stash()
         twin._values.update(self._values)
         return twin
+
+    def behind(self, own: Stash) -> Stash:
+        """Return a stash with the values of both, those of `own` first; it stores into `own`."""
+        both = Stash()
+        both._values = ChainMap(own._values, self._values)
+        return both

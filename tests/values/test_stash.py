@@ -61,3 +61,19 @@ def test_copy_has_the_values_and_its_own_life() -> None:
     twin[OTHER] = 1.0
     assert twin[SCORE] == 4.5
     assert OTHER not in stash
+
+
+def test_stash_before_another_keeps_its_own_values() -> None:
+    real, own = Stash(), Stash()
+    real[SCORE] = 4.5
+    both = real.behind(own)
+    both[OTHER] = 1.0
+    assert (both[SCORE], both.get(OTHER, None), len(both)) == (4.5, 1.0, 2)
+    both[SCORE] = 9.0
+    assert (both[SCORE], real[SCORE], own[SCORE]) == (9.0, 4.5, 9.0)
+    assert OTHER not in real
+    assert both.copy()[SCORE] == 9.0
+    del both[SCORE]
+    assert both[SCORE] == 4.5
+    with pytest.raises(KeyError):
+        del both[SCORE]
