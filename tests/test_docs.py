@@ -357,6 +357,19 @@ def test_every_folder_has_its_row_in_order() -> None:
     assert documented == [[f"{folder}/"] for folder in order]
 
 
+def test_modules_that_the_page_names_exist() -> None:
+    folders = {path.name for path in (ROOT / "minismtp").iterdir() if path.is_dir()}
+    named = {
+        Path(*name.split(".")[:2])
+        for name in re.findall(r"`(\w+\.\w+)[\w.]*`", ARCHITECTURE.read_text())
+        if name.partition(".")[0] in folders
+    }
+    assert {"session/receiver", "mailqueue/scheduler"} <= {name.as_posix() for name in named}
+    assert [
+        name for name in named if not (ROOT / "minismtp" / name).with_suffix(".py").exists()
+    ] == []
+
+
 PROOFS: Final = tables(ARCHITECTURE)["What the promises rest on"]
 
 
