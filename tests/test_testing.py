@@ -9,7 +9,7 @@ from minismtp import Delivery, Destination, Message, Reject, ServerInfo, hookimp
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize
-from minismtp.hooks.guard import Failure
+from minismtp.hooks.guard import StartError
 from minismtp.testing import Dialogue, Dialogues, Mailroom
 
 
@@ -162,7 +162,7 @@ def test_plugin_that_does_not_start_is_a_failure() -> None:
         def on_start(self) -> None:
             raise OSError("no database")
 
-    with pytest.raises(Failure, match="plugin 'broken'"):
+    with pytest.raises(StartError, match="plugin 'broken'"):
         Dialogue(Broken())
 
 

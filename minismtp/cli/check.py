@@ -23,7 +23,7 @@ from minismtp.config import Config, Listener, StateConfig, TlsConfig
 from minismtp.config.toml_values import ConfigError, reason
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.facade import Hooks
-from minismtp.hooks.guard import Failure
+from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.envelope import Envelope, Recipient
@@ -214,7 +214,7 @@ def _plugins(config: Config) -> Iterator[Problem]:
             with _Warnings() as warnings:
                 plugins.hooks().on_start(_introduction(config, Path(directory)))
             yield from (_warning(config, "plugins", text) for text in warnings.texts)
-        except (ConfigError, Failure) as error:
+        except (ConfigError, StartError) as error:
             yield Problem("error", str(error))
             return
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from minismtp.cli.common import CommandError
 from minismtp.config import Config, Listener, PluginConfig
 from minismtp.config.tables import StateConfig
-from minismtp.hooks.guard import Failure
+from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet, plugin
 from minismtp.hooks.specs import ServerInfo, hookimpl
 from minismtp.mail.delivery import Delivery
@@ -103,7 +103,7 @@ class DryRun:
         self._hooks = loaded.hooks()
         try:
             self._hooks.on_start(ServerInfo.of(config, "worker"))
-        except Failure as error:
+        except StartError as error:
             raise CommandError(str(error)) from error
         self._services = [self._service(config, each, loaded, log) for each in config.listeners]
 

@@ -30,7 +30,7 @@ class Hooks:
 
     Each hook is an attribute with the arguments, in this order, and the result of its function in
     `specs`; None where no plugin has an opinion. Every one may raise a `Verdict`, except `observe`
-    and `on_stop`; `on_start` raises `guard.Failure`.
+    and `on_stop`; `on_start` raises `guard.StartError`.
     """
 
     def __init__(self, manager: pluggy.PluginManager, without: Iterable[object] = ()) -> None:

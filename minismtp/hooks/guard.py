@@ -68,7 +68,7 @@ class FailurePolicy:
     timeout: float = 30.0
 
 
-class Failure(Exception):  # noqa: N818 - says what happened, and to whom
+class StartError(Exception):
     """`on_start` of a plugin raised an exception, so the process cannot start."""
 
     def __init__(self, plugin: str, error: BaseException) -> None:
@@ -119,7 +119,7 @@ class Guard:
             try:
                 metrics.called(wall, cpu, kind)
                 activity.note((hook, plugin, begun, wall, seen[kind], remark))
-            except Exception as error:  # noqa: BLE001 - what a plugin stored is stored
+            except Exception as error:  # noqa: BLE001 - the plugin may have stored a message
                 report(error)
             if verdict is not None and not shadow:
                 raise verdict
@@ -180,7 +180,7 @@ class Guard:
         metrics.error(1)
         self.log.exception("plugin failed", error, plugin=plugin, hook=hook, policy=applied)
         if hook == "on_start" and applied == "defer":
-            raise Failure(plugin, error) from error
+            raise StartError(plugin, error) from error
         if hook != "observe":
             self.announce(HookFailed(plugin, hook, describe(error), applied))
         return None if ignored else Defer("temporary failure, try again later", enhanced="4.3.0")
@@ -224,7 +224,7 @@ def _is_valid(hook: str, result: object) -> bool:
         return False
     match hook:
         case "authenticate":
-            return bool(result) and str(result).isprintable()  # an empty login is nobody's
+            return bool(result) and str(result).isprintable()  # not empty
         case "ehlo_keywords":
             lines = result if isinstance(result, list) else ()
             return all(isinstance(line, str) and _EHLO_LINE.fullmatch(line) for line in lines)

@@ -20,7 +20,7 @@ from typing import Final
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.delivery.attempt import DeliveryContext
-from minismtp.hooks.guard import Failure
+from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mailqueue.database import QueueDatabase
@@ -72,7 +72,7 @@ def run(config: Config, context: RunnerContext) -> int:
         lock = _locked(spool, context.lifeline)
         plugins.hooks().on_start(ServerInfo.of(config, "outbound", context.slot))
         delivery = DeliveryContext.of(config, plugins, log)
-    except (ConfigError, Failure) as error:
+    except (ConfigError, StartError) as error:
         log.complain(f"minismtp: {error}")
         return os.EX_CONFIG
     log.start()

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from minismtp.config import Config, Listener
 from minismtp.config.toml_values import ConfigError
-from minismtp.hooks.guard import Failure
+from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
 from minismtp.runtime.control_socket import Control, Say
@@ -81,7 +81,7 @@ def run(config: Config, context: WorkerContext) -> int:
         plugins = PluginSet.load(config, metrics, log)
         worker = Worker(config, context, plugins, metrics, log)
         worker.start()
-    except (ConfigError, Failure) as error:
+    except (ConfigError, StartError) as error:
         log.complain(f"minismtp: {error}")
         return os.EX_CONFIG
     worker.show_life()
@@ -127,7 +127,7 @@ class Worker:
         )
 
     def start(self) -> None:
-        """Start the plugins and all threads except those that accept. Raise Failure."""
+        """Start the plugins and all threads except those that accept. Raise StartError."""
         self._queue.prepare()
         self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._context.slot))
         self._log.start()

@@ -91,7 +91,7 @@ class Dialogue:
     def configured(
         cls, config: Config, listener: str, *, peer: str = "192.0.2.1", log: Log | None = None
     ) -> Dialogue:
-        """Begin a session of a configured listener. Raise ConfigError or guard.Failure."""
+        """Begin a session of a configured listener. Raise ConfigError or guard.StartError."""
         metrics, log = Metrics(), log or Log(level="error")
         plugins = PluginSet.load(config, metrics, log)
         found = next(item for item in config.listeners if item.name == listener)

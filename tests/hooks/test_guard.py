@@ -31,7 +31,7 @@ from minismtp import (
 )
 from minismtp.config import PluginConfig
 from minismtp.events import HookFailed
-from minismtp.hooks.guard import ANSWERS, HARMLESS, Failure, FailurePolicy, Guard
+from minismtp.hooks.guard import ANSWERS, HARMLESS, FailurePolicy, Guard, StartError
 from minismtp.hooks.loader import hook_names
 from minismtp.runtime.decision_log import DecisionLog, mentions
 from minismtp.runtime.log import Log
@@ -150,7 +150,7 @@ def test_what_ends_a_program_is_a_failure_of_the_plugin(
     if hook in HARMLESS:
         assert guarded() is None
     else:
-        with pytest.raises(Failure if hook == "on_start" else Defer):
+        with pytest.raises(StartError if hook == "on_start" else Defer):
             guarded()
     metrics.buffer.flush()
     labels = {"plugin": "tested", "hook": hook}
@@ -276,7 +276,7 @@ def test_failure_of_on_start_names_the_plugin(error: Exception) -> None:
     def on_start() -> None:
         raise error
 
-    with pytest.raises(Failure, match=r"^plugin 'tested': on_start: \w+: .*no database$"):
+    with pytest.raises(StartError, match=r"^plugin 'tested': on_start: \w+: .*no database$"):
         guarded("on_start", on_start)()
 
 
