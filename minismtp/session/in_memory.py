@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from minismtp.config import Config, Limits, PluginConfig
 from minismtp.hooks.facade import Hooks
@@ -227,6 +227,19 @@ class Dialogue:
         )
 
 
+class SessionOptions(TypedDict, total=False):
+    """The options of `Dialogue` that a test may choose."""
+
+    kind: Literal["mx", "submission", "lmtp"]
+    peer: str
+    login: str | None
+    tls: bool
+    limits: Limits | None
+    log: Log | None
+    resolver: Resolver | None
+    state: State | None
+
+
 class Dialogues:
     """Begins sessions that end together: the fixture `dialogue`.
 
@@ -239,31 +252,10 @@ class Dialogues:
         self._state = State.in_memory()
         self._begun: list[Dialogue] = []
 
-    def __call__(
-        self,
-        *plugins: object,
-        kind: Literal["mx", "submission", "lmtp"] = "mx",
-        peer: str = "192.0.2.1",
-        login: str | None = None,
-        tls: bool = False,
-        limits: Limits | None = None,
-        log: Log | None = None,
-        resolver: Resolver | None = None,
-        state: State | None = None,
-    ) -> Dialogue:
+    def __call__(self, *plugins: object, **options: Unpack[SessionOptions]) -> Dialogue:
         """Begin a session with the given plugins, see `Dialogue`."""
-        begun = Dialogue(
-            *plugins,
-            kind=kind,
-            peer=peer,
-            login=login,
-            tls=tls,
-            limits=limits,
-            spool=self._directory,
-            log=log,
-            resolver=resolver,
-            state=state or self._state,
-        )
+        options["state"] = options.get("state") or self._state
+        begun = Dialogue(*plugins, spool=self._directory, **options)
         self._begun.append(begun)
         return begun
 

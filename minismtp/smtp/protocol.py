@@ -17,7 +17,7 @@ it is refused (RFC 3030 section 2).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import ClassVar, Final, TypeAlias
 
@@ -39,8 +39,6 @@ _ALLOWED: Final = frozenset((state, verb) for state, verb, _ in TRANSITIONS)
 
 _NO_RECIPIENTS: Final = frozenset({(SessionState.REFUSED, "DATA"), (SessionState.REFUSED, "BDAT")})
 _CLOSING: Final = 421  # closes from every state, RFC 5321 section 3.8
-_SAY_LHLO: Final = Reply(500, "this is LMTP: say LHLO")
-_SAY_EHLO: Final = Reply(500, "this is SMTP: say EHLO")
 _TLS_RECORD: Final = b"\x16\x03"
 _BDAT: Final = b"BDAT"
 _BASE64: Final = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
@@ -99,6 +97,7 @@ Event: TypeAlias = (
 )
 
 
+@dataclass(eq=False, slots=True, kw_only=True, repr=False)
 class Protocol:
     """One SMTP or LMTP session with its input buffer.
 
@@ -106,40 +105,20 @@ class Protocol:
     `strict_pipelining` a client has to await the reply to EHLO.
     """
 
-    __slots__ = (
-        "_at",
-        "_buffer",
-        "_chunk",
-        "_chunk_refusal",
-        "_decoder",
-        "_line",
-        "_line_length",
-        "_lmtp",
-        "_lost",
-        "_octets",
-        "_overlong",
-        "_strict_pipelining",
-        "_verb",
-        "state",
-    )
-
-    def __init__(
-        self, *, lmtp: bool = False, line_length: int = 0, strict_pipelining: bool = False
-    ) -> None:
-        self.state = SessionState.CONNECTED
-        self._lmtp = lmtp
-        self._line_length = line_length
-        self._strict_pipelining = strict_pipelining
-        self._verb = "CONNECT"
-        self._buffer = b""
-        self._at = 0
-        self._line = b""
-        self._overlong = b""
-        self._decoder: DotDecoder | None = None
-        self._chunk: Bdat | None = None
-        self._chunk_refusal: Refused | None = None
-        self._octets = 0
-        self._lost = False
+    lmtp: bool = False
+    line_length: int = 0
+    strict_pipelining: bool = False
+    state: SessionState = field(default=SessionState.CONNECTED, init=False)
+    _verb: str = field(default="CONNECT", init=False)
+    _buffer: bytes = field(default=b"", init=False)
+    _at: int = field(default=0, init=False)  # where the input begins that is in no event yet
+    _line: bytes = field(default=b"", init=False)
+    _overlong: bytes = field(default=b"", init=False)
+    _decoder: DotDecoder | None = field(default=None, init=False)
+    _chunk: Bdat | None = field(default=None, init=False)
+    _chunk_refusal: Refused | None = field(default=None, init=False)
+    _octets: int = field(default=0, init=False)  # of the chunk that are still to come
+    _lost: bool = field(default=False, init=False)
 
     @property
     def verb(self) -> str:
@@ -202,7 +181,8 @@ class Protocol:
             return self._next_content(self._decoder)
         if self._chunk is not None:
             return self._next_octets(self._chunk)
-        if self.state is START and self._begins_with_tls():
+        at_start = self.state is START and not self._overlong
+        if at_start and self._buffer.startswith(_TLS_RECORD, self._at):
             return self._refuse("OTHER", Reply(421, "this port speaks plain SMTP first", "4.7.0"))
         line = self._next_line()
         if line is None:
@@ -220,16 +200,13 @@ class Protocol:
             return
         self.state = TRANSITIONS.get((self.state, verb, reply.category), self.state)
         if self.state is DATA:
-            self._decoder = DotDecoder(self._line_length)
+            self._decoder = DotDecoder(self.line_length)
 
     def _refuse(self, verb: str, reply: Reply) -> Refused:
         self._verb = "REFUSED"
         if verb in GREETINGS:
             reply = Reply(reply.code, reply.text)  # RFC 2034 section 3: no enhanced code there
         return Refused(verb, reply)
-
-    def _begins_with_tls(self) -> bool:
-        return not self._overlong and self._buffer.startswith(_TLS_RECORD, self._at)
 
     def _next_line(self) -> bytes | None:
         """Return the next line without CRLF, or None if its end is missing.
@@ -262,9 +239,10 @@ class Protocol:
                 self._verb = "RCPT"  # for the reply to DATA, RFC 5321 section 3.3
             return refused
         verb = command.verb
-        if verb in GREETINGS and self._lmtp is not (verb == "LHLO"):
+        if verb in GREETINGS and self.lmtp is not (verb == "LHLO"):
             # RFC 2033 section 4.1
-            return self._refuse(verb, _SAY_LHLO if self._lmtp else _SAY_EHLO)
+            text = "this is LMTP: say LHLO" if self.lmtp else "this is SMTP: say EHLO"
+            return self._refuse(verb, Reply(500, text))
         if isinstance(command, Bdat):
             return self._begin_chunk(command)
         if isinstance(command, Other) and (SessionState.START, verb) not in _ALLOWED:
@@ -276,7 +254,7 @@ class Protocol:
             # RFC 3207 section 6: commands that came in clear must not count as sent inside TLS.
             self._at = len(self._buffer)
             return self._refuse(verb, Reply(421, "nothing may follow STARTTLS", "4.7.0"))
-        if self._strict_pipelining and verb in GREETINGS and self.buffered:
+        if self.strict_pipelining and verb in GREETINGS and self.buffered:
             # RFC 2920 section 3.1: EHLO is the last of a group, its reply must be awaited.
             return self._refuse(verb, Reply(503, "wait for the reply before you go on"))
         self._verb = verb
@@ -284,10 +262,10 @@ class Protocol:
 
     def _out_of_sequence(self, verb: str) -> Reply:
         if self.state is START:
-            return Reply(503, f"say {'LHLO' if self._lmtp else 'EHLO'} first", "5.5.1")
+            return Reply(503, f"say {'LHLO' if self.lmtp else 'EHLO'} first", "5.5.1")
         if (self.state, verb) in _NO_RECIPIENTS:
             # RFC 5321 section 3.3; RFC 2033 section 4.2 insists on 503.
-            return Reply(503 if self._lmtp else 554, "no valid recipients", "5.5.1")
+            return Reply(503 if self.lmtp else 554, "no valid recipients", "5.5.1")
         if self.state is SessionState.CHUNKS and verb == "DATA":
             return Reply(503, "DATA cannot be mixed with BDAT", "5.5.1")
         return Reply(503, "bad sequence of commands", "5.5.1")
