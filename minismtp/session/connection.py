@@ -131,7 +131,7 @@ class Connection:
             greeting = self._receiver.greet(early=early)
             self.session.speaks_within = is_silent  # drops the reference to this connection
         if self._cut_reason or self._context.draining.is_set():
-            self._say_goodbye(self._cut_reason or "draining")
+            self._send(self._receiver.interrupt(self._cut_reason or "draining"))
         else:
             self._send(greeting)
 
@@ -140,12 +140,12 @@ class Connection:
         receiver = self._receiver
         self.due = receiver.deadline
         if self._context.draining.is_set() and receiver.at_boundary:
-            self._say_goodbye("draining")
+            self._send(receiver.interrupt("draining"))
             return
         data = self._receive()
         self.due = inf
         if self._cut_reason or not data:
-            self._say_goodbye(self._cut_reason)
+            self._send(receiver.interrupt(self._cut_reason or "lost"))
             return
         self._answer(receiver.receive(data))
         while receiver.pending:
@@ -192,15 +192,6 @@ class Connection:
             self.due = self._receiver.deadline
             self._socket.sendall(data)
             self.due = inf
-
-    def _say_goodbye(self, reason: str) -> None:
-        match reason:
-            case "draining":
-                self._send(self._receiver.interrupt("service shutting down", "4.3.2", reason))
-            case "timeout":
-                self._send(self._receiver.interrupt("timeout", "4.4.2", reason))
-            case _:
-                self._receiver.interrupt("connection lost", "4.4.2", "lost")
 
     def _meet(self, introduce: Callable[[str], bool]) -> None:
         """Learn from the PROXY header who the peer is. Raise ProxyProblem."""
@@ -299,7 +290,7 @@ class Connection:
         """Send the replies decided so far, and end a session whose next reply is unknown."""
         with contextlib.suppress(OSError):
             self._send(self._receiver.take())
-            self._send(self._receiver.interrupt("local error in processing", "4.3.0", "fault"))
+            self._send(self._receiver.interrupt("fault"))
 
     def _note(self, error: OSError) -> None:
         """Remember why the connection broke."""

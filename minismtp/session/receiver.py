@@ -22,6 +22,14 @@ from minismtp.values.reply import Reply
 from minismtp.values.threads import report, surviving
 
 _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch, at most
+#: What ends a session from outside: the reason, and the text and enhanced code of its 421.
+_INTERRUPTIONS: Final = {
+    "draining": ("service shutting down", "4.3.2"),
+    "fault": ("local error in processing", "4.3.0"),
+    "limited": ("too many connections, try again later", "4.7.0"),
+    "lost": ("connection lost", "4.4.2"),
+    "timeout": ("timeout", "4.4.2"),
+}
 
 
 class Receiver:
@@ -111,7 +119,7 @@ class Receiver:
     def limited(self) -> bytes:
         """Return the refusal of a peer that has too many sessions, and close."""
         self._context.metrics.connections["limited"](1)
-        return self.interrupt("too many connections, try again later", "4.7.0", "limited")
+        return self.interrupt("limited")
 
     def receive(self, data: bytes) -> bytes:
         """Take octets from the peer and return the replies that they call for."""
@@ -159,18 +167,19 @@ class Receiver:
             self._protocol.restart()
             self.deadline = min(self._context.clock() + self._command_timeout, self._end)
 
-    def interrupt(self, text: str, enhanced: str, reason: str) -> bytes:
-        """End the session from outside. Return the 421 that says why."""
+    def interrupt(self, reason: str) -> bytes:
+        """End the session from outside. Return the 421 that says why, if a client can read it."""
         self.reason = reason
         self._protocol.close()
+        text, enhanced = _INTERRUPTIONS[reason]
         reply = Reply(421, f"{self._context.hostname} {text}", enhanced)
         if reason == "limited":
             self._refusals.log("connection limited", reply, limit="address")
-        elif reason != "lost":  # then the reply reaches no client
+        elif reason != "lost":
             self._last_reply = str(reply)
         reply = reply.about(self.session.id)
         self._tracing.answered(self.session, reply)
-        return reply.encode()
+        return b"" if reason == "lost" else reply.encode()
 
     def report(self) -> dict[str, object]:
         """Return how the session stands, for other threads: only values that are safe to read.

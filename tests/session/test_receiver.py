@@ -49,7 +49,7 @@ def test_peer_with_too_many_sessions_hears_421_and_is_counted() -> None:
 
 def test_interruption_says_why_and_closes() -> None:
     dialogue = greeted(Dialogue())
-    reply = dialogue.receiver.interrupt("timeout", "4.4.2", "timeout")
+    reply = dialogue.receiver.interrupt("timeout")
     identifier = dialogue.session.id
     assert reply.decode() == f"421 4.4.2 mx.example.org timeout (id {identifier})\r\n"
     assert dialogue.receiver.closing
