@@ -63,7 +63,7 @@ class Transaction:
         session = self._session
         return Envelope(
             id=identifier,
-            reverse_path=self._whole(mail.reverse_path) if mail.reverse_path else None,
+            reverse_path=self._with_domain(mail.reverse_path) if mail.reverse_path else None,
             listener=session.listener,
             peer=session.peer,
             helo=session.helo,
@@ -80,7 +80,7 @@ class Transaction:
             trusted=session.trusted or session.login is not None,
         )
 
-    def _whole(self, address: Address) -> Address:
+    def _with_domain(self, address: Address) -> Address:
         """Return an address with a domain. A local part alone, as in <Postmaster>, is local.
 
         RFC 5321 section 4.5.1 has only <Postmaster>, but local programs write other names too.
@@ -99,7 +99,7 @@ class Transaction:
 
     def recipient(self, command: Rcpt) -> Reply:
         """Judge and route one recipient. Accepted ones join the envelope."""
-        address = self._whole(command.forward_path)
+        address = self._with_domain(command.forward_path)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
         notify = command.notify
         if "SUCCESS" in notify and not self.envelope.trusted:
@@ -244,7 +244,7 @@ class Transaction:
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unread if workers died on it."""
-        cleaned = clean(writer.finish(), self._context.limits.headers, self._dropped)
+        cleaned = clean(writer.finish(), self._context.limits.headers, self._removed_fields)
         if cleaned is None:
             return "rejected", [replies.LONG_HEADER]
         head, content = cleaned
@@ -276,7 +276,7 @@ class Transaction:
         if problem := self._header_problem(head):
             return "rejected", [problem]
         message = Message(envelope.id, content, received(session, envelope))
-        if self._is_ours:
+        if self._is_submitted:
             complete(envelope, message, context.hostname)
         if context.match_from and not owns_authors(context.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
@@ -294,12 +294,12 @@ class Transaction:
         return self._store(message)
 
     @property
-    def _dropped(self) -> frozenset[str]:
+    def _removed_fields(self) -> frozenset[str]:
         """The names of fields to remove from this client's messages, in lower case."""
-        return self._context.dropped if self._is_ours else RETURN_PATH
+        return self._context.dropped if self._is_submitted else RETURN_PATH
 
     @property
-    def _is_ours(self) -> bool:
+    def _is_submitted(self) -> bool:
         """Whether the message is submitted here. Over LMTP it is delivered here."""
         return self.envelope.trusted and not self._context.lmtp
 
