@@ -1,7 +1,6 @@
-"""Verify the chains of ARC on incoming mail, and seal what is forwarded (RFC 8617).
+"""Verify the ARC chains of incoming mail, and seal forwarded mail (RFC 8617).
 
-Only what the last host says was changed on the way is to be believed, and only if that host is: who
-is, is for `dmarc` to say.
+A chain is worth as much as the hosts that sealed it. `dmarc` decides which of them are trusted.
 """
 
 import re
@@ -49,7 +48,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True)
 class ArcReport:
-    """What a host on the way has found: the `sealer` is the domain that vouches for it."""
+    """The results of an earlier host; the `sealer` is the domain that signed them."""
 
     sealer: str
     authserv_id: str
@@ -58,7 +57,7 @@ class ArcReport:
 
 @dataclass(frozen=True, slots=True)
 class ArcResult:
-    """The `result` is pass, fail or none; the `reports` of a good chain, the first host's first."""
+    """The `result` is pass, fail or none; a valid chain has `reports`, the first host's first."""
 
     result: str
     reason: str = ""
@@ -71,17 +70,17 @@ ARC: StashKey[ArcResult] = StashKey()
 
 @plugin
 class Arc:
-    """Verify the chain of ARC that a message has, and seal messages of others that are sent on.
+    """Verify the ARC chain of incoming messages, and seal messages that are forwarded.
 
-    What each host on the way has found is left for `dmarc` (`trusted_sealers`), when all seals and
-    the last signature of the message hold; every error is final, one of the DNS too (RFC 8617
-    section 5.2.1). All keys of a message are waited for no longer than `patience`. Mail of users
-    who have logged in is not looked at.
+    If all seals and the newest message signature are valid, the results of the earlier hosts are
+    available to `dmarc` (`trusted_sealers`). Every error makes the chain fail, also an error of the
+    DNS (RFC 8617 section 5.2.1). `patience` limits the wait for all keys of a message. Mail of
+    users after a login is not checked.
 
-    With `domain`, `selector` and `key` (PEM, RSA) what came from elsewhere is sealed before it
-    leaves for another server, so that those who trust us know what we found. The findings are those
-    of the field that `authentication_results` has written; without it nothing is sealed.
-    `authserv_id` has to be the same there; it is the server's hostname by default.
+    With `domain`, `selector` and `key` (PEM, RSA) a message from elsewhere is sealed before it
+    leaves for another server, so that receivers who trust this server learn its results. These are
+    taken from the field that `authentication_results` wrote, so without it no message is sealed.
+    `authserv_id` must be the same there; the default is the server's hostname.
     """
 
     domain: str = ""
@@ -100,18 +99,18 @@ class Arc:
         for option, name in (("domain", domain), ("selector", self.selector.lower())):
             if not _NAME.fullmatch(name):
                 raise ValueError(
-                    f"{option}: expected a name in the DNS; domain, selector, key or none"
+                    f"{option}: expected a DNS name; give domain, selector and key, or none of them"
                 )
         if self.key is None:
-            raise ValueError("key: expected a file, as there is a domain")
+            raise ValueError("key: expected a file, because a domain is given")
         key = load_key("key", self.key)
         if not isinstance(key, rsa.RSAPrivateKey):
-            raise ValueError(f"key: {self.key}: expected RSA; few know another key here")  # noqa: TRY004 - a mistake in an option
+            raise ValueError(f"key: {self.key}: expected an RSA key, as few receivers know others")  # noqa: TRY004 - a mistake in an option
         self._sealer = Sealer(domain, self.selector, key)
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver, and warn of a key that others can read."""
+        """Take the resolver, and warn about a key that others can read."""
         self._resolver = server.resolver
         self._id = self._id or Address("", server.hostname).ascii_domain
         if self.key is not None and server.role == "check":
@@ -119,7 +118,7 @@ class Arc:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Verify the chain, and leave the result."""
+        """Verify the chain, and store the result."""
         if session.login is not None:
             return
         told = {"smtp.remote-ip": session.peer}
@@ -137,7 +136,7 @@ class Arc:
 
     @hookimpl
     def on_send(self, delivery: Delivery, message: Message) -> None:
-        """Seal what has come from elsewhere."""
+        """Seal a message from elsewhere."""
         envelope = delivery.envelope
         ours = envelope.login is not None or not envelope.peer  # a notification has no peer
         if self._sealer is None or ours or envelope.body == "BINARYMIME":
@@ -164,9 +163,9 @@ def _report(each: Set) -> ArcReport:
 
 
 def _written_here(headers: Headers, authserv_id: str) -> str:
-    """Return the value of our Authentication-Results field, "" for none.
+    """Return the value of this server's Authentication-Results field, "" if there is no field.
 
-    What this server has written stands above its Received field, where nothing can be forged.
+    It stands above this server's Received field, where a sender cannot forge one.
     """
     for raw in headers.raw_all():
         name = raw.partition(b":")[0].strip(b" \t").lower()
@@ -179,7 +178,7 @@ def _written_here(headers: Headers, authserv_id: str) -> str:
 
 
 def _last_of_broken(headers: Headers) -> int:
-    """Return the highest number of a set, which ends at a seal that says that the chain failed."""
+    """Return the highest instance of a set, the limit if a seal says that the chain failed."""
     if any(re.search(rb"cv\s*=\s*fail\b", raw) for raw in headers.raw_all(SEAL)):
         return LONGEST
     return max((instance_of(raw) for name in NAMES for raw in headers.raw_all(name)), default=0)

@@ -37,41 +37,40 @@ _DOCUMENTS: Final = frozenset(
     | {"ppt", "pptx", "rtf", "txt", "wav", "xls", "xlsx", "zip"}
 )
 _ENDS_OF_LINES: Final = re.compile(r"[\x00-\x1f\x7f]")
-# U+202A to U+202E and U+2066 to U+2069 turn the direction of what follows.
+# U+202A to U+202E and U+2066 to U+2069 change the direction of the text after them.
 _TURNS: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
 class BlockedAttachment:
-    """What is wrong with an attachment: the `name` as its sender gave it, and why."""
+    """A blocked attachment: the `name` as its sender wrote it, and the reason."""
 
     name: str
     reason: str
 
 
-#: What was found in an envelope's message; empty when it is clean.
+#: The blocked attachment of an envelope's message; empty if there is none.
 ATTACHMENTS: Final[StashKey[tuple[BlockedAttachment, ...]]] = StashKey()
 
 
 @plugin
 class Attachments:
-    """Refuse mail with attachments that are programs, in archives too.
+    """Refuse mail with attachments that are programs, also inside archives.
 
     An attachment is blocked by the extension of any of its names (`extensions`), by its declared
-    type (`types`), and when its first octets are those of a program whatever it is called
-    (`programs`). With `disguises` also when its name hides what it is: invoice.pdf.exe, a name that
-    is turned around. Files in uuencode or yEnc within a text count too. zip, 7z, rar, tar, gzip,
-    bzip2, xz, zstd and winmail.dat are looked into, `depth` archives deep: names, and first octets
-    where Python can unpack them (not in rar, nor zstd before Python 3.14); with `encrypted` those
-    are blocked that hold encrypted files. With `unreadable`
-    also what is broken, or is too much to be looked at: more than 1000 parts, 30 parts inside each
-    other, `files` in archives, `unpacked` octets of them, archives that take longer than
-    `budget`, the time of the processor that one message may cost, or fields of a part that no mail
-    program writes: 5 of one name, 4,096 characters, a boundary of 250.
+    type (`types`), or by the first octets of a program (`programs`). `disguises` blocks names that
+    hide the type: invoice.pdf.exe, or a name with reversed text. Files in uuencode or yEnc within a
+    text count too. zip, 7z, rar, tar, gzip, bzip2, xz, zstd and winmail.dat are opened, `depth`
+    archives deep, to check the names of their files, and the first octets if Python can unpack them
+    (not in rar, nor in zstd before Python 3.14). `encrypted` blocks archives with encrypted files.
+    `unreadable` blocks malformed archives, and messages beyond the limits: 1000 parts, 30 nested
+    parts, `files` in archives, `unpacked` octets of them, `budget` of CPU time for all archives of
+    a message, and 5 fields of one name, fields of 4,096 characters or a boundary of 250 in a part,
+    which no mail program writes.
 
-    The `action` is to reject the message with 550 5.7.1, to quarantine it, to tag it with a field
-    X-Blocked-Attachment, or to leave a finding of so many `points`. Mail of users who have logged
-    in is left alone. Memory is bounded whatever the size of the message.
+    `action` rejects the message with 550 5.7.1, quarantines it, tags it with a field
+    X-Blocked-Attachment, or makes a finding with `points`. Mail of users after a login is not
+    checked. Memory is bounded for messages of any size.
     """
 
     action: Literal["reject", "quarantine", "tag", "finding"] = "reject"
@@ -91,18 +90,18 @@ class Attachments:
         self._extensions = {each.lower().removeprefix(".") for each in self.extensions}
         for each in self._extensions:
             if not each or not each.isprintable() or set(each) & set("./\\: "):
-                raise ValueError(f"extensions: {each!r} is none; expected such as exe")
+                raise ValueError(f"extensions: expected such as exe, not {each!r}")
         self._types = {each.lower() for each in self.types}
         for each in self._types:
             if not re.fullmatch(r"[^\s/;]+/[^\s/;]+", each):
-                raise ValueError(f"types: {each!r} is none; expected such as application/hta")
+                raise ValueError(f"types: expected such as application/hta, not {each!r}")
         if self.depth < 0 or self.files < 1:
             raise ValueError("depth: expected 0 or more, and files 1 or more")
         check_time("budget", self.budget)
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Look at all parts, and do what is to be done about the first one that is blocked."""
+        """Check all parts, and take the action for the first one that is blocked."""
         if session.login is not None:
             return
         message.remove(_FIELD)
@@ -133,7 +132,7 @@ class Attachments:
                 yield from self._in_part(part, budget)
         except TooMuchError as error:
             if self.unreadable:
-                yield BlockedAttachment("", f"too much to be looked at, {error}")
+                yield BlockedAttachment("", f"too much to be checked, {error}")
 
     def _in_part(self, part: Part, budget: Budget) -> Iterator[BlockedAttachment]:
         names = part.names
@@ -175,7 +174,7 @@ class Attachments:
                 yield BlockedAttachment(name, str(error))
 
     def _by_name(self, name: str, place: str = "") -> Iterator[BlockedAttachment]:
-        # Windows leaves out dots and blanks at the end, and what names a stream of a file.
+        # Windows ignores dots and blanks at the end, and the name of a file's stream.
         base = name[max(name.rfind("/"), name.rfind("\\")) + 1 :]
         base = _ENDS_OF_LINES.sub("", base).partition(":")[0]
         before, dot, extension = base.rstrip(". ").lower().rpartition(".")
@@ -191,6 +190,6 @@ class Attachments:
 
 
 def _is_text(part: Part) -> bool:
-    """Tell whether mail programs look for files in the text of a part."""
+    """Return whether mail programs look for files in the text of a part."""
     text = part.kind.startswith(("text/", "multipart/")) or not part.kind
     return text or part.encoding in UUENCODED

@@ -1,4 +1,4 @@
-"""Write what the checks of a sender have found into the header (RFC 8601)."""
+"""Write the results of the checks of a sender into the header (RFC 8601)."""
 
 import re
 
@@ -23,16 +23,15 @@ _ID = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
 
 @plugin
 class AuthenticationResults:
-    """Put an Authentication-Results field on top of each message, and take forged ones away.
+    """Put an Authentication-Results field on top of each message, and remove forged ones.
 
-    It belongs after all that checks (`spf`, `dkim_verify`, `arc`, `dmarc` and others): what they
-    have left is written in their order, `none` when there is nothing; `auth=pass` with the login
-    comes first for users who have logged in. `authserv_id` is the name that mail programs trust,
-    by default the server's hostname; servers of one organization may share it. Fields that have
-    come with a message and claim this name in any spelling, or none that can be read, are removed:
-    whatever their case, quoting, comments, folding, dots, encoding and version (RFC 8601 section
-    5). A message whose header is so large (1 MiB,
-    10,000 fields) that one could hide in it is refused.
+    Put it after all plugins that check (`spf`, `dkim_verify`, `arc`, `dmarc` and others). Their
+    results are written in their order, or `none` without results. For users after a login,
+    `auth=pass` with the login comes first. `authserv_id` is the name that mail programs trust, by
+    default the server's hostname; servers of one organization may share it. Fields in a message
+    that claim this name, or an unreadable name, are removed (RFC 8601 section 5), whatever their
+    case, quoting, comments, folding, dots, encoding and version. A message is refused if its header
+    is so large (1 MiB or 10,000 fields) that a forged field could hide in it.
     """
 
     authserv_id: str = ""
@@ -44,12 +43,12 @@ class AuthenticationResults:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the server's name where none is given."""
+        """Take the server's name as the default."""
         self._id = self._id or Address("", server.hostname).ascii_domain
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Remove, then write."""
+        """Remove forged fields, then write the field."""
         if message.headers.truncated:
             raise Reject("the header of the message is too large")
         message.remove(_FIELD, self._is_forged)

@@ -1,7 +1,7 @@
-"""Have ClamAV look for viruses in every message.
+"""Let ClamAV scan every message for viruses.
 
-The message is streamed from where it lies, so memory is bounded whatever its size; clamd unpacks
-MIME parts and archives, within the limits of its own configuration.
+The message is streamed from memory or disk, so memory is bounded for any size. clamd unpacks MIME
+parts and archives, within the limits of its own configuration.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ _VERDICT: Final = re.compile(r"stream: (?:OK|(.+) FOUND)")
 
 @dataclass(frozen=True, slots=True)
 class ClamavResult:
-    """What clamd said of a message: `virus` is empty for a clean one."""
+    """clamd's result for a message; `virus` is empty for a clean one."""
 
     virus: str
 
 
-#: The result of an envelope's message; there is none when it was too large to be scanned.
+#: The result of an envelope's message; it is missing if the message was too large for a scan.
 CLAMAV: Final[StashKey[ClamavResult]] = StashKey()
 
 
@@ -49,12 +49,11 @@ CLAMAV: Final[StashKey[ClamavResult]] = StashKey()
 class Clamav:
     """Refuse mail in which ClamAV finds a virus, with 550 5.7.1 and the name of the virus.
 
-    `address` is where clamd listens. With the `action` quarantine or discard the client is told
-    250, and the message is set aside or dropped. Messages of more than `largest` octets, with the
-    fields that we put above them, pass without a scan, which is logged; clamd's own
-    `StreamMaxLength` should not be below it, or what lies between is deferred. `patience` is for a
-    whole scan. Mail of users who have logged in is scanned too: their machines catch viruses as
-    well.
+    `address` is where clamd listens. With the `action` quarantine or discard the client gets 250,
+    and the message is quarantined or dropped. Messages of more than `largest` octets, including the
+    fields that the server added, are logged and pass without a scan. clamd's own `StreamMaxLength`
+    should not be lower, because messages between the two are deferred. `patience` is for a whole
+    scan. Mail of users after a login is scanned too, because their machines catch viruses as well.
     """
 
     address: SocketAddress = SocketAddress(path=Path("/run/clamav/clamd.ctl"))
@@ -68,7 +67,7 @@ class Clamav:
 
     @hookimpl
     def on_message(self, envelope: Envelope, message: Message) -> None:
-        """Refuse a virus, or take it aside."""
+        """Scan the message, and take the action if it has a virus."""
         if message.size > self.largest:
             _log.warning("not scanned for viruses: %d octets", message.size)
             return
@@ -89,7 +88,7 @@ class Clamav:
 
 
 def _scan(line: Line, message: Message) -> str:
-    """Return the name of the virus in a message, "" when there is none. Raise RemoteError."""
+    """Return the name of the virus in a message, "" for a clean one. Raise RemoteError."""
     try:
         line.send(b"zINSTREAM\0")
         with message.open() as reader:
@@ -106,9 +105,9 @@ def _scan(line: Line, message: Message) -> str:
 
 
 def _reason(line: Line, error: RemoteError) -> RemoteError:
-    """Return what clamd has said before it hung up, as it does above its `StreamMaxLength`."""
+    """Return clamd's answer before it hung up, which it does above its `StreamMaxLength`."""
     with contextlib.suppress(RemoteError):
-        return RemoteError(f"clamd answers {_answer(line)!r} before it has seen all")
+        return RemoteError(f"clamd answers {_answer(line)!r} before the end of the message")
     return error
 
 

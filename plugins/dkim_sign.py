@@ -1,8 +1,8 @@
-"""Sign what leaves with DKIM, so that receivers know whose it is.
+"""Sign outgoing mail with DKIM, so that receivers know its domain.
 
-The body is hashed as it is read, so memory is bounded whatever the size of the message; that, and
-the RSA of OpenSSL instead of Python's arithmetic, is why no DKIM library does this here. Verified
-by dkimpy in the tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
+The body is hashed while it is read, so memory is bounded for messages of any size, and RSA is that
+of OpenSSL. DKIM libraries do neither, so this uses none. dkimpy verifies the signatures in the
+tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
 """
 
 import logging
@@ -37,16 +37,16 @@ _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
 
 @plugin
 class DkimSign:
-    """Sign mail of our own users and hosts for the domain of its From field.
+    """Sign mail of local users and hosts for the domain of its From field.
 
-    `domains` are those that sign; their subdomains' mail is signed for them too, which DMARC takes
-    for aligned. For each of the `selectors` and domains there is a private key at `keys`, a path in
-    which {domain} and {selector} are filled in: PEM, RSA of 2048 bits or Ed25519. With several
-    selectors each message has that many signatures; Ed25519 beside RSA is for receivers that know
-    it. Only mail is signed that a user has sent after login, a host of `networks`, or this server
-    itself to one of them: what strangers send through an alias must not get our name, nor what they
-    make this server say to whom they have named as the sender. Header fields that matter
-    are signed so that none can be added, the body in whole, both relaxed. BINARYMIME is not signed.
+    `domains` are the signing domains. Mail of their subdomains is signed for them too, which DMARC
+    accepts as aligned. `keys` is the path of the private keys, in which {domain} and {selector} are
+    filled in; each is a PEM file with RSA of 2048 bits or Ed25519. A message gets a signature for
+    each of the `selectors`, such as RSA, and Ed25519 for receivers that know it. Only mail is
+    signed that a user sent after a login, that comes from `networks`, or that this server sends to
+    one of these. Mail of strangers through an alias, and notifications to senders whom strangers
+    name, must not carry the domain's name. The signature covers the whole body and the important
+    header fields, so that nobody can add one, both relaxed. BINARYMIME is not signed.
     """
 
     domains: list[str]
@@ -56,7 +56,7 @@ class DkimSign:
 
     def __post_init__(self) -> None:
         if not self.domains or not self.selectors:
-            raise ValueError("domains: expected at least one, and at least one of selectors")
+            raise ValueError("domains: expected at least one domain, and at least one of selectors")
         for selector in self.selectors:
             if not _SELECTOR.fullmatch(selector):
                 raise ValueError(f"selectors: {selector!r} cannot stand in the DNS")
@@ -75,7 +75,7 @@ class DkimSign:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn of keys that are weak, or that others can read."""
+        """Warn about keys that are weak, or that others can read."""
         if server.role != "check":
             return
         for signer in [each for signers in self._signers.values() for each in signers]:
@@ -85,7 +85,7 @@ class DkimSign:
 
     @hookimpl
     def on_send(self, delivery: Delivery, message: Message) -> None:
-        """Put the signatures on top."""
+        """Put the signatures on top of the message."""
         signers = self._signers_of(message)
         if not signers or delivery.envelope.body == "BINARYMIME":
             return
@@ -101,7 +101,7 @@ class DkimSign:
     def _is_own(self, envelope: Envelope) -> bool:
         if envelope.login is not None:
             return True
-        if not envelope.peer:  # a notification: it says what the sender and the hosts have said
+        if not envelope.peer:  # a notification, which repeats text of the sender and of hosts
             return envelope.trusted
         if not self.networks or envelope.peer == "unix":
             return False
@@ -109,7 +109,7 @@ class DkimSign:
         return any(address in network for network in self.networks)
 
     def _signers_of(self, message: Message) -> list["_Signer"]:
-        """Return those of each domain in the From field, as `dmarc` reads it; none for several."""
+        """Return the keys for the domain in From, as `dmarc` reads it; none for several domains."""
         senders = message.headers.get_all("From")
         try:
             domains = domains_of(senders) if len(senders) == 1 else []
@@ -130,7 +130,7 @@ class DkimSign:
 
 @dataclass(frozen=True)
 class _Signer:
-    """A key with its place in the DNS."""
+    """A key with its domain and selector in the DNS."""
 
     path: Path
     domain: str

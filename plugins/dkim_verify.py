@@ -1,6 +1,6 @@
-"""Find out whose signatures incoming mail has, and whether they hold (DKIM).
+"""Verify the DKIM signatures of incoming mail.
 
-RFC 6376, with the limits of RFC 8301 and Ed25519 (RFC 8463); results as RFC 8601 names them.
+RFC 6376, with the limits of RFC 8301 and Ed25519 (RFC 8463); the results are those of RFC 8601.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -24,16 +24,16 @@ from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
 from ._options import check_time
 
-# Characters of a signature that are shown, at least and at most (RFC 6008 section 4)
+# The range for the number of characters of a signature that are shown (RFC 6008 section 4)
 _SHOWN = range(8, 200)
 _TAGS = ("v", "a", "b", "bh", "d", "h", "s")
 
 
 @dataclass(frozen=True, slots=True)
 class DkimResult:
-    """One signature: `result` as in RFC 8601 section 2.7.1, and what the signature says of itself.
+    """One signature: its `result` as in RFC 8601 section 2.7.1, and its tags.
 
-    What could not be read is "". `signature` is the base64 of its tag b, `domain` has A-labels.
+    Unreadable tags are "". `signature` is the base64 of the tag b, and `domain` has A-labels.
     """
 
     result: str
@@ -44,25 +44,24 @@ class DkimResult:
     signature: str = ""
 
 
-#: The results of a message, in the order of the fields from the top; empty for one unsigned.
+#: The results of a message, in the order of the fields from the top; empty without a signature.
 DKIM_RESULTS: StashKey[tuple[DkimResult, ...]] = StashKey()
 
 
 @plugin
 class DkimVerify:
-    """Verify the DKIM signatures of incoming mail and note the results; nothing is refused here.
+    """Verify the DKIM signatures of incoming mail and store the results; no mail is refused.
 
-    What follows from a result is for `dmarc`, `score` or `rules` to say; `authentication_results`
+    `dmarc`, `score` or `rules` decide what follows from a result, and `authentication_results`
     writes it into the header. A message may have any number of signatures, and each costs a
-    question to the DNS and a calculation: the `signatures` that stand highest are verified, further
-    ones are told as one result, policy. All keys together are waited for no longer than `patience`;
-    a key that has not come by then is a temperror. The body is read in pieces, so there is no
-    largest message.
+    question to the DNS and a calculation. So only the topmost `signatures` are verified, and all
+    others have one result, policy. `patience` limits the wait for all keys; a key that is not there
+    by then is a temperror. The body is read in pieces, so messages may have any size.
 
-    A signature holds if it covers the From field and the whole body: of one with a tag l that
-    leaves out something, the result is policy, as with rsa-sha1, RSA keys below 1024 bits or above
-    8192, and after its end. Of domains that only test (t=y) a failure is neutral. Mail of users who
-    have logged in is not looked at.
+    A signature is valid if it covers the From field and the whole body. The result is policy if a
+    tag l excludes a part of the body, for rsa-sha1, for RSA keys below 1024 or above 8192 bits, and
+    for expired signatures. A failure of a domain that tests (t=y) is neutral. Mail of users after a
+    login is not checked.
     """
 
     signatures: int = 5
@@ -70,7 +69,7 @@ class DkimVerify:
 
     def __post_init__(self) -> None:
         if self.signatures < 1:
-            raise ValueError("signatures: expected one at least")
+            raise ValueError("signatures: expected at least 1")
         check_time("patience", self.patience)
 
     @hookimpl
@@ -80,7 +79,7 @@ class DkimVerify:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Leave a result for each signature."""
+        """Store a result for each signature."""
         if session.login is not None:
             return
         found = self._results(message)
@@ -99,7 +98,7 @@ class DkimVerify:
 
 
 def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[DkimResult]:
-    """Return the results of these fields; the body is read only for those whose header is good."""
+    """Return the results of these fields; the body is read only after a valid header."""
     found: list[DkimResult] = []
     good: dict[int, tuple[Signature, frozenset[str]]] = {}
     for number, raw in enumerate(fields):
@@ -119,7 +118,7 @@ def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[Dki
 
 
 def _check_header(message: Message, signature: Signature, keys: Keys) -> frozenset[str]:
-    """Return the flags of the key that the header was signed with. Raise UnverifiedError."""
+    """Verify the header, and return the flags of its key. Raise UnverifiedError."""
     if signature.tags["v"] != "1":
         raise UnverifiedError("neutral", "its version is not known")
     signature.check_tags(steady_time())
@@ -163,8 +162,8 @@ def _published(found: Sequence[DkimResult]) -> Iterator[AuthResult]:
 
 
 def _telling_length(signatures: Collection[str]) -> int:
-    """Return how many characters tell these signatures from each other."""
+    """Return the number of characters by which these signatures differ."""
     for length in _SHOWN:
         if len({each[:length] for each in signatures}) == len(signatures):
             return length
-    return _SHOWN.stop  # none of these holds: they would all be of one key and one digest
+    return _SHOWN.stop  # all are invalid, else they would have the same key and digest

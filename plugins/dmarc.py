@@ -1,8 +1,8 @@
-"""Do with incoming mail what the domain in its From field asks for (DMARC).
+"""Apply the policy of the domain in the From field to incoming mail (DMARC).
 
-RFC 7489, and of RFC 9989, which takes its place, the policy np and testing by t=y. Organizations
-are found by the public suffix list and not by a walk up the DNS: that takes two questions at most,
-where the walk may take eight, and gives what domains have been set up with. `pct` still counts.
+RFC 7489, with the policy np and testing by t=y of its successor, RFC 9989. Organizational domains
+come from the public suffix list, which takes at most two questions. The walk up the DNS of RFC 9989
+may take eight, and domains were set up for the list. `pct` still counts.
 """
 
 from dataclasses import dataclass, field, replace
@@ -46,10 +46,10 @@ _RANKS: Final = {"pass": 0, "none": 1, "permerror": 2, "fail": 3, "temperror": 4
 
 @dataclass(frozen=True, slots=True)
 class DmarcResult:
-    """What DMARC says: the `result` of RFC 7489 section 11.2 for the `domain` of the From field.
+    """The DMARC `result` (RFC 7489 section 11.2) for the `domain` of the From field.
 
-    `policy` is what the domain asks for where mail fails, "" without a record; `disposition` what
-    that comes to for this message: less for a part of the mail (pct) or while the domain tests.
+    `policy` is the domain's for mail that fails, "" without a record. `disposition` is the one for
+    this message, which is milder for a part of the mail (pct) and while the domain tests.
     """
 
     result: str
@@ -59,31 +59,30 @@ class DmarcResult:
     reason: str = ""
 
 
-#: On an envelope whose message was checked; of several domains in From that of the worst.
+#: On an envelope whose message was checked; the worst result if From has several domains.
 DMARC: Final[StashKey[DmarcResult]] = StashKey()
 
 
 @plugin
 class Dmarc:
-    """Hold mail against the policy of the domain in its From field, once it has been checked.
+    """Apply the DMARC policy of the domain in the From field to incoming mail.
 
-    It belongs after `spf` and `dkim_verify`, whose results it needs: without them it fails, and
-    mail waits. A message passes if one of them is pass for the domain itself, or, unless the domain
-    asks for more, for another of the same organization. With `action` "enforce", mail that fails is
-    refused with 550 5.7.1 or put into quarantine, as the domain asks; "report_only" notes what
-    would have been done. A message whose From field has no domain, such as MAILER-DAEMON, has no
-    policy either, and passes. Of several domains each has to pass: those of several addresses or
-    fields, and all that some mail program would show for a field that is broken. More than 16 are
-    refused.
+    Put it after `spf` and `dkim_verify`, whose results it needs; without them it fails and mail is
+    deferred. A message passes if one of these is pass for the domain, or for another domain of the
+    organization unless the policy is strict. With `action` "enforce", mail that fails is refused
+    with 550 5.7.1 or quarantined, as the domain asks; "report_only" only stores the result. A From
+    field without a domain, such as MAILER-DAEMON, has no policy and passes. If there are several
+    domains, each has to pass: those of several addresses or fields, and all that some mail program
+    would show for a malformed field. More than 16 are refused.
 
-    Lists and forwarders change messages, and break what domains have signed. `trusted_sealers` are
-    domains (those of their ARC seals) that are believed when they have found a message good before:
-    it fails, and yet nothing is done. This needs `arc` before. Name only who checks what it takes.
+    Mailing lists and forwarders change messages, which breaks signatures. If one of the
+    `trusted_sealers` (domains of ARC seals) found that a message passed earlier, a failure has no
+    consequence. This needs `arc` before it. Trust only domains that check the mail they accept.
 
-    `temperror` says what becomes of mail when the DNS does not answer, within `patience` or to the
-    checks before, and its answer is what would decide: "defer" it (451 4.7.1), or "tag" it and let
-    it pass. Sessions with a login are left alone, and so are `networks`: by default loopback,
-    private and link-local ones. Give the same as for `spf`.
+    `temperror` is for mail whose result depends on the DNS while that does not answer, within
+    `patience` or to the plugins before: "defer" it (451 4.7.1), or "tag" it and let it pass.
+    Sessions with a login are not checked, nor are clients in `networks`: by default loopback,
+    private and link-local addresses. Use the same networks as for `spf`.
     """
 
     action: Literal["enforce", "report_only"] = "enforce"
@@ -104,7 +103,7 @@ class Dmarc:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Judge, note, and do what is asked for."""
+        """Evaluate the policy, store the result, and apply it."""
         if address_to_check(session, self.networks) is None:
             return
         found = self._worst(envelope, message.headers)
@@ -122,7 +121,7 @@ class Dmarc:
             message.quarantine(f"dmarc: {found.reason}")
 
     def _worst(self, envelope: Envelope, headers: Headers) -> DmarcResult:
-        """Judge the domains of all From fields; RFC 7489 section 6.6.1 leaves open which counts."""
+        """Return the worst result of the domains in From (RFC 7489 section 6.6.1)."""
         try:
             domains = [each for each in domains_of(headers.get_all("From")) if can_be_asked(each)]
         except TooManyDomainsError as error:
@@ -134,7 +133,7 @@ class Dmarc:
         return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
 
     def _forgiven(self, found: DmarcResult, envelope: Envelope) -> DmarcResult:
-        """Do nothing about a failure that somebody trusted explains (RFC 8617 section 7.2)."""
+        """Accept a failure if a trusted sealer saw the message pass (RFC 8617 section 7.2)."""
         chain = envelope.stash.get(ARC, None)
         if found.result != "fail" or chain is None:
             return found

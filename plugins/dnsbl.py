@@ -1,4 +1,4 @@
-"""Ask lists in the DNS for what they know of a client (DNSBL, RFC 5782)."""
+"""Look up clients in lists in the DNS (DNSBL, RFC 5782)."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -38,12 +38,12 @@ from ._options import check_time
 
 _log: Final = logging.getLogger(__name__)
 _LONGEST_REASON = 200  # characters
-_SHARE = 0.5  # of the time that is left, for one question: a slow list leaves some to the others
+_SHARE = 0.5  # of the remaining time for one question, so a slow list leaves time for the others
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """That `subject`, an address or a domain, is in the list `zone`, with these codes."""
+    """An entry of `subject`, an address or a domain, in the list `zone`, with its codes."""
 
     zone: str
     subject: str
@@ -51,27 +51,28 @@ class Listing:
     codes: tuple[str, ...]
 
 
-#: On an envelope: where its client and its domains are listed.
+#: On an envelope: the entries of its client and its domains.
 LISTINGS: Final[StashKey[list[Listing]]] = StashKey()
 
 
 @plugin
 class Dnsbl:
-    """Ask `lists` at MAIL for the client's address, the sender's domain, and the name in HELO.
+    """Look up the client's address, the sender's domain and the name in HELO in `lists` at MAIL.
 
-    A client whose lists have `reject_at` points together is refused with 550 5.7.1, which names
-    them, and with `reasons` says what they say about it; 0 leaves all to filters that add up. Each
-    listing is a finding with its points, and stands under `LISTINGS` in the envelope's stash.
+    A client is refused with 550 5.7.1 if its lists have `reject_at` points together. The reply
+    names the lists, and with `reasons` includes their text. 0 never refuses, and leaves that to
+    filters that add up findings. Each entry is a finding with its points, and is under `LISTINGS`
+    in the envelope's stash.
 
-    Lists are asked one after another, those that speak for a client first, and no more of them than
-    it takes to refuse: most answers come from the cache, and lists count what they are asked. All
-    have `patience` together, each at most half of what is left. A list that does not answer, or
-    answers with an error (127.255.255.0/24: you ask too much, or through a public resolver) or what
-    is no code, lists nobody: when the others did not refuse the client either, that is a failure of
-    this plugin, for `on_error`. After five failures in a row a list is left alone for 30 seconds.
+    Lists are asked one after the other, those that speak for a client first, until there are enough
+    points to refuse, because lists limit the number of questions. `patience` is for all lists, and
+    each gets at most half of the remaining time. A list fails if it does not answer, or answers
+    with an error (127.255.255.0/24: too many questions, or through a public resolver) or with an
+    invalid code. If the other lists do not refuse the client, this is a failure of the plugin, for
+    `on_error`. After five failures in a row a list is not asked for 30 seconds.
 
-    Sessions with a login are left alone, and so are `networks`, by default loopback, private and
-    link-local ones; yours take the place of the default.
+    Sessions with a login are not checked, nor are clients in `networks`: by default loopback,
+    private and link-local addresses, which your list replaces.
     """
 
     lists: list[DnsList]
@@ -84,14 +85,14 @@ class Dnsbl:
         if not self.lists:
             raise ValueError("lists: expected at least one")
         if self.reject_at < 0:
-            raise ValueError("reject_at: expected points above 0, or 0 to refuse nobody")
+            raise ValueError("reject_at: expected points above 0, or 0 to refuse no client")
         check_time("patience", self.patience)
         self._ordered = sorted(self.lists, key=lambda each: each.points > 0)
         self._breakers = {each.zone: Breaker(each.zone) for each in self.lists}
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know whom to ask; the command `check` tries the lists."""
+        """Take the resolver; for the command `check`, try the lists."""
         self._resolver: Resolver = server.resolver
         if server.role == "check":
             for each in self.lists:
@@ -100,14 +101,14 @@ class Dnsbl:
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
-        """Look everything up, and refuse whom the lists have points enough against."""
+        """Look up the client, and refuse it if its lists have enough points."""
         address = address_to_check(session, self.networks)
         if address is None:
             return
         found: list[Listing] = []
         envelope.stash[LISTINGS] = found
         problems: list[str] = []
-        # As many as the lists that an administrator has named can take, and what they say of it.
+        # Enough for all lists that the administrator named, and their reasons.
         budget = DnsBudget(questions=4 * len(self.lists))
         questions = Questions(self._resolver, self.patience, budget)
         for each, subject, labels in self._lookups(session, envelope, address):
@@ -129,7 +130,7 @@ class Dnsbl:
     def _lookups(
         self, session: Session, envelope: Envelope, address: IpAddress
     ) -> Iterator[tuple[DnsList, str, str]]:
-        """Yield each question once: a list, whom it is about, and the name to look up."""
+        """Yield each question once: a list, its subject, and the name to look up."""
         sender = envelope.reverse_path.ascii_domain if envelope.reverse_path else ""
         domains = {"sender": sender, "helo": Address("", session.helo).ascii_domain}
         for each in self._ordered:
@@ -154,21 +155,21 @@ class Dnsbl:
         return f" ({texts[0][:_LONGEST_REASON]})" if texts else ""
 
     def _problem(self, each: DnsList) -> str:
-        """Say what is wrong with a list, by the entries that all have for trying them."""
+        """Return the problem of a list, by the entries that every list has for tests, or ""."""
         questions = Questions(self._resolver, self.patience)
         listed, absent = each.test_points
         try:
             if not self._answers(each, listed, questions):
                 return f"does not list {listed}, as every list does: is it one?"
             if self._answers(each, absent, questions):
-                return f"lists {absent}, as no list does: everybody would be in it"
+                return f"lists {absent}, as no list does, so it may list every client"
         except (RemoteError, UnansweredError) as error:
             return f"cannot be asked: {error}"
         return ""
 
 
 def _is_domain(text: str) -> bool:
-    """Whether this is a name and no address: lists of domains punish who asks for addresses."""
+    """Return whether this is a name, because lists of domains punish questions for addresses."""
     return "." in text and is_domain(text) and not text.rpartition(".")[2].isdigit()
 
 

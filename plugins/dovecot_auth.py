@@ -1,4 +1,4 @@
-"""Have Dovecot check the passwords of users."""
+"""Let Dovecot check the passwords of users."""
 
 import base64
 import re
@@ -29,19 +29,18 @@ _ESCAPES = {"0": "\0", "1": "\1", "t": "\t", "r": "\r", "n": "\n", "l": "\n"}
 
 @plugin
 class DovecotAuth:
-    """Authenticate users by Dovecot's authentication service, so that both know the same users.
+    """Authenticate users by Dovecot's authentication service, so that both have the same users.
 
     `address` is that of an auth socket (`service auth` with a `unix_listener` or `inet_listener` in
-    Dovecot): `unix:/run/dovecot/auth-client`, or host:port, whose traffic is not encrypted and
-    belongs on loopback. Dovecot is told who connects, so that `allow_nets` works, and whether that
-    is inside TLS. It decides who may act as somebody else (master users), and gives the name that a
-    user is known by after the login. Each login is a conversation of its own within `patience`;
-    where Dovecot is away, or its own database is, the client hears 454 and keeps its password.
+    Dovecot): `unix:/run/dovecot/auth-client`, or host:port, which is not encrypted and so belongs
+    on loopback. Dovecot gets the client's address, so `allow_nets` works, and learns whether TLS is
+    used. It decides who may act as another user (master users), and returns the user's name after
+    the login. Each login has a connection of its own, limited by `patience`. While Dovecot or its
+    database is down, the client gets 454 and keeps its password.
 
-    Dovecot takes names in lower case unless its `auth_username_format` says otherwise. With
-    `ignore_case` a login that it has refused is asked about a second time, with the name in lower
-    case and ordinary width, if that is another name; a password with accents put together otherwise
-    than RFC 8265 has them is asked about in its form too.
+    Dovecot expects names in lower case unless `auth_username_format` says otherwise. With
+    `ignore_case` a refused login is tried again with the name in lower case and ordinary width, if
+    that differs, and with the password in the normal form of RFC 8265, if that differs.
     """
 
     address: SocketAddress
@@ -54,7 +53,7 @@ class DovecotAuth:
 
     @hookimpl
     def authenticate(self, session: Session, credentials: Credentials) -> str | None:
-        """Return the name that Dovecot knows the user by; None for whom it refuses."""
+        """Return Dovecot's name for the user; None if it refuses the login."""
         if not may_be_asked(credentials):
             return None
         spellings = spellings_of(credentials, ignore_case=self.ignore_case)
@@ -78,8 +77,8 @@ class DovecotAuth:
 
 
 def _introduce(line: Line) -> int:
-    """Exchange greetings; give the number of the connection, and of the request in it."""
-    # Dovecot hangs up on a number that another connection has: a process has many of ours.
+    """Exchange greetings; return the number for the connection and its request."""
+    # Dovecot closes a connection whose number another one has, and a process has many.
     number = 1 + secrets.randbelow(2**31 - 1)
     line.send(f"VERSION\t{_MAJOR}\t1\nCPID\t{number}\n".encode())
     version = _read(line)
@@ -99,7 +98,7 @@ def _introduce(line: Line) -> int:
 
 def _request(session: Session, credentials: Credentials) -> str:
     texts = (credentials.authorization, credentials.username, credentials.password)
-    # no-penalty: an address waits here already, and Dovecot's wait would look like a dead service.
+    # no-penalty: addresses already wait here, and Dovecot's wait would look like a dead service.
     parts = ["PLAIN", "service=smtp", "nologin", "no-penalty"]
     if session.tls is not None or session.peer == "unix":
         parts.append("secured")
@@ -107,7 +106,7 @@ def _request(session: Session, credentials: Credentials) -> str:
         parts.append(f"rip={session.peer}")
     if session.local and session.local != "unix":
         parts.append(f"lip={session.local}")
-    # The response comes last: Dovecot takes all that follows for it.
+    # The response comes last, because Dovecot reads everything after it as a part of it.
     parts.append("resp=" + base64.b64encode("\0".join(texts).encode()).decode())
     return "\t".join(parts)
 
@@ -117,7 +116,7 @@ def _read(line: Line) -> list[str]:
 
 
 def _value(fields: list[str], name: str) -> str:
-    """Return the value of a parameter, without the escapes of tabs and the like."""
+    """Return the value of a parameter without escapes."""
     for each in fields:
         if each.startswith(name):
             value = each.removeprefix(name)

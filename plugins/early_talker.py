@@ -1,4 +1,4 @@
-"""Notice peers that talk before they are greeted: mail servers wait, many bots do not."""
+"""Detect peers that talk before the greeting: mail servers wait for it, many bots do not."""
 
 from dataclasses import field
 from datetime import timedelta
@@ -19,21 +19,21 @@ from minismtp import (
 from ._dns import address_to_check, local_networks
 from ._options import check_time
 
-#: The key under which a peer will be remembered, once it goes on.
+#: The key under which a peer is remembered once it continues.
 _WAITED: Final[StashKey[str]] = StashKey()
 
 
 @plugin
 class EarlyTalker:
-    """Have strangers wait `delay` for the greeting, and refuse who cannot (RFC 5321 section 3.1).
+    """Delay the greeting for strangers, and refuse peers that do not wait (RFC 5321 section 3.1).
 
-    Who talks in the meantime is refused at once with 554; with `points`, it is a finding of the
-    session instead, for the plugin `score`. Who has waited, and then gone on, is greeted without
-    delay for the time `remember`, by all workers and with `[state] url` all hosts; "0s" has each
-    session wait. Peers of `networks`, by default loopback, private and link-local ones, neither
-    wait nor are listened to; yours take the place of the default. It belongs before the plugins
-    that ask others about a peer, on listeners for mail from other servers: nothing here knows who
-    will log in. The `greet_delay` of a listener is for everybody and needs no plugin.
+    A peer that talks during `delay` is refused at once with 554; with `points` this is a finding of
+    the session instead, for the plugin `score`. A peer that waited and then continued is greeted
+    without delay for the time `remember`, by all workers, and with `[state] url` by all hosts; "0s"
+    delays each session. Peers in `networks`, by default loopback, private and link-local addresses,
+    which your list replaces, do not wait. Put it before plugins that ask services about a peer, on
+    listeners for mail from other servers, because it cannot know who will log in. The `greet_delay`
+    of a listener is for all peers and needs no plugin.
     """
 
     delay: timedelta = timedelta(seconds=5)
@@ -46,12 +46,12 @@ class EarlyTalker:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know where to look who has waited."""
+        """Take the state in which peers that waited are remembered."""
         self._state = server.state
 
     @hookimpl
     def on_connect(self, session: Session) -> None:
-        """Let a peer wait, and refuse one that talks."""
+        """Delay the greeting, and refuse a peer that talks."""
         address = address_to_check(session, self.networks)
         if address is None:
             return
@@ -67,7 +67,7 @@ class EarlyTalker:
 
     @hookimpl
     def on_helo(self, session: Session) -> None:
-        """Remember who has waited, now that it goes on."""
+        """Remember a peer that waited, because it continues."""
         if _WAITED in session.stash:
             self._state.put(session.stash[_WAITED], "", self.remember)
             del session.stash[_WAITED]

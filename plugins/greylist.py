@@ -1,4 +1,4 @@
-"""Let mail of strangers wait until they have come again."""
+"""Defer mail of strangers until they try again."""
 
 import hashlib
 import math
@@ -24,33 +24,34 @@ from minismtp import (
 from ._dns import IpNetwork, address_to_check, local_networks, network_of
 from ._options import check_time
 
-#: What a message has shown of its client: the triplets that have come again, and when each was
-#: noted, 0 for never.
+#: On an envelope: the triplets that were tried again, and when each was stored, 0 for never.
 _AGAIN: Final[StashKey[dict[str, float]]] = StashKey()
-#: When it was noted that the client's network need not wait, None when it has to.
+#: When it was stored that the client's network need not wait; None if it has to.
 _KNOWN: Final[StashKey[float | None]] = StashKey()
-_SLACK: Final = 0.1  # of `remember`: what is younger is not noted again, as writing takes turns
-_AHEAD: Final = 60.0  # seconds by which clocks may differ; what is later was noted by a wrong one
-_MOST: Final = 10_000  # that a process knows without asking the state
+_SLACK: Final = (
+    0.1  # of `remember`: younger entries are not stored again, because writers wait for each other
+)
+_AHEAD: Final = 60.0  # seconds by which clocks may differ; a later entry comes from a wrong clock
+_MOST: Final = 10_000  # entries that a process keeps in memory
 
 
 @plugin
 class Greylist:
-    """Put off a recipient with 451 4.7.1 until the same client has come again after `delay`.
+    """Defer a recipient with 451 4.7.1 until the same client tries again after `delay`.
 
-    The same is who comes from the same network (/24, or /64 of IPv6) with the same sender for the
-    same recipient; the reply says how many seconds are left. Coming too early does no harm; who
-    comes later than `window` after the first time starts again. Once the same delivered, it need
-    not wait again, as long as no time of `remember` (or a tenth more) goes by without a message.
+    A retry is the same if network (/24, or /64 of IPv6), sender and recipient are the same. The
+    reply says how many seconds are left. A retry before that does no harm, and a retry later than
+    `window` after the first attempt starts again. After a delivery the same triplet need not wait
+    again, unless no message arrives for the time `remember` (or a tenth more).
 
-    A network that has delivered `deliveries` messages need not wait at all, for as long; 0 has each
-    triplet wait. A message counts when the `on_message` of the plugins before lets it through: put
-    this one behind the filters that judge content. Recipients are judged once they are routed, so
-    guesses are refused at once, and nothing is remembered of them.
+    A network that delivered `deliveries` messages need not wait at all for the same time; with 0
+    each triplet waits. A message counts after the `on_message` of earlier plugins accepts it, so
+    put this plugin after the filters for content. Recipients are checked after routing, so guessed
+    addresses are refused at once and not remembered.
 
-    Sessions with a login are left alone, and so are `networks`, by default loopback, private and
-    link-local ones; yours take the place of the default. All workers know what has been seen,
-    with `[state] url` all hosts.
+    Sessions with a login are not checked, nor are clients in `networks`: by default loopback,
+    private and link-local addresses, which your list replaces. All workers share what they
+    remember, and with `[state] url` all hosts.
     """
 
     delay: timedelta = timedelta(minutes=5)
@@ -62,23 +63,23 @@ class Greylist:
     def __post_init__(self) -> None:
         check_time("delay", self.delay)
         if self.window <= self.delay:
-            raise ValueError("window: expected more than delay, or nobody could come again in time")
+            raise ValueError("window: expected more than delay, else no client could retry in time")
         if self.remember < self.window:
-            raise ValueError("remember: expected at least as much as window")
+            raise ValueError("remember: expected at least as long as window")
         if self.deliveries < 0:
             raise ValueError("deliveries: expected a number of messages, or 0 for never")
         self._clock = steady_time
         self._slack = self.remember * _SLACK
-        self._recent: dict[str, float] = {}  # what was noted, and when
+        self._recent: dict[str, float] = {}  # keys that were stored, and when
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know where to look who has been here."""
+        """Take the state in which triplets are remembered."""
         self._state: State = server.state
 
     @hookimpl
     def on_routed(self, session: Session, envelope: Envelope, recipient: Recipient) -> None:
-        """Put a recipient off, unless the client has come again."""
+        """Defer a recipient unless this is a retry after the delay."""
         network = self._network(session)
         if network is None or self._known(envelope, network) is not None:
             return
@@ -96,12 +97,12 @@ class Greylist:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope) -> None:
-        """Remember who has delivered."""
+        """Remember that the client delivered a message."""
         network = self._network(session)
         if network is None:
             return
         for key, noted in envelope.stash.get(_AGAIN, {}).items():
-            self._note(key, noted, "0 ")  # first seen long ago
+            self._note(key, noted, "0 ")  # as if first seen long ago
         if not self.deliveries:
             return
         known = self._known(envelope, network)
@@ -111,7 +112,7 @@ class Greylist:
             self._note(f"known {network}", 0)
 
     def _note(self, key: str, noted: float, value: str = "") -> None:
-        """Keep what is known for another while, unless it was noted a short time ago."""
+        """Store an entry for a further `remember`, unless it was stored recently."""
         if not self._is_fresh(noted):
             noted = self._clock()
             self._state.put(key, f"{value}{noted}", self.remember + self._slack)
@@ -127,7 +128,7 @@ class Greylist:
         return None if address is None else network_of(address)
 
     def _known(self, envelope: Envelope, network: IpNetwork) -> float | None:
-        """Say since when a network need not wait; looked up once for each message."""
+        """Return since when a network need not wait; look it up once for each message."""
         if _KNOWN not in envelope.stash:
             key = f"known {network}"
             found: float | str | None = self._recent.get(key)
@@ -138,7 +139,7 @@ class Greylist:
 
 
 def _triplet(network: IpNetwork, envelope: Envelope, recipient: Recipient) -> str:
-    """Return a short key, whatever long addresses strangers think of."""
+    """Return a key that is short even if the addresses are long."""
     addresses = (envelope.reverse_path, recipient.address)
     spelled = (Address(each.local, each.ascii_domain) if each else "" for each in addresses)
     text = " ".join(map(str, (network, *spelled))).lower()

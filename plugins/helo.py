@@ -1,4 +1,4 @@
-"""Judge the name by which a client greets."""
+"""Check the name in a client's HELO or EHLO."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field
@@ -48,27 +48,28 @@ _SAID = {
     "unresolvable": "{helo} is not in the DNS",
 }
 
-#: On an envelope whose client has a wrong name: what is wrong with it, such as "own".
+#: On an envelope whose client has a wrong name: the checks that failed, such as "own".
 HELO_PROBLEMS: Final[StashKey[tuple[str, ...]]] = StashKey()
 
 
 @plugin
 class HeloChecks:
-    """Judge the name in HELO or EHLO at MAIL, by checks that each have an action.
+    """Check the name in HELO or EHLO at MAIL; each check has an action.
 
-    `own`: it is our hostname, one of `names`, or the address of ours that was called, and so a lie.
-    `unqualified`: a name without a dot, or an address without brackets. `literal`: an address in
-    brackets that is not the client's. `unresolvable`: a name without address and without MX.
+    `own` is for this server's hostname, one of `names`, or the server's address, all of which are
+    false. `unqualified` is for a name without a dot, or an address without brackets. `literal` is
+    for an address in brackets that is not the client's. `unresolvable` is for a name with neither
+    an address nor an MX.
 
     "reject" refuses with 550 5.7.1, "defer" with 451 4.7.1, "tag" makes a finding with its
-    `points`, and "off" spares the check. RFC 5321 section 4.1.4 forbids to refuse mail for a wrong
-    name alone, and honest hosts have such names; nobody honest has ours. When the DNS does not
-    answer within `patience`, that is a failure of this plugin, for `on_error`, where `unresolvable`
-    would refuse; else mail passes.
+    `points`, and "off" skips the check. RFC 5321 section 4.1.4 forbids refusing mail for a wrong
+    name alone, and honest hosts have wrong names, but no honest host has this server's. If the DNS
+    does not answer within `patience`, mail passes, unless `unresolvable` would refuse. Then it is a
+    failure of this plugin, for `on_error`.
 
-    What is wrong is under `HELO_PROBLEMS` in the envelope's stash. Sessions with a login are left
-    alone, and so are `networks`, by default loopback, private and link-local ones; yours take the
-    place of the default.
+    The failed checks are under `HELO_PROBLEMS` in the envelope's stash. Sessions with a login are
+    not checked, nor are clients in `networks`: by default loopback, private and link-local
+    addresses, which your list replaces.
     """
 
     own: Action = "tag"
@@ -93,12 +94,12 @@ class HeloChecks:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know whom to ask."""
+        """Take the resolver."""
         self._resolver: Resolver = server.resolver
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
-        """Run the checks, and refuse what shall be refused."""
+        """Run the checks, and take the action of each that fails."""
         address = address_to_check(session, self.networks)
         if address is None:
             return
@@ -134,7 +135,7 @@ class HeloChecks:
             yield "unresolvable"
 
     def _resolves(self, name: str, envelope: Envelope) -> bool:
-        """Whether a name has an address or an MX. Raise UnansweredError where that matters."""
+        """Return whether a name has an address or an MX. Raise UnansweredError if it matters."""
         if not is_domain(name):
             return False
         questions = Questions(self._resolver, self.patience, budget_of(envelope))
@@ -147,7 +148,7 @@ class HeloChecks:
 
 
 def _address_in(text: str) -> IpAddress | None:
-    """Return the address that a text is, maybe as an address literal (RFC 5321 section 4.1.3)."""
+    """Return a text as an address, also from an address literal (RFC 5321 section 4.1.3)."""
     bare = text.removeprefix("[").removesuffix("]")
     if bare != text:
         bare = bare.removeprefix("ipv6:")

@@ -1,4 +1,4 @@
-"""Have a web service check the passwords of users."""
+"""Let a web service check the passwords of users."""
 
 import json
 import urllib.parse
@@ -26,19 +26,18 @@ _TYPES = {"json": "application/json", "form": "application/x-www-form-urlencoded
 
 @plugin
 class HttpAuth:
-    """Authenticate users by a POST to `url`, for each login one.
+    """Authenticate users by a POST to `url` for each login.
 
-    The body, JSON or a form as `format` says, has `username`, `password`, `authorization` (whom the
-    user wants to act as, empty for itself), `peer` (the client's address) and `tls` (true inside
-    TLS). The answer 200 with a JSON object `{"identity": "alice"}` lets the user in under that
-    name; 401 and 403 are a refusal. All others, redirects too, are a failure: the client hears 454
-    and keeps its password, as when no answer comes within `patience`. Passwords go out by https
-    only, where `ca` may name a file of the authorities to trust instead of the system's, or to
-    loopback; `allow_http` permits other networks, which then see them.
+    The body, JSON or a form as in `format`, has `username`, `password`, `authorization` (the user
+    to act as, empty for the same), `peer` (the client's address) and `tls` (true inside TLS). The
+    status 200 with a JSON object `{"identity": "alice"}` accepts the login under that name; 401 and
+    403 refuse it. Any other status, also a redirect, and no answer within `patience` are failures,
+    so the client gets 454 and keeps its password. Passwords are sent by https, or in clear text to
+    loopback; `allow_http` permits other networks, which can then read them. `ca` is a file of
+    authorities to trust instead of the system's.
 
-    With `ignore_case` a login that was refused is asked about a second time, with the name in lower
-    case and ordinary width, if that is another name; a password with accents put together otherwise
-    than RFC 8265 has them is asked about in its form too.
+    With `ignore_case` a refused login is tried again with the name in lower case and ordinary
+    width, if that differs, and with the password in the normal form of RFC 8265, if that differs.
     """
 
     url: str
@@ -58,11 +57,13 @@ class HttpAuth:
         parts = urllib.parse.urlsplit(self.url)
         private = parts.scheme == "https" or SocketAddress(str(parts.hostname)).is_local
         if not private and not self.allow_http:
-            raise ValueError("url: expected https, as passwords go there (or allow_http = true)")
+            raise ValueError(
+                "url: expected https, because passwords are sent there (or allow_http = true)"
+            )
 
     @hookimpl
     def authenticate(self, session: Session, credentials: Credentials) -> str | None:
-        """Return the identity that the service answers with; None for whom it refuses."""
+        """Return the identity from the service; None if it refuses the login."""
         if not may_be_asked(credentials):
             return None
         spellings = spellings_of(credentials, ignore_case=self.ignore_case)
@@ -92,7 +93,7 @@ class HttpAuth:
 
 
 def _identity(url: str, body: bytes) -> str:
-    """Return the name in an answer; a page of a portal or proxy must not let anybody in."""
+    """Return the name in an answer; a page of a portal or proxy must not log a user in."""
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Have an LDAP directory check the passwords of users."""
+"""Let an LDAP directory check the passwords of users."""
 
 import logging
 import secrets
@@ -35,19 +35,19 @@ _PORTS = {"ldap": 389, "ldaps": 636}
 class Ldap:
     """Authenticate users by a bind to an LDAP directory, such as OpenLDAP or Active Directory.
 
-    Either `dn` says what each user's entry is called, `uid={user},ou=people,dc=example,dc=org`. Or
-    the entry is searched for below `base`, with a `filter` in which {user} is the user name; as
-    `bind_dn`, whose password is in the file `bind_password_file`, or as nobody. What a user name
-    has of special characters is escaped in both. A search that finds one entry gives the DN to bind
-    with, and, when `identity` names an attribute, the name that the user has after the login. Else
-    a user is known by one spelling of the name that was typed: in lower case, without blanks.
+    Either `dn` is the name of each user's entry, `uid={user},ou=people,dc=example,dc=org`. Or the
+    entry is searched below `base`, with a `filter` in which {user} is the user name. The search is
+    done as `bind_dn`, whose password is in the file `bind_password_file`, or anonymously. Special
+    characters of a user name are escaped. The one entry that the search finds has the DN to bind
+    with and, if `identity` names an attribute, the user's name after the login. Otherwise the name
+    after the login is the typed one in its plainest spelling: in lower case, without blanks.
 
-    `url` is ldaps://host, or ldap://host with `starttls`; in clear text only to this machine. The
-    certificate must be one that the authorities in the file `ca` vouch for, else those of the
-    system. Each login is a connection of its own, as a bind changes who a connection belongs to;
-    referrals are not followed. A directory that is away, or has not answered within `patience`, or
-    answers something unusual, is a failure: the client hears 454. With `ignore_case` what is not
-    found or refused is tried once more, the name in lower case, the password in Unicode's form C.
+    `url` is ldaps://host, or ldap://host with `starttls`; clear text is allowed only to this
+    machine. `ca` is a file of authorities for the certificate, by default the system's. Each login
+    has a connection of its own, because a bind changes the user of a connection. Referrals are not
+    followed. If the directory is down, does not answer within `patience`, or answers with an
+    unusual code, the client gets 454. With `ignore_case` a login that fails is tried again, with
+    the name in lower case and the password in Unicode's form C.
     """
 
     url: str
@@ -64,12 +64,12 @@ class Ldap:
 
     def __post_init__(self) -> None:
         if bool(self.dn) == bool(self.base):
-            raise ValueError("dn: expected either this or base")
+            raise ValueError("dn: expected either dn or base")
         for option, text in (("dn", self.dn), ("filter", self.filter)):
             if text and "{user}" not in text:
-                raise ValueError(f"{option}: expected {{user}} where the user name belongs")
+                raise ValueError(f"{option}: expected {{user}} in place of the user name")
         if self.dn and self.identity:
-            raise ValueError("identity: expected base, as only a search finds attributes")
+            raise ValueError("identity: expected base, because only a search finds attributes")
         if bool(self.bind_dn) != (self.bind_password_file is not None):
             raise ValueError("bind_dn: expected bind_password_file with it")
         check_time("patience", self.patience)
@@ -92,23 +92,27 @@ class Ldap:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn of a file that others can read."""
+        """Warn about a file that others can read."""
         if server.role == "check" and self.bind_password_file is not None:
             warn_of_readers("bind_password_file", self.bind_password_file)
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
-        """Return the name of the user for the right password; None for all others."""
+        """Return the name of the user for the right password; None for a wrong one."""
         if not (may_be_asked(credentials) and acts_as_itself(credentials)):
             return None
-        by_dn = self.ignore_case and bool(self.dn)  # a search tries names, which costs no bind
+        by_dn = self.ignore_case and bool(
+            self.dn
+        )  # a search tries spellings without a bind for each
         for each in spellings_of(credentials, ignore_case=by_dn):
             with self._service.connect() as line:
                 try:
                     answer = self._ask(Conversation(line), each)
                 except ValueError as error:
                     raise RemoteError(f"{self.url}: {error}") from error
-            if isinstance(answer, RemoteError):  # a directory that answers is not left alone
+            if isinstance(
+                answer, RemoteError
+            ):  # raised here, because an answer is no failure for the breaker
                 raise answer
             if answer is not None:
                 return answer
@@ -122,7 +126,7 @@ class Ldap:
             found = self._find(directory, user)
             if isinstance(found, RemoteError):
                 return found
-            # A bind as nobody costs what a bind as somebody does: else time tells who exists.
+            # An unknown user costs a bind too, else the time would tell which users exist.
             entry = found or Entry(f"cn={secrets.token_hex(16)},{self.base}", "")
         else:
             found = entry = Entry(self._dn(user), user)
@@ -135,14 +139,14 @@ class Ldap:
         return self.dn.replace("{user}", escaped(user))
 
     def _plain_name(self, directory: Conversation, user: str, password: bytes) -> str:
-        """Return the usual spelling of a name, if the directory takes the same password for it."""
+        """Return the plainest spelling of a name if the directory takes the password for it."""
         plain = folded(user)
         if plain in ("", user) or directory.bind(self._dn(plain), password) != SUCCESS:
             return user
         return plain
 
     def _find(self, directory: Conversation, user: str) -> Entry | RemoteError | None:
-        """Find a user's entry, by the usual spelling of the name where that is the same entry."""
+        """Find a user's entry, with the plainest spelling of the name that finds the same entry."""
         if self._bind_password is not None:
             code = directory.bind(self.bind_dn, self._bind_password.get())
             if code != SUCCESS:
@@ -150,7 +154,7 @@ class Ldap:
         found, plain = self._search(directory, user), folded(user)
         if plain in ("", user):
             return found
-        same = self._search(directory, plain)  # for unknown users too: they cost the same
+        same = self._search(directory, plain)  # for unknown users too, so that they cost the same
         if isinstance(found, Entry) and isinstance(same, Entry) and found.dn == same.dn:
             return same
         if found is not None or not self.ignore_case:
@@ -162,7 +166,7 @@ class Ldap:
         query = self.filter.replace("{user}", escaped(user))
         code, entries = directory.search(self.base, query, self.identity, user)
         if code == AMBIGUOUS or len(entries) > 1:
-            _log.warning("several entries of %s match %s: nobody logs in", self.url, query)
+            _log.warning("several entries of %s match %s, so the login is refused", self.url, query)
             return None
         if code != SUCCESS:
             return self._unusual("the search", code)
@@ -181,9 +185,11 @@ class Ldap:
             raise ValueError('url: expected "ldaps://host", or "ldap://host:389"')
         address = SocketAddress(host, port or _PORTS[parts.scheme])
         if parts.scheme == "ldaps" and self.starttls:
-            raise ValueError("starttls: expected an ldap:// url with it")
+            raise ValueError("starttls: expected a url with ldap://")
         if parts.scheme == "ldap" and not self.starttls and not address.is_local:
-            raise ValueError("url: expected ldaps, or starttls = true, as passwords go there")
+            raise ValueError(
+                "url: expected ldaps, or starttls = true, because passwords are sent there"
+            )
         return address
 
 

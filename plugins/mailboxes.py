@@ -1,4 +1,4 @@
-"""Say which recipients are ours, and which mailboxes and other addresses take each one's copy."""
+"""Route local recipients to their mailboxes, and aliases to other addresses."""
 
 from dataclasses import field
 from pathlib import Path
@@ -30,31 +30,28 @@ from ._srs import KEPT, Srs, is_rewritten, read_secrets
 
 @plugin
 class Mailboxes:
-    """Route our domains' recipients to local mailboxes; other domains are left to other plugins.
+    """Route recipients in local domains to mailboxes; other domains are left to other plugins.
 
-    `domains` are ours. The local parts that exist there are those in `users`, in `users_file` (one
-    a line) and in `aliases_file` (lines `alias: target, target`); with none of `users`,
-    `users_file` and `catch_all` every local part exists. An alias is a local part, an address, or
-    `@domain` for all of a domain that nothing else is said of. A target is a local part, an address
-    here or elsewhere, or `@domain` for the same local part there, and may be an alias again; an
-    alias that names itself keeps its own mailbox. In both files `#` starts a comment, and changes
-    are taken on within a second. While one of them is gone, unreadable, or empty where it was not
-    (`users_file` without `users`: at all), recipients at our domains are put off with 451, because
-    users cannot be told from others; a comment says that a file names nobody on purpose.
+    `domains` are the local ones. The local parts in them are those in `users`, in `users_file` (one
+    a line) and in `aliases_file` (lines `alias: target, target`). Without `users`, `users_file` and
+    `catch_all` every local part exists. An alias is a local part, an address, or `@domain` for all
+    other addresses of a domain. A target is a local part, a local or remote address, or `@domain`
+    for the same local part there, and may be an alias again. An alias that names itself keeps its
+    own mailbox. In both files `#` starts a comment, and changes are read within a second. While a
+    file is missing, unreadable, or unexpectedly empty, recipients in local domains are deferred
+    with 451, as their users are unknown. A comment says that a file is empty on purpose.
 
-    `user+tag` is delivered to `user` (`separator`; "" = off). `catch_all` is the mailbox or alias
-    for what no user or alias matches. Mail for postmaster is always accepted (RFC 5321 section
-    4.5.1): by the user or alias of that name, else by `catch_all`, else by the mailbox or alias
-    that `postmaster` names. Local parts are compared without regard to case, to full-width letters
-    and to how accents are put together, but `straße` is not `strasse`. A local part alone, as in
-    `RCPT TO:<root>`, is at our host name; there and at the address that the client has called
-    (`root@[192.0.2.1]`) are the users and aliases of the first of `domains`, too.
+    `user+tag` is delivered to `user` (`separator`; "" turns this off). `catch_all` is the mailbox
+    or alias for all addresses without a user or alias. Mail for postmaster is always accepted (RFC
+    5321 section 4.5.1): by the user or alias of that name, else by `catch_all`, else by the mailbox
+    or alias in `postmaster`. Local parts are compared without case, width and composed accents, but
+    `straße` is not `strasse`. The users and aliases of the first of `domains` also exist without a
+    domain, at the host name, and at the server's address (`root@[192.0.2.1]`).
 
-    Mail that an alias sends elsewhere keeps its sender, or, with the `srs_secret_file`, gets one at
-    `srs_domain` (the first of `domains`) that SPF allows us. Bounces to such a sender are sent back
-    to the original one. They are taken with a valid hash, for 21 days, and from the null
-    reverse-path only, so nobody else can relay through them. A sender too long for that is kept in
-    the state for as long, and gets a short name; with `[state] url` all hosts know it.
+    Mail that an alias forwards keeps its sender. With `srs_secret_file` it gets a sender at
+    `srs_domain` (default: the first of `domains`), which SPF allows. Bounces to it return to the
+    original sender. They need a valid hash, at most 21 days old, and the null reverse-path, so
+    strangers cannot relay through them. Long senders are kept in the state (`[state] url`).
     """
 
     domains: list[str]
@@ -77,11 +74,11 @@ class Mailboxes:
         if not self.postmaster:
             raise ValueError("postmaster: expected the local part of a mailbox")
         if self.srs_domain and self.srs_secret_file is None:
-            raise ValueError("srs_domain: expected srs_secret_file beside it")
+            raise ValueError("srs_domain: expected srs_secret_file too")
         self._domains = [Address("", domain).ascii_domain for domain in self.domains]
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
-        self._full: set[Path] = set()  # files that have named somebody
+        self._full: set[Path] = set()  # files that once had an entry
         nobody = Directory(self._domains, set(), self.separator, "", local_part(self.postmaster))
         self._directory = WatchedFiles(self._read, *files, empty=nobody)
         self._srs: WatchedFiles[Srs] | None = None
@@ -91,12 +88,12 @@ class Mailboxes:
 
     @property
     def login_domain(self) -> str:
-        """The domain of users whose login has none: the first of ours, as for aliases."""
+        """The domain of users whose login has no domain: the first one, as for aliases."""
         return self._domains[0]
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know where long senders are kept, and warn of a secret that others can read."""
+        """Take the state for long senders, and warn about a secret that others can read."""
         self._state = server.state
         if self.srs_secret_file is not None and server.role == "check":
             warn_of_readers("srs_secret_file", self.srs_secret_file)
@@ -105,7 +102,7 @@ class Mailboxes:
     def route(
         self, session: Session, envelope: Envelope, recipient: Recipient
     ) -> Local | Relay | Several | None:
-        """Return the ways of a recipient at one of our domains; refuse one that has none."""
+        """Return the route of a recipient in a local domain. Refuse an unknown one."""
         address = recipient.address
         domain = address.ascii_domain
         if self._srs and domain == self._srs_domain and is_rewritten(address.local):
@@ -133,7 +130,7 @@ class Mailboxes:
 
     @hookimpl
     def on_send(self, delivery: Delivery) -> None:
-        """Keep a sender that is too long to be rewritten, before its message leaves."""
+        """Store a sender that is too long to be rewritten, before its message leaves."""
         rewritten = delivery.envelope.reverse_path
         if self._srs is None or rewritten is None or delivery.original_sender is None:
             return
@@ -141,9 +138,9 @@ class Mailboxes:
             self._state.put(key, str(delivery.original_sender), KEPT, durable=True)
 
     def _sender(self, sender: Address | None) -> Address | None:
-        """Return what a forwarded message's sender is to become; None leaves it."""
+        """Return the new sender of a forwarded message; None leaves it."""
         if self._srs is None or sender is None or sender.ascii_domain in self._domains:
-            return None  # SPF allows us to send for our own domains
+            return None  # SPF allows this server to send for its own domains
         return self._srs.get().rewrite(sender)
 
     def _read(self) -> Directory:
@@ -151,7 +148,9 @@ class Mailboxes:
             if read_file(path).strip(b"\0 \t\r\n"):
                 self._full.add(path)
             elif path in self._full or (path == self.users_file and not self.users):
-                raise EmptyFileError(f"{path} is empty: a comment would say on purpose")
+                raise EmptyFileError(
+                    f"{path} is empty; write a comment into it if that is on purpose"
+                )
         users = None
         if self.users or self.users_file or self.catch_all:
             listed = lines_of(self.users_file) if self.users_file else []
@@ -180,7 +179,7 @@ class Mailboxes:
 
 
 def _names_of_host(session: Session) -> tuple[str, str]:
-    """Return our host name, where a local part alone is, and the address that was called."""
+    """Return the host name, and the address that the client connected to."""
     tag = "IPv6:" if ":" in session.local else ""
     return (
         Address("", session.hostname).ascii_domain,
@@ -189,11 +188,13 @@ def _names_of_host(session: Session) -> tuple[str, str]:
 
 
 def _returned(srs: Srs, envelope: Envelope, local: str) -> Relay:
-    """Return the route to the sender of a message that was forwarded."""
+    """Return the route to the original sender of a forwarded message."""
     try:
         address = srs.restore(local)
     except ValueError as error:
-        raise Reject(f"no address of ours: {error}", code=550, enhanced="5.1.1") from error
+        raise Reject(
+            f"not an address of this server: {error}", code=550, enhanced="5.1.1"
+        ) from error
     if envelope.reverse_path is not None:
         raise Reject("this address takes delivery notifications only")
     return Relay(address)

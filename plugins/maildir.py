@@ -1,30 +1,29 @@
-r"""Store mail in Maildirs, so that no crash loses what was acknowledged or shows half a message.
+r"""Store mail in Maildirs. A crash neither loses an acknowledged message nor shows half of one.
 
-One delivery is: create NAME in tmp/ exclusively, lock it, write, sync, rename it into new/. Only
-then is the message acknowledged. NAME ends with `,S=` and the size, so a file tells whether it is
-whole: it has that size and no hole. (The size alone may reach the disk before the content, which
-then reads as zeros; file systems report such parts as holes.) A crash
-- before the sync leaves at most a file in tmp/, which no reader looks at and the next attempt with
-  the same name replaces. new/ shows nothing, and nothing was acknowledged.
-- after the rename leaves the message in new/, or, when the power fails before the file system has
-  written the rename (ext4 does so within five seconds), in tmp/ again: whole, as it was synced
-  there together with its entry, which the journals of ext4 and XFS write with a new file.
-So what is whole in tmp/ and locked by nobody was left by a crash. When the server starts, such
-files are moved into new/ (`rescue`). What was not acknowledged may come with them, and again from
-the sender: at least once, never lost.
+A delivery creates NAME in tmp/ exclusively, locks it, writes and syncs it, and renames it into
+new/. Only then is the message acknowledged. NAME ends with `,S=` and the size, so a complete file
+can be recognized by that size and by having no hole. (The size may reach the disk before the
+content, which then reads as zeros; file systems report such parts as holes.) A crash - before the
+sync leaves at most a file in tmp/, which readers ignore and the next attempt with the
+  same name replaces. new/ shows no message, and no message was acknowledged.
+- after the rename leaves the message in new/. If the power fails before the file system writes the
+  rename (ext4 does so within five seconds), the complete message is in tmp/ again, because it was
+  synced there together with its entry, which the journals of ext4 and XFS write with a new file.
+So a complete file in tmp/ that is not locked was left by a crash. When the server starts, such
+files are moved into new/ (`rescue`). These may include messages that were not acknowledged and that
+the sender sends again. So a message is stored at least once and never lost.
 
-No directory is synced for a message. That would be a second commit of the journal for each: it made
-a lone client's message take 2.6 ms instead of 1.5, and cost 20 clients a fifth of their rate.
+Directories are not synced for a message, because that takes a second commit of the journal: a lone
+client's message then took 2.6 ms instead of 1.5, and 20 clients lost a fifth of their rate.
 
-`sync = "file"` syncs the file. `sync = "group"` syncs the file system, once for all that are being
-delivered, by all workers (`GroupSync`): that covers the file and its entry in tmp/.
+`sync = "file"` syncs the file. `sync = "group"` syncs the file system, once for all messages that
+any worker is delivering (`GroupSync`), which includes the file and its entry in tmp/.
 
-NAME is made from the envelope alone, so a delivery from the queue, which a crash may have cut off
-after the rename, finds what it has left, in new/ or moved to cur/ by a reader, and is done.
+NAME is made from the envelope alone. So if a crash interrupted a delivery after the rename, its
+repetition from the queue finds the message, in new/ or moved to cur/ by a reader, and is done.
 
-Directories are made when they are missing, each synced into its parent, tmp/ last. So where tmp/
-exists, everything above it and beside it is on disk, whoever made it and however that one ended,
-and the ordinary delivery has nothing to look up.
+Missing directories are created and synced into their parents, tmp/ last. So if tmp/ exists, all
+directories above and beside it are on disk, and an ordinary delivery need not check them.
 """
 
 # ruff: noqa: PTH108, PTH116, PTH208, S108 - system calls on plain strings: a Path costs more than they
@@ -61,30 +60,30 @@ _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_HOST = 100
 _QUARANTINE = "Quarantine"
-# What a reader does now can bear a time a little before now: the kernel stamps by clock ticks.
+# A reader's change may get a time slightly before now, because the kernel stamps by clock ticks.
 _CLOCK_SLACK = 2.0
 
 
 @plugin
 class Maildir:
-    """Store each copy in the Maildir of its mailbox, on disk before the client hears 250.
+    """Store each copy in the Maildir of its mailbox, on disk before the client gets 250.
 
-    `path` is a template with the placeholders {domain} and {local}. What could lead elsewhere in
-    their values (a slash, a leading dot and so on) is percent-encoded, and very long values end in
-    a digest, so that each mailbox has a directory of its own below the fixed part. Directories are
-    made as needed, for the server's user alone. The files begin with Return-Path and Delivered-To;
-    CRLF line ends are kept. `sync = "file"` syncs each message by itself, `sync = "group"` all that
-    are being delivered at once.
+    `path` is a template with the placeholders {domain} and {local}. Unsafe characters in their
+    values (a slash, a leading dot and others) are percent-encoded, and very long values end in a
+    digest, so each mailbox has its own directory below the fixed part. Directories are created as
+    needed, for the server's user alone. The files begin with Return-Path and Delivered-To, and keep
+    CRLF line ends. `sync = "file"` syncs each message by itself, `sync = "group"` all messages of
+    the same moment together.
 
-    What a filter has quarantined goes to the Maildir++ folder .Quarantine. Each table of `folders`
-    names a further `folder` and the field, `header`, that leads there: its `value` is compared in
-    any case, with * and ? as wildcards; with `least` it has to begin with a number of at least that
-    size. Of several fields of the name the topmost counts, of several folders the first that fits.
-    Nobody is subscribed to them: that is for the IMAP server and its users.
+    Quarantined messages go to the Maildir++ folder .Quarantine. Each table of `folders` has a
+    further `folder` and the field, `header`, that selects it: by a `value`, compared without case,
+    with * and ? as wildcards, or by a number of at least `least` at its begin. Of several fields of
+    the name the topmost counts, and of several folders the first that matches. Subscriptions are up
+    to the IMAP server and its users.
 
-    `quota` is what a mailbox may hold, folders included; 0 is no limit. What does not fit is put
-    off with 452 4.2.2, what is larger than the whole is refused with 552 5.2.3. The count is kept
-    in the file maildirsize, which Dovecot and Courier know.
+    `quota` is the size of a mailbox with its folders; 0 is no limit. A message that does not fit is
+    deferred with 452 4.2.2; one larger than the quota is refused with 552 5.2.3. The size is kept
+    in the file maildirsize, which Dovecot and Courier use too.
     """
 
     path: Path
@@ -100,7 +99,7 @@ class Maildir:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the configured host name, and bring back what a crash has left in tmp/."""
+        """Take the host name, and restore messages that a crash left in tmp/."""
         self._host = name_part(server.hostname)[:_LONGEST_HOST]
         self._writer = Writer(self.sync, server.state_directory)
         if server.slot == 0 and server.role == "worker":
@@ -109,7 +108,7 @@ class Maildir:
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
-        """Store one copy, synced; a copy that an earlier attempt has stored counts."""
+        """Store and sync one copy, unless an earlier attempt stored it."""
         box = self._template.fill(mailbox)
         folder = self._folder(box, message)
         try:
@@ -136,7 +135,7 @@ class Maildir:
     def _store(
         self, box: str, folder: str, envelope: Envelope, message: Message, mailbox: Address
     ) -> None:
-        # `time.unique part.host` of the Maildir specification, from what a repetition has too.
+        # `time.unique part.host` of the Maildir specification, the same for each attempt.
         seconds, microseconds = divmod(round(envelope.arrived * 1_000_000), 1_000_000)
         trace = _trace(envelope, mailbox)
         size = len(trace) + message.size
@@ -151,7 +150,7 @@ class Maildir:
                 self._writer.write(folder, name, trace, message)
 
     def _make_directories(self, box: Path, folder: Path) -> None:
-        # Also the levels that exist already: one may have been made just before a crash.
+        # Also the existing levels, because one may have been created just before a crash.
         for directory in reversed([box, *box.parents][: self._template.own_levels]):
             make_directory(directory)
         for maildir in {box: None, folder: None}:
@@ -163,10 +162,10 @@ class Maildir:
 
 
 def _stored(box: str, name: str, arrived: float) -> bool:
-    """Whether an earlier attempt has stored the message.
+    """Return whether an earlier attempt stored the message.
 
     Readers move files from new/ to cur/ and append flags. cur/ is listed only if it changed after
-    the message arrived: nothing came in before.
+    the message arrived, because the message cannot be older.
     """
     if os.access(f"{box}/new/{name}", os.F_OK):
         return True

@@ -1,7 +1,6 @@
-"""Ask a filter that speaks the milter protocol: OpenDKIM, rspamd's proxy and many others.
+"""Ask a filter that speaks the milter protocol, such as OpenDKIM or rspamd's proxy.
 
-This is the mail server's side, as Sendmail and Postfix have it, so filters need not know that we
-are neither.
+This is the server's side, compatible with Sendmail and Postfix, so filters work without changes.
 """
 
 import contextlib
@@ -40,17 +39,17 @@ _DNS_PATIENCE = timedelta(seconds=5)
 
 @plugin
 class Milter:
-    """Let a filter (milter) at `address` judge and change what comes in.
+    """Let a filter (milter) at `address` refuse and change incoming mail.
 
-    The filter hears of each step of each session and may refuse it, add, change and delete header
-    fields, replace the body, add and delete recipients, change the sender, quarantine or discard;
-    it gets only the changes that it has asked for when it was connected. Versions 2 to 6 of the
-    protocol are spoken. `patience` is for each of its answers; a filter that says that it is still
-    at work gets more, ten minutes at most.
+    The filter is told each step of each session and may refuse it. It may add, change and delete
+    header fields, replace the body, add and delete recipients, change the sender, and quarantine or
+    discard the message, if it asked for these actions at the start. It may speak the versions 2 to
+    6 of the protocol. `patience` is for each of its answers; a filter that reports progress gets up
+    to ten minutes.
 
-    Users who have logged in are told of too, with {auth_authen} and {auth_type}, since filters such
-    as OpenDKIM sign their mail; use `listeners` for a filter of strangers alone. {daemon_name} is
-    the name of the listener. Several filters are several tables, asked in their order.
+    Sessions of users are shown too, with {auth_authen} and {auth_type}, because filters such as
+    OpenDKIM sign their mail; use `listeners` for a filter of strangers alone. {daemon_name} is the
+    name of the listener. Several filters need several tables and are asked in their order.
     """
 
     address: SocketAddress
@@ -65,25 +64,25 @@ class Milter:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver, and the place for large bodies."""
+        """Take the resolver, and the directory for large bodies."""
         self._resolver = server.resolver
         spool = server.state_directory / "spool"
         self._spool = spool if spool.is_dir() else None
 
     @hookimpl
     def on_connect(self, session: Session) -> None:
-        """Connect, and tell who the client is."""
+        """Connect to the filter, and send it the client's name and address."""
         self._begin(session)
 
     @hookimpl
     def on_helo(self, session: Session) -> None:
-        """Tell how the client calls itself."""
+        """Send the name in HELO."""
         with self._conversation(session) as conversation:
             _greet(conversation, session)
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
-        """Begin a message; with a filter that was lost, after all that came before it."""
+        """Begin a message. After a lost connection, repeat the earlier steps first."""
         lost = self._is_lost(session)
         with self._conversation(session) as conversation:
             if lost:
@@ -102,7 +101,7 @@ class Milter:
 
     @hookimpl
     def on_routed(self, session: Session, recipient: Recipient) -> None:
-        """Tell of a recipient."""
+        """Send a recipient."""
         with self._conversation(session, in_message=True) as conversation:
             if conversation.listens:
                 conversation.macros |= {
@@ -118,14 +117,14 @@ class Milter:
 
     @hookimpl
     def on_data(self, session: Session) -> None:
-        """Tell that content is to follow."""
+        """Announce the content."""
         with self._conversation(session, in_message=True) as conversation:
             if conversation.listens:
                 conversation.data()
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Show the message, and do what the filter wants."""
+        """Send the message, and apply the filter's changes and verdict."""
         with self._conversation(session, in_message=True) as conversation:
             shown = Shown(message, envelope, keeps_space=conversation.keeps_space)
             if conversation.listens:
@@ -140,7 +139,7 @@ class Milter:
 
     @hookimpl
     def command(self, session: Session, verb: str, argument: str) -> Reply | None:
-        """Tell of a command that nobody knows."""
+        """Send an unknown command."""
         if verb not in _KNOWN and not self._is_lost(session):
             with self._conversation(session) as conversation:
                 if not conversation.released:
@@ -149,7 +148,7 @@ class Milter:
 
     @hookimpl
     def observe(self, event: events.Event) -> None:
-        """Learn how a user has logged in, whom others have refused, and that a session is over."""
+        """Note how a user logged in, refused recipients, and the end of a session."""
         match event:
             case events.Authenticated(result="success"):
                 if event.session in self._conversations:
@@ -180,13 +179,13 @@ class Milter:
     def _conversation(
         self, session: Session, *, in_message: bool = False
     ) -> Iterator[Conversation]:
-        """Yield the session's conversation. Raise RemoteError for one that was lost `in_message`.
+        """Yield the session's conversation. Raise RemoteError if it was lost `in_message`.
 
-        Elsewhere it starts again then.
+        Otherwise a lost conversation starts again.
         """
         if self._is_lost(session):
             if in_message:
-                raise RemoteError(f"{self.address} was lost within the message")
+                raise RemoteError(f"{self.address} was lost during the message")
             self._begin(session)
         conversation = self._conversations[session.id]
         with self._watched(conversation):
@@ -194,7 +193,7 @@ class Milter:
 
     @contextlib.contextmanager
     def _watched(self, conversation: Conversation) -> Iterator[None]:
-        """Hang up on a filter that fails, or that wants no more."""
+        """Close the connection of a filter that fails, or that needs no more of the session."""
         with self._filter.breaker.watch():
             try:
                 yield
@@ -207,11 +206,11 @@ class Milter:
                 raise
 
     def _begin(self, session: Session) -> None:
-        """Connect for a session, or start again after XCLIENT, and tell who the client is."""
+        """Connect for a session, or start again after XCLIENT, and send the client's name."""
         earlier = self._conversations.pop(session.id, None)
         with self._filter.breaker.watch():
             if earlier is not None:
-                earlier.quit()  # as Postfix does: Sendmail's library hangs after QUIT_NC
+                earlier.quit()  # as in Postfix, because Sendmail's library hangs after QUIT_NC
             conversation = Conversation.begin(self._filter.open(), self.patience)
             conversation.mechanism = earlier.mechanism if earlier is not None else ""
         self._conversations[session.id] = conversation
@@ -261,12 +260,12 @@ def _parameters(envelope: Envelope) -> Iterator[str]:
 
 
 def _literal(peer: str) -> str:
-    """Return how a client without a name is called."""
+    """Return the name for a client without one."""
     return f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]"
 
 
 def _xtext(text: str) -> str:
-    """Return text as a parameter has it (RFC 3461 section 4)."""
+    """Return text as xtext (RFC 3461 section 4)."""
     return "".join(
         char if "!" <= char <= "~" and char not in "+=" else f"+{ord(char):02X}" for char in text
     )

@@ -1,4 +1,4 @@
-"""Check users' passwords against a file of hashes."""
+"""Check the passwords of users against a file of hashes."""
 
 import logging
 import zlib
@@ -31,25 +31,24 @@ _log = logging.getLogger(__name__)
 class PasswordFile:
     """Authenticate users by the lines `user:hash` or `user:hash:keys` of the file `path`.
 
-    `minismtp passwd FILE USER` writes such lines; `#` at the start of a line makes it a comment.
-    A changed file is read again within a second; while a line
-    of it has a fault, the users read before stay. While the file is gone, unreadable or empty,
-    every login is put off with 454, because users cannot be told from strangers. A comment in the
-    file says that it has no users on purpose.
+    `minismtp passwd FILE USER` writes such lines; `#` at the start of a line makes it a comment. A
+    changed file is read again within a second. If it has a malformed line, the earlier users stay.
+    While the file is missing, unreadable or empty, every login is deferred with 454, because it is
+    not known which users exist. A comment in the file says that it is empty on purpose.
 
-    Refusing takes as long for an unknown user as for a known one. SCRAM-SHA-256 is offered while
-    every user has keys for it. Keep the file readable by the server alone.
+    A refusal takes the same time for unknown and known users. SCRAM-SHA-256 is offered while every
+    user has keys for it. Keep the file readable by the server alone.
 
-    Hashes are slow on purpose, which mail programs that log in for each message would feel. So a
-    password that was right is recognized for the time `remember` by a keyed digest in memory; "0s"
-    checks the hash each time. A wrong password always costs a whole check.
+    Hashes are slow on purpose, which delays mail programs that log in for each message. So a right
+    password is recognized for the time `remember` by a keyed digest in memory; "0s" checks the hash
+    each time. A wrong password always takes a whole check.
 
-    With `ignore_case` users may type their names in upper case, in full-width letters, with accents
-    put together otherwise, and a domain in any of its spellings (RFC 8265); `straße` is still not
-    `strasse`. The login is known by the name in the file. A name that stands there as it was typed
-    is always that user. Where two names of the file are alike but for such spelling, both have to
-    be typed as they stand there, and a warning names them: `mailboxes` and `match_sender` know no
-    such difference.
+    With `ignore_case` users may type their names in upper case, in full-width letters, with another
+    composition of accents, and with a domain in any spelling (RFC 8265); `straße` is still not
+    `strasse`. After the login the user has the name in the file. A name that is in the file as it
+    was typed always is that user. If two names in the file differ only in spelling, both have to be
+    typed as they are there, and a warning names them, because `mailboxes` and `match_sender` make
+    no such difference.
     """
 
     path: Path
@@ -62,12 +61,12 @@ class PasswordFile:
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
-        """What every user of the file can log in with now."""
+        """The mechanisms for the users in the file."""
         return self._users.get().mechanisms
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn of a file that others can read, or that has no users."""
+        """Warn about a file that others can read, or that has no users."""
         if not self._users.get().hashes:
             _log.warning("path: %s has no users", self.path)
         if self.ignore_case and (alike := self._users.get().alike):
@@ -77,14 +76,14 @@ class PasswordFile:
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
-        """Return the user name for the right password; None for all others and for tokens."""
+        """Return the user name for the right password; None for a wrong one and for tokens."""
         if not credentials.password:
             return None
         users = self._known()
         hashes, name = users.hashes, self._name(users, credentials.username)
         stored = hashes.get(name)
-        # Somebody else's hash stands in for a missing one. Chosen by name, so that in a file of
-        # several schemes the time that an unknown user takes is no stranger than any user's.
+        # Another user's hash stands in for a missing one. It is chosen by name, so in a file of
+        # several schemes an unknown user takes the same time at each attempt.
         decoy = None
         if others := list(hashes.values()):
             decoy = others[zlib.crc32(name.encode("utf-8", "replace")) % len(others)]
@@ -95,7 +94,7 @@ class PasswordFile:
 
     @hookimpl
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:
-        """Return the user's keys for SCRAM-SHA-256; the server makes some up for unknown users."""
+        """Return the user's keys for SCRAM-SHA-256; for unknown users the server invents keys."""
         if mechanism != "SCRAM-SHA-256":
             return None
         users = self._known()
@@ -104,7 +103,7 @@ class PasswordFile:
         return key and replace(key, username=name)
 
     def _name(self, users: "_Users", typed: str) -> str:
-        """Return the name in the file that was meant; what is none is only folded."""
+        """Return the name in the file for a typed one; an unknown name is only folded."""
         if typed in users.hashes or not self.ignore_case:
             return typed
         folded = folded_name(typed)
@@ -112,7 +111,7 @@ class PasswordFile:
         return found or typed
 
     def _known(self) -> "_Users":
-        """Return the users; raise Defer where nobody can say who they are."""
+        """Return the users. Raise Defer if the file cannot be read or is empty."""
         users = self._users.get()
         if problem := self._users.problem:
             text = "the passwords cannot be read now"
@@ -123,7 +122,9 @@ class PasswordFile:
         users = _Users()
         text = read_file(self.path).decode("utf-8", "replace")
         if not text.strip("\0 \t\r\n"):
-            raise EmptyFileError(f"path: {self.path} is empty: a comment would say on purpose")
+            raise EmptyFileError(
+                f"path: {self.path} is empty; write a comment into it if that is on purpose"
+            )
         for number, line in enumerate(map(str.strip, text.splitlines()), 1):
             if not line or line.startswith("#"):
                 continue
@@ -135,27 +136,27 @@ class PasswordFile:
 
 
 class _Users:
-    """What one state of the file says: hashes by user, and keys of those who have some."""
+    """The content of the file: the hashes of users, and the keys of those that have keys."""
 
     def __init__(self) -> None:
         self.hashes: dict[str, str] = {}
         self.keys: dict[str, StoredKey] = {}
-        self.spelled: dict[str, str] = {}  # the user by the folded name, "" where there are two
+        self.spelled: dict[str, str] = {}  # the user by the folded name, "" for two users
         self.alike: list[str] = []
 
     @cached_property
     def mechanisms(self) -> tuple[str, ...]:
-        """What everybody can log in with, once all lines are read.
+        """Return the mechanisms that work for all users, once all lines are read.
 
-        Clients take the strongest mechanism and stay with it, so a user without keys would be
-        locked out. A key of an unusual kind would tell that its user exists.
+        Clients use the strongest mechanism offered, so a user without keys would be locked out. A
+        key with unusual parameters would tell that its user exists.
         """
         everybody = 0 < len(self.hashes) == len(self.keys)
         scram = everybody and all(key.ordinary for key in self.keys.values())
         return ("SCRAM-SHA-256", "PLAIN", "LOGIN") if scram else ("PLAIN", "LOGIN")
 
     def add(self, line: str) -> None:
-        """Take in a line. Raise ValueError."""
+        """Add the user of a line. Raise ValueError."""
         user, *secrets = (part.strip() for part in line.split(":", 2))
         if not (user and secrets and all(secrets)):
             raise ValueError("expected `user:hash` or `user:hash:keys`")
@@ -168,7 +169,7 @@ class _Users:
         self.note(user)
 
     def note(self, user: str) -> None:
-        """Take in how a name may be typed."""
+        """Add the spellings of a name."""
         folded = folded_name(user)
         if folded in self.spelled:
             self.alike.append(user)

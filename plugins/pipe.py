@@ -27,10 +27,10 @@ from minismtp import (
 )
 
 _PLACEHOLDERS = frozenset({"recipient", "local", "domain", "sender", "id", "size", "peer"})
-_TEXT = 200  # characters of what a program says that are passed on
-_HEARD = 4096  # octets of it that are kept
+_TEXT = 200  # characters of a program's message in the reply
+_HEARD = 4096  # octets of the message that are read
 _UNPRINTABLE = re.compile(r"[^ -~]+")
-# What sysexits.h says of the mail; another status is a failure of the program.
+# Statuses of sysexits.h about the mail; another status is a failure of the program.
 _REFUSALS = {
     65: (554, "5.6.0", "the content is not taken"),  # EX_DATAERR
     67: (550, "5.1.1", "no such user"),  # EX_NOUSER
@@ -44,16 +44,16 @@ _FOR_NOW = (69, 75)  # EX_UNAVAILABLE, EX_TEMPFAIL
 class Pipe:
     """Store each copy by running a program that reads it from standard input.
 
-    `command` is a list: the path of the program and its arguments, as they are, for no shell sees
-    them. In each {recipient}, {local}, {domain}, {sender}, {id}, {size} and {peer} are filled in;
-    an argument stays one argument whatever they hold, and an address that would have it begin with
-    "-" is refused. The environment has PATH, LANG, HOME (the `directory`), SENDER, RECIPIENT and
-    MESSAGE_ID; the program runs in `directory`, as the user of the server.
+    `command` is a list of the program's path and its arguments, which no shell interprets. The
+    placeholders {recipient}, {local}, {domain}, {sender}, {id}, {size} and {peer} are filled in.
+    An argument stays one argument whatever the values are, and an address that would make it begin
+    with "-" is refused. The environment has PATH, LANG, HOME (the `directory`), SENDER, RECIPIENT
+    and MESSAGE_ID; the program runs in `directory`, as the user of the server.
 
-    Exit status 0 says that it has the copy. 75 and 69 defer it; 65, 67, 68 and 77 refuse it; others
-    and signals are failures of the program, for `on_error`. The first line on its standard error
-    goes into the reply. After `patience` it is killed with all its processes. `cpu` (seconds),
-    `memory` and `files` limit each of them; 0 is no limit.
+    Exit status 0 means that the program stored the copy. 75 and 69 defer it; 65, 67, 68 and 77
+    refuse it; other statuses and signals are failures of the program, for `on_error`. The first
+    line on its standard error goes into the reply. After `patience` the program is killed with all
+    its processes. `cpu` (seconds), `memory` and `files` limit each process; 0 is no limit.
     """
 
     command: list[str]
@@ -82,7 +82,7 @@ class Pipe:
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
         """Run the program for one copy."""
         arguments = self._arguments(envelope, message, mailbox)
-        # A file, not a pipe: nobody waits for a program that does not read.
+        # A file, not a pipe, so a program that does not read delays nothing.
         with tempfile.TemporaryFile() as file:
             message.write_to(file.fileno())
             file.seek(0)
@@ -141,7 +141,7 @@ class Pipe:
         return process.returncode, said
 
     def _limit(self, pid: int) -> None:
-        """Set the limits of a program that has just been started: preexec_fn is not for threads."""
+        """Set the limits of a program after its start; preexec_fn is unsafe with threads."""
         cpu = -(-self.cpu // timedelta(seconds=1))
         limits = {
             resource.RLIMIT_CPU: cpu,
@@ -155,9 +155,9 @@ class Pipe:
 
 
 def _listen(process: "subprocess.Popen[bytes]", due: float) -> str:
-    """Wait for the end of a program, and give the first line that it says.
+    """Wait for the end of a program, and return the first line on its standard error.
 
-    What it has started may go on and keep its standard error open; nobody waits for that.
+    Processes that it started may continue and keep standard error open; they are not waited for.
     """
     assert process.stderr is not None  # noqa: S101 - it is a pipe
     stream, heard = process.stderr.fileno(), b""
@@ -186,7 +186,7 @@ def _listen(process: "subprocess.Popen[bytes]", due: float) -> str:
 
 
 def _check(status: int, said: str, program: str) -> None:
-    """Raise what an exit status means."""
+    """Raise the verdict of an exit status."""
     if status == 0:
         return
     if status in _FOR_NOW:

@@ -1,4 +1,4 @@
-"""Keep what filters have set aside in a place of its own, from where it can be released."""
+"""Keep quarantined messages in a separate place, from which they can be released."""
 
 import logging
 import threading
@@ -19,17 +19,17 @@ from minismtp import (
 )
 
 _log = logging.getLogger(__name__)
-_INTERVAL = 3600.0  # seconds between two looks for what has become too old
+_INTERVAL = 3600.0  # seconds between two searches for expired messages
 
 
 @plugin
 class Quarantine:
-    """Keep messages that a filter has quarantined, with their envelopes, out of all mailboxes.
+    """Keep messages that a filter quarantined, with their envelopes, out of all mailboxes.
 
-    `path` is a Maildir, by default the directory quarantine in the state directory. A message lies
-    there once, for all its mailboxes. `minismtp quarantine` lists, shows, releases and deletes;
-    what is released is delivered as if nothing had been found. What is older than `expire` is
-    deleted; "0s" keeps it for ever. It has to stand before the plugin that stores.
+    `path` is a Maildir, by default the directory quarantine in the state directory. A message is
+    there once for all its mailboxes. `minismtp quarantine` lists, shows, releases and deletes
+    messages; a released message is delivered as if no filter had quarantined it. Messages older
+    than `expire` are deleted; "0s" keeps them forever. Put it before the plugin that stores mail.
     """
 
     path: Path | None = None
@@ -42,19 +42,19 @@ class Quarantine:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Find the place, and begin to look for what is too old."""
+        """Open the directory, and start to expire old messages."""
         self._store = QuarantineStore(self.path or server.state_directory / "quarantine")
         if self.expire and server.role == "worker" and server.slot == 0:
             start_thread("quarantine", self._sweep)
 
     @hookimpl
     def on_stop(self) -> None:
-        """End the looking."""
+        """Stop to expire messages."""
         self._ended.set()
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool | None:
-        """Keep a message that is quarantined; others are left to the next plugin."""
+        """Store a quarantined message; others are left to the next plugin."""
         if message.quarantined is None:
             return None
         before = envelope.stash.setdefault(self._kept, frozenset())
@@ -72,8 +72,8 @@ class Quarantine:
         while True:
             try:
                 if count := self._store.expire(self.expire.total_seconds()):
-                    _log.info("%d messages in quarantine had become too old", count)
+                    _log.info("%d messages in quarantine expired", count)
             except OSError as error:
-                _log.warning("quarantine not looked through: %s", error)
+                _log.warning("quarantine not searched for expired messages: %s", error)
             if self._ended.wait(_INTERVAL):
                 return

@@ -28,7 +28,7 @@ Kind = Literal["messages", "recipients", "bytes"]
 
 @dataclass
 class Limit:
-    """What each peer, network, login or sender's domain may send: rates such as "100/1h"."""
+    """A limit for each peer, network, login or sender's domain, with rates such as "100/1h"."""
 
     by: Literal["peer", "network", "login", "sender_domain"]
     messages: Rate | None = None
@@ -37,11 +37,11 @@ class Limit:
 
     def __post_init__(self) -> None:
         if not self.rates:
-            raise ValueError("by: expected some of messages, recipients and bytes beside it")
+            raise ValueError("by: expected some of messages, recipients and bytes too")
 
     @property
     def rates(self) -> dict[Kind, Rate]:
-        """What is limited, and how."""
+        """A limited quantity, and its rate."""
         found: dict[Kind, Rate | None] = {
             "messages": self.messages,
             "recipients": self.recipients,
@@ -51,7 +51,7 @@ class Limit:
 
 
 class _Charge(NamedTuple):
-    """What a message takes from one limit, and whose that is."""
+    """The amount that a message takes from one limit, and the key that it counts for."""
 
     kind: Kind
     subject: str
@@ -61,21 +61,22 @@ class _Charge(NamedTuple):
 
 @plugin
 class RateLimit:
-    """Put off with 451 4.7.1 what is more than `limits` allow; the reply says for how many seconds.
+    """Defer mail above the `limits` with 451 4.7.1; the reply says for how many seconds.
 
-    Each has the key `by`, and one or more of `messages`, `recipients` and `bytes`, as a rate such
-    as "100/1h" or "2GiB/1d": no span of that time, wherever it begins, has more, in all workers
-    together, with `[state] url` on all hosts. `login` is who has logged in, however spelled; `peer`
-    (an address) and `network` (/24, or /64 of IPv6) are those who have not; `sender_domain` is that
-    of the reverse-path, whoever sends, and bounces have none. Strangers from `networks`, by default
-    loopback, private and link-local ones, are not counted; yours take the place of the default.
+    Each limit has a key `by`, and one or more of `messages`, `recipients` and `bytes`, as a rate
+    such as "100/1h" or "2GiB/1d". No span of that time, wherever it begins, has more, in all
+    workers together, and with `[state] url` on all hosts. `login` is for users after a login, in
+    any spelling of the name; `peer` (an address) and `network` (/24, or /64 of IPv6) are for other
+    clients. `sender_domain` is that of the reverse-path, for all clients, except bounces. Strangers
+    in `networks`, by default loopback, private and link-local addresses, which your list replaces,
+    are not counted.
 
-    A message is charged at DATA, before its content comes: 1, its accepted recipients, and the size
-    that the client has declared; behind the content, what is more than declared. All limits are
-    charged at once, or none. So refused recipients and transactions that end before DATA cost
-    nothing, nor does a message that a limit refuses there; one that is refused later does.
-    Recipients that no message could have together get 452 4.5.3, and clients send them another
-    copy; a message that is larger than a limit ever allows is refused with 552 5.3.4.
+    A message is charged at DATA, before its content: 1, the number of accepted recipients, and the
+    declared size. After the content any excess over the declared size is charged. All limits are
+    charged, or no limit. So refused recipients, transactions that end before DATA, and messages
+    that a limit refuses there cost nothing; a message that is refused later does. Recipients beyond
+    the limit for one message get 452 4.5.3, so clients send them another copy. A message that is
+    larger than a limit ever allows is refused with 552 5.3.4.
     """
 
     limits: list[Limit]
@@ -93,19 +94,19 @@ class RateLimit:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know where to count."""
+        """Take the state that counts."""
         self._state: State = server.state
 
     @hookimpl
     def on_routed(self, session: Session, envelope: Envelope) -> None:
-        """Have clients send another copy where recipients are more than fit at all."""
+        """Refuse recipients beyond the limit, so the client sends them another copy."""
         for limit, _ in self._applying(session, envelope):
             if limit.recipients and len(envelope.recipients) >= limit.recipients.amount:
                 raise Defer("too many recipients for one message", code=452, enhanced="4.5.3")
 
     @hookimpl
     def on_data(self, session: Session, envelope: Envelope) -> None:
-        """Charge a message as far as it is known."""
+        """Charge a message by its recipients and declared size."""
         self._take(
             session,
             envelope,
@@ -118,7 +119,7 @@ class RateLimit:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Charge what is more than the client had declared."""
+        """Charge the excess over the declared size."""
         self._take(session, envelope, {"bytes": message.content.size - (envelope.size or 0)})
 
     def _take(self, session: Session, envelope: Envelope, amounts: dict[Kind, int]) -> None:
@@ -134,7 +135,7 @@ class RateLimit:
             _refuse(zip(waits, charges, strict=True))
 
     def _applying(self, session: Session, envelope: Envelope) -> Iterator[tuple[Limit, str]]:
-        """Yield the limits that are for this message, each with whom it counts."""
+        """Yield the limits for this message, each with the key that it counts for."""
         address = address_to_check(session, self.networks)
         stranger = address is not None
         sender = envelope.reverse_path
@@ -152,7 +153,7 @@ class RateLimit:
 
 
 def _refuse(waits: Iterable[tuple[float, _Charge]]) -> None:
-    """Say which limit a message has to wait for longest, if for any."""
+    """Raise the verdict of the limit with the longest wait, if there is a wait."""
     wait, charge = max(waits, key=lambda each: each[0])
     if wait == math.inf:
         raise Reject(f"{charge.kind} are more than {charge.rate}", code=552, enhanced="5.3.4")

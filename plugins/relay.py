@@ -1,23 +1,22 @@
-"""Pass on mail of those who have logged in or belong to a trusted network, and of our domains."""
+"""Relay mail of users after a login, of trusted networks, and for further domains."""
 
 from dataclasses import field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, plugin
 
-_WIDEST = {4: 8, 6: 16}  # prefixes of networks that one organization may have
+_WIDEST = {4: 8, 6: 16}  # shortest prefixes of networks that one organization may have
 
 
 @plugin
 class Relaying:
-    """Route every recipient that no plugin before has routed, for users and trusted networks.
+    """Route every recipient that no earlier plugin routed, for users and trusted networks.
 
-    `networks` are those whose hosts need not log in; what is not private and wider than /8 (IPv6:
-    /16) is refused. As for users, NOTIFY=SUCCESS counts for them, and what failed comes back with
-    its content. `domains` are those whose mail we take from everybody, to pass it on: as a backup
-    MX, to the hosts that their MX records prefer to us; as a gateway, by a route of `[outbound]`.
-    It belongs after the plugins that know which recipients are ours. Nobody else is answered, so
-    their recipients stay refused (550 5.7.1).
+    Hosts in `networks` need not log in; public networks wider than /8 (IPv6: /16) are not allowed.
+    As for users, NOTIFY=SUCCESS works for them, and returned mail has its content. Mail for
+    `domains` is accepted from all clients and relayed: as a backup MX, to the hosts that their MX
+    records prefer; as a gateway, by a route of `[outbound]`. Put it after the plugins that route
+    local recipients. Recipients of other clients stay refused (550 5.7.1).
     """
 
     networks: list[IPv4Network | IPv6Network] = field(default_factory=list)
@@ -31,17 +30,17 @@ class Relaying:
         self._domains = {Address("", domain).ascii_domain for domain in self.domains}
         for network in self.networks:
             if not network.is_private and network.prefixlen < _WIDEST[network.version]:
-                raise ValueError(f"networks: {network} is too wide: an open relay for strangers")
+                raise ValueError(f"networks: {network} is too wide: it would make an open relay")
 
     @hookimpl
     def on_connect(self, session: Session) -> None:
-        """Tell the server that a peer is no stranger."""
+        """Mark a session from a trusted network as trusted."""
         if self._trusts(session.peer):
             session.trusted = True
 
     @hookimpl
     def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Relay | None:
-        """Send a recipient's copy to its own address."""
+        """Route a recipient to its own address."""
         del envelope
         ours = recipient.address.ascii_domain in self._domains
         if ours or session.login is not None or self._trusts(session.peer):

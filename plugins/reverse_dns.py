@@ -1,4 +1,4 @@
-"""Ask the DNS for the name of a client, and whether the name has its address (FCrDNS)."""
+"""Look up the name of a client in the DNS, and check that it has the client's address (FCrDNS)."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -39,17 +39,17 @@ _SAID = {
 
 @plugin
 class ReverseDns:
-    """Look up at MAIL the name that belongs to the client's address, and the addresses of the name.
+    """Look up the name of the client's address at MAIL, and the addresses of that name.
 
-    `missing` is for an address without a name, `unconfirmed` for one whose name does not have the
-    address: "reject" refuses with 550 5.7.25, "defer" with 451 4.7.25 (RFC 7372), "tag" makes a
-    finding with its `points`. Many honest hosts have no name, or a wrong one. When the DNS does not
-    answer within `patience`, that is a failure of this plugin, for `on_error`, where something else
-    than "tag" is to be done; else mail passes.
+    `missing` is for an address without a name, `unconfirmed` for a name without the address:
+    "reject" refuses with 550 5.7.25, "defer" with 451 4.7.25 (RFC 7372), "tag" makes a finding with
+    its `points`. Many honest hosts have no name or a wrong one. If the DNS does not answer within
+    `patience`, mail passes if both actions are "tag". Otherwise it is a failure of this plugin, for
+    `on_error`.
 
     The name is under `CLIENT_NAME` in the session's stash, and `results_of(envelope)` has iprev
-    (RFC 8601 section 2.7.3). Sessions with a login are left alone, and so are `networks`, by
-    default loopback, private and link-local ones; yours take the place of the default.
+    (RFC 8601 section 2.7.3). Sessions with a login are not checked, nor are clients in `networks`:
+    by default loopback, private and link-local addresses, which your list replaces.
     """
 
     missing: Action = "tag"
@@ -68,12 +68,12 @@ class ReverseDns:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know whom to ask."""
+        """Take the resolver."""
         self._resolver: Resolver = server.resolver
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
-        """Look the client up, once in a session, and judge it."""
+        """Look up the client once in a session, and take the action."""
         address = address_to_check(session, self.networks)
         if address is None:
             return

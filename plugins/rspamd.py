@@ -1,4 +1,4 @@
-"""Have rspamd judge incoming mail, over HTTP, and do what it says."""
+"""Let rspamd check incoming mail over HTTP, and take the action that it returns."""
 
 import logging
 from dataclasses import field
@@ -38,19 +38,19 @@ _NOTHING_ELSE: Final = frozenset({"no action", "greylist", "add header", "rewrit
 
 @plugin
 class Rspamd:
-    """Do with each message what rspamd decides: refuse, defer, mark, set aside, change its header.
+    """Refuse, defer, mark, quarantine or change each message as rspamd decides.
 
-    `url` is that of rspamd's normal worker; `password` is sent where it wants one. "reject" refuses
-    with 550 5.7.1 and "soft reject" defers with 451 4.7.1, both with the text that rspamd has for
-    the client; "add header" adds `X-Spam: Yes`, or what its settings say; "rewrite subject",
-    "quarantine" and "discard" are done. Fields that rspamd adds or removes are changed, and X-Spam
-    that a message has come with goes. "greylist" takes the message, as with rspamd's own milter:
-    its greylisting says "soft reject"; `greylist = "defer"` is for one that is set up otherwise.
+    `url` is that of rspamd's normal worker, and `password` is for a worker that needs one. "reject"
+    refuses with 550 5.7.1 and "soft reject" defers with 451 4.7.1, both with rspamd's text for the
+    client. "add header" adds `X-Spam: Yes`, or the fields of its settings; "rewrite subject",
+    "quarantine" and "discard" do what they say. Fields that rspamd adds or removes are changed, and
+    an X-Spam field of the sender is removed. "greylist" accepts the message, as with rspamd's own
+    milter, because its greylisting returns "soft reject"; `greylist = "defer"` is for other setups.
 
-    Beside the envelope, rspamd is told the peer's name, when the DNS confirms it. The score is left
-    as a finding for the plugin `score`. Messages of more than `largest` octets are not judged. Mail
-    of users who have logged in is left alone, unless `users` is set: then rspamd is told who they
-    are, and may judge them by settings of their own. `patience` is for a whole request.
+    rspamd gets the envelope, and the peer's name if the DNS confirms it. The score is a finding for
+    the plugin `score`. Messages of more than `largest` octets are not checked. Mail of users after
+    a login is not checked, unless `users` is set; then rspamd is told the user, and may have
+    settings for users. `patience` is for a whole request.
     """
 
     url: str = "http://127.0.0.1:11333/"
@@ -71,17 +71,17 @@ class Rspamd:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Remember whom to ask for the names of peers."""
+        """Take the resolver for the names of peers."""
         self._resolver = server.resolver
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Ask rspamd, and do what it says."""
+        """Ask rspamd, and take the action that it returns."""
         if session.login is not None and not self.users:
             return
         message.remove(_SPAM)
         if message.size > self.largest:
-            _log.warning("not judged: %d octets", message.size)
+            _log.warning("not checked by rspamd: %d octets", message.size)
             return
         answer = self._ask(session, envelope, message)
         result = envelope.stash[RSPAMD] = answer.result
@@ -120,7 +120,7 @@ class Rspamd:
         return parse(answer.body)
 
     def _act(self, answer: Answer, message: Message) -> None:
-        """Do what is to be done beside changes of the header."""
+        """Take the action after the changes of the header."""
         reason = answer.text or "message refused as spam"
         match answer.action:
             case "reject":
@@ -134,4 +134,4 @@ class Rspamd:
             case "discard":
                 message.discard(reason)
             case action if action not in _NOTHING_ELSE:
-                raise RemoteError(f"rspamd wants {action!r} done, which nobody knows how to do")
+                raise RemoteError(f"rspamd wants {action!r} done, an unknown action")

@@ -1,9 +1,8 @@
-"""Decide about messages by small conditions in the configuration.
+"""Decide about messages by conditions in the configuration.
 
-Patterns are those of the module `regex`, not of Python's own `re`, which cannot be interrupted: a
-pattern such as (a+)+$ would hold a session, and the other threads of its worker with it, for as
-long as a sender likes. `regex` knows most such patterns to be harmless, lets other threads run
-meanwhile, and stops when its time is over.
+Patterns are those of the module `regex`, because Python's own `re` cannot be interrupted. With a
+pattern such as (a+)+$ a sender could block a session, and all threads of its worker. `regex`
+evaluates most such patterns fast, lets other threads run meanwhile, and has a time limit.
 """
 
 import logging
@@ -30,22 +29,22 @@ _log: Final = logging.getLogger(__name__)
 
 @plugin
 class Rules:
-    """Reject, defer, quarantine, discard or tag messages, or leave findings, by rules of your own.
+    """Reject, defer, quarantine, discard or tag messages, or make findings, by your own rules.
 
-    Each of the `rules` has a `name`, an `action` and conditions: it holds when all of `all`, one of
-    `any` at least and nothing of `none` do. A condition tests one thing: `header`, the name of a
-    field that is there, or has a value that `matches`, encoded words decoded; `sender` (empty for
-    bounces), a `recipient` or `helo` by a pattern; the `peer` by networks; the size of the message,
-    `larger` or `smaller` than so many octets; or `login` true or false: rules are for users too.
-    An international domain is found with A-labels and with U-labels, however the client spelled it.
-    Patterns are found anywhere, in upper and lower case, as regular expressions of the module
-    `regex`.
+    Each of the `rules` has a `name`, an `action` and conditions. It applies if all conditions in
+    `all`, at least one in `any` and no condition in `none` are true. A condition tests one thing:
+    that there is a field of the name `header`, or one whose value `matches`, with encoded words
+    decoded; `sender` (empty for bounces), a `recipient` or `helo` by a pattern; the `peer` by
+    networks; the size of the message, `larger` or `smaller` than a number of octets; or `login`,
+    true or false, because rules also apply to users. International domains are compared with
+    A-labels and with U-labels, in any spelling of the client. Patterns match anywhere in a value,
+    without case, and are regular expressions of the module `regex`.
 
-    The first rule that rejects (550 5.7.1), defers (451 4.7.1), quarantines or discards is the
-    last; `text` is what the reply says, else the name. With tag the message gets a `field` (X-Rule)
-    with the text, and such fields from elsewhere are removed before; finding leaves `points`. All
-    patterns together may take so much time as `budget` for a message; then this plugin has failed,
-    and the message is deferred unless `on_error` says otherwise.
+    The first rule that rejects (550 5.7.1), defers (451 4.7.1), quarantines or discards is the last
+    one applied; `text` is the text of the reply, by default the name. tag adds a `field` (X-Rule)
+    with the text, and removes such fields of the sender; finding makes a finding with `points`. All
+    patterns together may take the time `budget` for a message. Then this plugin fails, and the
+    message is deferred unless `on_error` says otherwise.
     """
 
     rules: list[Rule]
@@ -56,13 +55,13 @@ class Rules:
             raise ValueError("rules: expected at least one [[plugins.rules]]")
         names = [rule.name for rule in self.rules]
         if len({*names}) < len(names):
-            raise ValueError("rules: expected a name of its own for each")
+            raise ValueError("rules: expected a different name for each")
         check_time("budget", self.budget)
         self._fields = {rule.field for rule in self.rules if rule.action == "tag"}
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Try the rules in their order."""
+        """Apply the rules in their order."""
         for name in self._fields:
             message.remove(name)
         trial = Trial(session, envelope, message, self.budget.total_seconds())
@@ -72,7 +71,7 @@ class Rules:
 
 
 def _goes_on(rule: Rule, envelope: Envelope, message: Message) -> bool:
-    """Do what a rule says; tell whether the next rule is to be tried."""
+    """Take the action of a rule; return whether to try the next rule."""
     text = rule.text or rule.name
     _log.info("rule %r: %s", rule.name, rule.action)
     match rule.action:

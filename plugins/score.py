@@ -1,4 +1,4 @@
-"""Add up what the filters before have found, and act on the sum."""
+"""Add up the findings of earlier filters, and act on the sum."""
 
 import logging
 import math
@@ -25,12 +25,12 @@ _log: Final = logging.getLogger(__name__)
 _NAMED: Final = 3  # findings in a reply
 _LOGGED: Final = 20
 _LONGEST: Final = 80  # characters of a name
-_STRANGE: Final = re.compile(r"[^!-+\--<>-~]")  # what is not printed, and = and , too
+_STRANGE: Final = re.compile(r"[^!-+\--<>-~]")  # characters that are not printable, and = and ,
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreResult:
-    """The sum for a message, and the findings in it with their points as weighted."""
+    """The sum for a message, and its findings with weighted points."""
 
     score: float
     findings: tuple[Finding, ...]
@@ -42,17 +42,18 @@ SCORE: Final[StashKey[ScoreResult]] = StashKey()
 
 @plugin
 class Score:
-    """Mark, set aside, defer or refuse a message by the points that other filters have given it.
+    """Mark, quarantine, defer or refuse a message by the points of other filters.
 
-    Filters leave findings, on the session or on the message, each with points: above 0 they speak
-    for spam, below against it. `weights` multiplies them: a key is a plugin (`rspamd = 0.5`) or one
-    finding (`"dnsbl.zen.spamhaus.org" = 2.0`), which counts before its plugin; 0 ignores them.
+    Filters make findings, for the session or the message, with points above 0 for spam or below 0
+    against it. `weights` multiplies them: a key is a plugin (`rspamd = 0.5`) or one finding
+    (`"dnsbl.zen.spamhaus.org" = 2.0`), which takes precedence over its plugin; 0 ignores them.
 
-    From the sum `tag` on a message has X-Spam-Flag; X-Spam-Score and X-Spam-Status say the sum and
-    the findings in any case, and such fields from elsewhere are removed. From `quarantine` on it is
-    set aside, from `defer` on deferred with 451 4.7.1, from `reject` on refused with 550 5.7.1;
-    `""` switches each off, `tag` with all fields. A reply names the worst findings, the log all.
-    Mail of users who have logged in is left alone. It belongs behind all filters that find.
+    With a sum of at least `tag` a message gets X-Spam-Flag. X-Spam-Score and X-Spam-Status always
+    show the sum and the findings, and such fields of the sender are removed. From `quarantine` on
+    the message is quarantined, from `defer` on deferred with 451 4.7.1, and from `reject` on
+    refused with 550 5.7.1. `""` turns each of these off, `tag` with all fields. A reply names the
+    worst findings, and the log all. Mail of users after a login is not checked. Put it after all
+    filters that make findings.
     """
 
     tag: float | None = 5.0
@@ -70,7 +71,7 @@ class Score:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Add up, and do what the sum calls for."""
+        """Add up the points, and take the action for the sum."""
         if session.login is not None:
             return
         found = [self._weighted(each) for each in (*findings_of(session), *findings_of(envelope))]
@@ -103,7 +104,7 @@ class Score:
 
 
 def _label(finding: Finding) -> str:
-    """Name a finding in one word of ASCII, whatever plugin has made it."""
-    whole = finding.name == "score"  # a scanner's own sum
+    """Return the name of a finding as one word of ASCII."""
+    whole = finding.name == "score"  # the sum of a scanner
     name = finding.plugin if whole else f"{finding.plugin}.{finding.name}"
     return _STRANGE.sub("_", name)[:_LONGEST]

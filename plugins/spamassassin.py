@@ -1,7 +1,7 @@
-"""Have SpamAssassin judge incoming mail, by its daemon spamd.
+"""Let SpamAssassin check incoming mail, by its daemon spamd.
 
-The message is streamed to spamd, which answers with a score and the names of the tests that the
-message has met (SYMBOLS); fields are written here, so no second copy comes back.
+The message is streamed to spamd, which answers with a score and the names of the tests that matched
+(SYMBOLS). This plugin writes the fields, so spamd need not return the message.
 """
 
 import logging
@@ -47,17 +47,17 @@ _SPAM: Final = re.compile(
 _LENGTH: Final = re.compile(r"^Content-length: *([0-9]{1,6}) *\r?$", re.MULTILINE | re.IGNORECASE)
 _TEST: Final = re.compile(r"[A-Za-z0-9_]{1,80}")
 _NO_HOST: Final = re.compile(r"[^A-Za-z0-9._:\[\]-]")
-# What spamd would take for the HELO name, a login or the sender, wherever it stands in the field.
+# Text anywhere in the field that spamd would take for the HELO name, a login or the sender.
 _FALSE_WORD: Final = re.compile(r"(helo|ident|auth|from|sender|path)=", re.IGNORECASE)
 _FALSE_END: Final = re.compile(r"(lo|from|sender|path:?|ident|auth)\Z", re.IGNORECASE)
-_NO_WORD: Final = re.compile(r"[^!#-'*-;=?-~]")  # what would end the word or the comment
+_NO_WORD: Final = re.compile(r"[^!#-'*-;=?-~]")  # characters that would end the word or the comment
 _OURS: Final = re.compile(rb"^Received:[^\n]*+\n(?:[ \t][^\n]*+\n)*+", re.MULTILINE | re.IGNORECASE)
 _USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=@-]{0,200}")
 
 
 @dataclass(frozen=True, slots=True)
 class SpamassassinResult:
-    """What spamd said of a message; `required` is the score from which on it calls it spam."""
+    """spamd's result for a message; `required` is its own threshold for spam."""
 
     spam: bool
     score: float
@@ -65,25 +65,25 @@ class SpamassassinResult:
     tests: tuple[str, ...]
 
 
-#: The result of an envelope's message; there is none when it was not asked.
+#: The result of an envelope's message; it is missing if spamd was not asked.
 SPAMASSASSIN: Final[StashKey[SpamassassinResult]] = StashKey()
 
 
 @plugin
 class Spamassassin:
-    """Mark, set aside or refuse mail by the score that SpamAssassin gives it.
+    """Mark, quarantine or refuse mail by its score from SpamAssassin.
 
-    `address` is where spamd listens. It is told the client's address and HELO, its name where the
-    DNS confirms one, and the reverse-path, by the topmost fields of what it is shown. Every message
-    that it has judged gets the fields X-Spam-Status and X-Spam-Score, and X-Spam-Flag from the
-    score `tag` on (without it, from the one that spamd's own configuration has); such fields from
-    elsewhere are removed. From `quarantine` on a message is set aside, from `reject` on refused
-    with 550 5.7.1; `""` switches either off. The score is left as a finding for the plugin `score`.
+    `address` is where spamd listens. The topmost fields of the message that it gets have the
+    client's address and HELO, its name if the DNS confirms it, and the reverse-path. Every checked
+    message gets the fields X-Spam-Status and X-Spam-Score, and X-Spam-Flag from the score `tag` on
+    (by default the threshold in spamd's own configuration). Such fields of the sender are removed.
+    From `quarantine` on a message is quarantined, from `reject` on refused with 550 5.7.1; `""`
+    turns either off. The score is a finding for the plugin `score`.
 
-    `user` is whose preferences spamd shall use: a name, or one that is made of {local}, {domain} or
-    {address} of the mailbox; a message for several of them is judged for none of them. Messages of
-    more than `largest` octets are not judged, and neither is mail of users who have logged in.
-    `patience` is for a whole conversation.
+    `user` is the user whose preferences spamd uses: a name, or {local}, {domain} or {address} of
+    the mailbox. For a message to several users no preferences are used. Messages of more than
+    `largest` octets are not checked, nor is mail of users after a login. `patience` is for the
+    whole exchange.
     """
 
     address: SocketAddress = SocketAddress("127.0.0.1", 783)
@@ -108,14 +108,14 @@ class Spamassassin:
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Ask spamd, and do what the score calls for."""
+        """Ask spamd, and take the action for the score."""
         if session.login is not None:
             return
         remove_marks(message)
         head = self._head(session, envelope, message)
         size = len(head) + message.content.size
         if size > self.largest:
-            _log.info("not judged: %d octets", size)
+            _log.info("not checked by spamd: %d octets", size)
             return
         with self._spamd.connect() as line, message.content.open(head) as reader:
             result = _ask(line, reader, size, self._user_of(envelope))
@@ -130,14 +130,14 @@ class Spamassassin:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Remember whom to ask for the names of clients."""
+        """Take the resolver for the names of clients."""
         self._resolver = server.resolver
 
     def _head(self, session: Session, envelope: Envelope, message: Message) -> bytes:
-        """Return what stands above the content for spamd: our trace field as it can read one.
+        """Return the fields above the content, with a trace field that spamd can read.
 
-        Its rules for the client's name and for SPF take both from the topmost Received field, as
-        sendmail and Postfix write it; so this is what the milter of SpamAssassin shows it.
+        Its rules for the client's name and for SPF read the topmost Received field in the format of
+        sendmail and Postfix, so this is the one that SpamAssassin's milter sends.
         """
         name = confirmed_name(session, self._resolver, self.patience / 4)
         client = LOCALHOST if session.peer == "unix" else name or "unknown"
@@ -155,7 +155,7 @@ class Spamassassin:
         return fields.encode() + _OURS.sub(b"", message.prefix, count=1)
 
     def _user_of(self, envelope: Envelope) -> str:
-        """Return whose preferences count, "" for nobody's."""
+        """Return the user whose preferences count, "" for no user."""
         users = {
             self.user.format(local=box.local, domain=box.ascii_domain, address=box)
             for recipient in envelope.recipients
@@ -166,7 +166,7 @@ class Spamassassin:
 
 
 def _ask(line: Line, reader: BinaryIO, size: int, user: str) -> SpamassassinResult:
-    """Return what spamd says of a message of `size` octets. Raise RemoteError."""
+    """Return spamd's result for a message of `size` octets. Raise RemoteError."""
     field = f"User: {user}\r\n" if user else ""
     line.send(f"SYMBOLS SPAMC/1.5\r\n{field}Content-length: {size}\r\n\r\n".encode())
     for piece in iter(lambda: reader.read(_PIECE), b""):

@@ -38,9 +38,9 @@ _POINTS = {"pass": 0.0, "fail": 4.0, "softfail": 1.0, "permerror": 1.0, "helo_fa
 
 @dataclass(frozen=True, slots=True)
 class SpfResult:
-    """What SPF says of MAIL FROM: the `result` of RFC 7208 section 2.6 for the `domain`.
+    """The SPF `result` for the `domain` of MAIL FROM (RFC 7208 section 2.6).
 
-    For the null reverse-path the domain is the name in HELO. `reason` is for people.
+    For the null reverse-path the domain is the name in HELO. `reason` is a text for people.
     """
 
     domain: str
@@ -55,23 +55,23 @@ _HELO: Final[StashKey[tuple[str, Outcome]]] = StashKey()
 
 @plugin
 class Spf:
-    """Ask at MAIL whether the sender's domain, and the name in HELO, may be used from the address.
+    """Check at MAIL that the client may use the sender's domain and the name in HELO.
 
-    `fail`, `softfail` and `permerror` say what becomes of mail whose reverse-path has that result;
-    for the null reverse-path HELO stands in. "reject" refuses it with 550 5.7.23, permerror with
-    5.7.24 (RFC 7372); "tag" leaves it to filters that come later. `temperror` "defer" has the
-    client come again (451 4.7.24). `helo_fail` is for a name in HELO that forbids its use; "off"
-    spares the question. `patience` is for all questions of one MAIL. What was found counts for
-    a minute. A record of more than 4 KiB or 300 terms is a permerror, as is one that asks more than
-    the plugins may ask about one MAIL (50 questions, 128 KiB of answers). `received_spf` puts the
-    Received-SPF field on top.
+    `fail`, `softfail` and `permerror` are the actions for a reverse-path with that result; for the
+    null reverse-path the name in HELO counts. "reject" refuses with 550 5.7.23, or 5.7.24 for
+    permerror (RFC 7372); "tag" leaves the decision to later filters. `temperror` "defer" lets the
+    client try again (451 4.7.24). `helo_fail` is for a name in HELO that the client may not use;
+    "off" skips this check. `patience` is for all questions of one MAIL. Results are kept for a
+    minute. A record of more than 4 KiB or 300 terms is a permerror, and so is one that needs more
+    than the plugins may ask for one MAIL (50 questions, 128 KiB of answers). `received_spf` adds
+    the Received-SPF field.
 
-    Sessions with a login are left alone, and so are `networks`: by default loopback, private and
-    link-local ones. Name yours and those of hosts that forward mail to you, since SPF cannot know
-    them; your list takes the place of the default.
+    Sessions with a login are not checked, nor are clients in `networks`: by default loopback,
+    private and link-local addresses, which your list replaces. Add hosts that forward mail to you,
+    because SPF cannot know them.
 
-    What was found is in `results_of(envelope)` (spf with smtp.mailfrom and smtp.helo) and under
-    `SPF` in the envelope's stash; `points` makes findings of results for filters that add up.
+    The results are in `results_of(envelope)` (spf with smtp.mailfrom and smtp.helo) and under `SPF`
+    in the envelope's stash. `points` makes findings of results for filters that add up.
     """
 
     fail: Action = "reject"
@@ -97,12 +97,12 @@ class Spf:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Know whom to ask."""
+        """Take the resolver."""
         self._resolver: Resolver = server.resolver
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
-        """Check both identities, and refuse what shall be refused."""
+        """Check both identities, and take the actions."""
         address = address_to_check(session, self.networks)
         if address is None:
             return
@@ -116,13 +116,13 @@ class Spf:
         envelope.stash[SPF] = SpfResult(who.domain, outcome.result, outcome.reason)
         self._find(envelope, outcome.result, outcome)
         self._judge(who, outcome)
-        # Last, so that a name in HELO which the DNS is slow about takes nothing from the sender.
+        # Last, so a slow answer for the name in HELO takes no time from the sender's domain.
         if self.helo_fail != "off" and envelope.reverse_path is not None:
             self._check_helo(session, envelope, address, questions)
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
-        """Put the field on top (RFC 7208 section 9.1)."""
+        """Add the Received-SPF field (RFC 7208 section 9.1)."""
         found = envelope.stash.get(SPF, None)
         if found is None or not self.received_spf:
             return
@@ -156,7 +156,7 @@ class Spf:
             findings_of(envelope).append(Finding("spf", name, points, outcome.reason))
 
     def _judge(self, who: Sender, outcome: Outcome) -> None:
-        """Raise what the options say of a result."""
+        """Raise the verdict for a result."""
         match self._actions.get(outcome.result):
             case "defer":
                 raise Defer(f"SPF of {who.domain} is not known now", enhanced="4.7.24")
@@ -164,14 +164,14 @@ class Spf:
                 raise Reject(f"SPF is broken: {outcome.reason}", enhanced="5.7.24")
             case "reject":
                 text = f"{who.address} may not send for {who.domain} (SPF)"
-                if outcome.explanation:  # RFC 7208 section 8.4: it is a stranger's text
+                if outcome.explanation:  # RFC 7208 section 8.4: a stranger wrote the text
                     words = outcome.explanation[:_LONGEST_EXPLANATION]
                     text += f"; {who.domain} explains: {words}"
                 raise Reject(text, enhanced="5.7.23")
 
 
 def _helo(session: Session) -> str:
-    """Return the domain that the client calls itself, in ASCII even where it is none."""
+    """Return the name in HELO in ASCII, even if it is not a domain."""
     return Address("", session.helo).ascii_domain.encode("ascii", "backslashreplace").decode()
 
 

@@ -1,4 +1,4 @@
-"""Check users' passwords against hashes in a database."""
+"""Check the passwords of users against hashes in a database."""
 
 import contextlib
 import logging
@@ -32,22 +32,20 @@ _CONNECTIONS = 16  # at once, in each worker
 class Sql:
     """Authenticate users by the hashes that a `query` finds in a database.
 
-    The query has `:user` where the user name belongs; it is handed over as a parameter, never as
-    text of the query. Its one row has the stored hash, as `minismtp passwd` writes them, and maybe
-    in a second column the name that the user is known by after the login; without it that is the
-    plainest spelling that finds the same hash, so write the query with it where collations are
-    generous. No row, or a hash that is
-    NULL, is nobody. `path` is an SQLite file, opened for each login and only to read. Or `module`
-    names a DB-API module that is installed, such as psycopg, and the table `connect` the arguments
-    of its `connect`; connections are kept, and replaced when they break. A login that has no answer
-    within `patience`, and each other failure, gets 454: the client keeps its password. A password
-    that was right is recognized for the time `remember` while its hash is the same; "0s" checks the
-    hash each time.
+    The query has `:user` in place of the user name, which is passed as a parameter, never as text
+    of the query. Its one row has the stored hash, as `minismtp passwd` writes it, and optionally in
+    a second column the user's name after the login. Without that column the name is the plainest
+    spelling that finds the same hash, so use the column if the collation ignores differences. No
+    row, or a hash that is NULL, means that there is no such user. `path` is an SQLite file, opened
+    for each login and only for reading. Or `module` is an installed DB-API module, such as psycopg,
+    and the table `connect` has the arguments of its `connect`; connections are kept, and replaced
+    when they break. If a login has no answer within `patience`, or fails otherwise, the client gets
+    454 and keeps its password. A right password is recognized for the time `remember` while its
+    hash is the same; "0s" checks the hash each time.
 
-    With `ignore_case` a name that the query does not find is looked up once more in lower case and
-    ordinary width (RFC 8265), which is how names should stand in the database. One that it does
-    find is always that user. Where a second column tells the name of the user, it is that name that
-    counts.
+    With `ignore_case` a name that the query does not find is tried again in lower case and ordinary
+    width (RFC 8265), so store names in that form. A name that it finds is always that user. If the
+    query has a second column, the name there counts.
     """
 
     query: str
@@ -60,9 +58,9 @@ class Sql:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (not self.module):
-            raise ValueError("path: expected either this, for SQLite, or module")
+            raise ValueError("path: expected either path, for SQLite, or module")
         if self.path is not None and self.connect:
-            raise ValueError("connect: belongs to module, SQLite needs path alone")
+            raise ValueError("connect: expected module with it, because SQLite needs path alone")
         check_time("patience", self.patience)
         module = sqlite3 if self.path is not None else db_api_module(self.module)
         self._query = Query(self.query, module.paramstyle)
@@ -77,7 +75,7 @@ class Sql:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Try the query, find a hash for users that do not exist, and warn of readers of a file."""
+        """Try the query, find a hash for unknown users, and warn about readers of a file."""
         if server.role == "outbound":
             return
         try:
@@ -89,7 +87,7 @@ class Sql:
             return
         if self._decoy is None and not self._sample:
             _log.warning(
-                "query: no `column = :user`, so until somebody has logged in, unknown users cost"
+                "query: no `column = :user`, so until a user logs in, unknown users cost"
                 " what a hash of the default scheme costs"
             )
         if self.path is not None and self.path.exists():
@@ -102,24 +100,24 @@ class Sql:
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
-        """Return the name of the user for the right password; None for all others."""
+        """Return the name of the user for the right password; None for a wrong one."""
         if not may_be_asked(credentials):
             return None
         stored, name = self._look_up(credentials.username)
         if stored is not None:
-            self._decoy = stored  # so that an unknown user costs what a known one does
+            self._decoy = stored  # so that an unknown user takes the same time as a known one
         right = self._check.passes(credentials, stored, self._decoy)
         return name if right and acts_as_itself(credentials) else None
 
     def _look_up(self, user: str) -> tuple[str | None, str]:
-        """Return the user's hash, None for no such user, and the name after the login.
+        """Return the user's hash, None for an unknown user, and the name after the login.
 
-        Without a second column that is the plainest spelling that finds the same hash.
+        Without a second column the name is the plainest spelling that finds the same hash.
         """
         found, plain = self._find(user), folded_name(user)
         others = spellings(user)
         if self.ignore_case and plain not in ("", user):
-            folded = self._find(plain)  # for known users too: they cost the same
+            folded = self._find(plain)  # for known users too, so that they take the same time
             if found[0] is None:
                 user, found = plain, folded
         stored, name = found
@@ -127,7 +125,7 @@ class Sql:
         return stored, name or (same[0] if same else user)
 
     def _find(self, user: str) -> tuple[str | None, str]:
-        """Return the user's hash, None for no such user, and the second column's name or ""."""
+        """Return the user's hash, None for an unknown user, and the second column's name or ""."""
         found = self._bounded.run(lambda: self._rows(user))
         if isinstance(found, Exception):
             raise found
@@ -144,7 +142,7 @@ class Sql:
         return stored, name
 
     def _rows(self, user: str) -> list[Any] | Exception:
-        """Ask; what is wrong with this name alone says nothing against the database."""
+        """Run the query; an error for this name alone is no failure of the database."""
         try:
             found = self._database.rows(self._query.text, self._query.parameters(user))
         except self._faults as fault:
@@ -154,14 +152,14 @@ class Sql:
         return found
 
     def _any_hash(self) -> str | None:
-        """Find any user's hash, for the time that the first unknown user is to take."""
+        """Find any user's hash, which decides the time that the first unknown user takes."""
         try:
             found = self._database.rows(self._sample)
         except self._error:
-            self._sample = ""  # the query cannot be turned round like that
+            self._sample = ""  # the query cannot be reversed
             return None
         for row in found:
-            with contextlib.suppress(ValueError):  # a user without a password, for instance
+            with contextlib.suppress(ValueError):  # such as a user without a password
                 check_stored_password(stored := _text(row[0]))
                 return stored
         return None
@@ -172,12 +170,12 @@ class Sql:
         return {
             "database": f"{self.path.absolute().as_uri()}?mode=ro",
             "uri": True,
-            "timeout": self.patience.total_seconds(),  # while somebody writes
+            "timeout": self.patience.total_seconds(),  # while another process writes
         }
 
 
 def _text(column: object) -> str:
-    """Return a column's text; some modules have octets, and CHAR is filled with blanks."""
+    """Return a column as text, also from octets, without the blanks that fill CHAR."""
     if isinstance(column, (bytes, bytearray, memoryview)):
         return bytes(column).decode("utf-8", "replace").strip()
     return "" if column is None else str(column).strip()

@@ -31,10 +31,10 @@ from minismtp import (
 
 from ._login import authorities
 
-_PIECE = 57 * 1024  # octets; a multiple of 3, so base64 has no padding within
-_TEXT = 200  # characters of an answer that are passed on
+_PIECE = 57 * 1024  # octets; a multiple of 3, so base64 has no padding in the middle
+_TEXT = 200  # characters of a response in the reply
 _ANSWER = 65536
-# About our credentials or about now, not about this mail (RFC 9110, 6585, 8470).
+# Statuses about credentials or timing, not about this mail (RFC 9110, 6585, 8470).
 _FOR_NOW = frozenset({401, 407, 408, 425, 429})
 _TOO_LARGE = 413
 _VISIBLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -42,18 +42,19 @@ _VISIBLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 @plugin
 class Webhook:
-    """Store each copy by a POST to a web service; a status of 2xx says that it has it.
+    """Store each copy by a POST to a web service; a status of 2xx means that it is stored.
 
     With `format = "raw"` the body is the message, as message/rfc822, and the envelope is in the
-    fields Envelope-Id, Envelope-From and Envelope-To, percent-encoded beyond visible ASCII. With
-    "json" the body is an object with id, sender, recipient, peer, helo, login, arrived and message,
-    the latter in base64. Idempotency-Key is the same whenever the same copy comes again.
+    fields Envelope-Id, Envelope-From and Envelope-To, percent-encoded except for visible ASCII.
+    With "json" the body is an object with id, sender, recipient, peer, helo, login, arrived and
+    message, the latter in base64. Idempotency-Key is the same for each attempt to store the same
+    copy.
 
-    `token_file` has a bearer token, `secret_file` the key of a signature by HMAC-SHA256 as Standard
-    Webhooks have it: webhook-signature over webhook-id, webhook-timestamp and the body; a key in
-    base64 begins with whsec_. `ca` has the authorities to trust, by default the system's. 4xx
-    refuses the copy, but for 401, 407, 408, 425 and 429; these, 5xx and silence defer it.
-    `patience` is for one copy with its answer.
+    `token_file` has a bearer token. `secret_file` has the key of a signature by HMAC-SHA256 as in
+    Standard Webhooks: webhook-signature covers webhook-id, webhook-timestamp and the body; a key in
+    base64 begins with whsec_. `ca` is a file of authorities to trust, by default the system's. 4xx
+    refuses the copy, except that 401, 407, 408, 425 and 429 defer it, as do 5xx and no answer.
+    `patience` is for one copy with its response.
     """
 
     url: str
@@ -75,7 +76,7 @@ class Webhook:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn of secrets that others can read."""
+        """Warn about secrets that others can read."""
         if server.role == "check":
             for name in ("token_file", "secret_file"):
                 if path := getattr(self, name):
@@ -127,7 +128,7 @@ class Webhook:
             yield cast("BinaryIO", file), size
 
     def _signature(self, key: str, body: BinaryIO) -> dict[str, str]:
-        """Sign as Standard Webhooks want it; the body is at its beginning before and after."""
+        """Return the fields of a Standard Webhooks signature; rewind the body afterwards."""
         now = str(int(time.time()))
         mac = hmac.new(self._secret, f"{key}.{now}.".encode(), "sha256")
         for piece in iter(lambda: body.read(_PIECE), b""):
@@ -151,12 +152,12 @@ def _envelope_fields(envelope: Envelope, mailbox: Address) -> dict[str, str]:
 
 
 def _visible(value: str) -> str:
-    """Return a value that a header can carry, whatever it holds; `unquote` restores it."""
+    """Return a value in a form that a header can carry; `unquote` restores it."""
     return quote(value, safe=_VISIBLE, errors="replace")
 
 
 def _check(answer: Answer) -> None:
-    """Raise the verdict that an answer is, RemoteError for one that is none."""
+    """Raise the verdict of a response, RemoteError if it has no verdict."""
     status = answer.status
     if status // 100 == 2:  # noqa: PLR2004
         return

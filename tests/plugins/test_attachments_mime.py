@@ -229,7 +229,7 @@ def test_messages_deep_in_each_other_are_too_much() -> None:
             b"Content-Type: message/rfc822\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
         )
         content = head + content
-    assert blocked(content).startswith("too much to be looked at, parts inside each other")
+    assert blocked(content).startswith("too much to be checked, parts inside each other")
 
 
 def test_content_right_behind_the_fields_is_seen() -> None:

@@ -377,12 +377,12 @@ def test_sealer_has_to_have_found_the_message_good(key: Path, result: AuthResult
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({"patience": "0s"}, "patience: expected more than"),
-        ({"domain": "one.test", "selector": "arc"}, "key: expected a file, as there is a domain"),
-        ({"domain": "one.test", "key": "arc.pem"}, "selector: expected a name in the DNS"),
-        ({"selector": "arc", "key": "arc.pem"}, "domain: expected a name in the DNS"),
+        ({"patience": "0s"}, 'patience: expected more than "0s"'),
+        ({"domain": "one.test", "selector": "arc"}, "key: expected a file, because"),
+        ({"domain": "one.test", "key": "arc.pem"}, "selector: expected a DNS name"),
+        ({"selector": "arc", "key": "arc.pem"}, "domain: expected a DNS name"),
         ({"domain": "x", "selector": "arc", "key": "no.pem"}, "no.pem: No such file or directory"),
-        ({"domain": "x", "selector": "arc", "key": "ed.pem"}, "ed.pem: expected RSA"),
+        ({"domain": "x", "selector": "arc", "key": "ed.pem"}, "ed.pem: expected an RSA key"),
     ],
 )
 def test_fault_is_named(table: dict[str, Any], problem: str, tmp_path: Path, key: Path) -> None:

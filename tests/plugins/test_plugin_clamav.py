@@ -208,5 +208,5 @@ def test_ok_for_half_a_message_is_no_verdict() -> None:
 
 
 def test_options_that_make_no_sense_are_mistakes() -> None:
-    with pytest.raises(ConfigError, match=r"patience: expected more than"):
+    with pytest.raises(ConfigError, match='patience: expected more than "0s"'):
         build(Clamav, {"patience": "0s"}, file="c.toml", key="plugins[0]", base=Path())

@@ -501,8 +501,8 @@ def test_nothing_in_a_record_is_a_failure(text: str) -> None:
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({"signatures": 0}, "signatures: expected one at least"),
-        ({"patience": "0s"}, "patience: expected more than"),
+        ({"signatures": 0}, "signatures: expected at least 1"),
+        ({"patience": "0s"}, 'patience: expected more than "0s"'),
     ],
 )
 def test_fault_is_named(table: dict[str, Any], problem: str, tmp_path: Path) -> None:

@@ -422,4 +422,4 @@ def test_our_own_are_left_alone(scene: dict[str, Any]) -> None:
 def test_fault_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as fault:
         build(Dmarc, {"patience": "0s"}, file="c.toml", key="plugins[0]", base=tmp_path)
-    assert "patience: expected more than" in str(fault.value)
+    assert 'patience: expected more than "0s"' in str(fault.value)

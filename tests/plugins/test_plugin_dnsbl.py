@@ -309,7 +309,7 @@ def test_users_and_named_networks_are_left_alone(
         ({"lists": [{"zone": "a.b", "about": []}]}, "lists[0].about: expected some of"),
         ({"lists": [{"zone": "a.b", "about": ["ip"]}]}, "lists[0].about[0]: expected one of"),
         ({"lists": [{"zone": "a.b"}], "reject_at": -1.0}, "reject_at: expected points above 0"),
-        ({"lists": [{"zone": "a.b"}], "patience": "0s"}, "patience: expected more than"),
+        ({"lists": [{"zone": "a.b"}], "patience": "0s"}, 'patience: expected more than "0s"'),
         *(
             (
                 {"lists": [{"zone": "a.b", "codes": [code]}]},
@@ -341,7 +341,7 @@ def test_command_check_tries_the_lists(dns: SocketAddress, tmp_path: Path) -> No
     told = [match[1] for each in found if (match := re.search(r"lists: (.*)", each))]
     assert told == [
         "empty.test does not list 2.0.0.127, as every list does: is it one?",
-        "all.test lists 1.0.0.127, as no list does: everybody would be in it",
+        "all.test lists 1.0.0.127, as no list does, so it may list every client",
         "err.test cannot be asked: err.test answers 127.255.255.254, which is an error",
         f"bl.broken.test cannot be asked: {UNANSWERED}",
     ]

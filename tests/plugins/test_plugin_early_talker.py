@@ -152,7 +152,7 @@ def test_session_without_a_socket_does_not_wait() -> None:
 
 
 def test_delay_of_nothing_is_a_mistake() -> None:
-    with pytest.raises(ConfigError, match="delay: expected more than"):
+    with pytest.raises(ConfigError, match='delay: expected more than "0s"'):
         started(delay="0s")
 
 

@@ -287,9 +287,9 @@ def test_clock_that_was_ahead_for_a_while_keeps_nobody_waiting(ahead: float, kep
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"delay": "0s"}, "delay: expected more than"),
-        ({"window": "5m"}, "window: expected more than delay, or nobody could come again in time"),
-        ({"remember": "1d"}, "remember: expected at least as much as window"),
+        ({"delay": "0s"}, 'delay: expected more than "0s"'),
+        ({"window": "5m"}, "window: expected more than delay, else no client could retry in time"),
+        ({"remember": "1d"}, "remember: expected at least as long as window"),
         ({"deliveries": -1}, "deliveries: expected a number of messages, or 0 for never"),
     ],
 )

@@ -480,8 +480,8 @@ def test_directory_that_is_away_is_soon_left_alone() -> None:
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({}, "dn: expected either this or base"),
-        ({"dn": DN, "base": PEOPLE}, "dn: expected either this or base"),
+        ({}, "dn: expected either dn or base"),
+        ({"dn": DN, "base": PEOPLE}, "dn: expected either dn or base"),
         ({"dn": PEOPLE}, r"dn: expected \{user\}"),
         ({"dn": "{user}"}, "dn: expected a distinguished name"),
         ({"base": "people"}, "base: expected a distinguished name"),
@@ -502,7 +502,10 @@ def test_directory_that_is_away_is_soon_left_alone() -> None:
         ({"dn": DN, "url": "http://a.example"}, 'url: expected "ldaps://host"'),
         ({"dn": DN, "url": "ldap://a.example:x"}, 'url: expected "ldaps://host"'),
         ({"dn": DN, "url": "ldaps://a.example/dc=x"}, 'url: expected "ldaps://host"'),
-        ({"dn": DN, "url": "ldaps://a.example", "starttls": True}, "starttls: expected an ldap:"),
+        (
+            {"dn": DN, "url": "ldaps://a.example", "starttls": True},
+            "starttls: expected a url with ldap:",
+        ),
         ({"dn": DN, "ca": "nowhere"}, "ca: .*nowhere: No such file"),
         ({"dn": DN, "patience": "0s"}, "patience: expected more"),
         (

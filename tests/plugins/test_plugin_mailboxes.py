@@ -501,7 +501,7 @@ def test_address_that_holds_a_sender_takes_bounces_only(forwarder: Mailboxes) ->
     ["SRS0=AAAAAA=AA=victim.example=joe", "SRS0=x", "SRS0=", "srs1=AAAAAA=victim.example==x=y"],
 )
 def test_address_that_we_have_not_made_is_nobody(forwarder: Mailboxes, local: str) -> None:
-    with pytest.raises(Reject, match=r"550 5\.1\.1 no address of ours: wrong hash"):
+    with pytest.raises(Reject, match=r"550 5\.1\.1 not an address of this server: wrong hash"):
         routed(forwarder, Address(local, "example.org"), sender="")
 
 
@@ -516,7 +516,7 @@ def test_rewritten_address_is_ordinary_at_other_domains(forwarder: Mailboxes) ->
         ({"srs_secret_file": "none"}, "", "none: No such file or directory"),
         ({"srs_secret_file": "srs"}, "short\n", "srs_secret_file: {}/srs: expected a secret of 16"),
         ({"srs_secret_file": "srs"}, "\n", "srs_secret_file: {}/srs: expected a secret of 16"),
-        ({"srs_domain": "srs.example.org"}, "", "srs_domain: expected srs_secret_file beside it"),
+        ({"srs_domain": "srs.example.org"}, "", "srs_domain: expected srs_secret_file too"),
     ],
 )
 def test_fault_of_the_secret_is_named(

@@ -385,7 +385,7 @@ def test_answer_that_is_no_judgement_defers(answer: bytes) -> None:
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({"patience": "0s"}, "patience: expected more than"),
+        ({"patience": "0s"}, 'patience: expected more than "0s"'),
         ({"url": "127.0.0.1:11333"}, "url: expected a URL such as"),
         ({"password": "a\r\nb"}, "password: expected printable characters"),
     ],

@@ -264,8 +264,8 @@ RULE: Final = "{ name = 'a', action = 'discard', all = [{ larger = 1 }] }"
     ("text", "problem"),
     [
         ("rules = []", "rules: expected at least one"),
-        (f"rules = [{RULE}, {RULE}]", "rules: expected a name of its own"),
-        (f"budget = '0s'\nrules = [{RULE}]", "budget: expected more than"),
+        (f"rules = [{RULE}, {RULE}]", "rules: expected a different name"),
+        (f"budget = '0s'\nrules = [{RULE}]", 'budget: expected more than "0s"'),
     ],
     ids=["no rule", "same name", "no time"],
 )

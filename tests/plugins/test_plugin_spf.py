@@ -313,7 +313,7 @@ def test_resolver_that_is_silent_defers_within_the_patience() -> None:
     ("table", "fault"),
     [
         ({"points": {"fial": 3.0}}, "points: expected some of pass, fail, softfail, permerror,"),
-        ({"patience": "0s"}, "patience: expected more than"),
+        ({"patience": "0s"}, 'patience: expected more than "0s"'),
         ({"fail": "defer"}, 'fail: expected one of "reject", "tag", not \'defer\''),
     ],
 )

@@ -536,9 +536,9 @@ def test_parameters_are_in_the_style_of_the_module(
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
-        ({"query": QUERY}, "path: expected either this"),
-        ({"query": QUERY, "path": "x", "module": "sqlite3"}, "path: expected either this"),
-        ({"query": QUERY, "path": "x", "connect": {"a": 1}}, "connect: belongs to module"),
+        ({"query": QUERY}, "path: expected either path"),
+        ({"query": QUERY, "path": "x", "module": "sqlite3"}, "path: expected either path"),
+        ({"query": QUERY, "path": "x", "connect": {"a": 1}}, "connect: expected module with it"),
         ({"query": "SELECT ':user'", "path": "x"}, "query: expected :user"),
         ({"query": "SELECT :username", "path": "x"}, "query: expected :user"),
         ({"query": QUERY, "module": "no_such_module"}, "module: No module named"),
