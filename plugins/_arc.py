@@ -30,12 +30,12 @@ _TAGS: Final = ("i", "a", "b", "d", "s")
 
 
 class BrokenChainError(Exception):
-    """A chain does not hold; the text says why."""
+    """A chain is not valid; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """The three fields that one host has added."""
+    """The three fields that one host added."""
 
     instance: int
     results: bytes
@@ -44,17 +44,17 @@ class Set:
 
     @property
     def report(self) -> str:
-        """What the host has found, as the value of an Authentication-Results field."""
+        """The host's results, as the value of an Authentication-Results field."""
         return Headers([self.results]).get(RESULTS).partition(";")[2]
 
     @property
     def octets(self) -> bytes:
-        """The three fields as seals cover them."""
+        """The three fields in the form that seals cover."""
         return b"".join(map(relaxed_field, (self.results, self.message.raw, self.seal.raw)))
 
 
 def read_chain(headers: Headers) -> list[Set]:
-    """Return the sets from the first to the last, none without a chain. Raise BrokenChainError.
+    """Return the sets from the first to the last; empty without a chain. Raise BrokenChainError.
 
     RFC 8617 section 5.2, steps 1 to 3.
     """
@@ -76,7 +76,7 @@ def read_chain(headers: Headers) -> list[Set]:
 
 
 def instance_of(raw: bytes) -> int:
-    """Return the number of the set that a field belongs to, 0 when it has none."""
+    """Return the instance of a field, the number of its set, 0 if it has no instance."""
     name = raw.partition(b":")[0].strip(b" \t").decode("ascii")
     value = Headers([raw]).get(name)
     if name.lower() == RESULTS.lower():
@@ -101,7 +101,7 @@ def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> Set:
 
 
 def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
-    """Return the oldest instance since which the message is unchanged, 0 for the whole chain.
+    """Return the oldest instance since which the message did not change, 0 for the whole chain.
 
     RFC 8617 section 5.2, steps 4 to 6. Raise BrokenChainError.
     """
@@ -122,7 +122,7 @@ def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
 
 
 def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterator[Set]:
-    """Yield the sets, the last first, whose signature of the header holds; one has to."""
+    """Yield the sets with a valid signature of the header, the last first; it must be valid."""
     for each in reversed(chain):
         signature = each.message
         try:
@@ -148,7 +148,7 @@ def _check_seal(last: Set, before: bytes, keys: Keys) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sealer:
-    """A key with its place in the DNS."""
+    """A key with its domain and selector in the DNS."""
 
     domain: str
     selector: str
@@ -157,9 +157,9 @@ class Sealer:
     def seal(
         self, message: Message, report: str, status: str, instance: int, before: bytes = b""
     ) -> None:
-        """Put a set on top (RFC 8617 section 5.1): `status` is what became of the chain so far.
+        """Put a set on top (RFC 8617 section 5.1); `status` is the result of the chain so far.
 
-        `before` are the octets of that chain, none where it is broken (section 5.1.2).
+        `before` are the octets of that chain, empty if it is broken (section 5.1.2).
         """
         message.prepend(RESULTS, f"i={instance};{report}")
         names = list(names_to_sign(message, "DKIM-Signature"))

@@ -1,6 +1,6 @@
-"""What archives hold: zip, 7z, rar, tar, gzip, bzip2, xz, zstd and TNEF, in each other too.
+"""The contents of archives: zip, 7z, rar, tar, gzip, bzip2, xz, zstd and TNEF, also nested ones.
 
-Nothing is unpacked beyond a budget of octets, names, levels and time, which a whole message shares.
+Unpacking is limited by a budget of octets, names, levels and time for a whole message.
 """
 
 import lzma
@@ -25,7 +25,7 @@ from ._tnef import TNEF
 from ._tnef import members_of as members_of_tnef
 
 _PIECE = 65536
-HEAD = 512  # octets that tell what a file is
+HEAD = 512  # octets by which the type of a file is recognized
 _DIRECTORY = 512 * 1024  # octets of a zip's, which zipfile reads at once
 _MEMORY = 256 * 1024
 _ENCRYPTED = 0x1  # of a zip's flags
@@ -33,7 +33,7 @@ _ENCRYPTED = 0x1  # of a zip's flags
 _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ZIP: Final = (b"PK\3\4", b"PK\5\6", b"PK00PK\3\4")
 _KNOWN: Final = (*_ZIP, GZIP, XZ, ZSTD, SEVEN_ZIP, RAR4, RAR5, TNEF)
-# What zipfile and the decompressors have been seen to raise on broken files.
+# Exceptions that zipfile and the decompressors raise for broken files.
 _FAULTS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(ValueError, RuntimeError, NotImplementedError, OverflowError, LookupError),
@@ -42,7 +42,7 @@ _FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """A file in an archive, with its first octets where they were looked at."""
+    """A file in an archive, with its first octets if they could be read."""
 
     name: str
     encrypted: bool = False
@@ -50,12 +50,12 @@ class Inside:
 
 
 def is_archive(head: bytes) -> bool:
-    """Tell from the first octets."""
+    """Return whether these are the first octets of an archive."""
     return head.startswith(_KNOWN) or is_bzip2(head) or is_tar(head)
 
 
 def files_in(file: Reads, name: str, budget: Budget, level: int = 1) -> Iterator[Inside]:
-    """Yield what an archive called `name` holds, and the archives in it; it is read once, forward.
+    """Yield the files in an archive called `name`, and in nested ones; read it once, forward.
 
     Raise TooMuchError and BrokenError.
     """
@@ -92,7 +92,7 @@ def _inside(
 
 @contextmanager
 def _copied(octets: Iterator[bytes]) -> Iterator[tempfile.SpooledTemporaryFile[bytes]]:
-    """Make a file that can be sought in; `writelines` would hold all pieces."""
+    """Return a seekable file; `writelines` would keep all pieces in memory."""
     with tempfile.SpooledTemporaryFile(_MEMORY) as copy:
         for piece in octets:
             copy.write(piece)
@@ -107,7 +107,7 @@ def _in_zip(octets: Iterator[bytes], budget: Budget, level: int) -> Iterator[Ins
     ):
         items = archive.infolist()
         budget.take(names=len(items))
-        # All names first: they count also where the contents are broken.
+        # All names first, because they count even if the contents are broken.
         for item in items:
             yield Inside(item.filename, encrypted=bool(item.flag_bits & _ENCRYPTED))
         for item in items:
@@ -143,7 +143,7 @@ def _in_tnef(file: Reads, budget: Budget, level: int) -> Iterator[Inside]:
 
 
 class _Reluctant:
-    """A file that gives no more at once than a zip of reasonable size has in its directory."""
+    """A file whose reads are limited to the directory of a zip of reasonable size."""
 
     def __init__(self, file: tempfile.SpooledTemporaryFile[bytes]) -> None:
         self.seek, self.tell = file.seek, file.tell
@@ -160,7 +160,7 @@ class _Reluctant:
 
 
 class _Counted:
-    """A file whose octets the budget pays for as they are unpacked."""
+    """A file whose octets count for the budget when they are unpacked."""
 
     def __init__(self, file: Reads, budget: Budget) -> None:
         self._file = file
@@ -179,7 +179,7 @@ def _in_tar(file: Reads, budget: Budget, level: int) -> Iterator[Inside]:
 
 
 def _contents(file: Reads, name: str, budget: Budget, level: int) -> Iterator[Inside]:
-    """Yield a file in an archive with its first octets, and what it holds if it is one itself."""
+    """Yield a file in an archive with its first octets, and the files in it if it is an archive."""
     head = exactly(file, HEAD)
     yield Inside(name, head=head)
     if is_archive(head):

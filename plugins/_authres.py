@@ -37,7 +37,7 @@ def written(authserv_id: str, results: Iterable[AuthResult]) -> str:
 
 
 def read(value: str) -> tuple[str, list[AuthResult]]:
-    """Read an unfolded value as far as it can be: the authserv-id with A-labels, "" for none."""
+    """Read an unfolded value as far as possible: the authserv-id in A-labels, and results."""
     first, *rest = _SEGMENT.findall(without_comments(value)) or [""]
     match = _WORD.search(first)
     name = Address("", _text(*match.groups())).ascii_domain if match else ""
@@ -45,9 +45,9 @@ def read(value: str) -> tuple[str, list[AuthResult]]:
 
 
 def claims(value: str, name: str) -> bool:
-    """Whether a field can be taken for one of the server `name`, in A-labels.
+    """Return whether a reader could take a field for one of the server `name`, in A-labels.
 
-    Its authserv-id is that name in some spelling, or it has none that all readers agree on.
+    Its authserv-id is that name in some spelling, or readers disagree about it.
     """
     if _balance(value):
         return True
@@ -66,7 +66,7 @@ def claims(value: str, name: str) -> bool:
 
 
 def _balance(value: str) -> int:
-    """Return how many comments are never closed."""
+    """Return the number of comments that are not closed."""
     depth, quoted = 0, False
     for match in _DELIMITER.finditer(value):
         if match[0] == '"':
@@ -90,7 +90,7 @@ def _text(quoted: str | None, plain: str | None) -> str:
 
 
 def without_comments(value: str) -> str:
-    """Take comments away, which may be nested, and may have quotes that are none."""
+    """Remove comments, which may be nested, and in which quotes have no meaning."""
     kept: list[str] = []
     depth, quoted, begin = 0, False, 0
     for match in _DELIMITER.finditer(value):
@@ -109,7 +109,7 @@ def without_comments(value: str) -> str:
 
 
 def _clipped(result: AuthResult) -> AuthResult:
-    """Keep a line far below its limit, whatever a stranger gave as a name."""
+    """Return a text cut to a length that keeps a line far below its limit."""
     properties = {name: value[:_LONGEST] for name, value in result.properties.items()}
     return replace(result, reason=result.reason[:_LONGEST], properties=properties)
 

@@ -1,4 +1,4 @@
-"""How much of one message is looked at, and what its archives are read by."""
+"""Limits for the checks of one message, and the readers for its archives."""
 
 import io
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _PIECE = 65536
 
 
 class TooMuchError(ValueError):
-    """There is more of something than will be looked at, as the text says."""
+    """A message exceeds a limit of the checks, as the text says."""
 
 
 class BrokenError(ValueError):
@@ -18,14 +18,14 @@ class BrokenError(ValueError):
 
 
 class Reads(Protocol):
-    """What gives octets."""
+    """An object to read octets from."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return at most so many."""
+        """Return at most `size` octets."""
 
 
 class Budget:
-    """What may be looked at in one message; `seconds` are CPU time of this thread."""
+    """The limits for one message; `seconds` are CPU time of this thread."""
 
     def __init__(self, octets: int, names: int, levels: int, seconds: float = inf) -> None:
         self.levels = levels
@@ -34,7 +34,7 @@ class Budget:
         self._until = thread_time() + seconds
 
     def take(self, octets: int = 0, names: int = 0) -> None:
-        """Count, and look at the clock. Raise TooMuchError."""
+        """Count octets and names, and check the clock. Raise TooMuchError."""
         self._octets -= octets
         self._names -= names
         if self._octets < 0:
@@ -46,7 +46,7 @@ class Budget:
 
 
 class Limited:
-    """So many octets of a file; `left` are those that were not read."""
+    """The next `size` octets of a file; `left` is the number of those not yet read."""
 
     def __init__(self, file: Reads, size: int) -> None:
         self._file = file
@@ -60,7 +60,7 @@ class Limited:
 
 
 def exactly(file: Reads, size: int) -> bytes:
-    """Read so many octets, fewer only at the end."""
+    """Return `size` octets of a file, fewer only at its end."""
     pieces = []
     while size > 0 and (piece := file.read(size)):
         pieces.append(piece)
@@ -69,12 +69,12 @@ def exactly(file: Reads, size: int) -> bytes:
 
 
 def pieces_of(file: Reads) -> Iterator[bytes]:
-    """Yield what is left of a file."""
+    """Yield the rest of a file."""
     return iter(lambda: file.read(_PIECE), b"")
 
 
 def stream_of(pieces: Iterator[bytes]) -> BinaryIO:
-    """Return a file, to be read forward, of the pieces; empty ones do not end it."""
+    """Return a file of the pieces, to be read forward; empty pieces do not end it."""
     return cast("BinaryIO", io.BufferedReader(_Stream(pieces), _PIECE))
 
 

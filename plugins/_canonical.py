@@ -1,6 +1,6 @@
 """The canonical forms of DKIM and ARC, in which they are hashed (RFC 6376 section 3.4).
 
-Bodies are read in pieces, so memory is bounded, and each step is linear, whatever the message.
+Bodies are read in pieces, so memory is bounded, and each step takes linear time for any message.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _BLANKS: Final = re.compile(rb"[ \t]{2,}|\t")
 _ENDS: Final = 8192  # line ends in one piece
 _B_TAG: Final = re.compile(rb"[ \t\r\n]*b[ \t\r\n]*=")
 
-#: A kind of form and the octets of it that count, None for all of them.
+#: A form and the number of its octets that count, None for all of them.
 Extent = tuple[str, int | None]
 
 
@@ -32,7 +32,7 @@ def relaxed_field(raw: bytes) -> bytes:
 
 
 def simple_field(raw: bytes) -> bytes:
-    """Return a field as it stands on the wire (RFC 6376 section 3.4.1)."""
+    """Return a field as it is on the wire (RFC 6376 section 3.4.1)."""
     return _with_crlf(raw).removesuffix(b"\r\n") + b"\r\n"
 
 
@@ -43,7 +43,7 @@ FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {
 
 
 def without_signature(raw: bytes) -> bytes:
-    """Return a field of tags with nothing in its tag b (RFC 6376 section 3.7)."""
+    """Return a field of tags with an empty tag b (RFC 6376 section 3.7)."""
     name, colon, value = raw.partition(b":")
     tags = value.split(b";")
     for number, tag in enumerate(tags):
@@ -106,11 +106,11 @@ _BODY: Final = {"relaxed": _relaxed_body, "simple": _simple_body}
 
 
 def _texts(reader: BinaryIO, idle: bytes) -> Iterator[bytes]:
-    """Yield the body in pieces that end with none of the `idle` octets: at the end these are void.
+    """Yield the body in pieces that do not end with `idle` octets, which do not count at the end.
 
-    Line ends before a text are pieces of their own; blanks are told once for many.
+    Line ends before a text are separate pieces, and a run of blanks is one blank.
     """
-    held = b""  # idle octets, which count only if something follows
+    held = b""  # idle octets, which count only if text follows
     lines = 0  # and so do line ends before them
     for octets in iter(lambda: reader.read(_PIECE), b""):
         piece = held + octets
@@ -138,7 +138,7 @@ def _wire(text: bytes) -> bytes:
 
 
 def _with_crlf(text: bytes) -> bytes:
-    """Return a text with every bare CR and bare LF made a CRLF."""
+    """Return a text with CRLF for every bare CR and bare LF."""
     # A regular expression makes an object of each line end: 6 MB for 64 KB of them.
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 

@@ -1,7 +1,7 @@
-"""The name of a client in the DNS, and whether the name leads back to its address (FCrDNS).
+"""The name of a client in the DNS, and whether that name has its address (FCrDNS).
 
-It is looked up when a plugin wants it, once in a session for all of them. A name that does, and
-that is a host name, goes into the Received field too, as with Postfix.
+It is looked up once in a session, when the first plugin needs it. A confirmed host name also goes
+into the Received field, as in Postfix.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from minismtp import Resolver, Session, StashKey, UnansweredError
 
 from ._dns import DnsBudget, IpAddress, Questions, unmapped
 
-_NAMES = 10  # that are tried, of those an address has
+_NAMES = 10  # names of an address that are tried
 LOCALHOST = "localhost"
 
 
 @dataclass(frozen=True, slots=True)
 class ClientName:
-    """The name of a client in the DNS, "" for none; `confirmed` when the name has its address."""
+    """The name of a client in the DNS, or ""; `confirmed` if the name has its address."""
 
     name: str
     confirmed: bool
@@ -33,7 +33,7 @@ _UNANSWERED: StashKey[bool] = StashKey()
 def look_up(
     session: Session, resolver: Resolver, patience: timedelta, budget: DnsBudget | None = None
 ) -> ClientName:
-    """Return what the DNS says of the client, who has an IP address; raise UnansweredError."""
+    """Return the name of a client with an IP address. Raise UnansweredError."""
     if CLIENT_NAME not in session.stash:
         questions = Questions(resolver, patience, budget)
         found = _asked(unmapped(ip_address(session.peer)), questions)
@@ -44,9 +44,9 @@ def look_up(
 
 
 def confirmed_name(session: Session, resolver: Resolver, patience: timedelta) -> str:
-    """Return the client's confirmed name, "" where there is none, or no answer.
+    """Return the client's confirmed name, "" if there is no such name or no answer.
 
-    A front end may have said it by XCLIENT. Loopback and a unix socket are this machine.
+    A front end may have sent it by XCLIENT. Loopback and a unix socket are this machine.
     """
     if session.name:
         return session.name
@@ -56,7 +56,7 @@ def confirmed_name(session: Session, resolver: Resolver, patience: timedelta) ->
         with contextlib.suppress(UnansweredError):
             look_up(session, resolver, patience)
             return session.name
-    session.stash[_UNANSWERED] = True  # nobody waits again
+    session.stash[_UNANSWERED] = True  # so the next plugin does not wait again
     return ""
 
 
@@ -76,7 +76,7 @@ def _asked(address: IpAddress, questions: Questions) -> ClientName:
 
 
 def _is_host(name: str) -> bool:
-    """Whether a name is one of a host, and nothing that could be read as something else."""
+    """Return whether a name can only be read as a host name."""
     labels = name.split(".")
     words = (label.replace("-", "").replace("_", "") for label in labels)
     if not name.isascii() or not all(map(str.isalnum, words)) or name.startswith("-"):

@@ -1,4 +1,4 @@
-"""Files that are compressed one by one: gzip, bzip2, xz and, from Python 3.14 on, zstd."""
+"""Compressed single files: gzip, bzip2, xz and, from Python 3.14 on, zstd."""
 
 import bz2
 import importlib
@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from ._budget import Budget, TooMuchError
 
 _PIECE = 65536
-# Octets of which nothing comes, as in the header of a gzip; a block of bzip2 is smaller.
+# Octets without output, as in the header of a gzip; a block of bzip2 is smaller.
 _SILENT: Final = 1024 * 1024
 GZIP: Final = b"\x1f\x8b\x08"
 _BZIP2: Final = b"BZh"
@@ -34,17 +34,17 @@ _ZSTD_DECODER: Final = _zstd_decoder()
 
 
 def is_bzip2(head: bytes) -> bool:
-    """Tell from the first octets."""
+    """Return whether these are the first octets of a bzip2 file."""
     return head.startswith(_BZIP2) and head[4:10] == b"1AY&SY"
 
 
 def without_suffix(name: str) -> str:
-    """Return the name of what is compressed."""
+    """Return the name of the file inside."""
     return _SUFFIX.sub(lambda match: ".tar" if match[1][:1] in "tT" else "", name)
 
 
 def unpacked(octets: Iterator[bytes], head: bytes, budget: Budget) -> Iterator[bytes] | None:
-    """Return what a file with these first octets unpacks to, None where nothing here can."""
+    """Return the contents of a file with these first octets, None if it cannot be unpacked."""
     if head.startswith(GZIP):
         return _members(octets, GZIP, lambda: zlib.decompressobj(_GZIP_FORM), budget)
     if is_bzip2(head):
@@ -62,10 +62,10 @@ def _members(
     make: Callable[[], "zlib._Decompress | bz2.BZ2Decompressor | lzma.LZMADecompressor"],
     budget: Budget,
 ) -> Iterator[bytes]:
-    """Yield what the members of a file unpack to, one after the other; what follows them is none.
+    """Yield the contents of the members of a file, one after the other, without data after them.
 
-    The readers of the standard library take a member that is empty, and a name of any length, for
-    nothing, and are slow at both. So each member counts as a name.
+    The readers of the standard library accept empty members and names of any length, and are slow
+    at both. So each member counts as a name.
     """
     data = next(octets, b"")
     while data.startswith(magic):

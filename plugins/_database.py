@@ -13,7 +13,7 @@ _MARKERS = {
     "format": "%s",
     "pyformat": "%(user)s",
 }
-# What may hold `:user` and is none, then what it is; `::` is a cast of PostgreSQL.
+# Text in which `:user` is no parameter, then the parameter; `::` is a cast of PostgreSQL.
 _TOKEN = re.compile(
     r"""'(?:[^']|'')*' | "(?:[^"]|"")*" | --[^\n]* | /\*.*?(?:\*/|\Z) | :: | (?P<user>:user\b)""",
     re.DOTALL | re.VERBOSE,
@@ -47,9 +47,9 @@ class Query:
 
     @property
     def sample(self) -> str:
-        """A query for any rows, where the text compares a column with the user; else empty.
+        """A query for any rows, if the text compares a column with the user; else empty.
 
-        A column that is compared with itself in the place of the user is that of every row.
+        It compares the column with itself instead, which is true for every row.
         """
         unclear = False
 
@@ -67,14 +67,14 @@ class Query:
         return f"SELECT * FROM ({text.rstrip().rstrip(';')}\n) AS sample LIMIT {_ROWS}"  # noqa: S608 - the administrator's
 
     def parameters(self, user: str) -> dict[str, str] | list[str]:
-        """Return what goes with the text."""
+        """Return the parameters for the text."""
         if self._named:
             return {"user": user}
         return [user] if self._once else [user] * self._count
 
 
 class Database:
-    """Connections that nobody uses now, each for one thread at a time."""
+    """Idle connections, each for one thread at a time."""
 
     def __init__(self, module: ModuleType, arguments: dict[str, Any], *, keep: bool) -> None:
         self._module = module
@@ -83,7 +83,7 @@ class Database:
         self._idle: list[Any] = []
 
     def rows(self, text: str, *parameters: dict[str, str] | list[str]) -> list[Any]:
-        """Return the first rows. A connection that has broken meanwhile is replaced."""
+        """Return the first rows. A connection that broke in the meantime is replaced."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -94,7 +94,7 @@ class Database:
             return self._ask(self._module.connect(**self._arguments), text, *parameters)
 
     def close(self) -> None:
-        """Close those connections."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
@@ -109,7 +109,7 @@ class Database:
             cursor.execute(*question)
             rows = list(cursor.fetchmany(_ROWS))
             cursor.close()
-            connection.rollback()  # else its view of the tables would stay as it is now
+            connection.rollback()  # else it would keep its present snapshot of the tables
             kept = self._keep
         finally:
             if kept:
@@ -120,7 +120,7 @@ class Database:
 
 
 def db_api_module(name: str) -> ModuleType:
-    """Import a module. Raise ValueError for `module` when it is of no use."""
+    """Import a module. Raise ValueError for `module` if it is not suitable."""
     try:
         module = importlib.import_module(name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Who exists at our domains, and where mail for aliases goes."""
+"""The users of local domains, and the targets of aliases."""
 
 import re
 from collections import deque
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minismtp import Address, folded_local, read_file
 
-#: A local part and a domain. In the target of an alias, one that is empty is the recipient's.
+#: A local part and a domain. An empty one in the target of an alias means the recipient's.
 Mailbox = tuple[str, str]
 
 _LOCAL_PART = 512  # octets, as in Address
@@ -18,10 +18,10 @@ _PIECE = re.compile(r'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|,|[^,"]+')
 
 @dataclass
 class Directory:
-    """What options and files say; `users` is None when every local part exists.
+    """The content of options and files; `users` is None if every local part exists.
 
-    The keys of `aliases` are `local@domain`, `local` (at each of our domains) and `@domain` (for
-    whom nothing else is said there), all in lower case.
+    The keys of `aliases` are `local@domain`, `local` (in each local domain) and `@domain` (for all
+    other recipients there), all in lower case.
     """
 
     domains: list[str]
@@ -32,7 +32,7 @@ class Directory:
     aliases: dict[str, list[Mailbox]] = field(default_factory=dict)
 
     def find(self, local: str, domain: str) -> list[Mailbox]:
-        """Return the mailboxes and outside addresses that take a recipient's mail, or none."""
+        """Return the mailboxes and outside addresses that get a recipient's mail."""
         key, mailbox = self._resolve(local, domain)
         if not key and not (self.users and mailbox[0] in self.users):
             name = "" if self.users is None else self.catch_all
@@ -45,7 +45,7 @@ class Directory:
         return self._expand(key, mailbox) if key else [mailbox]
 
     def check(self) -> None:
-        """Raise ValueError for an alias that leads to nobody."""
+        """Raise ValueError for an alias without a valid target."""
         special = {self.catch_all, self.postmaster}
         for key in self.aliases:
             local, _, domain = key.partition("@")
@@ -55,7 +55,7 @@ class Directory:
             for name, at in ends:
                 known = self.users is None or name in self.users | special
                 if name and at in self.domains and not known:
-                    raise ValueError(f"{key} leads to {name}, which is no user and no alias")
+                    raise ValueError(f"{key} leads to {name}, which is neither a user nor an alias")
 
     def _resolve(self, local: str, domain: str) -> tuple[str, Mailbox]:
         """Return the key of a mailbox's alias, or "", and the mailbox without its tag."""
@@ -74,7 +74,7 @@ class Directory:
         return (whole, (local, domain)) if whole in self.aliases else ("", (names[-1], domain))
 
     def _expand(self, key: str, mailbox: Mailbox) -> list[Mailbox]:
-        """Follow aliases to their ends, each once; one that names itself ends there."""
+        """Follow aliases to their targets, each once; one that names itself is a target."""
         ends: dict[Mailbox, None] = {}
         waiting = deque([(key, mailbox)])
         seen = set(waiting)
@@ -96,7 +96,7 @@ def _own(mailbox: Mailbox) -> Mailbox:
 
 
 def _folded(local: str) -> str:
-    """Return a local part in lower case, unless that has more octets than a local part may have."""
+    """Return a local part in lower case, unless that is too long for a local part."""
     lower = folded_local(local)
     return lower if len(lower.encode("utf-8", "surrogatepass")) <= _LOCAL_PART else local
 
@@ -131,7 +131,7 @@ def _entry(line: str, domains: list[str]) -> tuple[str, list[Mailbox]]:
 
 
 def _split(text: str) -> list[str]:
-    """Return the targets between the commas; those in quotes part nothing. Raise ValueError."""
+    """Return the targets between commas outside quotes. Raise ValueError."""
     targets = [""]
     for match in _PIECE.finditer(text):
         if match[1] is not None:
@@ -153,7 +153,7 @@ def _target(text: str, domains: list[str]) -> Mailbox:
 
 
 def local_part(text: str) -> str:
-    """Return a local part of the configuration, which may be in quotes, in its one spelling."""
+    """Return the normal form of a local part in the configuration, which may be in quotes."""
     return folded_local(_parts(text)[0] if text[:1] == text[-1:] == '"' else text)
 
 
@@ -172,7 +172,7 @@ def _cut(key: str) -> Mailbox:
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:
-    """Return the lines of a file that say something, with their numbers, without comments."""
+    """Return the lines of a file that are not empty, with numbers and without comments."""
     text = read_file(path).decode("utf-8", "replace")
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
     return [(number, line) for number, line in enumerate(lines, 1) if line]

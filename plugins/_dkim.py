@@ -1,8 +1,8 @@
-"""Signatures of DKIM and ARC: read, and held against the header and the keys of the DNS.
+"""Read signatures of DKIM and ARC, and verify them with the header and the keys in the DNS.
 
-No DKIM library does this here, for time and memory that hold whatever a stranger sends: dkimpy has
-the whole message several times in memory, its expressions are of quadratic time (40,000 blanks in a
-body take it six seconds, during which no other session runs), and it knows no largest key.
+This uses no DKIM library, so that time and memory are bounded for any message. dkimpy keeps the
+message several times in memory, its expressions take quadratic time (six seconds for 40,000 blanks
+in a body, during which no other session runs), and it accepts keys of any size.
 RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519), 8617 (ARC).
 """
 
@@ -26,11 +26,11 @@ PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 _KINDS: Final = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
 _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
-_SKEW: Final = 300  # seconds that the clocks of both sides may differ (RFC 6376 section 3.5)
+_SKEW: Final = 300  # seconds by which the clocks of both sides may differ (RFC 6376 section 3.5)
 
 
 class UnverifiedError(Exception):
-    """A signature does not hold: `result` is one of RFC 8601 section 2.7.1, `reason` for people."""
+    """A signature is not valid; `result` is one of RFC 8601 section 2.7.1, `reason` for people."""
 
     def __init__(self, result: str, reason: str) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class UnverifiedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a field of tags claims; `names` are the fields that it signs, the first one first."""
+    """A field of tags; `names` are the fields that it signs, in their order."""
 
     raw: bytes
     tags: dict[str, str]
@@ -50,9 +50,9 @@ class Signature:
 
     @classmethod
     def read(cls, raw: bytes, *required: str, lenient: bool = False) -> "Signature":
-        """Read a field that needs these tags. Raise UnverifiedError.
+        """Read a field that must have these tags. Raise UnverifiedError.
 
-        If `lenient`, it may be spelled as other verifiers take it: a signature proves itself.
+        If `lenient`, spellings that other verifiers accept are valid too.
         """
         value = Headers([raw]).get(raw.partition(b":")[0].strip(b" \t").decode("ascii"))
         try:
@@ -71,17 +71,17 @@ class Signature:
 
     @property
     def extent(self) -> tuple[str, int | None]:
-        """How much of the body is signed, in which form."""
+        """The form of the body, and the number of octets that are signed."""
         kind = self._forms[1]
         return kind, int(self.tags["l"]) if "l" in self.tags else None
 
     @property
     def kind(self) -> str:
-        """What key it needs, as key records have it: rsa or ed25519."""
+        """The type of key that it needs, as in key records: rsa or ed25519."""
         return _KINDS[self.tags["a"]]
 
     def check_tags(self, now: float) -> None:
-        """Raise UnverifiedError for what no key could make good (RFC 6376 section 6.1.1)."""
+        """Raise UnverifiedError for tags that no key could verify (RFC 6376 section 6.1.1)."""
         tags = self.tags
         if tags["a"] not in _KINDS:
             known = "policy" if tags["a"] == "rsa-sha1" else "neutral"
@@ -106,7 +106,7 @@ class Signature:
         return domain
 
     def check(self, octets: bytes, key: PublicKey) -> None:
-        """Raise UnverifiedError when these octets, and this field, are not what was signed."""
+        """Raise UnverifiedError if the signature is not for these octets and this field."""
         field = FIELD[self._forms[0]](without_signature(self.raw)).removesuffix(b"\r\n")
         signature = octets_of(self.tags["b"])
         try:
@@ -132,7 +132,7 @@ class Signature:
 
 
 def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[UnverifiedError | None]:
-    """Return for each signature what is wrong with the body; it is read twice at most."""
+    """Return the error of the body for each signature; the body is read at most twice."""
     wanted = list(signatures)
     if not wanted:
         return []
@@ -146,7 +146,7 @@ def _body_problem(signature: Signature, digest: bytes, size: int) -> UnverifiedE
     if octets_of(signature.tags["bh"]) != digest or (length or 0) > size:
         return UnverifiedError("fail", "the body is not what was signed")
     if length is not None and length < size:
-        # RFC 6376 section 8.2: whoever adds something can show anything.
+        # RFC 6376 section 8.2: text added to the body could change all that is shown.
         return UnverifiedError("policy", "only a part of the body is signed")
     return None
 

@@ -1,4 +1,4 @@
-"""The public keys of DKIM and ARC, as the DNS has them."""
+"""The public keys of DKIM and ARC in the DNS."""
 
 import re
 from datetime import timedelta
@@ -13,16 +13,16 @@ from ._dkim import PublicKey, Signature, UnverifiedError
 from ._dns import Questions, TooManyQuestionsError
 from ._tags import octets_of, plain_base64, read_tags, without_blanks
 
-_SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and what time allows
-_LONGEST_EXPONENT = 33  # bits; a larger one makes a check as dear as a signature
+_SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and a limit for the time
+_LONGEST_EXPONENT = 33  # bits; a check with a larger one takes as long as a signature
 _ED25519 = 32  # octets; some publish it in a SubjectPublicKeyInfo as RSA keys are
 _QUOTES = str.maketrans("", "", '"\\')
 _KEY = re.compile(r"(?:^|[;\s\"])p\s*+=")
-_RECORDS = 3  # of one name are tried; there should be one
+_RECORDS = 3  # records of one name that are tried; there should be one
 
 
 class Keys:
-    """The public keys of a message's signatures, all within so many seconds."""
+    """The public keys of a message's signatures, all looked up within `seconds`."""
 
     def __init__(self, resolver: Resolver, seconds: float) -> None:
         self._questions = Questions(resolver, timedelta(seconds=seconds))
@@ -52,7 +52,7 @@ class Keys:
 def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
     """Read a record of RFC 6376 section 3.6.1.
 
-    Some are published with the quotes of a zone file in them.
+    Some records contain the quotes of a zone file.
     """
     try:
         tags = read_tags(record.translate(_QUOTES), lenient=True)
@@ -77,7 +77,7 @@ def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[s
 
 
 def _check_use(tags: dict[str, str], signature: Signature) -> None:
-    """Raise UnverifiedError for a key that is not for such a signature."""
+    """Raise UnverifiedError for a key that must not be used for the signature."""
     services, hashes = (
         frozenset(without_blanks(tags.get(name, default)).lower().split(":"))
         for name, default in (("s", "*"), ("h", "sha256"))

@@ -1,4 +1,4 @@
-"""Records of DMARC, and what is aligned (RFC 7489, RFC 9989)."""
+"""Records of DMARC, and alignment (RFC 7489, RFC 9989)."""
 
 import functools
 import re
@@ -27,9 +27,9 @@ _PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a domain has published: the `tags`, None without a record that counts, and why so.
+    """A domain's record: its `tags`, or None without a valid record, and the reason.
 
-    Where there are `several`, that is the end, and the organization is not asked.
+    With `several` records the organization is not asked.
     """
 
     tags: Mapping[str, str] | None
@@ -39,12 +39,12 @@ class Record:
 
 @functools.cache
 def public_suffixes() -> PublicSuffixList:
-    """Read the list, once in a process."""
+    """Return the list, which is read once in a process."""
     return PublicSuffixList()
 
 
 class Names:
-    """What the DNS and the public suffix list say of names. Raise UnansweredError."""
+    """Lookups of names in the DNS and the public suffix list. They raise UnansweredError."""
 
     def __init__(self, resolver: Resolver, suffixes: PublicSuffixList, patience: timedelta) -> None:
         self._questions = Questions(resolver, patience)
@@ -55,7 +55,7 @@ class Names:
         return self._suffixes.privatesuffix(domain) or domain
 
     def record(self, domain: str) -> Record:
-        """Return a domain's own record; several count as none (RFC 7489 section 6.6.3)."""
+        """Return a domain's own record; several are invalid (RFC 7489 section 6.6.3)."""
         found = self._questions.lookup(f"_dmarc.{domain}", "TXT")
         texts = [b"".join(each.strings).decode("latin-1").strip() for each in found.records]
         records = [text for text in texts if _RECORD.match(text)]
@@ -68,12 +68,12 @@ class Names:
         return Record(None)
 
     def exists(self, domain: str) -> bool:
-        """Whether there is such a name, with records of any type."""
+        """Return whether the name exists, with records of any type."""
         return self._questions.lookup(domain, "A").exists
 
 
 def _tags(record: str) -> dict[str, str]:
-    """Read a record. A tag with two different values has none: which of them counts is unknown."""
+    """Read a record. A tag with two different values is ignored, because either could count."""
     tags: dict[str, str] = {}
     for spec in record.split(";"):
         name, _, value = spec.partition("=")
@@ -89,8 +89,8 @@ def _tags(record: str) -> dict[str, str]:
 def policy_of(tags: Mapping[str, str], names: Names, subdomain: str) -> Policy | None:
     """Return the policy for the domain itself, or for a subdomain without a record of its own.
 
-    A record whose p, sp or np is not valid asks for nothing but reports, and where it names nobody
-    to send these to, there is no policy: None (RFC 7489 section 6.6.3; RFC 9989 for np).
+    A record with an invalid p, sp or np only asks for reports. If it has no address for reports
+    either, there is no policy, and this returns None (RFC 7489 section 6.6.3; RFC 9989 for np).
     """
     wanted = tags.get("p", "")
     if not {wanted, tags.get("sp", "none"), tags.get("np", "none")} <= {*POLICIES}:
@@ -107,7 +107,7 @@ def _is_uri(text: str) -> bool:
 
 
 def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
-    """Return the policy, or the next weaker one for what is not in the sample (section 6.6.4)."""
+    """Return the policy, or the next weaker one outside the sample (section 6.6.4)."""
     text = tags.get("pct", "100")
     share = int(text) if _PERCENTAGE.fullmatch(text) else 100
     if tags.get("t") == "y":  # RFC 9989: the domain tests
@@ -119,7 +119,7 @@ def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
 def is_aligned(
     result: AuthResult, domain: str, tags: Mapping[str, str], envelope: Envelope, names: Names
 ) -> bool:
-    """Whether a result is about the domain, or about its organization (RFC 7489 section 3.1)."""
+    """Return whether a result is for the domain or its organization (RFC 7489 section 3.1)."""
     if result.method == "dkim":
         name, mode = result.properties.get("header.d", ""), tags.get("adkim")
     elif result.method == "spf":

@@ -1,4 +1,4 @@
-"""What the plugins that judge a peer by the DNS have in common: whom they ask about, and how."""
+"""Questions to the DNS for plugins that check a peer: the addresses to check, and limits."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _PREFIXES = {4: 24, 6: 64}  # the length of a network's prefix, by the version o
 _LONGEST_NAME = 253  # characters
 _OF_NO_DOMAIN = frozenset(" \"'()/;<>,@:%{}$?[]")
 _LONGEST_LABEL = 63
-_LONGEST = 30.0  # seconds in which one message's questions have their answers
+_LONGEST = 30.0  # seconds for all questions about one message
 _LOCAL = (
     *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
     *("::1/128", "fc00::/7", "fe80::/10"),
@@ -24,12 +24,12 @@ _LOCAL = (
 
 
 def local_networks() -> list[IpNetwork]:
-    """Return the networks of nobody but ourselves: loopback, private and link-local addresses."""
+    """Return the networks that no stranger has: loopback, private and link-local addresses."""
     return [ip_network(text) for text in _LOCAL]
 
 
 def address_to_check(session: Session, exempt: Iterable[IpNetwork]) -> IpAddress | None:
-    """Return a stranger's address; None for who has logged in, and for a peer in these networks."""
+    """Return a stranger's address; None after a login, and for a peer in these networks."""
     if session.login is not None or session.peer == "unix":
         return None
     address = unmapped(ip_address(session.peer))
@@ -61,26 +61,26 @@ def reversed_labels(address: IpAddress) -> str:
 
 
 def can_be_asked(name: str) -> bool:
-    """Whether a name can stand in the DNS as it is, whatever a stranger has made it of."""
+    """Return whether a name from a stranger can be looked up in the DNS as it is."""
     if not name.isascii() or "\\" in name or len(name) > _LONGEST_NAME:
         return False
     return all(0 < len(label) <= _LONGEST_LABEL for label in name.split("."))
 
 
 def is_domain(name: str) -> bool:
-    """Whether a name could be a domain's: no address literal, nor what computers say in HELO."""
+    """Return whether a name could be a domain, and not an address literal or a computer's name."""
     return can_be_asked(name) and _OF_NO_DOMAIN.isdisjoint(name)
 
 
 class TooManyQuestionsError(UnansweredError):
-    """What strangers have published would cost more questions than they are worth."""
+    """Records of strangers would need more questions than the budget allows."""
 
 
 @dataclass(slots=True)
 class DnsBudget:
-    """What may still be asked about one message: questions, octets of answers, and until when.
+    """The remaining questions, octets of answers, and time for one message.
 
-    Answers from the cache count like others: what is refused does not depend on who asked before.
+    Answers from the cache count too, so refusals do not depend on earlier questions.
     """
 
     questions: int = 50
@@ -88,17 +88,17 @@ class DnsBudget:
     due: float = field(default_factory=lambda: time.monotonic() + _LONGEST)
 
 
-#: Of all that plugins ask at MAIL because of what strangers say or publish.
+#: The budget for all questions at MAIL about names and records of strangers.
 _BUDGET: StashKey[DnsBudget] = StashKey()
 
 
 def budget_of(envelope: Envelope) -> DnsBudget:
-    """Return the budget that all plugins share when they ask about one MAIL."""
+    """Return the budget that all plugins share for one MAIL."""
     return envelope.stash.setdefault(_BUDGET, DnsBudget())
 
 
 class Questions:
-    """Asks the DNS within `patience` and a budget, its own where none is given; for one thread."""
+    """Asks the DNS within `patience` and a budget, by default a new one; for one thread."""
 
     def __init__(
         self, resolver: Resolver, patience: timedelta, budget: DnsBudget | None = None
@@ -108,9 +108,9 @@ class Questions:
         self._due = min(time.monotonic() + patience.total_seconds(), self._budget.due)
 
     def lookup(self, name: str, kind: str, share: float = 1.0) -> Found:
-        """Return what `Resolver.lookup` finds; raise UnansweredError.
+        """Return the answer of `Resolver.lookup`. Raise UnansweredError.
 
-        No more is waited for than this `share` of the time that is left.
+        The wait is at most this `share` of the remaining time.
         """
         left = self._due - time.monotonic()
         if left <= 0:
@@ -125,8 +125,8 @@ class Questions:
     def ask(self, name: str, kind: str, share: float = 1.0) -> Sequence[str]:
         """Return the records of type A, AAAA, MX, PTR or TXT as text. Raise UnansweredError.
 
-        MX gives the hosts in the order of preference, TXT each record in one piece, an octet for a
-        character. A name that cannot be in the DNS has no records. `share` is as in `lookup`.
+        MX returns the hosts in the order of preference, TXT each record as one text with a
+        character for each octet. An invalid name has no records. `share` is as in `lookup`.
         """
         name = name.removesuffix(".")
         if not can_be_asked(name):

@@ -1,4 +1,4 @@
-"""Lists in the DNS, and what their answers mean (RFC 5782)."""
+"""Lists in the DNS, and the meaning of their answers (RFC 5782)."""
 
 import re
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ _TEST_POINTS = {"address": ("2.0.0.127", "1.0.0.127"), "domain": ("test", "inval
 
 @dataclass
 class DnsList:
-    """One list: its `zone`, and the `points` of being in it; below 0 they speak for the client.
+    """A list: its `zone`, and the `points` of its entries, which are below 0 for good clients.
 
-    `codes` are the answers that count, such as 127.0.0.2-11; with none all do. `about` says what is
-    looked up there: the client's address, or the domain of the sender or of HELO.
+    `codes` are the answers that count, such as 127.0.0.2-11; by default all do. `about` is what to
+    look up: the client's address, or the domain of the sender or of HELO.
     """
 
     zone: str
@@ -34,24 +34,24 @@ class DnsList:
         if "." not in self.zone or not can_be_asked(self.zone):
             raise ValueError("zone: expected the domain of a list, such as dnsbl.example.org")
         if not self.points:
-            raise ValueError("points: expected more or less than 0, as the list would say nothing")
+            raise ValueError("points: expected more or less than 0, else the list has no effect")
         if not self.about:
             raise ValueError('about: expected some of "address", "sender", "helo"')
         self._ranges = [_ranges(code) for code in self.codes]
 
     @property
     def test_points(self) -> tuple[str, str]:
-        """What every such list has, and what none has, for trying it (RFC 5782 section 5)."""
+        """The test entries: one in every list, and one in no list (RFC 5782 section 5)."""
         return _TEST_POINTS["address" if "address" in self.about else "domain"]
 
     def check(self, answers: Iterable[str]) -> None:
-        """Raise RemoteError for an answer that is no code, or one that tells of an error."""
+        """Raise RemoteError for an answer that is not a code, or that is an error."""
         for answer in map(IPv4Address, answers):
             if answer not in _CODES or answer in _ERRORS:
                 raise RemoteError(f"{self.zone} answers {answer}, which is an error")
 
     def counts(self, answer: str) -> bool:
-        """Whether an answer is one of the codes."""
+        """Return whether an answer is one of the codes."""
         octets = [int(part) for part in answer.split(".")]
         return not self._ranges or any(
             all(low <= octet <= high for octet, (low, high) in zip(octets, ranges, strict=True))

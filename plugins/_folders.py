@@ -1,4 +1,4 @@
-"""Which folder of a mailbox a message belongs in, by its header."""
+"""Choose the folder of a mailbox for a message by its header."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from minismtp import Message
 
-# A dot parts the levels of Maildir++; "&" would begin modified UTF-7 (RFC 3501 section 5.1.3).
+# A dot separates the levels of Maildir++; "&" would begin modified UTF-7 (RFC 3501 section 5.1.3).
 _NAME = re.compile(r"[!-%'-\-0-~](?:[ -%'-.0-~]{0,98}[!-%'-\-0-~])?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _LOOKED_AT = 1000  # characters of a value
@@ -14,7 +14,7 @@ _LOOKED_AT = 1000  # characters of a value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """A folder and what a field of the header has to say for it; the topmost field counts."""
+    """A folder, and the value that a field must have for it; the topmost field counts."""
 
     folder: str
     header: str
@@ -27,10 +27,10 @@ class Folder:
         if not re.fullmatch(r"[!-9;-~]+", self.header):
             raise ValueError(f"header: expected a field's name, not {self.header!r}")
         if bool(self.value) == (self.least is not None):
-            raise ValueError("value: expected either it or `least`")
+            raise ValueError("value: expected either value or least")
 
     def takes(self, message: Message) -> bool:
-        """Whether the message belongs here."""
+        """Return whether the message belongs into this folder."""
         found = message.headers.get(self.header)[:_LOOKED_AT]
         if self.least is None:
             return fnmatchcase(found.lower(), self.value.lower())

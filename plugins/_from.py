@@ -1,9 +1,9 @@
-"""Which domains a From field names: one reading for what is signed and for what is judged.
+"""The domains in a From field, for signing and for DMARC.
 
-RFC 5322 section 3.4, with what section 4.4 has of old, and with what real senders get wrong. Where
-mail programs may read a field in more than one way, all domains that one of them may show are
-named, so none of these escapes; where they agree there is one for each address. Text that is only
-the name of somebody, quoted or before an address in brackets, and comments name nobody.
+This reads RFC 5322 section 3.4, the obsolete forms of section 4.4, and common mistakes of senders.
+If mail programs may read a field in several ways, the result has all domains that one of them may
+show, so none can be hidden. Otherwise it has one for each address. Comments and display names,
+quoted or before an address in brackets, do not count.
 """
 
 import re
@@ -16,9 +16,11 @@ from ._authres import without_comments
 
 MOST_DOMAINS: Final = 16  # each costs questions to the DNS
 _MOST_ADDRESSES: Final = 1000
-_LONGEST: Final = 5000  # characters of a domain that are read; it has 253 and may have blanks
+_LONGEST: Final = (
+    5000  # characters of a domain that are read; it has at most 253, and may have blanks
+)
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# A closed quoted string; one that is not closed is matched to the end, so that all is read once.
+# A closed quoted string; an open one is matched to the end, so the text is read once.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 _ANGLE: Final = re.compile(r"<([^<>]*+)>")
 _ROUTE: Final = re.compile(r"[ \t]*+@[^:]*+:(?=[^@]*+@)")
@@ -30,13 +32,13 @@ _ASKABLE: Final = re.compile(r"[a-z0-9_.-]+")
 
 
 class TooManyDomainsError(ValueError):
-    """A From field names more domains, or addresses, than anybody sends for."""
+    """A From field has more domains, or addresses, than any honest sender's."""
 
 
 def domains_of(fields: Iterable[str]) -> list[str]:
     """Return the domains in the values of From fields, with A-labels, each once and in order.
 
-    There are none where no address has a domain. Raise TooManyDomainsError. Linear in the length.
+    The result is empty if no address has a domain. Raise TooManyDomainsError. Linear in the length.
     """
     found: dict[str, None] = {}
     for value in fields:
@@ -66,35 +68,35 @@ def _in_view(value: str) -> Iterator[str]:
     for domains in found:
         yield from domains
     if not (is_sound and found and all(found)):
-        # Nobody can say where names and comments end, or all is said in them.
+        # The ends of names and comments are unclear, or all text is inside them.
         text = Headers([f"F: {value.translate(_PUNCTUATION)}".encode()]).decoded("F")
         for address in _addresses(_CONTROL.sub(",", text)):
             yield from _domains(address)
 
 
 def _is_closed(value: str) -> bool:
-    """Tell whether all comments end: what follows the value is kept then."""
+    """Return whether all comments end, so that text after the value is kept."""
     return without_comments(f"{value},").endswith(",")
 
 
 def _addresses(text: str) -> Iterator[str]:
-    """Yield each address: what stands in brackets, else what stands between separators."""
+    """Yield each address: the text in brackets, else the text between separators."""
     for inside in _ANGLE.findall(text):
         if "@" in inside:
             route = _ROUTE.match(inside)
             yield inside[route.end() :] if route else inside
     outside = _ANGLE.sub(lambda each: _BRACKETED if "@" in each[1] else " ", text)
     for piece in _BETWEEN.split(outside):
-        rest = piece.rpartition(_BRACKETED)[2]  # what precedes is a name
+        rest = piece.rpartition(_BRACKETED)[2]  # the text before it is a name
         before, bracket, inside = rest.partition("<")  # one that is never closed
         if "@" in inside or "@" in before:
             yield inside if bracket and "@" in inside else before
 
 
 def _domains(address: str) -> Iterator[str]:
-    """Yield what follows each "@": one, where the address is sound."""
+    """Yield the domain after each "@", which is one in a valid address."""
     texts = address.split("@")[1:]
-    if "=?" in address:  # some decode first, and show what was hidden in the local part
+    if "=?" in address:  # some programs decode first, and show the text hidden in the local part
         texts += Headers([f"F: {address}".encode()]).decoded("F").split("@")[1:]
     for text in texts:
         for domain in dict.fromkeys(map(_domain, _spellings(text))):
@@ -103,7 +105,7 @@ def _domains(address: str) -> Iterator[str]:
 
 
 def _spellings(text: str) -> Iterator[str]:
-    """Yield a domain up to a blank that is not beside a dot, and all of it if that is no name."""
+    """Yield a domain up to a blank that is not beside a dot, or all of it without dots."""
     text = text[:_LONGEST].partition(">")[0]
     labels: list[str] = []
     for label in text.split("."):
@@ -117,7 +119,7 @@ def _spellings(text: str) -> Iterator[str]:
 
 
 def _domain(text: str) -> str:
-    """Return a domain with A-labels, of one with something behind it the beginning."""
+    """Return a domain with A-labels, without other text after it."""
     name = Address("", text.strip(".")).ascii_domain
     if not _ASKABLE.fullmatch(name):
         match = _NAME.match(text.lstrip("."))

@@ -1,4 +1,4 @@
-"""What the plugins that check passwords elsewhere share."""
+"""Helpers of the plugins that check passwords in other services."""
 
 import hashlib
 import hmac
@@ -25,15 +25,15 @@ from minismtp import (
 
 T = TypeVar("T")
 
-_PATIENCE = 5.0  # seconds that a login waits for its turn; then mail programs ask again
-_LONGEST = 1000  # octets of a name or a password; what services take is little more
+_PATIENCE = 5.0  # seconds that a login waits for its turn; after that mail programs try again
+_LONGEST = 1000  # octets of a name or a password, a little less than services accept
 
 
 def may_be_asked(credentials: Credentials) -> bool:
-    """Whether there is a password that a service can be asked about without harm.
+    """Return whether a service can be asked about these credentials without harm.
 
-    An empty one is no password: a directory would take it for an anonymous login (RFC 4513 section
-    5.1.2). What is too long, or has a NUL, could make a service hang up on us, and look dead.
+    A directory would take an empty password for an anonymous login (RFC 4513 section 5.1.2). A text
+    that is too long, or has a NUL, could make a service close the connection and look dead.
     """
     texts = (credentials.username, credentials.password, credentials.authorization)
     try:
@@ -45,13 +45,13 @@ def may_be_asked(credentials: Credentials) -> bool:
 
 
 def acts_as_itself(credentials: Credentials) -> bool:
-    """Whether the user asks to be nobody else, however spelled (RFC 4616 section 2)."""
+    """Return whether the user acts as itself, in any spelling (RFC 4616 section 2)."""
     asked = folded_name(credentials.authorization)
     return asked in ("", folded_name(credentials.username))
 
 
 def authorities(ca: Path | None) -> ssl.SSLContext:
-    """Trust the authorities in a file, None for the system's. Raise ValueError for `ca`."""
+    """Return a context with the authorities in a file, or the system's. Raise ValueError."""
     try:
         return ssl.create_default_context(cafile=ca)
     except OSError as error:
@@ -59,10 +59,10 @@ def authorities(ca: Path | None) -> ssl.SSLContext:
 
 
 class PasswordCheck:
-    """Checks passwords against stored hashes, and recognizes for a while those that were right.
+    """Checks passwords against stored hashes, and recognizes right ones for a while.
 
-    Hashes are slow on purpose, which mail programs that log in for each message would feel. What is
-    kept is a keyed digest in memory. Threads share one.
+    Hashes are slow on purpose, which delays mail programs that log in for each message. So a keyed
+    digest of a right password is kept in memory. Threads may share a check.
     """
 
     def __init__(self, remember: timedelta) -> None:
@@ -74,10 +74,10 @@ class PasswordCheck:
     def passes(
         self, credentials: Credentials, stored: str | None, decoy: str | None = None
     ) -> bool:
-        """Tell whether the password belongs to the user's `stored` hash, None for no such user.
+        """Return whether the password is right for the `stored` hash, None for an unknown user.
 
-        Such a user costs as much as the `decoy`, a hash of somebody else. Raise Defer when there
-        are too many before it in the queue, where those who are known come before strangers.
+        An unknown user takes as long as the `decoy`, another user's hash. Raise Defer if too many
+        logins are waiting; known users come before strangers.
         """
         right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
         if not (stored and right):
@@ -88,8 +88,8 @@ class PasswordCheck:
         return True
 
     def _verify(self, credentials: Credentials, stored: str | None, decoy: str | None) -> bool:
-        # One at a time in each worker: more would share the same cores and take 32 MiB each. A
-        # login that waited for one like itself need not repeat the work.
+        # One at a time in each worker, because more would share the same cores and take 32 MiB
+        # each. A login that waited for one with the same password need not repeat the work.
         if not self._turns.take(_PATIENCE, first=credentials.known):
             raise Defer("too many logins are waiting", enhanced="4.7.0")
         try:
@@ -105,13 +105,13 @@ class PasswordCheck:
         return same and stored is not None and time.monotonic() < until
 
     def _digest(self, credentials: Credentials, stored: str) -> bytes:
-        """Tie a password to its user's hash, so that a new hash makes it unknown."""
+        """Return a digest of a password and its user's hash, so a new hash makes it unknown."""
         text = f"{stored}\0{credentials.password}".encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()
 
 
 class Turns:
-    """Lets one thread at a time through: those that come first, then the others, as they came."""
+    """Lets one thread at a time through: prior ones first, then the others, in their order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -121,11 +121,11 @@ class Turns:
 
     @property
     def waiting(self) -> int:
-        """How many threads wait."""
+        """The number of waiting threads."""
         return len(self._first) + len(self._others)
 
     def take(self, patience: float, *, first: bool) -> bool:
-        """Wait for a turn; False when it has not come after `patience` seconds."""
+        """Wait for a turn, and return whether it came within `patience` seconds."""
         turn = threading.Event()
         waiting = self._first if first else self._others
         with self._lock:
@@ -151,10 +151,10 @@ class Turns:
 
 
 class Bounded:
-    """Runs calls that have no deadline of their own, in a thread that is left alone after it.
+    """Runs calls that have no deadline of their own in threads, and abandons those that are late.
 
-    `most` calls run at once, those that hang for ever included; others wait for their turn, within
-    the same time. Behind a breaker, as a service that does not answer soon hangs them all.
+    At most `most` calls run at once, including those that hang forever; others wait for their turn
+    within the same time. A breaker stops calls to a service that lets all of them hang.
     """
 
     def __init__(self, breaker: Breaker, patience: timedelta, most: int) -> None:
@@ -163,7 +163,7 @@ class Bounded:
         self._turns = threading.BoundedSemaphore(most)
 
     def run(self, call: Callable[[], T]) -> T:
-        """Return what the call returns. Raise RemoteError when it takes too long."""
+        """Return the result of the call. Raise RemoteError if it takes too long."""
         due = time.monotonic() + self._seconds
         with self._breaker.watch():
             if not self._turns.acquire(timeout=self._seconds):
