@@ -26,6 +26,8 @@ DONE: Final = (
     *("tests/config", "tests/hooks", "tests/session", "tests/smtp", "tests/test_reference.py"),
     *("minismtp/mail/dsn.py", "minismtp/mail/queue_entry.py", "minismtp/mailqueue"),
     *("minismtp/storage", "tests/mailqueue", "tests/storage"),
+    *("minismtp/runtime", "minismtp/server", "minismtp/values"),
+    *("tests/runtime", "tests/server", "tests/values"),
 )
 MADE: Final = {"docs/configuration.md", "docs/hooks.md", "docs/plugins/README.md"}
 

@@ -1,8 +1,9 @@
-"""Questions to the running processes, over a unix socket of each.
+"""Questions to the running processes, each of which answers on a unix socket.
 
-The sockets lie in one directory, each called after its process. A question is one line of JSON, the
-answer is lines of JSON until the connection ends. Whoever asks needs no list of the processes: what
-a dead one has left refuses the connection, and one that hangs is given up after a while.
+The sockets lie in one directory and are named after their processes. A question is one line of
+JSON, and the answer is lines of JSON until the connection ends. A command that asks needs no list
+of processes: the socket of a dead process refuses the connection, and the answer of a hanging one
+is not awaited for long.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from typing import Any, Final, TypeAlias
 
 from minismtp.values.threads import start_thread, surviving
 
-PATIENCE: Final = 2.0  # seconds that one question may take in all
+PATIENCE: Final = 2.0  # seconds for one question with its answer
 _LONGEST: Final = 65536  # octets of a question
 _BACKLOG: Final = 16
 
 Say: TypeAlias = Callable[[object], None]
-#: Answers one question by any number of calls of `say`, which raises OSError when nobody listens.
+#: Answers a question by any number of calls of `say`, which raises OSError if the asker hung up.
 Answerer: TypeAlias = Callable[[dict[str, Any], Say], object]
 
 
 @dataclass(frozen=True, slots=True)
 class ControlAnswer:
-    """What one process has said: its lines, or the `problem` that kept it from answering."""
+    """The answer of a process: its lines, or the `problem` that kept it from answering."""
 
     process: str
     lines: tuple[Any, ...] = ()
@@ -39,7 +40,7 @@ class ControlAnswer:
 
 
 class Control(socketserver.ThreadingUnixStreamServer):
-    """The end of a process: answers each question in a thread of its own."""
+    """The server of these questions in a process. It answers each in a thread of its own."""
 
     daemon_threads = True
     block_on_close = False
@@ -50,25 +51,25 @@ class Control(socketserver.ThreadingUnixStreamServer):
         self.answerers = answerers
         with _short(directory) as short:
             path = short / f"{name}.sock"
-            path.unlink(missing_ok=True)  # of a process that was killed
+            path.unlink(missing_ok=True)  # left by a process that was killed
             super().__init__(str(path), _Handler, bind_and_activate=False)
             self.server_bind()
             path.chmod(0o600)
         self.server_activate()
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Start to answer questions."""
         start_thread("control", self.serve_forever)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: whoever asked has gone."""
+        """Log nothing, because the asker may hang up at any time."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
     server: Control
 
     def handle(self) -> None:
-        # Whoever asked may have gone.
+        # An OSError means that the asker hung up.
         with surviving("control"), contextlib.suppress(OSError):
             self.connection.settimeout(PATIENCE)
             question = _question(self.rfile.readline(_LONGEST))
@@ -81,7 +82,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 def _question(line: bytes) -> dict[str, Any]:
-    """Return what a line asks; what is no question asks nothing, and is no failure."""
+    """Return the question in a line, or an empty one if the line is malformed."""
     try:
         question = json.loads(line)
     except (ValueError, RecursionError):
@@ -90,7 +91,7 @@ def _question(line: bytes) -> dict[str, Any]:
 
 
 def ask(directory: Path, question: Mapping[str, object]) -> list[ControlAnswer]:
-    """Put a question to all processes at once; takes at most `PATIENCE`."""
+    """Ask all processes a question, and return their answers after at most `PATIENCE` seconds."""
     deadline = time.monotonic() + PATIENCE
     line = json.dumps(question).encode() + b"\n"
     asked, answers = [], []
@@ -109,13 +110,13 @@ def ask(directory: Path, question: Mapping[str, object]) -> list[ControlAnswer]:
 
 
 def processes(directory: Path) -> list[str]:
-    """Return the names of the processes that have a socket, dead ones included."""
+    """Return the names of all processes that have a socket, including dead ones."""
     names = [path.stem for path in directory.glob("*.sock")]
     return sorted(names, key=lambda name: (not name.isdigit(), name.zfill(9)))
 
 
 def connect(directory: Path, name: str) -> socket.socket | None:
-    """Connect to a process; None = it is dead. Raise OSError when it has no ear for more."""
+    """Connect to a process. Return None if it is dead. Raise OSError if its queue is full."""
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(PATIENCE)
     try:
@@ -146,7 +147,7 @@ def _answer(name: str, sock: socket.socket, deadline: float) -> ControlAnswer:
 
 @contextlib.contextmanager
 def _short(directory: Path) -> Iterator[Path]:
-    """Yield another path of a directory: the name of a socket has room for 107 octets only."""
+    """Yield a short path of a directory, because the path of a socket has 107 octets at most."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield Path(f"/proc/self/fd/{descriptor}")

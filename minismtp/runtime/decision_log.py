@@ -1,12 +1,11 @@
-"""What was decided, kept for `minismtp explain`.
+"""The decisions on sessions and messages, kept for `minismtp explain`.
 
-A `Record` for each session, each message and each attempt to deliver goes into a ring of files that
-all processes share; what was refused goes into a second one, so that a flood pushes out nothing
-that was accepted. They are handed over to a queue and written by a thread of its own, so a crash
-loses those of the last moment; no mail depends on them.
+Each session, message and delivery attempt leaves a `Record` in a ring of files that all processes
+share. Refusals go to a second ring, so that a flood of them removes no record of accepted mail. A
+thread writes the records after a moment. A crash loses the latest ones, which no mail depends on.
 
-All processes append to one file, under its lock. Who finds it full gives it a number; of the
-numbered ones only the newest few stay.
+All processes append to one file, under its lock. The process that fills it renames it to the next
+number. Only the newest few of the numbered files are kept.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from minismtp.runtime.thread_activity import Step
 from minismtp.values.threads import WriteBehind
 
 DIRECTORY: Final = "chronicle"  # in the state directory
-_LATEST: Final = 253402300799  # 9999-12-31 23:59:59, what the calendar can show
-_INTERVAL: Final = 0.5  # seconds that a record may wait
+_LATEST: Final = 253402300799  # 9999-12-31 23:59:59, the last time that datetime can show
+_INTERVAL: Final = 0.5  # seconds that a record waits at most
 _SEGMENTS: Final = 8
 _CURRENT: Final = "current.jsonl"
 _ACCEPTED: Final = ""
 _REFUSED: Final = "refused-"
-_SHARE: Final = 4  # what was refused has a quarter of the room
-_MOST: Final = 100_000  # records that may wait: a disk that hangs must not fill the memory
+_SHARE: Final = 4  # refusals get a quarter of the space
+_MOST: Final = 100_000  # records that may wait, so that a hanging disk does not fill the memory
 _ENCODER: Final = msgspec.json.Encoder()
 
 
 class Record(msgspec.Struct, gc=False):
-    """One event as in the log, with its `fields` and the steps that led there.
+    """An event of the log with its `fields`, and the steps that led to it.
 
-    `time` is the end in epoch seconds, `begun` when it began in seconds of the clock of the steps.
+    `time` is its end in epoch seconds. `begun` is its beginning, by the clock of the steps.
     """
 
     event: str
@@ -53,7 +52,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 class _Ring:
-    """Files whose names begin with `prefix`, and the records that wait to be written there."""
+    """The files with names that begin with `prefix`, and the records that wait for them."""
 
     def __init__(self, prefix: str, limit: int) -> None:
         self.prefix = prefix
@@ -62,7 +61,7 @@ class _Ring:
 
 
 class DecisionLog(WriteBehind):
-    """One process's way into the rings, which take about `limit` octets of disk in all."""
+    """Adds records of this process to the rings, which take about `limit` octets of disk."""
 
     def __init__(self, state_directory: Path, limit: int, log: Log) -> None:
         super().__init__("chronicle", self._write_all, _INTERVAL)
@@ -75,16 +74,16 @@ class DecisionLog(WriteBehind):
         self._failed = False
 
     def keep(self, record: Record, *, accepted: bool = True) -> None:
-        """Take a record, which nobody changes any more; it is on its way to the disk.
+        """Have a record written. The caller must not change it any more.
 
-        What was not `accepted` has a ring of its own, so that strangers push out nothing else.
+        Refusals go to a ring of their own, so that strangers cannot push out other records.
         """
         self._rings[not accepted].waiting.append(record)
         if not self.pending.is_set():
             self.pending.set()
 
     def _write_all(self) -> None:
-        """Write the records that wait; those that cannot be written are dropped."""
+        """Write the records that wait. Drop those that cannot be written."""
         for ring in self._rings:
             self._write_ring(ring)
 
@@ -112,7 +111,7 @@ class DecisionLog(WriteBehind):
             while data:
                 data = data[os.write(descriptor, data) :]
             status = os.fstat(descriptor)
-            # Another process may have put it away since it was opened.
+            # Another process may have renamed it since it was opened.
             if status.st_size >= ring.segment and path.stat().st_ino == status.st_ino:
                 self._put_away(ring.prefix, path)
         finally:
@@ -127,7 +126,7 @@ class DecisionLog(WriteBehind):
 
 
 def recall(state_directory: Path, identifier: str) -> list[Record]:
-    """Return what is known of a session with its messages, or of one message, the oldest first."""
+    """Return the records of a session and its messages, or of a message, the oldest first."""
     session = identifier.partition(".")[0]
     found = [
         record
@@ -138,11 +137,11 @@ def recall(state_directory: Path, identifier: str) -> list[Record]:
 
 
 def mentions(state_directory: Path, *texts: str, any_case: bool = False) -> Iterator[Record]:
-    """Yield the records in which one of the texts stands, about as they came."""
+    """Yield the records that contain one of the texts, roughly the oldest first."""
     parts = b"|".join(re.escape(text.encode(errors="surrogateescape")) for text in texts)
     pattern = re.compile(parts, re.IGNORECASE if any_case else 0)
     for line in _lines(state_directory / DIRECTORY, pattern):
-        # Cut off by a crash, or damaged: what is no UTF-8 is a ValueError.
+        # A crash cut the line off, or it is damaged; a ValueError means that it is not UTF-8.
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             yield msgspec.json.decode(line, type=Record)
 

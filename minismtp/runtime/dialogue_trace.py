@@ -1,9 +1,9 @@
-"""The dialogue of sessions as it happens, for `minismtp trace`.
+"""Live dialogues of sessions, for `minismtp trace`.
 
-As long as nobody looks, `Tracing.outlets` is empty, and that is all a session ever asks. What is
-shown is made from the protocol's events, so it is known what is secret: what authenticates is
-masked, content is a number of octets, and so is whatever is no known command; it may be a password
-that came too late.
+While no trace runs, `Tracing.outlets` is empty, which is all that a session checks. The lines are
+made from the events of the protocol, so secrets can be recognized. Credentials are masked. Content
+and unknown commands appear as a number of octets, because an unknown command may be a password that
+was sent too late.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minismtp.smtp.protocol import (
 )
 from minismtp.values.reply import Reply
 
-_MOST: Final = 10_000  # lines that wait for one who is slow to read
+_MOST: Final = 10_000  # lines that wait for a slow reader
 _SHOWN: Final = frozenset(
     {
         *("EHLO", "HELO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT"),
@@ -40,7 +40,10 @@ _CONTINUE: Final = 334
 
 @dataclass(frozen=True, slots=True)
 class TracedLine:
-    """One line of a dialogue: `said` by "C", "S" or "-" (what happened), at epoch seconds."""
+    """A line of a dialogue. `said` is "C" for the client, "S" for the server, or "-" for an event.
+
+    `at` is in epoch seconds.
+    """
 
     at: float
     session: str
@@ -50,7 +53,7 @@ class TracedLine:
 
 
 class Outlet:
-    """Where one looks: the lines of sessions with peers in one of the networks; none = all."""
+    """The lines of one trace: of peers in its networks, or of all peers if it has no networks."""
 
     def __init__(self, networks: tuple[IPv4Network | IPv6Network, ...]) -> None:
         self._networks = networks
@@ -58,7 +61,7 @@ class Outlet:
         self.lost = 0
 
     def wants(self, peer: str) -> bool:
-        """Whether the sessions of a peer are looked at."""
+        """Return whether the sessions of a peer are traced."""
         if not self._networks:
             return True
         try:
@@ -68,14 +71,14 @@ class Outlet:
         return any(address in network for network in self._networks)
 
     def put(self, line: TracedLine) -> None:
-        """Show a line; who does not keep up loses it, for a session waits for nobody."""
+        """Add a line, or drop it if the reader is too slow, because sessions never wait."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self.lost += 1
 
     def get(self, patience: float) -> TracedLine | None:
-        """Return the next line, None when there is none for so many seconds."""
+        """Return the next line, or None after `patience` seconds without one."""
         try:
             return self._lines.get(timeout=patience)
         except queue.Empty:
@@ -83,35 +86,35 @@ class Outlet:
 
 
 class Tracing:
-    """Who looks at the sessions of one process."""
+    """The traces of the sessions of this process."""
 
     def __init__(self) -> None:
         self.outlets: tuple[Outlet, ...] = ()
         self._lock = threading.Lock()
 
     def open(self, outlet: Outlet) -> None:
-        """Let somebody look at all sessions, those that run included."""
+        """Begin a trace of all sessions, including those already open."""
         with self._lock:
             self.outlets = (*self.outlets, outlet)
 
     def close(self, outlet: Outlet) -> None:
-        """End that."""
+        """End a trace."""
         with self._lock:
             self.outlets = tuple(each for each in self.outlets if each is not outlet)
 
     def happened(self, session: Session, text: str) -> None:
-        """Show what neither side has said."""
+        """Trace an event that neither side sent."""
         self._show(session, "-", text)
 
     def heard(self, session: Session, event: Event, line: bytes) -> None:
-        """Show what the client has said: the event, and the line that it came by."""
+        """Trace an event that the client sent, and its line."""
         text = abbreviated(event, line)
         if text:
             self._show(session, "C", text)
 
     def answered(self, session: Session, reply: Reply) -> None:
-        """Show what the server says, a line at a time."""
-        # The challenges of SCRAM would let one try passwords at home.
+        """Trace a reply of the server, line by line."""
+        # With the challenges of SCRAM a reader could try passwords offline.
         text = "334 ***" if reply.code == _CONTINUE else reply.encode().decode("ascii").rstrip()
         for line in text.split("\r\n"):
             self._show(session, "S", line)
@@ -124,7 +127,7 @@ class Tracing:
 
 
 def abbreviated(event: Event, line: bytes) -> str:
-    """Return what the client has said, without what may be secret; nothing for no words."""
+    """Return a line of the client without secrets, or "" if the event has no text."""
     match event:
         case Signal() | EndOfChunk():
             return ""

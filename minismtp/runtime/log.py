@@ -1,16 +1,16 @@
 """One line for each event, as key=value or JSON.
 
-Nobody waits for standard error, which may be a pipe that nobody reads or a journal that hangs. Once
-a log is started a thread of its own writes: ordinary lines wait up to `FLUSH_INTERVAL` seconds and
-leave together, as a write for every message gives up the interpreter lock and cost a third of the
-throughput; with a warning or an error it writes at once, and order holds. In a process that starts
-no thread an impatient log writes what is taken without waiting, and the rest later. What is more
-than `_ROOM` is dropped and counted, and a line says so when it goes on. Where systemd's journal
-reads standard error, every line begins with its priority, as in sd-daemon(3), and has no time: the
-journal knows it.
+No session waits for standard error, which may be an unread pipe or a journal that hangs. Once a log
+is started, a thread writes its lines. Ordinary lines wait up to `FLUSH_INTERVAL` seconds and are
+written together, because a write for every message releases the interpreter lock, which cost a
+third of the throughput. Warnings and errors are written at once, behind the lines that wait. In a
+process without threads, an impatient log writes as much as is taken without waiting, and the rest
+later. Lines beyond `_ROOM` octets are dropped and counted, and a later line gives their number. If
+systemd's journal reads standard error, each line begins with its priority, as in sd-daemon(3), and
+has no time, because the journal adds it.
 
-A session is a thread, hence what is bound to the thread (`bind`) stands in every line that the
-thread logs, those of third-party libraries included.
+A session is a thread. So each line that the thread logs contains the fields that were bound to it
+by `bind`, including the lines of libraries.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from minismtp.values.printable import printable
 from minismtp.values.threads import WriteBehind
 
 FLUSH_INTERVAL: Final = 0.05
-_ROOM: Final = 4 << 20  # octets of lines that may wait: a second of the busiest log, and more
-_PATIENCE: Final = 2.0  # seconds that the end of a process waits for its last lines
+_ROOM: Final = 4 << 20  # octets of lines that may wait, more than a second of the busiest log
+_PATIENCE: Final = 2.0  # seconds that a process waits for its last lines before it ends
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
 _STDERR: Final = 2
@@ -47,19 +47,19 @@ _bound = threading.local()
 
 
 def bind(**fields: object) -> None:
-    """Put fields in front of every line that this thread logs, until `unbind`."""
+    """Add fields to every line that this thread logs, until `unbind`."""
     bound().update(fields)
 
 
 def unbind(*names: str) -> None:
-    """Take fields off this thread's lines; without names, all of them."""
+    """Remove fields from the lines of this thread, or all fields if no name is given."""
     current = bound()
     for name in names or tuple(current):
         current.pop(name, None)
 
 
 def bound() -> dict[str, object]:
-    """Return what stands in front of every line of this thread."""
+    """Return the fields of every line of this thread."""
     try:
         fields: dict[str, object] = _bound.fields
     except AttributeError:
@@ -68,9 +68,9 @@ def bound() -> dict[str, object]:
 
 
 class Log:
-    """Writes events to a file descriptor. Safe in several threads; make it after the fork.
+    """Writes events to a file descriptor. Threads may share it. Make it after the fork.
 
-    A `patient` one waits for its reader until it is started, as a command may.
+    Before it is started, a `patient` log waits for its reader, which suits a command.
     """
 
     def __init__(
@@ -87,65 +87,65 @@ class Log:
         self._journal = _is_journal(descriptor)
         self._output = None if patient else Output(descriptor)
         self._waiting: list[str] = []
-        self._size = 0  # of what waits, about in octets
-        self._lost = 0  # lines since the last that was taken
+        self._size = 0  # of the waiting lines, roughly in octets
+        self._lost = 0  # lines dropped since the last one that was kept
         self._count_lost: Callable[[int], object] = int
-        self._noting = threading.Lock()  # guards those four
-        self._rest = b""  # of what an impatient log has begun to write
+        self._noting = threading.Lock()  # guards these four
+        self._rest = b""  # the unwritten part of what an impatient log began to write
         self._thread: WriteBehind | None = None
         self._flushing = threading.RLock()
         self._date = (0, "")
 
     def debug(self, event: str, **fields: object) -> None:
-        """Log what only a developer wants to see."""
+        """Log an event that only developers need."""
         if self._threshold <= LEVELS["debug"]:
             self._line("debug", event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """Log an ordinary event; it may wait for the next flush."""
+        """Log an ordinary event, which may wait for the next flush."""
         if self._threshold <= LEVELS["info"]:
             self._line("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Log what somebody should look at; on its way at once."""
+        """Log an event that an operator should look at. It is written at once."""
         if self._threshold <= LEVELS["warning"]:
             self._line("warning", event, fields, urgent=True)
 
     def error(self, event: str, **fields: object) -> None:
-        """Log a failure; on its way at once."""
+        """Log a failure. It is written at once."""
         self._line("error", event, fields, urgent=True)
 
     def exception(self, event: str, error: BaseException, **fields: object) -> None:
-        """Log a failure with its traceback on the same line (line feeds escaped)."""
+        """Log a failure with its traceback in the same line, line feeds escaped."""
         text = "".join(traceback.format_exception(error)).rstrip()
         self.error(event, error=describe(error), **fields, traceback=text)
 
     def complain(self, message: str) -> None:
-        """Tell the user of a mistake, by a line that is meant for people."""
+        """Write a message about a mistake, as a line for people."""
         self._note(f"{_mark('error') if self._journal else ''}{message}\n", urgent=True)
 
     def dump(self, text: str) -> None:
-        """Write lines that belong together, as they are."""
+        """Write lines unchanged and together."""
         self._note(text, urgent=True)
 
     def count_dropped(self, count: Callable[[int], object]) -> None:
-        """Call `count` with 1 for each line that is dropped from now on."""
+        """Call `count` with 1 for each dropped line from now on."""
         self._count_lost = count
 
     def forget(self) -> None:
-        """Drop what waits: after a fork it is the parent's."""
+        """Drop the waiting lines. After a fork the parent writes them."""
         self._take()
         self._rest = b""
 
     def start(self) -> None:
-        """Leave the writing to a thread from now on."""
+        """Start the thread that writes from now on."""
         self._thread = WriteBehind("log", self._write_at_once, FLUSH_INTERVAL)
         if self._waiting or self._rest:
             self._thread.hurry()
         self._thread.start()
 
     def flush(self, patience: float = _PATIENCE) -> None:
-        """Have written all that waits, in `patience` seconds or not at all."""
+        """Write the waiting lines. Give up after `patience` seconds."""
         if self._thread is None:
             self._write_at_once()
         else:
@@ -153,7 +153,7 @@ class Log:
             self._thread.wait(patience)
 
     def _write_at_once(self) -> None:
-        with self._flushing:  # or two threads would change the order of the lines
+        with self._flushing:  # so that two threads keep the order of the lines
             if self._output is None or self._thread is not None:
                 rest, self._rest = self._rest, b""
                 _write(self._descriptor, rest + self._take())
@@ -163,7 +163,7 @@ class Log:
                 try:
                     self._rest = data[self._output.write(data) :]
                 except OSError:
-                    self._rest = b""  # nowhere left to say it
+                    self._rest = b""  # there is nowhere to report it
                 if self._rest:
                     return
 
@@ -207,7 +207,7 @@ class Log:
         return self._format(self._now(), level, event, fields)
 
     def _now(self) -> str:
-        # The date text is made once a second: strftime costs 2 us, this 0.3 us.
+        # The date is formatted once a second, because strftime takes 2 us and this 0.3 us.
         now = time.time()
         second, date = self._date
         if second != int(now):
@@ -218,14 +218,14 @@ class Log:
 
 
 class Bridge(logging.Handler):
-    """Brings the lines of the standard `logging` module, so of all libraries, into a `Log`."""
+    """Passes the records of the standard `logging` module, which libraries use, to a `Log`."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log one record under its logger's name, with its traceback if it has one."""
+        """Log a record with the name of its logger and its traceback."""
         try:
             text = record.getMessage()
         except Exception:  # noqa: BLE001 - as every handler does: a bad format string is no failure
@@ -245,37 +245,37 @@ class Bridge(logging.Handler):
 
 
 def bridge(log: Log, level: str) -> None:
-    """Send everything that is logged through the standard `logging` module to `log`."""
+    """Pass all records of the standard `logging` module to `log`."""
     root = logging.getLogger()
     root.handlers[:] = [Bridge(log)]
     root.setLevel(LEVELS[level])
 
 
 def capture(log: Log) -> None:
-    """Have what plugins and libraries print on standard error, and warn of, become lines of `log`.
+    """Log the output of plugins and libraries on standard error, and their warnings.
 
-    So no session waits for its reader, and no line is cut in two by another process.
+    So no session waits for the reader, and other processes do not split the lines.
     """
     sys.stderr = Printed(lambda line: log.warning(line, logger="stderr"), _STDERR)
     logging.captureWarnings(True)
 
 
 def complain(message: str, level: str = "error") -> None:
-    """Tell the user on standard error, by a line that is meant for people, of a mistake."""
+    """Write a message about a mistake to standard error, as a line for people."""
     mark = _mark(level) if _is_journal(_STDERR) else ""
     sys.stderr.write(f"{mark}{printable(message)}\n")
 
 
 def describe(error: BaseException) -> str:
-    """Return the type and the text of an exception, whatever its own methods do."""
+    """Return the type and the text of an exception, even if its own methods fail."""
     return f"{type(error).__name__}: {traceback.TracebackException(type(error), error, None)}"
 
 
 def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str:
-    # What comes over the bridge may be anything.
+    # A record of another library may contain any text.
     event = event if _SAFE_EVENT.fullmatch(event) else _quoted(event)
     values = [str(value) for value in fields.values()]
-    joined = "\0".join(values)  # one look, 3 us less than one at each
+    joined = "\0".join(values)  # one search, 3 us faster than one for each value
     if joined.count("\0") >= len(values) or not _ALL_SAFE.fullmatch(joined):
         values = [_quoted(value) for value in values]
     pairs = "".join([f" {name}={value}" for name, value in zip(fields, values, strict=True)])
@@ -290,7 +290,7 @@ def _as_json(now: str, level: str, event: str, fields: dict[str, object]) -> str
 def _quoted(text: str) -> str:
     if _SAFE.fullmatch(text):
         return text
-    # Letters stay readable; controls, line separators and the like become escapes.
+    # Letters stay readable. Controls, line separators and the like are escaped.
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
@@ -299,7 +299,7 @@ def _mark(level: str) -> str:
 
 
 def _is_journal(descriptor: int) -> bool:
-    """Whether a descriptor is the one that systemd has connected to its journal."""
+    """Return whether systemd connected a descriptor to its journal."""
     journal = os.environ.get("JOURNAL_STREAM", "")
     if not journal:
         return False
@@ -312,16 +312,16 @@ def _write(descriptor: int, data: bytes) -> None:
         while data:
             try:
                 data = data[os.write(descriptor, data[: _whole(descriptor, data)]) :]
-            except BlockingIOError:  # somebody who shares it has made it so
+            except BlockingIOError:  # a process that shares it made it non-blocking
                 poll = select.poll()
                 poll.register(descriptor, select.POLLOUT)
                 poll.poll()
     except OSError:
-        return  # nowhere left to say it: a closed standard error must not end a session
+        return  # there is nowhere to report it, and a closed standard error must not end a session
 
 
 def _whole(descriptor: int, data: bytes) -> int:
-    """Return how much to write at once, so that lines of several processes do not mix in a pipe."""
+    """Return how many octets to write at once, so that processes do not mix lines in a pipe."""
     if len(data) <= select.PIPE_BUF or not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
         return len(data)
     return (data.rfind(b"\n", 0, select.PIPE_BUF) + 1) or (data.find(b"\n") + 1) or len(data)

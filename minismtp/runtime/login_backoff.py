@@ -1,9 +1,9 @@
-"""How long an address must wait before its next login, known to all workers.
+"""How long an address must wait before its next login. All workers share it.
 
 The table lies in shared memory made before the fork. An attempt counts as failed from its beginning
-until it has an outcome, so many connections at once gain nothing. Every failure doubles the wait of
-its address up to a minute. A success, or a quarter of an hour of peace, forgives; what succeeded is
-remembered in a table of its own, where strangers cannot push it out.
+until it has a result, so simultaneous connections gain no extra attempts. Each failure doubles the
+wait of its address, up to a minute. A success, or fifteen minutes without attempts, resets it.
+Addresses that succeeded are kept in a second table, where strangers cannot push them out.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from typing import Final, NamedTuple
 from minismtp.runtime.session_limits import SharedLock
 from minismtp.values.peer import peer_key
 
-_ROW: Final = struct.Struct("=8sIIdd")  # digest of the address, then what `_Row` names
-_KNOWN: Final = struct.Struct("=8sd")  # digest, when it last succeeded
+_ROW: Final = struct.Struct("=8sIIdd")  # digest of the address, then the fields of `_Row`
+_KNOWN: Final = struct.Struct("=8sd")  # digest, time of the last success
 _ROWS: Final = 4096
 LONGEST: Final = 60.0  # seconds
-PATIENCE: Final = 10.0  # seconds that an attempt waits for its turn; mail programs wait no longer
-_STEP: Final = 0.05  # seconds between two looks whether a success has forgiven meanwhile
+PATIENCE: Final = 10.0  # seconds; mail programs do not wait longer for an answer
+_STEP: Final = 0.05  # seconds between two checks whether a success reset the wait
 _FORGET: Final = 900.0  # seconds
 _REMEMBER: Final = 30 * 86400.0  # seconds
-# Attempts that an address may have under way at once after a success: an office behind one address
-# opens its mail programs in the morning.
+# Simultaneous attempts of an address that succeeded before: in the morning, all mail programs of an
+# office log in from one address.
 _FREE: Final = 8
 
 
 class _Row(NamedTuple):
     failures: int = 0
-    pending: int = 0  # attempts without an outcome
+    pending: int = 0  # attempts without a result yet
     allowed: float = 0.0  # when the next attempt may begin
     last: float = 0.0  # when an attempt began or failed
 
 
 class Backoff:
-    """Waits by address; `base` is the first one in seconds, 0 = none. Make it before the fork.
+    """The waits by address. `base` is the first in seconds, 0 for none. Make it before the fork.
 
-    An address shares its row with those that fall on the same place of the table: the newer one
-    takes it over. Nobody outside knows the key of the digests, so nobody can choose that address.
+    Addresses with the same place in the table share a row, which the newest one takes. Clients do
+    not know the key of the digests, so they cannot choose an address to share a row with.
     """
 
     def __init__(self, base: float, clock: Callable[[], float]) -> None:
@@ -58,7 +58,7 @@ class Backoff:
     def reserve(self, address: str) -> float:
         """Return the seconds to wait before the next attempt, and claim that turn.
 
-        A wait beyond PATIENCE claims nothing. Each claim ends with `failed`, `succeeded` or
+        A wait longer than PATIENCE claims none. End each claim by `failed`, `succeeded` or
         `release`.
         """
         if not self._base:
@@ -74,18 +74,18 @@ class Backoff:
             return turn - now
 
     def forgiven(self, address: str, turn: float) -> bool:
-        """Return whether a success has forgiven the address since `turn` was claimed."""
+        """Return whether a success reset the wait of an address since `turn` was claimed."""
         with self._lock:
             return self._find(address).allowed < turn
 
     def is_open(self, address: str) -> bool:
-        """Return whether attempts of the address are under way, and none has failed so far."""
+        """Return whether attempts of the address are under way and no attempt failed."""
         with self._lock:
             row = self._find(address)
             return row.pending > 0 and not row.failures
 
     def release(self, address: str) -> None:
-        """Take back a claim: the attempt ended without proving anything."""
+        """End a claim without a result."""
         with self._lock:
             row = self._find(address)
             pending = max(0, row.pending - 1)
@@ -93,7 +93,7 @@ class Backoff:
             self._put(address, row._replace(pending=pending, allowed=allowed))
 
     def failed(self, address: str) -> None:
-        """Count a claimed attempt as a failed login."""
+        """End a claim with a failed login."""
         with self._lock:
             row, now = self._find(address), self.clock()
             failures = row.failures + 1
@@ -101,7 +101,7 @@ class Backoff:
             self._put(address, _Row(failures, max(0, row.pending - 1), allowed, now))
 
     def succeeded(self, address: str, username: str = "") -> None:
-        """Forgive an address, and remember it and the user in its network."""
+        """Reset the wait of an address. Remember the address, and the user in its network."""
         with self._lock:
             row = self._find(address)
             if row != _Row():
@@ -111,9 +111,9 @@ class Backoff:
                 _KNOWN.pack_into(self._known, place * _KNOWN.size, digest, self.clock())
 
     def knows(self, address: str, username: str) -> bool:
-        """Return whether the address, or the user from an address near it, has logged in before.
+        """Return whether the address logged in before, or the user from an address near it.
 
-        A user name alone does not count: then the waits would tell a stranger which users exist.
+        A user name alone does not count, because the waits would reveal which users exist.
         """
         return self._remembers(address) or self._remembers(_at(username, address))
 
@@ -142,7 +142,7 @@ class Backoff:
 
 
 def _at(username: str, address: str) -> str:
-    """Name a user in the network of a whole provider, within which phones change addresses."""
+    """Return a key for a user in the network of a provider, where phones change addresses."""
     try:
         length = 16 if ipaddress.ip_address(address).version == 4 else 32  # noqa: PLR2004
         network = str(ipaddress.ip_network(f"{address}/{length}", strict=False))
@@ -152,10 +152,11 @@ def _at(username: str, address: str) -> str:
 
 
 def wait_for_turn(backoff: Backoff, address: str, stop: threading.Event) -> bool:
-    """Wait until `address` may try a login; False when the wait would be too long.
+    """Wait until `address` may try a login. Return False if the wait would be too long.
 
-    A success of the address meanwhile makes all that wait ask again. While nothing of it has failed
-    so far, that is what they hope for: after a restart an office comes all at once.
+    After a success of the address, all waiting attempts ask again. While no attempt of the address
+    failed, they wait for that even if their own turn is too late, because after a restart all mail
+    programs of an office log in at once.
     """
     until = backoff.clock() + PATIENCE
     while True:

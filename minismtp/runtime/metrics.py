@@ -41,7 +41,7 @@ VERDICTS: Final = ("none", "answer", "reject", "defer", "disconnect")
 
 
 def use_slot(directory: Path, slot: int) -> None:
-    """Keep the metrics of this process in the files of `slot`; call it before `Metrics` is made."""
+    """Keep the metrics of this process in the files of `slot`. Call this before `Metrics`."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
     metrics_files.install()
     multiprocess = prometheus_values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ class Metrics:
         self._listeners = {name: ListenerMetrics(self, name) for name in listeners}
 
     def listener(self, name: str) -> ListenerMetrics:
-        """Return the metrics of a listener; all its label combinations start at 0."""
+        """Return the metrics of a listener. All its combinations of labels start at 0."""
         if name not in self._listeners:
             self._listeners[name] = ListenerMetrics(self, name)
         return self._listeners[name]
@@ -157,7 +157,7 @@ class Metrics:
         return HookMetrics(self, plugin, hook, shadow=shadow)
 
     def certificate(self, listener: str, *, loaded: bool, not_after: float | None) -> None:
-        """Say whether a listener's certificates loaded, and when the first ends (epoch seconds)."""
+        """Set whether a listener's certificates loaded, and when they expire in epoch seconds."""
         self.certificate_loaded.labels(listener).set(float(loaded))
         if not_after is not None:
             self.certificate_not_after.labels(listener).set(not_after)
@@ -173,7 +173,7 @@ class Metrics:
         *labels: str,
         mode: Literal["livesum", "livemax", "livemostrecent"],
     ) -> Gauge:
-        """Return a new gauge `minismtp_NAME`; `mode` says how those of all processes are joined."""
+        """Return a new gauge `minismtp_NAME`. `mode` is how the values of processes combine."""
         name = f"minismtp_{name}"
         return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
 

@@ -1,8 +1,8 @@
-"""The files in which a process keeps its metrics, with disk space of their own.
+"""The files in which a process keeps its metrics, with disk space reserved for them.
 
-prometheus-client maps sparse files into memory. Writing to such a page on a full disk kills the
-process by SIGBUS, so each file gets its space before it is mapped. Where there is none the values
-stay in the memory of the process: it serves on, and nobody sees them.
+prometheus-client maps sparse files into memory. On a full disk, a write to such a page kills the
+process by SIGBUS. So the space of each file is reserved before it is mapped. If the disk is full,
+the values stay in the memory of the process and are not exported.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Final
 from prometheus_client import mmap_dict
 from prometheus_client import values as prometheus_values
 
-_SIZE: Final = 1 << 16  # octets of a new file, as prometheus-client has it
+_SIZE: Final = 1 << 16  # octets of a new file, as in prometheus-client
 _log = logging.getLogger(__name__)
 
 
 class ReservedDict(mmap_dict.MmapedDict):
-    """Values by key in the file `filename`, which never grows into space that is not there."""
+    """Values by key in the file `filename`, which grows only into reserved space."""
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:
         path = Path(filename)
@@ -38,7 +38,7 @@ class ReservedDict(mmap_dict.MmapedDict):
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
-        needed = self._used + len(key.encode()) + 32  # with its length, blanks and two numbers
+        needed = self._used + len(key.encode()) + 32  # for its length, padding and two numbers
         while needed > self._capacity:
             self._grow()
         super()._init_value(key)  # type: ignore[no-untyped-call]
@@ -56,5 +56,5 @@ class ReservedDict(mmap_dict.MmapedDict):
 
 
 def install() -> None:
-    """Have prometheus-client use such files from now on."""
+    """Have prometheus-client use these files from now on."""
     prometheus_values.MmapedDict = ReservedDict  # type: ignore[attr-defined]

@@ -1,9 +1,9 @@
-"""Standard error, which others may hold up.
+"""Writing to standard error without waiting for its reader.
 
-Who reads there may stop reading: a journal that hangs, a pager, a pipe that was left. A plain write
-then waits for ever. That a descriptor does not wait (O_NONBLOCK) belongs to the open file, which
-other programs share, so it is not ours to set: a pipe or a terminal is opened once more for us, and
-a socket, such as that of systemd's journal, is written with MSG_DONTWAIT.
+The reader may stop, for example a journal that hangs, or a pager. A plain write would then wait for
+ever. O_NONBLOCK must not be set, because it belongs to the open file, which other programs share.
+So a pipe or a terminal is opened a second time, and a socket, such as that of systemd's journal, is
+written with MSG_DONTWAIT.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-_PIPE_BUF: Final = select.PIPE_BUF  # octets that a pipe which is ready takes without waiting
+_PIPE_BUF: Final = select.PIPE_BUF  # octets that a ready pipe takes without waiting
 
 
 class Output:
-    """A descriptor to which `write` never waits; what it is stays as it is for others."""
+    """Writes to a descriptor without waiting, and without a change for others that share it."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -38,19 +38,19 @@ class Output:
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             self._most = _PIPE_BUF
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            # Forbidden where it belongs to another user: then only as much as it has room for.
+            # This fails if it belongs to another user. Then at most `_PIPE_BUF` octets are written.
             self._descriptor = self._ours = os.open(f"/proc/self/fd/{descriptor}", flags)
             self._most = None
 
     def __del__(self) -> None:
-        """Close what was opened for this one."""
+        """Close the descriptors that this object opened."""
         if self._ours >= 0:
             os.close(self._ours)
         if self._socket is not None:
             self._socket.close()
 
     def write(self, data: bytes) -> int:
-        """Write what is taken at once; gives how many octets. Raise OSError when nobody reads."""
+        """Write without waiting. Return the octets written. Raise OSError if no reader is left."""
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT)
@@ -65,25 +65,25 @@ class Output:
 
 
 class Printed(io.TextIOBase):
-    """What stands for `sys.stderr`: whole lines are given to `say`, and nobody waits."""
+    """A replacement for `sys.stderr` that passes whole lines to `say` and never waits."""
 
     def __init__(self, say: Callable[[str], object], descriptor: int) -> None:
         super().__init__()
         self._say = say
         self._descriptor = descriptor
         self._begun = ""
-        self._lock = threading.RLock()  # a finalizer may print while its thread does
+        self._lock = threading.RLock()  # a finalizer may print while the same thread prints
 
     def writable(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor itself, for those who need one."""
+        """Return the descriptor of standard error."""
         return self._descriptor
 
     def write(self, text: str) -> int:
-        """Take some text."""
+        """Pass on the whole lines of the text, and keep the rest for the next call."""
         with self._lock:
             *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:

@@ -1,11 +1,11 @@
-"""How many sessions the whole server has, in all and for each peer (see `peer`).
+"""The limits on open sessions, in total and for each peer (see `values.peer`).
 
 The counts lie in shared memory made before the fork, so the limits hold exactly over all workers.
-They are kept for each slot apart: when a worker is killed, the supervisor takes back what its slot
-held. Every change happens under a lock that the kernel releases when its holder dies.
+Each slot has its own counts. When a worker is killed, the supervisor subtracts those of its slot.
+Every change is made under a lock that the kernel releases when its holder dies.
 
-Addresses are rows of a hash table with linear probing; a row whose last session has left is closed
-by moving later ones up, so the table never fills with graves. One entry costs about 5 us.
+Addresses are rows of a hash table with linear probing. When the last session of a row ends, later
+rows move up, so the table needs no markers for deleted rows. An entry takes about 5 us.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Final, Literal, TypeAlias
 from minismtp.values.peer import peer_key
 
 _RETRY: Final = 0.001  # seconds
-SLOTS: Final = 128  # more processes than any server runs, two generations of them included
+SLOTS: Final = 128  # more than two generations of processes ever need
 _ADDRESS: Final = 16  # octets of a `peer_key`
 _COUNT: Final = struct.Struct("=I")
 _SLOTS: Final = struct.Struct(f"={SLOTS}I")
@@ -38,17 +38,17 @@ Refusal: TypeAlias = Literal["sessions", "address"]
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A session's place: the slot of its worker, and the packed address, "" = not known."""
+    """The place of a session: the slot of its worker and the packed address, b"" if not known."""
 
     slot: int
     address: bytes
 
 
 class SharedLock:
-    """A lock among processes and their threads; a process that dies lets go of it.
+    """A lock among processes and their threads, released when a process dies.
 
-    A POSIX record lock belongs to a process, so its threads need one more among themselves. Make it
-    before the fork.
+    A POSIX record lock belongs to a process, so its threads need a second lock among themselves.
+    Make it before the fork.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,7 +70,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def within(self, patience: float) -> Iterator[None]:
-        """Hold the lock during a block. Raise TimeoutError if it is not free for so many seconds.
+        """Hold the lock in a block. Raise TimeoutError if it is not free within `patience` seconds.
 
         A process that was stopped while it held the lock keeps it until it is killed.
         """
@@ -85,7 +85,7 @@ class SharedLock:
             self.__exit__()
 
     def _locked_at_once(self) -> bool:
-        """Take the lock of the processes if it is free; else let go of that of the threads."""
+        """Take the lock of the processes if it is free, otherwise release that of the threads."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -94,10 +94,10 @@ class SharedLock:
         return True
 
     def _locked(self) -> bool:
-        """Wait for the lock; False when it is to be tried again.
+        """Wait for the lock. Return False if the caller has to try again.
 
-        The kernel takes a process for one thread. When two of its threads have to do with two of
-        our locks, it sees a deadlock where there is none: no thread ever waits while it holds one.
+        The kernel treats a process as one thread. If two threads use two of these locks, it may
+        report a deadlock that cannot happen, because no thread waits while it holds one.
         """
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX)
@@ -109,25 +109,25 @@ class SharedLock:
 
 
 class Admission:
-    """Lets sessions in: `limit` in all, `per_address` from one address. Make it before the fork."""
+    """Admits `limit` sessions, and `per_address` from one address. Make it before the fork."""
 
     def __init__(self, limit: int, per_address: int) -> None:
         self.limit = limit
         self._per_address = per_address
         self._capacity = 2 * limit + 1  # never more than half full, so probing stays short
         self._totals = mmap.mmap(-1, _COUNTS)
-        self._rows = mmap.mmap(-1, self._capacity * _ROW)  # pages that are not touched cost nothing
+        self._rows = mmap.mmap(-1, self._capacity * _ROW)  # unused pages take no memory
         self._lock = SharedLock("minismtp-admission")
 
     @property
     def sessions(self) -> int:
-        """How many sessions there are now."""
+        """The number of open sessions."""
         return _total(self._totals, 0)
 
     def enter(self, slot: int, peer: str, *, reserved: int = 0) -> Ticket | Refusal:
-        """Take a place for a session; give its ticket, or which limit is in the way.
+        """Take a place for a session. Return its ticket, or the limit that was reached.
 
-        The last `reserved` places are not for this session. A peer that is "" is not known yet.
+        The last `reserved` places are kept for other sessions. The peer is "" if not known yet.
         """
         address = peer_key(peer)
         with self._lock:
@@ -139,7 +139,7 @@ class Admission:
             return Ticket(slot, address)
 
     def introduce(self, ticket: Ticket, peer: str) -> Ticket | None:
-        """Say who the peer of a session is after all; None when that address has no place left."""
+        """Set the peer of a session. Return its new ticket, or None if the peer is at its limit."""
         address = peer_key(peer)
         with self._lock:
             if address and not self._add(ticket.slot, address):
@@ -156,9 +156,9 @@ class Admission:
                 self._close_if_empty(place)
 
     def forget(self, slot: int, patience: float = inf) -> None:
-        """Free all places of a worker that died, whatever it was doing to the table.
+        """Free all places of a worker that died, even if it was changing the table.
 
-        Raise TimeoutError if another process has held the table for `patience` seconds.
+        Raise TimeoutError if another process holds the lock for `patience` seconds.
         """
         with self._lock.within(patience):
             self._totals[:] = _without(self._totals[:], slot)
@@ -166,7 +166,7 @@ class Admission:
             for place in range(0, self._capacity * _ROW, _ROW):
                 address = self._rows[place : place + _ADDRESS]
                 if any(address):
-                    # A row that was being moved stands here twice; only the first is in use.
+                    # A row that was being moved appears twice. Only the first one is used.
                     found = self._find(address)
                     rows[address] = _without(self._rows[found + _ADDRESS : found + _ROW], slot)
             self._rows[:] = bytes(len(self._rows))
@@ -185,7 +185,7 @@ class Admission:
         return True
 
     def _find(self, address: bytes) -> int:
-        """Return the place of an address's row, or of the free row that it would take."""
+        """Return the place of the row of an address, or of the free row that it would take."""
         place = self._home(address)
         while (found := self._rows[place : place + _ADDRESS]) != address and any(found):
             place = self._next(place)
@@ -200,7 +200,7 @@ class Admission:
             address = self._rows[later : later + _ADDRESS]
             if not any(address):
                 break
-            # A row may move up unless that takes it above the place where its probing begins.
+            # A row may move up, but not above the place where its probing begins.
             home = self._home(address)
             if (home - place - 1) % size >= (later - place) % size:
                 self._rows[place : place + _ROW] = self._rows[later : later + _ROW]
@@ -208,7 +208,7 @@ class Admission:
         self._rows[place : place + _ROW] = bytes(_ROW)
 
     def _home(self, address: bytes) -> int:
-        # The seed of `hash` is inherited by the fork, and nobody outside knows it.
+        # Children inherit the seed of `hash`, and clients do not know it.
         return hash(address) % self._capacity * _ROW
 
     def _next(self, place: int) -> int:
@@ -222,12 +222,12 @@ def _total(memory: mmap.mmap, counts: int) -> int:
 
 def _change(memory: mmap.mmap, counts: int, slot: int, amount: int) -> None:
     for at in (counts, counts + (1 + slot) * _COUNT.size):
-        # Never below 0: until `forget`, a worker killed between the two has left them apart.
+        # Not below 0: if a worker was killed between the two, they differ until `forget`.
         _COUNT.pack_into(memory, at, max(_total(memory, at) + amount, 0))
 
 
 def _without(counts: bytes, slot: int) -> bytes:
-    """Return counts without those of one slot, and with the total that the others make."""
+    """Return the counts without those of a slot, and with the total of the others."""
     held = list(_SLOTS.unpack_from(counts, _COUNT.size))
     held[slot] = 0
     return _COUNT.pack(sum(held)) + _SLOTS.pack(*held)

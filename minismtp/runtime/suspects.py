@@ -1,9 +1,9 @@
-"""The messages that workers have in hand, and those that workers died on.
+"""The messages that workers are handling, and those during which workers died.
 
-A worker notes a message in shared memory before its first plugin sees it, by one copy of some
-octets and no system call. When the worker dies or hangs, the supervisor reads the notes of its
-slot: it names the messages, and counts the death for each. One that comes through afterwards had
-nothing to do with it and is forgotten. A message that two workers died on is kept from plugins.
+Before the first plugin sees a message, its worker notes it in shared memory, without a system call.
+When the worker dies or hangs, the supervisor reads the notes of its slot, logs the messages, and
+counts the death for each of them. A message that succeeds later did not cause the death and is
+forgotten. After two deaths a message is no longer passed to plugins.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from minismtp.mail.envelope import Envelope
 
 FATAL: Final = 2  # deaths after which a message is set aside
-_PLACES: Final = 64  # messages of one worker at once; more are not noted
+_PLACES: Final = 64  # simultaneous messages of a worker; further ones are not noted
 _TEXT: Final = 180
-_NOTE: Final = struct.Struct(f"=qI{_TEXT}s")  # fingerprint, thread, who sent it
+_NOTE: Final = struct.Struct(f"=qI{_TEXT}s")  # fingerprint, thread, id and sender
 _WORKER: Final = _PLACES * _NOTE.size
 _ROW: Final = struct.Struct("=qI4x")  # fingerprint, deaths
-_ROWS: Final = 64  # the newest takes the place of the oldest
-_TABLE: Final = 8  # where the rows begin, behind an octet that says whether there are any
+_ROWS: Final = 64  # a new one replaces the oldest
+_TABLE: Final = 8  # where the rows begin; the octet at 0 tells whether there are any
 _MARK: Final = struct.Struct("=q")
-_HEAD: Final = 2048  # octets of the content that tell messages apart, beside its size
+_HEAD: Final = 2048  # octets of the content that distinguish messages, besides the size
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A message that was under way when a worker died, and how many have died on it by now.
+    """A message that a worker was handling when it died, and the number of such deaths.
 
     `message` has its id, peer and sender.
     """
@@ -45,7 +45,7 @@ class Suspect:
 
 
 class Suspects:
-    """The notes of all workers; make it before the fork, so that they agree on fingerprints."""
+    """The notes of all workers. Make it before the fork, so that they agree on fingerprints."""
 
     def __init__(self) -> None:
         self._notes = mmap.mmap(-1, SLOTS * _WORKER)
@@ -53,26 +53,25 @@ class Suspects:
         self._next_row = 0
 
     def of_worker(self, slot: int) -> Notes:
-        """Return what the worker of a slot writes its notes with."""
+        """Return the notes of the worker of a slot."""
         return Notes(self, self._notes, slot * _WORKER)
 
     def deaths(self, fingerprint: int) -> int:
-        """Return how many workers have died on a message since it last came through."""
+        """Return how many workers died during a message since it last succeeded."""
         row = self._find(fingerprint)
         deaths: int = 0 if row < 0 else _ROW.unpack_from(self._rows, row)[1]
         return deaths
 
     def clear(self, fingerprint: int) -> None:
-        """Forget the deaths of a message that has come through."""
+        """Forget the deaths of a message that succeeded."""
         row = self._find(fingerprint)
         if row >= 0:
             _ROW.pack_into(self._rows, row, 0, 0)
 
     def blame(self, slot: int, threads: Collection[int] | None = None) -> list[Suspect]:
-        """Count the death of a worker for the messages that it had in hand, and return them.
+        """Count the death of a worker for the messages that it was handling, and return them.
 
-        Of a worker that hung only the messages of some `threads` are meant, those that were running
-        when it was killed.
+        If the worker hung, only messages of `threads` count, which ran when it was killed.
         """
         found = []
         for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
@@ -84,12 +83,12 @@ class Suspects:
         return found
 
     def clear_notes(self, slot: int) -> None:
-        """Make the slot of a worker that has ended ready for the next one."""
+        """Clear the notes of a worker that ended, for the next worker in its slot."""
         for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
             _MARK.pack_into(self._notes, place, 0)
 
     def clear_all(self) -> None:
-        """Return every message another chance, with other plugins."""
+        """Forget all deaths, because the plugins changed."""
         self._rows[:] = bytes(len(self._rows))
 
     def _count(self, fingerprint: int) -> int:
@@ -102,18 +101,20 @@ class Suspects:
         return deaths
 
     def _find(self, fingerprint: int) -> int:
-        """Return the place of a row, -1 where there is none."""
-        if not self._rows[0]:  # as on nearly every day
+        """Return the place of the row of a message, -1 if it has none."""
+        if not self._rows[0]:  # almost always
             return -1
         mark = _MARK.pack(fingerprint)
         row = self._rows.find(mark, _TABLE)
-        while row >= 0 and (row - _TABLE) % _ROW.size:  # chance made these octets of two fields
+        while (
+            row >= 0 and (row - _TABLE) % _ROW.size
+        ):  # the octets of two adjacent fields matched by chance
             row = self._rows.find(mark, row + 1)
         return row
 
 
 class Notes:
-    """The notes of one worker; its threads write each into a place of its own."""
+    """The notes of one worker, in which each of its threads has a place of its own."""
 
     def __init__(self, suspects: Suspects, memory: mmap.mmap, begin: int) -> None:
         self._suspects = suspects
@@ -121,11 +122,11 @@ class Notes:
         self._free = [begin + number * _NOTE.size for number in range(_PLACES)]
 
     def is_fatal(self, fingerprint: int) -> bool:
-        """Whether so many workers have died on a message that no other should try it."""
+        """Return whether too many workers died during a message for another to try it."""
         return self._suspects.deaths(fingerprint) >= FATAL
 
     def begin(self, fingerprint: int, envelope: Envelope) -> int:
-        """Note a message, and return the place of the note; what dies now leaves it behind."""
+        """Note a message and return the place of the note, which stays if the worker dies."""
         try:
             place = self._free.pop()
         except IndexError:
@@ -136,7 +137,7 @@ class Notes:
         return place
 
     def end(self, place: int, fingerprint: int) -> None:
-        """Take the note away: the message came through, whatever became of it."""
+        """Remove a note, because the worker survived the message."""
         if place >= 0:
             _MARK.pack_into(self._memory, place, 0)
             self._free.append(place)
@@ -144,10 +145,10 @@ class Notes:
 
 
 def fingerprint(envelope: Envelope, content: Content) -> int:
-    """Return a number by which a message is known again when its client tries once more.
+    """Return a number that identifies a message when its client sends it again.
 
-    It has a secret key that all workers share (PYTHONHASHSEED), so nobody can make a message that
-    passes for another one.
+    It depends on a secret that all workers share (PYTHONHASHSEED), so a client cannot make a
+    message with the number of another.
     """
     recipient = envelope.recipients[0].address if envelope.recipients else None
     mark = hash((content.size, content.head(_HEAD), envelope.reverse_path, recipient))

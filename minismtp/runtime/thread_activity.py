@@ -1,7 +1,7 @@
-"""What the thread of a session is doing, and the steps that its decisions came by.
+"""What each thread is doing, and the steps that led to its decisions.
 
-The guards note here which plugin runs and since when, and how each call ended. A look from outside
-needs no lock: every change is one assignment of a value that does not change.
+The guards note here which plugin runs since when, and how each call ended. Other threads read this
+without a lock, because every change assigns one immutable value.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Final, TypeAlias
 
 from minismtp.runtime.log import Log
 
-#: One call of a hook: the hook, the plugin, when it began, how many seconds it took, the verdict
-#: (none, answer, reject ..., "shadow:" before it in shadow mode), and a remark: the reply, or what
-#: went wrong. Times are those of `perf_counter`. Beside them stand what was said: "RCPT" and the
-#: recipient; "MAIL" and a sender that was refused; "reply", the command that was refused, and code
-#: and text as verdict and remark.
+#: A call of a hook: the hook, the plugin, when it began, the seconds it took, the verdict (none,
+#: answer, reject ..., in shadow mode after "shadow:"), and a remark: the reply, or what went wrong.
+#: Times are those of `perf_counter`. Other steps are commands: "RCPT" and the recipient; "MAIL" and
+#: a refused sender; "reply" and a refused command, with the code and text of the reply as verdict
+#: and remark.
 Step: TypeAlias = tuple[str, str, float, float, str, str]
 
-_MOST_STEPS: Final = 500  # of one message, or of one session between its messages
-_MOST_TOLD: Final = 50  # in one line of the log
+_MOST_STEPS: Final = 500  # of a message, or of a session between its messages
+_MOST_TOLD: Final = 50  # in a line of the log
 _NOT_HOOKS: Final = frozenset({"MAIL", "RCPT", "reply"})
 
 
 class Activity:
-    """One thread's work. `running` is the plugin's hook under way: hook, plugin, since when.
+    """The work of a thread. `running` is the current hook, its plugin, and when it began.
 
-    `steps` are those of the message under way, else of the session. `thread` is an identifier of
-    `threading`, 0 before the start.
+    `steps` are those of the current message, or of the session between messages. `thread` is the
+    identifier of the thread, 0 before it starts.
     """
 
     __slots__ = ("running", "steps", "thread")
@@ -46,27 +46,27 @@ class Activity:
         self.thread = 0
 
     def note(self, step: Step) -> None:
-        """Add a step; what goes on for ever is not noted to its end."""
+        """Add a step, up to a maximum."""
         if len(self.steps) < _MOST_STEPS:
             self.steps.append(step)
 
     def note_reply(self, verb: str, code: int, text: str) -> None:
-        """Add that a command was refused."""
+        """Add the refusal of a command."""
         self.note(("reply", verb, perf_counter(), 0.0, str(code), text))
 
     def report(self) -> dict[str, object]:
-        """Say which plugin runs, if one does, and for how many seconds."""
+        """Return which plugin runs, if any, and for how many seconds."""
         hook, plugin, since = self.running or ("", "", 0.0)
         return {"hook": hook, "plugin": plugin, "seconds": perf_counter() - since if since else 0.0}
 
     def stack(self) -> list[str]:
-        """Return the Python stack of the thread, the innermost call last, a line of text each."""
+        """Return the Python stack of the thread, one line for each call, the innermost last."""
         frame = sys._current_frames().get(self.thread)  # noqa: SLF001 - the one way there is
         return [] if frame is None else _lines(frame)
 
 
 class _Nobody(Activity):
-    """The work of threads that have none of their own: nobody looks at it."""
+    """The work of threads without an activity of their own. Its steps are not kept."""
 
     def note(self, step: Step) -> None:
         pass
@@ -81,7 +81,7 @@ _here = _Here()
 
 @contextlib.contextmanager
 def taken_up(activity: Activity) -> Iterator[None]:
-    """Let this thread work on `activity` for as long as a block."""
+    """Have this thread work on `activity` during a block."""
     before = _here.activity
     _here.activity = activity
     activity.thread = threading.get_ident()
@@ -93,12 +93,12 @@ def taken_up(activity: Activity) -> Iterator[None]:
 
 
 def current() -> Activity:
-    """Return what this thread works on."""
+    """Return the activity of this thread."""
     return _here.activity
 
 
 def summary(steps: list[Step]) -> str:
-    """Tell the verdict of each hook's call and its microseconds, in one word for the log."""
+    """Return the verdict and the microseconds of each call of a hook, as one word for the log."""
     told = [
         f"{plugin}.{hook}:{verdict}:{int(seconds * 1e6)}"
         for hook, plugin, _, seconds, verdict, _ in steps[:_MOST_TOLD]

@@ -266,7 +266,7 @@ class Server(socketserver.ThreadingTCPServer):
         except BlockingIOError:
             return
         except OSError as error:
-            # The client has gone, or there are too few descriptors: then wait for sessions to end.
+            # The client hung up, or there are too few descriptors: then wait for sessions to end.
             self._service.log.warning("accept failed", error=str(error))
             self._service.draining.wait(_SHORTEST_TICK)
             return

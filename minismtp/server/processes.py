@@ -1,7 +1,7 @@
 """The child processes of the supervisor: how they are forked, signalled and reaped.
 
 Each child has a pipe on which it reports that it is ready, and the read end of the lifeline. The
-lifeline is a pipe to which no process writes. When it ends, the parent has gone.
+lifeline is a pipe to which no process writes. Its end means that the parent died.
 
 A child may run on a single core. Only one of its threads runs Python at a time, and on two cores
 each change of threads wakes the other core and moves the contents of its caches. With one core,
@@ -184,7 +184,7 @@ class Children(Generic[Group]):
             os.kill(pid, signal.SIGKILL)
 
     def kill_and_wait(self) -> None:
-        """Kill all children, and wait a few seconds at most until they have gone."""
+        """Kill all children, and wait a few seconds at most for their end."""
         self.kill()
         end = time.monotonic() + _LAST_WAIT
         while self._children and time.monotonic() < end:

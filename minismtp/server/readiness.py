@@ -77,7 +77,7 @@ class Readiness:
         if self._clock() - max(queue.beat, self._begun) > _SILENCE:
             return "the process that delivers does not answer"
         if queue.stuck:
-            return "deliveries are due, and none has ended for a quarter of an hour"
+            return "deliveries are due, but no attempt ended in the last quarter of an hour"
         return ""
 
     def _state(self) -> str:

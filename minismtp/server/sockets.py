@@ -38,12 +38,14 @@ def open_listeners(
         if listener.tls == "none" and listener.address.is_local and not _is_local(sock):
             where = f"{file}: {key}" if file else key
             raise ListenError(
-                f"{where}: is local and needs no TLS, but the socket of systemd is open to all"
+                f"{where}: a local address needs no TLS, but the socket of systemd is not local"
             )
         sock.setblocking(False)
         sockets[listener.name] = sock
     for name in adopted.keys() - sockets.keys():
-        raise ListenError(f"{file}: systemd hands over a socket {name!r}; no listener is called so")
+        raise ListenError(
+            f"{file}: systemd passes a socket {name!r}, but no listener has that name"
+        )
     return sockets
 
 
@@ -59,7 +61,9 @@ def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
         os.set_inheritable(sock.fileno(), False)
         name = names[offset] if offset < len(names) else f"unknown-{offset}"
         if name in found:
-            raise ListenError(f"systemd hands over two sockets {name!r}; each needs its own name")
+            raise ListenError(
+                f"systemd passes two sockets {name!r}, but each needs a name of its own"
+            )
         found[name] = sock
     return found
 

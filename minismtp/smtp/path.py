@@ -150,7 +150,7 @@ def _problem(domain: str) -> str:
     if not domain:
         return "no domain behind the @"
     if domain[0] == "[":
-        return "address literal that is no IP address"
+        return "address literal is not an IP address"
     if len(domain) > DOMAIN_LIMIT:
         return f"domain longer than {DOMAIN_LIMIT} octets"
     for label in domain.split("."):

@@ -1,5 +1,5 @@
 """Plain values and small tools: addresses, replies, files, clocks, threads.
 
-Everything may import them, and they import nothing but Python, so that each can be read, tested and
-trusted alone. Anything that knows SMTP commands, configuration or hooks belongs further up.
+All other folders may import them. They import only Python itself (and `idna`), so each can be read
+and tested alone. Code that knows SMTP commands, configuration or hooks belongs in another folder.
 """

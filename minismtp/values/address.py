@@ -1,10 +1,10 @@
 """Mailbox addresses as values, and the grammar of a mailbox (RFC 5321 section 4.1.2).
 
-`Address` keeps the local part without its quoting and the domain in lower case, an international
-one as UTS 46 maps it; `str()` gives the spelling of the RFC back. Two spellings of one mailbox are
-equal, that with A-labels (RFC 5890) to that with U-labels. Lengths and characters are checked after
-that, so what was read once is read again. Every domain becomes ASCII through `to_ascii`, by the
-rules of 2008 (RFC 5891).
+`Address` keeps the local part without quotes and the domain in lower case. UTS 46 maps an
+international domain. `str()` returns the spelling of the RFC. Two spellings of one mailbox are
+equal, also if one has A-labels and the other U-labels (RFC 5890). Lengths and characters are
+checked after the mapping, so an address that was parsed once can be parsed again. Every domain
+becomes ASCII through `to_ascii`, by the rules of IDNA 2008 (RFC 5891).
 """
 
 from __future__ import annotations
@@ -18,41 +18,43 @@ from typing import Final
 
 import idna
 
-# Octets without quotes. RFC 5321 section 4.5.3.1 calls its 64 a minimum, and what newsletters, SRS
-# and Exchange write is longer; ours keeps a line that names a mailbox below 998 octets.
+# Octets without quotes. The 64 of RFC 5321 section 4.5.3.1 are a minimum, and newsletters, SRS and
+# Exchange write more. This limit keeps lines that contain a mailbox below 998 octets.
 LOCAL_PART_LIMIT: Final = 512
 DOMAIN_LIMIT: Final = 255  # octets, RFC 5321 section 4.5.3.1.2
 LABEL_LIMIT: Final = 63  # octets, RFC 1035 section 2.3.4
 
-# UTF8-non-ascii (RFC 6531 section 3.3) but for what somebody takes for a control character or the
-# end of a line: C1 controls and the separators U+2028 and U+2029; surrogates are no characters.
+# UTF8-non-ascii (RFC 6531 section 3.3) without the characters that some programs take for controls
+# or line ends (C1 controls, U+2028 and U+2029), and without surrogates.
 WIDE: Final = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
 # sub-domain = Let-dig [Ldh-str] / U-label ; Domain = sub-domain *("." sub-domain)
-# with the underscore, which names of hosts have though RFC 952 and 1123 know none
+# with the underscore, which real host names contain against RFC 952 and 1123
 SUB_DOMAIN: Final = rf"[A-Za-z0-9_{WIDE}](?:[A-Za-z0-9_\-{WIDE}]*[A-Za-z0-9_{WIDE}])?"
 DOMAIN: Final = rf"{SUB_DOMAIN}(?:\.{SUB_DOMAIN})*"
 # Atom = 1*atext ; Dot-string = Atom *("." Atom)
 _ATEXT = rf"A-Za-z0-9!#$%&'*+\-/=?^_`{{|}}~{WIDE}"
 _DOT_STRING = rf"[{_ATEXT}]+(?:\.[{_ATEXT}]+)*"
-# What stands for a Dot-string in real addresses: providers gave dots to where a Dot-string has none
+# A Dot-string of real addresses, with dots also at its ends and in sequence
 BARE_WORD: Final = rf"[{_ATEXT}.]+"
 # Quoted-string = DQUOTE *QcontentSMTP DQUOTE ; QcontentSMTP = qtextSMTP / quoted-pairSMTP
 QUOTED_STRING: Final = rf'"(?:[ !#-\[\]-~{WIDE}]|\\[ -~])*"'
 # address-literal = "[" ( IPv4-address-literal / IPv6-address-literal / ... ) "]"
 LITERAL: Final = r"\[[!-Z^-~]+\]"
 # Mailbox = Local-part "@" ( Domain / address-literal ) ; Local-part = Dot-string / Quoted-string
-# A dot behind the domain is no part of it.
+# A dot behind the domain is not part of it.
 MAILBOX: Final = rf"({BARE_WORD}|{QUOTED_STRING})@({DOMAIN}|{LITERAL})\.?"
 
-_LONGEST: Final = 800  # characters of an address that is remembered; blanks can make it longer
-_REMEMBERED: Final = 1024  # addresses; a message that is sent on has each parsed several times
+_LONGEST: Final = 800  # characters of an address that is cached; blanks may make it longer
+_REMEMBERED: Final = (
+    1024  # cached addresses; a forwarded message has each of its addresses parsed several times
+)
 _PLAIN = re.compile(_DOT_STRING)
 _MAILBOX = re.compile(MAILBOX)
 _DOMAIN = re.compile(DOMAIN)
 _LABEL_END = re.compile(r"[.\u3002\uff0e\uff61]")  # UTS 46 section 2.3
-# What no name has, so that mapping makes no syntax: the full-width "@" and "/" for instance.
+# Characters that a mapped domain must not contain, such as "/" from its full-width form.
 _NO_NAME = re.compile(r"[\x00-,/:-^`{-\x7f]")
-# Letters of no label by the rules of 2008 that registries sell all the same: emoji, as Postfix has.
+# Characters that IDNA 2008 forbids but registries sell, such as emoji. Postfix allows them too.
 _SYMBOLS = frozenset({"So", "Sk"})
 _JOINERS = frozenset("\u200c\u200d")
 _QUOTED_PAIR = re.compile(r"\\(.)")
@@ -91,7 +93,7 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `local@domain` as RFC 5321 spells it, quotes included. Raise ValueError."""
+        """Parse `local@domain` in the spelling of RFC 5321, with quotes. Raise ValueError."""
         return _parse(text) if len(text) <= _LONGEST else _parse.__wrapped__(text)
 
     @property
@@ -112,16 +114,18 @@ class Address:
 
 @lru_cache(_REMEMBERED)
 def _parse(text: str) -> Address:
-    match = _MAILBOX.fullmatch(text.strip(" \t\r\n"))  # not wider: a local part may have U+00A0
+    match = _MAILBOX.fullmatch(
+        text.strip(" \t\r\n")
+    )  # only these, because a local part may contain U+00A0
     if match is None:
         raise ValueError(f"{text!r} is not an address of the form local@domain")
     return read_mailbox(match[1], match[2])
 
 
 def read_mailbox(local: str, domain: str) -> Address:
-    """Return the address whose two parts `MAILBOX` has matched. Raise ValueError.
+    """Return the address of two parts that `MAILBOX` matched. Raise ValueError.
 
-    What the pattern leaves to check are lengths, IP addresses and international names.
+    This checks lengths, IP addresses and international names, which the pattern does not.
     """
     if local[0] == '"':
         local = unquoted(local)
@@ -129,7 +133,7 @@ def read_mailbox(local: str, domain: str) -> Address:
 
 
 def unquoted(text: str) -> str:
-    """Return what a quoted string says."""
+    """Return the text in a quoted string."""
     return _QUOTED_PAIR.sub(r"\1", text[1:-1])
 
 
@@ -148,9 +152,9 @@ def checked(local: str, domain: str) -> Address:
 def to_ascii(domain: str) -> str:
     """Return the one form in which a domain is compared, looked up and sent: with A-labels.
 
-    It is in lower case and without a dot behind. UTS 46 maps what people write, without the
-    transitional forms of 2003: `straße` keeps its ß. An address literal has one form too. What has
-    no such form is only put into lower case.
+    It is in lower case, without a dot at the end. UTS 46 maps the spellings of people, without the
+    transitional rules of 2003, so `straße` keeps its ß. An address literal has one form too. A
+    domain without a valid form is only changed to lower case.
     """
     if domain.isascii():
         return _plain(domain)
@@ -158,7 +162,7 @@ def to_ascii(domain: str) -> str:
 
 
 def to_unicode(domain: str) -> str:
-    """Return a domain with U-labels, as people read it; a label that is none stays (RFC 5891)."""
+    """Return a domain with U-labels, for people. Invalid A-labels stay as they are (RFC 5891)."""
     return ".".join(map(_u_label, to_ascii(domain).split(".")))
 
 
@@ -173,7 +177,7 @@ def _u_label(label: str) -> str:
 
 
 def _plain(domain: str) -> str:
-    """Return the one spelling of a domain in ASCII, or of an address literal."""
+    """Return the only spelling of an ASCII domain or of an address literal."""
     lower = domain.lower()
     if lower[:6] != "[ipv6:":
         return lower.removesuffix(".")
@@ -185,7 +189,7 @@ def _plain(domain: str) -> str:
 
 
 def _fits(domain: str) -> bool:
-    """Return whether a domain may be short enough: the work of IDNA grows with the square."""
+    """Return whether a domain may be short enough. The time of IDNA grows with its square."""
     longest = max(map(len, _LABEL_END.split(domain)))
     return len(domain) <= DOMAIN_LIMIT and longest <= LABEL_LIMIT
 
@@ -201,20 +205,20 @@ def _to_ascii(domain: str) -> str:
 def _mapped(domain: str) -> str:
     """Return a domain as UTS 46 section 4 maps it. Raise UnicodeError."""
     mapped = idna.uts46_remap(domain, std3_rules=False).removesuffix(".")
-    if _NO_NAME.search(mapped) or not _fits(mapped):  # one character may become 18
-        raise UnicodeError("no domain")
+    if _NO_NAME.search(mapped) or not _fits(mapped):  # one character may be mapped to 18
+        raise UnicodeError("not a domain")
     return mapped
 
 
 def _a_label(label: str) -> str:
-    """Return a mapped label as DNS has it. Raise UnicodeError.
+    """Return the A-label of a mapped label. Raise UnicodeError.
 
-    UTS 46 section 4.1 lets symbols and "_" pass, which the rules of 2008 do not. The order of
-    directions, and where invisible characters may stand, are checked by both; emoji may be joined.
+    UTS 46 section 4.1 allows symbols and "_", which IDNA 2008 forbids. Both check the direction of
+    text and the places of invisible characters. Emoji may be joined.
     """
     if label.isascii():
         if not 0 < len(label) <= LABEL_LIMIT:
-            raise UnicodeError("empty label, or a long one")
+            raise UnicodeError("label is empty or too long")
         return label
     kinds = ["S" if char != "_" and _is_symbol(char) else char for char in label]
     emoji = {n for n in range(1, len(label) - 1) if kinds[n - 1 : n + 2] == ["S", "\u200d", "S"]}
@@ -223,7 +227,7 @@ def _a_label(label: str) -> str:
     idna.check_bidi(label)
     joiners = {n for n, char in enumerate(label) if char in _JOINERS}
     if not all(idna.valid_contextj(label, n) for n in joiners - emoji):
-        raise UnicodeError("joiner where none belongs")
+        raise UnicodeError("a joiner is not allowed here")
     a_label = f"xn--{label.encode('punycode').decode()}"
     if len(a_label) > LABEL_LIMIT:
         raise UnicodeError("label too long")
@@ -235,7 +239,7 @@ def _is_symbol(char: str) -> bool:
 
 
 def _normalized(domain: str) -> str:
-    """Return the one spelling of a domain; of what is no international domain, its lower case."""
+    """Return the only spelling of a domain, or its lower case if it is not a valid domain."""
     if domain.isascii():
         return _plain(domain)
     try:
@@ -249,7 +253,7 @@ def _check_domain(domain: str) -> None:
     if max(len(domain.encode()), len(ascii_form)) > DOMAIN_LIMIT:
         raise ValueError("domain longer than 255 octets")
     if not ascii_form.isascii() or not _DOMAIN.fullmatch(domain):
-        raise ValueError("domain is no internationalized domain name")
+        raise ValueError("domain is not a valid internationalized domain name")
     if any(len(label) > LABEL_LIMIT for label in ascii_form.split(".")):
         raise ValueError("domain label longer than 63 octets")
 
@@ -262,4 +266,4 @@ def _check_literal(text: str) -> None:
         elif ipaddress.IPv6Address(text[5:]).scope_id is not None:
             raise ValueError("an address literal has no zone")
     except ipaddress.AddressValueError:
-        raise ValueError("address literal that is no IP address") from None
+        raise ValueError("address literal is not an IP address") from None

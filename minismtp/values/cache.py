@@ -1,4 +1,4 @@
-"""Caches that strangers fill: bounded by octets, not by the number of what they hold."""
+"""Caches filled by strangers, which are limited in octets and not in entries."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 
-_ENTRY: Final = 300  # octets that an entry takes beside what it holds
+_ENTRY: Final = 300  # octets that an entry takes besides its key and value
 
 
 class BoundedCache(Generic[K, V]):
-    """Keeps values for a time, in so many octets; the oldest go first. Threads may share it."""
+    """Keeps values for a time, in a number of octets. It drops the oldest. Threads may share it."""
 
     def __init__(self, octets: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._octets = octets
@@ -29,12 +29,12 @@ class BoundedCache(Generic[K, V]):
         return len(self._entries)
 
     def get(self, key: K) -> V | None:
-        """Return a value whose time is not over, else None."""
+        """Return a value, or None if there is none or its time is over."""
         found = self._entries.get(key)
         return found[2] if found is not None and self._clock() < found[0] else None
 
     def put(self, key: K, value: V, seconds: float, size: int) -> None:
-        """Keep a value of about `size` octets, the key included, in place of an earlier one."""
+        """Keep a value instead of an earlier one. `size` is about the octets of key and value."""
         size += _ENTRY
         with self._lock:
             self._drop(key)

@@ -1,10 +1,10 @@
-"""Which cipher suites of TLS 1.2 are spoken; those of TLS 1.3 need no choice.
+"""The cipher suites for TLS 1.2. Those for TLS 1.3 need no choice.
 
-Between mail servers TLS is opportunistic: a suite that is refused there leaves the mail in clear,
-or makes it wait (RFC 7435; RFC 9325 section 5.2). So strangers get what Postfix takes by default
-(`tls_medium_cipherlist`) and RFC 9325 section 4 does not forbid outright: no NULL, RC4 or anonymous
-suites, and nothing below 112 bits. Suites with forward secrecy come first. Users of ours have mail
-programs of our time, and get Python's own list, which has forward secrecy only.
+Between mail servers TLS is opportunistic. If a server refuses a suite, mail is sent in clear text
+or has to wait (RFC 7435; RFC 9325 section 5.2). So other servers may use the suites that Postfix
+allows by default (`tls_medium_cipherlist`), except those that RFC 9325 section 4 forbids: NULL, RC4
+and anonymous suites, and suites below 112 bits. Suites with forward secrecy come first. The
+server's users have current mail programs and get Python's own list, which has only such suites.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import ssl
 from typing import Final
 
-#: What other mail servers may speak with us, best first.
+#: The suites for other mail servers, best first.
 GENEROUS: Final = (
     "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:DHE+AESGCM:DHE+CHACHA20:DHE+AES:HIGH:MEDIUM"
     ":!aNULL:!eNULL:!PSK:!SRP:!3DES:!RC4:!MD5"
 )
-# ffdhe2048 of RFC 7919: without parameters a server offers no DHE. Larger groups cost us more than
-# they cost who asks for them, and old Java knows none above 2048 bits.
+# ffdhe2048 of RFC 7919. Without parameters a server offers no DHE. Larger groups cost the server
+# more time than the client, and old versions of Java support at most 2048 bits.
 _FFDHE2048: Final = b"""-----BEGIN DH PARAMETERS-----
 MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
 +8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
@@ -32,22 +32,22 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 
 
 def set_ciphers(context: ssl.SSLContext, ciphers: str) -> None:
-    """Let a context speak these suites, "" for Python's own; raise ValueError for unknown ones."""
+    """Set the suites of a context, "" for Python's own. Raise ValueError for unknown names."""
     if not ciphers:
         return
     try:
         context.set_ciphers(ciphers)
     except ssl.SSLError:
-        raise ValueError("expected names of cipher suites as OpenSSL has them") from None
+        raise ValueError("expected cipher suites in the notation of OpenSSL") from None
 
 
 def offer_dhe(context: ssl.SSLContext) -> None:
-    """Let a server agree on keys by finite fields too, where its suites have that."""
-    descriptor = os.memfd_create("ffdhe2048")  # the library reads a file only
+    """Let a server also use finite-field Diffie-Hellman, if its suites include it."""
+    descriptor = os.memfd_create("ffdhe2048")  # the library reads only files
     try:
         os.write(descriptor, _FFDHE2048)
         context.load_dh_params(f"/proc/self/fd/{descriptor}")
     except OSError:
-        pass  # a container may have no /proc: the other suites are left
+        pass  # a container may have no /proc; then only the other suites are offered
     finally:
         os.close(descriptor)

@@ -1,12 +1,12 @@
 """Wall time for decisions, which does not follow a jump of the machine's clock at once.
 
-A clock that is set wrong, or right again, moves against the monotonic clock. Whatever depends on
-ages (limits, greylisting, expiry, signatures) would find everything years too old or too young. So
-`steady_time` goes on for ten minutes as if nothing had happened, in which somebody may put the
-clock right, and follows only after that. Each process logs the jumps that it notices. The first
-reading is that of the supervisor, and the processes that it forks continue from it.
+When the clock is set wrong, or corrected, it moves against the monotonic clock. Limits,
+greylisting, expiry and signatures depend on ages, and would take everything for years too old or
+too young. So `steady_time` ignores a jump for ten minutes, in which an operator may correct the
+clock, and follows it only after that. Each process logs the jumps that it notices. The supervisor
+reads the clock first, and its children continue from that reading.
 
-Headers and the log show what the machine's clock says: those use `time.time`.
+Headers and the log show the time of the machine's clock, so they use `time.time`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 GRACE: Final = 600.0
 """Seconds for which a jump is not followed."""
-_TOLERANCE: Final = 10.0  # seconds: smaller steps are followed at once, as they change no decision
+_TOLERANCE: Final = (
+    10.0  # seconds; smaller steps are followed at once, because they change no decision
+)
 _log = logging.getLogger(__name__)
 
 
 class SteadyClock:
-    """Wall time as the monotonic clock continues it; threads may share it."""
+    """Wall time continued by the monotonic clock. Threads may share it."""
 
     def __init__(
         self,
@@ -38,11 +40,11 @@ class SteadyClock:
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._offset = wall() - monotonic()
-        self._jumped_to: float | None = None  # the offset that is not followed yet
+        self._jumped_to: float | None = None  # the offset after a jump that is not followed yet
         self._jumped_at = -GRACE  # monotonic time of the last jump
 
     def time(self) -> float:
-        """Return seconds since the epoch, without a jump of the last ten minutes."""
+        """Return epoch seconds without a jump of the last ten minutes."""
         monotonic = self._monotonic()
         offset = self._wall() - monotonic
         if self._jumped_to is not None or not _is_near(offset, self._offset):
@@ -56,7 +58,7 @@ class SteadyClock:
         return self._monotonic() - self._jumped_at < GRACE
 
     def _settled(self) -> float:
-        """Return the offset to go by while the clock differs from what is expected."""
+        """Return the offset to use while the clock differs from the expected time."""
         with self._lock:
             # Read again, because this thread may have been stopped between the two clocks.
             monotonic = self._monotonic()
@@ -85,7 +87,7 @@ def _is_near(offset: float, other: float) -> bool:
 
 
 def _shown(seconds: float) -> str:
-    """Return a span with its sign, as timedelta shows it: `-1 day, 0:00:00` would mislead."""
+    """Return a span with a sign, because timedelta shows -1 h as `-1 day, 23:00:00`."""
     return f"{'-' if seconds < 0 else '+'}{timedelta(seconds=round(abs(seconds)))}"
 
 

@@ -7,11 +7,11 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 _VERSION: Final = 0xA0  # the optional first field of a TBSCertificate
-_FIELDS: Final = 6  # that every certificate has behind its version
+_FIELDS: Final = 6  # of every certificate, behind its version
 
 
 class Element(NamedTuple):
-    """One element: its `value` is DER again where it is a sequence; `octets` are all of it."""
+    """An element. The `value` of a sequence is DER again. `octets` is the whole element."""
 
     tag: int
     value: bytes
@@ -19,7 +19,7 @@ class Element(NamedTuple):
 
 
 def elements(der: bytes) -> Iterator[Element]:
-    """Yield the elements that follow each other in DER."""
+    """Yield the elements of a sequence."""
     start = 0
     while start + 2 <= len(der):
         tag, size, at = der[start], der[start + 1], start + 2
@@ -32,15 +32,15 @@ def elements(der: bytes) -> Iterator[Element]:
 
 
 def certificate_fields(certificate: bytes) -> list[Element]:
-    """Return serial number, algorithm, issuer, validity, subject and public key.
+    """Return the serial number, algorithm, issuer, validity, subject and public key.
 
-    Raise ValueError for what is no certificate. What else it holds is not looked at, because a
-    stranger may have put any number of elements there.
+    Raise ValueError if this is not a certificate. Further elements are not read, because a stranger
+    may have put any number of them there.
     """
     content = next(elements(certificate), None)
     signed = content and next(elements(content.value), None)
     fields = list(islice(elements(signed.value), 1 + _FIELDS)) if signed else []
     fields = fields[1:] if fields and fields[0].tag == _VERSION else fields[:_FIELDS]
     if len(fields) < _FIELDS:
-        raise ValueError("this is no certificate")
+        raise ValueError("this is not a certificate")
     return fields

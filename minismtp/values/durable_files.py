@@ -1,7 +1,7 @@
 """Files that survive a crash, and values read from files that people edit.
 
-What these functions have written is on disk when they return: data first, then the directory
-entry that leads to it. POSIX promises a new or renamed entry only once its directory is synced.
+When these functions return, what they wrote is on disk: first the data, then the directory entry.
+POSIX guarantees a new or renamed entry only after its directory was synced.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put `data` under `path`, so that a reader or a crash finds the old content or all of the new.
+    """Write a file so that readers find the old or the new content, even after a crash.
 
-    `mode` is for a new file (the umask applies); an old one keeps its mode, and its owner as far as
-    we may set it. Raise OSError and leave the old file as it was.
+    `mode` is for a new file (the umask applies). An old file keeps its mode, and its owner if this
+    process may set it. Raise OSError and leave the old file as it was.
     """
     with DurableFile(_beside(path), path, mode) as file:
         _keep_access(file.descriptor, path)
@@ -94,28 +94,28 @@ class DurableFile:
 
 
 def read_file(path: Path) -> bytes:
-    """Return what people have written into a file, without byte order marks. Raise OSError.
+    """Return the content of a file that people edit, without byte order marks. Raise OSError.
 
-    Editors put one at the beginning; it is at that of other lines where files were put together.
-    OpenSSL skips those in PEM by itself.
+    Editors write such a mark at the beginning. Concatenated files have them at other lines too.
+    OpenSSL ignores them in PEM files.
     """
     return without_marks(path.read_bytes())
 
 
 def without_marks(data: bytes) -> bytes:
-    """Return UTF-8 without the byte order marks at the beginnings of its lines."""
+    """Return UTF-8 without the byte order marks at the beginning of lines."""
     return _MARKS.sub(b"", data) if codecs.BOM_UTF8 in data else data
 
 
 def kept_secret(path: Path) -> bytes:
-    """Return 32 random octets that stay the same; the first caller writes them, mode 0600.
+    """Return 32 random octets, which the first call writes to a file with mode 0600.
 
-    Processes may call at once: one file wins. Raise OSError.
+    Processes may call this at the same time and get the same octets. Raise OSError.
     """
     with contextlib.suppress(FileNotFoundError):
         if len(found := path.read_bytes()) == _SECRET_LENGTH:
             return found
-        path.unlink()  # nothing that we have written
+        path.unlink()  # this function did not write it
     temporary = _beside(path)
     atomic_write(temporary, secrets.token_bytes(_SECRET_LENGTH))
     try:
@@ -128,20 +128,20 @@ def kept_secret(path: Path) -> bytes:
 
 
 class MisdirectedError(OSError):
-    """A descriptor is not what it was: somebody has closed it, and the number was given out again.
+    """A descriptor was closed elsewhere, and its number now belongs to another file.
 
-    It is not to be closed: it belongs to another.
+    So it must not be closed.
     """
 
     def __init__(self) -> None:
-        super().__init__(errno.EBADF, "the descriptor was closed by somebody else")
+        super().__init__(errno.EBADF, "the descriptor was closed elsewhere")
 
 
 def check_written(descriptor: int, begun: os.stat_result, size: int) -> None:
-    """Raise MisdirectedError unless a descriptor is the file that it was, with `size` octets.
+    """Raise MisdirectedError unless a descriptor is still the same file, with `size` octets.
 
-    `begun` is what `os.fstat` said of it when it was opened. A plugin or library that closes a
-    descriptor twice closes one of another thread, and what is written then goes elsewhere.
+    `begun` is its `os.fstat` when it was opened. If a plugin or library closes a descriptor twice,
+    it may close that of another thread, whose data then goes to another file.
     """
     now = os.fstat(descriptor)
     if (now.st_dev, now.st_ino, now.st_size) != (begun.st_dev, begun.st_ino, size):
@@ -149,7 +149,7 @@ def check_written(descriptor: int, begun: os.stat_result, size: int) -> None:
 
 
 def sync_directory(path: Path | str) -> None:
-    """Make the entries of a directory durable: new names, renames and removals."""
+    """Make new names, renames and removals in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -158,10 +158,10 @@ def sync_directory(path: Path | str) -> None:
 
 
 def make_directory(path: Path, mode: int = 0o700) -> None:
-    """Make a directory, and the parents that it lacks, durably; one that is there already is fine.
+    """Make a directory and its missing parents durably. The directory may exist.
 
-    The parent is synced in that case too: whoever made the directory may have been killed before
-    the sync. Raise FileExistsError when `path` is something else than a directory.
+    Its parent is synced in that case too, because the process that made it may have been killed
+    before the sync. Raise FileExistsError if `path` is not a directory.
     """
     with contextlib.suppress(FileNotFoundError):
         return _make_one(path, mode)
@@ -170,24 +170,24 @@ def make_directory(path: Path, mode: int = 0o700) -> None:
 
 
 def warn_of_readers(option: str, path: Path) -> None:
-    """Log a warning when everybody can read a file that holds secrets, under its option's name."""
+    """Log a warning that names the option of a secret file if all users can read that file."""
     if path.stat().st_mode & stat.S_IROTH:
         _log.warning("%s: %s can be read by everybody (chmod o-r)", option, path)
 
 
 class EmptyFileError(OSError):
-    """A file that should name somebody is empty, as an accident leaves it."""
+    """A file that should contain entries is empty, which is probably an accident."""
 
 
 class WatchedFiles(Generic[T]):
-    """A value made from files, made again after one of them has changed.
+    """A value made from files, and made again after one of them changed.
 
-    `load` reads the files and raises OSError or ValueError when they are no good: at first that
-    goes to the caller, later it is logged and the value before stays. OSError is for a file that is
-    gone, unreadable or empty; `problem` then says so, for plugins that would refuse people whom
-    the file no longer names. With `empty`, that is the value while EmptyFileError is raised at
-    first: a process that starts then has a `problem` too. Files are looked at no more than once a
-    second, by whichever thread calls; the others meanwhile get the value before.
+    `load` reads the files and raises OSError or ValueError if they are invalid. The first time the
+    caller gets the error; later it is logged, and the last value stays. OSError means that a file
+    is missing, unreadable or empty. Then `problem` says so, for plugins that would otherwise refuse
+    users whom the file does not list any more. If the files are empty at first, the value is
+    `empty`, if given, and there is a `problem` too. The files are checked at most once a second, by
+    the thread that calls. Other threads get the last value meanwhile.
     """
 
     def __init__(self, load: Callable[[], T], *paths: Path, empty: T | None = None) -> None:
@@ -208,7 +208,7 @@ class WatchedFiles(Generic[T]):
         _watched.add(self)
 
     def get(self) -> T:
-        """Return the value of the files as they were within the last second."""
+        """Return the value of the files, at most a second old."""
         if monotonic() >= self._next_look and self._lock.acquire(blocking=False):
             try:
                 self._next_look = monotonic() + 1
@@ -219,19 +219,19 @@ class WatchedFiles(Generic[T]):
 
     @property
     def problem(self) -> str:
-        """Why no file can be read that could be before, "" while all is well."""
+        """Why a file cannot be read, or "" if all can."""
         self.get()
         return self._problem
 
     def _refresh(self) -> None:
-        seen = self._look()  # before reading: a change meanwhile is found by the next look
+        seen = self._look()  # before reading, so that the next check finds a change meanwhile
         if seen == self._seen:
             return
         self._seen, warning, problem = seen, "", ""
         try:
             self._value = self._load()
         except OSError as error:
-            self._seen = None  # what failed may go well the next time, without a change
+            self._seen = None  # try again next time, even if the files did not change
             warning = problem = str(error)
         except ValueError as error:
             warning = str(error)
@@ -247,14 +247,14 @@ _watched: weakref.WeakSet[WatchedFiles[Any]] = weakref.WeakSet()
 
 
 def unusable_files() -> int:
-    """Return how many of this process's watched values have a `problem`; looks at all files."""
+    """Check all watched files of this process. Return how many values have a `problem`."""
     return sum(bool(each.problem) for each in list(_watched))
 
 
 def stamp(path: Path) -> tuple[int, ...] | None:
-    """Return what differs after any change of a file, also of its mode, owner or access list.
+    """Return a value that differs after any change of a file, or None if it cannot be reached.
 
-    Those move ctime, and may let us read what we could not. None while the file cannot be reached.
+    A change of mode, owner or access list counts too, because it may make a file readable.
     """
     try:
         status = path.stat()

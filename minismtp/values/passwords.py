@@ -1,10 +1,10 @@
-"""Passwords kept as slow, salted, self-describing hashes.
+"""Passwords stored as slow, salted, self-describing hashes.
 
 A stored string names its scheme and its cost: `$scrypt$ln=15,r=8,p=1$SALT$KEY` or argon2's own
-`$argon2id$v=19$m=65536,t=3,p=4$SALT$KEY`, base64 without padding, so that files may mix schemes and
-costs and stay valid when the defaults change. Passwords are hashed as RFC 8265 prepares them, since
-keyboards and programs put accents together in different ways; a hash of what a client sent before
-that was so fits as well.
+`$argon2id$v=19$m=65536,t=3,p=4$SALT$KEY`, in base64 without padding. So files may mix schemes and
+costs, and stay valid when the defaults change. Passwords are prepared by RFC 8265 before they are
+hashed, because keyboards and programs compose accents differently. Older hashes of unprepared
+passwords are valid too.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 _DEFAULT = "scrypt"
 
-# The cost of a new scrypt hash: 2**15 blocks of 8 * 128 octets = 32 MiB and about 60 ms.
+# The cost of a new scrypt hash: 2**15 blocks of 8 * 128 octets, which is 32 MiB, and about 60 ms.
 _LOG_N, _R, _P = 15, 8, 1
 _KEY_LENGTH = 32
-# A stored string may cost more, up to this; beyond it a login would be a way to exhaust us.
+# The most that a stored string may cost, so that logins cannot exhaust the server.
 _MEMORY_LIMIT = 256 << 20
 _ROUNDS_LIMIT = 16
 
@@ -38,15 +38,15 @@ _SCRYPT = re.compile(
     r"\$([A-Za-z0-9+/]+)=*\$([A-Za-z0-9+/]+)=*"
 )
 
-# A flood of logins waits here instead of taking 32 MiB and a core for each session.
+# Simultaneous logins beyond four wait, instead of taking 32 MiB and a core each.
 _turns = threading.BoundedSemaphore(4)
 
 
 def hash_password(password: str, scheme: str = _DEFAULT) -> str:
-    """Return the string to store for a password; `scheme` is scrypt or argon2id.
+    """Return the string to store for a password. `scheme` is scrypt or argon2id.
 
-    Raise ValueError for an empty password and an unknown scheme, ModuleNotFoundError when
-    argon2id is asked for and the extra `argon2` is not installed.
+    Raise ValueError for an empty password or an unknown scheme, and ModuleNotFoundError for
+    argon2id without the extra `argon2`.
     """
     if not password:
         raise ValueError("the password is empty")
@@ -58,12 +58,12 @@ def hash_password(password: str, scheme: str = _DEFAULT) -> str:
 
 
 def verify_password(password: str, stored: str | None) -> bool:
-    """Tell whether `password` belongs to the stored string; False also when that is malformed.
+    """Return whether a password matches a stored string. A malformed string never matches.
 
-    None stands for a user who does not exist: as slow as a hash of the default scheme and always
-    False, so that nobody learns from the time taken which users exist. Blocks for as long as the
-    scheme costs, and for a turn while four others are being checked. Raise ModuleNotFoundError
-    for argon2id without the extra `argon2`: the password may be right, so False would be a lie.
+    Pass None for an unknown user. That takes as long as the default scheme and never matches, so
+    the time does not reveal which users exist. The call blocks while the hash is computed, and
+    waits while four others are. Raise ModuleNotFoundError for argon2id without the extra `argon2`,
+    because the password may be right.
     """
     name = _DEFAULT if stored is None else _scheme_of(stored)
     if name not in _SCHEMES:
@@ -84,7 +84,7 @@ def verify_password(password: str, stored: str | None) -> bool:
 
 
 def check_stored_password(stored: str) -> None:
-    """Raise ValueError for a string that `verify_password` can only refuse; shows no secret."""
+    """Raise ValueError for a stored string that never matches. The error shows no secret."""
     scheme = _SCHEMES.get(_scheme_of(stored))
     if scheme is None:
         raise ValueError(f"not a password hash of a known scheme ({', '.join(_SCHEMES)})")
@@ -97,8 +97,8 @@ def check_stored_password(stored: str) -> None:
 @dataclass(frozen=True, slots=True)
 class _Scheme:
     hash: Callable[[bytes], str]
-    verify: Callable[[bytes, str], bool]  # raises ValueError for a malformed string
-    check: Callable[[str], object]  # the same, at once and without a password
+    verify: Callable[[bytes, str], bool]  # a malformed string is a ValueError
+    check: Callable[[str], object]  # the same, without a password and at once
 
 
 def _scheme_of(stored: str) -> str:
@@ -135,7 +135,7 @@ class _ScryptHash:
 
     @property
     def memory(self) -> int:
-        """The octets that OpenSSL takes: the blocks V, the working space X and T, and B."""
+        """The octets that OpenSSL needs: the blocks V, the working space X and T, and B."""
         return 128 * self.r * ((1 << self.log_n) + 2 + self.p)
 
     def derive(self, password: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""IP addresses in their one spelling, and what counts as one peer in limits (values).
+"""IP addresses in a single spelling, and the key by which limits recognize a peer.
 
-That is an IPv4 address, or an IPv6 network of 64 bits: a site, and often a single machine, has a
-whole /64, so a limit by address would be no limit.
+A peer is an IPv4 address or an IPv6 network of 64 bits. A site, and often a single machine, has a
+whole /64, so limits by IPv6 address would have no effect.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 _NETWORK: Final = 8  # octets of an IPv6 address that name the network
-_HOST: Final = b"\xff" * 8  # never 0, and no IPv4-mapped address
+_HOST: Final = b"\xff" * 8  # never 0, and not an IPv4-mapped address
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
 _TRANSLATED: Final = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052 section 2.1
 
 
 def plain_address(text: str) -> str:
-    """Return an IP address in its one spelling, an IPv4-mapped one as IPv4. Raise ValueError.
+    """Return an IP address in a single spelling, an IPv4-mapped one as IPv4. Raise ValueError.
 
-    The same host comes by either, as sockets and other programs have it (RFC 4291 section 2.5.5.2).
+    Sockets and other programs show the same host in either form (RFC 4291 section 2.5.5.2).
     """
     address = ip_address(text)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
@@ -26,10 +26,10 @@ def plain_address(text: str) -> str:
 
 
 def peer_key(peer: str) -> bytes:
-    """Return 16 octets that are equal for all addresses of one peer, none without an IP address.
+    """Return 16 octets that are equal for all addresses of a peer, or b"" without an IP address.
 
-    Addresses that carry one of IPv4 count as that (RFC 4291 section 2.5.5.2), and link-local ones
-    by themselves: a whole LAN shares their network.
+    An IPv6 address that contains an IPv4 address counts as that one (RFC 4291 section 2.5.5.2).
+    Each link-local address is a peer of its own, because a whole LAN shares their network.
     """
     try:
         address = ip_address(peer)

@@ -1,7 +1,7 @@
-"""Text of strangers as a terminal or a page may show it.
+"""Text from strangers, made safe for a terminal or a page.
 
-Controls would move the cursor and answer for the keyboard, characters for writing from right to
-left would show an address as another one, and line ends would make lines that nobody said.
+Control characters would move the cursor or send input to the terminal. Characters that change the
+direction of text would make an address look like another one. Line ends would fake further lines.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable(text: str) -> str:
-    """Return lines as they are, and escapes for whatever in them is no visible character."""
+    """Return text with all characters escaped that are not visible, except line ends and tabs."""
     lines = text.split("\n")
     return "\n".join([line if line.isprintable() else _escaped(line, "\t") for line in lines])
 
 
 def one_line(text: str) -> str:
-    """Return the same for a value that is to stay within its line."""
+    """Return text with line ends and tabs escaped too, for a value within a line."""
     return text if text.isprintable() else _escaped(text)
 
 
@@ -27,7 +27,7 @@ def _escaped(text: str, kept: str = "") -> str:
 
 
 def _escape(char: str) -> str:
-    """Return the escape that JSON has, so that a JSON text stays what it was."""
+    """Return the escape of JSON, so that JSON text keeps its meaning."""
     octets = char.encode("utf-16-be", "surrogatepass").hex()
     units = [octets[:4], octets[4:]] if octets[4:] else [octets]
     return _SHORT.get(char) or "".join(f"\\u{unit}" for unit in units)

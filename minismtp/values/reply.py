@@ -1,7 +1,7 @@
-"""SMTP replies as values, and the verdicts that carry one to the peer.
+"""SMTP replies as values, and the verdicts by which hooks send one to the client.
 
-A `Reply` that exists is well formed: its enhanced status code (RFC 3463) always has the class of
-its reply code (RFC 2034 section 3), so no caller can tell a client "550 4.7.1".
+Every `Reply` is well formed. Its enhanced status code (RFC 3463) has the class of its reply code
+(RFC 2034 section 3), so "550 4.7.1" is impossible.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a refusal comes from, for the operator: the true reason, and the plugin and its hook.
+    """The origin of a refusal, for the operator: the true reason, and the plugin and its hook.
 
-    Each is empty where there is nothing to say: the reply names its reason, the server decided.
+    The reason is empty if the reply names it. The others are empty if the server itself decided.
     """
 
     reason: str = ""
@@ -38,11 +38,11 @@ _NOTHING: Final = Origin()
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One reply: a three-digit code, text (lines separated by LF), an enhanced status code.
+    """A reply: a three-digit code, text with lines separated by LF, and an enhanced status code.
 
-    `origin` is for the log; replies that differ only there are equal.
+    `origin` is for the log. Replies that differ only in it are equal.
 
-    Raise ValueError for a code outside 200-559, an enhanced code of another class, and text with
+    Raise ValueError for a code outside 200-559, an enhanced code of another class, or text with
     control characters.
     """
 
@@ -67,28 +67,28 @@ class Reply:
 
     @property
     def category(self) -> int:
-        """The first digit: 2 done, 3 go on, 4 try again later, 5 refused (RFC 5321 4.2.1)."""
+        """The first digit: 2 done, 3 continue, 4 try again later, 5 refused (RFC 5321 4.2.1)."""
         return self.code // 100
 
     def about(self, identifier: str) -> Reply:
-        """Return the same reply with the identifier that `minismtp explain` and the log know."""
+        """Return this reply with the identifier by which the log and `minismtp explain` find it."""
         return replace(self, text=f"{self.text} (id {identifier})")
 
     def because(self, reason: str, *, plugin: str = "", hook: str = "") -> Reply:
-        """Return the same reply with what the log is to say of it, if it was decided for that."""
+        """Return this reply with its true reason, and the plugin and hook, for the log."""
         return replace(self, origin=Origin(reason, plugin, hook))
 
     def encode(self) -> bytes:
-        r"""Return the octets on the wire; every line of a longer reply repeats both codes.
+        r"""Return the octets to send. Every line of a longer reply repeats both codes.
 
-        Characters outside ASCII become `\xe9` and the like: a client that did not ask for UTF-8
-        must not get it (RFC 6531 section 3.7.4).
+        Characters outside ASCII are escaped, such as `\xe9`, because a client that did not ask for
+        UTF-8 must not receive it (RFC 6531 section 3.7.4).
         """
         encode = _encode if len(self.text) <= _REMEMBERED else _encode.__wrapped__
         return encode(self.code, self.enhanced, self.text)
 
 
-_REMEMBERED: Final = 500  # characters: a client may have it in hand what a reply says
+_REMEMBERED: Final = 500  # characters; clients can influence the text of longer replies
 
 
 @lru_cache(maxsize=512)
@@ -97,7 +97,7 @@ def _encode(code: int, enhanced: str, text: str) -> bytes:
     room = LINE_LIMIT - len(f"{code}-{prefix}\r\n")
     lines: list[str] = []
     for line in text.encode("ascii", "backslashreplace").decode().split("\n"):
-        # A challenge is one line however long it is (RFC 4954 section 4).
+        # A challenge is a single line of any length (RFC 4954 section 4).
         fits = len(line) <= room or code // 100 == 3  # noqa: PLR2004
         lines += [line] if fits else wrap(line, room) or [""]
     middle = "".join(f"{code}-{prefix}{line}\r\n" for line in lines[:-1])
@@ -105,7 +105,7 @@ def _encode(code: int, enhanced: str, text: str) -> bytes:
 
 
 class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
-    """A refusal that a hook raises; `reply` is what the peer is told."""
+    """A refusal that a hook raises. The client receives `reply`."""
 
     def __init__(self, text: str, *, code: int, enhanced: str, category: int) -> None:
         self.reply = Reply(code, printable(text), enhanced)
@@ -115,14 +115,14 @@ class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
 
 
 class Reject(Verdict):
-    """Refuse for good: 550 5.7.1 unless refined."""
+    """Refuse permanently, by default with 550 5.7.1."""
 
     def __init__(self, text: str = "refused", *, code: int = 550, enhanced: str = "5.7.1") -> None:
         super().__init__(text, code=code, enhanced=enhanced, category=5)
 
 
 class Defer(Verdict):
-    """Refuse for now, the client tries again later: 451 4.7.1 unless refined."""
+    """Refuse for now, by default with 451 4.7.1. The client tries again later."""
 
     def __init__(
         self, text: str = "try again later", *, code: int = 451, enhanced: str = "4.7.1"
@@ -131,7 +131,7 @@ class Defer(Verdict):
 
 
 class Disconnect(Verdict):
-    """Refuse and close the connection: 421 4.7.0 unless refined (RFC 5321 section 3.8)."""
+    """Refuse and close the connection, by default with 421 4.7.0 (RFC 5321 section 3.8)."""
 
     def __init__(
         self, text: str = "closing connection", *, code: int = 421, enhanced: str = "4.7.0"
@@ -141,5 +141,5 @@ class Disconnect(Verdict):
 
 
 def printable(text: str) -> str:
-    """Return text fit for a reply: control characters become spaces, line ends stay line feeds."""
+    """Return text for a reply, with line ends as LF and other control characters as spaces."""
     return _UNPRINTABLE.sub(" ", text.replace("\r\n", "\n"))

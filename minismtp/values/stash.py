@@ -1,4 +1,4 @@
-"""Typed notes that plugins leave for one another on a session or an envelope."""
+"""Typed values that plugins attach to a session or an envelope for each other."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ D = TypeVar("D")
 
 
 class StashKey(Generic[T]):
-    """A key that is equal to itself alone, so two modules never collide; it types its value."""
+    """A key with the type of its value. It equals only itself, so modules never collide."""
 
     __slots__ = ()
 
 
 class Stash:
-    """Values under `StashKey`s; a missing key raises KeyError.
+    """Values by `StashKey`. A missing key raises KeyError.
 
-    It belongs to one session or one envelope, hence to one thread at a time.
+    It belongs to one session or one envelope, and so to one thread at a time.
     """
 
     __slots__ = ("_values",)
@@ -43,15 +43,15 @@ class Stash:
         return len(self._values)
 
     def get(self, key: StashKey[T], default: D) -> T | D:
-        """Return the value under `key`, else `default`."""
+        """Return the value of `key`, or `default`."""
         return cast("T | D", self._values.get(key, default))
 
     def setdefault(self, key: StashKey[T], default: T) -> T:
-        """Return the value under `key`, storing `default` first when there is none."""
+        """Return the value of `key`, after setting it to `default` if it is missing."""
         return cast("T", self._values.setdefault(key, default))
 
     def copy(self) -> Stash:
-        """Return a stash of its own with the same values."""
+        """Return another stash with the same values."""
         twin = Stash()
         twin._values.update(self._values)
         return twin

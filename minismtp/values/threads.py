@@ -1,12 +1,12 @@
-"""Threads that outlive what goes wrong in them.
+"""Threads that survive any exception.
 
-Python ends a thread at the first exception that nobody catches, and from then on nothing does the
-thread's work: no message expires any more, or no deadline ends a wait. So every thread of the
-server is started here. What its body raises, MemoryError, SystemExit and KeyboardInterrupt
-included, is counted and logged, and after a pause the body is called again.
+Python ends a thread at the first uncaught exception, and then its work is not done any more: no
+message expires, for example, or no deadline is enforced. So every thread of the server is started
+here. Whatever its body raises, even MemoryError, SystemExit and KeyboardInterrupt, is counted and
+logged, and after a pause the body is called again.
 
-This module knows neither the log nor the metrics, which need threads themselves: it speaks through
-the standard `logging`, and counts with what the process has named by `count_failures`.
+This module does not import the log and the metrics, because those need threads themselves. It logs
+through the standard `logging`, and counts by the function passed to `count_failures`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from types import TracebackType
 from typing import Final, Self, TypeAlias
 
 _SHORTEST: Final = 0.1  # seconds between a failure and the next call
-_LONGEST: Final = 5.0  # the same, of a thread that fails again and again
-_TICK: Final = 0.005  # seconds between two looks whether a thread has written everything
+_LONGEST: Final = 5.0  # the same, for a thread that fails repeatedly
+_TICK: Final = 0.005  # seconds between two checks whether everything is written
 _log = logging.getLogger(__name__)
 _here = threading.local()
 
 Count: TypeAlias = Callable[[str, int], object]
-counts: Final[list[Count]] = []  #: what `count_failures` was given last
+counts: Final[list[Count]] = []  #: the last argument of `count_failures`
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user of a command has pressed Ctrl-C, which ends it.
+    """The user of a command pressed Ctrl-C, which ends it.
 
-    A plain KeyboardInterrupt is somebody's own, and a failure like any other.
+    A plain KeyboardInterrupt comes from other code, and is a failure like any other.
     """
 
 
 def count_failures(count: Count) -> None:
-    """Call `count` from now on with the name of a thread: 0 when it starts, 1 when it fails.
+    """Call `count` with the name of a thread and 0 when it starts, 1 when it fails.
 
-    The threads that libraries start are "other"; their failures go to the log as well.
+    The threads of libraries are called "other". Their failures are logged too.
     """
     counts[:] = [count]
     count("other", 0)
@@ -49,10 +49,10 @@ def count_failures(count: Count) -> None:
 def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -> threading.Thread:
     """Start a daemon thread that ends when `body` returns, and not when it raises.
 
-    What `body` raises is logged and counted in `minismtp_thread_failures_total`, under `name`, one
-    of a few fixed words. After a tenth of a second `body` is called again; while it goes on to
-    fail, after twice the time before, 5 seconds at most. With `once` a failure is logged and
-    counted too, but ends the thread. Raise RuntimeError when the system has no more threads.
+    An exception is logged and counted in `minismtp_thread_failures_total` under `name`, which is
+    one of a few fixed words. After a tenth of a second `body` is called again. The pause doubles
+    with each further failure, up to 5 seconds. With `once`, a failure is logged and counted but
+    ends the thread. Raise RuntimeError if the system has no more threads.
     """
 
     def run() -> None:
@@ -77,11 +77,11 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
 
 
 class WriteBehind:
-    """Calls `write` in a thread of its own, for all that came within `interval` seconds together.
+    """A thread that calls `write` for everything that came within `interval` seconds.
 
-    A caller that has something to write puts it where `write` finds it, then sets `pending`; on a
-    busy path it looks first whether that is set, which is cheaper. A `write` that returns False is
-    called again after 5 seconds. What it raises is logged and counted, and it is called again.
+    A caller stores its data where `write` finds it, and then sets `pending`. On a busy path it
+    first checks whether that is set, which takes less time. If `write` returns False, it is called
+    again after 5 seconds. An exception is logged and counted, and `write` is called again.
     """
 
     def __init__(self, name: str, write: Callable[[], bool | None], interval: float) -> None:
@@ -107,7 +107,7 @@ class WriteBehind:
             return self._write() is not False
 
     def wait(self, seconds: float) -> None:
-        """Block until the thread has written everything, at most for some seconds."""
+        """Block until everything is written, for some seconds at most."""
         end = time.monotonic() + seconds
         while (self.pending.is_set() or self._writing.locked()) and time.monotonic() < end:
             time.sleep(_TICK)
@@ -118,7 +118,9 @@ class WriteBehind:
             self.pending.wait()
             self._urgent.wait(self._interval)
             try:
-                with self._writing:  # before the flags go down, or `wait` would return too early
+                with (
+                    self._writing
+                ):  # before the flags are cleared, or `wait` would return too early
                     self._urgent.clear()
                     self.pending.clear()
                     written = self._write()
@@ -131,9 +133,9 @@ class WriteBehind:
 
 
 class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress
-    """Logs and counts what a block raises, and goes on behind it: for one item of many.
+    """Logs and counts an exception of a block, and continues behind the block.
 
-    It counts under `name`, without one under that of the thread.
+    It is meant for one item of many. It counts under `name`, by default that of the thread.
     """
 
     __slots__ = ("_name", "failed")
@@ -160,8 +162,8 @@ class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress
 
 
 def report(error: BaseException, name: str = "") -> None:
-    """Log and count what nobody expected, as `surviving` does; never raises."""
-    # Where memory is short, this may fail as well: the thread goes on all the same.
+    """Log and count an unexpected exception, as `surviving` does. Never raise."""
+    # Without memory this may fail too, and the thread must continue all the same.
     name = name or getattr(_here, "name", "other")
     with contextlib.suppress(BaseException):
         for count in counts:

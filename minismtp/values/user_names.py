@@ -1,8 +1,8 @@
-"""Names and passwords of users as people type them, in their one spelling (RFC 8265).
+"""A single spelling for the names and passwords that users type (RFC 8265).
 
-Two names with one folded form are taken for the same user, so folding goes no further than telling
-letters by case, by width or by how accents are put together: `Alice`, `ALICE` and the same in
-full-width letters are one, `straße` and `strasse` are two, and so are a Latin and a Cyrillic `a`.
+Two names with the same folded form belong to the same user, so folding removes only differences of
+case, width, and the composition of accents. `Alice`, `ALICE` and the same in full-width letters are
+one user. `straße` and `strasse` are two, and so are a Latin and a Cyrillic `a`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ _WIDTHS = ("<wide>", "<narrow>")
 
 
 def folded_local(name: str) -> str:
-    """Return a local part, or a name without a domain, as UsernameCaseMapped has it (3.3.2).
+    """Return a local part, or a name without a domain, by the profile UsernameCaseMapped (3.3.2).
 
-    That is in lower case, ordinary width and Unicode's form C. Characters that the profile forbids
-    stay as they are: who has such a name may have it.
+    It is in lower case, ordinary width and Unicode form C. Characters that the profile forbids stay
+    as they are, because existing users may have such names.
     """
     if name.isascii():
         return name.lower()
     folded = _once(name)
-    return folded if folded == name else _once(folded)  # lower case may need composing again
+    return folded if folded == name else _once(folded)  # lower case may have to be composed again
 
 
 def folded_name(name: str) -> str:
-    """Return the one spelling of a user's name; blanks around it do not count.
+    """Return the single spelling of a user name, without blanks around it.
 
-    What follows the last `@` is a domain, with A-labels (RFC 5890).
+    The part behind the last `@` is a domain and gets A-labels (RFC 5890).
     """
     local, at, domain = name.strip(" ").rpartition("@")
     return f"{folded_local(local)}@{to_ascii(domain)}" if at else folded_local(domain)
 
 
 def prepared_password(password: str) -> str:
-    """Return a password as OpaqueString has it (section 4.2.2): in form C, every blank a space."""
+    """Return a password by the profile OpaqueString (section 4.2.2): form C, blanks as spaces."""
     if password.isascii():
         return password
     spaced = (" " if unicodedata.category(char) == "Zs" else char for char in password)

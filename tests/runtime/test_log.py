@@ -258,7 +258,7 @@ def test_closed_descriptor_ends_nothing(tmp_path: Path) -> None:
     found = Written(tmp_path / "log")
     log = Log(descriptor=found.descriptor)
     found.file.close()
-    log.error("nobody hears it")
+    log.error("no reader is left")
 
 
 @pytest.fixture
@@ -385,14 +385,14 @@ class Pipe:
         self.text = b""
 
     def read(self, *, until: bytes = b"") -> None:
-        """Read until a text has come, or what is there."""
+        """Read until a text arrived, or, without one, what is available."""
         os.set_blocking(self.reading, bool(until))
         with contextlib.suppress(BlockingIOError):
             while not until or until not in self.text:
                 self.text += os.read(self.reading, 65536)
 
     def counts(self, text: bytes) -> int:
-        """Return how often a text has come by now."""
+        """Return how often a text arrived."""
         self.read()
         return self.text.count(text)
 
@@ -505,7 +505,7 @@ def test_nobody_there_to_read_ends_nothing() -> None:
         reading, writing = os.pipe()
         log = Log(descriptor=writing, patient=patient)
         os.close(reading)
-        log.error("nobody hears it")
+        log.error("no reader is left")
         os.close(writing)
 
 
@@ -536,7 +536,7 @@ def test_finalizer_that_prints_while_something_is_printed_holds_up_nobody() -> N
             stream.write("gone\n")
 
     def work() -> None:
-        for number in range(3000):  # the collector runs at any place by and by
+        for number in range(3000):  # the collector runs at every place sooner or later
             gc.set_threshold(number % 40 + 1)
             Last()
             stream.write("a\nb\n")

@@ -231,7 +231,7 @@ def test_worker_that_dies_at_any_line_leaves_exact_counts() -> None:
 
 
 class Death(BaseException):
-    """Ends a job as a signal would: nothing of ours catches it."""
+    """Ends a job as a signal would. No code of minismtp catches it."""
 
 
 def dies_at(line: int, job: Callable[[], None]) -> bool:

@@ -237,7 +237,7 @@ def test_each_of_300_sessions_at_once_is_served_or_told_so(
 def test_connection_for_which_no_thread_can_start_is_told_so(
     configure: Configure, start: Start, clients: contextlib.ExitStack
 ) -> None:
-    # The stacks of so many threads do not fit into the address space that is left.
+    # The stacks of that many threads do not fit into the address space.
     server = start(configure(limits(sessions_per_ip=1000)), command=("prlimit", "--as=1500000000"))
     banners: list[str] = []
     inside: list[Client] = []
@@ -370,7 +370,7 @@ def test_peer_that_waits_for_a_late_banner_is_not_refused_for_good(
 
 
 def accepted(port: int) -> bool:
-    """Whether a server has taken the connection from this port out of its queue."""
+    """Return whether a server accepted the connection from this port."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     rows = [line.split() for line in lines]
     return any(row[2].endswith(f":{port:04X}") and row[9] != "0" for row in rows)
@@ -378,7 +378,7 @@ def accepted(port: int) -> bool:
 
 @pytest.fixture
 def stopping(configure: Configure, start: Start) -> Iterator[tuple[Running, Client]]:
-    """Yield a server that has begun to stop, and a client of it in the middle of its content."""
+    """Yield a server that is stopping, and a client in the middle of its content."""
     server = start(configure(limits(drain="1h"), workers=2))
     with server.connect() as client, server.connect() as idle:
         client.begin_data("late@example.org")

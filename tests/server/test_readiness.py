@@ -101,7 +101,7 @@ def test_queue_that_does_not_move_is_a_problem(
     scoreboard.post_queue(3, stuck=True)
     [(problem, sentence)] = readiness.problems().items()
     assert problem == "queue"
-    assert "none has ended" in sentence
+    assert "no attempt ended" in sentence
 
 
 @pytest.mark.parametrize("name", ["", "spool/tmp", "spool/queue"])

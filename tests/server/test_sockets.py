@@ -157,7 +157,7 @@ def test_two_sockets_of_one_name_are_refused(bound: list[socket.socket]) -> None
         text=True,
         check=False,
     )
-    assert "ListenError: systemd hands over two sockets 'smtp'" in done.stderr
+    assert "ListenError: systemd passes two sockets 'smtp'" in done.stderr
 
 
 def test_sockets_are_adopted_by_name_and_not_by_order(bound: list[socket.socket]) -> None:
@@ -226,7 +226,7 @@ def test_socket_that_no_listener_is_named_after_stops_the_start(
     )
     assert done.returncode == 1
     assert done.stderr == (
-        f"minismtp: {config}: systemd hands over a socket 'smpt'; no listener is called so\n"
+        f"minismtp: {config}: systemd passes a socket 'smpt', but no listener has that name\n"
     )
 
 
@@ -234,7 +234,7 @@ def test_socket_that_is_open_to_all_is_refused_where_the_address_allows_no_tls()
     local = Listener(name="local", address=SocketAddress("127.0.0.1", 0), tls="none")
     with (
         socket.create_server(("", 0)) as sock,
-        pytest.raises(ListenError, match=r"^listeners\[0\]\.address: .* open to all$"),
+        pytest.raises(ListenError, match=r"^listeners\[0\]\.address: .* is not local$"),
     ):
         open_listeners([local], {"local": sock})
 

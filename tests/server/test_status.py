@@ -41,7 +41,7 @@ def reporter(manager: socket.socket, admission: Admission) -> StatusReporter:  #
 
 
 def heard(manager: socket.socket) -> list[str]:
-    """Return what has been said, without the times."""
+    """Return the messages to systemd, without the times."""
     manager.setblocking(False)
     messages = []
     while True:

@@ -50,7 +50,7 @@ def busy(configure: Configure, start: Start) -> Running:
 
 
 def text_of(page: str) -> str:
-    """Return what stands between the tags, a blank for each tag."""
+    """Return the text between the tags, with a blank for each tag."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
 
 

@@ -509,7 +509,7 @@ def test_reload_that_is_asked_for_during_the_start_comes_after_it(
     assert len(all_workers(server, 2)) >= 2
 
 
-# Python imports it first: then each import of ours, or of what we need, comes with a signal.
+# Python imports it first: then a signal arrives with each import of minismtp and its dependencies.
 SIGNALLING: Final = """
 import os, signal, sys
 
@@ -797,7 +797,7 @@ def test_reload_moves_a_listener_and_closes_the_old_port(
     reload(server)
     with socket.create_connection(("127.0.0.1", port), 60) as sock:
         assert sock.recv(4) == b"220 "
-    # As soon as nobody serves there: no process holds a copy that queues connections for ever.
+    # Once no process accepts there, none may keep the socket open and queue connections.
     server.wait_until(lambda: refused(before))
 
 
@@ -867,7 +867,7 @@ def test_plugin_that_cannot_start_leaves_the_old_generation_in_service(
         assert client.command("NOOP") == "250 2.0.0 ok"
     assert serving(server)[0] == 1
     server.wait_until(lambda: workers(server) == before)
-    # What was mended is taken on, and the gauge tells.
+    # The corrected configuration is used, and the gauge shows it.
     configure(generation(3), workers=2)
     reload(server)
     server.wait_until(lambda: serving(server)[0] == 3)

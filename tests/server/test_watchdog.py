@@ -340,7 +340,7 @@ def test_messages_of_a_worker_that_somebody_has_stopped_are_not_blamed(
 
 
 class Quiet:
-    """Children that never show life, but for the watchdog's eyes only."""
+    """Children that only the watchdog sees, and that beat only when a test says so."""
 
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -359,7 +359,7 @@ class Quiet:
             self.scoreboard.beat(slot)
 
     def look(self, seconds: float) -> list[tuple[int, int]]:
-        """Look once after so many seconds, and return the signals that are sent."""
+        """Look once after some seconds, and return the signals that were sent."""
         self.now += seconds
         self.signals.clear()
         self.watchdog.look(self.children, patience=30.0)

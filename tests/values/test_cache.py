@@ -85,7 +85,7 @@ class Answers(socketserver.StreamRequestHandler):
 
 
 class Truncated(socketserver.DatagramRequestHandler):
-    """Sends whoever asks to TCP."""
+    """Answers every query with a truncated reply, so that the client repeats it over TCP."""
 
     def handle(self) -> None:
         query = self.rfile.read()

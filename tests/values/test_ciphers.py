@@ -160,10 +160,10 @@ def test_all_of_them_are_offered_to_other_servers() -> None:
 
 def test_unknown_suites_are_a_mistake_in_the_configuration() -> None:
     address = SocketAddress("127.0.0.1", 25)
-    with pytest.raises(ConfigError, match="expected names of cipher suites") as caught:
+    with pytest.raises(ConfigError, match="in the notation of OpenSSL") as caught:
         Listener(name="smtp", address=address, ciphers="ROT13")
     assert caught.value.key == "ciphers"
-    with pytest.raises(ConfigError, match="expected names of cipher suites"):
+    with pytest.raises(ConfigError, match="expected cipher suites in the notation of OpenSSL"):
         Outbound(ciphers="ROT13")
 
 

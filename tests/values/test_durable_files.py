@@ -68,7 +68,7 @@ def test_temporary_file_that_a_crash_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_temporary_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
-    """Otherwise the first writer would rename what the second has begun."""
+    """Otherwise the first writer would rename the unfinished file of the second."""
     with DurableFile(tmp_path / "t", tmp_path / "file") as file:
         file.write(b"first")
         with pytest.raises(FileExistsError):

@@ -1,4 +1,4 @@
-"""Group commit: one sync for many, never too early, and an error fails whoever it could mean."""
+"""Group commit: one sync serves many writers, and an error fails each that it could concern."""
 
 import errno
 import os

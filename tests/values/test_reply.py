@@ -26,7 +26,7 @@ WIRE = re.compile(rb"(?:([2-5][0-5][0-9])-[\t -~]*\r\n)*([2-5][0-5][0-9]) [\t -~
         # RFC 4954 section 4: the space stays when the challenge is empty
         pytest.param(Reply(334, ""), b"334 \r\n", id="empty-challenge"),
         pytest.param(Reply(250, "a\n"), b"250-a\r\n250 \r\n", id="empty-last-line"),
-        # RFC 5321 section 4.2 allows ASCII; UTF-8 only to who asked (RFC 6531 section 3.7.4)
+        # RFC 5321 section 4.2 allows ASCII; UTF-8 needs SMTPUTF8 (RFC 6531 section 3.7.4)
         pytest.param(Reply(550, "refusé"), b"550 refus\\xe9\r\n", id="not-ascii"),
         pytest.param(Reply(550, "\udc80"), b"550 \\udc80\r\n", id="surrogate"),
     ],

@@ -50,7 +50,7 @@ ENDPOINT: Final = {"endpoint", "history", "lifeline"}
 TESTED_APART: Final = {"login"}
 PATIENCE: Final = 60.0  # seconds: only a test that fails ever waits so long
 FAULTS: Final = '''
-"""Has each thread of a process raise once, in the call of one of our functions after so many."""
+"""Has each thread of a process raise once, after a number of calls of minismtp's functions."""
 
 import sys
 import threading
@@ -298,7 +298,7 @@ def test_every_thread_of_a_server_goes_on_after_it_has_raised(
 
 
 def failed(server: Running) -> set[str]:
-    """Return the names of the threads that have failed."""
+    """Return the names of the threads that failed."""
     found = server.http("/metrics")[1]
     pattern = r'^minismtp_thread_failures_total{thread="(\w+)"} [1-9]'
     return set(re.findall(pattern, found, re.MULTILINE))
