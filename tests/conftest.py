@@ -25,6 +25,7 @@ import hypothesis
 import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
+from snippets import CLEAR, MAILBOXES, MX, SUBMISSION, SUBMISSIONS, listener
 
 from minismtp.values.passwords import hash_password
 
@@ -43,55 +44,19 @@ plugin_path = ["local_plugins"]
 workers = {workers}
 {top}
 """
-_LISTENERS: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-tls = "none"
-"""
+_LISTENERS: Final = listener("smtp", CLEAR)
 _METRICS: Final = """
 [metrics]
 address = "127.0.0.1:0"
 """
-_PLUGINS: Final = """
-[[plugins]]
-use = "mailboxes"
-domains = ["example.org"]
-
-[[plugins]]
-use = "maildir"
-path = "mail/{local}"
-"""
-_WHOLE: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submission"
-address = "127.0.0.1:0"
-kind = "submission"
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-
-[[listeners]]
-name = "ipv6"
-address = "[::1]:0"
-tls = "none"
-
-[[listeners]]
-name = "local"
-address = "unix:smtp.sock"
-tls = "none"
-
-[[plugins]]
-use = "password_file"
-path = "passwords"
-"""
+_WHOLE: Final = (
+    MX
+    + SUBMISSION
+    + SUBMISSIONS
+    + listener("ipv6", CLEAR, address="[::1]:0")
+    + listener("local", CLEAR, address="unix:smtp.sock")
+    + '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
+)
 T = TypeVar("T")
 
 # `make test` takes the same examples each time, so that no landing depends on chance; the other
@@ -330,7 +295,7 @@ class Configure(Protocol):
         self,
         *tables: str,
         listeners: str = _LISTENERS,
-        plugins: str = _PLUGINS,
+        plugins: str = MAILBOXES,
         metrics: str = _METRICS,
         top: str = "",
         workers: int = 1,
@@ -344,7 +309,7 @@ def configure_in(directory: Path) -> Configure:
     def configure(
         *tables: str,
         listeners: str = _LISTENERS,
-        plugins: str = _PLUGINS,
+        plugins: str = MAILBOXES,
         metrics: str = _METRICS,
         top: str = "",
         workers: int = 1,
@@ -418,7 +383,7 @@ class Launch(Protocol):
         self,
         *tables: str,
         listeners: str = _LISTENERS,
-        plugins: str = _PLUGINS,
+        plugins: str = MAILBOXES,
         top: str = "",
         workers: int = 1,
         files: Mapping[str, str] | None = None,
@@ -434,7 +399,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     def launch(
         *tables: str,
         listeners: str = _LISTENERS,
-        plugins: str = _PLUGINS,
+        plugins: str = MAILBOXES,
         top: str = "",
         workers: int = 1,
         files: Mapping[str, str] | None = None,

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -32,6 +33,16 @@ DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
 _START: Final = 200.0  # of a service that compiles first, on a machine that is busy
 
 Talk: TypeAlias = Callable[[socket.socket], None]
+
+
+@dataclass
+class Clock:
+    """Seconds that pass only when a test sets `now`."""
+
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @contextlib.contextmanager

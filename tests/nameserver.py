@@ -18,7 +18,8 @@ from ports import free_port
 
 from minismtp import SocketAddress
 
-_NSD: Final = """
+#: The part of nsd.conf that every test has; zones follow.
+NSD: Final = """
 server:
   ip-address: 127.0.0.1@{port}
   username: ""
@@ -82,7 +83,7 @@ def serving(
     nsd, unbound = free_port(), free_port()
     names = [*zones, BROKEN]
     texts = (
-        _NSD.format(directory=directory, port=nsd)
+        NSD.format(directory=directory, port=nsd)
         + "".join(_NSD_ZONE.format(zone=name) for name in names),
         _UNBOUND.format(directory=directory, port=unbound)
         + "".join(_STUB.format(zone=name, port=nsd) for name in names),

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trustme
+from nameserver import NSD
 
 from minismtp.values.passwords import hash_password
 
@@ -39,22 +40,7 @@ _DNS: Final = 53  # the number of the host that is the resolver of all others
 _HOLD: Final = "ip link set lo up && echo up && exec cat"
 T = TypeVar("T")
 
-_NSD: Final = """
-server:
-  ip-address: 127.0.0.1@5353
-  username: ""
-  database: ""
-  pidfile: ""
-  xfrdfile: ""
-  xfrdir: "{directory}"
-  zonelistfile: "{directory}/zones.list"
-  zonesdir: "{directory}"
-remote-control:
-  control-enable: no
-zone:
-  name: test
-  zonefile: test.zone
-"""
+_NSD: Final = NSD.replace("{port}", "5353") + "zone:\n  name: test\n  zonefile: test.zone\n"
 _UNBOUND: Final = """
 server:
   interface: 0.0.0.0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from snippets import MAILBOXES, SPAM_FLAG, listener
 
 from minismtp.config import DEFAULT_FILE
 
@@ -149,20 +150,13 @@ def test_curl_uploads_a_large_file_byte_for_byte(
     assert server.stored("curl") == CONTENT + body
 
 
-LMTP: Final = """
-[[listeners]]
-name = "{name}"
-address = "{address}"
-kind = "lmtp"
-tls = "none"
-"""
+LMTP: Final = ('kind = "lmtp"', 'tls = "none"')
 
 
 @pytest.fixture(scope="module")
 def lmtp(launch: Launch) -> Iterator[Running]:
     """Run a server that takes LMTP on a unix socket and on TCP."""
-    listeners = LMTP.format(name="local", address="unix:lmtp.sock")
-    listeners += LMTP.format(name="tcp", address="127.0.0.1:0")
+    listeners = listener("local", *LMTP, address="unix:lmtp.sock") + listener("tcp", *LMTP)
     with launch(listeners=listeners) as server:
         yield server
 
@@ -327,28 +321,6 @@ def test_submission_without_login_is_refused(server: Running, tls_files: TlsFile
 
 # Plugins in files, with the policies of their tables
 
-PLUGINS: Final = """
-[[plugins]]
-use = "mailboxes"
-domains = ["example.org"]
-
-[[plugins]]
-use = "maildir"
-path = "mail/{local}"
-"""
-SPAM_FLAG: Final = '''
-"""Reject mail that an upstream scanner has flagged as spam."""
-from minismtp import Message, Reject, hookimpl, plugin
-
-@plugin
-class SpamFlag:
-    header: str = "X-Spam-Flag"
-
-    @hookimpl
-    def on_message(self, message: Message) -> None:
-        if message.headers.get(self.header).upper() == "YES":
-            raise Reject("message refused as spam")
-'''
 BROKEN: Final = SPAM_FLAG.replace(".upper()", ".uper()")
 SPAM: Final = b"X-Spam-Flag: yes\r\n" + CONTENT
 
@@ -362,7 +334,7 @@ class Filtered:
 
     def __call__(self, source: str, keys: str = "") -> Running:
         """Start it with further keys in the plugin's table."""
-        config = self._configure(plugins=f'{PLUGINS}[[plugins]]\nuse = "spam_flag"\n{keys}\n')
+        config = self._configure(plugins=f'{MAILBOXES}[[plugins]]\nuse = "spam_flag"\n{keys}\n')
         (config.parent / "local_plugins" / "spam_flag.py").write_text(source)
         return self._start(config)
 

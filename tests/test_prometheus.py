@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from snippets import MX, SUBMISSION
 
 from minismtp.values.passwords import hash_password
 
@@ -30,16 +31,7 @@ EXAMPLES: Final = ROOT / "etc" / "prometheus"
 MONITORING: Final = (ROOT / "docs" / "monitoring.md").read_text()
 DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
 SECONDS: Final = float(os.environ.get("MINISMTP_PROMETHEUS_SECONDS", "0"))
-LISTENERS: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submission"
-address = "127.0.0.1:0"
-kind = "submission"
-"""
+LISTENERS: Final = MX + SUBMISSION
 FILTER: Final = '''\
 """Does what the field X-Test says."""
 

@@ -16,28 +16,14 @@ import dns.rdataclass
 import dns.rdatatype
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nameserver import NSD
 from ports import free_port
 
 from minismtp import Found, Resolver, UnansweredError
 
 Key = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
-_NSD: Final = """
-server:
-  ip-address: 127.0.0.1@{port}
-  username: ""
-  database: ""
-  pidfile: ""
-  xfrdfile: ""
-  xfrdir: "{directory}"
-  zonelistfile: "{directory}/zones.list"
-  zonesdir: "{directory}"
-remote-control:
-  control-enable: no
-zone:
-  name: .
-  zonefile: root.zone
-"""
+_ROOT: Final = "zone:\n  name: .\n  zonefile: root.zone\n"
 
 
 class DictionaryResolver(Resolver):
@@ -94,7 +80,7 @@ def nsd(
     lines = ["$TTL 60", ". SOA ns. root. 1 3600 600 86400 60", ". NS ns.", "ns. A 127.0.0.1"]
     lines += [f"{name}. TXT {strings(text)}" for name, text in names.items()]
     (directory / "root.zone").write_text("\n".join(lines) + "\n")
-    (directory / "nsd.conf").write_text(_NSD.format(directory=directory, port=port))
+    (directory / "nsd.conf").write_text(NSD.format(directory=directory, port=port) + _ROOT)
     with (directory / "nsd.log").open("wb") as log:
         command = [program, "-d", "-c", str(directory / "nsd.conf")]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

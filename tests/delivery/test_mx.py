@@ -14,6 +14,7 @@ import dns.query
 import dns.resolver
 import pytest
 from fakes import Names
+from nameserver import NSD
 from ports import free_port
 
 from minismtp.config.types import SocketAddress
@@ -64,18 +65,7 @@ xn--bcher-kva MX 10 one
 worse   MX  10 one
 worse   MX  20 x.fails.
 """
-CONFIGURATION: Final = """\
-server:
-  ip-address: 127.0.0.1@{port}
-  username: ""
-  database: ""
-  pidfile: ""
-  xfrdfile: ""
-  zonelistfile: "zones.list"
-  zonesdir: "{directory}"
-  server-count: 1
-remote-control:
-  control-enable: no
+ZONES: Final = """\
 zone:
   name: test
   zonefile: test.zone
@@ -93,7 +83,7 @@ def nameserver(
     """Run nsd for the zone above; it cannot load another one, and refuses all the rest."""
     program, directory, port = require_program("nsd"), tmp_path_factory.mktemp("dns"), free_port()
     (directory / "test.zone").write_text(ZONE)
-    (directory / "nsd.conf").write_text(CONFIGURATION.format(port=port, directory=directory))
+    (directory / "nsd.conf").write_text(NSD.format(port=port, directory=directory) + ZONES)
     command = [program, "-d", "-c", str(directory / "nsd.conf")]
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)

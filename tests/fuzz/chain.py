@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from fakes import envelope
 from minismtp_plugins._rule import Condition, Rule
 from minismtp_plugins.arc import Arc
 from minismtp_plugins.attachments import Attachments
@@ -22,7 +23,7 @@ from minismtp_plugins.score import Score
 from minismtp_plugins.spf import Spf
 from zones import published
 
-from fuzz.peers import Zone, envelope, session
+from fuzz.peers import Zone, session
 from fuzz.scripts import split_replies
 from fuzz.target import target
 from minismtp import Headers

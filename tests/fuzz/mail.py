@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from fakes import envelope
 from minismtp_plugins._archives import files_in
 from minismtp_plugins._authres import claims, read, without_comments, written
 from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
@@ -19,7 +20,7 @@ from minismtp_plugins._spam import mark, remove_marks
 from minismtp_plugins.attachments import Attachments
 from minismtp_plugins.authentication_results import AuthenticationResults
 
-from fuzz.peers import envelope, message_of, session, text_of
+from fuzz.peers import message_of, session, text_of
 from fuzz.target import target
 from minismtp import AuthResult, Headers, Reject
 from minismtp.cli.stored_mail import envelope_of

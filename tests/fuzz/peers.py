@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import patch
 
-from minismtp import Address, Content, Envelope, Found, Line, Message, Recipient, Resolver, Session
+from minismtp import Content, Found, Line, Message, Resolver, Session
 from minismtp.smtp.dot_stuffing import DotDecoder
 
 
@@ -105,20 +105,6 @@ def session() -> Session:
         peer="192.0.2.1",
         started=1_700_000_000.0,
         helo="client.example",
-    )
-
-
-def envelope() -> Envelope:
-    """Return an envelope of a stranger's."""
-    return Envelope(
-        id="1a2b.1",
-        reverse_path=Address.parse("sender@client.example"),
-        listener="smtp",
-        peer="192.0.2.1",
-        helo="client.example",
-        login=None,
-        arrived=1_700_000_000.0,
-        recipients=[Recipient(Address.parse("u@example.org"))],
     )
 
 

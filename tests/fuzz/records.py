@@ -11,6 +11,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import msgspec
+from fakes import envelope
 from minismtp_plugins._database import Query
 from minismtp_plugins._directory import Directory, lines_of, read_aliases
 from minismtp_plugins._paths import Template, name_part, path_component
@@ -20,7 +21,7 @@ from minismtp_plugins.password_file import PasswordFile
 from minismtp_plugins.pipe import Pipe
 from prometheus_client import CollectorRegistry
 
-from fuzz.peers import Peer, envelope, file_of, message_of, session, text_of, threads_that_fail
+from fuzz.peers import Peer, file_of, message_of, session, text_of, threads_that_fail
 from fuzz.target import target
 from minismtp import Address
 from minismtp.cli.explain import lines_of as explained

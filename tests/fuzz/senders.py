@@ -12,6 +12,7 @@ from typing import Any
 import dns.message
 import dns.nameserver
 import dns.query
+from fakes import envelope
 from minismtp_plugins._arc import BrokenChainError, read_chain, verify_chain
 from minismtp_plugins._canonical import (
     body_hashes,
@@ -38,7 +39,7 @@ from minismtp_plugins._srs import Srs, is_rewritten
 from minismtp_plugins.dkim_verify import DkimVerify
 from minismtp_plugins.helo import HeloChecks
 
-from fuzz.peers import Zone, envelope, message_of, session, text_of
+from fuzz.peers import Zone, message_of, session, text_of
 from fuzz.target import target
 from minismtp import Address, AuthResult, Headers, RemoteError, UnansweredError
 from minismtp.config.types import SocketAddress

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, cast
 from unittest.mock import patch
 
+from fakes import envelope
 from minismtp_plugins import _milter as wire
 from minismtp_plugins._ldap_filter import encoded_filter, escaped
 from minismtp_plugins._milter_conversation import Conversation
@@ -18,7 +19,7 @@ from minismtp_plugins.ldap import Ldap
 from minismtp_plugins.spamassassin import Spamassassin
 from minismtp_plugins.webhook import Webhook
 
-from fuzz.peers import Peer, Service, envelope, line_of, message_of, session, text_of
+from fuzz.peers import Peer, Service, line_of, message_of, session, text_of
 from fuzz.target import target
 from minismtp import (
     Address,

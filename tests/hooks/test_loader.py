@@ -5,6 +5,7 @@ from textwrap import dedent
 from typing import TypeAlias
 
 import pytest
+from snippets import SPAM_FLAG
 
 from minismtp import Reject, Session, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
@@ -15,19 +16,6 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.testing import Dialogue
 
 Write: TypeAlias = Callable[..., Path]
-SPAM_FLAG = '''
-"""Reject mail that an upstream scanner has flagged as spam."""
-from minismtp import Message, Reject, hookimpl, plugin
-
-@plugin
-class SpamFlag:
-    header: str = "X-Spam-Flag"
-
-    @hookimpl
-    def on_message(self, message: Message) -> None:
-        if message.headers.get(self.header).upper() == "YES":
-            raise Reject("message refused as spam")
-'''
 
 
 @pytest.fixture

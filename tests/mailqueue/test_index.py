@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes import Clock
 
 from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
 from minismtp.mailqueue.index import QueueIndex
@@ -17,21 +18,14 @@ DAY = 86_400.0
 NOW = 2e9  # epoch seconds
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture
 def wall() -> Clock:
-    wall = Clock()
+    wall = Clock(0.0)
     wall.now = NOW
     return wall
 

@@ -6,21 +6,12 @@ import os
 import threading
 
 import pytest
+from fakes import Clock
 
 from minismtp.runtime.login_backoff import LONGEST, PATIENCE, Backoff, wait_for_turn
 
 GUESSER = "192.0.2.1"
 OTHER = "192.0.2.2"
-
-
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

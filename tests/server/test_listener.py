@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from snippets import MX, SUBMISSIONS
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start, TlsFiles
@@ -19,17 +20,7 @@ if TYPE_CHECKING:
 MEBIBYTE = 1024 * 1024
 LIMITED = "421 4.7.0 mx.example.org too many connections, try again later"
 DRAINING = "421 4.3.2 mx.example.org service shutting down"
-MX_AND_SUBMISSION = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-"""
+MX_AND_SUBMISSION = MX + SUBMISSIONS
 # EHLO names the process and the thread that serve the session, and whether Nagle is off.
 SERVED_BY = """
 import contextlib, os, socket, stat, threading

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes import Clock
 from prometheus_client.core import CounterMetricFamily
 
 from minismtp.mailqueue.metrics import StallDetector
@@ -18,16 +19,6 @@ from minismtp.server.readiness import FATAL, WARNINGS, Readiness
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
-
-
-class Clock:
-    """A clock that goes when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from cryptography.x509.oid import NameOID, ObjectIdentifier
+from snippets import MX, SUBMISSIONS
 
 from minismtp.config.tables import TlsConfig
 from minismtp.services import client_certificate
@@ -29,19 +30,8 @@ if TYPE_CHECKING:
 
 NOW: Final = datetime.now(UTC)
 DAY: Final = timedelta(days=1)
-LISTENERS: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-client_certificates = true
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-client_certificates = true
-"""
+ASKING: Final = "client_certificates = true\n"
+LISTENERS: Final = MX + ASKING + SUBMISSIONS + ASKING
 
 
 def name(text: str) -> x509.Name:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes import drip, serving
+from fakes import Clock, drip, serving
 
 from minismtp import Breaker, Reject, Remote, RemoteError, SocketAddress, WebService
 
@@ -103,22 +103,13 @@ def test_service_that_is_away_is_named() -> None:
         Remote(address, timeout=LONG).open()
 
 
-class Clock:
-    """Monotonic seconds that a test sets."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def fail(breaker: Breaker) -> None:
     with pytest.raises(ZeroDivisionError), breaker.watch():
         raise ZeroDivisionError
 
 
 def test_service_that_failed_several_times_is_left_alone_for_a_while() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker("scanner", failures=3, pause=30, clock=clock)
     for _ in range(3):
         fail(breaker)
@@ -134,7 +125,7 @@ def test_service_that_failed_several_times_is_left_alone_for_a_while() -> None:
 
 
 def test_service_that_fails_again_is_left_alone_again() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker("scanner", failures=1, pause=30, clock=clock)
     fail(breaker)
     clock.now = 40

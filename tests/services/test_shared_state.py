@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
+from fakes import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from redis_service import RedisServer, eventually, redis_running
@@ -40,16 +41,6 @@ if TYPE_CHECKING:
 HOUR: Final = timedelta(hours=1)
 SOON: Final = timedelta(milliseconds=60)
 KINDS: Final = ("file", "memory", "redis")
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +216,7 @@ def test_threads_count_exactly(state: State) -> None:
 def test_no_span_has_more_than_the_limit_allows(
     capacity: int, steps: list[tuple[int, int]]
 ) -> None:
-    clock, per = Clock(), timedelta(seconds=1000)
+    clock, per = Clock(1e6), timedelta(seconds=1000)
     state = State.in_memory(clock=clock)
     taken: list[tuple[float, int]] = []
 
@@ -290,7 +281,7 @@ def rows(path: Path) -> int:
 
 
 def test_rows_that_have_expired_are_removed(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(1e6)
     store = SqliteStore(tmp_path / "db", clock=clock)
     for number in range(2000):
         store.put(b"%d" % number, "v", 60)
@@ -477,7 +468,7 @@ def test_killed_redis_is_an_error_left_alone_and_found_again(
     require_program: Callable[[str], str], tmp_path: Path
 ) -> None:
     with redis_running(require_program("redis-server"), tmp_path) as server:
-        clock = Clock()
+        clock = Clock(1e6)
         breaker = Breaker("redis", failures=3, pause=10, clock=clock)
         state = State(RedisStore(server.url), breaker=breaker)
         assert state.take("k", 5, HOUR) == 0

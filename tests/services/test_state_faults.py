@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from fakes import Clock
 
 from minismtp import RemoteError, State
 from minismtp.cli.check import check
@@ -25,16 +26,6 @@ hostname = "mx.example.org"
 state_directory = "."
 listeners = [{ name = "smtp", address = "127.0.0.1:0", tls = "none" }]
 """
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def overwritten(path: Path, start: int, octets: bytes) -> None:
@@ -191,7 +182,7 @@ DAYS: Final = 86_400.0
 
 @pytest.mark.parametrize("ahead", [DAYS, 3650 * DAYS], ids=["a day", "ten years"])
 def test_what_a_clock_that_was_ahead_has_kept_counts_for_nothing(ahead: float) -> None:
-    clock = Clock()
+    clock = Clock(1e6)
     state = State.in_memory(clock=clock)
     assert state.take("limit", 1, HOUR) == 0
     clock.now += ahead

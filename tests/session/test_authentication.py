@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes import Clock
 
 from minismtp import Credentials, Defer, hookimpl, plugin
 from minismtp.runtime.log import Log
@@ -23,13 +24,6 @@ if TYPE_CHECKING:
     from conftest import Configure, Launch, Running, Start
 
 PEER = "192.0.2.1"
-
-
-class Clock:
-    """Time that stands still."""
-
-    def __call__(self) -> float:
-        return 1000.0
 
 
 @plugin

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from snippets import CLEAR, MX, SUBMISSIONS, listener
 
 from minismtp import hookimpl, plugin
 from minismtp.config import Limits
@@ -23,17 +24,7 @@ if TYPE_CHECKING:
     from conftest import Client, Configure, Launch, Running, Start, TlsFiles
 
 TIMEOUT = "421 4.4.2 mx.example.org timeout"
-LISTENERS = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-"""
+LISTENERS = MX + SUBMISSIONS
 LIMITS = """
 [limits]
 command_timeout = "1s"
@@ -137,38 +128,19 @@ def test_handshake_that_trickles_in_does_not_buy_time(hasty: Running) -> None:
         assert client.rest() == ""
 
 
-SILENT: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-
-[[listeners]]
-name = "balanced"
-address = "127.0.0.1:0"
-tls = "none"
-proxy_protocol = ["127.0.0.0/8"]
-
-[[listeners]]
-name = "balanced-tls"
-address = "127.0.0.1:0"
-tls = "implicit"
-proxy_protocol = ["127.0.0.0/8"]
-
-[limits]
-handshake_timeout = "300ms"
-"""
+BALANCER: Final = 'proxy_protocol = ["127.0.0.0/8"]'
+SILENT: Final = (
+    LISTENERS
+    + listener("balanced", CLEAR, BALANCER)
+    + listener("balanced-tls", 'tls = "implicit"', BALANCER)
+)
+BRIEF: Final = '[limits]\nhandshake_timeout = "300ms"\n'
 
 
 @pytest.fixture(scope="module")
 def impatient(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
     """Run a server that waits for handshakes only a short time, and for commands as usual."""
-    with launch(tls_files.table, listeners=SILENT) as server:
+    with launch(tls_files.table, BRIEF, listeners=SILENT) as server:
         yield server
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,20 +14,11 @@ from client_script import (
     at_data,
     rules,
 )
+from fakes import Clock
 
 from minismtp.config import Limits
 from minismtp.config.types import ByteSize
 from minismtp.testing import Dialogue, Mailroom
-
-
-@dataclass
-class Clock:
-    """Time that only a test moves."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def timed() -> tuple[Dialogue, Clock]:

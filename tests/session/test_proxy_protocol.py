@@ -10,6 +10,7 @@ from client_script import (
     HI,
     OK,
 )
+from snippets import CLEAR, listener
 
 if TYPE_CHECKING:
     from conftest import Launch, Running
@@ -18,25 +19,14 @@ if TYPE_CHECKING:
 V2: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
-LISTENERS: Final = """
-[[listeners]]
-name = "proxied"
-address = "127.0.0.1:0"
-tls = "none"
-proxy_protocol = ["127.0.0.1/32"]
-
-[[listeners]]
-name = "untrusting"
-address = "127.0.0.1:0"
-tls = "none"
-proxy_protocol = ["192.0.2.0/24"]
-"""
+PROXIED: Final = listener("proxied", CLEAR, 'proxy_protocol = ["127.0.0.1/32"]')
+UNTRUSTING: Final = listener("untrusting", CLEAR, 'proxy_protocol = ["192.0.2.0/24"]')
 
 
 @pytest.fixture(scope="module")
 def proxied(launch: Launch) -> Iterator[Running]:
     """Run a server behind a proxy, on one listener that trusts it and one that does not."""
-    with launch(listeners=LISTENERS) as server:
+    with launch(listeners=PROXIED + UNTRUSTING) as server:
         yield server
 
 

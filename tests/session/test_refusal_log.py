@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from fakes import Clock
 from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Reject, hookimpl, plugin
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from conftest import Launch, Running
 
     Capture = CaptureFixture[str]
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def admitted(refusals: RefusalLog, peer: str, count: int, now: float) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
+from fakes import Clock
 
 from minismtp import (
     Address,
@@ -839,7 +840,7 @@ def test_message_that_no_recipient_of_lmtp_gets_has_one_line(capfd: Capture) -> 
 
 def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
     made = Dialogue(Mailroom(), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log())
-    service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock())
+    service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock(0.0))
     dialogue = Dialogue(service=service)
     dialogue.send(EHLO)
     for number in range(1000):
@@ -858,7 +859,7 @@ def test_cancelled_logins_have_their_share_of_lines_and_failed_ones_all(capfd: C
     made = Dialogue(
         *judged("", None), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log()
     )
-    service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock())
+    service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock(0.0))
     for _ in range(100):
         dialogue = Dialogue(service=service)
         for line in (EHLO, "AUTH PLAIN", "*", "AUTH PLAIN", "!", plain("wrong"), "AUTH PLAIN"):
@@ -910,14 +911,6 @@ def test_hostile_words_stay_within_their_value(capfd: Capture, command: str, tex
         assert line == "" or re.fullmatch(
             r"\S+ (?:info|error) [a-z ]+(?: [a-z]+=(?:[^\s\"=]+|\"(?:[^\"\\]|\\.)*\"))+", line
         ), line
-
-
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_line_that_cannot_be_written_changes_no_reply(capfd: Capture) -> None:

@@ -23,6 +23,7 @@ from client_script import (
     rules,
     said,
 )
+from snippets import MX, SUBMISSIONS
 from stub_plugins import Passwords
 
 from minismtp.mail.session import TlsInfo
@@ -90,19 +91,8 @@ def test_tls_forgets_login_and_greeting_and_asks_for_a_new_one() -> None:
     assert lines[3:5] == ["250-REQUIRETLS", "250-AUTH PLAIN LOGIN"]
 
 
-FRONT: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-client_certificates = true
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-client_certificates = true
-"""
+ASKING: Final = "client_certificates = true\n"
+FRONT: Final = MX + ASKING + SUBMISSIONS + ASKING
 
 
 @dataclass

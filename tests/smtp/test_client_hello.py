@@ -14,6 +14,7 @@ import trustme
 from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
+from snippets import MX, SUBMISSIONS
 
 from minismtp.smtp.client_hello import asked_name
 
@@ -22,17 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = "mx.example.org"
 NAMED: Final = ("mail.example.com", "straße.example", "*.wild.example")
-LISTENERS: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-"""
+LISTENERS: Final = MX + SUBMISSIONS
 
 
 def hello(name: bytes, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 import trustme
+from snippets import MX, SUBMISSIONS, listener
 
 from minismtp.config import Listener, TlsConfig
 from minismtp.config.outbound_tables import Outbound
@@ -21,25 +22,8 @@ from minismtp.values.ciphers import GENEROUS
 if TYPE_CHECKING:
     from conftest import Launch, Running
 
-LISTENERS: Final = """
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-
-[[listeners]]
-name = "submissions"
-address = "127.0.0.1:0"
-kind = "submission"
-tls = "implicit"
-
-[[listeners]]
-name = "own"
-address = "127.0.0.1:0"
-ciphers = "AES256-SHA"
-
-[log]
-refusals = 10000
-"""
+LISTENERS: Final = MX + SUBMISSIONS + listener("own", 'ciphers = "AES256-SHA"')
+LOG: Final = "[log]\nrefusals = 10000\n"
 #: Postfix's tls_medium_cipherlist, and what RFC 9325 section 4 forbids or no certificate is for.
 POSTFIX: Final = (
     "aNULL:-aNULL:HIGH:MEDIUM:+RC4:@STRENGTH:!aNULL:!eNULL:!RC4:!3DES:!MD5:!PSK:!SRP:!aDSS"
@@ -69,8 +53,8 @@ def servers(
         issued.private_key_and_cert_chain_pem.write_to_path(path)
         tables[kind.name] = f'[tls]\ncertificate = "{path}"\nkey = "{path}"\n'
     with (
-        launch(tables["RSA"], listeners=LISTENERS) as rsa,
-        launch(tables["ECDSA"], listeners=LISTENERS) as ecdsa,
+        launch(tables["RSA"], LOG, listeners=LISTENERS) as rsa,
+        launch(tables["ECDSA"], LOG, listeners=LISTENERS) as ecdsa,
     ):
         yield {"RSA": rsa, "ECDSA": ecdsa}
 
@@ -128,8 +112,8 @@ def test_suite_that_rfc_9325_forbids_is_spoken_nowhere(
 def test_versions_that_rfc_8996_forbids_are_spoken_nowhere(
     servers: dict[str, Running], version: str
 ) -> None:
-    for listener in ("smtp", "submissions"):
-        assert agreed(servers["RSA"], listener, "ALL", version) == ""
+    for kind in ("smtp", "submissions"):
+        assert agreed(servers["RSA"], kind, "ALL", version) == ""
 
 
 def test_forward_secrecy_comes_first_whatever_the_client_prefers(
