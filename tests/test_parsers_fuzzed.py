@@ -28,7 +28,7 @@ _OTHERS: Final = {
     "hooks.guard": "what a plugin says",
     "cli.permissions": "names of options",
     "cli.replay": "a file of the operator's, as `configuration` has it",
-    "cli.new_plugin": "an argument of the operator's",
+    "cli.new_plugin.__init__": "an argument of the operator's",
 }
 
 

@@ -233,15 +233,15 @@ def test_address_where_somebody_else_listens_is_no_loop(own: str, address: str) 
 
 _ADDRESSES: Final = """
 import sys
-from minismtp.delivery.mx import Directory
+from minismtp.delivery.mx import HostFinder
 from minismtp.services.resolver import Resolver
 from minismtp.config.types import SocketAddress
 
 own = [SocketAddress("0.0.0.0", 25), SocketAddress("::", 25)]
-directory = Directory(Resolver([own[0]]), hostname="us.example", own=own, port=25)
+finder = HostFinder(Resolver([own[0]]), hostname="us.example", own=own, port=25)
 for address in sys.argv[1:]:
     try:
-        print([str(host) for host in directory.at(address, 25)])
+        print([str(host) for host in finder.at(address, 25)])
     except Exception as error:
         print(error)
 """

@@ -53,7 +53,9 @@ _LINE = 998  # octets, RFC 5322 section 2.1.1
 
 
 @target(
-    "config.__init__", "config.toml_values", "config.types", "config.tables", raises=(ConfigError,)
+    *("config.__init__", "config.toml_values", "config.types", "config.tables"),
+    *("config.checks", "config.listener_table"),
+    raises=(ConfigError,),
 )
 def configuration(data: bytes) -> None:
     with file_of(data) as path:
