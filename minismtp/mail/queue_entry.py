@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, Literal
 
 from minismtp.mail.envelope import Envelope, Local, Recipient
@@ -15,6 +16,7 @@ _SHARED: Final = (
     *("id", "listener", "peer", "helo", "login", "arrived", "body", "smtputf8", "require_tls"),
     *("submitter", "dsn_return", "dsn_id", "trusted"),
 )
+_shared: Final = attrgetter(*_SHARED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ class QueueEntry:
             sender=envelope.sender,
             targets=tuple(targets),
             quarantined=message.quarantined,
-            **{name: getattr(envelope, name) for name in _SHARED},
+            **dict(zip(_SHARED, _shared(envelope), strict=True)),
         )
 
     def check(self) -> None:
@@ -129,5 +131,5 @@ class QueueEntry:
             reverse_path=Address.parse(self.sender) if self.sender else None,
             recipients=recipients,
             queued=True,
-            **{name: getattr(self, name) for name in _SHARED},
+            **dict(zip(_SHARED, _shared(self), strict=True)),
         )

@@ -19,7 +19,6 @@ import fcntl
 import mmap
 import os
 import secrets
-import stat
 import threading
 from collections import deque
 from pathlib import Path
@@ -28,12 +27,12 @@ from typing import Final
 import msgspec
 
 from minismtp.runtime.log import Log
+from minismtp.storage.spool_file import DamagedError, open_message
 
 _PLACE: Final = 1024  # octets: a name of the spool and a destination
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST: Final = 1 << 24  # octets that are read of a file
 _DEATHS: Final = 2  # after which work is poison
-_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def work_key(message: str, destination: str = "") -> str:
@@ -138,12 +137,10 @@ class InProgress:
     def _left(self, path: Path, boot: str) -> set[str]:
         """Return the keys in the file of a dead runner, and remove it."""
         try:
-            descriptor = os.open(path, _FLAGS)
-        except OSError:
+            descriptor = open_message(str(path))
+        except (OSError, DamagedError):
             return set()
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return set()
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             octets = os.read(descriptor, _LONGEST)
             path.unlink()
@@ -164,12 +161,12 @@ class InProgress:
 
     def _known(self) -> dict[str, int]:
         try:
-            descriptor = os.open(self._file, _FLAGS)
+            descriptor = open_message(str(self._file))
             try:
                 return msgspec.json.decode(os.read(descriptor, _LONGEST), type=dict[str, int])
             finally:
                 os.close(descriptor)
-        except (OSError, ValueError):
+        except (OSError, ValueError):  # DamagedError among them
             return {}
 
     def _write(self) -> None:

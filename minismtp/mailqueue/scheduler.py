@@ -67,9 +67,6 @@ class Scheduler:
         self._running: set[Job] = set()
         self._unproven_running = 0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     @property
     def running(self) -> frozenset[Job]:
         """The jobs that run."""
