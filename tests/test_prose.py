@@ -21,6 +21,7 @@ DONE: Final = (
     *("README.md", "SECURITY.md", "docs/administrator.md", "docs/hardening.md", "docs/insight.md"),
     *("docs/monitoring.md", "docs/plugins.md", "docs/sending.md", "docs/systemd.md"),
     *("docs/architecture.md", "docs/conformance.md", "docs/plugins"),
+    *("minismtp/cli", "tests/cli"),
     *("minismtp/__init__.py", "minismtp/config", "minismtp/events.py", "minismtp/hooks"),
     *("minismtp/session", "minismtp/smtp", "minismtp/testing.py"),
     *("tests/config", "tests/hooks", "tests/session", "tests/smtp", "tests/test_reference.py"),

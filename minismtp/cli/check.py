@@ -43,23 +43,24 @@ from minismtp.values.sqlite_file import damage
 
 _DAY: Final = 86_400
 _EXPIRES_SOON: Final = 14 * _DAY
-# Addresses for documentation (RFC 5737, 3849, 9637) belong to nobody; others follow for a
-# configuration that trusts them, as an example may. One as wide as _WIDEST cannot be trusted.
-_OUTSIDERS: Final = (
+# The addresses for documentation (RFC 5737, 3849, 9637) are in no real network. A configuration
+# made from an example may trust them; then other addresses are tried. A network that is as wide as
+# _WIDEST, or wider, does not count as trusted.
+_FOREIGN_CLIENTS: Final = (
     ("192.0.2.1", "198.51.100.1", "203.0.113.1"),
     ("2001:db8::1", "2001:db8:ffff::1", "3fff::1"),
 )
 _WIDEST: Final = {4: 8, 6: 16}
-_STEP: Final = 0x9E3779B1  # an odd number that leads all over the addresses
+_STEP: Final = 0x9E3779B1  # an odd number, whose multiples are spread over all addresses
 _TRIES: Final = 1000
-# RFC 6761 section 6.4: nobody's domain either.
-_FOREIGN: Final = "probe@relay-test.invalid"
+# Names below `invalid` are in no DNS (RFC 6761 section 6.4).
+_RECIPIENT: Final = "probe@relay-test.invalid"
 _SENDER: Final = "outsider@sender-test.invalid"
-_CLIENT: Final = "outsider.invalid"
+_HELO: Final = "outsider.invalid"
 
 
 class Problem(NamedTuple):
-    """Something that will not work (error), or that somebody should look at (warning)."""
+    """An error, which will keep something from working, or a warning, which may be intended."""
 
     severity: Literal["error", "warning"]
     message: str
@@ -75,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print each problem on standard error; return 78 if there is an error, or if strict any."""
+    """Print each problem. Return 78 if there is an error, or with --strict a warning."""
     fatal = False
     try:
         for problem in check(configuration(arguments)):
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(config: Config) -> Iterator[Problem]:
-    """Look at everything that a consistent configuration names."""
+    """Yield the problems of everything that a configuration without mistakes names."""
     yield from _hostname(config)
     yield from _directories(config)
     yield from _certificates(config)
@@ -120,15 +121,15 @@ def _hostname(config: Config) -> Iterator[Problem]:
 def _directories(config: Config) -> Iterator[Problem]:
     for number, directory in enumerate(config.plugin_path):
         if not directory.is_dir():
-            yield _warning(config, f"plugin_path[{number}]", f"{directory} is no directory")
+            yield _warning(config, f"plugin_path[{number}]", f"{directory} is not a directory")
     existing = config.state_directory
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():
-        yield _error(config, "state_directory", f"{existing} is no directory")
+        yield _error(config, "state_directory", f"{existing} is not a directory")
     elif not os.access(existing, os.W_OK | os.X_OK):
         made = "written to" if existing == config.state_directory else f"made: {existing}"
-        yield _error(config, "state_directory", f"cannot be {made} is not writable for this user")
+        yield _error(config, "state_directory", f"cannot be {made} is not writable by this user")
     elif existing == config.state_directory and existing.stat().st_mode & stat.S_IRWXO:
         yield _warning(config, "state_directory", f"{existing} is open to everybody (chmod o-rwx)")
 
@@ -148,7 +149,7 @@ def _certificates(config: Config) -> Iterator[Problem]:
 
 
 def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Problem]:
-    assert pair.certificate is not None  # noqa: S101 - it has just been loaded
+    assert pair.certificate is not None  # noqa: S101 - it was loaded above
     end = tls.not_after(pair.certificate)
     left = end - time.time()
     if left < _EXPIRES_SOON:
@@ -178,7 +179,7 @@ def _outbound(config: Config) -> Iterator[Problem]:
 
 
 def _databases(config: Config) -> Iterator[Problem]:
-    """Look into the files that the server rebuilds when they are damaged."""
+    """Check the databases that the server rebuilds when they are damaged."""
     for path in (config.state_directory / FILE, config.state_directory / "spool" / "queue.db"):
         try:
             with acting_as_owner(path.parent):
@@ -187,7 +188,7 @@ def _databases(config: Config) -> Iterator[Problem]:
             yield _warning(config, "state_directory", f"{path} cannot be read: {error}")
             continue
         if problem:
-            text = f"{path} is damaged, the server will set it aside and make it anew: {problem}"
+            text = f"{path} is damaged, the server will set it aside and make a new one: {problem}"
             yield _warning(config, "state_directory", text)
 
 
@@ -225,13 +226,13 @@ def _plugins(config: Config) -> Iterator[Problem]:
 
 
 def _introduction(config: Config, directory: Path) -> ServerInfo:
-    """Return what `on_start` hears; nothing that plugins keep outlives the check."""
+    """Return the argument of `on_start`, with places where plugins may write during the check."""
     here = replace(config, state_directory=directory, state=StateConfig())
     return ServerInfo.of(here, "check")
 
 
 class _Warnings(logging.Handler):
-    """Collects what is logged as a warning within the block: so plugins have their say here."""
+    """Collects the warnings that are logged within the block, such as those of plugins."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -245,39 +246,39 @@ class _Warnings(logging.Handler):
         logging.getLogger().removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep the text of one warning."""
+        """Keep the text of a warning."""
         self.texts.append(record.getMessage())
 
 
 def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
-    """Miss the plugins without which a server is of no use."""
+    """Warn if no plugin stores mail, routes recipients or checks passwords."""
     if not plugins.hooks().delivers:
-        yield _warning(config, "plugins", "none of them stores mail (hook deliver)")
+        yield _warning(config, "plugins", "no plugin stores mail (hook deliver)")
     for number, listener in enumerate(config.listeners):
         key, hooks = f"listeners[{number}]", plugins.hooks(listener.name)
         if not hooks.routes:
-            message = "no plugin routes recipients here (hook route): all are refused"
+            message = "no plugin routes recipients here (hook route), so all are refused"
             yield _warning(config, key, message)
         can_log_in = hooks.mechanisms or listener.client_certificates
         if listener.kind == "submission" and not can_log_in:
-            message = "no plugin checks passwords here (hook authenticate): nobody can log in"
+            message = "no plugin checks passwords here (hook authenticate), so no user can log in"
             yield _warning(config, key, message)
 
 
 def _relay(
     config: Config, listener: Listener, plugins: PluginSet, metrics: Metrics, log: Log
 ) -> Iterator[Problem]:
-    """Offer an outsider's mail for somebody else, as open-relay tests do."""
+    """Offer mail of a foreign client for a foreign recipient, as tests for open relays do."""
     key = f"listeners[{config.listeners.index(listener)}]"
     context = ListenerContext.of(config, listener, plugins, metrics, log)
-    for peer in _outsiders(plugins.hooks(listener.name)):
+    for peer in _foreign_clients(plugins.hooks(listener.name)):
         dialogue = Dialogue(service=context, peer=peer)
         reply = _refusal(dialogue)
         if reply.startswith("4"):
-            # Put off, perhaps by a filter that gives way later (greylisting): the route counts.
+            # A filter such as greylisting may accept the mail later, so ask for the route alone.
             reply = _refused_route(plugins.hooks(listener.name), dialogue.session)
         if not reply:
-            yield _error(config, key, f"open relay: {peer} may send mail to {_FOREIGN}")
+            yield _error(config, key, f"open relay: {peer} may send mail to {_RECIPIENT}")
             return
         if reply.startswith("4"):
             message = f"cannot tell whether it is an open relay: the test got {reply!r}"
@@ -285,10 +286,10 @@ def _relay(
             return
 
 
-def _outsiders(hooks: Hooks) -> Iterator[str]:
-    """Return an address of each family that is in no network which a plugin knows."""
+def _foreign_clients(hooks: Hooks) -> Iterator[str]:
+    """Yield one address of each family, outside of all networks that plugins trust."""
     networks = [each for each in hooks.networks if each.prefixlen > _WIDEST[each.version]]
-    for first in _OUTSIDERS:
+    for first in _FOREIGN_CLIENTS:
         found = (each for each in _candidates(first) if not any(each in net for net in networks))
         yield str(next(found, first[0]))
 
@@ -303,31 +304,31 @@ def _candidates(first: tuple[str, ...]) -> Iterator[IPv4Address | IPv6Address]:
 
 
 def _refusal(dialogue: Dialogue) -> str:
-    """Try to have a foreign recipient accepted; gives the refusal, or nothing."""
+    """Offer mail for a foreign recipient. Return the refusal, or nothing if it is accepted."""
     greeting = "LHLO" if dialogue.service.lmtp else "EHLO"
     replies = [
         dialogue.banner,
-        dialogue.send(f"{greeting} {_CLIENT}"),
+        dialogue.send(f"{greeting} {_HELO}"),
         dialogue.send(f"MAIL FROM:<{_SENDER}>"),
-        dialogue.send(f"RCPT TO:<{_FOREIGN}>"),
+        dialogue.send(f"RCPT TO:<{_RECIPIENT}>"),
     ]
     dialogue.send("QUIT")
     return next((reply for reply in replies if not reply.startswith("2")), "")
 
 
 def _refused_route(hooks: Hooks, session: Session) -> str:
-    """Ask the plugins alone for a route to the foreign recipient; gives the refusal, or nothing."""
+    """Ask only for a route to a foreign recipient. Return the refusal, or nothing for a route."""
     envelope = Envelope(
         id=session.id,
         reverse_path=Address.parse(_SENDER),
         listener=session.listener,
         peer=session.peer,
-        helo=_CLIENT,
+        helo=_HELO,
         login=None,
         arrived=session.started,
     )
     try:
-        route = hooks.route(session, envelope, Recipient(Address.parse(_FOREIGN)))
+        route = hooks.route(session, envelope, Recipient(Address.parse(_RECIPIENT)))
     except Verdict as verdict:
         return str(verdict.reply)
-    return "" if route is not None else "550 nobody routes it"
+    return "" if route is not None else "550 no plugin routes it"

@@ -1,8 +1,8 @@
 """Mail that goes through plugins and nowhere else, for `try` and `replay`.
 
-Everything is real but the socket and the storage: what no plugin of the set stores or routes itself
-is taken for everybody and dropped. The caller chooses the state directory, where the state that all
-servers share is too.
+Everything is real except the socket and the storage. Mail that no plugin routes or stores is
+accepted for every recipient and dropped. The caller chooses the state directory; the state that
+several servers share is kept there too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PIECE: Final = 65536  # octets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleClient:
-    """Who brings a message: `sender` is empty for the null reverse-path."""
+    """The client that sends a message; `sender` is empty for the null reverse-path."""
 
     sender: str
     recipients: tuple[str, ...]
@@ -54,10 +54,11 @@ class ExampleClient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of a message: accepted, quarantined, discarded, deferred or rejected.
+    """The outcome for a message: accepted, quarantined, discarded, deferred or rejected.
 
     `steps` are the calls of the plugins' hooks, and the replies that refused something. `message`
-    is as the plugins left it, `before` as they found it; None when it did not come so far.
+    is the message after the plugins changed it, `before` the one that the client sent. Both are
+    None if the session ended before the content.
     """
 
     outcome: str
@@ -70,12 +71,12 @@ class Result:
 
     @property
     def accepted(self) -> bool:
-        """Whether the client heard 250 in the end."""
+        """Whether the last reply to the client was 250."""
         return self.outcome not in ("deferred", "rejected")
 
     @property
     def refused_by(self) -> str:
-        """The plugin and hook that refused first, nothing when the server did or nobody."""
+        """The plugin and hook that refused first; empty if no plugin refused anything."""
         for hook, name, _, _, verdict, _ in self.steps:
             if verdict in REFUSALS:
                 return f"{name}.{hook}"
@@ -89,9 +90,9 @@ class DryRun:
         self, config: Config, plugins: Iterable[tuple[PluginConfig, object]], log: Log
     ) -> None:
         """Start the plugins; raise ConfigError and CommandError."""
-        config = replace(config, state=StateConfig())  # not what the plugins of others share
+        config = replace(config, state=StateConfig())  # not the one that running servers share
         self._metrics = Metrics(listener.name for listener in config.listeners)
-        self._kept = _Kept(config.state_directory, log)
+        self._records = _RecordsInMemory(config.state_directory, log)
         self._first = _First()
         loaded = PluginSet(self._metrics, log)
         loaded.add(_FIRST, self._first)
@@ -114,8 +115,8 @@ class DryRun:
         return replace(
             ListenerContext.of(config, listener, plugins, self._metrics, log),
             starttls=False,
-            queue=_Nowhere(config.state_directory),
-            decision_log=self._kept,
+            queue=_EmptyQueue(config.state_directory),
+            decision_log=self._records,
             greet_delay=0.0,
             match_sender=False,
             match_from=False,
@@ -123,10 +124,10 @@ class DryRun:
         )
 
     def run(self, client: ExampleClient, content: BinaryIO) -> Result:
-        """Run one message, read from where `content` stands, with line ends of either kind."""
+        """Send the message at the position of `content`, whose lines may end with LF or CRLF."""
         first = self._first
         first.envelope = first.message = first.before = None
-        self._kept.records = []
+        self._records.records = []
         kind = "mx" if client.login is None else "submission"
         service = next((each for each in self._services if each.kind == kind), self._services[0])
         dialogue = Dialogue(
@@ -136,7 +137,9 @@ class DryRun:
         dialogue.close()
         self._metrics.buffer.flush()
         ours = (_FIRST.name, _LAST.name)
-        records = reversed(self._kept.records)  # the session is told last and began first
+        records = reversed(
+            self._records.records
+        )  # the one of the session comes last, but began first
         return Result(
             outcome=_outcome(reply, first.message),
             reply=reply,
@@ -148,7 +151,7 @@ class DryRun:
         )
 
     def send(self, result: Result) -> list[Step]:
-        """Let the plugins change an accepted message as if it left; gives what they did."""
+        """Let the plugins change an accepted message as if it was sent on. Return their steps."""
         if not result.accepted or result.envelope is None or result.message is None:
             return []
         recipients = tuple(each.address for each in result.envelope.recipients)
@@ -163,8 +166,8 @@ class DryRun:
         self._hooks.on_stop()
 
 
-class _Kept(DecisionLog):
-    """Records in memory, of one message."""
+class _RecordsInMemory(DecisionLog):
+    """Keeps the records of one message."""
 
     def __init__(self, directory: Path, log: Log) -> None:
         super().__init__(directory, 0, log)
@@ -175,8 +178,8 @@ class _Kept(DecisionLog):
         self.records.append(record)
 
 
-class _Nowhere(Spool):
-    """A queue for other servers that has room for all and keeps nothing."""
+class _EmptyQueue(Spool):
+    """A queue for other servers that takes every message and drops it."""
 
     def has_space(self, size: int = 0) -> bool:
         del size
@@ -188,7 +191,7 @@ class _Nowhere(Spool):
 
 @plugin
 class _First:
-    """Keeps hold of what passes by, before any other plugin sees it."""
+    """Keeps envelope and message, before any other plugin sees them."""
 
     envelope: Envelope | None = field(default=None, init=False)
     message: Message | None = field(default=None, init=False)
@@ -205,7 +208,7 @@ class _First:
 
 @plugin
 class _Last:
-    """Takes everything that no plugin has taken, and drops it."""
+    """Accepts all mail that no other plugin routes or stores, and drops it."""
 
     @hookimpl
     def route(self) -> Local:
@@ -222,7 +225,7 @@ _LAST: Final = PluginConfig(use="-last")
 
 
 def _converse(dialogue: Dialogue, client: ExampleClient, content: BinaryIO) -> str:
-    """Say all that a client says; gives the reply to the content, or the one that ended it."""
+    """Send all commands and the content. Return the last reply, or the first refusal."""
     if not dialogue.banner.startswith("220"):
         return dialogue.banner.strip()
     told = "".join((client.sender, *client.recipients))

@@ -48,12 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         records = _without_repetition(records) or about(directory, arguments.id)
     if not records:
         raise CommandError(f"nothing is known of {arguments.id}")
-    say(*(json_lines(records) if arguments.json else told(records)))
+    say(*(json_lines(records) if arguments.json else as_text(records)))
     return 0
 
 
 def _without_repetition(records: list[Record]) -> list[Record]:
-    """Return the records but for refusals that stand among the steps of another one."""
+    """Leave out refusals, if there are records that have them among their steps."""
     return [record for record in records if not _is_refusal(record)] or records
 
 
@@ -82,7 +82,7 @@ def _is_refusal(record: Record) -> bool:
     return record.event.startswith(_REFUSALS)
 
 
-def told(records: Iterable[Record]) -> list[str]:
+def as_text(records: Iterable[Record]) -> list[str]:
     """Return the lines for people, with an empty one between two records."""
     return [line for record in records for line in ("", *lines_of(record))][1:]
 

@@ -1,4 +1,4 @@
-"""Who else can read the secrets of a configuration, and change what the server trusts."""
+"""Which other users can read the secrets of a configuration, or change files the server trusts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECRET: Final = re.compile("(password|secret|token)s?$")
 
 
 def readable(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the keys of secrets that everybody can read, each with what to do about it."""
+    """Yield the keys of secrets that all users can read, each with the command that helps."""
     files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
     files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
     files |= dict(password_files(config))
@@ -49,7 +49,7 @@ def _inline_secrets(config: Config) -> Iterator[str]:
 
 
 def own_files(config: Config) -> Iterator[tuple[str, Path]]:
-    """Yield what the server runs or trusts, with the key that names it."""
+    """Yield the files that the server runs or trusts, with the keys that name them."""
     if config.file:
         yield "", Path(config.file)
     for key, path in (
@@ -78,7 +78,7 @@ def plugin_files(plugins: PluginSet) -> Iterator[tuple[str, Path]]:
 
 
 def _paths(value: object) -> Iterator[Path]:
-    """Yield the files that the value of an option names; directories hold what comes in."""
+    """Yield the files that the value of an option names, but no directories."""
     if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):
         with contextlib.suppress(OSError, ValueError):
             if Path(value).is_file():
@@ -93,7 +93,7 @@ def _paths(value: object) -> Iterator[Path]:
 
 
 def writable(config: Config, files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
-    """Yield the keys of files that others could change, or what leads to them, and who could."""
+    """Yield the keys of files that other users could change, or whose path they could."""
     trust = Trust.of(config.user)
     with contextlib.suppress(OSError):  # the service's own user, where systemd names it
         trust = trust.and_owner(config.state_directory.stat())

@@ -113,7 +113,7 @@ def differences(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
                     yield json_line(found) if arguments.json else line_of(found)
             progress.show(number)
         progress.clear()
-    yield from [_summary_as_json(summary)] if arguments.json else _told(summary)
+    yield from [_summary_as_json(summary)] if arguments.json else _summary_as_text(summary)
 
 
 def changed(present: Config, path: Path) -> Config:
@@ -229,7 +229,7 @@ def _summary_as_json(summary: Summary) -> str:
     )
 
 
-def _told(summary: Summary) -> Iterator[str]:
+def _summary_as_text(summary: Summary) -> Iterator[str]:
     gone = f", {summary.unreadable:,} gone meanwhile" if summary.unreadable else ""
     yield f"{summary.messages:,} messages, {summary.different:,} would fare differently{gone}"
     for (was, now, by), number in summary.changes.most_common():

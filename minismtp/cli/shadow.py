@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(*json_lines(found))
     else:
-        say(*(told(found, since) or ["no plugin is or was in shadow mode"]))
+        say(*(as_text(found, since) or ["no plugin is or was in shadow mode"]))
     return 0
 
 
@@ -98,7 +98,7 @@ def _found(config: Config, since: float) -> list[Shadow]:
     return [*found.values()]
 
 
-def told(found: Iterable[Shadow], since: float) -> list[str]:
+def as_text(found: Iterable[Shadow], since: float) -> list[str]:
     """Return the lines for people, with an empty one between two plugins."""
     return [line for each in found for line in ("", *_lines(each, since))][1:]
 

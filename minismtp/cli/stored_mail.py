@@ -1,8 +1,8 @@
-"""Stored mail as it came: its client and envelope, read from the fields above it.
+"""Stored mail as the client sent it, with client and envelope read from the fields above it.
 
-A delivered message has fields on top that whoever sent it did not write: Return-Path, Delivered-To,
-what filters put above it, and our Received. They tell the envelope (RFC 5321 section 4.4), and the
-message as the client sent it begins below them.
+The server put fields above a delivered message: Return-Path, Delivered-To, those of filters, and
+Received. They hold the envelope (RFC 5321 section 4.4). The message that the client sent begins
+below them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from minismtp.mail.headers import Headers
 from minismtp.values.address import Address, unquoted
 from minismtp.values.peer import plain_address
 
-_HEAD: Final = 256 * 1024  # octets in which the trace fields are
-# The trace fields of `received`: the client's name and address, by, with, our identifier.
+_HEAD: Final = 256 * 1024  # octets that hold all trace fields
+# The Received field of `mail.trace_fields`: client, address, host, protocol, identifier.
 _OURS: Final = re.compile(r"by (\S+) with (\w+) id [0-9a-f]{12}\.[0-9]+[\s;]")
 _ORIGIN: Final = re.compile(
     r'from ("(?:[^"\\]|\\.)*"|[^\s"]\S*)'
     r" \((?:[^()\[\]]*\[(?:IPv6:)?([0-9A-Fa-f:.]+)\]|(unix))"
 )
 _ON_DELIVERY: Final = re.compile(rb"(?i)(?:Return-Path|Delivered-To|X-Original-To)[ \t]*:")
-_SOMEBODY: Final = ExampleClient(sender="", recipients=())  # where the fields do not tell
+_SOMEBODY: Final = ExampleClient(sender="", recipients=())  # used where a field is missing
 
 
 def maildir(directory: Path) -> list[Path]:
@@ -41,10 +41,10 @@ def maildir(directory: Path) -> list[Path]:
 
 
 def envelope_of(content: BinaryIO, hostname: str) -> ExampleClient:
-    """Tell who brought a stored message to whom, and leave `content` where the message began.
+    """Return the client and envelope of a stored message, and move `content` to where it began.
 
-    What was added on its way here is passed by: down to the Received field of `hostname`, or what
-    delivery put on top when there is none. Who had logged in has the sender's address for a name.
+    That is below the Received field of `hostname`, or below the fields of delivery if there is no
+    such field. The name of a user who had logged in is taken to be the sender's address.
     """
     mark = len(BOM_UTF8) if content.read(len(BOM_UTF8)) == BOM_UTF8 else 0
     content.seek(mark)

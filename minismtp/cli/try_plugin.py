@@ -70,7 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--peer", default="192.0.2.1", type=argument_type(_peer), help="the client's address"
     )
     parser.add_argument("--helo", default="client.example", metavar="NAME")
-    parser.add_argument("--login", metavar="USER", help="who has logged in; default: nobody")
+    parser.add_argument("--login", metavar="USER", help="the user that is logged in; default: none")
     parser.add_argument(
         "--set",
         action="append",
@@ -102,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         with closing(DryRun(config, instances(config), Log(level="error"))) as dry_run:
             result = dry_run.run(client, content)
             report = _report(config.plugins[0].name, result, result.steps + dry_run.send(result))
-    say(*(json_lines(report) if arguments.json else told(report)))
+    say(*(json_lines(report) if arguments.json else as_text(report)))
     return 0 if report.accepted else EXIT_FAILURE
 
 
@@ -190,7 +190,7 @@ def _body(message: Message) -> Iterator[bytes]:
         yield from iter(lambda: content.readline(65536), b"")
 
 
-def told(report: TryReport) -> Iterator[str]:
+def as_text(report: TryReport) -> Iterator[str]:
     """Yield the lines for people."""
     for step in report.steps:
         hook, about, remark = step["hook"], step["about"], step["remark"]

@@ -174,7 +174,7 @@ def test_plugin_that_cannot_start_is_an_error(
 
 def test_server_that_stores_nothing_is_warned_about(findings: Findings) -> None:
     assert findings(LISTENER, MAILBOXES) == [
-        "warning: plugins: none of them stores mail (hook deliver)"
+        "warning: plugins: no plugin stores mail (hook deliver)"
     ]
 
 
@@ -182,7 +182,7 @@ def test_listener_without_routes_is_warned_about(findings: Findings) -> None:
     elsewhere = LISTENER.replace('"smtp"', '"other"')
     found = findings(LISTENER, elsewhere, MAILBOXES, 'listeners = ["smtp"]\n', MAILDIR)
     assert found == [
-        "warning: listeners[1]: no plugin routes recipients here (hook route): all are refused"
+        "warning: listeners[1]: no plugin routes recipients here (hook route), so all are refused"
     ]
 
 
@@ -204,7 +204,7 @@ def test_short_hostname_of_a_public_server_is_warned_about(
 
 def test_missing_plugin_directory_is_warned_about(findings: Findings, tmp_path: Path) -> None:
     found = findings('plugin_path = ["plugins"]\n', LISTENER, MAILBOXES, MAILDIR)
-    assert found == [f"warning: plugin_path[0]: {tmp_path / 'plugins'} is no directory"]
+    assert found == [f"warning: plugin_path[0]: {tmp_path / 'plugins'} is not a directory"]
 
 
 @pytest.mark.parametrize("directory", ["state", "state/below/it"])
@@ -213,7 +213,7 @@ def test_file_in_the_place_of_the_state_directory_is_an_error(
 ) -> None:
     (tmp_path / "state").touch()
     found = findings(f'state_directory = "{directory}"\n', LISTENER, MAILBOXES, MAILDIR)
-    assert found == [f"error: state_directory: {tmp_path / 'state'} is no directory"]
+    assert found == [f"error: state_directory: {tmp_path / 'state'} is not a directory"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

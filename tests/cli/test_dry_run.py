@@ -35,7 +35,7 @@ Rehearse = Callable[..., DryRun]
 
 @pytest.fixture
 def rehearse(tmp_path: Path) -> Iterator[Rehearse]:
-    """Yield a function that rehearses with plugins; they end with the test."""
+    """Yield a function that runs mail through plugins, which are stopped after the test."""
     begun: list[DryRun] = []
     listeners = [
         {"name": "smtp", "address": "127.0.0.1:0", "tls": "none"},

@@ -1,4 +1,4 @@
-"""What `minismtp explain` tells, the identifiers that lead there, and the ring it reads from."""
+"""The output of `minismtp explain`, the identifiers it takes, and the files that it reads."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def filtering(configure: Configure, start: Start) -> Running:
 
 
 def send(server: Running, content: str, recipient: str = "user@example.org") -> str:
-    """Send a message and give the reply to it, or to what was refused before."""
+    """Send a message and return the reply to it, or the first refusal."""
     with server.connect() as client:
         client.greet()
         for line in ("MAIL FROM:<a@client.example>", f"RCPT TO:<{recipient}>", "DATA"):

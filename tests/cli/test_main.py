@@ -162,7 +162,7 @@ def test_warnings_fail_only_a_strict_check(write: Write, capsys: Capture) -> Non
     file = write(LISTENER + MAILBOXES)
     assert main(["check", "--config", file]) == 0
     output = capsys.readouterr()
-    assert output.err.startswith(f"warning: {file}: plugins: none of them stores mail")
+    assert output.err.startswith(f"warning: {file}: plugins: no plugin stores mail")
     assert output.out == "configuration ok\n"
     assert main(["check", "--strict", "--config", file]) == 78
     assert capsys.readouterr().out == ""

@@ -23,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a package and install it where the programs of `run` look; give its directory."""
+    """Make a package and install it where `run` finds it. Return its directory."""
     directory = make("no_lottery", tmp_path_factory.mktemp("skeleton") / "package")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
     run(directory, *pip, "--target", "installed", ".")

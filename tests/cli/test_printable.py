@@ -1,4 +1,4 @@
-"""What commands and the status page show of strangers: text, and nothing that acts."""
+"""Commands and the status page show text that strangers chose, but nothing of it acts."""
 
 from __future__ import annotations
 
@@ -142,12 +142,12 @@ SHOWN: Final[dict[str, Callable[[str], Iterable[str]]]] = {
         open_sessions.Survey([session(text), session(text)], [])
     ),
     "sessions --json": lambda text: [json.dumps([session(text)])],
-    "explain": lambda text: explain.told([record(text)]),
+    "explain": lambda text: explain.as_text([record(text)]),
     "trace": lambda text: [
         trace.line_of({"at": NOW, "session": text, "peer": text, "said": "C", "text": text})
     ],
-    "shadow": lambda text: shadow.told([shadows(text)], NOW),
-    "try": lambda text: try_plugin.told(report(text)),
+    "shadow": lambda text: shadow.as_text([shadows(text)], NOW),
+    "try": lambda text: try_plugin.as_text(report(text)),
     "replay": lambda text: [replay.line_of(replay.Difference(text, text, text, text, text))],
     "page": lambda text: page(text).split("\n"),
 }
@@ -191,7 +191,7 @@ def test_escapes_are_those_of_json(text: str) -> None:
 
 
 def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
-    """A new command that shows strangers' text has to join."""
+    """A new command that shows text of strangers belongs into the table."""
     shows = {name.split()[0] for name in SHOWN} - {"page"}
     silent = {"serve", "check", "passwd", "hooks", "plugins", "schema", "new-plugin", "top"}
     assert COMMANDS.keys() == shows | silent

@@ -142,7 +142,7 @@ def table(use: str, **options: object) -> str:
 
 
 def replay(place: Path, capsys: Capture, changed: str, *options: str) -> list[dict[str, Any]]:
-    """Run it; give the lines of --json."""
+    """Run the command and return the lines of --json."""
     (place / "changed.toml").write_text(changed)
     command = ["replay", str(place / "Maildir"), "--plugins", str(place / "changed.toml")]
     assert main([*command, "--json", *options]) == 0

@@ -47,7 +47,7 @@ def config(configure: Configure) -> Path:
 
 @pytest.fixture
 def keep(config: Path) -> Keep:
-    """Return a function that puts steps of so many seconds ago into the chronicle."""
+    """Return a function that puts steps of some seconds ago into the decision log."""
     chronicle = DecisionLog(config.parent / "state", 1_000_000, Log())
     (config.parent / "state").mkdir()
 

@@ -52,7 +52,7 @@ def trace(tmp_path: Path) -> Iterator[Trace]:
 
 
 def talk(server: Running, path: Path, tls_files: TlsFiles) -> str:
-    """Hold a dialogue with everything in it; give what the trace has of it."""
+    """Hold a dialogue with everything in it, and return its lines in the trace."""
 
     def encoded(*parts: str) -> str:
         return base64.b64encode("\0".join(parts).encode()).decode()

@@ -84,7 +84,7 @@ WORDS = ["try", "words.py", "mail.eml"]
 
 
 def told(capsys: Capture, *arguments: str) -> dict[str, Any]:
-    """Run it with --json; give what it printed."""
+    """Run the command with --json and return what it printed."""
     main([*arguments, "--json"])
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     return report
