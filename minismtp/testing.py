@@ -12,7 +12,8 @@ pytest, tests just name the fixtures `dialogue`, which begins sessions, and `mai
         session = dialogue(SpamFlag(), mailroom)
         assert session.mail("X-Spam-Flag: YES\n\nBuy!") == "550 5.7.1 message refused as spam"
 
-Pytest finds these fixtures by the entry point `minismtp` of this package (`plugins/_pytest.py`).
+Pytest finds these fixtures by itself, because the package installs `plugins/_pytest.py` as one of
+its plugins. Other test runners begin sessions with `Dialogue` and end them with `close`.
 """
 
 from minismtp.session.in_memory import Dialogue, Dialogues, Mailroom
