@@ -26,6 +26,7 @@ from minismtp.smtp.protocol import (
     SaslResponse,
     Signal,
 )
+from minismtp.values.printable import one_line
 from minismtp.values.reply import Reply
 
 _MOST: Final = 10_000  # lines that wait for a slow reader
@@ -142,11 +143,6 @@ def abbreviated(event: Event, line: bytes) -> str:
         case Refused(verb="AUTH"):
             return "AUTH ***"
         case _ if event.verb in _SHOWN:
-            return _printable(line)
+            return one_line(line.decode("utf-8", "backslashreplace"))
         case _:
             return f"({len(line)} octets that are no known command)"
-
-
-def _printable(line: bytes) -> str:
-    text = line.decode("utf-8", "backslashreplace")
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

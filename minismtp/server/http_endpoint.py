@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import io
 import platform
 import signal
 import socket
@@ -42,6 +41,8 @@ from minismtp.server.figures import Overview, overview
 from minismtp.server.open_sessions import Survey, survey
 from minismtp.server.readiness import FATAL, WARNINGS, Readiness
 from minismtp.server.status_page import POLICY, History, render
+from minismtp.services.http_client import LineSocket
+from minismtp.services.remote import Line
 from minismtp.values.peer import plain_address
 from minismtp.values.threads import count_failures, start_thread, surviving
 
@@ -226,7 +227,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Set one deadline for the whole request, so that a slow client cannot extend it."""
         super().setup()
-        self.rfile = io.BufferedReader(_Deadline(self.connection, time.monotonic() + _TIMEOUT))
+        line = Line(self.connection, time.monotonic() + _TIMEOUT, "client")
+        self.rfile = LineSocket(line).makefile("rb")  # type: ignore[assignment]
 
     def handle(self) -> None:
         """Answer the requests of one connection. The client may hang up at any time."""
@@ -306,20 +308,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-
-class _Deadline(io.RawIOBase):
-    """Reads from a socket until a deadline in monotonic seconds."""
-
-    def __init__(self, sock: socket.socket, due: float) -> None:
-        self._sock = sock
-        self._due = due
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # from `io` alone
-        """Read available octets. Raise TimeoutError after the deadline."""
-        self._sock.settimeout(max(0.001, self._due - time.monotonic()))
-        return self._sock.recv_into(buffer)
