@@ -186,7 +186,7 @@ def test_hooks_are_explained_and_put_in_their_order(
     file = write(f'plugin_path = ["."]\n{LISTENER}{filters}{MAILBOXES}{MAILDIR}')
     assert main(["hooks", "--config", file]) == 0
     output = capsys.readouterr().out
-    assert "\nroute(session, envelope, recipient)\n    Say where a recipient's copy goes" in output
+    assert "\nroute(session, envelope, recipient)\n    Return where a recipient's copy" in output
     assert "\non_stop()\n" in output
     order = output.partition(f"Order of the plugins ({file}):\n")[2].splitlines()
     assert "    on_rcpt: first (shadow), second (only on smtp)" in order
