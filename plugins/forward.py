@@ -23,20 +23,20 @@ from minismtp import (
 
 from ._login import authorities
 
-_MOST = 100  # recipients that every server takes (RFC 5321 section 4.5.3.1.8)
+_MOST = 100  # recipients that every server accepts (RFC 5321 section 4.5.3.1.8)
 
 
 @plugin
 class Forward:
     """Store mail by handing it to another SMTP server, whose reply is the reply.
 
-    This server then holds nothing: it is a filter in front of the one at `address`. All mailboxes
-    of a message go in one transaction. Messages keep their lines, of any length; 8-bit or binary
-    content is encoded for a server that does not take it. `tls` says how to speak: "none",
-    "starttls", which is then demanded, or "implicit"; the certificate has to be for the host of
-    `address`, from an authority in the file `ca` or, without one, of the system. `username` and the
-    first line of `password_file` log in, by PLAIN and inside TLS or on this machine only.
-    `patience` is for a whole message with its reply.
+    This server stores nothing then: it is a filter in front of the server at `address`. A message
+    is sent to all of its mailboxes in one transaction. Lines keep their length; 8-bit or binary
+    content is encoded for a server that does not accept it. `tls` is "none", "starttls" (which the
+    server must offer) or "implicit". The certificate must be for the host of `address`, from an
+    authority in the file `ca` or, without `ca`, of the system. `username` and the first line of
+    `password_file` are the login, by AUTH PLAIN or LOGIN, inside TLS or on this machine only.
+    `patience` is the time for a whole message including its reply.
     """
 
     address: SocketAddress
@@ -65,18 +65,18 @@ class Forward:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Learn by which name to introduce ourselves, and warn of a password others can read."""
+        """Store the host name for EHLO, and warn if other users can read the password."""
         self._hostname = server.hostname
         if server.role == "check" and self.password_file is not None:
             warn_of_readers("password_file", self.password_file)
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
-        """Hand the message over for this mailbox and for those that will be asked for after it.
+        """Hand the message over for this mailbox and for those that follow it.
 
-        One transaction has one reply to the content; whoever is refused before it keeps nobody
-        else from the message. What was said of the others is remembered. A copy from the queue
-        goes by itself: its others may have theirs.
+        A mailbox that the server refuses does not affect the others. The replies for the others
+        are kept for their calls. A copy from the queue is sent alone, because the other mailboxes
+        may have theirs.
         """
         replies = envelope.stash.setdefault(self._replies, {})
         if mailbox not in replies:
@@ -102,7 +102,7 @@ class Forward:
 
 
 def _from(envelope: Envelope, mailbox: Address) -> list[Address]:
-    """Return the mailboxes from this one on, in the order in which they are delivered to."""
+    """Return this mailbox and those that follow it, in the order of delivery."""
     boxes = [box for recipient in envelope.recipients for box in recipient.mailboxes]
     boxes = list(dict.fromkeys(boxes))
     return boxes[boxes.index(mailbox) :][:_MOST] if mailbox in boxes else [mailbox]

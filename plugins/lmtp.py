@@ -19,10 +19,10 @@ from minismtp import (
 class Lmtp:
     """Store each copy through an LMTP server (RFC 2033), Dovecot's for example.
 
-    `address` is its socket, TCP or unix; LMTP is not encrypted, so over TCP keep to hosts that you
-    trust. What it replies for a mailbox is the reply for that one: 4yz defers, 5yz refuses, with
-    its code and text. Messages keep their lines, of any length; 8-bit or binary content is encoded
-    for a server that does not take it. `patience` is for one copy with its reply.
+    `address` is its socket, TCP or unix. LMTP is not encrypted, so use TCP only in a network that
+    you trust. The reply of the server for a mailbox decides: 4yz defers, 5yz refuses, with its code
+    and text. Lines keep their length; 8-bit or binary content is encoded for a server that does not
+    accept it. `patience` is the time for one copy including its reply.
     """
 
     address: SocketAddress
@@ -34,14 +34,14 @@ class Lmtp:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Learn by which name to introduce ourselves."""
+        """Store the host name for LHLO."""
         self._hostname = server.hostname
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:
         """Hand over one copy.
 
-        Each copy is a transaction of its own: what is known of one is not lost when the next fails.
+        Each copy is a transaction of its own, so the result of one does not depend on the next.
         """
         with self._server.connect() as line:
             client = SmtpClient(line, self._hostname, lmtp=True)

@@ -18,6 +18,9 @@ from source import ROOT, source_files
 
 # Folders and files that are free of them. Add one as soon as it passes.
 DONE: Final = (
+    *("minismtp/delivery", "minismtp/services/smtp_client.py"),
+    *("minismtp/services/smtp_extensions.py", "plugins/forward.py", "plugins/lmtp.py"),
+    *("tests/delivery", "tests/plugins/test_hostile_servers.py"),
     *("README.md", "SECURITY.md", "docs/administrator.md", "docs/hardening.md", "docs/insight.md"),
     *("docs/monitoring.md", "docs/plugins.md", "docs/sending.md", "docs/systemd.md"),
     *("docs/architecture.md", "docs/conformance.md", "docs/plugins"),

@@ -1,4 +1,4 @@
-"""One connection to another server, for one message after the other (RFC 5321)."""
+"""A connection to a host, over which messages are sent one after the other (RFC 5321)."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from minismtp.smtp.client_reply import HostReply
 from minismtp.values.address import to_ascii
 from minismtp.values.cache import BoundedCache
 
-_SMTP: Final = 25  # where a router would lead strangers to us
-#: Of one transaction: every host takes so many (RFC 5321 section 4.5.3.1.8).
+_SMTP: Final = 25  # a router would lead other servers to us at this port
+#: in one transaction: every host accepts this number (RFC 5321 section 4.5.3.1.8)
 _RECIPIENTS: Final = 100
-_REMEMBERED: Final = 86400.0  # seconds for which a host is known to refuse long lines
-# Replies about the recipient, the size, or what we want: other lines would not help.
+_REMEMBERED: Final = 86400.0  # seconds for which we know that a host refuses long lines
+# Replies about the recipient, the size or our request: shorter lines would not help.
 _OTHER_REASONS: Final = re.compile(r"5[0-9][0-9] 5\.[12347]\.")
-_UNSENT: Final = 131072  # octets that may wait to be sent
+_UNSENT: Final = 131072  # octets that may wait in the kernel to be sent
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """What all connections have in common."""
+class ClientSettings:
+    """Settings that all connections share."""
 
     hostname: str
     timeouts: Timeouts
     contexts: Contexts
-    #: Addresses of hosts that have refused long lines.
+    #: addresses of hosts that refused long lines
     short_lines: BoundedCache[str, bool] = field(default_factory=lambda: BoundedCache(1 << 20))
     clock: Callable[[], float] = time.monotonic
 
 
 class HostConnection:
-    """A connection that is ready for MAIL. `tls` is one of `security.LEVELS`."""
+    """A connection that is ready for MAIL. `tls` is one of `tls_security.LEVELS`."""
 
     def __init__(
-        self, host: Host, destination: Destination, security: Security, setting: Setting
+        self, host: Host, destination: Destination, security: Security, setting: ClientSettings
     ) -> None:
         """Connect, greet, secure and log in. Raise HostError."""
         self.host = host
@@ -81,8 +81,8 @@ class HostConnection:
         except OSError as error:
             raise HostError(f"451 4.4.1 cannot connect to {self.host}: {reason(error)}") from None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The kernel would take megabytes in advance, which a slow line needs minutes for: of those
-        # it must not take credit now, and the wait for the reply must not begin before they left.
+        # The kernel would accept megabytes at once that a slow line needs minutes for. Then we
+        # would extend the deadline too early, and wait for the reply before the content is sent.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         return Line(sock, setting.clock(), str(self.host), setting.clock)
 
@@ -101,10 +101,10 @@ class HostConnection:
             client.log_in(destination.username, destination.password)
 
     def _check_name(self, hello: HostReply) -> None:
-        """Raise LoopError for a host that has our name: a router has led us back to ourselves.
+        """Raise LoopError for a host with our name, because then a router led us back to ourselves.
 
-        Hosts that the configuration names may share it, and so may a server at another port;
-        machines that nobody has named do.
+        A host in the configuration may share our name, and so may a server at another port or a
+        machine with a default name such as localhost.
         """
         name = to_ascii(hello.text.partition(" ")[0])
         is_named = "." in name and not name.startswith("localhost.")
@@ -119,7 +119,7 @@ class HostConnection:
             self._secure()
             self._client.hello()
         elif self._security.level != "opportunistic":
-            raise TlsError(f"451 4.7.4 {refusal}", self._security.otherwise)
+            raise TlsError(f"451 4.7.4 {refusal}", self._security.fallback)
 
     def _secure(self) -> None:
         security = self._security
@@ -128,9 +128,9 @@ class HostConnection:
             secured = self._client.secure(security.context(self._setting.contexts), name)
             self.tls = security.confirm(secured)
         except SmtpError as error:
-            raise TlsError(str(error.reply), security.otherwise) from None
+            raise TlsError(str(error.reply), security.fallback) from None
         except MismatchError as error:
-            raise TlsError(f"451 4.7.5 {self.host}: {error}", security.otherwise) from None
+            raise TlsError(f"451 4.7.5 {self.host}: {error}", security.fallback) from None
         except AnchorsError as found:
             raise TlsError(f"451 4.7.5 {self.host}: {found}", found.security) from None
 
@@ -141,33 +141,34 @@ class HostConnection:
         message: Message,
         original: Original | None = None,
     ) -> list[RecipientResult]:
-        """Send a message; one answer for each target. Raise HostError before anything was taken.
+        """Send a message, and return a result for each target.
 
-        What the host cannot take as it is goes as a conversion of the `original`, the message
-        before plugins have edited it; making that may raise Verdict or OSError. After the content,
-        a lost connection is an answer: nobody knows whether it was taken.
+        If the host cannot take the message as it is, send a conversion of the `original`, the
+        message before plugins edited it. Raise HostError if the connection fails before the
+        content was sent; later, the result says so, because the host may have the message. Raise
+        Verdict or OSError if the conversion fails.
         """
         if entry.require_tls and (
             self.tls not in AUTHENTICATED or "REQUIRETLS" not in self._extensions
-        ):  # RFC 8689 section 4.2.1: another host may do
+        ):  # RFC 8689 section 4.2.1: another host may support it
             raise HostError(f"550 5.7.30 {self.host} does not support REQUIRETLS", final=True)
         form, original = Form.of(message), original or Original(message)
         if self._extensions.takes(entry, form):
             return self._transact(entry, targets, message, form)
         if not self._keeps_seal(entry, message, form, original):
             return self._convert(entry, targets, original)
-        answers = self._transact(entry, targets, message, form, chunked=True)
-        left = [number for number, answer in enumerate(answers) if _minds_lines(answer)]
+        results = self._transact(entry, targets, message, form, chunked=True)
+        left = [number for number, result in enumerate(results) if _minds_lines(result)]
         if left:
             again = self._send_broken(entry, [targets[number] for number in left], original)
-            for number, answer in zip(left, again, strict=True):
-                answers[number] = answer
-        return answers
+            for number, result in zip(left, again, strict=True):
+                results[number] = result
+        return results
 
     def _keeps_seal(
         self, entry: QueueEntry, message: Message, form: Form, original: Original
     ) -> bool:
-        """Return whether long lines go unbroken, so that the signature of another stays good."""
+        """Return whether long lines are sent unbroken, so that a signature stays valid."""
         refused = self._setting.short_lines.get(self.host.address)
         unbroken = self._extensions.takes_unbroken(entry, form) and not refused
         return unbroken and original.sealed and is_clean(message)
@@ -175,20 +176,20 @@ class HostConnection:
     def _send_broken(
         self, entry: QueueEntry, targets: Sequence[QueuedRecipient], original: Original
     ) -> list[RecipientResult]:
-        """Send once more what was refused unbroken; remember where that was the reason."""
+        """Send a message again with short lines, and remember a host that refuses long ones."""
         if self.closed:
-            answers = [
+            results = [
                 RecipientResult("queued", f"451 4.6.0 {self.host} refuses long lines")
             ] * len(targets)
         else:
             try:
-                answers = self._convert(entry, targets, original)
-            except HostError as error:  # others of the message may have been answered
-                return [RecipientResult("queued", error.reply, elsewhere=True)] * len(targets)
-        if self.closed or any(answer.state == "delivered" for answer in answers):
+                results = self._convert(entry, targets, original)
+            except HostError as error:  # the results of other recipients still count
+                return [RecipientResult("queued", error.reply, try_next_host=True)] * len(targets)
+        if self.closed or any(result.state == "delivered" for result in results):
             address = self.host.address
             self._setting.short_lines.put(address, True, _REMEMBERED, len(address))
-        return answers
+        return results
 
     def _convert(
         self, entry: QueueEntry, targets: Sequence[QueuedRecipient], original: Original
@@ -213,7 +214,7 @@ class HostConnection:
         failed = {
             n: RecipientResult("failed", str(each)) for n, each in enumerate(obstacles) if each
         }
-        answers: dict[int, RecipientResult] = {}
+        results: dict[int, RecipientResult] = {}
         left = [number for number in range(len(targets)) if number not in failed]
         most = min(extensions.recipients or _RECIPIENTS, _RECIPIENTS)
         mail = extensions.mail(entry, message, wide=form.wide)
@@ -230,18 +231,18 @@ class HostConnection:
             except SmtpError as error:
                 self.close()
                 reply = str(error.reply)
-                if not answers:
+                if not results:
                     raise HostError(reply, final=error.reply.is_final) from None
-                lost = RecipientResult("queued", reply, elsewhere=True)
-                answers = dict.fromkeys(left, lost) | answers
+                lost = RecipientResult("queued", reply, try_next_host=True)
+                results = dict.fromkeys(left, lost) | results
                 break
-            answers |= dict(zip(part, said, strict=True))
-            # At least one of a part is not crowded, so this comes to an end.
-            crowded = [number for number in part if answers[number].crowded]
-            most = len(part) - len(crowded)
-            left = crowded + rest
-        answers |= failed
-        return [answers[number] for number in range(len(targets))]
+            results |= dict(zip(part, said, strict=True))
+            # At least one recipient of a part is not among these, so the loop ends.
+            too_many = [number for number in part if results[number].too_many]
+            most = len(part) - len(too_many)
+            left = too_many + rest
+        results |= failed
+        return [results[number] for number in range(len(targets))]
 
     @property
     def _extensions(self) -> Extensions:
@@ -261,6 +262,6 @@ class HostConnection:
         return self._client.closed
 
 
-def _minds_lines(answer: RecipientResult) -> bool:
-    """Return whether a host may have refused content for its long lines."""
-    return answer.content_refused and not _OTHER_REASONS.match(answer.reply)
+def _minds_lines(result: RecipientResult) -> bool:
+    """Return whether a host may have refused content because of its long lines."""
+    return result.content_refused and not _OTHER_REASONS.match(result.reply)

@@ -1,4 +1,4 @@
-"""The content of a message, in the form in which a host takes it."""
+"""The content of a message, converted for a host that cannot take it as it is."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Edit = Callable[[QueueEntry, Message], object]
 
 
 class Original:
-    """A message as it waits, of which a host gets a conversion that it takes.
+    """A message as it is in the queue, from which conversions are made.
 
-    `edit` is what plugins do to a message before it leaves. They do it to the conversion too, so a
-    signature is one of what leaves. `directory` is where large conversions lie.
+    `edit` lets plugins edit a conversion as they edit any message before it is sent, so that their
+    signatures are valid for it. `directory` is for large conversions.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class Original:
 
     @property
     def sealed(self) -> bool:
-        """Whether others have signed it, so that a conversion would break what they said."""
+        """Whether it has a signature that a conversion would break."""
         return is_sealed(self._message)
 
     def converted(self, entry: QueueEntry, *, eight_bit: bool) -> tuple[QueueEntry, Message, Form]:
-        """Return what leaves in its place, with its envelope. Raise Verdict and OSError."""
+        """Return a conversion with its envelope and form. Raise Verdict and OSError."""
         made = self._convert(self._message, entry, eight_bit=eight_bit)
         form = Form.of(made)
         entry = replace(entry, body="8BITMIME" if form.wide and eight_bit else "7BIT")
         self._edit(entry, made)
         edited = Form.of(made)
-        if edited != form and (edited.long or not eight_bit):  # by the work of a plugin
+        if edited != form and (edited.long or not eight_bit):  # because of a plugin
             made = self._convert(made, entry, eight_bit=eight_bit)
             edited = Form.of(made)
         return entry, made, edited

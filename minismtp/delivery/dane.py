@@ -1,4 +1,4 @@
-"""TLSA records: certificates as the DNS names them (RFC 6698, RFC 7671, RFC 7672)."""
+"""DANE: certificates that TLSA records in the DNS name (RFC 6698, RFC 7671, RFC 7672)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minismtp.delivery.mx import Host, UnreachableError
 from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.der import certificate_fields
 
-TRUST_ANCHOR: Final = 2  #: DANE-TA: an authority of the certificate
-END_ENTITY: Final = 3  #: DANE-EE: the certificate itself, whatever stands in it
+TRUST_ANCHOR: Final = 2  #: DANE-TA: an authority that issued the certificate
+END_ENTITY: Final = 3  #: DANE-EE: the certificate itself, whatever its names and dates are
 _PUBLIC_KEY: Final = 5  # among the fields of a certificate
 
 _SELECTORS: Final[dict[int, Callable[[bytes], bytes]]] = {
@@ -37,7 +37,7 @@ class Tlsa:
 
     @property
     def usable(self) -> bool:
-        """Whether we can do what it says; PKIX-TA and PKIX-EE are for others (RFC 7672 3.1.3)."""
+        """Whether it can be applied: PKIX-TA and PKIX-EE are not for SMTP (RFC 7672 3.1.3)."""
         return (
             self.usage in {TRUST_ANCHOR, END_ENTITY}
             and self.selector in _SELECTORS
@@ -45,33 +45,34 @@ class Tlsa:
         )
 
     def names(self, certificate: bytes) -> bool:
-        """Whether it is about a certificate (DER)."""
+        """Return whether the record is for a certificate (DER)."""
         return _MATCHINGS[self.matching](_SELECTORS[self.selector](certificate)) == self.data
 
 
 @dataclass(frozen=True, slots=True)
 class Dane:
-    """What the zone of a host says of its certificate: the usable records, below `base`.
+    """The usable TLSA records of a host, which are at the name `base`.
 
-    There are such records, or others that we cannot use: then TLS is a must, whoever answers.
+    Without a usable record the host has only others. TLS is required then, with any certificate.
     """
 
     base: str
     records: tuple[Tlsa, ...]
 
     def names(self, certificate: bytes, usage: int) -> bool:
-        """Whether a record of this usage is about a certificate."""
+        """Return whether a record of this usage is for a certificate."""
         return any(each.usage == usage and each.names(certificate) for each in self.records)
 
     def among(self, chain: Iterable[bytes]) -> list[bytes]:
-        """Return the certificates of a chain that are trust anchors."""
+        """Return the certificates of a chain that a record names as trust anchors."""
         return [each for each in chain if self.names(each, TRUST_ANCHOR)]
 
 
 def look_up(resolver: Resolver, host: Host) -> Dane | None:
-    """Return what DANE says of a host, None when nothing. Raise UnreachableError.
+    """Return the DANE records of a host, None if it has no TLSA records.
 
-    Who can suppress the answer must gain nothing by that (RFC 7672 section 2.1.1).
+    Raise UnreachableError if the DNS does not answer, because an attacker who can suppress the
+    answer must not gain by it (RFC 7672 section 2.1.1).
     """
     for base in host.signed:
         try:

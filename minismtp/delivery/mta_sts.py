@@ -1,7 +1,7 @@
-"""MTA-STS: what a domain demands of those who send to it (RFC 8461).
+"""MTA-STS: the TLS that a domain demands of servers that send to it (RFC 8461).
 
-A policy that was fetched once holds for its `max_age`, whatever happens to the DNS or to the web
-server of the domain: who could take those away must gain nothing. So policies are kept on disk.
+A policy is valid for its `max_age`, even while the DNS or the web server of the domain is down,
+because an attacker who can block these must not gain by it. Therefore policies are stored on disk.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ID: Final = re.compile(r"[A-Za-z0-9]{1,32}")
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 _NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 _LONGEST: Final = 31_557_600  # seconds: a year (RFC 8461 section 3.2)
-_REFRESH: Final = 86_400.0  # a policy is looked at again after a day, even with the same id
+_REFRESH: Final = 86_400.0  # a policy is fetched again after a day, even with the same id
 _AGAIN: Final = 300.0  # after a failure (RFC 8461 section 3.3)
 _MOST_OCTETS: Final = 64 * 1024 * 1024  # of all policies on disk
 _MOST_FAILURES: Final = 10_000
@@ -37,7 +37,7 @@ _MOST_FAILURES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class StsPolicy:
-    """A policy; `unknown` stands for one that is published and could not be had."""
+    """A policy; `unknown` means that one is published, but could not be fetched."""
 
     mode: Literal["enforce", "testing", "none", "unknown"]
     mx: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class StsPolicy:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read what the web server of a domain has (RFC 8461 section 3.2). Raise ValueError."""
+        """Parse the policy of a domain (RFC 8461 section 3.2). Raise ValueError."""
         fields: dict[str, str] = {}
         mx: list[str] = []
         text = text.removeprefix("\ufeff").replace("\r\n", "\n")
@@ -73,17 +73,17 @@ class StsPolicy:
 
     @property
     def applies(self) -> bool:
-        """Whether there is something to comply with."""
+        """Whether hosts are to be checked against the policy."""
         return self.mode in {"enforce", "testing"}
 
     def allows(self, host: str) -> bool:
-        """Whether mail may go to a host (RFC 8461 section 4.1)."""
+        """Return whether mail may go to a host (RFC 8461 section 4.1)."""
         return any(matches(pattern, host) for pattern in self.mx)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A policy on disk: the `id` of its record, when it was fetched, in seconds of the epoch."""
+class StoredPolicy:
+    """A policy on disk, with the `id` of its record and the time of the fetch (epoch seconds)."""
 
     id: str
     fetched: float
@@ -93,71 +93,73 @@ class Kept:
 class Policies:
     """Finds the policy of a domain; threads may share one."""
 
-    def __init__(self, resolver: Resolver, web: PolicyFetcher, directory: Path, log: Log) -> None:
-        """Keep policies in `directory`; what has expired there goes. Raise OSError."""
+    def __init__(
+        self, resolver: Resolver, fetcher: PolicyFetcher, directory: Path, log: Log
+    ) -> None:
+        """Keep policies in `directory`, and remove expired ones. Raise OSError."""
         self._resolver = resolver
-        self._web = web
+        self._fetcher = fetcher
         self._directory = directory
         self._log = log
         self._failed: dict[str, float] = {}
-        self._octets = _MOST_OCTETS  # on disk; the first that is written has them counted
+        self._octets = _MOST_OCTETS  # on disk; writing the first policy counts them
         self._lock = threading.Lock()
         make_directory(directory)
         for path in list(directory.iterdir()):
             self._read(path.name)
 
     def of(self, domain: str) -> StsPolicy | None:
-        """Return the policy of a domain (A-labels), None when it has none.
+        """Return the policy of a domain (A-labels), None if the domain has no policy.
 
-        May fetch it, which takes no longer than `PolicyFetcher` allows.
+        Block while the policy is fetched, at most as long as `PolicyFetcher` allows.
         """
-        kept, published = self._read(domain), self._published(domain)
-        age = steady_time() - kept.fetched if kept else _REFRESH
-        if published and not (kept and kept.id == published and 0 <= age < _REFRESH):
-            kept = self._fetch(domain, published) or kept
-        if kept:
-            return kept.policy
+        stored, published = self._read(domain), self._published(domain)
+        age = steady_time() - stored.fetched if stored else _REFRESH
+        if published and not (stored and stored.id == published and 0 <= age < _REFRESH):
+            stored = self._fetch(domain, published) or stored
+        if stored:
+            return stored.policy
         return StsPolicy("unknown") if published else None
 
     def _published(self, domain: str) -> str:
-        """Return the id that the DNS has of a domain's policy, empty when it has none."""
+        """Return the id of a domain's policy from the DNS, empty if there is no policy."""
         with contextlib.suppress(UnansweredError):
             records = self._resolver.lookup(f"_mta-sts.{domain}", "TXT").records
             texts = [b"".join(record.strings).decode("ascii", "replace") for record in records]
             found = [fields for fields in map(_fields, texts) if fields[0] == _RECORD]
-            if len(found) == 1:  # RFC 8461 section 3.1: else there is none
+            if len(found) == 1:  # RFC 8461 section 3.1: with several records there is no policy
                 ids = [field[3:] for field in found[0] if field.startswith("id=")]
                 if len(ids) == 1 and _ID.fullmatch(ids[0]):
                     return ids[0]
         return ""
 
-    def _fetch(self, domain: str, published: str) -> Kept | None:
+    def _fetch(self, domain: str, published: str) -> StoredPolicy | None:
         with self._lock:
             if time.monotonic() < self._failed.get(domain, 0.0):
                 return None
             if len(self._failed) >= _MOST_FAILURES:
                 self._failed.clear()
-            self._failed[domain] = time.monotonic() + _AGAIN  # also while somebody is at it
+            self._failed[domain] = time.monotonic() + _AGAIN  # also while another thread fetches it
         try:
-            text = self._web.get(f"mta-sts.{domain}", "/.well-known/mta-sts.txt")
+            text = self._fetcher.get(f"mta-sts.{domain}", "/.well-known/mta-sts.txt")
             policy = StsPolicy.parse(text)
         except (FetchError, ValueError) as error:
             self._log.warning("MTA-STS policy not fetched", domain=domain, error=str(error))
             return None
         with self._lock:
             self._failed.pop(domain, None)
-        kept = Kept(published, steady_time(), policy)
+        stored = StoredPolicy(published, steady_time(), policy)
         self._log.info("MTA-STS policy", domain=domain, mode=policy.mode, mx=" ".join(policy.mx))
         try:
-            octets = msgspec.json.encode(kept)
+            octets = msgspec.json.encode(stored)
             atomic_write(self._directory / domain, octets)
             self._make_room(len(octets))
         except OSError as error:
             self._log.error("MTA-STS policy not kept", domain=domain, error=str(error))
-        return kept
+        return stored
 
     def _make_room(self, octets: int) -> None:
-        """Count what was written, and remove the oldest policies when all take too much."""
+        """Count the octets written, and remove the oldest policies if there are too many."""
         with self._lock:
             self._octets += octets
             if self._octets <= _MOST_OCTETS:
@@ -170,18 +172,19 @@ class Policies:
                 self._octets -= path.stat().st_size
                 path.unlink()
 
-    def _read(self, domain: str) -> Kept | None:
-        """Return the policy on disk, if it has not expired."""
+    def _read(self, domain: str) -> StoredPolicy | None:
+        """Return the policy on disk, None if there is no valid one."""
         path = self._directory / domain
-        if not path.is_file():  # a pipe would hold up whoever reads it
+        if not path.is_file():  # reading from a pipe would block
             return None
         try:
-            kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+            stored = msgspec.json.decode(path.read_bytes(), type=StoredPolicy)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
-        # One from the future was fetched while the clock was ahead: it holds, and `of` renews it.
-        if steady_time() < kept.fetched + kept.policy.max_age:
-            return kept
+        # A policy from the future was fetched while the clock was wrong. It is valid, and `of`
+        # fetches it again.
+        if steady_time() < stored.fetched + stored.policy.max_age:
+            return stored
         path.unlink(missing_ok=True)
         return None
 

@@ -1,6 +1,7 @@
-"""Where mail for a domain goes: MX records and addresses (RFC 5321 section 5, RFC 7505).
+"""The hosts for a domain: MX records and addresses (RFC 5321 section 5, RFC 7505).
 
-What the DNS answers decides a message's fate: "no such domain" is final, "no answer" is not.
+The answer of the DNS decides what happens to a message. "No such domain" is a permanent failure,
+no answer is a temporary one.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from minismtp.services.resolver import Found, Resolver, UnansweredError
 from minismtp.values.address import to_ascii
 from minismtp.values.peer import plain_address
 
-_MOST_HOSTS: Final = 10  # of a domain; more are no help (RFC 5321 section 5.1: at least two)
+_MOST_HOSTS: Final = 10  # of a domain (RFC 5321 section 5.1: at least two)
 _HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 
-#: Where the system takes a connection to these (RFC 1122 section 3.2.1.3).
-_LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - called, not bound
+#: where the system connects to for these addresses (RFC 1122 section 3.2.1.3)
+_LOOPBACKS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - used to connect, not bound
 
 
 class UnreachableError(Exception):
-    """A way to a domain is closed: an SMTP reply with the reason. `final` says: for good."""
+    """A host or domain cannot be reached. `reply` gives the reason, `final` says permanently."""
 
     def __init__(self, reply: str, *, final: bool = False) -> None:
         super().__init__(reply)
@@ -43,9 +44,9 @@ class UnreachableError(Exception):
 class Host:
     """One address of one host that takes mail for a domain.
 
-    `authentic` says that nobody can have put the name there: DNSSEC has validated the MX records,
-    or the name is from the configuration. `signed` are the names of the host, the best first, below
-    which TLSA records count; none where its zone is not signed (RFC 7672 section 2.2.2).
+    `authentic` says that the name cannot be forged, because DNSSEC validated the MX records or the
+    configuration has the name. `signed` are the names of the host whose TLSA records count, the
+    preferred one first; it is empty if the zone is not signed (RFC 7672 section 2.2.2).
     """
 
     name: str
@@ -60,7 +61,7 @@ class Host:
 
 
 class HostFinder:
-    """Knows the hosts for a domain. `hostname` and `own` are our name and where we listen."""
+    """Finds the hosts for a domain, but never this server: its `hostname`, its sockets (`own`)."""
 
     def __init__(
         self, resolver: Resolver, *, hostname: str, own: Sequence[SocketAddress], port: int
@@ -71,10 +72,10 @@ class HostFinder:
         self._port = port
 
     def by_mx(self, domain: str) -> Iterator[Host]:
-        """Yield where to deliver mail for a domain (A-labels), the best first.
+        """Yield the hosts for a domain (A-labels), the preferred ones first.
 
-        Looks up one preference after the other, as far as the caller goes. Raise UnreachableError,
-        at the end, when there was none, or when another try may find more.
+        The addresses are looked up as far as the caller iterates. Raise UnreachableError at the
+        end if there was no host, or if another attempt may find more.
         """
         if domain.startswith("["):
             address = to_ascii(domain)[1:-1].removeprefix("ipv6:")
@@ -91,9 +92,9 @@ class HostFinder:
                     hosts += self._hosts(name, self._port, authentic=found.secure)
                 except UnreachableError as error:
                     if problem is None or problem.final:
-                        problem = error  # one that may change counts for more
+                        problem = error  # a temporary failure counts for more
             if self._hostname in names or any(map(self._is_ours, hosts)):
-                # RFC 5321 section 5.1: only hosts that are preferred to ourselves.
+                # RFC 5321 section 5.1: only hosts that are preferred to this server.
                 problem = problem or _loop(domain)
                 break
             some = some or bool(hosts)
@@ -104,7 +105,7 @@ class HostFinder:
     def at(self, name: str, port: int) -> list[Host]:
         """Return all addresses of a host that the configuration or a plugin names.
 
-        What is wrong with that can be mended here, so no UnreachableError is final.
+        An UnreachableError is never final, because the operator can correct the name.
         """
         name = to_ascii(name)
         with contextlib.suppress(ValueError):
@@ -129,7 +130,7 @@ class HostFinder:
         return found
 
     def _hosts(self, name: str, port: int, *, authentic: bool) -> list[Host]:
-        """Return a host at each of its addresses. Raise UnreachableError when it has none."""
+        """Return a host at each of its addresses. Raise UnreachableError if it has no address."""
         answers: list[Found] = []
         failure: UnansweredError | None = None
         for kind in ("AAAA", "A") if _HOST_NAME.fullmatch(name) else ():
@@ -144,14 +145,14 @@ class HostFinder:
             raise UnreachableError(f"550 5.4.4 host {name} has no address", final=True)
         signed = self._signed(name, answers) if authentic else ()
         addresses = (
-            plain_address(record.address)  # an AAAA record may have one of IPv4
+            plain_address(record.address)  # an AAAA record may have an IPv4-mapped address
             for found in answers
             for record in random.sample(found.records, len(found.records))
         )
         return [Host(name, each, port, authentic, signed) for each in dict.fromkeys(addresses)]
 
     def _signed(self, name: str, answers: Sequence[Found]) -> tuple[str, ...]:
-        """Return the names of a host that are in signed zones; an alias may lead out of one."""
+        """Return the names of a host that are in signed zones; an alias may leave its zone."""
         if all(found.secure for found in answers):
             return tuple(dict.fromkeys([answers[0].name, name]))
         if answers[0].name != name:
@@ -161,14 +162,14 @@ class HostFinder:
         return ()
 
     def _not_ours(self, hosts: list[Host]) -> list[Host]:
-        """Drop addresses on which we would talk to ourselves. Raise UnreachableError."""
+        """Return the hosts that are not this server. Raise UnreachableError if all of them are."""
         others = [host for host in hosts if not self._is_ours(host)]
         if others:
             return others
         raise _loop(hosts[0].name)
 
     def _is_ours(self, host: Host) -> bool:
-        """Whether we listen there; another server may use the same port of another address."""
+        """Return whether this server listens at the address and port of a host."""
         address = _LOOPBACKS.get(host.address, host.address)
         anywhere = "::" if ":" in address else "0.0.0.0"  # noqa: S104 - compared, not bound
         return (address, host.port) in self._own or (
@@ -177,14 +178,14 @@ class HostFinder:
 
 
 def _exchanges(domain: str, found: Found) -> list[tuple[int, str]]:
-    """Return the hosts of MX records with their preferences, the best first."""
+    """Return the hosts of MX records with their preferences, in the order to try them."""
     if not found.records:
         return [(0, domain)]  # the implicit MX
     named = [(mx.preference, mx.exchange.to_text(omit_final_dot=True)) for mx in found.records]
     exchanges = [(number, name.lower()) for number, name in named if name not in {"", "."}]
     if not exchanges:
         raise UnreachableError(f"556 5.1.10 domain {domain} accepts no mail", final=True)
-    random.shuffle(exchanges)  # equal preferences share the load
+    random.shuffle(exchanges)  # hosts of equal preference share the load
     exchanges.sort(key=itemgetter(0))
     return exchanges[:_MOST_HOSTS]
 
@@ -201,7 +202,7 @@ def _named(host: str) -> list[str]:
 
 
 def _system(name: str) -> list[str]:
-    """Return the addresses that this machine knows otherwise, from /etc/hosts for instance."""
+    """Return the addresses that the system has for a name, from /etc/hosts for instance."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -210,10 +211,10 @@ def _system(name: str) -> list[str]:
 
 
 def _is_local(address: str) -> bool:
-    """Whether this machine has an address: only then can a socket be bound to it.
+    """Return whether this machine has an address, because only then can a socket bind to it.
 
-    Where the system lets sockets be bound to others too, its first addresses are known by what
-    comes from them.
+    If the system allows sockets to bind to other addresses too, compare the address with the one
+    that the system would send from.
     """
     found = ipaddress.ip_address(address)
     family = socket.AF_INET6 if found.version == 6 else socket.AF_INET  # noqa: PLR2004

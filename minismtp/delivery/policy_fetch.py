@@ -1,6 +1,7 @@
-"""Small texts from web servers that nobody vouches for (RFC 8461 section 3.3).
+"""Fetches MTA-STS policies from web servers, which are not trusted (RFC 8461 section 3.3).
 
-Over HTTPS with a valid certificate, without redirections or proxies, of bounded size and time.
+A fetch uses HTTPS with a valid certificate, no redirections and no proxies, and its size and time
+are bounded.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.services.http_client import LineSocket
 from minismtp.services.remote import Line
 
-_SECONDS: Final = 10.0  # for all, from the first address to the end of the body
+_SECONDS: Final = 10.0  # for everything, from the first address to the end of the body
 _CONNECT: Final = 4.0
 _SIZE: Final = 65536  # octets
 
 
 class FetchError(Exception):
-    """The text could not be had; says why."""
+    """The text could not be fetched; the message gives the reason."""
 
 
 class PolicyFetcher:
-    """Fetches texts; `context` verifies the servers' certificates."""
+    """Fetches texts; `context` verifies the certificates of the servers."""
 
-    def __init__(self, directory: HostFinder, context: ssl.SSLContext, port: int) -> None:
-        self._directory = directory
+    def __init__(self, host_finder: HostFinder, context: ssl.SSLContext, port: int) -> None:
+        self._host_finder = host_finder
         self._context = context
         self._port = port
 
@@ -37,7 +38,7 @@ class PolicyFetcher:
         """Return the text at a path of a server. Raise FetchError."""
         end = time.monotonic() + _SECONDS
         try:
-            hosts = self._directory.at(name, self._port)
+            hosts = self._host_finder.at(name, self._port)
         except UnreachableError as error:
             raise FetchError(str(error)) from None
         failure = ""

@@ -1,4 +1,4 @@
-"""What a host said, and what it means for a message (RFC 5321 section 4.2)."""
+"""The result of a delivery for each recipient, from the replies of hosts (RFC 5321 section 4.2)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from minismtp.delivery.tls_security import Security
 from minismtp.services.smtp_client import RecipientReply
 from minismtp.smtp.client_reply import SERVICE_ENDS, HostReply
 
-#: How hosts say that the rest of the recipients belongs into another transaction.
+#: how hosts say that the other recipients belong in another transaction
 _TOO_MANY: Final = re.compile(
     r"too many|separate (?:transaction|message)|multiple (?:destination )?domains"
     r"|(?:limit|maximum|exceed)[^.]{0,40} (?:recipient|rcpt)|(?:recipient|rcpt)[^.]{0,40} limit",
     re.IGNORECASE,
 )
-_MAILBOX: Final = ("1", "2")  # subjects of enhanced codes: the address, the mailbox
+_MAILBOX: Final = ("1", "2")  # subjects of enhanced codes: address, mailbox (RFC 3463 section 3)
 _SPACE: Final = 452
 _STORAGE: Final = 552
 
@@ -26,46 +26,46 @@ State: TypeAlias = Literal["delivered", "queued", "failed"]
 
 
 class HostError(UnreachableError):
-    """A host cannot be used now; another one may. The reply says why."""
+    """A host cannot be used, but another one may work. The reply gives the reason."""
 
 
 class LoopError(HostError):
-    """A host is this server itself, behind an address that nobody here knows."""
+    """A host is this server itself, at an address that it does not know as its own."""
 
 
 class TlsError(HostError):
-    """A handshake does not come about, or not with whom it should; `otherwise` may be tried."""
+    """TLS cannot be used, or the host is not the expected one; `fallback` may be tried."""
 
-    def __init__(self, reply: str, otherwise: Security | None) -> None:
+    def __init__(self, reply: str, fallback: Security | None) -> None:
         super().__init__(reply)
-        self.otherwise = otherwise
+        self.fallback = fallback
 
 
 @dataclass(frozen=True, slots=True)
 class RecipientResult:
-    """What became of one recipient, and the reply that says so.
+    """The outcome for one recipient, and the reply that decided it.
 
-    `reports` tells that the host has taken over the duty to report success (RFC 3461 section 5),
-    `content_refused` that it would have taken mail for this recipient, but not this one,
-    `elsewhere` that another host may be asked, because this one has not got the message, and
-    `crowded` that another transaction may take the recipient. `host` is who has said it, over a
-    connection secured as `tls` says.
+    - `reports`: the host is now responsible for reporting success (RFC 3461 section 5).
+    - `content_refused`: the host accepted the recipient, but not this message.
+    - `try_next_host`: another host may be asked, because this one does not have the message.
+    - `too_many`: another transaction with the same host may take the recipient.
+    - `host` and `tls`: the host that replied, and how the connection was secured.
     """
 
     state: State
     reply: str
     reports: bool = False
     content_refused: bool = False
-    elsewhere: bool = False
-    crowded: bool = False
+    try_next_host: bool = False
+    too_many: bool = False
     host: str = ""
     tls: str = ""
 
 
 def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[RecipientResult]:
-    """Return what the replies of a transaction mean for its recipients.
+    """Return the results for the replies of a transaction.
 
-    A reply of "too many" counts as such only behind a recipient who was accepted.
+    A reply means "too many recipients" only after a recipient that was accepted.
     """
     results: list[RecipientResult] = []
     some = False
@@ -74,10 +74,10 @@ def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[Reci
         if each.step == "lost":
             # Unless it is a refusal (421), the host may have the message: another one would
             # deliver it twice.
-            elsewhere = reply.code == SERVICE_ENDS
-            result = RecipientResult("queued", str(reply), elsewhere=elsewhere)
+            try_next_host = reply.code == SERVICE_ENDS
+            result = RecipientResult("queued", str(reply), try_next_host=try_next_host)
         elif each.step == "RCPT" and some and is_too_many(reply):
-            result = RecipientResult("queued", str(reply), elsewhere=True, crowded=True)
+            result = RecipientResult("queued", str(reply), try_next_host=True, too_many=True)
         else:
             result = result_of(reply)
         if each.step in ("content", "lost"):
@@ -89,19 +89,19 @@ def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[Reci
 
 
 def result_of(reply: HostReply) -> RecipientResult:
-    """Return what a reply means for a recipient that was not accepted before."""
+    """Return the result for a recipient that was not accepted before this reply."""
     if reply.accepts:
         return RecipientResult("delivered", str(reply))
     if reply.is_final and not (reply.code == _STORAGE and _names_too_many(reply)):
         return RecipientResult("failed", str(reply))
-    return RecipientResult("queued", str(reply), elsewhere=reply.refuses)
+    return RecipientResult("queued", str(reply), try_next_host=reply.refuses)
 
 
 def is_too_many(reply: HostReply) -> bool:
     """Return whether a reply to RCPT may mean that another transaction has to take the recipient.
 
-    RFC 5321 section 4.5.3.1.10: 452, or 552 from older hosts. Both stand for a mailbox that is
-    full as well; without an enhanced code only the other transaction tells.
+    RFC 5321 section 4.5.3.1.10: 452, or 552 from older hosts. Both may also mean that the
+    mailbox is full. Without an enhanced code only another transaction shows which is meant.
     """
     subject = reply.enhanced[2:].partition(".")[0]
     if _names_too_many(reply):

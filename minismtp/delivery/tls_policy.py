@@ -1,6 +1,6 @@
-"""Who decides how TLS with a host must be: the configuration, DANE, MTA-STS, REQUIRETLS.
+"""The TLS that a connection to a host must have: configuration, DANE, MTA-STS and REQUIRETLS.
 
-DANE goes before MTA-STS (RFC 8461 section 2), and neither makes less of what is configured.
+DANE goes before MTA-STS (RFC 8461 section 2), and neither weakens what is configured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minismtp.services.resolver import Resolver
 
 
 class TlsPolicies:
-    """Says what a connection must show; `policies` is None where MTA-STS is switched off."""
+    """Decides what a connection must prove; `policies` is None if MTA-STS is switched off."""
 
     def __init__(
         self, resolver: Resolver, policies: Policies | None, log: Log, *, dane: bool
@@ -26,7 +26,7 @@ class TlsPolicies:
         self._dane = dane
 
     def policy(self, domain: str, destination: Destination) -> StsPolicy | None:
-        """Return the MTA-STS policy for mail by MX; it is not about hosts that we have chosen."""
+        """Return the MTA-STS policy of a domain, None if a route or a plugin chose the host."""
         by_mx = not destination.host and not domain.startswith("[")
         if self._policies is None or destination.tls == "none" or not by_mx:
             return None
@@ -35,7 +35,7 @@ class TlsPolicies:
     def demand(
         self, host: Host, domain: str, destination: Destination, policy: StsPolicy | None
     ) -> Security:
-        """Return what a connection to a host must show. Raise UnreachableError if none can."""
+        """Return what a connection to a host must prove. Raise UnreachableError if none can."""
         plain = _configured(destination)
         if plain.level == "none":
             return plain
@@ -44,7 +44,7 @@ class TlsPolicies:
             names = (dane.base, host.name) if destination.host else (dane.base, host.name, domain)
             return Security("verified", "dane", dane, names)
         if dane is not None and plain.level == "opportunistic":
-            plain = Security("required")  # RFC 7672 section 2.2: records that we cannot use
+            plain = Security("required")  # RFC 7672 section 2.2: unusable records
         if policy is None or not policy.applies:
             return plain
         if not policy.allows(host.name):
@@ -55,17 +55,17 @@ class TlsPolicies:
             return plain
         if policy.mode == "enforce":
             return Security("verified", "mta-sts")
-        return Security("verified", "testing", otherwise=plain)
+        return Security("verified", "testing", fallback=plain)
 
     def report(self, domain: str, problem: str) -> None:
-        """Log what a policy in the mode testing would have held up."""
+        """Log what a policy in the mode "testing" would have deferred."""
         self._log.warning("MTA-STS testing", domain=domain, would_fail=problem)
 
     @staticmethod
     def vouch(host: Host, domain: str, policy: StsPolicy | None) -> None:
-        """See that nobody can have put the host there, as REQUIRETLS wants (RFC 8689 4.2.1).
+        """Raise UnreachableError unless DNSSEC or MTA-STS proves that a host belongs to a domain.
 
-        Raise UnreachableError when that is not so.
+        REQUIRETLS demands it (RFC 8689 section 4.2.1).
         """
         if host.authentic or (policy is not None and policy.applies and policy.allows(host.name)):
             return
@@ -77,8 +77,8 @@ class TlsPolicies:
 
 
 def _configured(destination: Destination) -> Security:
-    """Return what the configuration or a plugin wants."""
+    """Return what the configuration or a plugin demands."""
     if destination.tls == "opportunistic" and not destination.implicit:
-        # RFC 7435: what would have gone in clear without the offer may go in clear.
-        return Security("opportunistic", otherwise=Security("none"))
+        # RFC 7435: mail may go in the clear, as it would if the host did not offer TLS.
+        return Security("opportunistic", fallback=Security("none"))
     return Security(destination.tls)

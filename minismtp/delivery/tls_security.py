@@ -1,4 +1,4 @@
-"""What TLS with one host must be, and whether it is (RFC 3207, RFC 7435, RFC 7672)."""
+"""What a TLS connection to a host must prove, and the check (RFC 3207, RFC 7435, RFC 7672)."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from minismtp.mail.delivery import TlsLevel
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import GENEROUS, set_ciphers
 
-#: How a delivery was secured, for logs and metrics. `encrypted`: anybody may have answered.
+#: How a delivery was secured, for logs and metrics. "encrypted": the host is not authenticated.
 LEVELS: Final = ("none", "encrypted", "verified", "mta-sts", "dane")
-#: Those at which we know who has answered.
+#: The levels that authenticate the host.
 AUTHENTICATED: Final = frozenset({"verified", "mta-sts", "dane"})
 _DER: Final = 2  # _ssl.ENCODING_DER
 _KEY: Final = "outbound.server_ca"
 
 
 class MismatchError(ValueError):
-    """The host's certificate is not the one that it should have."""
+    """The certificate of the host is not an expected one."""
 
 
 class AnchorsError(Exception):
-    """Nothing is proved yet, but `security` can be: the host has shown its trust anchors."""
+    """The host presented trust anchors, so a second handshake can prove `security`."""
 
     def __init__(self, security: Security) -> None:
         super().__init__("trust anchors found")
@@ -35,12 +35,12 @@ class AnchorsError(Exception):
 
 
 class Contexts:
-    """The TLS settings of all connections, made once: to read the authorities takes a while."""
+    """The TLS contexts of all connections, made once because loading authorities is slow."""
 
     def __init__(self, authorities: Path | None = None, ciphers: str = "") -> None:
         """Trust the authorities in a PEM file, else the system's. Raise ConfigError.
 
-        `ciphers` are for TLS 1.2; "" = those that a mail server may have.
+        `ciphers` are for TLS 1.2. If empty, the ciphers that mail servers commonly use are allowed.
         """
         self._ciphers = ciphers or GENEROUS
         try:
@@ -51,11 +51,11 @@ class Contexts:
             raise ConfigError(f"{authorities}: {error.strerror}", key=_KEY) from None
         self.verified.minimum_version = ssl.TLSVersion.TLSv1_2
         set_ciphers(self.verified, self._ciphers)
-        # Better than in clear, though anybody could be at the other end (RFC 7435).
+        # Encryption without authentication is better than clear text (RFC 7435).
         self.open = self._unchecked()
 
     def anchored(self, anchors: Iterable[bytes]) -> ssl.SSLContext:
-        """Trust these certificates (DER) and no others; the names are left to the caller."""
+        """Return a context that trusts only these certificates (DER); the caller checks names."""
         context = self._unchecked()
         context.verify_mode = ssl.CERT_REQUIRED
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # they need not be self-signed
@@ -73,11 +73,11 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What a connection must show. `otherwise` is what may be tried when it does not.
+    """What a connection must prove, and in `fallback` what may be tried if it does not.
 
-    `policy` says what asks for it when it is more than the configuration does.
-    `names` are those of which a certificate below a DANE trust anchor must have one; `anchors` are
-    the certificates that a host has shown us and that its TLSA records name.
+    `policy` is the source of a demand that goes beyond the configuration. A certificate below a
+    DANE trust anchor must have one of the `names`. `anchors` are the certificates that the host
+    presented and that its TLSA records name.
     """
 
     level: TlsLevel
@@ -85,10 +85,10 @@ class Security:
     dane: Dane | None = None
     names: tuple[str, ...] = ()
     anchors: tuple[bytes, ...] = ()
-    otherwise: Self | None = None
+    fallback: Self | None = None
 
     def context(self, contexts: Contexts) -> ssl.SSLContext:
-        """Return the settings for the handshake."""
+        """Return the context for the handshake."""
         if self.anchors:
             return contexts.anchored(self.anchors)
         if self.level == "verified" and self.dane is None:
@@ -96,7 +96,7 @@ class Security:
         return contexts.open
 
     def confirm(self, connection: ssl.SSLSocket) -> str:
-        """Return the level that a handshake has reached. Raise MismatchError and AnchorsError."""
+        """Return the level that a handshake reached. Raise MismatchError and AnchorsError."""
         if self.dane is None:
             if self.level != "verified":
                 return "encrypted"
@@ -117,16 +117,16 @@ class Security:
     def _confirm_dane(self, dane: Dane, connection: ssl.SSLSocket) -> None:
         certificate = connection.getpeercert(binary_form=True) or b""
         if dane.names(certificate, END_ENTITY):
-            return  # whatever name and time stand in it (RFC 7672 section 3.1.1)
+            return  # whatever its names and dates are (RFC 7672 section 3.1.1)
         anchors = dane.among(_presented(connection))
         if anchors:
-            # OpenSSL shall verify the chain, and it does that during a handshake: once more then.
+            # OpenSSL verifies a chain only during a handshake, so another handshake is needed.
             raise AnchorsError(replace(self, anchors=tuple(anchors)))
         raise MismatchError("no TLSA record is for its certificate")
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a name is the one of a pattern, whose first label may be `*` (RFC 6125 6.4.3)."""
+    """Return whether a name matches a pattern, whose first label may be `*` (RFC 6125 6.4.3)."""
     pattern, name = pattern.lower().rstrip("."), to_ascii(name)
     return name == pattern or (
         pattern.startswith("*.") and name.partition(".")[2] == pattern[2:] != ""
@@ -134,7 +134,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _presented(connection: ssl.SSLSocket) -> list[bytes]:
-    """Return the certificates (DER) that the host has sent, its own first."""
+    """Return the certificates (DER) that the host sent, its own first."""
     public: Any = getattr(connection, "get_unverified_chain", None)  # from Python 3.13 on
     if public is not None:
         return list(public() or ())

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from minismtp.delivery.attempt import Attempt, DeliveryContext
-from minismtp.delivery.course import Done, Outgoing
+from minismtp.delivery.progress import AttemptResult, DeliveryRequest
 from minismtp.delivery.result import RecipientResult
 from minismtp.mail.events import DeliveryAttempted
 from minismtp.mail.queue_entry import QueueEntry
@@ -123,11 +123,11 @@ class DeliveryPool:
         begun = time.monotonic()
         targets = tuple(entry.targets[each.number] for each in queued)
         attempts = max(each.attempts for each in queued)
-        done = attempt.deliver(Outgoing(entry, message, targets, attempts))
+        done = attempt.deliver(DeliveryRequest(entry, message, targets, attempts))
         now = steady_time()
-        statuses = self._statuses(queued, done.answers, now, self._index.left(entry.id))
+        statuses = self._statuses(queued, done.results, now, self._index.left(entry.id))
         try:
-            self._notifier.report(entry, message, statuses, [each.reports for each in done.answers])
+            self._notifier.report(entry, message, statuses, [each.reports for each in done.results])
         except OSError as error:
             # The sender would not learn of a failure, so the recipients stay queued.
             self._log.error("notification not queued", id=entry.id, error=str(error))
@@ -137,31 +137,31 @@ class DeliveryPool:
                 for each in statuses
             ]
         self._report(entry, statuses, done, time.monotonic() - begun, now)
-        return JobResult(statuses, done.reached, done.answers[0].reply)
+        return JobResult(statuses, done.reached, done.results[0].reply)
 
     def _statuses(
         self,
         queued: list[RecipientStatus],
-        answers: list[RecipientResult],
+        results: list[RecipientResult],
         now: float,
         left: float,
     ) -> list[RecipientStatus]:
         """Return the new statuses of recipients whose message expires in `left` seconds."""
         statuses = []
-        for status, answer in zip(queued, answers, strict=True):
-            state, reply, again = answer.state, sys.intern(answer.reply), 0.0
+        for status, result in zip(queued, results, strict=True):
+            state, reply, again = result.state, sys.intern(result.reply), 0.0
             if state == "queued" and left <= 0:
                 state, reply = "failed", with_last_reply("550 5.4.7 delivery time expired", reply)
             elif state == "queued":
                 again = now + min(delay(self._retry, status.attempts + 1), left)
-            statuses.append(status.attempted(state, reply, answer.host, at=now, again=again))
+            statuses.append(status.attempted(state, reply, result.host, at=now, again=again))
         return statuses
 
     def _report(
         self,
         entry: QueueEntry,
         statuses: list[RecipientStatus],
-        done: Done,
+        done: AttemptResult,
         seconds: float,
         now: float,
     ) -> None:
@@ -177,16 +177,16 @@ class DeliveryPool:
                 recipients=each.recipients,
                 reply=each.reply,
             )
-        for status, answer in zip(statuses, done.answers, strict=True):
+        for status, result in zip(statuses, done.results, strict=True):
             address = entry.targets[status.number].address
             shown = status.shown_state
-            self._metrics.attempt(shown, seconds, age, answer.tls)
+            self._metrics.attempt(shown, seconds, age, result.tls)
             self._deliveries.record(
                 f"delivery {shown}",
                 entry.id,
                 to=address,
                 host=status.host,
-                tls=answer.tls,
+                tls=result.tls,
                 delay=f"{age:.1f}",
                 seconds=f"{seconds:.3f}",
                 reply=status.reply,

@@ -7,7 +7,7 @@
         client.quit()
 
 The host is not trusted. Its replies are checked and bounded, each step has a deadline, and what it
-says before it is asked is never taken for an answer.
+says before it is asked is never used as a reply.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _DONE: Final = 250
 _CONTINUE: Final = 334
 _START_INPUT: Final = 354
 _PIECE: Final = 65536
-_UNKNOWN: Final = "the next server"  # what a client is told; where it is concerns nobody else
+_UNKNOWN: Final = "the next server"  # in replies to clients, which need not know its address
 
 
 class SmtpError(RemoteError):
-    """The session cannot go on.
+    """The session cannot continue.
 
-    `reply` is what the host said (421, or no welcome), or a 451 that says what went wrong.
+    `reply` is the reply of the host (421, or a refusal to serve), or a 451 that gives the reason.
     """
 
     def __init__(self, reply: HostReply, text: str = "") -> None:
@@ -54,7 +54,8 @@ class SmtpError(RemoteError):
 class Timeouts:
     """Seconds for each phase of a connection as a whole, sending included.
 
-    `data` is for progress: octets of content buy it back at `rate`, until `content` has passed.
+    `data` is for progress: each octet of content that the host takes extends it by 1 / `rate`, but
+    never beyond `content` seconds in all.
     """
 
     connect: float
@@ -67,7 +68,7 @@ class Timeouts:
 
     @classmethod
     def of(cls, outbound: Outbound) -> Self:
-        """Take them from the configuration."""
+        """Return the timeouts of the configuration."""
         return cls(
             outbound.connect_timeout.total_seconds(),
             outbound.command_timeout.total_seconds(),
@@ -129,7 +130,7 @@ class SmtpClient:
         return "" if reply.accepts else f"{self._line.name} refuses STARTTLS: {reply}"
 
     def secure(self, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:
-        """Make the TLS handshake; what was said in the clear is an error (RFC 3207 4.2)."""
+        """Make the TLS handshake. Clear text that arrived before it is an error."""
         with self.phase("the TLS handshake", status="4.7.5"):
             if self._replies.pending:
                 raise _failure(f"{self._line.name} mixes clear text into TLS", "4.7.5")
@@ -264,7 +265,7 @@ class SmtpClient:
     def _stream(self, pieces: Iterable[bytes]) -> bool:
         """Send content; return False if the host spoke or hung up before the end of it was sent.
 
-        What the host takes buys time, as `Timeouts` says.
+        Content that the host takes extends the deadline, as `Timeouts` describes.
         """
         line, timeouts = self._line, self._timeouts
         end = line.clock() + timeouts.content if timeouts else inf
@@ -283,17 +284,17 @@ class SmtpClient:
         return True
 
     def _leave(self, replies: Iterable[HostReply] = ()) -> None:
-        """End a transaction without a message; what goes wrong shows in the next one."""
+        """End a transaction without a message. If this fails, so does the next transaction."""
         with contextlib.suppress(SmtpError), self.phase("RSET"):
-            # RFC 2920 section 3.1: nobody gets this empty message
+            # RFC 2920 section 3.1: this empty message has no recipient
             command = "." if any(reply.code == _START_INPUT for reply in replies) else "RSET"
             next(self._converse(command))
 
     def quit(self, *, wait: bool = True) -> None:
         """End the session, whether the host answers or not, and close the connection.
 
-        Without `wait` the reply is not read (RFC 5321 section 4.1.1.10 says that it should be):
-        for somebody who waits for what is known already.
+        A client should read the reply (RFC 5321 section 4.1.1.10). Without `wait` it does not, so
+        that a sender does not wait for a result that is known.
         """
         with contextlib.suppress(SmtpError), self.phase("QUIT", "quit"):
             self._put("QUIT")
@@ -314,7 +315,7 @@ class SmtpClient:
         *,
         status: str = "4.4.2",
     ) -> Iterator[None]:
-        """Give the block its time; whatever goes wrong with the connection becomes SmtpError."""
+        """Limit the time of the block, and turn every failure of the connection into SmtpError."""
         host = self._line.name
         if self._timeouts is not None:
             self._line.due = self._line.clock() + getattr(self._timeouts, limit)
@@ -355,7 +356,7 @@ class SmtpClient:
 
     def _put(self, *commands: str) -> None:
         if self._speaks():
-            reply = self._reply()  # raises a 421, and the end of the connection
+            reply = self._reply()  # raises for a 421 and for the end of the connection
             raise _failure(f"{self._line.name} speaks before it is asked: {reply}")
         self._line.send("".join(f"{command}\r\n" for command in commands).encode())
 

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from minismtp.config import Config
 from minismtp.delivery.attempt import Attempt, DeliveryContext
-from minismtp.delivery.client import HostConnection, Setting
+from minismtp.delivery.client import ClientSettings, HostConnection
 from minismtp.delivery.content import Original
-from minismtp.delivery.course import Done, Outgoing
 from minismtp.delivery.mx import Host, HostFinder
+from minismtp.delivery.progress import AttemptResult, DeliveryRequest
 from minismtp.delivery.result import HostError, RecipientResult, TlsError
 from minismtp.delivery.tls_policy import TlsPolicies
 from minismtp.delivery.tls_security import Contexts, Security
@@ -66,7 +66,7 @@ class Peer:
         self.socket.sendall(octets)
 
     def drip(self, octets: bytes) -> None:
-        """Send one octet after the other, until nobody listens."""
+        """Send one octet after the other, until the client is gone."""
         for octet in octets:
             self.say(bytes([octet]))
             time.sleep(DRIP)
@@ -174,7 +174,7 @@ def visit(listen: Callable[[Behaviour], Listener]) -> Iterator[Visit]:
                 host = listen(host)
             if isinstance(host, Listener):
                 host = host.host
-            setting = Setting("here.example", timeouts, Contexts())
+            setting = ClientSettings("here.example", timeouts, Contexts())
             security = Security(destination.tls)
             connection = HostConnection(host, destination, security, setting)
             stack.callback(connection.close)
@@ -223,7 +223,7 @@ def greeted(behaviour: Behaviour, hello: bytes = PIPELINING) -> Behaviour:
 
 
 def serving(hello: bytes = PIPELINING, **replies: list[bytes] | bytes) -> Behaviour:
-    """Behave well but for these replies; DOT is the one after the content."""
+    """Behave well except for these replies; DOT is the reply after the content."""
     named = {(b"." if verb == "DOT" else verb.encode()): said for verb, said in replies.items()}
     return greeted(lambda peer: peer.serve(dict(named)), hello)
 
@@ -552,7 +552,7 @@ def test_a_host_that_takes_for_ever_in_the_envelope_is_given_up(visit: Visit) ->
 
 
 def test_a_hundred_recipients_go_at_once(visit: Visit, listen: Callable[..., Listener]) -> None:
-    """RFC 5321 section 4.5.3.1.8: so many every host takes."""
+    """RFC 5321 section 4.5.3.1.8: every host accepts 100 recipients."""
     host = listen(serving())
     targets = [target(f"u{number}@example.net") for number in range(250)]
     answers = visit(host).send(entry(*targets), targets, message())
@@ -706,7 +706,7 @@ def test_a_host_that_stops_reading_is_given_up(visit: Visit) -> None:
 
 
 class SlowHost:
-    """A host that reads so many octets in a second, by a clock that the client goes by."""
+    """A host that reads `octets` in a second of the clock that the client uses."""
 
     def __init__(self, octets: int, seconds: float = 1.0) -> None:
         self.now = 1000.0
@@ -727,8 +727,10 @@ class SlowHost:
         peer.say(b"250 taken\r\n")
 
     def outcome(self, host: Host, **timeouts: float) -> str:
-        """Send 14 MB to it, and return what came of it."""
-        setting = Setting("here.example", Timeouts(**timeouts), Contexts(), clock=lambda: self.now)
+        """Send 14 MB to it, and return the result."""
+        setting = ClientSettings(
+            "here.example", Timeouts(**timeouts), Contexts(), clock=lambda: self.now
+        )
         connection = HostConnection(host, Destination(""), Security("opportunistic"), setting)
         try:
             return send(connection, message(LARGE)).reply
@@ -989,7 +991,7 @@ def test_binary_content_is_converted_where_it_must_be(visit: Visit) -> None:
 
 
 def test_fields_outside_ascii_go_to_any_host_as_they_are(visit: Visit) -> None:
-    """So does Postfix, where nobody has asked for SMTPUTF8."""
+    """Postfix does so too if the client did not ask for SMTPUTF8."""
     content = b"Subject: Gr\xfc\xdfe, \xe4\xbd\xa0\r\n\r\nhello\r\n"
     host = Chunks(hello=b"250 there\r\n")
     assert send(visit(host), message(content)).state == "delivered"
@@ -1057,7 +1059,7 @@ def test_requiretls_has_another_host_tried(
 def limited(
     most: int, refusal: bytes, hello: bytes = PIPELINING, taken: list[list[bytes]] | None = None
 ) -> Behaviour:
-    """Take so many recipients in a transaction; `taken` gets those of each."""
+    """Accept `most` recipients in a transaction, and append those of each to `taken`."""
 
     def behave(peer: Peer) -> None:
         recipients: list[bytes] = []
@@ -1222,9 +1224,9 @@ def attempt() -> Iterator[Callable[..., Attempt]]:
             found = [each.host if isinstance(each, Listener) else each for each in hosts]
             config, plugins = Config.embedded(), PluginSet(Metrics(), Log())
             plugins.close()
-            judge = TlsPolicies(Resolver([]), None, Log(), dane=False)
-            setting = Setting("here.example", PATIENT, Contexts())
-            delivery_context = DeliveryContext(config, plugins, Found(found), judge, setting)
+            tls_policies = TlsPolicies(Resolver([]), None, Log(), dane=False)
+            setting = ClientSettings("here.example", PATIENT, Contexts())
+            delivery_context = DeliveryContext(config, plugins, Found(found), tls_policies, setting)
             made = Attempt(delivery_context, "example.net")
             stack.callback(made.close)
             return made
@@ -1232,9 +1234,9 @@ def attempt() -> Iterator[Callable[..., Attempt]]:
         yield make
 
 
-def deliver(attempt: Attempt, *names: str) -> Done:
+def deliver(attempt: Attempt, *names: str) -> AttemptResult:
     targets = [target(f"{name}@example.net") for name in names or ("bob",)]
-    return attempt.deliver(Outgoing(entry(*targets), message(), targets, 0))
+    return attempt.deliver(DeliveryRequest(entry(*targets), message(), targets, 0))
 
 
 def named(listener: Listener, name: str) -> Host:
@@ -1280,7 +1282,7 @@ def test_next_host_is_tried_after_what_may_change(
 ) -> None:
     one, two = listen(first(hello)), listen(serving(hello))
     done = deliver(attempt(named(one, "one"), named(two, "two")))
-    assert [(each.state, each.host) for each in done.answers] == [("delivered", "two")]
+    assert [(each.state, each.host) for each in done.results] == [("delivered", "two")]
     assert mails(two) == 1
     [passed] = done.passed
     assert passed.host.startswith("one")
@@ -1301,7 +1303,7 @@ def test_what_a_host_refuses_for_good_no_other_is_asked(
     attempt: Callable[..., Attempt], listen: Callable[..., Listener], replies: dict[str, bytes]
 ) -> None:
     one, two = listen(serving(**replies)), listen(serving())
-    assert [each.state for each in deliver(attempt(one, two)).answers] == ["failed"]
+    assert [each.state for each in deliver(attempt(one, two)).results] == ["failed"]
     assert not two.peers
 
 
@@ -1322,17 +1324,17 @@ def test_host_with_our_name_is_ourselves_and_those_behind_it_are_not_asked(
     """As behind a router, whose address we do not know; Postfix looks at the name as well."""
     before, ourselves = listen(serving(RCPT=b"450 4.2.0 busy\r\n")), listen(serving(hello))
     backup = listen(serving())
-    assert deliver(attempt(ourselves)).answers[0].state == "delivered"  # a server at another port
+    assert deliver(attempt(ourselves)).results[0].state == "delivered"  # a server at another port
     monkeypatch.setattr("minismtp.delivery.client._SMTP", ourselves.host.port)
-    [answer] = deliver(attempt(ourselves, backup)).answers
+    [answer] = deliver(attempt(ourselves, backup)).results
     assert answer.state == "failed"
     assert answer.reply.startswith("550 5.4.6 ")
     assert answer.reply.endswith(" is here.example: mail loops back to this host")
-    [answer] = deliver(attempt(before, ourselves, backup)).answers
+    [answer] = deliver(attempt(before, ourselves, backup)).results
     assert (answer.state, answer.reply) == ("queued", "450 4.2.0 busy")
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = Host("closed", *server.getsockname())
-    [answer] = deliver(attempt(closed, ourselves, backup)).answers
+    [answer] = deliver(attempt(closed, ourselves, backup)).results
     assert answer.state == "queued"
     assert (mails(ourselves), mails(backup)) == (1, 0)
 
@@ -1348,7 +1350,7 @@ def test_message_that_a_host_may_have_taken_is_given_to_no_other(
     attempt: Callable[..., Attempt], listen: Callable[..., Listener]
 ) -> None:
     one, two = listen(serving(DOT=b"")), listen(serving())
-    [answer] = deliver(attempt(one, two)).answers
+    [answer] = deliver(attempt(one, two)).results
     assert answer.state == "queued"
     assert not two.peers
 
@@ -1360,7 +1362,7 @@ def test_only_those_that_were_put_off_go_to_the_next_host(
     one = listen(serving(RCPT=said))
     two = listen(serving(RCPT=[b"250 ok\r\n", b"451 4.7.1 later\r\n"]))
     done = deliver(attempt(named(one, "one"), named(two, "two")), *"abcd")
-    assert [(each.state, each.host, each.reply) for each in done.answers] == [
+    assert [(each.state, each.host, each.reply) for each in done.results] == [
         ("delivered", "one", "250 taken"),
         ("delivered", "two", "250 taken"),
         ("failed", "one", "550 5.1.1 nobody"),
@@ -1381,7 +1383,7 @@ def test_reply_of_the_best_host_is_kept_when_all_put_off(
     one = listen(serving(RCPT=b"452 4.2.2 mailbox full\r\n"))
     two = listen(serving(MAIL=b"451 4.3.0 ask the other\r\n"))
     done = deliver(attempt(closed, named(one, "one"), named(two, "two")))
-    [answer] = done.answers
+    [answer] = done.results
     assert (answer.state, answer.host, answer.reply) == ("queued", "one", "452 4.2.2 mailbox full")
     assert done.reached is True
     assert [each.host.partition("[")[0] for each in done.passed] == ["closed", "two"]
@@ -1393,7 +1395,7 @@ def test_two_hosts_are_asked_in_one_attempt(
     busy = [listen(serving(RCPT=b"450 4.2.0 busy\r\n")) for _ in range(2)]
     unused = listen(serving())
     away = listen(lambda peer: peer.say(b"421 4.3.2 not now\r\n"))
-    assert deliver(attempt(away, *busy, unused)).answers[0].state == "queued"
+    assert deliver(attempt(away, *busy, unused)).results[0].state == "queued"
     assert [mails(host) for host in busy] == [1, 1]
     assert not unused.peers
 
@@ -1404,7 +1406,7 @@ def test_host_that_has_put_off_over_an_open_connection_is_not_asked_twice(
     one = listen(serving(RCPT=[b"250 ok\r\n", b"450 4.2.0 busy\r\n"]))
     two = listen(serving())
     delivering = attempt(named(one, "one"), named(two, "two"))
-    assert deliver(delivering).answers[0].host == "one"
-    assert deliver(delivering).answers[0].host == "two"
+    assert deliver(delivering).results[0].host == "one"
+    assert deliver(delivering).results[0].host == "two"
     assert len(one.peers) == 1
     assert mails(one) == 2

@@ -132,7 +132,7 @@ def test_the_lowest_preference_comes_first_and_equals_share_the_load(directory: 
     [
         ("itself.test", ["itself.test[198.51.100.7]:25"]),  # the implicit MX
         ("half.test", [ONE]),
-        ("odd.test", [ONE]),  # a null MX beside others is none (RFC 7505 section 3)
+        ("odd.test", [ONE]),  # a null MX beside others is ignored (RFC 7505 section 3)
         ("alias.test", ["nick.test[198.51.100.1]:25"]),
         ("second.test", [ONE]),  # we are the second: only those before us
         (Address.parse("x@b\u00fccher.test").ascii_domain, [ONE]),

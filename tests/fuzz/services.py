@@ -33,7 +33,7 @@ from minismtp import (
     SmtpClient,
     SocketAddress,
 )
-from minismtp.delivery.client import HostConnection, Setting
+from minismtp.delivery.client import ClientSettings, HostConnection
 from minismtp.delivery.mx import Host
 from minismtp.delivery.result import HostError, result_of
 from minismtp.delivery.tls_security import Security
@@ -57,7 +57,7 @@ _TARGETS = [
 )
 def host(data: bytes) -> None:
     entry = QueueEntry.of(envelope(), message_of(_MESSAGE), _TARGETS)
-    setting = Setting("mx.example.org", Timeouts(9, 9, 9, 9), cast("Any", None))
+    setting = ClientSettings("mx.example.org", Timeouts(9, 9, 9, 9), cast("Any", None))
     with patch("socket.create_connection", return_value=Peer(data)):
         connection = HostConnection(
             Host("a.example", "192.0.2.1", 25), Destination("a.example"), Security("none"), setting

@@ -1,0 +1,138 @@
+"""The progress of one message from host to host of a destination.
+
+A recipient that one host defers (4yz, at any command or after the content) is offered to the next
+host in the same attempt, and so is a message if a host cannot be reached. A recipient that may
+have the message already is not offered again. At most two hosts are asked, as in Postfix
+(smtp_mx_session_limit); hosts that cannot be reached do not count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from minismtp.delivery.client import HostConnection
+from minismtp.delivery.content import Original
+from minismtp.delivery.mx import Host, UnreachableError
+from minismtp.delivery.result import RecipientResult
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+
+_SESSIONS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRequest:
+    """A message and its recipients at one destination.
+
+    `original` is the message before plugins edited it for this delivery.
+    """
+
+    entry: QueueEntry
+    message: Message
+    targets: Sequence[QueuedRecipient]
+    attempts: int
+    original: Original | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostRefusal:
+    """A reply that deferred a number of recipients, for whom another host's reply counts."""
+
+    host: str
+    reply: str
+    recipients: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """The results of an attempt, one for each target.
+
+    `reached` says whether the destination works, None if the attempt did not show it. `passed` has
+    the replies that were followed by those of other hosts.
+    """
+
+    results: list[RecipientResult]
+    reached: bool | None = None
+    passed: tuple[HostRefusal, ...] = ()
+
+
+class RequestProgress:
+    """Collects the results of a message; `visited` are the hosts that were asked."""
+
+    def __init__(self, request: DeliveryRequest) -> None:
+        self.request = request
+        self.visited: list[Host] = []
+        self._results: dict[int, RecipientResult] = {}  # by the number of the target
+        self._failure: UnreachableError | None = None
+        self._said: list[HostRefusal] = []
+
+    @property
+    def left(self) -> list[int]:
+        """The numbers of the targets to offer to the next host."""
+        if len(self.visited) >= _SESSIONS:
+            return []
+        results = map(self._results.get, range(len(self.request.targets)))
+        return [n for n, result in enumerate(results) if result is None or result.try_next_host]
+
+    @property
+    def part(self) -> DeliveryRequest:
+        """The request for the targets in `left`."""
+        targets = self.request.targets
+        return replace(self.request, targets=[targets[number] for number in self.left])
+
+    def add_results(self, connection: HostConnection, results: Sequence[RecipientResult]) -> None:
+        """Record the results of a host for the targets in `left`.
+
+        If all hosts defer a recipient, the reply of the first one counts, because it is preferred
+        to the others.
+        """
+        name, tls = connection.host.name, connection.tls
+        for number, result in zip(self.left, results, strict=True):
+            if number not in self._results or not result.try_next_host:
+                self._results[number] = replace(result, host=name, tls=tls)
+        self.visited.append(connection.host)
+        put_off = Counter(result.reply for result in results if result.try_next_host)
+        self._said += [HostRefusal(name, reply, count) for reply, count in put_off.items()]
+
+    def add_failure(self, error: UnreachableError, host: str = "") -> None:
+        """Record that a host cannot be reached, or that the lookup of hosts failed.
+
+        A temporary failure counts for more than a permanent one.
+        """
+        if host:
+            self._said.append(HostRefusal(host, error.reply, len(self.left)))
+        if self._failure is None or (self._failure.final and (host or not error.final)):
+            self._failure = error
+
+    def done(self) -> AttemptResult:
+        """Return the result of the attempt."""
+        failure = self._failure
+        results = [self._results.get(n) for n in range(len(self.request.targets))]
+        told = {(result.host, result.reply) for result in results if result is not None}
+        passed = [each for each in self._said if (each.host, each.reply) not in told]
+        if failure is None or None not in results:
+            return AttemptResult(
+                [result for result in results if result], reached=True, passed=tuple(passed)
+            )
+        reply = failure.reply
+        passed = [each for each in passed if each.reply != reply]
+        if not failure.final and reply[:1] == "5":
+            reply = f"451 4.4.1 {reply}"
+        reached = True if self.visited else None if failure.final else False
+        return AttemptResult(
+            [each or plain_result(reply) for each in results], reached, tuple(passed)
+        )
+
+
+def plain_result(reply: str) -> RecipientResult:
+    """Return the result for a reply that no other host can change."""
+    match reply[0]:
+        case "2":
+            return RecipientResult("delivered", reply)
+        case "5":
+            return RecipientResult("failed", reply)
+        case _:
+            return RecipientResult("queued", reply)
