@@ -111,7 +111,7 @@ class DryRun:
     def _service(
         self, config: Config, listener: Listener, plugins: PluginSet, log: Log
     ) -> ListenerContext:
-        # The server's own rules for strangers are switched off, because plugins are what is tried.
+        # The server's own rules for clients are off, because the plugins are the subject.
         return replace(
             ListenerContext.of(config, listener, plugins, self._metrics, log),
             starttls=False,

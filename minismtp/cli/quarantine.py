@@ -29,7 +29,7 @@ _VERBS: Final = {
     "list": "one line for each message",
     "show": "all that is known of messages, and their headers",
     "release": "deliver to their mailboxes after all",
-    "delete": "drop, and tell nobody",
+    "delete": "drop without a notification",
 }
 _DONE: Final = {"release": "released", "delete": "deleted"}
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "REASON")

@@ -32,7 +32,7 @@ _VERBS: Final = {
     "retry": "try now",
     "hold": "do not try until it is released",
     "release": "try what was held",
-    "remove": "drop, and tell nobody",
+    "remove": "drop without a notification",
     "bounce": "return to the sender",
 }
 _CHANGES: Final[dict[str, tuple[State, State | None, str]]] = {

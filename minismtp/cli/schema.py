@@ -14,7 +14,7 @@ from minismtp.hooks.loader import available
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: the schema is that of the installed plugins, whatever the configuration."""
+    """Add nothing, because the schema does not depend on a configuration."""
     del parser
 
 

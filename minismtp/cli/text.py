@@ -20,7 +20,7 @@ _CACHED: Final = 10_000  # texts: a queue of 50,000 messages has few different o
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Return the lines of a table, `head` first; the last column may be of any width."""
-    cells = [tuple(map(one_line, row)) for row in rows]  # the width is that of what is printed
+    cells = [tuple(map(one_line, row)) for row in rows]  # escaped first, because escapes take room
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     form = "  ".join(
         f"{{:{'>' if name in _RIGHT else '<'}{width}}}"
@@ -36,7 +36,7 @@ def cut(lines: Iterable[str]) -> list[str]:
 
 
 def detail(name: str, value: str, indent: str = "  ") -> str:
-    """Return one line of what is known of a thing, with the values one below the other."""
+    """Return a line with a name and a value; the values of several lines are aligned."""
     return f"{indent}{name:<10} {value}"
 
 
