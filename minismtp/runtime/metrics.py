@@ -56,7 +56,7 @@ def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], N
     """
     counter = Counter(
         "minismtp_thread_failures",
-        "What threads have raised that nobody expected.",
+        "Unexpected exceptions that threads raised and survived.",
         ["thread"],
         registry=registry,
     )
@@ -185,7 +185,7 @@ class Metrics:
 
     def _define_process(self) -> None:
         self.thread_failed = count_thread_failures(self.registry)
-        text = "Lines of the log that were dropped: nobody took them."
+        text = "Lines of the log that were dropped because its reader was too slow."
         self.log_dropped = self.buffer.adder(self.counter("log_lines_dropped", text))
         self.unusable_files = self.gauge(
             "unusable_files",
@@ -195,9 +195,7 @@ class Metrics:
 
     def _define_sessions(self) -> None:
         counter, gauge = self.counter, self.gauge
-        self.connections = counter(
-            "connections", "Connections by what became of them.", "listener", "result"
-        )
+        self.connections = counter("connections", "Connections by result.", "listener", "result")
         self.connections_active = gauge(
             "connections_active", "Connections open now.", "listener", mode="livesum"
         )
@@ -219,17 +217,15 @@ class Metrics:
         )
         self.certificate_not_after = gauge(
             "tls_certificate_not_after_timestamp_seconds",
-            "When the first of a listener's certificates ends.",
+            "When the first of a listener's certificates expires.",
             "listener",
             mode="livemostrecent",
         )
 
     def _define_mail(self) -> None:
-        self.messages = self.counter(
-            "messages", "Messages by what became of them.", "listener", "outcome"
-        )
+        self.messages = self.counter("messages", "Messages by outcome.", "listener", "outcome")
         self.recipients = self.counter(
-            "recipients", "Recipients by how RCPT was answered.", "listener", "outcome"
+            "recipients", "Recipients by the outcome of RCPT.", "listener", "outcome"
         )
         self.message_size = self.histogram(
             "message_size_bytes", "Size of received messages.", "listener", buckets=SIZES
@@ -244,20 +240,20 @@ class Metrics:
             "hook_cpu_seconds", "CPU time of hook implementations.", *labels
         )
         self.hook_verdicts = self.counter(
-            "hook_verdicts", "What hook implementations answered.", *labels, "verdict"
+            "hook_verdicts", "Calls of hook implementations by verdict.", *labels, "verdict"
         )
         self.hook_errors = self.counter(
-            "hook_errors", "Exceptions from plugins that are no verdicts.", *labels
+            "hook_errors", "Exceptions of plugins that are not verdicts.", *labels
         )
         self.hook_overruns = self.counter(
             "hook_overruns", "Hook calls that took longer than the plugin's timeout.", *labels
         )
         self.shadow_verdicts = self.counter(
             "shadow_verdicts",
-            "What plugins in shadow mode would have answered.",
+            "Calls of plugins in shadow mode by verdict.",
             *labels,
             "verdict",
         )
         self.storage_duration = self.histogram(
-            "storage_duration_seconds", "Time to store one copy durably.", "plugin"
+            "storage_duration_seconds", "Time to store a copy durably.", "plugin"
         )

@@ -129,7 +129,7 @@ class _ServerCollector:
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for one scrape."""
         build = GaugeMetricFamily(
-            "minismtp_build_info", "Version of the server.", labels=["version", "python"]
+            "minismtp_build_info", "The version of the server.", labels=["version", "python"]
         )
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
@@ -155,7 +155,7 @@ class _ServerCollector:
         )
         yield GaugeMetricFamily(
             "minismtp_config_last_reload_success_timestamp_seconds",
-            "When the configuration was last loaded with success.",
+            "When the configuration was last loaded successfully.",
             value=status.reloaded_at,
         )
         problems = GaugeMetricFamily(

@@ -68,7 +68,9 @@ class Readiness:
             "state": self._state(),
             "disk": self._disk(),
             "threads": self._threads(),
-            "log": "lines were dropped: nobody reads standard error" if self._recent("log") else "",
+            "log": "lines were dropped because standard error is not read"
+            if self._recent("log")
+            else "",
         }
         return {problem: sentence for problem, sentence in found.items() if sentence}
 

@@ -388,8 +388,9 @@ def next_signal(patience: float) -> int:
 
 
 def pause(before: float, lived: float) -> float:
-    """Return the seconds until a dead worker is replaced, which `lived` seconds after a pause.
+    """Return the pause before a dead worker is replaced, in seconds.
 
-    The pause grows while workers die young. It stays short, because mail waits meanwhile.
+    `before` is the pause before it started, and `lived` how long it ran. The pause grows while
+    workers die young. It stays short, because mail waits meanwhile.
     """
     return 0.0 if lived >= _SHORT_LIFE else min(max(before * 2, 1.0), _LONGEST_PAUSE)

@@ -163,7 +163,7 @@ def test_failures_of_threads_and_lost_lines_are_told_for_a_while(
         )
         assert readiness.problems() == {
             "threads": "threads have failed and went on: clerk",
-            "log": "lines were dropped: nobody reads standard error",
+            "log": "lines were dropped because standard error is not read",
         }
         clock.now += 200
         scoreboard.post_queue(0)

@@ -1,4 +1,4 @@
-"""Every thread goes on after what nobody expected, which is logged and counted."""
+"""Every thread survives unexpected exceptions, which are logged and counted."""
 
 from __future__ import annotations
 
