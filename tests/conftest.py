@@ -163,7 +163,7 @@ class Running:
 
     @property
     def log(self) -> str:
-        """All that the server has said so far, whole lines."""
+        """What the server wrote so far, in whole lines."""
         return self._log.read_bytes()[self._begin :].decode().rpartition("\n")[0]
 
     def wait_for_log(self, pattern: str, count: int = 1) -> re.Match[str]:
@@ -241,7 +241,7 @@ class Running:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Return the exit status once the server has ended."""
+        """Wait for the end of the server, and return its exit status."""
         return self.process.wait(DEADLINE)
 
     def kill(self) -> None:

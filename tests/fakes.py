@@ -124,7 +124,7 @@ class Wire:
         return data + found
 
     def read(self, size: int) -> bytes:
-        """Return just so many octets, or what came before the end of the connection."""
+        """Return `size` octets, or fewer if the connection ends before."""
         while len(self._buffer) < size and (piece := self.socket.recv(65536)):
             self._buffer += piece
         data, self._buffer = self._buffer[:size], self._buffer[size:]
@@ -169,7 +169,7 @@ def http(said: object) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-#: How a service may fail, by what it does to whoever connects.
+#: How a service may fail: what it does to a client that connects.
 FAILURES: Final[Mapping[str, Talk]] = {
     "slow": listen,
     "nonsense": saying(b"220 mx.example.org ESMTP\r\n"),

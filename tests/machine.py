@@ -85,7 +85,7 @@ class Machine:
         return value
 
     def enter(self) -> None:
-        """Move the calling thread into the network inside, for good."""
+        """Move the calling thread into the network inside; it cannot come back."""
         with Path(f"/proc/{self._leader}/ns/net").open() as network:
             status = ctypes.CDLL(None, use_errno=True).setns(network.fileno(), _NEWNET)
         assert status == 0, os.strerror(ctypes.get_errno())
@@ -145,7 +145,7 @@ class Machine:
         self.run("systemctl", "daemon-reload")
 
     def journal(self, *options: str) -> list[str]:
-        """Return what the service has said to the journal."""
+        """Return what the service wrote to the journal."""
         options = ("--unit=minismtp", "--output=cat", *options)
         return self.run("journalctl", *options, check=False).splitlines()
 
@@ -190,7 +190,7 @@ def booted(nspawn: str, directory: Path, wheels: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _control_groups() -> Iterator[str]:
-    """Make control groups and give their paths: other machines that boot have groups of theirs."""
+    """Make control groups of this machine alone, and return their paths."""
     roots = [CGROUPS, CGROUPS / "unified", CGROUPS / "systemd"]
     groups = [
         root / f"minismtp-{os.getpid()}" for root in roots if (root / "cgroup.procs").exists()

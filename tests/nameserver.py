@@ -67,7 +67,7 @@ $TTL 60
 @ SOA ns.test. hostmaster.test. 1 60 60 60 60
 @ NS ns.test.
 """
-#: A zone that nsd is to have and has not: whoever asks for it gets SERVFAIL.
+#: A zone that nsd is configured for but cannot load, so it answers SERVFAIL.
 BROKEN: Final = "broken.test"
 
 

@@ -1,8 +1,8 @@
 """Machines with addresses of their own, on one link with a DNS server: Linux namespaces, for root.
 
-A host is a network and a mount namespace, held by a process that waits on a pipe of ours; commands
-enter it by nsenter. Nothing of it has a name outside, so runs side by side do not clash, and when
-the tests have ended and nothing runs there, the kernel takes namespaces, links and mounts away.
+A host is a network and a mount namespace, held by a process that waits on our pipe; commands enter
+it by nsenter. Nothing of it has a name outside, so runs side by side do not clash, and once no
+process of the tests runs there, the kernel takes namespaces, links and mounts away.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Namespace:
         return ("nsenter", f"--target={self.pid}", "--net", "--mount", "--")
 
     def run(self, *command: str | Path, given: str = "", check: bool = True) -> str:
-        """Run a command here; gives what it says."""
+        """Run a command here and return its output."""
         done = subprocess.run(
             [*self.prefix, *command],
             input=given,
@@ -166,7 +166,7 @@ class Namespace:
         self.run("mount", "--bind", source, Path(path).resolve())
 
     def close(self) -> None:
-        """Let the kernel take all of it away, once nobody runs here."""
+        """Let the kernel remove all of it, once no process runs here."""
         self._holder.communicate()
 
 
@@ -291,7 +291,7 @@ class MailServer:
         self._stack = contextlib.ExitStack()
 
     def start(self) -> Running:
-        """Start it; gives what runs."""
+        """Start it and return what runs."""
         (self.directory / "log").unlink(missing_ok=True)
         running = self._run(self.config, command=self.host.prefix)
         self.running = self._stack.enter_context(running)
@@ -343,7 +343,7 @@ def send(
 
 
 def wait_for(condition: Callable[[], bool], log: Path) -> None:
-    """Return when a program that writes this log has come so far."""
+    """Wait until a program that writes this log is ready."""
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, log.read_text(errors="replace")

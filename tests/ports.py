@@ -11,7 +11,7 @@ _COUNT: Final = 20_000
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
+    """Return an unused port of 127.0.0.1."""
     while True:
         port = _FIRST + secrets.randbelow(_COUNT)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

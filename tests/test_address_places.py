@@ -138,7 +138,7 @@ def of_alias(address: str, directory: Path) -> str:
 
 
 def of_alias_of_ours(address: str, directory: Path) -> str:
-    """The same local part at a domain of ours is an alias for it."""
+    """The same local part at a local domain is an alias for it."""
     path = directory / "aliases"
     path.write_text(f"{_quoted(address)}@{OURS}: {_quoted(address)}@{THEIRS}\n")
     mailboxes = Mailboxes(domains=[OURS], users=["nobody"], aliases_file=path)
@@ -239,7 +239,7 @@ def of_notification(address: str, _: Path) -> str:
 
 
 def of_submission(address: str, directory: Path) -> str:
-    """Who has logged in as an address may send from it."""
+    """A user who logged in as an address may send from it."""
     looking = Looking()
     dialogue = Dialogue(
         looking, Mailroom(), kind="submission", login=address, tls=True, spool=directory

@@ -139,7 +139,7 @@ def changed_password(path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     return path.read_bytes()
 
 
-# Each option that names a file: what stands there, and what is read.
+# Each option that names a file: the content, and how it is read.
 READ: Final[dict[str, tuple[bytes, Callable[[Path], object]]]] = {
     "tls.certificate": (CERTIFICATE, lambda path: (pair(path, certificate=path), not_after(path))),
     "tls.key": (KEY, lambda path: pair(path, key=path)),

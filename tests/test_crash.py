@@ -126,7 +126,7 @@ def crash(
 ) -> set[int]:
     """Kill a server at a random moment of its work; give the messages it had acknowledged by then.
 
-    With a sink it may be the moment in which that has given a reply, and nobody has noted it yet.
+    A sink may have sent a reply at that moment which no client noted yet.
     """
     senders = [Sender(server, numbers, recipients) for _ in range(CLIENTS)]
     for sender in senders:
@@ -166,7 +166,7 @@ def numbers_of(server: Running, user: str) -> list[int]:
 
 
 def take(server: Running, user: str) -> list[int]:
-    """Return the numbers of the messages in new/, as `numbers_of`, and remove them for good."""
+    """Return the numbers of the messages in new/, as `numbers_of`, and remove them."""
     numbers = numbers_of(server, user)
     for path in (server.directory / "mail" / user / "new").iterdir():
         path.unlink()
@@ -203,7 +203,7 @@ class Sink:
         self.round += 1
 
     def wait_for(self, count: int) -> None:
-        """Wait until it has given so many more replies."""
+        """Wait for `count` more replies."""
         self._replies = threading.Semaphore(0)
         for _ in range(count):
             assert self._replies.acquire(timeout=60)
@@ -271,7 +271,7 @@ class Sink:
                 rounds.setdefault(name, []).append(number)
             early = Counter(number for each in rounds.values() for number in each[:-1])
             assert all(count <= again for count in early.values()), early
-            print(  # noqa: T201 - figures for whoever asked for them
+            print(  # noqa: T201 - figures that the caller asked for
                 f"\n{self.round - 1} crashes, {len(acknowledged)} messages acknowledged,"
                 f" {self.arrived.total()} arrivals of {len(self.arrived)} messages;"
                 f" {self.cut.total()} cut off between dot and reply,"
@@ -315,8 +315,8 @@ class Disk:
     def unmount(self) -> bool:
         """Unmount it, if nobody uses it any more, and go on with a copy of the image.
 
-        Whoever else holds the mount, such as a container that starts just now, writes what is left
-        of it when it lets go: into the image that nobody looks at any more.
+        Another process that holds the mount, such as a starting container, writes what is left
+        when it lets go, into an image that is no longer read.
         """
         if subprocess.run(["umount", self._directory], check=False, capture_output=True).returncode:
             return False

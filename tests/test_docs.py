@@ -53,7 +53,7 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 
 def tables(page: Path) -> dict[str, list[list[str]]]:
-    """Return the rows of a page's tables, but for their heads, by the heading they stand under."""
+    """Return the rows of a page's tables, without their heads, by the heading above."""
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in page.read_text().splitlines():
@@ -68,7 +68,7 @@ def tables(page: Path) -> dict[str, list[list[str]]]:
 
 
 def code(text: str) -> list[str]:
-    """Return what stands in backticks."""
+    """Return the texts in backticks."""
     return re.findall(r"`([^`\n]+)`", text)
 
 

@@ -425,7 +425,7 @@ class ByItself:
             )
 
     def wait_for(self, pattern: str) -> str:
-        """Return what it has said once a regular expression is found in it."""
+        """Wait until a regular expression is in its output, and return the output."""
         deadline = time.monotonic() + DEADLINE
         while not re.search(pattern, said := self.output.read_text()):
             assert time.monotonic() < deadline, said

@@ -1,4 +1,4 @@
-"""Aliases that lead to other hosts, the way back to senders, and what senders are told of it."""
+"""Aliases that lead to other hosts, the way back to senders, and their notifications."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, *, leave: int = 0) -> Path:
-    """Leave so many octets of a disk."""
+    """Fill a disk except for `leave` octets."""
     path = disk / "filling"
     with path.open("wb", buffering=0) as file:
         try:

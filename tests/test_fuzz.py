@@ -370,7 +370,7 @@ def test_server_survives_any_octets(target: Running) -> None:
     before = resident(target)
     tally = run_peers(target, SEED, SECONDS)
     after = resident(target)
-    print(  # noqa: T201 - figures for whoever asked for them
+    print(  # noqa: T201 - figures that the caller asked for
         f"\n{tally.sessions} sessions, {tally.replies} replies, {tally.lost} cut,"
         f" {len(tally.accepted)} messages; RSS {before} -> {after}"
     )

@@ -48,7 +48,7 @@ def machine(
     require_program: Callable[[str], str],
     tls_files: TlsFiles,
 ) -> Iterator[Machine]:
-    """Yield a machine that has been set up as the guide says."""
+    """Yield a machine that is set up as the guide says."""
     for program in ("dovecot", "swaks", "promtool"):
         require_program(program)
     nspawn = require_program("systemd-nspawn")

@@ -19,7 +19,7 @@ from zones import DictionaryResolver
 from minismtp.testing import Dialogue, Mailroom
 
 _SIZE: Final = 200_000  # octets
-_SHORT: Final = 0.02  # seconds for so many
+_SHORT: Final = 0.02  # seconds for the short input
 
 #: What makes line number n of a header; the first line begins a field.
 LINES: Final[dict[str, Callable[[int], str]]] = {

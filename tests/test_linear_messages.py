@@ -56,7 +56,7 @@ def _zipped(data: bytes, count: int) -> bytes:
     return target.getvalue()
 
 
-#: What is given a size makes an archive of about so many octets, unpacked.
+#: Each makes an archive that unpacks to about the given number of octets.
 ARCHIVES: Final[dict[str, Callable[[int], bytes]]] = {
     "gzip with a name": lambda size: gzip.compress(b"\x1f\x8b\x08\x08" + b"x" * size),
     "empty gzips": lambda size: gzip.compress(b"") * (size // 20),

@@ -61,7 +61,7 @@ SESSION: Final = Session(
 )
 
 _SIZE: Final = 16 * 1024  # characters
-_SHORT: Final = 0.002  # seconds for so many
+_SHORT: Final = 0.002  # seconds for the short input
 
 #: What a text is made of over and over: a beginning, then pieces that are repeated.
 _BEGINNINGS: Final = ("", "a=b; ", "a@b ", '"', "(", "<", "=?utf-8?q?", "mx: ", "v=1; b=")

@@ -1,4 +1,4 @@
-"""Every parser takes what fuzzing has found, and long inputs, in linear time and memory.
+"""Every parser takes what fuzzing found, and long inputs, in linear time and memory.
 
 The corpus in `data/fuzz` holds seeds and all inputs that were findings once; `make fuzz-parsers`
 looks for more.

@@ -226,7 +226,7 @@ class Postfix:
 
     @property
     def log(self) -> str:
-        """All that it has said."""
+        """Its whole output."""
         return self.path.read_text(errors="replace")
 
     def wait_for_log(self, pattern: str) -> None:
@@ -295,7 +295,7 @@ def published(key: rsa.RSAPrivateKey) -> str:
 
 
 def results(message: bytes) -> list[bytes]:
-    """Return what the filter of Postfix has found."""
+    """Return the results of the filter of Postfix."""
     return re.findall(rb"^Authentication-Results: (.*(?:\n[ \t].*)*)", message, re.MULTILINE)
 
 
@@ -619,5 +619,5 @@ def test_postfix_and_we_store_the_same_of_each_odd_header(place: Place) -> None:
 
 
 def below_trace_fields(message: bytes) -> bytes:
-    """Return what stands below the fields that the server has put on top."""
+    """Return a message without the fields that the server put on top."""
     return re.sub(rb"(?s)\A.*?\nReceived: [^\n]*\n(?:[ \t][^\n]*\n)*", b"", message, count=1)

@@ -89,7 +89,7 @@ RECEIVED: Final = {"yes": "250", "reject": "550", "crash": "451"}
 
 @pytest.fixture(scope="module")
 def used(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
-    """Run a server that has taken, refused, stored and relayed mail."""
+    """Run a server that took, refused, stored and relayed mail."""
     files = {
         "passwords": f"alice:{hash_password('secret')}\n",
         "local_plugins/filter.py": FILTER,
@@ -190,7 +190,7 @@ class Prometheus:
             )
 
     def ask(self, path: str, **parameters: str) -> Any:  # noqa: ANN401 - any JSON
-        """Ask the API; gives the data of the answer."""
+        """Ask the API and return the data of the answer."""
         url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
             return json.load(answer)["data"]
@@ -201,7 +201,7 @@ class Prometheus:
         return result
 
     def evaluated(self) -> bool:
-        """Whether every rule has been looked at."""
+        """Whether every rule was evaluated."""
         groups = self.ask("rules")["groups"]
         return all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
 
@@ -213,7 +213,7 @@ def prometheus(
     require_program: Callable[[str], str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Prometheus]:
-    """Run one that has seen traffic."""
+    """Run one that saw traffic."""
     program = require_program("prometheus")
     target = used.wait_for_log(r" serving metrics address=(\S+)")[1]
     found = Prometheus(program, tmp_path_factory.mktemp("prometheus"), target)

@@ -61,7 +61,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-# Kinds of watched files: what stands in the old and in the new one, and which of them is in use
+# Kinds of watched files: the old and the new content, and which of them is in use
 
 
 def pair(which: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Store each message as one file, synced before the client hears of it."""
+"""Store each message as one file, which is synced before the client gets its reply."""
 
 from pathlib import Path
 from urllib.parse import quote

@@ -193,7 +193,7 @@ def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str,
 
 
 def complaints(log: Path) -> list[str]:
-    """Return the last lines of a server's log that tell of an error."""
+    """Return the last lines of a server's log that report an error."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return [line for line in lines if re.search(r"(?i)\b(?:error|warning)\b", line)][-5:]
 

@@ -90,7 +90,7 @@ def kills(directory: Path, tls: peers.Certificate, count: int) -> bool:
 
 @contextlib.contextmanager
 def under_load(server: peers.Server) -> Iterator[dict[str, int]]:
-    """Send from 20 sessions, five messages each, as long as the block runs; gives the sums."""
+    """Send from 20 sessions, five messages each, while the block runs. Yield the sums."""
     done = dict.fromkeys(STATUS, 0)
     over = threading.Event()
 
@@ -122,7 +122,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def said(home: Path, text: str, times: int = 1) -> bool:
-    """Whether the log says something so many times."""
+    """Whether the log has a text at least `times` times."""
     return (home / "log").read_text(errors="replace").count(text) >= times
 
 

@@ -89,7 +89,7 @@ if TYPE_CHECKING:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -106,7 +106,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
             if peer.recv(512).startswith(b"220"):
                 return
         time.sleep(0.05)
-    raise RuntimeError(f"nobody greets on port {port}")
+    raise RuntimeError(f"no server greets on port {port}")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 # Fields of /proc/PID/stat behind the name in parentheses: proc(5) counts from 1, this from 3.
 _PARENT: Final = 1
-_TIMES: Final = slice(11, 15)  # utime, stime, and those of children that have been waited for
+_TIMES: Final = slice(11, 15)  # utime, stime, and those of reaped children
 
 
 def tree(roots: Iterable[int]) -> list[int]:
@@ -34,7 +34,7 @@ def tree(roots: Iterable[int]) -> list[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Return the CPU time that processes have used, with that of their children that have ended."""
+    """Return the CPU time of processes, with that of their children that ended."""
     return sum(sum(map(int, _stat(pid)[_TIMES])) for pid in pids) / _TICKS
 
 

@@ -83,7 +83,7 @@ class Dead:
             yield cls(blackhole=_address(hole), tarpit=_address(tarpit))
 
     def some(self, count: int) -> list[str]:
-        """Return so many addresses, all kinds in turn."""
+        """Return `count` addresses, all kinds in turn."""
         kinds = (self.refuses, self.blackhole, self.tarpit)
         return [kinds[number % len(kinds)] for number in range(count)]
 
@@ -135,7 +135,7 @@ def waiting(directory: Path, options: argparse.Namespace, dead: Dead) -> dict[st
 def delivered(
     directory: Path, options: argparse.Namespace, dead: Dead, *, with_dead: bool
 ) -> dict[str, Any]:
-    """Let the healthy domains have their mail; gives how long the last of it took."""
+    """Deliver to the healthy domains, and return how long the last message took."""
     directory.mkdir()
     with relays.sink(directory) as sink:
         hosts = dead.some(options.dead)
@@ -199,7 +199,7 @@ def add(spool: Spool, name: str, address: str) -> None:
 
 @contextlib.contextmanager
 def server(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
-    """Run a server on that spool; gives how long its queue took to be open."""
+    """Run a server on that spool, and return how long its queue took to open."""
     log = directory / "log"
     command = [PROGRAM, "serve", "--config", str(directory / "minismtp.toml")]
     with contextlib.suppress(FileNotFoundError):
@@ -214,7 +214,7 @@ def server(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
 
 
 def listed(directory: Path, *options: str) -> tuple[int, float]:
-    """Run `minismtp queue list`; gives how many messages it showed, and the seconds."""
+    """Run `minismtp queue list`. Return how many messages it showed, and the seconds."""
     command = [PROGRAM, "queue", "list", "--config", str(directory / "minismtp.toml"), *options]
     begun = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -48,14 +48,14 @@ class Sink:
     output: Path
 
     def count(self) -> int:
-        """Return how many messages it has taken."""
+        """Return how many messages it took."""
         with self.output.open("rb") as file:
             file.seek(max(0, self.output.stat().st_size - _TAIL))
             last = file.read().rpartition(b"mesg=")[2]
         return int(last.split(b"\r")[0] or 0)
 
     def wait_for(self, messages: int) -> None:
-        """Return when so many messages are here. Raise TimeoutError."""
+        """Wait for that number of `messages`. Raise TimeoutError."""
         end = time.monotonic() + PATIENCE
         while self.count() < messages:
             if time.monotonic() > end:

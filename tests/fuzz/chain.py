@@ -96,7 +96,7 @@ def message_that_comes(data: bytes) -> None:
 
 @target("dkim_sign", "arc", "_arc", "_signing", most=1 << 14, memory=1 << 23)
 def message_that_leaves(data: bytes) -> None:
-    """Sign a message of a user's; whoever gets it finds the signature good."""
+    """Sign a user's message, whose receivers must find the signature good."""
     server = _server()
     dialogue = server.begin("u")
     message, _ = dialogue.leave(b"From: <u@example.org>\r\n" + data)

@@ -31,7 +31,7 @@ _HANGS: Final = 20  # seconds after which libFuzzer ends the process
 _MEMORY: Final = 2048  # MiB, the same
 _MOST: Final = 20  # inputs of one target that are judged again
 _ENOUGH: Final = 5  # findings of one target
-_PUMP: Final = 32  # one of so many mutations; long inputs take long
+_PUMP: Final = 32  # one mutation in 32 repeats a part, because long inputs take long
 _SHORT: Final = 4096  # octets that the others make: more executions
 
 

@@ -32,7 +32,7 @@ def pieces_of(data: bytes) -> Iterator[bytes]:
 
 
 class Peer:
-    """A socket whose other end has said all of it, and hung up; it comes in small packets."""
+    """A socket whose other end sent all of it in small packets and hung up."""
 
     def __init__(self, data: bytes) -> None:
         self._said = io.BytesIO(data)

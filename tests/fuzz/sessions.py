@@ -174,7 +174,7 @@ class Server:
 
 
 def run(server: Server, seed: str, number: int, tally: Tally) -> None:
-    """Run one session and look at what has come of it."""
+    """Run one session and check its result."""
     dice = random.Random(f"{seed}-{number}")  # noqa: S311 - to be repeated, not kept secret
     kind = dice.choice(_KINDS)
     said = list(_cut(dice, _script(dice, kind)))
