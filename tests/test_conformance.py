@@ -9,12 +9,9 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[1]
-
-
 PAGE: Final = (ROOT / "docs" / "conformance.md").read_text()
-
-
 NAMED: Final = set(re.findall(r"`(test_\w+)::(test_\w+)`", PAGE))
+SUITE: Final = [*ROOT.glob("tests/session/test_rfc*.py"), ROOT / "tests" / "test_smuggling.py"]
 
 
 def functions_of(path: Path) -> set[str]:
@@ -39,12 +36,6 @@ def test_named_tests_exist(file: str) -> None:
     named = {test for of, test in NAMED if of == file}
     [path] = (ROOT / "tests").rglob(f"{file}.py")
     assert named <= functions_of(path)
-
-
-SUITE: Final = [
-    *(ROOT / "tests").glob("session/test_rfc*.py"),
-    ROOT / "tests" / "test_smuggling.py",
-]
 
 
 @pytest.mark.parametrize("path", sorted(SUITE), ids=lambda path: path.stem)

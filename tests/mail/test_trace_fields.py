@@ -173,7 +173,7 @@ def test_date_is_that_of_rfc_5322(seconds: float) -> None:
     assert weekday == parsed.strftime("%a")
 
 
-def test_date_is_made_anew_each_second() -> None:
+def test_date_is_made_again_each_second() -> None:
     assert date(10.2) == date(10.9) != date(11.0)
 
 

@@ -86,7 +86,7 @@ def test_an_operators_try_that_fails_makes_no_wait_longer() -> None:
         plan.open("dead")
 
 
-def test_a_job_planned_anew_comes_once_at_the_new_time() -> None:
+def test_a_job_planned_again_comes_once_at_the_new_time() -> None:
     plan = scheduler()
     plan.add(("m", "d"), 50.0)
     plan.add(("m", "d"), 5.0)

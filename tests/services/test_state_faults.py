@@ -73,7 +73,7 @@ def every_call_works(state: State) -> None:
 
 @pytest.mark.parametrize("running", [False, True], ids=["at start", "running"])
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damaged_file_is_set_aside_and_made_anew(kind: str, running: bool, tmp_path: Path) -> None:
+def test_damaged_file_is_set_aside_and_rebuilt(kind: str, running: bool, tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     states = [State.of(StateConfig(), tmp_path) for _ in range(2)]
     for number in range(1000):

@@ -56,7 +56,7 @@ def test_replies_of_a_huge_batch_do_not_pile_up() -> None:
     assert output == b"250 2.0.0 ok\r\n" * 10_000
 
 
-def test_strict_pipelining_refuses_who_does_not_wait_for_ehlo() -> None:
+def test_strict_pipelining_refuses_commands_behind_ehlo() -> None:
     # RFC 2920 section 3.1
     service = replace(rules(), strict_pipelining=True)
     dialogue = Dialogue(service=service)

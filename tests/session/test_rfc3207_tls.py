@@ -157,7 +157,7 @@ def test_starttls_inside_tls_is_503_and_not_offered(front: Front) -> None:
             assert client.command("STARTTLS").startswith("503 5.5.1 ")
 
 
-def test_session_inside_tls_begins_anew(front: Front) -> None:
+def test_session_inside_tls_starts_again(front: Front) -> None:
     # RFC 3207 section 4.2
     with front.secured("smtp") as client:
         assert client.command("MAIL FROM:<>").startswith("503 5.5.1 ")

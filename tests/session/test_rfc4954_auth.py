@@ -124,7 +124,7 @@ def test_auth_is_answered_as_its_rfc_says(script: bytes, expected: list[str]) ->
     assert said(script, passwords_and_tokens()) == expected
 
 
-def test_auth_in_clear_is_538_where_it_would_be_heard() -> None:
+def test_auth_in_clear_is_538_where_others_could_read_it() -> None:
     # RFC 4954 section 6
     assert said(GOOD, passwords_and_tokens(), change={"clear_auth": False}) == ["538 5.7.11"]
     assert said(GOOD, passwords_and_tokens(), change={"clear_auth": False}, tls=True) == [
@@ -141,7 +141,7 @@ def test_auth_in_clear_is_538_where_it_would_be_heard() -> None:
         (None, b"AUTH=<>", ""),
     ],
 )
-def test_submitter_is_believed_only_from_who_has_logged_in(
+def test_submitter_is_believed_only_after_a_login(
     login: str | None, parameter: bytes, submitter: str
 ) -> None:
     # RFC 4954 section 5: accepted from everybody, but else as AUTH=<>

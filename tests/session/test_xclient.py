@@ -47,7 +47,7 @@ def test_xclient_is_not_for_others(peer: str) -> None:
     assert dialogue.session.peer == peer
 
 
-def test_xclient_replaces_what_is_known_and_begins_anew() -> None:
+def test_xclient_replaces_what_is_known_and_starts_again() -> None:
     dialogue = xclient(Passwords(), Mailroom())
     assert "XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR" in dialogue.send("EHLO proxy.example")
     line = (
@@ -65,7 +65,7 @@ def test_xclient_replaces_what_is_known_and_begins_anew() -> None:
 
 
 @pytest.mark.parametrize("unknown", ["[UNAVAILABLE]", "[tempunavail]"])
-def test_client_whose_address_is_not_known_is_nobody(unknown: str) -> None:
+def test_client_of_unknown_address_belongs_to_no_network(unknown: str) -> None:
     everybody = Relaying(networks=[ip_network("192.0.2.0/24"), ip_network("10.0.0.0/8")])
     dialogue = xclient(everybody)
     assert dialogue.send(f"XCLIENT ADDR={unknown} PORT={unknown}").startswith("220")

@@ -426,7 +426,7 @@ def test_input_behind_starttls_ends_the_session(more: bytes) -> None:
     assert not protocol.buffered
 
 
-def test_session_begins_anew_inside_tls() -> None:
+def test_session_starts_again_inside_tls() -> None:
     # RFC 3207 section 4.2
     protocol = brought_to(SessionState.READY)
     say(protocol, b"STARTTLS\r\n")
