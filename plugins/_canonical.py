@@ -88,7 +88,7 @@ def _relaxed_body(reader: BinaryIO) -> Iterator[bytes]:
     for text in _texts(reader, b" \t\r\n"):
         text = _wire(text)  # noqa: PLW2901 - the same on the wire
         if b"\t" in text or b"  " in text:
-            text = _BLANKS.sub(b" ", text)  # noqa: PLW2901 - dear, and most have none
+            text = _BLANKS.sub(b" ", text)  # noqa: PLW2901 - expensive, and most have none
         yield text.replace(b" \r\n", b"\r\n")
         empty = False
     if not empty:

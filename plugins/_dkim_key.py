@@ -62,7 +62,7 @@ def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[s
     except ValueError as error:
         raise UnverifiedError("permerror", f"the key cannot be read: {error}") from None
     if not octets:
-        raise UnverifiedError("permerror", "the key has been revoked")
+        raise UnverifiedError("permerror", "the key is revoked")
     _check_use(tags, signature)
     try:
         key = _load_key(signature.kind, octets)

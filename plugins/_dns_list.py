@@ -18,7 +18,7 @@ _TEST_POINTS = {"address": ("2.0.0.127", "1.0.0.127"), "domain": ("test", "inval
 
 @dataclass
 class DnsList:
-    """A list: its `zone`, and the `points` of its entries, which are below 0 for good clients.
+    """A list: its `zone`, and the `points` of its entries, below 0 if they speak for the client.
 
     `codes` are the answers that count, such as 127.0.0.2-11; by default all do. `about` is what to
     look up: the client's address, or the domain of the sender or of HELO.

@@ -97,7 +97,7 @@ class PasswordCheck:
                 credentials.password, stored or decoy
             )
         finally:
-            self._turns.give_back()
+            self._turns.release()
 
     def _is_recent(self, credentials: Credentials, stored: str | None) -> bool:
         digest, until = self._recent.get(credentials.username, (b"", 0.0))
@@ -140,7 +140,7 @@ class Turns:
                 waiting.remove(turn)
             return turn.is_set()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Let the next thread through."""
         with self._lock:
             for waiting in (self._first, self._others):

@@ -1,8 +1,8 @@
-"""The octets of the milter protocol: what a mail server tells a filter, and what it hears back.
+"""The octets of the milter protocol: a mail server's packets, and a filter's answers.
 
-This is the server's side of version 6, which Sendmail has defined, down to version 2. Every packet
-is a length of four octets, a letter, and data; numbers are in network order, texts end with NUL.
-Whatever a filter says is read into values here, or refused with NonsenseError.
+This is the server's side of the versions 2 to 6, which Sendmail defined. Every packet is a length
+of four octets, a letter, and data; numbers are in network order, and texts end with NUL. A filter's
+packets become values here; malformed ones raise NonsenseError.
 """
 
 import re
@@ -16,10 +16,10 @@ from minismtp import Address, Defer, Disconnect, Reject, RemoteError
 VERSION: Final = 6
 OLDEST: Final = 2
 CHUNK: Final = 65535  # octets of data that every filter takes in one packet
-LARGEST: Final = 1 << 20  # octets of a packet that we take
-#: What filters may do here: all that there is.
+LARGEST: Final = 1 << 20  # octets of a filter's packet
+#: The actions that filters may take: all of them.
 ACTIONS: Final = 0x1FF
-#: What filters may leave out: commands, replies, and SKIP, RCPT_REJ and HDR_LEADSPC.
+#: What filters may turn off: commands, replies, and SKIP, RCPT_REJ and HDR_LEADSPC.
 STEPS: Final = 0x1FFFFF
 SKIP: Final = 0x400
 REFUSED_TOO: Final = 0x800
@@ -34,14 +34,14 @@ _NOTIFY: Final = frozenset({"NEVER", "SUCCESS", "FAILURE", "DELAY"})
 
 
 class NonsenseError(RemoteError):
-    """A filter says what the protocol does not have, or what was not agreed on."""
+    """A filter violates the protocol, or sends what was not agreed on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A command: its letter, and the flags by which a filter wants none, or gives no reply.
+    """A command: its letter, and the flags by which a filter skips it, or sends no reply.
 
-    `since` is the version that has brought it, `stage` its number in lists of macros.
+    `since` is the version that introduced it, `stage` its number in lists of macros.
     """
 
     letter: bytes
@@ -65,7 +65,7 @@ END: Final = Step(b"E", stage=5)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was agreed on; `macros` has the names that a filter wants at a stage."""
+    """The agreed options; `macros` has the names that a filter wants at a stage."""
 
     version: int
     actions: int
@@ -73,11 +73,11 @@ class Options:
     macros: Mapping[int, tuple[str, ...]]
 
     def wants(self, step: Step) -> bool:
-        """Whether the filter wants to be told this."""
+        """Return whether the filter wants this command."""
         return self.version >= step.since and not self.steps & step.unwanted
 
     def replies(self, step: Step) -> bool:
-        """Whether the filter says something to it."""
+        """Return whether the filter replies to this command."""
         return not self.steps & step.silent
 
 
@@ -91,7 +91,7 @@ class AddHeader:
 
 @dataclass(frozen=True, slots=True)
 class InsertHeader:
-    """A field with so many above it."""
+    """A field with `above` fields above it."""
 
     index: int
     name: bytes
@@ -100,7 +100,7 @@ class InsertHeader:
 
 @dataclass(frozen=True, slots=True)
 class ChangeHeader:
-    """Another value for the field of this name that is number `index`, from 1; empty = none."""
+    """A new value for field number `index` of this name, from 1; "" deletes it."""
 
     index: int
     name: bytes
@@ -109,7 +109,7 @@ class ChangeHeader:
 
 @dataclass(frozen=True, slots=True)
 class AddRecipient:
-    """One more recipient, with its wishes for DSNs."""
+    """A new recipient, with its parameters for DSNs."""
 
     address: Address
     notify: frozenset[str] = frozenset()
@@ -117,7 +117,7 @@ class AddRecipient:
 
 @dataclass(frozen=True, slots=True)
 class RemoveRecipient:
-    """One recipient less."""
+    """A recipient to remove."""
 
     address: Address
 
@@ -131,14 +131,14 @@ class ChangeSender:
 
 @dataclass(frozen=True, slots=True)
 class ReplaceBody:
-    """A part of the body that takes the place of the message's own."""
+    """A part of the new body."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """The message is to be set aside."""
+    """The message goes into quarantine."""
 
     reason: str
 
@@ -173,7 +173,7 @@ def packet(letter: bytes, data: bytes = b"") -> bytes:
 
 
 def texts(*values: str | bytes) -> bytes:
-    """Return texts, each with its NUL; others within them are left out."""
+    """Return texts, each with a NUL at its end and without others."""
     octets = [
         each if isinstance(each, bytes) else each.encode("utf-8", "replace") for each in values
     ]
@@ -181,7 +181,7 @@ def texts(*values: str | bytes) -> bytes:
 
 
 def macros(step: Step, values: Mapping[str, str]) -> bytes:
-    """Return the packet that defines macros for the command behind it; nothing for none."""
+    """Return the packet that defines macros for the next command; empty without macros."""
     pairs = [text for pair in values.items() for text in pair]
     return packet(b"D", step.letter + texts(*pairs)) if pairs else b""
 
@@ -195,12 +195,12 @@ def connection(name: str, peer: str, port: int) -> bytes:
 
 
 def offer() -> bytes:
-    """Return the packet that says what we can."""
+    """Return the packet with the server's options."""
     return packet(b"O", struct.pack(">III", VERSION, ACTIONS, STEPS))
 
 
 def length(head: bytes) -> int:
-    """Read the length that a packet begins with: the octets behind its letter."""
+    """Read the length at the begin of a packet; return the number of octets after its letter."""
     size: int = struct.unpack(">I", head)[0]
     if not 1 <= size <= LARGEST:
         raise NonsenseError(f"the filter sends a packet of {size} octets")
@@ -260,9 +260,9 @@ def _read_change(letter: bytes, data: bytes) -> Change:
 
 
 def read_verdict(data: bytes) -> Reject | Defer | Disconnect:
-    r"""Read a reply that a filter has worded: lines of a code, a status code, and text.
+    r"""Read a filter's own reply: lines of a code, a status code, and text.
 
-    Filters write each `%` twice, since some servers take the text for a format.
+    Filters write each `%` twice, because some servers use the text as a format.
     """
     octets = _texts(data)[0][:_LONGEST_REPLY].replace(b"%%", b"%")
     lines = [_LINE.fullmatch(line) for line in re.split(rb"\r?\n", octets.rstrip(b"\r\n"))]

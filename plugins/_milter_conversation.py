@@ -10,8 +10,8 @@ from minismtp import Address, Defer, Disconnect, Line, Reject, RemoteError
 
 from . import _milter as wire
 
-_LONGEST: Final = 600.0  # seconds; no client waits longer for us (RFC 5321 section 4.5.3.2.6)
-#: The macros of each stage, where the filter has not chosen.
+_LONGEST: Final = 600.0  # seconds; clients do not wait longer (RFC 5321 section 4.5.3.2.6)
+#: The macros of each stage if the filter chooses none.
 _MACROS: Final[Mapping[int, tuple[str, ...]]] = {
     wire.CONNECT.stage: (
         *("j", "_", "{daemon_name}", "{daemon_addr}", "v", "{if_addr}"),
@@ -30,26 +30,25 @@ _OF_SESSION: Final = (wire.CONNECT, wire.HELO)
 
 
 class Conversation:
-    """Tells a filter what happens in a session, and raises as a verdict what it says against it.
+    """Sends the steps of a session to a filter, and raises its refusals as verdicts.
 
-    It owns the connection, and belongs to one thread; `macros` are the values that its owner keeps.
-    `released` says that the filter has accepted the whole session, `discarded` that it wants the
-    message dropped. Each method may raise RemoteError, and then nothing more can be said: the owner
-    closes it. `mechanism` is for the owner to remember.
+    It owns the connection, and belongs to one thread. The owner keeps `macros` and `mechanism`.
+    `released` says that the filter accepted the whole session, `discarded` that it wants the
+    message dropped. Each method may raise RemoteError; then the owner closes the conversation.
     """
 
     def __init__(self, line: Line, patience: timedelta) -> None:
-        """Agree with the filter on what it is told and may do. Raise RemoteError."""
+        """Agree with the filter on commands and actions. Raise RemoteError."""
         self.macros: dict[str, str] = {}
         self.mechanism = ""
         self.closed = False
         self.released = False
         self.discarded = False
-        self._settled = False  # the filter has accepted the message, or has had it discarded
+        self._settled = False  # the filter accepted or discarded the message
         self._told: Address | None = None
         self._line = line
         self._patience = patience
-        self._refusal: Exception | None = None  # of the message under way
+        self._refusal: Exception | None = None  # of the current message
         self._in_message = False
         self._skipping = False
         self._unsent = bytearray()
@@ -58,7 +57,7 @@ class Conversation:
 
     @classmethod
     def begin(cls, line: Line, patience: timedelta) -> Self:
-        """Begin it; a line on which no agreement is found is closed."""
+        """Begin a conversation; the line is closed without an agreement."""
         try:
             return cls(line, patience)
         except BaseException:
@@ -67,26 +66,26 @@ class Conversation:
 
     @property
     def keeps_space(self) -> bool:
-        """Whether values of fields have the white space before them."""
+        """Whether values of fields include the white space before them."""
         return bool(self._options.steps & wire.LEADING_SPACE)
 
     @property
-    def listens(self) -> bool:
-        """Whether the filter is to be told more of this message."""
+    def wants_more(self) -> bool:
+        """Whether the filter wants more of this message."""
         return not (self.released or self._settled)
 
-    def hears_of_refused(self, recipient: Address) -> bool:
-        """Whether the filter wants to hear of a recipient that others have refused."""
+    def wants_refused(self, recipient: Address) -> bool:
+        """Whether the filter wants the recipients that others refused."""
         asked = self._options.steps & wire.REFUSED_TOO and recipient != self._told
         ready = self._in_message and self._refusal is None and not self.closed
-        return bool(asked) and ready and self.listens
+        return bool(asked) and ready and self.wants_more
 
     def connect(self, name: str, peer: str, port: int) -> None:
-        """Tell who has connected."""
+        """Send the client's name and address."""
         self._say(wire.CONNECT, wire.connection(name, peer, port))
 
     def helo(self, name: str) -> None:
-        """Tell how the client calls itself; this ends the message under way."""
+        """Send the name in HELO, which ends the current message."""
         self.abort()
         self._say(wire.HELO, wire.texts(name))
 
@@ -99,24 +98,24 @@ class Conversation:
         self._say(wire.MAIL, wire.texts(*arguments))
 
     def recipient(self, address: Address, *parameters: str) -> None:
-        """Tell of a recipient, with parameters; a refusal is for this one."""
+        """Send a recipient with parameters; a refusal is for this recipient."""
         self._told = address
         self._say(wire.RCPT, wire.texts(f"<{address}>", *parameters))
 
     def data(self) -> None:
-        """Tell that content is to follow."""
+        """Announce the content."""
         self._say(wire.DATA)
 
     def unknown(self, line: str) -> None:
-        """Tell of a command that nobody knows."""
+        """Send an unknown command."""
         self._say(wire.UNKNOWN, wire.texts(line))
 
     def show(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
-        """Show the message, until the filter has seen enough."""
+        """Send the message until the filter needs no more."""
         for name, value in fields:
             if self._settled or not self._options.wants(wire.HEADER):
                 break
-            room = wire.CHUNK - len(name) - 2  # what is longer, no filter could be given
+            room = wire.CHUNK - len(name) - 2  # a longer field does not fit into a packet
             self._say(wire.HEADER, wire.texts(name, value[:room]))
         if not self._settled:
             self._say(wire.END_OF_HEADER)
@@ -126,7 +125,7 @@ class Conversation:
             self._say(wire.BODY, piece)
 
     def end(self) -> Iterator[wire.Change]:
-        """Tell that this was all; give what the filter changes, then raise what it decides."""
+        """End the message; yield the filter's changes, then raise its verdict."""
         self._send(self._defined(wire.END) + wire.packet(wire.END.letter))
         end = time.monotonic() + _LONGEST
         while True:
@@ -147,13 +146,13 @@ class Conversation:
             self._send(wire.packet(b"A"))
 
     def close(self) -> None:
-        """Hang up, whatever has been said."""
+        """Close the connection at once."""
         if not self.closed:
             self.closed = True
             self._line.close()
 
     def quit(self) -> None:
-        """Say goodbye, if anybody listens, and hang up."""
+        """Send QUIT if possible, and close the connection."""
         if not self.closed:
             with contextlib.suppress(RemoteError):
                 self._send(wire.packet(b"Q"))
@@ -198,15 +197,15 @@ class Conversation:
         return wire.macros(step, found)
 
     def _reply(self, end: float) -> tuple[bytes, bytes]:
-        """Return what the filter says, which may ask for more time until `end`."""
+        """Return the filter's answer; it may ask for more time until `end`."""
         while time.monotonic() < end:
             letter, data = self._receive()
             if letter != b"p":
                 return letter, data
-        raise wire.NonsenseError(f"the filter is at it for more than {_LONGEST:.0f} s")
+        raise wire.NonsenseError(f"the filter takes more than {_LONGEST:.0f} s")
 
     def _send(self, data: bytes) -> None:
-        """Have something sent before the next reply is awaited: most filters give few."""
+        """Queue octets until the next reply is awaited, because most filters reply rarely."""
         self._unsent += data
         if len(self._unsent) > wire.CHUNK:
             self._flush()

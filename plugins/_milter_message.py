@@ -1,4 +1,4 @@
-"""A message as a filter of the milter protocol sees it, and what the filter makes of it."""
+"""A message as a milter sees it, and the milter's changes."""
 
 import re
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from . import _milter as wire
 
 _NAME: Final = re.compile(rb"([!-9;-~]++)[ \t]*+:")
 _LINE_ENDS: Final = re.compile(rb"[\r\n]+")
-_MOST: Final = 1000  # changes but for parts of the body
-_LARGEST_HEADER: Final = 1 << 20  # octets of all that is added
+_MOST: Final = 1000  # changes, except parts of the body
+_LARGEST_HEADER: Final = 1 << 20  # octets of all additions
 _LARGEST_BODY: Final = 1 << 30
 
 
 @dataclass(slots=True)
 class _Field:
-    """One field. Hidden are our own trace field, and fields that were deleted."""
+    """One field. The server's trace field and deleted fields are hidden."""
 
     name: bytes
     raw: bytes
@@ -28,10 +28,10 @@ class _Field:
 
 
 class Shown:
-    """A message as a filter is shown it: without the Received field that we have put on top.
+    """A message as a filter sees it, without the server's own Received field.
 
-    What is no field ends the header, as for Sendmail, so that every octet is shown, if only as
-    part of the body. With `keeps_space` values have the white space behind the colon.
+    A line that is not a field ends the header, as in Sendmail, so every octet is sent, at least as
+    a part of the body. With `keeps_space` values include the white space after the colon.
     """
 
     def __init__(self, message: Message, envelope: Envelope, *, keeps_space: bool) -> None:
@@ -63,7 +63,7 @@ class Shown:
                 yield name.rstrip(b" \t"), value
 
     def body(self) -> Iterator[bytes]:
-        """Yield the octets behind the header in pieces that fit into packets."""
+        """Yield the octets after the header in pieces that fit into packets."""
         start = sum(len(each.raw) for each in self.header)
         with self.message.open() as reader:
             reader.seek(start)
@@ -73,10 +73,10 @@ class Shown:
 
 
 class Changes:
-    """Takes up what a filter changes, and does it when the filter has said all.
+    """Collects a filter's changes, and applies them after its last one.
 
-    A large body is kept in a nameless file in `directory`. Raise NonsenseError, and OSError where
-    the disk is full.
+    A large body is in an unnamed file in `directory`. Raise NonsenseError, and OSError for a full
+    disk.
     """
 
     def __init__(self, shown: Shown, directory: Path | None) -> None:
@@ -89,7 +89,7 @@ class Changes:
         self._count = self._size = 0
 
     def take(self, change: wire.Change) -> None:
-        """Take up one change."""
+        """Collect one change."""
         match change:
             case wire.ReplaceBody(data):
                 self._body = self._body or ContentWriter(self._directory)
@@ -122,7 +122,7 @@ class Changes:
     def _insert(self, index: int, name: bytes, value: bytes) -> None:
         header = self._shown.header
         if index >= len(header):
-            # Below a field without line end, the last of content without body, there is no place.
+            # No field can follow one without a line end, the last of content without body.
             index = len(header) - bool(header and not header[-1].raw.endswith(b"\n"))
         header.insert(index, _Field(name.lower(), self._raw(name, value)))
         self._same.pop(name.lower(), None)
@@ -142,7 +142,7 @@ class Changes:
         found.raw = self._raw(name, value)
 
     def _raw(self, name: bytes, value: bytes) -> bytes:
-        """Return a field as it stands in a message; a line end that does not fold is made to."""
+        """Return a field in the form of a message, with line ends that fold."""
         self._edited = True
         lines = [line for line in _LINE_ENDS.split(value) if line.strip(b" \t")]
         space = b"" if self._shown.keeps_space else b" "

@@ -1,7 +1,7 @@
-"""What the fields of a part say.
+"""The fields of a part, read in every way that some mail program reads them.
 
-Mail programs differ in which of several fields or parameters they take, and in how they read what
-no grammar has. Here all of it counts, so that whatever one of them sees has been seen.
+Mail programs differ in the choice among several fields or parameters, and in reading malformed
+ones. Here all readings count, so a check sees what any mail program could show.
 """
 
 import binascii
@@ -15,7 +15,7 @@ from ._authres import without_comments
 from ._budget import TooMuchError
 
 _LONGEST_BOUNDARY = 250  # RFC 2046 section 5.1.1 allows 70
-_LONGEST_FIELD = 4096  # characters; what is longer is too much
+_LONGEST_FIELD = 4096  # characters; a longer field raises TooMuchError
 _MOST_FIELDS = 4  # of one name: mail programs differ in which of them they take
 _MOST_SECTIONS = 999  # of one parameter
 _KIND = re.compile(r'(?<![^\s/;()"])([^\s/;()"]++)\s*+/\s*+([^\s;()",]++)')
@@ -53,7 +53,7 @@ def encodings_of(headers: Headers) -> list[str]:
 
 
 def boundaries_of(headers: Headers) -> list[bytes]:
-    """Return the boundaries of a multipart; raise TooMuchError."""
+    """Return the boundaries of a multipart. Raise TooMuchError."""
     found: dict[bytes, None] = {}
     for value in _values(headers, "Content-Type"):
         for text in _readings(value, "boundary"):
@@ -66,7 +66,7 @@ def boundaries_of(headers: Headers) -> list[bytes]:
 
 
 def names_of(headers: Headers) -> list[str]:
-    """Return all that some mail program would call the file, decoded (RFC 2231, RFC 2047).
+    """Return all names that some mail program shows for the file (RFC 2231, RFC 2047).
 
     Raise TooMuchError.
     """
@@ -80,7 +80,7 @@ def names_of(headers: Headers) -> list[str]:
 
 
 def _values(headers: Headers, field: str) -> list[str]:
-    """Return the values of all fields of a name; octets that are no text are surrogates."""
+    """Return the values of all fields of a name, with octets that are not UTF-8 as surrogates."""
     raw = headers.raw_all(field)
     if len(raw) > _MOST_FIELDS:
         raise TooMuchError(f"more than {_MOST_FIELDS} fields {field} in a part")
@@ -96,9 +96,9 @@ def _bare(value: str) -> str:
 
 
 def _readings(value: str, parameter: str) -> Iterator[str]:
-    """Yield what a parameter may be: with comments or without, each one, and put together."""
+    """Yield all readings of a parameter: with and without comments, each one, and joined."""
     if "=?" in value and (whole := _decoded_names(value)[0]) != value and "=?" not in whole:
-        yield from _readings(whole, parameter)  # some encode the field and not the name
+        yield from _readings(whole, parameter)  # some programs encode the field instead of the name
     if parameter not in value.lower():
         return
     bare = _bare(value)
@@ -119,7 +119,7 @@ def _readings(value: str, parameter: str) -> Iterator[str]:
 
 
 def _joined(sections: dict[int, list[str]]) -> Iterator[str]:
-    """Yield what the sections of a parameter make: up to the first gap, and all of them."""
+    """Yield the joined sections of a parameter: up to the first gap, and all of them."""
     ordered = sorted(sections)
     unbroken = [number for place, number in enumerate(ordered) if number == place]
     for numbers in (unbroken, ordered, list(sections)):
@@ -128,7 +128,7 @@ def _joined(sections: dict[int, list[str]]) -> Iterator[str]:
 
 
 def _unquoted(text: str) -> Iterator[str]:
-    """Yield a value without its quotes; some write a backslash and mean it."""
+    """Yield a value without its quotes, also with backslashes as they are."""
     text = text.strip()
     if text[:1] != '"':
         yield text
@@ -155,12 +155,12 @@ def _percent_decoded(text: str) -> Iterator[str]:
 
 
 def _decoded_names(name: str) -> list[str]:
-    """Return a name as it is read: its encoded words decoded, by their charset and without one."""
+    """Return a name with its encoded words decoded, in their charset and in UTF-8."""
     texts = [
         Headers([b"N: " + text.encode("utf-8", "surrogateescape")]).decoded("N")
         for text in (name, _CODED.sub(r"=?utf-8?\1?", name))
     ]
-    if "=?utf-7" in name.lower():  # most show it as it is, but not all
+    if "=?utf-7" in name.lower():  # most programs show it as it is, but not all
         texts.append(texts[-1].encode("ascii", "ignore").decode("utf-7", "replace"))
     # Some programs stop reading at a NUL.
     return texts + [text.partition("\0")[0] for text in texts if "\0" in text]

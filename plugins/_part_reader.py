@@ -1,4 +1,4 @@
-"""Reads headers and bodies of parts forward, from delimiter to delimiter."""
+"""Read headers and bodies of parts forward, from delimiter to delimiter."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ from ._budget import TooMuchError
 
 MOST_HEADERS = 1024 * 1024  # octets of a header section, and of all fields that describe parts
 _PIECE = 65536
-_LINE = 1000  # octets of a delimiter's line that are looked at
+_LINE = 1000  # octets of a delimiter's line that are read
 _REMEMBERED = 1000  # octets of boundaries whose pattern is kept
 _MOST_DELIMITERS = 3000  # those at the end of multiparts included
 _DESCRIPTION = re.compile(rb"(?i)^content-[^\n]*+(?:\n[ \t][^\n]*+)*+\n?", re.MULTILINE)
@@ -25,7 +25,7 @@ _EXACT_END = re.compile(rb"(?:--)?[ \t]*+\r?(?:\n|\Z)")
 
 @dataclass(slots=True)
 class Doubts:
-    """What was seen that other programs read in another way, and how much has been read."""
+    """Signs that other programs read the message differently, and counts for the limits."""
 
     choices: int = 1
     strict: bool = False
@@ -75,14 +75,14 @@ class Reader:
         return Headers(fields)
 
     def describes_a_part(self, boundaries: Sequence[bytes]) -> bool:
-        """Tell whether a field comes next that describes a part, which it is for some programs."""
+        """Return whether a field follows that describes a part, which some programs accept."""
         while len(self._buffer) < _LINE and self._fill():
             pass
         delimiter = self._delimiter(boundaries, 0, _LINE)
         return _FIELD.search(self._buffer, 0, delimiter.start() if delimiter else _LINE) is not None
 
     def guessed(self) -> list[bytes]:
-        """Return the boundary of a multipart that names none, from its first delimiter."""
+        """Return the boundary of a multipart without the parameter, from its first delimiter."""
         while len(self._buffer) < _PIECE and self._fill():
             pass
         match = _GUESSED.search(self._buffer)
@@ -92,7 +92,7 @@ class Reader:
         """Read up to the next delimiter, and past its line."""
         held = _held(boundaries)
         self.delimiter, self.closing = b"", False
-        first = 1  # the line feed in front is none of the body's octets
+        first = 1  # the line feed in front is not part of the body
         while True:
             match = self._delimiter(boundaries, 0, len(self._buffer))
             if match:
@@ -111,7 +111,7 @@ class Reader:
     def _delimiter(
         self, boundaries: Sequence[bytes], start: int, stop: int
     ) -> re.Match[bytes] | None:
-        """Find the next line that begins with a delimiter; if `strict`, that is nothing else."""
+        """Find the next line that begins with a delimiter, or if `strict`, that is one."""
         pattern = _delimiters(tuple(boundaries))
         while match := pattern.search(self._buffer, start, stop):
             while (
@@ -166,5 +166,5 @@ def _compiled(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
 
 
 def _held(boundaries: Iterable[bytes]) -> int:
-    """Return how many octets may be the beginning of a delimiter, or of an empty line."""
+    """Return the number of octets that may begin a delimiter or an empty line."""
     return max(map(len, boundaries), default=0) + len(b"\r\n----")

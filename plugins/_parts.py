@@ -1,10 +1,10 @@
-"""The parts of a message, one after the other, without ever holding the message.
+"""The parts of a message, one after the other, without keeping the message in memory.
 
 The parser of the standard library builds all parts in memory, several times the size of the
-message, and takes seconds for what an attacker has made. This one reads forward by pieces, and
-hands out each body as it passes. Where mail programs differ, it reads what any of them might: a
-line that begins with a delimiter is one, and a part behind the end of its multipart is a part.
-Where that could hide what others see, the message is read again in their way (`Reading`).
+message, and takes seconds for an attacker's message. This one reads forward by pieces, and yields
+each body while it reads it. If mail programs differ, it reads all that any of them might: a line
+that begins with a delimiter is one, and a part after the end of its multipart is a part. If that
+could hide a part that others see, the message is read again in their way (`Reading`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,16 +20,17 @@ from ._part_reader import Doubts, Reader
 from ._transfer_encoding import decoded, is_encoded
 
 MOST_PARTS = 1000
-DEEPEST = 30  # multiparts and messages inside each other
+DEEPEST = 30  # levels of multiparts and messages
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a message is read where mail programs differ.
+    """A way to read a message if mail programs differ.
 
-    `choice` 0 takes all boundaries, and the first type and encoding; others take the one of that
-    number. `strict` has only lines that are nothing but a delimiter end a part, and the first line
-    that is no field end a header. `literal` has messages inside, and multiparts, in no encoding.
+    `choice` 0 uses all boundaries, and the first type and encoding; others use the one of that
+    number. With `strict` a part ends only at a line that is exactly a delimiter, and a header ends
+    at the first line that is not a field. With `literal` nested messages and multiparts are not
+    decoded.
     """
 
     choice: int = 0
@@ -41,10 +42,10 @@ class Reading:
 class Part:
     """A part of a message; `kind` is the declared type in lower case, such as image/png.
 
-    `headers` are those fields that describe the part, Content-Type and the like; `kinds` are all
-    declared types, none of what stands behind the end of a multipart. `body` is to be read before
-    the next part is asked for; what is left of it is skipped. It is empty for messages, whose parts
-    come next, and of a multipart it is what precedes its parts.
+    `headers` are the fields that describe the part, such as Content-Type. `kinds` are all declared
+    types, empty for text after the end of a multipart. `body` must be read before the next part;
+    the rest of it is skipped. For a message it is empty, because its parts follow. For a multipart
+    it is the text before its parts.
     """
 
     headers: Headers
@@ -59,7 +60,7 @@ class Part:
 
     @property
     def names(self) -> list[str]:
-        """All that some mail program would call the file."""
+        """All names that some mail program shows for the file."""
         return names_of(self.headers)
 
     def decoded(self) -> Iterator[bytes]:
@@ -68,14 +69,14 @@ class Part:
 
 
 def parts_of(message: BinaryIO) -> Iterator[Part]:
-    """Walk through the parts, outer ones before those inside; raise TooMuchError."""
+    """Yield the parts, outer ones before inner ones. Raise TooMuchError."""
     return _Walk(Reading(), Doubts()).parts(message, 0)
 
 
 def parts_in_all_readings(open_message: Callable[[], BinaryIO]) -> Iterator[Part]:
-    """Walk through the parts in each way that some mail program may read the message in.
+    """Yield the parts in each way that some mail program may read the message.
 
-    Almost always there is one. Raise TooMuchError.
+    Almost always there is one way. Raise TooMuchError.
     """
     doubts = Doubts()
     with open_message() as content:
@@ -96,14 +97,14 @@ class _Level:
 
 
 class _Walk:
-    """Walks through a message in one reading."""
+    """Reads the parts of a message in one way."""
 
     def __init__(self, reading: Reading, doubts: Doubts) -> None:
         self._reading = reading
         self._doubts = doubts
 
     def parts(self, message: BinaryIO, depth: int) -> Iterator[Part]:
-        """Yield the parts of a message that is `depth` messages inside of the whole."""
+        """Yield the parts of a message that is nested in `depth` messages."""
         reader = Reader(message, self._doubts, strict=self._reading.strict)
         levels: list[_Level] = []
         digest = False
@@ -129,7 +130,7 @@ class _Walk:
             if is_message:
                 self._doubts.literal = True
                 content = decoded(encoding, body)
-                if whole:  # no program writes that, and some read it
+                if whole:  # programs do not write that, but some read it
                     content = chain([*headers.raw_all("Content-Type"), b"\r\n"], content)
                 yield from self.parts(stream_of(content), depth + len(levels))
                 depth -= 1

@@ -1,4 +1,4 @@
-"""Where the Maildir of a mailbox lies, and parts of names that can lead nowhere else."""
+"""The paths of Maildirs, and names that cannot lead outside them."""
 
 import glob
 import re
@@ -10,14 +10,14 @@ from urllib.parse import quote
 
 from minismtp import Address
 
-# A file name has 255 octets at most, and a template may put both values into one name.
+# A file name has at most 255 octets, and a template may put both values into one name.
 _LONGEST_VALUE = 120
 
 
 class Template:
     """A path with the placeholders {domain} and {local}. Raise ValueError for another one.
 
-    `own_levels` is how many directories at the end of a path are made for mailboxes.
+    `own_levels` is the number of directories at the end of a path that depend on the mailbox.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,10 +40,10 @@ class Template:
         )
 
     def temporaries(self, folders: Iterable[str]) -> Iterator[str]:
-        """Yield what lies in tmp/ of all Maildirs that are there, and of these folders of them."""
+        """Yield the files in tmp/ of all existing Maildirs and of these folders in them."""
         parts = [glob.escape(part) for part in re.split(r"\{(?:domain|local)\}", self._text)]
         for folder in ("", *(f"/.{glob.escape(name)}" for name in folders)):
-            yield from glob.iglob("*".join(parts) + f"{folder}/tmp/[0-9]*")  # noqa: PTH207, S108 - plain strings, no directory of ours
+            yield from glob.iglob("*".join(parts) + f"{folder}/tmp/[0-9]*")  # noqa: PTH207, S108 - plain strings, and a pattern
 
 
 def name_part(text: str) -> str:

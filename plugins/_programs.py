@@ -2,7 +2,7 @@
 
 from typing import Final
 
-# What Windows, macOS and office programs run, or open without asking where it came from.
+# Files that Windows, macOS and office programs run, or open without a question about their origin.
 PROGRAMS: Final = (
     *("ade", "adp", "apk", "appx", "appxbundle", "bat", "chm", "cmd", "com", "cpl", "dll", "exe"),
     *("hta", "img", "ins", "iso", "isp", "jar", "js", "jse", "lib", "lnk", "mde", "msc", "msi"),
@@ -22,6 +22,6 @@ _MAGIC: Final = (
 
 
 def is_program(head: bytes) -> bool:
-    """Whether a file that begins with these octets is a program."""
+    """Return whether a file that begins with these octets is a program."""
     dos = head.startswith(b"MZ") and b"\0" in head[:64]  # a text may begin with MZ too
     return dos or head.startswith(_MAGIC)

@@ -1,16 +1,16 @@
-"""How much a mailbox may hold, kept in the file `maildirsize` of Maildir++.
+"""The size of a mailbox and its limit, kept in the file `maildirsize` of Maildir++.
 
-The first line is the limit, `1073741824S`; each further one, `size count`, is added up. Who stores
-or removes a message appends a line, so nobody walks through a directory for it. That is done only
-- when the file is missing, names another limit, or makes no sense,
-- when it has grown to 5,120 octets, some 300 lines,
-- when a message does not fit any more and nobody has counted or stored for 15 minutes: what people
-  have removed with a program that does not know the file may have made room.
+The first line is the limit, `1073741824S`; the other lines, `size count`, are added up. A program
+that stores or removes a message appends a line, so the directories are listed only
+- if the file is missing, has another limit, or is malformed,
+- if it has grown to 5,120 octets, about 300 lines,
+- if a message does not fit, and the file did not change for 15 minutes, because a program that does
+  not know the file may have removed messages.
 
-Our processes take turns at the file (flock(2)): what they store together does not exceed the limit.
-Each notes its message before it writes it, so a count takes in what lies in tmp/ as well; it can
-miss a message only in the instant between the two. Other programs append without a lock, and what
-they append while the file is counted again shows in the next count, as with all who use this file.
+The server's processes lock the file (flock(2)), so together they do not exceed the limit. Each adds
+its line before it writes the message, so a new count includes files in tmp/. It can only miss a
+message in the instant between the two. Other programs append without a lock. Lines that they append
+during a new count appear in the next one, as with all programs that use this file.
 """
 
 # ruff: noqa: PTH105, PTH108, PTH116, S108 - system calls on plain strings, as in maildir.py
@@ -31,7 +31,7 @@ _FOLDERS = ("new", "cur", "tmp")
 
 
 class Quota:
-    """The room in mailboxes that hold `limit` octets at most; threads may share it."""
+    """The free space in mailboxes of at most `limit` octets; threads may share it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -39,9 +39,9 @@ class Quota:
 
     @contextlib.contextmanager
     def room(self, box: str, size: int) -> Iterator[None]:
-        """Take room for a message that the block stores; it is free again when the block fails.
+        """Reserve space for a message that the block stores; release it if the block fails.
 
-        Raise Defer when there is none now, Reject when there never is, and OSError.
+        Raise Defer if there is not enough now, Reject if the message is too large, and OSError.
         """
         if size > self._limit:
             # RFC 3463 section 3.3: X.2.3, "message length exceeds administrative limit".
@@ -74,13 +74,13 @@ class Quota:
                     _write(box, text + b"%d 1\n" % size)
                     return
                 _write(box, text)
-        # RFC 5321 section 4.2.3, RFC 3463 section 3.3: X.2.2. For now, since its owner can make
-        # room, and the client tries again for days.
+        # RFC 5321 section 4.2.3, RFC 3463 section 3.3: X.2.2. Deferred, because the owner can
+        # delete mail, and the client tries again for days.
         raise Defer("mailbox full", code=452, enhanced="4.2.2")
 
     @contextlib.contextmanager
     def _locked(self, box: str, path: str) -> Iterator[int]:
-        """Open the file and lock it; a missing one is made."""
+        """Open the file, or create it, and lock it."""
         while True:
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -96,7 +96,7 @@ class Quota:
                 os.close(descriptor)
 
     def _read(self, descriptor: int) -> int | None:
-        """Add up the octets; None = count again."""
+        """Return the sum of octets, None if they must be counted again."""
         text = os.read(descriptor, _LONGEST)
         definition, _, rest = text.partition(b"\n")
         if definition.strip() != self._definition or len(text) == _LONGEST:
@@ -110,7 +110,7 @@ class Quota:
 
 
 def _is_at(descriptor: int, path: str) -> bool:
-    """Whether the file is still the one of this name: another one may have taken its place."""
+    """Return whether the file still has this name, or another one replaced it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def _is_at(descriptor: int, path: str) -> bool:
 
 
 def _write(box: str, data: bytes, *, replace: bool = True) -> None:
-    """Put a whole file in the place of maildirsize, or where none is."""
+    """Replace or create maildirsize by a complete file."""
     temporary = f"{box}/tmp/maildirsize.{secrets.token_hex(8)}"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
@@ -152,7 +152,7 @@ def _count(box: str) -> tuple[int, int]:
 
 
 def _sizes(directory: str, *, named: bool) -> Iterator[int]:
-    """Yield the size of each message, as its name has it; a file without counts unless `named`."""
+    """Yield the size of each message from its name, or of the file unless `named`."""
     with os.scandir(directory) as entries:
         for item in entries:
             match = _SIZE.search(item.name)

@@ -1,7 +1,7 @@
-"""The names in a RAR, of versions 4 and 5, and the first octets of what is stored as it is.
+"""The names in a RAR, versions 4 and 5, and the first octets of files that are not compressed.
 
-Libraries for this read a whole archive before they say a name, and need a program to unpack; here
-the headers are read forward, and nothing is unpacked.
+Libraries for this read a whole archive before the first name, and need a program to unpack. This
+reads the headers forward, and unpacks nothing.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ _ENCRYPTED_FILE5: Final = 1  # a record of the extra area
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file: `data` are its octets where they are stored as they are."""
+    """A file; `data` are its octets if they are not compressed."""
 
     name: str
     encrypted: bool
@@ -35,7 +35,7 @@ class Member:
 
 
 def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
-    """Yield each file, its data to be read before the next one is asked for; raise BrokenError."""
+    """Yield each file, whose data must be read before the next one. Raise BrokenError."""
     signature = exactly(file, len(RAR4))
     if signature == RAR4:
         yield from _version_4(file, budget)
@@ -68,7 +68,7 @@ def _version_4(file: Reads, budget: Budget) -> Iterator[Member]:
 
 
 def _name_4(rest: bytes, flags: int) -> str:
-    """Return the name; one of Unicode stands behind a NUL, and repeats what is in the first."""
+    """Return the name; a Unicode name follows after a NUL, and refers to the first one."""
     length = int.from_bytes(rest[19:21], "little")
     start = 33 if flags & _LARGE4 else 25
     name, nul, packed = rest[start : start + length].partition(b"\0")
@@ -78,7 +78,7 @@ def _name_4(rest: bytes, flags: int) -> str:
 
 
 def _unpacked_name(name: bytes, packed: bytes) -> str:
-    """Return a name as version 4 packs it: two bits for each piece say where its octets are."""
+    """Return a name that version 4 packed: two bits for each piece say where its octets are."""
     found = bytearray()
     octets = iter(packed)
     high = next(octets, 0)
@@ -143,7 +143,7 @@ class _Header:
         raise BrokenError("a broken archive (rar)")
 
     def file(self) -> tuple[str, bool]:
-        """Read what is of a file: its name, and whether it is stored as it is."""
+        """Return the name of a file, and whether it is not compressed."""
         flags = self.number()
         self.number()  # the size unpacked
         self.number()  # attributes
@@ -155,7 +155,7 @@ class _Header:
         return name.decode("utf-8", "replace"), stored
 
     def has_record(self, size: int, kind: int) -> bool:
-        """Tell whether the extra area, the last octets, has a record of this kind."""
+        """Return whether the extra area, the last octets, has a record of this kind."""
         end = len(self._octets)
         self._place = max(0, end - size)
         while self._place < end:

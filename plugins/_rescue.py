@@ -1,4 +1,4 @@
-"""What a crash has left in the tmp/ of Maildirs: whole messages come into new/ (see `maildir`)."""
+"""Move complete messages that a crash left in tmp/ of Maildirs into new/ (see `maildir`)."""
 
 # ruff: noqa: PTH104, PTH108, PTH123, S108 - system calls on plain strings, as in maildir.py
 import contextlib
@@ -16,7 +16,7 @@ _STALE = 36 * 3600.0  # seconds after which tmp/ may be cleared, by the Maildir 
 
 
 def rescue(temporaries: Iterable[str]) -> None:
-    """Move what is whole in tmp/ and locked by nobody into new/, and remove what is stale."""
+    """Move complete files that are not locked from tmp/ into new/, and remove stale ones."""
     for temporary in temporaries:
         try:
             if _rescue_file(temporary):

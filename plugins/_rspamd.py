@@ -1,4 +1,4 @@
-"""What rspamd answers, as values, and the changes of the header that it asks for."""
+"""rspamd's answers as values, and the changes of the header that it asks for."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _SUBJECT: Final = 4000  # characters: it begins with the sender's own, and takes
 
 @dataclass(frozen=True, slots=True)
 class RspamdResult:
-    """What rspamd said of a message; `symbols` has the score of each that it has met."""
+    """rspamd's result for a message; `symbols` has the score of each one that matched."""
 
     action: str
     score: float
@@ -26,13 +26,13 @@ class RspamdResult:
     symbols: Mapping[str, float]
 
 
-#: The result of an envelope's message; there is none when it was not asked.
+#: The result of an envelope's message; it is missing if rspamd was not asked.
 RSPAMD: Final[StashKey[RspamdResult]] = StashKey()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: `text` is for the client, `instead` what is to be done instead of reject."""
+    """A whole answer: `text` is for the client, `instead` is an action instead of reject."""
 
     result: RspamdResult
     text: str = ""
@@ -45,18 +45,18 @@ class Answer:
 
     @property
     def action(self) -> str:
-        """What is to be done."""
+        """The action to take."""
         action = "no action" if self.passes else self.result.action
         instead = action == "reject" and self.instead in {"quarantine", "discard"}
         return self.instead if instead else action
 
 
 def parse(body: bytes) -> Answer:
-    """Read the JSON of /checkv2. Raise RemoteError for what it cannot be."""
+    """Read the JSON of /checkv2. Raise RemoteError if it is malformed."""
     try:
         return _answer(json.loads(body))
     except RecursionError:
-        raise RemoteError("rspamd answers with JSON of no end of levels") from None
+        raise RemoteError("rspamd answers with JSON that is nested too deeply") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise RemoteError(f"rspamd answers {body[:200]!r} ({error!r})") from error
 
@@ -114,10 +114,10 @@ def _spam_fields(said: Any) -> Mapping[str, str]:  # noqa: ANN401 - any JSON
 
 
 def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
-    """Return the fields of a header as the answer wants them.
+    """Return the fields of a header with the changes of the answer.
 
-    The place of a field that is added counts from the top, from 0; a negative one from the end, and
-    without one it comes last.
+    The place of an added field counts from 0 at the top, a negative one from the end; without a
+    place the field comes last.
     """
     places = _by_name(fields)
     gone = {
@@ -146,7 +146,7 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
 
 
 def _field(name: str, value: str) -> list[bytes]:
-    """Return a field, folded where the value has line ends; empty, and warn, if that fails."""
+    """Return a field, folded at the line ends of the value; warn about an invalid one."""
     first, *folded = _LINE_END.split(value)
     if name.lower() == "subject" and not value.isascii():
         first, *folded = Header(value, "utf-8", header_name=name).encode().split("\n")
@@ -154,7 +154,7 @@ def _field(name: str, value: str) -> list[bytes]:
     try:
         return [format_field(name, "\r\n".join(lines))]
     except ValueError as error:
-        _log.warning("rspamd wants a field that cannot be: %s", error)
+        _log.warning("rspamd asks for an invalid field: %s", error)
         return []
 
 
@@ -168,7 +168,7 @@ def _without(fields: list[bytes], name: str) -> list[bytes]:
 
 
 def _removed(places: list[int], number: int) -> list[int]:
-    """Return which of the places of one name are meant."""
+    """Return the selected places of one name."""
     if number == 0:
         return places
     place = number - 1 if number > 0 else len(places) + number
@@ -176,12 +176,12 @@ def _removed(places: list[int], number: int) -> list[int]:
 
 
 def _places(fields: list[bytes], name: str) -> list[int]:
-    """Return where the fields of this name stand."""
+    """Return the places of the fields of this name."""
     return _by_name(fields).get(_key(name), [])
 
 
 def _by_name(fields: list[bytes]) -> dict[bytes, list[int]]:
-    """Return where the fields of each name stand."""
+    """Return the places of the fields of each name."""
     places: dict[bytes, list[int]] = {}
     for place, raw in enumerate(fields):
         places.setdefault(raw.partition(b":")[0].rstrip(b" \t").lower(), []).append(place)

@@ -1,4 +1,4 @@
-"""The conditions of rules, and how a message is held against them."""
+"""The conditions of rules, and their evaluation for a message."""
 
 import re
 import time
@@ -48,7 +48,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What is done (`action`) with a message of which all, any and none of some conditions hold."""
+    """An `action` for messages, with conditions of which all, any or none must be true."""
 
     name: str
     action: Literal["reject", "defer", "quarantine", "discard", "tag", "finding"]
@@ -64,7 +64,7 @@ class Rule:
             if not getattr(self, option).isprintable():
                 raise ValueError(f"{option}: expected one line of text")
         if not self.name:
-            raise ValueError("name: expected something to call the rule by")
+            raise ValueError("name: expected a name for the rule")
         if not (self.all or self.any or self.none):
             raise ValueError("all: expected conditions here, in any, or in none")
         if not _FIELD_NAME.fullmatch(self.field):
@@ -74,14 +74,14 @@ class Rule:
 
 
 class Trial:
-    """One message before the rules."""
+    """A message to which rules are applied."""
 
     def __init__(
         self, session: Session, envelope: Envelope, message: Message, seconds: float
     ) -> None:
         self._session = session
         self._envelope = envelope
-        self._headers = message.headers  # as it came: tags of ours are no matter of rules
+        self._headers = message.headers  # without the fields that rules add
         self._size = message.content.size
         self._due = time.monotonic() + seconds
         self._values: dict[str, list[str]] = {}
@@ -116,7 +116,7 @@ class Trial:
         return condition.smaller is not None and self._size < condition.smaller
 
     def _decoded(self, name: str) -> Iterable[str]:
-        """Return the values of all fields of a name as a person reads them."""
+        """Return the decoded values of all fields of a name."""
         if name not in self._values:
             raw = self._headers.raw_all(name)
             self._values[name] = [Headers([each]).decoded(name) for each in raw]
@@ -138,7 +138,7 @@ class Trial:
 
 
 def _spellings(address: Address | None) -> list[str]:
-    """Return an address with its domain as it came, with A-labels, and with U-labels."""
+    """Return an address with its domain unchanged, with A-labels, and with U-labels."""
     if address is None:
         return [""]
     forms = (address.domain, address.ascii_domain, address.unicode_domain)

@@ -1,7 +1,7 @@
 """The files in a 7z: names, and octets where Python can unpack them.
 
-The libraries for this unpack the header, of any size, into memory, and make an object for each of
-as many files as it claims. Here the budget pays for both.
+The libraries for this unpack a header of any size into memory, and make an object for each file
+that it claims. Here the budget limits both.
 """
 
 import bz2
@@ -30,7 +30,7 @@ _FILTERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file: `data` are its octets, None where they are not looked at."""
+    """A file; `data` are its octets, None if they are not read."""
 
     name: str
     encrypted: bool = False
@@ -38,7 +38,7 @@ class Member:
 
 
 def members_of(file: IO[bytes], budget: Budget) -> Iterator[Member]:
-    """Yield the names of all files, then those with data, which is to be read at once.
+    """Yield the names of all files, then those with data, which must be read at once.
 
     Raise TooMuchError and BrokenError.
     """
@@ -86,7 +86,7 @@ def _with_data(
 
 
 def _can_be_read(folder: Folder) -> bool:
-    """Tell whether Python has what unpacks a folder, within reasonable memory."""
+    """Return whether Python can unpack a folder within reasonable memory."""
     names = [name for name, _ in folder.coders]
     if len(names) == 1 and names[0] in _DECODERS:
         return True
@@ -104,7 +104,7 @@ def _checked(size: int) -> int:
 
 
 class _Copy:
-    """A decompressor for what is not compressed."""
+    """A decompressor for data that is not compressed."""
 
     eof = False
     needs_input = True
@@ -115,7 +115,7 @@ class _Copy:
 
 
 class _Inflate:
-    """The one of zlib with the methods of the others."""
+    """The decompressor of zlib with the methods of the others."""
 
     def __init__(self) -> None:
         self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -147,7 +147,7 @@ def _decoder(coders: list[tuple[bytes, bytes]]) -> Any:  # noqa: ANN401 - the de
 
 
 def _filter(name: bytes, properties: bytes) -> dict[str, int]:
-    """Read what a coder is told; the function of Python's lzma for this crashes at some."""
+    """Read a coder's properties, at some of which the function of Python's lzma crashes."""
     kind = _FILTERS[name]
     if kind == lzma.FILTER_LZMA1:
         rest, lc = divmod(properties[0], 9)
@@ -160,7 +160,7 @@ def _filter(name: bytes, properties: bytes) -> dict[str, int]:
 
 
 class _Unpacked:
-    """What a packed stream unpacks to, as it is read; the budget pays for it."""
+    """The unpacked octets of a stream, which are unpacked on reading and limited by the budget."""
 
     def __init__(
         self, file: IO[bytes], place: int, packed: int, folder: Folder, budget: Budget

@@ -1,4 +1,4 @@
-"""The header of a 7z: where its streams are, how they are packed, and what the files are called."""
+"""The header of a 7z: the places of its streams, their coders, and the names of the files."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,13 +23,13 @@ class Folder:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether a coder encrypts."""
+        """Return whether a coder encrypts."""
         return any(name.startswith(_ENCRYPTION) for name, _ in self.coders)
 
 
 @dataclass(slots=True)
 class Streams:
-    """Where packed streams begin, how long each is, and what they make."""
+    """The begin of the packed streams, their sizes, and their contents."""
 
     begin: int = 0
     packed: list[int] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Streams:
 
 
 class Header:
-    """Reads the properties of a header; each step takes octets of it, or of the budget."""
+    """Reads the properties of a header; each step uses octets of it, or of the budget."""
 
     def __init__(self, octets: bytes, budget: Budget) -> None:
         self._octets = octets
@@ -45,7 +45,7 @@ class Header:
         self._budget = budget
 
     def octets(self, size: int) -> bytes:
-        """Read so many octets."""
+        """Return the next `size` octets."""
         found = self._octets[self._place : self._place + size]
         if len(found) < size:
             raise BrokenError("a broken archive (7z)")
@@ -63,7 +63,7 @@ class Header:
         return found
 
     def count(self) -> int:
-        """Read how many there are of something, each of which takes an octet at least."""
+        """Read the number of items, each of which has at least one octet."""
         found = self.number()
         if found > len(self._octets) * 8:
             raise BrokenError("a broken archive (7z)")
@@ -80,7 +80,7 @@ class Header:
         self.octets(4 * sum(defined))
 
     def streams(self) -> Streams:
-        """Read where the streams are, and what they hold."""
+        """Read the places and contents of the streams."""
         found = Streams()
         while kind := self.number():
             if kind == _PACK:

@@ -1,4 +1,4 @@
-"""What signing for DKIM and sealing for ARC have in common: keys, and which fields are signed."""
+"""Helpers for DKIM signatures and ARC seals: the keys, and the fields to sign."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 SHORT = 2048  # bits of RSA keys, RFC 8301 section 3.2
 _SHORTEST = 1024
-# Signed once more than they are there, so that nobody can add another (RFC 6376 section 8.15).
+# Signed once more than they occur, so that another one cannot be added (RFC 6376 section 8.15).
 _SEALED = (
     *("From", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "In-Reply-To", "References"),
     *("MIME-Version", "Content-Type", "Content-Transfer-Encoding"),
 )
-# Signed where they are; mailing lists may add theirs (RFC 6376 section 5.4.1, RFC 8058).
+# Signed if they occur; mailing lists may add theirs (RFC 6376 section 5.4.1, RFC 8058).
 _SIGNED = (
     *("Sender", "List-Id", "List-Help", "List-Unsubscribe", "List-Unsubscribe-Post", "List-Post"),
     *("List-Owner", "List-Archive", "Auto-Submitted"),
@@ -52,7 +52,7 @@ def signature_of(key: PrivateKey, octets: bytes) -> bytes:
 
 
 def names_to_sign(message: Message, *others: str) -> Iterator[str]:
-    """Yield the fields that are signed; of `others` those that are there."""
+    """Yield the names of fields to sign; of `others` those that occur."""
     for name in _SEALED:
         yield from [name] * (len(message.headers.raw_all(name)) + 1)
     for name in (*_SIGNED, *others):
@@ -60,6 +60,6 @@ def names_to_sign(message: Message, *others: str) -> Iterator[str]:
 
 
 def fields_to_sign(message: Message, names: list[str]) -> bytes:
-    """Return them in the relaxed form, the last of each name first (RFC 6376 section 5.4.2)."""
+    """Return relaxed fields, the last of each name first (RFC 6376 section 5.4.2)."""
     left = {name: message.headers.raw_all(name) for name in names}
     return b"".join(relaxed_field(left[name].pop()) for name in names if left[name])

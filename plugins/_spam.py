@@ -1,4 +1,4 @@
-"""What filters that find a score do with it: X-Spam fields, and thresholds."""
+"""X-Spam fields, and actions by a score, for filters that compute one."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ _TESTS = 100  # named in a field
 
 
 def remove_marks(message: Message) -> None:
-    """Take away all X-Spam-* fields: whoever has sent them, they are not ours."""
+    """Remove all X-Spam-* fields of the sender."""
     fields = message.headers.raw_all()
     kept = [raw for raw in fields if raw[: len(_PREFIX)].lower() != _PREFIX]
     if len(kept) < len(fields):
@@ -32,7 +32,7 @@ def mark(
 def judge(
     message: Message, score: float, text: str, *, quarantine: float | None, reject: float | None
 ) -> None:
-    """Refuse a message from the score `reject` on, or set it aside from `quarantine` on."""
+    """Refuse a message from the score `reject` on, or quarantine it from `quarantine` on."""
     if reject is not None and score >= reject:
         raise Reject(text)
     if quarantine is not None and score >= quarantine:

@@ -1,8 +1,9 @@
-"""Whether a domain lets an address send for it: check_host() of RFC 7208, given a way to ask.
+"""check_host() of RFC 7208: whether an address may send for a domain.
 
-Bounded as section 4.6.4 says: ten terms that ask the DNS, two of them in vain, ten hosts of an MX
-or a PTR. That still allows more than a hundred questions. So a check that asks more than 40, or
-more than its budget has (`DnsBudget`), is a permerror too, as is a record above 4 KiB or 300 terms.
+The limits are those of section 4.6.4: ten terms that ask the DNS, two of them without an answer,
+and ten hosts of an MX or a PTR. That still allows more than a hundred questions. So a check of more
+than 40 questions or beyond its budget (`DnsBudget`) is a permerror too, and so is a record above 4
+KiB or 300 terms.
 """
 
 import time
@@ -24,9 +25,9 @@ _LONGEST_NAME, _LONGEST_EXPLANATION = 253, 1000  # characters; a reply has room 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The `result` of RFC 7208 section 2.6, and why: a mechanism, or what was wrong.
+    """The `result` of RFC 7208 section 2.6, and the reason: a mechanism or an error.
 
-    `explanation` is what the domain has to say to a failure, in its own words.
+    `explanation` is the domain's own text about a failure.
     """
 
     result: str
@@ -35,12 +36,12 @@ class Outcome:
 
 
 def check_host(sender: Sender, ask: Ask) -> Outcome:
-    """Evaluate the record of the sender's domain; never raises for what it says."""
+    """Evaluate the record of the sender's domain; no record makes this raise."""
     return evaluate(sender, ask)[0]
 
 
 def evaluate(sender: Sender, ask: Ask) -> tuple[Outcome, frozenset[str]]:
-    """Return what `check_host` does, and the letters of the macros that it depended on."""
+    """Return the outcome, and the letters of the macros that it depends on."""
     evaluation = _Evaluation(sender, bounded(ask))
     try:
         outcome = evaluation.outcome()
@@ -53,7 +54,7 @@ def evaluate(sender: Sender, ask: Ask) -> tuple[Outcome, frozenset[str]]:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What decided: a mechanism, or None for the default, of the record of a domain."""
+    """The deciding mechanism, or None for the default, in the record of a domain."""
 
     result: str
     mechanism: Mechanism | None
@@ -81,7 +82,7 @@ class _Evaluation:
         return Outcome(found.result, reason, explanation)
 
     def _evaluate(self, domain: str) -> _Found | None:
-        """Return what the record of a domain says; None when there is none."""
+        """Return the decision of a domain's record; None without a record."""
         record = self._record(domain)
         while record is not None:
             for mechanism in record.mechanisms:
@@ -98,7 +99,7 @@ class _Evaluation:
 
     def _record(self, domain: str) -> Record | None:
         self._absence = absence_in(())
-        # RFC 7208 section 4.3: what is no whole domain has no policy.
+        # RFC 7208 section 4.3: a name that is no whole domain has no policy.
         if "." not in domain or not is_domain(domain):
             return None
         texts = self._ask(domain, "TXT")
@@ -138,7 +139,7 @@ class _Evaluation:
                 return self._has(self._of_term(target, self._kind), mechanism)
 
     def _has(self, addresses: Sequence[str], mechanism: Mechanism) -> bool:
-        """Whether the sender's address has the same first bits as one of these."""
+        """Return whether the sender's address has the same first bits as one of these."""
         address = self._sender.address
         length = mechanism.ip4_length if self._kind == "A" else mechanism.ip6_length
         shift = address.max_prefixlen - length
@@ -150,9 +151,9 @@ class _Evaluation:
             raise RecordError(f"more than {_TERMS} terms ask the DNS")
 
     def _of_term(self, name: str, kind: str) -> Sequence[str]:
-        """Ask what a term itself asks. The hosts of an MX and PTR are not counted.
+        """Ask a term's own question. Questions for the hosts of an MX or PTR are not counted.
 
-        Else a domain whose hosts have no IPv6 would be in error for each sender that has.
+        Else a domain whose hosts lack IPv6 would be in error for each IPv6 sender.
         """
         answers = self._ask(name, kind)
         if not answers:
@@ -187,7 +188,7 @@ class _Evaluation:
         return values[letter]()
 
     def _explanation(self, found: _Found) -> str:
-        """Return the text that exp= leads to, "" where anything is wrong (RFC 7208 section 6.2)."""
+        """Return the text of exp=, "" after any error (RFC 7208 section 6.2)."""
         if found.record.explanation is None:
             return ""
         try:

@@ -9,18 +9,18 @@ from urllib.parse import quote
 _PIECE = re.compile(
     r"%\{([slodipvhcrt])([0-9]{0,9})(r?)([.+,/_=-]*)\}|%([%_-])|([!-$&-~]+)", re.IGNORECASE
 )
-#: What the signs stand for.
+#: The meaning of the signs.
 SIGNS = {"%": "%", "_": " ", "-": "%20"}
 _EXPLAINING = frozenset("crt")  # letters in the text of an explanation only
 
 
 class RecordError(ValueError):
-    """A record that is not in the grammar, as the text says."""
+    """A record violates the grammar, as the text says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Macro:
-    """The value of `letter`, split, maybe reversed, its last `parts` (0 = all) joined by dots."""
+    """The value of `letter`, split, maybe reversed, the last `parts` (0 = all) joined by dots."""
 
     letter: str
     parts: int
@@ -29,8 +29,8 @@ class Macro:
     escape: bool
 
     def expand(self, value: str) -> str:
-        """Return what it becomes, for the value of its letter (RFC 7208 section 7.3)."""
-        # Each once: `re` keeps the patterns, however long a stranger makes them.
+        """Return the expansion for the value of the letter (RFC 7208 section 7.3)."""
+        # Each delimiter once, because `re` keeps patterns, and strangers could make long ones.
         delimiters = "".join(sorted(set(self.delimiters)))
         pieces = re.split(f"[{re.escape(delimiters)}]", value)
         if self.reverse:

@@ -1,4 +1,4 @@
-"""Outcomes of SPF checks, kept for a while: who sends ten messages is checked once."""
+"""A cache of SPF outcomes, so a client that sends ten messages is checked once."""
 
 from minismtp import BoundedCache
 
@@ -7,13 +7,13 @@ from ._spf import Outcome, evaluate
 from ._spf_sender import Ask, Sender
 
 _OCTETS = 2 * 1024 * 1024
-_SECONDS = 60.0  # a record that is changed counts after a minute at the latest
-_VARIANTS = 8  # of one domain and address, whose record looks at the local part or at HELO
+_SECONDS = 60.0  # so a changed record counts after a minute
+_VARIANTS = 8  # of one domain and address, for records that depend on the local part or HELO
 _UNKEPT = frozenset("t")  # the time
 
 
 class Outcomes:
-    """Checks senders, and remembers; threads may share it."""
+    """Checks senders and keeps the outcomes; threads may share it."""
 
     def __init__(self) -> None:
         self._known: BoundedCache[
@@ -21,10 +21,10 @@ class Outcomes:
         ] = BoundedCache(_OCTETS)
 
     def check_host(self, sender: Sender, ask: Ask) -> Outcome:
-        """Return the outcome for a sender: what was found for it, or what is found now.
+        """Return the outcome for a sender, from the cache or from a new check.
 
-        A check depends on the address, the domain, and the values of the macros that it came
-        across. Where those are the same, it would come across the same ones again.
+        A check depends on the address, the domain, and the values of the macros that it evaluated.
+        With the same values it would evaluate the same macros again.
         """
         key = (sender.address, sender.domain)
         known = self._known.get(key) or ()

@@ -1,6 +1,6 @@
 """SPF records, read by the grammar of RFC 7208 section 12.
 
-Whatever a stranger publishes is read in linear time; what is not in the grammar raises RecordError.
+Any record is read in linear time; one that violates the grammar raises RecordError.
 """
 
 import re
@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from ._dns import unmapped_network
 from ._spf_macros import SIGNS, Macro, MacroString, RecordError, parse_macros
 
-_LONGEST = 4096  # octets: eight times what RFC 7208 section 3.4 advises
+_LONGEST = 4096  # octets, eight times the advice of RFC 7208 section 3.4
 _TERMS = 300
 #: The result of a mechanism that matches, by its qualifier.
 QUALIFIERS = {"": "pass", "+": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
@@ -35,9 +35,9 @@ _TOP_LABEL = re.compile(r"(?![0-9]+\Z)[a-z0-9]+(?:-+[a-z0-9]+)*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """A directive: its kind, and its `result` when it matches. `text` is as it was published.
+    """A directive: its kind, and its `result` if it matches. `text` is the published text.
 
-    `domain` is None for the domain of the record. The lengths are those of prefixes.
+    `domain` is None for the record's own domain. The lengths are those of prefixes.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Mechanism:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A whole record: mechanisms in order, and the modifiers that mean something."""
+    """A whole record: mechanisms in order, and the known modifiers."""
 
     mechanisms: tuple[Mechanism, ...]
     redirect: MacroString | None
@@ -59,21 +59,21 @@ class Record:
 
 
 def is_record(text: str) -> bool:
-    """Whether a TXT record is one of SPF (RFC 7208 section 4.5)."""
+    """Return whether a TXT record is an SPF record (RFC 7208 section 4.5)."""
     return _VERSION.match(text) is not None
 
 
 def absence_in(texts: Iterable[str]) -> str:
-    """Return why these TXT records of a domain are none of SPF, as what the domain does."""
+    """Return why none of a domain's TXT records is an SPF record, as a predicate of the domain."""
     if any(map(_ALMOST.match, texts)):
         return "has a record that does not begin with 'v=spf1 '"
     return "has no SPF record"
 
 
 def parse_record(text: str) -> Record:
-    """Read a record whose version is right. Raise RecordError, also for one that is too long.
+    """Read a record with the right version. Raise RecordError, also if it is too long.
 
-    RFC 7208 section 4.6 has the whole record read before any of it is evaluated.
+    RFC 7208 section 4.6 requires reading the whole record before its evaluation.
     """
     if len(text) > _LONGEST or text.count(" ") > _TERMS:
         raise RecordError(f"it is longer than {_LONGEST} octets or {_TERMS} terms")

@@ -1,4 +1,4 @@
-"""Who sends, for the records of SPF: what macros say of it, and the names of its address."""
+"""The sender in SPF checks: the values of macros, and the names of its address."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _QUESTIONS = 40  # in all: ten terms with ten hosts each would make more than a 
 
 
 def bounded(ask: Ask) -> Ask:
-    """Return the same way to ask, which raises RecordError when too much is asked."""
+    """Return a function like `ask` that raises RecordError after too many questions."""
     numbers = itertools.count(1)
 
     def counted(name: str, kind: str) -> Sequence[str]:
@@ -32,7 +32,7 @@ def bounded(ask: Ask) -> Ask:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Who sends, as macros see it. `receiver` is our own name."""
+    """The sender as macros see it. `receiver` is this server's name."""
 
     address: IPv4Address | IPv6Address
     local: str
@@ -58,7 +58,7 @@ class Names:
         self._confirmed: dict[str, bool] = {}
 
     def match(self, domain: str) -> bool:
-        """Whether a name in a domain has the address."""
+        """Return whether a name in a domain has the address."""
         return any(map(self._is_confirmed, self._below(domain)))
 
     def best(self, domain: str) -> str:
@@ -70,7 +70,7 @@ class Names:
         return "unknown"
 
     def _below(self, domain: str) -> list[str]:
-        """Return the names in a domain, which nobody has confirmed."""
+        """Return the names in a domain, without checking their addresses."""
         if self._pointers is None:
             try:
                 names = self._ask(self._address.reverse_pointer, "PTR")

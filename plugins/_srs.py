@@ -1,16 +1,18 @@
-"""Senders of forwarded mail, rewritten so that SPF holds and bounces find back (SRS).
+"""Rewrite senders of forwarded mail, so that SPF passes and bounces return (SRS).
 
-The receiver of forwarded mail looks up the SPF record of the sender's domain, which does not name
-us. So the sender becomes an address of ours that holds the old one, signed and dated:
+The receiver of forwarded mail looks up the SPF record of the sender's domain, which does not
+include this server. So the sender becomes a local address that contains the old one, signed and
+dated:
 
     alice@example.com             SRS0=hash=day=example.com=alice@ours
     SRS0=...@first.example        SRS1=hash=first.example==...@ours
 
-The second form is for mail that another host has forwarded already; a bounce then skips us all. The
-hash is an HMAC-SHA256 cut to 30 bits, and counts without regard to case: some hosts change it.
+The second form is for mail that another host already forwarded; a bounce then skips the hosts in
+between. The hash is an HMAC-SHA256 cut to 30 bits and compared without case, because some hosts
+change the case.
 
-Not every host takes a local part of more than 64 octets. A sender that would need more is kept in
-the state before the message leaves, and the address has a name for it instead, an HMAC of 80 bits:
+Not every host accepts a local part of more than 64 octets. A sender that would need more is stored
+in the state before the message leaves, and the address contains a name for it, an HMAC of 80 bits:
 
     bounces+1234-name=customer.example.com@...   SRS0=hash=day==name@ours
 """
@@ -27,23 +29,23 @@ from minismtp import Address, read_file, steady_time
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _HASH = 6  # characters
 _KEY = "srs {}"
-_NAME = 16  # characters of what stands for a sender that is kept
-_DAYS = 1024  # after which the two characters of a day come again
-_VALID = 21  # days in which a bounce can come: longer than any host tries
+_NAME = 16  # characters of the name for a stored sender
+_DAYS = 1024  # days after which the two characters of a day repeat
+_VALID = 21  # days in which a bounce is accepted, longer than any host retries
 _LOCAL_PART = 64  # octets, RFC 5321 section 4.5.3.1.1
 _SHORTEST_SECRET = 16
 _OURS = re.compile(r"SRS[01][=+-]", re.IGNORECASE)
 
 
-#: How long a sender has to be kept: a bounce can come for so long.
+#: How long a sender is stored, which is as long as bounces are accepted.
 KEPT = timedelta(days=_VALID + 1)
 
 
 class Srs:
-    """Rewrites senders into addresses at `domain`; `today` gives the number of the day.
+    """Rewrites senders into addresses at `domain`; `today` returns the number of the day.
 
-    The first secret signs, all of them are taken, so that one can be replaced by and by. `kept`
-    returns the sender that is kept under a key, None when there is none.
+    The first secret signs and all of them verify, so a secret can be replaced gradually. `kept`
+    returns the sender that is stored under a key, None for an unknown key.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Srs:
         self._kept = kept
 
     def rewrite(self, sender: Address) -> Address:
-        """Return the sender to forward with; see `key_of` for one that has to be kept."""
+        """Return the rewritten sender; see `key_of` for one that has to be stored."""
         local, host = sender.local, sender.ascii_domain
         if not _OURS.match(local):
             day = _stamp(self._today())
@@ -71,14 +73,14 @@ class Srs:
                 host, rest = _first_host(local) or (host, rest)
             new = f"SRS1={self._hash(0, host, rest)}={host}={rest}"
         address = Address(new, self._domain)
-        written = str(address).removesuffix(f"@{self._domain}")  # with quotes where it needs them
+        written = str(address).removesuffix(f"@{self._domain}")  # with quotes if needed
         if len(written.encode()) <= _LOCAL_PART:
             return address
         name, day = self._name(0, sender), _stamp(self._today())
         return Address(f"SRS0={self._hash(0, day, '', name)}={day}=={name}", self._domain)
 
     def key_of(self, sender: Address, rewritten: Address) -> str:
-        """Return the key under which a sender has to be kept, "" when its new form holds it."""
+        """Return the key under which a sender has to be stored, "" if the new form contains it."""
         name = rewritten.local.rpartition("==")[2]
         if rewritten.domain == self._domain and is_rewritten(rewritten.local):
             for number in range(len(self._secrets)):
@@ -87,7 +89,7 @@ class Srs:
         return ""
 
     def restore(self, local: str) -> Address:
-        """Return the sender that a local part of ours stands for. Raise ValueError for others."""
+        """Return the original sender for a rewritten local part. Raise ValueError."""
         given, _, signed = local[5:].partition("=")
         if local[3] == "1":
             host, _, rest = signed.partition("=")
@@ -96,7 +98,7 @@ class Srs:
         day, _, signed = signed.partition("=")
         host, _, user = signed.partition("=")
         self._check(given, day, host, user)
-        # One from the future was made while the clock was ahead, as only we know the secret.
+        # A day in the future means that the clock was ahead, because only this server signs.
         age = (self._today() - _day(day) + _DAYS // 2) % _DAYS - _DAYS // 2
         if abs(age) > _VALID:
             raise ValueError("expired")
@@ -108,7 +110,7 @@ class Srs:
         return Address.parse(text)
 
     def _name(self, number: int, sender: Address) -> str:
-        """Return what stands for a sender: the same each time, so it is kept once."""
+        """Return the name for a sender, which is always the same, so it is stored once."""
         digest = hmac.digest(self._secrets[number], f"kept\0{sender}".encode(), "sha256")
         return b32encode(digest).decode()[:_NAME]
 
@@ -126,7 +128,7 @@ class Srs:
 
 
 def is_rewritten(local: str) -> bool:
-    """Whether a local part has the form that `Srs.rewrite` gives."""
+    """Return whether a local part has the form that `Srs.rewrite` returns."""
     return _OURS.match(local) is not None
 
 

@@ -15,7 +15,7 @@ _BLANK: Final = re.compile(r"[ \t\r\n]+")
 def read_tags(text: str, *, lenient: bool = False) -> dict[str, str]:
     """Read a list of tags (RFC 6376 section 3.2). Raise ValueError.
 
-    If `lenient`, semicolons may be doubled, and tags that nobody knows may have any name.
+    If `lenient`, semicolons may be doubled, and unknown tags may have any name.
     """
     specs = text.split(";")
     if lenient:
@@ -37,7 +37,7 @@ def without_blanks(text: str) -> str:
 
 
 def plain_base64(text: str) -> str:
-    """Return base64 without what is no letter, as most verifiers read it, with whole padding."""
+    """Return base64 with only its letters, as most verifiers read it, and with full padding."""
     letters = _NO_LETTER.sub("", text.partition("=")[0])
     return letters + "=" * (-len(letters) % 4)
 

@@ -1,6 +1,6 @@
 """The files in a tar.
 
-The reader of the standard library is done without: a header may claim any size.
+This does not use the reader of the standard library, in which a header may claim any size.
 """
 
 import re
@@ -15,12 +15,12 @@ _TAR_NAMES = {b"L", b"x"}  # blocks that hold the name of the next file: GNU, an
 
 
 def is_tar(head: bytes) -> bool:
-    """Tell from the first octets."""
+    """Return whether these are the first octets of a tar."""
     return head[257:262] == b"ustar"
 
 
 def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
-    """Yield the name and the content of each file, to be read before the next one is asked for.
+    """Yield the name and the content of each file, which must be read before the next one.
 
     Raise TooMuchError and BrokenError.
     """

@@ -8,7 +8,7 @@ from ._budget import Budget, Limited, Reads, exactly
 
 TNEF: Final = b"\x78\x9f\x3e\x22"
 _PIECE: Final = 65536
-_LONGEST: Final = 65536  # octets of properties that are looked at for names
+_LONGEST: Final = 65536  # octets of properties in which names are searched
 _TITLE, _DATA, _PROPERTIES = 0x00018010, 0x0006800F, 0x00069005
 # PidTagAttachLongFilename, PidTagAttachFilename and PidTagDisplayName, one string of characters of
 # 8 or 16 bits: type, tag, how many, and the length.
@@ -18,9 +18,9 @@ _NAMED: Final = re.compile(
 
 
 def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads | None]]:
-    """Yield the names and the data of attachments, to be read before the next one is asked for.
+    """Yield the names and the data of attachments, which must be read before the next one.
 
-    Names that stand behind the data come without it.
+    A name after the data has no data.
     """
     exactly(file, 6)  # the signature, and a key
     title = ""

@@ -5,14 +5,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 _PADDING = re.compile(rb"(=++)")
-_MOST_PADDINGS = 100  # in one piece; more is padding for nobody
+_MOST_PADDINGS = 100  # in one piece; with more, padding is ignored
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _NO_LETTERS = bytes(set(range(256)) - set(_LETTERS + b"="))
 UUENCODED = {"x-uuencode", "uuencode", "x-uue", "uue"}
 
 
 def decoded(encoding: str, body: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield a body without its transfer encoding; what is broken in it is left out."""
+    """Return a body without its transfer encoding and without malformed octets."""
     if encoding == "base64":
         return _from_base64(body)
     if encoding == "quoted-printable":
@@ -21,12 +21,12 @@ def decoded(encoding: str, body: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def is_encoded(encodings: Sequence[str]) -> bool:
-    """Tell whether one of these changes the octets of a body."""
+    """Return whether one of these encodings changes the octets of a body."""
     return not {"base64", "quoted-printable"}.isdisjoint(encodings)
 
 
 def _from_base64(body: Iterable[bytes]) -> Iterator[bytes]:
-    """Decode. What is no letter does not count; where padding ends a group, the next one begins."""
+    """Decode base64; other characters are ignored, and padding at the end of a group ends it."""
     rest = b""
     for piece in body:
         letters = rest + piece.translate(None, _NO_LETTERS)
@@ -60,7 +60,7 @@ def _from_quoted_printable(body: Iterable[bytes]) -> Iterator[bytes]:
     for piece in body:
         text = rest + piece
         end = text.rfind(b"\n") + 1 or text.rfind(b"=", max(0, len(text) - 2))
-        end = end if end >= 0 else len(text)  # what stands for one octet is not cut
+        end = end if end >= 0 else len(text)  # an encoded octet is not cut
         yield binascii.a2b_qp(text[:end])
         rest = text[end:]
     yield binascii.a2b_qp(rest)

@@ -1,4 +1,4 @@
-"""Spellings of user names that stores take for the same user."""
+"""Spellings of a user name that databases and directories treat alike."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from minismtp import Credentials, folded_name, prepared_password
 
 
 def folded(name: str) -> str:
-    """Return the one spelling of a user name that stores take in several for the same.
+    """Return the normal form of a user name that may be spelled in several ways.
 
-    As directories and databases compare (RFC 4518 section 2, and UsernameCaseMapped of RFC 8265):
-    no matter of case and width, without invisible characters, blanks around it and double ones.
+    Directories and databases compare names (RFC 4518 section 2, and UsernameCaseMapped of RFC 8265)
+    without case, width, invisible characters, blanks around them and double blanks.
     """
     whole = unicodedata.normalize("NFKC", name).casefold()
     seen = "".join(char for char in whole if unicodedata.category(char) != "Cf")
@@ -19,9 +19,9 @@ def folded(name: str) -> str:
 
 
 def spellings(name: str) -> list[str]:
-    """Return other spellings that a database may take for the same name, the plainest first.
+    """Return other spellings that a database may treat alike, the plainest first.
 
-    Some collations compare letters without accents.
+    Some collations ignore accents.
     """
     once = folded(name)
     parts = unicodedata.normalize("NFKD", once)
@@ -30,10 +30,10 @@ def spellings(name: str) -> list[str]:
 
 
 def spellings_of(credentials: Credentials, *, ignore_case: bool) -> Iterator[Credentials]:
-    """Yield credentials as they came, then prepared by RFC 8265 where that makes them others.
+    """Yield credentials as they are, then in the forms of RFC 8265 that differ.
 
-    A service that tells spellings apart is asked about each. It decides by the password whose that
-    is, so nobody becomes another user by it.
+    A service that distinguishes spellings is asked about each one. The password decides about the
+    user, so a client cannot become another user in this way.
     """
     folded = replace(
         credentials,

@@ -1,4 +1,4 @@
-"""Files that stand in a text as such: uuencode and yEnc, which mail programs find there."""
+"""Files inside a text, in uuencode or yEnc, which mail programs show as attachments."""
 
 import binascii
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 _LINE: Final = 4096  # octets; lines of yEnc have a few hundred
-# begin <mode> <name>, as POSIX has it, and =ybegin line=<n> size=<n> name=<name> (yEnc 1.3)
+# begin <mode> <name> of POSIX, and =ybegin line=<n> size=<n> name=<name> (yEnc 1.3)
 _BEGIN: Final = re.compile(
     rb"^(?:begin(?P<base64>-base64)?[ \t]{1,9}[0-7]{3,6}[ \t]{1,9}"
     rb"|(?P<yenc>=ybegin [^\r\n]{0,200}?\bname=))(?P<name>[^\r\n]{1,500})",
@@ -17,7 +17,7 @@ _SHIFTED: Final = bytes((octet - 42) % 256 for octet in range(256))
 
 
 def files_in_text(pieces: Iterable[bytes]) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield the name and the octets of each file, to be read before the next one is asked for."""
+    """Yield the name and the octets of each file, which must be read before the next one."""
     text = _Text(pieces)
     while match := text.begin():
         name = match["name"].decode("utf-8", "replace").strip().strip('"')
@@ -28,7 +28,7 @@ def files_in_text(pieces: Iterable[bytes]) -> Iterator[tuple[str, Iterator[bytes
 
 
 class _Text:
-    """Text that is read forward, by lines where a file begins."""
+    """A text that is read forward, and by lines inside a file."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
@@ -36,7 +36,7 @@ class _Text:
         self._place = 0
 
     def begin(self) -> re.Match[bytes] | None:
-        """Go behind the next line that begins a file, and return its match."""
+        """Skip to the end of the next line that begins a file, and return its match."""
         while True:
             match = None
             if self._buffer.find(b"begin", self._place) >= 0:  # faster than the pattern

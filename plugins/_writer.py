@@ -1,4 +1,4 @@
-"""Write one file of a Maildir; why no crash loses it is told in `maildir`."""
+"""Write one file of a Maildir; `maildir` explains why a crash does not lose it."""
 
 from functools import partial
 from pathlib import Path
@@ -8,9 +8,9 @@ from minismtp import DurableFile, GroupSync, Message
 
 
 class Writer:
-    """Writes messages and syncs each, or all that are being written at once; threads may share it.
+    """Writes messages and syncs each, or all of the same moment together; threads may share it.
 
-    `state` is the directory in which all workers find each other for that.
+    `state` is the directory through which the workers cooperate.
     """
 
     def __init__(self, sync: Literal["file", "group"], state: Path) -> None:
@@ -19,7 +19,7 @@ class Writer:
         self._groups: dict[int, GroupSync] = {}  # by device
 
     def write(self, folder: str, name: str, trace: bytes, message: Message) -> None:
-        """Have a message, with `trace` before it, in new/ and on disk. Raise OSError."""
+        """Store a message, with `trace` before it, in new/ and on disk. Raise OSError."""
         temporary = f"{folder}/tmp/{name}"  # noqa: S108 - of the Maildir, not of the system
         with DurableFile(temporary, f"{folder}/new/{name}") as file:
             if self._sync == "group":
@@ -28,7 +28,7 @@ class Writer:
             file.size = message.write_to(file.descriptor, before=trace)
 
     def _group(self, device: int, box: str) -> GroupSync:
-        """Return the group of a file system: Maildirs may lie on several."""
+        """Return the group of a file system, because Maildirs may be on several."""
         group = self._groups.get(device)
         if group is None:
             group = self._groups[device] = GroupSync(box, self._state / f"sync-{device}")

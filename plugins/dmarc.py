@@ -129,10 +129,12 @@ class Dmarc:
         if not domains:
             return DmarcResult("permerror", reason="no From field has a domain")
         names = Names(self._resolver, self._suffixes, self.patience)
-        found = [self._forgiven(_judged(domain, envelope, names), envelope) for domain in domains]
+        found = [
+            self._overridden(_evaluated(domain, envelope, names), envelope) for domain in domains
+        ]
         return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
 
-    def _forgiven(self, found: DmarcResult, envelope: Envelope) -> DmarcResult:
+    def _overridden(self, found: DmarcResult, envelope: Envelope) -> DmarcResult:
         """Accept a failure if a trusted sealer saw the message pass (RFC 8617 section 7.2)."""
         chain = envelope.stash.get(ARC, None)
         if found.result != "fail" or chain is None:
@@ -151,7 +153,7 @@ def _passed(result: AuthResult, domain: str) -> bool:
     return (result.method, result.result, sender) == ("dmarc", "pass", domain)
 
 
-def _judged(domain: str, envelope: Envelope, names: Names) -> DmarcResult:
+def _evaluated(domain: str, envelope: Envelope, names: Names) -> DmarcResult:
     results = results_of(envelope)
     if missing := {"spf", "dkim"}.difference(each.method for each in results):
         raise LookupError(

@@ -61,7 +61,7 @@ class DovecotAuth:
 
     def _ask(self, session: Session, credentials: Credentials) -> str | None:
         with self._service.connect() as line:
-            number = _introduce(line)
+            number = _greet(line)
             line.send(f"AUTH\t{number}\t{_request(session, credentials)}\n".encode())
             verdict, *fields = _read(line)
         name = _value(fields, "user=")
@@ -76,7 +76,7 @@ class DovecotAuth:
         raise RemoteError(f"{self.address} answers no login")
 
 
-def _introduce(line: Line) -> int:
+def _greet(line: Line) -> int:
     """Exchange greetings; return the number for the connection and its request."""
     # Dovecot closes a connection whose number another one has, and a process has many.
     number = 1 + secrets.randbelow(2**31 - 1)

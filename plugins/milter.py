@@ -103,7 +103,7 @@ class Milter:
     def on_routed(self, session: Session, recipient: Recipient) -> None:
         """Send a recipient."""
         with self._conversation(session, in_message=True) as conversation:
-            if conversation.listens:
+            if conversation.wants_more:
                 conversation.macros |= {
                     "{rcpt_mailer}": "local" if recipient.mailboxes else "smtp",
                     "{rcpt_host}": recipient.address.domain,
@@ -119,7 +119,7 @@ class Milter:
     def on_data(self, session: Session) -> None:
         """Announce the content."""
         with self._conversation(session, in_message=True) as conversation:
-            if conversation.listens:
+            if conversation.wants_more:
                 conversation.data()
 
     @hookimpl
@@ -127,9 +127,9 @@ class Milter:
         """Send the message, and apply the filter's changes and verdict."""
         with self._conversation(session, in_message=True) as conversation:
             shown = Shown(message, envelope, keeps_space=conversation.keeps_space)
-            if conversation.listens:
+            if conversation.wants_more:
                 conversation.show(shown.fields(), shown.body())
-            if conversation.listens:
+            if conversation.wants_more:
                 changes = Changes(shown, self._spool)
                 for change in conversation.end():
                     changes.take(change)
@@ -155,7 +155,7 @@ class Milter:
                     self._conversations[event.session].mechanism = event.mechanism
             case events.RecipientDecided() if event.reply.category != 2:  # noqa: PLR2004
                 conversation = self._conversations.get(event.session)
-                if conversation is not None and conversation.hears_of_refused(event.recipient):
+                if conversation is not None and conversation.wants_refused(event.recipient):
                     self._tell_refused(conversation, event)
             case events.SessionClosed():
                 conversation = self._conversations.pop(event.session, None)

@@ -89,7 +89,7 @@ class Breaker:
             now = self._clock()
             if now < self._closed_until:
                 raise RemoteError(
-                    f"{self._name} has failed {self._failures} times in a row and is not asked for"
+                    f"{self._name} failed {self._failures} times in a row and is not asked for"
                     f" {self._closed_until - now:.0f} s"
                 )
             self._closed_until = now + self._pause  # for all but this one

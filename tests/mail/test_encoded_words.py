@@ -105,7 +105,7 @@ _LABELS: Final = [line.split() for line in _TABLE.read_text().splitlines()[1:]]
 
 @pytest.mark.parametrize(("label", "codec"), _LABELS)
 def test_every_label_of_the_standard_is_known(label: str, codec: str) -> None:
-    """WHATWG Encoding Standard section 4.2, but for what is replaced there."""
+    """WHATWG Encoding Standard section 4.2, except for the replacements there."""
     octets = "A".encode(codec) if codec.startswith("utf-16") else b"A\xa4\xa4"
     word = b"=?" + label.encode() + b"?B?" + base64.b64encode(octets) + b"?="
     assert decoded_words(word) == octets.decode(codec, "replace")

@@ -385,7 +385,7 @@ def test_message_in_memory_is_written_by_one_system_call() -> None:
 
 
 def test_write_that_a_signal_cuts_short_goes_on(tmp_path: Path) -> None:
-    """The reader empties the full pipe only after the signal has ended the first write early."""
+    """The reader empties the full pipe only after the signal ended the first write early."""
     readable, writable = os.pipe()
     capacity = fcntl.fcntl(writable, fcntl.F_GETPIPE_SZ)
     writer, interrupted = threading.get_ident(), threading.Event()

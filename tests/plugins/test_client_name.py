@@ -34,7 +34,7 @@ class Counting(Names):
 
 @plugin
 class Asking:
-    """Asks for the name, when a message has come."""
+    """Asks for the name, after DATA."""
 
     @hookimpl
     def on_data(self, session: Session) -> None:

@@ -42,7 +42,7 @@ PLAIN: Final = (
 
 @dataclass(frozen=True)
 class Case:
-    """A signature, the records of its key, what we say, and whether dkimpy holds it for good."""
+    """A signature, the records of its key, our result, and whether dkimpy accepts it."""
 
     tags: str = PLAIN
     records: list[str] = field(default_factory=lambda: [published(RSA)])
@@ -147,7 +147,7 @@ BAD: Final[dict[str, Case]] = {
     "another key": keyed(
         published(OTHER), ours="fail the header is not what was signed", theirs=False
     ),
-    "revoked": keyed("v=DKIM1; p=", ours="permerror the key has been revoked", theirs=False),
+    "revoked": keyed("v=DKIM1; p=", ours="permerror the key is revoked", theirs=False),
     "version of the key": keyed(
         published(RSA).replace("DKIM1", "dkim1"),
         ours="permerror the version of the key is dkim1",

@@ -34,7 +34,7 @@ def make_envelope(name: str, *, queued: bool = False) -> Envelope:
 
 
 def deliver(plugin: Maildir, name: str, size: int, *, queued: bool = False) -> str:
-    """Deliver a message that takes so many octets; give the refusal."""
+    """Deliver a message of that size, and return the refusal."""
     message = Message(name, Content.of(b"x" * (size - TRACE)))
     try:
         assert plugin.deliver(make_envelope(name, queued=queued), message, ALICE)

@@ -1,4 +1,4 @@
-"""Chains of ARC: the public cases, seals of ours held against dkimpy, what dmarc makes of them."""
+"""ARC chains: the public cases, own seals verified by dkimpy, and the consequences for dmarc."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from minismtp import (
 from minismtp.config.toml_values import ConfigError, build
 
 SUITE: Final = Path(__file__).parents[1] / "data" / "arc" / "arc-draft-validation-tests.yml"
-#: The suite has no result for chains that have ended; RFC 8617 section 5.2 says fail.
+#: The suite has no result for ended chains; RFC 8617 section 5.2 says fail.
 ENDED: Final = {"cv_fail_i1_as_cv_fail", "cv_fail_i2_as2_fail", "cv_fail_i2_as1_fail"}
 KEY: Final = rsa.generate_private_key(65537, 2048)
 NAMES: Final[dict[str, list[str] | UnansweredError]] = {

@@ -313,7 +313,7 @@ def test_broken_base64_is_no_signature(value: bytes) -> None:
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ("v=DKIM1; p=", "permerror the key has been revoked"),
+        ("v=DKIM1; p=", "permerror the key is revoked"),
         ("v=DKIM1", "permerror the record has no key (tag p)"),
         ("v=DKIM1; p=AAAA", "permerror the key cannot be read"),
         ("v=DKIM1; p=!", "permerror the key cannot be read: '!' is no base64"),

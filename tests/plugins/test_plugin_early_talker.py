@@ -36,7 +36,7 @@ address = "127.0.0.1:0"
 kind = "submission"
 tls = "implicit"
 """
-# Whoever is not told apart waits so long that the test would fail.
+# A peer that is not recognized waits until the test fails.
 TABLE: Final = """
 [[plugins]]
 use = "early_talker"
@@ -215,7 +215,7 @@ def test_peer_that_waits_is_told_at_once_that_the_server_stops(
 
 
 def _has_taken(port: int) -> bool:
-    """Whether a server has taken the connection from this port out of its queue."""
+    """Whether a server accepted the connection from this port out of its queue."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(row[2].endswith(f":{port:04X}") and row[9] != "0" for row in rows)
 

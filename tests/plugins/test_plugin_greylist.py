@@ -153,7 +153,7 @@ def test_who_has_delivered_need_not_wait_while_it_goes_on() -> None:
 
 @pytest.mark.parametrize("deliveries", [0, 1])
 def test_who_is_known_has_no_turn_to_wait_for(deliveries: int, tmp_path: Path) -> None:
-    """Only one may write at a time: who has been noted a short time ago is not noted again."""
+    """Only one process writes at a time, so recent entries are not stored again."""
     world = World(store=State(SqliteStore(tmp_path / "db")), deliveries=deliveries)
     world.pass_on()
     writer = sqlite3.connect(tmp_path / "db", isolation_level=None)

@@ -212,7 +212,7 @@ def test_filter_may_be_any_of_rfc_4515(directory: Directory, query: str, found: 
 
 @pytest.mark.parametrize("user", ["alice", "empty", "nobody", ""])
 def test_empty_password_is_no_login(plugin: Ldap, user: str) -> None:
-    """A directory lets in whoever has none, as nobody: RFC 4513 section 5.1.2."""
+    """A directory accepts an empty one as an anonymous login: RFC 4513 section 5.1.2."""
     assert log_in(plugin, user, "") is None
 
 

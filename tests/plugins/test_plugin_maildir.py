@@ -696,8 +696,8 @@ def test_message_in_the_tmp_of_a_folder_comes_back_at_the_start(tmp_path: Path) 
         ({"folder": "Entwürfe"}, "expected a name"),
         ({"folder": ""}, "expected a name"),
         ({"header": "X-Spam Flag"}, "header: expected a field's name"),
-        ({"value": ""}, "value: expected either it or `least`"),
-        ({"least": 5}, "value: expected either it or `least`"),
+        ({"value": ""}, "value: expected either value or least"),
+        ({"least": 5}, "value: expected either value or least"),
     ],
 )
 def test_wrong_folder_is_refused_at_load(tmp_path: Path, rule: Rule, problem: str) -> None:

@@ -85,7 +85,7 @@ def test_host_may_send_anywhere_from_a_trusted_network_only(peer: str, reply: st
 def test_success_is_told_to_users_and_trusted_networks_only(
     peer: str, login: str | None, trusted: bool
 ) -> None:
-    """Whoever is forged as the sender hears nothing of what was delivered."""
+    """A forged sender gets no notification of the delivery."""
     keeping = Keeping()
     relaying = Relaying(networks=[ip_network("192.0.2.0/24")])
     dialogue = Dialogue(keeping, relaying, Mailroom(), peer=peer, login=login)

@@ -104,7 +104,7 @@ def judged(answer: object, content: str = HAM, **options: Any) -> tuple[str, Mai
 
 
 def header(mailroom: Mailroom) -> list[tuple[str, str]]:
-    """Return the fields of the one message that was stored, but for the trace field on top."""
+    """Return the fields of the one message that was stored, except the trace field on top."""
     [message] = mailroom.stored["user@example.org"]
     return [field for field in Headers.parse(message) if field[0] != "Received"]
 

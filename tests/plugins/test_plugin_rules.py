@@ -243,7 +243,7 @@ def test_many_fields_are_tried_within_the_budget() -> None:
         ("all = [{ larger = 1 }]\naction = 'finding'", "points: expected with the action finding"),
         ("all = [{ larger = 1 }]\ntext = 'a\\nb'", None),
         ('all = [{ larger = 1 }]\ntext = "a\\nb"', "text: expected one line"),
-        ("all = [{ larger = 1 }]\nname = ''", "name: expected something"),
+        ("all = [{ larger = 1 }]\nname = ''", "name: expected a name"),
     ],
 )
 def test_mistake_in_a_rule_is_named(rule: str, problem: str | None) -> None:

@@ -36,7 +36,7 @@ ok TXT "v=spf1 ip4:192.0.2.1 ip6:2001:db8::/64 -all"
 split TXT "v=spf1 ip4:192.0" ".2.1 -all"
 split TXT "something else"
 fail TXT "v=spf1 -all exp=why.fail.test"
-why.fail TXT "%{i} is none of ours; see https://%{d}/%{L}"
+why.fail TXT "%{i} is unknown here; see https://%{d}/%{L}"
 soft TXT "v=spf1 ~all"
 neutral TXT "v=spf1 ?all"
 wrong TXT "v=spf1 ip4:192.0.2.999 -all"
@@ -166,7 +166,7 @@ def test_result_says_whose_it_is_and_why(resolver: Resolver) -> None:
 
 
 REFUSED: Final = "192.0.2.1 may not send for"
-EXPLANATION: Final = "192.0.2.1 is none of ours; see https://fail.test/%26"
+EXPLANATION: Final = "192.0.2.1 is unknown here; see https://fail.test/%26"
 
 
 @pytest.mark.parametrize(

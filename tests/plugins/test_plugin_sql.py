@@ -426,7 +426,7 @@ def test_database_that_is_away_is_soon_left_alone() -> None:
     for _ in range(5):
         with pytest.raises(psycopg.OperationalError, match="refused"):
             log_in(plugin)
-    with pytest.raises(RemoteError, match="psycopg has failed 5 times"):
+    with pytest.raises(RemoteError, match="psycopg failed 5 times"):
         log_in(plugin)
 
 

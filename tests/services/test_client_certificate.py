@@ -1,4 +1,4 @@
-"""Certificates of clients: the right one is an identity, any other is none, and no session ends."""
+"""Client certificates: only the right one is an identity, and no certificate ends a session."""
 
 from __future__ import annotations
 

@@ -114,12 +114,12 @@ def test_service_that_failed_several_times_is_left_alone_for_a_while() -> None:
     for _ in range(3):
         fail(breaker)
     clock.now = 29
-    with pytest.raises(RemoteError, match="scanner has failed 3 times in a row"), breaker.watch():
+    with pytest.raises(RemoteError, match="scanner failed 3 times in a row"), breaker.watch():
         pytest.fail("it was asked")
     clock.now = 31
     one = breaker.watch()
     with one, pytest.raises(RemoteError), breaker.watch():
-        pytest.fail("it was asked twice")  # before it was known what comes of the first
+        pytest.fail("it was asked twice")  # before the result of the first
     with breaker.watch():
         pass
 

@@ -172,7 +172,7 @@ def test_flood_of_one_plugin_evicts_nothing_of_another(value: str, tmp_path: Pat
         greylist.put(f"{number:032}", value, 24 * HOUR)
     assert all(limits.take(f"peer {number}", 1, HOUR) > 0 for number in range(500))
     assert (tmp_path / "db").stat().st_size < 2 * 1024 * 1024
-    # And whoever is alone has all of it.
+    # An owner that is alone may use all of it.
     assert greylist.get(f"{7999:032}") == value
     state.close()
 
