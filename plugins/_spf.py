@@ -1,9 +1,8 @@
 """check_host() of RFC 7208: whether an address may send for a domain.
 
-The limits are those of section 4.6.4: ten terms that ask the DNS, two of them without an answer,
-and ten hosts of an MX or a PTR. That still allows more than a hundred questions. So a check of more
-than 40 questions or beyond its budget (`DnsBudget`) is a permerror too, and so is a record above 4
-KiB or 300 terms.
+The limits of section 4.6.4 (ten terms that ask the DNS, two of them in vain, and ten hosts of an MX
+or PTR) still allow more than a hundred questions. So a check of more than 40 questions, or beyond
+its budget (`DnsBudget`), is a permerror too, and so is a record above 4 KiB or 300 terms.
 """
 
 import time
