@@ -5,6 +5,7 @@ from dataclasses import field
 from pathlib import Path
 
 import pytest
+from client_script import plain
 from scram import b64, scram
 from stub_plugins import Judge, Observer
 
@@ -43,11 +44,6 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict
-
-
-def plain(username: str, password: str) -> str:
-    message = b64("\0" + username + "\0" + password)
-    return f"AUTH PLAIN {message}"
 
 
 def at_rcpt(dialogue: Dialogue, *, data: bool = False) -> Dialogue:
@@ -237,7 +233,7 @@ def test_authenticate_answer_is_the_login() -> None:
     users = Users(passwords={"alice": "secret"})
     dialogue = Dialogue(users)
     dialogue.send("EHLO client.example")
-    assert dialogue.send(plain("alice", "secret")).startswith("235 2.7.0")
+    assert dialogue.send(plain("secret", "alice")).startswith("235 2.7.0")
     assert dialogue.session.login == "alice@example.org"
     assert users.seen == [Credentials("PLAIN", "alice", "secret")]
 
@@ -246,17 +242,17 @@ def test_authenticate_asks_the_next_plugin_until_one_knows() -> None:
     first, second = Users(passwords={"alice": "secret"}), Users(passwords={"bob": "hidden"})
     dialogue = Dialogue(first, second)
     dialogue.send("EHLO client.example")
-    assert dialogue.send(plain("bob", "hidden")).startswith("235")
+    assert dialogue.send(plain("hidden", "bob")).startswith("235")
     other = Dialogue(first, second)
     other.send("EHLO client.example")
-    assert other.send(plain("alice", "secret")).startswith("235")
+    assert other.send(plain("secret", "alice")).startswith("235")
     assert [credentials.username for credentials in second.seen] == ["bob"]
 
 
 def test_authenticate_without_any_answer_is_535() -> None:
     dialogue = Dialogue(Users(passwords={}), Users(passwords={}))
     dialogue.send("EHLO client.example")
-    assert dialogue.send(plain("alice", "guess")).startswith("535 5.7.8")
+    assert dialogue.send(plain("guess", "alice")).startswith("535 5.7.8")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +269,7 @@ def test_authenticate_may_refuse(verdict: Verdict, reply: str) -> None:
     # RFC 4954 section 6
     dialogue = Dialogue(Judge(hook="authenticate", verdict=verdict))
     dialogue.send("EHLO client.example")
-    assert dialogue.send(plain("alice", "secret")).startswith(reply)
+    assert dialogue.send(plain("secret", "alice")).startswith(reply)
     assert dialogue.receiver.closing == isinstance(verdict, Disconnect)
     assert dialogue.session.login is None
 
@@ -706,7 +702,7 @@ def test_observe_learns_what_happened_in_order() -> None:
     observer = Observer()
     dialogue = Dialogue(observer, Users(passwords={"alice": "secret"}), Mailroom())
     dialogue.send("EHLO client.example")
-    dialogue.send(plain("alice", "secret"))
+    dialogue.send(plain("secret", "alice"))
     reply = dialogue.mail("Subject: x")
     dialogue.send("QUIT")
     dialogue.close()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from client_script import plain
 from fakes import Clock
 
 from minismtp import Credentials, Defer, hookimpl, plugin
@@ -61,10 +62,6 @@ class Door:
         wait = self.backoff.reserve(PEER)
         self.backoff.release(PEER)
         return wait > 0
-
-
-def plain(password: str, user: str = "alice") -> str:
-    return "AUTH PLAIN " + base64.b64encode(f"\0{user}\0{password}".encode()).decode()
 
 
 def cancel(dialogue: Dialogue) -> None:

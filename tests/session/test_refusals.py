@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
+from client_script import plain
 from fakes import Clock
 
 from minismtp import (
@@ -180,10 +181,6 @@ def judged(
     at: str, verdict: Exception | None, answer: object = None, cause: Exception | None = None
 ) -> tuple[Judge, ...]:
     return (Judge(at=at, verdict=verdict, answer=answer, cause=cause),)
-
-
-def plain(password: str) -> str:
-    return "AUTH PLAIN " + base64.b64encode(f"\0alice\0{password}".encode()).decode()
 
 
 def scram() -> str:
