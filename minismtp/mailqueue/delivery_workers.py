@@ -101,11 +101,11 @@ class DeliveryPool:
             self._manager.finish(job, JobResult(wait=_BUSY))
             return
         try:
-            with self._deliveries.running(job):
-                try:
+            try:
+                with self._deliveries.running(job):
                     result = self._deliver(attempt, job)
-                finally:
-                    self._manager.finish(job, result)
+            finally:  # also if the block could not begin, or the job would be under way for ever
+                self._manager.finish(job, result)
         except Exception as error:  # noqa: BLE001 - the job ended, and its message is planned
             self._log.exception("delivery failed", error, id=job[0])
         finally:
