@@ -265,4 +265,4 @@ def test_reply_that_the_sender_reads_names_no_path(
     send(server, "bob@example.net", "good")
     line = server.wait_for_log(" delivery deferred .*reply=(.*)")
     assert "nothing-here" not in line[1]
-    server.wait_for_log('error "a way out cannot be used: .*nothing-here')
+    server.wait_for_log('error "a route cannot be used: .*nothing-here')
