@@ -248,6 +248,8 @@ def test_certificate_breaks_no_session_and_is_an_identity_only_where_it_is_valid
     assert heard.splitlines()[-1].startswith("221 2.0.0 ")
     assert ("EXTERNAL" in heard) is (kind in GOOD)
     asking.wait_for_log(r" session closed .*", count=over + 1)
+    if kind in BAD:
+        asking.wait_for_log(r" client certificate not accepted .*", count=before + 1)
     assert len(told(asking)) == before + (kind in BAD)
 
 
