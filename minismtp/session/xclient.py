@@ -25,6 +25,7 @@ _UNKNOWN: Final = frozenset({"[UNAVAILABLE]", "[TEMPUNAVAIL]"})
 _UNKNOWN_ADDRESS: Final = "0.0.0.0"  # noqa: S104 - no host has it (RFC 6890)
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}")
 _PORT_LIMIT: Final = 65536
+_PORT_DIGITS: Final = 5
 
 
 def apply_xclient(session: Session, argument: str) -> None:
@@ -90,6 +91,7 @@ def _host(text: str) -> str:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) >= _PORT_LIMIT:
+    digits = text.isascii() and text.isdigit() and len(text) <= _PORT_DIGITS
+    if not digits or int(text) >= _PORT_LIMIT:
         raise SyntaxProblem("XCLIENT PORT is no port")
     return int(text)

@@ -509,7 +509,7 @@ def test_reload_that_is_asked_for_during_the_start_comes_after_it(
     assert len(all_workers(server, 2)) >= 2
 
 
-# Python imports it first: then a signal arrives with each import of minismtp and its dependencies.
+# Python imports it first: then a signal arrives with each import of the command and its dependencies.
 SIGNALLING: Final = """
 import os, signal, sys
 
@@ -520,7 +520,7 @@ class Signalling:
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        cls.began = cls.began or name == "minismtp.events"
+        cls.began = cls.began or name == "minismtp.cli"
         if cls.began:
             os.kill(os.getpid(), NUMBER)
 

@@ -243,6 +243,22 @@ def test_bare_names_get_our_domain(came: str, kept: str | None) -> None:
     assert submitted(content.format(came), kind="mx", login=None)[1] == content.format(came)
 
 
+@pytest.mark.parametrize("field", [b"From: root", b"To: alice", b"Cc:  `  "])
+def test_bare_name_without_a_line_end_gets_our_domain(field: bytes) -> None:
+    # RFC 3030: the content of BDAT may end anywhere
+    content = b"Date: x\r\nMessage-ID: x\r\nResent-From: a@b\r\n" + field
+    mailroom = Mailroom()
+    dialogue = Dialogue(mailroom, kind="submission", login="alice@example.org", tls=True)
+    for line in ("EHLO client.example", "MAIL FROM:<alice@example.org>", f"RCPT TO:<{USER}>"):
+        dialogue.send(line)
+    reply = dialogue.send_raw(b"BDAT %d LAST\r\n%b" % (len(content), content))
+    assert reply.startswith(b"250 2.0.0 ")
+    [stored] = mailroom.stored[USER]
+    assert stored.endswith(
+        b"\r\n" + field.rstrip() + b"@mx.example.org" + field[len(field.rstrip()) :] + b"\r\n"
+    )
+
+
 def test_header_does_not_grow_beyond_what_filters_read() -> None:
     few, many = "To: a\n" * 2000, "To: " + "a,\n " * 100_000 + "a\n"
     kept = "From: a@b\nDate: x\nMessage-ID: x\n\n"
