@@ -9,18 +9,20 @@ _SPECIAL: Final = re.compile(rb"[^A-Za-z0-9]")
 _HEX: Final = "[0-9A-Fa-f]"
 # attributeTypeAndValue = attributeType EQUALS attributeValue ; blanks around each, as servers allow
 _ATTRIBUTE: Final = (
-    r" *(?:[A-Za-z][A-Za-z0-9-]*|[0-9]+(?:\.[0-9]+)*) *="
-    rf'(?: *#(?:{_HEX}{{2}})+ *|(?:[^\\"+,;<>\0]|\\(?:[\\"+,;<>#= ]|{_HEX}{{2}}))*)'
+    r" *+(?:[A-Za-z][A-Za-z0-9-]*+|[0-9]++(?:\.[0-9]++)*+) *+="
+    rf"(?> *+#(?:{_HEX}{{2}})++ *+(?=[,+]|\Z)"
+    rf'|(?:[^\\"+,;<>\0]|\\(?:[\\"+,;<>#= ]|{_HEX}{{2}}))*+)'
 )
-_DN: Final = re.compile(f"{_ATTRIBUTE}(?:[,+]{_ATTRIBUTE})*")
+_DN: Final = re.compile(f"{_ATTRIBUTE}(?:[,+]{_ATTRIBUTE})*+")
 # filter = LPAREN filtercomp RPAREN ; as the start of a list, a whole item, or the end of a list
 _TOKEN: Final = re.compile(r"\s*(?:\(\s*(?P<operator>[&|!])|\((?P<item>[^()]+)\)|\))\s*")
 _ITEM: Final = re.compile(
-    r"\s*(?P<attribute>[\w.;-]+)?(?P<dn>:[dD][nN])?(?::(?P<rule>[\w.-]+))?"
-    r"\s*(?P<operator>:=|[~<>]?=)\s*(?P<value>.*?)\s*",
+    r"\s*+(?P<attribute>[\w.;-]++)?+(?P<dn>:[dD][nN])?(?::(?P<rule>[\w.-]++))?"
+    r"\s*+(?P<operator>:=|[~<>]?=)\s*+(?P<value>.*)",
     re.ASCII | re.DOTALL,
 )
 _ESCAPED: Final = re.compile(rb"\\(.{0,2})", re.DOTALL)
+_BLANKS: Final = " \t\n\r\f\v"
 # The tags of RFC 4511 section 4.5.1.
 _LISTS: Final = {"&": 0xA0, "|": 0xA1, "!": 0xA2}
 _COMPARISONS: Final = {"=": 0xA3, ">=": 0xA5, "<=": 0xA6, "~=": 0xA8}
@@ -72,7 +74,7 @@ def _item(text: str) -> bytes:
     item = _ITEM.fullmatch(text)
     if item is None:
         raise ValueError(f"expected attribute=value, got {text!r}")
-    attribute, rule, value = item["attribute"], item["rule"], item["value"]
+    attribute, rule, value = item["attribute"], item["rule"], item["value"].rstrip(_BLANKS)
     if item["operator"] == ":=":
         if not (attribute or rule):
             raise ValueError(f"expected an attribute or a matching rule in {text!r}")
