@@ -509,7 +509,7 @@ def test_reload_that_is_asked_for_during_the_start_comes_after_it(
     assert len(all_workers(server, 2)) >= 2
 
 
-# Python imports it first: then a signal arrives with each import of the command and its dependencies.
+# Python imports it first: then a signal arrives with each import of the command and what it needs.
 SIGNALLING: Final = """
 import os, signal, sys
 
