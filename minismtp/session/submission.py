@@ -45,7 +45,7 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     addressed = [raw for name in _ADDRESSES for raw in headers.raw_all(name)]
     changed = {raw: new for raw in addressed if (new := completed(raw, hostname)) != raw}
     for raw in changed:
-        if not raw.endswith(b"\r\n"):  # the content of BDAT may end in the header (RFC 3030)
+        if not raw.endswith(b"\n"):  # the content of BDAT may end in the header (RFC 3030)
             changed[raw] += b"\r\n"
     growth = sum(len(changed[raw]) - len(raw) for raw in addressed if raw in changed)
     if 0 < growth <= _MOST_GROWTH:
