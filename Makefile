@@ -9,6 +9,7 @@
 #   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
 #   make bench                    measure, beside the peers that are installed
 #   make endurance                reloads and killed workers under load
+#   make calls                    how many function calls a message costs, beside the budget
 #   make bench-queue              how a queue of 50,000 messages behaves
 #   make bench-filters            what filters cost, beside Haraka's, and each plugin (root)
 #   make peers                    install the peers of make bench (root or sudo)
@@ -29,7 +30,7 @@ COUNT ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs bench bench-queue bench-filters endurance peers profile services install constraints uninstall clean
+.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs calls bench bench-queue bench-filters endurance peers profile services install constraints uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -61,6 +62,9 @@ coverage: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/build.py
 	mandoc -T lint -W warning docs/man/*.[58]
+
+calls: $(VENV)/.installed-test
+	$(BIN)/python tests/bench/calls.py $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/bench.py $(ARGS)

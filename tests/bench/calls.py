@@ -1,0 +1,361 @@
+"""Counts the calls that mail costs, which are the same on every machine of one Python version.
+
+    make calls
+    make calls ARGS="--check"        exit status 1 if a budget is exceeded
+    make calls ARGS="--functions message"   which functions are called how often
+
+Each row of budget.toml is one scenario: sessions in memory with the real protocol, decisions,
+guards, log, metrics and decision log, but without a network. Only the calls of the session's own
+thread count for the budget. What the threads that write log and metrics do later is in the column
+"later", so that work which only moved there is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from minismtp.config import Config
+from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.specs import ServerInfo
+from minismtp.mail.envelope import Envelope
+from minismtp.mail.session import Session, TlsInfo
+from minismtp.runtime.decision_log import DecisionLog
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.session_limits import Admission
+from minismtp.runtime.thread_activity import Activity, taken_up
+from minismtp.server.listener import Server, Sessions
+from minismtp.session.listener_context import ListenerContext, new_id
+from minismtp.session.receiver import Receiver
+from minismtp.storage.spool import Spool
+from minismtp.values.passwords import hash_password
+from minismtp.values.threads import WriteBehind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+HERE: Final = Path(__file__).parent
+BUDGET: Final = HERE / "budget.toml"
+CONFIG: Final = """
+hostname = "bench.example.org"
+state_directory = "{directory}"
+plugin_path = ["{here}/plugins"]
+
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:2525"
+tls = "none"
+
+[[listeners]]
+name = "submission"
+address = "127.0.0.1:2587"
+kind = "submission"
+tls = "none"
+{plugins}
+"""
+DISCARD: Final = """
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+
+[[plugins]]
+use = "discard"
+"""
+STAGES: Final = f'[[plugins]]\nuse = "every_stage"\n{DISCARD}'
+RELAY: Final = '[[plugins]]\nuse = "relay"\nnetworks = ["127.0.0.0/8"]\n'
+USERS: Final = '[[plugins]]\nuse = "password_file"\npath = "{directory}/users"\n'
+
+GROUP: Final = (
+    b"MAIL FROM:<sender@client.example> SIZE=5200\r\nRCPT TO:<user1@example.org>\r\nDATA\r\n"
+)
+FIELDS: Final = (
+    b"From: Sender <sender@client.example>\r\nTo: user1@example.org\r\n"
+    b"Date: Mon, 01 Jun 2026 12:00:00 +0000\r\nMessage-ID: <1@client.example>\r\n"
+    b"Subject: a message of five thousand octets\r\n\r\n"
+)
+CONTENT: Final = FIELDS + 64 * (77 * b"x" + b"\r\n") + b".\r\n"
+MESSAGES: Final = 20
+LOGIN: Final = base64.b64encode(b"\0user1\0secret")
+
+
+@dataclass
+class Calls:
+    """How often functions were called: of Python, of C, and by other threads later."""
+
+    python: Counter[str] = field(default_factory=Counter)
+    c: Counter[str] = field(default_factory=Counter)
+    later: Counter[str] = field(default_factory=Counter)
+
+    @contextlib.contextmanager
+    def counting(self, *, later: bool = False) -> Iterator[None]:
+        """Count the calls of this thread during a block."""
+        python, c = (self.later, self.later) if later else (self.python, self.c)
+        sys.setprofile(self.profile(python, c))
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+            del c["builtins.setprofile"]
+            c["sys.setprofile"] = 0
+
+    @staticmethod
+    def profile(python: Counter[str], c: Counter[str]) -> Callable[[FrameType, str, object], None]:
+        """Return a function for `sys.setprofile` that counts."""
+
+        def count(frame: FrameType, event: str, function: object) -> None:
+            if event == "call":
+                code = frame.f_code
+                python[f"{Path(code.co_filename).name}:{code.co_qualname}"] += 1
+            elif event == "c_call":
+                name = getattr(function, "__qualname__", repr(function))
+                c[f"{getattr(function, '__module__', '') or ''}.{name}"] += 1
+
+        return count
+
+
+class Place:
+    """A worker's parts in one process, without processes, ports and threads that write."""
+
+    def __init__(self, directory: Path, plugins: str) -> None:
+        plugins = plugins.replace("{directory}", str(directory))
+        text = CONFIG.format(directory=directory, here=HERE, plugins=plugins)
+        self.config = Config.parse(text, directory / "minismtp.toml")
+        (directory / "users").write_text(f"user1:{hash_password('secret')}\n")
+        self.log = Log(descriptor=os.open(os.devnull, os.O_WRONLY))
+        self.log._thread = WriteBehind("log", self.log._write_at_once, 0.05)  # noqa: SLF001 - is never started
+        self.metrics = Metrics([each.name for each in self.config.listeners])
+        self.decisions = DecisionLog(directory, self.config.log.chronicle, self.log)
+        self.plugins = PluginSet.load(self.config, self.metrics, self.log)
+        self.queue = Spool(directory / "spool", 0)
+        self.queue.prepare()
+        self.plugins.hooks().on_start(ServerInfo.of(self.config, "worker"))
+
+    def context(self, listener: str = "smtp") -> ListenerContext:
+        """Return what the sessions of a listener share."""
+        found = next(each for each in self.config.listeners if each.name == listener)
+        context = ListenerContext.of(self.config, found, self.plugins, self.metrics, self.log)
+        return replace(context, queue=self.queue, decision_log=self.decisions)
+
+    def write(self) -> None:
+        """Do what the threads that write do."""
+        self.metrics.buffer.flush()
+        self.decisions.flush()
+        self.log._write_at_once()  # noqa: SLF001 - as its thread calls it
+
+
+@contextlib.contextmanager
+def place(plugins: str = DISCARD) -> Iterator[Place]:
+    """Yield a worker's parts in an empty directory."""
+    with tempfile.TemporaryDirectory() as name:
+        built = Place(Path(name), plugins)
+        try:
+            yield built
+        finally:
+            built.plugins.hooks().on_stop()
+
+
+class Client:
+    """The client's side of a session in memory."""
+
+    def __init__(self, context: ListenerContext) -> None:
+        session = Session(
+            id=new_id(),
+            listener=context.listener,
+            kind=context.kind,
+            hostname=context.hostname,
+            peer="127.0.0.1",
+            peer_port=40000,
+            started=context.wall(),
+        )
+        if context.kind == "submission":
+            session.tls = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
+        self.receiver = Receiver(context, session, Activity())
+        self.receiver.greet()
+        self.send(b"EHLO client.example\r\n", b"250")
+
+    def send(self, data: bytes, expected: bytes) -> None:
+        """Send octets; the reply has to begin as expected."""
+        reply = self.receiver.receive(data)
+        if not reply.startswith(expected):
+            raise RuntimeError(f"{data[:30]!r} was answered {reply!r}")
+
+    def mail(self, group: bytes = GROUP) -> None:
+        """Send a message."""
+        self.send(group, b"250")
+        self.send(CONTENT, b"250")
+
+    def quit(self) -> None:
+        """End the session."""
+        self.send(b"QUIT\r\n", b"221")
+        self.receiver.finished()
+
+
+def message(plugins: str = DISCARD, group: bytes = GROUP) -> Calls:
+    """Count a message of a session that goes on."""
+    with place(plugins) as here, taken_up(Activity()):
+        client, calls = Client(here.context()), Calls()
+        client.mail(group)
+        here.write()
+        with calls.counting():
+            for _ in range(MESSAGES):
+                client.mail(group)
+        with calls.counting(later=True):
+            here.write()
+    return calls
+
+
+def session(listener: str = "smtp", plugins: str = DISCARD, login: bytes = b"") -> Calls:
+    """Count a whole session with one message."""
+    with place(plugins) as here, taken_up(Activity()):
+        context, calls = here.context(listener), Calls()
+
+        def once() -> None:
+            client = Client(context)
+            if login:
+                client.send(b"AUTH PLAIN " + login + b"\r\n", b"235")
+            client.mail()
+            client.quit()
+
+        once()
+        here.write()
+        with calls.counting():
+            for _ in range(MESSAGES):
+                once()
+        with calls.counting(later=True):
+            here.write()
+    return calls
+
+
+def connection() -> Calls:
+    """Count a connection that only quits, from accepting to closing, with both of its threads."""
+    calls, on = Calls(), threading.Event()
+    count = calls.profile(calls.python, calls.c)
+
+    def profile(frame: FrameType, event: str, function: object) -> None:
+        if on.is_set():
+            count(frame, event, function)
+
+    with place() as here, socket.create_server(("127.0.0.1", 0)) as listening:
+        sessions = Sessions(time.monotonic)
+        listener = here.config.listeners[0]
+        server = Server(listener, listening, here.context(), sessions, Admission(10, 10))
+        listening.setblocking(False)
+
+        def once() -> None:
+            with socket.create_connection(listening.getsockname()) as peer:
+                peer.sendall(b"QUIT\r\n")
+                with calls_of_this_thread(profile):
+                    server._accept()  # noqa: SLF001 - as the thread that accepts calls it
+                while peer.recv(512):
+                    pass
+            while len(sessions) or not sessions._idle:  # noqa: SLF001 - until the thread waits
+                time.sleep(0.001)
+
+        threading.setprofile(profile)
+        once()  # starts the thread that all further sessions use
+        threading.setprofile(None)
+        here.write()
+        on.set()
+        for _ in range(MESSAGES):
+            once()
+        on.clear()
+        with calls.counting(later=True):
+            here.write()
+    return calls
+
+
+@contextlib.contextmanager
+def calls_of_this_thread(profile: Callable[[FrameType, str, object], None]) -> Iterator[None]:
+    """Count during a block."""
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+def hook() -> Calls:
+    """Count one call of a guarded hook whose plugin does nothing."""
+    with place('[[plugins]]\nuse = "empty"\n' + DISCARD) as here, taken_up(Activity()):
+        context, calls = here.context(), Calls()
+        client = Client(context)
+        envelope = Envelope(
+            id="1",
+            reverse_path=None,
+            listener="smtp",
+            peer="127.0.0.1",
+            helo="client.example",
+            login=None,
+            arrived=0.0,
+        )
+        on_mail, arguments = context.hooks.on_mail, (client.receiver.session, envelope)
+        on_mail(*arguments)
+        here.write()
+        with calls.counting():
+            for _ in range(MESSAGES):
+                on_mail(*arguments)
+        with calls.counting(later=True):
+            here.write()
+    return calls
+
+
+SCENARIOS: Final[dict[str, Callable[[], Calls]]] = {
+    "message": message,
+    "session": session,
+    "connection": connection,
+    "submission": lambda: session("submission", USERS + DISCARD, LOGIN),
+    "relayed": lambda: message(RELAY, GROUP.replace(b"user1@example.org", b"user1@far.example")),
+    "every_stage": lambda: message(STAGES),
+    "hook": hook,
+}
+
+
+def main() -> int:
+    """Print every scenario beside its budget; 1 if `--check` finds one exceeded."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--check", action="store_true", help="fail if a budget is exceeded")
+    parser.add_argument("--functions", choices=SCENARIOS, help="show the functions of a scenario")
+    options = parser.parse_args()
+    if options.functions:
+        return functions(SCENARIOS[options.functions]())
+    budgets = tomllib.loads(BUDGET.read_text())
+    exceeded = []
+    print(f"{'':12} {'python':>7} {'budget':>7} {'c':>7} {'budget':>7} {'later':>7}")
+    for name, scenario in SCENARIOS.items():
+        found, budget = scenario(), budgets[name]
+        python, c, later = (
+            count.total() / MESSAGES for count in (found.python, found.c, found.later)
+        )
+        print(f"{name:12} {python:7.1f} {budget['python']:7} {c:7.1f} {budget['c']:7} {later:7.1f}")
+        if python > budget["python"] or c > budget["c"]:
+            exceeded.append(name)
+    if exceeded:
+        print(f"over the budget of {BUDGET.name}: {', '.join(exceeded)}", file=sys.stderr)
+    return 1 if exceeded and options.check else 0
+
+
+def functions(calls: Calls) -> int:
+    """Print how often each function is called for one message, session or hook."""
+    for title, count in (("python", calls.python), ("c", calls.c), ("later", calls.later)):
+        print(title)
+        for name, times in count.most_common():
+            print(f"  {times / MESSAGES:7.2f} {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

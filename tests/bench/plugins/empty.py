@@ -1,0 +1,12 @@
+"""What the guard around a plugin costs."""
+
+from minismtp import hookimpl, plugin
+
+
+@plugin
+class Empty:
+    """Does nothing."""
+
+    @hookimpl
+    def on_mail(self) -> None:
+        pass
