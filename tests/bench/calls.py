@@ -3,6 +3,7 @@
     make calls
     make calls ARGS="--check"        exit status 1 if a budget is exceeded
     make calls ARGS="--functions message"   which functions are called how often
+    make calls ARGS="--time 2000"    CPU time, of which only ratios within one minute mean anything
 
 Each row of budget.toml is one scenario: sessions in memory with the real protocol, decisions,
 guards, log, metrics and decision log, but without a network. Only the calls of the session's own
@@ -24,6 +25,7 @@ import time
 import tomllib
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -94,35 +96,23 @@ LOGIN: Final = base64.b64encode(b"\0user1\0secret")
 
 @dataclass
 class Calls:
-    """How often functions were called: of Python, of C, and by other threads later."""
+    """How often functions were called: of Python, of C, and later, by the threads that write."""
 
     python: Counter[str] = field(default_factory=Counter)
     c: Counter[str] = field(default_factory=Counter)
     later: Counter[str] = field(default_factory=Counter)
 
-    @contextlib.contextmanager
-    def counting(self, *, later: bool = False) -> Iterator[None]:
-        """Count the calls of this thread during a block."""
-        python, c = (self.later, self.later) if later else (self.python, self.c)
-        sys.setprofile(self.profile(python, c))
-        try:
-            yield
-        finally:
-            sys.setprofile(None)
-            del c["builtins.setprofile"]
-            c["sys.setprofile"] = 0
-
-    @staticmethod
-    def profile(python: Counter[str], c: Counter[str]) -> Callable[[FrameType, str, object], None]:
+    def counting(self, *, later: bool = False) -> Callable[[FrameType, str, object], None]:
         """Return a function for `sys.setprofile` that counts."""
+        python, c = (self.later, self.later) if later else (self.python, self.c)
 
         def count(frame: FrameType, event: str, function: object) -> None:
             if event == "call":
                 code = frame.f_code
                 python[f"{Path(code.co_filename).name}:{code.co_qualname}"] += 1
             elif event == "c_call":
-                name = getattr(function, "__qualname__", repr(function))
-                c[f"{getattr(function, '__module__', '') or ''}.{name}"] += 1
+                module = getattr(function, "__module__", None) or ""
+                c[f"{module}.{getattr(function, '__qualname__', repr(function))}"] += 1
 
         return count
 
@@ -204,24 +194,23 @@ class Client:
         self.receiver.finished()
 
 
-def message(plugins: str = DISCARD, group: bytes = GROUP) -> Calls:
-    """Count a message of a session that goes on."""
-    with place(plugins) as here, taken_up(Activity()):
-        client, calls = Client(here.context()), Calls()
-        client.mail(group)
-        here.write()
-        with calls.counting():
-            for _ in range(MESSAGES):
-                client.mail(group)
-        with calls.counting(later=True):
-            here.write()
-    return calls
+def _nothing() -> None:
+    pass
 
 
-def session(listener: str = "smtp", plugins: str = DISCARD, login: bytes = b"") -> Calls:
-    """Count a whole session with one message."""
+@contextlib.contextmanager
+def messages(plugins: str = DISCARD, group: bytes = GROUP) -> Iterator[Step]:
+    """Yield what sends a message in a session that goes on."""
     with place(plugins) as here, taken_up(Activity()):
-        context, calls = here.context(listener), Calls()
+        client = Client(here.context())
+        yield Step(partial(client.mail, group), here.write)
+
+
+@contextlib.contextmanager
+def sessions(listener: str = "smtp", plugins: str = DISCARD, login: bytes = b"") -> Iterator[Step]:
+    """Yield what runs a whole session with one message."""
+    with place(plugins) as here, taken_up(Activity()):
+        context = here.context(listener)
 
         def once() -> None:
             client = Client(context)
@@ -230,69 +219,41 @@ def session(listener: str = "smtp", plugins: str = DISCARD, login: bytes = b"") 
             client.mail()
             client.quit()
 
-        once()
-        here.write()
-        with calls.counting():
-            for _ in range(MESSAGES):
-                once()
-        with calls.counting(later=True):
-            here.write()
-    return calls
-
-
-def connection() -> Calls:
-    """Count a connection that only quits, from accepting to closing, with both of its threads."""
-    calls, on = Calls(), threading.Event()
-    count = calls.profile(calls.python, calls.c)
-
-    def profile(frame: FrameType, event: str, function: object) -> None:
-        if on.is_set():
-            count(frame, event, function)
-
-    with place() as here, socket.create_server(("127.0.0.1", 0)) as listening:
-        sessions = Sessions(time.monotonic)
-        listener = here.config.listeners[0]
-        server = Server(listener, listening, here.context(), sessions, Admission(10, 10))
-        listening.setblocking(False)
-
-        def once() -> None:
-            with socket.create_connection(listening.getsockname()) as peer:
-                peer.sendall(b"QUIT\r\n")
-                with calls_of_this_thread(profile):
-                    server._accept()  # noqa: SLF001 - as the thread that accepts calls it
-                while peer.recv(512):
-                    pass
-            while len(sessions) or not sessions._idle:  # noqa: SLF001 - until the thread waits
-                time.sleep(0.001)
-
-        threading.setprofile(profile)
-        once()  # starts the thread that all further sessions use
-        threading.setprofile(None)
-        here.write()
-        on.set()
-        for _ in range(MESSAGES):
-            once()
-        on.clear()
-        with calls.counting(later=True):
-            here.write()
-    return calls
+        yield Step(once, here.write)
 
 
 @contextlib.contextmanager
-def calls_of_this_thread(profile: Callable[[FrameType, str, object], None]) -> Iterator[None]:
-    """Count during a block."""
-    sys.setprofile(profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
+def connections() -> Iterator[Step]:
+    """Yield what makes a connection that only quits, and waits until its thread waits again."""
+    with place() as here, socket.create_server(("127.0.0.1", 0)) as listening:
+        running = Sessions(time.monotonic)
+        listener = here.config.listeners[0]
+        server = Server(listener, listening, here.context(), running, Admission(10, 10))
+        listening.setblocking(False)
+
+        clients = []
+
+        def prepare() -> None:
+            clients.append(socket.create_connection(listening.getsockname()))
+            clients[-1].sendall(b"QUIT\r\n")
+
+        def settle() -> None:
+            with clients.pop() as client:
+                while client.recv(512):
+                    pass
+            while len(running) or not running._idle:  # noqa: SLF001 - until the thread waits
+                time.sleep(0)
+
+        accept = server._accept  # noqa: SLF001 - as the thread that accepts calls it
+        yield Step(accept, here.write, prepare, settle)
 
 
-def hook() -> Calls:
-    """Count one call of a guarded hook whose plugin does nothing."""
+@contextlib.contextmanager
+def hooks() -> Iterator[Step]:
+    """Yield what calls a guarded hook whose plugin does nothing."""
     with place('[[plugins]]\nuse = "empty"\n' + DISCARD) as here, taken_up(Activity()):
-        context, calls = here.context(), Calls()
-        client = Client(context)
+        context = here.context()
+        session = Client(context).receiver.session
         envelope = Envelope(
             id="1",
             reverse_path=None,
@@ -302,26 +263,83 @@ def hook() -> Calls:
             login=None,
             arrived=0.0,
         )
-        on_mail, arguments = context.hooks.on_mail, (client.receiver.session, envelope)
-        on_mail(*arguments)
-        here.write()
-        with calls.counting():
-            for _ in range(MESSAGES):
-                on_mail(*arguments)
-        with calls.counting(later=True):
-            here.write()
+        yield Step(partial(context.hooks.on_mail, session, envelope), here.write)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is counted: `once` for a message or the like, `write` for what is written later.
+
+    `prepare` and `settle` run before and after `once`; only the calls of other threads count then.
+    """
+
+    once: Callable[[], object]
+    write: Callable[[], None]
+    prepare: Callable[[], None] = _nothing
+    settle: Callable[[], None] = _nothing
+
+    def run(self) -> None:
+        """Do it once, uncounted."""
+        self.prepare()
+        self.once()
+        self.settle()
+
+
+SCENARIOS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[Step]]]] = {
+    "message": messages,
+    "session": sessions,
+    "connection": connections,
+    "submission": lambda: sessions("submission", USERS + DISCARD, LOGIN),
+    "relayed": lambda: messages(RELAY, GROUP.replace(b"user1@example.org", b"user1@far.example")),
+    "every_stage": lambda: messages(STAGES),
+    "hook": hooks,
+}
+
+
+def counted(name: str) -> Calls:
+    """Return the calls of `MESSAGES` times a scenario."""
+    calls = Calls()
+    here, counts = threading.get_ident(), False
+
+    def switched(frame: FrameType, event: str, function: object) -> None:
+        if counts or threading.get_ident() != here:
+            profile(frame, event, function)
+
+    profile = Calls().counting()
+    threading.setprofile(switched)  # the thread of a connection starts with the first one
+    with SCENARIOS[name]() as step:
+        step.run()
+        threading.setprofile(None)
+        step.write()
+        profile = calls.counting()
+        sys.setprofile(switched)
+        for _ in range(MESSAGES):
+            step.prepare()
+            counts = True
+            step.once()
+            counts = False
+            step.settle()
+        profile = calls.counting(later=True)
+        counts = True
+        step.write()
+        counts = False
+        sys.setprofile(None)
     return calls
 
 
-SCENARIOS: Final[dict[str, Callable[[], Calls]]] = {
-    "message": message,
-    "session": session,
-    "connection": connection,
-    "submission": lambda: session("submission", USERS + DISCARD, LOGIN),
-    "relayed": lambda: message(RELAY, GROUP.replace(b"user1@example.org", b"user1@far.example")),
-    "every_stage": lambda: message(STAGES),
-    "hook": hook,
-}
+def timed(name: str, times: int) -> float:
+    """Return the microseconds of CPU time that this process takes for a scenario, once."""
+    with SCENARIOS[name]() as step:
+        for _ in range(times // 10 + 1):
+            step.run()
+        step.write()
+        begun = time.process_time()
+        for number in range(times):
+            step.run()
+            if number % MESSAGES == 0:
+                step.write()
+        step.write()
+        return (time.process_time() - begun) / times * 1e6
 
 
 def main() -> int:
@@ -329,14 +347,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--check", action="store_true", help="fail if a budget is exceeded")
     parser.add_argument("--functions", choices=SCENARIOS, help="show the functions of a scenario")
+    parser.add_argument("--time", type=int, metavar="N", help="measure the CPU time of N times")
     options = parser.parse_args()
     if options.functions:
-        return functions(SCENARIOS[options.functions]())
+        return functions(counted(options.functions))
+    if options.time:
+        for name in SCENARIOS:
+            print(f"{name:12} {timed(name, options.time):7.1f} us")
+        return 0
     budgets = tomllib.loads(BUDGET.read_text())
     exceeded = []
     print(f"{'':12} {'python':>7} {'budget':>7} {'c':>7} {'budget':>7} {'later':>7}")
-    for name, scenario in SCENARIOS.items():
-        found, budget = scenario(), budgets[name]
+    for name in SCENARIOS:
+        found, budget = counted(name), budgets[name]
         python, c, later = (
             count.total() / MESSAGES for count in (found.python, found.c, found.later)
         )
