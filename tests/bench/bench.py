@@ -55,9 +55,11 @@ SERVERS: Final[dict[str, Any]] = {
     "haraka": peers.haraka,
     "aiosmtpd": peers.aiosmtpd,
     "smtp-sink": peers.smtp_sink,
+    "bare sink": peers.bare_sink,
 }
 VARIANTS: Final = ("minismtp + plugin", "minismtp spool")
 SENDING: Final = ("minismtp", "postfix")
+DROPPING: Final = ("minismtp discard", "bare sink", "smtp-sink")
 STORING: Final = ("minismtp", "minismtp sync=group", "postfix", "haraka", "aiosmtpd")
 
 
@@ -84,10 +86,10 @@ WORKLOADS: Final = {
     "b1": Workload("durable, persistent, 1 session", STORING, 1),
     "b20": Workload("durable, persistent, 20 sessions", (*STORING, *VARIANTS), 20),
     "b100": Workload("durable, persistent, 100 sessions", STORING, 100),
-    "c": Workload("discarded, persistent, 20 sessions", ("minismtp discard", "smtp-sink")),
+    "c": Workload("discarded, persistent, 20 sessions", DROPPING),
     "c1": Workload(
         "discarded, one message per connection, 20 sessions",
-        ("minismtp discard", "smtp-sink"),
+        DROPPING,
         per_connection=1,
     ),
     "d": Workload("25 MB, 4 sessions, durable", STORING, 4, octets=25_000_000),

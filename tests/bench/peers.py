@@ -10,6 +10,7 @@ Postfix       queue and Maildirs on the same file system; virtual(8) delivers; l
 Haraka        as many processes as cores; a plugin of its own, haraka/bench.js, stores with fsync
 aiosmtpd      one process, the handler Mailbox of its documentation
 smtp-sink     Postfix's own test server, which stores nothing
+bare sink     the least that a threaded server in Python can do: as many processes as minismtp
 """
 
 from __future__ import annotations
@@ -363,6 +364,18 @@ def smtp_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
     del tls
     port = free_port()
     command = ["smtp-sink", "-u", "nobody", f"127.0.0.1:{port}", "1024"]
+    with running(command, directory / "log") as process:
+        wait_for(port, process)
+        yield Server(port, process.pid)
+
+
+@contextlib.contextmanager
+def bare_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
+    """Run as many processes of bare_sink.py as minismtp has workers by default."""
+    del tls
+    port = free_port()
+    processes = max(4, 2 * (os.cpu_count() or 1))
+    command = [sys.executable, str(HERE / "bare_sink.py"), str(port), str(processes)]
     with running(command, directory / "log") as process:
         wait_for(port, process)
         yield Server(port, process.pid)

@@ -1,0 +1,69 @@
+"""The least that a threaded SMTP server in Python can do, as the limit for workloads c and c1.
+
+    bare_sink.py PORT PROCESSES
+
+It has the shape of minismtp: some processes that share a listening socket, and a thread for each
+session that blocks. It checks nothing, keeps nothing and logs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_REPLIES: Final = {
+    b"EHLO": b"250-bench.example.org\r\n250 PIPELINING\r\n",
+    b"DATA": b"354 send the message\r\n",
+    b"QUIT": b"221 bye\r\n",
+}
+_OTHER: Final = b"250 ok\r\n"
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer every command, and take every message for stored."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with connection:
+        connection.sendall(b"220 bench.example.org\r\n")
+        for replies in dialogue(connection):
+            connection.sendall(b"".join(replies))
+
+
+def dialogue(connection: socket.socket) -> Iterator[list[bytes]]:
+    """Yield the replies to each packet, until the client quits or leaves."""
+    waiting, verb = b"", b""
+    while verb != b"QUIT" and (data := connection.recv(65536)):
+        waiting += data
+        replies = []
+        while (end := waiting.find(b"\r\n.\r\n" if verb == b"DATA" else b"\r\n")) >= 0:
+            if verb == b"DATA":
+                waiting, verb = waiting[end + 5 :], b""
+                replies.append(_OTHER)
+            else:
+                verb, waiting = waiting[:4].upper(), waiting[end + 2 :]
+                replies.append(_REPLIES.get(verb, _OTHER))
+        yield replies
+
+
+def main() -> None:
+    """Listen, make the other processes, and accept in each."""
+    port, processes = map(int, sys.argv[1:])
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, lambda _, __: os.killpg(0, signal.SIGKILL))
+    listening = socket.create_server(("127.0.0.1", port), backlog=1024)
+    for _ in range(processes - 1):
+        if not os.fork():
+            break
+    while True:
+        connection, _ = listening.accept()
+        Thread(target=serve, args=[connection], daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()
