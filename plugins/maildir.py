@@ -77,9 +77,9 @@ class Maildir:
 
     Quarantined messages go to the Maildir++ folder .Quarantine. Each table of `folders` has a
     further `folder` and the field, `header`, that selects it: by a `value`, compared without case,
-    with * and ? as wildcards, or by a number of at least `least` at its begin. Of several fields of
-    the name the topmost counts, and of several folders the first that matches. Subscriptions are up
-    to the IMAP server and its users.
+    with * and ? as wildcards, or by a number of at least `least` at its beginning. Of several
+    fields of the name the topmost counts, and of several folders the first that matches.
+    Subscriptions are up to the IMAP server and its users.
 
     `quota` is the size of a mailbox with its folders; 0 is no limit. A message that does not fit is
     deferred with 452 4.2.2; one larger than the quota is refused with 552 5.2.3. The size is kept

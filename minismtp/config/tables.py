@@ -80,8 +80,8 @@ class StateConfig:
     """What plugins share between all workers, such as greylists and limits.
 
     It is in one file, or with a `url` in Redis or Valkey, where all hosts with the same URL share
-    it (extra `redis`). The file grows to 256 MiB. Then the plugin with most entries loses those
-    that expire next. A damaged file is renamed to `state.db.damaged-TIME`, and a new one is begun.
+    it (extra `redis`). The file grows to 256 MiB. Then the plugin that stores most loses what
+    expires next. A damaged file is renamed to `state.db.damaged-TIME`, and a new one is begun.
     """
 
     url: Annotated[
