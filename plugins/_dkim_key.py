@@ -22,10 +22,10 @@ _RECORDS = 3  # records of one name that are tried; there should be one
 
 
 class Keys:
-    """The public keys of a message's signatures, all looked up within `seconds`."""
+    """The public keys of a message's signatures, all looked up within `patience`."""
 
-    def __init__(self, resolver: Resolver, seconds: float) -> None:
-        self._questions = Questions(resolver, timedelta(seconds=seconds))
+    def __init__(self, resolver: Resolver, patience: timedelta) -> None:
+        self._questions = Questions(resolver, patience)
         self._found: dict[str, Found] = {}
 
     def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:

@@ -5,7 +5,6 @@ A chain is worth as much as the hosts that sealed it. `dmarc` decides which of t
 
 import re
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -38,8 +37,8 @@ from ._arc import (
     verify_chain,
 )
 from ._authres import read
+from ._checks import DnsCheck
 from ._dkim_key import Keys
-from ._options import check_time
 from ._signing import load_key
 
 _FIELD = "Authentication-Results"
@@ -69,7 +68,7 @@ ARC: StashKey[ArcResult] = StashKey()
 
 
 @plugin
-class Arc:
+class Arc(DnsCheck):
     """Verify the ARC chain of incoming messages, and seal messages that are forwarded.
 
     If all seals and the newest message signature are valid, the results of the earlier hosts are
@@ -87,10 +86,9 @@ class Arc:
     selector: str = ""
     key: Path | None = None
     authserv_id: str = ""
-    patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        check_time("patience", self.patience)
+        super().__post_init__()
         self._id = Address("", self.authserv_id).ascii_domain
         self._sealer: Sealer | None = None
         if not (self.domain or self.selector or self.key):
@@ -111,7 +109,7 @@ class Arc:
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Take the resolver, and warn about a key that others can read."""
-        self._resolver = server.resolver
+        super().on_start(server)
         self._id = self._id or Address("", server.hostname).ascii_domain
         if self.key is not None and server.role == "check":
             warn_of_readers("key", self.key)
@@ -125,7 +123,7 @@ class Arc:
         try:
             chain = read_chain(message.headers)
             if chain:
-                keys = Keys(self._resolver, self.patience.total_seconds())
+                keys = Keys(self._resolver, self.patience)
                 told["header.oldest-pass"] = str(verify_chain(message, chain, keys))
             reports = tuple(map(_report, chain))
             found = ArcResult("pass" if chain else "none", reports=reports)

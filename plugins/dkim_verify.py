@@ -5,13 +5,11 @@ RFC 6376, with the limits of RFC 8301 and Ed25519 (RFC 8463); the results are th
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from minismtp import (
     AuthResult,
     Envelope,
     Message,
-    ServerInfo,
     Session,
     StashKey,
     hookimpl,
@@ -20,9 +18,9 @@ from minismtp import (
     steady_time,
 )
 
+from ._checks import DnsCheck
 from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
-from ._options import check_time
 
 # The range for the number of characters of a signature that are shown (RFC 6008 section 4)
 _SHOWN = range(8, 200)
@@ -49,7 +47,7 @@ DKIM_RESULTS: StashKey[tuple[DkimResult, ...]] = StashKey()
 
 
 @plugin
-class DkimVerify:
+class DkimVerify(DnsCheck):
     """Verify the DKIM signatures of incoming mail and store the results; no mail is refused.
 
     `dmarc`, `score` or `rules` decide what follows from a result, and `authentication_results`
@@ -65,17 +63,11 @@ class DkimVerify:
     """
 
     signatures: int = 5
-    patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.signatures < 1:
             raise ValueError("signatures: expected at least 1")
-        check_time("patience", self.patience)
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver."""
-        self._resolver = server.resolver
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -90,7 +82,7 @@ class DkimVerify:
         fields = message.headers.raw_all("DKIM-Signature")
         if fields and message.headers.truncated:
             return (DkimResult("policy", "the header is too large"),)
-        keys = Keys(self._resolver, self.patience.total_seconds())
+        keys = Keys(self._resolver, self.patience)
         found = _verified(message, fields[: self.signatures], keys)
         if surplus := len(fields[self.signatures :]):
             found.append(DkimResult("policy", f"{surplus} more signatures were not verified"))

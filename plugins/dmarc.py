@@ -6,8 +6,6 @@ may take eight, and domains were set up for the list. `pct` still counts.
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final, Literal
 
 from minismtp import (
@@ -27,18 +25,10 @@ from minismtp import (
     results_of,
 )
 
-from ._dmarc import (
-    POLICIES,
-    Names,
-    Policy,
-    is_aligned,
-    policy_of,
-    public_suffixes,
-    sampled,
-)
-from ._dns import address_to_check, can_be_asked, local_networks
+from ._checks import ClientCheck, DnsCheck
+from ._dmarc import POLICIES, Names, Policy, is_aligned, policy_of, public_suffixes, sampled
+from ._dns import can_be_asked
 from ._from import TooManyDomainsError, domains_of
-from ._options import check_time
 from .arc import ARC
 
 _RANKS: Final = {"pass": 0, "none": 1, "permerror": 2, "fail": 3, "temperror": 4}
@@ -64,7 +54,7 @@ DMARC: Final[StashKey[DmarcResult]] = StashKey()
 
 
 @plugin
-class Dmarc:
+class Dmarc(ClientCheck, DnsCheck):
     """Apply the DMARC policy of the domain in the From field to incoming mail.
 
     Put it after `spf` and `dkim_verify`, whose results it needs; without them it fails and mail is
@@ -88,23 +78,21 @@ class Dmarc:
     action: Literal["enforce", "report_only"] = "enforce"
     temperror: Literal["defer", "tag"] = "defer"
     trusted_sealers: list[str] = field(default_factory=list)
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
-    patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        check_time("patience", self.patience)
+        super().__post_init__()
         self._trusted = {Address("", domain).ascii_domain for domain in self.trusted_sealers}
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Read the public suffix list."""
-        self._resolver = server.resolver
+        super().on_start(server)
         self._suffixes = public_suffixes()
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
         """Evaluate the policy, store the result, and apply it."""
-        if address_to_check(session, self.networks) is None:
+        if self.address_of(session) is None:
             return
         found = self._worst(envelope, message.headers)
         envelope.stash[DMARC] = found

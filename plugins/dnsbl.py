@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from minismtp import (
@@ -14,7 +13,6 @@ from minismtp import (
     Finding,
     Reject,
     RemoteError,
-    Resolver,
     ServerInfo,
     Session,
     StashKey,
@@ -24,17 +22,9 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import (
-    DnsBudget,
-    IpAddress,
-    Questions,
-    address_to_check,
-    is_domain,
-    local_networks,
-    reversed_labels,
-)
+from ._checks import ClientCheck, DnsCheck
+from ._dns import DnsBudget, IpAddress, Questions, is_domain, reversed_labels
 from ._dns_list import DnsList
-from ._options import check_time
 
 _log: Final = logging.getLogger(__name__)
 _LONGEST_REASON = 200  # characters
@@ -56,7 +46,7 @@ LISTINGS: Final[StashKey[list[Listing]]] = StashKey()
 
 
 @plugin
-class Dnsbl:
+class Dnsbl(ClientCheck, DnsCheck):
     """Look up the client's address, the sender's domain and the name in HELO in `lists` at MAIL.
 
     A client is refused with 550 5.7.1 if its lists have `reject_at` points together. The reply
@@ -78,7 +68,6 @@ class Dnsbl:
     lists: list[DnsList]
     reject_at: float = 1.0
     reasons: bool = False
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
     patience: timedelta = timedelta(seconds=5)
 
     def __post_init__(self) -> None:
@@ -86,14 +75,14 @@ class Dnsbl:
             raise ValueError("lists: expected at least one")
         if self.reject_at < 0:
             raise ValueError("reject_at: expected points above 0, or 0 to refuse no client")
-        check_time("patience", self.patience)
+        super().__post_init__()
         self._ordered = sorted(self.lists, key=lambda each: each.points > 0)
         self._breakers = {each.zone: Breaker(each.zone) for each in self.lists}
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Take the resolver; for the command `check`, try the lists."""
-        self._resolver: Resolver = server.resolver
+        super().on_start(server)
         if server.role == "check":
             for each in self.lists:
                 if problem := self._problem(each):
@@ -102,7 +91,7 @@ class Dnsbl:
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
         """Look up the client, and refuse it if its lists have enough points."""
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         if address is None:
             return
         found: list[Listing] = []

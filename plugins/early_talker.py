@@ -1,8 +1,6 @@
 """Detect peers that talk before the greeting: mail servers wait for it, many bots do not."""
 
-from dataclasses import field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from minismtp import (
@@ -16,7 +14,7 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import address_to_check, local_networks
+from ._checks import ClientCheck
 from ._options import check_time
 
 #: The key under which a peer is remembered once it continues.
@@ -24,7 +22,7 @@ _WAITED: Final[StashKey[str]] = StashKey()
 
 
 @plugin
-class EarlyTalker:
+class EarlyTalker(ClientCheck):
     """Delay the greeting for strangers, and refuse peers that do not wait (RFC 5321 section 3.1).
 
     A peer that talks during `delay` is refused at once with 554; with `points` this is a finding of
@@ -39,7 +37,6 @@ class EarlyTalker:
     delay: timedelta = timedelta(seconds=5)
     remember: timedelta = timedelta(days=7)
     points: float | None = None
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
 
     def __post_init__(self) -> None:
         check_time("delay", self.delay)
@@ -52,7 +49,7 @@ class EarlyTalker:
     @hookimpl
     def on_connect(self, session: Session) -> None:
         """Delay the greeting, and refuse a peer that talks."""
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         if address is None:
             return
         key = f"waited {address}"

@@ -2,9 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from minismtp import (
@@ -21,7 +19,8 @@ from minismtp import (
     steady_time,
 )
 
-from ._dns import IpNetwork, address_to_check, local_networks, network_of
+from ._checks import ClientCheck
+from ._dns import IpNetwork, network_of
 from ._options import check_time
 
 #: On an envelope: the triplets that were tried again, and when each was stored, 0 for never.
@@ -36,7 +35,7 @@ _MOST: Final = 10_000  # entries that a process keeps in memory
 
 
 @plugin
-class Greylist:
+class Greylist(ClientCheck):
     """Defer a recipient with 451 4.7.1 until the same client tries again after `delay`.
 
     A retry is the same if network (/24, or /64 of IPv6), sender and recipient are the same. The
@@ -58,7 +57,6 @@ class Greylist:
     window: timedelta = timedelta(days=2)
     remember: timedelta = timedelta(days=35)
     deliveries: int = 5
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
 
     def __post_init__(self) -> None:
         check_time("delay", self.delay)
@@ -124,7 +122,7 @@ class Greylist:
         return -_AHEAD <= self._clock() - noted <= self._slack.total_seconds()
 
     def _network(self, session: Session) -> IpNetwork | None:
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         return None if address is None else network_of(address)
 
     def _known(self, envelope: Envelope, network: IpNetwork) -> float | None:

@@ -1,46 +1,27 @@
 """Check the name in a client's HELO or EHLO."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Final, Literal, TypeAlias
+from ipaddress import ip_address
+from typing import Final
 
 from minismtp import (
     Address,
-    Defer,
     Envelope,
     Finding,
-    Reject,
-    Resolver,
-    ServerInfo,
     Session,
     StashKey,
     UnansweredError,
-    findings_of,
     hookimpl,
     plugin,
 )
 
-from ._dns import (
-    IpAddress,
-    Questions,
-    address_to_check,
-    budget_of,
-    is_domain,
-    local_networks,
-    unmapped,
-)
-from ._options import check_points, check_time
+from ._checks import Action, ClientCheck, DnsCheck, act
+from ._dns import IpAddress, Questions, budget_of, is_domain, unmapped
+from ._options import check_points
 
-Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
-
-_POINTS: Mapping[str, float] = {
-    "own": 3.0,
-    "unqualified": 1.0,
-    "literal": 2.0,
-    "unresolvable": 1.0,
-}
+_POINTS = {"own": 3.0, "unqualified": 1.0, "literal": 2.0, "unresolvable": 1.0}
 _SAID = {
     "own": "you are not {helo}, that is us",
     "unqualified": "{helo} is no full name of a host",
@@ -53,7 +34,7 @@ HELO_PROBLEMS: Final[StashKey[tuple[str, ...]]] = StashKey()
 
 
 @plugin
-class HeloChecks:
+class HeloChecks(ClientCheck, DnsCheck):
     """Check the name in HELO or EHLO at MAIL; each check has an action.
 
     `own` is for this server's hostname, one of `names`, or the server's address, all of which are
@@ -77,47 +58,27 @@ class HeloChecks:
     literal: Action = "tag"
     unresolvable: Action = "tag"
     names: list[str] = field(default_factory=list)
-    points: dict[str, float] = field(default_factory=lambda: dict(_POINTS))
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
+    points: dict[str, float] = field(default_factory=_POINTS.copy)
     patience: timedelta = timedelta(seconds=5)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_points(self.points, _POINTS)
-        check_time("patience", self.patience)
         self._names = {Address("", name).ascii_domain for name in self.names}
-        self._actions: dict[str, Action] = {
-            "own": self.own,
-            "unqualified": self.unqualified,
-            "literal": self.literal,
-            "unresolvable": self.unresolvable,
-        }
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver."""
-        self._resolver: Resolver = server.resolver
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
         """Run the checks, and take the action of each that fails."""
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         if address is None:
             return
-        found: list[str] = []
         for problem in self._problems(session, envelope, address):
-            action = self._actions[problem]
+            action: Action = getattr(self, problem)
             if action == "off":
                 continue
-            found.append(problem)
-            envelope.stash[HELO_PROBLEMS] = tuple(found)
-            if points := self.points.get(problem):
-                finding = Finding("helo", problem, points, session.helo)
-                findings_of(envelope).append(finding)
-            text = f"HELO: {_SAID[problem].format(helo=session.helo)}"
-            if action == "reject":
-                raise Reject(text)
-            if action == "defer":
-                raise Defer(text)
+            envelope.stash[HELO_PROBLEMS] = (*envelope.stash.get(HELO_PROBLEMS, ()), problem)
+            finding = Finding("helo", problem, self.points.get(problem, 0.0), session.helo)
+            act(action, envelope, finding, f"HELO: {_SAID[problem].format(helo=session.helo)}")
 
     def _problems(self, session: Session, envelope: Envelope, address: IpAddress) -> Iterator[str]:
         """Yield the names of the checks that fail."""

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from minismtp import (
@@ -20,7 +19,8 @@ from minismtp import (
     plugin,
 )
 
-from ._dns import address_to_check, local_networks, network_of
+from ._checks import ClientCheck
+from ._dns import network_of
 from ._user_names import folded
 
 Kind = Literal["messages", "recipients", "bytes"]
@@ -60,7 +60,7 @@ class _Charge(NamedTuple):
 
 
 @plugin
-class RateLimit:
+class RateLimit(ClientCheck):
     """Defer mail above the `limits` with 451 4.7.1; the reply says for how many seconds.
 
     Each limit has a key `by`, and one or more of `messages`, `recipients` and `bytes`, as a rate
@@ -80,7 +80,6 @@ class RateLimit:
     """
 
     limits: list[Limit]
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
 
     def __post_init__(self) -> None:
         if not self.limits:
@@ -136,7 +135,7 @@ class RateLimit:
 
     def _applying(self, session: Session, envelope: Envelope) -> Iterator[tuple[Limit, str]]:
         """Yield the limits for this message, each with the key that it counts for."""
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         stranger = address is not None
         sender = envelope.reverse_path
         subjects = {

@@ -1,36 +1,28 @@
 """Look up the name of a client in the DNS, and check that it has the client's address (FCrDNS)."""
 
-from collections.abc import Mapping
 from dataclasses import field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from minismtp import (
     AuthResult,
-    Defer,
     Envelope,
     Finding,
-    Reject,
-    Resolver,
-    ServerInfo,
     Session,
     UnansweredError,
-    findings_of,
     hookimpl,
     plugin,
     results_of,
 )
 
+from ._checks import ClientCheck, DnsCheck, act
 from ._client_name import CLIENT_NAME, ClientName, look_up
-from ._dns import IpAddress, address_to_check, budget_of, local_networks
-from ._options import check_points, check_time
+from ._dns import budget_of
+from ._options import check_points
 
 __all__ = ["CLIENT_NAME", "ClientName", "ReverseDns"]
 
-Action: TypeAlias = Literal["reject", "defer", "tag"]
-
-_POINTS: Mapping[str, float] = {"missing": 2.0, "unconfirmed": 1.0}
+_POINTS = {"missing": 2.0, "unconfirmed": 1.0}
 _SAID = {
     "missing": "has no name in the DNS",
     "unconfirmed": "is not an address of the name that the DNS has for it",
@@ -38,7 +30,7 @@ _SAID = {
 
 
 @plugin
-class ReverseDns:
+class ReverseDns(ClientCheck, DnsCheck):
     """Look up the name of the client's address at MAIL, and the addresses of that name.
 
     `missing` is for an address without a name, `unconfirmed` for a name without the address:
@@ -52,55 +44,42 @@ class ReverseDns:
     by default loopback, private and link-local addresses, which your list replaces.
     """
 
-    missing: Action = "tag"
-    unconfirmed: Action = "tag"
-    points: dict[str, float] = field(default_factory=lambda: dict(_POINTS))
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
+    missing: Literal["reject", "defer", "tag"] = "tag"
+    unconfirmed: Literal["reject", "defer", "tag"] = "tag"
+    points: dict[str, float] = field(default_factory=_POINTS.copy)
     patience: timedelta = timedelta(seconds=5)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_points(self.points, _POINTS)
-        check_time("patience", self.patience)
-        self._actions: dict[str, Action] = {
-            "missing": self.missing,
-            "unconfirmed": self.unconfirmed,
-        }
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver."""
-        self._resolver: Resolver = server.resolver
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
         """Look up the client once in a session, and take the action."""
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         if address is None:
             return
+        client = None
         try:
             client = look_up(session, self._resolver, self.patience, budget_of(envelope))
         except UnansweredError:
-            _note(envelope, address, "temperror")
-            if {*self._actions.values()} == {"tag"}:
-                return
-            raise
-        if client.confirmed:
-            _note(envelope, address, "pass")
-        else:
-            _note(envelope, address, "fail" if client.name else "permerror")
-            self._judge(envelope, address, "unconfirmed" if client.name else "missing")
-
-    def _judge(self, envelope: Envelope, address: IpAddress, problem: str) -> None:
+            if {self.missing, self.unconfirmed} != {"tag"}:
+                raise
+        finally:
+            found = AuthResult("iprev", _result(client), "", {"policy.iprev": str(address)})
+            results_of(envelope).append(found)
+        if client is None or client.confirmed:
+            return
+        problem = "unconfirmed" if client.name else "missing"
         text = f"{address} {_SAID[problem]}"
-        if points := self.points.get(problem):
-            findings_of(envelope).append(Finding("reverse_dns", problem, points, text))
-        match self._actions[problem]:
-            case "reject":
-                raise Reject(text, enhanced="5.7.25")
-            case "defer":
-                raise Defer(text, enhanced="4.7.25")
+        finding = Finding("reverse_dns", problem, self.points.get(problem, 0.0), text)
+        act(getattr(self, problem), envelope, finding, text, "7.25")
 
 
-def _note(envelope: Envelope, address: IpAddress, result: str) -> None:
-    found = AuthResult("iprev", result, properties={"policy.iprev": str(address)})
-    results_of(envelope).append(found)
+def _result(client: ClientName | None) -> str:
+    """Return the result for a client's name, None without an answer (RFC 8601 section 2.7.3)."""
+    if client is None:
+        return "temperror"
+    if client.confirmed:
+        return "pass"
+    return "fail" if client.name else "permerror"

@@ -2,35 +2,28 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal
 
 from minismtp import (
     Address,
     AuthResult,
-    Defer,
     Envelope,
     Finding,
     Message,
-    Reject,
-    Resolver,
-    ServerInfo,
     Session,
     StashKey,
-    findings_of,
     hookimpl,
     plugin,
     quoted,
     results_of,
 )
 
-from ._dns import IpAddress, Questions, address_to_check, budget_of, local_networks
-from ._options import check_points, check_time
+from ._checks import Action, ClientCheck, DnsCheck, act
+from ._dns import IpAddress, Questions, budget_of
+from ._options import check_points
 from ._spf import Outcome
 from ._spf_outcomes import Outcomes
 from ._spf_sender import Sender
-
-Action: TypeAlias = Literal["reject", "tag"]
 
 _LONGEST_EXPLANATION = 300  # characters
 _POINTS = {"pass": 0.0, "fail": 4.0, "softfail": 1.0, "permerror": 1.0, "helo_fail": 2.0}
@@ -54,7 +47,7 @@ _HELO: Final[StashKey[tuple[str, Outcome]]] = StashKey()
 
 
 @plugin
-class Spf:
+class Spf(ClientCheck, DnsCheck):
     """Check at MAIL that the client may use the sender's domain and the name in HELO.
 
     `fail`, `softfail` and `permerror` are the actions for a reverse-path with that result; for the
@@ -74,36 +67,24 @@ class Spf:
     in the envelope's stash. `points` makes findings of results for filters that add up.
     """
 
-    fail: Action = "reject"
-    softfail: Action = "tag"
-    permerror: Action = "tag"
+    fail: Literal["reject", "tag"] = "reject"
+    softfail: Literal["reject", "tag"] = "tag"
+    permerror: Literal["reject", "tag"] = "tag"
     temperror: Literal["defer", "tag"] = "defer"
     helo_fail: Literal["reject", "tag", "off"] = "reject"
-    networks: list[IPv4Network | IPv6Network] = field(default_factory=local_networks)
     points: dict[str, float] = field(default_factory=_POINTS.copy)
     patience: timedelta = timedelta(seconds=20)
     received_spf: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_points(self.points, [*_POINTS, "neutral", "none", "temperror"])
-        check_time("patience", self.patience)
         self._outcomes = Outcomes()
-        self._actions = {
-            "fail": self.fail,
-            "softfail": self.softfail,
-            "permerror": self.permerror,
-            "temperror": self.temperror,
-        }
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver."""
-        self._resolver: Resolver = server.resolver
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
         """Check both identities, and take the actions."""
-        address = address_to_check(session, self.networks)
+        address = self.address_of(session)
         if address is None:
             return
         questions = Questions(self._resolver, self.patience, budget_of(envelope))
@@ -114,8 +95,7 @@ class Spf:
         identity = "smtp.mailfrom" if envelope.reverse_path else "smtp.helo"
         _note(envelope, outcome, {identity: envelope.sender or helo})
         envelope.stash[SPF] = SpfResult(who.domain, outcome.result, outcome.reason)
-        self._find(envelope, outcome.result, outcome)
-        self._judge(who, outcome)
+        self._judge(envelope, who, outcome)
         # Last, so a slow answer for the name in HELO takes no time from the sender's domain.
         if self.helo_fail != "off" and envelope.reverse_path is not None:
             self._check_helo(session, envelope, address, questions)
@@ -147,27 +127,26 @@ class Spf:
             session.stash[_HELO] = (helo, outcome)
         _note(envelope, outcome, {"smtp.helo": helo})
         if outcome.result == "fail":
-            self._find(envelope, "helo_fail", outcome)
-            if self.helo_fail == "reject":
-                raise Reject(f"{address} may not call itself {helo} (SPF)", enhanced="5.7.23")
+            text = f"{address} may not call itself {helo} (SPF)"
+            act(self.helo_fail, envelope, self._finding("helo_fail", outcome), text, "7.23")
 
-    def _find(self, envelope: Envelope, name: str, outcome: Outcome) -> None:
-        if points := self.points.get(name):
-            findings_of(envelope).append(Finding("spf", name, points, outcome.reason))
+    def _finding(self, name: str, outcome: Outcome) -> Finding:
+        return Finding("spf", name, self.points.get(name, 0.0), outcome.reason)
 
-    def _judge(self, who: Sender, outcome: Outcome) -> None:
-        """Raise the verdict for a result."""
-        match self._actions.get(outcome.result):
-            case "defer":
-                raise Defer(f"SPF of {who.domain} is not known now", enhanced="4.7.24")
-            case "reject" if outcome.result == "permerror":
-                raise Reject(f"SPF is broken: {outcome.reason}", enhanced="5.7.24")
-            case "reject":
-                text = f"{who.address} may not send for {who.domain} (SPF)"
-                if outcome.explanation:  # RFC 7208 section 8.4: a stranger wrote the text
-                    words = outcome.explanation[:_LONGEST_EXPLANATION]
-                    text += f"; {who.domain} explains: {words}"
-                raise Reject(text, enhanced="5.7.23")
+    def _judge(self, envelope: Envelope, who: Sender, outcome: Outcome) -> None:
+        """Take the action for a result; pass, neutral and none have no action."""
+        action: Action = getattr(self, outcome.result, "tag")
+        match outcome.result:
+            case "temperror":
+                status, text = "7.24", f"SPF of {who.domain} is not known now"
+            case "permerror":
+                status, text = "7.24", f"SPF is broken: {outcome.reason}"
+            case _:
+                status, text = "7.23", f"{who.address} may not send for {who.domain} (SPF)"
+        if outcome.explanation:  # RFC 7208 section 8.4: a stranger wrote the text
+            words = outcome.explanation[:_LONGEST_EXPLANATION]
+            text += f"; {who.domain} explains: {words}"
+        act(action, envelope, self._finding(outcome.result, outcome), text, status)
 
 
 def _helo(session: Session) -> str:

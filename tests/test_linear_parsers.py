@@ -138,7 +138,7 @@ def _logged(text: str) -> None:
 
 
 def _key(text: str) -> object:
-    keys = _dkim_key.Keys(_Record(f"v=DKIM1; {text}"), 100.0)
+    keys = _dkim_key.Keys(_Record(f"v=DKIM1; {text}"), timedelta(seconds=100))
     return keys.find(_signature("v=1; a=rsa-sha256; b=; bh="))
 
 

@@ -103,8 +103,10 @@ def _other(names: list[str]) -> dict[str, Any]:
 
 
 def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
-    options = option_types(cls)
-    return [(each, options[each.name]) for each in dataclasses.fields(cls) if each.name in options]
+    """Return the fields that are options, those of a base class last."""
+    options, own = option_types(cls), [*inspect.get_annotations(cls)]
+    found = [(each, options[each.name]) for each in dataclasses.fields(cls) if each.name in options]
+    return sorted(found, key=lambda each: [*own, each[0].name].index(each[0].name))
 
 
 def _table(cls: type) -> dict[str, Any]:
