@@ -15,10 +15,11 @@ from minismtp import UnansweredError
 from ._dns import TooManyQuestionsError, is_domain
 from ._spf_macros import MacroString, RecordError, expand, parse_macros
 from ._spf_record import Mechanism, Record, absence_in, is_record, parse_record
-from ._spf_sender import Ask, Names, Sender, bounded
+from ._spf_sender import Ask, Names, Sender
 
 _TERMS, _VOID = 10, 2  # that ask the DNS, and of them, that find nothing
 _HOSTS = 10  # of an MX
+_QUESTIONS = 40  # in all: ten terms with ten hosts each would make more than a hundred
 _LONGEST_NAME, _LONGEST_EXPLANATION = 253, 1000  # characters; a reply has room for fewer
 
 
@@ -36,19 +37,12 @@ class Outcome:
 
 def check_host(sender: Sender, ask: Ask) -> Outcome:
     """Evaluate the record of the sender's domain; no record makes this raise."""
-    return evaluate(sender, ask)[0]
-
-
-def evaluate(sender: Sender, ask: Ask) -> tuple[Outcome, frozenset[str]]:
-    """Return the outcome, and the letters of the macros that it depends on."""
-    evaluation = _Evaluation(sender, bounded(ask))
     try:
-        outcome = evaluation.outcome()
+        return _Evaluation(sender, ask).outcome()
     except (RecordError, TooManyQuestionsError) as error:
-        outcome = Outcome("permerror", str(error))
+        return Outcome("permerror", str(error))
     except UnansweredError as error:
-        outcome = Outcome("temperror", str(error))
-    return outcome, frozenset(evaluation.letters)
+        return Outcome("temperror", str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +60,10 @@ class _Evaluation:
 
     def __init__(self, sender: Sender, ask: Ask) -> None:
         self._sender = sender
-        self._ask = ask
-        self._terms = self._void = 0
+        self._answers = ask
+        self._questions = self._terms = self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
-        self._names = Names(sender.address, ask)
-        self.letters: set[str] = set()
+        self._names = Names(sender.address, self._ask)
 
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)
@@ -144,6 +137,12 @@ class _Evaluation:
         shift = address.max_prefixlen - length
         return any(int(ip_address(text)) >> shift == int(address) >> shift for text in addresses)
 
+    def _ask(self, name: str, kind: str) -> Sequence[str]:
+        self._questions += 1
+        if self._questions > _QUESTIONS:
+            raise RecordError(f"more than {_QUESTIONS} questions to the DNS")
+        return self._answers(name, kind)
+
     def _count(self) -> None:
         self._terms += 1
         if self._terms > _TERMS:
@@ -169,7 +168,6 @@ class _Evaluation:
 
     def _value(self, letter: str, domain: str) -> str:
         """Return the value of a macro (RFC 7208 section 7.2)."""
-        self.letters.add(letter)
         sender = self._sender
         values: dict[str, Callable[[], str]] = {
             "s": lambda: f"{sender.local}@{sender.domain}",

@@ -1,6 +1,5 @@
 """The sender in SPF checks: the values of macros, and the names of its address."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -8,26 +7,10 @@ from typing import TypeAlias
 
 from minismtp import UnansweredError
 
-from ._spf_macros import RecordError
-
 #: Returns the records of a name and type as text or raises UnansweredError.
 Ask: TypeAlias = Callable[[str, str], Sequence[str]]
 
-
 _MOST = 10  # names of an address
-_QUESTIONS = 40  # in all: ten terms with ten hosts each would make more than a hundred
-
-
-def bounded(ask: Ask) -> Ask:
-    """Return a function like `ask` that raises RecordError after too many questions."""
-    numbers = itertools.count(1)
-
-    def counted(name: str, kind: str) -> Sequence[str]:
-        if next(numbers) > _QUESTIONS:
-            raise RecordError(f"more than {_QUESTIONS} questions to the DNS")
-        return ask(name, kind)
-
-    return counted
 
 
 @dataclass(frozen=True, slots=True)

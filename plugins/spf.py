@@ -21,8 +21,7 @@ from minismtp import (
 from ._checks import Action, ClientCheck, DnsCheck, act
 from ._dns import IpAddress, Questions, budget_of
 from ._options import check_points
-from ._spf import Outcome
-from ._spf_outcomes import Outcomes
+from ._spf import Outcome, check_host
 from ._spf_sender import Sender
 
 _LONGEST_EXPLANATION = 300  # characters
@@ -54,10 +53,10 @@ class Spf(ClientCheck, DnsCheck):
     null reverse-path the name in HELO counts. "reject" refuses with 550 5.7.23, or 5.7.24 for
     permerror (RFC 7372); "tag" leaves the decision to later filters. `temperror` "defer" lets the
     client try again (451 4.7.24). `helo_fail` is for a name in HELO that the client may not use;
-    "off" skips this check. `patience` is for all questions of one MAIL. Results are kept for a
-    minute. A record of more than 4 KiB or 300 terms is a permerror, and so is one that needs more
-    than the plugins may ask for one MAIL (50 questions, 128 KiB of answers). `received_spf` adds
-    the Received-SPF field.
+    "off" skips this check. `patience` is for all questions of one MAIL. A record
+    of more than 4 KiB or 300 terms is a permerror, and so is one that needs more than the plugins
+    may ask for one MAIL (50 questions, 128 KiB of answers). `received_spf` adds the Received-SPF
+    field.
 
     Sessions with a login are not checked, nor are clients in `networks`: by default loopback,
     private and link-local addresses, which your list replaces. Add hosts that forward mail to you,
@@ -79,7 +78,6 @@ class Spf(ClientCheck, DnsCheck):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_points(self.points, [*_POINTS, "neutral", "none", "temperror"])
-        self._outcomes = Outcomes()
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
@@ -91,7 +89,7 @@ class Spf(ClientCheck, DnsCheck):
         helo = _helo(session)
         mailbox = envelope.reverse_path or Address("postmaster", helo)
         who = Sender(address, mailbox.local, mailbox.ascii_domain, helo, session.hostname)
-        outcome = self._outcomes.check_host(who, questions.ask)
+        outcome = check_host(who, questions.ask)
         identity = "smtp.mailfrom" if envelope.reverse_path else "smtp.helo"
         _note(envelope, outcome, {identity: envelope.sender or helo})
         envelope.stash[SPF] = SpfResult(who.domain, outcome.result, outcome.reason)
@@ -123,7 +121,7 @@ class Spf(ClientCheck, DnsCheck):
         known, outcome = session.stash.get(_HELO, ("", Outcome("none")))
         if known != helo:
             who = Sender(address, "postmaster", helo, helo, session.hostname)
-            outcome = self._outcomes.check_host(who, questions.ask)
+            outcome = check_host(who, questions.ask)
             session.stash[_HELO] = (helo, outcome)
         _note(envelope, outcome, {"smtp.helo": helo})
         if outcome.result == "fail":

@@ -6,7 +6,6 @@ tests/data/spf has the suite, as published by its authors, with its license.
 from __future__ import annotations
 
 import time
-import tracemalloc
 from collections.abc import Sequence
 from datetime import timedelta
 from ipaddress import ip_address
@@ -27,7 +26,6 @@ from minismtp_plugins._dns import (
 )
 from minismtp_plugins._spf import Outcome, check_host
 from minismtp_plugins._spf_macros import RecordError, expand, parse_macros
-from minismtp_plugins._spf_outcomes import Outcomes
 from minismtp_plugins._spf_record import parse_record
 from minismtp_plugins._spf_sender import Sender
 
@@ -318,67 +316,6 @@ def test_plugins_have_one_budget_for_a_mail() -> None:
     few.ask("a.example", "A")
     with pytest.raises(TooManyQuestionsError):
         few.ask("a.example", "A")
-
-
-# Outcomes that are kept
-
-LOCALS: Final = st.sampled_from(["a", "b", "c"])
-DEPENDING: Final = st.sampled_from(
-    [
-        "exists:%{l}.x.example", "exists:%{h}.x.example", "exists:%{s}.x.example",
-        "a:%{l}.example",
-        "include:%{o}", "exists:%{i}.x.example", "exists:%{l}.%{h}.x.example",
-        "ip4:192.0.2.1", "?all",
-        "include:%{l}.example", "ptr", "redirect=%{h}.example", "exp=%{l}.example",
-    ]
-)  # fmt: skip
-
-
-@settings(max_examples=examples(300))
-@given(
-    records=st.dictionaries(
-        st.sampled_from(["a.example", "b.example", "c.example"]),
-        st.lists(DEPENDING, max_size=4, unique_by=lambda term: term[:4]),
-    ),
-    there=st.sets(st.sampled_from(["a.x.example", "b.x.example", "a.b.x.example", "a.example"])),
-    senders=st.lists(st.tuples(LOCALS, LOCALS, LOCALS), max_size=12),
-)
-def test_outcome_that_is_kept_is_the_one_that_would_be_found(
-    records: dict[str, list[str]], there: set[str], senders: list[tuple[str, str, str]]
-) -> None:
-    data: dict[str, list[Any]] = {
-        name: [{"TXT": f"v=spf1 {' '.join(terms)}"}] for name, terms in records.items()
-    }
-    for name in there:
-        data.setdefault(name, []).append({"A": "192.0.2.1"})
-    zone, outcomes = Zone(data), Outcomes()
-    for local, domain, helo in senders:
-        who = Sender(ip_address("192.0.2.1"), local, f"{domain}.example", helo, "mx.example.org")
-        expected = check_host(who, zone)
-        assert outcomes.check_host(who, zone) == expected
-        zone.asked.clear()
-        assert outcomes.check_host(who, zone) == expected
-        assert not zone.asked
-
-
-def test_outcomes_are_bounded_by_octets_and_those_of_an_absent_dns_are_not_kept() -> None:
-    records = [{"TXT": "v=spf1 exists:%{l}.example -all"}]
-    zone = Zone({"a.example": records, "b.example": ["TIMEOUT"]})
-    outcomes = Outcomes()
-    for number in range(3000):
-        local = f"{number}" + "l" * 1000
-        outcomes.check_host(Sender(ip_address("192.0.2.1"), local, "a.example", "h"), zone)
-    for _ in range(2):
-        zone.asked.clear()
-        who = Sender(ip_address("192.0.2.1"), "l", "b.example", "h")
-        assert outcomes.check_host(who, zone).result == "temperror"
-        assert zone.asked
-    tracemalloc.start()
-    for number in range(5000):
-        who = Sender(ip_address("192.0.2.1"), "l", f"{number}.{'d' * 200}.example", "h")
-        outcomes.check_host(who, zone)
-    assert tracemalloc.get_traced_memory()[0] < 4 * 1024 * 1024
-    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
