@@ -2,13 +2,13 @@
 
 import hashlib
 import hmac
-import queue
 import secrets
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -67,7 +67,7 @@ class PasswordCheck:
 
     def __init__(self, remember: timedelta) -> None:
         self._seconds = remember.total_seconds()
-        self._turns = Turns()
+        self._lock = PriorityLock()
         self._secret = secrets.token_bytes(32)
         self._recent: dict[str, tuple[bytes, float]] = {}  # user: digest, until when
 
@@ -90,14 +90,14 @@ class PasswordCheck:
     def _verify(self, credentials: Credentials, stored: str | None, decoy: str | None) -> bool:
         # One at a time in each worker, because more would share the same cores and take 32 MiB
         # each. A login that waited for one with the same password need not repeat the work.
-        if not self._turns.take(_PATIENCE, first=credentials.known):
+        if not self._lock.acquire(_PATIENCE, first=credentials.known):
             raise Defer("too many logins are waiting", enhanced="4.7.0")
         try:
             return self._is_recent(credentials, stored) or verify_password(
                 credentials.password, stored or decoy
             )
         finally:
-            self._turns.release()
+            self._lock.release()
 
     def _is_recent(self, credentials: Credentials, stored: str | None) -> bool:
         digest, until = self._recent.get(credentials.username, (b"", 0.0))
@@ -110,8 +110,8 @@ class PasswordCheck:
         return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()
 
 
-class Turns:
-    """Lets one thread at a time through: prior ones first, then the others, in their order."""
+class PriorityLock:
+    """A lock for which some threads wait in front of all others, each group in its order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -124,8 +124,8 @@ class Turns:
         """The number of waiting threads."""
         return len(self._first) + len(self._others)
 
-    def take(self, patience: float, *, first: bool) -> bool:
-        """Wait for a turn, and return whether it came within `patience` seconds."""
+    def acquire(self, timeout: float, *, first: bool) -> bool:
+        """Return whether the thread got the lock within `timeout` seconds."""
         turn = threading.Event()
         waiting = self._first if first else self._others
         with self._lock:
@@ -133,7 +133,7 @@ class Turns:
                 self._taken = True
                 return True
             waiting.append(turn)
-        if turn.wait(patience):
+        if turn.wait(timeout):
             return True
         with self._lock:
             if not turn.is_set():
@@ -141,7 +141,7 @@ class Turns:
             return turn.is_set()
 
     def release(self) -> None:
-        """Let the next thread through."""
+        """Pass the lock to the next thread."""
         with self._lock:
             for waiting in (self._first, self._others):
                 if waiting:
@@ -150,46 +150,39 @@ class Turns:
             self._taken = False
 
 
-class Bounded:
+class BoundedCalls:
     """Runs calls that have no deadline of their own in threads, and abandons those that are late.
 
-    At most `most` calls run at once, including those that hang forever; others wait for their turn
+    At most `most` calls run at once, including those that hang forever; others wait
     within the same time. A breaker stops calls to a service that lets all of them hang.
     """
 
     def __init__(self, breaker: Breaker, patience: timedelta, most: int) -> None:
         self._breaker = breaker
         self._seconds = patience.total_seconds()
-        self._turns = threading.BoundedSemaphore(most)
+        self._places = threading.BoundedSemaphore(most)
 
     def run(self, call: Callable[[], T]) -> T:
         """Return the result of the call. Raise RemoteError if it takes too long."""
         due = time.monotonic() + self._seconds
         with self._breaker.watch():
-            if not self._turns.acquire(timeout=self._seconds):
+            if not self._places.acquire(timeout=self._seconds):
                 raise RemoteError("too many calls are under way")
-            outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+            future: Future[T] = Future()
             try:
-                start_thread("login", lambda: self._work(call, outcome), once=True)
+                start_thread("login", lambda: self._work(call, future), once=True)
             except BaseException:
-                self._turns.release()
+                self._places.release()
                 raise
-            try:
-                value, error = outcome.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                raise RemoteError(f"no answer within {self._seconds:g} s") from None
-            if error is not None:
-                raise error
-            return value  # type: ignore[return-value]  # it is there without an error
+            wait([future], max(0.0, due - time.monotonic()))
+            if not future.done():
+                raise RemoteError(f"no answer within {self._seconds:g} s")
+            return future.result()
 
-    def _work(
-        self,
-        call: Callable[[], T],
-        outcome: "queue.SimpleQueue[tuple[T | None, BaseException | None]]",
-    ) -> None:
+    def _work(self, call: Callable[[], T], future: Future[T]) -> None:
         try:
-            outcome.put((call(), None))
-        except BaseException as error:  # noqa: BLE001 - raised where the call was wanted
-            outcome.put((None, error))
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - `run` raises it
+            future.set_exception(error)
         finally:
-            self._turns.release()
+            self._places.release()

@@ -20,7 +20,7 @@ from minismtp import (
 )
 
 from ._database import Database, Query, db_api_module
-from ._login import Bounded, PasswordCheck, acts_as_itself, may_be_asked
+from ._login import BoundedCalls, PasswordCheck, acts_as_itself, may_be_asked
 from ._options import check_time
 from ._user_names import spellings
 
@@ -68,7 +68,7 @@ class Sql:
         self._faults = (module.DataError, UnicodeError)
         self._error = module.Error
         self._breaker = Breaker(self.module or str(self.path))
-        self._bounded = Bounded(self._breaker, self.patience, _CONNECTIONS)
+        self._calls = BoundedCalls(self._breaker, self.patience, _CONNECTIONS)
         self._check = PasswordCheck(self.remember)
         self._decoy: str | None = None
         self._sample = self._query.sample
@@ -126,7 +126,7 @@ class Sql:
 
     def _find(self, user: str) -> tuple[str | None, str]:
         """Return the user's hash, None for an unknown user, and the second column's name or ""."""
-        found = self._bounded.run(lambda: self._rows(user))
+        found = self._calls.run(lambda: self._rows(user))
         if isinstance(found, Exception):
             raise found
         if len(found) > 1:

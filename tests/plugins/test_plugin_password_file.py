@@ -430,7 +430,7 @@ class Queue:
         return self.plugin.authenticate(credentials)
 
     def waiting(self) -> int:
-        return self.plugin._check._turns.waiting  # noqa: SLF001 - else only time would tell
+        return self.plugin._check._lock.waiting  # noqa: SLF001 - else only time would tell
 
     def _verify(self, password: str, _stored: str | None) -> bool:
         self.checked.append(password)

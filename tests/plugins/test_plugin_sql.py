@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 import pytest
 from fakes import listen, nobody_there, running_daemon, saying, serving
-from minismtp_plugins._login import Bounded
+from minismtp_plugins._login import BoundedCalls
 from minismtp_plugins._user_names import spellings
 from minismtp_plugins.sql import Sql
 from ports import free_port
@@ -450,13 +450,13 @@ def test_database_that_talks_nonsense_is_a_failure(answer: bytes) -> None:
 
 def test_calls_that_hang_are_no_more_than_so_many() -> None:
     over = threading.Event()
-    bounded = Bounded(Breaker("it"), timedelta(milliseconds=50), most=1)
+    bounded = BoundedCalls(Breaker("it"), timedelta(milliseconds=50), most=1)
     with pytest.raises(RemoteError, match="no answer"):
         bounded.run(over.wait)
     with pytest.raises(RemoteError, match="too many calls"):
         bounded.run(over.wait)
     over.set()
-    patient = Bounded(Breaker("it"), timedelta(seconds=60), most=1)
+    patient = BoundedCalls(Breaker("it"), timedelta(seconds=60), most=1)
     assert [patient.run(lambda: True) for _ in range(3)] == [True] * 3
 
 
