@@ -8,15 +8,10 @@ from typing import Final
 
 from minismtp import Headers, Message, steady_time
 
-from ._canonical import (
-    body_hash,
-    folded_names,
-    folded_signature,
-    relaxed_field,
-)
+from ._canonical import body_hash, relaxed_field, signed_fields
 from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
-from ._signing import PrivateKey, fields_to_sign, names_to_sign, signature_of
+from ._signing import PrivateKey, folded_names, names_to_sign, signed
 from ._tags import read_tags
 
 RESULTS, MESSAGE, SEAL = NAMES = (
@@ -169,14 +164,10 @@ class Sealer:
             f"i={instance}; a=rsa-sha256; d={self.domain};"
             f" s={self.selector}; t={int(steady_time())};"
         )
-        signed = f"c=relaxed/relaxed;\r\n\th={folded_names(names)};"
-        signed = f"{tags}\r\n\t{signed}\r\n\tbh={b64encode(body).decode()};"
-        self._add(message, MESSAGE, signed, fields_to_sign(message, names))
+        more = f"c=relaxed/relaxed;\r\n\th={folded_names(names)};"
+        more = f"{tags}\r\n\t{more}\r\n\tbh={b64encode(body).decode()};"
+        fields = signed_fields(message.headers, names)
+        message.prepend(MESSAGE, signed(MESSAGE, more, fields, self.key))
         own = b"".join(relaxed_field(message.headers.raw(name)) for name in (RESULTS, MESSAGE))
-        self._add(message, SEAL, f"{tags}\r\n\tcv={status};", before + own)
-
-    def _add(self, message: Message, name: str, tags: str, octets: bytes) -> None:
-        unsigned = f"{tags}\r\n\tb="
-        field = relaxed_field(f"{name}: {unsigned}".encode()).removesuffix(b"\r\n")
-        signature = signature_of(self.key, octets + field)
-        message.prepend(name, unsigned + folded_signature(signature))
+        sealed = f"{tags}\r\n\tcv={status};"
+        message.prepend(SEAL, signed(SEAL, sealed, before + own, self.key))

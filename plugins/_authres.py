@@ -49,7 +49,7 @@ def claims(value: str, name: str) -> bool:
 
     Its authserv-id is that name in some spelling, or readers disagree about it.
     """
-    if _balance(value):
+    if not is_closed(value):
         return True
     first = _SEGMENT.match(without_comments(value))
     match = first and _ID.fullmatch(first[0])
@@ -65,17 +65,6 @@ def claims(value: str, name: str) -> bool:
     return name in words or not readable
 
 
-def _balance(value: str) -> int:
-    """Return the number of comments that are not closed."""
-    depth, quoted = 0, False
-    for match in _DELIMITER.finditer(value):
-        if match[0] == '"':
-            quoted ^= not depth
-        elif match[0] in "()" and not quoted:
-            depth = max(0, depth + (1 if match[0] == "(" else -1))
-    return depth
-
-
 def _read_result(text: str) -> AuthResult | None:
     pairs = [(match[1].lower(), _text(match[2], match[3])) for match in _PAIR.finditer(text)]
     if not pairs:
@@ -87,6 +76,11 @@ def _read_result(text: str) -> AuthResult | None:
 
 def _text(quoted: str | None, plain: str | None) -> str:
     return plain or _ESCAPED.sub(r"\1", quoted or "")
+
+
+def is_closed(value: str) -> bool:
+    """Return whether all comments end, so that text after the value is kept."""
+    return without_comments(f"{value},").endswith(",")
 
 
 def without_comments(value: str) -> str:

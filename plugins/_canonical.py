@@ -5,13 +5,13 @@ Bodies are read in pieces, so memory is bounded, and each step takes linear time
 
 import hashlib
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Final
 
+from minismtp import Headers
+
 _PIECE = 65536
 _ROW: Final = 4096  # octets of a header's line at once
-_LINE: Final = 66  # characters of names in a line
 _BLANKS: Final = re.compile(rb"[ \t]{2,}|\t")
 _ENDS: Final = 8192  # line ends in one piece
 _B_TAG: Final = re.compile(rb"[ \t\r\n]*b[ \t\r\n]*=")
@@ -40,6 +40,13 @@ FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {
     "relaxed": relaxed_field,
     "simple": simple_field,
 }
+
+
+def signed_fields(headers: Headers, names: Iterable[str], form: str = "relaxed") -> bytes:
+    """Return the fields of these names, the last of each name first (RFC 6376 section 5.4.2)."""
+    names = list(names)
+    left = {name: headers.raw_all(name) for name in set(names)}
+    return b"".join(FIELD[form](left[name].pop()) for name in names if left[name])
 
 
 def without_signature(raw: bytes) -> bytes:
@@ -141,19 +148,3 @@ def _with_crlf(text: bytes) -> bytes:
     """Return a text with CRLF for every bare CR and bare LF."""
     # A regular expression makes an object of each line end: 6 MB for 64 KB of them.
     return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
-
-
-def folded_names(names: list[str]) -> str:
-    """Return the value of the tag h, folded."""
-    lines = [""]
-    for name in names:
-        if len(lines[-1]) + len(name) > _LINE:
-            lines.append("")
-        lines[-1] += f"{name}:"
-    return "\r\n\t ".join(lines).removesuffix(":")
-
-
-def folded_signature(signature: bytes) -> str:
-    """Return the value of the tag b, folded."""
-    text = b64encode(signature).decode()
-    return "\r\n\t".join(text[start : start + 72] for start in range(0, len(text), 72))

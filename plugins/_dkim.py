@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from minismtp import Address, Headers, Message
 
-from ._canonical import FIELD, body_hashes, without_signature
+from ._canonical import FIELD, body_hashes, signed_fields, without_signature
 from ._tags import SPELLED, octets_of, read_tags, without_blanks
 
 PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
@@ -118,10 +118,8 @@ class Signature:
             raise UnverifiedError("fail", "the header is not what was signed") from None
 
     def signed_fields(self, headers: Headers) -> bytes:
-        """Return the signed fields, the last of each name first (RFC 6376 section 5.4.2)."""
-        form = FIELD[self._forms[0]]
-        left = {name: headers.raw_all(name) for name in set(self.names)}
-        return b"".join(form(left[name].pop()) for name in self.names if left[name])
+        """Return the octets of the signed fields."""
+        return signed_fields(headers, self.names, self._forms[0])
 
     @property
     def _forms(self) -> tuple[str, str]:

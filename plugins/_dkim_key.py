@@ -1,13 +1,14 @@
 """The public keys of DKIM and ARC in the DNS."""
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from minismtp import Found, Resolver, UnansweredError
+from minismtp import Resolver, UnansweredError
 
 from ._dkim import PublicKey, Signature, UnverifiedError
 from ._dns import Questions, TooManyQuestionsError
@@ -26,20 +27,19 @@ class Keys:
 
     def __init__(self, resolver: Resolver, patience: timedelta) -> None:
         self._questions = Questions(resolver, patience)
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, Sequence[str]] = {}
 
     def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
         """Return the key of a signature and its flags. Raise UnverifiedError."""
         name = f"{signature.selector}._domainkey.{signature.domain}"
         try:
-            found = self._found.get(name) or self._questions.lookup(name, "TXT")
+            texts = self._found.get(name) or self._questions.ask(name, "TXT")
         except TooManyQuestionsError as error:
             raise UnverifiedError("policy", str(error)) from None
         except UnansweredError as error:
             raise UnverifiedError("temperror", str(error)) from None
-        self._found[name] = found
+        self._found[name] = texts
         problem = UnverifiedError("permerror", "there is no key")
-        texts = [b"".join(record.strings).decode("latin-1") for record in found.records]
         keys = [text for text in texts if _KEY.search(text)]
         for text in (keys or texts)[:_RECORDS]:
             try:

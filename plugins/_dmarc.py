@@ -56,8 +56,7 @@ class Names:
 
     def record(self, domain: str) -> Record:
         """Return a domain's own record; several are invalid (RFC 7489 section 6.6.3)."""
-        found = self._questions.lookup(f"_dmarc.{domain}", "TXT")
-        texts = [b"".join(each.strings).decode("latin-1").strip() for each in found.records]
+        texts = [text.strip() for text in self._questions.ask(f"_dmarc.{domain}", "TXT")]
         records = [text for text in texts if _RECORD.match(text)]
         if len(records) == 1:
             return Record(_tags(records[0]))

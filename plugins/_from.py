@@ -12,7 +12,7 @@ from typing import Final
 
 from minismtp import Address, Headers
 
-from ._authres import without_comments
+from ._authres import is_closed, without_comments
 
 MOST_DOMAINS: Final = 16  # each costs questions to the DNS
 _MOST_ADDRESSES: Final = 1000
@@ -63,7 +63,7 @@ def _named(value: str) -> Iterator[str]:
 def _in_view(value: str) -> Iterator[str]:
     bare = without_comments(value)
     plain = _QUOTED.sub(lambda each: '""' if each[1] else each[0], bare)
-    is_sound = _is_closed(value) and '"' not in plain.replace('""', "")
+    is_sound = is_closed(value) and '"' not in plain.replace('""', "")
     found = [list(_domains(address)) for address in _addresses(plain)]
     for domains in found:
         yield from domains
@@ -72,11 +72,6 @@ def _in_view(value: str) -> Iterator[str]:
         text = Headers([f"F: {value.translate(_PUNCTUATION)}".encode()]).decoded("F")
         for address in _addresses(_CONTROL.sub(",", text)):
             yield from _domains(address)
-
-
-def _is_closed(value: str) -> bool:
-    """Return whether all comments end, so that text after the value is kept."""
-    return without_comments(f"{value},").endswith(",")
 
 
 def _addresses(text: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Helpers for DKIM signatures and ARC seals: the keys, and the fields to sign."""
 
 import hashlib
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
@@ -16,6 +17,7 @@ PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 SHORT = 2048  # bits of RSA keys, RFC 8301 section 3.2
 _SHORTEST = 1024
+_LINE = 66  # characters of names in a line
 # Signed once more than they occur, so that another one cannot be added (RFC 6376 section 8.15).
 _SEALED = (
     *("From", "Reply-To", "To", "Cc", "Subject", "Date", "Message-ID", "In-Reply-To", "References"),
@@ -51,6 +53,14 @@ def signature_of(key: PrivateKey, octets: bytes) -> bytes:
     return key.sign(hashlib.sha256(octets).digest())
 
 
+def signed(name: str, tags: str, octets: bytes, key: PrivateKey) -> str:
+    """Return the value of a field with these tags and a signature of `octets` and the field."""
+    unsigned = f"{tags}\r\n\tb="
+    field = relaxed_field(f"{name}: {unsigned}".encode()).removesuffix(b"\r\n")
+    text = b64encode(signature_of(key, octets + field)).decode()
+    return unsigned + "\r\n\t".join(text[start : start + 72] for start in range(0, len(text), 72))
+
+
 def names_to_sign(message: Message, *others: str) -> Iterator[str]:
     """Yield the names of fields to sign; of `others` those that occur."""
     for name in _SEALED:
@@ -59,7 +69,11 @@ def names_to_sign(message: Message, *others: str) -> Iterator[str]:
         yield from [name] * len(message.headers.raw_all(name))
 
 
-def fields_to_sign(message: Message, names: list[str]) -> bytes:
-    """Return relaxed fields, the last of each name first (RFC 6376 section 5.4.2)."""
-    left = {name: message.headers.raw_all(name) for name in names}
-    return b"".join(relaxed_field(left[name].pop()) for name in names if left[name])
+def folded_names(names: Iterable[str]) -> str:
+    """Return the value of the tag h, folded."""
+    lines = [""]
+    for name in names:
+        if len(lines[-1]) + len(name) > _LINE:
+            lines.append("")
+        lines[-1] += f"{name}:"
+    return "\r\n\t ".join(lines).removesuffix(":")

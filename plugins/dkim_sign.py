@@ -27,9 +27,9 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._canonical import body_hash, folded_names, folded_signature, relaxed_field
+from ._canonical import body_hash, signed_fields
 from ._from import TooManyDomainsError, domains_of
-from ._signing import SHORT, PrivateKey, fields_to_sign, load_key, names_to_sign, signature_of
+from ._signing import SHORT, PrivateKey, folded_names, load_key, names_to_sign, signed
 
 _log = logging.getLogger(__name__)
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
@@ -94,7 +94,7 @@ class DkimSign:
         with message.open() as reader:
             body = body_hash(reader)
         names = list(names_to_sign(message))
-        fields = fields_to_sign(message, names)
+        fields = signed_fields(message.headers, names)
         for signature in [signer.sign(names, fields, body) for signer in signers]:
             message.prepend("DKIM-Signature", signature)
 
@@ -140,12 +140,10 @@ class _Signer:
     def sign(self, names: list[str], fields: bytes, body: bytes) -> str:
         """Return the value of a DKIM-Signature field, folded."""
         kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
-        unsigned = (
+        tags = (
             f"v=1; a={kind}-sha256; c=relaxed/relaxed; d={self.domain};"
             f"\r\n\ts={self.selector}; t={int(steady_time())};"
             f"\r\n\th={folded_names(names)};"
             f"\r\n\tbh={b64encode(body).decode()};"
-            "\r\n\tb="
         )
-        field = relaxed_field(b"DKIM-Signature: " + unsigned.encode()).removesuffix(b"\r\n")
-        return unsigned + folded_signature(signature_of(self.key, fields + field))
+        return signed("DKIM-Signature", tags, fields, self.key)
