@@ -26,7 +26,7 @@ from minismtp.hooks import specs
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.guard import FailurePolicy, Guard
 from minismtp.runtime.log import Log, describe
-from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.metrics import HookMetrics, Metrics
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig
@@ -106,7 +106,7 @@ class PluginSet:
         guard = Guard(policy, self._log, self._announce)
         for name, method, options in _methods(instance):
             if options is not None:
-                metrics = self._metrics.hook(table.name, name, shadow=policy.shadow)
+                metrics = HookMetrics(self._metrics, table.name, name, shadow=policy.shadow)
                 setattr(instance, name, specs.hookimpl(guard.wrap(name, method, metrics)))
         self.instances.append((table, instance))
 

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, TypeAlias
 
-from prometheus_client import Counter, Gauge, Histogram
-
 from minismtp.delivery.tls_security import LEVELS
 from minismtp.runtime.metrics import SESSION_SECONDS, Metrics
 
@@ -23,36 +21,32 @@ class OutboundMetrics:
     """The metrics of the queue. Only the process that takes messages out has them."""
 
     def __init__(self, metrics: Metrics) -> None:
-        registry, buffer = metrics.registry, metrics.buffer
-        gauge = partial(Gauge, registry=registry, multiprocess_mode="livemostrecent")
-        histogram = partial(Histogram, registry=registry)
+        buffer = metrics.buffer
+        gauge = partial(metrics.gauge, multiprocess_mode="livemostrecent")
 
         def counters(name: str, text: str, label: str, values: Iterable[str]) -> _Counters:
-            counter = Counter(name, text, [label], registry=registry)
+            counter = metrics.counter(name, text, [label])
             return {value: buffer.adder(counter.labels(value)) for value in values}
 
         text = "Messages that wait, by state; active are deliveries under way."
-        self._messages = gauge("minismtp_queue_messages", text, ["state"])
+        self._messages = gauge("queue_messages", text, ["state"])
         text = "Age of the oldest message in the queue."
-        self._age = gauge("minismtp_queue_oldest_message_age_seconds", text)
+        self._age = gauge("queue_oldest_message_age_seconds", text)
         text = "Attempts to deliver to a recipient by result."
-        self._attempts = counters("minismtp_delivery_attempts", text, "result", DELIVERY_RESULTS)
+        self._attempts = counters("delivery_attempts", text, "result", DELIVERY_RESULTS)
         text = "Recipients that a further host was tried for in one attempt."
-        self._next_hosts = buffer.adder(
-            Counter("minismtp_delivery_next_hosts", text, registry=registry)
-        )
+        self._next_hosts = buffer.adder(metrics.counter("delivery_next_hosts", text))
         text = "Recipients delivered to other servers by how the connection was secured."
-        self._secured = counters("minismtp_delivery_tls", text, "level", LEVELS)
+        self._secured = counters("delivery_tls", text, "level", LEVELS)
         text = "Messages of the queue that wait for an operator: damaged, or fatal to the process."
-        self._aside = counters("minismtp_messages_set_aside", text, "reason", ASIDE)
+        self._aside = counters("messages_set_aside", text, "reason", ASIDE)
+        text = "Length of attempts."
         self._duration = buffer.observer(
-            histogram(
-                "minismtp_delivery_duration_seconds", "Length of attempts.", buckets=SESSION_SECONDS
-            )
+            metrics.histogram("delivery_duration_seconds", text, buckets=SESSION_SECONDS)
         )
         text = "Time from arrival to delivery."
         self._delay = buffer.observer(
-            histogram("minismtp_queue_delay_seconds", text, buckets=DELAYS)
+            metrics.histogram("queue_delay_seconds", text, buckets=DELAYS)
         )
         self.queue(dict.fromkeys(QUEUE_STATES, 0), 0.0)
 

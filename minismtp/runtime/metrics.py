@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -54,19 +55,15 @@ def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], N
 
     It bypasses the buffer, because the buffer's own thread may be the one that fails.
     """
-    counter = Counter(
-        "minismtp_thread_failures",
-        "Unexpected exceptions that threads raised and survived.",
-        ["thread"],
-        registry=registry,
-    )
+    text = "Unexpected exceptions that threads raised and survived."
+    counter = Counter("minismtp_thread_failures", text, ["thread"], registry=registry)
     return lambda thread, times: counter.labels(thread).inc(times)
 
 
 class HookMetrics:
     """The metrics of one plugin's implementation of one hook."""
 
-    def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool) -> None:
+    def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool = False) -> None:
         buffer, labels = metrics.buffer, (plugin, hook)
         verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
         self.called = buffer.caller(
@@ -79,9 +76,7 @@ class HookMetrics:
         self.error = buffer.adder(metrics.hook_errors.labels(*labels))
         self.overrun = buffer.adder(metrics.hook_overruns.labels(*labels))
         self.stored = (
-            buffer.observer(metrics.storage_duration.labels(plugin))
-            if (hook == "deliver")
-            else None
+            buffer.observer(metrics.storage_duration.labels(plugin)) if hook == "deliver" else None
         )
 
 
@@ -90,31 +85,28 @@ class ListenerMetrics:
 
     def __init__(self, metrics: Metrics, listener: str) -> None:
         buffer = metrics.buffer
-        self.connections = {
-            r: buffer.adder(metrics.connections.labels(listener, r)) for r in CONNECTION_RESULTS
-        }
-        self.active = buffer.adder(metrics.connections_active.labels(listener))
-        self.session_duration = buffer.observer(metrics.session_duration.labels(listener))
+
+        def adders(counter: Counter, values: Iterable[str]) -> dict[str, Callable[[float], None]]:
+            return {value: buffer.adder(counter.labels(listener, value)) for value in values}
+
+        self.connections = adders(metrics.connections, CONNECTION_RESULTS)
+        self.tls = adders(metrics.tls_sessions, ("TLSv1.2", "TLSv1.3"))
+        self.messages = adders(metrics.messages, MESSAGE_OUTCOMES)
+        self.recipients = adders(metrics.recipients, RECIPIENT_OUTCOMES)
         self.commands = {
-            (command, category): buffer.adder(metrics.commands.labels(listener, command, text))
+            (command, category): buffer.adder(
+                metrics.commands.labels(listener, command, f"{category}xx")
+            )
             for command in COMMANDS
-            for category, text in ((2, "2xx"), (3, "3xx"), (4, "4xx"), (5, "5xx"))
-        }
-        self.tls = {
-            v: buffer.adder(metrics.tls_sessions.labels(listener, v))
-            for v in ("TLSv1.2", "TLSv1.3")
+            for category in (2, 3, 4, 5)
         }
         self.auth = {
             (mechanism, result): buffer.adder(metrics.auth.labels(listener, mechanism, result))
             for mechanism in MECHANISMS
             for result in AUTH_RESULTS
         }
-        self.messages = {
-            o: buffer.adder(metrics.messages.labels(listener, o)) for o in MESSAGE_OUTCOMES
-        }
-        self.recipients = {
-            o: buffer.adder(metrics.recipients.labels(listener, o)) for o in RECIPIENT_OUTCOMES
-        }
+        self.active = buffer.adder(metrics.connections_active.labels(listener))
+        self.session_duration = buffer.observer(metrics.session_duration.labels(listener))
         self.message_size = buffer.observer(metrics.message_size.labels(listener))
 
 
@@ -133,13 +125,19 @@ def _ignore(_: float) -> None:
 
 
 class Metrics:
-    """All metrics of one process, under the names in docs/monitoring.md."""
+    """All metrics of one process, under the names in docs/monitoring.md.
+
+    `counter`, `gauge` and `histogram` define a metric whose name begins with `minismtp_`.
+    """
 
     def __init__(
         self, listeners: Iterable[str] = (), registry: CollectorRegistry | None = None
     ) -> None:
         self.registry = registry or CollectorRegistry()
         self.buffer = MetricsBuffer()
+        self.counter = partial(Counter, namespace="minismtp", registry=self.registry)
+        self.gauge = partial(Gauge, namespace="minismtp", registry=self.registry)
+        self.histogram = partial(Histogram, namespace="minismtp", registry=self.registry)
         self._define_process()
         self._define_sessions()
         self._define_mail()
@@ -152,108 +150,66 @@ class Metrics:
             self._listeners[name] = ListenerMetrics(self, name)
         return self._listeners[name]
 
-    def hook(self, plugin: str, hook: str, *, shadow: bool = False) -> HookMetrics:
-        """Return the metrics of one plugin's implementation of one hook."""
-        return HookMetrics(self, plugin, hook, shadow=shadow)
-
     def certificate(self, listener: str, *, loaded: bool, not_after: float | None) -> None:
         """Set whether a listener's certificates loaded, and when they expire in epoch seconds."""
         self.certificate_loaded.labels(listener).set(float(loaded))
         if not_after is not None:
             self.certificate_not_after.labels(listener).set(not_after)
 
-    def counter(self, name: str, text: str, *labels: str) -> Counter:
-        """Return a new counter `minismtp_NAME_total`."""
-        return Counter(f"minismtp_{name}", text, labels, registry=self.registry)
-
-    def gauge(
-        self,
-        name: str,
-        text: str,
-        *labels: str,
-        mode: Literal["livesum", "livemax", "livemostrecent"],
-    ) -> Gauge:
-        """Return a new gauge `minismtp_NAME`. `mode` is how the values of processes combine."""
-        name = f"minismtp_{name}"
-        return Gauge(name, text, labels, registry=self.registry, multiprocess_mode=mode)
-
-    def histogram(
-        self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
-    ) -> Histogram:
-        """Return a new histogram `minismtp_NAME`."""
-        return Histogram(f"minismtp_{name}", text, labels, buckets=buckets, registry=self.registry)
-
     def _define_process(self) -> None:
         self.thread_failed = count_thread_failures(self.registry)
         text = "Lines of the log that were dropped because its reader was too slow."
         self.log_dropped = self.buffer.adder(self.counter("log_lines_dropped", text))
-        self.unusable_files = self.gauge(
-            "unusable_files",
-            "Files of passwords, users and the like that are gone, unreadable or empty.",
-            mode="livemax",
-        )
+        text = "Files of passwords, users and the like that are gone, unreadable or empty."
+        self.unusable_files = self.gauge("unusable_files", text, multiprocess_mode="livemax")
 
     def _define_sessions(self) -> None:
-        counter, gauge = self.counter, self.gauge
-        self.connections = counter("connections", "Connections by result.", "listener", "result")
-        self.connections_active = gauge(
-            "connections_active", "Connections open now.", "listener", mode="livesum"
+        counter, listener = self.counter, ["listener"]
+        newest = partial(self.gauge, multiprocess_mode="livemostrecent")
+        text = "Connections by result."
+        self.connections = counter("connections", text, [*listener, "result"])
+        text = "Connections open now."
+        self.connections_active = self.gauge(
+            "connections_active", text, listener, multiprocess_mode="livesum"
         )
+        text = "Length of sessions."
         self.session_duration = self.histogram(
-            "session_duration_seconds", "Length of sessions.", "listener", buckets=SESSION_SECONDS
+            "session_duration_seconds", text, listener, buckets=SESSION_SECONDS
         )
-        self.commands = counter(
-            "commands", "Replies by command and class.", "listener", "command", "code_class"
-        )
-        self.tls_sessions = counter(
-            "tls_sessions", "TLS handshakes that succeeded.", "listener", "version"
-        )
-        self.auth = counter("auth_attempts", "AUTH exchanges.", "listener", "mechanism", "result")
-        self.certificate_loaded = gauge(
-            "tls_certificate_last_reload_successful",
-            "Whether the files of a listener's certificate loaded when they last changed.",
-            "listener",
-            mode="livemostrecent",
-        )
-        self.certificate_not_after = gauge(
-            "tls_certificate_not_after_timestamp_seconds",
-            "When the first of a listener's certificates expires.",
-            "listener",
-            mode="livemostrecent",
+        text = "Replies by command and class."
+        self.commands = counter("commands", text, [*listener, "command", "code_class"])
+        text = "TLS handshakes that succeeded."
+        self.tls_sessions = counter("tls_sessions", text, [*listener, "version"])
+        self.auth = counter("auth_attempts", "AUTH exchanges.", [*listener, "mechanism", "result"])
+        text = "Whether the files of a listener's certificate loaded when they last changed."
+        self.certificate_loaded = newest("tls_certificate_last_reload_successful", text, listener)
+        text = "When the first of a listener's certificates expires."
+        self.certificate_not_after = newest(
+            "tls_certificate_not_after_timestamp_seconds", text, listener
         )
 
     def _define_mail(self) -> None:
-        self.messages = self.counter("messages", "Messages by outcome.", "listener", "outcome")
-        self.recipients = self.counter(
-            "recipients", "Recipients by the outcome of RCPT.", "listener", "outcome"
-        )
-        self.message_size = self.histogram(
-            "message_size_bytes", "Size of received messages.", "listener", buckets=SIZES
+        labels = ["listener", "outcome"]
+        self.messages = self.counter("messages", "Messages by outcome.", labels)
+        self.recipients = self.counter("recipients", "Recipients by the outcome of RCPT.", labels)
+        text = "Size of received messages."
+        self.message_size = self.histogram("message_size_bytes", text, ["listener"], buckets=SIZES)
+        text = "Time to store a copy durably."
+        self.storage_duration = self.histogram(
+            "storage_duration_seconds", text, ["plugin"], buckets=SECONDS
         )
 
     def _define_hooks(self) -> None:
-        labels = ("plugin", "hook")
-        self.hook_duration = self.histogram(
-            "hook_duration_seconds", "Wall time of hook implementations.", *labels
-        )
-        self.hook_cpu = self.counter(
-            "hook_cpu_seconds", "CPU time of hook implementations.", *labels
-        )
-        self.hook_verdicts = self.counter(
-            "hook_verdicts", "Calls of hook implementations by verdict.", *labels, "verdict"
-        )
-        self.hook_errors = self.counter(
-            "hook_errors", "Exceptions of plugins that are not verdicts.", *labels
-        )
-        self.hook_overruns = self.counter(
-            "hook_overruns", "Hook calls that took longer than the plugin's timeout.", *labels
-        )
-        self.shadow_verdicts = self.counter(
-            "shadow_verdicts",
-            "Calls of plugins in shadow mode by verdict.",
-            *labels,
-            "verdict",
-        )
-        self.storage_duration = self.histogram(
-            "storage_duration_seconds", "Time to store a copy durably.", "plugin"
-        )
+        counter, labels = self.counter, ["plugin", "hook"]
+        text = "Wall time of hook implementations."
+        self.hook_duration = self.histogram("hook_duration_seconds", text, labels, buckets=SECONDS)
+        text = "CPU time of hook implementations."
+        self.hook_cpu = counter("hook_cpu_seconds", text, labels)
+        text = "Calls of hook implementations by verdict."
+        self.hook_verdicts = counter("hook_verdicts", text, [*labels, "verdict"])
+        text = "Exceptions of plugins that are not verdicts."
+        self.hook_errors = counter("hook_errors", text, labels)
+        text = "Hook calls that took longer than the plugin's timeout."
+        self.hook_overruns = counter("hook_overruns", text, labels)
+        text = "Calls of plugins in shadow mode by verdict."
+        self.shadow_verdicts = counter("shadow_verdicts", text, [*labels, "verdict"])

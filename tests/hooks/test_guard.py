@@ -35,7 +35,7 @@ from minismtp.hooks.guard import ANSWERS, HARMLESS, FailurePolicy, Guard, StartE
 from minismtp.hooks.loader import hook_names
 from minismtp.runtime.decision_log import DecisionLog, mentions
 from minismtp.runtime.log import Log
-from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.metrics import HookMetrics, Metrics
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict
 from minismtp.values.threads import Interrupted
@@ -146,7 +146,7 @@ def test_what_ends_a_program_is_a_failure_of_the_plugin(
 
     metrics = Metrics()
     guard = Guard(FailurePolicy("tested"), written, lambda _: None)
-    guarded = guard.wrap(hook, method, metrics.hook("tested", hook))
+    guarded = guard.wrap(hook, method, HookMetrics(metrics, "tested", hook))
     if hook in HARMLESS:
         assert guarded() is None
     else:
@@ -226,7 +226,7 @@ def guarded(
     hook: str, method: Callable[..., object], policy: FailurePolicy | None = None
 ) -> Callable[..., Any]:
     guard = Guard(policy or FailurePolicy("tested"), Log(level="error"), lambda _: None)
-    return guard.wrap(hook, method, Metrics().hook("tested", hook))
+    return guard.wrap(hook, method, HookMetrics(Metrics(), "tested", hook))
 
 
 @pytest.mark.parametrize("hook", hook_names())

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from minismtp import Credentials, Defer, Reject, hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.mail.session import TlsInfo
-from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.metrics import HookMetrics, Metrics
 from minismtp.runtime.metrics_buffer import MetricsBuffer
 from minismtp.testing import Dialogue, Mailroom
 
@@ -78,7 +78,7 @@ def test_family_of_a_listener_starts_at_0_in_all_combinations(name: str) -> None
 @pytest.mark.parametrize("name", HOOK)
 def test_family_of_a_hook_starts_at_0_in_all_combinations(name: str) -> None:
     metrics = Metrics()
-    metrics.hook("spam", "on_message")
+    HookMetrics(metrics, "spam", "on_message")
     family = families(metrics)[name]
     expected = [{"plugin": "spam", "hook": "on_message"}]
     for label, choices in HOOK[name].items():
@@ -89,7 +89,7 @@ def test_family_of_a_hook_starts_at_0_in_all_combinations(name: str) -> None:
 
 def test_shadow_verdicts_stand_apart_from_the_others() -> None:
     metrics = Metrics()
-    metrics.hook("spam", "on_message", shadow=True)
+    HookMetrics(metrics, "spam", "on_message", shadow=True)
     found = families(metrics)
     assert len(combinations(found["shadow_verdicts"])) == 5
     assert not found["hook_verdicts"].samples
@@ -97,8 +97,8 @@ def test_shadow_verdicts_stand_apart_from_the_others() -> None:
 
 def test_time_to_store_is_kept_by_plugin() -> None:
     metrics = Metrics()
-    metrics.hook("maildir", "deliver")
-    metrics.hook("spam", "on_message")
+    HookMetrics(metrics, "maildir", "deliver")
+    HookMetrics(metrics, "spam", "on_message")
     assert combinations(families(metrics)["storage_duration_seconds"]) == {
         frozenset({("plugin", "maildir")})
     }
