@@ -19,7 +19,6 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal, TypeAlias
 
@@ -36,14 +35,6 @@ _ROW: Final = _ADDRESS + _COUNTS
 Refusal: TypeAlias = Literal["sessions", "address"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """The place of a session: the slot of its worker and the packed address, b"" if not known."""
-
-    slot: int
-    address: bytes
-
-
 class SharedLock:
     """A lock among processes and their threads, released when a process dies.
 
@@ -57,12 +48,7 @@ class SharedLock:
 
     def __enter__(self) -> None:
         self._threads.acquire()
-        try:
-            while not self._locked():
-                time.sleep(_RETRY)
-        except BaseException:
-            self._threads.release()
-            raise
+        self._lock_file(fcntl.LOCK_EX, inf)
 
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
@@ -75,35 +61,36 @@ class SharedLock:
         A process that was stopped while it held the lock keeps it until it is killed.
         """
         deadline = time.monotonic() + patience
-        while not self._threads.acquire(blocking=False) or not self._locked_at_once():
-            if time.monotonic() > deadline:
-                raise TimeoutError("another process holds the lock")
-            time.sleep(_RETRY)
+        if not self._threads.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
+            raise TimeoutError("another thread holds the lock")
+        self._lock_file(fcntl.LOCK_EX | fcntl.LOCK_NB, deadline)
         try:
             yield
         finally:
             self.__exit__()
 
-    def _locked_at_once(self) -> bool:
-        """Take the lock of the processes if it is free, otherwise release that of the threads."""
+    def _lock_file(self, how: int, deadline: float) -> None:
+        """Take the lock of the processes. If this raises, the lock of the threads is released."""
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            while not self._locked(how, deadline):
+                time.sleep(_RETRY)
+        except BaseException:
             self._threads.release()
-            return False
-        return True
+            raise
 
-    def _locked(self) -> bool:
-        """Wait for the lock. Return False if the caller has to try again.
+    def _locked(self, how: int, deadline: float) -> bool:
+        """Try to take the lock. Return False if the caller has to try again.
 
         The kernel treats a process as one thread. If two threads use two of these locks, it may
         report a deadlock that cannot happen, because no thread waits while it holds one.
         """
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX)
+            fcntl.lockf(self._file, how)
         except OSError as error:
-            if error.errno != errno.EDEADLK:
+            if error.errno != errno.EDEADLK and not how & fcntl.LOCK_NB:
                 raise
+            if time.monotonic() > deadline:
+                raise TimeoutError("another process holds the lock") from None
             return False
         return True
 
@@ -124,10 +111,11 @@ class Admission:
         """The number of open sessions."""
         return _total(self._totals, 0)
 
-    def enter(self, slot: int, peer: str, *, reserved: int = 0) -> Ticket | Refusal:
-        """Take a place for a session. Return its ticket, or the limit that was reached.
+    def enter(self, slot: int, peer: str, *, reserved: int = 0) -> bytes | Refusal:
+        """Take a place for a session. Return its packed address, or the limit that was reached.
 
-        The last `reserved` places are kept for other sessions. The peer is "" if not known yet.
+        The packed address is for `leave`, and empty if the peer has none. The last `reserved`
+        places are kept for other sessions. The peer is "" if not known yet.
         """
         address = peer_key(peer)
         with self._lock:
@@ -136,23 +124,24 @@ class Admission:
             if address and not self._add(slot, address):
                 return "address"
             _change(self._totals, 0, slot, 1)
-            return Ticket(slot, address)
+            return address
 
-    def introduce(self, ticket: Ticket, peer: str) -> Ticket | None:
-        """Set the peer of a session. Return its new ticket, or None if the peer is at its limit."""
+    def introduce(self, slot: int, peer: str) -> bytes | None:
+        """Set the peer of a session that entered without. Return None if the peer is at its limit.
+
+        Otherwise return its packed address.
+        """
         address = peer_key(peer)
         with self._lock:
-            if address and not self._add(ticket.slot, address):
-                return None
-            return Ticket(ticket.slot, address)
+            return address if not address or self._add(slot, address) else None
 
-    def leave(self, ticket: Ticket) -> None:
-        """Free a place."""
+    def leave(self, slot: int, address: bytes) -> None:
+        """Free the place of a session by its packed address."""
         with self._lock:
-            _change(self._totals, 0, ticket.slot, -1)
-            if ticket.address:
-                place = self._find(ticket.address)
-                _change(self._rows, place + _ADDRESS, ticket.slot, -1)
+            _change(self._totals, 0, slot, -1)
+            if address:
+                place = self._find(address)
+                _change(self._rows, place + _ADDRESS, slot, -1)
                 self._close_if_empty(place)
 
     def forget(self, slot: int, patience: float = inf) -> None:

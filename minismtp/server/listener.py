@@ -22,7 +22,7 @@ from typing import Final, TypeAlias
 from minismtp.config import Listener
 from minismtp.mail.session import Session
 from minismtp.runtime import log as logging
-from minismtp.runtime.session_limits import Admission, Ticket
+from minismtp.runtime.session_limits import Admission
 from minismtp.services.tls import Certificates
 from minismtp.session.connection import Connection
 from minismtp.session.listener_context import ListenerContext, new_id
@@ -208,14 +208,14 @@ class Server(socketserver.ThreadingTCPServer):
         try:
             self._begin(request, peer, port, admitted, proxied=proxied)
         except RuntimeError:
-            self._admission.leave(admitted)
+            self._admission.leave(self._slot, admitted)
             self._refuse(request, peer, "threads")
         except BaseException:
-            self._admission.leave(admitted)
+            self._admission.leave(self._slot, admitted)
             raise
 
     def _begin(
-        self, request: socket.socket, peer: str, port: int, admitted: Ticket, *, proxied: bool
+        self, request: socket.socket, peer: str, port: int, admitted: bytes, *, proxied: bool
     ) -> None:
         """Hand an admitted connection to a thread. Raise RuntimeError if none can be started."""
         session = Session(
@@ -238,17 +238,16 @@ class Server(socketserver.ThreadingTCPServer):
             self._certificates,
             implicit_tls=self.listener.tls == "implicit",
         )
-        place = [admitted]
 
         def introduce(found: str) -> bool:
-            ticket = self._admission.introduce(admitted, found)
-            if ticket is not None:
-                place[0] = ticket
-            return ticket is not None
+            nonlocal admitted
+            address = self._admission.introduce(self._slot, found)
+            admitted = admitted if address is None else address
+            return address is not None
 
         if proxied:
             connection.introduce = introduce
-        self._sessions.run(connection, lambda: self._admission.leave(place[0]))
+        self._sessions.run(connection, lambda: self._admission.leave(self._slot, admitted))
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log that a connection failed before its session began."""
