@@ -26,7 +26,8 @@ from minismtp.runtime.metrics import Metrics, use_slot
 
 use_slot(Path(sys.argv[1]), 3)
 metrics = Metrics([f"listener{number}" for number in range(int(sys.argv[2]))])
-metrics.listener("listener0").messages["stored"](2)
+listener = metrics.listener("listener0")
+listener.add(listener.messages["stored"] * 2)
 metrics.buffer.flush()
 print(metrics.messages.labels("listener0", "stored")._value.get())
 """

@@ -91,7 +91,7 @@ class Guard:
         seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
         @functools.wraps(method)
-        def guarded(*args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
+        def guarded(*args: object) -> Any:  # noqa: ANN401, C901 - each hook has its own answer
             given = args
             if own is not None:
                 args = tuple([own(argument) for argument in args])
@@ -117,14 +117,17 @@ class Guard:
             if shadow:
                 remark = remark or _changes(given, args)
             try:
-                metrics.called(wall, cpu, kind)
+                additions = ((metrics.duration, wall), (metrics.cpu, cpu), metrics.verdicts[kind])
+                metrics.buffer.append(additions)
+                if metrics.buffer.idle:
+                    metrics.buffer.announce()
                 activity.note((hook, plugin, begun, wall, seen[kind], remark))
             except Exception as error:  # noqa: BLE001 - the plugin may have stored a message
                 report(error)
             if verdict is not None and not shadow:
                 raise verdict
-            if result is True and not shadow and metrics.stored is not None:
-                metrics.stored(wall)
+            if result is True and not shadow and metrics.storage_duration is not None:
+                metrics.buffer.append(((metrics.storage_duration, wall),))
             return None if shadow else result
 
         return guarded

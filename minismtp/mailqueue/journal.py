@@ -40,13 +40,13 @@ class DatabaseWriter(WriteBehind):
         with self._lock:
             self._batch.arrivals[arrival.id] = arrival
             self._batch.record(statuses)
-        self.pending.set()
+        self.announce()
 
     def record(self, statuses: Iterable[RecipientStatus]) -> None:
         """Record how recipients stand now."""
         with self._lock:
             self._batch.record(statuses)
-        self.pending.set()
+        self.announce()
 
     def forget(self, message: str) -> None:
         """Record that a message is gone."""
@@ -54,25 +54,25 @@ class DatabaseWriter(WriteBehind):
             self._batch.statuses.pop(message, None)
             if self._batch.arrivals.pop(message, None) is None:
                 self._batch.gone.add(message)
-        self.pending.set()
+        self.announce()
 
     def warned(self, message: str) -> None:
         """Record that the sender of a message was warned of the delay."""
         with self._lock:
             self._batch.warned.add(message)
-        self.pending.set()
+        self.announce()
 
     def close(self, destination: str, closed: tuple[float, str] | None) -> None:
         """Record until when and why a destination is not tried, or None if it is tried again."""
         with self._lock:
             self._batch.closed[destination] = closed
-        self.pending.set()
+        self.announce()
 
     def hand_over(self, messages: Iterable[str]) -> None:
         """Record that the next runner has to read these messages again."""
         with self._lock:
             self._batch.changed.update(messages)
-        self.pending.set()
+        self.announce()
 
     def _write_batch(self) -> bool:
         """Write all that was recorded. Return False if that failed, and keep it."""

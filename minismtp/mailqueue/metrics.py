@@ -41,13 +41,11 @@ class OutboundMetrics:
         text = "Messages of the queue that wait for an operator: damaged, or fatal to the process."
         self._aside = counters("messages_set_aside", text, "reason", ASIDE)
         text = "Length of attempts."
-        self._duration = buffer.observer(
+        self._duration = buffer.adder(
             metrics.histogram("delivery_duration_seconds", text, buckets=SESSION_SECONDS)
         )
         text = "Time from arrival to delivery."
-        self._delay = buffer.observer(
-            metrics.histogram("queue_delay_seconds", text, buckets=DELAYS)
-        )
+        self._delay = buffer.adder(metrics.histogram("queue_delay_seconds", text, buckets=DELAYS))
         self.queue(dict.fromkeys(QUEUE_STATES, 0), 0.0)
 
     def attempt(self, state: str, seconds: float, delay: float, tls: str) -> None:

@@ -79,8 +79,8 @@ class DecisionLog(WriteBehind):
         Refusals go to a ring of their own, so that strangers cannot push out other records.
         """
         self._rings[not accepted].waiting.append(record)
-        if not self.pending.is_set():
-            self.pending.set()
+        if self.idle:
+            self.announce()
 
     def _write_all(self) -> None:
         """Write the records that wait. Drop those that cannot be written."""

@@ -190,8 +190,8 @@ class Log:
             self._write_at_once()
         elif urgent:
             self._thread.hurry()
-        elif not self._thread.pending.is_set():
-            self._thread.pending.set()
+        elif self._thread.idle:
+            self._thread.announce()
 
     def _line(
         self, level: str, event: str, fields: dict[str, object], *, urgent: bool = False

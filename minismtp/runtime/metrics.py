@@ -9,18 +9,19 @@ files than slots. `server.http_endpoint` reads them and adds the metrics of the 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable, Iterable
+from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
 from minismtp.runtime import metrics_files
-from minismtp.runtime.metrics_buffer import Calls, MetricsBuffer
+from minismtp.runtime.metrics_buffer import Additions, MetricsBuffer
 
 SECONDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
@@ -61,67 +62,61 @@ def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], N
 
 
 class HookMetrics:
-    """The metrics of one plugin's implementation of one hook."""
+    """The metrics of one plugin's implementation of one hook.
+
+    `verdicts` are additions to `buffer`, by what the implementation said.
+    """
 
     def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool = False) -> None:
-        buffer, labels = metrics.buffer, (plugin, hook)
-        verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
-        self.called = buffer.caller(
-            Calls(
-                metrics.hook_duration.labels(*labels),
-                metrics.hook_cpu.labels(*labels),
-                {verdict: verdicts.labels(*labels, verdict) for verdict in VERDICTS},
-            )
-        )
-        self.error = buffer.adder(metrics.hook_errors.labels(*labels))
-        self.overrun = buffer.adder(metrics.hook_overruns.labels(*labels))
-        self.stored = (
-            buffer.observer(metrics.storage_duration.labels(plugin)) if hook == "deliver" else None
+        labels, verdicts = (plugin, hook), metrics.hook_verdicts
+        if shadow:
+            verdicts = metrics.shadow_verdicts
+        self.buffer = metrics.buffer
+        self.duration = metrics.hook_duration.labels(*labels)
+        self.cpu = metrics.hook_cpu.labels(*labels)
+        self.verdicts = {kind: (verdicts.labels(*labels, kind), 1.0) for kind in VERDICTS}
+        self.error = metrics.buffer.adder(metrics.hook_errors.labels(*labels))
+        self.overrun = metrics.buffer.adder(metrics.hook_overruns.labels(*labels))
+        self.storage_duration = (
+            metrics.storage_duration.labels(plugin) if hook == "deliver" else None
         )
 
 
 class ListenerMetrics:
-    """The metrics of one listener, bound to their labels once, because a look-up takes time."""
+    """The metrics of one listener, bound to their labels once, because a look-up takes time.
+
+    Nearly all are additions of 1, which `add` puts into `buffer`.
+    """
 
     def __init__(self, metrics: Metrics, listener: str) -> None:
-        buffer = metrics.buffer
+        def one(counter: Counter, *labels: str) -> Additions:
+            return ((counter.labels(listener, *labels), 1.0),)
 
-        def adders(counter: Counter, values: Iterable[str]) -> dict[str, Callable[[float], None]]:
-            return {value: buffer.adder(counter.labels(listener, value)) for value in values}
-
-        self.connections = adders(metrics.connections, CONNECTION_RESULTS)
-        self.tls = adders(metrics.tls_sessions, ("TLSv1.2", "TLSv1.3"))
-        self.messages = adders(metrics.messages, MESSAGE_OUTCOMES)
-        self.recipients = adders(metrics.recipients, RECIPIENT_OUTCOMES)
+        self.buffer = metrics.buffer
+        self.add: Callable[[Additions], None] = metrics.buffer.append
+        self.connections = {each: one(metrics.connections, each) for each in CONNECTION_RESULTS}
+        self.tls = {each: one(metrics.tls_sessions, each) for each in ("TLSv1.2", "TLSv1.3")}
+        self.messages = {each: one(metrics.messages, each) for each in MESSAGE_OUTCOMES}
+        self.recipients = {each: one(metrics.recipients, each) for each in RECIPIENT_OUTCOMES}
         self.commands = {
-            (command, category): buffer.adder(
-                metrics.commands.labels(listener, command, f"{category}xx")
-            )
+            (command, category): one(metrics.commands, command, f"{category}xx")
             for command in COMMANDS
             for category in (2, 3, 4, 5)
         }
         self.auth = {
-            (mechanism, result): buffer.adder(metrics.auth.labels(listener, mechanism, result))
+            (mechanism, result): one(metrics.auth, mechanism, result)
             for mechanism in MECHANISMS
             for result in AUTH_RESULTS
         }
-        self.active = buffer.adder(metrics.connections_active.labels(listener))
-        self.session_duration = buffer.observer(metrics.session_duration.labels(listener))
-        self.message_size = buffer.observer(metrics.message_size.labels(listener))
+        self.active = metrics.connections_active.labels(listener)
+        self.session_duration = metrics.session_duration.labels(listener)
+        self.message_size = metrics.message_size.labels(listener)
 
-
-class SilentMetrics(ListenerMetrics):
-    """Metrics that count nothing, for sessions such as the health checks of a load balancer."""
-
-    def __init__(self) -> None:
-        nothing: dict[Any, Callable[[float], None]] = defaultdict(lambda: _ignore)
-        self.connections = self.commands = self.tls = self.auth = nothing
-        self.messages = self.recipients = nothing
-        self.active = self.session_duration = self.message_size = _ignore
-
-
-def _ignore(_: float) -> None:
-    pass
+    def silent(self) -> ListenerMetrics:
+        """Return metrics that count nothing, for sessions such as health checks of a balancer."""
+        silent = copy(self)
+        silent.add = deque[Additions](maxlen=0).append
+        return silent
 
 
 class Metrics:

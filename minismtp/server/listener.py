@@ -289,7 +289,9 @@ class Server(socketserver.ThreadingTCPServer):
         return any(address in network for network in trusted)
 
     def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
-        self._service.metrics.connections["limited"](1)
+        metrics = self._service.metrics
+        metrics.add(metrics.connections["limited"])
+        metrics.buffer.announce()
         text = f"{self._service.hostname} too many connections, try again later"
         reply = Reply(421, text, "4.7.0")
         said = {} if self.listener.tls == "implicit" else {"reply": str(reply)}

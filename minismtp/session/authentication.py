@@ -187,7 +187,7 @@ class Authentication:
         self._exchange = None
         if self._token_refused and result == "cancelled":
             result = "failure"
-        context.metrics.auth[self._mechanism, result](1)
+        context.metrics.add(context.metrics.auth[self._mechanism, result])
         if refused:
             self._unlogged = f"auth {result}"  # logged once the final reply is known
         elif result != "cancelled" or context.may_log_refusal(session.peer):

@@ -19,7 +19,7 @@ from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.dialogue_trace import Tracing
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
-from minismtp.runtime.metrics import ListenerMetrics, Metrics, SilentMetrics
+from minismtp.runtime.metrics import ListenerMetrics, Metrics
 from minismtp.runtime.suspects import Notes
 from minismtp.session.error_count import PeerErrors
 from minismtp.session.refusal_log import RefusalLog
@@ -114,7 +114,7 @@ class ListenerContext:
 
     def silent(self) -> ListenerContext:
         """Return the same context for health checks, which are neither logged nor counted."""
-        return replace(self, quiet=True, metrics=SilentMetrics())
+        return replace(self, quiet=True, metrics=self.metrics.silent())
 
     def may_log_refusal(self, peer: str) -> bool:
         """Count a refusal of this peer, and return whether it may have a line of its own."""

@@ -109,16 +109,20 @@ class Receiver:
         context, session = self._context, self.session
         self._opened = True
         self._tracing.happened(session, f"connected to {session.listener}")
-        context.metrics.active(1)
         if context.hooks.observed:
             context.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
         decision = self._conversation.greet(early=early)
-        context.metrics.connections["refused" if decision.reason else "accepted"](1)
+        metrics = context.metrics
+        result = "refused" if decision.reason else "accepted"
+        metrics.add((*metrics.connections[result], (metrics.active, 1.0)))
+        if metrics.buffer.idle:
+            metrics.buffer.announce()
         return self._send(decision)
 
     def limited(self) -> bytes:
         """Return the refusal of a peer that has too many sessions, and close."""
-        self._context.metrics.connections["limited"](1)
+        metrics = self._context.metrics
+        metrics.add(metrics.connections["limited"])
         return self.interrupt("limited")
 
     def receive(self, data: bytes) -> bytes:
@@ -151,6 +155,8 @@ class Receiver:
                     break
             elif event.__class__ is Bdat and protocol.state is SessionState.RCPT:
                 self._begin_content(self._context.clock())  # one deadline for all chunks
+        if self._context.metrics.buffer.idle:
+            self._context.metrics.buffer.announce()
         return self.take()
 
     def take(self) -> bytes:
@@ -160,7 +166,7 @@ class Receiver:
 
     def secured(self, tls: TlsInfo) -> None:
         """Start again inside TLS, without anything that was said in clear."""
-        self._context.metrics.tls[tls.version](1)
+        self._context.metrics.add(self._context.metrics.tls[tls.version])
         self._conversation.secured(tls)
         self._tracing.happened(self.session, f"{tls.version} {tls.cipher}")
         if self.wants_tls:
@@ -213,9 +219,11 @@ class Receiver:
         self.reason = reason or self.reason
         context, session = self._context, self.session
         duration = context.clock() - self._begun
+        metrics = context.metrics
         if self._opened:
-            context.metrics.active(-1)
-            context.metrics.session_duration(duration)
+            metrics.add(((metrics.active, -1.0), (metrics.session_duration, duration)))
+        if metrics.buffer.idle:
+            metrics.buffer.announce()
         fields: dict[str, str | int] = {
             "peer": session.peer,
             "listener": session.listener,
@@ -265,7 +273,8 @@ class Receiver:
                     self._tracing.answered(self.session, reply)
             if decision.command:
                 self._commands += 1
-                self._context.metrics.commands[decision.command, answers[0].category](1)
+                metrics = self._context.metrics
+                metrics.add(metrics.commands[decision.command, answers[0].category])
         except Exception as error:  # noqa: BLE001 - the decision is sent all the same
             report(error)
         return sent

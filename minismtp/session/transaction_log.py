@@ -46,7 +46,7 @@ class TransactionLog:
         """Count a recipient, and tell the observers."""
         context = self._context
         outcome = "accepted" if reply.category == 2 else outcome_of(reply)  # noqa: PLR2004
-        context.metrics.recipients[outcome](1)
+        context.metrics.add(context.metrics.recipients[outcome])
         if context.hooks.observed:
             context.hooks.observe(
                 RecipientDecided(self._session.id, self._envelope.id, recipient.address, reply)
@@ -97,10 +97,9 @@ class TransactionLog:
         }
 
     def _log_message(self, outcome: str, size: int, receiving: float, reply: Reply) -> None:
-        context, storage = self._context, self.storage
-        context.metrics.messages[outcome](1)
-        if size:
-            context.metrics.message_size(size)
+        context, storage, metrics = self._context, self.storage, self._context.metrics
+        sized = ((metrics.message_size, float(size)),) if size else ()
+        metrics.add(metrics.messages[outcome] + sized)
         facts = self.facts(size) | {"reply": str(reply)}
         if storage is not None and storage.stored:
             facts["stored"] = ",".join(map(str, storage.stored))

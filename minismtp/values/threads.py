@@ -79,13 +79,14 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
 class WriteBehind:
     """A thread that calls `write` for everything that came within `interval` seconds.
 
-    A caller stores its data where `write` finds it, and then sets `pending`. On a busy path it
-    first checks whether that is set, which takes less time. If `write` returns False, it is called
-    again after 5 seconds. An exception is logged and counted, and `write` is called again.
+    A caller stores its data where `write` finds it, and then calls `announce`. On a busy path it
+    does so only if the thread is `idle`, which takes less time. If `write` returns False, it is
+    called again after 5 seconds. An exception is logged and counted, and `write` is called again.
     """
 
     def __init__(self, name: str, write: Callable[[], bool | None], interval: float) -> None:
-        self.pending: Final = threading.Event()
+        self.idle = True  # whether nothing was announced since the last write began
+        self._announced = threading.Event()
         self._name = name
         self._write = write
         self._interval = interval
@@ -96,10 +97,15 @@ class WriteBehind:
         """Start the thread, which first calls `prepare`."""
         start_thread(self._name, lambda: self._run(prepare))
 
+    def announce(self) -> None:
+        """Have the thread write after the interval."""
+        self.idle = False
+        self._announced.set()
+
     def hurry(self) -> None:
         """Have the thread write without waiting for the interval to pass."""
         self._urgent.set()
-        self.pending.set()
+        self.announce()
 
     def flush(self) -> bool:
         """Write in the calling thread. Return False if `write` has to be called again."""
@@ -109,27 +115,28 @@ class WriteBehind:
     def wait(self, seconds: float) -> None:
         """Block until everything is written, for some seconds at most."""
         end = time.monotonic() + seconds
-        while (self.pending.is_set() or self._writing.locked()) and time.monotonic() < end:
+        while (self._announced.is_set() or self._writing.locked()) and time.monotonic() < end:
             time.sleep(_TICK)
 
     def _run(self, prepare: Callable[[], object]) -> None:
         prepare()
         while True:
-            self.pending.wait()
+            self._announced.wait()
             self._urgent.wait(self._interval)
             try:
                 with (
                     self._writing
                 ):  # before the flags are cleared, or `wait` would return too early
                     self._urgent.clear()
-                    self.pending.clear()
+                    self._announced.clear()
+                    self.idle = True
                     written = self._write()
             except BaseException:
-                self.pending.set()
+                self.announce()
                 raise
             if written is False:
                 time.sleep(_LONGEST)
-                self.pending.set()
+                self.announce()
 
 
 class surviving:  # noqa: N801 - stands in a `with`, like contextlib.suppress

@@ -284,7 +284,7 @@ def test_tally_loses_nothing_of_many_threads() -> None:
     sizes = prometheus_client.Histogram("sizes", "Sizes.", registry=registry)
     buffer = MetricsBuffer()
     buffer.start()
-    add, observe = buffer.adder(counter), buffer.observer(sizes)
+    add, observe = buffer.adder(counter), buffer.adder(sizes)
 
     def work() -> None:
         for _ in range(500):
@@ -311,8 +311,9 @@ from minismtp.runtime.metrics import Metrics, use_slot
 directory = Path(sys.argv[1])
 use_slot(directory, 3)
 metrics = Metrics(["smtp"])
-metrics.listener("smtp").messages["stored"](2)
-metrics.listener("smtp").active(1)
+smtp = metrics.listener("smtp")
+smtp.add(smtp.messages["stored"] * 2)
+smtp.add(((smtp.active, 1.0),))
 metrics.buffer.flush()
 registry = CollectorRegistry()
 MultiProcessCollector(registry, str(directory))

@@ -384,7 +384,7 @@ def test_write_behind_is_called_again_for_what_it_could_not_write() -> None:
 
     writer = WriteBehind("writes", write, 0.0)
     writer.start()
-    writer.pending.set()
+    writer.announce()
     end = time.monotonic() + PATIENCE
     while len(written) < 2 and time.monotonic() < end:
         time.sleep(0.01)
@@ -395,7 +395,7 @@ def test_write_behind_writes_at_once_when_hurried_and_can_be_waited_for() -> Non
     written: list[float] = []
     writer = WriteBehind("writes", lambda: written.append(time.monotonic()), 3600.0)
     writer.start()
-    writer.pending.set()
+    writer.announce()
     writer.wait(0.05)
     assert written == []
     writer.hurry()
