@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -64,16 +64,25 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 class Address:
     """A mailbox: `local` part (unquoted) and `domain` (lower case, or a literal in brackets).
 
-    The domain is empty only for `<Postmaster>` (RFC 5321 section 4.1.1.3).
+    The domain is empty only for `<Postmaster>` (RFC 5321 section 4.1.1.3). `is_ascii` says whether
+    the address can travel without SMTPUTF8 (RFC 6531).
     """
 
     local: str
     domain: str
+    is_ascii: bool = field(init=False, compare=False, repr=False)
+    _text: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        domain = self.domain
+        local, domain = self.local, self.domain
         if not (domain.islower() and domain.isascii()) or domain[0] == "[" or domain[-1] == ".":
-            object.__setattr__(self, "domain", _normalized(domain))
+            domain = _normalized(domain)
+            object.__setattr__(self, "domain", domain)
+        object.__setattr__(self, "is_ascii", local.isascii() and domain.isascii())
+        if not _PLAIN.fullmatch(local):
+            escaped = local.replace("\\", "\\\\").replace('"', '\\"')
+            local = f'"{escaped}"'
+        object.__setattr__(self, "_text", f"{local}@{domain}" if domain else local)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Address):
@@ -85,21 +94,12 @@ class Address:
         return hash((self.local, self.ascii_domain))
 
     def __str__(self) -> str:
-        local = self.local
-        if not _PLAIN.fullmatch(local):
-            escaped = local.replace("\\", "\\\\").replace('"', '\\"')
-            local = f'"{escaped}"'
-        return f"{local}@{self.domain}" if self.domain else local
+        return self._text
 
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parse `local@domain` in the spelling of RFC 5321, with quotes. Raise ValueError."""
         return _parse(text) if len(text) <= _LONGEST else _parse.__wrapped__(text)
-
-    @property
-    def is_ascii(self) -> bool:
-        """Whether the address can travel without SMTPUTF8 (RFC 6531)."""
-        return self.local.isascii() and self.domain.isascii()
 
     @property
     def ascii_domain(self) -> str:
@@ -122,6 +122,7 @@ def _parse(text: str) -> Address:
     return read_mailbox(match[1], match[2])
 
 
+@lru_cache(_REMEMBERED)
 def read_mailbox(local: str, domain: str) -> Address:
     """Return the address of two parts that `MAILBOX` matched. Raise ValueError.
 

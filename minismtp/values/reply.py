@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from textwrap import wrap
 from typing import Final
 
@@ -40,7 +39,9 @@ _NOTHING: Final = Origin()
 class Reply:
     """A reply: a three-digit code, text with lines separated by LF, and an enhanced status code.
 
-    `origin` is for the log. Replies that differ only in it are equal.
+    `origin` is for the log. Replies that differ only in it are equal. `category` is the first
+    digit: 2 done, 3 continue, 4 try again later, 5 refused (RFC 5321 section 4.2.1). `octets` is
+    what `encode` returned, once it was called.
 
     Raise ValueError for a code outside 200-559, an enhanced code of another class, or text with
     control characters.
@@ -50,8 +51,11 @@ class Reply:
     text: str
     enhanced: str = ""
     origin: Origin = field(default=_NOTHING, compare=False, repr=False)
+    category: int = field(init=False, compare=False, repr=False)
+    octets: bytes = field(default=b"", init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "category", self.code // 100)
         if not _CODE.fullmatch(str(self.code)):
             raise ValueError(f"{self.code} is not an SMTP reply code")
         if self.enhanced and not _ENHANCED.fullmatch(self.enhanced):
@@ -64,11 +68,6 @@ class Reply:
     def __str__(self) -> str:
         parts = (str(self.code), self.enhanced, self.text.replace("\n", " "))
         return " ".join(part for part in parts if part)
-
-    @property
-    def category(self) -> int:
-        """The first digit: 2 done, 3 continue, 4 try again later, 5 refused (RFC 5321 4.2.1)."""
-        return self.code // 100
 
     def about(self, identifier: str) -> Reply:
         """Return this reply with the identifier by which the log and `minismtp explain` find it."""
@@ -84,15 +83,12 @@ class Reply:
         Characters outside ASCII are escaped, such as `\xe9`, because a client that did not ask for
         UTF-8 must not receive it (RFC 6531 section 3.7.4).
         """
-        encode = _encode if len(self.text) <= _REMEMBERED else _encode.__wrapped__
-        return encode(self.code, self.enhanced, self.text)
+        if not self.octets:
+            object.__setattr__(self, "octets", _encoded(self.code, self.enhanced, self.text))
+        return self.octets
 
 
-_REMEMBERED: Final = 500  # characters; clients can influence the text of longer replies
-
-
-@lru_cache(maxsize=512)
-def _encode(code: int, enhanced: str, text: str) -> bytes:
+def _encoded(code: int, enhanced: str, text: str) -> bytes:
     prefix = f"{enhanced} " if enhanced else ""
     room = LINE_LIMIT - len(f"{code}-{prefix}\r\n")
     lines: list[str] = []
