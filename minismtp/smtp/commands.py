@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
+
+from msgspec import Struct
 
 from minismtp.smtp.grammar import (
     SyntaxProblem,
-    decode_name,
     decode_xtext,
-    parse_forward_path,
     parse_helo,
     parse_original_recipient,
     parse_parameters,
-    parse_reverse_path,
+    parse_path,
     split_words,
 )
 from minismtp.values.address import Address
@@ -35,32 +34,28 @@ class CommandProblem(Exception):  # noqa: N818 - carries the answer
         self.reply = reply
 
 
-@dataclass(frozen=True, slots=True)
-class Ehlo:
+class Ehlo(Struct, frozen=True):
     """Greet and ask for extensions (RFC 5321 section 4.1.1.1)."""
 
     verb: ClassVar[str] = "EHLO"
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Helo:
+class Helo(Struct, frozen=True):
     """Greet without extensions (RFC 5321 section 4.1.1.1)."""
 
     verb: ClassVar[str] = "HELO"
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lhlo:
+class Lhlo(Struct, frozen=True):
     """Greet a local delivery server (RFC 2033 section 4.1)."""
 
     verb: ClassVar[str] = "LHLO"
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mail:
+class Mail(Struct, frozen=True):
     """Begin a transaction (RFC 5321 section 4.1.1.2).
 
     `size` in octets (RFC 1870), `body` 7BIT, 8BITMIME or BINARYMIME (RFC 6152, 3030), `submitter`
@@ -79,8 +74,7 @@ class Mail:
     require_tls: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Rcpt:
+class Rcpt(Struct, frozen=True):
     """Name one recipient (RFC 5321 section 4.1.1.3), with its DSN wishes (RFC 3461 section 4)."""
 
     verb: ClassVar[str] = "RCPT"
@@ -89,15 +83,13 @@ class Rcpt:
     original: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(Struct, frozen=True):
     """Announce dot-stuffed content (RFC 5321 section 4.1.1.4)."""
 
     verb: ClassVar[str] = "DATA"
 
 
-@dataclass(frozen=True, slots=True)
-class Bdat:
+class Bdat(Struct, frozen=True):
     """Announce a chunk of `size` octets, the `last` or not (RFC 3030 section 2)."""
 
     verb: ClassVar[str] = "BDAT"
@@ -105,36 +97,31 @@ class Bdat:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Rset:
+class Rset(Struct, frozen=True):
     """Drop the transaction (RFC 5321 section 4.1.1.5)."""
 
     verb: ClassVar[str] = "RSET"
 
 
-@dataclass(frozen=True, slots=True)
-class Noop:
+class Noop(Struct, frozen=True):
     """Ask for a reply (RFC 5321 section 4.1.1.9)."""
 
     verb: ClassVar[str] = "NOOP"
 
 
-@dataclass(frozen=True, slots=True)
-class Quit:
+class Quit(Struct, frozen=True):
     """Leave (RFC 5321 section 4.1.1.10)."""
 
     verb: ClassVar[str] = "QUIT"
 
 
-@dataclass(frozen=True, slots=True)
-class StartTls:
+class StartTls(Struct, frozen=True):
     """Ask for TLS (RFC 3207 section 4)."""
 
     verb: ClassVar[str] = "STARTTLS"
 
 
-@dataclass(frozen=True, slots=True)
-class Auth:
+class Auth(Struct, frozen=True):
     """Begin an authentication exchange; `initial` is the initial response as sent (RFC 4954)."""
 
     verb: ClassVar[str] = "AUTH"
@@ -142,8 +129,7 @@ class Auth:
     initial: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
+class Other(Struct, frozen=True):
     """VRFY, EXPN, HELP, or a verb that the server does not know: `verb` and its `argument`."""
 
     verb: str
@@ -173,83 +159,78 @@ _HTTP: Final = frozenset(
 def parse(line: bytes) -> Command:
     """Read one command line without its CRLF. Raise CommandProblem."""
     # White space before CRLF is tolerated (RFC 5321 section 4.1.1); before a verb it is common too.
-    stripped = line.strip(b" \t")
-    word, _, rest = stripped.partition(b" ")
-    if b"\t" in word:
-        word, _, rest = stripped.partition(b"\t")
-    name = word.decode("ascii", "replace").upper()
-    parser = _PARSERS.get(name)
-    verb = name if parser else "OTHER"
+    text = line.replace(b"\t", b" ").strip(b" ")
+    word, _, rest = text.partition(b" ")
+    verb, parser = _VERBS.get(word) or _VERBS.get(word.upper(), _UNKNOWN)
     if len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
         # RFC 4954 section 6: an authentication line has a code of its own.
         enhanced = "5.5.6" if verb == "AUTH" else "5.5.2"
         raise CommandProblem(verb, Reply(500, "line too long", enhanced))
-    if name in _HTTP or name.startswith("HTTP/"):
-        # A web page makes its visitor's browser send us commands.
-        raise CommandProblem(verb, Reply(421, "this is not a web server", "4.7.0"))
-    if verb == "BDAT" and (stripped != line.rstrip(b" \t") or b"\t" in stripped):
+    if verb == "BDAT" and text != line.rstrip(b" \t"):
         # A proxy in front of us must count the same octets, so only one spelling is taken.
         raise CommandProblem(verb, Reply(501, "expected BDAT size [LAST]", "5.5.4"))
-    if not _VERB.fullmatch(name):
-        raise CommandProblem(verb, Reply(500, "command not recognized", "5.5.2"))
-    argument = _decoded(verb, rest) if rest else ""
+    name = verb if parser else _unknown_verb(word)
+    try:
+        argument = rest.decode()
+    except UnicodeDecodeError:
+        if verb not in GREETINGS:
+            raise CommandProblem(verb, Reply(501, "command is not UTF-8", "5.5.2")) from None
+        argument = rest.decode("latin-1")  # any name of a computer is taken, see parse_helo
+    if not argument.isprintable():
+        control = _CONTROL_OF_ASCII if verb in GREETINGS else _CONTROL
+        if control.search(argument):
+            raise CommandProblem(verb, Reply(501, "control character in command", "5.5.2"))
     try:
         return parser(argument) if parser else Other(name, argument)
     except SyntaxProblem as problem:
         raise CommandProblem(verb, Reply(501, str(problem), "5.5.4")) from None
 
 
-def _decoded(verb: str, rest: bytes) -> str:
-    """Return the text after a verb, with a blank for each tab. Raise CommandProblem."""
-    if verb in GREETINGS:
-        # Any name of a computer is taken, see parse_helo.
-        argument, control = decode_name(rest), _CONTROL_OF_ASCII
-    else:
-        try:
-            argument, control = rest.decode("utf-8"), _CONTROL
-        except UnicodeDecodeError:
-            raise CommandProblem(verb, Reply(501, "command is not UTF-8", "5.5.2")) from None
-    if "\t" in argument:
-        argument = argument.replace("\t", " ")
-    if control.search(argument):
-        raise CommandProblem(verb, Reply(501, "control character in command", "5.5.2"))
-    return argument
+def _unknown_verb(word: bytes) -> str:
+    """Return a verb that the parser does not know. Raise CommandProblem if it cannot be one."""
+    name = word.decode("ascii", "replace").upper()
+    if name in _HTTP or name.startswith("HTTP/"):
+        # A web page makes its visitor's browser send us commands.
+        raise CommandProblem("OTHER", Reply(421, "this is not a web server", "4.7.0"))
+    if not _VERB.fullmatch(name):
+        raise CommandProblem("OTHER", Reply(500, "command not recognized", "5.5.2"))
+    return name
 
 
-def _mail(text: str) -> Mail:
-    argument = _after(_FROM.match(text), "FROM:")
-    try:
-        address, rest = parse_reverse_path(argument)
-    except SyntaxProblem as problem:
-        raise CommandProblem("MAIL", Reply(501, f"sender: {problem}", "5.1.7")) from None
-    command = Mail(address, **_values("MAIL", rest, _MAIL_PARAMETERS))
-    if address is not None and not command.smtputf8 and not address.is_ascii:
+def _mail(argument: str) -> Mail:
+    path, rest = _path("MAIL", argument)
+    command = Mail(path, **_values("MAIL", rest, _MAIL_PARAMETERS)) if rest else Mail(path)
+    if path is not None and not command.smtputf8 and not path.is_ascii:
         # RFC 6531 section 3.5
         raise CommandProblem("MAIL", Reply(553, "address needs SMTPUTF8", "5.6.7"))
     return command
 
 
-def _rcpt(text: str) -> Rcpt:
-    argument = _after(_TO.match(text), "TO:")
+def _rcpt(argument: str) -> Rcpt:
+    path, rest = _path("RCPT", argument)
+    if path is None:
+        raise CommandProblem("RCPT", Reply(501, "recipient: expected an address", "5.1.3"))
+    return Rcpt(path, **_values("RCPT", rest, _RCPT_PARAMETERS)) if rest else Rcpt(path)
+
+
+#: For each verb: what stands before its path, whose path it is, and the code of a malformed one.
+#: Blanks beside the colon are taken, because they are wrong but common.
+_PATHS: Final = {
+    "MAIL": (re.compile(r" *FROM *: *", re.IGNORECASE), "FROM", "sender", "5.1.7"),
+    "RCPT": (re.compile(r" *TO *: *", re.IGNORECASE), "TO", "recipient", "5.1.3"),
+}
+
+
+def _path(verb: str, argument: str) -> tuple[Address | None, str]:
+    """Return the path of MAIL or RCPT and the parameters. Raise SyntaxProblem, CommandProblem."""
+    pattern, word, whose, enhanced = _PATHS[verb]
+    prefix = pattern.match(argument)
+    if prefix is None or prefix.end() == len(argument):
+        raise SyntaxProblem(f"expected {word}:<address>")
     try:
-        address, rest = parse_forward_path(argument)
+        return parse_path(argument, prefix.end())
     except SyntaxProblem as problem:
-        raise CommandProblem("RCPT", Reply(501, f"recipient: {problem}", "5.1.3")) from None
-    return Rcpt(address, **_values("RCPT", rest, _RCPT_PARAMETERS))
-
-
-_FROM = re.compile(r" *FROM *: *", re.IGNORECASE)
-_TO = re.compile(r" *TO *: *", re.IGNORECASE)
-
-
-def _after(prefix: re.Match[str] | None, spelled: str) -> str:
-    """Return the text after FROM: or TO:. Raise SyntaxProblem if there is none.
-
-    Blanks beside the colon are taken, because they are wrong but common.
-    """
-    if prefix is None or prefix.end() == len(prefix.string):
-        raise SyntaxProblem(f"expected {spelled}<address>")
-    return prefix.string[prefix.end() :]
+        raise CommandProblem(verb, Reply(501, f"{whose}: {problem}", enhanced)) from None
 
 
 #: KEYWORD -> the field it sets, and the reader of its value, or None if it takes no value.
@@ -258,7 +239,7 @@ _Parameters: TypeAlias = Mapping[str, tuple[str, Callable[[str], object] | None]
 
 def _values(verb: str, rest: str, known: _Parameters) -> dict[str, Any]:
     """Read the parameters after a path into the fields that they set."""
-    if rest and not rest.startswith(" "):
+    if not rest.startswith(" "):
         raise SyntaxProblem("expected a blank after the address")
     values: dict[str, object] = {}
     for keyword, value in parse_parameters(rest).items():
@@ -306,13 +287,10 @@ _ENVID_LIMIT: Final = 500  # octets; the 100 of RFC 3461 section 4.4 bind the cl
 def _envelope_id(value: str) -> str:
     if len(value) > _ENVID_LIMIT:
         raise SyntaxProblem(f"ENVID longer than {_ENVID_LIMIT} octets")
-    return _ascii(decode_xtext(value))
-
-
-def _ascii(text: str) -> str:
-    if not text.isascii():
+    identifier = decode_xtext(value)
+    if not identifier.isascii():
         raise SyntaxProblem("xtext of what is not ASCII")
-    return text
+    return identifier
 
 
 _NOTIFY: Final = frozenset({"SUCCESS", "FAILURE", "DELAY"})
@@ -375,6 +353,7 @@ _RCPT_PARAMETERS: Final[_Parameters] = {
     "NOTIFY": ("notify", _notify),
     "ORCPT": ("original", parse_original_recipient),
 }
+_NOOP: Final = Noop()
 _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "EHLO": lambda text: Ehlo(parse_helo(text)),
     "HELO": lambda text: Helo(parse_helo(text)),
@@ -384,7 +363,7 @@ _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "DATA": _without_argument(Data()),
     "BDAT": _bdat,
     "RSET": _without_argument(Rset()),
-    "NOOP": lambda _: Noop(),
+    "NOOP": lambda _: _NOOP,
     "QUIT": _without_argument(Quit()),
     "STARTTLS": _without_argument(StartTls()),
     "AUTH": _auth,
@@ -392,3 +371,7 @@ _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "EXPN": _vrfy("EXPN"),
     "HELP": lambda text: Other("HELP", text),
 }
+_VERBS: Final[dict[bytes, tuple[str, Callable[[str], Command] | None]]] = {
+    verb.encode(): (verb, parser) for verb, parser in _PARSERS.items()
+}
+_UNKNOWN: Final = ("OTHER", None)

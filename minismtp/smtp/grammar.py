@@ -15,8 +15,8 @@ from minismtp.values.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
 
 # A-d-l = At-domain *( "," At-domain ) ; accepted and ignored, RFC 5321 appendix C
 _SOURCE_ROUTE = rf"(?:@{DOMAIN}(?:,@{DOMAIN})*:)?"
-# Path = "<" [ A-d-l ":" ] Mailbox ">"
-_PATH = re.compile(rf"<{_SOURCE_ROUTE}{MAILBOX}>")
+# Path = "<" [ A-d-l ":" ] Mailbox ">" ; Reverse-path = Path / "<>"
+_PATH = re.compile(rf"<(?:{_SOURCE_ROUTE}{MAILBOX})?>(?![^ ])")
 # Roughly the names of hosts. EHLO takes others too.
 _HOST_NAME = re.compile(r"[A-Za-z0-9._:\-\[\]]+")
 _SHOWN: Final = 80  # characters of a malformed parameter that a reply repeats
@@ -44,37 +44,20 @@ class SyntaxProblem(ValueError):  # noqa: N818 - the peer's, and it carries the 
     """Text that does not follow the grammar. The message says what was expected."""
 
 
-def parse_reverse_path(text: str) -> tuple[Address | None, str]:
-    """Read the path that `text` begins with. Return it and what follows, None for `<>`.
+def parse_path(text: str, start: int = 0) -> tuple[Address | None, str]:
+    """Read the path at `start`. Return it, None for the null path, and what follows.
 
-    The domain is empty if only a local part was written. Raise SyntaxProblem (RFC 5321 section
-    4.1.1.2).
+    The domain is empty if only a local part was written, as in `<Postmaster>`. Raise SyntaxProblem
+    (RFC 5321 sections 4.1.1.2 and 4.1.1.3).
     """
-    if text == "<>" or text.startswith("<> "):
-        return None, text[2:]
-    return _parse_path(text)
-
-
-def parse_forward_path(text: str) -> tuple[Address, str]:
-    """Read the path that `text` begins with. Return it and what follows. Raise SyntaxProblem.
-
-    The domain is empty if only a local part was written, as in `<Postmaster>` (RFC 5321 section
-    4.1.1.3).
-    """
-    address, rest = _parse_path(text)
-    if address is None:
-        raise SyntaxProblem("expected an address")
-    return address, rest
-
-
-def _parse_path(text: str) -> tuple[Address | None, str]:
-    match = _PATH.match(text)
+    match = _PATH.match(text, start)
     try:
-        if match is not None and text[match.end() : match.end() + 1] in {"", " "}:
-            return read_mailbox(match[1], match[2]), text[match.end() :]
-        return read_path(text)
+        if match is None:
+            return read_path(text[start:])
+        path = read_mailbox(match[1], match[2]) if match[1] else None
     except ValueError as error:
         raise SyntaxProblem(str(error)) from None
+    return path, text[match.end() :]
 
 
 def parse_helo(text: str) -> str:
@@ -110,7 +93,9 @@ def parse_parameters(text: str) -> dict[str, str | None]:
     Raise SyntaxProblem for a malformed or repeated one (RFC 5321 section 4.1.2).
     """
     found: dict[str, str | None] = {}
-    for word in split_words(text):
+    for word in text.split(" "):
+        if not word:
+            continue
         match = _PARAMETER.fullmatch(word)
         if match is None:
             raise SyntaxProblem(f"malformed parameter {word[:_SHOWN]}")

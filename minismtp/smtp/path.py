@@ -40,24 +40,17 @@ _UNFINISHED: Final = {
 _BLANK: Final = " "  # stands for blanks and comments
 
 
-class PathError(ValueError):
-    """A path that means no address, or could mean more than one. The text says why."""
-
-
 def read_path(text: str) -> tuple[Address | None, str]:
     """Read the path that `text` begins with. Return its address and what follows it.
 
     The address is None for the null path, and its domain empty where only a local part was
-    written. Raise PathError.
+    written. Raise ValueError for a path that means no address, or could mean more than one.
     """
     pieces, rest = _split_off(text)
     pieces = _without_blanks(_innermost(pieces))
     while len(pieces) > 1 and pieces[-1] in {",", ";"}:  # what ends an address in a list
         pieces.pop()
-    try:
-        return _mailbox(_without_route(pieces)), rest
-    except ValueError as error:
-        raise PathError(str(error)) from None
+    return _mailbox(_without_route(pieces)), rest
 
 
 def _split_off(text: str) -> tuple[list[str], str]:
@@ -67,7 +60,7 @@ def _split_off(text: str) -> tuple[list[str], str]:
     for match in _PIECE.finditer(text):
         piece = match[0]
         if piece in _UNFINISHED:
-            raise PathError(_UNFINISHED[piece])
+            raise ValueError(_UNFINISHED[piece])
         if match[_NOTHING]:
             if not in_brackets and piece[0] != "(":
                 return pieces, text[match.start() :]
@@ -77,7 +70,7 @@ def _split_off(text: str) -> tuple[list[str], str]:
         if in_brackets and not depth:
             return pieces, text[match.end() :].lstrip(">")
     if in_brackets:
-        raise PathError("no > behind the address")
+        raise ValueError("no > behind the address")
     return pieces, ""
 
 
@@ -87,12 +80,12 @@ def _innermost(pieces: list[str]) -> list[str]:
     before, inside = pieces[:begin], pieces[begin:]
     end = inside.index(">") if ">" in inside else len(inside)
     if ">" in before or {*inside[end:]} - {">", _BLANK}:
-        raise PathError("more than one address")
+        raise ValueError("more than one address")
     return inside[:end]
 
 
 def _without_blanks(pieces: list[str]) -> list[str]:
-    """Return the pieces without blanks. Raise PathError if one separates two words."""
+    """Return the pieces without blanks. Raise ValueError if one separates two words."""
     kept: list[str] = []
     parted = False
     for piece in pieces:
@@ -100,7 +93,7 @@ def _without_blanks(pieces: list[str]) -> list[str]:
             parted = bool(kept)
         else:
             if parted and not (kept[-1][-1] in "@.:," or piece[0] in "@.:,"):
-                raise PathError("a blank in the address")
+                raise ValueError("a blank in the address")
             kept.append(piece)
             parted = False
     return kept
@@ -113,7 +106,7 @@ def _without_route(pieces: list[str]) -> list[str]:
         start = pieces.index(":", start) + 1
         colons -= 1
     if start and start == len(pieces):
-        raise PathError("no address behind the source route")
+        raise ValueError("no address behind the source route")
     return pieces[start:]
 
 
