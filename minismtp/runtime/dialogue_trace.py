@@ -24,7 +24,6 @@ from minismtp.smtp.protocol import (
     Event,
     Refused,
     SaslResponse,
-    Signal,
 )
 from minismtp.values.printable import one_line
 from minismtp.values.reply import Reply
@@ -130,7 +129,7 @@ class Tracing:
 def abbreviated(event: Event, line: bytes) -> str:
     """Return a line of the client without secrets, or "" if the event has no text."""
     match event:
-        case Signal() | EndOfChunk():
+        case EndOfChunk():
             return ""
         case ContentChunk(data):
             return f"({len(data)} octets of content)"

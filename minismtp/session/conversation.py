@@ -45,7 +45,6 @@ from minismtp.smtp.protocol import (
     Event,
     Refused,
     SaslResponse,
-    Signal,
 )
 from minismtp.values.reply import Disconnect, Reject, Reply, Verdict
 from minismtp.values.threads import surviving
@@ -119,8 +118,6 @@ class Conversation:
                 return None
             case EndOfChunk():
                 return self._finish_chunk(last=event.last)
-            case Signal():
-                raise AssertionError(event)
         return self._answer_command(event, line)
 
     def secured(self, tls: TlsInfo) -> None:

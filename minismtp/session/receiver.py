@@ -16,7 +16,7 @@ from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals
 from minismtp.smtp.commands import Bdat
-from minismtp.smtp.protocol import NEED_DATA, Protocol
+from minismtp.smtp.protocol import Protocol
 from minismtp.smtp.states import CLOSED, DATA, TLS, SessionState
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, surviving
@@ -141,11 +141,11 @@ class Receiver:
         while size < _FLUSH:
             line = protocol.upcoming if tracing.outlets else b""
             event = protocol.next_event()
-            if tracing.outlets:
-                tracing.heard(self.session, event, line)
-            if event is NEED_DATA:
+            if event is None:
                 self._starved = True
                 break
+            if tracing.outlets:
+                tracing.heard(self.session, event, line)
             decision = self._conversation.decide(event, protocol.line)
             if decision is not None:
                 sent = self._send(decision)

@@ -74,3 +74,8 @@ TRANSITIONS: Final[dict[tuple[SessionState, str, int], SessionState]] = {
     **{(s, "BDAT", c): SessionState.READY for s in _CHUNKED for c in (4, 5)},
     **{(s, "LAST", c): SessionState.READY for s in _CHUNKED for c in (2, 4, 5)},
 }
+
+#: The same by (state, verb), so that a verb out of sequence is a missing key.
+NEXT_STATES: Final[dict[tuple[SessionState, str], dict[int, SessionState]]] = {}
+for (_state, _verb, _category), _next in TRANSITIONS.items():
+    NEXT_STATES.setdefault((_state, _verb), {})[_category] = _next

@@ -17,7 +17,6 @@ from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
 from minismtp.smtp.dot_stuffing import ChunkLines, dotted
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
 from minismtp.smtp.protocol import (
-    NEED_DATA,
     ContentChunk,
     EndOfContent,
     Event,
@@ -89,7 +88,7 @@ def _events(
     errors = 0
     for piece in pieces or [data]:
         protocol.receive(piece)
-        while (event := protocol.next_event()) is not NEED_DATA:
+        while (event := protocol.next_event()) is not None:
             errors += isinstance(event, Refused)
             _note(found, event)
             if protocol.verb:

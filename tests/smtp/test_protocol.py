@@ -25,7 +25,6 @@ from minismtp.smtp.commands import (
     StartTls,
 )
 from minismtp.smtp.protocol import (
-    NEED_DATA,
     ContentChunk,
     EndOfChunk,
     EndOfContent,
@@ -71,7 +70,7 @@ def say(
     size = cut or max(len(data), 1)
     for at in range(0, len(data), size):
         protocol.receive(data[at : at + size])
-        while (event := protocol.next_event()) is not NEED_DATA:
+        while (event := protocol.next_event()) is not None:
             answer(protocol, event, answers or {})
             add(events, event)
     return events
@@ -454,14 +453,14 @@ def test_session_stays_in_step_after_a_line_that_is_too_long(size: int, cut: int
 def test_line_that_ends_in_the_middle_of_a_packet_pair(cut: int) -> None:
     protocol = welcomed()
     protocol.receive(b"x" * 20_000 + b"\r")
-    assert protocol.next_event() is NEED_DATA
+    assert protocol.next_event() is None
     assert refusals(say(protocol, b"\nNOOP\r\n", cut=cut)) == ["OTHER 500 5.5.2"]
 
 
 def test_middle_of_a_long_line_is_no_tls_record() -> None:
     protocol = welcomed()
     protocol.receive(b"x" * 20_000)
-    assert protocol.next_event() is NEED_DATA
+    assert protocol.next_event() is None
     assert refusals(say(protocol, b"\x16\x03\r\n")) == ["OTHER 500 5.5.2"]
 
 
@@ -471,7 +470,7 @@ def test_memory_stays_bounded_in_an_endless_line() -> None:
     tracemalloc.start()
     for _ in range(100):
         protocol.receive(piece)
-        assert protocol.next_event() is NEED_DATA
+        assert protocol.next_event() is None
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 65536
@@ -664,7 +663,7 @@ def test_no_event_follows_close(state: SessionState, data: bytes) -> None:
     protocol.receive(data)
     protocol.next_event()
     protocol.close()
-    assert protocol.next_event() is NEED_DATA
+    assert protocol.next_event() is None
     assert protocol.state is SessionState.CLOSED
 
 
@@ -707,7 +706,7 @@ def played(script: bytes, choices: list[int], cut: int, *, lmtp: bool) -> list[E
     size = cut or max(len(script), 1)
     for at in range(0, len(script), size):
         protocol.receive(script[at : at + size])
-        while (event := protocol.next_event()) is not NEED_DATA:
+        while (event := protocol.next_event()) is not None:
             if isinstance(event, Refused):
                 protocol.send(event.reply)
             elif protocol.verb:
