@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from minismtp.mail.authentication_results import AuthResult, quoted, results_of
     from minismtp.mail.content import Content, ContentWriter
     from minismtp.mail.delivery import Delivery, Destination
-    from minismtp.mail.envelope import Credentials, Envelope, Local, Recipient, Relay, Several
+    from minismtp.mail.envelope import Envelope, Local, Recipient, Relay, Several
     from minismtp.mail.headers import Headers, format_field
     from minismtp.mail.message import Message
     from minismtp.mail.mime_conversion import converted
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from minismtp.services.smtp_client import SmtpClient
     from minismtp.smtp.client_reply import HostReply
     from minismtp.smtp.dot_stuffing import dotted
-    from minismtp.smtp.sasl import StoredKey
+    from minismtp.smtp.sasl import Credentials, StoredKey
     from minismtp.storage.quarantine import QuarantineStore
     from minismtp.values.address import Address
     from minismtp.values.cache import BoundedCache
@@ -138,7 +138,7 @@ _MODULES: Final = {
     "mail.authentication_results": "AuthResult quoted results_of",
     "mail.content": "Content ContentWriter",
     "mail.delivery": "Delivery Destination",
-    "mail.envelope": "Credentials Envelope Local Recipient Relay Several",
+    "mail.envelope": "Envelope Local Recipient Relay Several",
     "mail.headers": "Headers format_field",
     "mail.message": "Message",
     "mail.mime_conversion": "converted",
@@ -151,7 +151,7 @@ _MODULES: Final = {
     "services.smtp_client": "SmtpClient",
     "smtp.client_reply": "HostReply",
     "smtp.dot_stuffing": "dotted",
-    "smtp.sasl": "StoredKey",
+    "smtp.sasl": "Credentials StoredKey",
     "storage.quarantine": "QuarantineStore",
     "values.address": "Address",
     "values.cache": "BoundedCache",

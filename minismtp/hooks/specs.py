@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from minismtp.config import Config
     from minismtp.mail.delivery import Delivery, Destination
-    from minismtp.mail.envelope import Credentials, Envelope, Recipient, Route
+    from minismtp.mail.envelope import Envelope, Recipient, Route
     from minismtp.mail.events import Event
     from minismtp.mail.message import Message
     from minismtp.mail.session import Session
-    from minismtp.smtp.sasl import StoredKey
+    from minismtp.smtp.sasl import Credentials, StoredKey
     from minismtp.values.address import Address
     from minismtp.values.reply import Reply
 

@@ -160,21 +160,3 @@ class Envelope:
     def sender(self) -> str:
         """The reverse-path as text, empty for the null reverse-path."""
         return str(self.reverse_path) if self.reverse_path else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What a client proved or offered in AUTH; the repr and the log never show secrets.
-
-    `mechanism` is the SASL name. `username` is the authentication identity, `authorization` the
-    identity to act as ("" = the same). `password` serves PLAIN and LOGIN, `token` OAUTHBEARER and
-    XOAUTH2. `known` says that an earlier login from this address, or of this user from a nearby
-    address, succeeded; under load such clients come before strangers.
-    """
-
-    mechanism: str
-    username: str
-    password: str = field(default="", repr=False)
-    authorization: str = ""
-    token: str = field(default="", repr=False)
-    known: bool = False

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from minismtp.mail.envelope import Credentials
 from minismtp.mail.events import Authenticated
 from minismtp.mail.session import Session
 from minismtp.runtime.login_backoff import wait_for_turn
@@ -142,20 +142,13 @@ class Authentication:
         self._username = username
         return self._context.hooks.stored_key(self._session, self._mechanism, username)
 
-    def _decide(self, result: sasl.Offer | sasl.Proof) -> Reply:
+    def _decide(self, result: sasl.Credentials | sasl.Proof) -> Reply:
         self._username = result.username
         if isinstance(result, sasl.Proof):
             itself = {"", folded_name(result.username)}
             identity = result.username if folded_name(result.authorization) in itself else None
         else:
-            credentials = Credentials(
-                self._mechanism,
-                result.username,
-                result.password,
-                result.authorization,
-                result.token,
-                self._is_known(),
-            )
+            credentials = replace(result, known=self._is_known())
             try:
                 identity = self._context.hooks.authenticate(self._session, credentials)
             except Verdict as verdict:

@@ -1,8 +1,8 @@
 """SASL mechanisms as dialogues without a socket (RFC 4422, 4616, 5802, 7628).
 
 A mechanism is a generator. It yields challenges and is sent responses. In the end it returns what
-the client offered (`Offer`, still to be checked) or proved (`Proof`). It raises `SaslProblem` if
-the client does not follow the mechanism.
+the client offered (`Credentials`, still to be checked) or proved (`Proof`). It raises `SaslProblem`
+if the client does not follow the mechanism.
 """
 
 from __future__ import annotations
@@ -25,13 +25,21 @@ class SaslProblem(Exception):  # noqa: N818 - the client is at fault, not this p
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """Unchecked credentials: `password` or `token`, and the identity to act as ("" = the same)."""
+class Credentials:
+    """What a client proved or offered in AUTH; the repr and the log never show secrets.
 
+    `mechanism` is the SASL name. `username` is the authentication identity, `authorization` the
+    identity to act as ("" = the same). `password` serves PLAIN and LOGIN, `token` OAUTHBEARER and
+    XOAUTH2. `known` says that an earlier login from this address, or of this user from a nearby
+    address, succeeded; under load such clients come before strangers.
+    """
+
+    mechanism: str
     username: str
     password: str = field(default="", repr=False)
     authorization: str = ""
     token: str = field(default="", repr=False)
+    known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class StoredKey:
         return (len(self.salt), self.iterations) == (SALT_LENGTH, SCRAM_ITERATIONS)
 
 
-Exchange: TypeAlias = Generator[bytes, bytes, Offer | Proof]
+Exchange: TypeAlias = Generator[bytes, bytes, Credentials | Proof]
 KeyLookup: TypeAlias = Callable[[str], StoredKey | None]
 
 FEWEST_ITERATIONS: Final = 4096  # RFC 7677 section 4
@@ -109,7 +117,7 @@ def plain() -> Exchange:
     parts = _text((yield b"")).split("\0")
     if len(parts) != 3 or not parts[1] or not parts[2]:  # noqa: PLR2004
         raise SaslProblem("malformed PLAIN message")
-    return Offer(parts[1], parts[2], authorization=parts[0])
+    return Credentials("PLAIN", parts[1], parts[2], authorization=parts[0])
 
 
 def login() -> Exchange:
@@ -118,7 +126,7 @@ def login() -> Exchange:
     password = _text((yield b"Password:"))
     if not username or not password or "\0" in username + password:
         raise SaslProblem("malformed LOGIN message")
-    return Offer(username, password)
+    return Credentials("LOGIN", username, password)
 
 
 def oauthbearer() -> Exchange:
@@ -127,7 +135,7 @@ def oauthbearer() -> Exchange:
     match = _OAUTH_HEADER.fullmatch(header)
     if match is None:
         raise SaslProblem("malformed GS2 header")
-    return Offer(_unescaped(match[1] or ""), token=_bearer(_pairs(rest)))
+    return Credentials("OAUTHBEARER", _unescaped(match[1] or ""), token=_bearer(_pairs(rest)))
 
 
 def xoauth2() -> Exchange:
@@ -136,7 +144,7 @@ def xoauth2() -> Exchange:
     username = pairs.get("user", "")
     if not username:
         raise SaslProblem("XOAUTH2 without a user name")
-    return Offer(username, token=_bearer(pairs))
+    return Credentials("XOAUTH2", username, token=_bearer(pairs))
 
 
 def external(identity: str) -> Exchange:

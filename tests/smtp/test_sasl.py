@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minismtp.smtp import sasl
-from minismtp.smtp.sasl import Exchange, Offer, Proof, SaslProblem, StoredKey, derive_key
+from minismtp.smtp.sasl import Credentials, Exchange, Proof, SaslProblem, StoredKey, derive_key
 
 SALT = b"0123456789abcdef"
 KEY = derive_key("pencil", SALT)
 
 
-def finished(exchange: Exchange, response: bytes) -> Offer | Proof:
+def finished(exchange: Exchange, response: bytes) -> Credentials | Proof:
     """Send the last response and give the outcome."""
     with pytest.raises(StopIteration) as stop:
         exchange.send(response)
     outcome = stop.value.value
-    assert isinstance(outcome, Offer | Proof)
+    assert isinstance(outcome, Credentials | Proof)
     return outcome
 
 
@@ -42,12 +42,22 @@ def refused(exchange: Exchange, response: bytes) -> str:
 @pytest.mark.parametrize(
     ("message", "offer"),
     [
-        pytest.param(b"\0tim\0tanstaaftanstaaf", Offer("tim", "tanstaaftanstaaf"), id="rfc-4616"),
-        pytest.param(b"Ursel\0Kurt\0xipj3plmq", Offer("Kurt", "xipj3plmq", "Ursel"), id="as-ursel"),
-        pytest.param("\0jürgen\0pässword".encode(), Offer("jürgen", "pässword"), id="utf-8"),
+        pytest.param(
+            b"\0tim\0tanstaaftanstaaf",
+            Credentials("PLAIN", "tim", "tanstaaftanstaaf"),
+            id="rfc-4616",
+        ),
+        pytest.param(
+            b"Ursel\0Kurt\0xipj3plmq",
+            Credentials("PLAIN", "Kurt", "xipj3plmq", "Ursel"),
+            id="as-ursel",
+        ),
+        pytest.param(
+            "\0jürgen\0pässword".encode(), Credentials("PLAIN", "jürgen", "pässword"), id="utf-8"
+        ),
     ],
 )
-def test_plain_gives_what_the_client_offers(message: bytes, offer: Offer) -> None:
+def test_plain_gives_what_the_client_offers(message: bytes, offer: Credentials) -> None:
     # RFC 4616 section 2
     exchange = sasl.plain()
     assert next(exchange) == b""
@@ -76,7 +86,7 @@ def test_login_asks_for_name_and_password() -> None:
     exchange = sasl.login()
     assert next(exchange) == b"Username:"
     assert exchange.send(b"tim") == b"Password:"
-    assert finished(exchange, b"secret") == Offer("tim", "secret")
+    assert finished(exchange, b"secret") == Credentials("LOGIN", "tim", "secret")
 
 
 @pytest.mark.parametrize(
@@ -107,19 +117,31 @@ def test_external_proves_what_tls_has_proved(asked: str) -> None:
         pytest.param(
             b"n,a=user@example.com,\x01host=server.example.com\x01port=143\x01"
             b"auth=Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==\x01\x01",
-            Offer("user@example.com", token="vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg=="),  # noqa: S106
+            Credentials(
+                "OAUTHBEARER",
+                "user@example.com",
+                token="vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==",  # noqa: S106
+            ),
             id="rfc-7628-section-4.1",
         ),
-        pytest.param(b"n,,\x01auth=Bearer t\x01\x01", Offer("", token="t"), id="no-user"),  # noqa: S106
-        pytest.param(b"y,,\x01auth=bearer  t \x01\x01", Offer("", token="t"), id="case"),  # noqa: S106
+        pytest.param(
+            b"n,,\x01auth=Bearer t\x01\x01",
+            Credentials("OAUTHBEARER", "", token="t"),  # noqa: S106
+            id="no-user",
+        ),
+        pytest.param(
+            b"y,,\x01auth=bearer  t \x01\x01",
+            Credentials("OAUTHBEARER", "", token="t"),  # noqa: S106
+            id="case",
+        ),
         pytest.param(
             b"n,a=a=2Cb=3Dc,\x01auth=Bearer t\x01\x01",
-            Offer("a,b=c", token="t"),  # noqa: S106
+            Credentials("OAUTHBEARER", "a,b=c", token="t"),  # noqa: S106
             id="escapes",
         ),
     ],
 )
-def test_oauthbearer_gives_user_and_token(message: bytes, offer: Offer) -> None:
+def test_oauthbearer_gives_user_and_token(message: bytes, offer: Credentials) -> None:
     exchange = sasl.oauthbearer()
     assert next(exchange) == b""
     assert finished(exchange, message) == offer
@@ -150,7 +172,7 @@ def test_xoauth2_gives_user_and_token() -> None:
     exchange = sasl.xoauth2()
     assert next(exchange) == b""
     offer = finished(exchange, b"user=some@example.com\x01auth=Bearer ya29.vF9d\x01\x01")
-    assert offer == Offer("some@example.com", token="ya29.vF9d")  # noqa: S106
+    assert offer == Credentials("XOAUTH2", "some@example.com", token="ya29.vF9d")  # noqa: S106
 
 
 @pytest.mark.parametrize(
@@ -414,7 +436,11 @@ def test_case_of_a_password_counts() -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    [Offer("user", "hidden-word"), Offer("user", token="hidden-word"), KEY],  # noqa: S106
+    [
+        Credentials("PLAIN", "user", "hidden-word"),
+        Credentials("PLAIN", "user", token="hidden-word"),  # noqa: S106
+        KEY,
+    ],
     ids=["password", "token", "stored-key"],
 )
 def test_secrets_are_not_in_the_repr(secret: object) -> None:
