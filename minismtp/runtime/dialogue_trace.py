@@ -142,6 +142,6 @@ def abbreviated(event: Event, line: bytes) -> str:
         case Refused(verb="AUTH"):
             return "AUTH ***"
         case _ if event.verb in _SHOWN:
-            return one_line(line.decode("utf-8", "backslashreplace"))
+            return one_line(line.rstrip(b"\0").decode("utf-8", "backslashreplace"))
         case _:
             return f"({len(line)} octets that are no known command)"

@@ -7,7 +7,9 @@ into one `Decision`, and neither sends nor closes: that is the receiver's.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, NamedTuple, TypeAlias, assert_never
+from typing import Final, TypeAlias
+
+from msgspec import Struct, structs
 
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.session import Session, TlsInfo
@@ -15,7 +17,7 @@ from minismtp.runtime.metrics import COMMANDS
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session import replies
 from minismtp.session.authentication import Authentication
-from minismtp.session.error_count import ErrorCount
+from minismtp.session.error_count import USEFUL, ErrorCount
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals
 from minismtp.session.transaction import Transaction
@@ -52,9 +54,10 @@ from minismtp.values.threads import surviving
 _Answerable: TypeAlias = Command | SaslResponse | Refused
 #: The commands that metrics name. The end of content is not one that a client can send.
 _COMMANDS: Final = frozenset(COMMANDS) - {"CONTENT"}
+_CLEAN: Final = EndOfContent(bare_newline=False, long_line=False)
 
 
-class Decision(NamedTuple):
+class Decision(Struct, frozen=True):
     """What the server does about one event.
 
     There is one reply, but over LMTP one for each recipient of a message. `command` is the name of
@@ -104,21 +107,24 @@ class Conversation:
 
     def decide(self, event: Event, line: bytes) -> Decision | None:
         """Return the decision on an event, None if no reply is due. `line` is the last command."""
+        transaction = self.transaction
         match event:
-            case ContentChunk():
-                self._current.write(event.data)
+            case ContentChunk() if transaction:
+                transaction.write(event.data)
                 return None
-            case EndOfContent():
-                return self._finish_content(
-                    bare_newline=event.bare_newline, long_line=event.long_line
-                )
-            case Bdat():
+            case EndOfContent() if transaction:
+                return self._finish_content(transaction, event)
+            case Bdat() if transaction:
                 self._empty_chunk = not event.size
-                self._current.begin_chunk()
+                transaction.begin_chunk()
                 return None
-            case EndOfChunk():
-                return self._finish_chunk(last=event.last)
-        return self._answer_command(event, line)
+            case EndOfChunk() if transaction:
+                return self._finish_chunk(transaction, last=event.last)
+            case ContentChunk() | EndOfContent() | Bdat() | EndOfChunk():
+                raise RuntimeError("content without a transaction")
+            case Quit():
+                return Decision([replies.goodbye(self._context.hostname)], "QUIT", "quit")
+        return self._decide_command(event, line)
 
     def secured(self, tls: TlsInfo) -> None:
         """Forget what was said in clear, because TLS follows (RFC 3207 section 4.2)."""
@@ -146,44 +152,37 @@ class Conversation:
             with surviving():
                 self._refusals.log("connection refused", reply)
             return reply, isinstance(verdict, Disconnect)
-        protocol = "LMTP" if context.lmtp else "ESMTP"
-        return Reply(220, f"{context.hostname} {protocol} minismtp"), False
+        return replies.banner(context.hostname, "LMTP" if context.lmtp else "ESMTP"), False
 
-    def _answer_command(self, event: _Answerable, line: bytes) -> Decision:
+    def _decide_command(self, event: _Answerable, line: bytes) -> Decision:
         command = event.verb if event.verb in _COMMANDS else "OTHER"
-        reply, reason, close = self._judge(event)
+        reason, close, delay = "", False, 0.0
+        if self._context.draining.is_set():
+            reply, reason = replies.shutting_down(self._context.hostname), "draining"
+        elif self._authentication.failures >= self._context.limits.failed_logins:
+            reply, reason = replies.TOO_MANY_LOGINS, "logins"
+        else:
+            try:
+                reply = self._answer(event)
+            except Verdict as verdict:
+                reply, close = verdict.reply, isinstance(verdict, Disconnect)
+            if reply.code >= 400 or event.__class__ not in USEFUL:  # noqa: PLR2004
+                errors = self._errors
+                if errors.note(event, reply, self._session.peer):
+                    reply, reason = _too_many_errors(reply), "errors"
+                delay = errors.delay
+        if reply.code < 400:  # noqa: PLR2004
+            return Decision([reply], command, reason, close, delay)
         if reply.enhanced and command in GREETINGS:
             # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
             reply = replace(reply, enhanced="")
-        answers = [reply]
-        if reply.code >= 400:  # noqa: PLR2004
-            with surviving():
-                self._authentication.log_refusal(self._refusals, reply)
-                self._refusals.log_command(command, reply, self._envelope, event, line)
-            answers = self._refuse(command, answers)
-            if event.__class__ is Mail:
-                self._drop()
-        return Decision(answers, command, reason, close, self._errors.take_delay())
-
-    def _judge(self, event: _Answerable) -> tuple[Reply, str, bool]:
-        """Return the reply to an event, why the session ends, and whether to close after it."""
-        hostname, close = self._context.hostname, False
-        if event.__class__ is Quit:
-            return Reply(221, f"{hostname} closing connection", "2.0.0"), "quit", close
-        if self._context.draining.is_set():
-            return Reply(421, f"{hostname} service shutting down", "4.3.2"), "draining", close
-        if self._authentication.failures >= self._context.limits.failed_logins:
-            return replies.TOO_MANY_LOGINS, "logins", close
-        try:
-            reply = self._answer(event)
-        except Verdict as verdict:
-            reply, close = verdict.reply, isinstance(verdict, Disconnect)
-        if self._errors.note(event, reply, self._session.peer):
-            origin = reply.origin
-            cause = f"{reply}: {origin.reason}" if origin.reason else str(reply)
-            reply = replies.TOO_MANY_ERRORS.because(cause, plugin=origin.plugin, hook=origin.hook)
-            return reply, "errors", close
-        return reply, "", close
+        with surviving():
+            self._authentication.log_refusal(self._refusals, reply)
+            self._refusals.log_command(command, reply, self._envelope, event, line)
+        answers = self._refuse(command, [reply])
+        if event.__class__ is Mail:
+            self._drop()
+        return Decision(answers, command, reason, close, delay)
 
     def _refuse(
         self, command: str, answers: list[Reply], envelope: Envelope | None = None
@@ -198,13 +197,14 @@ class Conversation:
         return [each.about(subject) if each.code >= 400 else each for each in answers]  # noqa: PLR2004
 
     def _answer(self, event: _Answerable) -> Reply:  # noqa: C901, PLR0912 - an arm for each command
+        transaction = self.transaction
         match event:
             case Mail():
                 return self._mail(event)
-            case Rcpt():
-                return self._current.recipient(event)
-            case Data():
-                return self._data()
+            case Rcpt() if transaction:
+                return transaction.recipient(event)
+            case Data() if transaction:
+                return transaction.begin_data()
             case Ehlo() | Lhlo() | Helo():
                 return self._hello(event)
             case Rset():
@@ -212,8 +212,10 @@ class Conversation:
                 return replies.OK
             case Noop():
                 return replies.OK
+            case StartTls() if self._session.tls is not None:
+                return replies.TLS_ACTIVE
             case StartTls():
-                return self._starttls()
+                return replies.TLS_READY if self._context.starttls else replies.NO_TLS
             case Auth():
                 return self._authentication.begin(event)
             case SaslResponse():
@@ -224,9 +226,7 @@ class Conversation:
                 return event.reply
             case Other():
                 return self._other(event)
-            case Bdat() | Quit():
-                raise AssertionError(event)
-        assert_never(event)
+        raise RuntimeError(f"{event.verb} without a transaction")
 
     def _hello(self, event: Ehlo | Helo | Lhlo) -> Reply:
         session = self._session
@@ -274,11 +274,6 @@ class Conversation:
         ]
         return [*lines, *context.hooks.ehlo_keywords(session)]
 
-    def _starttls(self) -> Reply:
-        if self._session.tls is not None:
-            return replies.TLS_ACTIVE
-        return replies.TLS_READY if self._context.starttls else replies.NO_TLS
-
     def _mail(self, event: Mail) -> Reply:
         context, session = self._context, self._session
         if context.kind == "submission" and session.login is None:
@@ -296,32 +291,24 @@ class Conversation:
         self.transactions += reply is replies.SENDER_OK
         return reply
 
-    def _data(self) -> Reply:
-        transaction = self._current
-        if transaction.envelope.body == "BINARYMIME":
-            return replies.BINARY_DATA  # RFC 3030 section 3
-        transaction.open_content()
-        return replies.GO_AHEAD
-
-    def _finish_chunk(self, *, last: bool) -> Decision:
-        transaction = self._current
+    def _finish_chunk(self, transaction: Transaction, *, last: bool) -> Decision:
         if last:
             transaction.write(b"", last=True)
         elif transaction.refused is None:
             if self._empty_chunk and self._errors.note_junk(self._session.peer):
                 answers = self._refuse("BDAT", [replies.TOO_MANY_ERRORS])
-                return Decision(answers, "BDAT", "errors", delay=self._errors.take_delay())
-            return Decision([replies.CHUNK_OK], "BDAT", delay=self._errors.take_delay())
-        decision = self._finish_content("BDAT")
-        return decision if last else decision._replace(replies=decision.replies[:1])
+                return Decision(answers, "BDAT", "errors", delay=self._errors.delay)
+            delay = self._errors.delay if self._empty_chunk else 0.0
+            return Decision([replies.CHUNK_OK], "BDAT", delay=delay)
+        decision = self._finish_content(transaction, command="BDAT")
+        return decision if last else structs.replace(decision, replies=decision.replies[:1])
 
     def _finish_content(
-        self, command: str = "CONTENT", *, bare_newline: bool = False, long_line: bool = False
+        self, transaction: Transaction, end: EndOfContent = _CLEAN, *, command: str = "CONTENT"
     ) -> Decision:
-        transaction = self._current
         self.transaction = None
-        answers, close = transaction.finish(bare_newline=bare_newline, long_line=long_line)
-        if any(reply.category == 2 for reply in answers):  # noqa: PLR2004
+        answers, close = transaction.finish(bare_newline=end.bare_newline, long_line=end.long_line)
+        if answers[0].category == 2 or any(reply.category == 2 for reply in answers):  # noqa: PLR2004
             self.messages += 1
             self._errors.forgive(self._session.peer)
         if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
@@ -367,15 +354,15 @@ class Conversation:
     def _envelope(self) -> Envelope | None:
         return None if self.transaction is None else self.transaction.envelope
 
-    @property
-    def _current(self) -> Transaction:
-        """The transaction under way. The protocol refuses what needs one before MAIL."""
-        if self.transaction is None:
-            raise RuntimeError("no transaction")
-        return self.transaction
-
     def _drop(self) -> None:
         """End the transaction under way, if there is one, without a message."""
         if self.transaction is not None:
             self.transaction.abort()
             self.transaction = None
+
+
+def _too_many_errors(reply: Reply) -> Reply:
+    """Return the reply that ends a session, with the last error as its reason."""
+    origin = reply.origin
+    cause = f"{reply}: {origin.reason}" if origin.reason else str(reply)
+    return replies.TOO_MANY_ERRORS.because(cause, plugin=origin.plugin, hook=origin.hook)

@@ -23,7 +23,7 @@ _BAD_COMMANDS: Final = frozenset({500, 501, 502, 503, 504, 555})
 _BAD: Final = 100
 _REFUSED: Final = 20
 _DEFERRED: Final = 1
-_USEFUL: Final = frozenset({Rcpt, Data, Auth, SaslResponse, Quit})
+USEFUL: Final = frozenset({Rcpt, Data, Auth, SaslResponse, Quit})
 _DECAY: Final = 3.0  # hundredths that a peer is forgiven each second
 _STEEPEST: Final = 10  # times `error_delay`: the longest delay
 _MOST: Final = 10_000  # peers that are remembered
@@ -56,6 +56,7 @@ class PeerErrors:
 class ErrorCount:
     """The errors of one session since its last message.
 
+    `delay` is the seconds to hold back the reply to what was noted last.
     With `trusted`, any number of recipients may be refused, because a mail server hands over all
     its mail.
     """
@@ -69,27 +70,24 @@ class ErrorCount:
         self._clock = clock
         self._score = 0
         self._junk = 0
-        self._delay = 0.0
-
-    def take_delay(self) -> float:
-        """Return the seconds to hold back the reply to the last error, and 0 the next time."""
-        delay, self._delay = self._delay, 0.0
-        return delay
+        self.delay = 0.0
 
     def note(self, event: Command | Event, reply: Reply, peer: str) -> bool:
         """Count a command by its reply, and return whether it was one too many."""
-        wasted = event.__class__ not in _USEFUL and self._is_junk()
+        self.delay = 0.0
+        wasted = event.__class__ not in USEFUL and self._is_junk()
         if reply.code < 400 and not wasted:  # noqa: PLR2004
             return False
         return self._add(self._cost(event, reply) + _BAD * wasted, peer)
 
     def note_junk(self, peer: str) -> bool:
         """Count a useless command, and return whether it was one too many."""
+        self.delay = 0.0
         return self._add(_BAD * self._is_junk(), peer)
 
     def forgive(self, peer: str) -> None:
         """Clear the counts of the session and of its peer, because a message was accepted."""
-        self.restart()
+        self._score = self._junk = 0
         self._peers.forgive(peer)
 
     def restart(self) -> None:
@@ -107,7 +105,7 @@ class ErrorCount:
         limit, key = self._limits.errors * _BAD, peer_key(peer)
         score = self._peers.add(key, cost, self._clock()) if key else self._score
         steps = min((score - limit / 2) / _BAD, _STEEPEST)
-        self._delay = max(0.0, steps * self._limits.error_delay.total_seconds())
+        self.delay = max(0.0, steps * self._limits.error_delay.total_seconds())
         return self._score > limit
 
     def _cost(self, event: Command | Event, reply: Reply) -> int:

@@ -139,13 +139,12 @@ class Receiver:
         protocol, output, tracing, size = self._protocol, self._output, self._tracing, 0
         self._starved = False
         while size < _FLUSH:
-            line = protocol.upcoming if tracing.outlets else b""
             event = protocol.next_event()
             if event is None:
                 self._starved = True
                 break
             if tracing.outlets:
-                tracing.heard(self.session, event, line)
+                tracing.heard(self.session, event, protocol.line)
             decision = self._conversation.decide(event, protocol.line)
             if decision is not None:
                 sent = self._send(decision)

@@ -1,12 +1,32 @@
-"""Every reply with a fixed text, in the order of a session.
+"""Every reply with a fixed text, or one with the host's name, in the order of a session.
 
 Refusals of the protocol, such as those of bad syntax, are worded in `smtp`, and those of plugins in
 the plugins.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from minismtp.values.reply import Reply
+
+
+@lru_cache
+def banner(hostname: str, protocol: str) -> Reply:
+    """Return the reply that begins a session."""
+    return Reply(220, f"{hostname} {protocol} minismtp")
+
+
+@lru_cache
+def goodbye(hostname: str) -> Reply:
+    """Return the reply to QUIT."""
+    return Reply(221, f"{hostname} closing connection", "2.0.0")
+
+
+@lru_cache
+def shutting_down(hostname: str) -> Reply:
+    """Return the reply to any command once the process is about to end."""
+    return Reply(421, f"{hostname} service shutting down", "4.3.2")
+
 
 # Between transactions.
 OK: Final = Reply(250, "ok", "2.0.0")

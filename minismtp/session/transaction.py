@@ -140,10 +140,13 @@ class Transaction:
             return replies.NO_OUTBOUND
         return None
 
-    def open_content(self) -> None:
+    def begin_data(self) -> Reply:
         """Ask the plugins before 354. Raise Verdict."""
+        if self.envelope.body == "BINARYMIME":
+            return replies.BINARY_DATA  # RFC 3030 section 3
         self._open()
         self._fix = self._context.fix_newlines
+        return replies.GO_AHEAD
 
     def begin_chunk(self) -> None:
         """Ask the plugins before the first chunk. Their refusal becomes the reply to it."""

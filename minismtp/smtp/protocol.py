@@ -118,12 +118,6 @@ class Protocol:
         """Whether the buffer has input that is in no event yet."""
         return self._at < len(self._buffer)
 
-    @property
-    def upcoming(self) -> bytes:
-        """The next line as far as it is in the buffer, for `minismtp trace`."""
-        end = self._buffer.find(b"\r\n", self._at)
-        return self._buffer[self._at : end if end >= 0 else None]
-
     def receive(self, data: bytes) -> None:
         """Take octets from the peer."""
         self._buffer = self._buffer[self._at :] + data
@@ -170,6 +164,7 @@ class Protocol:
             return self._next_octets(self._chunk)
         buffer, start = self._buffer, self._at
         if state is START and buffer.startswith(_TLS_RECORD, start) and not self._overlong:
+            self.line = buffer[start : start + _VERB_ROOM]
             return self._refuse("OTHER", Reply(421, "this port speaks plain SMTP first", "4.7.0"))
         end = buffer.find(b"\r\n", start)
         if end < 0:
