@@ -213,7 +213,7 @@ def _rcpt(argument: str) -> Rcpt:
     return Rcpt(path, **_values("RCPT", rest, _RCPT_PARAMETERS)) if rest else Rcpt(path)
 
 
-#: For each verb: what stands before its path, whose path it is, and the code of a malformed one.
+#: For each verb: the text before its path, whose path it is, and the code for a malformed one.
 #: Blanks beside the colon are taken, because they are wrong but common.
 _PATHS: Final = {
     "MAIL": (re.compile(r" *FROM *: *", re.IGNORECASE), "FROM", "sender", "5.1.7"),
