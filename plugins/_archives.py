@@ -10,17 +10,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
 from typing import IO, Final, cast
 
-from ._budget import BrokenError, Budget, Reads, TooMuchError, exactly, pieces_of, stream_of
+from ._budget import BrokenError, Budget, Member, Reads, TooMuchError, exactly, pieces_of, stream_of
 from ._compressed import GZIP, XZ, ZSTD, is_bzip2, unpacked, without_suffix
 from ._rar import RAR4, RAR5
 from ._rar import members_of as members_of_rar
 from ._seven_zip import SEVEN_ZIP
 from ._seven_zip import members_of as members_of_7z
-from ._tar import is_tar, members_of
+from ._tar import is_tar
+from ._tar import members_of as members_of_tar
 from ._tnef import TNEF
 from ._tnef import members_of as members_of_tnef
 
@@ -40,54 +40,54 @@ _FAULTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Inside:
-    """A file in an archive, with its first octets if they could be read."""
-
-    name: str
-    encrypted: bool = False
-    head: bytes = b""
-
-
 def is_archive(head: bytes) -> bool:
     """Return whether these are the first octets of an archive."""
     return head.startswith(_KNOWN) or is_bzip2(head) or is_tar(head)
 
 
-def files_in(file: Reads, name: str, budget: Budget, level: int = 1) -> Iterator[Inside]:
+def files_in(
+    file: Reads, name: str, budget: Budget, level: int = 1
+) -> Iterator[tuple[Member, bytes]]:
     """Yield the files in an archive called `name`, and in nested ones; read it once, forward.
 
-    Raise TooMuchError and BrokenError.
+    Beside a file are its first octets, if they could be read. Raise TooMuchError and BrokenError.
     """
     if level > budget.levels:
         raise TooMuchError(f"archives in each other, more than {budget.levels} deep")
-    head = exactly(file, HEAD)
-    octets = chain([head], pieces_of(file))
+    start = exactly(file, HEAD)
+    octets = chain([start], pieces_of(file))
     try:
-        yield from _inside(head, octets, name, budget, level)
+        for member in _members_of(start, octets, name, budget):
+            if member.data is None:
+                yield member, b""
+                continue
+            head = exactly(member.data, HEAD)
+            yield member, head
+            if is_archive(head):
+                whole = stream_of(chain([head], pieces_of(member.data)))
+                yield from files_in(whole, member.name, budget, level + 1)
     except (TooMuchError, BrokenError):
         raise
     except _FAULTS as fault:
         raise BrokenError(f"a broken archive ({type(fault).__name__})") from fault
 
 
-def _inside(
-    head: bytes, octets: Iterator[bytes], name: str, budget: Budget, level: int
-) -> Iterator[Inside]:
+def _members_of(
+    head: bytes, octets: Iterator[bytes], name: str, budget: Budget
+) -> Iterator[Member]:
     if head.startswith(_ZIP):
-        return _in_zip(octets, budget, level)
+        return _in_zip(octets, budget)
     if head.startswith(SEVEN_ZIP):
-        return _in_7z(octets, name, budget, level)
+        return _in_7z(octets, budget)
     if head.startswith((RAR4, RAR5)):
-        return _in_rar(stream_of(octets), name, budget, level)
+        return members_of_rar(stream_of(octets), budget)
     if head.startswith(TNEF):
-        return _in_tnef(stream_of(octets), budget, level)
+        return members_of_tnef(stream_of(octets), budget)
     if is_tar(head):
-        return _in_tar(stream_of(octets), budget, level)
-    inner, content = without_suffix(name), unpacked(octets, head, budget)
-    if content is None:
-        return iter([Inside(inner)])
-    return _contents(stream_of(content), inner, budget, level)
+        return members_of_tar(stream_of(octets), budget)
+    content = unpacked(octets, head, budget)
+    data = None if content is None else stream_of(content)
+    return iter([Member(without_suffix(name), data=data)])
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def _copied(octets: Iterator[bytes]) -> Iterator[tempfile.SpooledTemporaryFile[b
         yield copy
 
 
-def _in_zip(octets: Iterator[bytes], budget: Budget, level: int) -> Iterator[Inside]:
+def _in_zip(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
     with (
         _copied(octets) as copy,
         zipfile.ZipFile(cast("IO[bytes]", _Reluctant(copy))) as archive,
@@ -109,37 +109,17 @@ def _in_zip(octets: Iterator[bytes], budget: Budget, level: int) -> Iterator[Ins
         budget.take(names=len(items))
         # All names first, because they count even if the contents are broken.
         for item in items:
-            yield Inside(item.filename, encrypted=bool(item.flag_bits & _ENCRYPTED))
+            yield Member(item.filename, encrypted=bool(item.flag_bits & _ENCRYPTED))
         for item in items:
             known = item.compress_type in _BOUNDED and not item.flag_bits & _ENCRYPTED
             if known and not item.is_dir():
-                with archive.open(item) as unpacked:
-                    file = _Counted(unpacked, budget)
-                    yield from _contents(file, item.filename, budget, level)
+                with archive.open(item) as content:
+                    yield Member(item.filename, data=_Counted(content, budget))
 
 
-def _in_7z(octets: Iterator[bytes], name: str, budget: Budget, level: int) -> Iterator[Inside]:
+def _in_7z(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
     with _copied(octets) as copy:
-        for member in members_of_7z(cast("IO[bytes]", copy), budget):
-            yield Inside(member.name or name, member.encrypted)
-            if member.data is not None:
-                yield from _contents(member.data, member.name, budget, level)
-
-
-def _in_rar(file: Reads, name: str, budget: Budget, level: int) -> Iterator[Inside]:
-    for member in members_of_rar(file, budget):
-        budget.take(names=1)
-        yield Inside(member.name or name, member.encrypted)
-        if member.data is not None:
-            yield from _contents(member.data, member.name, budget, level)
-
-
-def _in_tnef(file: Reads, budget: Budget, level: int) -> Iterator[Inside]:
-    for name, data in members_of_tnef(file, budget):
-        budget.take(names=1)
-        yield Inside(name)
-        if data is not None:
-            yield from _contents(data, name, budget, level)
+        yield from members_of_7z(cast("IO[bytes]", copy), budget)
 
 
 class _Reluctant:
@@ -170,18 +150,3 @@ class _Counted:
         data = self._file.read(size)
         self._budget.take(octets=len(data))
         return data
-
-
-def _in_tar(file: Reads, budget: Budget, level: int) -> Iterator[Inside]:
-    for name, member in members_of(file, budget):
-        budget.take(names=1)
-        yield from _contents(member, name, budget, level)
-
-
-def _contents(file: Reads, name: str, budget: Budget, level: int) -> Iterator[Inside]:
-    """Yield a file in an archive with its first octets, and the files in it if it is an archive."""
-    head = exactly(file, HEAD)
-    yield Inside(name, head=head)
-    if is_archive(head):
-        whole = stream_of(chain([head], pieces_of(file)))
-        yield from files_in(whole, name, budget, level + 1)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import inf
 from time import thread_time
 from typing import Any, BinaryIO, Protocol, cast
@@ -22,6 +23,15 @@ class Reads(Protocol):
 
     def read(self, size: int = -1, /) -> bytes:
         """Return at most `size` octets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive; `data` must be read before the next member, None if it is not read."""
+
+    name: str
+    encrypted: bool = False
+    data: Reads | None = None
 
 
 class Budget:
@@ -54,7 +64,8 @@ class Limited:
 
     def read(self, size: int = -1, /) -> bytes:
         """Read on."""
-        data = self._file.read(self.left if size < 0 else min(size, self.left))
+        wanted = self.left if size < 0 else min(size, self.left)
+        data = self._file.read(max(0, wanted))
         self.left -= len(data)
         return data
 

@@ -57,10 +57,7 @@ def unpacked(octets: Iterator[bytes], head: bytes, budget: Budget) -> Iterator[b
 
 
 def _members(
-    octets: Iterator[bytes],
-    magic: bytes,
-    make: Callable[[], "zlib._Decompress | bz2.BZ2Decompressor | lzma.LZMADecompressor"],
-    budget: Budget,
+    octets: Iterator[bytes], magic: bytes, make: Callable[[], Any], budget: Budget
 ) -> Iterator[bytes]:
     """Yield the contents of the members of a file, one after the other, without data after them.
 
@@ -70,21 +67,34 @@ def _members(
     data = next(octets, b"")
     while data.startswith(magic):
         budget.take(names=1)
-        decoder, silent = make(), 0
-        while not decoder.eof:
-            piece = decoder.decompress(data, _PIECE)
-            data = getattr(decoder, "unconsumed_tail", b"")  # that of bzip2 keeps it for itself
-            budget.take(octets=len(piece))
-            if piece:
-                silent = 0
-                yield piece
-            elif not data and not decoder.eof:
-                data = next(octets, b"")
-                silent += len(data)
-                if not data:
-                    raise EOFError
-                if silent > _SILENT:
-                    raise TooMuchError("archives with long headers")
+        decoder = make()
+        yield from decompressed(decoder, octets, budget, data)
+        if not decoder.eof:
+            raise EOFError
         data = decoder.unused_data.lstrip(b"\0")  # gzip may be padded
         while len(data) < len(magic) and (more := next(octets, b"")):
             data = (data + more).lstrip(b"\0")
+
+
+def decompressed(
+    decoder: Any,  # noqa: ANN401 - the decompressors have no common type
+    octets: Iterator[bytes],
+    budget: Budget,
+    data: bytes = b"",
+) -> Iterator[bytes]:
+    """Yield what a decompressor makes of `data` and `octets`, up to its end or theirs."""
+    silent = 0
+    while not decoder.eof:
+        piece = decoder.decompress(data, _PIECE)
+        data = getattr(decoder, "unconsumed_tail", b"")  # other decompressors keep it themselves
+        budget.take(octets=len(piece))
+        if piece:
+            silent = 0
+            yield piece
+        elif not data and not decoder.eof:
+            data = next(octets, b"")
+            silent += len(data)
+            if not data:
+                return
+            if silent > _SILENT:
+                raise TooMuchError("archives with long headers")

@@ -5,10 +5,9 @@ reads the headers forward, and unpacks nothing.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
-from ._budget import BrokenError, Budget, Limited, Reads, exactly
+from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly
 
 RAR4: Final = b"Rar!\x1a\x07\0"
 RAR5: Final = b"Rar!\x1a\x07\1\0"
@@ -25,17 +24,8 @@ _METHOD5: Final = 0x380
 _ENCRYPTED_FILE5: Final = 1  # a record of the extra area
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file; `data` are its octets if they are not compressed."""
-
-    name: str
-    encrypted: bool
-    data: Reads | None
-
-
 def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
-    """Yield each file, whose data must be read before the next one. Raise BrokenError."""
+    """Yield the name of each file, and then its data if it can be read. Raise BrokenError."""
     signature = exactly(file, len(RAR4))
     if signature == RAR4:
         yield from _version_4(file, budget)
@@ -52,7 +42,7 @@ def _version_4(file: Reads, budget: Budget) -> Iterator[Member]:
             raise BrokenError("a broken archive (rar)")
         rest = exactly(file, size - len(head))
         if kind == _ARCHIVE4 and flags & _HEADERS_ENCRYPTED4:
-            yield Member("", encrypted=True, data=None)
+            yield Member("", encrypted=True)
             return
         if kind == _END4:
             return
@@ -61,9 +51,13 @@ def _version_4(file: Reads, budget: Budget) -> Iterator[Member]:
             length |= int.from_bytes(rest[25:29], "little") << 32
         data = Limited(file, length)
         if kind == _FILE4:
+            budget.take(names=1)
             encrypted = bool(flags & _ENCRYPTED4)
             stored = rest[18:19] == bytes([_STORED4]) and not encrypted
-            yield Member(_name_4(rest, flags), encrypted, data if stored else None)
+            name = _name_4(rest, flags)
+            yield Member(name, encrypted)
+            if stored:
+                yield Member(name, data=data)
         _pass(data, budget)
 
 
@@ -113,14 +107,17 @@ def _version_5(file: Reads, budget: Budget) -> Iterator[Member]:
         extra = header.number() if flags & _HAS_EXTRA else 0
         data = Limited(file, header.number() if flags & _HAS_DATA else 0)
         if kind == _ENCRYPTION5:
-            yield Member("", encrypted=True, data=None)
+            yield Member("", encrypted=True)
             return
         if kind == _END5:
             return
         if kind == _FILE5:
+            budget.take(names=1)
             name, stored = header.file()
             encrypted = header.has_record(extra, _ENCRYPTED_FILE5)
-            yield Member(name, encrypted, data if stored and not encrypted else None)
+            yield Member(name, encrypted)
+            if stored and not encrypted:
+                yield Member(name, data=data)
         _pass(data, budget)
 
 

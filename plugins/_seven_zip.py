@@ -7,11 +7,11 @@ that it claims. Here the budget limits both.
 import bz2
 import lzma
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import IO, Any, Final
 
-from ._budget import BrokenError, Budget, Limited, Reads, TooMuchError, exactly
+from ._budget import BrokenError, Budget, Limited, Member, Reads, TooMuchError, exactly, stream_of
+from ._compressed import decompressed
 from ._seven_zip_header import ENCODED, HEADER, Folder, Header, Streams
 
 SEVEN_ZIP: Final = b"7z\xbc\xaf\x27\x1c"
@@ -26,15 +26,6 @@ _FILTERS: Final = {
     b"\x03": lzma.FILTER_DELTA,
     b"\x03\x03\x01\x03": lzma.FILTER_X86,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A file; `data` are its octets, None if they are not read."""
-
-    name: str
-    encrypted: bool = False
-    data: Reads | None = None
 
 
 def members_of(file: IO[bytes], budget: Budget) -> Iterator[Member]:
@@ -56,7 +47,7 @@ def members_of(file: IO[bytes], budget: Budget) -> Iterator[Member]:
         folder = streams.folders[0]
         if not _can_be_read(folder):
             raise BrokenError("an archive whose names cannot be read (7z)")
-        content = _Unpacked(file, _START + streams.begin, streams.packed[0], folder, budget)
+        content = _unpacked(file, _START + streams.begin, streams.packed[0], folder, budget)
         header = Header(exactly(content, _checked(folder.size)), budget)
     if kind != HEADER:
         raise BrokenError("a broken archive (7z)")
@@ -74,7 +65,7 @@ def _with_data(
         sizes = [next(packed) for _ in range(folder.inputs)]
         content = None
         if folder.inputs == 1 and _can_be_read(folder):
-            content = _Unpacked(file, place, sizes[0], folder, budget)
+            content = _unpacked(file, place, sizes[0], folder, budget)
         for size in folder.parts:
             name = next(names, "")
             if content is not None:
@@ -107,34 +98,15 @@ class _Copy:
     """A decompressor for data that is not compressed."""
 
     eof = False
-    needs_input = True
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         del max_length
         return data
 
 
-class _Inflate:
-    """The decompressor of zlib with the methods of the others."""
-
-    def __init__(self) -> None:
-        self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)
-
-    @property
-    def eof(self) -> bool:
-        return self._decoder.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._decoder.unconsumed_tail
-
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        return self._decoder.decompress(self._decoder.unconsumed_tail + data, max_length)
-
-
-_DECODERS: Final[dict[bytes, Any]] = {
+_DECODERS: Final[dict[bytes, Callable[[], Any]]] = {
     _COPY: _Copy,
-    _DEFLATE: _Inflate,
+    _DEFLATE: lambda: zlib.decompressobj(-zlib.MAX_WBITS),
     _BZIP2: bz2.BZ2Decompressor,
 }
 
@@ -159,32 +131,18 @@ def _filter(name: bytes, properties: bytes) -> dict[str, int]:
     return {"id": kind, "dist": properties[0] + 1} if kind == lzma.FILTER_DELTA else {"id": kind}
 
 
-class _Unpacked:
-    """The unpacked octets of a stream, which are unpacked on reading and limited by the budget."""
+def _unpacked(file: IO[bytes], place: int, size: int, folder: Folder, budget: Budget) -> Reads:
+    """Return the contents of a folder, unpacked on reading; `size` is that in the file."""
+    octets = decompressed(_decoder(folder.coders), _octets(file, place, size), budget)
+    return Limited(stream_of(octets), folder.size)
 
-    def __init__(
-        self, file: IO[bytes], place: int, packed: int, folder: Folder, budget: Budget
-    ) -> None:
-        self._file = file
-        self._place = place
-        self._packed = packed
-        self._budget = budget
-        self._decoder = _decoder(folder.coders)
-        self._left = folder.size
-        self._rest = b""
 
-    def read(self, size: int = -1, /) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
-        while wanted and not self._rest:
-            data = b""
-            if self._decoder.needs_input:
-                self._file.seek(self._place)
-                data = self._file.read(min(_PIECE, self._packed))
-                self._place, self._packed = self._place + len(data), self._packed - len(data)
-            self._rest = self._decoder.decompress(data, _PIECE)
-            self._budget.take(octets=len(self._rest))
-            if not self._rest and (self._decoder.eof or not data):
-                return b""
-        found, self._rest = self._rest[:wanted], self._rest[wanted:]
-        self._left -= len(found)
-        return found
+def _octets(file: IO[bytes], place: int, size: int) -> Iterator[bytes]:
+    """Yield octets of a file that others read too."""
+    end = place + size
+    while place < end:
+        file.seek(place)
+        if not (piece := file.read(min(_PIECE, end - place))):
+            return
+        place += len(piece)
+        yield piece

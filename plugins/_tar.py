@@ -6,7 +6,7 @@ This does not use the reader of the standard library, in which a header may clai
 import re
 from collections.abc import Iterator
 
-from ._budget import BrokenError, Budget, Limited, Reads, exactly
+from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly
 
 _PIECE = 65536
 _BLOCK = 512  # of a tar
@@ -19,11 +19,8 @@ def is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
-    """Yield the name and the content of each file, which must be read before the next one.
-
-    Raise TooMuchError and BrokenError.
-    """
+def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
+    """Yield the files. Raise TooMuchError and BrokenError."""
     longer = ""
     while len(block := exactly(file, _BLOCK)) == _BLOCK and any(block):
         if not is_tar(block):
@@ -31,15 +28,16 @@ def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads]]:
         size = _number(block[124:136])
         if block[156:157] in _TAR_NAMES:
             budget.take()
-            data = exactly(file, min(size, _LONGEST_NAME))
-            longer = _long_name(data, block[156:157]) or longer
-            _pass(file, size - len(data) + -size % _BLOCK, budget)
+            text = exactly(file, min(size, _LONGEST_NAME))
+            longer = _long_name(text, block[156:157]) or longer
+            _pass(file, size - len(text) + -size % _BLOCK, budget)
             continue
         parts = [_until_nul(block[345:500]), _until_nul(block[:100])]
         name, longer = longer or "/".join(filter(None, parts)), ""
-        member = Limited(file, size)
-        yield name, member
-        _pass(file, member.left + -size % _BLOCK, budget)
+        budget.take(names=1)
+        data = Limited(file, size)
+        yield Member(name, data=data)
+        _pass(file, data.left + -size % _BLOCK, budget)
 
 
 def _pass(file: Reads, size: int, budget: Budget) -> None:

@@ -1,10 +1,10 @@
 """The attachments in a TNEF, the winmail.dat of Outlook and Exchange (MS-OXTNEF)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ._budget import Budget, Limited, Reads, exactly
+from ._budget import Budget, Limited, Member, Reads, exactly
 
 TNEF: Final = b"\x78\x9f\x3e\x22"
 _PIECE: Final = 65536
@@ -17,24 +17,25 @@ _NAMED: Final = re.compile(
 )
 
 
-def members_of(file: Reads, budget: Budget) -> Iterator[tuple[str, Reads | None]]:
-    """Yield the names and the data of attachments, which must be read before the next one.
-
-    A name after the data has no data.
-    """
+def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
+    """Yield the names of attachments, and their data, which a longer name may follow."""
     exactly(file, 6)  # the signature, and a key
     title = ""
     while len(head := exactly(file, 9)) == 9:  # noqa: PLR2004 - level, kind, length
         kind, size = (int.from_bytes(head[at : at + 4], "little") for at in (1, 5))
         data = Limited(file, size)
         budget.take()
+        found: Iterable[Member] = ()
         if kind == _TITLE:
             title = exactly(data, _LONGEST).partition(b"\0")[0].decode("utf-8", "replace")
-            yield title, None
+            found = [Member(title)]
         elif kind == _DATA:
-            yield title, data
+            found = [Member(title, data=data)]
         elif kind == _PROPERTIES:
-            yield from ((name, None) for name in _names_in(exactly(data, _LONGEST)))
+            found = map(Member, _names_in(exactly(data, _LONGEST)))
+        for member in found:
+            budget.take(names=1)
+            yield member
         while data.read(_PIECE):
             budget.take()
         exactly(file, 2)  # the checksum

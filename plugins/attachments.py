@@ -164,9 +164,9 @@ class Attachments:
 
     def _in_archive(self, file: Reads, name: str, budget: Budget) -> Iterator[BlockedAttachment]:
         try:
-            for inside in files_in(file, name, budget):
+            for inside, head in files_in(file, name, budget):
                 yield from self._by_name(inside.name, f" in {name}")
-                yield from self._by_content(inside.name, inside.head)
+                yield from self._by_content(inside.name, head)
                 if inside.encrypted and self.encrypted:
                     yield BlockedAttachment(name, "an encrypted archive")
         except BrokenError as error:

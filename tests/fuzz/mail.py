@@ -173,7 +173,7 @@ def fields_of_parts(data: bytes) -> None:
 )
 def archive(data: bytes) -> None:
     budget = Budget(octets=1 << 20, names=1000, levels=3)
-    for inside in files_in(io.BytesIO(data), "archive", budget):
+    for inside, _ in files_in(io.BytesIO(data), "archive", budget):
         inside.name.encode("utf-8", "surrogateescape")
 
 

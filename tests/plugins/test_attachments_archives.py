@@ -35,7 +35,7 @@ FILES: Final = {
 
 def names_in(data: bytes, budget: Budget | None = None) -> list[str]:
     found = files_in(io.BytesIO(data), "a", budget or Budget(64 * MIB, 1000, 3))
-    return list(dict.fromkeys(inside.name for inside in found))
+    return list(dict.fromkeys(inside.name for inside, _ in found))
 
 
 # 7z
