@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from minismtp import Address, Defer, Disconnect, Reject, RemoteError
 
@@ -81,89 +81,17 @@ class Options:
         return not self.steps & step.silent
 
 
-@dataclass(frozen=True, slots=True)
-class AddHeader:
-    """A field at the end of the header."""
-
-    name: bytes
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class InsertHeader:
-    """A field with `above` fields above it."""
-
-    index: int
-    name: bytes
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeHeader:
-    """A new value for field number `index` of this name, from 1; "" deletes it."""
-
-    index: int
-    name: bytes
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class AddRecipient:
-    """A new recipient, with its parameters for DSNs."""
-
-    address: Address
-    notify: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveRecipient:
-    """A recipient to remove."""
-
-    address: Address
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeSender:
-    """Another reverse-path."""
-
-    address: Address | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplaceBody:
-    """A part of the new body."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantine:
-    """The message goes into quarantine."""
-
-    reason: str
-
-
-Change: TypeAlias = (
-    AddHeader
-    | InsertHeader
-    | ChangeHeader
-    | AddRecipient
-    | RemoveRecipient
-    | ChangeSender
-    | ReplaceBody
-    | Quarantine
-)
 #: The action that each change needs.
 CHANGES: Final[Mapping[bytes, int]] = {
-    b"h": 0x1,
-    b"i": 0x1,
-    b"b": 0x2,
-    b"+": 0x4,
-    b"-": 0x8,
-    b"m": 0x10,
-    b"q": 0x20,
-    b"e": 0x40,
-    b"2": 0x80,
+    b"h": 0x1,  # add a field at the end
+    b"i": 0x1,  # insert a field, with a number of fields above it
+    b"b": 0x2,  # a part of the new body
+    b"+": 0x4,  # add a recipient
+    b"-": 0x8,  # remove a recipient
+    b"m": 0x10,  # change a field, or delete it if the value is empty
+    b"q": 0x20,  # quarantine
+    b"e": 0x40,  # change the sender
+    b"2": 0x80,  # add a recipient with parameters
 }
 
 
@@ -227,38 +155,6 @@ def read_options(letter: bytes, data: bytes) -> Options:
     return Options(version, actions, steps, wanted)
 
 
-def read_change(letter: bytes, data: bytes) -> Change:
-    """Read one of the `CHANGES`."""
-    try:
-        return _read_change(letter, data)
-    except ValueError as error:
-        raise NonsenseError(f"the filter's change {letter!r} cannot be read: {error}") from None
-
-
-def _read_change(letter: bytes, data: bytes) -> Change:
-    match letter:
-        case b"h":
-            return AddHeader(*_field(data))
-        case b"i":
-            return InsertHeader(_number(data), *_field(data[4:]))
-        case b"m":
-            return ChangeHeader(_number(data), *_field(data[4:]))
-        case b"+":
-            return AddRecipient(_address(data))
-        case b"2":
-            return AddRecipient(_address(data), _notify(data))
-        case b"-":
-            return RemoveRecipient(_address(data))
-        case b"e":
-            null = _texts(data)[0] in {b"", b"<>"}
-            return ChangeSender(None if null else _address(data))
-        case b"b":
-            return ReplaceBody(data)
-        case b"q":
-            return Quarantine(_texts(data)[0].decode("utf-8", "replace"))
-    raise ValueError("there is no such change")
-
-
 def read_verdict(data: bytes) -> Reject | Defer | Disconnect:
     r"""Read a filter's own reply: lines of a code, a status code, and text.
 
@@ -283,26 +179,39 @@ def _texts(data: bytes) -> list[bytes]:
     return data.removesuffix(b"\0").split(b"\0")
 
 
-def _number(data: bytes) -> int:
-    return int.from_bytes(data[:4], "big")
+def read_text(data: bytes) -> str:
+    """Read the first text of a change."""
+    return _texts(data)[0].decode("utf-8", "replace")
 
 
-def _field(data: bytes) -> tuple[bytes, bytes]:
+def read_field(data: bytes) -> tuple[bytes, bytes]:
+    """Read a name and a value. Raise ValueError."""
     found = _texts(data)
     if len(found) != 2 or not _NAME.fullmatch(found[0]):  # noqa: PLR2004 - name and value
         raise ValueError("it has no name and value")
     return found[0], found[1]
 
 
-def _address(data: bytes) -> Address:
+def read_numbered_field(data: bytes) -> tuple[int, bytes, bytes]:
+    """Read a number, a name and a value. Raise ValueError."""
+    return int.from_bytes(data[:4], "big"), *read_field(data[4:])
+
+
+def read_address(data: bytes) -> Address:
+    """Read an address, in angle brackets or without. Raise ValueError."""
     text = _texts(data)[0].decode().strip(" \t")
     if text.startswith("<") and text.endswith(">"):
         text = text[1:-1]
     return Address.parse(text)
 
 
-def _notify(data: bytes) -> frozenset[str]:
-    """Find NOTIFY (RFC 3461 section 4.1) among the parameters of a recipient."""
+def read_sender(data: bytes) -> Address | None:
+    """Read a reverse-path. Raise ValueError."""
+    return None if _texts(data)[0] in {b"", b"<>"} else read_address(data)
+
+
+def read_notify(data: bytes) -> frozenset[str]:
+    """Read NOTIFY (RFC 3461 section 4.1) from the parameters of a recipient."""
     for word in b" ".join(_texts(data)[1:]).decode("latin-1").upper().split():
         if word.startswith("NOTIFY="):
             return _NOTIFY.intersection(word.removeprefix("NOTIFY=").split(","))

@@ -110,7 +110,7 @@ class Conversation:
         """Send an unknown command."""
         self._say(wire.UNKNOWN, wire.texts(line))
 
-    def show(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
+    def message(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
         """Send the message until the filter needs no more."""
         for name, value in fields:
             if self._settled or not self._options.wants(wire.HEADER):
@@ -124,8 +124,8 @@ class Conversation:
                 break
             self._say(wire.BODY, piece)
 
-    def end(self) -> Iterator[wire.Change]:
-        """End the message; yield the filter's changes, then raise its verdict."""
+    def end(self) -> Iterator[tuple[bytes, bytes]]:
+        """End the message; yield the letters and data of changes, then raise the verdict."""
         self._send(self._defined(wire.END) + wire.packet(wire.END.letter))
         end = time.monotonic() + _LONGEST
         while True:
@@ -134,7 +134,7 @@ class Conversation:
                 break
             if not self._options.actions & wire.CHANGES[letter]:
                 raise wire.NonsenseError(f"the filter makes the change {letter!r} unannounced")
-            yield wire.read_change(letter, data)
+            yield letter, data
         self._in_message = False
         self._judge(wire.END, letter, data)
 

@@ -1,8 +1,9 @@
 """A message as a milter sees it, and the milter's changes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,7 @@ class _Field:
     deleted: bool = False
 
 
-class Shown:
+class MilterMessage:
     """A message as a filter sees it, without the server's own Received field.
 
     A line that is not a field ends the header, as in Sendmail, so every octet is sent, at least as
@@ -79,48 +80,69 @@ class Changes:
     disk.
     """
 
-    def __init__(self, shown: Shown, directory: Path | None) -> None:
-        self._shown = shown
+    def __init__(self, message: MilterMessage, directory: Path | None) -> None:
+        self._message = message
         self._directory = directory
         self._edited = False
         self._body: ContentWriter | None = None
-        self._others: list[wire.Change] = []
+        self._others: list[Callable[[], None]] = []
         self._same: dict[bytes, list[_Field]] = {}  # the shown fields of a name, as long as known
         self._count = self._size = 0
 
-    def take(self, change: wire.Change) -> None:
-        """Collect one change."""
-        match change:
-            case wire.ReplaceBody(data):
-                self._body = self._body or ContentWriter(self._directory)
-                if self._body.size + len(data) > _LARGEST_BODY:
-                    raise wire.NonsenseError("the filter's body is too large")
-                self._body.write(data)
-                return
-            case wire.AddHeader(name, value):
-                self._insert(len(self._shown.header), name, value)
-            case wire.InsertHeader(index, name, value):
-                self._insert(index, name, value)
-            case wire.ChangeHeader(index, name, value):
-                self._change(index, name, value)
-            case _:
-                self._others.append(change)
+    def take(self, letter: bytes, data: bytes) -> None:
+        """Collect one of the `CHANGES`."""
+        if letter == b"b":
+            self._body = self._body or ContentWriter(self._directory)
+            if self._body.size + len(data) > _LARGEST_BODY:
+                raise wire.NonsenseError("the filter's body is too large")
+            self._body.write(data)
+            return
+        try:
+            self._take(letter, data)
+        except ValueError as error:
+            problem = f"the filter's change {letter!r} cannot be read: {error}"
+            raise wire.NonsenseError(problem) from None
         self._count += 1
         if self._count > _MOST or self._size > _LARGEST_HEADER:
             raise wire.NonsenseError("the filter changes too much")
 
+    def _take(self, letter: bytes, data: bytes) -> None:
+        envelope = self._message.envelope
+        match letter:
+            case b"h":
+                self._insert(len(self._message.header), *wire.read_field(data))
+            case b"i":
+                self._insert(*wire.read_numbered_field(data))
+            case b"m":
+                self._change(*wire.read_numbered_field(data))
+            case b"+":
+                self._later(envelope.add, wire.read_address(data))
+            case b"2":
+                self._later(envelope.add, wire.read_address(data), wire.read_notify(data))
+            case b"-":
+                self._later(envelope.remove, wire.read_address(data))
+            case b"e":
+                self._later(setattr, envelope, "reverse_path", wire.read_sender(data))
+            case b"q":
+                self._later(self._message.message.quarantine, wire.read_text(data))
+            case _:
+                raise ValueError("there is no such change")
+
+    def _later(self, change: Callable[..., None], *arguments: object) -> None:
+        self._others.append(partial(change, *arguments))
+
     def apply(self) -> None:
         """Change the message and its envelope."""
         if self._edited or self._body is not None:
-            kept = [each.raw for each in self._shown.header if not each.deleted]
-            self._shown.message.edit(kept if self._body else kept + self._shown.rest)
+            kept = [each.raw for each in self._message.header if not each.deleted]
+            self._message.message.edit(kept if self._body else kept + self._message.rest)
             if self._body is not None:
                 self._replace_body(b"".join(kept), self._body)
         for change in self._others:
-            self._apply(change)
+            change()
 
     def _insert(self, index: int, name: bytes, value: bytes) -> None:
-        header = self._shown.header
+        header = self._message.header
         if index >= len(header):
             # No field can follow one without a line end, the last of content without body.
             index = len(header) - bool(header and not header[-1].raw.endswith(b"\n"))
@@ -131,11 +153,11 @@ class Changes:
         """Change a field by its number among those of its name, counted before any deletion."""
         same = self._same.get(name.lower())
         if same is None:
-            shown = (each for each in self._shown.header if not each.hidden)
+            shown = (each for each in self._message.header if not each.hidden)
             same = self._same[name.lower()] = [each for each in shown if each.name == name.lower()]
         if max(index, 1) > len(same):
             if value:
-                self._insert(len(self._shown.header), name, value)
+                self._insert(len(self._message.header), name, value)
             return
         found = same[max(index, 1) - 1]
         found.deleted = not value
@@ -145,7 +167,7 @@ class Changes:
         """Return a field in the form of a message, with line ends that fold."""
         self._edited = True
         lines = [line for line in _LINE_ENDS.split(value) if line.strip(b" \t")]
-        space = b"" if self._shown.keeps_space else b" "
+        space = b"" if self._message.keeps_space else b" "
         folded = [line if line[:1] in b" \t" else b"\t" + line for line in lines[1:]]
         raw = name + b":" + space + b"\r\n".join(lines[:1] + folded) + b"\r\n"
         self._size += len(raw)
@@ -154,18 +176,6 @@ class Changes:
     def _replace_body(self, header: bytes, body: ContentWriter) -> None:
         if header and not header.endswith(b"\n"):
             header += b"\r\n"
-        message = self._shown.message
+        message = self._message.message
         before = header[len(message.prefix) :] + b"\r\n"
         message.replace(body.finish().behind(before, 0))
-
-    def _apply(self, change: wire.Change) -> None:
-        envelope = self._shown.envelope
-        match change:
-            case wire.AddRecipient(address, notify):
-                envelope.add(address, notify)
-            case wire.RemoveRecipient(address):
-                envelope.remove(address)
-            case wire.ChangeSender(address):
-                envelope.reverse_path = address
-            case wire.Quarantine(reason):
-                self._shown.message.quarantine(reason)

@@ -29,7 +29,7 @@ from minismtp import (
 
 from ._client_name import confirmed_name
 from ._milter_conversation import Conversation
-from ._milter_message import Changes, Shown
+from ._milter_message import Changes, MilterMessage
 from ._options import check_time
 
 _VERDICTS = (Reject, Defer, Disconnect)
@@ -126,13 +126,13 @@ class Milter:
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
         """Send the message, and apply the filter's changes and verdict."""
         with self._conversation(session, in_message=True) as conversation:
-            shown = Shown(message, envelope, keeps_space=conversation.keeps_space)
+            sent = MilterMessage(message, envelope, keeps_space=conversation.keeps_space)
             if conversation.wants_more:
-                conversation.show(shown.fields(), shown.body())
+                conversation.message(sent.fields(), sent.body())
             if conversation.wants_more:
-                changes = Changes(shown, self._spool)
-                for change in conversation.end():
-                    changes.take(change)
+                changes = Changes(sent, self._spool)
+                for letter, data in conversation.end():
+                    changes.take(letter, data)
                 changes.apply()
             if conversation.discarded:
                 message.discard(f"by the filter at {self.address}")

@@ -200,7 +200,7 @@ def of_lmtp_and_forward(address: str, _: Path) -> str:
 
 
 def of_milter(address: str, _: Path) -> str:
-    return str(_milter._address(f"<{address}>\0".encode()))  # noqa: SLF001
+    return str(_milter.read_address(f"<{address}>\0".encode()))
 
 
 def of_from_field(address: str, _: Path) -> str:

@@ -13,12 +13,12 @@ from typing import Final
 
 import pytest
 from fakes import envelope
-from minismtp_plugins import _milter, _rspamd
+from minismtp_plugins import _rspamd
 from minismtp_plugins._archives import files_in
 from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
 from minismtp_plugins._canonical import body_hashes
 from minismtp_plugins._dkim import Signature
-from minismtp_plugins._milter_message import Changes, Shown
+from minismtp_plugins._milter_message import Changes, MilterMessage
 from minismtp_plugins._parts import parts_of
 from minismtp_plugins.authentication_results import AuthenticationResults
 from pumps import grows_too_fast
@@ -163,9 +163,9 @@ def _many(name: bytes, count: int) -> Message:
 
 
 def _changed_by_a_milter(count: int) -> None:
-    changes = Changes(Shown(_many(b"X", count), envelope(), keeps_space=False), None)
+    changes = Changes(MilterMessage(_many(b"X", count), envelope(), keeps_space=False), None)
     for number in range(min(count, 1000)):
-        changes.take(_milter.ChangeHeader(number + 1, b"X", b""))
+        changes.take(b"m", (number + 1).to_bytes(4, "big") + b"X\0\0")
     changes.apply()
 
 

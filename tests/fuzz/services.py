@@ -10,7 +10,7 @@ from fakes import envelope
 from minismtp_plugins import _milter as wire
 from minismtp_plugins._ldap_filter import encoded_filter, escaped
 from minismtp_plugins._milter_conversation import Conversation
-from minismtp_plugins._milter_message import Changes, Shown
+from minismtp_plugins._milter_message import Changes, MilterMessage
 from minismtp_plugins._rspamd import edited, parse
 from minismtp_plugins.clamav import Clamav
 from minismtp_plugins.dovecot_auth import DovecotAuth
@@ -175,8 +175,6 @@ def milter_packets(data: bytes) -> None:
         wire.read_options(letter, rest)
     elif letter == b"y":
         wire.read_verdict(rest)
-    else:
-        wire.read_change(letter, rest)
 
 
 @target(
@@ -197,22 +195,22 @@ def milter_conversation(data: bytes) -> None:
     conversation.mail("<a@a.example>")
     conversation.recipient(Address.parse("u@example.org"))
     conversation.data()
-    shown = Shown(message, mail, keeps_space=conversation.keeps_space)
-    conversation.show(shown.fields(), shown.body())
+    shown = MilterMessage(message, mail, keeps_space=conversation.keeps_space)
+    conversation.message(shown.fields(), shown.body())
     changes = Changes(shown, None)
-    for change in conversation.end():
-        changes.take(change)
+    for letter, packet in conversation.end():
+        changes.take(letter, packet)
     changes.apply()
 
 
 @target("_milter_message", raises=(RemoteError,))
 def message_for_milters(data: bytes) -> None:
     said, _, mail = data.partition(_SECOND)
-    shown = Shown(message_of(mail), envelope(), keeps_space=False)
+    shown = MilterMessage(message_of(mail), envelope(), keeps_space=False)
     fields = b"".join(value for _, value in shown.fields())
     body = b"".join(shown.body())
     assert len(fields) + len(body) <= len(mail)
     changes = Changes(shown, None)
     for packet in said.split(b"\n"):
-        changes.take(wire.read_change(packet[:1], packet[1:]))
+        changes.take(packet[:1], packet[1:])
     changes.apply()

@@ -7,13 +7,14 @@ import socket
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minismtp_plugins import _milter as wire
 from minismtp_plugins._milter_conversation import Conversation
-from minismtp_plugins._milter_message import Changes, Shown
+from minismtp_plugins._milter_message import Changes, MilterMessage
 
 from minismtp import (
     Address,
@@ -23,6 +24,7 @@ from minismtp import (
     Envelope,
     Line,
     Message,
+    Recipient,
     Reject,
     RemoteError,
 )
@@ -43,7 +45,7 @@ REPLY = st.builds(wire.packet, LETTERS, DATA)
 @given(LETTERS, DATA)
 def test_any_change_is_read_or_nonsense(letter: bytes, data: bytes) -> None:
     with contextlib.suppress(wire.NonsenseError):
-        wire.read_change(letter, data)
+        changed(letter, data)
 
 
 @given(DATA | st.from_regex(rb"[45][0-9]{2}[ -]([245]\.[0-9]+\.[0-9]+ )?.*\Z").map(bytes))
@@ -87,7 +89,7 @@ def test_whatever_a_filter_sends_ends_in_a_verdict_or_an_error(
             lambda: conversation.mail("<>"),
             lambda: conversation.recipient(Address("a", "b.example")),
             conversation.data,
-            lambda: conversation.show(iter([(b"A", b"b")]), iter([b"body"])),
+            lambda: conversation.message(iter([(b"A", b"b")]), iter([b"body"])),
             lambda: finish(conversation),
         ]
         for step in steps:
@@ -97,9 +99,9 @@ def test_whatever_a_filter_sends_ends_in_a_verdict_or_an_error(
 
 def finish(conversation: Conversation) -> None:
     message = Message("1", Content.of(b"A: b\r\nA: c\r\n\r\nbody"), b"Received: x\r\n")
-    changes = Changes(Shown(message, envelope(), keeps_space=False), None)
-    for change in conversation.end():
-        changes.take(change)
+    changes = Changes(MilterMessage(message, envelope(), keeps_space=False), None)
+    for letter, packet in conversation.end():
+        changes.take(letter, packet)
     changes.apply()
     with message.open() as reader:
         reader.read()
@@ -142,29 +144,67 @@ def test_reply_that_refuses_nothing_is_nonsense(data: bytes) -> None:
         wire.read_verdict(data)
 
 
+A_B: Final = Address("a", "b.example")
+
+
+def changed(letter: bytes, data: bytes) -> tuple[Message, Envelope]:
+    """Return a message and its envelope after one change of a filter."""
+    message, mail = Message("1", Content.of(b"X-A: 1\r\nX-A: 2\r\n\r\nold")), envelope()
+    changes = Changes(MilterMessage(message, mail, keeps_space=False), None)
+    changes.take(letter, data)
+    changes.apply()
+    return message, mail
+
+
 @pytest.mark.parametrize(
-    ("letter", "data", "change"),
+    ("letter", "data", "content"),
     [
-        (b"h", b"X-A\0b c\0", wire.AddHeader(b"X-A", b"b c")),
-        (b"h", b"X-A\0\0", wire.AddHeader(b"X-A", b"")),
-        (b"i", b"\0\0\0\1X-A\0b\0", wire.InsertHeader(1, b"X-A", b"b")),
-        (b"m", b"\0\0\0\2X-A\0\0", wire.ChangeHeader(2, b"X-A", b"")),
-        (b"+", b"<a@b.example>\0", wire.AddRecipient(Address("a", "b.example"))),
-        (
-            b"2",
-            b"<a@b.example>\0NOTIFY=never,else\0",
-            wire.AddRecipient(Address("a", "b.example"), frozenset({"NEVER"})),
-        ),
-        (b"2", b"a@b.example\0", wire.AddRecipient(Address("a", "b.example"))),
-        (b"-", b'<"a b"@b.example>\0', wire.RemoveRecipient(Address("a b", "b.example"))),
-        (b"e", b"<>\0", wire.ChangeSender(None)),
-        (b"e", b"<a@b.example>\0SIZE=1\0", wire.ChangeSender(Address("a", "b.example"))),
-        (b"b", b"body\0\n", wire.ReplaceBody(b"body\0\n")),
-        (b"q", b"why\0", wire.Quarantine("why")),
+        (b"h", b"X-A\0b c\0", b"X-A: 1\r\nX-A: 2\r\nX-A: b c\r\n\r\nold"),
+        (b"h", b"X-A\0\0", b"X-A: 1\r\nX-A: 2\r\nX-A: \r\n\r\nold"),
+        (b"i", b"\0\0\0\1X-B\0b\0", b"X-A: 1\r\nX-B: b\r\nX-A: 2\r\n\r\nold"),
+        (b"m", b"\0\0\0\2X-A\0b\0", b"X-A: 1\r\nX-A: b\r\n\r\nold"),
+        (b"m", b"\0\0\0\2X-A\0\0", b"X-A: 1\r\n\r\nold"),
+        (b"b", b"body\0\n", b"X-A: 1\r\nX-A: 2\r\n\r\nbody\0\n"),
     ],
 )
-def test_change_is_read(letter: bytes, data: bytes, change: wire.Change) -> None:
-    assert wire.read_change(letter, data) == change
+def test_change_of_the_message_is_made(letter: bytes, data: bytes, content: bytes) -> None:
+    with changed(letter, data)[0].open() as reader:
+        assert reader.read() == content
+
+
+@pytest.mark.parametrize(
+    ("letter", "data", "recipient"),
+    [
+        (b"+", b"<a@b.example>\0", Recipient(A_B)),
+        (b"2", b"a@b.example\0", Recipient(A_B)),
+        (
+            *(b"2", b"<a@b.example>\0NOTIFY=never,else\0"),
+            Recipient(A_B, notify=frozenset({"NEVER"})),
+        ),
+    ],
+)
+def test_recipient_is_added(letter: bytes, data: bytes, recipient: Recipient) -> None:
+    assert changed(letter, data)[1].added == (recipient,)
+
+
+def test_recipient_is_removed() -> None:
+    assert changed(b"-", b'<"a b"@b.example>\0')[1].removed == {Address("a b", "b.example")}
+
+
+@pytest.mark.parametrize(
+    ("data", "sender"), [(b"<>\0", None), (b"\0", None), (b"<a@b.example>\0SIZE=1\0", A_B)]
+)
+def test_sender_is_changed(data: bytes, sender: Address | None) -> None:
+    message, mail = Message("1", Content.of(b"")), envelope()
+    mail.reverse_path = Address("x", "y.example")
+    changes = Changes(MilterMessage(message, mail, keeps_space=False), None)
+    changes.take(b"e", data)
+    changes.apply()
+    assert mail.reverse_path == sender
+
+
+def test_message_is_quarantined() -> None:
+    assert changed(b"q", b"why\0")[0].quarantined == "why"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +224,7 @@ def test_change_is_read(letter: bytes, data: bytes, change: wire.Change) -> None
 )
 def test_change_that_makes_no_sense_is_nonsense(letter: bytes, data: bytes) -> None:
     with pytest.raises(wire.NonsenseError):
-        wire.read_change(letter, data)
+        changed(letter, data)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +270,11 @@ RECEIVED = b"Received: from a\r\n\tby b with SMTP id 1a.1;\r\n"
 
 
 @given(st.lists(LINES).map(b"".join))
-def test_every_octet_of_a_message_is_shown(content: bytes) -> None:
+def test_every_octet_of_a_message_is_sent(content: bytes) -> None:
     prefix = RECEIVED + (b"\r\n" if content[:1] in {b" ", b"\t"} else b"")
-    shown = Shown(Message("1", Content.of(content), prefix), envelope(), keeps_space=True)
-    fields = [name + b":" + value for name, value in shown.fields()]
-    told = b"\n".join([*fields, b"".join(shown.body())])
+    sent = MilterMessage(Message("1", Content.of(content), prefix), envelope(), keeps_space=True)
+    fields = [name + b":" + value for name, value in sent.fields()]
+    told = b"\n".join([*fields, b"".join(sent.body())])
     assert b"".join(told.split()).replace(b":", b"") == b"".join(content.split()).replace(b":", b"")
 
 
@@ -242,17 +282,17 @@ def test_every_octet_of_a_message_is_shown(content: bytes) -> None:
 def test_changes_leave_all_else_as_it_was(content: bytes, add: bool, body: bool) -> None:
     prefix = RECEIVED + (b"\r\n" if content[:1] in {b" ", b"\t"} else b"")
     message = Message("1", Content.of(content), prefix)
-    shown = Shown(message, envelope(), keeps_space=False)
-    before, rest = [each.raw for each in shown.header], b"".join(shown.body())
-    changes = Changes(shown, None)
-    changes.take(wire.InsertHeader(0, b"X-First", b"1"))
+    sent = MilterMessage(message, envelope(), keeps_space=False)
+    before, rest = [each.raw for each in sent.header], b"".join(sent.body())
+    changes = Changes(sent, None)
+    changes.take(b"i", bytes(4) + b"X-First\0001\0")
     if add:
-        changes.take(wire.AddHeader(b"X-Last", b"2"))
+        changes.take(b"h", b"X-Last\0002\0")
     if body:
-        changes.take(wire.ReplaceBody(b"new\r\n"))
+        changes.take(b"b", b"new\r\n")
         rest = b"new\r\n"
     changes.apply()
-    after = Shown(message, envelope(), keeps_space=False)
+    after = MilterMessage(message, envelope(), keeps_space=False)
     raws = [each.raw for each in after.header]
     kept = [raw for raw in raws if not raw.startswith((b"X-First:", b"X-Last:"))]
     assert raws[0] == b"X-First: 1\r\n"
