@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minismtp.mail.content import Content, ContentWriter
     from minismtp.mail.delivery import Delivery, Destination
     from minismtp.mail.envelope import Envelope, Local, Recipient, Relay, Several
-    from minismtp.mail.headers import Headers, format_field
+    from minismtp.mail.headers import Headers, fields_end, format_field, header_end
     from minismtp.mail.message import Message
     from minismtp.mail.mime_conversion import converted
     from minismtp.mail.results import Finding, findings_of
@@ -110,10 +110,12 @@ __all__ = [
     "converted",
     "dotted",
     "events",
+    "fields_end",
     "findings_of",
     "folded_local",
     "folded_name",
     "format_field",
+    "header_end",
     "hookimpl",
     "make_directory",
     "plugin",
@@ -139,7 +141,7 @@ _MODULES: Final = {
     "mail.content": "Content ContentWriter",
     "mail.delivery": "Delivery Destination",
     "mail.envelope": "Envelope Local Recipient Relay Several",
-    "mail.headers": "Headers format_field",
+    "mail.headers": "Headers fields_end format_field header_end",
     "mail.message": "Message",
     "mail.mime_conversion": "converted",
     "mail.results": "Finding findings_of",

@@ -4,14 +4,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
-from minismtp import ContentWriter, Envelope, Message
+from minismtp import ContentWriter, Envelope, Message, fields_end
 
 from . import _milter as wire
 
-_NAME: Final = re.compile(rb"([!-9;-~]++)[ \t]*+:")
 _LINE_ENDS: Final = re.compile(rb"[\r\n]+")
 _MOST: Final = 1000  # changes, except parts of the body
 _LARGEST_HEADER: Final = 1 << 20  # octets of all additions
@@ -41,11 +41,8 @@ class MilterMessage:
         self.keeps_space = keeps_space
         self.header: list[_Field] = []
         raws = message.headers.raw_all()
-        for raw in raws:
-            match = _NAME.match(raw)
-            if match is None:
-                break
-            self.header.append(_Field(match[1].lower(), raw))
+        for raw in takewhile(fields_end, raws):
+            self.header.append(_Field(raw.partition(b":")[0].rstrip(b" \t").lower(), raw))
         self.rest = raws[len(self.header) :]
         ours = f" id {envelope.id}".encode()
         for each in self.header:

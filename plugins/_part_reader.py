@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-from minismtp import Headers
+from minismtp import Headers, fields_end, header_end
 
 from ._budget import TooMuchError
 
@@ -16,8 +16,6 @@ _LINE = 1000  # octets of a delimiter's line that are read
 _REMEMBERED = 1000  # octets of boundaries whose pattern is kept
 _MOST_DELIMITERS = 3000  # those at the end of multiparts included
 _DESCRIPTION = re.compile(rb"(?i)^content-[^\n]*+(?:\n[ \t][^\n]*+)*+\n?", re.MULTILINE)
-_HEADER_END = re.compile(rb"\n\r?\n")
-_FIELDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+(?:\n|\Z))*+")
 _GUESSED = re.compile(rb"\n--([^\s-][^\r\n]{0,199})[ \t]*+\r?\n[!-9;-~]++[ \t]*+:")
 _FIELD = re.compile(rb"(?i)\ncontent-(?:type|disposition|transfer-encoding)\b")
 _EXACT_END = re.compile(rb"(?:--)?[ \t]*+\r?(?:\n|\Z)")
@@ -50,29 +48,29 @@ class Reader:
         """Read a header section; a delimiter ends it too, and is left for the body to end at."""
         held, start = _held(boundaries), 0
         while True:
-            end = _HEADER_END.search(self._buffer, start)
-            stop = end.start() + 1 if end else len(self._buffer)
+            end = header_end(self._buffer, 1, start)
+            stop = end if end >= 0 else len(self._buffer)
             delimiter = self._delimiter(boundaries, start, stop)
             if stop > MOST_HEADERS:
                 raise TooMuchError("a header section of more than 1 MiB")
             start = max(0, stop - held)
-            if end or delimiter or not self._fill():
+            if end >= 0 or delimiter or not self._fill():
                 break
         if delimiter:
             stop = delimiter.start() + 1
         text = self._buffer[1:stop]
-        next_line = end.end() - 1 if end and not delimiter else stop - 1
-        match = _FIELDS.match(text)
-        if match and match.end() < len(text):
+        next_line = self._buffer.find(b"\n", stop) if end >= 0 and not delimiter else stop - 1
+        fields = fields_end(text)
+        if fields < len(text):
             self._doubts.strict = True
             if self._strict:
-                text, next_line = match[0], match.end()
-        fields = _DESCRIPTION.findall(text)
-        self._doubts.described += sum(map(len, fields))
+                text, next_line = text[:fields], fields
+        described = _DESCRIPTION.findall(text)
+        self._doubts.described += sum(map(len, described))
         if self._doubts.described > MOST_HEADERS:
             raise TooMuchError("more than 1 MiB that describes parts")
         self._buffer = self._buffer[next_line:]
-        return Headers(fields)
+        return Headers(described)
 
     def describes_a_part(self, boundaries: Sequence[bytes]) -> bool:
         """Return whether a field follows that describes a part, which some programs accept."""

@@ -12,6 +12,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from minismtp.mail.headers import fields_end
+
 if TYPE_CHECKING:
     from minismtp.mail.content import Content
 
@@ -21,20 +23,13 @@ RETURN_PATH: Final = frozenset({"return-path"})
 DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
 
 _HEAD: Final = 65536  # octets in which the end of the header section is searched first
-# field-name ":" (RFC 5322 section 3.6.8); the obsolete syntax of section 4.5 has white space before
-# the colon. Like Postfix, this does not take a longer name for a field.
-_PLAIN_FIELD: Final = rb"[!-9;-~]{1,2047}+:"
-_FIELD: Final = rb"[!-9;-~]{1,2047}+[ \t]{0,2047}+:"
 _DECIDED: Final = 4096  # octets of a line that suffice to see whether it is a field
-_FIRST_PLAIN_FIELD: Final = re.compile(_PLAIN_FIELD)
-_NO_PLAIN_FIELD: Final = re.compile(rb"\n(?!" + _PLAIN_FIELD + rb"|[ \t])")
-_FIRST_FIELD: Final = re.compile(_FIELD)
-_NO_FIELD: Final = re.compile(rb"\n(?!" + _FIELD + rb"|[ \t])")
 _EMPTY_LINE: Final = re.compile(rb"\r?\n")
 _MAILBOX_LINES: Final = re.compile(rb"(?:>{0,1000}+From [^\n]*+(?:\n|\Z))*+")
 _MAILBOX_LINE: Final = re.compile(rb"(?m)^(?=>*+From )")
-_BLANKS_BEFORE_COLON: Final = re.compile(rb"(?m)^([!-9;-~]++)[ \t]++:")
+_BLANKS_BEFORE_COLON: Final = re.compile(rb"\n([!-9;-~]++)[ \t]++:")
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_TOP: Final = (_BYTE_ORDER_MARK, b"From ", b">")  # begins of content whose fields may begin later
 
 
 def clean(
@@ -50,23 +45,10 @@ def clean(
     """
     for size in (min(_HEAD, limit), limit):
         head = content.head(size + _DECIDED)
-        plain = _plain(head)
-        if plain and not _drops(plain, dropped):
-            return (plain, content) if len(plain) <= limit else None
-        begin, end = _bounds(head)
+        begin, end = _bounds(head) if head.startswith(_TOP) else (0, fields_end(head))
         if end <= size:  # so `head` has enough of the line that ends the section
-            break
-    else:
-        return None
-    return _settled(content, head, begin, end, dropped)
-
-
-def _plain(head: bytes) -> bytes:
-    """Return a section of ordinary fields with its empty line, b"" if it has other lines."""
-    end = _NO_PLAIN_FIELD.search(head)
-    if end and _FIRST_PLAIN_FIELD.match(head) and head.startswith(b"\r\n", end.end()):
-        return head[: end.end() + 2]
-    return b""
+            return _settled(content, head, begin, end, dropped)
+    return None
 
 
 def _bounds(head: bytes) -> tuple[int, int]:
@@ -74,9 +56,9 @@ def _bounds(head: bytes) -> tuple[int, int]:
     start = len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0
     found = _MAILBOX_LINES.match(head, start)
     begin = found.end() if found else start
-    if _FIRST_FIELD.match(head, begin):
-        end = _NO_FIELD.search(head, begin)
-        return begin, end.end() if end else len(head)
+    end = fields_end(head, begin)
+    if end > begin:
+        return begin, end
     if begin == len(_BYTE_ORDER_MARK) == start:
         return 0, 0  # the mark belongs to the text, which is the body
     return begin, begin
@@ -86,8 +68,12 @@ def _settled(
     content: Content, head: bytes, begin: int, end: int, dropped: frozenset[str]
 ) -> tuple[bytes, Content]:
     """Return the fields from `begin` to `end` in order, with an empty line, and their content."""
+    fields = b"\n" + head[begin:end]
+    plain = not begin and not _BLANKS_BEFORE_COLON.search(fields) and not _drops(fields, dropped)
+    if plain and end and head.startswith(b"\r\n", end):
+        return head[: end + 2], content
     lines = _MAILBOX_LINE.sub(b"X-Mailbox-Line: ", head[:begin].removeprefix(_BYTE_ORDER_MARK))
-    fields = _BLANKS_BEFORE_COLON.sub(rb"\1:", head[begin:end])
+    fields = _BLANKS_BEFORE_COLON.sub(rb"\n\1:", fields)[1:]
     if dropped:
         fields = _fields_called(dropped).sub(b"", fields)
     empty_line = _EMPTY_LINE.match(head, end)
@@ -101,8 +87,8 @@ def _settled(
     return section, content.behind(section, end)
 
 
-def _drops(section: bytes, dropped: frozenset[str]) -> bool:
-    lowered = b"\n" + section.lower()
+def _drops(lines: bytes, dropped: frozenset[str]) -> bool:
+    lowered = lines.lower()
     for begin in _line_begins(dropped):  # noqa: SIM110 - a generator costs more than the search
         if begin in lowered:
             return True

@@ -8,12 +8,13 @@ line ends at LF, with or without CR before it, as in mail stores; a CR elsewhere
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from minismtp.mail.encoded_words import decoded_words, octets_as_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # The limits of an incoming message; a larger header is refused before a plugin sees it.
 FIELD_LIMIT = 10_000
@@ -22,16 +23,21 @@ SIZE_LIMIT = 1024 * 1024  # octets
 _MOST_FIELDS = FIELD_LIMIT + 1000
 READ_LIMIT = SIZE_LIMIT + 256 * 1024  # octets
 
-# RFC 5322 section 2.2.3: a line that begins with white space continues the field above it.
-_FIELD_END = re.compile(rb"\n(?![ \t])")
-
-# field-name = 1*ftext; ftext = %d33-57 / %d59-126 (RFC 5322 section 3.6.8), then ":"; the obsolete
-# syntax of section 4.5 has white space before the colon.
+# field-name ":" (RFC 5322 section 3.6.8), field-name = 1*ftext, ftext = %d33-57 / %d59-126; the
+# obsolete syntax of section 4.5 has white space before the colon. As in Postfix, a field's name has
+# at most 2047 octets.
 _NAME = re.compile(r"[!-9;-~]+")
-_FIELD_NAME = re.compile(rb"([!-9;-~]++)[ \t]*+:")
-_FIRST_LINE = re.compile(rb"^[!-9;-~]++[ \t]*+:", re.MULTILINE)
-# Lines that are neither fields nor empty.
-_NO_FIELDS = re.compile(rb"(?:(?!\r?\n)(?![!-9;-~]++[ \t]*+:)[^\n]*+(?:\n|\Z))++")
+_BEGIN = rb"[!-9;-~]{1,2047}+[ \t]{0,2047}+:"
+_FIELD_BEGIN = re.compile(_BEGIN)
+_FIRST_LINE = re.compile(rb"^" + _BEGIN, re.MULTILINE)
+# Section 2.2.3: a line that begins with white space continues the field above it.
+_FIELDS_END = re.compile(rb"\n(?!" + _BEGIN + rb"|[ \t])")
+_EMPTY_LINE = re.compile(rb"\n(?=\r?\n)")
+# A field, or consecutive lines that are neither fields nor empty.
+_ITEM = re.compile(
+    rb"([!-9;-~]{1,2047}+)[ \t]{0,2047}+:[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+"
+    rb"|(?:(?!\r?\n)(?!" + _BEGIN + rb")[^\n]++\n?+)++"
+)
 
 _WORD = re.compile(rb"(?<![ \t])[ \t]*+[^ \t]++")
 _LINE_WISHED = 78  # the same for the length that a line should have
@@ -47,17 +53,20 @@ class Headers:
     refused. Immutable.
     """
 
-    __slots__ = ("_by_name", "_fields", "truncated")
+    __slots__ = ("_by_name", "_fields", "_names", "truncated")
 
-    def __init__(self, fields: list[bytes], *, truncated: bool = False) -> None:
-        """Take the exact bytes of each field; `Headers.parse` makes them from a message."""
+    def __init__(
+        self, fields: list[bytes], names: list[bytes] | None = None, *, truncated: bool = False
+    ) -> None:
+        """Take the exact octets of each field, and their names if they are known.
+
+        `Headers.parse` makes them from a message. An item that is not a field has the name b"".
+        """
         self.truncated = truncated
-        self._fields: list[tuple[str, bytes]] = []
-        self._by_name: dict[str, list[bytes]] = {}
-        for raw in fields:
-            match = _FIELD_NAME.match(raw)
-            name = match[1].decode("ascii") if match else ""
-            self._fields.append((name, raw))
+        self._fields = fields
+        self._names = list(map(_name_of, fields)) if names is None else names
+        self._by_name: dict[bytes, list[bytes]] = {}
+        for name, raw in zip(self._names, fields, strict=True):
             if name:
                 self._by_name.setdefault(name.lower(), []).append(raw)
 
@@ -67,57 +76,52 @@ class Headers:
 
         Without an empty line all of it is header (RFC 5322 section 2.1), as in mail stores.
         """
-        window = block[:READ_LIMIT]
-        fields: list[bytes] = []
-        start = named = 0
-        while start < len(window) and not window.startswith((b"\r\n", b"\n"), start):
-            if _FIELD_NAME.match(window, start):
-                match = _FIELD_END.search(window, start)
-                named += 1
-            else:
-                match = _NO_FIELDS.match(window, start)
-            end = match.end() if match else len(window)
-            if named > _MOST_FIELDS or end == len(window) < len(block):
-                return cls(fields, truncated=True)
-            fields.append(window[start:end])
-            start = end
-        return cls(fields)
+        end = header_end(block)
+        end = end if end >= 0 else len(block)
+        found = islice(_ITEM.finditer(block, 0, min(end, READ_LIMIT)), _MOST_FIELDS + 1)
+        items = [match.group(0, 1) for match in found]
+        truncated = end > READ_LIMIT or len(items) > _MOST_FIELDS
+        if truncated:
+            items.pop()  # the last one may be cut off
+        names = [name or b"" for _, name in items]
+        return cls([raw for raw, _ in items], names, truncated=truncated)
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of this name: unfolded, stripped, without line breaks."""
-        fields = self._by_name.get(name.lower())
+        fields = self._named(name)
         return _value(fields[0]) if fields else default
 
     def get_all(self, name: str) -> list[str]:
         """Return the values of all fields of this name, from the top."""
-        return [_value(raw) for raw in self._by_name.get(name.lower(), ())]
+        return [_value(raw) for raw in self._named(name)]
 
     def decoded(self, name: str, default: str = "") -> str:
         """Return the first value as mail programs show it: RFC 2047 decoded, without line breaks.
 
         An encoded word that cannot be decoded stays as it was written.
         """
-        fields = self._by_name.get(name.lower())
+        fields = self._named(name)
         return decoded_words(_unfolded(fields[0]) if fields else default.encode())
 
     def raw(self, name: str) -> bytes:
         """Return the exact bytes of the first field of this name with its line end, else b""."""
-        fields = self._by_name.get(name.lower())
+        fields = self._named(name)
         return fields[0] if fields else b""
 
     def raw_all(self, name: str | None = None) -> list[bytes]:
         """Return the exact bytes of each field of this name, or of all fields without a name."""
         if name is None:
-            return [raw for _, raw in self._fields]
-        return list(self._by_name.get(name.lower(), ()))
+            return list(self._fields)
+        return list(self._named(name))
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a field of this name."""
-        return isinstance(name, str) and name.lower() in self._by_name
+        return isinstance(name, str) and bool(self._named(name))
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield (name, value) pairs from the top, names as the sender wrote them."""
-        return ((name, _value(raw)) for name, raw in self._fields if name)
+        fields = zip(self._names, self._fields, strict=True)
+        return ((name.decode("ascii"), _value(raw)) for name, raw in fields if name)
 
     def __len__(self) -> int:
         """Return the number of fields that have a name."""
@@ -125,7 +129,38 @@ class Headers:
 
     def __repr__(self) -> str:
         """Return the first names, without values."""
-        return f"<Headers: {', '.join(name for name, _ in self._fields[:20] if name)}>"
+        names = b", ".join(filter(None, self._names[:20]))
+        return f"<Headers: {names.decode('ascii')}>"
+
+    def _named(self, name: str) -> Sequence[bytes]:
+        return self._by_name.get(name.lower().encode("utf-8", "replace"), ())
+
+
+def _name_of(raw: bytes) -> bytes:
+    match = _ITEM.match(raw)
+    return match[1] or b"" if match else b""
+
+
+def header_end(octets: bytes, begin: int = 0, known: int = 0) -> int:
+    """Return where the empty line is that ends the header at `begin`, -1 if there is none.
+
+    Up to `known` there is no empty line, so a header that arrives in pieces is read once.
+    """
+    if octets.startswith((b"\r\n", b"\n"), begin):
+        return begin
+    match = _EMPTY_LINE.search(octets, max(begin, known))
+    return match.end() if match else -1
+
+
+def fields_end(octets: bytes, begin: int = 0, known: int = 0) -> int:
+    """Return where the fields at `begin` end: at the first line that is not a part of a field.
+
+    Up to `known`, the begin of a line, all lines are known to be parts of fields.
+    """
+    if known <= begin and not _FIELD_BEGIN.match(octets, begin):
+        return begin
+    match = _FIELDS_END.search(octets, max(begin, known - 1))
+    return match.end() if match else len(octets)
 
 
 def too_many_fields(section: bytes) -> bool:

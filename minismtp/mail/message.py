@@ -13,7 +13,7 @@ from email.policy import EmailPolicy
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from minismtp.mail.content import Content
-from minismtp.mail.headers import READ_LIMIT, Headers, format_field
+from minismtp.mail.headers import READ_LIMIT, Headers, format_field, header_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,6 @@ _MIME_FIELD_PARSED: Final = 1024
 
 # One field, folded or not, with its line end; see `headers` for the name.
 _FIELD: Final = re.compile(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*\r?\n")
-_EMPTY_LINE: Final = re.compile(rb"\A\r?\n|\n\r?\n")
 
 
 class Message:
@@ -170,12 +169,12 @@ class Message:
         self._email = None
 
     def _header_block(self) -> bytes:
-        limit = 16 * 1024
-        block = self._prefix + self._content.head(limit)
-        while limit < min(self._content.size, READ_LIMIT + 1) and not _EMPTY_LINE.search(block):
-            limit = min(limit * 8, READ_LIMIT + 1)
+        limit, most = 16 * 1024, min(self._content.size, READ_LIMIT + 1)
+        while True:
             block = self._prefix + self._content.head(limit)
-        return block
+            if limit >= most or header_end(block) >= 0:
+                return block
+            limit = min(limit * 8, most)
 
 
 # Exceptions that `email` raises for hostile input, besides its own errors.

@@ -11,17 +11,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
-from minismtp.mail.headers import READ_LIMIT
+from minismtp.mail.headers import READ_LIMIT, fields_end
 from minismtp.mail.transfer_encoding import character_end
 
 PIECE: Final = 16384  # octets at most
 _LONGEST_BOUNDARY: Final = 1000  # octets of a line
 _BLANKS: Final = b" \t\r\n"
-# Fields; they end at an empty line, or at the first line that is not a field.
-_FOLDED: Final = rb"(?:[ \t][^\n]*+(?:\n|\Z))*+"
-_FIELD: Final = rb"[!-9;-~]++[ \t]*+:[^\n]*+(?:\n|\Z)" + _FOLDED
-_FIELDS: Final = re.compile(rb"(?:%s)*+" % _FIELD)
-_MORE: Final = re.compile(rb"%s(?:%s)*+" % (_FOLDED, _FIELD))
 _SEPARATOR: Final = re.compile(rb"\r?\n")
 _MIME_FIELD: Final = re.compile(
     rb"^(content-type|content-transfer-encoding|mime-version)[ \t]*+:"
@@ -92,12 +87,12 @@ class Source:
         while piece := self.piece(boundaries):
             block += piece
             if block.endswith(b"\n"):
-                end = _fields_end(block, end)
+                end = fields_end(block, known=end)
                 if end < len(block):
                     break
             if len(block) > READ_LIMIT:
                 break
-        end = _fields_end(block, end)
+        end = fields_end(block, known=end)
         separator = _SEPARATOR.match(block, end)
         behind = separator.end() if separator else end
         if behind < len(block):
@@ -130,12 +125,6 @@ class Source:
             whole = self._ended and len(self._data) - place <= _LONGEST_BOUNDARY
             return self._data[place:] if whole else b""
         return self._data[place:end]
-
-
-def _fields_end(block: bytes, start: int) -> int:
-    """Return where the fields end, which reach at least to `start`."""
-    match = _MORE.match(block, start) if start else _FIELDS.match(block)
-    return match.end() if match else start
 
 
 @dataclass(frozen=True, slots=True)
