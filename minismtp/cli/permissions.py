@@ -16,54 +16,40 @@ from minismtp.config.toml_values import reason
 from minismtp.hooks.loader import PluginSet
 from minismtp.server.exposure import Trust, exposures
 
-_SECRET: Final = re.compile("(password|secret|token)s?$")
+_SECRET: Final = re.compile(r"(password|secret|token)s?$")
+_SECRET_FILE: Final = re.compile(r"\.(key|password_file)$")
 
 
 def readable(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the keys of secrets that all users can read, each with the command that helps."""
-    files: dict[str, Path] = {"tls.key": config.tls.key} if config.tls.key else {}
-    files |= {f"tls.sni[{number}].key": entry.key for number, entry in enumerate(config.tls.sni)}
-    files |= dict(password_files(config))
-    if config.file and urllib.parse.urlsplit(config.state.url).password:
-        files["state.url"] = Path(config.file)
+    files = [each for each in _named_files(config) if _SECRET_FILE.search(each[0])]
     if config.file:
-        files |= {key: Path(config.file) for key in _inline_secrets(config)}
-    for key, path in files.items():
+        files += [(key, Path(config.file)) for key in _inline_secrets(config)]
+    for key, path in files:
         if path.exists() and path.stat().st_mode & stat.S_IROTH:
             yield key, f"{path} can be read by everybody (chmod o-r)"
 
 
 def _inline_secrets(config: Config) -> Iterator[str]:
-    """Yield the keys of plugins' options that hold a secret themselves."""
+    """Yield the keys of options that hold a secret themselves."""
+    if urllib.parse.urlsplit(config.state.url).password:
+        yield "state.url"
     for table in config.plugins:
-        tables = {table.key: table.options}
-        tables |= {
-            f"{table.key}.{name}": value
-            for name, value in table.options.items()
-            if isinstance(value, dict)
-        }
-        for key, options in tables.items():
-            for name, value in options.items():
-                if isinstance(value, str) and _SECRET.search(name) and value:
-                    yield f"{key}.{name}"
+        for key, value in _options(table.key, table.options):
+            if isinstance(value, str) and _SECRET.search(key) and value:
+                yield key
+
+
+def password_files(config: Config) -> Iterator[tuple[str, Path]]:
+    """Yield the files with passwords for other servers, with the keys that name them."""
+    return (each for each in _named_files(config) if each[0].endswith("password_file"))
 
 
 def own_files(config: Config) -> Iterator[tuple[str, Path]]:
     """Yield the files that the server runs or trusts, with the keys that name them."""
     if config.file:
         yield "", Path(config.file)
-    for key, path in (
-        ("tls.certificate", config.tls.certificate),
-        ("tls.key", config.tls.key),
-        ("tls.client_ca", config.tls.client_ca),
-        ("outbound.server_ca", config.outbound.server_ca),
-    ):
-        if path is not None:
-            yield key, path
-    for number, entry in enumerate(config.tls.sni):
-        yield f"tls.sni[{number}].certificate", entry.certificate
-        yield f"tls.sni[{number}].key", entry.key
-    yield from password_files(config)
+    yield from _named_files(config)
     for number, directory in enumerate(config.plugin_path):
         for path in (directory, *sorted(directory.glob("*.py"))):
             yield f"plugin_path[{number}]", path
@@ -72,24 +58,33 @@ def own_files(config: Config) -> Iterator[tuple[str, Path]]:
 def plugin_files(plugins: PluginSet) -> Iterator[tuple[str, Path]]:
     """Yield the files that plugins have as options: passwords, keys, users, programs."""
     for table, instance in plugins.instances:
-        for name, value in vars(instance).items():
-            if not name.startswith("_"):
-                yield from ((f"{table.key}.{name}", path) for path in _paths(value))
+        shown = {name: value for name, value in vars(instance).items() if name[:1] != "_"}
+        for key, value in _options(table.key, shown):
+            if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):
+                with contextlib.suppress(OSError, ValueError):
+                    if Path(value).is_file():
+                        yield key, Path(value)
 
 
-def _paths(value: object) -> Iterator[Path]:
-    """Yield the files that the value of an option names, but no directories."""
-    if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):
-        with contextlib.suppress(OSError, ValueError):
-            if Path(value).is_file():
-                yield Path(value)
+def _named_files(config: Config) -> Iterator[tuple[str, Path]]:
+    for key, value in (*_options("tls", config.tls), *_options("outbound", config.outbound)):
+        if isinstance(value, Path):
+            yield key, value
+
+
+def _options(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """Yield the options of a table and of all tables and arrays in it, with their keys."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, dict):
+        parts = {f"{key}.{name}": part for name, part in value.items()}
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _paths(each)
-    elif isinstance(value, dict):
-        yield from _paths([*value.values()])
-    elif is_dataclass(value) and not isinstance(value, type):
-        yield from _paths([getattr(value, item.name) for item in fields(value)])
+        parts = {f"{key}[{number}]": part for number, part in enumerate(value)}
+    else:
+        yield key, value
+        return
+    for name, part in parts.items():
+        yield from _options(name, part)
 
 
 def writable(config: Config, files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
@@ -107,12 +102,3 @@ def writable(config: Config, files: Iterable[tuple[str, Path]]) -> Iterator[tupl
             if problem not in told:
                 told.add(problem)
                 yield key, problem
-
-
-def password_files(config: Config) -> Iterator[tuple[str, Path]]:
-    """Yield the files with passwords for other servers, with the keys that name them."""
-    if config.outbound.password_file is not None:
-        yield "outbound.password_file", config.outbound.password_file
-    for number, route in enumerate(config.outbound.routes):
-        if route.password_file is not None:
-            yield f"outbound.routes[{number}].password_file", route.password_file
