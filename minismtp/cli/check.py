@@ -12,10 +12,11 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple
 
 from minismtp.cli import permissions
 from minismtp.cli.common import EXIT_CONFIG, add_config, configuration, say
@@ -212,9 +213,11 @@ def _plugins(config: Config) -> Iterator[Problem]:
             yield from _roles(config, plugins)
             for key, problem in permissions.writable(config, permissions.plugin_files(plugins)):
                 yield _warning(config, key, problem)
-            with _Warnings() as warnings:
-                plugins.hooks().on_start(_introduction(config, Path(directory)))
-            yield from (_warning(config, "plugins", text) for text in warnings.texts)
+            # Plugins may write here, and into no state that servers share.
+            here = replace(config, state_directory=Path(directory), state=StateConfig())
+            with _warnings() as logged:
+                plugins.hooks().on_start(ServerInfo.of(here, "check"))
+            yield from (_warning(config, "plugins", each.getMessage()) for each in logged)
         except (ConfigError, StartError) as error:
             yield Problem("error", str(error))
             return
@@ -225,29 +228,17 @@ def _plugins(config: Config) -> Iterator[Problem]:
             plugins.hooks().on_stop()
 
 
-def _introduction(config: Config, directory: Path) -> ServerInfo:
-    """Return the argument of `on_start`, with places where plugins may write during the check."""
-    here = replace(config, state_directory=directory, state=StateConfig())
-    return ServerInfo.of(here, "check")
-
-
-class _Warnings(logging.Handler):
-    """Collects the warnings that are logged within the block, such as those of plugins."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def __enter__(self) -> Self:
-        logging.getLogger().addHandler(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger().removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep the text of a warning."""
-        self.texts.append(record.getMessage())
+@contextmanager
+def _warnings() -> Iterator[list[logging.LogRecord]]:
+    """Collect the warnings that are logged within the block, such as those of plugins."""
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = logged.append  # type: ignore[assignment, method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield logged
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
