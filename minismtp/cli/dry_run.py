@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -30,6 +30,7 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.thread_activity import Activity, Step, taken_up
 from minismtp.session.in_memory import Dialogue
 from minismtp.session.listener_context import ListenerContext
+from minismtp.smtp.dot_stuffing import dotted
 from minismtp.storage.spool import Spool
 from minismtp.values.address import Address
 from minismtp.values.reply import Verdict
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REFUSALS: Final = ("reject", "defer", "disconnect")  # among the verdicts of a step
-_PIECE: Final = 65536  # octets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,27 +244,9 @@ def _converse(dialogue: Dialogue, client: ExampleClient, content: BinaryIO) -> s
     reply = dialogue.send("DATA")
     if not reply.startswith("354"):
         return reply
-    output, batch = b"", bytearray()
-    for line in _as_data(content):
-        batch += line
-        if len(batch) >= _PIECE:
-            output += dialogue.send_raw(bytes(batch))
-            batch.clear()
-    output += dialogue.send_raw(bytes(batch))
+    output = b"".join(map(dialogue.send_raw, dotted(content)))
     first = output.decode().partition("\r\n")[0]
     return re.sub(r" \(id [0-9a-f.]+\)$", "", first)
-
-
-def _as_data(content: BinaryIO) -> Iterator[bytes]:
-    """Yield content as DATA carries it: lines end with CRLF, and a dot before a dot."""
-    before = b"\n"
-    while line := content.readline(_PIECE):
-        stuffed = b"." + line if before.endswith(b"\n") and line.startswith(b".") else line
-        if line.endswith(b"\n") and not (before + line).endswith(b"\r\n"):
-            stuffed = stuffed[:-1] + b"\r\n"
-        yield stuffed
-        before = line
-    yield b".\r\n" if before.endswith(b"\n") else b"\r\n.\r\n"
 
 
 def _outcome(reply: str, message: Message | None) -> str:
