@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -45,18 +45,22 @@ class Difference(msgspec.Struct, tag_field="type", tag="difference"):
     reply: str
 
 
-@dataclass
-class Summary:
-    """All messages: the number of each change by each hook, and of those that were not read."""
+class Change(msgspec.Struct):
+    """The number of `messages` that would fare differently in this way, see `Difference`."""
+
+    was: str
+    now: str
+    by: str
+    messages: int
+
+
+class Summary(msgspec.Struct, tag_field="type", tag="summary"):
+    """All messages that were read, those that were gone by then, and the changes, most first."""
 
     messages: int = 0
+    different: int = 0
     unreadable: int = 0
-    changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-
-    @property
-    def different(self) -> int:
-        """The number of messages that would fare differently."""
-        return self.changes.total()
+    changes: list[Change] = []
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 def differences(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
     """Yield the lines to print; raise CommandError, ConfigError and OSError."""
     summary = Summary()
+    changes: Counter[tuple[str, str, str]] = Counter()
     files = maildir(arguments.maildir)
     progress = _Progress(len(files))
     with ExitStack() as stack:
@@ -108,12 +113,14 @@ def differences(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
             else:
                 summary.messages += 1
                 if found is not None:
-                    summary.changes[found.was, found.now, found.by] += 1
+                    summary.different += 1
+                    changes[found.was, found.now, found.by] += 1
                     progress.clear()
                     yield json_line(found) if arguments.json else line_of(found)
             progress.show(number)
         progress.clear()
-    yield from [_summary_as_json(summary)] if arguments.json else _summary_as_text(summary)
+    summary.changes = [Change(*change, count) for change, count in changes.most_common()]
+    yield from [json_line(summary)] if arguments.json else _summary_as_text(summary)
 
 
 def changed(present: Config, path: Path) -> Config:
@@ -213,24 +220,9 @@ def line_of(found: Difference) -> str:
     return f"{found.message}  {found.was} -> {found.now}{by}  {found.reply}"
 
 
-def _summary_as_json(summary: Summary) -> str:
-    changes = [
-        {"was": was, "now": now, "by": by, "messages": number}
-        for (was, now, by), number in summary.changes.most_common()
-    ]
-    return json_line(
-        {
-            "type": "summary",
-            "messages": summary.messages,
-            "different": summary.different,
-            "unreadable": summary.unreadable,
-            "changes": changes,
-        }
-    )
-
-
 def _summary_as_text(summary: Summary) -> Iterator[str]:
     gone = f", {summary.unreadable:,} gone meanwhile" if summary.unreadable else ""
     yield f"{summary.messages:,} messages, {summary.different:,} would fare differently{gone}"
-    for (was, now, by), number in summary.changes.most_common():
-        yield f"    {number:,} {was} -> {now}{f' by {by}' if by else ''}"
+    for each in summary.changes:
+        by = f" by {each.by}" if each.by else ""
+        yield f"    {each.messages:,} {each.was} -> {each.now}{by}"
