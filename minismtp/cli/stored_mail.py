@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -51,7 +51,7 @@ def envelope_of(content: BinaryIO, hostname: str) -> ExampleClient:
     headers = Headers.parse(content.read(_HEAD))
     fields = headers.raw_all()
     ours = next((n for n, raw in enumerate(fields) if _is_ours(raw, hostname)), None)
-    added = sum(1 for _ in _on_delivery(fields)) if ours is None else ours + 1
+    added = len([*takewhile(_ON_DELIVERY.match, fields)]) if ours is None else ours + 1
     content.seek(mark + sum(map(len, fields[:added])))
     sender = _address(headers.get("Return-Path"))
     recipient = _address(headers.get("Delivered-To")) or f"postmaster@{hostname}"
@@ -70,13 +70,6 @@ def envelope_of(content: BinaryIO, hostname: str) -> ExampleClient:
 def _is_ours(raw: bytes, hostname: str) -> bool:
     found = _OURS.search(Headers([raw]).get("Received"))
     return found is not None and found[1].lower() == hostname.lower()
-
-
-def _on_delivery(fields: list[bytes]) -> Iterator[bytes]:
-    for raw in fields:
-        if not _ON_DELIVERY.match(raw):
-            return
-        yield raw
 
 
 def _address(value: str) -> str:
