@@ -12,9 +12,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import tomli
 
@@ -26,30 +26,12 @@ from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import instances
 from minismtp.mail.authentication_results import results_of
 from minismtp.mail.message import Message
-from minismtp.mail.results import Finding, findings_of
+from minismtp.mail.results import findings_of
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
 from minismtp.values.peer import plain_address
 
 _LONGEST: Final = 200  # characters of a field that are shown
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TryReport:
-    """What a plugin did to a message, as `--json` prints it; `steps` are the calls of its hooks."""
-
-    plugin: str
-    accepted: bool
-    outcome: str
-    reply: str
-    steps: list[dict[str, str | float]]
-    added: list[str]
-    removed: list[str]
-    body_changed: bool
-    quarantined: str | None
-    discarded: str | None
-    results: list[str]
-    findings: list[Finding]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             result = dry_run.run(client, content)
             report = _report(config.plugins[0].name, result, result.steps + dry_run.send(result))
     say(*(json_lines(report) if arguments.json else as_text(report)))
-    return 0 if report.accepted else EXIT_FAILURE
+    return 0 if result.accepted else EXIT_FAILURE
 
 
 def _alone(config: Config, named: str, settings: list[str]) -> Config:
@@ -139,27 +121,27 @@ def setting(text: str) -> tuple[str, object]:
         return key.strip(), value
 
 
-def _report(plugin: str, result: Result, steps: list[Step]) -> TryReport:
+def _report(plugin: str, result: Result, steps: list[Step]) -> dict[str, Any]:
+    """Return what a plugin did to a message, as `--json` prints it."""
     message, envelope = result.message, result.envelope
     added, removed = _headers(result.before, message)
-    findings = [*findings_of(result.session), *(findings_of(envelope) if envelope else ())]
-    return TryReport(
-        plugin=plugin,
-        accepted=result.accepted,
-        outcome=result.outcome,
-        reply=result.reply,
-        steps=[
+    return {
+        "plugin": plugin,
+        "accepted": result.accepted,
+        "outcome": result.outcome,
+        "reply": result.reply,
+        "steps": [
             {"hook": hook, "about": name, "seconds": seconds, "verdict": verdict, "remark": remark}
             for hook, name, _, seconds, verdict, remark in steps
         ],
-        added=added,
-        removed=removed,
-        body_changed=_body_changed(result.before, message),
-        quarantined=message.quarantined if message else None,
-        discarded=message.discarded if message else None,
-        results=[str(each) for each in results_of(envelope)] if envelope else [],
-        findings=findings,
-    )
+        "added": added,
+        "removed": removed,
+        "body_changed": _body_changed(result.before, message),
+        "quarantined": message.quarantined if message else None,
+        "discarded": message.discarded if message else None,
+        "results": [str(each) for each in results_of(envelope)] if envelope else [],
+        "findings": [*findings_of(result.session), *(findings_of(envelope) if envelope else ())],
+    }
 
 
 def _headers(before: Message | None, after: Message | None) -> tuple[list[str], list[str]]:
@@ -190,9 +172,9 @@ def _body(message: Message) -> Iterator[bytes]:
         yield from iter(lambda: content.readline(65536), b"")
 
 
-def as_text(report: TryReport) -> Iterator[str]:
+def as_text(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines for people."""
-    for step in report.steps:
+    for step in report["steps"]:
         hook, about, remark = step["hook"], step["about"], step["remark"]
         match hook:
             case "RCPT":
@@ -200,17 +182,17 @@ def as_text(report: TryReport) -> Iterator[str]:
             case "reply":
                 yield f"{about} => {step['verdict']} {remark}"
             case _:
-                time = f"{float(step['seconds']) * 1000:.1f} ms"
+                time = f"{step['seconds'] * 1000:.1f} ms"
                 yield f"    {hook:14}{time:>10}  {step['verdict']}{f'  {remark}' if remark else ''}"
-    yield from (f"+ {text[:_LONGEST]}" for text in report.added)
-    yield from (f"- {text[:_LONGEST]}" for text in report.removed)
-    if report.body_changed:
+    yield from (f"+ {text[:_LONGEST]}" for text in report["added"])
+    yield from (f"- {text[:_LONGEST]}" for text in report["removed"])
+    if report["body_changed"]:
         yield "the body was changed"
-    for word, reason in (("quarantined", report.quarantined), ("discarded", report.discarded)):
-        if reason is not None:
-            yield f"{word}: {reason}"
-    yield from (f"result: {text}" for text in report.results)
-    for finding in report.findings:
+    for word in ("quarantined", "discarded"):
+        if report[word] is not None:
+            yield f"{word}: {report[word]}"
+    yield from (f"result: {text}" for text in report["results"])
+    for finding in report["findings"]:
         points = f"{finding.points:+g}"
         yield f"finding: {finding.plugin} {finding.name} {points} {finding.text}".rstrip()
-    yield f"{report.plugin}: {report.outcome}: {report.reply}"
+    yield f"{report['plugin']}: {report['outcome']}: {report['reply']}"
