@@ -1,9 +1,10 @@
 """The table `[[listeners]]` of the configuration."""
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from minismtp.config.checks import check_ciphers, check_name
 from minismtp.config.toml_values import ConfigError
@@ -112,6 +113,16 @@ class Listener:
                     f"expected the name of a header field, not {name!r}",
                     key=f"drop_headers[{number}]",
                 )
+
+    if not TYPE_CHECKING:  # or mypy would accept any name
+
+        def __getattr__(self, name: str) -> object:
+            """Return a part of `address` under the name that it had before."""
+            if name not in {"host", "port", "path"}:
+                raise AttributeError(f"a listener has no attribute {name!r}", name=name, obj=self)
+            message = f"Listener.{name} is deprecated: use Listener.address.{name}"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            return getattr(self.address, name)
 
     @property
     def suites(self) -> str:

@@ -1,4 +1,5 @@
 import contextlib
+import copy
 import os
 import pwd
 from dataclasses import FrozenInstanceError
@@ -283,6 +284,22 @@ def test_listeners_may_share_port_0(address: str) -> None:
 def test_submission_without_tls_may_listen_where_no_other_machine_is(address: str) -> None:
     text = LISTENER.replace("127.0.0.1:0", address) + 'kind = "submission"'
     assert parse(text).listeners[0].kind == "submission"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("host", "127.0.0.1"), ("port", 25), ("path", None)]
+)
+def test_parts_of_an_address_are_found_where_they_were(name: str, expected: object) -> None:
+    (listener,) = parse(LISTENER.replace(":0", ":25")).listeners
+    with pytest.deprecated_call(match=rf"use Listener\.address\.{name}"):
+        assert getattr(listener, name) == expected
+
+
+def test_listener_has_no_other_attributes() -> None:
+    (listener,) = parse(LISTENER).listeners
+    with pytest.raises(AttributeError, match="no attribute 'prot'"):
+        listener.prot  # type: ignore[attr-defined] # noqa: B018 - the subject
+    assert copy.copy(listener) == listener
 
 
 def test_existing_user_is_taken() -> None:
