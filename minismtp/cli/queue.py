@@ -35,13 +35,13 @@ _VERBS: Final = {
     "remove": "drop without a notification",
     "bounce": "return to the sender",
 }
-_CHANGES: Final[dict[str, tuple[State, State | None, str]]] = {
-    # verb: the state after it, the state that it applies to (None = any), what was done
-    "retry": ("queued", "queued", "tried now"),
-    "hold": ("held", "queued", "held"),
-    "release": ("queued", "held", "released"),
-    "remove": ("removed", None, "removed"),
-    "bounce": ("returning", None, "returned"),
+_CHANGES: Final[dict[str, tuple[State, bool | None, str]]] = {
+    # verb: the state after it, whether it applies to held ones (None = to all), what was done
+    "retry": ("queued", False, "tried now"),
+    "hold": ("held", False, "held"),
+    "release": ("queued", True, "released"),
+    "remove": ("failed", None, "removed"),
+    "bounce": ("bounced", None, "returned"),
 }
 _HEAD: Final = ("ID", "AGE", "SIZE", "FROM", "TO", "STATE", "NEXT", "REASON")
 _STATES: Final = ("queued", "deferred", "held")
@@ -94,8 +94,8 @@ def _output(directory: Path, wanted: Filter, verb: str, *, as_json: bool) -> lis
 
 
 def _change(database: QueueDatabase, spool: Spool, verb: str, wanted: Filter, now: float) -> str:
-    state, only, done = _CHANGES[verb]
-    count = database.change(wanted, now, state, only=only)
+    state, held, done = _CHANGES[verb]
+    count = database.change(wanted, now, state, held=held)
     spool.trigger.notify()
     text = f"{plural(count, 'recipient')} {done}"
     if count and not spool.has_runner():
@@ -122,7 +122,7 @@ def listed(found: Sequence[Waiting], now: float) -> list[str]:
     """Return a table with a line for each recipient, and a summary below it."""
     if not found:
         return ["the queue is empty"]
-    states = Counter(map(_state, found))
+    states = Counter(each.state for each in found)
     parts = ", ".join(f"{states[name]} {name}" for name in _STATES if states[name])
     messages = plural(len({each.message for each in found}), "message")
     rows = (
@@ -132,7 +132,7 @@ def listed(found: Sequence[Waiting], now: float) -> list[str]:
             octets(each.size),
             f"<{each.sender}>",
             each.address,
-            _state(each),
+            each.state,
             _next(each, now),
             _reason(each),
         )
@@ -160,12 +160,6 @@ def listed_as_json(
     )
 
 
-def _state(each: Waiting) -> str:
-    """Return the state of a recipient: deferred if it, or its destination, was tried in vain."""
-    tried = each.attempts or each.closed_until
-    return "deferred" if each.state == "queued" and tried else each.state
-
-
 def _reason(each: Waiting) -> str:
     """Return why a recipient waits: its last reply, or why its destination cannot be reached."""
     if each.reply:
@@ -174,7 +168,7 @@ def _reason(each: Waiting) -> str:
 
 
 def _next(each: Waiting, now: float) -> str:
-    if each.state != "queued":
+    if each.state == "held":
         return "-"
     when = max(each.next, each.closed_until)
     return "now" if when <= now else f"in {span(when - now)}"
@@ -188,7 +182,7 @@ def _message(rows: list[Waiting], content: dict[str, str], now: float) -> Iterat
     yield detail("size", octets(first.size))
     yield from (detail(name, value) for name, value in content.items() if value)
     for each in rows:
-        yield f"  to <{each.address}>: {_state(each)}"
+        yield f"  to <{each.address}>: {each.state}"
         yield from (detail(name, text, "    ") for name, text in _attempts(each, now))
 
 
@@ -227,11 +221,11 @@ def _object(rows: list[Waiting], now: float) -> dict[str, Any]:
         "recipients": [
             {
                 "address": each.address,
-                "state": _state(each),
+                "state": each.state,
                 "attempts": each.attempts,
                 "last_attempt": date(each.tried) if each.tried else None,
                 "next_attempt": date(max(each.next, each.closed_until))
-                if each.state == "queued"
+                if each.state != "held"
                 else None,
                 "destination": each.destination,
                 "host": each.host,

@@ -179,13 +179,13 @@ class HostConnection:
         """Send a message again with short lines, and remember a host that refuses long ones."""
         if self.closed:
             results = [
-                RecipientResult("queued", f"451 4.6.0 {self.host} refuses long lines")
+                RecipientResult("deferred", f"451 4.6.0 {self.host} refuses long lines")
             ] * len(targets)
         else:
             try:
                 results = self._convert(entry, targets, original)
             except HostError as error:  # the results of other recipients still count
-                return [RecipientResult("queued", error.reply, try_next_host=True)] * len(targets)
+                return [RecipientResult("deferred", error.reply, try_next_host=True)] * len(targets)
         if self.closed or any(result.state == "delivered" for result in results):
             address = self.host.address
             self._setting.short_lines.put(address, True, _REMEMBERED, len(address))
@@ -233,7 +233,7 @@ class HostConnection:
                 reply = str(error.reply)
                 if not results:
                     raise HostError(reply, final=error.reply.is_final) from None
-                lost = RecipientResult("queued", reply, try_next_host=True)
+                lost = RecipientResult("deferred", reply, try_next_host=True)
                 results = dict.fromkeys(left, lost) | results
                 break
             results |= dict(zip(part, said, strict=True))

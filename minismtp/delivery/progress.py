@@ -135,4 +135,4 @@ def plain_result(reply: str) -> RecipientResult:
         case "5":
             return RecipientResult("failed", reply)
         case _:
-            return RecipientResult("queued", reply)
+            return RecipientResult("deferred", reply)

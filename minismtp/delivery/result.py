@@ -22,7 +22,7 @@ _MAILBOX: Final = ("1", "2")  # subjects of enhanced codes: address, mailbox (RF
 _SPACE: Final = 452
 _STORAGE: Final = 552
 
-State: TypeAlias = Literal["delivered", "queued", "failed"]
+State: TypeAlias = Literal["delivered", "deferred", "failed"]
 
 
 class HostError(UnreachableError):
@@ -75,9 +75,9 @@ def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[Reci
             # Unless it is a refusal (421), the host may have the message: another one would
             # deliver it twice.
             try_next_host = reply.code == SERVICE_ENDS
-            result = RecipientResult("queued", str(reply), try_next_host=try_next_host)
+            result = RecipientResult("deferred", str(reply), try_next_host=try_next_host)
         elif each.step == "RCPT" and some and is_too_many(reply):
-            result = RecipientResult("queued", str(reply), try_next_host=True, too_many=True)
+            result = RecipientResult("deferred", str(reply), try_next_host=True, too_many=True)
         else:
             result = result_of(reply)
         if each.step in ("content", "lost"):
@@ -94,7 +94,7 @@ def result_of(reply: HostReply) -> RecipientResult:
         return RecipientResult("delivered", str(reply))
     if reply.is_final and not (reply.code == _STORAGE and _names_too_many(reply)):
         return RecipientResult("failed", str(reply))
-    return RecipientResult("queued", str(reply), try_next_host=reply.refuses)
+    return RecipientResult("deferred", str(reply), try_next_host=reply.refuses)
 
 
 def is_too_many(reply: HostReply) -> bool:

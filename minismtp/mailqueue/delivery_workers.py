@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from minismtp.delivery.attempt import Attempt, DeliveryContext
@@ -133,7 +133,7 @@ class DeliveryPool:
             self._log.error("notification not queued", id=entry.id, error=str(error))
             again = now + self._retry[0]
             statuses = [
-                replace(each, state="queued", next=again) if each.state == "failed" else each
+                each._replace(state="deferred", next=again) if each.state == "failed" else each
                 for each in statuses
             ]
         self._report(entry, statuses, done, time.monotonic() - begun, now)
@@ -150,9 +150,9 @@ class DeliveryPool:
         statuses = []
         for status, result in zip(queued, results, strict=True):
             state, reply, again = result.state, sys.intern(result.reply), 0.0
-            if state == "queued" and left <= 0:
+            if state == "deferred" and left <= 0:
                 state, reply = "failed", with_last_reply("550 5.4.7 delivery time expired", reply)
-            elif state == "queued":
+            elif state == "deferred":
                 again = now + min(delay(self._retry, status.attempts + 1), left)
             statuses.append(status.attempted(state, reply, result.host, at=now, again=again))
         return statuses
@@ -179,10 +179,9 @@ class DeliveryPool:
             )
         for status, result in zip(statuses, done.results, strict=True):
             address = entry.targets[status.number].address
-            shown = status.shown_state
-            self._metrics.attempt(shown, seconds, age, result.tls)
+            self._metrics.attempt(status.state, seconds, age, result.tls)
             self._deliveries.record(
-                f"delivery {shown}",
+                f"delivery {status.state}",
                 entry.id,
                 to=address,
                 host=status.host,
@@ -192,6 +191,7 @@ class DeliveryPool:
                 reply=status.reply,
             )
             if hooks.observed:
+                state = "queued" if status.state == "deferred" else status.state
                 hooks.observe(
-                    DeliveryAttempted(entry.id, address, status.state, status.host, status.reply)
+                    DeliveryAttempted(entry.id, address, state, status.host, status.reply)
                 )

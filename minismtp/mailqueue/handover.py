@@ -53,7 +53,8 @@ class Handover:
             for name in self._jobs:
                 with contextlib.suppress(OSError):  # settled already
                     self._locked[name] = self._spool.lock_message(name)
-            self._writer.hand_over(self._jobs)
+            with self._writer as batch:
+                batch.changed.update(self._jobs)
         self._writer.flush()
 
     def finish(self, job: Job) -> None:
@@ -64,7 +65,8 @@ class Handover:
             jobs.discard(job)
             descriptor = None if jobs else self._locked.pop(name, None)
         if descriptor is not None:
-            self._writer.hand_over([name])
+            with self._writer as batch:
+                batch.changed.add(name)
             self._writer.flush()
             os.close(descriptor)
             self._spool.trigger.notify()

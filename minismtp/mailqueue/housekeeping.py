@@ -9,7 +9,7 @@ import contextlib
 import queue
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from minismtp.mailqueue.in_progress import InProgress, work_key
@@ -65,9 +65,9 @@ class Housekeeper:
 
     def _carry_out(self, name: str) -> None:
         """Return or remove the recipients of a message, as an operator decided."""
-        returning = self._index.returning(name)
-        if self._return(name, returning, "550 5.0.0 returned by the postmaster"):
-            self._log.info("done as the postmaster wants", id=name, returned=len(returning))
+        bounced = self._index.bounced(name)
+        if self._return(name, bounced, "550 5.0.0 returned by the postmaster"):
+            self._log.info("done as the postmaster wants", id=name, returned=len(bounced))
         else:
             self._unfinished.append(name)
 
@@ -124,10 +124,11 @@ class Housekeeper:
             opened = self._manager.open(name) if queued else None
             if opened is None:
                 return
-            told = [replace(each, reply=self._manager.reason(each)) for each in queued]
+            told = [each._replace(reply=self._manager.reason(each)) for each in queued]
             self._notifier.warn(*opened, told)
         except OSError as error:
             self._log.error("delay not told yet, tried again", id=name, error=describe(error))
             return
         self._index.warned(name)
-        self._writer.warned(name)
+        with self._writer as batch:
+            batch.warned.add(name)

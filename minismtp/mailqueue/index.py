@@ -11,12 +11,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from minismtp.mailqueue.recipient import OPEN, RecipientStatus, State
+from minismtp.mailqueue.recipient import OPEN, TRIED, RecipientStatus, State
 from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.values.clock import GRACE, steady_time
 
@@ -35,7 +36,7 @@ class _Message:
 
     def state(self) -> str:
         """Return the state under which the metrics count it."""
-        states = {each.shown_state for each in self.recipients}
+        states = {each.state for each in self.recipients}
         return next((state for state in ("deferred", "queued", "held") if state in states), "")
 
 
@@ -142,7 +143,7 @@ class QueueIndex:
             return [
                 each
                 for each in (message.recipients if message else ())
-                if each.state == "queued" and destination in (None, each.destination)
+                if each.state in TRIED and destination in (None, each.destination)
             ]
 
     def left(self, name: str) -> float:
@@ -185,8 +186,8 @@ class QueueIndex:
             before = message.state()
             for status in statuses:
                 state = message.recipients[status.number].state
-                if state != "queued" and status.state == "queued":
-                    status = replace(status, state=state)  # noqa: PLW2901
+                if state not in TRIED and status.state in TRIED:
+                    status = status._replace(state=state)  # noqa: PLW2901
                 message.recipients[status.number] = status
             self._count(before, message)
             return not any(each.state in OPEN for each in message.recipients)
@@ -207,7 +208,7 @@ class QueueIndex:
             if again is not None:
                 again = now + (again if wait is None else wait)
             changed = self._scheduler.finish(job, now, reached=reached, again=again)
-            return changed, any(each.state == "returning" for each in recipients)
+            return changed, any(each.state == "bounced" for each in recipients)
 
     def forget(self, name: str) -> None:
         """Drop a message; its jobs that run may end."""
@@ -230,7 +231,7 @@ class QueueIndex:
                 return False
             before = message.state()
             message.recipients = [
-                replace(new, destination=old.destination) if old.state in OPEN else old
+                new._replace(destination=old.destination) if old.state in OPEN else old
                 for new, old in zip(statuses, message.recipients, strict=True)
             ]
             self._count(before, message)
@@ -238,17 +239,17 @@ class QueueIndex:
                 if not wait:
                     self._scheduler.open(destination)
             states = {each.state for each in message.recipients}
-            return "returning" in states or not states & OPEN
+            return "bounced" in states or not states & OPEN
 
-    def returning(self, name: str) -> list[RecipientStatus]:
+    def bounced(self, name: str) -> list[RecipientStatus]:
         """Return the recipients that an operator wants returned and that no running job tries."""
         with self._lock:
-            return self._untried(name, "returning")
+            return self._untried(name, {"bounced"})
 
     def withdraw(self, name: str) -> list[RecipientStatus]:
         """Return the queued recipients that no running job tries, and drop the jobs for them."""
         with self._lock:
-            found = self._untried(name, "queued")
+            found = self._untried(name, TRIED)
             for each in found:
                 self._scheduler.drop((name, each.destination))
             return found
@@ -278,19 +279,19 @@ class QueueIndex:
             oldest = next((each.arrived for each in self._messages.values()), inf)
             return states, max(0.0, self._wall() - oldest)
 
-    def _untried(self, name: str, state: State) -> list[RecipientStatus]:
+    def _untried(self, name: str, states: AbstractSet[State]) -> list[RecipientStatus]:
         message, running = self._messages.get(name), self._scheduler.running
         return [
             each
             for each in (message.recipients if message else ())
-            if each.state == state and (name, each.destination) not in running
+            if each.state in states and (name, each.destination) not in running
         ]
 
     def _waits(self, recipients: Iterable[RecipientStatus]) -> dict[str, float]:
         """Return the seconds until the next attempt at each destination of queued recipients."""
         waits: dict[str, float] = {}
         for each in recipients:
-            if each.state == "queued":
+            if each.state in TRIED:
                 wait = each.next - self._wall() if each.attempts else 0.0
                 wait = min(max(wait, 0.0), self._longest)
                 waits[each.destination] = min(wait, waits.get(each.destination, wait))

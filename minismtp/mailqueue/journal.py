@@ -13,11 +13,9 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable
 from typing import Final
 
-from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
-from minismtp.mailqueue.recipient import RecipientStatus
+from minismtp.mailqueue.database import Batch, QueueDatabase
 from minismtp.runtime.log import Log, describe
 from minismtp.values.threads import WriteBehind
 
@@ -25,75 +23,43 @@ _PAUSE: Final = 0.05  # seconds between two transactions
 
 
 class DatabaseWriter(WriteBehind):
-    """Collects changes of the database. Any thread may call it, and nothing here raises."""
+    """Writes what a block `with writer as batch:` adds to the batch. Any thread may have one."""
 
     def __init__(self, database: QueueDatabase, log: Log) -> None:
-        super().__init__("ledger", self._write_batch, _PAUSE)
+        super().__init__("ledger", self._write_batches, _PAUSE)
         self._database = database
         self._log = log
         self._batch = Batch()
         self._lock = threading.Lock()  # guards the batch
-        self._failed = False
+        self._unwritten = Batch()  # because it failed
 
-    def add(self, arrival: Arrival, statuses: Iterable[RecipientStatus]) -> None:
-        """Record a new message."""
-        with self._lock:
-            self._batch.arrivals[arrival.id] = arrival
-            self._batch.record(statuses)
+    def __enter__(self) -> Batch:
+        self._lock.acquire()
+        return self._batch
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
         self.announce()
 
-    def record(self, statuses: Iterable[RecipientStatus]) -> None:
-        """Record how recipients stand now."""
-        with self._lock:
-            self._batch.record(statuses)
-        self.announce()
-
-    def forget(self, message: str) -> None:
-        """Record that a message is gone."""
-        with self._lock:
-            self._batch.statuses.pop(message, None)
-            if self._batch.arrivals.pop(message, None) is None:
-                self._batch.gone.add(message)
-        self.announce()
-
-    def warned(self, message: str) -> None:
-        """Record that the sender of a message was warned of the delay."""
-        with self._lock:
-            self._batch.warned.add(message)
-        self.announce()
-
-    def close(self, destination: str, closed: tuple[float, str] | None) -> None:
-        """Record until when and why a destination is not tried, or None if it is tried again."""
-        with self._lock:
-            self._batch.closed[destination] = closed
-        self.announce()
-
-    def hand_over(self, messages: Iterable[str]) -> None:
-        """Record that the next runner has to read these messages again."""
-        with self._lock:
-            self._batch.changed.update(messages)
-        self.announce()
-
-    def _write_batch(self) -> bool:
+    def _write_batches(self) -> bool:
         """Write all that was recorded. Return False if that failed, and keep it."""
         with self._lock:
             batch, self._batch = self._batch, Batch()
-        if not batch:
-            return True
+        failed = bool(self._unwritten)
+        if failed:
+            self._unwritten.update(batch)
+        else:
+            self._unwritten = batch
         try:
-            self._database.write(batch)
-        except BaseException as error:
-            with self._lock:
-                self._batch = batch.then(self._batch)
-            if not isinstance(error, sqlite3.Error):
-                raise
-            if not self._failed:
+            if self._unwritten:
+                self._database.write(self._unwritten)
+        except sqlite3.Error as error:
+            if not failed:
                 self._log.error("schedule not written, tried again", error=describe(error))
-            self._failed = True
             return False
-        if self._failed:
+        self._unwritten = Batch()
+        if failed:
             self._log.info("schedule written again")
-        self._failed = False
         return True
 
 

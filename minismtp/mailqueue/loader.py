@@ -6,7 +6,7 @@ Only the runner's main thread calls this.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from minismtp.delivery.attempt import LOCAL
@@ -18,7 +18,7 @@ from minismtp.mailqueue.in_progress import InProgress, work_key
 from minismtp.mailqueue.index import QueueIndex
 from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.manager import QueueManager
-from minismtp.mailqueue.recipient import OPEN, RecipientStatus
+from minismtp.mailqueue.recipient import OPEN, TRIED, RecipientStatus
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
@@ -64,7 +64,8 @@ class Loader:
                 present.remove(name)
                 self._load(name, arrived, statuses, warned=warned)
             else:
-                self._writer.forget(name)
+                with self._writer as batch:
+                    batch.forget(name)
         self.load(present)
         if self._in_progress.poison:
             self._writer.flush()
@@ -119,20 +120,21 @@ class Loader:
             return
         current = [self._current(each) for each in statuses]
         # Else the database is left alone, because an operator may change it now.
-        self._writer.record(
-            new
-            for new, old in zip(current, statuses, strict=True)
-            if new is not old and (old.state == "queued" or new.state != old.state)
-        )
+        with self._writer as batch:
+            batch.record(
+                new
+                for new, old in zip(current, statuses, strict=True)
+                if new is not old and (old.state in TRIED or new.state != old.state)
+            )
         self._index.add(name, arrived, current, warned=warned)
-        if "returning" in states:
+        if "bounced" in states:
             self._manager.decided.put(name)
 
     def _current(self, status: RecipientStatus) -> RecipientStatus:
         if status.destination != LOCAL:
             destination = self._key(status.address)
             if destination != status.destination:
-                status = replace(status, destination=destination)
+                status = status._replace(destination=destination)
         return self._unless_fatal(status) if status.state in OPEN else status
 
     def _add(self, entry: QueueEntry, message: Message) -> None:
@@ -151,7 +153,10 @@ class Loader:
             )
             for number, target in enumerate(entry.targets)
         ]
-        self._writer.add(Arrival(entry.id, entry.sender, entry.arrived, message.size), recipients)
+        with self._writer as batch:
+            arrival = Arrival(entry.id, entry.sender, entry.arrived, message.size)
+            batch.arrivals[entry.id] = arrival
+            batch.record(recipients)
         if not held:
             self._manager.keep_open(entry, message)
         self._index.add(entry.id, entry.arrived, recipients)

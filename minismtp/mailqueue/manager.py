@@ -100,14 +100,16 @@ class QueueManager:
             if result.statuses:
                 self.settle(name, result.statuses)
         finally:
-            closed, returning = self._index.finish(job, reached=result.reached, wait=result.wait)
+            closed, bounced = self._index.finish(job, reached=result.reached, wait=result.wait)
             if closed:
                 self._closed[destination] = result.reply
-                self._writer.close(destination, (steady_time() + closed, result.reply))
+                with self._writer as batch:
+                    batch.closed[destination] = (steady_time() + closed, result.reply)
             elif closed == 0.0:
                 self._closed.pop(destination, None)
-                self._writer.close(destination, None)
-            if returning:
+                with self._writer as batch:
+                    batch.closed[destination] = None
+            if bounced:
                 self.decided.put(name)
             self._handover.finish(job)
 
@@ -120,8 +122,9 @@ class QueueManager:
         if self._index.settle(name, statuses):
             self.remove(name)
             return
-        self._writer.record(statuses)
-        if any(each.state != "queued" for each in statuses):
+        with self._writer as batch:
+            batch.record(statuses)
+        if any(each.state != "deferred" for each in statuses):
             self._writer.flush()
 
     def reason(self, status: RecipientStatus) -> str:
@@ -167,4 +170,5 @@ class QueueManager:
     def _forget(self, name: str) -> None:
         self._open.pop(name, None)
         self._index.forget(name)
-        self._writer.forget(name)
+        with self._writer as batch:
+            batch.forget(name)

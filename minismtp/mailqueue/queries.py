@@ -1,5 +1,7 @@
 """Which waiting recipients an operator means, as a condition in SQL."""
 
+# ruff: noqa: S608 - the conditions are made here, values are always parameters
+
 from __future__ import annotations
 
 import contextlib
@@ -8,12 +10,26 @@ from typing import Final
 
 from minismtp.values.address import Address, to_ascii, to_unicode
 
-# A recipient counts as tried too if another job found that its destination cannot be reached.
-_TRIED: Final = "(attempts > 0 OR closed.reply IS NOT NULL)"
-_REPLY: Final = "COALESCE(NULLIF(recipients.reply, ''), closed.reply, '')"
+
+def _state(tried: str) -> str:
+    """Return the state of a recipient in the words of `State`, which are not all in the file."""
+    return (
+        f"CASE recipients.state WHEN 'queued' THEN CASE WHEN {tried} THEN 'deferred'"
+        " ELSE 'queued' END WHEN 'returning' THEN 'bounced' WHEN 'removed' THEN 'failed'"
+        " ELSE recipients.state END"
+    )
+
+
+STATE: Final = _state("attempts > 0")
+#: What operators see. A recipient counts as deferred for them too if another job found that its
+#: destination cannot be reached.
 WAITING: Final = (
-    "recipients JOIN messages ON id = message"
+    "(SELECT message, number, sender, arrived, size, address, recipients.destination,"
+    f" {_state('attempts > 0 OR until IS NOT NULL')} AS state, attempts, next, tried,"
+    " recipients.reply, host, COALESCE(until, 0) AS closed_until,"
+    " COALESCE(closed.reply, '') AS closed_reply FROM recipients JOIN messages ON id = message"
     " LEFT JOIN closed ON closed.destination = recipients.destination"
+    " WHERE recipients.state IN ('queued', 'held'))"
 )
 
 
@@ -34,7 +50,7 @@ class Filter:
 
     def where(self, now: float) -> tuple[str, list[object]]:
         """Return the condition and its values."""
-        parts, values = ["state IN ('queued', 'held')"], list[object]()
+        parts, values = ["1"], list[object]()
         if self.ids:
             parts.append(f"message IN ({','.join('?' * len(self.ids))})")
             values.extend(self.ids)
@@ -45,15 +61,11 @@ class Filter:
         if self.older_than is not None:
             parts.append("arrived <= ?")
             values.append(now - self.older_than)
-        if self.state == "deferred":
-            parts.append(f"state = 'queued' AND {_TRIED}")
-        elif self.state == "queued":
-            parts.append(f"state = 'queued' AND NOT {_TRIED}")
-        elif self.state:
+        if self.state:
             parts.append("state = ?")
             values.append(self.state)
         if self.reason:
-            parts.append(f"{_REPLY} LIKE ? ESCAPE '\\'")
+            parts.append("COALESCE(NULLIF(reply, ''), closed_reply) LIKE ? ESCAPE '\\'")
             values.append(f"%{_escaped(self.reason)}%")
         return " AND ".join(parts), values
 

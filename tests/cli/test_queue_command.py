@@ -8,7 +8,7 @@ from minismtp.mailqueue.database import Waiting
 
 NOW = 1_700_000_000.0
 DEFERRED = Waiting(
-    "m1", "me@example.org", NOW - 7500, 4900, "bob@example.net", "example.net", "queued", 2,
+    "m1", "me@example.org", NOW - 7500, 4900, "bob@example.net", "example.net", "deferred", 2,
     NOW + 90, NOW - 60, "451 4.7.1 greylisted", "mx.example.net", 0.0, "",
 )  # fmt: skip
 BEHIND = DEFERRED._replace(

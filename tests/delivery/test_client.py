@@ -450,15 +450,15 @@ def test_no_password_travels_in_clear(visit: Visit, listen: Callable[..., Listen
     ("replies", "state", "reply"),
     [
         ({}, "delivered", "250 taken"),
-        ({"MAIL": b"451 4.7.1 greylisted\r\n"}, "queued", "451 4.7.1 greylisted"),
+        ({"MAIL": b"451 4.7.1 greylisted\r\n"}, "deferred", "451 4.7.1 greylisted"),
         ({"MAIL": b"550 5.7.1 no\r\n"}, "failed", "550 5.7.1 no"),
-        ({"RCPT": b"450 4.2.0 busy\r\n"}, "queued", "450 4.2.0 busy"),
+        ({"RCPT": b"450 4.2.0 busy\r\n"}, "deferred", "450 4.2.0 busy"),
         ({"RCPT": b"550 5.1.1 nobody\r\n"}, "failed", "550 5.1.1 nobody"),
-        ({"DATA": b"451 4.3.0 later\r\n"}, "queued", "451 4.3.0 later"),
+        ({"DATA": b"451 4.3.0 later\r\n"}, "deferred", "451 4.3.0 later"),
         ({"DATA": b"554 5.5.1 no\r\n"}, "failed", "554 5.5.1 no"),
-        ({"DOT": b"452 4.3.1 full\r\n"}, "queued", "452 4.3.1 full"),
+        ({"DOT": b"452 4.3.1 full\r\n"}, "deferred", "452 4.3.1 full"),
         ({"DOT": b"554-5.6.0 spam\r\n554 5.6.0 it is\r\n"}, "failed", "554 5.6.0 spam it is"),
-        ({"DOT": b"354 go on\r\n"}, "queued", "354 go on"),
+        ({"DOT": b"354 go on\r\n"}, "deferred", "354 go on"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -480,7 +480,7 @@ def test_each_recipient_has_its_own_answer(visit: Visit, hello: bytes) -> None:
     said = [b"250 ok\r\n", b"550 5.1.1 nobody\r\n", b"450 4.2.1 busy\r\n", b"251 forwarded\r\n"]
     targets = [target(f"{name}@example.net") for name in "abcd"]
     answers = visit(serving(hello, RCPT=said)).send(entry(*targets), targets, message())
-    assert [answer.state for answer in answers] == ["delivered", "failed", "queued", "delivered"]
+    assert [answer.state for answer in answers] == ["delivered", "failed", "deferred", "delivered"]
     assert [answer.reply for answer in answers] == [
         *("250 taken", "550 5.1.1 nobody", "450 4.2.1 busy", "250 taken")
     ]
@@ -564,7 +564,7 @@ def test_what_was_answered_stays_when_the_rest_cannot_be_sent(visit: Visit) -> N
     connection = visit(serving(MAIL=[b"250 ok\r\n", b"421 enough\r\n"]))
     targets = [target(f"u{number}@example.net") for number in range(150)]
     answers = connection.send(entry(*targets), targets, message())
-    assert [answer.state for answer in answers] == ["delivered"] * 100 + ["queued"] * 50
+    assert [answer.state for answer in answers] == ["delivered"] * 100 + ["deferred"] * 50
     assert answers[-1].reply == "421 enough"
 
 
@@ -803,7 +803,7 @@ def test_without_a_reply_to_the_content_the_message_waits(
 
     connection = visit(greeted(behave), short(end=SHORT) if said is None else PATIENT)
     answer = send(connection)
-    assert answer.state == "queued"
+    assert answer.state == "deferred"
     assert re.fullmatch(reply, answer.reply)
     assert connection.closed
 
@@ -951,7 +951,7 @@ def test_a_host_that_refuses_long_lines_gets_short_ones_at_once(visit: Visit) ->
     [
         (b"550 5.7.1 spam\r\n", "failed", 1),
         (b"552 5.3.4 too big\r\n", "failed", 1),
-        (b"451 4.7.1 later\r\n", "queued", 1),
+        (b"451 4.7.1 later\r\n", "deferred", 1),
         (b"554 5.6.0 lines\r\n", "delivered", 2),
     ],
 )
@@ -978,7 +978,7 @@ def test_a_host_that_hangs_up_on_long_lines_gets_short_ones_next_time(
     large = SEALED + b"x" * 20_000_000 + b"\r\n"
     connection = visit(listen(behave))
     answer = send(connection, message(large))
-    assert (answer.state, answer.reply[:9]) == ("queued", "451 4.6.0")
+    assert (answer.state, answer.reply[:9]) == ("deferred", "451 4.6.0")
     assert connection.closed
 
 
@@ -1153,9 +1153,9 @@ def test_limit_that_the_host_announces_is_kept(
 @pytest.mark.parametrize(
     ("refusal", "state"),
     [
-        (b"452 4.5.3 too many recipients\r\n", "queued"),
-        (b"452 4.2.2 mailbox full\r\n", "queued"),
-        (b"552 5.5.3 too many recipients\r\n", "queued"),
+        (b"452 4.5.3 too many recipients\r\n", "deferred"),
+        (b"452 4.2.2 mailbox full\r\n", "deferred"),
+        (b"552 5.5.3 too many recipients\r\n", "deferred"),
         (b"552 mailbox full\r\n", "failed"),
         (b"552 5.2.2 mailbox full\r\n", "failed"),
     ],
@@ -1173,11 +1173,11 @@ def test_host_that_takes_nobody_is_not_asked_for_ever(
 @pytest.mark.parametrize(
     ("refusal", "state", "transactions"),
     [
-        (b"452 mailbox full\r\n", "queued", 2),
-        (b"452 4.2.2 mailbox full\r\n", "queued", 1),
+        (b"452 mailbox full\r\n", "deferred", 2),
+        (b"452 4.2.2 mailbox full\r\n", "deferred", 1),
         (b"552 mailbox full\r\n", "failed", 2),
         (b"552 5.2.2 mailbox full\r\n", "failed", 1),
-        (b"450 4.7.1 greylisted\r\n", "queued", 1),
+        (b"450 4.7.1 greylisted\r\n", "deferred", 1),
         (b"550 5.1.1 nobody\r\n", "failed", 1),
     ],
 )
@@ -1197,7 +1197,7 @@ def test_recipients_for_another_transaction_wait_when_the_connection_ends(visit:
     connection = visit(serving(MAIL=[b"250 ok\r\n", b"421 bye\r\n"], RCPT=[b"250 ok\r\n", refusal]))
     targets = [target(f"u{number}@example.net") for number in range(3)]
     answers = connection.send(entry(*targets), targets, message())
-    assert [answer.state for answer in answers] == ["delivered", "queued", "queued"]
+    assert [answer.state for answer in answers] == ["delivered", "deferred", "deferred"]
     assert {answer.reply for answer in answers[1:]} == {"552 enough"}
 
 
@@ -1331,11 +1331,11 @@ def test_host_with_our_name_is_ourselves_and_those_behind_it_are_not_asked(
     assert answer.reply.startswith("550 5.4.6 ")
     assert answer.reply.endswith(" is here.example: mail loops back to this host")
     [answer] = deliver(attempt(before, ourselves, backup)).results
-    assert (answer.state, answer.reply) == ("queued", "450 4.2.0 busy")
+    assert (answer.state, answer.reply) == ("deferred", "450 4.2.0 busy")
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = Host("closed", *server.getsockname())
     [answer] = deliver(attempt(closed, ourselves, backup)).results
-    assert answer.state == "queued"
+    assert answer.state == "deferred"
     assert (mails(ourselves), mails(backup)) == (1, 0)
 
 
@@ -1351,7 +1351,7 @@ def test_message_that_a_host_may_have_taken_is_given_to_no_other(
 ) -> None:
     one, two = listen(serving(DOT=b"")), listen(serving())
     [answer] = deliver(attempt(one, two)).results
-    assert answer.state == "queued"
+    assert answer.state == "deferred"
     assert not two.peers
 
 
@@ -1366,7 +1366,7 @@ def test_only_those_that_were_put_off_go_to_the_next_host(
         ("delivered", "one", "250 taken"),
         ("delivered", "two", "250 taken"),
         ("failed", "one", "550 5.1.1 nobody"),
-        ("queued", "one", "450 4.2.0 busy"),
+        ("deferred", "one", "450 4.2.0 busy"),
     ]
     assert [line for line in two.heard if line.startswith(b"RCPT")] == [
         b"RCPT TO:<b@example.net>\r\n",
@@ -1384,7 +1384,11 @@ def test_reply_of_the_best_host_is_kept_when_all_put_off(
     two = listen(serving(MAIL=b"451 4.3.0 ask the other\r\n"))
     done = deliver(attempt(closed, named(one, "one"), named(two, "two")))
     [answer] = done.results
-    assert (answer.state, answer.host, answer.reply) == ("queued", "one", "452 4.2.2 mailbox full")
+    assert (answer.state, answer.host, answer.reply) == (
+        "deferred",
+        "one",
+        "452 4.2.2 mailbox full",
+    )
     assert done.reached is True
     assert [each.host.partition("[")[0] for each in done.passed] == ["closed", "two"]
 
@@ -1395,7 +1399,7 @@ def test_two_hosts_are_asked_in_one_attempt(
     busy = [listen(serving(RCPT=b"450 4.2.0 busy\r\n")) for _ in range(2)]
     unused = listen(serving())
     away = listen(lambda peer: peer.say(b"421 4.3.2 not now\r\n"))
-    assert deliver(attempt(away, *busy, unused)).results[0].state == "queued"
+    assert deliver(attempt(away, *busy, unused)).results[0].state == "deferred"
     assert [mails(host) for host in busy] == [1, 1]
     assert not unused.peers
 

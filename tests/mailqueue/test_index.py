@@ -46,7 +46,7 @@ def status(number: int, state: State = "queued", wait: float = 0.0) -> Recipient
     )
 
 
-def after(number: int, state: State = "queued", wait: float = 0.0) -> RecipientStatus:
+def after(number: int, state: State = "deferred", wait: float = 0.0) -> RecipientStatus:
     """Return the status of such a recipient after its first attempt."""
     return status(number).attempted(state, "000 any", at=NOW, again=NOW + wait)
 
@@ -190,16 +190,16 @@ def test_only_a_try_is_another_chance_for_a_destination_that_could_not_be_reache
 def test_a_return_waits_for_the_attempt_that_runs(index: QueueIndex) -> None:
     assert jobs(index) == {("m1", "b"), ("m1", "c")}
     index.finish(("m1", "c"), reached=True, wait=60.0)
-    assert index.revise("m1", [status(0, "returning"), status(1, "returning"), status(2)])
-    assert index.returning("m1") == [status(1, "returning")]
+    assert index.revise("m1", [status(0, "bounced"), status(1, "bounced"), status(2)])
+    assert index.bounced("m1") == [status(1, "bounced")]
     index.settle("m1", [after(0), after(2, "delivered")])
     assert index.finish(("m1", "b"), reached=True, wait=60.0) == (None, True)
-    assert [each.number for each in index.returning("m1")] == [0, 1]
+    assert [each.number for each in index.bounced("m1")] == [0, 1]
     assert jobs(index) == set()
 
 
 def test_a_removed_message_is_settled(index: QueueIndex) -> None:
-    assert index.revise("m1", [status(number, "removed") for number in range(3)])
+    assert index.revise("m1", [status(number, "failed") for number in range(3)])
     assert index.settle("m1", [])
     assert jobs(index) == set()
 
@@ -229,7 +229,9 @@ def database(tmp_path: Path) -> Iterator[QueueDatabase]:
 
 def add(writer: DatabaseWriter, name: str) -> RecipientStatus:
     status = RecipientStatus(name, 0, "x@y.test", "y.test")
-    writer.add(Arrival(name, "a@b.test", 1.0, 10), [status])
+    with writer as batch:
+        batch.arrivals[name] = Arrival(name, "a@b.test", 1.0, 10)
+        batch.record([status])
     return status
 
 
@@ -241,7 +243,8 @@ def test_what_comes_and_goes_at_once_is_never_written(
     writer = DatabaseWriter(database, Log())
     add(writer, "m1")
     add(writer, "m2")
-    writer.forget("m1")
+    with writer as batch:
+        batch.forget("m1")
     assert writer.flush()
     [batch] = written
     assert [*batch.arrivals] == [*batch.statuses] == ["m2"]
@@ -260,7 +263,8 @@ def test_what_cannot_be_written_is_written_later(
         patch.setattr(database, "write", fail)
         status = add(writer, "m1")
         assert not writer.flush()
-        writer.record([status.attempted("queued", "451 no", at=2.0)])
+        with writer as batch:
+            batch.record([status.attempted("deferred", "451 no", at=2.0)])
         assert not writer.flush()
     assert database.statuses("m1") == []
     assert writer.flush()
