@@ -128,8 +128,8 @@ class DeliveryContext:
 class Attempt:
     """Delivers messages to one destination, over one connection as long as it can be used."""
 
-    def __init__(self, delivery_context: DeliveryContext, name: str) -> None:
-        self._delivery_context = delivery_context
+    def __init__(self, context: DeliveryContext, name: str) -> None:
+        self._context = context
         self._name = name
         self._connection: HostConnection | None = None
         self._destination: Destination | None = None
@@ -174,14 +174,14 @@ class Attempt:
         addresses = tuple(Address.parse(target.address) for target in request.targets)
         domain = addresses[0].ascii_domain
         delivery = Delivery(envelope, addresses, domain, request.attempts, first_sender)
-        message, on_send = request.message.copy(), self._delivery_context.hooks.on_send
+        message, on_send = request.message.copy(), self._context.hooks.on_send
 
         def edit(entry: QueueEntry, converted: Message) -> None:
             on_send(replace(delivery, envelope=entry.envelope()), converted)
 
-        original = Original(request.message, edit, self._delivery_context.spool)
+        original = Original(request.message, edit, self._context.spool)
         try:
-            destination = self._delivery_context.destination(delivery)
+            destination = self._context.destination(delivery)
             on_send(delivery, message)
         except Verdict as verdict:
             return _all(request, str(verdict.reply))
@@ -197,7 +197,7 @@ class Attempt:
         """Store a copy through the plugins of the listener that received the message."""
         entry = request.entry
         try:
-            stored = self._delivery_context.storage(entry.listener).deliver(
+            stored = self._context.storage(entry.listener).deliver(
                 entry.envelope(), request.message, Address.parse(target.address)
             )
         except Verdict as verdict:
@@ -212,13 +212,10 @@ class Attempt:
         progress = RequestProgress(request)
         self._send_again(progress, destination)
         try:
-            policy = (
-                self._delivery_context.tls_policies.policy(self._name, destination)
-                if progress.left
-                else None
-            )
-            hosts = self._hosts(destination) if progress.left else ()
-            for host in islice(hosts, _ADDRESSES):
+            if not progress.left:
+                return progress.done()
+            policy = self._context.tls_policies.policy(self._name, destination)
+            for host in islice(self._hosts(destination), _ADDRESSES):
                 if host in progress.visited:
                     continue
                 try:
@@ -259,7 +256,7 @@ class Attempt:
         self._over(self._connection, progress)
 
     def _hosts(self, destination: Destination) -> Iterable[Host]:
-        host_finder = self._delivery_context.host_finder
+        host_finder = self._context.host_finder
         if destination.host:
             return host_finder.at(destination.host, destination.port)
         return host_finder.by_mx(self._name)
@@ -267,16 +264,16 @@ class Attempt:
     def _connect(
         self, host: Host, destination: Destination, policy: StsPolicy | None
     ) -> HostConnection:
-        delivery_context = self._delivery_context
-        security = delivery_context.tls_policies.demand(host, self._name, destination, policy)
+        policies = self._context.tls_policies
+        security = policies.demand(host, self._name, destination, policy)
         while True:
             try:
-                return HostConnection(host, destination, security, delivery_context.setting)
+                return HostConnection(host, destination, security, self._context.setting)
             except TlsError as error:
                 if error.fallback is None:
                     raise
                 if security.policy == "testing":
-                    delivery_context.tls_policies.report(self._name, error.reply)
+                    policies.report(self._name, error.reply)
                 security = error.fallback
 
     def _over(self, connection: HostConnection, progress: RequestProgress) -> None:

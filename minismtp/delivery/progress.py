@@ -16,11 +16,12 @@ from typing import Final
 from minismtp.delivery.client import HostConnection
 from minismtp.delivery.content import Original
 from minismtp.delivery.mx import Host, UnreachableError
-from minismtp.delivery.result import RecipientResult
+from minismtp.delivery.result import RecipientResult, State
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 
 _SESSIONS: Final = 2
+_STATES: Final[dict[str, State]] = {"2": "delivered", "5": "failed"}  # by the class of a reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +130,4 @@ class RequestProgress:
 
 def plain_result(reply: str) -> RecipientResult:
     """Return the result for a reply that no other host can change."""
-    match reply[0]:
-        case "2":
-            return RecipientResult("delivered", reply)
-        case "5":
-            return RecipientResult("failed", reply)
-        case _:
-            return RecipientResult("deferred", reply)
+    return RecipientResult(_STATES.get(reply[0], "deferred"), reply)

@@ -35,7 +35,8 @@ class OutboundMetrics:
         text = "Attempts to deliver to a recipient by result."
         self._attempts = counters("delivery_attempts", text, "result", DELIVERY_RESULTS)
         text = "Recipients that a further host was tried for in one attempt."
-        self._next_hosts = buffer.adder(metrics.counter("delivery_next_hosts", text))
+        #: Count recipients that one host did not take, so that the next one was tried.
+        self.next_host = buffer.adder(metrics.counter("delivery_next_hosts", text))
         text = "Recipients delivered to other servers by how the connection was secured."
         self._secured = counters("delivery_tls", text, "level", LEVELS)
         text = "Messages of the queue that wait for an operator: damaged, or fatal to the process."
@@ -60,10 +61,6 @@ class OutboundMetrics:
             self._delay(delay)
             if tls:
                 self._secured[tls](1)
-
-    def next_host(self, recipients: int) -> None:
-        """Count recipients that one host did not take, so that the next one was tried."""
-        self._next_hosts(recipients)
 
     def set_aside(self, reason: str) -> None:
         """Count a message that is set aside for one of the reasons `ASIDE`."""

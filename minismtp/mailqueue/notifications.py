@@ -18,13 +18,12 @@ from minismtp.storage.spool import Spool, UnreadableError
 
 
 class Notifier:
-    """Queues notifications. `expire` is the age in seconds at which messages are returned."""
+    """Queues notifications."""
 
-    def __init__(self, delivery: DeliveryContext, spool: Spool, log: Log, expire: float) -> None:
+    def __init__(self, delivery: DeliveryContext, spool: Spool, log: Log) -> None:
         self._delivery = delivery
         self._spool = spool
         self._log = log
-        self._expire = expire
 
     def report(
         self,
@@ -56,14 +55,15 @@ class Notifier:
     def _notify(
         self, entry: QueueEntry, message: Message, action: Action, reports: list[Report]
     ) -> None:
+        config = self._delivery.config
         made = notification(
             entry,
             message,
             action,
             reports,
-            hostname=self._delivery.config.hostname,
+            hostname=config.hostname,
             now=time.time(),
-            until=entry.arrived + self._expire,
+            until=entry.arrived + config.outbound.expire.total_seconds(),
         )
         if made is None:
             return

@@ -110,42 +110,29 @@ class Runner:
         *,
         context: RunnerContext,
     ) -> None:
-        outbound = config.outbound
+        outbound, directory = config.outbound, config.state_directory / "spool"
         retry = [each.total_seconds() for each in outbound.retry]
-        expire = outbound.expire.total_seconds()
-        self._drain = config.limits.drain.total_seconds()
-        self._metrics = metrics
-        self._context = context
-        self._log = log
-        self._deliveries = DeliveryLog(config, log)
-        self._spool = spool
-        directory = config.state_directory / "spool"
         database = _open_database(directory / "queue.db")
-        self._writer = writer = DatabaseWriter(database, log)
-        self._index = index = QueueIndex(
+        writer = DatabaseWriter(database, log)
+        handover = Handover(spool, writer)
+        index = QueueIndex(
             Scheduler(retry, outbound.concurrency, outbound.threads),
-            expire=expire,
+            expire=outbound.expire.total_seconds(),
             longest=max(retry) * (1 + JITTER),
         )
-        self._in_progress = in_progress = InProgress(
-            directory, outbound.threads + _OTHER_THREADS, log
-        )
-        handover = Handover(spool, writer)
-        self._manager = manager = QueueManager(
-            spool, database, writer, index, handover, log, metrics.set_aside
-        )
-        notifier = Notifier(delivery, spool, log, expire)
+        work = InProgress(directory, outbound.threads + _OTHER_THREADS, log)
+        manager = QueueManager(spool, database, writer, index, handover, log, metrics.set_aside)
+        notifier, deliveries = Notifier(delivery, spool, log), DeliveryLog(config, log)
         key = lru_cache(_DOMAINS)(delivery.key)
-        self._loader = Loader(
-            manager, spool, database, writer, index, handover, in_progress, key, log
-        )
-        self._pool = DeliveryPool(
-            delivery, manager, index, in_progress, notifier, metrics, self._deliveries, log, retry
-        )
         warn_after = outbound.warn_after.total_seconds()
-        self._housekeeper = Housekeeper(
-            manager, index, writer, in_progress, notifier, log, warn_after
+        self._loader = Loader(manager, spool, database, writer, index, handover, work, key, log)
+        self._pool = DeliveryPool(
+            delivery, manager, index, work, notifier, metrics, deliveries, log, retry
         )
+        self._housekeeper = Housekeeper(manager, index, writer, work, notifier, log, warn_after)
+        self._spool, self._manager, self._index, self._writer = spool, manager, index, writer
+        self._in_progress, self._deliveries, self._metrics = work, deliveries, metrics
+        self._context, self._log, self._drain = context, log, config.limits.drain.total_seconds()
         self._wake_read, self._wake_write = os.pipe()
         self._stall_detector = StallDetector(time.monotonic)
         self._stopping = False

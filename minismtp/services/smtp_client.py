@@ -126,7 +126,8 @@ class SmtpClient:
         """Say STARTTLS, and return why TLS cannot begin, empty if it can."""
         if "STARTTLS" not in self.extensions:
             return f"{self._line.name} does not offer STARTTLS"
-        reply = self._ask("STARTTLS")
+        with self.phase("STARTTLS"):
+            [reply] = self._converse("STARTTLS")
         return "" if reply.accepts else f"{self._line.name} refuses STARTTLS: {reply}"
 
     def secure(self, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:
@@ -340,10 +341,6 @@ class SmtpClient:
             [reply] = self._converse(f"HELO {self._hostname}")
         self._demand(reply, _DONE)
         return reply
-
-    def _ask(self, command: str) -> HostReply:
-        with self.phase(command):
-            return next(self._converse(command))
 
     def _converse(self, *commands: str, at_once: bool = False) -> Iterator[HostReply]:
         """Yield the replies to commands that are sent at once (RFC 2920), or each in its turn."""
