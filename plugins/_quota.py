@@ -52,14 +52,13 @@ class Quota:
         except BaseException:
             with (
                 contextlib.suppress(OSError),
-                self._locked(box, f"{box}/maildirsize") as descriptor,
+                self._locked(f"{box}/maildirsize") as descriptor,
             ):
                 os.write(descriptor, b"%d -1\n" % -size)
             raise
 
     def _take(self, box: str, size: int) -> None:
-        path = f"{box}/maildirsize"
-        with self._locked(box, path) as descriptor:
+        with self._locked(f"{box}/maildirsize") as descriptor:
             used = self._read(descriptor)
             if used is not None and used + size > self._limit:
                 counted = os.fstat(descriptor).st_mtime
@@ -79,14 +78,10 @@ class Quota:
         raise Defer("mailbox full", code=452, enhanced="4.2.2")
 
     @contextlib.contextmanager
-    def _locked(self, box: str, path: str) -> Iterator[int]:
+    def _locked(self, path: str) -> Iterator[int]:
         """Open the file, or create it, and lock it."""
         while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-            except FileNotFoundError:
-                _write(box, b"", replace=False)
-                continue
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 if _is_at(descriptor, path):
@@ -117,8 +112,8 @@ def _is_at(descriptor: int, path: str) -> bool:
         return False
 
 
-def _write(box: str, data: bytes, *, replace: bool = True) -> None:
-    """Replace or create maildirsize by a complete file."""
+def _write(box: str, data: bytes) -> None:
+    """Replace maildirsize by a complete file."""
     temporary = f"{box}/tmp/maildirsize.{secrets.token_hex(8)}"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
@@ -126,12 +121,7 @@ def _write(box: str, data: bytes, *, replace: bool = True) -> None:
             os.write(descriptor, data)
         finally:
             os.close(descriptor)
-        if replace:
-            os.replace(temporary, f"{box}/maildirsize")
-        else:
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, f"{box}/maildirsize")
-            os.unlink(temporary)
+        os.replace(temporary, f"{box}/maildirsize")
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
