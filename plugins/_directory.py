@@ -82,17 +82,13 @@ class Directory:
             key, mailbox = waiting.popleft()
             for target in self.aliases[key]:
                 step = (target[0] or mailbox[0], target[1] or mailbox[1])
-                following = self._resolve(*step)
-                if following[0] in ("", key):
-                    ends[_own(following[1]) if following[0] else following[1]] = None
-                elif following not in seen:
-                    seen.add(following)
-                    waiting.append(following)
+                alias, found = self._resolve(*step)
+                if alias in ("", key):
+                    ends[(_folded(found[0]), found[1]) if alias else found] = None
+                elif (alias, found) not in seen:
+                    seen.add((alias, found))
+                    waiting.append((alias, found))
         return list(ends)
-
-
-def _own(mailbox: Mailbox) -> Mailbox:
-    return _folded(mailbox[0]), mailbox[1]
 
 
 def _folded(local: str) -> str:

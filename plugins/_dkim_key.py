@@ -56,7 +56,7 @@ def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[s
     """
     try:
         tags = read_tags(record.translate(_QUOTES), lenient=True)
-        octets = octets_of(plain_base64(tags["p"]) or tags["p"])
+        octets = octets_of(plain_base64(tags["p"]))
     except KeyError:
         raise UnverifiedError("permerror", "the record has no key (tag p)") from None
     except ValueError as error:

@@ -37,9 +37,12 @@ def without_blanks(text: str) -> str:
 
 
 def plain_base64(text: str) -> str:
-    """Return base64 with only its letters, as most verifiers read it, and with full padding."""
+    """Return base64 with only its letters, as most verifiers read it, and with full padding.
+
+    A text without such letters is returned as it is.
+    """
     letters = _NO_LETTER.sub("", text.partition("=")[0])
-    return letters + "=" * (-len(letters) % 4)
+    return letters + "=" * (-len(letters) % 4) or text
 
 
 def octets_of(text: str) -> bytes:
@@ -50,17 +53,9 @@ def octets_of(text: str) -> bytes:
         raise ValueError(f"{text[:40]!r} is no base64") from None
 
 
-def _lower(text: str) -> str:
-    return without_blanks(text).lower()
-
-
-def _base64(text: str) -> str:
-    return plain_base64(text) or text
-
-
 #: How the values of tags are spelled alike, where other verifiers are lenient.
 SPELLED: Final[dict[str, Callable[[str], str]]] = {
-    **dict.fromkeys(["a", "c", "l", "q", "t", "v", "x"], _lower),
-    **dict.fromkeys(["b", "bh"], _base64),
+    **dict.fromkeys("aclqtvx", lambda text: without_blanks(text).lower()),
+    **dict.fromkeys(["b", "bh"], plain_base64),
     "d": lambda text: text.removesuffix("."),
 }

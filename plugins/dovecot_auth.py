@@ -117,8 +117,5 @@ def _read(line: Line) -> list[str]:
 
 def _value(fields: list[str], name: str) -> str:
     """Return the value of a parameter without escapes."""
-    for each in fields:
-        if each.startswith(name):
-            value = each.removeprefix(name)
-            return _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), value)
-    return ""
+    value = next((each for each in fields if each.startswith(name)), name).removeprefix(name)
+    return _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), value)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from minismtp import (
     Claim,
@@ -42,12 +42,7 @@ class Limit:
     @property
     def rates(self) -> dict[Kind, Rate]:
         """A limited quantity, and its rate."""
-        found: dict[Kind, Rate | None] = {
-            "messages": self.messages,
-            "recipients": self.recipients,
-            "bytes": self.bytes,
-        }
-        return {kind: rate for kind, rate in found.items() if rate is not None}
+        return {kind: rate for kind in get_args(Kind) if (rate := getattr(self, kind)) is not None}
 
 
 class _Charge(NamedTuple):
@@ -106,15 +101,8 @@ class RateLimit(ClientCheck):
     @hookimpl
     def on_data(self, session: Session, envelope: Envelope) -> None:
         """Charge a message by its recipients and declared size."""
-        self._take(
-            session,
-            envelope,
-            {
-                "messages": 1,
-                "recipients": len(envelope.recipients),
-                "bytes": envelope.size or 0,
-            },
-        )
+        amounts: dict[Kind, int] = {"messages": 1, "bytes": envelope.size or 0}
+        self._take(session, envelope, amounts | {"recipients": len(envelope.recipients)})
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
