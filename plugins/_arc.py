@@ -29,7 +29,7 @@ class BrokenChainError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Set:
+class ArcSet:
     """The three fields that one host added."""
 
     instance: int
@@ -48,7 +48,7 @@ class Set:
         return b"".join(map(relaxed_field, (self.results, self.message.raw, self.seal.raw)))
 
 
-def read_chain(headers: Headers) -> list[Set]:
+def read_chain(headers: Headers) -> list[ArcSet]:
     """Return the sets from the first to the last; empty without a chain. Raise BrokenChainError.
 
     RFC 8617 section 5.2, steps 1 to 3.
@@ -84,7 +84,7 @@ def instance_of(raw: bytes) -> int:
     return int(text) if re.fullmatch("[0-9]{1,3}", text) else 0
 
 
-def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> Set:
+def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> ArcSet:
     message = Signature.read(found[MESSAGE][number], *_TAGS, "bh", "h")
     seal = Signature.read(found[SEAL][number], *_TAGS, "cv")
     expected = "none" if number == 1 else "pass"
@@ -92,10 +92,10 @@ def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> Set:
         raise BrokenChainError(f"seal {number} says cv={seal.tags['cv'][:20]}")
     if "h" in seal.tags or "arc-seal" in message.names:
         raise BrokenChainError(f"set {number} signs what it should not")
-    return Set(number, found[RESULTS][number], message, seal)
+    return ArcSet(number, found[RESULTS][number], message, seal)
 
 
-def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
+def verify_chain(message: Message, chain: Sequence[ArcSet], keys: Keys) -> int:
     """Return the oldest instance since which the message did not change, 0 for the whole chain.
 
     RFC 8617 section 5.2, steps 4 to 6. Raise BrokenChainError.
@@ -116,7 +116,7 @@ def verify_chain(message: Message, chain: Sequence[Set], keys: Keys) -> int:
     return 0 if oldest == 1 else oldest
 
 
-def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterator[Set]:
+def _good_headers(message: Message, chain: Sequence[ArcSet], keys: Keys) -> Iterator[ArcSet]:
     """Yield the sets with a valid signature of the header, the last first; it must be valid."""
     for each in reversed(chain):
         signature = each.message
@@ -131,7 +131,7 @@ def _good_headers(message: Message, chain: Sequence[Set], keys: Keys) -> Iterato
         yield each
 
 
-def _check_seal(last: Set, before: bytes, keys: Keys) -> None:
+def _check_seal(last: ArcSet, before: bytes, keys: Keys) -> None:
     octets = before + relaxed_field(last.results) + relaxed_field(last.message.raw)
     try:
         last.seal.check_tags(steady_time())

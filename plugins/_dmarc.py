@@ -43,7 +43,7 @@ def public_suffixes() -> PublicSuffixList:
     return PublicSuffixList()
 
 
-class Names:
+class Domains:
     """Lookups of names in the DNS and the public suffix list. They raise UnansweredError."""
 
     def __init__(self, resolver: Resolver, suffixes: PublicSuffixList, patience: timedelta) -> None:
@@ -85,7 +85,7 @@ def _tags(record: str) -> dict[str, str]:
     return tags
 
 
-def policy_of(tags: Mapping[str, str], names: Names, subdomain: str) -> Policy | None:
+def policy_of(tags: Mapping[str, str], names: Domains, subdomain: str) -> Policy | None:
     """Return the policy for the domain itself, or for a subdomain without a record of its own.
 
     A record with an invalid p, sp or np only asks for reports. If it has no address for reports
@@ -116,7 +116,11 @@ def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
 
 
 def is_aligned(
-    result: AuthResult, domain: str, tags: Mapping[str, str], envelope: Envelope, names: Names
+    result: AuthResult,
+    domain: str,
+    tags: Mapping[str, str],
+    envelope: Envelope,
+    names: Domains,
 ) -> bool:
     """Return whether a result is for the domain or its organization (RFC 7489 section 3.1)."""
     if result.method == "dkim":

@@ -15,7 +15,7 @@ from minismtp import UnansweredError
 from ._dns import TooManyQuestionsError, is_domain
 from ._spf_macros import MacroString, RecordError, expand, parse_macros
 from ._spf_record import Mechanism, Record, absence_in, is_record, parse_record
-from ._spf_sender import Ask, Names, Sender
+from ._spf_sender import Ask, PtrNames, Sender
 
 _TERMS, _VOID = 10, 2  # that ask the DNS, and of them, that find nothing
 _HOSTS = 10  # of an MX
@@ -63,7 +63,7 @@ class _Evaluation:
         self._answers = ask
         self._questions = self._terms = self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
-        self._names = Names(sender.address, self._ask)
+        self._names = PtrNames(sender.address, self._ask)
 
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)

@@ -31,7 +31,7 @@ class Sender:
         return ".".join(self.address.exploded.replace(":", "").upper())
 
 
-class Names:
+class PtrNames:
     """The names that PTR records give an address, and whether they have it (section 5.5)."""
 
     def __init__(self, address: IPv4Address | IPv6Address, ask: Ask) -> None:

@@ -29,9 +29,9 @@ from ._arc import (
     LONGEST,
     NAMES,
     SEAL,
+    ArcSet,
     BrokenChainError,
     Sealer,
-    Set,
     instance_of,
     read_chain,
     verify_chain,
@@ -155,7 +155,7 @@ class Arc(DnsCheck):
                 self._sealer.seal(message, value, "fail", max(last, len(chain)) + 1)
 
 
-def _report(each: Set) -> ArcReport:
+def _report(each: ArcSet) -> ArcReport:
     name, results = read(each.report)
     return ArcReport(each.seal.domain, name, tuple(results))
 

@@ -26,7 +26,7 @@ from minismtp import (
 )
 
 from ._checks import ClientCheck, DnsCheck
-from ._dmarc import POLICIES, Names, Policy, is_aligned, policy_of, public_suffixes, sampled
+from ._dmarc import POLICIES, Domains, Policy, is_aligned, policy_of, public_suffixes, sampled
 from ._dns import can_be_asked
 from ._from import TooManyDomainsError, domains_of
 from .arc import ARC
@@ -116,7 +116,7 @@ class Dmarc(ClientCheck, DnsCheck):
             return DmarcResult("permerror", disposition="reject", reason=str(error))
         if not domains:
             return DmarcResult("permerror", reason="no From field has a domain")
-        names = Names(self._resolver, self._suffixes, self.patience)
+        names = Domains(self._resolver, self._suffixes, self.patience)
         found = [
             self._overridden(_evaluated(domain, envelope, names), envelope) for domain in domains
         ]
@@ -141,7 +141,7 @@ def _passed(result: AuthResult, domain: str) -> bool:
     return (result.method, result.result, sender) == ("dmarc", "pass", domain)
 
 
-def _evaluated(domain: str, envelope: Envelope, names: Names) -> DmarcResult:
+def _evaluated(domain: str, envelope: Envelope, names: Domains) -> DmarcResult:
     results = results_of(envelope)
     if missing := {"spf", "dkim"}.difference(each.method for each in results):
         raise LookupError(

@@ -121,7 +121,7 @@ class _Record(Resolver):
 
 def _record(text: str) -> object:
     resolver = _Record(f"v=DMARC1; {text}")
-    return _dmarc.Names(resolver, _dmarc.public_suffixes(), timedelta(seconds=100)).record(
+    return _dmarc.Domains(resolver, _dmarc.public_suffixes(), timedelta(seconds=100)).record(
         "example.org"
     )
 

@@ -23,7 +23,7 @@ from minismtp_plugins._canonical import (
 from minismtp_plugins._dkim import Signature, UnverifiedError
 from minismtp_plugins._dkim_key import Keys
 from minismtp_plugins._dmarc import (
-    Names,
+    Domains,
     is_aligned,
     policy_of,
     public_suffixes,
@@ -145,7 +145,7 @@ def spf_check(data: bytes) -> None:
 
 @target("_dmarc", raises=(UnansweredError,))
 def dmarc_record(data: bytes) -> None:
-    names = Names(Zone(*data.split(b"\n", 9)), public_suffixes(), timedelta(days=1))
+    names = Domains(Zone(*data.split(b"\n", 9)), public_suffixes(), timedelta(days=1))
     domain = "a.example.org"
     tags = names.record(domain).tags or {}
     if policy := policy_of(tags, names, domain):
