@@ -64,21 +64,23 @@ def run(
     lifeline: int,
     *,
     ready: int,
-    sessions: int,
-    control: Path,
+    limit: int,
     config: Config,
 ) -> int:
     """Answer requests until SIGTERM or the supervisor's death, which ends the pipe `lifeline`.
 
-    `sessions` is the limit of the whole server, and `control` the directory of the control sockets.
-    The page is served under the host names in `config` and those of loopback. The process writes an
-    octet to `ready` when it serves, and then beats on `scoreboard`.
+    `limit` is that of the sessions of the whole server. The page is served under the host names in
+    `config` and those of loopback. The process writes an octet to `ready` when it serves, and then
+    beats on `scoreboard`.
     """
     log = open_log(config)
     use_slot(directory, _SLOT)
     count_failures(count_thread_failures(CollectorRegistry()))
     readiness = Readiness(scoreboard, config.state_directory, config.outbound.free_space)
-    registry = _registry(scoreboard, directory, sessions, readiness)
+    registry = CollectorRegistry()
+    _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    registry.register(_ServerCollector(scoreboard, limit, readiness))
+    control = config.state_directory / "control"
     hosts = (config.hostname, *config.metrics.hosts)
     server = _HttpServer(sock, registry, readiness, control, hosts=hosts, scoreboard=scoreboard)
     log.start()
@@ -90,15 +92,6 @@ def run(
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
         log_stacks(log)
     return 0
-
-
-def _registry(
-    scoreboard: Scoreboard, directory: Path, sessions: int, readiness: Readiness
-) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-    registry.register(_ServerCollector(scoreboard, sessions, readiness))
-    return registry
 
 
 class _WorkersCollector(MultiProcessCollector):
@@ -121,10 +114,10 @@ def _size(path: Path) -> int:
 class _ServerCollector:
     """The metrics of the whole server, as opposed to those of a worker."""
 
-    def __init__(self, scoreboard: Scoreboard, sessions: int, readiness: Readiness) -> None:
+    def __init__(self, scoreboard: Scoreboard, limit: int, readiness: Readiness) -> None:
         self._scoreboard = scoreboard
         self._readiness = readiness
-        self._sessions = sessions
+        self._limit = limit
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for one scrape."""
@@ -133,10 +126,6 @@ class _ServerCollector:
         )
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
-        status = self._scoreboard.workers()
-        yield GaugeMetricFamily(
-            "minismtp_workers", "Worker processes that serve.", value=status.workers
-        )
         replaced = CounterMetricFamily(
             "minismtp_process_replacements",
             "Processes that died or hung and were replaced.",
@@ -145,19 +134,22 @@ class _ServerCollector:
         for (kind, reason), count in self._scoreboard.replacements().items():
             replaced.add_metric([_PROCESSES[kind], reason], count)
         yield replaced
-        yield GaugeMetricFamily(
-            "minismtp_sessions_limit", "Sessions that may be open at once.", value=self._sessions
-        )
-        yield GaugeMetricFamily(
-            "minismtp_config_last_reload_successful",
-            "Whether the last reload of the configuration succeeded.",
-            value=float(status.reload_ok),
-        )
-        yield GaugeMetricFamily(
-            "minismtp_config_last_reload_success_timestamp_seconds",
-            "When the configuration was last loaded successfully.",
-            value=status.reloaded_at,
-        )
+        status = self._scoreboard.workers()
+        for name, text, value in (
+            ("workers", "Worker processes that serve.", status.workers),
+            ("sessions_limit", "Sessions that may be open at once.", self._limit),
+            (
+                "config_last_reload_successful",
+                "Whether the last reload of the configuration succeeded.",
+                status.reload_ok,
+            ),
+            (
+                "config_last_reload_success_timestamp_seconds",
+                "When the configuration was last loaded successfully.",
+                status.reloaded_at,
+            ),
+        ):
+            yield GaugeMetricFamily(f"minismtp_{name}", text, value=float(value))
         problems = GaugeMetricFamily(
             "minismtp_problem", "Whether something is wrong, as /readyz says.", labels=["problem"]
         )

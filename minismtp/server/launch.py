@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Collection
 from socket import socket
-from typing import Final, TypeAlias
+from typing import Final
 
 from minismtp.config import Config
 from minismtp.mailqueue import runner
@@ -23,22 +23,28 @@ from minismtp.server.worker import WorkerContext
 
 _PATIENCE: Final = 0.2  # seconds for a lock that is held for microseconds
 
-#: Closes the inherited listeners except those to keep. An address becomes free only when no process
-#: has its socket open any more.
-CloseInherited: TypeAlias = Callable[[Collection[socket]], None]
-
 
 class Launcher:
     """Forks the processes. It owns the shared memory and the directories made before any fork."""
 
-    def __init__(self, config: Config, children: Children[Generation | Role]) -> None:
-        """Open the socket of the metrics endpoint. Raise ListenError."""
+    def __init__(
+        self,
+        config: Config,
+        children: Children[Generation | Role],
+        close_listeners: Callable[[Collection[socket]], None],
+    ) -> None:
+        """Open the socket of the metrics endpoint. Raise ListenError.
+
+        `close_listeners` closes the listeners that a child inherits, except those to keep. An
+        address becomes free only when no process has its socket open any more.
+        """
         limits = config.limits
         self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
         self.scoreboard: Final = Scoreboard()
         self.suspects: Final = Suspects()
         self._backoff = Backoff(limits.login_backoff.total_seconds(), time.monotonic)
         self._children = children
+        self._close_listeners = close_listeners
         address = config.metrics.address
         self.endpoint_socket: Final = (
             None
@@ -65,13 +71,12 @@ class Launcher:
                         path.unlink(missing_ok=True)
             self._children.dead_slots.discard(slot)
 
-    def start_worker(self, generation: Generation, close_inherited: CloseInherited) -> None:
+    def start_worker(self, generation: Generation) -> None:
         """Start a worker. Raise OSError or MemoryError."""
         slot, config = self._children.free_slot(), generation.config
 
         def run(ready: int) -> int:
-            close_inherited(generation.sockets.values())
-            self._close_endpoint_socket()
+            self._close_listeners(generation.sockets.values())
             context = WorkerContext(
                 slot,
                 generation.sockets,
@@ -90,15 +95,14 @@ class Launcher:
             "worker", slot, generation, config.user, run, affinity=config.cpu_affinity
         )
 
-    def start_runner(self, config: Config, close_inherited: CloseInherited) -> int:
+    def start_runner(self, config: Config) -> int:
         """Start the queue runner and return its process id. Raise OSError or MemoryError."""
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
         self.scoreboard.clear_beat(slot)
 
         def run(ready: int) -> int:
-            close_inherited(())
-            self._close_endpoint_socket()
+            self._close_listeners(())
             context = runner.RunnerContext(slot, directory, ready, lifeline, self.scoreboard)
             return runner.run(config, context)
 
@@ -106,7 +110,7 @@ class Launcher:
             "queue", slot, Role.RUNNER, config.user, run, affinity=config.cpu_affinity
         )
 
-    def start_endpoint(self, config: Config, close_inherited: CloseInherited) -> None:
+    def start_endpoint(self, config: Config) -> None:
         """Start the metrics endpoint if it is configured. Raise OSError or MemoryError."""
         sock, limit = self.endpoint_socket, self.admission.limit
         directory, lifeline = self._metrics_directory, self._children.lifeline
@@ -114,20 +118,9 @@ class Launcher:
             return
 
         def run(ready: int) -> int:
-            close_inherited(())
+            self._close_listeners([sock])
             return http_endpoint.run(
-                sock,
-                self.scoreboard,
-                directory,
-                lifeline,
-                ready=ready,
-                sessions=limit,
-                control=directory.parent / "control",
-                config=config,
+                sock, self.scoreboard, directory, lifeline, ready=ready, limit=limit, config=config
             )
 
         self._children.fork("http", ENDPOINT_SLOT, Role.ENDPOINT, config.user, run)
-
-    def _close_endpoint_socket(self) -> None:
-        if self.endpoint_socket is not None:
-            self.endpoint_socket.close()

@@ -76,7 +76,7 @@ class Supervisor:
         self._log = log
         self._lock = lock_state_directory(config)
         self._children: Children[Generation | Role] = Children(log)
-        self._launcher = Launcher(config, self._children)
+        self._launcher = Launcher(config, self._children, self._close_listeners)
         self._reporter = StatusReporter(log, self._launcher.admission, self._launcher.scoreboard)
         self._watchdog = Watchdog(log, self._launcher.scoreboard)
         self._next_endpoint = 0.0
@@ -253,19 +253,14 @@ class Supervisor:
             return
         missing = min(generation.wanted - len(workers), SLOTS - len(self._children))
         for _ in range(min(missing, 1) if scout else missing):
-            self._start(
-                lambda: self._launcher.start_worker(generation, self._close_inherited), "workers"
-            )
+            self._start(partial(self._launcher.start_worker, generation), "workers")
 
     def _start_endpoint(self) -> None:
         """Start the metrics endpoint if it is missing, at most once a second."""
         now = time.monotonic()
         if not self._children.of(Role.ENDPOINT) and now >= self._next_endpoint:
             self._next_endpoint = now + _QUIET_TICK
-            config = self._current.config
-            self._start(
-                lambda: self._launcher.start_endpoint(config, self._close_inherited), "endpoint"
-            )
+            self._start(partial(self._launcher.start_endpoint, self._current.config), "endpoint")
 
     def _start_runner(self) -> None:
         """Start the queue runner once workers serve. One that a reload replaced may still drain."""
@@ -273,7 +268,7 @@ class Supervisor:
             self._start(self._fork_runner, "runner")
 
     def _fork_runner(self) -> None:
-        self._runner = self._launcher.start_runner(self._current.config, self._close_inherited)
+        self._runner = self._launcher.start_runner(self._current.config)
 
     def _start(self, start: Callable[[], None], name: str) -> None:
         """Start a process. If the system has no resources for it, try again in a second."""
@@ -356,7 +351,7 @@ class Supervisor:
         self._stop_by = time.monotonic() + drain + _SHORT_LIFE
         self._reporter.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
         # Clients must not wait in the queue of a socket that no process accepts from.
-        self._close_inherited(())
+        self._close_listeners(())
         for generation in self._generations():
             self._drain(generation)
         for role in Role:
@@ -369,12 +364,14 @@ class Supervisor:
     def _drain(self, generation: Generation) -> None:
         self._children.end(generation, generation.drain + _SHORT_LIFE)
 
-    def _close_inherited(self, keep: Collection[socket.socket]) -> None:
+    def _close_listeners(self, keep: Collection[socket.socket]) -> None:
         """Close the listeners except those to keep, and this process's end of each gate."""
         for generation in (self._current, self._coming):
             if generation is not None:
                 generation.open()
                 close(generation.sockets.values(), keep=keep)
+        if self._launcher.endpoint_socket is not None:
+            close([self._launcher.endpoint_socket], keep=keep)
 
 
 def next_signal(patience: float) -> int:

@@ -339,7 +339,7 @@ def trace(frame, event, argument):
 threading.settrace(trace)
 lifeline, ready = os.pipe()
 http_endpoint.run(sock, Scoreboard(), directory / "metrics", lifeline, ready=os.dup(ready),
-             sessions=1, control=directory, config=Config.load())
+             limit=1, config=Config.load())
 """
 
 
