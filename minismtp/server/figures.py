@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from prometheus_client import Metric
@@ -24,10 +25,8 @@ class HookFigures:
         """Mean seconds of a call."""
         return self.seconds / self.calls if self.calls else 0.0
 
-    def since(self, before: HookFigures | None) -> HookFigures:
+    def since(self, before: HookFigures) -> HookFigures:
         """Return what was added since an earlier time."""
-        if before is None:
-            return self
         return HookFigures(
             max(0.0, self.calls - before.calls), max(0.0, self.seconds - before.seconds)
         )
@@ -39,12 +38,16 @@ class Overview:
 
     connections: float = 0.0
     deliveries: float = 0.0
-    outcomes: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     active: float = 0.0
     queue: dict[str, float] = field(default_factory=dict)
     oldest: float = 0.0
-    verdicts: dict[str, dict[str, float]] = field(default_factory=dict)
-    hooks: dict[tuple[str, str], HookFigures] = field(default_factory=dict)
+    verdicts: dict[str, dict[str, float]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(float))
+    )
+    hooks: dict[tuple[str, str], HookFigures] = field(
+        default_factory=lambda: defaultdict(HookFigures)
+    )
 
     @property
     def flows(self) -> dict[str, float]:
@@ -60,18 +63,19 @@ class Overview:
 
     def since(self, before: Overview) -> Overview:
         """Return what was added since an earlier time. Current values stay as they are."""
-        return Overview(
-            max(0.0, self.connections - before.connections),
-            max(0.0, self.deliveries - before.deliveries),
-            _minus(self.outcomes, before.outcomes),
-            self.active,
-            self.queue,
-            self.oldest,
-            {
+        return replace(
+            self,
+            connections=max(0.0, self.connections - before.connections),
+            deliveries=max(0.0, self.deliveries - before.deliveries),
+            outcomes=_minus(self.outcomes, before.outcomes),
+            verdicts={
                 name: _minus(now, before.verdicts.get(name, {}))
                 for name, now in self.verdicts.items()
             },
-            {name: now.since(before.hooks.get(name)) for name, now in self.hooks.items()},
+            hooks={
+                name: now.since(before.hooks.get(name, HookFigures()))
+                for name, now in self.hooks.items()
+            },
         )
 
 
@@ -95,28 +99,19 @@ def _take(  # noqa: C901 - one arm for each metric
         case "connections_active":
             found.active += value
         case "messages_total":
-            _add(found.outcomes, labels["outcome"], value)
+            found.outcomes[labels["outcome"]] += value
         case "queue_messages":
             found.queue[labels["state"]] = value
         case "queue_oldest_message_age_seconds":
             found.oldest = value
         case "hook_verdicts_total":
-            _add(found.verdicts.setdefault(labels["plugin"], {}), labels["verdict"], value)
+            found.verdicts[labels["plugin"]][labels["verdict"]] += value
         case "shadow_verdicts_total":
-            plugin = f"{labels['plugin']} (shadow)"
-            _add(found.verdicts.setdefault(plugin, {}), labels["verdict"], value)
+            found.verdicts[f"{labels['plugin']} (shadow)"][labels["verdict"]] += value
         case "hook_duration_seconds_count":
-            _hook(found, labels).calls += value
+            found.hooks[labels["plugin"], labels["hook"]].calls += value
         case "hook_duration_seconds_sum":
-            _hook(found, labels).seconds += value
-
-
-def _hook(found: Overview, labels: dict[str, str]) -> HookFigures:
-    return found.hooks.setdefault((labels["plugin"], labels["hook"]), HookFigures())
-
-
-def _add(counts: dict[str, float], name: str, value: float) -> None:
-    counts[name] = counts.get(name, 0.0) + value
+            found.hooks[labels["plugin"], labels["hook"]].seconds += value
 
 
 def _minus(now: dict[str, float], before: dict[str, float]) -> dict[str, float]:
