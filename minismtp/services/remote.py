@@ -187,7 +187,7 @@ class Line:
         with _named(self.name):
             rest = memoryview(data)
             while rest:  # `sendall` of TLS would wait as long as this for each record
-                self._socket.settimeout(self._left())
+                self._socket.settimeout(_left(self.due, self.clock))
                 rest = rest[self._socket.send(rest) :]
 
     def receive(self, size: int = _PIECE) -> bytes:
@@ -196,7 +196,7 @@ class Line:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
         with _named(self.name):
-            self._socket.settimeout(self._left())
+            self._socket.settimeout(_left(self.due, self.clock))
             return self._socket.recv(size)
 
     def is_readable(self) -> bool:
@@ -244,7 +244,7 @@ class Line:
         if self._buffer:  # sent in clear, and it would pass for an answer inside TLS
             raise RemoteError(f"{self.name} sends clear text after it agreed to TLS")
         with _named(self.name):
-            self._socket.settimeout(self._left())
+            self._socket.settimeout(_left(self.due, self.clock))
             self._socket = secured = context.wrap_socket(self._socket, server_hostname=host)
         return secured
 
@@ -256,9 +256,6 @@ class Line:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
-
-    def _left(self) -> float:
-        return _left(self.due, self.clock)
 
     def _next(self, size: int) -> bytes:
         data = self.receive(size)

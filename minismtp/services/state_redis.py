@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 import redis
@@ -91,7 +91,7 @@ class RedisStore:
         self._seconds = seconds
         self._clock = _Clock()
         options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
-        kind = _CLASSES[options.pop("connection_class", Connection)]
+        kind = _TIMED[options.pop("connection_class", Connection)]
         # The server may have carried out a call that failed, so no call is retried.
         retry = Retry(NoBackoff(), 0)
         options |= {"clock": self._clock, "socket_timeout": seconds, "retry": retry, "protocol": 2}
@@ -105,52 +105,47 @@ class RedisStore:
 
     def get(self, key: bytes) -> str | None:
         """Return the value, None if there is no such key."""
-        self._clock.start(self._seconds)
-        found = self._client.get(key)
+        found = self._ask(self._client.get, key)
         return None if found is None else _text(found)
 
     def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
         """Keep a value in place of an earlier one; the server decides how durable it is."""
         del durable
-        self._clock.start(self._seconds)
-        self._client.set(key, value, px=_milliseconds(seconds))
+        self._ask(self._client.set, key, value, px=_milliseconds(seconds))
 
     def setdefault(self, key: bytes, value: str, seconds: float) -> str:
         """Return the stored value, or keep this one and return it."""
-        self._clock.start(self._seconds)
-        return _text(self._setdefault([key], [value, _milliseconds(seconds)]))
+        return _text(self._ask(self._setdefault, [key], [value, _milliseconds(seconds)]))
 
     def add(self, key: bytes, amount: int, seconds: float) -> int:
         """Add to the number and return the sum; `seconds` counts from the first addition."""
-        self._clock.start(self._seconds)
-        return int(self._add([key], [amount, _milliseconds(seconds)]))
+        return int(self._ask(self._add, [key], [amount, _milliseconds(seconds)]))
 
     def take(self, claims: Sequence[tuple[bytes, Window, int]]) -> list[float]:
         """Take an amount from each window, or nothing at all; return the seconds to wait."""
-        self._clock.start(self._seconds)
         numbers: list[int] = []
         for _, window, amount in claims:
             numbers += [window.capacity, window.length, amount]
-        waits = self._take([key for key, _, _ in claims], numbers)
+        waits = self._ask(self._take, [key for key, _, _ in claims], numbers)
         return [float("inf") if wait < 0 else wait / MICROSECONDS for wait in waits]
 
     def delete(self, key: bytes) -> None:
         """Forget a key."""
-        self._clock.start(self._seconds)
-        self._client.delete(key)
+        self._ask(self._client.delete, key)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
         self._pool.disconnect()
+
+    def _ask(self, command: Callable[..., Any], *arguments: object, **options: object) -> Any:  # noqa: ANN401 - what Redis answers
+        self._clock.due = time.monotonic() + self._seconds
+        return command(*arguments, **options)
 
 
 class _Clock(threading.local):
     """The deadline of this thread's call."""
 
     due = 0.0
-
-    def start(self, seconds: float) -> None:
-        self.due = time.monotonic() + seconds
 
     def left(self) -> float:
         left = self.due - time.monotonic()
@@ -200,22 +195,9 @@ class _Timed:
         return cast("socket.socket", _TimedSocket(connected, self._clock))
 
 
-class _Tcp(_Timed, Connection):
-    pass
-
-
-class _Tls(_Timed, SSLConnection):
-    pass
-
-
-class _Unix(_Timed, UnixDomainSocketConnection):
-    pass
-
-
-_CLASSES: Final[dict[type, type]] = {
-    Connection: _Tcp,
-    SSLConnection: _Tls,
-    UnixDomainSocketConnection: _Unix,
+_TIMED: Final = {
+    kind: type(kind.__name__, (_Timed, kind), {})
+    for kind in (Connection, SSLConnection, UnixDomainSocketConnection)
 }
 
 

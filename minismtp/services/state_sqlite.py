@@ -59,6 +59,10 @@ _REMOVE: Final = """
 DELETE FROM entries WHERE key IN
     (SELECT key FROM entries WHERE owner = ? AND expires <= ? ORDER BY expires LIMIT ?)
 """
+_OCTETS: Final = """
+SELECT (page_count - freelist_count) * page_size
+FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+"""
 _HEAVIEST: Final = """
 SELECT owner FROM entries GROUP BY owner ORDER BY sum(length(key) + length(value)) DESC LIMIT 1
 """
@@ -226,11 +230,7 @@ def _owners(connection: sqlite3.Connection) -> Iterator[bytes]:
 
 
 def _octets(connection: sqlite3.Connection) -> int:
-    [pages, size, unused] = [
-        connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("page_count", "page_size", "freelist_count")
-    ]
-    return int((pages - unused) * size)
+    return int(connection.execute(_OCTETS).fetchone()[0])
 
 
 def _prepared(path: str) -> sqlite3.Connection:
