@@ -44,16 +44,19 @@ class _Choice:
     """
 
     def __init__(self, tls: TlsConfig, *, ask_client: bool, file: str, ciphers: str) -> None:
+        self._tls = tls
+        self._ask_client = ask_client
+        self._file = file
+        self._ciphers = ciphers
         if tls.certificate is None or tls.key is None:
-            raise ConfigError("expected a certificate and a key", file=file, key="tls")
-        making = partial(_context, tls, ask_client=ask_client, file=file, ciphers=ciphers)
+            raise self._error("expected a certificate and a key", "tls")
         self._named = {
-            entry.name.lower(): making(entry.certificate, entry.key, where=f"tls.sni[{index}]")
+            entry.name.lower(): self._context(entry.certificate, entry.key, f"tls.sni[{index}]")
             for index, entry in enumerate(tls.sni)
         }
-        self.asking = self._first = making(tls.certificate, tls.key, where="tls")
+        self.asking = self._first = self._context(tls.certificate, tls.key, "tls")
         if self._named:
-            self._first = making(tls.certificate, tls.key, where="tls")
+            self._first = self._context(tls.certificate, tls.key, "tls")
             self.asking.sni_callback = self._choose
         self.has_names = bool(self._named)
 
@@ -72,11 +75,51 @@ class _Choice:
         wanted = to_ascii(name)
         return self._named.get(wanted) or self._named.get(f"*.{wanted.partition('.')[2]}")
 
+    def _context(self, certificate: Path, key: Path, where: str) -> ssl.SSLContext:
+        if self._ask_client:
+            context = client_certificate.make_context()
+            self._trust_authorities(context)
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = _VERSIONS[self._tls.minimum_version]
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+        # In SMTP a message has its own end, so a close without close_notify cuts nothing off, and
+        # the reply still goes out; without the option OpenSSL sends a fatal alert.
+        context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+        set_ciphers(context, self._ciphers)
+        if self._ciphers:
+            offer_dhe(context)
+        self._load_pair(context, certificate, key, where)
+        return context
 
-def files_of(tls: TlsConfig) -> list[Path]:
-    """Return every file that `server_context` reads."""
-    named = [path for entry in tls.sni for path in (entry.certificate, entry.key)]
-    return [path for path in (tls.certificate, tls.key, tls.client_ca, *named) if path is not None]
+    def _trust_authorities(self, context: ssl.SSLContext) -> None:
+        path, name = self._tls.client_ca, "tls.client_ca"
+        if path is None:
+            problem = "expected a file of authorities, because a listener has client_certificates"
+            raise self._error(problem, name)
+        try:
+            context.load_verify_locations(path)
+        except OSError as error:  # SSLError among them
+            raise self._error(f"{path}: {error}", name) from None
+
+    def _load_pair(self, context: ssl.SSLContext, certificate: Path, key: Path, where: str) -> None:
+        for name, path in (("certificate", certificate), ("key", key)):
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise self._error(f"{path}: {error.strerror}", f"{where}.{name}") from None
+        try:
+            context.load_cert_chain(certificate, key, password="")
+        except OSError as error:
+            reason = getattr(error, "reason", "") or error.strerror or "not PEM"
+            reason = reason.replace("_", " ").lower()
+            expected = f"a pair of a PEM certificate and its key: {reason}"
+            problem = f"{certificate} and {key} are not {expected}"
+            raise self._error(problem, f"{where}.certificate") from None
+
+    def _error(self, problem: str, key: str) -> ConfigError:
+        return ConfigError(problem, file=self._file, key=key)
 
 
 class Certificates:
@@ -140,7 +183,9 @@ class Certificates:
 
 
 def _stamps(tls: TlsConfig) -> list[tuple[int, ...] | None]:
-    return [stamp(path) for path in files_of(tls)]
+    named = [path for entry in tls.sni for path in (entry.certificate, entry.key)]
+    paths = (tls.certificate, tls.key, tls.client_ca, *named)
+    return [stamp(path) for path in paths if path is not None]
 
 
 def tls_info(connection: ssl.SSLSocket) -> TlsInfo:
@@ -190,66 +235,3 @@ def not_after(certificate: Path) -> float:
         # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.
         text = ("19" if text[:2] >= "50" else "20") + text
     return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
-
-
-def _context(
-    tls: TlsConfig,
-    certificate: Path,
-    key: Path,
-    *,
-    where: str,
-    ask_client: bool,
-    file: str,
-    ciphers: str,
-) -> ssl.SSLContext:
-    if ask_client:
-        context = client_certificate.make_context()
-        _trust(context, tls, file)
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = _VERSIONS[tls.minimum_version]
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
-    # In SMTP a message has its own end, so a close without close_notify cuts nothing off, and
-    # the reply still goes out; without the option OpenSSL sends a fatal alert.
-    context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-    set_ciphers(context, ciphers)
-    if ciphers:
-        offer_dhe(context)
-    _load_pair(context, certificate, key, file, where)
-    return context
-
-
-def _trust(context: ssl.SSLContext, tls: TlsConfig, file: str) -> None:
-    if tls.client_ca is None:
-        raise ConfigError(
-            "expected a file of authorities, because a listener has client_certificates",
-            file=file,
-            key="tls.client_ca",
-        )
-    try:
-        context.load_verify_locations(tls.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{tls.client_ca}: {error}", file=file, key="tls.client_ca") from None
-
-
-def _load_pair(
-    context: ssl.SSLContext, certificate: Path, key: Path, file: str, where: str
-) -> None:
-    for name, path in (("certificate", certificate), ("key", key)):
-        try:
-            with path.open("rb"):
-                pass
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: {error.strerror}", file=file, key=f"{where}.{name}"
-            ) from None
-    try:
-        context.load_cert_chain(certificate, key, password="")
-    except OSError as error:  # SSLError among them
-        reason = getattr(error, "reason", "") or error.strerror or "not PEM"
-        reason = reason.replace("_", " ").lower()
-        message = (
-            f"{certificate} and {key} are not a pair of a PEM certificate and its key: {reason}"
-        )
-        raise ConfigError(message, file=file, key=f"{where}.certificate") from None
