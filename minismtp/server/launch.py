@@ -30,7 +30,7 @@ class Launcher:
     def __init__(
         self,
         config: Config,
-        children: Children[Generation | Role],
+        children: Children,
         close_listeners: Callable[[Collection[socket]], None],
     ) -> None:
         """Open the socket of the metrics endpoint. Raise ListenError.

@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeAlias
 
 from minismtp.runtime.log import Log
+from minismtp.server.generation import Generation
 from minismtp.server.privileges import drop_privileges
 
-Group = TypeVar("Group")
 _LAST_WAIT: Final = 5.0  # seconds; a killed process that waits for a dead disk never ends
 _LAST_TICK: Final = 0.01
 
@@ -39,8 +39,12 @@ class Role(enum.Enum):
     RUNNER = "outbound runner"
 
 
+#: What a process belongs to. The workers belong to the generation of their configuration.
+Group: TypeAlias = Generation | Role
+
+
 @dataclass(slots=True)
-class Child(Generic[Group]):
+class Child:
     """A process: its slot, a number that no other living one has, and the group it belongs to.
 
     `core` is the core it runs on, -1 for any. `ready` is the pipe on which it reports that it is
@@ -61,22 +65,22 @@ class Child(Generic[Group]):
         return self.group.value if isinstance(self.group, Role) else "worker"
 
 
-class Children(Generic[Group]):
+class Children:
     """All children that were not reaped yet, by process id. The parent has no threads."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._children: dict[int, Child[Group]] = {}
+        self._children: dict[int, Child] = {}
         self.dead_slots: set[int] = set()  # not free before they are cleaned
         self.lifeline, self._lifeline_write = os.pipe()
 
     def __len__(self) -> int:
         return len(self._children)
 
-    def __iter__(self) -> Iterator[tuple[int, Child[Group]]]:
+    def __iter__(self) -> Iterator[tuple[int, Child]]:
         return iter(self._children.items())
 
-    def of(self, group: Group) -> list[Child[Group]]:
+    def of(self, group: Group) -> list[Child]:
         """Return the processes that belong to a group."""
         return [child for child in self._children.values() if child.group is group]
 
@@ -149,7 +153,7 @@ class Children(Generic[Group]):
                 child.serving = bool(said)
                 _close_ready(child)
 
-    def reap(self) -> Iterator[tuple[int, Child[Group], int]]:
+    def reap(self) -> Iterator[tuple[int, Child, int]]:
         """Yield the children that ended since the last call, each with its exit status."""
         while self._children:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -193,7 +197,7 @@ class Children(Generic[Group]):
             time.sleep(_LAST_TICK)
 
 
-def _close_ready(child: Child[Group]) -> None:
+def _close_ready(child: Child) -> None:
     if child.ready >= 0:
         os.close(child.ready)
         child.ready = -1

@@ -75,7 +75,7 @@ class Supervisor:
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
         self._lock = lock_state_directory(config)
-        self._children: Children[Generation | Role] = Children(log)
+        self._children = Children(log)
         self._launcher = Launcher(config, self._children, self._close_listeners)
         self._reporter = StatusReporter(log, self._launcher.admission, self._launcher.scoreboard)
         self._watchdog = Watchdog(log, self._launcher.scoreboard)
@@ -203,7 +203,7 @@ class Supervisor:
             address = bound(self._launcher.endpoint_socket, SocketAddress())
             self._log.info("serving metrics", address=address)
 
-    def _reap(self, pid: int, child: Child[Generation | Role], status: int) -> None:
+    def _reap(self, pid: int, child: Child, status: int) -> None:
         """Log and count the end of a process, and decide what follows from it."""
         running = self._watchdog.forget(pid)
         if self._status is not None or child.end_by < inf:

@@ -13,7 +13,7 @@ from typing import Final
 
 from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard
-from minismtp.server.processes import Child, Group
+from minismtp.server.processes import Child
 
 _LONGEST_SILENCE: Final = 10.0  # seconds; busy sessions delay the beats of their worker
 #: Has a process write the stacks of its threads to standard error, even if a thread never releases
@@ -39,7 +39,7 @@ class Watchdog:
         """The process ids of the silent processes."""
         return self._silent.keys()
 
-    def look(self, children: Iterable[tuple[int, Child[Group]]], patience: float) -> None:
+    def look(self, children: Iterable[tuple[int, Child]], patience: float) -> None:
         """Check all serving processes, and kill one that is silent for `patience` seconds.
 
         With a patience of 0 none is killed.
@@ -65,15 +65,13 @@ class Watchdog:
             self._last_kill = now
             self._kill(pid, child, f"silent for {silence:.0f} s")
 
-    def kill_late_starts(
-        self, children: Iterable[tuple[int, Child[Group]]], patience: float
-    ) -> None:
+    def kill_late_starts(self, children: Iterable[tuple[int, Child]], patience: float) -> None:
         """Kill processes that did not become ready within `patience` seconds."""
         for pid, child in children:
             if not child.serving and time.monotonic() > child.started + patience:
                 self._kill(pid, child, f"not ready after {patience:.0f} s")
 
-    def _kill(self, pid: int, child: Child[Group], reason: str) -> None:
+    def _kill(self, pid: int, child: Child, reason: str) -> None:
         if pid not in self._killed:
             self._killed[pid] = running_threads(pid)
             self._log.error(f"{child.kind} is killed", pid=pid, reason=reason)

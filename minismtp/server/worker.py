@@ -105,11 +105,11 @@ class Worker:
         self._plugins = plugins
         self._metrics = metrics
         self._log = log
-        self._chronicle = DecisionLog(config.state_directory, config.log.chronicle, log)
+        self._decision_log = DecisionLog(config.state_directory, config.log.chronicle, log)
         self._refusals = RefusalLog(config.log.refusals)
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
-        self._notes = context.suspects.of_worker(context.slot)
+        self._suspects = context.suspects.of_worker(context.slot)
         self._draining = threading.Event()
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))
@@ -122,7 +122,7 @@ class Worker:
             {
                 "sessions": self._report,
                 "trace": self._trace,
-                "flush": lambda _, __: self._chronicle.flush(),
+                "flush": lambda _, __: self._decision_log.flush(),
             },
         )
 
@@ -131,7 +131,7 @@ class Worker:
         self._queue.prepare()
         self._plugins.hooks().on_start(ServerInfo.of(self._config, "worker", self._context.slot))
         self._log.start()
-        self._chronicle.start()
+        self._decision_log.start()
         self._metrics.buffer.start()
         self._sessions.start_watch()
         self._control.start()
@@ -179,7 +179,7 @@ class Worker:
         self._plugins.hooks().on_stop()
         self._metrics.buffer.flush()
         self._refusals.settle(self._log, inf)
-        self._chronicle.flush()
+        self._decision_log.flush()
         self._log.flush()
 
     def _trace(self, question: dict[str, Any], say: Say) -> None:
@@ -227,11 +227,11 @@ class Worker:
             draining=self._draining,
             backoff=self._context.backoff,
             queue=self._queue,
-            decision_log=self._chronicle,
+            decision_log=self._decision_log,
             refusal_log=self._refusals,
             tracing=self._tracing,
             made_up_keys=self._made_up_keys,
-            suspects=self._notes,
+            suspects=self._suspects,
         )
         return Server(
             listener,
