@@ -34,6 +34,7 @@ import os
 import re
 import socket
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +42,9 @@ from minismtp import (
     Address,
     ByteSize,
     Defer,
+    DurableFile,
     Envelope,
+    GroupSync,
     Message,
     ServerInfo,
     hookimpl,
@@ -54,7 +57,6 @@ from ._folders import Folder
 from ._paths import Template, name_part
 from ._quota import Quota
 from ._rescue import rescue
-from ._writer import Writer
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -95,13 +97,14 @@ class Maildir:
         self._template = Template(self.path)
         self._host = name_part(socket.gethostname())[:_LONGEST_HOST]
         self._room = Quota(self.quota) if self.quota else None
-        self._writer = Writer(self.sync, Path())
+        self._state = Path()  # where the workers find each other for `sync = "group"`
+        self._groups: dict[int, GroupSync] = {}  # by device, because Maildirs may be on several
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Take the host name, and restore messages that a crash left in tmp/."""
         self._host = name_part(server.hostname)[:_LONGEST_HOST]
-        self._writer = Writer(self.sync, server.state_directory)
+        self._state = server.state_directory
         if server.slot == 0 and server.role == "worker":
             folders = dict.fromkeys([_QUARANTINE, *(each.folder for each in self.folders)])
             start_thread("maildir", lambda: rescue(self._template.temporaries(folders)))
@@ -144,10 +147,23 @@ class Maildir:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{folder}/tmp/{name}")
         elif self._room is None:
-            self._writer.write(folder, name, trace, message)
+            self._write(folder, name, trace, message)
         else:
             with self._room.room(box, size):
-                self._writer.write(folder, name, trace, message)
+                self._write(folder, name, trace, message)
+
+    def _write(self, folder: str, name: str, trace: bytes, message: Message) -> None:
+        with DurableFile(f"{folder}/tmp/{name}", f"{folder}/new/{name}") as file:
+            if self.sync == "group":
+                group = self._group(file.status.st_dev, folder)
+                file.sync = partial(group.commit, group.ticket())
+            file.size = message.write_to(file.descriptor, before=trace)
+
+    def _group(self, device: int, folder: str) -> GroupSync:
+        group = self._groups.get(device)
+        if group is None:
+            group = self._groups[device] = GroupSync(folder, self._state / f"sync-{device}")
+        return group
 
     def _make_directories(self, box: Path, folder: Path) -> None:
         # Also the existing levels, because one may have been created just before a crash.
