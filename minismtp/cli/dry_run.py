@@ -27,7 +27,7 @@ from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
-from minismtp.runtime.thread_activity import Activity, Step, taken_up
+from minismtp.runtime.thread_activity import Activity, Step
 from minismtp.session.in_memory import Dialogue
 from minismtp.session.listener_context import ListenerContext
 from minismtp.smtp.dot_stuffing import dotted
@@ -157,7 +157,7 @@ class DryRun:
         recipients = tuple(each.address for each in result.envelope.recipients)
         delivery = Delivery(result.envelope, recipients, recipients[0].ascii_domain)
         activity = Activity()
-        with taken_up(activity), contextlib.suppress(Verdict):  # a verdict is in the steps
+        with activity, contextlib.suppress(Verdict):  # a verdict is in the steps
             self._hooks.on_send(delivery, result.message)
         return activity.steps
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pluggy
 
 from minismtp.hooks import specs
-from minismtp.values.reply import Verdict
 
 if TYPE_CHECKING:
     from minismtp.mail.session import Session
@@ -110,26 +110,32 @@ def _calling(caller: pluggy.HookCaller) -> Callable[..., Any]:
     assert caller.spec is not None  # noqa: S101 - `loader` refuses hooks without one
     offered, first = caller.spec.argnames, bool(caller.spec.opts.get("firstresult"))
     calls = [
-        (each.function, [offered.index(name) for name in each.argnames])
+        (each.function, _chooser([offered.index(name) for name in each.argnames], len(offered)))
         for each in reversed(caller.get_hookimpls())
     ]
+    if len(calls) == 1 and calls[0][1] is None:
+        return calls[0][0]
 
     def call(*arguments: object) -> Any:  # noqa: ANN401 - each hook has its own answer
         results: list[Any] = []
-        try:
-            for function, places in calls:
-                result: Any = function(*[arguments[place] for place in places])
-                if result is not None:
-                    if first:
-                        return result
-                    results.extend(result)
-        except Verdict as verdict:
-            # The frames of its traceback refer to the verdict. They would keep the message of a
-            # refused client, and its file on disk, until the next garbage collection.
-            raise verdict.with_traceback(None) from None
+        for function, choose in calls:
+            result: Any = function(*(arguments if choose is None else choose(arguments)))
+            if result is not None:
+                if first:
+                    return result
+                results.extend(result)
         return results or None
 
     return call
+
+
+def _chooser(places: list[int], offered: int) -> itemgetter[Any] | None:
+    """Return what takes the arguments at some places, None where an implementation takes all."""
+    if places == [*range(offered)]:
+        return None
+    # An itemgetter of a single place would not return a tuple.
+    single = slice(places[0], places[0] + 1) if places else slice(0)
+    return itemgetter(*places) if len(places) > 1 else itemgetter(single)
 
 
 def _no_opinion(*_arguments: Any, **_named: Any) -> Any:  # noqa: ANN401 - each hook has its own answer

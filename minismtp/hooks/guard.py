@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, TypeAlias
 
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.delivery import Destination
@@ -23,8 +23,8 @@ from minismtp.mail.events import HookFailed
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session
 from minismtp.runtime.log import Log, describe
-from minismtp.runtime.metrics import VERDICTS, HookMetrics
-from minismtp.runtime.thread_activity import current
+from minismtp.runtime.metrics import HookMetrics
+from minismtp.runtime.thread_activity import here
 from minismtp.smtp.sasl import StoredKey
 from minismtp.values.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.values.stash import Stash, StashKey
@@ -51,11 +51,8 @@ HARMLESS: Final = frozenset({"on_stop", "observe"})
 _EHLO_LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*")
 
 
-class Method(Protocol):
-    """A hook implementation as pluggy calls it: positional arguments only."""
-
-    def __call__(self, *args: object) -> Any:  # noqa: ANN401 - each hook has its own answer
-        """Run the implementation."""
+#: A hook implementation, which is called with positional arguments only.
+Method: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +85,25 @@ class Guard:
         """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, shadow, timeout = self.policy.plugin, self.policy.shadow, self.policy.timeout
         own = self._with_own_state if hook == "on_start" else self._copy if shadow else None
-        seen = {kind: f"shadow:{kind}" if shadow else kind for kind in VERDICTS}
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401, C901 - each hook has its own answer
-            given = args
+            given, activity = args, here.activity
             if own is not None:
                 args = tuple([own(argument) for argument in args])
-            activity = current()
-            begun, cpu = perf_counter(), thread_time()
+            begun = perf_counter()
+            weight, cpu = metrics.weigh(begun)
             activity.running = (hook, plugin, begun)
-            raised: BaseException | None = None
-            verdict: Verdict | None = None
-            result, kind, remark = None, "none", ""
+            result, raised, verdict, kind, remark = None, None, None, "none", ""
             try:
                 result = method(*args)
             except Interrupted:
                 raise
             except BaseException as error:  # noqa: BLE001 - the one home of such a clause
                 raised = error
-            wall, cpu = perf_counter() - begun, thread_time() - cpu
+            if weight:
+                cpu = (thread_time() - cpu) * weight
+            wall = perf_counter() - begun
             activity.running = None
             if wall > timeout:
                 self._overran(hook, wall, metrics)
@@ -116,19 +112,20 @@ class Guard:
                 raised = None  # its traceback refers to this frame
             if shadow:
                 remark = remark or _changes(given, args)
+                verdict = result = None
             try:
-                additions = ((metrics.duration, wall), (metrics.cpu, cpu), metrics.verdicts[kind])
-                metrics.buffer.append(additions)
-                if metrics.buffer.idle:
-                    metrics.buffer.announce()
-                activity.note((hook, plugin, begun, wall, seen[kind], remark))
+                metrics.called(wall, cpu, kind, stored=result is True)
+                if len(activity.steps) < activity.most_steps:
+                    said = f"shadow:{kind}" if shadow else kind
+                    activity.steps.append((hook, plugin, begun, wall, said, remark))
             except Exception as error:  # noqa: BLE001 - the plugin may have stored a message
                 report(error)
-            if verdict is not None and not shadow:
-                raise verdict
-            if result is True and not shadow and metrics.storage_duration is not None:
-                metrics.buffer.append(((metrics.storage_duration, wall),))
-            return None if shadow else result
+            if verdict is None:
+                return result
+            try:
+                raise verdict from None
+            finally:
+                del verdict  # or its traceback would refer to this frame, and so to itself
 
         return guarded
 
@@ -174,7 +171,9 @@ class Guard:
         if not reason and verdict.__cause__ is not None:
             reason = describe(verdict.__cause__)
         verdict.reply = verdict.reply.because(reason, plugin=self.policy.plugin, hook=hook)
-        return verdict
+        # The frames of its traceback refer to the verdict. They would keep the message of a refused
+        # client, and its file on disk, until the next garbage collection.
+        return verdict.with_traceback(None)
 
     def _failed(self, hook: str, error: BaseException, metrics: HookMetrics) -> Verdict | None:
         plugin = self.policy.plugin

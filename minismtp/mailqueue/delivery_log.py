@@ -13,7 +13,7 @@ from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.control_socket import Answerer, Control, Say
 from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.log import Log, bind, unbind
-from minismtp.runtime.thread_activity import Activity, current, taken_up
+from minismtp.runtime.thread_activity import Activity, here
 
 
 class DeliveryLog:
@@ -35,7 +35,7 @@ class DeliveryLog:
     def record(self, event: str, identifier: str, **fields: str | int) -> None:
         """Log an event of a message, and keep it with the steps of this thread's job."""
         self._log.info(event, id=identifier, **fields)
-        steps, begun = [*current().steps], perf_counter()
+        steps, begun = [*here.activity.steps], perf_counter()
         if steps:
             begun = min(begun, steps[0][2])
         self._decisions.keep(Record(event, identifier, time.time(), begun, fields, steps))
@@ -51,7 +51,7 @@ class DeliveryLog:
         bind(id=job[0])
         self._running[job] = (time.monotonic(), activity)
         try:
-            with taken_up(activity):
+            with activity:
                 yield
         finally:
             del self._running[job]

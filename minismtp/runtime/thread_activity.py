@@ -6,15 +6,12 @@ without a lock, because every change assigns one immutable value.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
 from time import perf_counter
-from types import FrameType
 from typing import Final, TypeAlias
 
 from minismtp.runtime.log import Log
@@ -32,27 +29,34 @@ _NOT_HOOKS: Final = frozenset({"MAIL", "RCPT", "reply"})
 
 
 class Activity:
-    """The work of a thread. `running` is the current hook, its plugin, and when it began.
+    """The work of a thread during a `with` block. Only one thread at a time enters it.
 
-    `steps` are those of the current message, or of the session between messages. `thread` is the
-    identifier of the thread, 0 before it starts.
+    `running` is the current hook, its plugin, and when it began. `steps` are those of the current
+    message, or of the session between messages, and no more than `most_steps`. `thread` is the
+    identifier of the thread, 0 outside the block.
     """
 
-    __slots__ = ("running", "steps", "thread")
+    __slots__ = ("_before", "most_steps", "running", "steps", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, most_steps: int = _MOST_STEPS) -> None:
         self.running: tuple[str, str, float] | None = None
         self.steps: list[Step] = []
+        self.most_steps = most_steps
         self.thread = 0
+
+    def __enter__(self) -> None:
+        self._before = here.activity
+        here.activity = self
+        self.thread = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self.thread = 0
+        here.activity = self._before
 
     def note(self, step: Step) -> None:
         """Add a step, up to a maximum."""
-        if len(self.steps) < _MOST_STEPS:
+        if len(self.steps) < self.most_steps:
             self.steps.append(step)
-
-    def note_reply(self, verb: str, code: int, text: str) -> None:
-        """Add the refusal of a command."""
-        self.note(("reply", verb, perf_counter(), 0.0, str(code), text))
 
     def report(self) -> dict[str, object]:
         """Return which plugin runs, if any, and for how many seconds."""
@@ -62,39 +66,16 @@ class Activity:
     def stack(self) -> list[str]:
         """Return the Python stack of the thread, one line for each call, the innermost last."""
         frame = sys._current_frames().get(self.thread)  # noqa: SLF001 - the one way there is
-        return [] if frame is None else _lines(frame)
-
-
-class _Nobody(Activity):
-    """The work of threads without an activity of their own. Its steps are not kept."""
-
-    def note(self, step: Step) -> None:
-        pass
+        calls = [] if frame is None else traceback.extract_stack(frame)
+        return [f"{call.filename}:{call.lineno} {call.name}: {call.line}" for call in calls]
 
 
 class _Here(threading.local):
-    activity: Activity = _Nobody()
+    #: What this thread works on. Threads without an activity of their own keep no steps.
+    activity = Activity(most_steps=0)
 
 
-_here = _Here()
-
-
-@contextlib.contextmanager
-def taken_up(activity: Activity) -> Iterator[None]:
-    """Have this thread work on `activity` during a block."""
-    before = _here.activity
-    _here.activity = activity
-    activity.thread = threading.get_ident()
-    try:
-        yield
-    finally:
-        activity.thread = 0
-        _here.activity = before
-
-
-def current() -> Activity:
-    """Return the activity of this thread."""
-    return _here.activity
+here: Final = _Here()
 
 
 def summary(steps: list[Step]) -> str:
@@ -105,13 +86,6 @@ def summary(steps: list[Step]) -> str:
         if hook not in _NOT_HOOKS
     ]
     return ",".join(told if len(steps) <= _MOST_TOLD else [*told, "..."])
-
-
-def _lines(frame: FrameType) -> list[str]:
-    return [
-        f"{call.filename}:{call.lineno} {call.name}: {call.line}"
-        for call in traceback.extract_stack(frame)
-    ]
 
 
 def log_stacks(log: Log) -> None:

@@ -19,7 +19,7 @@ from math import inf
 from typing import Final
 
 from minismtp.mail.session import Session, TlsInfo, is_silent
-from minismtp.runtime.thread_activity import Activity, taken_up
+from minismtp.runtime.thread_activity import Activity
 from minismtp.services import client_certificate
 from minismtp.services.tls import Certificates, tls_info
 from minismtp.session.listener_context import ListenerContext
@@ -72,7 +72,7 @@ class Connection:
 
     def run(self) -> None:
         """Run the whole session, and close the socket."""
-        with taken_up(self._activity):
+        with self._activity:
             self._run()
 
     def report(self, *, stack: bool) -> dict[str, object]:

@@ -25,7 +25,7 @@ from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime import log as logging
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
-from minismtp.runtime.thread_activity import Activity, taken_up
+from minismtp.runtime.thread_activity import Activity
 from minismtp.services.resolver import Resolver
 from minismtp.services.shared_state import State
 from minismtp.session.listener_context import ListenerContext, new_id
@@ -182,7 +182,7 @@ class Dialogue:
     def _logging(self) -> Iterator[None]:
         logging.bind(**self._bound)
         try:
-            with taken_up(self._activity):
+            with self._activity:
                 yield
         finally:
             self._bound = {**logging.bound()}

@@ -81,7 +81,7 @@ class Refusals:
                 self.log_other(name, reply, envelope, said=_shortened(abbreviated(event, line)))
         if path and not isinstance(event, Rcpt):
             self._activity.note((name, path, perf_counter(), 0.0, "", ""))
-        self._activity.note_reply(name, reply.code, reply.text)
+        self._activity.note(("reply", name, perf_counter(), 0.0, str(reply.code), reply.text))
 
     def log_other(self, name: str, reply: Reply, envelope: Envelope | None, **said: str) -> None:
         """Write the line of a refused command, unless the refusal has one."""

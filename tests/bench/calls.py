@@ -38,7 +38,7 @@ from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.session_limits import Admission
-from minismtp.runtime.thread_activity import Activity, taken_up
+from minismtp.runtime.thread_activity import Activity
 from minismtp.server.listener import Server, Sessions
 from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.session.receiver import Receiver
@@ -201,7 +201,7 @@ def _nothing() -> None:
 @contextlib.contextmanager
 def messages(plugins: str = DISCARD, group: bytes = GROUP) -> Iterator[Step]:
     """Yield what sends a message in a session that goes on."""
-    with place(plugins) as here, taken_up(Activity()):
+    with place(plugins) as here, Activity():
         client = Client(here.context())
         yield Step(partial(client.mail, group), here.write)
 
@@ -209,7 +209,7 @@ def messages(plugins: str = DISCARD, group: bytes = GROUP) -> Iterator[Step]:
 @contextlib.contextmanager
 def sessions(listener: str = "smtp", plugins: str = DISCARD, login: bytes = b"") -> Iterator[Step]:
     """Yield what runs a whole session with one message."""
-    with place(plugins) as here, taken_up(Activity()):
+    with place(plugins) as here, Activity():
         context = here.context(listener)
 
         def once() -> None:
@@ -251,7 +251,7 @@ def connections() -> Iterator[Step]:
 @contextlib.contextmanager
 def hooks() -> Iterator[Step]:
     """Yield what calls a guarded hook whose plugin does nothing."""
-    with place('[[plugins]]\nuse = "empty"\n' + DISCARD) as here, taken_up(Activity()):
+    with place('[[plugins]]\nuse = "empty"\n' + DISCARD) as here, Activity():
         context = here.context()
         session = Client(context).receiver.session
         envelope = Envelope(

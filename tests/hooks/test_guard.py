@@ -2,6 +2,7 @@ import bdb
 import contextlib
 import gc
 import inspect
+import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import field, replace
@@ -309,6 +310,25 @@ def test_each_call_is_timed() -> None:
     labels = {"plugin": "raising", "hook": "on_mail"}
     assert dialogue.count("hook_duration_seconds_count", **labels) == 2
     assert dialogue.count("hook_cpu_seconds_total", **labels) > 0
+
+
+def test_cpu_time_of_calls_in_quick_succession_is_extrapolated_without_a_bias(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every second call may take long. A sample of each 16th call would see all or none of them."""
+    monkeypatch.setattr("minismtp.runtime.metrics.random", random.Random(1).random)  # noqa: S311
+    metrics = HookMetrics(Metrics(), "tested", "on_mail")
+    weights = [metrics.weigh(1.0 + number / 1e6)[0] for number in range(32_000)]
+    assert weights[0] == 1
+    assert set(weights) == {0, 1, 16}
+    long, short = sum(weights[::2]), sum(weights[1::2])
+    assert long == pytest.approx(16_000, rel=0.1)
+    assert short == pytest.approx(16_000, rel=0.1)
+
+
+def test_cpu_time_of_calls_with_pauses_is_exact() -> None:
+    metrics = HookMetrics(Metrics(), "tested", "on_mail")
+    assert {metrics.weigh(number * 0.11)[0] for number in range(1, 1000)} == {1}
 
 
 def test_call_beyond_the_timeout_is_logged_and_counted(capfd: pytest.CaptureFixture[str]) -> None:
