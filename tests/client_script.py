@@ -95,7 +95,7 @@ def hear(
 def said(
     script: bytes, *plugins: object, change: dict[str, Any] | None = None, **how: Unpack[How]
 ) -> list[str]:
-    """Return the codes that a script is answered with, which are the same however it is cut."""
+    """Return the codes of the replies to a script, which are the same however it is cut."""
     whole = hear(script, *plugins, change=change, **how)
     bytewise = hear(script, *plugins, cut=1, change=change, **how)
     assert bytewise.codes == whole.codes

@@ -1,4 +1,4 @@
-"""What every test may ask for: programs, certificates, running servers, clients with a deadline.
+"""Fixtures for all tests: programs, certificates, running servers, clients with a deadline.
 
 In importlib mode no test can import this file at run time: fixtures hand out the instances, and
 tests name the classes for mypy below `if TYPE_CHECKING`.
@@ -35,7 +35,7 @@ for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
 
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 _CONFIGURATION: Final = """\
 hostname = "mx.example.org"
@@ -71,7 +71,7 @@ hypothesis.settings.load_profile("minismtp")
 
 
 def wait_until(condition: Callable[[], T | None], what: str = "") -> T:
-    """Return the first true value of `condition`; fail when there is none in time."""
+    """Return the first true value of `condition`; fail if it takes too long."""
     deadline = time.monotonic() + DEADLINE
     while not (value := condition()):
         assert time.monotonic() < deadline, f"in vain: {what or condition}"
@@ -80,7 +80,7 @@ def wait_until(condition: Callable[[], T | None], what: str = "") -> T:
 
 
 class Client:
-    """A peer that does just what it is told. Every read has a deadline."""
+    """A client that sends exactly what a test wants. Every read has a deadline."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(DEADLINE)
@@ -98,7 +98,7 @@ class Client:
         self.socket.sendall(text.encode() if isinstance(text, str) else text)
 
     def command(self, line: str) -> str:
-        """Send a line and give the reply to it."""
+        """Send a line and return the reply."""
         self.send(f"{line}\r\n")
         return self.reply()
 
@@ -115,25 +115,25 @@ class Client:
         return "\n".join(lines)
 
     def greet(self) -> str:
-        """Read the banner, say EHLO, and give the reply to it."""
+        """Read the banner, send EHLO, and return the reply."""
         self.reply()
         return self.command("EHLO client.example")
 
     def begin_data(self, recipient: str, sender: str = "sender@client.example") -> None:
-        """Go as far as the 354 of DATA."""
+        """Send commands until the 354 reply to DATA."""
         self.greet()
         self.command(f"MAIL FROM:<{sender}>")
         self.command(f"RCPT TO:<{recipient}>")
         assert self.command("DATA").startswith("354")
 
     def secure(self, context: ssl.SSLContext, *, ragged: bool = True) -> None:
-        """Make the TLS handshake; with `ragged` the end need not be told by close_notify."""
+        """Make the TLS handshake; with `ragged` the server may end TLS without close_notify."""
         self.socket = context.wrap_socket(
             self.socket, server_hostname="mx.example.org", suppress_ragged_eofs=ragged
         )
 
     def rest(self, *, reset: bool = False) -> str:
-        """Return all that comes until the server closes the connection, or may `reset` it."""
+        """Return all input until the server closes the connection, or resets it if `reset`."""
         with contextlib.suppress(ConnectionResetError) if reset else contextlib.nullcontext():
             while data := self.socket.recv(65536):
                 self.buffer += data
@@ -142,7 +142,7 @@ class Client:
 
 
 class Running:
-    """A server that a test has started, in `directory`, with the configuration in `config`."""
+    """A server that a test started in `directory`, with the configuration in `config`."""
 
     def __init__(self, config: Path, command: tuple[str, ...], descriptors: list[int]) -> None:
         self.config = config
@@ -208,12 +208,12 @@ class Running:
         return [path.read_bytes() for path in (self.directory / "mail" / local).glob("new/*")]
 
     def stored(self, local: str) -> bytes:
-        """Return what the client sent of a user's only message: without the trace fields."""
+        """Return a user's only message as the client sent it, without the trace fields."""
         [message] = self.mail(local)
         return content_of(message)
 
     def http(self, path: str, method: str = "GET") -> tuple[int, str]:
-        """Ask the metrics endpoint; give the status and the body."""
+        """Ask the metrics endpoint, and return the status and the body."""
         port = int(self.wait_for_log(r" serving metrics address=127\.0\.0\.1:(\d+)")[1])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
         with contextlib.closing(connection):
@@ -222,7 +222,7 @@ class Running:
             return response.status, response.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples called `minismtp_` and `name` that have these labels."""
+        """Return the sum of the samples of the metric `minismtp_` + `name` with these labels."""
         wanted = labels.items()
         families = text_string_to_metric_families(self.http("/metrics")[1])
         return sum(
@@ -289,7 +289,7 @@ class TlsFiles:
 
 
 class Configure(Protocol):
-    """Writes a configuration file and gives its path."""
+    """Writes a configuration file and returns its path."""
 
     def __call__(
         self,
@@ -327,7 +327,7 @@ def configure_in(directory: Path) -> Configure:
 def running(
     config: Path, *, command: tuple[str, ...] = (), keep: Iterable[socket.socket] = ()
 ) -> Iterator[Running]:
-    """Run a server that listens when the block begins and is gone when it ends.
+    """Run a server that listens when the block begins and ends with it.
 
     `command` is put before its own; it inherits the sockets in `keep`.
     """
@@ -341,7 +341,7 @@ def running(
 
 @pytest.fixture(autouse=True)
 def _signal_mask() -> Iterator[None]:
-    """Take back the mask of signals that `minismtp serve` sets in the process of a test."""
+    """Restore the mask of signals that `minismtp serve` changes in the process of a test."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -362,7 +362,7 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
 
 
 class Run(Protocol):
-    """Runs a server for as long as a block."""
+    """Runs a server while the block runs."""
 
     def __call__(
         self, config: Path, *, command: tuple[str, ...] = ()
@@ -372,7 +372,7 @@ class Run(Protocol):
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Return what runs a server, for modules that keep one for all their tests."""
+    """Return a function that runs a server, for modules that use one for all their tests."""
     return running
 
 
@@ -393,7 +393,7 @@ class Launch(Protocol):
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Return a function that runs a server for as long as a block."""
+    """Return a function that runs a server while a block runs."""
 
     @contextlib.contextmanager
     def launch(
@@ -417,9 +417,9 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, tls_files: TlsFiles) -> Iterator[Running]:
-    """Run one server with every kind of listener for all tests that leave it as it was.
+    """Run one server with every kind of listener, for all tests that do not change it.
 
-    Each test takes mailboxes of its own. `alice` logs in with the password `secret`.
+    Each test uses its own mailboxes. `alice` logs in with the password `secret`.
     """
     directory = tmp_path_factory.mktemp("server")
     (directory / "passwords").write_text(f"alice:{hash_password('secret')}\n")

@@ -67,9 +67,9 @@ service stats {{
 class Dovecot:
     """A Dovecot for Maildirs below `mail`; every user's password is `secret`.
 
-    LMTP is at `lmtp_port` and at the unix socket `lmtp_socket`. In a user namespace we are nobody:
-    Dovecot serves no mail as root, and needs a name to run as. `users` are lines of a passwd-file;
-    without them every user exists.
+    LMTP is at `lmtp_port` and at the unix socket `lmtp_socket`. It runs as nobody in a user
+    namespace, because Dovecot serves no mail as root. `users` are lines of a passwd-file; without
+    them every user exists.
     """
 
     def __init__(

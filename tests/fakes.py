@@ -1,4 +1,4 @@
-"""Services for tests: fakes that behave as badly as a test wants, and real ones from Debian."""
+"""Services for tests: fakes that misbehave as a test wants, and real ones from Debian."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minismtp import (
     UnansweredError,
 )
 
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _START: Final = 200.0  # of a service that compiles first, on a machine that is busy
 
 Talk: TypeAlias = Callable[[socket.socket], None]
@@ -37,7 +37,7 @@ Talk: TypeAlias = Callable[[socket.socket], None]
 
 @dataclass
 class Clock:
-    """Seconds that pass only when a test sets `now`."""
+    """A clock that stands still until a test sets `now`."""
 
     now: float = 1000.0
 
@@ -47,7 +47,7 @@ class Clock:
 
 @contextlib.contextmanager
 def serving(talk: Talk) -> Iterator[SocketAddress]:
-    """Run a service that talks so to each who connects, to several at once."""
+    """Run a service that talks in this way to each client, to several at once."""
     threads: list[threading.Thread] = []
     open_sockets: set[socket.socket] = set()
 
@@ -81,19 +81,19 @@ def serving(talk: Talk) -> Iterator[SocketAddress]:
 
 
 def _hang_up(sock: socket.socket) -> None:
-    """Close so that the peer gets all that was said: octets left unread would make it a reset."""
+    """Close so that the peer gets all output, because unread input would cause a reset."""
     sock.shutdown(socket.SHUT_WR)
     listen(sock)
 
 
 def listen(sock: socket.socket) -> None:
-    """Listen to all that is said, and never say a word."""
+    """Read all input, and never answer."""
     while sock.recv(65536):
         pass
 
 
 def saying(answer: bytes) -> Talk:
-    """Return a talk that reads one piece, says this, and hangs up."""
+    """Return a talk that reads one piece, sends this, and hangs up."""
 
     def talk(sock: socket.socket) -> None:
         sock.recv(65536)
@@ -103,14 +103,14 @@ def saying(answer: bytes) -> Talk:
 
 
 def drip(sock: socket.socket) -> None:
-    """Say an octet now and then, without end."""
+    """Send an octet now and then, without end."""
     while True:
         sock.sendall(b".")
         time.sleep(0.01)
 
 
 class Wire:
-    """The service's end of a connection, for a talk that reads what it is told."""
+    """The service's end of a connection, for a talk that reads its input."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -132,7 +132,7 @@ class Wire:
 
 
 def after_all(end: bytes, answer: bytes) -> Talk:
-    """Return a talk that says this once it has heard `end`, then hangs up."""
+    """Return a talk that sends this after it read `end`, then hangs up."""
 
     def talk(sock: socket.socket) -> None:
         heard = b""
@@ -147,7 +147,7 @@ def after_all(end: bytes, answer: bytes) -> Talk:
 
 
 def after_request(answer: bytes) -> Talk:
-    """Return a talk that says this after a request whose size its Content-length says."""
+    """Return a talk that sends this after a request with a Content-length."""
 
     def talk(sock: socket.socket) -> None:
         heard = b""
@@ -169,7 +169,7 @@ def http(said: object) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-#: How a service may fail: what it does to a client that connects.
+#: The ways in which a service may fail a client that connects.
 FAILURES: Final[Mapping[str, Talk]] = {
     "slow": listen,
     "nonsense": saying(b"220 mx.example.org ESMTP\r\n"),
@@ -179,7 +179,7 @@ FAILURES: Final[Mapping[str, Talk]] = {
 
 
 class Daemon:
-    """A real service that a test has started; it ends with `stop`."""
+    """A real service that a test started; `stop` ends it."""
 
     def __init__(self, *command: str | Path, log: Path, environment: Mapping[str, str]) -> None:
         self.log = log

@@ -1,6 +1,6 @@
-"""A machine for the tests of the service: this one's own tree, with systemd booted in a container.
+"""A machine for the tests of the service: this file system, with systemd in a container.
 
-systemd-nspawn shows the tree read-only below a layer in memory, with a network of its own; so what
+systemd-nspawn shows it read-only below a layer in memory, with its own network. So what
 a test changes is gone afterwards, and ports 25, 465 and 587 are free.
 """
 
@@ -26,9 +26,9 @@ from source import ROOT, copy_source
 
 DROP_INS: Final = "/etc/systemd/system/minismtp.service.d"
 CGROUPS: Final = Path("/sys/fs/cgroup")
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _NEWNET: Final = 0x40000000  # CLONE_NEWNET
-PYTHON: Final = "/usr/bin/python3"  # one below root's home is of no use to a service
+PYTHON: Final = "/usr/bin/python3"  # a service cannot use one below root's home
 _ENVIRONMENT: Final = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
@@ -54,7 +54,7 @@ class Machine:
         self._inside = ThreadPoolExecutor(1, initializer=self.enter)
 
     def run(self, *command: str | Path, check: bool = True, say: str = "") -> str:
-        """Run a command inside and give what it says."""
+        """Run a command inside and return its output."""
         done = subprocess.run(
             ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-p", "-n", "-C", *command],
             cwd="/",
@@ -156,7 +156,7 @@ class Machine:
 
 @contextlib.contextmanager
 def booted(nspawn: str, directory: Path, wheels: Path) -> Iterator[int]:
-    """Boot, and give the first process inside; `directory` is for what that needs."""
+    """Boot and return the first process inside, which uses `directory`."""
     (directory / "root").mkdir()
     log = directory / "boot.log"
     command: list[str | Path] = [
@@ -217,7 +217,7 @@ def _systemd_below(pid: int) -> int:
 
 
 def build_wheels(directory: Path, *extras: str) -> None:
-    """Put the project's wheel into `directory`/wheels, and those of what it needs."""
+    """Put the wheels of the project and of its dependencies into `directory`/wheels."""
     source, wheels = directory / "source", directory / "wheels"
     copy_source(source)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")

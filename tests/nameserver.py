@@ -1,4 +1,4 @@
-"""A DNS of our own for tests: nsd has the zones, unbound asks it as a resolver does anybody."""
+"""A DNS for tests: nsd has the zones, and unbound asks it as a resolver."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def serving(
 ) -> Iterator[SocketAddress]:
     """Yield the address of a resolver that knows these zones, by their records, and `BROKEN`.
 
-    There is nothing else in its world: it asks nobody outside.
+    It knows no other names, and asks no server outside.
     """
     programs = require_program("nsd"), require_program("unbound")
     nsd, unbound = free_port(), free_port()
@@ -114,7 +114,7 @@ def _wait_for(port: int, zone: str, log: Path) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[SocketAddress]:
-    """Yield the address of a resolver that takes questions and never answers."""
+    """Yield the address of a resolver that never answers."""
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield SocketAddress("127.0.0.1", sock.getsockname()[1])

@@ -34,7 +34,7 @@ from minismtp.values.passwords import hash_password
 if TYPE_CHECKING:
     from conftest import Run, Running
 
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _NEWNET: Final = 0x40000000  # CLONE_NEWNET
 _DNS: Final = 53  # the number of the host that is the resolver of all others
 _HOLD: Final = "ip link set lo up && echo up && exec cat"
@@ -147,7 +147,7 @@ class Namespace:
         return done.stdout
 
     def inside(self, call: Callable[[], T]) -> T:
-        """Call something whose sockets shall be of this network; they stay so."""
+        """Call a function so that its sockets belong to this network, also later."""
         results: list[T] = []
 
         def enter() -> None:
@@ -162,11 +162,11 @@ class Namespace:
         return result
 
     def cover(self, path: str, source: Path) -> None:
-        """Put a file or directory in the place of one that is there, for those who run here."""
+        """Replace a file or directory, for programs that run here."""
         self.run("mount", "--bind", source, Path(path).resolve())
 
     def close(self) -> None:
-        """Let the kernel remove all of it, once no process runs here."""
+        """Let the kernel remove it when no process runs here any more."""
         self._holder.communicate()
 
 
@@ -275,7 +275,7 @@ class Network:
 
 
 def start_all(servers: Sequence[MailServer]) -> None:
-    """Start servers at one time."""
+    """Start servers at the same time."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(MailServer.start, servers))
 
@@ -310,7 +310,7 @@ class MailServer:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Have it stopped for as long as the block."""
+        """Stop it while the block runs."""
         self.stop()
         yield
         self.start()
@@ -337,7 +337,7 @@ def send(
     mail: Sequence[str] = (),
     rcpt: Sequence[str] = (),
 ) -> None:
-    """Send a message, with parameters for MAIL and RCPT; refusals raise SMTPException."""
+    """Send a message, with parameters for MAIL and RCPT. Raise SMTPException if it is refused."""
     with client(origin, server) as smtp:
         smtp.sendmail(sender, recipient, content, mail, rcpt)
 
@@ -371,7 +371,7 @@ def report(message: bytes) -> tuple[EmailMessage, dict[str, str]]:
 
 @contextlib.contextmanager
 def network(directory: Path) -> Iterator[Network]:
-    """Yield a network for as long as the block."""
+    """Yield a network while the block runs."""
     made = Network(directory)
     try:
         yield made

@@ -5,7 +5,7 @@ import secrets
 import socket
 from typing import Final
 
-# Below those that Linux gives to connections, which could take a port before its server does.
+# Below the ports of outgoing connections, which could take a port before its server does.
 _FIRST: Final = 10_000
 _COUNT: Final = 20_000
 

@@ -30,7 +30,7 @@ _LOOKS: Final = {sre.ASSERT, sre.ASSERT_NOT}
 _TAILS: Final = ("", "\x00", "\n!")
 _MOST: Final = 24  # pieces of one pattern
 
-#: How much longer four times as much may take: linear is 4, quadratic 16.
+#: The allowed ratio of times for four times the size: linear is 4, quadratic 16.
 _FACTOR: Final = 8
 _TOO_LONG: Final = 40  # times `short`, for a fifth of the size
 
@@ -43,19 +43,19 @@ def grows_too_fast(
     What `work` returns for a size is timed, in CPU seconds of this thread, the best of some runs;
     what takes `short` seconds needs no second look.
     """
-    work(1)()  # what is read once, a list for instance, does not count
-    for part in (40, 5):  # what is exponential would never come to its end
+    work(1)()  # data that is read once, such as a list, does not count
+    for part in (40, 5):  # an exponential pattern would never finish
         if all(_seconds(work(size // part), 1) > _TOO_LONG * short for _ in range(3)):
             return True
     if _seconds(work(size), runs=1) < short:
         return False
-    # A machine has bad moments, for which a thread is charged: what is quadratic is so each time.
+    # A busy machine adds time to a thread, but a quadratic pattern is slow each time.
     return all(_seconds(work(size), 3) > _FACTOR * _seconds(work(size // 4), 5) for _ in range(4))
 
 
 def _seconds(call: Callable[[], object], runs: int) -> float:
     best = float("inf")
-    gc.disable()  # what it collects may be of other tests
+    gc.disable()  # it may collect objects of other tests
     try:
         for _ in range(runs):
             begun = thread_time()
@@ -137,7 +137,7 @@ def _inner(operator: Any, argument: Any) -> list[Any]:  # noqa: ANN401
 
 
 def _members(operator: Any, argument: Any) -> Iterator[str]:  # noqa: ANN401
-    """Yield characters that a class stands for, at least one for each part of it."""
+    """Yield characters of a class, at least one for each part of it."""
     if operator is sre.ANY:
         yield from "a;"
     elif operator is sre.NOT_LITERAL:

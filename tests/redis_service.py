@@ -1,4 +1,4 @@
-"""A redis-server of the tests' own: on a loopback port, nothing kept on disk, killed at will."""
+"""A redis-server for tests, on a loopback port and without files, which a test can kill."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-_DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+_DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 T = TypeVar("T")
 
 
 def eventually(condition: Callable[[], T | None]) -> T:
-    """Return the first true value of `condition`; fail when there is none in time."""
+    """Return the first true value of `condition`; fail if it takes too long."""
     deadline = time.monotonic() + _DEADLINE
     while not (value := condition()):
         assert time.monotonic() < deadline
@@ -24,7 +24,7 @@ def eventually(condition: Callable[[], T | None]) -> T:
 
 
 class RedisServer:
-    """A server that can be stopped and started again at the same port, then empty."""
+    """A server that can be stopped, and started again at the same port with no data."""
 
     def __init__(self, program: str, directory: Path, *options: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -38,7 +38,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; returns when it answers."""
+        """Start it. Return when it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         eventually(self._answers)
 
@@ -49,7 +49,7 @@ class RedisServer:
             self._process.wait(_DEADLINE)
 
     def say(self, *words: str) -> bytes:
-        """Return the reply to one command, as it comes over the wire."""
+        """Return the raw reply to one command."""
         with socket.create_connection(("127.0.0.1", self.port), _DEADLINE) as sock:
             sock.sendall(" ".join(words).encode() + b"\r\n")
             return sock.recv(65536)
@@ -63,7 +63,7 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_running(program: str, directory: Path, *options: str) -> Iterator[RedisServer]:
-    """Run a server for as long as a block."""
+    """Run a server while the block runs."""
     server = RedisServer(program, directory, *options)
     try:
         server.start()

@@ -1,4 +1,4 @@
-"""An LMTP or SMTP server that says what a test wants it to."""
+"""An LMTP or SMTP server that sends the replies of a test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fakes import Wire
 
 
 class Script:
-    """A server that says what it is told to; what it heard is in `heard`.
+    """A server that sends given replies; `heard` has its input.
 
     `replies` are by verb or by recipient; `keywords` are separated by commas.
     """

@@ -1,4 +1,4 @@
-"""Messages whose header has to be settled, and what Postfix makes of them."""
+"""Messages whose header has to be completed, and the results of Postfix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 LONG_NAME: Final = b"X" * 2047
 
-# What arrives, and what Postfix 3.7.11 stored of it, below its own fields and with CRLF for LF.
+# The input, and what Postfix 3.7.11 stored below its own fields, with CRLF instead of LF.
 POSTFIX: Final[dict[str, tuple[bytes, bytes]]] = {
     "text": (b"text only\r\nline 2\r\n", b"\r\ntext only\r\nline 2\r\n"),
     "text-behind-a-field": (
@@ -102,7 +102,7 @@ POSTFIX: Final[dict[str, tuple[bytes, bytes]]] = {
     "only-a-return-path": (b"Return-Path: <a@b>\r\n", b""),
     "mark-of-a-text": (b"\xef\xbb\xbf\r\nb\r\n", b"\r\n\xef\xbb\xbf\r\nb\r\n"),
 }
-# Where we are kinder than Postfix, which shows the whole header as text.
+# Where we accept more than Postfix, which shows the whole header as text.
 KINDER: Final[dict[str, tuple[bytes, bytes]]] = {
     "mark": (b"\xef\xbb\xbfSubject: y\r\n\r\nb\r\n", b"Subject: y\r\n\r\nb\r\n"),
     "mark-and-mbox": (

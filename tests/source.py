@@ -1,4 +1,4 @@
-"""The project's source, without what running the server or the tools has left beside it."""
+"""The project's source, without files that the server or the tools created."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ _MADE: Final = {"build", "dist", "htmlcov", "minismtp-state", "try", "__pycache_
 
 
 def source_files(root: Path = ROOT) -> list[Path]:
-    """Return the regular files of the source, relative to `root`: what git has, and what is new."""
+    """Return the regular files of the source, relative to `root`: those in git, and new ones."""
     if (root / ".git").exists():
         listing = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         output = subprocess.check_output(listing, cwd=root, text=True)

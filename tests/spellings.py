@@ -1,4 +1,4 @@
-"""How clients write a path: what Postfix 3.7 answers to each, and what we make of it."""
+"""How clients write a path, with the replies of Postfix 3.7 and ours."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Final, NamedTuple
 
 
 class Spelling(NamedTuple):
-    """`text` as it stands behind `MAIL FROM:`, and whether Postfix takes it.
+    """The text after `MAIL FROM:`, and whether Postfix accepts it.
 
-    `reading` is the address, as the RFC spells it, or what we say instead.
+    `reading` is the address in the form of the RFC, or our refusal.
     """
 
     text: str
@@ -23,12 +23,12 @@ _NAME_IN_EXCHANGE: Final = (
 )
 _LABEL: Final = "d" * 60
 
-#: Read by both.
+#: Accepted by both.
 TAKEN: Final = [
     Spelling("<a@x.org>", True, "a@x.org"),
     Spelling("<A@X.ORG>", True, "A@x.org"),
     Spelling("<>", True, ""),
-    # nothing, with something around it
+    # nothing, with other characters around it
     Spelling("< >", True, ""),
     Spelling("<\t>", True, ""),
     Spelling(" <>", True, ""),
@@ -105,7 +105,7 @@ TAKEN: Final = [
     # routes
     Spelling("<@one.org:a@x.org>", True, "a@x.org"),
     Spelling("<@one.org,@two.org:a@x.org>", True, "a@x.org"),
-    # what some hosts make of a local part
+    # local parts as some hosts write them
     Spelling("<@x.org>", True, '""@x.org'),
     Spelling("<a@b@x.org>", True, '"a@b"@x.org'),
     Spelling("<a@@x.org>", True, '"a@"@x.org'),
@@ -132,13 +132,13 @@ TAKEN: Final = [
     Spelling("<a@x.org> ENVID=a=b", True, "a@x.org"),
     Spelling(f"<a@x.org> ENVID={'x' * 300}", True, "a@x.org"),
 ]
-#: Read by us only.
+#: Accepted by us only.
 MORE: Final = [
     Spelling("<-a@x.org>", False, "-a@x.org"),
     Spelling("<a@192.0.2.1>", False, "a@192.0.2.1"),
     Spelling(f"<a@x.org> BODY={'BINARYMIME'}", False, "a@x.org"),
 ]
-#: Refused by both, with what we say.
+#: Refused by both, with our text.
 REFUSED: Final = [
     Spelling("", False, "expected FROM:<address>"),
     Spelling(" ", False, "expected FROM:<address>"),
@@ -189,7 +189,7 @@ REFUSED: Final = [
     Spelling("<a@x.org> SIZE=", False, "malformed parameter SIZE="),
     Spelling("<a@x.org> FOO=1", False, "parameter FOO not recognized"),
 ]
-#: Taken by Postfix, refused by us; docs/conformance.md says why.
+#: Accepted by Postfix, refused by us; docs/conformance.md gives the reason.
 DANGEROUS: Final = [
     Spelling("<a\x01b@x.org>", True, "control character in command"),
     Spelling("<a\x1bb@x.org>", True, "control character in command"),

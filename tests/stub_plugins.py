@@ -1,4 +1,4 @@
-"""Plugins for tests of the session: one that judges, one that stores, one that keeps records."""
+"""Plugins for tests of the session, which judge, store, or keep records."""
 
 from dataclasses import field
 
@@ -106,7 +106,7 @@ class Observer:
 
 @plugin
 class Storage:
-    """Routes by `routes`, else to the recipient's own mailbox; `refusals` are by mailbox."""
+    """Routes as in `routes`, or to the recipient's own mailbox; `refusals` are by mailbox."""
 
     routes: dict[str, Local | Relay | None] = field(default_factory=dict)
     refusals: dict[str, Exception] = field(default_factory=dict)
@@ -150,7 +150,7 @@ class OnlyUser:
 
 @plugin
 class Passwords:
-    """Knows every user, all by the password `secret` or the token `t0ken`."""
+    """Knows every user, each with the password `secret` or the token `t0ken`."""
 
     mechanisms: tuple[str, ...] = ("PLAIN", "LOGIN")
 
@@ -161,5 +161,5 @@ class Passwords:
 
 
 def passwords_and_tokens() -> Passwords:
-    """Return a plugin that takes tokens too."""
+    """Return a plugin that accepts tokens too."""
     return Passwords(mechanisms=("PLAIN", "LOGIN", "OAUTHBEARER"))

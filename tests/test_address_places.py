@@ -1,4 +1,4 @@
-"""Each place that reads an address takes what MAIL and RCPT take, and each that records a name."""
+"""Each place that reads an address accepts what MAIL and RCPT accept; names are recorded."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Looking:
 
 
 def conversation(dialogue: Dialogue, looking: Looking, *lines: str) -> Envelope:
-    """Say lines that are all taken."""
+    """Send lines that are all accepted."""
     for line in ("EHLO x", *lines, "DATA"):
         assert dialogue.send(line)[:1] in {"2", "3"}
     assert looking.envelope is not None
@@ -151,7 +151,7 @@ def of_alias_of_ours(address: str, directory: Path) -> str:
 
 
 def _quoted(address: str) -> str:
-    """Return the local part as a quoted string, whether it needs the quotes or not."""
+    """Return the local part as a quoted string, even if it needs no quotes."""
     escaped = Address.parse(address).local.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
@@ -209,7 +209,7 @@ def of_from_field(address: str, _: Path) -> str:
 
 
 def of_stored_message(address: str, directory: Path) -> str:
-    """The fields of final delivery tell `replay` who sent what to whom."""
+    """`replay` takes the envelope from the fields of final delivery."""
     store = Maildir(path=directory / "{domain}" / "{local}")
     mailbox = Address.parse(address)
     envelope = Envelope(
@@ -249,18 +249,18 @@ def of_submission(address: str, directory: Path) -> str:
 
 
 def of_rehearsal(address: str, directory: Path) -> str:
-    """`try` and `replay` say it to the filters."""
+    """`try` and `replay` pass it to the filters."""
     listeners = [{"name": "smtp", "address": "127.0.0.1:0", "tls": "none"}]
     table = {"listeners": listeners, "state_directory": str(directory)}
     config = build(Config, table, file="", key="", base=directory)
-    rehearsal = DryRun(config, [], Log(level="error"))
+    dry_run = DryRun(config, [], Log(level="error"))
     try:
-        result = rehearsal.run(
+        result = dry_run.run(
             ExampleClient(sender=address, recipients=(address,)),
             io.BytesIO(b"Subject: x\r\n\r\nx\r\n"),
         )
     finally:
-        rehearsal.close()
+        dry_run.close()
     assert result.envelope is not None, result
     assert result.accepted
     assert result.envelope.sender == str(result.envelope.recipients[0].address)
@@ -349,7 +349,7 @@ def test_name_in_ehlo_is_recorded_safely_in_each_place(
 
 
 def kept(helo: str, directory: Path) -> str:
-    """What a message that waits has kept of a name."""
+    """Return the name as a message in the queue has it."""
     spool = Spool(directory)
     spool.prepare()
     spool.add(replace(entry("", "a@b.example"), helo=helo), message())
@@ -374,7 +374,7 @@ def test_milter_hears_the_name_as_one_text() -> None:
     "name", [each for each in NAMES if each != "山田の部屋.local"], ids=lambda name: name[:20]
 )
 def test_name_that_is_no_domain_is_no_question_to_a_dns_that_is_silent(name: str) -> None:
-    # RFC 7208 section 4.3; a mail from <> would be put off for ever
+    # RFC 7208 section 4.3; mail from <> would be deferred forever
     dialogue = Dialogue(Spf(temperror="defer"), resolver=Names(silent=True), peer="198.51.100.7")
     dialogue.send(f"EHLO {name}")
     assert dialogue.send("MAIL FROM:<>")[:3] == "250"

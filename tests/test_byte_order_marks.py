@@ -1,4 +1,4 @@
-"""No file that people write is misread for the byte order mark that their editor put into it."""
+"""A byte order mark that an editor added to a file changes nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def trust(context: ssl.SSLContext | None) -> object:
 
 
 def pair(path: Path, **change: object) -> object:
-    """Read a certificate or a key; the other one is beside it."""
+    """Read a certificate or a key; the other one is in the same directory."""
     (path.parent / "certificate").write_bytes(CERTIFICATE)
     (path.parent / "key").write_bytes(KEY)
     files = {"certificate": path.parent / "certificate", "key": path.parent / "key"}
@@ -93,8 +93,8 @@ def smarthost_password(path: Path) -> object:
     text += f'password_file = "{path}"\n'
     config = Config.parse(text + LISTENER, path)
     recipients = (Address("a", "example.net"),)
-    carrier = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
-    return carrier.destination(Delivery(ENVELOPE, recipients, "example.net")).password
+    context = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
+    return context.destination(Delivery(ENVELOPE, recipients, "example.net")).password
 
 
 def route_password(path: Path) -> object:
@@ -104,8 +104,8 @@ def route_password(path: Path) -> object:
     )
     config = Config.parse(text + LISTENER, path)
     recipients = (Address("a", "example.net"),)
-    carrier = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
-    return carrier.destination(Delivery(ENVELOPE, recipients, "example.net")).password
+    context = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
+    return context.destination(Delivery(ENVELOPE, recipients, "example.net")).password
 
 
 def routed(options: dict[str, Path], local: str) -> object:
@@ -139,7 +139,7 @@ def changed_password(path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     return path.read_bytes()
 
 
-# Each option that names a file: the content, and how it is read.
+# Each option that names a file: its content, and how it is read.
 READ: Final[dict[str, tuple[bytes, Callable[[Path], object]]]] = {
     "tls.certificate": (CERTIFICATE, lambda path: (pair(path, certificate=path), not_after(path))),
     "tls.key": (KEY, lambda path: pair(path, key=path)),
@@ -211,7 +211,7 @@ def test_every_option_that_names_a_file_is_asked() -> None:
 
 
 def paths_of(kind: object, name: str, above: AbstractSet[object]) -> Iterator[str]:
-    """Yield the options that are paths, by their keys; those of unix sockets are no files."""
+    """Yield the options that are paths, by their keys, except unix sockets."""
     if kind is Path:
         yield name
     elif not dataclasses.is_dataclass(kind):

@@ -1,4 +1,4 @@
-"""What mail costs in function calls stays within the budget of `make calls`."""
+"""The function calls of a message stay within the budget of `make calls`."""
 
 from __future__ import annotations
 

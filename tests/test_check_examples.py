@@ -1,6 +1,6 @@
 """`minismtp check` passes each configuration that the documentation and `etc/` show.
 
-The files that an example names are there, as its administrator would have made them; no server that
+The files in an example exist, as its administrator would make them. No server that
 it names is reached, because the names lead to loopback.
 """
 
@@ -51,9 +51,9 @@ tls = "none"
 """
 _AS_PEM: Final = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 _DNS: Final = '\n[dns]\nnameservers = ["127.0.0.1:{}"]\n'
-#: What is no configuration, and one whose plugin is a package of its own.
+#: Blocks that are not a configuration, and one whose plugin is a separate package.
 _ELSEWHERE: Final = re.compile(r"\[project\]|no_lottery")
-#: What leads off this machine -> what does not.
+#: Names of other machines -> names of this machine.
 _REMOTE: Final = {
     "redis://:password@192.0.2.9:6379/0": "redis://127.0.0.1:9/0",
     "@db.example.org": "@127.0.0.1:9",
@@ -86,7 +86,7 @@ EXAMPLES: Final = examples()
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """Run a DNS in which there is no name at all; give its port."""
+    """Run a DNS without any name, and return its port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
 
@@ -107,7 +107,7 @@ def port() -> Iterator[int]:
 
 
 def make_files(directory: Path) -> None:
-    """Make what the examples name."""
+    """Make the files that the examples name."""
     for folder in ("dkim", "tls", "plugins"):
         (directory / folder).mkdir()
     authority = trustme.CA()

@@ -53,7 +53,7 @@ def test_every_row_names_a_test() -> None:
 
 
 def literal_codes() -> Iterator[tuple[int, str]]:
-    """Yield each reply code of the source with the enhanced code that stands beside it."""
+    """Yield each reply code of the source with its enhanced code."""
     for path in (ROOT / "minismtp").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:

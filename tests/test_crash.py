@@ -1,4 +1,4 @@
-"""The promise about crashes: whatever was answered with 250 is stored, or arrives where it should.
+"""The promise about crashes: a message that got 250 is stored, or arrives where it should.
 
 Processes are killed at random moments, and the power is cut: ext4 on an image is shut down without
 writing what it still has in memory, and mounted again. MINISMTP_CRASH_ROUNDS and
@@ -39,7 +39,7 @@ POWER_CUTS: Final = int(os.environ.get("MINISMTP_POWER_CUTS", "3"))
 CONCURRENCY: Final = 10  # deliveries at once
 DRAINED: Final = 5  # rounds until the queue may become empty, so that the disk never fills
 CUT: Final = 0.05  # of the messages are taken without a reply
-AFTER_REPLY: Final = 0.5  # of the crashes are just then
+AFTER_REPLY: Final = 0.5  # of the crashes happen at that time
 LOST: Final = 0.02  # of the connections end in the middle of the content
 CLIENTS: Final = 5
 AT_MOST: Final = 20  # messages of one client in one round, or a slow machine fills the disk
@@ -75,14 +75,14 @@ networks = ["127.0.0.0/8"]
 
 
 def content(number: int) -> bytes:
-    """Return the message of a number, which is told apart from a part of it and from all others."""
+    """Return the message of a number, which differs from a part of it and from all others."""
     line = b"line of message %d\r\n" % number
     body = line * (SIZES[number % len(SIZES)] // len(line))
     return b"Message-ID: <%d@client.example>\r\n\r\n" % number + body + LAST_LINE
 
 
 class Sender:
-    """Sends one message after the other until the server is gone, and notes which it took."""
+    """Sends one message after the other until the server is gone, and records the accepted ones."""
 
     def __init__(
         self, server: Running, numbers: Iterator[int], recipients: tuple[str, ...]
@@ -124,9 +124,9 @@ def crash(
     recipients: tuple[str, ...] = ("a@example.org", "b@example.org"),
     sink: Sink | None = None,
 ) -> set[int]:
-    """Kill a server at a random moment of its work; give the messages it had acknowledged by then.
+    """Kill a server at a random moment, and return the messages that it acknowledged before.
 
-    A sink may have sent a reply at that moment which no client noted yet.
+    A sink may have sent a reply that no client recorded yet.
     """
     senders = [Sender(server, numbers, recipients) for _ in range(CLIENTS)]
     for sender in senders:
@@ -175,15 +175,15 @@ def take(server: Running, user: str) -> list[int]:
 
 
 def restart(start: Start, config: Path) -> Running:
-    """Start on the same directory; a new log tells the new ports."""
+    """Start on the same directory; a new log has the new ports."""
     (config.parent / "log").unlink(missing_ok=True)
     return start(config)
 
 
 class Sink:
-    """The host that mail goes to, which counts. Now and then it takes a message and gives no reply.
+    """The host that gets the mail, and counts. Sometimes it accepts a message without a reply.
 
-    A connection belongs to the round in which it began, that is to one life of the sender.
+    A connection belongs to the round in which it began, so to one run of the sender.
     """
 
     def __init__(self) -> None:
@@ -257,7 +257,7 @@ class Sink:
             return True
 
     def check(self, acknowledged: set[int], again: int) -> None:
-        """Everything has arrived; what came twice had a reason.
+        """Every message arrived, and duplicates have a reason.
 
         Once more for each time that the sink cut a message off; and, after a crash, once more where
         the reply of the sink was not yet recorded: `again` of those may be in one round.
@@ -299,21 +299,21 @@ class Disk:
         self._image = image
 
     def mount(self) -> None:
-        """Mount it; the journal brings it into the state of its last commit."""
+        """Mount it; the journal restores the state of its last commit."""
         subprocess.run(["mount", "-o", "loop,noatime", self._image, self._directory], check=True)
 
     def cut_power(self) -> None:
-        """Let it forget all that is not written, and take nothing any more."""
+        """Make it forget all unwritten data, and refuse further writes."""
         descriptor = os.open(self._directory, os.O_RDONLY)
         fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", WITHOUT_LOG_FLUSH))
         os.close(descriptor)
 
     def detach(self) -> None:
-        """Unmount it as soon as nobody uses it any more."""
+        """Unmount it when no process uses it any more."""
         subprocess.run(["umount", "--lazy", self._directory], check=False, capture_output=True)
 
     def unmount(self) -> bool:
-        """Unmount it, if nobody uses it any more, and go on with a copy of the image.
+        """Unmount it if no process uses it, and continue with a copy of the image.
 
         Another process that holds the mount, such as a starting container, writes what is left
         when it lets go, into an image that is no longer read.
@@ -364,7 +364,7 @@ def test_no_power_cut_loses_what_was_acknowledged_or_leaves_half_a_message(
         for user, found in stored.items():
             found.extend(take(server, user))
     server = restart(start, config)
-    # What the last cut has put back into tmp/ comes when the server has looked for it.
+    # Messages that the last cut put back into tmp/ appear after the server looked there.
     for user, found in stored.items():
         server.wait_until(lambda: acknowledged <= {*found, *numbers_of(server, user)})  # noqa: B023
         found.extend(numbers_of(server, user))
@@ -384,7 +384,7 @@ def test_no_crash_loses_what_was_acknowledged_or_leaves_half_a_message(
     acknowledged: set[int] = set()
     for _ in range(ROUNDS):
         acknowledged |= crash(restart(start, config), numbers)
-    # The server starts on what was left, and takes mail as before.
+    # The server starts on the remaining files, and accepts mail as before.
     server = restart(start, config)
     with server.connect() as client:
         client.begin_data("after@example.org", sender="")
@@ -398,7 +398,7 @@ def test_no_crash_loses_what_was_acknowledged_or_leaves_half_a_message(
 
 
 def deliver_all(server: Running, sink: Sink, acknowledged: set[int]) -> None:
-    """Let a server send what it has."""
+    """Let a server send its queue."""
     server.wait_until(lambda: acknowledged <= sink.arrived.keys())
     queue = server.directory / "state/spool/queue"
     server.wait_until(lambda: not list(queue.iterdir()))
@@ -438,7 +438,7 @@ def test_no_power_cut_loses_what_is_to_be_sent(
     server = restart(start, config)
     deliver_all(server, sink, acknowledged)
     server.kill()
-    # What was removed, and what the schedule knew, may be as it was some seconds ago.
+    # Removed files, and the database of the queue, may be in the state of some seconds ago.
     sink.check(acknowledged, len(acknowledged))
 
 

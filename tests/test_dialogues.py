@@ -1,4 +1,4 @@
-"""What old and odd clients say, replayed from `data/dialogues` to a server.
+"""The dialogues of old and odd clients, replayed from `data/dialogues` to a server.
 
 Each file was written from public descriptions of such clients: `C:` is what one says, `S:` how the
 server has to answer, `# to:` whose mailbox gets the mail.
@@ -21,7 +21,7 @@ DIALOGUES: Final = sorted((Path(__file__).parent / "data" / "dialogues").iterdir
 
 @pytest.fixture(scope="module")
 def server(launch: Launch) -> Iterator[Running]:
-    """Run a server as it comes, for all of them."""
+    """Run a server with defaults, for all of them."""
     with launch() as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""What the README and the guides say is true: their code runs, their tables are complete."""
+"""The README and the guides are true: their code runs, and their tables are complete."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tables(page: Path) -> dict[str, list[list[str]]]:
         if line.startswith("#"):
             heading = line.lstrip("# ")
         elif line.startswith("| ---"):
-            found[heading].pop()  # what came before was the head
+            found[heading].pop()  # the line before was the head
         elif line.startswith("|"):
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             found.setdefault(heading, []).append(cells)
@@ -77,7 +77,7 @@ def code(text: str) -> list[str]:
 
 @pytest.fixture
 def first_plugin(tmp_path: Path) -> Path:
-    """Put the files of the README's first plugin in their places; give the configuration."""
+    """Put the files of the README's first plugin in their places. Return the configuration."""
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "spam_flag.py").write_text(blocks(README, "python")[0].text)
     path = tmp_path / "minismtp.toml"
@@ -130,7 +130,7 @@ def test_first_mail_of_the_readme_is_what_the_server_suggests(
 
 @pytest.fixture
 def running_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return what a server without any configuration says before it starts."""
+    """Return the output of a server without a configuration before it starts."""
     said: list[str] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
@@ -248,14 +248,14 @@ def test_tests_that_a_page_names_exist(page: str) -> None:
 
 @pytest.fixture
 def guide_files(tmp_path: Path) -> Path:
-    """Write the files of the guide as an author would; give their directory."""
+    """Write the files of the guide as an author would, and return their directory."""
     for block in blocks(GUIDE, "python"):
         (tmp_path / block.file).write_text(block.text)
     return tmp_path
 
 
 def test_tests_of_the_guide_pass(guide_files: Path) -> None:
-    """In a process of its own, as an author runs them."""
+    """This runs in a process of its own, as an author would run it."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
         cwd=guide_files,

@@ -1,4 +1,4 @@
-"""A domain is the same in each of its spellings, wherever one is configured, said or looked up."""
+"""A domain is the same in each spelling: in the configuration, in SMTP, and in the DNS."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ Place = Callable[[str, str], bool]
 
 
 def mail(told: Dialogue, sender: str = "a@client.example", recipient: str = "") -> str:
-    """Say EHLO, MAIL with SMTPUTF8, and RCPT; return the last reply."""
+    """Send EHLO, MAIL with SMTPUTF8, and RCPT. Return the last reply."""
     told.send(f"EHLO {told.session.helo or 'client.example'}")
     reply = told.send_raw(f"MAIL FROM:<{sender}> SMTPUTF8\r\n".encode()).decode()
     if recipient and reply.startswith("250"):
@@ -89,7 +89,7 @@ def accepted(told: Dialogue, recipient: str) -> bool:
     return mail(told, recipient=recipient).startswith("250")
 
 
-# Where mail is for us or from us
+# Mail for local domains and from them
 
 
 def mailboxes(ours: str, theirs: str) -> bool:
@@ -235,13 +235,13 @@ def results_of_ours(ours: str, theirs: str) -> bool:
     return AuthenticationResults(authserv_id=ours)._is_forged(f"{theirs}; spf=pass")  # noqa: SLF001
 
 
-# Ways out
+# Outgoing mail
 
 
 def routes(ours: str, theirs: str) -> bool:
     outbound = Outbound(routes=[OutboundRoute(domain=ours, host=SocketAddress("h.example", 25))])
-    carrier = SimpleNamespace(_route=outbound.route, hooks=SimpleNamespace(directs=False))
-    key = DeliveryContext.key(cast("Any", carrier), theirs)
+    context = SimpleNamespace(_route=outbound.route, hooks=SimpleNamespace(directs=False))
+    key = DeliveryContext.key(cast("Any", context), theirs)
     return key == f"{Address('', ours).ascii_domain} via h.example:25"
 
 
@@ -317,7 +317,7 @@ def socket_address(ours: str, theirs: str) -> bool:
     return SocketAddress.parse(f"{ours}:25") == SocketAddress.parse(f"{theirs}:25")
 
 
-# What operators ask
+# Commands of operators
 
 
 def queue(ours: str, theirs: str) -> bool:
@@ -399,7 +399,7 @@ def test_other_domains_are_others(place: Place, ours: str, theirs: str) -> None:
     ],
 )
 def test_a_label_of_a_name_that_is_refused_is_taken(domain: str) -> None:
-    """Whatever it stands for, in capitals too: DNS has it."""
+    """For every meaning, also in capitals, because the DNS has it."""
     assert Address.parse(f"a@{domain.upper()}").ascii_domain == domain
     assert mailboxes(domain, domain.upper())
     assert routes(domain.upper(), domain)

@@ -1,4 +1,4 @@
-"""Dovecot shows over IMAP what we stored."""
+"""Dovecot shows the stored messages over IMAP."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_session_under_way_is_told_of_new_mail(running: Running, dovecot: Doveco
 
 
 def deliver(server: Running, envelope: Envelope, user: str, *, quarantine: str = "") -> None:
-    """Store a message as a worker does, where that is a matter of the plugin alone."""
+    """Store a message as a worker does, with the plugin alone."""
     message = Message(envelope.id, Content.of(CONTENTS[0]), b"Received: by us\r\n")
     if quarantine:
         message.quarantine(quarantine)

@@ -1,4 +1,4 @@
-"""The whole server as its users meet it: mail programs, people at a terminal, plugins in files."""
+"""The whole server with its users: mail programs, people at a terminal, plugins in files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     Require = Callable[[str], str]
 
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 SENDER: Final = "sender@client.example"
-# Mail that is complete, so that submission has nothing to add, and hard to carry unchanged.
+# Complete mail, so that submission adds nothing, with content that is easily changed.
 CONTENT: Final = (
     b"Date: Fri, 21 Nov 1997 09:55:06 -0600\r\n"
     b"Message-ID: <1234@client.example>\r\n"
@@ -45,7 +45,7 @@ CONTENT: Final = (
 
 
 def run(*command: str | Path, text: bytes = b"") -> str:
-    """Run a program to its end with `text` on its standard input; give all that it said."""
+    """Run a program to its end with `text` on its standard input, and return its output."""
     done = subprocess.run(
         command,
         input=text,
@@ -61,7 +61,7 @@ def run(*command: str | Path, text: bytes = b"") -> str:
 
 @pytest.fixture
 def mail_file(tmp_path: Path) -> Path:
-    """Write the content for swaks, which ends it with a line end of its own."""
+    """Write the content for swaks, which adds a final line end."""
     path = tmp_path / "mail.eml"
     path.write_bytes(CONTENT.removesuffix(b"\r\n"))
     return path
@@ -139,7 +139,7 @@ def test_curl_uploads_a_large_file_byte_for_byte(
     server: Running, tmp_path: Path, require_program: Require
 ) -> None:
     curl = require_program("curl")
-    # Dots at many places of many buffers; larger than what is kept in memory.
+    # Dots at many places of many buffers; larger than the part that is kept in memory.
     lines = (b"." * (number % 5) + bytes([number % 256]) * 70 for number in range(20_000))
     body = b"".join(re.sub(rb"[\r\n\0]", b"x", line) + b"\r\n" for line in lines)
     path = tmp_path / "large.eml"
@@ -155,7 +155,7 @@ LMTP: Final = ('kind = "lmtp"', 'tls = "none"')
 
 @pytest.fixture(scope="module")
 def lmtp(launch: Launch) -> Iterator[Running]:
-    """Run a server that takes LMTP on a unix socket and on TCP."""
+    """Run a server with LMTP on a unix socket and on TCP."""
     listeners = listener("local", *LMTP, address="unix:lmtp.sock") + listener("tcp", *LMTP)
     with launch(listeners=listeners) as server:
         yield server
@@ -250,7 +250,7 @@ def test_msmtp_submits(
     assert server.stored(f"msmtp-{listener}") == CONTENT
 
 
-# People, and what they must not get away with
+# People, and attacks that must fail
 
 
 def test_dialogue_of_the_rfc_typed_by_hand(configure: Configure, start: Start) -> None:
@@ -283,7 +283,7 @@ path = "mail/{local}"
         for text, reply in script:
             for octet in text:
                 client.send(octet)
-                time.sleep(0.002)  # what makes it a packet of its own
+                time.sleep(0.002)  # this makes it a separate packet
             assert client.reply().startswith(reply)
         assert client.rest() == ""
     for user in ("jones", "brown"):
@@ -293,7 +293,7 @@ path = "mail/{local}"
 
 
 def test_plaintext_injected_behind_starttls_ends_the_session(server: Running) -> None:
-    # RFC 3207 section 4.2 and CVE-2011-0411: what came in clear must not count inside TLS.
+    # RFC 3207 section 4.2 and CVE-2011-0411: input in clear must not count inside TLS.
     with server.connect() as client:
         client.greet()
         client.send("STARTTLS\r\nEHLO x\r\n")
@@ -434,7 +434,7 @@ class ByItself:
         return said
 
     def kill(self) -> None:
-        """End all of it."""
+        """End it with all its processes."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(DEADLINE)
 

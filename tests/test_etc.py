@@ -46,7 +46,7 @@ def test_lines_commented_out_in_the_example_show_the_defaults() -> None:
 
 
 def banned(fail2ban_regex: str, log: Path) -> list[str]:
-    """Return the addresses that fail2ban finds in a log, one for each failure."""
+    """Return the addresses that fail2ban finds in a log, one per failure."""
     done = subprocess.run(
         [fail2ban_regex, "--out", "ip", log, FILTER], capture_output=True, text=True, check=False
     )
@@ -110,7 +110,7 @@ def test_fail2ban_reads_the_journal(
         log = Log(style=style, descriptor=file.fileno())
         log.info("auth failure", peer="192.0.2.7", mechanism="LOGIN", username="bob")
         file.seek(0)
-        # The journal takes the priority away and puts its own fields in front.
+        # The journal removes the priority and adds its own fields before the line.
         line = file.read().decode().removeprefix("<6>")
     path.write_text(f"2026-11-24T11:10:50+0000 mx minismtp[4711]: {line}")
     assert banned(fail2ban_regex, path) == ["192.0.2.7"]

@@ -1,4 +1,4 @@
-"""Aliases that lead to other hosts, the way back to senders, and their notifications."""
+"""Aliases to other hosts, bounces to senders, and notifications."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def there(configure_at: Callable[[str], Configure], start: Start) -> Running:
 def forwarder(
     configure_at: Callable[[str], Configure], start: Start, there: Running
 ) -> Callable[..., Running]:
-    """Return a function that starts a server whose aliases lead there."""
+    """Return a function that starts a server with aliases to that host."""
 
     def make(srs: str = "", trust: str = "") -> Running:
         configure = configure_at("here")
@@ -154,13 +154,13 @@ LONG = [
 def test_sender_of_any_length_is_rewritten_and_bounces_find_back(
     forwarder: Callable[..., Running], there: Running, local: str
 ) -> None:
-    """The alias is on disk before the message leaves, and known to the process that takes mail."""
+    """The short name is on disk before the message leaves, and workers know it."""
     here = forwarder('srs_secret_file = "secret"')
     send(here, "<bob@example.org>", sender=f"{local}@sender.example")
     [forwarded] = there.wait_until(lambda: there.mail("bob"))
     rewritten = return_path(forwarded)
     assert re.fullmatch(r"SRS0=\w{6}=\w\w==\w{16}@example\.org", rewritten)
-    here.kill()  # what is kept outlives the process
+    here.kill()  # the stored data survives the process
     here = forwarder('srs_secret_file = "secret"')
     # Some hosts return addresses in lower case.
     send(here, f"<{rewritten.lower()}>", sender="", text="This is a bounce.")

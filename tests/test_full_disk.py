@@ -1,4 +1,4 @@
-"""A state directory on a disk that is full, a real one in memory (root)."""
+"""A state directory on a full disk, which is in memory (root)."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_server_starts_on_a_full_disk(disk: Path, leave: int, tmp_path: Path) ->
         assert server.mail("alice")
         assert "worker died" not in server.log
         assert "endpoint died" not in server.log
-        assert f"status={-signal.SIGBUS}" not in server.log  # of the runner either
+        assert f"status={-signal.SIGBUS}" not in server.log  # of the process that delivers
 
 
 def said_to_mail(server: Running) -> str:

@@ -1,4 +1,4 @@
-"""One mailbox that cannot take a message, among others that can: real Maildirs, a real Dovecot."""
+"""One full mailbox among several recipients, with real Maildirs and a real Dovecot."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Crash:
 
 
 def send(server: Running, *locals_: str, sender: str = "me@example.org") -> str:
-    """Send a message; give the reply to its content."""
+    """Send a message and return the reply to its content."""
     with server.connect() as client:
         client.greet()
         client.command(f"MAIL FROM:<{sender}>")
@@ -91,7 +91,7 @@ def is_empty(server: Running) -> bool:
 
 
 def reports(server: Running, user: str = "me") -> list[tuple[str, str, str]]:
-    """Return what the notifications in a mailbox say: action, recipient and status, sorted."""
+    """Return the notifications in a mailbox: action, recipient and status, sorted."""
     found = []
     for octets in server.mail(user):
         parsed = email.message_from_bytes(octets, policy=email.policy.default)
@@ -103,7 +103,7 @@ def reports(server: Running, user: str = "me") -> list[tuple[str, str, str]]:
 
 
 def fill(server: Running, user: str = "full") -> Path:
-    """Make a mailbox full; give the file that fills it."""
+    """Fill a mailbox, and return the file that fills it."""
     box = server.directory / "mail" / user
     for name in ("new", "cur", "tmp"):
         (box / name).mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def test_mailbox_that_cannot_be_written_holds_up_no_other(
 def test_copies_are_stored_by_the_plugins_of_the_listener_that_took_them(
     here: Callable[..., Running],
 ) -> None:
-    """The runner stores what waits; a plugin that is for other listeners is not asked."""
+    """The process that delivers stores the copy; a plugin for other listeners is not called."""
     other = '[[listeners]]\nname = "other"\naddress = "127.0.0.1:0"\ntls = "none"\n'
     elsewhere = '[[plugins]]\nuse = "maildir"\nname = "other"\nlisteners = ["other"]\n'
     server = here(f'{other}{elsewhere}path = "wrong/{{local}}"\n{MAILDIR}')

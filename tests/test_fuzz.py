@@ -1,11 +1,11 @@
-"""Random peers: whatever comes in, the server stays in step, says only replies, and lives.
+"""Random peers: for any input the server stays in step, sends only replies, and survives.
 
-What must hold, whatever a peer sends:
+For any input:
 
 1. Every line gets one well-formed reply, of a code that its verb may have.
 2. No reply and no line of the log shows a traceback.
 3. The server lives: the same processes answer afterwards, with no more memory than before.
-4. What is stored was acknowledged, and what was acknowledged is stored.
+4. Stored messages were acknowledged, and acknowledged messages are stored.
 
 `make fuzz` runs longer: MINISMTP_FUZZ_SECONDS for the sockets, or MINISMTP_FUZZ_COUNT sessions over
 them; MINISMTP_FUZZ_SEED for another run.
@@ -53,7 +53,7 @@ EXAMPLES: Final = max(20, int(3 * SECONDS))  # of the state machine
 PEERS: Final = 4
 GROWTH: Final = 16 << 20  # octets that a worker's memory may grow by once it is warm
 
-#: What RFC 5321 section 4.3.2 and the extensions let each verb be answered with, apart from 421.
+#: The replies that RFC 5321 section 4.3.2 and the extensions allow for each verb, besides 421.
 CODES: Final = {
     "EHLO": {250, 501, 503, 550},
     "HELO": {250, 501, 503, 550},
@@ -122,13 +122,13 @@ class Conversation(RuleBasedStateMachine):
         return not self.dialogue.receiver.closing
 
     def say(self, line: bytes) -> int:
-        """Send a line; give the code of the one reply to it."""
+        """Send a line, and return the code of its only reply."""
         replies = split_replies(self.dialogue.send_raw(line + b"\r\n"))
         assert len(replies) == 1, (line, replies)
         return int(replies[0][:3])
 
     def command(self, verb: str, rest: str = "") -> int:
-        """Say a command and hold its reply against CODES."""
+        """Send a command, and compare its reply with CODES."""
         code = self.say(f"{verb}{rest}".encode())
         assert code in CODES[verb] | {421}, (verb, rest, code)
         return code
@@ -205,14 +205,14 @@ class Conversation(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(verb=st.sampled_from(["NOOP", "HELP", "VRFY", "EXPN", "STARTTLS"]), rest=_text)
     def aside(self, verb: str, rest: str) -> None:
-        """What has nothing to do with a transaction changes nothing."""
+        """Commands outside of transactions change nothing."""
         rest = "".join(character for character in rest if character.isprintable())
         self.command(verb, f" {rest}" if rest else "")
 
     @precondition(lambda self: self.open)
     @rule(line=st.binary(max_size=100).filter(lambda line: b"\r\n" not in line + b"\r\n"[:1]))
     def noise(self, line: bytes) -> None:
-        """Anything that is no command is refused once."""
+        """A line that is not a command is refused once."""
         if re.match(rb"(?i)[a-z]{4}", line) is None:
             assert self.say(line) in {421, 500, 501}
 
@@ -262,7 +262,7 @@ path = "{passwords}"
 
 @dataclass
 class Tally:
-    """What the peers have seen."""
+    """The results of the peers."""
 
     sessions: int = 0
     replies: int = 0
@@ -273,7 +273,7 @@ class Tally:
 
 
 def exchange(sock: socket.socket, dice: random.Random, data: bytes) -> tuple[bytes, bool]:
-    """Send everything in random packets; give all that came back, and whether it came whole."""
+    """Send everything in random packets. Return all output, and whether it is complete."""
     output = bytearray()
     whole = True
     try:
@@ -293,7 +293,7 @@ def exchange(sock: socket.socket, dice: random.Random, data: bytes) -> tuple[byt
 
 
 def check(output: bytes) -> tuple[int, list[bytes]]:
-    """Judge what one session got; give the number of replies and the messages it acknowledged."""
+    """Check the output of a session. Return the number of replies and the acknowledged messages."""
     clear, secured, _ = output.partition(b"220 2.0.0 ready to start TLS\r\n")
     replies = split_replies(clear + secured)
     assert b"Traceback" not in output
@@ -301,7 +301,7 @@ def check(output: bytes) -> tuple[int, list[bytes]]:
 
 
 def attack(server: Running, seed: str, end: float, tally: Tally) -> None:
-    """Be one peer after another until `end`."""
+    """Act as one peer after another until `end`."""
     number = 0
     while number < COUNT // PEERS or time.monotonic() < end:
         number += 1

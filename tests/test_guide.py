@@ -1,6 +1,6 @@
-"""The administrator's guide, followed on a machine that really boots.
+"""The commands of the administrator's guide, on a machine that really boots.
 
-What needs the Internet is left out: apt-get, certbot itself, DNS.
+Commands that need the Internet are left out: apt-get, certbot itself, DNS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What docs/hardening.md says of the processes."""
+"""The claims of docs/hardening.md about the processes."""
 
 from __future__ import annotations
 

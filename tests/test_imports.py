@@ -78,7 +78,7 @@ def test_shipped_plugin_uses_only_what_authors_may_use(path: Path) -> None:
 
 
 def test_public_names_are_those_of_their_modules() -> None:
-    """`minismtp` imports a name when it is used; type checkers read where it says it comes from."""
+    """`minismtp` imports a name when it is used; type checkers read the import statements."""
     tree = ast.parse((SOURCE / "__init__.py").read_bytes())
     typed = {
         alias.name: statement.module
@@ -94,7 +94,7 @@ def test_public_names_are_those_of_their_modules() -> None:
 
 
 def test_command_imports_no_more_than_it_needs() -> None:
-    """A third of a second is long for an operator, and for a script that calls a command often."""
+    """A third of a second is long for an operator, and for a script that repeats a command."""
     script = (
         "import sys; from minismtp.cli.main import main; main(['--version'])\n"
         "print({name.partition('.')[0] for name in sys.modules} & "

@@ -10,7 +10,7 @@ ORDER += ["session", "delivery", "mailqueue", "server", "cli"]  # and what plugi
 
 
 def imports(path: Path) -> set[Path]:
-    """Return the files of minismtp that one imports, wherever the statement stands."""
+    """Return the files of minismtp that one imports, anywhere in its code."""
     found = set()
     for node in ast.walk(ast.parse(path.read_bytes())):
         for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():

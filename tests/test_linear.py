@@ -1,4 +1,4 @@
-"""Time grows with the size of what came in, never with its square."""
+"""Time grows with the size of the input, never with its square."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _METHODS: Final = frozenset(
 _LENGTH: Final = 1000  # characters
 
 _NO_PATTERN: Final = frozenset({"escape", "purge"})
-#: Functions that make a pattern of something, and why that is no stranger's, or harmless.
+#: Functions that build a pattern, and why its text is not a stranger's, or is harmless.
 _MADE: Final = {
     "minismtp.config.types._pattern": "the operator's, in the configuration",
     "minismtp.runtime.decision_log.mentions": "the operator's, and literals",
@@ -37,7 +37,7 @@ _MADE: Final = {
 
 @dataclass(frozen=True)
 class Found:
-    """A pattern in the source, and the methods that are called on it: all when that is unknown."""
+    """A pattern in the source, and the methods that are called on it, or all if unknown."""
 
     name: str
     pattern: re.Pattern[Any]
@@ -71,7 +71,7 @@ def _in_value(value: object, depth: int = 3) -> Iterator[re.Pattern[Any]]:
 
 
 def _called(tree: ast.Module, name: str) -> frozenset[str]:
-    """Return the methods that a module calls on what it has by a name, or on a part of that."""
+    """Return the methods that a module calls on a name, or on a part of it."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -100,7 +100,7 @@ def _calls(module: ModuleType) -> Iterator[tuple[str, ast.Call, str]]:
 
 
 def _inline(module: ModuleType) -> Iterator[Found]:
-    """Find the patterns that stand where they are used, as in `re.sub("x+", ...)`."""
+    """Find the patterns in calls such as `re.sub("x+", ...)`."""
     for place, call, method in _calls(module):
         if method != "compile" and isinstance(call.args[0], ast.Constant):
             flags = [*call.args[{"sub": 3, "subn": 3}.get(method, 2) :]]
@@ -126,7 +126,7 @@ def _patterns() -> list[Found]:
 
 
 def _slow(pattern: re.Pattern[Any], methods: frozenset[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the methods and the pumps that take this pattern more than linear time."""
+    """Yield the methods and texts for which this pattern needs more than linear time."""
     for prefix, piece, tail in pumps(pattern):
         for method in methods:
 

@@ -1,4 +1,4 @@
-"""A header that strangers have made, through all filters of senders at once, costs linear time."""
+"""A header of a stranger costs linear time in all filters of senders together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minismtp.testing import Dialogue, Mailroom
 _SIZE: Final = 200_000  # octets
 _SHORT: Final = 0.02  # seconds for the short input
 
-#: What makes line number n of a header; the first line begins a field.
+#: Makes line number n of a header; the first line begins a field.
 LINES: Final[dict[str, Callable[[int], str]]] = {
     "results": lambda n: f"Authentication-Results: x{n}; spf=pass smtp.mailfrom=a@b{n}",
     "results of long words": lambda _: f"Authentication-Results: {'a' * 900}",

@@ -1,4 +1,4 @@
-"""Whole messages, their bodies, headers of many fields and archives cost linear time."""
+"""Whole messages, bodies, headers of many fields and archives cost linear time."""
 
 from __future__ import annotations
 

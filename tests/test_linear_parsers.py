@@ -1,4 +1,4 @@
-"""Whole parsers of what strangers send take linear time: fields, records, commands, policies."""
+"""Whole parsers of text from strangers take linear time: fields, records, commands, policies."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SESSION: Final = Session(
 _SIZE: Final = 16 * 1024  # characters
 _SHORT: Final = 0.002  # seconds for the short input
 
-#: What a text is made of over and over: a beginning, then pieces that are repeated.
+#: The parts of a text: a beginning, then pieces that are repeated.
 _BEGINNINGS: Final = ("", "a=b; ", "a@b ", '"', "(", "<", "=?utf-8?q?", "mx: ", "v=1; b=")
 _PIECES: Final = (
     *("a", " ", "\t", ";", "=", ",", ".", "@", '"', "\\", "(", ")", "<", ">", ":", "/", "-", "0"),

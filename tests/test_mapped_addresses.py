@@ -1,4 +1,4 @@
-"""An IPv4-mapped IPv6 address is the IPv4 address, wherever one comes in (RFC 4291 2.5.5.2)."""
+"""An IPv4-mapped IPv6 address counts as the IPv4 address everywhere (RFC 4291 2.5.5.2)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def session(peer: str = "203.0.113.9") -> Session:
     return Session(id="s", listener="smtp", kind="mx", hostname="mx.example.org", peer=peer)
 
 
-# Each takes a spelling and returns the address that the server goes on with.
+# Each takes a spelling and returns the address that the server uses.
 
 
 def proxy_1(said: str) -> str:
@@ -276,7 +276,7 @@ def test_dovecot_hears_of_ipv4(said: str) -> None:
 
 
 def test_dual_stack_socket_shows_clients_of_ipv4_as_such() -> None:
-    """As systemd opens one, unless told otherwise."""
+    """As systemd opens one by default."""
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening:

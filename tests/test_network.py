@@ -22,7 +22,7 @@ RECORDS: Final = (
     "six.mx.there AAAA fd00:25::11",
     "four MX 10 four.mx.there",
     "four.mx.there A 192.0.2.11",
-    # Of these the backup is the best, under a name that it does not know itself by.
+    # The backup is the best of these, under a name that is not its own.
     "stuck MX 10 other.mx.backup",
     "stuck MX 20 mx.there",
     "other.mx.backup A 192.0.2.12",
@@ -48,7 +48,7 @@ domains = ["there.test", "stuck.test"]
 
 @dataclass(frozen=True)
 class Place:
-    """What the tests find: a client, and servers that run between them."""
+    """A client, and servers that run for all tests."""
 
     network: Network
     client: Host
@@ -157,7 +157,7 @@ def test_a_backup_takes_mail_for_its_domains_only(place: Place) -> None:
 
 
 def test_a_backup_with_nobody_before_it_returns_the_mail(place: Place) -> None:
-    """RFC 5321 section 5.1: it may not use a host that is no better than itself."""
+    """RFC 5321 section 5.1: it may not use a host with the same preference as itself."""
     send(place.client, place.backup.host, "bob@stuck.test", sender="loop@here.test")
     _, fields = report(place.here.mail("loop"))
     assert fields["Reporting-MTA"] == "dns; mx.backup.test"

@@ -1,4 +1,4 @@
-"""What the wheel and the source distribution hold, and that pyproject.toml says all of it."""
+"""The content of the wheel and the source distribution, all from pyproject.toml."""
 
 import ast
 import importlib.metadata
@@ -146,7 +146,7 @@ for point in importlib.metadata.distribution("minismtp").entry_points:
 
 @pytest.mark.parametrize("part", list(constraints()))
 def test_constraints_have_what_the_project_needs_with_hashes(part: str) -> None:
-    """`make constraints` makes them; `make install` takes nothing that is not there."""
+    """`make constraints` writes them; `make install` accepts no other package."""
     needed = {
         "build": PYPROJECT["build-system"]["requires"],
         "core": PYPROJECT["project"]["dependencies"],

@@ -1,6 +1,6 @@
-"""Every parser takes what fuzzing found, and long inputs, in linear time and memory.
+"""Every parser reads the findings of fuzzing, and long inputs, in linear time and memory.
 
-The corpus in `data/fuzz` holds seeds and all inputs that were findings once; `make fuzz-parsers`
+The corpus in `data/fuzz` has seeds and all inputs that were findings; `make fuzz-parsers`
 looks for more.
 """
 
@@ -14,13 +14,13 @@ import pytest
 from fuzz.target import CORPUS, problem, pumps
 from fuzz.targets import TARGETS
 
-_SLACK: Final = 4.0  # what takes the square of its size takes more
+_SLACK: Final = 4.0  # input in quadratic time takes more
 _PUMPED: Final = 3  # long inputs for each target
 _ROOT: Final = Path(__file__).parents[1]
 _PARSES: Final = re.compile(
     r"re\.compile\(|json\.loads|json\.decode|struct\.unpack|int\.from_bytes|tomli\.loads|b64decode"
 )
-#: Modules that look as if they parsed something, and why no target is for them.
+#: Modules that seem to parse something, and why they have no target.
 _OTHERS: Final = {
     "_rescue": "names of our own files",
     "runtime.login_backoff": "a digest of our own",

@@ -141,7 +141,7 @@ forward-zone:
   name: "."
   forward-addr: 192.0.2.53
 """
-# opendkim ends by SIGSEGV when many messages come at once, so it sees only those that need it.
+# opendkim ends with SIGSEGV when many messages come at once, so it gets only those it must.
 FILTER: Final = "inet:127.0.0.1:8891"
 MASTER_CF: Final = f"""
 smtp inet n - n - - smtpd
@@ -175,7 +175,7 @@ USERS: Final = [
 
 
 class Postfix:
-    """A Postfix on a host, with directories of its own in the places of the installed ones."""
+    """A Postfix on a host, with its own directories in place of the installed ones."""
 
     def __init__(self, host: Host, directory: Path, net: Network) -> None:
         self.host = host
@@ -203,7 +203,7 @@ class Postfix:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run it for as long as the block, with the filter that looks at signatures."""
+        """Run it while the block runs, with the filter that checks signatures."""
         conf = str(self._directory / "opendkim.conf")
         with contextlib.ExitStack() as stack, self.path.open("wb") as log:
             for command, stop in (
@@ -230,7 +230,7 @@ class Postfix:
         return self.path.read_text(errors="replace")
 
     def wait_for_log(self, pattern: str) -> None:
-        """Return when a line of the log fits."""
+        """Return when a line of the log matches."""
         wait_for(lambda: re.search(pattern, self.log) is not None, self.path)
 
     def stored(self, user: str) -> list[bytes]:
@@ -288,7 +288,7 @@ def place(
 
 
 def published(key: rsa.RSAPrivateKey) -> str:
-    """Return what the DNS says of a key, in strings that are short enough."""
+    """Return the DNS record of a key, in strings that are short enough."""
     octets = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     text = f"v=DKIM1; k=rsa; p={b64encode(octets).decode()}"
     return " ".join(f'"{text[start : start + 200]}"' for start in range(0, len(text), 200))
@@ -374,7 +374,7 @@ def test_international_mail_reaches_postfix(place: Place) -> None:
 
 
 def test_postfix_hears_of_whom_to_tell(place: Place) -> None:
-    """RFC 3461: it reports the delivery that we, passing on the wish for it, do not report."""
+    """RFC 3461: it reports the delivery, because we pass on the wish and do not report it."""
     send(
         place.client,
         place.ours.host,
@@ -409,7 +409,7 @@ def test_long_lines_reach_postfix_signed_by_us(place: Place) -> None:
 
 
 def test_8_bit_content_reaches_an_old_postfix_signed_by_us(place: Place) -> None:
-    """It offers no 8BITMIME; its filter, and a reader, get what was sent."""
+    """It offers no 8BITMIME; its filter and a reader get the content that was sent."""
     text = "Gr\u00fc\u00dfe, \u4f60\u597d\r\n".encode()
     content = (
         b"From: me@here.test\r\nMIME-Version: 1.0\r\nContent-Transfer-Encoding: 8bit\r\n"
@@ -439,7 +439,7 @@ def test_international_domain_reaches_an_old_postfix(place: Place) -> None:
 
 
 def test_bounce_of_a_forwarded_newsletter_finds_its_sender(place: Place) -> None:
-    """Postfix takes it, cannot deliver it, and returns it to the sender that we have made."""
+    """Postfix accepts it, cannot deliver it, and returns it to the rewritten sender."""
     send(place.client, place.postfix.host, "left@here.test", sender=f"{VERP}@postfix.test")
     rewritten = r"SRS0=\w{6}=\w\w==\w{16}@here\.test"
     place.postfix.wait_for_log(rf"from=<{rewritten}>")
@@ -464,7 +464,7 @@ def test_postfix_that_takes_two_recipients_at_a_time_gets_all(place: Place) -> N
 
 
 def test_signature_of_a_newsletter_survives_that_it_is_forwarded(place: Place) -> None:
-    """It comes by Postfix, is stored, and goes by SRS to a Postfix, which verifies it."""
+    """Postfix sends it, we store it, and send it on with SRS to a Postfix that verifies it."""
     newsletter = (
         b"From: News <news@news.test>\r\nSubject: All the news\r\nTo: news@here.test\r\n"
         b"MIME-Version: 1.0\r\nContent-Type: text/html\r\n\r\n" + LONG + b"\r\n" + LONG + b"\r\n"
@@ -482,7 +482,7 @@ def test_signature_of_a_newsletter_survives_that_it_is_forwarded(place: Place) -
     forwarded = place.postfix.mail("news")
     assert re.match(rb"Return-Path: <SRS0=\w{6}=\w\w==\w{16}@here\.test>\n", forwarded)
     assert forwarded.endswith(signed.replace(b"\r\n", b"\n"))
-    [result] = results(forwarded)  # of the second time: it removes what claims to be its own
+    [result] = results(forwarded)  # of the second time: it removes fields with its name
     assert b"dkim=pass " in result
     assert b" header.d=news.test " in result
 

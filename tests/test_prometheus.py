@@ -1,6 +1,7 @@
-"""A real Prometheus scrapes a server that is used in every way.
+"""A real Prometheus scrapes a server with every kind of traffic.
 
-With $MINISMTP_PROMETHEUS_SECONDS the traffic goes on for so long; else every kind of it comes once.
+With $MINISMTP_PROMETHEUS_SECONDS the traffic continues for that time, otherwise each kind comes
+once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[1]
 EXAMPLES: Final = ROOT / "etc" / "prometheus"
 MONITORING: Final = (ROOT / "docs" / "monitoring.md").read_text()
-DEADLINE: Final = 60.0  # seconds: only a test that fails ever waits so long
+DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 SECONDS: Final = float(os.environ.get("MINISMTP_PROMETHEUS_SECONDS", "0"))
 LISTENERS: Final = MX + SUBMISSION
 FILTER: Final = '''\
@@ -89,7 +90,7 @@ RECEIVED: Final = {"yes": "250", "reject": "550", "crash": "451"}
 
 @pytest.fixture(scope="module")
 def used(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
-    """Run a server that took, refused, stored and relayed mail."""
+    """Run a server that accepted, refused, stored and relayed mail."""
     files = {
         "passwords": f"alice:{hash_password('secret')}\n",
         "local_plugins/filter.py": FILTER,
@@ -124,7 +125,7 @@ def use(server: Running, tls_files: TlsFiles) -> None:
 
 
 def mail(client: Client, recipient: str, word: str = "yes") -> str:
-    """Send a message and give the code of the reply to it."""
+    """Send a message and return the code of the reply."""
     client.command("MAIL FROM:<alice@example.org>")
     client.command(f"RCPT TO:<{recipient}>")
     client.command("DATA")
@@ -163,11 +164,11 @@ def test_promtool_has_nothing_to_say_about_a_used_server(
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-# What Prometheus makes of it
+# The view of Prometheus
 
 
 class Prometheus:
-    """A Prometheus with the example's configuration that scrapes one server every second."""
+    """A Prometheus with the configuration of the example, which scrapes a server every second."""
 
     def __init__(self, program: str, directory: Path, target: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -201,7 +202,7 @@ class Prometheus:
         return result
 
     def evaluated(self) -> bool:
-        """Whether every rule was evaluated."""
+        """Return whether every rule was evaluated."""
         groups = self.ask("rules")["groups"]
         return all(rule["health"] != "unknown" for group in groups for rule in group["rules"])
 

@@ -1,4 +1,4 @@
-"""Every hook is documented, shown and tried; every shipped plugin has its page and its tests."""
+"""Every hook has documentation and an example; every shipped plugin has a page and tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Some thousand of the sessions that `make fuzz-sessions` runs by the million, always the same."""
+"""A few thousand sessions of `make fuzz-sessions`, always the same ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_random_sessions_follow_the_rules() -> None:
 class _Forgetful(Store):
     @hookimpl
     def deliver(self, envelope: Envelope, mailbox: Address) -> bool:  # noqa: ARG002
-        """Say that there is a copy, and keep none."""
+        """Report a copy, and store none."""
         return True
 
 
@@ -41,7 +41,7 @@ class _Forgetful(Store):
 class _Hasty(Store):
     @hookimpl
     def deliver(self, envelope: Envelope, mailbox: Address) -> bool:
-        """Keep a copy, and say that there is none."""
+        """Store a copy, and report none."""
         self.copies.add((envelope.id, str(mailbox)))
         return False
 

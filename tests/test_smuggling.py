@@ -1,8 +1,8 @@
 """A second message hidden behind a false end of data, sent to a running server.
 
 The lists are those published in 2023 and 2024 for SMTP smuggling (CVE-2023-51764, -51765, -51766,
-CVE-2024-27305) and what else somebody's text functions take for a line end. Whatever is sent, and
-in whatever packets, there is one message, or none where its line ends are refused.
+CVE-2024-27305) and other sequences that text functions take for a line end. For any input, and in
+any packets, there is one message, or none if its line ends are refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _numbers = count()
 
 @pytest.fixture(scope="module")
 def refusing(launch: Launch) -> Iterator[Running]:
-    """Run a server that refuses bare CR and LF, as all do by default."""
+    """Run a server that refuses bare CR and LF, as by default."""
     with launch() as server:
         yield server
 
@@ -63,7 +63,7 @@ def fixing(launch: Launch) -> Iterator[Running]:
 
 
 def deliver(server: Running, mailbox: str, *packets: bytes) -> list[str]:
-    """Send a content, the true end and QUIT; give the codes of all replies behind 354."""
+    """Send a content, the true end and QUIT. Return the codes of all replies after 354."""
     with server.connect() as client:
         client.begin_data(f"{mailbox}@example.org")
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -74,7 +74,7 @@ def deliver(server: Running, mailbox: str, *packets: bytes) -> list[str]:
 
 
 def packets_of(content: bytes, false_end: bytes, packets: str) -> list[bytes]:
-    """Cut a content at the false end as a test's name says."""
+    """Cut a content at the false end, in the way of a test's name."""
     before, _, behind = content.partition(false_end)
     match packets:
         case "one":
@@ -86,7 +86,7 @@ def packets_of(content: bytes, false_end: bytes, packets: str) -> list[bytes]:
 
 
 def unstuffed(content: bytes) -> bytes:
-    """Do what a server does to the dots of whole lines (RFC 5321 section 4.5.2)."""
+    """Remove dots as a server does in whole lines (RFC 5321 section 4.5.2)."""
     return content.replace(b"\r\n.", b"\r\n")
 
 
@@ -124,7 +124,7 @@ def test_second_message_is_part_of_the_first_where_newlines_are_fixed(
 def test_line_of_one_dot_that_was_fixed_is_data_on_the_next_hop_too(
     fixing: Running, refusing: Running
 ) -> None:
-    # What is stored may hold CRLF.CRLF: a relay doubles the dot (RFC 5321 section 4.5.2).
+    # A stored message may contain CRLF.CRLF; a relay doubles the dot (RFC 5321 section 4.5.2).
     assert deliver(fixing, "fixed", b"Subject: first\r\n\r\nfirst\n.\n" + SECOND)[0] == "250 2.0.0"
     stored = fixing.stored("fixed")
     assert b"\r\n.\r\n" in stored

@@ -1,4 +1,4 @@
-"""What the tests take for the source, in a tree where the server has run."""
+"""The files that tests use as the source, in a tree where the server ran."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ IGNORED = "/minismtp-state/\n__pycache__/\n"
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Make a source tree as the first two commands of the README leave it."""
+    """Make a source tree in the state after the first two commands of the README."""
     root = tmp_path / "tree"
     for name in (
         "pyproject.toml",

@@ -74,7 +74,7 @@ path = "/var/lib/minismtp/mail/{local}"
 
 
 def refuse(problem: str) -> None:
-    """Skip what cannot be tested here, or fail where everything has to be."""
+    """Skip tests that cannot run here, or fail if all tests are required."""
     if os.environ.get("MINISMTP_REQUIRE_SERVICES") == "1":
         pytest.fail(problem)
     pytest.skip(problem)
@@ -104,12 +104,12 @@ def leader(
 
 @pytest.fixture(scope="module")
 def machine(leader: int, tls_files: TlsFiles) -> Machine:
-    """Return a machine on which minismtp is installed from its wheel, configured and started.
+    """Return a machine with minismtp, installed from its wheel, configured and started.
 
-    Each test leaves it so. `alice` logs in with the password `secret`.
+    Each test restores that state. `alice` logs in with the password `secret`.
     """
     machine = Machine(leader, tls_files.client())
-    up = {"running", "degraded"}  # with what this machine cannot start: that is not the subject
+    up = {"running", "degraded"}  # degraded if this machine cannot start all units
     machine.wait_until(lambda: machine.run("systemctl", "is-system-running", check=False) in up)
     machine.install()
     machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION)
@@ -125,7 +125,7 @@ def machine(leader: int, tls_files: TlsFiles) -> Machine:
 
 @pytest.fixture
 def held_sockets(machine: Machine) -> Iterator[None]:
-    """Let systemd hold the three ports, and the server have no capability, for one test."""
+    """Let systemd hold the three ports, and remove the server's capability, for one test."""
     machine.run("systemctl", "stop", "minismtp")
     machine.drop_in("sockets-only", machine.run("cat", HARDENED))
     machine.run("systemctl", "enable", "--now", *SOCKETS)
@@ -140,7 +140,7 @@ def held_sockets(machine: Machine) -> Iterator[None]:
 
 
 def exposure(directory: Path, unit: str, *, drop_in: str = "") -> float:
-    """Let systemd judge a unit, and give its exposure."""
+    """Let systemd check a unit, and return its exposure."""
     shutil.copy(UNITS / unit, directory)
     if drop_in:
         (directory / f"{unit}.d").mkdir()
@@ -176,7 +176,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(machine: Machine) -> None:
         assert machine.run("systemd-analyze", "verify", "--recursive-errors=yes", unit) == ""
 
 
-# What a running system shows
+# A running system
 
 
 def test_service_is_active_when_it_serves(machine: Machine) -> None:

@@ -204,7 +204,7 @@ def test_example_of_the_documentation_works() -> None:
 
 @plugin
 class Leaving:
-    """Signs by the domain, and sends one domain elsewhere."""
+    """Signs for the domain, and sends one domain to another host."""
 
     @hookimpl
     def on_send(self, delivery: Delivery, message: Message) -> None:
@@ -242,7 +242,7 @@ def test_verdict_about_what_leaves_is_raised() -> None:
 
 @plugin
 class Lifetime:
-    """Tells its end, and where its state belongs."""
+    """Records its end, and the owner of its state."""
 
     stopped: list[Path] = field(default_factory=list)
 
@@ -289,7 +289,7 @@ def test_session_that_was_closed_before_ends_once(tmp_path: Path) -> None:
 
 
 def test_fixture_closes_its_sessions_when_the_test_ends(tmp_path: Path) -> None:
-    """In a process of its own, as an author's tests have it."""
+    """This runs in a process of its own, like the tests of an author."""
     (tmp_path / "test_it.py").write_text(
         "from minismtp import hookimpl, plugin\n"
         "@plugin\n"

@@ -1,4 +1,4 @@
-"""What changes at a file that is read again: whatever makes it readable or different is noticed."""
+"""Files that are read again: every change that makes them readable or different is noticed."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ Value: TypeAlias = Callable[[], str]
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Yield a directory that other users reach, which pytest's own are not."""
+    """Yield a directory that other users can reach, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
-        gc.collect()  # what watches files that are gone would count as unusable in other tests
+        gc.collect()  # objects that watch removed files would count as unusable in other tests
 
 
 @pytest.fixture(autouse=True)
 def _seconds_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let two seconds pass from each look at the clock to the next."""
+    """Let two seconds pass between two readings of the clock."""
     monkeypatch.setattr("minismtp.values.durable_files.monotonic", itertools.count(0, 2).__next__)
 
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[None]:
-    """Be a user whom the mode of a file concerns; root may read everything."""
+    """Become a user to whom the mode of a file applies, because root may read everything."""
     if os.geteuid():
         yield
         return
@@ -61,7 +61,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-# Kinds of watched files: the old and the new content, and which of them is in use
+# Kinds of watched files: the old and the new content, and the one in use
 
 
 def pair(which: str) -> bytes:
@@ -161,7 +161,7 @@ KINDS: Final = {
     "aliases_file": (alias, aliases_file),
 }
 
-# Changes: how the new content comes without being readable, and how that is repaired
+# Changes: how the new content becomes unreadable, and how that is repaired
 
 Repair: TypeAlias = Callable[[], object]
 
@@ -253,7 +253,7 @@ BREAKS: Final = (
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest, directory: Path) -> tuple[Path, bytes, Value]:
-    """Return a file with the old content, the new one, and what tells which is in use."""
+    """Return a file with the old content, the new content, and a test for the one in use."""
     content, watch = KINDS[request.param]
     (place := directory / "place").mkdir()
     place.chmod(0o755)

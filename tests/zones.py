@@ -1,4 +1,4 @@
-"""Names for tests: a resolver that answers from a dictionary, and a zone served by nsd."""
+"""Names for tests: a resolver with a dictionary, and a zone of nsd."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def txt(text: str) -> Any:  # noqa: ANN401 - as dnspython has it
 
 
 def strings(text: str) -> str:
-    """Return a text as it stands in a zone."""
+    """Return a text in the format of a zone."""
     pieces = [text[start : start + 200] for start in range(0, len(text), 200)] or [""]
     escaped = (piece.replace("\\", "\\\\").replace('"', '\\"') for piece in pieces)
     return " ".join(f'"{piece}"' for piece in escaped)
@@ -74,7 +74,7 @@ def published(key: Key) -> str:
 def nsd(
     directory: Path, names: Mapping[str, str], require_program: Callable[[str], str]
 ) -> Iterator[str]:
-    """Serve TXT records from the root on; give the address to ask, host:port."""
+    """Serve TXT records from the root zone, and return the address, host:port."""
     program = require_program("nsd")
     port = free_port()
     lines = ["$TTL 60", ". SOA ns. root. 1 3600 600 86400 60", ". NS ns.", "ns. A 127.0.0.1"]
@@ -93,7 +93,7 @@ def nsd(
 
 
 def _wait_for(port: int, log: Path) -> None:
-    """Return when it listens; TCP shows that without a question."""
+    """Return when it listens, which TCP shows without a question."""
     deadline = time.monotonic() + 60
     while True:
         try:

@@ -27,7 +27,7 @@ _OTHER: Final = b"250 ok\r\n"
 
 
 def serve(connection: socket.socket) -> None:
-    """Answer every command, and take every message for stored."""
+    """Answer every command, and reply 250 to every message without storing it."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection:
         connection.sendall(b"220 bench.example.org\r\n")
@@ -52,7 +52,7 @@ def dialogue(connection: socket.socket) -> Iterator[list[bytes]]:
 
 
 def main() -> None:
-    """Listen, make the other processes, and accept in each."""
+    """Listen, start the other processes, and accept connections in each."""
     port, processes = map(int, sys.argv[1:])
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda _, __: os.killpg(0, signal.SIGKILL))

@@ -101,7 +101,7 @@ WORKLOADS: Final = {
 
 
 def main() -> int:
-    """Run what the command line asks for; 1 when a client met an error."""
+    """Run the benchmarks. Return 1 if a client met an error."""
     options = arguments()
     with place(options) as directory:
         where = filesystem.FileSystem.of(directory)
@@ -157,7 +157,7 @@ def some_of(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 @contextlib.contextmanager
 def place(options: argparse.Namespace) -> Iterator[Path]:
-    """Yield the directory for the mail: the one asked for, or a file system of our own."""
+    """Yield the directory for the mail: the given one, or a new file system."""
     if options.directory is not None:
         yield options.directory
     elif os.geteuid() == 0:
@@ -169,7 +169,7 @@ def place(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def measured(options: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield one measurement after the other, and say each."""
+    """Yield one measurement after the other, and print each."""
     tls = peers.Certificate.make(directory)
     for name in options.servers:
         if reason := peers.missing(name):
@@ -202,25 +202,25 @@ def complaints(log: Path) -> list[str]:
 
 @contextlib.contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """Yield an empty directory, and take it away in the end."""
+    """Yield an empty directory, and remove it at the end."""
     home = Path(tempfile.mkdtemp(dir=directory))
     home.chmod(0o755)
     try:
         yield home
     finally:
         shutil.rmtree(home)
-        os.sync()  # or the next one would write out what this one has left
+        os.sync()  # otherwise the next server would write out the data of this one
 
 
 def disk(directory: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """Measure what the file system itself can do with 20 writers."""
+    """Measure the file system itself with 20 writers."""
     with scratch(directory) as home, Pauses() as pauses:
         found = clients.run("disk", "-d", home, "-t", 20, "-s", seconds)
     yield {"server": "disk", **rates(found["files"], pauses)}
 
 
 def rates(count: int, pauses: Pauses) -> dict[str, Any]:
-    """Return the rate of a run, of the time that the machine ran, and the share it stood still."""
+    """Return the rate of a run without the pauses of the machine, and the share of the pauses."""
     return {
         "messages": count,
         "seconds": round(pauses.elapsed, 3),
@@ -306,7 +306,7 @@ def calm(pid: int) -> None:
 
 
 def settle(server: peers.Server, messages: int) -> float:
-    """Wait until messages are in their Maildirs; give the seconds that it took."""
+    """Wait until messages are in their Maildirs, and return the seconds that it took."""
     start = time.monotonic()
     while server.stored() < messages and time.monotonic() - start < peers.PATIENCE:
         time.sleep(0.01)

@@ -279,7 +279,7 @@ class Step:
     settle: Callable[[], None] = _nothing
 
     def run(self) -> None:
-        """Do it once, uncounted."""
+        """Run it once without counting."""
         self.prepare()
         self.once()
         self.settle()

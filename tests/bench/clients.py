@@ -34,7 +34,7 @@ def program(name: str) -> Path:
 
 
 def run(name: str, *arguments: object) -> dict[str, Any]:
-    """Run a program and give what it printed, an object of JSON; failures stand in it."""
+    """Run a program and return the JSON object that it printed, which also reports failures."""
     command = [str(program(name)), *map(str, arguments)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if not done.stdout:
@@ -52,7 +52,7 @@ def plain_response() -> str:
 
 @dataclass(frozen=True)
 class Idle:
-    """What idle sessions showed; times in seconds."""
+    """The results of idle sessions; times are in seconds."""
 
     wanted: int
     opened: int
@@ -76,7 +76,7 @@ class IdleSessions:
         self.opening = time.monotonic() - start
 
     def ask(self) -> Idle:
-        """Say NOOP in all sessions at once and time the answers."""
+        """Send NOOP in all sessions at once and time the replies."""
         opened = len(self._sockets)
         start = time.monotonic()
         answered = self._exchange(b"NOOP\r\n", b"250")

@@ -38,7 +38,7 @@ STATUS: Final = ("messages", "failed", "lost")
 
 
 def main() -> int:
-    """Run both parts; 1 when a promise was broken."""
+    """Run both parts. Return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--kills", type=int, default=60)
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def reloads(directory: Path, tls: peers.Certificate, count: int) -> bool:
-    """Reload again and again under load; each is awaited."""
+    """Reload repeatedly under load, and wait for the end of each reload."""
     with bench.scratch(directory) as home, peers.minismtp()(home, tls) as server:
         before, files = scrape(home), metrics_files(home)
         with under_load(server) as done:
@@ -69,7 +69,7 @@ def reloads(directory: Path, tls: peers.Certificate, count: int) -> bool:
 
 
 def kills(directory: Path, tls: peers.Certificate, count: int) -> bool:
-    """Kill a worker each second under load; what the client lost by it is no fault."""
+    """Kill a worker each second under load. Connections that break by this are no fault."""
     with bench.scratch(directory) as home, peers.minismtp()(home, tls) as server:
         before = scrape(home)
         with under_load(server) as done:
@@ -113,7 +113,7 @@ def under_load(server: peers.Server) -> Iterator[dict[str, int]]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Return once a condition holds. Raise RuntimeError when it takes too long."""
+    """Return when a condition holds. Raise RuntimeError if it takes too long."""
     end = time.monotonic() + peers.PATIENCE
     while not condition():
         if time.monotonic() > end:
@@ -122,7 +122,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 def said(home: Path, text: str, times: int = 1) -> bool:
-    """Whether the log has a text at least `times` times."""
+    """Return whether the log has a text at least `times` times."""
     return (home / "log").read_text(errors="replace").count(text) >= times
 
 
@@ -145,7 +145,7 @@ def metrics_files(home: Path) -> int:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether a process is a worker."""
+    """Return whether a process is a worker."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text() == "minismtp-worker\n"
     return False

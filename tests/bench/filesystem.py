@@ -27,7 +27,7 @@ class FileSystem:
 
     @classmethod
     def of(cls, directory: Path) -> FileSystem:
-        """Tell on which file system a directory is, by /proc/self/mountinfo."""
+        """Return the file system of a directory, by /proc/self/mountinfo."""
         number = directory.stat().st_dev
         wanted = f"{os.major(number)}:{os.minor(number)}"
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
@@ -72,7 +72,7 @@ def image(size: str, directory: Path) -> Iterator[Path]:
         mount.mkdir(mode=0o755)
         stack.callback(mount.rmdir)
         _run("mount", "-o", "noatime", device, str(mount))
-        stack.callback(_run, "umount", "--lazy", str(mount))  # somebody may still be ending
+        stack.callback(_run, "umount", "--lazy", str(mount))  # a process may still be ending
         yield mount
 
 

@@ -49,7 +49,7 @@ from minismtp.testing import Dialogue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLIENT: Final = "198.18.0.7"  # of the network for benchmarks, which no filter takes for a friend
+CLIENT: Final = "198.18.0.7"  # in the network for benchmarks, which no filter trusts
 USERS: Final = 100
 ANSWERS: Final = ("spf=pass", "dkim=pass", "dmarc=pass")
 _INSIDE: Final = "MINISMTP_BENCH_INSIDE"
@@ -188,15 +188,15 @@ def main() -> int:
 
 
 def enter() -> None:
-    """Go on in namespaces of our own, where the network has one address and no way out."""
+    """Continue in new namespaces, whose network has one address and no route to others."""
     if os.environ.get(_INSIDE) != "1":
         unshare = ("unshare", "--net", "--mount", sys.executable, *sys.argv)
         os.execvpe(unshare[0], unshare, {**os.environ, _INSIDE: "1"})  # noqa: S606 - ourselves
     for command in (
         "ip link set lo up",
-        # A route, no address: Haraka takes who comes from an address of its host for a friend.
+        # A route without an address, because Haraka trusts clients from addresses of its host.
         f"ip route add local {CLIENT}/32 dev lo",
-        # No port of a server may be that of a connection.
+        # No connection may take the port of a server.
         "sysctl -qw net.ipv4.ip_local_port_range=32768\t60999",
     ):
         subprocess.run(command.split(" "), check=True)
@@ -228,7 +228,7 @@ def measured(
 
 
 def load(server: peers.Server, mail: Mail, *end: object) -> dict[str, Any]:
-    """Send with 20 sessions until the end. Raise RuntimeError when a message is refused."""
+    """Send with 20 sessions until the end. Raise RuntimeError if a message is refused."""
     pipelining = () if server.pipelining else ("-n",)
     found = clients.run(
         *("load", "-a", CLIENT, "-p", server.port, "-s", 20, "-u", USERS, "-f", mail.file),
@@ -240,7 +240,7 @@ def load(server: peers.Server, mail: Mail, *end: object) -> dict[str, Any]:
 
 
 def introduce(port: int) -> None:
-    """Have each recipient put off once, then taken: now the greylist knows us."""
+    """Send to each recipient twice, so that the greylist knows the client after that."""
     for wanted in (451, 250):
         with smtplib.SMTP(CLIENT, port, "client.example", 30) as client:
             client.ehlo()
@@ -254,7 +254,7 @@ def introduce(port: int) -> None:
 
 
 def check(name: str, server: peers.Server) -> None:
-    """Raise RuntimeError unless the filters have found what there is to find."""
+    """Raise RuntimeError unless the filters found all that they should find."""
     wanted = ANSWERS[:2] if name == "haraka" else ANSWERS
     boxes = [box for pattern in server.new for box in Path("/").glob(pattern[1:])]
     text = next(file.read_text() for box in boxes for file in box.iterdir())
@@ -265,7 +265,7 @@ def check(name: str, server: peers.Server) -> None:
 
 @dataclass
 class Counts:
-    """What the metrics say: seconds by plugin, of time and of CPU, and messages."""
+    """Return the figures of the metrics: seconds by plugin, of time and of CPU, and messages."""
 
     wall: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
@@ -320,7 +320,7 @@ def minismtp(home: Path, tables: str | None) -> Iterator[peers.Server]:
 
 @contextlib.contextmanager
 def haraka(home: Path) -> Iterator[peers.Server]:
-    """Run Haraka; its greylist lets in after a second, too."""
+    """Run Haraka, whose greylist also accepts after a second."""
     port = peers.free_port()
     config, mail = home / "config", home / "mail"
     for each in (config, home / "plugins", mail / "tmp", mail / "new", mail / "cur"):

@@ -49,7 +49,7 @@ class Server:
     pipelining: bool = True
 
     def stored(self) -> int:
-        """Return how many messages stand in the Maildirs."""
+        """Return how many messages are in the Maildirs."""
         boxes = [box for pattern in self.new for box in Path("/").glob(pattern[1:])]
         return sum(1 for box in boxes for _ in box.iterdir())
 
@@ -98,7 +98,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return when a server greets. Raise RuntimeError when it ends or takes too long."""
+    """Return when a server greets. Raise RuntimeError if it ends or takes too long."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if process is not None and process.poll() is not None:
@@ -112,7 +112,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
 
 @contextlib.contextmanager
 def running(command: list[str], log: Path, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program until the block ends; what it says goes to `log`."""
+    """Run a program until the block ends; its output goes to `log`."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env={**os.environ, **settings}
@@ -185,7 +185,7 @@ networks = ["127.0.0.0/8"]
 
 
 def minismtp(plugins: str = STORE, sync: str = "file", *, stores: bool = True) -> Start:
-    """Return what starts minismtp with these plugins."""
+    """Return the function that starts minismtp with these plugins."""
 
     @contextlib.contextmanager
     def start(directory: Path, tls: Certificate) -> Iterator[Server]:
@@ -213,7 +213,7 @@ def minismtp(plugins: str = STORE, sync: str = "file", *, stores: bool = True) -
 
 @contextlib.contextmanager
 def aiosmtpd(directory: Path, tls: Certificate) -> Iterator[Server]:
-    """Run aiosmtpd. Not pipelined: its replies leave one by one, and Nagle would hold them back."""
+    """Run aiosmtpd. Not pipelined, because Nagle would delay its single replies."""
     port, submission = free_port(), free_port()
     command = [sys.executable, str(HERE / "aiosmtpd_server.py"), str(directory / "mail")]
     command += [str(port), str(submission), str(tls.certificate), str(tls.key)]
@@ -382,7 +382,7 @@ def bare_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
 
 
 def missing(name: str) -> str:
-    """Say why a peer cannot run here; empty when it can."""
+    """Return why a peer cannot run here, or an empty text if it can."""
     if name == "aiosmtpd":
         with contextlib.suppress(ImportError):
             import aiosmtpd  # noqa: F401, PLC0415

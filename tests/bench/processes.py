@@ -20,7 +20,7 @@ _TIMES: Final = slice(11, 15)  # utime, stime, and those of reaped children
 
 
 def tree(roots: Iterable[int]) -> list[int]:
-    """Return the processes `roots` and all that descend from them."""
+    """Return the processes `roots` and all their descendants."""
     children: dict[int, list[int]] = {}
     for entry in _PROC.glob("[0-9]*"):
         if fields := _stat(int(entry.name)):
@@ -39,13 +39,13 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def resident(pids: Iterable[int]) -> int:
-    """Return the resident memory in octets; what processes share counts for each of them."""
+    """Return the resident memory in octets; shared memory counts for each process."""
     pages = [_read(pid, "statm").split()[1:2] for pid in pids]
     return sum(int(number) for found in pages for number in found) * _PAGE
 
 
 def proportional(pids: Iterable[int]) -> int:
-    """Return the resident memory in octets; what processes share is divided among them."""
+    """Return the resident memory in octets; shared memory is divided among the processes."""
     total = 0
     for pid in pids:
         for line in _read(pid, "smaps_rollup").splitlines():
@@ -65,7 +65,7 @@ class Sampler(threading.Thread):
         self._end = threading.Event()
 
     def run(self) -> None:
-        """Look at RSS in every interval, at PSS in every tenth: that one costs the kernel more."""
+        """Read RSS in every interval, and PSS in every tenth, because it costs the kernel more."""
         pids: list[int] = []
         number = 0
         while not self._end.wait(self._interval):

@@ -47,7 +47,7 @@ def main() -> int:
     if options.svg:
         print(options.svg)
         return 0
-    share = 1e6 * used / max(found["messages"], 1)  # of all workers alike
+    share = 1e6 * used / max(found["messages"], 1)  # of all workers together
     print(f"{found['messages']} messages, {share:.0f} us of CPU time for each; {found}")
     print(table(looked, share))
     return 0
@@ -96,7 +96,7 @@ def run(
 
 
 def table(stacks: str, share: float) -> str:
-    """Return the functions that cost most by themselves, in microseconds per message."""
+    """Return the functions with the largest own time, in microseconds per message."""
     own: Counter[str] = Counter()
     whole: Counter[str] = Counter()
     total = 0

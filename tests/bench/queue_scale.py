@@ -72,11 +72,11 @@ class Dead:
     @classmethod
     @contextlib.contextmanager
     def hosts(cls) -> Iterator[Dead]:
-        """Listen; nobody is ever answered."""
+        """Listen without ever answering."""
         with contextlib.ExitStack() as stack:
             tarpit = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
             hole = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-            for _ in range(4):  # once its backlog is full, the kernel drops who knocks
+            for _ in range(4):  # once its backlog is full, the kernel drops new connections
                 knocking = stack.enter_context(socket.socket())
                 knocking.setblocking(False)
                 knocking.connect_ex(hole.getsockname())
@@ -111,7 +111,7 @@ def say(found: dict[str, Any]) -> None:
 
 
 def waiting(directory: Path, options: argparse.Namespace, dead: Dead) -> dict[str, Any]:
-    """Have everything wait, and look at it."""
+    """Queue all messages, and measure the waiting queue."""
     hosts = dead.some(options.domains)
     seconds = fill(directory, options, hosts)
     found: dict[str, Any] = {"step": "all dead", "messages": options.messages, "filling": seconds}
@@ -214,7 +214,7 @@ def server(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], float]]:
 
 
 def listed(directory: Path, *options: str) -> tuple[int, float]:
-    """Run `minismtp queue list`. Return how many messages it showed, and the seconds."""
+    """Run `minismtp queue list`. Return the number of messages that it showed, and the seconds."""
     command = [PROGRAM, "queue", "list", "--config", str(directory / "minismtp.toml"), *options]
     begun = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -19,7 +19,7 @@ _RATIOS: Final = (
     ("c", "bare sink", 0.4),
     ("c1", "bare sink", 0.7),
 )
-#: (workload, figure of minismtp, what it is, the most it may be)
+#: (workload, figure of minismtp, its name, the largest value allowed)
 _FIGURES: Final = (
     ("d", "growth_mb_per_session", "MB above idle for each session", 1.0),
     ("f", "opening", "seconds until all idle sessions are open", 5.0),
@@ -61,13 +61,13 @@ def rates_ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> flo
 
 
 def spread(runs: list[dict[str, Any]]) -> str:
-    """Return how far the rates of the rounds lie apart, as a share of their median."""
+    """Return the spread of the rates of the rounds, as a share of their median."""
     rates = [run["rate"] for run in runs]
     return f"{(max(rates) - min(rates)) / max(median(rates), 0.1):.0%}" if len(rates) > 1 else ""
 
 
 def targets(result: dict[str, Any]) -> str:
-    """Return the Markdown table of what was aimed at and what was measured."""
+    """Return the Markdown table of targets and measurements."""
     found = grouped(result)
     lines = ["| workload | measure | target | measured | |", "| --- | --- | ---: | ---: | --- |"]
     for workload, peer, least in _RATIOS:

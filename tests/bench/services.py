@@ -56,7 +56,7 @@ RSPAMD: Final = {
 
 @contextlib.contextmanager
 def running(port: int, log: Path, *command: str | Path) -> Iterator[None]:
-    """Run a service until the block ends. Raise RuntimeError when it does not come up."""
+    """Run a service until the block ends. Raise RuntimeError if it does not start."""
     with peers.running([str(each) for each in command], log) as process:
         end = time.monotonic() + PATIENCE
         while True:
@@ -70,7 +70,7 @@ def running(port: int, log: Path, *command: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resolver(directory: Path, key: str) -> Iterator[None]:
-    """Run a resolver on port 53, and have /etc/resolv.conf name it, for us alone."""
+    """Run a resolver on port 53, and name it in a private /etc/resolv.conf."""
     pieces = " ".join(f'"{key[start : start + 200]}"' for start in range(0, len(key), 200))
     (directory / "unbound.conf").write_text(UNBOUND.format(key=pieces))
     (directory / "resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -90,7 +90,7 @@ def redis(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scanners(directory: Path) -> Iterator[str]:
-    """Run what is installed of rspamd, spamd and clamd; give the tables of their plugins."""
+    """Run rspamd, spamd and clamd if installed, and return the tables of their plugins."""
     with contextlib.ExitStack() as stack:
         tables = []
         for name, start in (("rspamd", rspamd), ("spamd", spamd), ("clamd", clamd)):
@@ -105,7 +105,7 @@ def scanners(directory: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def rspamd(home: Path, port: int) -> Iterator[str]:
-    """Run rspamd without what would ask the network."""
+    """Run rspamd without the parts that would ask the network."""
     local = home / "conf" / "local.d"
     local.mkdir(parents=True)
     (home / "suffixes").write_text("com\nexample\norg\n")  # the long list takes half a minute

@@ -21,7 +21,7 @@ LocalPlugin = Callable[..., str]
 
 @pytest.fixture
 def findings(tmp_path: Path) -> Findings:
-    """Return a function that checks a configuration and leaves the file's name out of findings."""
+    """Return a function that checks a configuration. Its findings lack the file's name."""
 
     def run(*parts: str) -> list[str]:
         text = "".join(parts)

@@ -60,7 +60,7 @@ def rehearse(tmp_path: Path) -> Iterator[Rehearse]:
 
 @plugin
 class Seen:
-    """Keeps what it is shown."""
+    """Keeps its arguments."""
 
     sessions: list[Session] = field(default_factory=list)
     content: bytes = b""

@@ -89,7 +89,7 @@ def explain(capsys: Capture) -> Explain:
 
 @pytest.fixture
 def filtering(configure: Configure, start: Start) -> Running:
-    """Start a server with filters that refuse, crash and grumble in the shadow."""
+    """Start a server with filters that refuse, crash, and refuse in shadow mode."""
     outbound = '[outbound]\nsmarthost = "127.0.0.1:9"\ntls = "none"\n'
     config = configure(TABLES, outbound)
     for name, text in FILTERS.items():
@@ -227,7 +227,7 @@ def test_line_of_a_library_has_session_and_message(filtering: Running) -> None:
     filtering.wait_for_log(
         rf" asked about a recipient session={identifier[:12]} id={identifier} logger=third\.party$"
     )
-    # The message is over: the line of the session's end is not about it.
+    # The message is finished, so the line of the session's end is not about it.
     filtering.wait_for_log(rf" session closed session={identifier[:12]} peer=")
 
 
@@ -245,7 +245,7 @@ def dialogues(client: Client) -> None:
             ["AUTH PLAIN", said("", "alice", password)],
             [f"AUTH PLAIN {said('', 'alice', password)}"],
             ["AUTH SCRAM-SHA-256 " + base64.b64encode(b"n,,n=alice,r=n0nce").decode(), "*"],
-            # What comes when the server has refused AUTH already, and plain nonsense.
+            # Responses after the server refused AUTH, and nonsense.
             [f"AUTH NONE {said('', 'alice', password)}", said("alice"), said(password)],
             [f"AUTH OAUTHBEARER {said(BEARER.format(password))}"],
             [f"AUTH PLAIN {password}"],
@@ -310,7 +310,7 @@ def test_ring_keeps_the_newest_within_its_bound(tmp_path: Path) -> None:
 
 
 def test_several_processes_share_the_ring(tmp_path: Path) -> None:
-    """Each opens the file again, so those of one process stand for several."""
+    """Each opens the file again, so several in one process act like several processes."""
     writers = [DecisionLog(tmp_path, 1_000_000, Log()) for _ in range(4)]
 
     def write(own: int) -> None:

@@ -34,7 +34,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep this machine's configuration away, and its directories clean."""
+    """Hide this machine's configuration, and keep its directories clean."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
@@ -241,7 +241,7 @@ def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
-    """Return a function that puts octets where standard input is read."""
+    """Return a function that puts octets into standard input."""
 
     def put(octets: bytes) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(octets)))
@@ -440,7 +440,7 @@ def test_interrupt_of_a_user_ends_a_command_and_that_of_a_plugin_does_not(
 
 
 def test_serve_without_any_file_says_where_mail_goes_and_how_to_send_some(tmp_path: Path) -> None:
-    # Whether the ports are free here does not matter: this is said before they are opened.
+    # It does not matter whether the ports are free, because the text comes before they are opened.
     with subprocess.Popen(
         [sys.executable, "-m", "minismtp", "serve"],
         stdout=subprocess.PIPE,

@@ -24,14 +24,14 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a package and install it where `run` finds it. Return its directory."""
-    directory = make("no_lottery", tmp_path_factory.mktemp("skeleton") / "package")
+    directory = make("no_lottery", tmp_path_factory.mktemp("new_plugin") / "package")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps"]
     run(directory, *pip, "--target", "installed", ".")
     return directory
 
 
 def run(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that must end well, as in an environment where the package is installed."""
+    """Run a program that must succeed, as in an environment where the package is installed."""
     places = {"PYTHONPATH": str(directory / "installed"), "MYPYPATH": str(ROOT)}
     done = subprocess.run(
         command,

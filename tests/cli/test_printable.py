@@ -1,4 +1,4 @@
-"""Commands and the status page show text that strangers chose, but nothing of it acts."""
+"""Commands and the status page show text of strangers without letting it act."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def contents(text: str) -> dict[str, dict[str, str]]:
 
 def quarantined(text: str) -> quarantine.Found:
     name = text
-    text = text.encode("utf-8", "replace").decode()  # what was stored can be no other
+    text = text.encode("utf-8", "replace").decode()  # the stored message is the only one
     target = QueuedRecipient(kind="local", address=text, recipient=text)
     entry = QueueEntry(
         id=text,
@@ -190,7 +190,7 @@ def test_escapes_are_those_of_json(text: str) -> None:
 
 
 def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
-    """A new command that shows text of strangers belongs into the table."""
+    """A new command that shows text of strangers must be in the table."""
     shows = {name.split()[0] for name in SHOWN} - {"page"}
     silent = {"serve", "check", "passwd", "hooks", "plugins", "schema", "new-plugin", "top"}
     assert COMMANDS.keys() == shows | silent

@@ -108,7 +108,7 @@ def stored(
     peer: str = "192.0.2.7",
     protocol: str = "ESMTPS",
 ) -> bytes:
-    """Return a message as our maildir has it."""
+    """Return a message as the plugin maildir stores it."""
     trace = TRACE.format(sender=sender, to=to, peer=peer, protocol=protocol)
     return f"{trace}Subject: {subject}\r\n\r\n.Hello.\r\n".encode()
 
@@ -219,7 +219,7 @@ def test_other_plugins_may_be_compared_with(place: Path, capsys: Capture) -> Non
 
 
 def test_what_became_of_the_mail_may_be_compared_with(place: Path, capsys: Capture) -> None:
-    """Then the plugins of the present configuration do not even start."""
+    """In this case the plugins of the present configuration do not start."""
     put(place, stored("one"))
     with (place / "minismtp.toml").open("a") as config:
         config.write(table("words", words=["one"]) + table("unready"))

@@ -1,4 +1,4 @@
-"""What `minismtp trace` shows of dialogues, and what it never shows."""
+"""What `minismtp trace` shows of dialogues, and what it hides."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def trace(tmp_path: Path) -> Iterator[Trace]:
 
 
 def talk(server: Running, path: Path, tls_files: TlsFiles) -> str:
-    """Hold a dialogue with everything in it, and return its lines in the trace."""
+    """Have a dialogue with all kinds of lines, and return its lines in the trace."""
 
     def encoded(*parts: str) -> str:
         return base64.b64encode("\0".join(parts).encode()).decode()

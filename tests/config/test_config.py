@@ -391,7 +391,7 @@ def test_device_or_directory_as_the_file_is_an_error(path: str) -> None:
 def test_file_without_end_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # a hole: reading it whole would take all memory
+        file.truncate(1 << 40)  # a hole, which would take all memory if it was read
     with pytest.raises(ConfigError, match="is longer than 1048576 octets"):
         Config.load(path)
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Part:
-    """One part."""
+    """One option."""
 
     size: ByteSize
 

@@ -1,4 +1,4 @@
-"""The client against hosts of every kind, each a real socket, with time-outs that fit a test."""
+"""The client with hosts of every kind on real sockets, with short time-outs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     Behaviour = Callable[["Peer"], None]
     Visit = Callable[..., HostConnection]
 
-PATIENCE: Final = 60.0  # seconds: only a test that fails ever waits so long
+PATIENCE: Final = 60.0  # seconds; only a failing test waits this long
 SHORT: Final = 0.3
 DRIP: Final = 0.05
 PATIENT: Final = Timeouts(PATIENCE, PATIENCE, PATIENCE, PATIENCE)
@@ -54,7 +54,7 @@ STARTTLS: Final = b"250-there\r\n250 STARTTLS\r\n"
 
 
 class Peer:
-    """A connection as the host has it."""
+    """The host's side of a connection."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.settimeout(PATIENCE)
@@ -66,13 +66,13 @@ class Peer:
         self.socket.sendall(octets)
 
     def drip(self, octets: bytes) -> None:
-        """Send one octet after the other, until the client is gone."""
+        """Send one octet after the other until the client closes the connection."""
         for octet in octets:
             self.say(bytes([octet]))
             time.sleep(DRIP)
 
     def hear(self, *, most: int = 65536) -> bytes:
-        """Return the next line, empty when the client is gone."""
+        """Return the next line, or an empty one if the client closed the connection."""
         while b"\n" not in self.buffer:
             data = self.socket.recv(most)
             if not data:
@@ -83,7 +83,7 @@ class Peer:
         return self.heard[-1]
 
     def wait(self) -> None:
-        """Say nothing until the client is gone."""
+        """Send nothing until the client closes the connection."""
         while self.hear():
             pass
 
@@ -96,7 +96,7 @@ class Peer:
         self.socket = context.wrap_socket(self.socket, server_side=True)
 
     def serve(self, replies: dict[bytes, list[bytes] | bytes] | None = None) -> None:
-        """Take mail; `replies` has what is said instead of 250 and 354, the last one again."""
+        """Accept mail; `replies` are sent instead of 250 and 354, the last one repeatedly."""
         replies = replies or {}
         while line := self.hear():
             verb = line.split(b":")[0].split()[0]
@@ -119,7 +119,7 @@ class Peer:
 
 
 class Listener:
-    """A host that behaves as it is told to, in each of its connections."""
+    """A host that behaves in each connection as a test wants."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
@@ -162,7 +162,7 @@ def listen() -> Iterator[Callable[[Behaviour], Listener]]:
 
 @pytest.fixture
 def visit(listen: Callable[[Behaviour], Listener]) -> Iterator[Visit]:
-    """Connect to a host, or to one that behaves so; the connection ends with the test."""
+    """Connect to a host, or to a new one that behaves like this, until the test ends."""
     with contextlib.ExitStack() as stack:
 
         def visit(
@@ -184,7 +184,7 @@ def visit(listen: Callable[[Behaviour], Listener]) -> Iterator[Visit]:
 
 
 def short(**phases: float) -> Timeouts:
-    """Return time-outs of which one is short."""
+    """Return time-outs, one of them short."""
     return Timeouts(**{"connect": 60, "command": 60, "data": 60, "end": 60, **phases})
 
 
@@ -223,7 +223,7 @@ def greeted(behaviour: Behaviour, hello: bytes = PIPELINING) -> Behaviour:
 
 
 def serving(hello: bytes = PIPELINING, **replies: list[bytes] | bytes) -> Behaviour:
-    """Behave well except for these replies; DOT is the reply after the content."""
+    """Behave correctly except for these replies; DOT is the reply after the content."""
     named = {(b"." if verb == "DOT" else verb.encode()): said for verb, said in replies.items()}
     return greeted(lambda peer: peer.serve(dict(named)), hello)
 
@@ -242,7 +242,7 @@ def test_a_host_that_refuses_connections_is_told_so(visit: Visit) -> None:
 def test_a_host_that_takes_no_connection_is_given_up(visit: Visit) -> None:
     with socket.socket() as server, contextlib.ExitStack() as stack:
         server.bind(("127.0.0.1", 0))
-        server.listen(0)  # one may wait in its queue, and the kernel drops the others
+        server.listen(0)  # one connection can wait in its queue, and the kernel drops the others
         for _ in range(2):
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
@@ -284,7 +284,7 @@ def test_greetings_have_the_right_outcome(
 
 
 def silent_after(*replies: bytes) -> Behaviour:
-    """Return these, after the greeting one for each command; then wait."""
+    """Send these replies: the greeting, then one for each command. Then wait."""
 
     def behave(peer: Peer) -> None:
         peer.say(b"220 there\r\n")
@@ -621,7 +621,7 @@ def test_two_replies_to_one_command_are_never_taken_for_a_delivery(visit: Visit)
 
 
 def test_success_before_the_end_of_the_content_is_no_success(visit: Visit) -> None:
-    """The reply lies there when the dot would go out, and must not be taken for its reply."""
+    """The reply arrives before the dot is sent, and must not count as the reply to it."""
     connection = visit(serving(DATA=b"354 go\r\n250 taken\r\n"))
     with pytest.raises(HostError, match=r"451 4\.5\.0 .*out of step: 250 taken"):
         send(connection)
@@ -652,7 +652,7 @@ def test_a_message_is_delivered_if_and_only_if_each_reply_is_right(
         for number, reply in enumerate(replies):
             peer.say(reply)
             if not reply.endswith(b"\r\n") or reply == b"250-a\r\n":
-                return  # that was not all of it
+                return  # that was only a part of it
             content = number == 4 and reply.startswith(b"354")
             while (line := peer.hear()) and content and line != b".\r\n":
                 pass
@@ -706,7 +706,7 @@ def test_a_host_that_stops_reading_is_given_up(visit: Visit) -> None:
 
 
 class SlowHost:
-    """A host that reads `octets` in a second of the clock that the client uses."""
+    """A host that reads `octets` per second of the client's clock."""
 
     def __init__(self, octets: int, seconds: float = 1.0) -> None:
         self.now = 1000.0
@@ -870,7 +870,7 @@ CHUNKING: Final = b"250-there\r\n250-8BITMIME\r\n250-PIPELINING\r\n250 CHUNKING\
 
 
 class Chunks:
-    """A host that takes BDAT and DATA, or says what it is told to; `taken` are the contents."""
+    """A host that accepts BDAT and DATA, or sends given replies; `taken` has the contents."""
 
     def __init__(self, *, bdat: bytes = b"250 ok\r\n", hello: bytes = CHUNKING) -> None:
         self.taken: list[bytes] = []
@@ -1121,7 +1121,7 @@ def test_too_many_recipients_go_in_several_transactions_at_once(
     assert max(map(len, taken)) == most
     assert len(taken) == -(-len(targets) // most)
     assert len(host.peers) == 1
-    # What the host takes is learnt, so nobody is named again and again.
+    # The client learns how many recipients the host accepts, so it repeats none of them.
     assert sum(line.startswith(b"RCPT") for line in host.heard) < 2 * len(targets)
 
 
@@ -1205,7 +1205,7 @@ def test_recipients_for_another_transaction_wait_when_the_connection_ends(visit:
 
 
 class Found(HostFinder):
-    """Has these hosts for every domain, in this order."""
+    """Returns these hosts for every domain, in this order."""
 
     def __init__(self, hosts: list[Host]) -> None:
         self._hosts_found = hosts
@@ -1321,7 +1321,7 @@ def test_host_with_our_name_is_ourselves_and_those_behind_it_are_not_asked(
     hello: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As behind a router, whose address we do not know; Postfix looks at the name as well."""
+    """As behind a router with an unknown address; Postfix compares the name too."""
     before, ourselves = listen(serving(RCPT=b"450 4.2.0 busy\r\n")), listen(serving(hello))
     backup = listen(serving())
     assert deliver(attempt(ourselves)).results[0].state == "delivered"  # a server at another port

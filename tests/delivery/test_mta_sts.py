@@ -39,7 +39,7 @@ GOOD = "version: STSv1\nmode: enforce\nmx: mx.example.net\nmx: *.example.org\nma
         GOOD.rstrip("\n"),
         GOOD.replace(": ", " :\t"),
         GOOD + "future_field: whatever it says\n",
-        GOOD + "mode: none\nmax_age: 1\n",  # RFC 8461 section 3.2: the first one counts
+        GOOD + "mode: none\nmax_age: 1\n",  # RFC 8461 section 3.2: the first field counts
         GOOD.replace("mx.example.net", "MX.Example.NET."),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_pattern_stands_for_one_label(pattern: str, name: str, fits: bool) -> 
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as the test wants."""
+    """Answers as a test wants."""
 
     answer: ClassVar[Callable[[http.server.BaseHTTPRequestHandler], None]]
 
@@ -104,7 +104,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Is used to clients that break off."""
+    """Ignores clients that close the connection."""
 
     def handle_error(self, *arguments: object) -> None:
         """Say nothing."""
@@ -252,7 +252,7 @@ def test_policy_that_was_fetched_while_the_clock_was_ahead_holds_and_is_renewed(
     monkeypatch.setattr("minismtp.delivery.mta_sts.steady_time", lambda: time.time() + ahead)
     assert policies.of("a.example") == StsPolicy.parse(GOOD)
     monkeypatch.undo()
-    web.text = ""  # what cannot be renewed holds
+    web.text = ""  # a policy that cannot be renewed stays valid
     assert policies.of("a.example") == StsPolicy.parse(GOOD)
     policies = kept_in(tmp_path, web)
     web.text = GOOD.replace("enforce", "testing")

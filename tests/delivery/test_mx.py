@@ -1,4 +1,4 @@
-"""Where mail goes, asked of a real name server."""
+"""Where mail goes, with a real name server."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ OWN: Final = SocketAddress("0.0.0.0", 25)  # noqa: S104 - compared, not bound
 def nameserver(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SocketAddress]:
-    """Run nsd for the zone above; it cannot load another one, and refuses all the rest."""
+    """Run nsd for the zone above. It cannot load `broken`, and refuses all other questions."""
     program, directory, port = require_program("nsd"), tmp_path_factory.mktemp("dns"), free_port()
     (directory / "test.zone").write_text(ZONE)
     (directory / "nsd.conf").write_text(NSD.format(port=port, directory=directory) + ZONES)
@@ -204,7 +204,7 @@ def test_own_address_in_any_spelling_is_a_loop(own: str, records: dict[str, str]
 
 @pytest.mark.parametrize("name", ["MX.Example.ORG", "mx.example.org", "mx.example.org."])
 def test_own_name_is_a_loop_whatever_its_address(name: str) -> None:
-    """The address may be that of a router, which nobody here knows."""
+    """The address may be that of a router, which this server cannot know."""
     names = Names({"x.example MX": ["10 mx.EXAMPLE.org."], "mx.example.org A": ["198.51.100.7"]})
     directory = HostFinder(names, hostname=name, own=[], port=25)
     assert refusal(directory, "x.example").startswith("550 5.4.6 ")
@@ -251,7 +251,7 @@ for address in sys.argv[1:]:
 def test_addresses_of_all_interfaces_are_ours_and_no_others(
     require_program: Callable[[str], str], nonlocal_bind: str
 ) -> None:
-    """Also where sockets may be bound to addresses that the machine does not have."""
+    """This also holds if sockets may be bound to addresses that the machine does not have."""
     unshare = require_program("unshare")
     setup = "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up"
     setup += "; ip addr add 192.0.2.5/24 dev d0; ip addr add 2001:db8::5/64 dev d0 nodad"
@@ -286,7 +286,7 @@ def test_another_server_of_this_machine_is_no_loop(nameserver: SocketAddress) ->
 
 
 def test_a_dns_failure_behind_working_hosts_is_told_at_the_end(nameserver: SocketAddress) -> None:
-    """A refusal by the hosts that are known must not be final then."""
+    """A refusal by the known hosts must not be permanent then."""
     directory = HostFinder(Resolver([nameserver]), hostname="x.test", own=[], port=25)
     hosts = directory.by_mx("worse.test")
     assert str(next(hosts)) == ONE

@@ -138,15 +138,15 @@ RELAY: Final = '[[plugins]]\nuse = "relay"\nnetworks = ["127.0.0.0/8"]\n'
 
 @dataclass(frozen=True)
 class World:
-    """What there is beside minismtp."""
+    """The services beside minismtp."""
 
     directory: Path
     port: int  # of the hosts
     smart: int  # the port of the smarthost
     web: int
     dns: int
-    control: list[str]  # the command that steers unbound
-    served: dict[str, str]  # what the web server has
+    control: list[str]  # the command that controls unbound
+    served: dict[str, str]  # the content of the web server
 
     @property
     def outbound(self) -> str:
@@ -158,7 +158,7 @@ class World:
 
 
 def make_certificates(directory: Path) -> dict[str, bytes]:
-    """Write certificates and keys; give those that TLSA records are of."""
+    """Write certificates and keys. Return those that TLSA records name."""
     trusted, private, rogue = trustme.CA(), trustme.CA(), trustme.CA()
     trusted.cert_pem.write_to_path(directory / "trusted.pem")
     shown = rogue.issue_cert("mx.rogue.example")
@@ -182,7 +182,7 @@ def make_certificates(directory: Path) -> dict[str, bytes]:
 
 
 def tlsa(record: str, certificates: dict[str, bytes]) -> str:
-    """Spell a record, independently of the code under test."""
+    """Write a record, independently of the code under test."""
     usage, selector, matching, whose = record.split()
     certificate = load_pem_x509_certificate(certificates[whose])
     octets = certificate.public_bytes(Encoding.DER)
@@ -225,7 +225,7 @@ def ask(port: int, name: str, kind: str) -> dns.message.Message:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Is used to clients that do not like its certificate."""
+    """Ignores clients that do not accept its certificate."""
 
     def handle_error(self, *arguments: object) -> None:
         """Say nothing."""
@@ -340,7 +340,7 @@ def here(world: World, launch: Launch, tls_files: TlsFiles) -> Iterator[Running]
 
 
 def send(server: Running, domain: str, files: TlsFiles | None = None) -> str:
-    """Send to a new user and give its name; with `files`, with REQUIRETLS."""
+    """Send to a new user and return its name; with `files` the message has REQUIRETLS."""
     local = f"user{next(NUMBERS)}"
     with server.connect() as client:
         client.greet()
@@ -372,7 +372,7 @@ def send(server: Running, domain: str, files: TlsFiles | None = None) -> str:
         ("both.test", "mx.both.test", "dane"),  # DANE decides, not MTA-STS (RFC 8461 section 2)
         ("both-unusable.test", "mx.both-unusable.test", "mta-sts"),
         ("unusable.test", "mx.unusable.test", "encrypted"),
-        ("unsigned.plain", "mx.plain", "encrypted"),  # nobody vouches for its TLSA record
+        ("unsigned.plain", "mx.plain", "encrypted"),  # its TLSA record is not signed
         ("enforce.test", "mx.enforce.test", "mta-sts"),
         ("testing.test", "mx.testing.test", "encrypted"),
         ("testing-mx.test", "mx.testing-mx.test", "encrypted"),

@@ -1,4 +1,4 @@
-"""Whole messages through all filters that need no service, on their way in and out."""
+"""Whole messages through all filters that need no service, incoming and outgoing."""
 
 from __future__ import annotations
 

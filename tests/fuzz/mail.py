@@ -1,4 +1,4 @@
-"""What messages hold: header fields, parts, archives."""
+"""The content of messages: header fields, parts, archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Others, as far as parsers need them: each says what the input has."""
+"""Peers, as far as parsers need them: each sends the input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pieces_of(data: bytes) -> Iterator[bytes]:
 
 
 class Peer:
-    """A socket whose other end sent all of it in small packets and hung up."""
+    """A socket whose other end sent the input in small packets and hung up."""
 
     def __init__(self, data: bytes) -> None:
         self._said = io.BytesIO(data)
@@ -40,17 +40,17 @@ class Peer:
         self._waits = True
 
     def recv(self, size: int) -> bytes:
-        """Return some of it; it says nothing before somebody waits for it."""
+        """Return some of it, but nothing before the parser waits for it."""
         if not self._waits:
             raise BlockingIOError
         return self._said.read(min(size, self._packet))
 
     def send(self, data: bytes) -> int:
-        """Ignore what it is told."""
+        """Ignore the output."""
         return len(data)
 
     def settimeout(self, seconds: float | None) -> None:
-        """Note whether somebody waits."""
+        """Record whether the parser waits."""
         self._waits = seconds != 0
 
     def getsockname(self) -> tuple[str, int]:
@@ -110,7 +110,7 @@ def session() -> Session:
 
 @contextmanager
 def threads_that_fail() -> Iterator[None]:
-    """Raise what a thread would log and outlive."""
+    """Raise the exception that a thread would log and survive."""
     failures: list[BaseException] = []
     with patch("minismtp.values.threads.report", lambda error, _: failures.append(error)):
         yield

@@ -1,4 +1,4 @@
-"""What files, records, and questions on this machine hold; some of it strangers' words."""
+"""Files, records and questions on this machine, some of them with words of strangers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from minismtp.storage.spool_trigger import Trigger
 from minismtp.values.passwords import check_stored_password
 from minismtp.values.reply import Reply
 
-#: For what only our own processes say, over sockets of mode 0600.
+#: For input that only our own processes send, over sockets of mode 0600.
 _OURS = (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError)
 _LINE = 998  # octets, RFC 5322 section 2.1.1
 
@@ -166,7 +166,7 @@ def names_in_the_fifo(data: bytes) -> None:
 
 @target("mailqueue.in_progress", memory=1 << 25)  # it reads 16 MiB at once
 def work_of_a_dead_runner(data: bytes) -> None:
-    """Read what it had under way, and the suspects: separated by a line."""
+    """Read the messages in progress, and the suspects, separated by a line."""
     keys, _, suspects = data.partition(b"\n")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -1,4 +1,4 @@
-"""What random clients say, and what every reply to them has to look like."""
+"""The input of random clients, and the form of every reply to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACCEPTED: Final = re.compile(rb"250 2\.0\.0 message accepted as ([0-9a-f]+\.[0-9
 
 
 def split_replies(output: bytes) -> list[bytes]:
-    """Cut what a server said into whole replies; fails when anything is not one."""
+    """Cut the output of a server into replies; fail if a part of it is not a reply."""
     found, at = [], 0
     while at < len(output):
         match = REPLY.match(output, at)
@@ -119,7 +119,7 @@ PIECES: Final = (
 
 
 def mutate(dice: random.Random, script: bytes) -> bytes:
-    """Change a script in a few places: octets, cuts, repetitions, and pieces that hurt."""
+    """Change a script in a few places: octets, cuts, repetitions, and dangerous pieces."""
     data = bytearray(script)
     for _ in range(dice.choice([0, 1, 1, 2, 3, 5, 10])):
         at = dice.randrange(len(data) + 1)

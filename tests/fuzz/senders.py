@@ -1,4 +1,4 @@
-"""What the owners of domains publish, and what checks of a sender make of it."""
+"""Records that owners of domains publish, and the checks of a sender that read them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def spf_explanation(data: bytes) -> None:
 
 @target("_spf", "_spf_sender", "_spf_record", "_dns")
 def spf_check(data: bytes) -> None:
-    """Check a sender of whom the first line tells; the DNS has the others, turn by turn."""
+    """Check the sender in the first line; the DNS answers with the other lines in turn."""
     first, *answers = data.decode("latin-1").split("\n")
     sender, _, helo = first.partition(" ")
     local, _, domain = sender.rpartition("@")
@@ -213,7 +213,7 @@ def srs(data: bytes) -> None:
 # one message is bounded where it is asked for.
 @target("services.resolver", raises=(UnansweredError,), most=1 << 14)
 def dns_answer(data: bytes) -> None:
-    """Look up a name of each type by a server that says this; the first octet is the type."""
+    """Look up a name at a server that sends this; the first octet is the type."""
     resolver = Resolver([SocketAddress("127.0.0.1", 53)])
     kind = ("A", "AAAA", "MX", "PTR", "TXT", "TLSA")[(data or b"\0")[0] % 6]
     resolver._resolver.nameservers = [_Server(data[1:])]
@@ -224,7 +224,7 @@ def dns_answer(data: bytes) -> None:
 
 @target("delivery.mx", raises=(UnreachableError,), most=4096)
 def mail_hosts(data: bytes) -> None:
-    """Find the hosts of a domain whose MX records name what the lines say."""
+    """Find the hosts of a domain whose MX records are the lines."""
     records = [
         SimpleNamespace(preference=number % 3, exchange=_Exchange(line))
         for number, line in enumerate(data.decode("latin-1").split("\n"))

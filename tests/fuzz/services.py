@@ -1,4 +1,4 @@
-"""What hosts that we send to, filters and other services answer."""
+"""The answers of hosts that we send to, of filters and of other services."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from minismtp.services.http_client import WebService
 from minismtp.services.smtp_client import Timeouts
 
 _PATIENCE = Clamav.patience
-_SECOND = b"\n--\n"  # parts an input in two
+_SECOND = b"\n--\n"  # divides an input into two
 _MESSAGE = b"Subject: x\r\nX-Spam-Flag: no\r\n\r\nbody\r\n"
 _USER = Credentials("PLAIN", "alice", "secret", "", "")
 _TARGETS = [
@@ -183,7 +183,7 @@ def milter_packets(data: bytes) -> None:
     most=1 << 14,
 )
 def milter_conversation(data: bytes) -> None:
-    """Hear what a filter says; packets are lines here, whose lengths are made right."""
+    """Read the output of a filter; packets are lines here, whose lengths are corrected."""
     packets = [line for line in data.split(b"\n") if line]
     if packets:
         packets[0] = b"O\0\0\0\6\0\0\1\xff\0\0\0\0" + packets[0]

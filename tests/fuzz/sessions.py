@@ -70,9 +70,9 @@ class Queue(Spool):
 
 @plugin
 class Store:
-    """Let `u` log in, and keep which mailboxes have a copy of which message.
+    """Let `u` log in, and record which mailboxes have a copy of which message.
 
-    What is to become of a recipient or a message, its local part or subject says.
+    The local part of a recipient, or the subject of a message, selects the outcome.
     """
 
     copies: set[tuple[str, str]] = field(default_factory=set)
@@ -116,7 +116,7 @@ class Store:
 
 @dataclass
 class Tally:
-    """What some sessions have come to."""
+    """The sum of the results of some sessions."""
 
     sessions: int = 0
     replies: int = 0
@@ -134,7 +134,7 @@ class Tally:
 
 
 class Server:
-    """The services of one process: of each kind one."""
+    """The services of one process, one of each kind."""
 
     def __init__(self, store: Store | None = None) -> None:
         self.store = store or Store()
@@ -165,7 +165,7 @@ class Server:
         self.errors.close()
 
     def begin(self, kind: str) -> Dialogue:
-        """Begin a session, with nothing stored."""
+        """Begin a session with an empty store."""
         self.store.copies.clear()
         self.store.recipients.clear()
         self.store.discarded.clear()
@@ -211,7 +211,7 @@ def _converse(server: Server, kind: str, said: list[bytes]) -> bytes:
 
 
 def _check(server: Server, kind: str, accepted: Counter[str]) -> None:
-    """Hold what is kept against what was acknowledged."""
+    """Compare the stored messages with the acknowledged ones."""
     store, entries = server.store, server.queue.entries
     entries = {name: entries[name] for name in entries if not name.endswith(".d")}
     kept = {name for name, _ in store.copies} | entries.keys()
@@ -265,7 +265,7 @@ def _script(dice: random.Random, kind: str) -> bytes:
 
 
 def _lines(dice: random.Random, kind: str) -> Iterator[bytes]:
-    """Yield what a client says that mostly knows what it does."""
+    """Yield the input of a client that is mostly correct."""
     yield b"LHLO x\r\n" if kind == "lmtp" else dice.choice(_GREETINGS)
     if kind == "submission" or not dice.randrange(5):
         yield dice.choice(_LOGINS)

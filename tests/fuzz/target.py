@@ -1,4 +1,4 @@
-"""What a target is, and when an input is a finding."""
+"""The definition of a target, and of a finding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Final
 
 CORPUS: Final = Path(__file__).parents[1] / "data" / "fuzz"
 LONGEST: Final = 1 << 17  # octets of an input
-_SECONDS: Final = 0.05  # of CPU time, and
+_SECONDS: Final = 0.05  # of CPU time, plus
 _SECONDS_EACH: Final = 1e-6  # for each octet more
 _MEMORY: Final = 1 << 21  # octets, and
 _MEMORY_EACH: Final = 8  # for each octet more
@@ -40,7 +40,7 @@ class Target:
     memory: int
 
     def seconds(self, data: bytes) -> float:
-        """Return the CPU time that an input takes; raise what it must not raise."""
+        """Return the CPU time that an input takes. Raise exceptions that are not allowed."""
         data = data[: self.most]
         begin = time.thread_time()
         with contextlib.suppress(*self.raises):
@@ -49,7 +49,7 @@ class Target:
 
     @property
     def seeds(self) -> list[Path]:
-        """The inputs that the corpus holds."""
+        """The inputs in the corpus."""
         return sorted((CORPUS / self.name).iterdir())
 
 
@@ -78,10 +78,10 @@ def allowed_seconds(data: bytes) -> float:
 
 
 def problem(target: Target, data: bytes, *, slack: float = 1.0) -> str:
-    """Return what is wrong with how a target takes an input, or nothing.
+    """Return what is wrong when a target runs on an input, or an empty text.
 
-    Time is that of the fastest of some runs: others may keep the machine busy. `slack` is for
-    machines that are slower than the one that the limits were meant for.
+    The time is that of the fastest of some runs, because the machine may be busy. `slack` is for
+    machines that are slower than the one for which the limits were set.
     """
     fastest, allowed = math.inf, slack * allowed_seconds(data)
     for _ in range(_TRIES):
@@ -117,7 +117,7 @@ def _peak(target: Target, data: bytes, enough: int) -> int:
 
 
 def pumped(data: bytes, dice: random.Random, most: int = LONGEST) -> bytes:
-    """Repeat a slice of an input until it is long, as nothing makes it by chance."""
+    """Repeat a slice of an input until it is long, because this does not happen by chance."""
     start = dice.randrange(len(data) + 1)
     length = dice.choice((1, 1, 2, 3, 4, 8, 16, 64, len(data)))
     piece = data[start : start + length] or bytes([dice.randrange(256)])

@@ -1,4 +1,4 @@
-"""What clients, and balancers before us, say on the wire."""
+"""The input of clients, and of load balancers in front of us."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dialogue_in_pieces(data: bytes) -> None:
     lmtp, data = data[:1] == b"L", data[1:4097]
     whole = _events(data, lmtp=lmtp)
     if b"STARTTLS" in data.upper():
-        return  # what follows it in one packet is refused
+        return  # input that follows it in one packet is refused
     assert _events(data, lmtp=lmtp, pieces=pieces_of(data)) == whole
 
 
@@ -99,7 +99,7 @@ def _events(
 
 
 def _note(found: list[object], event: Event) -> None:
-    """Keep an event; octets of a content as one, however they came."""
+    """Keep an event; octets of content count as one, however they arrive."""
     if isinstance(event, ContentChunk):
         if found and isinstance(found[-1], bytearray):
             found[-1] += event.data

@@ -47,7 +47,7 @@ from minismtp.values.reply import Verdict
 
 
 def at_rcpt(dialogue: Dialogue, *, data: bool = False) -> Dialogue:
-    """Run a session up to RCPT, or to the point where DATA is next."""
+    """Run a session up to RCPT, or until DATA would be next."""
     dialogue.send("EHLO client.example")
     dialogue.send("MAIL FROM:<a@client.example>")
     if data:

@@ -78,7 +78,7 @@ class Unprintable(Exception):  # noqa: N818 - its text is what counts
 
 
 class Cancelled(BaseException):
-    """As asyncio.CancelledError or gevent.Timeout."""
+    """Like asyncio.CancelledError or gevent.Timeout."""
 
 
 def mail(dialogue: Dialogue) -> str:

@@ -51,7 +51,7 @@ def load(
 
 
 def problem(tmp_path: Path, *tables: dict[str, object]) -> str:
-    """Return the one line that says why a configuration is refused."""
+    """Return the only line of the reason why a configuration is refused."""
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, *tables)
     text = str(refused.value)

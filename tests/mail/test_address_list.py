@@ -1,4 +1,4 @@
-"""Who is named in a From field."""
+"""The authors in a From field."""
 
 from __future__ import annotations
 

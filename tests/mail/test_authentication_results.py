@@ -1,4 +1,4 @@
-"""Results of checks, as the field of RFC 8601 has them."""
+"""Results of checks, as in the field of RFC 8601."""
 
 from minismtp import AuthResult
 from minismtp.mail.authentication_results import quoted

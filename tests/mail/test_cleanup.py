@@ -1,4 +1,4 @@
-"""The header of what comes in, settled as Postfix settles it."""
+"""The header of an incoming message is completed as by Postfix."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_header_is_settled_as_postfix_settles_it(came: bytes, settled: bytes) ->
 
 @plugin
 class Looking:
-    """Keeps what filters see: the fields in order, and the text below them."""
+    """Keeps the fields in order and the text below them, as filters see them."""
 
     seen: list[tuple[list[tuple[str, str]], bytes]] = field(default_factory=list)
 
@@ -49,7 +49,7 @@ class Looking:
 
 
 def stored_of(looking: Looking, pieces: Iterable[bytes]) -> bytes:
-    """Say what `pieces` are after the recipient, and return what is stored below our field."""
+    """Send `pieces` after the recipient, and return the stored text below our field."""
     mailroom = Mailroom()
     dialogue = Dialogue(looking, mailroom)
     for command in ("EHLO c.example", "MAIL FROM:<a@b.example>", f"RCPT TO:<{USER}>"):
@@ -130,7 +130,7 @@ def test_every_way_and_every_packet_gives_one_header_that_every_reader_finds(
     assert "return-path" not in [name.lower() for name, _ in names]
     assert settled.endswith(body)
     assert body.startswith(b"\r\n") or not body
-    # What is text for one reader is the text of the client, and none of it is lost.
+    # The text of the client is text for every reader, and no part of it is lost.
     assert content.endswith(body.removeprefix(b"\r\n"))
 
 

@@ -58,7 +58,7 @@ def made(
 
 
 def parsed(octets: bytes) -> tuple[EmailMessage, list[EmailMessage]]:
-    """Return a notification and its three parts, which have no defect but what was returned."""
+    """Return a notification and its three parts, whose only defects are in the returned message."""
     message = email.message_from_bytes(octets, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     assert message["Content-Type"].params["report-type"] == "delivery-status"
@@ -196,7 +196,7 @@ HUGE = LARGE * 30
 def test_message_comes_back_as_asked_for_but_bounded(
     action: Action, values: dict[str, str], content: bytes, kind: str
 ) -> None:
-    """RFC 3461 section 4.3: RET is about failures."""
+    """RFC 3461 section 4.3: RET is for failures."""
     _, octets = made(Report(target(), REFUSED), action=action, content=content, **values)
     _, (_, _, returned) = parsed(octets)
     assert returned.get_content_type() == kind
@@ -352,13 +352,13 @@ def test_original_recipient_is_said_whole_or_not_at_all(original: str, field: st
 
 
 def lines_are_short(octets: bytes) -> bool:
-    """Whether each line is one that RFC 5321 section 4.5.3.1.6 has each host take."""
+    """Return whether every host must accept each line (RFC 5321 section 4.5.3.1.6)."""
     return all(
         len(line) <= 998 and not set(line) & set(b"\r\n\0") for line in octets.split(b"\r\n")
     )
 
 
-# Text as strangers have it: of all characters, and of those that have made lines too long.
+# Text of strangers: of all characters, and of those that once made lines too long.
 ANY_TEXT = st.text(max_size=400) | st.builds(
     lambda unit, count, rest: unit * count + rest,
     st.sampled_from(["a", " ", "\u00a0", "é", "\U0001f600", "\ud800", "\\", "=", "\t ", "0\x85"]),
@@ -473,7 +473,7 @@ THERE = Address("b", "example.net")
 
 
 def told(recipient: Recipient, *stored: Address) -> dict[str, str]:
-    """Return action and final recipient of what is told when a message is accepted."""
+    """Return action and final recipient of the notification of an accepted message."""
     message = Message("m", Content.of(CONTENT))
     notices = success_notices(entry(), message, [recipient], stored, "mx.example.org")
     found = {}

@@ -1,4 +1,4 @@
-"""Content in memory and on disk, and the message that plugins see."""
+"""Content in memory and on disk, and the message as plugins see it."""
 
 import errno
 import fcntl
@@ -59,7 +59,7 @@ def open_files(directory: Path) -> list[int]:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to make a file larger, as it does on a full disk."""
+    """Make the system refuse to enlarge a file, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -235,7 +235,7 @@ def test_endless_header_is_truncated(tmp_path: Path) -> None:
 
 
 def test_first_line_of_white_space_continues_the_trace_field() -> None:
-    """As every reader of the stored message will see it."""
+    """Every reader of the stored message sees it in this way."""
     headers = Message("1", Content.of(b" (forged)\r\nTo: x\r\n\r\n"), b"Received: us\r\n").headers
     assert headers.get("Received") == "us (forged)"
 

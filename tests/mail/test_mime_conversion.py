@@ -1,4 +1,4 @@
-"""Messages become what a host takes, and their readers find what was sent."""
+"""Messages are converted for a host, and readers still find what was sent."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_lines_around_the_parts_are_ascii_in_a_notification() -> None:
 
 @pytest.mark.parametrize(("outer", "inner"), [(b"o", b"o"), (b"o", b"o--"), (b"o--", b"o")])
 def test_boundary_of_an_outer_part_ends_an_inner_one(outer: bytes, inner: bytes) -> None:
-    """Python's parser reads it so too; what has no parts of its own stays as it is."""
+    """Python's parser reads it in the same way; a part without parts stays unchanged."""
     content = wrapped(wrapped(b"\r\ninner", boundary=inner), b"\r\n" + UMLAUT, boundary=outer)
     made = convert(content)
     assert leaves(made) == leaves(content)

@@ -1,4 +1,4 @@
-"""What filters parsed is what leaves: one view of a message, by whichever door it came in."""
+"""A message that leaves is the one that filters parsed, however it came in."""
 
 import io
 import re
@@ -27,7 +27,7 @@ _PIECES: Final = st.lists(
 
 @plugin
 class Filter:
-    """Keeps what a filter sees: the message, and its fields."""
+    """Keeps the message and its fields as a filter sees them."""
 
     seen: list[tuple[bytes, list[tuple[str, str]], str]] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ def test_what_filters_parsed_is_stored_and_sent(
     assert [octets] == mailroom.stored["user@example.org"]
     empty_line = re.search(rb"\n\r?\n", octets)
     assert not _BARE.search(octets[: empty_line.end()] if empty_line else octets)
-    if kind != "BINARYMIME":  # that leaves as it is, or not at all
+    if kind != "BINARYMIME":  # it is sent unchanged, or not at all
         wire = b"".join(dotted(io.BytesIO(octets)))
         assert _undotted(wire) == octets + (b"" if octets.endswith(b"\r\n") else b"\r\n")
     assert list(Headers.parse(octets)) == fields

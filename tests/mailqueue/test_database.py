@@ -117,7 +117,7 @@ def test_a_status_of_a_message_that_is_gone_is_ignored(database: QueueDatabase) 
 
 
 def test_a_large_batch_takes_no_more_statements_than_a_small_one(database: QueueDatabase) -> None:
-    """Each statement takes the interpreter from the threads that deliver, and waits for them."""
+    """Each statement takes the interpreter lock from the threads that deliver, and waits for it."""
 
     def statements(names: list[str]) -> int:
         told: list[str] = []
@@ -129,7 +129,7 @@ def test_a_large_batch_takes_no_more_statements_than_a_small_one(database: Queue
         for step in steps:
             database.write(step)
         database._database.set_trace_callback(None)  # noqa: SLF001
-        return len({*told})  # one that cascades is told again for each row
+        return len({*told})  # a cascading one is reported again for each row
 
     assert statements([f"n{number}" for number in range(500)]) == statements(["o"])
 

@@ -94,7 +94,7 @@ def test_new_mail_is_sent_while_the_runner_before_still_delivers(
             '[[plugins]]\nuse = "maildir"\npath = "mail/{local}"\n'
         )
     )
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, sends nothing
         routes = {"well.test": there.address(), "tar.test": f"127.0.0.1:{silent.getsockname()[1]}"}
         tables = [
             f'[[outbound.routes]]\ndomain = "{domain}"\nhost = "{host}"\ntls = "none"\n'
@@ -109,7 +109,7 @@ def test_new_mail_is_sent_while_the_runner_before_still_delivers(
             send(here, "user@well.test")
             there.wait_until(lambda: there.mail("user"))
             assert not re.search(" delivery .* to=user@tar.test", here.log)
-            # The new runner leaves the message alone that the old one is at.
+            # The new process does not touch the message that the old one is sending.
             silent.settimeout(0.5)
             with pytest.raises(TimeoutError):
                 silent.accept()

@@ -1,4 +1,4 @@
-"""What was under way when a process died, as the next one finds it."""
+"""The messages in progress when a process died, as the next process finds them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def started(directory: Path) -> InProgress:
 
 
 def die(directory: Path, *keys: str) -> None:
-    """Have a process die while it works; what is suspect and has to wait is not under way."""
+    """Let a process die at work; a suspect message that has to wait is not in progress."""
     source = f"""
         import os
         from pathlib import Path
@@ -40,7 +40,7 @@ def die(directory: Path, *keys: str) -> None:
 def test_what_two_runners_died_on_is_poison(tmp_path: Path) -> None:
     die(tmp_path, "a x", "b x")
     assert not started(tmp_path).poison
-    die(tmp_path, "b x", "a x")  # suspects go one at a time, so `a x` is not under way
+    die(tmp_path, "b x", "a x")  # suspects are sent one at a time, so `a x` is not in progress
     assert started(tmp_path).poison == {"b x"}
 
 

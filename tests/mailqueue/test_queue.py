@@ -1,4 +1,4 @@
-"""Mail from one server to others, over real sockets and with a real DNS."""
+"""Mail from one server to others, with real sockets and a real DNS."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def out(port: int = 25, dns: int = 9, retry: str = "1s", expire: str = "1h") -> 
 
 @pytest.fixture
 def sender(configure: Configure, start: Start) -> Callable[..., Running]:
-    """Start a server that relays for everybody on this machine."""
+    """Start a server that relays for all clients on this machine."""
 
     def make(*tables: str, top: str = "") -> Running:
         server = start(configure(RELAY, *tables, top=top))
@@ -425,7 +425,7 @@ def test_what_could_not_be_read_again_is_not_acknowledged(
 
 
 class Host:
-    """A host that gives the replies it is told to give; the rest is 250."""
+    """A host that sends given replies, and 250 to all other commands."""
 
     def __init__(
         self, hello: bytes, replies: dict[bytes, bytes], at: tuple[str, int] = ("127.0.0.1", 0)
@@ -460,7 +460,7 @@ class Host:
                         return
 
     def answer(self, sock: socket.socket, reply: bytes) -> bool:
-        """Send a reply; an empty one means to hang up."""
+        """Send a reply; an empty one closes the connection."""
         sock.sendall(reply)
         return bool(reply)
 
@@ -686,7 +686,7 @@ def test_the_backup_takes_mail_while_the_primary_is_down(
     here = sender(out(port, server))
     send(here, "<bob@there.test>")
     backup.wait_until(lambda: backup.mail("bob"))
-    backup.wait_for_log(" session closed ")  # until then the next message may go the same way
+    backup.wait_for_log(" session closed ")  # before, the next message may use it too
     primary = receiver("primary", listener("127.0.0.2", port), MAILBOX)
     send(here, "<carol@there.test>")
     primary.wait_until(lambda: primary.mail("carol"))
@@ -775,7 +775,7 @@ def test_what_the_dns_says_decides(
 
 
 def test_a_dns_that_is_away_is_no_reason_to_give_up(sender: Callable[..., Running]) -> None:
-    here = sender(out(25, free_port()) + "mta_sts = false\n")  # which would ask as well
+    here = sender(out(25, free_port()) + "mta_sts = false\n")  # which would send a query too
     send(here, "<bob@there.test>")
     here.wait_for_log(r" delivery deferred .*451 4\.4\.3 the DNS does not answer")
 
@@ -868,7 +868,7 @@ def test_content_for_data_is_what_the_other_side_reads(pieces: list[bytes], size
     content = b"".join(pieces)
     wire = b"".join(dotted(io.BytesIO(content), size))
     assert wire.endswith(b".\r\n")
-    # A CR by itself ends no line, as for `Headers`: the host sees the fields that filters saw.
+    # A bare CR does not end a line, as in `Headers`, so the host sees the same fields as filters.
     wanted = content.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"?")
     wanted = wanted.replace(b"\n", b"\r\n")
     if content and not content.endswith(b"\n"):

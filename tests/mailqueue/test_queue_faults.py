@@ -1,4 +1,4 @@
-"""Messages on which the process dies, and what lies in the spool that is no message."""
+"""Messages on which the process dies, and files in the spool that are not messages."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_messages_under_way_beside_it_are_delivered(
 
 
 def strange(queue: Path) -> None:
-    """Put into a directory what has no business there."""
+    """Put files into a directory that do not belong there."""
     (queue / "a-directory").mkdir()
     (queue / "a-directory" / "file").write_bytes(b"x")
     os.mkfifo(queue / "a-pipe")
@@ -209,7 +209,7 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
 
 
 def put(directory: Path, name: str, arrived: float) -> None:
-    """Have a message wait in a spool that no server uses yet."""
+    """Put a message into a spool that no server uses yet."""
     directory.mkdir(0o700, parents=True, exist_ok=True)
     spool = Spool(directory)
     spool.prepare()

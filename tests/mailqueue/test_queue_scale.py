@@ -35,7 +35,7 @@ ROUTE: Final = '[[outbound.routes]]\ndomain = "{}"\nhost = "{}"\n'
 
 @pytest.fixture
 def blackhole() -> Iterator[str]:
-    """Yield an address where nobody takes a connection: its backlog is full."""
+    """Yield an address that accepts no connection, because its backlog is full."""
     with contextlib.ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -47,7 +47,7 @@ def blackhole() -> Iterator[str]:
 
 @pytest.fixture
 def tarpit() -> Iterator[str]:
-    """Yield an address where a connection is taken, and nothing said."""
+    """Yield an address that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listening:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
@@ -105,7 +105,7 @@ def test_dead_domains_keep_no_mail_of_others_waiting(
     fill(config.parent, *routes)
     here = start(config)
     there.wait_until(lambda: len(there.mail("user")) == MESSAGES)
-    # Neither dead host has cost more than the one thread that found out, and it still does.
+    # Each dead host costs only the one thread that found out, and still does.
     assert here.log.count("hole.test") <= 1
     assert here.log.count("tar.test") == 0
     here.wait_until(lambda: "well.test" not in states(here))

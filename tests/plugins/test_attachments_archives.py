@@ -204,7 +204,7 @@ def test_encrypted_rar_is_blocked_on_demand(data: bytes) -> None:
 
 
 def test_packed_name_of_a_rar_is_unpacked() -> None:
-    """A run of the other name, one octet with the high one given, and one without."""
+    """A run of the other name, with and without a high octet."""
     head = struct.pack("<LLBLLBBHL", 0, 0, 0, 0, 0, 29, 0x30, 0, 0)
     name = b"setup.exe\0" + b"\x04" + b"\xd0" + b"\x07" + b"\x44"
     head = head[:19] + struct.pack("<H", len(name)) + head[21:]

@@ -1,4 +1,4 @@
-"""Parts in odd MIME: nothing hides that another mail parser finds."""
+"""Parts in odd MIME: names that another mail parser finds are found here too."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_multipart_in_an_encoding_is_opened(encoding: str) -> None:
     body = base64.encodebytes(inner) if encoding == "base64" else quopri.encodestring(inner)
     fields = b"Content-Type: multipart/mixed; boundary=c\r\nContent-Transfer-Encoding: "
     assert blocked(part(fields + encoding.encode(), body)) == EXE
-    assert blocked(part(fields + encoding.encode(), inner)) == EXE  # said so, and not done
+    assert blocked(part(fields + encoding.encode(), inner)) == EXE  # announced, and not done
 
 
 def test_messages_deep_in_each_other_are_too_much() -> None:
@@ -274,7 +274,7 @@ def found_by_python(content: bytes) -> Iterator[tuple[str, bytes]]:
                 names = [each.get_filename(), each.get_param("name")]
                 data = each.get_payload(decode=True)
             except (MessageError, AttributeError, ValueError, TypeError, LookupError, IndexError):
-                continue  # it fails at some
+                continue  # it fails with some messages
             octets = data if isinstance(data, bytes) else b""
             yield from ((str(name), octets) for name in names if name)
             yield "", octets

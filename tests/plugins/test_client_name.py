@@ -1,4 +1,4 @@
-"""The name of a client is looked up once for all plugins, and stands in the Received field."""
+"""The name of a client is looked up once for all plugins, and is in the Received field."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = {"1.2.0.192.in-addr.arpa PTR": ["Mail.Client.Example."], "Mail.Client.Ex
 
 
 class Counting(Names):
-    """Counts what it is asked."""
+    """Counts the questions."""
 
     def __init__(
         self, records: dict[str, list[str]] | None = None, *, silent: bool = False

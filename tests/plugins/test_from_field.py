@@ -1,4 +1,4 @@
-"""Which domains a From field names, for signing and for judging; compared with what others read."""
+"""The domains in a From field, for signing and for judging, compared with other readers."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ FIELDS: Final[dict[str, list[str]]] = {
 
 
 def read(value: str) -> list[str]:
-    """Return what is read of a field as it comes in."""
+    """Return the domains in a field as it arrives."""
     return domains_of(Headers([f"From: {value}\r\n".encode()]).get_all("From"))
 
 
@@ -143,7 +143,7 @@ def of_python(value: str) -> set[str]:
     message = email.message_from_string(f"From: {value}\n\n", policy=email.policy.default)
     try:
         found = [each.domain for each in message["From"].addresses]
-    except (AttributeError, IndexError, ValueError):  # it fails at some
+    except (AttributeError, IndexError, ValueError):  # it fails with some messages
         found = []
     found += [address.rpartition("@")[2] for _, address in getaddresses([value]) if "@" in address]
     return {each.strip(".").lower() for each in found if each}
@@ -188,7 +188,7 @@ def test_nothing_that_is_left_open_hides_the_address_behind_it(value: str) -> No
     "unit", ["(", '"', "<", "a,", ":;", " ", "\\", '"a"', "=?utf-8?q?", "\0", "."]
 )
 def test_field_made_to_be_slow_takes_linear_time(unit: str) -> None:
-    """Every quadratic way would need hours."""
+    """A quadratic algorithm would need hours."""
     assert domains_of([f"{unit * 300_000}@example.org"]) in (["example.org"], [])
 
 
@@ -213,7 +213,7 @@ def envelope_domains(dovecot: Dovecot, mail: Path, values: list[str]) -> dict[st
 
 
 def _beginning(host: str) -> str:
-    """Return what can be asked of a host; Dovecot says so where there is none."""
+    """Return the domain that can be looked up; Dovecot has a name of its own for none."""
     match = re.match(r"[a-z0-9_.-]*", host)
     assert match is not None
     return match[0].strip(".") if "." in host else ""

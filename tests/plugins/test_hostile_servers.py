@@ -1,4 +1,4 @@
-"""Servers that misbehave towards `forward` and `lmtp` are never believed to have a message."""
+"""`forward` and `lmtp` never believe that a misbehaving server has a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ both = pytest.mark.parametrize("plugin", [Forward, Lmtp])
 
 
 class Server:
-    """A server that gives these replies, one for each step, without looking at what it is told."""
+    """A server that sends these replies, one for each step, and ignores its input."""
 
     def __init__(self, **replies: str) -> None:
         steps = ("greeting", "hello", "mail", "rcpt", "data", "dot")
@@ -49,7 +49,7 @@ class Server:
 def outcome(
     plugin: type[Forward | Lmtp], server: Server, content: bytes = TEXT, *, patience: float = 60.0
 ) -> str:
-    """Hand over a message, and return what the client would be told."""
+    """Pass on a message, and return the reply to the client."""
     with serving(server) as address:
         instance = plugin(address=address, patience=timedelta(seconds=patience))
         message = Message("1a2b.1", Content.of(content))

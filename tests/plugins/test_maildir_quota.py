@@ -1,4 +1,4 @@
-"""What a mailbox may hold: the file maildirsize, of several processes and of other programs."""
+"""The quota of a mailbox: the file maildirsize, which other processes and programs share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def deliver(plugin: Maildir, name: str, size: int, *, queued: bool = False) -> s
 
 
 def used(box: Path) -> tuple[int, int]:
-    """Return what maildirsize adds up to, as its readers do."""
+    """Return the sum of maildirsize, as its readers calculate it."""
     definition, *lines = (box / "maildirsize").read_text().splitlines()
     assert definition.endswith("S")
     pairs = [line.split() for line in lines]
@@ -52,7 +52,7 @@ def used(box: Path) -> tuple[int, int]:
 
 
 def stored(box: Path) -> tuple[int, int]:
-    """Return what really lies in a Maildir."""
+    """Return the true size of a Maildir."""
     sizes = [path.stat().st_size for path in box.rglob("*/*") if path.parent.name in {"new", "cur"}]
     return sum(sizes), len(sizes)
 
@@ -130,7 +130,7 @@ def test_what_another_program_has_noted_counts(plugin: Maildir, box: Path) -> No
 def test_full_mailbox_is_counted_again_after_a_quarter_of_an_hour(
     plugin: Maildir, box: Path, minutes: int, reply: str
 ) -> None:
-    """Somebody may have removed mail with a program that knows of no maildirsize."""
+    """A program without support for maildirsize may remove mail."""
     for number in range(2):
         deliver(plugin, str(number), 5000)
     next((box / "new").iterdir()).unlink()
@@ -203,7 +203,7 @@ print(sum(deliver(plugin, f"{sys.argv[3]}.{number}", 500) == "" for number in ra
 
 
 def test_several_workers_together_store_just_what_fits(tmp_path: Path) -> None:
-    """They meet in a mailbox that does not exist yet; 300 messages come, 200 fit."""
+    """They deliver 300 messages to a mailbox that does not exist yet, and 200 fit."""
     command = [sys.executable, "-c", WORKERS, str(Path(__file__).parent), str(tmp_path)]
     workers = [
         subprocess.Popen([*command, str(number)], stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The octets of the milter protocol: whatever a filter says is a value or a NonsenseError."""
+"""The octets of the milter protocol: all output of a filter is a value or a NonsenseError."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_any_length_is_bounded_or_nonsense(head: bytes) -> None:
 def test_whatever_a_filter_sends_ends_in_a_verdict_or_an_error(
     agreed: bytes, octets: bytes, last: bytes
 ) -> None:
-    """Steps of a whole session, with every answer made up in advance, then the end."""
+    """The steps of a whole session, whose answers are invented in advance, then the end."""
     here, there = socket.socketpair()
     with here, there, contextlib.suppress(RemoteError):
         there.sendall(agreed + octets + last)

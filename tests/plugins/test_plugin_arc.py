@@ -77,7 +77,7 @@ def session_of(login: str | None = None) -> Session:
 def verify(
     content: bytes, names: dict[str, list[str] | UnansweredError] | None = None
 ) -> tuple[ArcResult, str]:
-    """Return the result, as a value and as others read it."""
+    """Return the result, as a value and as other readers see it."""
     plugin = Arc()
     server(plugin, NAMES if names is None else names)
     envelope = envelope_of()
@@ -115,7 +115,7 @@ def sealed(
     results: tuple[AuthResult, ...] = (DMARC_PASS,),
     envelope: Envelope | None = None,
 ) -> bytes:
-    """Return a message as it leaves a host that has verified it."""
+    """Return a message as a host sends it that verified it."""
     found = verify(content)[0]
     own = written("mx.example.org", [AuthResult("arc", found.result), *results])
     prefix = f"Authentication-Results: {own}\r\nReceived: from x by {host}; now\r\n"
@@ -247,7 +247,7 @@ RECEIVED: Final = b"Received: from x by y; now\r\n"
     ids=["own", "below", "sent with it", "missing", "of another", "no arc", "pass without", "two"],
 )
 def test_only_what_this_server_has_found_is_sealed(key: Path, prefix: bytes, seals: bool) -> None:
-    """Above all not what came with the message."""
+    """In particular not fields that came with the message."""
     content = sealed_as(key, MESSAGE, prefix)
     assert content.startswith(b"ARC-Seal:") is seals
     assert content.endswith(prefix + MESSAGE)
@@ -325,11 +325,11 @@ def test_mail_of_users_is_not_looked_at() -> None:
     assert results_of(envelope) == []
 
 
-# What dmarc makes of it
+# The effect on dmarc
 
 
 def judged(content: bytes, *trusted: str) -> tuple[str, str]:
-    """Return result and disposition of a message that neither SPF nor DKIM is good for."""
+    """Return result and disposition of a message that fails SPF and DKIM."""
     envelope, message, session = envelope_of(), Message("e", Content.of(content)), session_of()
     results_of(envelope).extend([AuthResult("spf", "none"), AuthResult("dkim", "fail")])
     arc, dmarc = Arc(), Dmarc(trusted_sealers=[*trusted], action="report_only")

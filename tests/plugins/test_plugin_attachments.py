@@ -1,4 +1,4 @@
-"""Attachments: what is blocked, how parts and archives are read, and what hostile mail costs."""
+"""Attachments: blocking, the reading of parts and archives, and the cost of hostile mail."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def mail(*attachments: tuple[str, bytes], kind: str = "application/octet-stream"
 
 
 def blocked(content: bytes, plugin: Attachments | None = None) -> str:
-    """Return the reason and the name of what is blocked, separated by a colon, else nothing."""
+    """Return the reason and the name of a blocked attachment, separated by a colon, or nothing."""
     place = envelope()
     (plugin or Attachments(action="finding")).on_message(
         session(), place, Message("1", Content.of(content))

@@ -28,7 +28,7 @@ DKIM = AuthResult(
 
 @plugin
 class Checks:
-    """Leaves results, as the plugins that check do."""
+    """Adds results, as the plugins that check do."""
 
     results: list[AuthResult]
 
@@ -170,7 +170,7 @@ def test_forged_fields_of_ten_thousand_are_all_removed() -> None:
     "filling", ["X: y\n" + f" {'x' * 900}\n" * 1500, "X: y\n" * 11_000], ids=["long", "many"]
 )
 def test_header_in_which_a_field_could_hide_is_refused(filling: str) -> None:
-    # The server takes no such message, but a filter may make one.
+    # The server accepts no such message, but a filter may create one.
     field = "Authentication-Results: mx.example.org; spf=pass\n"
 
     @plugin
@@ -233,7 +233,7 @@ def test_nothing_in_a_field_is_a_failure(value: str) -> None:
 
 @pytest.mark.parametrize("unit", ["(", ")", '"', "\\", "a=", ";", '"a', "(a)", " ", "a.b="])
 def test_field_made_to_be_slow_takes_linear_time(unit: str) -> None:
-    """Every quadratic way would need hours."""
+    """A quadratic algorithm would need hours."""
     read(unit * 500_000)
 
 

@@ -1,4 +1,4 @@
-"""Viruses are found by clamd, and what clamd does not say for certain defers mail."""
+"""clamd finds viruses, and an unclear answer of clamd defers mail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from minismtp import (
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
-# The test file of EICAR, in halves: else a scanner would take this file away.
+# The test file of EICAR, in halves, because a scanner could remove this file.
 EICAR: Final = "X5O!P%@AP[4\\PZX54(P^)7CC)7}" + "$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
 PLAIN: Final = f"Subject: plain\n\n{EICAR}\n"
 MIME: Final = f"""\
@@ -64,7 +64,7 @@ StreamMaxLength {limit}
 def clamd(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, SocketAddress]]:
-    """Run clamd with a signature of our own; give where it listens."""
+    """Run clamd with a signature of our own, and return its address."""
     program, sigtool = require_program("clamd"), require_program("sigtool")
     directory = tmp_path_factory.mktemp("clamd")
     (directory / "signatures").mkdir()
@@ -88,7 +88,7 @@ def clamd(
 
 @plugin
 class Notes:
-    """Keep what the scanner left on the last envelope."""
+    """Keep the result of the scanner on the last envelope."""
 
     @hookimpl
     def on_message(self, envelope: Envelope) -> None:
@@ -195,7 +195,7 @@ def test_answer_that_is_no_verdict_defers(answer: bytes) -> None:
 
 
 def test_ok_for_half_a_message_is_no_verdict() -> None:
-    """What hangs up in the middle has not scanned it all, whatever it said before."""
+    """A scanner that hangs up in the middle did not scan the whole message."""
     message = Message("1", Content.of(b"Subject: long\r\n\r\n" + bytes(20_000_000)))
 
     def talk(sock: socket.socket) -> None:

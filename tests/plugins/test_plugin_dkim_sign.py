@@ -1,4 +1,4 @@
-"""Signatures of what leaves, verified by dkimpy."""
+"""Signatures of outgoing mail, verified by dkimpy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MESSAGE = (
 )
 RSA = rsa.generate_private_key(65537, 2048)
 ED25519 = ed25519.Ed25519PrivateKey.generate()
-# OpenSSL makes none of this size any more; it still reads them.
+# OpenSSL no longer makes keys of this size, but still reads them.
 SHORT = b"""\
 -----BEGIN PRIVATE KEY-----
 MIICcwIBADANBgkqhkiG9w0BAQEFAASCAl0wggJZAgEAAoGAV9QggqPY8WXeIPw7
@@ -83,7 +83,7 @@ def pem(key: Any) -> bytes:  # noqa: ANN401 - any private key
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
-    """Write a key of each kind for example.org; give the option `keys`."""
+    """Write a key of each kind for example.org, and return the option `keys`."""
     for domain in ("example.org", "example.com"):
         (tmp_path / f"{domain}.pem").write_bytes(pem(RSA))
     for selector, key in (("rsa", RSA), ("ed", ED25519)):
@@ -158,7 +158,7 @@ def test_both_kinds_of_signatures_hold(keys: Path) -> None:
     ids=["word", "end", "subject", "cc", "from", "reply-to"],
 )
 def test_no_change_that_matters_goes_unnoticed(keys: Path, old: bytes, new: bytes) -> None:
-    """RFC 6376 section 8.15: what was not there cannot be added."""
+    """RFC 6376 section 8.15: no field can be added."""
     message = sent(plugin(keys))
     assert message.count(old) == 1
     assert verified(message.replace(old, new)) == [False, False]
@@ -195,7 +195,7 @@ def test_body_is_hashed_as_dkimpy_does_it(words: list[bytes], piece: int) -> Non
 
 @given(st.lists(st.sampled_from([b"\r\n", b"\n", b"\r", b" ", b"a"])))
 def test_body_is_hashed_as_it_will_be_sent(words: list[bytes]) -> None:
-    """What came by BDAT may have other line ends; DATA makes CRLF of them."""
+    """A message by BDAT may have other line ends; DATA turns them into CRLF."""
     body = b"".join(words)
     wire = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
     header = b"A: b\r\n\r\n"
@@ -241,7 +241,7 @@ def test_message_without_text_is_signed(keys: Path, content: bytes) -> None:
     ],
 )
 def test_only_our_own_mail_is_signed(keys: Path, values: dict[str, Any], signed: bool) -> None:
-    """Above all not what a stranger sends as one of us through an alias."""
+    """In particular not mail that a stranger sends in our name through an alias."""
     signing = plugin(keys, "rsa", networks=[ip_network("198.51.100.0/24")])
     assert (b"DKIM-Signature:" in sent(signing, **values)) is signed
 

@@ -399,7 +399,7 @@ def test_dns_that_does_not_answer_is_a_temperror() -> None:
 
 
 def test_keys_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 0.0, 9.0, 31.0])  # for this module only: others look at the clock as well
+    now = iter([0.0, 0.0, 9.0, 31.0])  # for this module only, because others use the clock too
     clock = SimpleNamespace(monotonic=now.__next__)
     monkeypatch.setattr("minismtp_plugins._dns.time", clock)
     content = signed()
@@ -454,7 +454,7 @@ def test_header_beyond_all_bounds_is_not_verified(content: bytes) -> None:
     ids=["blanks", "lines", "blanks and CR", "CR"],
 )
 def test_body_made_to_be_slow_takes_linear_time(body: bytes) -> None:
-    """Every quadratic way would need hours for one of them."""
+    """A quadratic algorithm would need hours for one of them."""
     content = with_tag(lambda field: field).partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + body
     assert results(content) == [BODY]
 

@@ -1,4 +1,4 @@
-"""Policies of domains, and which mail they are about."""
+"""Policies of domains, and the mail that they apply to."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NOTHING = (spf("client.example", "none"), AuthResult("dkim", "none"))
 
 @plugin
 class Checks:
-    """Leaves results before, and keeps what is found after."""
+    """Adds results before, and keeps the findings after."""
 
     results: list[AuthResult]
 
@@ -62,7 +62,7 @@ class Checks:
 
 @plugin
 class After:
-    """Keeps what dmarc has left."""
+    """Keeps the result of dmarc."""
 
     checks: Checks
 
@@ -82,7 +82,7 @@ def judged(
     options: dict[str, Any] | None = None,
     **dialogue: Any,  # noqa: ANN401 - any option
 ) -> tuple[str, Checks]:
-    """Return the reply to a message, and what the plugins left."""
+    """Return the reply to a message, and the results of the plugins."""
     if isinstance(records, str):
         records = {"_dmarc.example.org": [records]}
     checks = Checks(results=[*(results or NOTHING)])

@@ -1,4 +1,4 @@
-"""What lists in the DNS do to a client, against a real DNS that has some."""
+"""The effect of DNS lists on a client, with a real DNS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NIBBLES: Final = "1" + ".0" * 23 + ".8.b.d.0.1.0.0.2"
 # bl, strict: lists of addresses; white: of good ones; domains: of domains. empty is no list at all,
-# all has everybody, err knows only that it is asked too much, parked belongs to somebody else now.
+# all lists every client, err only says that there are too many questions, parked has a new owner.
 ZONE: Final = f"""
 2.0.0.127.bl A 127.0.0.2
 1.2.0.192.bl A 127.0.0.2
@@ -72,7 +72,7 @@ def resolver(dns: SocketAddress) -> Resolver:
 
 @plugin
 class Looking:
-    """Shows what the filter has left."""
+    """Shows the results of the filter."""
 
     @hookimpl
     def on_data(self, envelope: Envelope) -> None:
@@ -89,7 +89,7 @@ def asked(
     sender: str = "a@sender.example",
     login: str | None = None,
 ) -> tuple[str, Looking]:
-    """Return the answer to MAIL, and what was found when it was taken."""
+    """Return the reply to MAIL, and the findings if it was accepted."""
     looking = Looking()
     dialogue = Dialogue(dnsbl, looking, Mailroom(), resolver=resolver, peer=peer, login=login)
     dialogue.send(f"EHLO {helo}")
@@ -224,7 +224,7 @@ def test_domain_that_is_sender_and_helo_counts_once(resolver: Resolver) -> None:
 
 @pytest.mark.parametrize("zone", ["err.test", "parked.test", "bl.broken.test"])
 def test_list_in_trouble_lists_nobody(zone: str, resolver: Resolver) -> None:
-    """127.255.255.254 and what is no code of a list; then SERVFAIL."""
+    """127.255.255.254 and answers that are not codes of a list; then SERVFAIL."""
     dnsbl = Dnsbl(lists=lists(zone))
     ignored = PluginConfig(use="dnsbl", on_error="ignore")
     reply, looking = asked((ignored, dnsbl), resolver)

@@ -1,4 +1,4 @@
-"""Logins that Dovecot decides about: the real one, and some that fail."""
+"""Logins that Dovecot decides: the real one, and fakes that fail."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ SECURE: Final = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
 
 @dataclass(frozen=True)
 class Dovecot:
-    """A running one: its unix socket, its port, what it logs."""
+    """A running Dovecot: its unix socket, its port, its log."""
 
     path: Path
     port: int
@@ -108,7 +108,7 @@ def dovecot(
     (directory / "masters").write_text("master:{PLAIN}skeleton\n")
     config = directory / "dovecot.conf"
     config.write_text(CONFIGURATION.format(directory=directory, port=found.port))
-    # Dovecot wants a name to run as: in a user namespace we are nobody.
+    # Dovecot needs a user to run as, which is nobody in a user namespace.
     nobody = ("--user", "--map-user=65534", "--map-group=65534")
     command = (unshare, *nobody, program, "-F", "-c", config)
     with running_daemon(*command, port=found.port, log=found.log):
@@ -183,7 +183,7 @@ def test_database_of_dovecot_that_is_away_is_a_temporary_failure(dovecot: Doveco
 
 
 def test_many_at_once_are_told_apart(dovecot: Dovecot) -> None:
-    """Dovecot hangs up on a client that has the process number of another."""
+    """Dovecot closes the connection of a client that uses the process number of another."""
     plugin = dovecot.plugin()
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda user: log_in(plugin, user), ["renamed", "bob"] * 40))
@@ -218,7 +218,7 @@ GREETING: Final = b"VERSION\t1\t2\nMECH\tPLAIN\tplaintext\nSPID\t1\nCUID\t1\nCOO
 
 
 def fake(*answers: str, greeting: bytes = GREETING, seen: list[bytes] | None = None) -> Talk:
-    """Answer with these lines, in which {id} is the number of the request."""
+    """Answer with these lines, where {id} is the number of the request."""
 
     def talk(sock: socket.socket) -> None:
         client = Wire(sock)

@@ -1,4 +1,4 @@
-"""Who talks before the greeting is noticed, and who has waited need not wait again."""
+"""A client that talks before the greeting is noticed; one that waited need not wait again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ address = "127.0.0.1:0"
 kind = "submission"
 tls = "implicit"
 """
-# A peer that is not recognized waits until the test fails.
+# A client that is not recognized waits until the test fails.
 TABLE: Final = """
 [[plugins]]
 use = "early_talker"
@@ -64,7 +64,7 @@ def patient(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def scoring(launch: Launch) -> Iterator[Running]:
-    """Run a server that waits shortly, and counts who talks."""
+    """Run a server that waits for a short time, and counts the clients that talk."""
     with launch(SCORING) as server:
         yield server
 
@@ -73,7 +73,7 @@ def scoring(launch: Launch) -> Iterator[Running]:
 
 
 class Peer:
-    """A peer that speaks, or does not, when somebody waits for it; it notes how long that was."""
+    """A peer that talks, or does not, when a plugin waits for it; it records the waiting time."""
 
     def __init__(self, address: str = "192.0.2.1", *, speaks: bool = False) -> None:
         self.waited: list[float] = []
@@ -215,7 +215,7 @@ def test_peer_that_waits_is_told_at_once_that_the_server_stops(
 
 
 def _has_taken(port: int) -> bool:
-    """Whether a server accepted the connection from this port out of its queue."""
+    """Return whether a server accepted the connection from this port."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(row[2].endswith(f":{port:04X}") and row[9] != "0" for row in rows)
 

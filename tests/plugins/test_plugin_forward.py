@@ -1,4 +1,4 @@
-"""Mail handed to another server while the client waits: minismtp, a sink of Postfix, fakes."""
+"""Mail that is sent to another server while the client waits: minismtp, smtp-sink, fakes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STORE = '[[plugins]]\nuse = "password_file"\npath = "passwords"\n[[plugins]]\nus
 
 @pytest.fixture(scope="module")
 def behind(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
-    """Run the server that stores; it has three users, and wants a login."""
+    """Run the server that stores mail; it has three users, and requires a login."""
     store = f'{STORE}path = "mail/{{local}}"\n'
     files = {"passwords": f"front:{hash_password('secret')}\n"}
     with launch(tls_files.table, listeners=BEHIND, plugins=ROUTE + store, files=files) as server:
@@ -73,7 +73,7 @@ password_file = "password"
 
 
 def send(server: Running, *users: str) -> str:
-    """Send a message; give the reply to its content."""
+    """Send a message and return the reply to its content."""
     with server.connect() as client:
         client.greet()
         client.command("MAIL FROM:<bob@client.example>")
@@ -121,7 +121,7 @@ def test_recipient_that_is_refused_is_returned_and_the_others_have_their_mail(
 def sink(
     tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
 ) -> Iterator[tuple[int, Path]]:
-    """Run the smtp-sink of Postfix; give its port and where it puts what it got."""
+    """Run the smtp-sink of Postfix. Return its port and the directory of its messages."""
     directory, port = tmp_path_factory.mktemp("sink"), free_port()
     got = directory / "got"
     command = (require_program("smtp-sink"), "-u", "root", "-D", f"{got}.%s", f"127.0.0.1:{port}")
@@ -140,7 +140,7 @@ def test_sink_of_postfix_takes_what_was_sent(sink: tuple[int, Path]) -> None:
     assert b"X-Rcpt-Args: <u@example.org>" in text
 
 
-# Servers that do as a test wants
+# Servers that behave as a test wants
 
 
 def to_three() -> Envelope:
@@ -151,7 +151,7 @@ def to_three() -> Envelope:
 
 
 def deliver_all(script: Talk, envelope: Envelope, *users: str) -> list[str]:
-    """Deliver to one mailbox after the other; give what each hears."""
+    """Deliver to one mailbox after the other, and return the replies."""
     heard = []
     with serving(script) as address:
         plugin = Forward(address=address, patience=timedelta(seconds=60))

@@ -1,4 +1,4 @@
-"""Who has to come again, who need not, and for how long that is remembered."""
+"""Which clients have to try again, which need not, and for how long that is remembered."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PUT_OFF = "451 4.7.1 greylisted, try again in 300 s"
 
 
 class World:
-    """A server that goes on while clients come and go, and its clock."""
+    """A server for several clients one after the other, and its clock."""
 
     def __init__(self, *, store: State | None = None, **options: object) -> None:
         self.now = 1_000_000.0
@@ -66,12 +66,12 @@ class World:
         to: tuple[str, ...] = ("user@example.org",),
         login: str | None = None,
     ) -> str:
-        """Return the first refusal or the last reply; short when it was accepted."""
+        """Return the first refusal or the last reply, shortened if it was accepted."""
         reply = self.dialogue(peer, login).mail(MAIL, sender=sender, to=to)
         return "250" if reply.startswith("250") else reply
 
     def pass_on(self, peer: str = "192.0.2.1", sender: str = "a@client.example") -> None:
-        """Have a client wait and come again."""
+        """Let a client wait and try again."""
         self.mail(peer, sender)
         self.now += 5 * MINUTE
         assert self.mail(peer, sender) == "250"
@@ -238,7 +238,7 @@ USER: Final = Recipient(Address("user", "example.org"))
 
 
 def comes_again(greylist: Greylist) -> bool:
-    """Say whether a message passes, asking the plugin alone."""
+    """Return whether the plugin alone accepts a message."""
     envelope = Envelope(
         id="s.1", reverse_path=None, listener="", peer="", helo="", login=None, arrived=0
     )
@@ -277,7 +277,7 @@ def test_clock_that_was_ahead_for_a_while_keeps_nobody_waiting(ahead: float, kep
     assert world.mail() == PUT_OFF
     world.now += 5 * MINUTE
     assert world.mail() == "250"
-    world.now += 40 * DAY  # what was noted in the future is noted again, and holds
+    world.now += 40 * DAY  # an entry from the future is written again, and counts
     world.mail("198.51.100.1")
     world.now += 5 * MINUTE
     assert world.mail("198.51.100.1") == "250"

@@ -1,4 +1,4 @@
-"""What becomes of clients that greet by a wrong name, against a real DNS."""
+"""The reply to clients that greet with a wrong name, with a real DNS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resolver(
 
 @plugin
 class Looking:
-    """Shows what the filter has left."""
+    """Shows the results of the filter."""
 
     @hookimpl
     def on_data(self, envelope: Envelope) -> None:
@@ -57,7 +57,7 @@ def asked(
     peer: str = "192.0.2.1",
     login: str | None = None,
 ) -> tuple[str, Looking]:
-    """Return the answer to MAIL at mx.example.org, and what was found when it was taken."""
+    """Return the reply to MAIL at mx.example.org, and the findings if it was accepted."""
     looking = Looking()
     dialogue = Dialogue(checks, looking, Mailroom(), resolver=resolver, peer=peer, login=login)
     dialogue.session.local = "198.51.100.25"

@@ -1,4 +1,4 @@
-"""Logins that a web service decides about: a real web server, and some that fail."""
+"""Logins that a web service decides: a real web server, and fakes that fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALICE: Final = Credentials("PLAIN", "Alice", "s\u00e4cret&=x", "bob")
 
 
 class Accounts(ThreadingHTTPServer):
-    """A web service that knows alice; `seen` has what it was sent."""
+    """A web service that knows alice; `seen` has its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -1,4 +1,4 @@
-"""Logins that an LDAP directory decides about: slapd, and some that fail."""
+"""Logins that an LDAP directory decides: slapd, and fakes that fail."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ sn: {uid}
 mail: {mail}
 employeeNumber: 7
 """
-#: Names that mean something in a DN or in a filter.
+#: Names with special characters of a DN or a filter.
 STRANGE: Final = ("o'hara, jr", "a*b", "star(1)", "x=y+z", 'back\\slash "q"', "#1", "a;b<c>d")
 
 
@@ -160,7 +160,7 @@ def log_in(plugin: Ldap, user: str = "alice", password: str = "secret") -> str |
 
 @pytest.fixture(params=["dn", "search"])
 def plugin(request: pytest.FixtureRequest, directory: Directory) -> Ldap:
-    """Return one that knows each user's DN, and one that searches."""
+    """Return a plugin with the DN of each user, and one that searches."""
     return Ldap(url=directory.url, dn=DN) if request.param == "dn" else directory.searching()
 
 
@@ -312,7 +312,7 @@ def test_reader_that_may_not_read_is_a_failure_and_told(
 ) -> None:
     (tmp_path / "wrong").write_text("wrong")
     plugin = directory.searching(password=tmp_path / "wrong")
-    for _ in range(7):  # it answers, so it is not left alone
+    for _ in range(7):  # it answers, so it is asked again
         with pytest.raises(RemoteError, match=r"answers the bind as cn=reader.* code 49"):
             log_in(plugin)
 
@@ -393,7 +393,7 @@ def truncated(sock: socket.socket) -> None:
 
 
 def stripped(sock: socket.socket) -> None:
-    """Agree to StartTLS, and say something more before TLS begins."""
+    """Agree to StartTLS, and send more before TLS begins."""
     sock.recv(65536)
     sock.sendall(answer(EXTENDED, 0) + answer(BIND, 0))
     sock.recv(65536)

@@ -69,7 +69,7 @@ def running(request: pytest.FixtureRequest, launch: Launch, dovecot: Dovecot) ->
 
 
 def send(server: Running, users: list[str], content: bytes, listener: str = "smtp") -> list[str]:
-    """Send a message; give the replies to its content."""
+    """Send a message and return the replies to its content."""
     with server.connect(listener) as client:
         client.reply()
         client.command("LHLO client" if listener == "lmtp" else "EHLO client")
@@ -123,11 +123,11 @@ def test_each_recipient_of_lmtp_has_the_reply_for_itself(running: Running) -> No
     assert [reply[:9] for reply in replies] == ["250 2.0.0"] * 2
 
 
-# Servers that do as a test wants
+# Servers that behave as a test wants
 
 
 def deliver(script: Talk, envelope: Envelope, content: bytes = TEXT) -> str:
-    """Hand a message to such a server; give the refusal."""
+    """Send a message to such a server, and return the refusal."""
     with serving(script) as address:
         plugin = Lmtp(address=address, patience=timedelta(seconds=60))
         try:

@@ -1,4 +1,4 @@
-"""Which recipients are ours and where their copies go, as an administrator writes it down."""
+"""The recipients of this server and the routes of their copies, as configured."""
 
 import itertools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net",
 def routed(
     mailboxes: Mailboxes, address: Address, sender: str = "a@example.com"
 ) -> Recipient | None:
-    """Return the recipient with its route, None where it has none."""
+    """Return the recipient with its route, which may be None."""
     envelope = Envelope(
         id="e", reverse_path=Address.parse(sender) if sender else None, listener="smtp",
         peer="192.0.2.1", helo="x", login=None, arrived=0.0,
@@ -35,7 +35,7 @@ def route(mailboxes: Mailboxes, local: str, domain: str = "example.org") -> list
 
 
 def elsewhere(mailboxes: Mailboxes, local: str, sender: str = "a@example.com") -> list[str]:
-    """Return the outside addresses as text, with the sender that they get."""
+    """Return the remote addresses as text, with their sender."""
     found = routed(mailboxes, Address(local, "example.org"), sender)
     assert found is not None
     return [

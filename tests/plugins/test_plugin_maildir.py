@@ -1,4 +1,4 @@
-"""Storage in Maildirs: the form, the names, and what is left after every kind of failure."""
+"""Storage in Maildirs: the format, the names, and the state after every kind of failure."""
 
 import errno
 import fcntl
@@ -48,7 +48,7 @@ def make_message(content: bytes = TEXT) -> Message:
 
 
 def files(root: Path) -> list[Path]:
-    """Return every file below a directory that should hold messages only."""
+    """Return every file below a directory that should contain only messages."""
     return sorted(path for path in root.rglob("*") if path.is_file())
 
 
@@ -62,7 +62,7 @@ def box(tmp_path: Path) -> Path:
     return tmp_path / "example.org" / "alice"
 
 
-# What is stored, where, and under which name
+# Place, name and content of stored messages
 
 
 def test_message_is_stored_in_new_below_the_fields_of_final_delivery(
@@ -182,7 +182,7 @@ def test_other_templates_are_allowed(tmp_path: Path, path: str) -> None:
     assert len(list((tmp_path / expected / "new").iterdir())) == 1
 
 
-# Values that would like to be somewhere else
+# Values that could lead to another directory
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_unfinished_file_of_the_same_name_is_replaced(plugin: Maildir, box: Path
 def test_delivery_beside_another_of_the_same_message_keeps_one(
     plugin: Maildir, box: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes that both found nothing there."""
+    """Two processes that both found no file."""
     envelope = make_envelope(queued=True)
     plugin.deliver(envelope, make_message(), ALICE)
     monkeypatch.setattr(maildir, "_stored", lambda *_: False)
@@ -372,11 +372,11 @@ def test_delivery_repeated_after_a_kill_leaves_exactly_one_copy(
         assert path.read_bytes().endswith(b"Received: by us\r\n" + KILLED_CONTENT)
 
 
-# What a crash has left in tmp/
+# Files that a crash left in tmp/
 
 
 def rescue(plugin: Maildir, state: Path, slot: int = 0) -> None:
-    """Start the plugin as a worker does, and wait for what it does then."""
+    """Start the plugin as a worker does, and wait for the end of its start."""
     plugin.on_start(ServerInfo("mx.example.org", state, role="worker", slot=slot))
     for thread in threading.enumerate():
         if thread.name == "maildir":
@@ -384,7 +384,7 @@ def rescue(plugin: Maildir, state: Path, slot: int = 0) -> None:
 
 
 def put_back(plugin: Maildir, folder: Path, *, quarantined: bool = False) -> Path:
-    """Deliver a message and put it into tmp/ again, as a power cut may; give where it was."""
+    """Deliver a message and move it back into tmp/, as a power cut may. Return its old path."""
     message = make_message()
     if quarantined:
         message.quarantine("suspicious")
@@ -599,7 +599,7 @@ def test_copy_that_went_into_the_file_of_another_is_not_stored(
     write_to, taken = Message.write_to, []
 
     def closed(message: Message, fd: int, before: bytes = b"") -> int:
-        """Do as if a plugin had closed our descriptor, and a file had taken its place."""
+        """Act as if a plugin closed our descriptor and a file took its number."""
         with (tmp_path / "other").open("wb") as file:
             os.dup2(file.fileno(), fd)
         taken.append(fd)
@@ -612,7 +612,7 @@ def test_copy_that_went_into_the_file_of_another_is_not_stored(
         with pytest.raises(Defer):
             plugin.deliver(make_envelope(), make_message(), ALICE)
     assert files(box) == []
-    os.close(taken[0])  # as it belongs to another, who still has it
+    os.close(taken[0])  # because it belongs to another owner, who still uses it
     assert plugin.deliver(make_envelope(), make_message(), ALICE)
 
 

@@ -1,4 +1,4 @@
-"""Filters of the milter protocol: a scripted one for each feature, and real ones from Debian."""
+"""Filters of the milter protocol: a scripted one for each feature, and real ones."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ NO_REPLIES: Final = 0xFF080
 
 @dataclass
 class Filter:
-    """A filter that says what a test has written down, and keeps what it was told.
+    """A filter that sends the answers of a test, and keeps its input.
 
-    `answers` are packets by the letter of the command; to all others it says continue.
+    `answers` are packets by the letter of the command; others get continue.
     """
 
     answers: Mapping[bytes, bytes] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Filter:
     connections: list[str] = field(default_factory=list)  # the commands of each
 
     def talk(self, sock: socket.socket) -> None:
-        """Be a filter for one connection."""
+        """Serve one connection."""
         number = len(self.connections)
         self.connections.append("")
         with sock.makefile("rb") as reader:
@@ -106,7 +106,7 @@ class Filter:
         return b"".join(letter for letter, _ in self.told if letter != b"D").decode()
 
     def data(self, letter: bytes) -> list[bytes]:
-        """Return what came with all commands of a letter."""
+        """Return the data of all commands of a letter."""
         return [data for each, data in self.told if each == letter]
 
     def macros(self, letter: bytes) -> dict[str, str]:
@@ -118,7 +118,7 @@ class Filter:
 
 @dataclass
 class Scene:
-    """A session whose mail a filter looks at; `stored` are the messages by recipient."""
+    """A session with a filter; `stored` are the messages by recipient."""
 
     dialogue: Dialogue
     mailroom: Mailroom
@@ -142,7 +142,7 @@ Play = Callable[..., Scene]
 
 @pytest.fixture
 def play() -> Iterator[Play]:
-    """Yield a function that begins a session before a filter, or before any bad service."""
+    """Yield a function that begins a session with a filter, or with a bad service."""
     dialogues: list[Dialogue] = []
     services: list[Any] = []
 
@@ -172,11 +172,11 @@ def say(letter: bytes, *values: str | bytes) -> bytes:
 
 
 def change(*packets: bytes) -> dict[bytes, bytes]:
-    """Return the answers of a filter that changes this, then says continue."""
+    """Return the answers of a filter that makes this change, then continues."""
     return {b"E": b"".join(packets) + CONTINUE}
 
 
-# What a filter is told
+# The input of a filter
 
 
 def test_filter_is_told_of_each_step(play: Play) -> None:
@@ -430,7 +430,7 @@ def test_filter_may_see_the_space_before_values(play: Play) -> None:
     assert scene.message == "A:b\r\nC:  d\r\nX-A: b\r\nX-B:c\r\n\r\n"
 
 
-# What it says
+# The answers of a filter
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ def test_filter_is_given_the_time_it_asks_for(play: Play) -> None:
 
 
 class _Slow:
-    """A socket of a filter that is at work for longer than anybody waits, and says so."""
+    """A socket of a filter that works longer than the limit, and reports progress."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -541,7 +541,7 @@ class _Slow:
         self._socket.sendall(data)
 
 
-# What it changes
+# Changes of a filter
 
 
 @pytest.mark.parametrize(
@@ -560,7 +560,7 @@ class _Slow:
         ([packet(b"m", b"\0\0\0\3" + texts("A", ""))], "A: 1\nB: 2\nA: 3\n"),
         ([packet(b"m", b"\0\0\0\1" + texts("Received", ""))], "A: 1\nB: 2\nA: 3\n"),
         (
-            # Numbers count what was there at first, as Sendmail has it.
+            # Numbers count the original fields, as in Sendmail.
             [packet(b"m", bytes([0, 0, 0, each]) + texts("A", "")) for each in (1, 2)],
             "B: 2\n",
         ),
@@ -855,7 +855,7 @@ def test_options_that_make_no_sense_are_mistakes() -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """A key for signing, in a file, and as the DNS has it."""
+    """A key for signing, in a file, and as its record in the DNS."""
 
     path: Path
     record: bytes
@@ -953,7 +953,7 @@ def test_opendkim_signs_what_users_send_and_verifies_it_later(
 def test_opendkim_removes_results_that_claim_to_be_ours(
     opendkim: SocketAddress, play: Play
 ) -> None:
-    """It numbers fields as they were before it has deleted any."""
+    """It numbers the fields as they were before it deletes any."""
     hosts = ("mx.example.org", "b.example", "mx.example.org", "mx.example.org", "c.example")
     claims = [f"Authentication-Results: {host}; dkim=pass" for host in hosts]
     scene = play(opendkim)
@@ -990,7 +990,7 @@ GTUBE: Final = "C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X
 def rspamd(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SocketAddress]:
-    """Run rspamd as a milter that looks at messages by itself, with no rules but its tests."""
+    """Run rspamd as a milter that checks messages itself, with only its test rules."""
     program, directory, port = require_program("rspamd"), tmp_path_factory.mktemp("r"), free_port()
     (directory / "tlds").write_text("com\norg\nexample\n")
     (directory / "rspamd.conf").write_text(RSPAMD.format(directory=directory, port=port))
@@ -1000,7 +1000,7 @@ def rspamd(
 
 
 def gtube(letter: str) -> str:
-    """Return a message that rspamd is to refuse (X), to mark (Y), or to rename (Z)."""
+    """Return a message for rspamd to refuse (X), mark (Y), or rename (Z)."""
     return f"From: me@example.org\nSubject: hello\n\n{letter}JS*{GTUBE}\n"
 
 

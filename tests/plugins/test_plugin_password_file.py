@@ -156,7 +156,7 @@ def test_user_has_the_name_of_the_file_however_it_was_typed(
     ids=ascii,
 )
 def test_nobody_becomes_another_user_by_the_spelling(people: Path, typed: str) -> None:
-    """Whatever the password: that of any user does not fit."""
+    """For every password, also that of another user."""
     plugin = PasswordFile(path=people)
     for password in (*PEOPLE, typed):
         assert plugin.authenticate(Credentials("PLAIN", typed, password)) is None
@@ -166,7 +166,7 @@ def test_nobody_becomes_another_user_by_the_spelling(people: Path, typed: str) -
 
 @given(st.text(), st.text())
 def test_only_the_password_of_a_user_opens_for_that_user(one: str, other: str) -> None:
-    """With any two names in the file, and either typed in the folded form."""
+    """With any two names in the file, and each of them typed in the folded form."""
     users = _Users()
     for name in dict.fromkeys((one, other)):
         users.hashes[name] = name
@@ -308,7 +308,7 @@ def test_file_that_is_empty_at_the_start_puts_every_login_off(path: Path) -> Non
     good = path.read_bytes()
     path.write_bytes(b"")
     plugin = PasswordFile(path=path)  # as a process that starts after the accident
-    assert plugin.mechanisms == ("PLAIN", "LOGIN")  # AUTH is offered, or nobody would hear 454
+    assert plugin.mechanisms == ("PLAIN", "LOGIN")  # AUTH is offered, so clients get 454
     assert unusable_files() == 1
     with pytest.raises(Defer, match=r"^454 4\.7\.0 the passwords cannot be read now"):
         plugin.authenticate(Credentials("PLAIN", "alice", "apple"))
@@ -416,7 +416,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 class Queue:
-    """Logins that wait for a turn: the check of the first one takes until `go`."""
+    """Logins that wait for their turn, because the check of the first one lasts until `go`."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch, patience: float) -> None:
         monkeypatch.setattr("minismtp_plugins._login._PATIENCE", patience)

@@ -37,7 +37,7 @@ def script(tmp_path: Path) -> Script:
 
 
 def deliver(plugin: Pipe, mailbox: Address = ALICE, content: bytes = TEXT) -> str:
-    """Run it for a copy; give the refusal."""
+    """Run it for a copy, and return the refusal."""
     try:
         assert plugin.deliver(make_envelope(), Message("1a2b.1", Content.of(content)), mailbox)
     except Verdict as verdict:
@@ -143,7 +143,7 @@ def test_program_that_talks_without_end_is_heard_and_forgotten(script: Script) -
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -180,7 +180,7 @@ def test_child_that_goes_on_keeps_nobody_waiting(script: Script, tmp_path: Path)
 def test_limits_hold_for_the_program(
     script: Script, tmp_path: Path, limits: dict[str, int], shown: str
 ) -> None:
-    # It waits until they are set: that is done just after its start.
+    # It waits until they are set, which happens directly after its start.
     flag = {"files": "n", "memory": "v", "cpu": "t"}[next(iter(limits))]
     wanted = shown.split(maxsplit=1)[0]
     program = script(f"until [ $(ulimit -{flag}) = {wanted} ]; do :; done")

@@ -1,4 +1,4 @@
-"""Mail that filters set aside: kept with its envelope, seen, released, deleted, expired."""
+"""Mail in quarantine: kept with its envelope, shown, released, deleted, expired."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_release_that_was_cut_off_goes_on_and_delivers_once(
         raise KeyboardInterrupt
 
     names = []
-    for _ in range(2):  # cut off after the spool has it; what is there is delivered each time
+    for _ in range(2):  # interrupted after it is in the spool, from where it is delivered
         kept = only(store)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", crash)
@@ -315,7 +315,7 @@ def running(launch: Launch) -> Iterator[Running]:
 
 
 def send(server: Running, *users: str, reason: str, sender: str = "bob@client.example") -> str:
-    """Send a message that is set aside; give its ID."""
+    """Send a message that is quarantined, and return its ID."""
     with server.connect() as client:
         client.greet()
         client.command(f"MAIL FROM:<{sender}>")
@@ -329,10 +329,10 @@ def send(server: Running, *users: str, reason: str, sender: str = "bob@client.ex
 
 
 class Quarantining(Protocol):
-    """Runs `minismtp quarantine`, and gives what it says."""
+    """Runs `minismtp quarantine`, and returns its output."""
 
     def __call__(self, *arguments: str, status: int = 0) -> str:
-        """Run it; with a `status` other than 0 what it says on standard error."""
+        """Run it. With a `status` other than 0, return its standard error."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What counts towards a limit, whose it is, and that it holds exactly wherever mail comes in."""
+"""What counts towards a limit, for which client, and that it is exact on all listeners."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAIL: Final = "Subject: Hello\n\nHello.\n"
 
 
 class World:
-    """A server that goes on while clients come and go, and its clock."""
+    """A server for several clients one after the other, and its clock."""
 
     def __init__(self, *limits: dict[str, object], **options: object) -> None:
         self.now = 1_000_000.0
@@ -58,7 +58,7 @@ class World:
         *,
         declared: int | None = None,
     ) -> str:
-        """Return the first refusal or the last reply; the number alone when it was accepted."""
+        """Return the first refusal or the last reply, only its code if the message was accepted."""
         dialogue = self.dialogue(peer, login)
         stated = "" if declared is None else f" SIZE={declared}"
         commands = [f"MAIL FROM:<{sender}>{stated}"]
@@ -73,7 +73,7 @@ class World:
 
 
 def put_off(reply: str) -> str:
-    """Return the reply without its seconds, which are those of an hour."""
+    """Return the reply without its seconds, which are within an hour."""
     match = re.fullmatch(r"451 4\.7\.1 (.*), try again in (\d+) s", reply)
     assert match is not None, reply
     assert 3600 <= int(match[2]) <= 3780
@@ -142,7 +142,7 @@ def test_networks_that_are_named_are_not_counted() -> None:
 
 
 def test_user_from_a_network_that_is_not_counted_is_counted() -> None:
-    """A webmail on this machine is no way around the limit of a stolen password."""
+    """A stolen password has the same limit through a webmail program on this host."""
     world = World({"by": "login", "messages": "1/1h"})
     assert [world.mail("127.0.0.1", "alice")[:3] for _ in range(2)] == ["250", "451"]
 
@@ -351,7 +351,7 @@ backend both
 
 
 def send(port: int, source: str = "127.0.0.1", sender: str = "a@client.example") -> str:
-    """Send a message and give the first refusal or the last reply."""
+    """Send a message and return the first refusal or the last reply."""
     with (
         socket.create_connection(("127.0.0.1", port), 60, (source, 0)) as sock,
         sock.makefile("rb") as replies,
@@ -383,7 +383,7 @@ def test_workers_let_just_so_many_messages_through(launch: Launch) -> None:
 def two_hosts(
     launch: Launch, require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[int, list[Running], RedisServer]]:
-    """Run two servers with one Redis behind HAProxy; give its port, and them all."""
+    """Run two servers with one Redis behind HAProxy. Return its port and all of them."""
     program, haproxy = require_program("redis-server"), require_program("haproxy")
     directory = tmp_path_factory.mktemp("balancer")
     with contextlib.ExitStack() as stack:
@@ -411,7 +411,7 @@ def _listens(port: int) -> bool:
 def test_two_hosts_share_greylist_and_limit_exactly(
     two_hosts: tuple[int, list[Running], RedisServer],
 ) -> None:
-    """Strangers come by 127.0.1.x: what one host has put off the other knows, 100 pass."""
+    """Strangers at 127.0.1.x: the other host knows whom one deferred, and 100 pass."""
     port, servers, redis = two_hosts
     assert send(port, "127.0.1.1").startswith("451 4.7.1 greylisted")
     assert send(port, "127.0.1.1").startswith("451 4.7.1 greylisted")  # by the other host

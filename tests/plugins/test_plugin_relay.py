@@ -1,4 +1,4 @@
-"""Who may send mail to other hosts: users and trusted networks, and nobody else."""
+"""Only users and trusted networks may send mail to other hosts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
-# Without a queue the server says so to those for whom it would relay.
+# Without a queue, this is the reply to clients that may relay.
 WOULD_RELAY = "451 4.3.5 mail for other hosts is not taken now"
 REFUSED = "550 5.7.1 relaying denied"
 
@@ -39,7 +39,7 @@ class Keeping:
 def asked(
     *networks: str, peer: str = "192.0.2.1", login: str | None = None, to: str = "b@example.net"
 ) -> str:
-    """Return the answer to RCPT behind a server for example.org."""
+    """Return the reply to RCPT of a server for example.org."""
     dialogue = Dialogue(
         Mailboxes(domains=["example.org"], users=["alice"]),
         Relaying(networks=[ip_network(each) for each in networks]),
@@ -85,7 +85,7 @@ def test_host_may_send_anywhere_from_a_trusted_network_only(peer: str, reply: st
 def test_success_is_told_to_users_and_trusted_networks_only(
     peer: str, login: str | None, trusted: bool
 ) -> None:
-    """A forged sender gets no notification of the delivery."""
+    """A forged sender is not notified of the delivery."""
     keeping = Keeping()
     relaying = Relaying(networks=[ip_network("192.0.2.0/24")])
     dialogue = Dialogue(keeping, relaying, Mailroom(), peer=peer, login=login)

@@ -1,4 +1,4 @@
-"""What becomes of clients whose name in the DNS is missing or wrong, against a real DNS."""
+"""The reply to clients whose name in the DNS is missing or wrong, with a real DNS."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resolver(
 
 @plugin
 class Looking:
-    """Shows what the filter has left."""
+    """Shows the results of the filter."""
 
     @hookimpl
     def on_data(self, session: Session, envelope: Envelope) -> None:
@@ -65,7 +65,7 @@ def asked(
     *,
     login: str | None = None,
 ) -> tuple[str, Looking]:
-    """Return the answer to MAIL, and what was found when it was taken."""
+    """Return the reply to MAIL, and the findings if it was accepted."""
     looking = Looking()
     dialogue = Dialogue(reverse_dns, looking, Mailroom(), resolver=resolver, peer=peer, login=login)
     dialogue.send("EHLO client.example")
@@ -134,7 +134,7 @@ def test_options_say_what_becomes_of_a_client(
 
 
 class Noting(Resolver):
-    """Notes the names that it is asked for."""
+    """Records the names in its questions."""
 
     def __init__(self, resolver: Resolver) -> None:
         self._asked = resolver

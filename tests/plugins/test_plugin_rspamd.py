@@ -1,4 +1,4 @@
-"""What rspamd decides is done: refusals, deferrals, marks, changes of the header."""
+"""The plugin does what rspamd decides: refuse, defer, mark, change the header."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minismtp import (
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
-# The test line of SpamAssassin and rspamd, in halves: else a filter would take this file away.
+# The test line of SpamAssassin and rspamd, in halves, because a filter could remove this file.
 GTUBE: Final = "XJS*C4JDBQADN1.NSBN3*2IDNEN*" + "GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 SPAM: Final = f"From: a@client.example\nSubject: Offer\n\n{GTUBE}\n"
 HAM: Final = (
@@ -37,7 +37,7 @@ HAM: Final = (
     f"Date: {formatdate()}\nMessage-ID: <2026.11.26.8a1f0c5d7e21@client.example>\n\nAt one?\n"
 )
 DEFERRED: Final = "451 4.3.0 temporary failure, try again later"
-# What of rspamd would ask the network, or remember.
+# The parts of rspamd that would ask the network, or remember.
 MODULES: Final = (
     *("asn", "fuzzy_check", "greylist", "mx_check", "neural", "phishing", "rbl", "surbl"),
     *("hfilter", "spf", "dkim", "dmarc", "arc"),
@@ -59,7 +59,7 @@ CONFIGURATION: Final = {
 def url(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Run rspamd without a network; give its URL."""
+    """Run rspamd without a network, and return its URL."""
     program, directory, port = (
         require_program("rspamd"),
         tmp_path_factory.mktemp("rspamd"),
@@ -96,7 +96,7 @@ def talk(*plugins: object, resolver: Resolver | None = None, **scene: Any) -> Di
 
 
 def judged(answer: object, content: str = HAM, **options: Any) -> tuple[str, Mailroom]:  # noqa: ANN401 - those of the plugin
-    """Return the reply to a message and what was stored of it, when rspamd says this."""
+    """Return the reply to a message, and the stored message, if rspamd answers this."""
     mailroom = Mailroom()
     with serving(saying(http(answer))) as address:
         reply = talk(Rspamd(url=f"http://{address}", **options), mailroom).mail(content)
@@ -111,7 +111,7 @@ def header(mailroom: Mailroom) -> list[tuple[str, str]]:
 
 @plugin
 class Notes:
-    """Keep what the plugin left on the last envelope."""
+    """Keep the result of the plugin on the last envelope."""
 
     @hookimpl
     def on_message(self, envelope: Envelope) -> None:

@@ -1,4 +1,4 @@
-"""Rules: which conditions hold, what is done, and what a pattern may cost."""
+"""Rules: conditions, actions, and the time of patterns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def judged(
 
 
 def holds(condition: str, client: Session | None = None) -> bool:
-    """Tell whether a condition in TOML holds for the message above."""
+    """Return whether a condition in TOML holds for the message above."""
     rule = f'[[rules]]\nname = "it"\naction = "discard"\nall = [{{ {condition} }}]\n'
     place = envelope("first@example.org", "second@example.org")
     return judged(made(rule), place, client=client).discarded == "it"

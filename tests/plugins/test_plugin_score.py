@@ -18,7 +18,7 @@ DEFERRED = "451 4.3.0 temporary failure, try again later"
 
 @plugin
 class Finder:
-    """Find what a test says, about the session and about each of its messages."""
+    """Make the findings of a test, for the session and for each message."""
 
     session: list[Finding] = field(default_factory=list)
     message: list[Finding] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Finder:
 
 @plugin
 class Notes:
-    """Keep what the plugin left on the last envelope."""
+    """Keep the result of the plugin on the last envelope."""
 
     @hookimpl
     def on_message(self, envelope: Envelope) -> None:

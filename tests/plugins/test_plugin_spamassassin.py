@@ -1,4 +1,4 @@
-"""SpamAssassin's score marks, sets aside and refuses mail; nobody else's marks stay."""
+"""SpamAssassin's score marks, quarantines and refuses mail; marks of senders are removed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from minismtp import (
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.testing import Dialogue, Mailroom
 
-# The test line of SpamAssassin, in halves: else a filter would take this file away.
+# The test line of SpamAssassin, in halves, because a filter could remove this file.
 GTUBE: Final = "XJS*C4JDBQADN1.NSBN3*2IDNEN*" + "GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X"
 SPAM: Final = f"From: a@client.example\nSubject: Offer\n\n{GTUBE}\n"
 HAM: Final = (
@@ -46,7 +46,7 @@ DEFERRED: Final = "451 4.3.0 temporary failure, try again later"
 
 @pytest.fixture(autouse=True)
 def no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no dialogue ask the DNS of this machine."""
+    """Make sure that no dialogue asks the DNS of this machine."""
     monkeypatch.setattr("minismtp.session.in_memory.Resolver", Names)
 
 
@@ -54,7 +54,7 @@ def no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
 def spamd(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SocketAddress]:
-    """Run spamd with the rules of the package, and no network; give where it listens."""
+    """Run spamd with the rules of the package and no network, and return its address."""
     program, directory, port = (
         require_program("spamd"),
         tmp_path_factory.mktemp("spamd"),
@@ -82,7 +82,7 @@ def stored(mailroom: Mailroom) -> Headers:
 
 @plugin
 class Notes:
-    """Keep what the plugin left on the last envelope."""
+    """Keep the result of the plugin on the last envelope."""
 
     @hookimpl
     def on_message(self, envelope: Envelope) -> None:
@@ -268,7 +268,7 @@ def test_threshold_can_be_switched_off() -> None:
     assert scanner.reject is None
 
 
-# What spamd learns of the client
+# Data about the client for spamd
 
 
 ZONES: Final = {
@@ -369,7 +369,7 @@ def test_helo_cannot_pass_for_something_else(network: Network, helo: str) -> Non
 
 
 def shown(plugin: Spamassassin, network_peer: str, sender: str = "a@test") -> bytes:
-    """Return what spamd is sent, behind its own lines."""
+    """Return the message that spamd gets, after its own lines."""
     heard: list[bytes] = []
 
     def talk(sock: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What becomes of senders whom SPF forbids, against a real DNS."""
+"""The reply to senders that SPF forbids, with a real DNS."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def resolver(dns: SocketAddress) -> Resolver:
 
 @plugin
 class Looking:
-    """Shows what the filters before have left."""
+    """Shows the results of the filters before it."""
 
     @hookimpl
     def on_data(self, envelope: Envelope) -> None:
@@ -105,7 +105,7 @@ class Scene:
         self.reply = self.dialogue.send(f"MAIL FROM:<{sender}>{utf8}")
 
     def finish(self) -> bytes:
-        """Send the rest; give what is stored."""
+        """Send the rest, and return the stored message."""
         self.dialogue.send("RCPT TO:<user@example.org>")
         assert self.dialogue.send("DATA")[:3] == "354"
         assert self.dialogue.send_raw(b"Subject: hello\r\n\r\nIt works.\r\n.\r\n")[:3] == b"250"

@@ -139,7 +139,7 @@ def test_nobody_may_act_as_somebody_else(path: Path) -> None:
 def test_several_rows_are_a_failure(path: Path, query: str) -> None:
     user = "twice" if query == QUERY else "%"
     plugin = Sql(path=path, query=query)
-    for _ in range(7):  # it says nothing against the database: others can still log in
+    for _ in range(7):  # this is not a failure of the database, so others can still log in
         with pytest.raises(ValueError, match="several rows"):
             log_in(plugin, user)
     assert log_in(plugin) == "alice"
@@ -201,7 +201,7 @@ def test_first_unknown_user_costs_what_a_known_one_does(
 def test_unknown_user_costs_what_the_last_known_one_did(path: Path, costs: list[int]) -> None:
     plugin = Sql(path=path, query="SELECT hash FROM users WHERE :user = name")
     log_in(plugin, "nobody")
-    assert costs == [1 << 15]  # nothing tells how to find a hash
+    assert costs == [1 << 15]  # no query finds a hash
     log_in(plugin)
     log_in(plugin, "nobody")
     assert costs[1:] == [2, 2]
@@ -328,11 +328,11 @@ def test_server_takes_users_of_a_database(launch: Launch) -> None:
 def postgresql(
     tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
 ) -> Iterator[dict[str, Any]]:
-    """Run a PostgreSQL with the table of users; give the arguments of connect."""
+    """Run a PostgreSQL with the table of users, and return the arguments of connect."""
     directory = tmp_path_factory.mktemp("postgresql")
     programs = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
     initdb = shutil.which("initdb", path=programs) or require_program("initdb")
-    # It refuses to run as root: in a user namespace we are nobody.
+    # It refuses to run as root. In a user namespace the tests run as nobody.
     nobody = (require_program("unshare"), "--user", "--map-user=65534", "--map-group=65534")
     data, port = directory / "data", free_port()
     command = (*nobody, initdb, "-D", data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
@@ -492,7 +492,7 @@ class _Connection:
 
 
 class OddModule(ModuleType):
-    """A module that keeps what it is asked in `asked`."""
+    """A module that keeps its queries in `asked`."""
 
     Error = DataError = ZeroDivisionError
     paramstyle = "qmark"

@@ -30,7 +30,7 @@ TEXT = b"Subject: x\r\n\r\n.dot\r\n8-bit \xff\r\n"
 
 @dataclass
 class Service:
-    """What a service is asked, and what it answers."""
+    """The requests to a service, and its answers."""
 
     url: str = ""
     status: int = 204
@@ -56,7 +56,7 @@ def service() -> Iterator[Service]:
             self.wfile.write(service.answer)
 
         def log_message(self, *_: object) -> None:
-            """Be quiet."""
+            """Do not log requests."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         service.url = f"http://127.0.0.1:{server.server_port}/mail?of=us"
@@ -68,7 +68,7 @@ def service() -> Iterator[Service]:
 
 
 def deliver(plugin: Webhook, content: bytes = TEXT, mailbox: Address = ALICE) -> str:
-    """Post a copy; give the refusal."""
+    """Post a copy, and return the refusal."""
     try:
         message = Message("1a2b.1", Content.of(content), b"Received: by us\r\n")
         assert plugin.deliver(make_envelope(), message, mailbox) is True

@@ -1,4 +1,4 @@
-"""What holds for every plugin that asks a scanner: the scanner's faults harm nobody else's mail."""
+"""Every plugin that asks a scanner: faults of the scanner do not affect other mail."""
 
 from __future__ import annotations
 

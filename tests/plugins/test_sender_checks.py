@@ -1,4 +1,4 @@
-"""The checks of a sender together: as their pages have them, and with names that nsd serves."""
+"""The checks of a sender together, as configured on their pages, with a zone of nsd."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_mail_of_domains_without_a_policy_is_let_through(checking: Running) -> N
 def test_mail_of_a_list_that_is_trusted_passes_by_its_seal(
     configure_at: Callable[[str], Configure], start: Start, checking: Running, names: str
 ) -> None:
-    """The list changes the text, so that the signature holds there and not here."""
+    """The list changes the text, so the signature is valid there and not here."""
     checks = CHECKS.format(dns=names).replace('[[plugins]]\nuse = "arc"\n', "")
     last = '[[plugins]]\nuse = "footer"\n'
     route = f'[[outbound.routes]]\ndomain = "*"\nhost = "{checking.address()}"\n'

@@ -1,4 +1,4 @@
-"""The evaluation of SPF records, against the test suite of RFC 7208 and what it leaves out.
+"""The evaluation of SPF records: the test suite of RFC 7208, and more cases.
 
 tests/data/spf has the suite, as published by its authors, with its license.
 """
@@ -176,7 +176,7 @@ def test_domain_that_ends_in_something_else_is_an_error(end: str) -> None:
 
 
 def test_hosts_of_an_mx_without_such_an_address_are_not_asked_in_vain() -> None:
-    """RFC 7208 section 4.6.4 counts terms; else senders with IPv6 would suffer from IPv4 hosts."""
+    """RFC 7208 section 4.6.4 counts terms; otherwise IPv4 hosts would affect senders with IPv6."""
     hosts = {f"h{number}": [{"A": "198.51.100.1"}] for number in range(5)}
     mx = [{"MX": [number, f"h{number}.a.example"]} for number in range(5)]
     zone = Zone(
@@ -228,7 +228,7 @@ def test_no_question_is_asked_when_the_time_is_over() -> None:
 
 
 def test_questions_about_one_sender_are_bounded() -> None:
-    """Ten terms, each with ten hosts: what the costliest record can make us ask."""
+    """Ten terms, each with ten hosts: the most questions that a record can cause."""
     mx = [{"MX": [number, f"h{number}.a.example"]} for number in range(10)]
     names = {f"h{number}.a.example": [{"A": "198.51.100.1"}] for number in range(10)}
     zone = Zone({"a.example": [{"TXT": "v=spf1" + " mx" * 30}, *mx], **names})
@@ -239,7 +239,7 @@ def test_questions_about_one_sender_are_bounded() -> None:
 
 @pytest.mark.parametrize("kind", ["mx", "include", "ptr", "a", "exists", "redirect"])
 def test_no_tree_of_records_makes_us_ask_more(kind: str) -> None:
-    """Each name has every kind of record, so what is asked leads to more of it."""
+    """Each name has every kind of record, so each answer leads to more questions."""
     zone = Endless(kind)
     found = checked(zone, host="192.0.2.1", mailfrom="u@a.example", helo="b.example")
     assert found.result in {"permerror", "pass"}
@@ -247,7 +247,7 @@ def test_no_tree_of_records_makes_us_ask_more(kind: str) -> None:
 
 
 class Endless(Zone):
-    """Every name has a record that asks as much as it can, and all that is asked for."""
+    """Every name has a record that causes the most questions, and all the answers."""
 
     def __init__(self, kind: str) -> None:
         super().__init__({})
@@ -288,7 +288,7 @@ def test_record_of_more_than_some_hundred_terms_is_in_error(record: str, result:
 
 
 def test_reading_a_record_costs_little_whatever_is_published() -> None:
-    """The longest record that is read, at each of the ten names that one may lead to."""
+    """The longest record that is read, at each of the ten names that it may lead to."""
     longest = "v=spf1 " + " ".join(f"ip4:10.0.{n}.0/24" for n in range(200))
     names = {f"{n}.example": [{"TXT": longest + f" include:{n + 1}.example"}] for n in range(12)}
     zone = Zone(names)
@@ -333,7 +333,7 @@ def test_plugins_have_one_budget_for_a_mail() -> None:
     ids=lambda term: term[:8],
 )
 def test_record_as_long_as_the_dns_has_them_is_read_at_once(term: str) -> None:
-    """A reader of quadratic time would need minutes."""
+    """A quadratic algorithm would need minutes."""
     assert outcome(f"v=spf1 {term} -all").result in ("fail", "permerror")
 
 
@@ -391,7 +391,7 @@ SPELLINGS: Final[dict[str, tuple[str, str]]] = {
 
 @pytest.mark.parametrize(("record", "expected"), SPELLINGS.items())
 def test_true_reason_is_told_for_what_is_misspelt(record: str, expected: tuple[str, str]) -> None:
-    """RFC 7208 sections 4.5 and 4.6: generosity would let others send than the domain says."""
+    """RFC 7208 sections 4.5 and 4.6: tolerance would allow senders that the domain does not."""
     names = {"a.example": [record], "typo.example": ["v=spf1,-all"]}
     sender = Sender(ip_address("192.0.2.1"), "a", "a.example", "h.example")
     found = check_host(sender, lambda name, kind: names.get(name, []) if kind == "TXT" else [])

@@ -1,4 +1,4 @@
-"""Rewritten senders: what is signed comes back, and nothing else does."""
+"""Rewritten senders: only signed ones return to the original sender."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def at(day: int, *secrets: bytes, domain: str = "ours.example") -> Srs:
 
 
 def rewritten(sender: Address, srs: Srs) -> Address:
-    """Rewrite a sender, and keep it where it has to be kept."""
+    """Rewrite a sender, and store it if necessary."""
     made = srs.rewrite(sender)
     if key := srs.key_of(sender, made):
         KEPT[key] = str(sender)
@@ -126,7 +126,7 @@ def test_sender_of_any_length_is_rewritten_and_comes_back(
     made = rewritten(sender, at(20_000))
     assert len(made.local) == len(made.local.encode()) <= 64
     assert made.domain == "ours.example"
-    # Some hosts change the case; what was kept comes back as it was.
+    # Some hosts change the case; the stored sender comes back unchanged.
     assert at(20_021).restore(fold(made.local)) == sender
     with pytest.raises(ValueError, match="expired"):
         at(20_022).restore(made.local)

@@ -28,7 +28,7 @@ ANYTHING = st.text(max_size=20)  # what may come from a peer, a library or an at
 
 
 class Written:
-    """A file for a log, and what is in it."""
+    """A file for a log, and its content."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -40,7 +40,7 @@ class Written:
 
     @property
     def ends(self) -> int:
-        """How many lines have ended, one more of which may be in the midst of being written."""
+        """The number of complete lines; one more may be half written."""
         return self._path.read_bytes().count(b"\n")
 
     @property
@@ -263,7 +263,7 @@ def test_closed_descriptor_ends_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """Yield the root logger, which is as before when the test is over."""
+    """Yield the root logger, and restore it after the test."""
     logger = logging.getLogger()
     handlers, level = logger.handlers[:], logger.level
     yield logger
@@ -373,11 +373,11 @@ def test_complaint_to_the_journal_has_its_priority(
     assert capfd.readouterr().err.splitlines() == ["minismtp: a", "<3>minismtp: b", "<4>c"]
 
 
-# Standard error that nobody reads
+# Standard error without a reader
 
 
 class Pipe:
-    """A pipe as small as there is, and what was read from it."""
+    """A pipe of the smallest size, and the data that was read from it."""
 
     def __init__(self) -> None:
         self.reading, self.writing = os.pipe()
@@ -385,7 +385,7 @@ class Pipe:
         self.text = b""
 
     def read(self, *, until: bytes = b"") -> None:
-        """Read until a text arrived, or, without one, what is available."""
+        """Read until a text arrived, or without one all available data."""
         os.set_blocking(self.reading, bool(until))
         with contextlib.suppress(BlockingIOError):
             while not until or until not in self.text:
@@ -432,7 +432,7 @@ def test_impatient_log_waits_for_nobody_and_writes_the_rest_later(stuck: Pipe) -
     log = Log(descriptor=stuck.writing, patient=False)
     for number in range(1000):
         log.warning("x", number=number)
-    assert os.get_blocking(stuck.writing)  # for others who share it
+    assert os.get_blocking(stuck.writing)  # for other processes that share it
     while not stuck.text.endswith(b"number=999\n"):
         stuck.read()
         log.flush()
@@ -524,7 +524,7 @@ def test_what_is_printed_on_standard_error_becomes_lines(
 
 
 def test_finalizer_that_prints_while_something_is_printed_holds_up_nobody() -> None:
-    """Python complains on standard error of what a finalizer raises, whenever that runs."""
+    """Python writes the exception of a finalizer to standard error, whenever it runs."""
     said: list[str] = []
     stream = Printed(said.append, 2)
 
@@ -536,7 +536,7 @@ def test_finalizer_that_prints_while_something_is_printed_holds_up_nobody() -> N
             stream.write("gone\n")
 
     def work() -> None:
-        for number in range(3000):  # the collector runs at every place sooner or later
+        for number in range(3000):  # the collector may run at any line
             gc.set_threshold(number % 40 + 1)
             Last()
             stream.write("a\nb\n")

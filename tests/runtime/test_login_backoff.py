@@ -34,7 +34,7 @@ def test_first_login_does_not_wait(backoff: Backoff) -> None:
 
 
 def test_first_burst_is_not_free(backoff: Backoff) -> None:
-    """An attempt counts as failed from its beginning: 95 guesses at once are few that begin."""
+    """An attempt counts as failed from its beginning, so few of 95 simultaneous guesses begin."""
     waits = [backoff.reserve(GUESSER) for _ in range(95)]
     assert waits[:5] == [0.0, 1.0, 3.0, 7.0, 15.0]
     assert sum(wait <= PATIENCE for wait in waits) == 4
@@ -74,7 +74,7 @@ def test_address_that_succeeded_waits_after_its_failures(backoff: Backoff) -> No
         ("192.0.3.9", "alice", True),  # the user, near it
         ("192.0.3.9", "ALICE", True),
         ("192.0.3.9", "bob", False),
-        ("198.51.100.1", "alice", False),  # else the waits would tell which users exist
+        ("198.51.100.1", "alice", False),  # otherwise the waits would show which users exist
         ("unix", "alice", False),
         ("2001:db8::1", "alice", False),
     ],
@@ -177,7 +177,7 @@ def test_success_lets_those_go_on_that_wait_for_a_turn(backoff: Backoff) -> None
         target=lambda: result.append(wait_for_turn(backoff, GUESSER, threading.Event()))
     )
     waiting.start()
-    while waiting.is_alive():  # the clock stands: nothing but the success ends the wait
+    while waiting.is_alive():  # the clock stands still, so only the success ends the wait
         backoff.succeeded(GUESSER)
     assert result == [True]
 

@@ -19,7 +19,7 @@ def test_beat_of_another_process_is_seen_in_its_slot_alone() -> None:
 
 
 def test_slot_that_never_beat_is_not_silent() -> None:
-    """A process that starts takes its time; the one before it in the slot does not count."""
+    """A process may start slowly; the former process of the slot does not count."""
     scoreboard = Scoreboard()
     assert scoreboard.silence(0) == 0.0
     scoreboard.beat(0)

@@ -1,4 +1,4 @@
-"""Places for sessions, counted exactly over all workers."""
+"""The number of sessions, counted exactly over all workers."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_every_address_is_found_again_while_the_table_is_full(order: str) -> Non
             tickets.reverse()
         for ticket in tickets:
             admission.leave(0, ticket)
-        # Half of them leave while the other half stays, and all are still counted.
+        # Half of them end, the other half continue, and the count is right.
         kept = [enter(admission, f"192.0.2.{number}") for number in range(250)]
         for ticket in kept[::2]:
             admission.leave(0, ticket)
@@ -241,11 +241,11 @@ class Death(BaseException):
 
 
 def dies_at(line: int, job: Callable[[], None]) -> bool:
-    """Run `job` and let it die at its `line`th line in the table; False when it has fewer lines."""
+    """Run `job` and let it die at its `line`th line in the table. Return False if it has fewer."""
     passed = itertools.count()
 
     def trace(frame: FrameType, event: str, _argument: object) -> Callable[..., Any] | None:
-        # Letting go of the lock is the kernel's business: another test kills a real process.
+        # The kernel releases the lock; another test kills a real process.
         in_lock = isinstance(frame.f_locals.get("self"), SharedLock)
         if frame.f_globals["__name__"] != Admission.__module__ or in_lock:
             return None
@@ -268,7 +268,7 @@ def dies_at(line: int, job: Callable[[], None]) -> bool:
 def test_a_deadlock_that_only_the_kernel_sees_is_waited_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It takes a process for one thread, so threads with two locks look like a circle to it."""
+    """It treats a process as one thread, so threads with two locks look like a deadlock."""
     lock, real = SharedLock("test"), fcntl.lockf
     problems = [OSError(errno.EDEADLK, "Resource deadlock avoided")] * 2
 

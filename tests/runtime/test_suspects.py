@@ -1,4 +1,4 @@
-"""Messages that workers have in hand, and those that workers died on."""
+"""Messages that workers are handling, and messages on which workers died."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def envelope(identifier: str = "a1b2.1", sender: str = "sender@client.example") 
 
 
 def die(suspects: Suspects, slot: int, mark: int, identifier: str = "a1b2.1") -> None:
-    """Let a worker die with a message in hand."""
+    """Let a worker die while it handles a message."""
     pid = os.fork()
     if not pid:
         suspects.of_worker(slot).begin(mark, envelope(identifier))

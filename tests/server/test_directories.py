@@ -1,4 +1,4 @@
-"""The directories of a server, made by root for a user that nobody need trust."""
+"""The directories of a server, which root makes for an untrusted user."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_directory_that_is_there_keeps_its_mode(place: Path) -> None:
 @as_root
 @pytest.mark.parametrize("name", ["metrics", "control"])
 def test_root_gives_away_nothing_that_a_link_leads_to(place: Path, name: str) -> None:
-    """The service's user has put links where the server makes its directories."""
+    """The service's user made links in place of the server's directories."""
     victim, state = place / "victim", place / "state"
     victim.mkdir(mode=0o700)
     (victim / "file").touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""Who could change a file, or what leads to it."""
+"""Which users could change a file or its path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Make a/b/file, all for its owner alone."""
+    """Make a/b/file, with access for its owner only."""
     directory = tmp_path / "a" / "b"
     directory.mkdir(parents=True)
     for path in (tmp_path / "a", directory):
@@ -70,7 +70,7 @@ def relative(link: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("make", [absolute, relative])
 def test_links_are_followed(tmp_path: Path, file: Path, make: Callable[[Path, Path], None]) -> None:
-    """What a link leads to counts, and the directories up to there."""
+    """The target of a link counts, and the directories on its path."""
     place = tmp_path / "a" / "c"
     place.mkdir(mode=0o700)
     link = place / "link"

@@ -1,4 +1,4 @@
-"""What Prometheus and health checks are told."""
+"""The answers to Prometheus and to health checks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_file_that_a_worker_has_just_made_does_not_spoil_a_scrape(server: Runnin
 
 
 def ask(server: Running, host: str | None, path: str = "/") -> int:
-    """Ask the endpoint as a client that names this host; give the status."""
+    """Ask the endpoint for this host name, and return the status."""
     port = int(server.wait_for_log(r" serving metrics address=127\.0\.0\.1:(\d+)")[1])
     with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         field = "" if host is None else f"Host: {host.replace('PORT', str(port))}\r\n"
@@ -90,7 +90,7 @@ def ask(server: Running, host: str | None, path: str = "/") -> int:
 def test_status_page_answers_names_that_lead_here(
     server: Running, host: str | None, status: int
 ) -> None:
-    """RFC 9110 section 15.5.20; else a name that is made to point to loopback could read it."""
+    """RFC 9110 section 15.5.20; otherwise a name that points to loopback could read it."""
     assert ask(server, host) == status
     for path in ("/healthz", "/readyz", "/metrics"):  # for probes and Prometheus, under any name
         assert ask(server, host, path) == 200
@@ -105,7 +105,7 @@ def test_status_page_answers_hosts_of_the_configuration(configure: Configure, st
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """Run an endpoint in this process, with places for two requests of 0.3 s; give its address."""
+    """Run an endpoint for at most two requests of 0.3 s, and return its address."""
     monkeypatch.setattr("minismtp.server.http_endpoint._MOST", 2)
     monkeypatch.setattr("minismtp.server.http_endpoint._TIMEOUT", 0.3)
     listening = socket.create_server(("127.0.0.1", 0))

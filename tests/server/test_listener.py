@@ -1,4 +1,4 @@
-"""The listening side: places, threads, memory, and the end of sessions when the server stops."""
+"""Listeners: limits, threads, memory, and the end of sessions when the server stops."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def no_delay(peer_port: int) -> int:
 
 @pytest.fixture
 def served_by(tmp_path: Path) -> str:
-    """Return the table of a plugin that tells in EHLO who serves a session."""
+    """Return the table of a plugin whose EHLO keyword shows which thread serves a session."""
     (tmp_path / "local_plugins").mkdir()
     (tmp_path / "local_plugins" / "served_by.py").write_text(SERVED_BY)
     return '[[plugins]]\nuse = "served_by"\n'
@@ -69,7 +69,7 @@ def limits(**values: int | str) -> str:
 
 
 def sources(count: int) -> list[str]:
-    """Return as many loopback addresses, all different."""
+    """Return `count` different loopback addresses."""
     return [f"127.0.{1 + number // 250}.{1 + number % 250}" for number in range(count)]
 
 
@@ -92,7 +92,7 @@ def status(pid: int) -> str:
 
 
 def enters(server: Running, clients: contextlib.ExitStack, **connect: str) -> bool:
-    """Connect and say whether there was a place; the session stays open then."""
+    """Connect, and return whether the session was accepted; it then stays open."""
     client = clients.enter_context(server.connect(**connect))
     banner = client.reply()
     assert banner.startswith("220 ") or banner == LIMITED
@@ -109,7 +109,7 @@ def test_sessions_are_limited_exactly_over_all_workers(
     server = start(config)
 
     def fill() -> bool:
-        """Come all at once; whether they filled the server, and several workers shared them."""
+        """Connect all at once. Return whether they filled the server, on several workers."""
         with contextlib.ExitStack() as clients:
             crowd = [
                 clients.enter_context(server.connect(source=source)) for source in sources(120)
@@ -126,7 +126,7 @@ def test_sessions_are_limited_exactly_over_all_workers(
             workers = {keyword(greeting, "SERVED-BY")[0] for greeting in greetings}
             return len(inside) == 50 and len(workers) > 1
 
-    # A crowd that comes before the last one has left finds fewer places, never more.
+    # Clients that come before the last ones left find less room, and never more.
     server.wait_until(fill)
 
 
@@ -179,7 +179,7 @@ def test_reserved_places_are_kept_for_submission(
         client = clients.enter_context(server.connect("submissions"))
         client.secure(tls_files.client())
         assert client.reply().startswith("220 ")
-    # RFC 8314: a peer that waits for TLS can make nothing of words in clear.
+    # RFC 8314: a peer that waits for TLS cannot read a reply in clear.
     assert clients.enter_context(server.connect("submissions")).rest() == ""
     limited = {"result": "limited", "listener": "submissions"}
     server.wait_until(lambda: server.metric("connections_total", **limited) == 1)
@@ -239,7 +239,7 @@ def test_connection_for_which_no_thread_can_start_is_told_so(
             inside.append(client)
     assert 0 < banners.count(LIMITED) < 400
     assert len(inside) + banners.count(LIMITED) == 400
-    # The listener goes on: who comes when others have left is served.
+    # The listener continues: a client that comes after others left is served.
     for client in inside:
         client.command("QUIT")
     server.wait_until(lambda: enters(server, clients))
@@ -259,7 +259,7 @@ def test_threads_are_used_again(configure: Configure, start: Start, served_by: s
             client.command("QUIT")
             client.rest()
         counts.append(int(status(worker).partition("\nThreads:")[2].split()[0]))
-    # Now and then a session begins before the thread of the last one waits again.
+    # A session may begin before the thread of the last one waits again.
     assert len(threads) < 10
     assert counts[-1] - counts[0] < 10
 
@@ -288,7 +288,7 @@ def test_large_messages_take_no_memory_and_hold_nobody_up(
 ) -> None:
     server = start(configure())
     pids = server.tree()[1:]
-    # Everything has run once: what remains is what the messages take.
+    # All code ran once, so the rest is the memory of the messages.
     with server.connect() as client:
         client.begin_data("warm@example.org")
         client.send(b"x" * 900 + b"\r\n.\r\n")
@@ -308,7 +308,7 @@ def test_large_messages_take_no_memory_and_hold_nobody_up(
     for client in crowd:
         client.send(b".\r\n")
     assert {client.reply()[:10] for client in crowd} == {"250 2.0.0 "}
-    # The peak, not what is left of it.
+    # The peak, not the present value.
     grown = {pid: resident(pid, "VmHWM") - before[pid] for pid in pids}
     assert max(grown.values()) < 40 * MEBIBYTE
     large = list((server.directory / "mail" / "large" / "new").iterdir())

@@ -102,13 +102,13 @@ def test_sessions_of_all_workers_are_shown(configure: Configure, start: Start, s
     server = start(configure(workers=3))
 
     def shared() -> bool:
-        """Come all at once; whether several workers shared them."""
+        """Connect all at once. Return whether several workers shared them."""
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(server.connect()) for _ in range(40)]
             for client in clients:
                 client.reply()
             found = sessions(show, server)
-        assert len(found) >= 40  # those of the last time may still be ending
+        assert len(found) >= 40  # sessions of the last attempt may still be ending
         ages = [session["age"] for session in found]
         assert ages == sorted(ages, reverse=True)
         return len({session["process"] for session in found}) > 1
@@ -217,7 +217,7 @@ def test_duration_is_short(seconds: float, text: str) -> None:
 
 
 def test_delivery_under_way_is_shown(configure: Configure, start: Start, show: Show) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, sends nothing
         route = '[[plugins]]\nuse = "relay"\nnetworks = ["127.0.0.0/8"]\n'
         outbound = f'[outbound]\nsmarthost = "127.0.0.1:{silent.getsockname()[1]}"\ntls = "none"\n'
         server = start(configure(route, outbound))

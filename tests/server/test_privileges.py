@@ -1,4 +1,4 @@
-"""What root does in directories of the service's user: it acts as that user."""
+"""In directories of the service's user, root acts as that user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /readyz says: the truth, in words without paths."""
+"""The answers of /readyz: true, and without paths."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scoreboard(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Scoreboard:
-    """Return what the processes of a server say that works."""
+    """Return the reports of the processes of a working server."""
     monkeypatch.setattr("minismtp.runtime.scoreboard.time.monotonic", clock)
     scoreboard = Scoreboard()
     scoreboard.post_workers(WorkersStatus(ready=True, workers=2))

@@ -1,4 +1,4 @@
-"""Listening sockets: opened here, or handed over by systemd."""
+"""Listening sockets: opened by the server, or passed by systemd."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_port_of_an_ended_session_can_be_taken_again() -> None:
     with open_one("127.0.0.1:0") as sock:
         address = sock.getsockname()
         with socket.create_connection(address) as client:
-            # Who closes first keeps the port in TIME_WAIT.
+            # The end that closes first keeps the port in TIME_WAIT.
             sock.setblocking(True)
             sock.accept()[0].close()
             assert client.recv(1) == b""

@@ -41,7 +41,7 @@ def busy(configure: Configure, start: Start) -> Running:
             client.command("QUIT")
 
     def counted() -> bool:
-        """Whether the workers and the runner have told their figures."""
+        """Return whether the workers and the process that delivers reported their figures."""
         text = server.http("/metrics")[1]
         return server.metric("messages_total") == 2 and 'state="held"' in text
 

@@ -1,4 +1,4 @@
-"""The processes: who starts, who is replaced, how a new configuration takes over, how all end."""
+"""The processes: their start, replacement, reload and end."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def one_on(port: int) -> str:
 
 
 def who(client: Client) -> tuple[int, int]:
-    """Greet, and give the generation and the process id of the worker, zeros of one that ends."""
+    """Send EHLO. Return the generation and process id of the worker, zeros if it ends."""
     assert client.reply().startswith("220 ")
     greeting = client.command("EHLO client.example")
     found = re.search(r"^250[- ]GENERATION (\d+) (\d+)$", greeting, re.MULTILINE)
     if not found:
-        # Cut while it waited, or told in answer to EHLO: that has no enhanced code (RFC 2034).
+        # Cut while it waited, or in reply to EHLO, which has no enhanced code (RFC 2034).
         assert greeting.startswith((DRAINING, DRAINING.replace(" 4.3.2", "")))
         return 0, 0
     return int(found[1]), int(found[2])
@@ -160,7 +160,7 @@ def serve(config: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_workers_begin_together(configure: Configure, start: Start) -> None:
-    """Who began alone would get all clients that wait already, and keep them."""
+    """A worker that began alone would get all waiting clients, and keep them."""
     server = start(configure(generation(), workers=3))
     before = server.log.partition(" listening ")[0]
     assert {f"slot {number}" for number in range(3)} <= {*re.findall(r"slot \d", before)}
@@ -172,7 +172,7 @@ def test_several_workers_serve(configure: Configure, start: Start) -> None:
     assert len(expected) == 3
 
     def seen() -> set[int]:
-        """Come all at once: a worker that waits takes what a busy one has not."""
+        """Connect all at once, so that an idle worker accepts what a busy one does not."""
         with contextlib.ExitStack() as stack:
             crowd = [stack.enter_context(server.connect()) for _ in range(60)]
             found.update(who(client)[1] for client in crowd)
@@ -193,7 +193,7 @@ def test_worker_that_was_killed_is_replaced(configure: Configure, start: Start) 
 
 
 def spread(server: Running, count: int) -> list[int]:
-    """Return how many of the workers keep to each core, 0 for those that are not bound to one."""
+    """Return how many workers are bound to each core, with 0 for those that are not bound."""
     bound = [os.sched_getaffinity(pid) for pid in all_workers(server, count)]
     on = Counter(core for cores in bound if len(cores) == 1 for core in cores)
     return sorted(on[core] for core in os.sched_getaffinity(0))
@@ -246,7 +246,7 @@ def test_new_generation_keeps_to_all_cores_alike(configure: Configure, start: St
     config = configure(generation(), workers=3)
     server = start(config)
     before = all_workers(server, 3)
-    with server.connect() as client:  # one of the old ones goes on
+    with server.connect() as client:  # one of the old ones continues
         who(client)
         reload(server)
         server.wait_until(lambda: len(workers(server) - before) == 3)
@@ -322,7 +322,7 @@ def test_stacks_of_all_threads_are_dumped_on_usr2(configure: Configure, start: S
     with server.connect() as client:
         client.greet()
         server.signal(signal.SIGUSR2)
-        # The main thread comes last, deep below the module.
+        # The main thread is last, with the module at its top.
         server.wait_for_log(r"^  File .* in _run_module_as_main$", 4)
         dumps = server.log.partition("Process ")[2].split("Process ")
         runner = next(dump for dump in dumps if "mailqueue/" in dump)
@@ -628,7 +628,7 @@ def test_signals_are_blocked_from_the_first_import_on_but_for_a_library(
 
 
 def test_standard_streams_that_are_closed_become_dev_null(configure: Configure) -> None:
-    """Else the log is written into the socket or file that gets descriptor 2."""
+    """Otherwise the log is written to the socket or file that gets descriptor 2."""
     port = free_port()
     config = configure(generation(), listeners=one_on(port))
     command = [sys.executable, "-m", "minismtp", "serve", "--config", str(config)]
@@ -768,7 +768,7 @@ def test_no_connection_is_refused_during_reloads(configure: Configure, start: St
     for number in range(2, 5):
         configure(generation(number), workers=2)
         server.signal(signal.SIGHUP)
-        # An old worker on its way out may have taken the connection: it says hello, then 421.
+        # An old worker that is ending may accept the connection: it greets, then replies 421.
         while serving(server)[0] != number:
             pass
         server.wait_for_log(r" info reloaded$", number - 1)
@@ -797,7 +797,7 @@ def test_reload_moves_a_listener_and_closes_the_old_port(
     reload(server)
     with socket.create_connection(("127.0.0.1", port), 60) as sock:
         assert sock.recv(4) == b"220 "
-    # Once no process accepts there, none may keep the socket open and queue connections.
+    # If no process accepts there, no process may keep the socket open and queue connections.
     server.wait_until(lambda: refused(before))
 
 
@@ -818,7 +818,7 @@ Mistake = Literal["syntax", "key", "port", "plugin"]
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """Yield a port on which somebody else listens."""
+    """Yield a port on which another program listens."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         yield sock.getsockname()[1]
 

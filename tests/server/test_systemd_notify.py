@@ -14,7 +14,7 @@ PID = 4711
 
 
 class Manager:
-    """What systemd hears."""
+    """The messages to systemd."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

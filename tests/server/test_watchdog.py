@@ -1,4 +1,4 @@
-"""Processes that hang or die, and faults of the machine that meet the supervisor itself."""
+"""Processes that hang or die, and faults of the machine in the supervisor itself."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def serves(server: Running) -> bool:
 
 
 def whole(server: Running, workers: int) -> bool:
-    """Whether every process runs and serves."""
+    """Return whether every process runs and serves."""
     names = (("worker", workers), ("queue", 1), ("http", 1))
     running = all(len(called(server, name)) == count for name, count in names)
     log = server.log
@@ -148,7 +148,7 @@ def whole(server: Running, workers: int) -> bool:
     return running and opened and server.metric("workers") == workers
 
 
-# A process that shows no life
+# A process that shows no activity
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_worker_whose_interpreter_is_kept_is_dumped_and_replaced_while_the_other
         assert int(found[1]) in before
         # Python cannot run in it any more: the stack comes from a handler in C.
         server.wait_for_log(r"^  File .*trouble\.py\", line \d+ in keep_the_interpreter$")
-        # The kernel wakes the worker that hangs for one of them; another one finds it.
+        # The kernel wakes the hanging worker for one of them; another worker finds it.
         assert all(serves(server) for _ in range(4))
         server.wait_for_log(rf" error worker is killed pid={found[1]} reason=.silent for")
         server.wait_until(lambda: set(called(server, "worker")) - set(before))
@@ -235,7 +235,7 @@ def test_server_whose_only_worker_hangs_is_not_ready(configure: Configure, start
     assert server.http("/healthz")[0] == 200
 
 
-# A message that workers die on
+# A message on which workers die
 
 QUARANTINE: Final = """
 [[plugins]]
@@ -301,7 +301,7 @@ def test_message_that_workers_died_on_is_deferred_where_there_is_no_quarantine(
         assert send(server, "exits") == ""
     server.wait_for_log(r" error message was under way when a worker died .* deaths=2 next=")
     assert send(server, "exits").startswith("451 4.3.0 this message cannot be processed now")
-    # With another configuration it is tried again.
+    # After a reload it is tried again.
     server.config.write_text(server.config.read_text().replace('use = "trouble"', 'use = "score"'))
     server.config.write_text(server.config.read_text().replace("wedge = false", ""))
     server.signal(signal.SIGHUP)
@@ -340,7 +340,7 @@ def test_messages_of_a_worker_that_somebody_has_stopped_are_not_blamed(
 
 
 class Quiet:
-    """Children that only the watchdog sees, and that beat only when a test says so."""
+    """Children that only the watchdog knows, and that report only when a test wants it."""
 
     def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -359,7 +359,7 @@ class Quiet:
             self.scoreboard.beat(slot)
 
     def look(self, seconds: float) -> list[tuple[int, int]]:
-        """Look once after some seconds, and return the signals that were sent."""
+        """Check once after some seconds, and return the signals that were sent."""
         self.now += seconds
         self.signals.clear()
         self.watchdog.look(self.children, patience=30.0)
@@ -391,7 +391,7 @@ def test_process_that_was_stopped_together_with_the_supervisor_gets_its_time(
     assert quiet.watchdog.silent == set()
 
 
-# Faults that meet the supervisor
+# Faults in the supervisor
 
 
 @pytest.mark.parametrize(
@@ -498,7 +498,7 @@ class Load:
         self.server = server
         self.acknowledged: list[str] = []
         self.cut = 0
-        self.waits: list[float] = []  # seconds, of messages that went through at the first try
+        self.waits: list[float] = []  # seconds, of messages that were accepted at the first try
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=[n]) for n in range(clients)]
 

@@ -1,4 +1,4 @@
-"""Client certificates: only the right one is an identity, and no certificate ends a session."""
+"""Client certificates: only a valid one is an identity, and none ends a session."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def name(text: str) -> x509.Name:
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate and its key; `chain` is what the client shows beside it."""
+    """A certificate and its key; the client shows `chain` too."""
 
     certificate: x509.Certificate
     key: Any
@@ -155,7 +155,7 @@ def not_for_signatures() -> Issued:
     return issue(AUTHORITY, more=((usage, True),))
 
 
-#: Certificates that are good, and whose they are.
+#: Valid certificates, and their owners.
 GOOD: Final[dict[str, tuple[Callable[[], Issued], str]]] = {
     "valid": (lambda: issue(AUTHORITY), "alice@example.org"),
     "without usages": (lambda: issue(AUTHORITY, usages=()), "alice@example.org"),
@@ -170,7 +170,7 @@ GOOD: Final[dict[str, tuple[Callable[[], Issued], str]]] = {
     ),
 }
 
-#: Certificates that are no identity.
+#: Certificates that are not an identity.
 BAD: Final[dict[str, Callable[[], Issued]]] = {
     "unknown authority": lambda: issue(STRANGER),
     "unknown authority, shown": lambda: replace(issue(STRANGER), chain=(STRANGER.certificate,)),
@@ -214,7 +214,7 @@ def asking(launch: Launch, tables: str) -> Iterator[Running]:
 
 
 def say_by_openssl(server: Running, listener: str, *options: str | Path) -> str:
-    """Have openssl's client say EHLO and QUIT inside TLS, and return what it heard."""
+    """Let openssl's client send EHLO and QUIT inside TLS, and return the replies."""
     starttls = ("-starttls", "smtp") if listener == "smtp" else ()
     address = f"127.0.0.1:{server.port(listener)}"
     done = subprocess.run(

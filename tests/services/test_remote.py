@@ -1,4 +1,4 @@
-"""Services that plugins ask: deadlines, and a breaker that leaves a dead one alone."""
+"""Services that plugins ask: deadlines, and a breaker for dead ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG = timedelta(seconds=60)
 
 
 def saying(*pieces: bytes) -> Callable[[socket.socket], None]:
-    """Return a talk that reads one piece, then says these."""
+    """Return a talk that reads one piece, then sends these."""
 
     def talk(sock: socket.socket) -> None:
         sock.recv(65536)

@@ -1,4 +1,4 @@
-"""What plugins know in common: in a file, in memory, in a real Redis; and when that is away."""
+"""Shared state of plugins: in a file, in memory, in Redis, and while that is down."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KINDS: Final = ("file", "memory", "redis")
 def redis(
     require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RedisServer]:
-    """Run one server for all tests that leave it alive."""
+    """Run one server for all tests that do not kill it."""
     program = require_program("redis-server")
     with redis_running(program, tmp_path_factory.mktemp("redis")) as server:
         yield server
@@ -184,7 +184,7 @@ print(first, taken, *sums)
 
 @pytest.mark.parametrize("kind", ["file", "redis"])
 def test_processes_count_exactly(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Each addition has a sum of its own, and just 100 of 240 get what there are 100 of."""
+    """Each addition has a sum of its own, and exactly 100 of 240 pass a limit of 100."""
     url = request.getfixturevalue("redis").url if kind == "redis" else ""
     workers = [
         subprocess.Popen(
@@ -229,7 +229,7 @@ def test_no_span_has_more_than_the_limit_allows(
         if amount > capacity:
             assert wait == math.inf
             continue
-        # Never too much within 1000 seconds, and refused only for what the last 1050 have.
+        # Never too much within 1000 seconds, and refused only because of the last 1050.
         assert (wait == 0) <= (since(clock.now - 1000) + amount <= capacity)
         assert (wait == 0) >= (since(clock.now - 1050) + amount <= capacity)
         if wait:
@@ -247,7 +247,7 @@ def test_no_span_has_more_than_the_limit_allows(
 def test_redis_counts_as_the_file_does(
     redis: RedisServer, capacity: int, amount: int, parts: dict[int, int]
 ) -> None:
-    """The parts are of ten days: hardly ever does the next one begin in the middle."""
+    """The parts have ten days, so the next one hardly ever begins in the middle."""
     window = Window.of(capacity, timedelta(days=10 * PARTS).total_seconds())
     [seconds, _] = [int(line) for line in redis.say("TIME").split() if line.isdigit()]
     number = seconds * 10**6 // window.length
@@ -372,7 +372,7 @@ COUNTER_TABLE: Final = '[[plugins]]\nuse = "counter"\n'
 
 
 def test_workers_of_a_server_count_together(launch: Launch) -> None:
-    """A worker that is idle gets the next connection, so it takes some at once to meet both."""
+    """An idle worker gets the next connection, so several at once reach both workers."""
     counts: list[int] = []
     pids: set[str] = set()
     with launch(COUNTER_TABLE, files={"local_plugins/counter.py": COUNTER}, workers=2) as server:
@@ -485,14 +485,14 @@ def test_killed_redis_is_an_error_left_alone_and_found_again(
             state.get("n")
         server.start()
         clock.now += 11
-        assert state.take("k", 5, HOUR) == 0  # with the scripts that the new one does not know yet
+        assert state.take("k", 5, HOUR) == 0  # with scripts that the new server does not know yet
         assert state.add("n", 1, HOUR) == 1
         state.close()
 
 
 @contextlib.contextmanager
 def pretending(talk: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """Run something at a URL that is no Redis; it is told when it is over."""
+    """Run a service at a URL that is not Redis, until the block ends."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -550,7 +550,7 @@ def test_redis_that_is_none_is_an_error_in_time(
 
 @plugin
 class Limited:
-    """Takes what there is of one message an hour."""
+    """Allows one message an hour."""
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:

@@ -1,4 +1,4 @@
-"""What a host offers decides how a message goes there, or why it cannot."""
+"""The offers of a host decide how a message is sent, or why it cannot be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of shared state when it is damaged, moved or flooded, and when the clock was wrong."""
+"""The file of shared state: damaged, moved, flooded, or with a wrong clock."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_damaged_file_is_set_aside_and_rebuilt(kind: str, running: bool, tmp_pat
             state.close()
     DAMAGES[kind](path)
     for number in range(1000):
-        for state in states:  # as two processes; what was there may be lost, no call fails
+        for state in states:  # as in two processes; entries may be lost, but no call fails
             state.get(f"old {number} {'x' * 100}")
             state.put(f"new {number}", "v", HOUR)
     for state in states:
@@ -153,7 +153,7 @@ def test_file_in_a_directory_that_was_moved_is_left_for_a_new_one(tmp_path: Path
     state.put("k", "v", HOUR)
     directory.rename(tmp_path / "moved")
     for _ in range(255):
-        state.add("count", 1, HOUR)  # the open file serves until somebody looks
+        state.add("count", 1, HOUR)  # the open file is used until the next check
     with pytest.raises(RemoteError, match="No such file"):
         state.add("count", 1, HOUR)
     directory.mkdir()
@@ -172,7 +172,7 @@ def test_flood_of_one_plugin_evicts_nothing_of_another(value: str, tmp_path: Pat
         greylist.put(f"{number:032}", value, 24 * HOUR)
     assert all(limits.take(f"peer {number}", 1, HOUR) > 0 for number in range(500))
     assert (tmp_path / "db").stat().st_size < 2 * 1024 * 1024
-    # An owner that is alone may use all of it.
+    # A single owner may use all of it.
     assert greylist.get(f"{7999:032}") == value
     state.close()
 

@@ -1,4 +1,4 @@
-"""Certificates, and what a handshake agrees on."""
+"""Certificates, and the parameters of a handshake."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_file_without_a_certificate_has_no_end(pair: Pair) -> None:
 
 
 class Reloading:
-    """Certificates with a clock that the test moves, and what they reported."""
+    """Certificates with a clock that the test moves, and their reports."""
 
     def __init__(self, tls: TlsConfig) -> None:
         self.now = 0.0

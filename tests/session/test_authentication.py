@@ -1,4 +1,4 @@
-"""What an attempt at a login claims from the waits of its address, and what it gives back."""
+"""How an attempt to log in changes the waits of its address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PEER = "192.0.2.1"
 
 @plugin
 class Accounts:
-    """Knows the password `secret`, and notes who asks."""
+    """Knows the password `secret`, and records the users."""
 
     mechanisms = ("PLAIN", "LOGIN", "OAUTHBEARER", "SCRAM-SHA-256")
     asked: list[Credentials]
@@ -205,7 +205,7 @@ def proxied(launch: Launch) -> Iterator[Running]:
         ("proxied", version_2(b""), False),
         ("proxied", version_2(SPOKE_TLS.replace(b"\x0f\1", b"\x0f\0")), False),
         ("proxied", version_2(SPOKE_TLS), True),
-        ("proxied", version_2(b"", b"\x20"), True),  # LOCAL: the balancer itself
+        ("proxied", version_2(b"", b"\x20"), True),  # LOCAL: the load balancer itself
         ("trusting", V1, True),
         ("trusting", version_2(b""), True),
     ],
@@ -225,7 +225,7 @@ def test_clients_of_a_balancer_log_in_where_it_says_tls(
 def test_salts_of_users_that_do_not_exist_survive_a_restart(
     configure: Configure, start: Start
 ) -> None:
-    """Else two answers before and after tell who exists: RFC 5802 section 9."""
+    """Otherwise two answers before and after show which users exist: RFC 5802 section 9."""
     config = configure('[[plugins]]\nuse = "password_file"\npath = "passwords"\n', workers=2)
     line = f"alice:{hash_password('secret')}:{make_key('secret').text}\n"
     (config.parent / "passwords").write_text(line)

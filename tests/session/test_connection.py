@@ -1,4 +1,4 @@
-"""One connection: deadlines that trickling cannot push on, TLS, and peers that vanish."""
+"""One connection: absolute deadlines, TLS, and clients that disappear."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def hasty(launch: Launch, tls_files: TlsFiles) -> Iterator[Running]:
 
 
 def trickle(client: Client, data: bytes) -> None:
-    """Send `data` slowly, over and over, until the server says something."""
+    """Send `data` slowly and repeatedly, until the server replies."""
     while True:
         for octet in data:
             if select.select([client.socket], [], [], 0.2)[0]:
@@ -242,7 +242,7 @@ def test_client_that_only_stops_sending_hears_its_replies(server: Running) -> No
 def test_last_reply_arrives_though_more_was_sent(server: Running) -> None:
     with server.connect() as client:
         client.greet()
-        # What the server has not read when it closes must not become a reset.
+        # Input that the server did not read when it closes must not cause a reset.
         client.send(b"STARTTLS\r\n" + b"x" * 100_000)
         assert client.rest().startswith("421 4.7.0 ")
 
@@ -305,7 +305,7 @@ def test_each_session_leaves_one_line_that_says_how_it_ended(server: Running) ->
 
 
 class Recorder(socket.socket):
-    """A socket that remembers what was sent in which pieces."""
+    """A socket that records the pieces that were sent."""
 
     def __init__(self, of: socket.socket) -> None:
         super().__init__(of.family, of.type, fileno=of.detach())
@@ -418,5 +418,5 @@ def test_reply_to_a_message_never_goes_to_another_session(tmp_path: Path) -> Non
         elsewhere.setblocking(False)
         with pytest.raises(BlockingIOError):
             elsewhere.recv(1000)
-        os.close(ours_number)  # which belongs to another, and was left open
+        os.close(ours_number)  # which belongs to another owner, and stays open
     assert b"the socket was closed by somebody else" in (tmp_path / "log").read_bytes()

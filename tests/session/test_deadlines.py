@@ -1,4 +1,4 @@
-"""How long a client may take: RFC 5321 section 4.5.3.2, and absolute limits."""
+"""The time of a client: RFC 5321 section 4.5.3.2, and absolute limits."""
 
 from __future__ import annotations
 

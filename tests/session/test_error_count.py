@@ -1,4 +1,4 @@
-"""What errors and commands in vain cost a client, and what an honest one never notices."""
+"""The price of errors and useless commands, which an honest client does not notice."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def begun(junk_commands: int = 100) -> Dialogue:
 
 
 def count_until_421(dialogue: Dialogue, *lines: str, most: int = 5000) -> int:
-    """Say the lines over and over, and return how many were answered before the 421."""
+    """Send the lines repeatedly, and return the number of replies before the 421."""
     for number in range(most):
         if dialogue.send(lines[number % len(lines)]).replace(" 4.7.0", "") == TOO_MANY:
             assert dialogue.receiver.closing
@@ -282,7 +282,7 @@ command_timeout = "2s"
 
 @pytest.fixture(scope="module")
 def slow(launch: Launch) -> Iterator[Running]:
-    """Run a server that holds back replies to errors."""
+    """Run a server that delays replies to errors."""
     with launch(LIMITS) as server:
         yield server
 
@@ -295,7 +295,7 @@ def test_reply_to_an_error_comes_late_even_in_a_group_and_the_session_ends(slow:
         rest = client.rest()
         took = time.monotonic() - begun_at
     assert [line[:9] for line in rest.splitlines()] == ["500 5.5.2"] * 4 + ["421 4.7.0"]
-    assert took >= 0.2 + 0.4  # and 0.6 for the last, which is not owed to anybody
+    assert took >= 0.2 + 0.4  # and 0.6 for the last one, whose reply is not awaited
 
 
 def test_drain_does_not_wait_for_a_delay(launch: Launch) -> None:

@@ -25,7 +25,7 @@ UNTRUSTING: Final = listener("untrusting", CLEAR, 'proxy_protocol = ["192.0.2.0/
 
 @pytest.fixture(scope="module")
 def proxied(launch: Launch) -> Iterator[Running]:
-    """Run a server behind a proxy, on one listener that trusts it and one that does not."""
+    """Run a server behind a proxy, with one listener that trusts it and one that does not."""
     with launch(listeners=PROXIED + UNTRUSTING) as server:
         yield server
 

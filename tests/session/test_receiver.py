@@ -1,4 +1,4 @@
-"""One session beside the RFCs: its limits, hooks, metrics, log, and the end of the process."""
+"""One session outside the RFCs: limits, hooks, metrics, log, the end of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of the log, and records of decisions, that strangers can have written."""
+"""Log lines and decision records that strangers can cause."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def guess(dialogue: Dialogue, count: int) -> None:
 
 
 def guessing(chronicle: DecisionLog | None = None) -> Dialogue:
-    """Begin a session in which nobody stops a guesser."""
+    """Begin a session without a limit for guesses."""
     plugins = (Mailboxes(domains=["example.org"], users=["user"]), Mailroom())
     limits = Limits(errors=1_000_000, error_delay=timedelta(0))
     service = Dialogue(*plugins, limits=limits, log=Log()).service
@@ -106,7 +106,7 @@ def test_sessions_of_a_guesser_have_their_share_of_lines(capfd: Capture, tmp_pat
         session.close()
     chronicle.flush()
     lines = capfd.readouterr().err.splitlines()
-    assert 40 < len(lines) <= 50  # that no message came has a record and no line
+    assert 40 < len(lines) <= 50  # a session without a message has a record, but no line
     written = (tmp_path / "chronicle" / "refused-current.jsonl").read_text().count("\n")
     assert written <= 50
     clock.now += 60

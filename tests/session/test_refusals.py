@@ -1,7 +1,7 @@
-"""Each 4yz and 5yz that a client hears has one line in the log, which tells what there is to know.
+"""Each 4yz and 5yz reply has one line in the log with all details.
 
-The table drives everything that can refuse. What the source has and the table has not is found by
-`test_table_has_every_refusal_of_the_source`, so that a new refusal comes with its line.
+The table drives everything that can refuse. A refusal that is missing in the table is found by
+`test_table_has_every_refusal_of_the_source`, so that a new refusal gets its line.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ HOOKS: Final = (
 
 @plugin
 class Judge:
-    """Raises or answers at one hook, by its name; what it does not judge, it takes."""
+    """Raises or answers at one hook, by its name, and accepts everything else."""
 
     at: str = ""
     verdict: Exception | None = None
@@ -157,7 +157,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Case:
-    """What a client sends, as lines or as octets, and the line of the log about its refusal.
+    """The input of a client, as lines or octets, and the log line about its refusal.
 
     Only the last of `lines` is refused. `event` is without its outcome, which depends on the code
     of the reply.
@@ -187,7 +187,7 @@ def scram() -> str:
     return "AUTH SCRAM-SHA-256 " + base64.b64encode(b"n,,n=alice,r=n0nce").decode()
 
 
-#: How each hook is reached, and what the line says then.
+#: How each hook is reached, and the log line.
 REACHED: Final[dict[str, tuple[tuple[str | bytes, ...], str, dict[str, str]]]] = {
     "on_connect": ((), "connection refused", {}),
     "on_helo": ((EHLO,), "command", {"command": "EHLO", "said": EHLO}),
@@ -210,7 +210,7 @@ REACHED: Final[dict[str, tuple[tuple[str | bytes, ...], str, dict[str, str]]]] =
 
 
 def of_plugins() -> Iterator[Case]:
-    """Each hook, refusing in each way."""
+    """Yield each hook with each kind of refusal."""
     for hook, (lines, event, fields) in REACHED.items():
         caused = Defer("not so")
         for word, verdict, reply in (
@@ -248,7 +248,7 @@ def of_plugins() -> Iterator[Case]:
 
 
 def malformed(text: str, reply: str, **fields: str) -> Case:
-    """Return the case of a MAIL or RCPT that is refused as it stands."""
+    """Return the case of a MAIL or RCPT that is refused for its syntax."""
     command = text.partition(" ")[0].upper()
     before = (EHLO, MAIL) if command == "RCPT" else (EHLO,)
     event = {"MAIL": "sender", "RCPT": "recipient"}[command]
@@ -320,7 +320,7 @@ def slow_backoff(service: ListenerContext) -> ListenerContext:
 
 
 class BadSpool(Spool):
-    """A queue on a full disk, or one that takes nothing."""
+    """A queue on a full disk, or one that accepts no message."""
 
     def __init__(self, *, full: bool) -> None:
         self._full = full
@@ -333,7 +333,7 @@ class BadSpool(Spool):
 
 
 class Fatal(Notes):
-    """Knows of each message that workers died on it."""
+    """Reports that workers died on each message."""
 
     def __init__(self) -> None:
         pass
@@ -681,7 +681,7 @@ def drive(case: Case, capfd: Capture) -> tuple[list[str], list[dict[str, str]]]:
     """Return the refusals that a client got, without identifiers, and the log lines with one."""
     log = Log(style="json")
     limits = replace(case.limits, error_delay=timedelta(0))
-    plugins = [replace(each) for each in case.plugins]  # or they would have guards around guards
+    plugins = [replace(each) for each in case.plugins]  # otherwise guards would be around guards
     made = Dialogue(*plugins, kind=case.kind, limits=limits, log=log)
     made.service.log.flush()
     capfd.readouterr()
@@ -733,7 +733,7 @@ class Origin:
     pattern: str
 
 
-#: What is told over sockets, below, and what makes no reply of its own.
+#: Replies over sockets, below, and names that make no reply themselves.
 ELSEWHERE: Final = frozenset({"server.py", "receiver.py", "reply.py", "state.py"})
 
 
@@ -741,7 +741,7 @@ def origins() -> Iterator[Origin]:
     """Find each `Reply(4yz or 5yz, ...)` of what answers clients."""
     for path in sorted((ROOT / "minismtp").rglob("*.py")):
         if path.parent.name == "outbound" or path.name in ELSEWHERE:
-            continue  # what other servers say; told over sockets, below
+            continue  # replies of other servers; over sockets, below
         for call in ast.walk(ast.parse(path.read_text())):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
                 words = [_pattern(argument) for argument in call.args]
@@ -773,7 +773,7 @@ def test_table_has_every_refusal_of_the_source(capfd: Capture) -> None:
 
 
 def test_table_has_every_hook_that_can_refuse() -> None:
-    assert {*HOOKS} == {*ANSWERS} - {"on_send", "destination"}  # those answer no client
+    assert {*HOOKS} == {*ANSWERS} - {"on_send", "destination"}  # these send no reply to clients
 
 
 def test_table_has_every_code_of_the_documentation(capfd: Capture) -> None:
@@ -832,7 +832,7 @@ def test_message_that_no_recipient_of_lmtp_gets_has_one_line(capfd: Capture) -> 
     assert line["to"] == "anna@example.org,bob@example.org,carl@example.org"
 
 
-# Floods, and what is hostile
+# Floods and hostile input
 
 
 def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
@@ -923,7 +923,7 @@ def test_line_that_cannot_be_written_changes_no_reply(capfd: Capture) -> None:
     capfd.readouterr()
 
 
-# What `minismtp explain` knows
+# The output of `minismtp explain`
 
 
 @pytest.fixture
@@ -993,7 +993,7 @@ def test_newest_records_of_an_address_are_shown(tmp_path: Path) -> None:
     assert [record.fields["number"] for record in found] == list(range(180, 200))
 
 
-# Over sockets: what no command is refused by
+# Over sockets: refusals without a command
 
 
 LISTENERS: Final = """

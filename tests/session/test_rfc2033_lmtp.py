@@ -1,4 +1,4 @@
-"""RFC 2033: LMTP, which has a reply for each recipient."""
+"""RFC 2033: LMTP, with a reply for each recipient."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ FRONT: Final = MX + ASKING + SUBMISSIONS + ASKING
 
 @dataclass
 class Front:
-    """A server with two certificates, and what its clients have."""
+    """A server with two certificates, and the authority of its clients."""
 
     server: Running
     clients: dict[str, ssl.SSLContext]
@@ -117,7 +117,7 @@ class Front:
 
 @pytest.fixture(scope="module")
 def front(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """Run a server behind whatever a server may stand behind."""
+    """Run a server behind every kind of front end."""
     directory = tmp_path_factory.mktemp("front")
     authority = trustme.CA()
     authority.cert_pem.write_to_path(directory / "ca.pem")

@@ -38,7 +38,7 @@ GOOD = b"AUTH PLAIN " + b64("\0alice\0secret") + b"\r\n"
             ["334", "334", "235 2.7.0"],
             id="login",
         ),
-        # What clients send beside the grammar: blanks around words and responses.
+        # Input outside the grammar: blanks around words and responses.
         pytest.param(
             b"auth   plain   " + b64("\0alice\0secret") + b"  \r\n", ["235 2.7.0"], id="blanks"
         ),

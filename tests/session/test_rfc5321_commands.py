@@ -126,7 +126,7 @@ def test_helo_makes_a_session_without_extensions() -> None:
         pytest.param(b"WIZ", "500 5.5.2", id="unknown-command"),
         pytest.param(b"", "500 5.5.2", id="empty-line"),
         pytest.param(b"NOOP \t ", OK, id="blanks-at-the-end"),
-        # section 2.3.1 and RFC 6531: what no command may hold
+        # section 2.3.1 and RFC 6531: characters that no command may contain
         pytest.param(b"NOOP \0", "501 5.5.2", id="nul-in-argument"),
         pytest.param(b"NO\0OP", "500 5.5.2", id="nul-in-verb"),
         pytest.param(b"MAIL FROM:<\xe9@client.example>", "501 5.5.2", id="8-bit-not-utf-8"),

@@ -1,4 +1,4 @@
-"""RFC 6409: what a submission server asks for and adds."""
+"""RFC 6409: the checks and additions of a submission server."""
 
 from __future__ import annotations
 

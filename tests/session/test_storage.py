@@ -1,4 +1,4 @@
-"""Who gets a message when some mailboxes cannot take it: whatever the order, each gets its due."""
+"""Messages for several mailboxes of which some fail, in every order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Kind = Literal["mx", "lmtp"]
 FULL = Defer("full", code=452, enhanced="4.2.2")
 OVER = Reject("over quota", code=552, enhanced="5.2.2")
-#: What becomes of a copy: it is stored, leaves, or fails in one of three ways.
+#: The outcomes of a copy: it is stored, sent, or fails in one of three ways.
 FATES = ("ok", "away", "full", "over", "crash")
 FAILURES: dict[str, Exception] = {"full": FULL, "over": OVER, "crash": ValueError("made by a test")}
 REPLIES = {"full": "452 4.2.2", "over": "552 5.2.2", "crash": "451 4.3.0"}
@@ -37,7 +37,7 @@ REPLIES = {"full": "452 4.2.2", "over": "552 5.2.2", "crash": "451 4.3.0"}
 
 @plugin
 class Storage:
-    """Does with a copy what the beginning of its mailbox's name says; `aliases` have routes."""
+    """Handles a copy as the beginning of its mailbox's name says; `aliases` have routes."""
 
     aliases: dict[str, Local | Relay | Several] = field(default_factory=dict)
     stored: list[str] = field(default_factory=list)
@@ -76,18 +76,18 @@ def talk(storage: Storage, queue: Spool | None, kind: Kind = "mx") -> Dialogue:
 
 
 def send(dialogue: Dialogue, names: Sequence[str]) -> list[str]:
-    """Send a message; give the replies to its content, without their texts."""
+    """Send a message and return the replies to its content, without their texts."""
     reply = dialogue.mail("Subject: x\n\nx", to=tuple(f"{name}@example.org" for name in names))
     return [line[:9] for line in reply.splitlines()]
 
 
 def waiting(queue: Spool) -> list[str]:
-    """Return the addresses of the copies that wait, in their order by name."""
+    """Return the addresses of the waiting copies, sorted."""
     targets = [target for name in queue.names() for target in queue.open(name)[0].targets]
     return sorted(target.address.partition("@")[0] for target in targets)
 
 
-#: Every three fates in every order, with a number behind each that tells them apart.
+#: Every three outcomes in every order, with a number after each to distinguish them.
 ORDERS = [
     tuple(f"{fate}{number}" for number, fate in enumerate(fates))
     for fates in itertools.product(FATES, repeat=3)
@@ -110,7 +110,7 @@ def test_who_can_have_the_message_gets_it_and_the_other_copies_wait(
     if fates & {"ok", "away"}:
         assert reply == "250 2.0.0"
         assert waiting(queue) == sorted(name for name in names if fate(name) != "ok")
-    else:  # the client keeps the message, as long as that may help one of them
+    else:  # the client keeps the message while this may help one of them
         hopeful = [each for each in map(fate, names) if each != "over"]
         assert reply == REPLIES[hopeful[0] if hopeful else "over"]
         assert waiting(queue) == []
@@ -151,7 +151,7 @@ def test_alias_of_several_targets_is_taken_when_one_of_them_can_have_the_message
 ) -> None:
     storage = Storage(aliases=ALIASES)
     answers = send(talk(storage, queue, kind), names)
-    # Who waits because of an alias waits once, and a client of LMTP does not send it again.
+    # A copy that waits because of an alias waits once, and a client of LMTP does not resend it.
     assert set(answers) == {"250 2.0.0"}
     assert storage.stored == stored
     assert waiting(queue) == queued

@@ -1,4 +1,4 @@
-"""What a submission server adds to a user's message, and who may send as whom."""
+"""What a submission server adds to a user's message, and which senders a user may use."""
 
 import re
 from dataclasses import field, replace
@@ -49,7 +49,7 @@ def submitted(
     sender: str = "alice@example.org",
     **change: Any,  # noqa: ANN401 - as `replace` takes them
 ) -> tuple[list[str], str]:
-    """Send a message; give the lines that were put above the Received field, and those below."""
+    """Send a message. Return the lines above the Received field, and those below."""
     mailroom = Mailroom()
     change = {"wall": lambda: 1_000_000_000.0, **change}
     service = replace(Dialogue(*plugins, mailroom, kind=kind).service, **change)
@@ -302,12 +302,12 @@ def test_filters_see_the_added_fields() -> None:
     assert seen == [True]
 
 
-# Who may send as whom
+# Senders that a user may use
 
 
 @plugin
 class Aliases:
-    """Routes addresses to mailboxes, and knows nobody else."""
+    """Routes addresses to mailboxes, and no other address."""
 
     routes: dict[str, Local]
     asked: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""One message from MAIL to the reply after its content: what is taken, stored and said."""
+"""One message from MAIL to the reply after its content."""
 
 import gc
 import re
@@ -58,7 +58,7 @@ def at_mail(dialogue: Dialogue, *parameters: str) -> Dialogue:
 
 
 def chunk(dialogue: Dialogue, content: bytes, size: int = 0, body: str = "") -> str:
-    """Send a message to one recipient by BDAT, in chunks of a size; give the last reply of that."""
+    """Send a message to one recipient by BDAT, in chunks of a size, and return the last reply."""
     at_mail(dialogue, *body.split()).send(RCPT)
     size = size or len(content) or 1
     for at in range(0, len(content), size):
@@ -337,7 +337,7 @@ def test_mail_without_any_storage_is_deferred() -> None:
 
 @plugin
 class Deciding:
-    """Does with each message what its field says."""
+    """Handles each message as its field says."""
 
     act: Literal["discard", "quarantine"]
 
@@ -766,7 +766,7 @@ def test_large_content_arrives_whole(tmp_path: Path) -> None:
     assert mailroom.stored[USER][0].endswith(b"+0000\r\n\r\n" + content)
 
 
-# What is told to others
+# Events and notifications
 
 
 def test_observers_learn_about_each_recipient_and_the_message() -> None:
@@ -883,7 +883,7 @@ def test_log_has_a_line_of_each_refused_recipient(capfd: pytest.CaptureFixture[s
 
 @plugin
 class Emptying:
-    """Meddles with the list of recipients, which is not a plugin's to change."""
+    """Changes the list of recipients itself, which a plugin must not do."""
 
     @hookimpl
     def on_message(self, envelope: Envelope) -> None:
@@ -902,7 +902,7 @@ def test_accepted_recipients_stay_whatever_a_plugin_does_to_the_list(
 
 @plugin
 class Readdressing:
-    """Adds and takes away recipients of the whole message."""
+    """Adds and removes recipients of the whole message."""
 
     add: tuple[str, ...] = ()
     remove: tuple[str, ...] = ()
@@ -949,7 +949,7 @@ def test_message_that_no_recipient_is_left_of_is_discarded() -> None:
 def test_message_waits_when_an_added_recipient_has_no_route(
     route: Relay | Exception | None,
 ) -> None:
-    """It may stand for those who were taken away: nothing is stored without it."""
+    """It may replace removed recipients, so nothing is stored without it."""
 
     @plugin
     class Refusing:
@@ -1010,7 +1010,7 @@ def test_reverse_path_that_a_plugin_changes_is_what_storage_sees() -> None:
 
 
 class BrokenAfterwards:
-    """Works until something is stored, and fails from then on, whatever is done with it."""
+    """Works until a message is stored, and fails at every use after that."""
 
     def __init__(self, real: object, mailroom: Mailroom) -> None:
         self._real, self._mailroom = real, mailroom
@@ -1044,7 +1044,7 @@ def test_what_is_stored_is_acknowledged_whatever_fails_then(
             content = b"BDAT 3 LAST\r\nx\r\n"
         try:
             reply = dialogue.send_raw(content)
-        except MemoryError:  # of the look for the next command
+        except MemoryError:  # from the wait for the next command
             reply = dialogue.receiver.take()
         assert reply.startswith(b"250 2.0.0 message accepted")
         assert len(mailroom.stored[USER]) == 1

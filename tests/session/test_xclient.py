@@ -1,4 +1,4 @@
-"""XCLIENT: what a trusted front end may say of its client."""
+"""XCLIENT: data about the client from a trusted front end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name that a TLS client asks for, whatever octets it is made of."""
+"""The server name of a TLS client, of any octets."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LISTENERS: Final = MX + SUBMISSIONS
 
 
 def hello(name: bytes, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
-    """Return what a client says first that asks for this name."""
+    """Return the first packet of a client that asks for this name."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.maximum_version = version
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    # Python takes text only; nobody checks a sum over what is said first.
+    # Python accepts only text, so the name is replaced; there is no checksum.
     stand_in = ("x" * 50 + ".") * (len(name) // 51) + "x" * (len(name) % 51)
     connection = context.wrap_bio(incoming, outgoing, server_hostname=stand_in or None)
     with pytest.raises(ssl.SSLWantReadError):
@@ -111,7 +111,7 @@ def named(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def presented(server: Running, listener: str, *options: str | bytes) -> str:
-    """Return the name in the certificate that openssl's client is shown, "" without one."""
+    """Return the name in the certificate that openssl's client gets, or ""."""
     starttls = ("-starttls", "smtp") if listener == "smtp" else ()
     address = f"127.0.0.1:{server.port(listener)}"
     done = subprocess.run(

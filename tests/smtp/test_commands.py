@@ -1,4 +1,4 @@
-"""Command lines: what they mean, and the reply to those that mean nothing."""
+"""Command lines: their meaning, and the reply to invalid ones."""
 
 import pytest
 from examples import examples
@@ -293,7 +293,7 @@ def test_rcpt_in_utf_8_is_left_to_whoever_knows_the_transaction() -> None:
         pytest.param(b"RCPT TO:<a@x.org> ORCPT=a", 4096, id="RCPT"),
         pytest.param(b"VRFY ", 2048, id="VRFY"),
         pytest.param(b"AUTH PLAIN ", 12288, id="AUTH"),
-        # Octets that are no commands follow it
+        # Octets that are not commands follow it
         pytest.param(b"BDAT ", 512, id="BDAT"),
     ],
 )

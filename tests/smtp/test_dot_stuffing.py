@@ -20,7 +20,7 @@ def _decode(data: bytes, cuts: list[int] | None = None, line_length: int = 0) ->
 def _decode_all(
     data: bytes, cuts: list[int] | None = None, line_length: int = 0
 ) -> tuple[DotDecoder, bytes]:
-    """Feed `data` in the pieces that `cuts` make; give the decoder and the content."""
+    """Feed `data` in pieces cut at `cuts`, and return the decoder and the content."""
     decoder = DotDecoder(line_length)
     places = sorted({0, len(data), *(cut for cut in cuts or () if cut < len(data))})
     content = b""
@@ -63,7 +63,7 @@ def test_content_is_decoded(size: int, wire: bytes, content: bytes, rest: bytes)
     assert not decoder.bare_newline
 
 
-# What others have taken for CRLF.CRLF: the SMTP smuggling lists of 2023 and 2024 (CVE-2023-51764,
+# What other servers took for CRLF.CRLF: the SMTP smuggling lists of 2023 and 2024 (CVE-2023-51764,
 # CVE-2023-51765, CVE-2023-51766, CVE-2024-27305).
 SMUGGLING = [
     b"\n.\n",

@@ -47,7 +47,7 @@ def test_path_is_read(text: str, address: Address, rest: str) -> None:
     assert parse_path(text) == (address, rest)
 
 
-# What is read though the grammar has no such path: see test_path.
+# Paths outside the grammar that are accepted: see test_path.
 @pytest.mark.parametrize(
     "text",
     [
@@ -294,7 +294,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     st.from_regex(r'<(@[a-zé.]{1,9}:)?(.{1,40}|".{1,40}")@[^\x00-\x20@>]{1,90}>', fullmatch=True)
 )
 def test_an_address_that_was_read_is_read_again(path: str) -> None:
-    """A message that waits has its addresses as text, whatever the grammar made of them."""
+    """A message in the queue has its addresses as text."""
     try:
         address, _ = parse_path(path)
     except SyntaxProblem:

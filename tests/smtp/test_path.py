@@ -1,4 +1,4 @@
-"""Paths that are not as the grammar has them: one reading, or a refusal that says why."""
+"""Paths outside the grammar: one meaning, or a refusal with the reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_path_that_is_none_is_refused_for_its_true_cause(spelling: Spelling) -> 
 
 @pytest.mark.parametrize("spelling", TAKEN + MORE, ids=name)
 def test_what_was_read_is_read_again_as_it_is_written(spelling: Spelling) -> None:
-    # a message that waits, and the next host, have what the RFC calls an address
+    # the queue and the next host get an address in the form of the RFC
     if "@" in spelling.reading:
         address = Address.parse(spelling.reading)
         assert str(address) == spelling.reading
@@ -146,7 +146,7 @@ def postfix(require_program: Callable[[str], str]) -> Iterator[int]:
 
 @contextmanager
 def greeted(port: int) -> Iterator[Callable[[bytes], str]]:
-    """Connect to Postfix and greet it; a function that gives the reply to a command."""
+    """Connect to Postfix and greet it. Return a function that returns the reply to a command."""
     with (
         socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
         sock.makefile("rb") as replies,

@@ -37,7 +37,7 @@ from minismtp.smtp.states import TRANSITIONS, SessionState
 from minismtp.values.address import Address
 from minismtp.values.reply import Reply
 
-#: What is answered unless a test says otherwise; 250 to all others.
+#: The replies unless a test has others; 250 for other commands.
 ANSWERS = {
     "CONNECT": 220,
     "DATA": 354,
@@ -54,7 +54,7 @@ ONE_CHUNK = ContentChunk(b"hello")
 
 
 def answer(protocol: Protocol, event: Event | None, answers: Mapping[str, int]) -> None:
-    """Send the reply that is owed, if there is one."""
+    """Send the outstanding reply, if there is one."""
     if isinstance(event, Refused):
         protocol.send(event.reply)
     elif protocol.verb:
@@ -65,7 +65,7 @@ def answer(protocol: Protocol, event: Event | None, answers: Mapping[str, int]) 
 def say(
     protocol: Protocol, data: bytes, answers: Mapping[str, int] | None = None, *, cut: int = 0
 ) -> list[Event]:
-    """Feed data whole, or in pieces of `cut` octets; answer and give the events."""
+    """Feed data whole, or in pieces of `cut` octets. Answer, and return the events."""
     events: list[Event] = []
     size = cut or max(len(data), 1)
     for at in range(0, len(data), size):
@@ -223,7 +223,7 @@ def test_lmtp_script(cut: int) -> None:
     assert [type(event) for event in events] == [Lhlo, Mail, Rcpt, Data, EndOfContent, Quit]
 
 
-# Every row of the table, and everything that is in no row -------------------------------------
+# Every row of the table, and every pair that is in no row -------------------------------------
 
 LINES = {
     "EHLO": b"EHLO c\r\n",
@@ -536,7 +536,7 @@ UNREADABLE_CHUNKS = [
 @pytest.mark.parametrize("lmtp", [False, True])
 @pytest.mark.parametrize("line", UNREADABLE_CHUNKS, ids=lambda line: repr(line[:30]))
 def test_chunk_that_cannot_be_read_ends_the_session(line: bytes, lmtp: bool, cut: int) -> None:
-    # RFC 3030 section 2: octets follow that are no commands, nobody knows how many
+    # RFC 3030 section 2: an unknown number of octets follows that are not commands
     for state in COMMAND_STATES:
         protocol = brought_to(state, lmtp=lmtp)
         events = say(protocol, line + b"\r\nQUIT\r\nMAIL FROM:<>\r\n", {"OTHER": 500}, cut=cut)
@@ -572,7 +572,7 @@ def test_reply_to_a_refused_chunk_waits_for_its_octets() -> None:
 
 
 def test_chunk_after_a_failed_one_is_out_of_sequence() -> None:
-    # RFC 3030 section 2: pipelined chunks are consumed, whatever became of the first
+    # RFC 3030 section 2: pipelined chunks are consumed, whatever the reply to the first
     protocol = brought_to(SessionState.RCPT)
     script = b"BDAT 2\r\nab" + b"BDAT 6 LAST\r\nQUIT\r\n" + b"NOOP\r\n"
     events = say(protocol, script, {"BDAT": 552})
@@ -690,7 +690,7 @@ FRAGMENTS = st.sampled_from(
 
 
 def played(script: bytes, choices: list[int], cut: int, *, lmtp: bool) -> list[Event]:
-    """Feed a script; the n-th event that is owed a reply gets the legal one that n chooses."""
+    """Feed a script; the n-th event gets the legal reply that n chooses."""
     protocol = Protocol(lmtp=lmtp)
     answered = 0
     events: list[Event] = []

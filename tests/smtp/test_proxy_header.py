@@ -15,7 +15,7 @@ REST: Final = b"EHLO client.example\r\n"
 
 
 def read(data: bytes) -> tuple[ProxyHeader, bytes]:
-    """Read a header from data that ends somewhere; give it and what was not taken."""
+    """Read a header from data that ends somewhere. Return it and the rest."""
     stream = io.BytesIO(data)
 
     def receive(count: int) -> bytes:

@@ -21,7 +21,7 @@ KEY = derive_key("pencil", SALT)
 
 
 def finished(exchange: Exchange, response: bytes) -> Credentials | Proof:
-    """Send the last response and give the outcome."""
+    """Send the last response and return the outcome."""
     with pytest.raises(StopIteration) as stop:
         exchange.send(response)
     outcome = stop.value.value
@@ -30,7 +30,7 @@ def finished(exchange: Exchange, response: bytes) -> Credentials | Proof:
 
 
 def refused(exchange: Exchange, response: bytes) -> str:
-    """Send a response that ends the exchange; give the reason."""
+    """Send a response that ends the exchange, and return the reason."""
     with pytest.raises(SaslProblem) as problem:
         exchange.send(response)
     return str(problem.value)
@@ -195,7 +195,7 @@ def test_failed_token_is_told_as_a_challenge() -> None:
 
 
 class ScramClient:
-    """The client's side of RFC 5802 section 3, with nothing taken from the code under test."""
+    """The client's side of RFC 5802 section 3, independent of the code under test."""
 
     def __init__(self, username: str, password: str, header: str = "n,,") -> None:
         self.header = header
@@ -224,7 +224,7 @@ class ScramClient:
 
 
 def begun(client: ScramClient, key: StoredKey | None = KEY) -> tuple[Exchange, bytes]:
-    """Begin an exchange; give it and the server's first message."""
+    """Begin an exchange. Return it and the server's first message."""
     exchange = sasl.scram_sha_256(lambda _: key)
     assert next(exchange) == b""
     return exchange, exchange.send(client.first())
@@ -294,7 +294,7 @@ def test_proof_over_another_header_is_refused() -> None:
 
 @pytest.mark.parametrize(("iterations", "taken"), [(4095, False), (4096, True), (10**7 + 1, False)])
 def test_stored_key_has_a_bounded_cost(iterations: int, taken: bool) -> None:
-    # RFC 7677 section 4 asks for 4096 iterations at least.
+    # RFC 7677 section 4 demands at least 4096 iterations.
     text = KEY.text.replace(f"i={KEY.iterations}", f"i={iterations}")
     with nullcontext() if taken else pytest.raises(ValueError, match="out of bounds"):
         assert StoredKey.parse(text).iterations == iterations
@@ -344,7 +344,7 @@ def test_made_up_key_looks_like_that_of_a_user(length: int, iterations: int) -> 
 
 
 def test_made_up_key_is_of_no_use() -> None:
-    # A client with the made-up key could prove it, but without a user there is no login.
+    # A client could prove the invented key, but without a user there is no login.
     client = ScramClient("nobody", "pencil")
     exchange = sasl.scram_sha_256(lambda _: None)
     next(exchange)

@@ -65,7 +65,7 @@ def test_a_message_comes_back_as_it_was_queued(spool: Spool) -> None:
 
 
 class Closed(Message):
-    """A message during whose writing a plugin closes our descriptor, and a file takes its place."""
+    """A message during whose writing a plugin closes our descriptor, and a file gets its number."""
 
     def __init__(self, other: Path) -> None:
         super().__init__("m.1", Content.of(b"Subject: x\r\n\r\nhello\r\n"))
@@ -86,7 +86,7 @@ def test_message_that_went_into_the_file_of_another_is_not_queued(
         spool.add(entry(), message)
     assert list(spool.names()) == []
     assert list((tmp_path / "tmp").iterdir()) == []
-    os.close(message.taken)  # as it belongs to another, who still has it
+    os.close(message.taken)  # because it belongs to another owner, who still uses it
 
 
 def test_message_is_queued_though_nobody_can_be_told(

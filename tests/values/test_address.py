@@ -1,4 +1,4 @@
-"""Mailbox addresses: their grammar, their equality and their spelling."""
+"""Mailbox addresses: grammar, equality and spelling."""
 
 import time
 
@@ -38,7 +38,7 @@ from minismtp.values.address import Address, to_ascii, to_unicode
         pytest.param("a@\uff45xample.org", Address("a", "example.org"), id="mapped-to-ascii"),
         pytest.param("a@İ.example", Address("a", "i\u0307.example"), id="lower-case-is-longer"),
         pytest.param("a@example-1.org", Address("a", "example-1.org"), id="hyphen"),
-        # Where the RFC has no dot: providers gave such addresses to their customers
+        # Dots outside the grammar, as some providers gave such addresses to their customers
         pytest.param(".a@example.org", Address(".a", "example.org"), id="dot-first"),
         pytest.param("a.@example.org", Address("a.", "example.org"), id="dot-last"),
         pytest.param("a..b@example.org", Address("a..b", "example.org"), id="two-dots"),
@@ -159,7 +159,7 @@ _DOMAINS = st.lists(
 
 @given(st.text(max_size=70), _DOMAINS)
 def test_what_was_read_is_read_again(local: str, domain: str) -> None:
-    """A message that waits has its addresses as text."""
+    """A message in the queue has its addresses as text."""
     for text in (f"{local}@{domain}", f"{Address(local, '')}@{domain}", f"a@{domain}"):
         try:
             address = Address.parse(text)
@@ -185,7 +185,7 @@ def test_ascii_form_of_a_domain_is_that_of_its_one_spelling(domain: str) -> None
         ("xn--i-7iq.ws", "i❤.ws"),
         ("straße.xn--9ca", "straße.é"),
         ("example.org", "example.org"),
-        # No name of a domain: it would show what is not so
+        # Not the name of a domain, because it would display a wrong name
         ("xn--a.example", "xn--a.example"),
         ("xn--strasse-.example", "xn--strasse-.example"),
         ("xn--x-y2t.example", "xn--x-y2t.example"),
@@ -203,12 +203,12 @@ def test_domain_for_people_is_the_same_domain(domain: str) -> None:
 
 
 def test_domain_that_none_can_be_costs_nothing() -> None:
-    """The codec's work grows with the square of what is not a domain."""
+    """The codec needs quadratic time for text that is not a domain."""
     began = time.thread_time()
     for letter in ("é", "İ", "\u0307", "。", "é."):
         to_ascii(letter * 500_000)
         Address("", letter * 500_000)
-    assert time.thread_time() - began < 2  # one of them took the codec of 2003 18 seconds
+    assert time.thread_time() - began < 2  # the codec of 2003 took 18 seconds for one of them
 
 
 def test_only_ascii_blanks_around_an_address_do_not_count() -> None:

@@ -1,4 +1,4 @@
-"""Caches that are bounded by octets, and the answers of the DNS in one."""
+"""Caches that are limited by octets, and the cache of DNS answers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_value_is_replaced_and_one_that_is_too_large_is_not_kept() -> None:
 
 
 class Answers(socketserver.StreamRequestHandler):
-    """Answers each question by as many octets as its first label says, in records of its type."""
+    """Answers each question with records of its type, of the size that its first label says."""
 
     def handle(self) -> None:
         while head := self.rfile.read(2):
@@ -95,7 +95,7 @@ class Truncated(socketserver.DatagramRequestHandler):
 
 @pytest.fixture
 def generous() -> Iterator[SocketAddress]:
-    """The address of a server that answers anything, as largely as it is asked to."""
+    """The address of a server that answers every question with the requested size."""
     with contextlib.ExitStack() as stack:
         tcp = stack.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answers))
         tcp.daemon_threads = True
@@ -118,14 +118,14 @@ def test_large_answers_take_no_more_memory_than_small_ones(
     try:
         for number in range(25):
             assert resolver.lookup(f"4000.{kind}.n{number}.test", kind).records
-        gc.collect()  # answers that were let go refer to themselves
+        gc.collect()  # removed answers refer to themselves
         used, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert used < MIB
 
 
-# What is remembered of strangers' texts
+# Caches of text from strangers
 
 
 def encode(text: str) -> object:
@@ -154,7 +154,7 @@ def test_what_is_remembered_of_long_texts_is_little(function: Callable[[str], ob
 
 
 def test_each_cache_of_functions_is_known_and_bounded() -> None:
-    """A new one is to be added here, with what bounds the length of what it keeps."""
+    """Add a new cache here, with the limit on the length of its entries."""
     known = {
         "minismtp/mail/cleanup.py": 2,  # the operator's names
         "minismtp/values/address.py": 2,  # 500 characters; names of 255 octets

@@ -1,4 +1,4 @@
-"""Suites of TLS 1.2: strangers get what Postfix takes, users what has forward secrecy."""
+"""Cipher suites of TLS 1.2: those of Postfix for strangers, forward secrecy for users."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 LISTENERS: Final = MX + SUBMISSIONS + listener("own", 'ciphers = "AES256-SHA"')
 LOG: Final = "[log]\nrefusals = 10000\n"
-#: Postfix's tls_medium_cipherlist, and what RFC 9325 section 4 forbids or no certificate is for.
+#: Postfix's tls_medium_cipherlist, and suites that RFC 9325 section 4 forbids or lack certificates.
 POSTFIX: Final = (
     "aNULL:-aNULL:HIGH:MEDIUM:+RC4:@STRENGTH:!aNULL:!eNULL:!RC4:!3DES:!MD5:!PSK:!SRP:!aDSS"
 )
 
 
 def suites(text: str) -> list[str]:
-    """Return what openssl makes of a list of TLS 1.2."""
+    """Return the suites of openssl for a list of TLS 1.2."""
     command = ["timeout", "30", "openssl", "ciphers", "-s", "-tls1_2", text]
     return subprocess.check_output(command, text=True).strip().split(":")
 

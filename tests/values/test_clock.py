@@ -21,7 +21,7 @@ class Machine:
         self.clock = SteadyClock(lambda: self.wall, lambda: self.monotonic)
 
     def pass_time(self, seconds: float) -> None:
-        """Let both clocks go on."""
+        """Advance both clocks."""
         self.wall += seconds
         self.monotonic += seconds
 

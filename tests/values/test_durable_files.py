@@ -1,4 +1,4 @@
-"""Writes that survive a crash, and values that follow the files they come from."""
+"""Writes that survive a crash, and values that follow their files."""
 
 import fcntl
 import itertools
@@ -247,7 +247,7 @@ def test_file_that_is_gone_is_a_problem_until_it_is_back(tmp_path: Path) -> None
     assert "No such file" in watched.problem
     assert unusable_files() == 2
     path.write_bytes(b"\xff")
-    assert watched.problem == ""  # the value before stays: what is wrong is inside
+    assert watched.problem == ""  # the value before stays, because the content is wrong
     path.write_text("good again")
     assert (watched.problem, other.problem, unusable_files()) == ("", "", 0)
 

@@ -1,4 +1,4 @@
-"""Group commit: one sync serves many writers, and an error fails each that it could concern."""
+"""Group commit: one sync serves many writers, and an error fails all affected ones."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from minismtp.values.group_sync import GroupSync, sync_file_system
 
 
 class Gate:
-    """A sync that takes as long as the test wants, and fails if it wants."""
+    """A sync that takes as long as a test wants, and can fail."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
@@ -22,7 +22,7 @@ class Gate:
         self.error: OSError | None = None
 
     def __call__(self, _: int) -> None:
-        """Stand for syncfs."""
+        """Replace syncfs."""
         self.syncs += 1
         self.begun.release()
         assert self.goes_on.acquire(timeout=60)
@@ -31,7 +31,7 @@ class Gate:
 
 
 def in_thread(work: Callable[[], None]) -> tuple[threading.Thread, list[OSError]]:
-    """Run `work`; give its thread and the errors that it raised."""
+    """Run `work`. Return its thread and the errors that it raised."""
     errors: list[OSError] = []
 
     def run() -> None:
@@ -46,7 +46,7 @@ def in_thread(work: Callable[[], None]) -> tuple[threading.Thread, list[OSError]
 
 
 def commit(group: GroupSync) -> Callable[[], None]:
-    """Return the work of a writer that has just written."""
+    """Return the function of a writer that just wrote."""
     ticket = group.ticket()
     return lambda: group.commit(ticket)
 
@@ -75,7 +75,7 @@ def test_sync_under_way_does_not_count_for_who_comes_later(tmp_path: Path) -> No
     second, _ = in_thread(commit(group))
     gate.goes_on.release()
     finish(first)
-    # What the second has written may have missed the first sync: it needs another.
+    # The first sync may have missed the data of the second writer, so it needs another.
     assert gate.begun.acquire(timeout=60)
     assert second.is_alive()
     gate.goes_on.release()
@@ -104,7 +104,7 @@ def test_error_fails_all_who_wrote_before_the_sync_ended(tmp_path: Path) -> None
     gate.error = OSError(errno.EIO, "lost a page")
     leader, of_leader = in_thread(commit(group))
     assert gate.begun.acquire(timeout=60)
-    # Its pages may be what was lost: the kernel says so only once.
+    # Its pages may be the lost ones, because the kernel reports an error only once.
     meanwhile, of_meanwhile = in_thread(commit(group))
     gate.goes_on.release()
     finish(leader, meanwhile)

@@ -1,4 +1,4 @@
-"""Stored passwords: the form, the check, and what a stranger can learn or exhaust."""
+"""Stored passwords: the format, the check, and attacks on both."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""Which addresses are one peer."""
+"""Which addresses count as one peer."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def test_peer_without_an_address_has_no_key(peer: str) -> None:
 @example(IPv6Address("::1"))
 @example(IPv4Address("0.0.0.1"))
 def test_every_key_has_its_size_and_is_never_all_zeros(peer: IPv4Address | IPv6Address) -> None:
-    # A row of zeros is a free one in `admission`.
+    # A row of zeros is a free one in `session_limits`.
     assert len(peer_key(str(peer))) == 16
     assert any(peer_key(str(peer)))

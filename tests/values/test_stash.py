@@ -1,4 +1,4 @@
-"""Notes on a session or an envelope, each under a key of its own."""
+"""Data on a session or an envelope, each under its own key."""
 
 import pytest
 

@@ -31,8 +31,8 @@ SOURCES: Final = [
     *sorted((ROOT / "docs" / "examples").rglob("*.py")),
 ]
 WAYS: Final = {"Thread", "Timer", "start_new_thread", "ThreadPoolExecutor", "ThreadPool"}
-#: The threads of a worker and of the runner, all of which a test makes fail; those that run once in
-#: a process's life come last.
+#: The threads of a worker and of the process that delivers, which a test makes fail. Those that run
+#: once in the life of a process come last.
 WORKER: Final = {
     "accept",
     "session",
@@ -48,7 +48,7 @@ WORKER: Final = {
 RUNNER: Final = {"clerk", "ledger", "delivery", "signals"}
 ENDPOINT: Final = {"endpoint", "history", "lifeline"}
 TESTED_APART: Final = {"login"}
-PATIENCE: Final = 60.0  # seconds: only a test that fails ever waits so long
+PATIENCE: Final = 60.0  # seconds; only a failing test waits this long
 FAULTS: Final = '''
 """Has each thread of a process raise once, after a number of calls of minismtp's functions."""
 
@@ -103,7 +103,7 @@ path = "mail/{local}"
 
 @pytest.fixture
 def counted() -> Iterator[Counter[str]]:
-    """Yield what is counted while the test runs."""
+    """Yield the counts of a test."""
     found: Counter[str] = Counter()
     before, hook = threads.counts.copy(), threading.excepthook
 
@@ -247,7 +247,7 @@ def test_one_item_that_fails_keeps_no_other_from_its_turn(counted: Counter[str])
 
 
 def stored(server: Running, recipient: str) -> bool:
-    """Send a message; False when that fails, whereupon a sender tries again."""
+    """Send a message. Return False if that fails, so that the caller tries again."""
     try:
         with server.connect() as client:
             client.socket.settimeout(3.0)  # a descriptor can be lost in the midst of `accept`
@@ -284,7 +284,7 @@ def test_every_thread_of_a_server_goes_on_after_it_has_raised(
     server.wait_until(lambda: stored(server, "nobody@example.com"))
     server.wait_until(lambda: "nobody@example.com" in command(server, "queue", "list"))
     command(server, "queue", "bounce", "--state", "deferred")
-    server.wait_until(lambda: server.mail("me"))  # returned by the clerk, delivered by the runner
+    server.wait_until(lambda: server.mail("me"))  # returned by the housekeeper, then delivered
     with server.connect() as client:
         client.greet()
         server.wait_until(lambda: "127.0.0.1" in command(server, "sessions"))
@@ -372,7 +372,7 @@ def test_every_thread_of_the_endpoint_goes_on_after_it_has_raised(tmp_path: Path
 
 
 def test_write_behind_is_called_again_for_what_it_could_not_write() -> None:
-    """What was put there before a failure is not left until something else comes."""
+    """An item from before a failure is handled without waiting for another item."""
     written: list[int] = []
     waiting, failures = [1, 2], [MemoryError("wanted")]
 

@@ -1,4 +1,4 @@
-"""Names of users as people type them: which are one user, and which stay two (RFC 8265)."""
+"""Names of users as people type them: same user or different users (RFC 8265)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from minismtp.values.user_names import folded_local, folded_name, prepared_passw
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: What is typed, and whose name it is.
+#: The typed name, and the user.
 SAME: Final = [
     ("ALICE", "alice"),
     ("aLiCe", "alice"),
@@ -42,7 +42,7 @@ SAME: Final = [
     ("\u212bse", "\u00e5se"),
     ("\u1e69", "s\u0323\u0307"),
 ]
-#: Names that look alike, or that other rules (NFKC, casefold, collations) take for the same.
+#: Names that look alike, or that are the same by other rules (NFKC, casefold, collations).
 OTHERS: Final = [
     ("strasse", "stra\u00dfe"),
     ("alice", "\u0430lice"),  # Cyrillic
@@ -106,7 +106,7 @@ def test_in_ascii_only_case_makes_no_difference(one: str, other: str) -> None:
     assert (folded_local(one) == folded_local(other)) is (one.lower() == other.lower())
 
 
-# Mailboxes, and as whom a user may send
+# Mailboxes, and senders that a user may use
 
 
 @pytest.mark.parametrize(("typed", "name"), SAME, ids=ascii)

@@ -5,7 +5,7 @@ from minismtp import hookimpl, plugin
 
 @plugin
 class Discard:
-    """Says that it has stored what it has not."""
+    """Says that it stored the message, and does not store it."""
 
     @hookimpl
     def deliver(self) -> bool:

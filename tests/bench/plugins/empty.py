@@ -1,4 +1,4 @@
-"""What the guard around a plugin costs."""
+"""Measures the cost of the guard around a plugin."""
 
 from minismtp import hookimpl, plugin
 

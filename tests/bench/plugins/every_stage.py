@@ -1,4 +1,4 @@
-"""What a plugin on every stage of a message costs."""
+"""Measures the cost of a plugin on every stage of a message."""
 
 from minismtp import Envelope, Message, Recipient, Reject, Session, hookimpl, plugin
 
