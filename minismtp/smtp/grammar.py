@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from minismtp.smtp.path import read_path
-from minismtp.values.address import DOMAIN, MAILBOX, WIDE, Address, read_mailbox
+from minismtp.values.address import DOMAIN, MAILBOX, NO_TEXT, Address, read_mailbox
 
 # A-d-l = At-domain *( "," At-domain ) ; accepted and ignored, RFC 5321 appendix C
 _SOURCE_ROUTE = rf"(?:@{DOMAIN}(?:,@{DOMAIN})*:)?"
@@ -23,11 +23,11 @@ _SHOWN: Final = 80  # characters of a malformed parameter that a reply repeats
 _NAME_LIMIT: Final = 255  # characters that are kept of a name; no domain is longer
 # esmtp-param = esmtp-keyword ["=" esmtp-value] ; esmtp-value = 1*(%d33-60 / %d62-126)
 # with "=" in the value too: clients leave it as it is in ENVID and ORCPT
-_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([!-~{WIDE}]+))?")
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9\-]*)(?:=([^\x00- {NO_TEXT}]+))?")
 # xtext = *( xchar / hexchar ) ; xchar = any ASCII from "!" to "~" except "+" and "=" (RFC 3461)
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 # as clients write it, with "=", small hex letters and UTF-8 as it is
-_LOOSE_XTEXT = re.compile(rf"(?:[!-*,-~{WIDE}]|\+[0-9A-Fa-f]{{2}})*")
+_LOOSE_XTEXT = re.compile(rf"(?:[^\x00- +{NO_TEXT}]|\+[0-9A-Fa-f]{{2}})*")
 # original-recipient-address = addr-type ";" xtext ; addr-type = atom (RFC 3461 section 4.2)
 _ORCPT = re.compile(r"([A-Za-z0-9!#$%&'*+\-/?^_`{|}~]+);(.*)")
 _ORCPT_LIMIT: Final = 2400  # octets: the longest mailbox, each octet in three; RFC 3461 has 500
