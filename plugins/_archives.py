@@ -103,7 +103,7 @@ def _copied(octets: Iterator[bytes]) -> Iterator[tempfile.SpooledTemporaryFile[b
 def _in_zip(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
     with (
         _copied(octets) as copy,
-        zipfile.ZipFile(cast("IO[bytes]", _Reluctant(copy))) as archive,
+        zipfile.ZipFile(cast("IO[bytes]", _BoundedFile(copy))) as archive,
     ):
         items = archive.infolist()
         budget.take(names=len(items))
@@ -122,7 +122,7 @@ def _in_7z(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
         yield from members_of_7z(cast("IO[bytes]", copy), budget)
 
 
-class _Reluctant:
+class _BoundedFile:
     """A file whose reads are limited to the directory of a zip of reasonable size."""
 
     def __init__(self, file: tempfile.SpooledTemporaryFile[bytes]) -> None:

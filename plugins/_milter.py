@@ -2,7 +2,7 @@
 
 This is the server's side of the versions 2 to 6, which Sendmail defined. Every packet is a length
 of four octets, a letter, and data; numbers are in network order, and texts end with NUL. A filter's
-packets become values here; malformed ones raise NonsenseError.
+packets become values here; malformed ones raise MilterError.
 """
 
 import re
@@ -33,7 +33,7 @@ _LONGEST_REPLY: Final = 4096  # octets
 _NOTIFY: Final = frozenset({"NEVER", "SUCCESS", "FAILURE", "DELAY"})
 
 
-class NonsenseError(RemoteError):
+class MilterError(RemoteError):
     """A filter violates the protocol, or sends what was not agreed on."""
 
 
@@ -131,19 +131,19 @@ def length(head: bytes) -> int:
     """Read the length at the begin of a packet; return the number of octets after its letter."""
     size: int = struct.unpack(">I", head)[0]
     if not 1 <= size <= LARGEST:
-        raise NonsenseError(f"the filter sends a packet of {size} octets")
+        raise MilterError(f"the filter sends a packet of {size} octets")
     return size - 1
 
 
 def read_options(letter: bytes, data: bytes) -> Options:
     """Read a filter's answer to `offer`."""
     if letter != b"O" or len(data) < 12:  # noqa: PLR2004 - three numbers
-        raise NonsenseError("the filter does not say what it can")
+        raise MilterError("the filter does not say what it can")
     version, actions, steps = struct.unpack_from(">III", data)
     if not OLDEST <= version <= VERSION:
-        raise NonsenseError(f"the filter speaks version {version} of the protocol")
+        raise MilterError(f"the filter speaks version {version} of the protocol")
     if actions & ~ACTIONS or steps & ~STEPS:
-        raise NonsenseError(f"the filter wants what there is not: {actions:#x}, {steps:#x}")
+        raise MilterError(f"the filter wants what there is not: {actions:#x}, {steps:#x}")
     wanted, start = {}, 12
     while len(data) - start > 4:  # noqa: PLR2004 - a number and a text
         [stage] = struct.unpack_from(">I", data, start)
@@ -164,7 +164,7 @@ def read_verdict(data: bytes) -> Reject | Defer | Disconnect:
     lines = [_LINE.fullmatch(line) for line in re.split(rb"\r?\n", octets.rstrip(b"\r\n"))]
     found = [line for line in lines if line is not None]
     if len(found) < len(lines) or len({line[1] for line in found}) > 1:
-        raise NonsenseError(f"the filter's reply {octets[:80]!r} is none of SMTP")
+        raise MilterError(f"the filter's reply {octets[:80]!r} is none of SMTP")
     code = int(found[0][1])
     text = "\n".join([(line[3] or b"").decode("utf-8", "replace") for line in found])
     kind = Disconnect if code == 421 else Defer if code < 500 else Reject  # noqa: PLR2004

@@ -44,8 +44,8 @@ class Conversation:
         self.closed = False
         self.released = False
         self.discarded = False
-        self._settled = False  # the filter accepted or discarded the message
-        self._told: Address | None = None
+        self._decided = False  # the filter accepted or discarded the message
+        self._last_recipient: Address | None = None
         self._line = line
         self._patience = patience
         self._refusal: Exception | None = None  # of the current message
@@ -72,57 +72,57 @@ class Conversation:
     @property
     def wants_more(self) -> bool:
         """Whether the filter wants more of this message."""
-        return not (self.released or self._settled)
+        return not (self.released or self._decided)
 
     def wants_refused(self, recipient: Address) -> bool:
         """Whether the filter wants the recipients that others refused."""
-        asked = self._options.steps & wire.REFUSED_TOO and recipient != self._told
+        asked = self._options.steps & wire.REFUSED_TOO and recipient != self._last_recipient
         ready = self._in_message and self._refusal is None and not self.closed
         return bool(asked) and ready and self.wants_more
 
     def connect(self, name: str, peer: str, port: int) -> None:
         """Send the client's name and address."""
-        self._say(wire.CONNECT, wire.connection(name, peer, port))
+        self._step(wire.CONNECT, wire.connection(name, peer, port))
 
     def helo(self, name: str) -> None:
         """Send the name in HELO, which ends the current message."""
         self.abort()
-        self._say(wire.HELO, wire.texts(name))
+        self._step(wire.HELO, wire.texts(name))
 
     def mail(self, *arguments: str) -> None:
         """Begin a message: the reverse-path in angle brackets, and parameters."""
         self.abort()
-        self._settled = self.discarded = self._skipping = False
-        self._told = None
+        self._decided = self.discarded = self._skipping = False
+        self._last_recipient = None
         self._in_message = True
-        self._say(wire.MAIL, wire.texts(*arguments))
+        self._step(wire.MAIL, wire.texts(*arguments))
 
     def recipient(self, address: Address, *parameters: str) -> None:
         """Send a recipient with parameters; a refusal is for this recipient."""
-        self._told = address
-        self._say(wire.RCPT, wire.texts(f"<{address}>", *parameters))
+        self._last_recipient = address
+        self._step(wire.RCPT, wire.texts(f"<{address}>", *parameters))
 
     def data(self) -> None:
         """Announce the content."""
-        self._say(wire.DATA)
+        self._step(wire.DATA)
 
     def unknown(self, line: str) -> None:
         """Send an unknown command."""
-        self._say(wire.UNKNOWN, wire.texts(line))
+        self._step(wire.UNKNOWN, wire.texts(line))
 
     def message(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
         """Send the message until the filter needs no more."""
         for name, value in fields:
-            if self._settled or not self._options.wants(wire.HEADER):
+            if self._decided or not self._options.wants(wire.HEADER):
                 break
             room = wire.CHUNK - len(name) - 2  # a longer field does not fit into a packet
-            self._say(wire.HEADER, wire.texts(name, value[:room]))
-        if not self._settled:
-            self._say(wire.END_OF_HEADER)
+            self._step(wire.HEADER, wire.texts(name, value[:room]))
+        if not self._decided:
+            self._step(wire.END_OF_HEADER)
         for piece in body:
-            if self._settled or self._skipping or not self._options.wants(wire.BODY):
+            if self._decided or self._skipping or not self._options.wants(wire.BODY):
                 break
-            self._say(wire.BODY, piece)
+            self._step(wire.BODY, piece)
 
     def end(self) -> Iterator[tuple[bytes, bytes]]:
         """End the message; yield the letters and data of changes, then raise the verdict."""
@@ -133,10 +133,10 @@ class Conversation:
             if letter not in wire.CHANGES:
                 break
             if not self._options.actions & wire.CHANGES[letter]:
-                raise wire.NonsenseError(f"the filter makes the change {letter!r} unannounced")
+                raise wire.MilterError(f"the filter makes the change {letter!r} unannounced")
             yield letter, data
         self._in_message = False
-        self._judge(wire.END, letter, data)
+        self._take_reply(wire.END, letter, data)
 
     def abort(self) -> None:
         """Abandon the current message, if there is one."""
@@ -159,7 +159,7 @@ class Conversation:
                 self._flush()
             self.close()
 
-    def _say(self, step: wire.Step, data: bytes = b"") -> None:
+    def _step(self, step: wire.Step, data: bytes = b"") -> None:
         if self._refusal is not None:
             raise self._refusal
         if not self._options.wants(step):
@@ -167,19 +167,19 @@ class Conversation:
         self._send(self._defined(step) + wire.packet(step.letter, data))
         if self._options.replies(step):
             letter, said = self._reply(time.monotonic() + _LONGEST)
-            self._judge(step, letter, said)
+            self._take_reply(step, letter, said)
 
-    def _judge(self, step: wire.Step, letter: bytes, data: bytes) -> None:
+    def _take_reply(self, step: wire.Step, letter: bytes, data: bytes) -> None:
         of_message = step not in _OF_SESSION and step is not wire.UNKNOWN
         match letter:
             case b"c":
                 return
             case b"a" if of_message:
-                self._settled = True
+                self._decided = True
             case b"a":
                 self.released = step in _OF_SESSION
             case b"d" if of_message:
-                self._settled = self.discarded = True
+                self._decided = self.discarded = True
             case b"s" if step is wire.BODY and self._options.steps & wire.SKIP:
                 self._skipping = True
             case b"r" | b"t" | b"4" | b"f" | b"y":
@@ -188,7 +188,7 @@ class Conversation:
                     self._refusal = refusal
                 raise refusal
             case _:
-                raise wire.NonsenseError(f"the filter says {letter!r} to {step.letter!r}")
+                raise wire.MilterError(f"the filter says {letter!r} to {step.letter!r}")
 
     def _defined(self, step: wire.Step) -> bytes:
         """Return the macros of a command."""
@@ -202,7 +202,7 @@ class Conversation:
             letter, data = self._receive()
             if letter != b"p":
                 return letter, data
-        raise wire.NonsenseError(f"the filter takes more than {_LONGEST:.0f} s")
+        raise wire.MilterError(f"the filter takes more than {_LONGEST:.0f} s")
 
     def _send(self, data: bytes) -> None:
         """Queue octets until the next reply is awaited, because most filters reply rarely."""

@@ -73,7 +73,7 @@ class MilterMessage:
 class Changes:
     """Collects a filter's changes, and applies them after its last one.
 
-    A large body is in an unnamed file in `directory`. Raise NonsenseError, and OSError for a full
+    A large body is in an unnamed file in `directory`. Raise MilterError, and OSError for a full
     disk.
     """
 
@@ -91,17 +91,17 @@ class Changes:
         if letter == b"b":
             self._body = self._body or ContentWriter(self._directory)
             if self._body.size + len(data) > _LARGEST_BODY:
-                raise wire.NonsenseError("the filter's body is too large")
+                raise wire.MilterError("the filter's body is too large")
             self._body.write(data)
             return
         try:
             self._take(letter, data)
         except ValueError as error:
             problem = f"the filter's change {letter!r} cannot be read: {error}"
-            raise wire.NonsenseError(problem) from None
+            raise wire.MilterError(problem) from None
         self._count += 1
         if self._count > _MOST or self._size > _LARGEST_HEADER:
-            raise wire.NonsenseError("the filter changes too much")
+            raise wire.MilterError("the filter changes too much")
 
     def _take(self, letter: bytes, data: bytes) -> None:
         envelope = self._message.envelope

@@ -4,15 +4,27 @@ The server names the file and the table of the option in front of the text.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
+from string import Formatter
 
 
 def check_time(option: str, time: timedelta) -> None:
     """Refuse a time of zero or less, in which nothing could be done."""
     if time <= timedelta(0):
         raise ValueError(f'{option}: expected more than "0s"')
+
+
+def check_placeholders(option: str, text: str, known: Sequence[str]) -> None:
+    """Refuse other placeholders than the known ones, and formats of these."""
+    try:
+        found = {part[1:] for part in Formatter().parse(text) if part[1] is not None}
+    except ValueError as error:
+        raise ValueError(f"{option}: {text!r}: {error}") from None
+    if not found <= {(name, "", None) for name in known}:
+        names = ", ".join(f"{{{name}}}" for name in known)
+        raise ValueError(f"{option}: {text!r}: known placeholders are {names}")
 
 
 def check_points(points: Mapping[str, float], names: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ _EXACT_END = re.compile(rb"(?:--)?[ \t]*+\r?(?:\n|\Z)")
 
 
 @dataclass(slots=True)
-class Doubts:
+class Ambiguities:
     """Signs that other programs read the message differently, and counts for the limits."""
 
     choices: int = 1
@@ -36,10 +36,10 @@ class Doubts:
 class Reader:
     """Reads forward. The buffer begins with the line feed in front of the next line."""
 
-    def __init__(self, stream: BinaryIO, doubts: Doubts, *, strict: bool) -> None:
+    def __init__(self, stream: BinaryIO, found: Ambiguities, *, strict: bool) -> None:
         self._stream = stream
         self._buffer = b"\n"
-        self._doubts = doubts
+        self._found = found
         self._strict = strict
         self.delimiter = b""  # where the last body ended; none at the end of the message
         self.closing = False
@@ -62,12 +62,12 @@ class Reader:
         next_line = self._buffer.find(b"\n", stop) if end >= 0 and not delimiter else stop - 1
         fields = fields_end(text)
         if fields < len(text):
-            self._doubts.strict = True
+            self._found.strict = True
             if self._strict:
                 text, next_line = text[:fields], fields
         described = _DESCRIPTION.findall(text)
-        self._doubts.described += sum(map(len, described))
-        if self._doubts.described > MOST_HEADERS:
+        self._found.described += sum(map(len, described))
+        if self._found.described > MOST_HEADERS:
             raise TooMuchError("more than 1 MiB that describes parts")
         self._buffer = self._buffer[next_line:]
         return Headers(described)
@@ -120,15 +120,15 @@ class Reader:
                 pass
             if _EXACT_END.match(self._buffer, match.end()):
                 return match
-            self._doubts.strict = True
+            self._found.strict = True
             if not self._strict:
                 return match
             start = match.end()
         return None
 
     def _pass(self, match: re.Match[bytes]) -> None:
-        self._doubts.delimiters += 1
-        if self._doubts.delimiters > _MOST_DELIMITERS:
+        self._found.delimiters += 1
+        if self._found.delimiters > _MOST_DELIMITERS:
             raise TooMuchError("too many delimiters of parts")
         self.delimiter = match[1]
         self.closing = self._buffer.startswith(b"--", match.end())

@@ -4,7 +4,7 @@ The parser of the standard library builds all parts in memory, several times the
 message, and takes seconds for an attacker's message. This one reads forward by pieces, and yields
 each body while it reads it. If mail programs differ, it reads all that any of them might: a line
 that begins with a delimiter is one, and a part after the end of its multipart is a part. If that
-could hide a part that others see, the message is read again in their way (`Reading`).
+could hide a part that others see, the message is read again in their way (`_Parser`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,26 +16,11 @@ from minismtp import Headers
 
 from ._budget import TooMuchError, stream_of
 from ._mime import boundaries_of, encodings_of, kinds_of, names_of
-from ._part_reader import Doubts, Reader
+from ._part_reader import Ambiguities, Reader
 from ._transfer_encoding import decoded, is_encoded
 
 MOST_PARTS = 1000
 DEEPEST = 30  # levels of multiparts and messages
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A way to read a message if mail programs differ.
-
-    `choice` 0 uses all boundaries, and the first type and encoding; others use the one of that
-    number. With `strict` a part ends only at a line that is exactly a delimiter, and a header ends
-    at the first line that is not a field. With `literal` nested messages and multiparts are not
-    decoded.
-    """
-
-    choice: int = 0
-    strict: bool = False
-    literal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +53,19 @@ class Part:
         return decoded(self.encoding, self.body)
 
 
-def parts_of(message: BinaryIO) -> Iterator[Part]:
-    """Yield the parts, outer ones before inner ones. Raise TooMuchError."""
-    return _Walk(Reading(), Doubts()).parts(message, 0)
-
-
-def parts_in_all_readings(open_message: Callable[[], BinaryIO]) -> Iterator[Part]:
-    """Yield the parts in each way that some mail program may read the message.
+def parts_of(open_message: Callable[[], BinaryIO]) -> Iterator[Part]:
+    """Yield the parts, outer ones before inner ones, in each way that a mail program may read them.
 
     Almost always there is one way. Raise TooMuchError.
     """
-    doubts = Doubts()
+    first = Ambiguities()
     with open_message() as content:
-        yield from _Walk(Reading(), doubts).parts(content, 0)
-    choices = range(doubts.choices + 1) if doubts.choices > 1 else range(1)
-    for reading in product(choices, {False, doubts.strict}, {False, doubts.literal}):
+        yield from _Parser(first).parts(content, 0)
+    choices = range(first.choices + 1) if first.choices > 1 else range(1)
+    for reading in product(choices, {False, first.strict}, {False, first.literal}):
         if any(reading):
             with open_message() as content:
-                yield from _Walk(Reading(*reading), Doubts()).parts(content, 0)
+                yield from _Parser(Ambiguities(), *reading).parts(content, 0)
 
 
 @dataclass(slots=True)
@@ -96,16 +76,24 @@ class _Level:
     is_digest: bool = field(default=False)
 
 
-class _Walk:
-    """Reads the parts of a message in one way."""
+@dataclass(slots=True)
+class _Parser:
+    """Reads the parts of a message in one of the ways in which mail programs differ.
 
-    def __init__(self, reading: Reading, doubts: Doubts) -> None:
-        self._reading = reading
-        self._doubts = doubts
+    `choice` 0 uses all boundaries, and the first type and encoding; others use the one of that
+    number. With `strict` a part ends only at a line that is exactly a delimiter, and a header ends
+    at the first line that is not a field. With `literal` nested messages and multiparts are not
+    decoded.
+    """
+
+    found: Ambiguities
+    choice: int = 0
+    strict: bool = False
+    literal: bool = False
 
     def parts(self, message: BinaryIO, depth: int) -> Iterator[Part]:
         """Yield the parts of a message that is nested in `depth` messages."""
-        reader = Reader(message, self._doubts, strict=self._reading.strict)
+        reader = Reader(message, self.found, strict=self.strict)
         levels: list[_Level] = []
         digest = False
         while True:
@@ -114,12 +102,12 @@ class _Walk:
             kinds, encodings = kinds_of(headers, digest=digest), encodings_of(headers)
             kind, encoding = self._chosen(kinds), self._chosen(encodings)
             boundaries = self._boundaries(kind, headers, reader)
-            whole = bool(boundaries) and is_encoded([encoding]) and not self._reading.literal
+            whole = bool(boundaries) and is_encoded([encoding]) and not self.literal
             if boundaries and not whole:
                 levels.append(_Level(boundaries, kind == "multipart/digest"))
             body = reader.body(_all(levels))
             is_message = whole or kind.startswith("message/")
-            plain = is_message and (self._reading.literal or not is_encoded([encoding]))
+            plain = is_message and (self.literal or not is_encoded([encoding]))
             yield Part(headers, (kind, *kinds), encoding, iter(()) if is_message else body)
             depth += is_message
             if len(levels) + depth > DEEPEST:
@@ -128,7 +116,7 @@ class _Walk:
             if plain:
                 continue  # the next header is that of the message
             if is_message:
-                self._doubts.literal = True
+                self.found.literal = True
                 content = decoded(encoding, body)
                 if whole:  # programs do not write that, but some read it
                     content = chain([*headers.raw_all("Content-Type"), b"\r\n"], content)
@@ -146,24 +134,24 @@ class _Walk:
             del levels[number + 1 :]
 
     def _count(self) -> None:
-        self._doubts.parts += 1
-        if self._doubts.parts > MOST_PARTS:
+        self.found.parts += 1
+        if self.found.parts > MOST_PARTS:
             raise TooMuchError(f"more than {MOST_PARTS} parts")
 
     def _chosen(self, found: Sequence[str]) -> str:
-        self._doubts.choices = max(self._doubts.choices, len(found))
-        if not self._reading.choice:  # a multipart before others, to see all its parts
+        self.found.choices = max(self.found.choices, len(found))
+        if not self.choice:  # a multipart before others, to see all its parts
             return next((each for each in found if each.startswith("multipart/")), found[0])
-        return found[min(self._reading.choice, len(found)) - 1]
+        return found[min(self.choice, len(found)) - 1]
 
     def _boundaries(self, kind: str, headers: Headers, reader: "Reader") -> list[bytes]:
         if not kind.startswith("multipart/"):
             return []
         found = boundaries_of(headers)
-        self._doubts.choices = max(self._doubts.choices, len(found), 1 if found else 2)
-        if not self._reading.choice:
+        self.found.choices = max(self.found.choices, len(found), 1 if found else 2)
+        if not self.choice:
             return found or reader.guessed()
-        return found[min(self._reading.choice, len(found)) - 1 :][:1]
+        return found[min(self.choice, len(found)) - 1 :][:1]
 
 
 def _all(levels: Iterable[_Level]) -> list[bytes]:

@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from string import Formatter
 from urllib.parse import quote
 
 from minismtp import Address
+
+from ._options import check_placeholders
 
 # A file name has at most 255 octets, and a template may put both values into one name.
 _LONGEST_VALUE = 120
@@ -22,14 +23,9 @@ class Template:
 
     def __init__(self, path: Path) -> None:
         self._text = str(path)
-        try:
-            fields = [part[1:] for part in Formatter().parse(self._text) if part[1] is not None]
-        except ValueError as error:
-            raise ValueError(f"path: {path}: {error}") from error
-        if not {*fields} <= {("domain", "", None), ("local", "", None)}:
-            raise ValueError(f"path: {path}: known placeholders are {{domain}} and {{local}}")
+        check_placeholders("path", self._text, ("domain", "local"))
         if re.search(r"\}[\w.~+=%-]*\{", self._text, re.ASCII):
-            raise ValueError(f"path: {path}: expected / or @ between the placeholders")
+            raise ValueError(f"path: {self._text!r}: expected / or @ between the placeholders")
         varying = [number for number, part in enumerate(path.parts) if "{" in part]
         self.own_levels = len(path.parts) - varying[0] if varying else 1
 

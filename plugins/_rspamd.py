@@ -136,12 +136,11 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
         whole += len(made)
     if answer.action == "add header":
         for name, value in answer.spam_fields.items():
-            kept = _inserted(_without(kept, name), 0, _field(name, value))
+            kept = _field(name, value) + _without(kept, name)
     if answer.action == "rewrite subject" and answer.subject:
         place = next(iter(_places(kept, "Subject")), 0)
-        kept = _inserted(
-            _without(kept, "Subject"), place, _field("Subject", answer.subject[:_SUBJECT])
-        )
+        kept = _without(kept, "Subject")
+        kept[place:place] = _field("Subject", answer.subject[:_SUBJECT])
     return kept
 
 
@@ -156,10 +155,6 @@ def _field(name: str, value: str) -> list[bytes]:
     except ValueError as error:
         _log.warning("rspamd asks for an invalid field: %s", error)
         return []
-
-
-def _inserted(fields: list[bytes], place: int, added: list[bytes]) -> list[bytes]:
-    return [*fields[:place], *added, *fields[place:]]
 
 
 def _without(fields: list[bytes], name: str) -> list[bytes]:

@@ -73,7 +73,7 @@ class Rule:
             raise ValueError("points: expected with the action finding, and only there")
 
 
-class Trial:
+class Evaluation:
     """A message to which rules are applied."""
 
     def __init__(

@@ -29,7 +29,7 @@ def mark(
         message.prepend("X-Spam-Flag", "YES")
 
 
-def judge(
+def act_on_score(
     message: Message, score: float, text: str, *, quarantine: float | None, reject: float | None
 ) -> None:
     """Refuse a message from the score `reject` on, or quarantine it from `quarantine` on."""

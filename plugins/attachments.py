@@ -24,7 +24,7 @@ from minismtp import (
 from ._archives import HEAD, files_in, is_archive
 from ._budget import BrokenError, Budget, Reads, TooMuchError, stream_of
 from ._options import check_time
-from ._parts import Part, parts_in_all_readings
+from ._parts import Part, parts_of
 from ._programs import PROGRAMS, TYPES, is_program
 from ._transfer_encoding import UUENCODED
 from ._uuencode import files_in_text
@@ -36,9 +36,9 @@ _DOCUMENTS: Final = frozenset(
     {"csv", "doc", "docx", "gif", "htm", "html", "jpeg", "jpg", "mp3", "mp4", "odt", "pdf", "png"}
     | {"ppt", "pptx", "rtf", "txt", "wav", "xls", "xlsx", "zip"}
 )
-_ENDS_OF_LINES: Final = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
 # U+202A to U+202E and U+2066 to U+2069 change the direction of the text after them.
-_TURNS: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_DIRECTION: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Attachments:
             self._act(envelope, message, found)
 
     def _act(self, envelope: Envelope, message: Message, found: BlockedAttachment) -> None:
-        name = _ENDS_OF_LINES.sub("?", _TURNS.sub("?", found.name))[:_NAMED]
+        name = _CONTROLS.sub("?", _DIRECTION.sub("?", found.name))[:_NAMED]
         text = f"{found.reason}: {name}" if name else found.reason
         _log.info("attachment blocked (%s): %s", self.action, text)
         match self.action:
@@ -127,7 +127,7 @@ class Attachments:
     def _blocked(self, message: Message) -> Iterator[BlockedAttachment]:
         budget = Budget(self.unpacked, self.files, self.depth, self.budget.total_seconds())
         try:
-            for part in parts_in_all_readings(message.open):
+            for part in parts_of(message.open):
                 budget.take()
                 yield from self._in_part(part, budget)
         except TooMuchError as error:
@@ -176,12 +176,12 @@ class Attachments:
     def _by_name(self, name: str, place: str = "") -> Iterator[BlockedAttachment]:
         # Windows ignores dots and blanks at the end, and the name of a file's stream.
         base = name[max(name.rfind("/"), name.rfind("\\")) + 1 :]
-        base = _ENDS_OF_LINES.sub("", base).partition(":")[0]
+        base = _CONTROLS.sub("", base).partition(":")[0]
         before, dot, extension = base.rstrip(". ").lower().rpartition(".")
         if dot and extension.strip() in self._extensions:
             yield BlockedAttachment(name + place, f"a file of type .{extension.strip()}")
         hidden = before.rstrip(". ").rpartition(".")[2] in _DOCUMENTS and extension in PROGRAMS
-        if self.disguises and (hidden or _TURNS.search(name)):
+        if self.disguises and (hidden or _DIRECTION.search(name)):
             yield BlockedAttachment(name + place, "a name that hides what the file is")
 
     def _by_content(self, name: str, head: bytes) -> Iterator[BlockedAttachment]:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
-from string import Formatter
 from typing import IO
 
 from minismtp import (
@@ -26,7 +25,9 @@ from minismtp import (
     plugin,
 )
 
-_PLACEHOLDERS = frozenset({"recipient", "local", "domain", "sender", "id", "size", "peer"})
+from ._options import check_placeholders
+
+_PLACEHOLDERS = ("recipient", "local", "domain", "sender", "id", "size", "peer")
 _TEXT = 200  # characters of a program's message in the reply
 _HEARD = 4096  # octets of the message that are read
 _UNPRINTABLE = re.compile(r"[^ -~]+")
@@ -67,14 +68,7 @@ class Pipe:
         if not self.command or not self.command[0].startswith("/") or "{" in self.command[0]:
             raise ValueError("command: expected the absolute path of a program first")
         for argument in self.command:
-            try:
-                parts = [part[1:] for part in Formatter().parse(argument) if part[1] is not None]
-            except ValueError as error:
-                raise ValueError(f"command: {argument!r}: {error}") from error
-            for name, form, conversion in parts:
-                if name not in _PLACEHOLDERS or form or conversion:
-                    known = ", ".join(sorted(_PLACEHOLDERS))
-                    raise ValueError(f"command: {argument!r}: known placeholders are {known}")
+            check_placeholders("command", argument, _PLACEHOLDERS)
         if self.files < 0:
             raise ValueError("files: expected a number, 0 for no limit")
 

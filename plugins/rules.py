@@ -22,7 +22,7 @@ from minismtp import (
 )
 
 from ._options import check_time
-from ._rule import Rule, Trial
+from ._rule import Evaluation, Rule
 
 _log: Final = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ class Rules:
         """Apply the rules in their order."""
         for name in self._fields:
             message.remove(name)
-        trial = Trial(session, envelope, message, self.budget.total_seconds())
+        evaluation = Evaluation(session, envelope, message, self.budget.total_seconds())
         for rule in self.rules:
-            if trial.holds(rule) and not _goes_on(rule, envelope, message):
+            if evaluation.holds(rule) and not _goes_on(rule, envelope, message):
                 return
 
 

@@ -19,7 +19,7 @@ from minismtp import (
 )
 
 from ._options import check_thresholds
-from ._spam import judge, mark, remove_marks
+from ._spam import act_on_score, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
 _NAMED: Final = 3  # findings in a reply
@@ -100,7 +100,7 @@ class Score:
         if not refused and self.defer is not None and score >= self.defer:
             raise Defer(f"message deferred: it looks like spam ({worst})")
         text = f"message refused as spam ({worst})"
-        judge(message, score, text, quarantine=self.quarantine, reject=self.reject)
+        act_on_score(message, score, text, quarantine=self.quarantine, reject=self.reject)
 
 
 def _label(finding: Finding) -> str:

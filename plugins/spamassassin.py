@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import formatdate
 from ipaddress import ip_address
-from string import Formatter
 from typing import BinaryIO, Final
 
 from minismtp import (
@@ -33,8 +32,8 @@ from minismtp import (
 
 from ._client_name import LOCALHOST, confirmed_name
 from ._dns import unmapped
-from ._options import check_thresholds, check_time
-from ._spam import judge, mark, remove_marks
+from ._options import check_placeholders, check_thresholds, check_time
+from ._spam import act_on_score, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
 _PIECE: Final = 65536
@@ -97,12 +96,7 @@ class Spamassassin:
     def __post_init__(self) -> None:
         check_thresholds(tag=self.tag, quarantine=self.quarantine, reject=self.reject)
         check_time("patience", self.patience)
-        try:
-            names = {part[1] for part in Formatter().parse(self.user) if part[1] is not None}
-        except ValueError as error:
-            raise ValueError(f"user: {error}") from None
-        if not names <= {"local", "domain", "address"}:
-            raise ValueError("user: placeholders are {local}, {domain} and {address}")
+        check_placeholders("user", self.user, ("local", "domain", "address"))
         self._resolver = Resolver()
         self._spamd = Remote(self.address, timeout=self.patience)
 
@@ -126,7 +120,7 @@ class Spamassassin:
         spam = result.spam if self.tag is None else result.score >= self.tag
         mark(message, spam=spam, score=result.score, required=required, tests=result.tests)
         text = "message refused as spam"
-        judge(message, result.score, text, quarantine=self.quarantine, reject=self.reject)
+        act_on_score(message, result.score, text, quarantine=self.quarantine, reject=self.reject)
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:

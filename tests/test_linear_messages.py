@@ -91,7 +91,7 @@ def test_archive_takes_linear_time(make: Callable[[int], bytes]) -> None:
 def _parts(octets: bytes) -> None:
     head = b"Content-Type: multipart/mixed; boundary=b\r\n"
     with suppress(TooMuchError):
-        for part in parts_of(BytesIO(head + octets)):
+        for part in parts_of(lambda: BytesIO(head + octets)):
             assert part.names is not None
             for _ in part.decoded():
                 pass

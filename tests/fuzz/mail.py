@@ -15,7 +15,7 @@ from minismtp_plugins._folders import Folder
 from minismtp_plugins._from import TooManyDomainsError, domains_of
 from minismtp_plugins._mime import boundaries_of, encodings_of, kinds_of, names_of
 from minismtp_plugins._parts import parts_of
-from minismtp_plugins._rule import Condition, Rule, Trial
+from minismtp_plugins._rule import Condition, Evaluation, Rule
 from minismtp_plugins._spam import mark, remove_marks
 from minismtp_plugins.attachments import Attachments
 from minismtp_plugins.authentication_results import AuthenticationResults
@@ -141,7 +141,7 @@ def from_field(data: bytes) -> None:
 
 @target("_parts", "_part_reader", "_mime", "_transfer_encoding", raises=(TooMuchError,))
 def parts(data: bytes) -> None:
-    for part in parts_of(io.BytesIO(data)):
+    for part in parts_of(lambda: io.BytesIO(data)):
         for name in part.names:
             assert name
         for _ in part.decoded():
@@ -217,4 +217,4 @@ def submitted_message(data: bytes) -> None:
 def rules(data: bytes) -> None:
     header = Condition(header="Subject", matches="(a|b)*c")
     rule = Rule(name="x", action="tag", all=[header, Condition(sender="@client")])
-    Trial(session(), envelope(), message_of(data), 0.02).holds(rule)
+    Evaluation(session(), envelope(), message_of(data), 0.02).holds(rule)

@@ -1,4 +1,4 @@
-"""The octets of the milter protocol: all output of a filter is a value or a NonsenseError."""
+"""The octets of the milter protocol: all output of a filter is a value or a MilterError."""
 
 from __future__ import annotations
 
@@ -44,27 +44,27 @@ REPLY = st.builds(wire.packet, LETTERS, DATA)
 
 @given(LETTERS, DATA)
 def test_any_change_is_read_or_nonsense(letter: bytes, data: bytes) -> None:
-    with contextlib.suppress(wire.NonsenseError):
+    with contextlib.suppress(wire.MilterError):
         changed(letter, data)
 
 
 @given(DATA | st.from_regex(rb"[45][0-9]{2}[ -]([245]\.[0-9]+\.[0-9]+ )?.*\Z").map(bytes))
 def test_any_reply_is_a_verdict_or_nonsense(data: bytes) -> None:
-    with contextlib.suppress(wire.NonsenseError):
+    with contextlib.suppress(wire.MilterError):
         reply = wire.read_verdict(data).reply
         assert reply.category in {4, 5}
 
 
 @given(LETTERS, DATA)
 def test_any_options_are_read_or_nonsense(letter: bytes, data: bytes) -> None:
-    with contextlib.suppress(wire.NonsenseError):
+    with contextlib.suppress(wire.MilterError):
         options = wire.read_options(letter, data)
         assert 2 <= options.version <= 6
 
 
 @given(st.binary(min_size=4, max_size=4))
 def test_any_length_is_bounded_or_nonsense(head: bytes) -> None:
-    with contextlib.suppress(wire.NonsenseError):
+    with contextlib.suppress(wire.MilterError):
         assert 0 <= wire.length(head) < wire.LARGEST
 
 
@@ -140,7 +140,7 @@ def test_reply_of_a_filter_is_a_verdict(data: bytes, kind: type, reply: str) -> 
     [b"", b"\0", b"250 ok\0", b"55 no\0", b"599 no\0", b"no\0", b"550 a\r\n451 b\0", b"5500 no\0"],
 )
 def test_reply_that_refuses_nothing_is_nonsense(data: bytes) -> None:
-    with pytest.raises(wire.NonsenseError):
+    with pytest.raises(wire.MilterError):
         wire.read_verdict(data)
 
 
@@ -223,7 +223,7 @@ def test_message_is_quarantined() -> None:
     ],
 )
 def test_change_that_makes_no_sense_is_nonsense(letter: bytes, data: bytes) -> None:
-    with pytest.raises(wire.NonsenseError):
+    with pytest.raises(wire.MilterError):
         changed(letter, data)
 
 
@@ -238,7 +238,7 @@ def test_change_that_makes_no_sense_is_nonsense(letter: bytes, data: bytes) -> N
     ],
 )
 def test_agreement_that_is_none_is_nonsense(octets: bytes, problem: str) -> None:
-    with pytest.raises(wire.NonsenseError, match=problem):
+    with pytest.raises(wire.MilterError, match=problem):
         wire.read_options(b"O", octets)
 
 

@@ -359,7 +359,7 @@ def leaves(content: bytes, piece: int = 65536) -> list[tuple[str, list[str], byt
 
     return [
         (part.kind, part.names, b"".join(part.decoded()))
-        for part in parts_of(Slow(content))
+        for part in parts_of(lambda: Slow(content))
         if part.kind and not part.kind.startswith(("multipart/", "message/rfc822"))
     ]
 

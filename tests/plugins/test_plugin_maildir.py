@@ -157,7 +157,7 @@ def test_relative_path_starts_at_the_configuration_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "problem"),
     [
-        ("/mail/{user}", "known placeholders are {domain} and {local}"),
+        ("/mail/{user}", "known placeholders are {domain}, {local}"),
         ("/mail/{local.domain}", "known placeholders"),
         ("/mail/{local!r}", "known placeholders"),
         ("/mail/{local:>9}", "known placeholders"),
@@ -170,7 +170,7 @@ def test_relative_path_starts_at_the_configuration_file(tmp_path: Path) -> None:
 def test_wrong_template_is_refused_at_load(tmp_path: Path, path: str, problem: str) -> None:
     with pytest.raises(ConfigError) as fault:
         build(Maildir, {"path": path}, file="c.toml", key="plugins[0]", base=tmp_path)
-    assert f"path: {path}: " in str(fault.value)
+    assert f"path: {path!r}: " in str(fault.value)
     assert problem in str(fault.value)
 
 

@@ -216,7 +216,7 @@ def test_bounce_has_an_empty_sender(script: Script, tmp_path: Path) -> None:
         ({"command": []}, "command: expected the absolute path"),
         ({"command": ["cat"]}, "command: expected the absolute path"),
         ({"command": ["/bin/{local}"]}, "command: expected the absolute path"),
-        ({"command": ["/bin/cat", "{user}"]}, "known placeholders are domain, id"),
+        ({"command": ["/bin/cat", "{user}"]}, "known placeholders are {recipient}, {local}"),
         ({"command": ["/bin/cat", "{local!r}"]}, "known placeholders"),
         ({"command": ["/bin/cat", "{local.x}"]}, "known placeholders"),
         ({"command": ["/bin/cat", "{"]}, "command: '{': "),

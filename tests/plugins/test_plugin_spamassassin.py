@@ -253,7 +253,7 @@ def test_name_of_a_test_cannot_bring_in_a_field() -> None:
         ({"tag": 9.0, "reject": 8.0}, "reject: expected at least the 9 of tag, not 8"),
         ({"quarantine": 16.0}, "reject: expected at least the 16 of quarantine, not 15"),
         ({"tag": float("nan")}, "tag: expected a number"),
-        ({"user": "{mailbox}"}, "user: placeholders are"),
+        ({"user": "{mailbox}"}, "known placeholders are {local}"),
         ({"user": "{local"}, "user: "),
     ],
 )
