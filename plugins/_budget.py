@@ -79,6 +79,12 @@ def exactly(file: Reads, size: int) -> bytes:
     return b"".join(pieces)
 
 
+def skip(data: Reads, budget: Budget) -> None:
+    """Read the rest of a file. Raise TooMuchError."""
+    for _ in pieces_of(data):
+        budget.take()
+
+
 def pieces_of(file: Reads) -> Iterator[bytes]:
     """Yield the rest of a file."""
     return iter(lambda: file.read(_PIECE), b"")

@@ -7,11 +7,10 @@ reads the headers forward, and unpacks nothing.
 from collections.abc import Iterator
 from typing import Final
 
-from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly
+from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly, skip
 
 RAR4: Final = b"Rar!\x1a\x07\0"
 RAR5: Final = b"Rar!\x1a\x07\1\0"
-_PIECE: Final = 65536
 _LONGEST: Final = 65536  # octets of a header; version 5 allows 2 MiB, which no program writes
 # Of version 4: kinds of blocks, and flags of files
 _FILE4, _SERVICE4, _END4, _ARCHIVE4 = 0x74, 0x7A, 0x7B, 0x73
@@ -58,7 +57,7 @@ def _version_4(file: Reads, budget: Budget) -> Iterator[Member]:
             yield Member(name, encrypted)
             if stored:
                 yield Member(name, data=data)
-        _pass(data, budget)
+        skip(data, budget)
 
 
 def _name_4(rest: bytes, flags: int) -> str:
@@ -118,7 +117,7 @@ def _version_5(file: Reads, budget: Budget) -> Iterator[Member]:
             yield Member(name, encrypted)
             if stored and not encrypted:
                 yield Member(name, data=data)
-        _pass(data, budget)
+        skip(data, budget)
 
 
 class _Header:
@@ -171,8 +170,3 @@ def _number_of(file: Reads) -> int:
         if octet < b"\x80":
             break
     return _Header(octets + b"\0").number()
-
-
-def _pass(data: Limited, budget: Budget) -> None:
-    while data.left > 0 and data.read(_PIECE):
-        budget.take()

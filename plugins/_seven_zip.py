@@ -10,7 +10,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final
 
-from ._budget import BrokenError, Budget, Limited, Member, Reads, TooMuchError, exactly, stream_of
+from ._budget import (
+    BrokenError,
+    Budget,
+    Limited,
+    Member,
+    Reads,
+    TooMuchError,
+    exactly,
+    skip,
+    stream_of,
+)
 from ._compressed import decompressed
 from ._seven_zip_header import ENCODED, HEADER, Folder, Header, Streams
 
@@ -71,8 +81,7 @@ def _with_data(
             if content is not None:
                 data = Limited(content, size)
                 yield Member(name, data=data)
-                while data.read(_PIECE):
-                    pass
+                skip(data, budget)
         place += sum(sizes)
 
 

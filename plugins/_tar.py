@@ -6,9 +6,8 @@ This does not use the reader of the standard library, in which a header may clai
 import re
 from collections.abc import Iterator
 
-from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly
+from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly, skip
 
-_PIECE = 65536
 _BLOCK = 512  # of a tar
 _LONGEST_NAME = 65536  # octets
 _TAR_NAMES = {b"L", b"x"}  # blocks that hold the name of the next file: GNU, and POSIX
@@ -30,20 +29,14 @@ def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
             budget.take()
             text = exactly(file, min(size, _LONGEST_NAME))
             longer = _long_name(text, block[156:157]) or longer
-            _pass(file, size - len(text) + -size % _BLOCK, budget)
+            skip(Limited(file, size - len(text) + -size % _BLOCK), budget)
             continue
         parts = [_until_nul(block[345:500]), _until_nul(block[:100])]
         name, longer = longer or "/".join(filter(None, parts)), ""
         budget.take(names=1)
         data = Limited(file, size)
         yield Member(name, data=data)
-        _pass(file, data.left + -size % _BLOCK, budget)
-
-
-def _pass(file: Reads, size: int, budget: Budget) -> None:
-    while size > 0 and (piece := file.read(min(size, _PIECE))):
-        budget.take()
-        size -= len(piece)
+        skip(Limited(file, data.left + -size % _BLOCK), budget)
 
 
 def _number(field: bytes) -> int:

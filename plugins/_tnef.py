@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ._budget import Budget, Limited, Member, Reads, exactly
+from ._budget import Budget, Limited, Member, Reads, exactly, skip
 
 TNEF: Final = b"\x78\x9f\x3e\x22"
-_PIECE: Final = 65536
 _LONGEST: Final = 65536  # octets of properties in which names are searched
 _TITLE, _DATA, _PROPERTIES = 0x00018010, 0x0006800F, 0x00069005
 # PidTagAttachLongFilename, PidTagAttachFilename and PidTagDisplayName, one string of characters of
@@ -36,8 +35,7 @@ def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
         for member in found:
             budget.take(names=1)
             yield member
-        while data.read(_PIECE):
-            budget.take()
+        skip(data, budget)
         exactly(file, 2)  # the checksum
 
 

@@ -17,6 +17,8 @@ _LONGEST: Final = 1000  # characters; a path has fewer
 # obs-route = obs-domain-list ":" (RFC 5322 section 4.4), which no reader shows
 _ROUTE: Final = re.compile(r"@[^:\"]*+:(?=[^@]*+@)")
 
+_QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+
 # For fields that are changed: quoted strings, comments and paths are tokens. A token that is still
 # open at the end of the field matches a group and contains the rest of the field.
 _TOKEN: Final = re.compile(
@@ -96,8 +98,11 @@ def _pieces(value: str) -> Iterator[str]:
     while place < len(value):
         match value[place]:
             case '"':
-                end = _end_of_quote(value, place)
-                yield value[place:end]
+                quoted = _QUOTED.match(value, place)
+                if quoted is None:
+                    raise ValueError("a quoted string has no end")
+                yield quoted[0]
+                end = quoted.end()
             case "(":
                 end = _end_of_comment(value, place)
                 yield " "
@@ -105,15 +110,6 @@ def _pieces(value: str) -> Iterator[str]:
                 end = place + 1
                 yield char
         place = end
-
-
-def _end_of_quote(value: str, start: int) -> int:
-    place = start + 1
-    while place < len(value):
-        if value[place] == '"':
-            return place + 1
-        place += 2 if value[place] == "\\" else 1
-    raise ValueError("a quoted string has no end")
 
 
 def _end_of_comment(value: str, start: int) -> int:

@@ -17,7 +17,7 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.headers import READ_LIMIT
@@ -41,7 +41,6 @@ from minismtp.smtp.dot_stuffing import has_bare_newline
 
 _DEEPEST: Final = 50  # levels of parts; deeper ones are copied
 _MOST: Final = 10_000  # parts; further ones are copied, because each takes more time than its size
-_PIECE: Final = 65536
 _RFC822: Final = b"message/rfc822"
 _NESTED: Final = (_RFC822, b"message/global")
 _CODED: Final = (b"base64", b"quoted-printable")
@@ -63,31 +62,16 @@ class Form:
         """Return the form of a message, which is read once and in pieces."""
         wide = long = False
         with message.open() as reader:
-            for piece in _lines(reader):
+            for piece in iter(Source(reader).piece, b""):
                 wide = wide or not piece.isascii()
                 long = long or has_long_line(piece)
         return cls(wide, long)
 
 
-def _lines(reader: BinaryIO) -> Iterator[bytes]:
-    """Yield content in pieces of whole lines; a line longer than a piece comes in several."""
-    held = b""
-    while octets := reader.read(_PIECE):
-        held += octets
-        end = held.rfind(b"\n") + 1
-        if not end and len(held) > _PIECE:
-            end = len(held) - held.endswith(b"\r")
-        if end:
-            yield held[:end]
-            held = held[end:]
-    if held:
-        yield held
-
-
 def is_clean(message: Message) -> bool:
     """Return whether each CR and LF of a message is part of a line end."""
     with message.open() as reader:
-        return not any(map(has_bare_newline, _lines(reader)))
+        return not any(map(has_bare_newline, iter(Source(reader).piece, b"")))
 
 
 def is_sealed(message: Message) -> bool:
