@@ -82,6 +82,8 @@ def names_of(headers: Headers) -> list[str]:
 def _values(headers: Headers, field: str) -> list[str]:
     """Return the values of all fields of a name, with octets that are not UTF-8 as surrogates."""
     raw = headers.raw_all(field)
+    if not raw:
+        return []
     if len(raw) > _MOST_FIELDS:
         raise TooMuchError(f"more than {_MOST_FIELDS} fields {field} in a part")
     values = [each.partition(b":")[2].translate(None, b"\r\n") for each in raw]

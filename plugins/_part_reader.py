@@ -15,7 +15,7 @@ _PIECE = 65536
 _LINE = 1000  # octets of a delimiter's line that are read
 _REMEMBERED = 1000  # octets of boundaries whose pattern is kept
 _MOST_DELIMITERS = 3000  # those at the end of multiparts included
-_DESCRIPTION = re.compile(rb"(?i)^content-[^\n]*+(?:\n[ \t][^\n]*+)*+\n?", re.MULTILINE)
+_DESCRIPTION = re.compile(rb"(?i)\n(content-[^\n]*+(?:\n[ \t][^\n]*+)*+)")
 _GUESSED = re.compile(rb"\n--([^\s-][^\r\n]{0,199})[ \t]*+\r?\n[!-9;-~]++[ \t]*+:")
 _FIELD = re.compile(rb"(?i)\ncontent-(?:type|disposition|transfer-encoding)\b")
 _EXACT_END = re.compile(rb"(?:--)?[ \t]*+\r?(?:\n|\Z)")
@@ -34,7 +34,10 @@ class Ambiguities:
 
 
 class Reader:
-    """Reads forward. The buffer begins with the line feed in front of the next line."""
+    """Reads forward. The buffer begins with the line feed in front of the next line.
+
+    The fields of `header` have no line ends.
+    """
 
     def __init__(self, stream: BinaryIO, found: Ambiguities, *, strict: bool) -> None:
         self._stream = stream
@@ -65,7 +68,7 @@ class Reader:
             self._found.strict = True
             if self._strict:
                 text, next_line = text[:fields], fields
-        described = _DESCRIPTION.findall(text)
+        described = _DESCRIPTION.findall(b"\n" + text)
         self._found.described += sum(map(len, described))
         if self._found.described > MOST_HEADERS:
             raise TooMuchError("more than 1 MiB that describes parts")
@@ -110,6 +113,8 @@ class Reader:
         self, boundaries: Sequence[bytes], start: int, stop: int
     ) -> re.Match[bytes] | None:
         """Find the next line that begins with a delimiter, or if `strict`, that is one."""
+        if not boundaries:
+            return None
         pattern = _delimiters(tuple(boundaries))
         while match := pattern.search(self._buffer, start, stop):
             while (
@@ -157,8 +162,6 @@ def _delimiters(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
 
 @lru_cache(maxsize=64)
 def _compiled(boundaries: tuple[bytes, ...]) -> re.Pattern[bytes]:
-    if not boundaries:
-        return re.compile(rb"(?!)")
     longest_first = sorted(boundaries, key=len, reverse=True)
     return re.compile(rb"\n--(" + b"|".join(map(re.escape, longest_first)) + rb")")
 

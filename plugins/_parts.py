@@ -119,7 +119,8 @@ class _Parser:
                 self.found.literal = True
                 content = decoded(encoding, body)
                 if whole:  # programs do not write that, but some read it
-                    content = chain([*headers.raw_all("Content-Type"), b"\r\n"], content)
+                    fields = [raw + b"\n" for raw in headers.raw_all("Content-Type")]
+                    content = chain([*fields, b"\r\n"], content)
                 yield from self.parts(stream_of(content), depth + len(levels))
                 depth -= 1
             _skip(body)
