@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 from minismtp import Message, Reject
 
-_PREFIX = b"x-spam-"
 _TESTS = 100  # named in a field
 
 
 def remove_marks(message: Message) -> None:
     """Remove all X-Spam-* fields of the sender."""
-    fields = message.headers.raw_all()
-    kept = [raw for raw in fields if raw[: len(_PREFIX)].lower() != _PREFIX]
-    if len(kept) < len(fields):
-        message.edit(kept)
+    for name in message.headers.names("x-spam-"):
+        message.remove(name)
 
 
 def mark(

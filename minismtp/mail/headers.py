@@ -65,10 +65,7 @@ class Headers:
         self.truncated = truncated
         self._fields = fields
         self._names = list(map(_name_of, fields)) if names is None else names
-        self._by_name: dict[bytes, list[bytes]] = {}
-        for name, raw in zip(self._names, fields, strict=True):
-            if name:
-                self._by_name.setdefault(name.lower(), []).append(raw)
+        self._by_name: dict[bytes, list[bytes]] | None = None
 
     @classmethod
     def parse(cls, block: bytes) -> Headers:
@@ -114,6 +111,16 @@ class Headers:
             return list(self._fields)
         return list(self._named(name))
 
+    def below(self, raw: bytes) -> Headers:
+        """Return these fields below another one, which is given as its exact octets."""
+        names = [_name_of(raw), *self._names]
+        return Headers([raw, *self._fields], names, truncated=self.truncated)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """Return the names that begin with `prefix`, in lower case, each once."""
+        begin = prefix.lower().encode()
+        return [name.decode("ascii") for name in self._index() if name.startswith(begin)]
+
     def __contains__(self, name: object) -> bool:
         """Return whether there is a field of this name."""
         return isinstance(name, str) and bool(self._named(name))
@@ -125,7 +132,7 @@ class Headers:
 
     def __len__(self) -> int:
         """Return the number of fields that have a name."""
-        return sum(map(len, self._by_name.values()))
+        return sum(map(bool, self._names))
 
     def __repr__(self) -> str:
         """Return the first names, without values."""
@@ -133,7 +140,16 @@ class Headers:
         return f"<Headers: {names.decode('ascii')}>"
 
     def _named(self, name: str) -> Sequence[bytes]:
-        return self._by_name.get(name.lower().encode("utf-8", "replace"), ())
+        return self._index().get(name.lower().encode("utf-8", "replace"), ())
+
+    def _index(self) -> dict[bytes, list[bytes]]:
+        """Return the fields of each name in lower case; the index is made when it is needed."""
+        if self._by_name is None:
+            self._by_name = {}
+            for name, raw in zip(self._names, self._fields, strict=True):
+                if name:
+                    self._by_name.setdefault(name.lower(), []).append(raw)
+        return self._by_name
 
 
 def _name_of(raw: bytes) -> bytes:

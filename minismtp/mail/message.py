@@ -95,7 +95,11 @@ class Message:
         A value that is already folded (CRLF and white space) is not changed. Raise ValueError for
         a name or value that RFC 5322 forbids; the value may be UTF-8 (RFC 6532).
         """
-        self._change(format_field(name, value) + self._prefix, self._content)
+        field = format_field(name, value)
+        # Without a prefix the content may begin with a line that continues the new field.
+        headers = self._headers.below(field) if self._headers and self._prefix else None
+        self._change(field + self._prefix, self._content)
+        self._headers = headers
 
     def replace(self, content: bytes | Content) -> None:
         """Replace the content below the prefix."""
@@ -105,15 +109,14 @@ class Message:
 
     def remove(self, name: str, when: Callable[[str], bool] = lambda _: True) -> int:
         """Remove fields of this name for whose unfolded value `when` is true; return how many."""
+        named = zip(self.headers.raw_all(name), self.headers.get_all(name), strict=True)
+        removed = {raw for raw, value in named if when(value)}
+        if not removed:
+            return 0
         fields = self.headers.raw_all()
-        removed = set()
-        for number, raw in enumerate(fields):
-            one = Headers([raw])
-            if name in one and when(one.get(name)):
-                removed.add(number)
-        if removed:
-            self.edit([raw for number, raw in enumerate(fields) if number not in removed])
-        return len(removed)
+        kept = [raw for raw in fields if raw not in removed]
+        self.edit(kept)
+        return len(fields) - len(kept)
 
     def edit(self, fields: Sequence[bytes]) -> None:
         """Replace `headers` by these fields, given as exact octets with their line ends.

@@ -185,6 +185,29 @@ def test_long_body_does_not_truncate_the_header() -> None:
     assert not Headers.parse(b"A: b\r\n\r\n" + b"x" * READ_LIMIT).truncated
 
 
+@settings(deadline=None)
+@given(HOSTILE.map(lambda block: b"X-B: 2\r\n" + block))
+def test_headers_below_a_field_are_those_of_both(block: bytes) -> None:
+    headers = Headers.parse(block).below(b"X-A: 1\r\n")
+    both = Headers.parse(b"X-A: 1\r\n" + block)
+    assert headers.raw_all() == both.raw_all()
+    assert list(headers) == list(both)
+    assert headers.get("x-a") == "1"
+
+
+def test_field_above_others_is_the_first_of_its_name() -> None:
+    before = Headers.parse(b"X-A: 1\r\nno field\r\n")
+    assert before.get("X-A") == "1"
+    assert before.below(b"x-a : 2\r\n").get_all("X-A") == ["2", "1"]
+    assert before.get_all("X-A") == ["1"]
+
+
+def test_names_are_found_by_their_begin() -> None:
+    headers = Headers.parse(b"X-B: 1\r\nx-a: 2\r\nX-b: 3\r\nno field\r\nTo: 4\r\n")
+    assert headers.names() == ["x-b", "x-a", "to"]
+    assert headers.names("X-") == ["x-b", "x-a"]
+
+
 def test_headers_show_their_names_and_never_a_value() -> None:
     assert repr(Headers.parse(b"To: secret\r\njunk\r\nDate: x\r\n")) == "<Headers: To, Date>"
 

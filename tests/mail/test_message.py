@@ -203,6 +203,13 @@ def test_prepended_field_is_on_top_of_all() -> None:
     assert message.size == len(message.open().read())
 
 
+def test_field_above_a_line_that_continues_it_is_read_with_that_line() -> None:
+    message = Message("1", Content.of(b" more\r\n\r\nbody"))
+    assert list(message.headers) == []
+    message.prepend("X-A", "1")
+    assert message.headers.get("X-A") == "1 more"
+
+
 def test_refused_field_leaves_the_message_as_it_was() -> None:
     message = Message("1", Content.of(MAIL), TRACE)
     with pytest.raises(ValueError, match="bare CR or LF"):
