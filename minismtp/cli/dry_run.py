@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -173,9 +173,9 @@ class _RecordsInMemory(DecisionLog):
         super().__init__(directory, 0, log)
         self.records: list[Record] = []
 
-    def keep(self, record: Record, *, accepted: bool = True) -> None:
+    def later(self, record: Callable[[], Record], *, accepted: bool) -> None:
         del accepted
-        self.records.append(record)
+        self.records.append(record())
 
 
 class _EmptyQueue(Spool):

@@ -15,7 +15,7 @@ import fcntl
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -23,7 +23,7 @@ import msgspec
 
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
-from minismtp.values.threads import WriteBehind
+from minismtp.values.threads import WriteBehind, surviving
 
 DIRECTORY: Final = "chronicle"  # in the state directory
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59, the last time that datetime can show
@@ -57,7 +57,7 @@ class _Ring:
     def __init__(self, prefix: str, limit: int) -> None:
         self.prefix = prefix
         self.segment = limit // _SEGMENTS
-        self.waiting: deque[Record] = deque(maxlen=_MOST)
+        self.waiting: deque[Callable[[], Record]] = deque(maxlen=_MOST)
 
 
 class DecisionLog(WriteBehind):
@@ -78,6 +78,10 @@ class DecisionLog(WriteBehind):
 
         Refusals go to a ring of their own, so that strangers cannot push out other records.
         """
+        self.later(lambda: record, accepted=accepted)
+
+    def later(self, record: Callable[[], Record], *, accepted: bool) -> None:
+        """Have a record written, which the thread that writes asks for by a call."""
         self._rings[not accepted].waiting.append(record)
         if self.idle:
             self.announce()
@@ -90,7 +94,8 @@ class DecisionLog(WriteBehind):
     def _write_ring(self, ring: _Ring) -> None:
         records = []
         while ring.waiting:
-            records.append(ring.waiting.popleft())
+            with surviving():
+                records.append(ring.waiting.popleft()())
         if not records or not ring.segment:
             return
         try:

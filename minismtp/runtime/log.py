@@ -26,11 +26,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Final
+from json.encoder import encode_basestring, encode_basestring_ascii
+from typing import Any, Final, TypeAlias
 
 from minismtp.runtime.output import Output, Printed
 from minismtp.values.printable import printable
-from minismtp.values.threads import WriteBehind
+from minismtp.values.threads import WriteBehind, surviving
 
 FLUSH_INTERVAL: Final = 0.05
 _ROOM: Final = 4 << 20  # octets of lines that may wait, more than a second of the busiest log
@@ -42,6 +43,9 @@ _SAFE_OCTETS: Final = r"A-Za-z0-9._+/:@<>,;()\[\]{}!#$%&*?^~|-"
 _SAFE: Final = re.compile(f"[{_SAFE_OCTETS}]+")
 _ALL_SAFE: Final = re.compile(f"[{_SAFE_OCTETS}]+(?:\0[{_SAFE_OCTETS}]+)*")
 _SAFE_EVENT: Final = re.compile(f"[ {_SAFE_OCTETS}]*")
+
+#: An event at epoch seconds, the fields bound then, and what makes its other fields.
+_Late: TypeAlias = tuple[float, str, dict[str, object], Callable[[], dict[str, Any]]]
 
 _bound = threading.local()
 
@@ -86,7 +90,7 @@ class Log:
         self._descriptor = descriptor
         self._journal = _is_journal(descriptor)
         self._output = None if patient else Output(descriptor)
-        self._waiting: list[str] = []
+        self._waiting: list[str | _Late] = []
         self._size = 0  # of the waiting lines, roughly in octets
         self._lost = 0  # lines dropped since the last one that was kept
         self._count_lost: Callable[[int], object] = int
@@ -115,6 +119,15 @@ class Log:
         """Log a failure. It is written at once."""
         self._line("error", event, fields, urgent=True)
 
+    def later(self, event: str, fields: Callable[[], dict[str, Any]], size: int) -> None:
+        """Log an ordinary event whose fields the thread that writes asks for by a call.
+
+        `size` is how many octets the line takes roughly.
+        """
+        if self._threshold <= LEVELS["info"]:
+            bound = {**getattr(_bound, "fields", {})}
+            self._note((time.time(), event, bound, fields), size)
+
     def exception(self, event: str, error: BaseException, **fields: object) -> None:
         """Log a failure with its traceback in the same line, line feeds escaped."""
         text = "".join(traceback.format_exception(error)).rstrip()
@@ -122,11 +135,11 @@ class Log:
 
     def complain(self, message: str) -> None:
         """Write a message about a mistake, as a line for people."""
-        self._note(f"{_mark('error') if self._journal else ''}{message}\n", urgent=True)
+        self.dump(f"{_mark('error') if self._journal else ''}{message}\n")
 
     def dump(self, text: str) -> None:
         """Write lines unchanged and together."""
-        self._note(text, urgent=True)
+        self._note(text, len(text), urgent=True)
 
     def count_dropped(self, count: Callable[[int], object]) -> None:
         """Call `count` with 1 for each dropped line from now on."""
@@ -172,16 +185,24 @@ class Log:
             lines, self._waiting = self._waiting, []
             lost, self._lost = self._lost, 0
             self._size = 0
+        texts = [line if isinstance(line, str) else self._made(*line) for line in lines]
         if lost:
-            lines.append(self._composed("warning", "log lines dropped", {"lines": lost}))
-        return "".join(lines).encode("utf-8", "backslashreplace")
+            texts.append(self._composed("warning", "log lines dropped", {"lines": lost}))
+        return "".join(texts).encode("utf-8", "backslashreplace")
 
-    def _note(self, text: str, *, urgent: bool) -> None:
+    def _made(
+        self, at: float, event: str, bound: dict[str, object], fields: Callable[[], dict[str, Any]]
+    ) -> str:
+        with surviving():
+            return self._composed("info", event, bound | fields(), at)
+        return ""
+
+    def _note(self, line: str | _Late, size: int, *, urgent: bool = False) -> None:
         with self._noting:
             fits = self._size < _ROOM
             if fits:
-                self._waiting.append(text)
-                self._size += len(text)
+                self._waiting.append(line)
+                self._size += size
             else:
                 self._lost += 1
         if not fits:
@@ -199,16 +220,16 @@ class Log:
         bound = getattr(_bound, "fields", None)
         if bound:
             fields = {**bound, **fields}
-        self._note(self._composed(level, event, fields), urgent=urgent)
+        text = self._composed(level, event, fields)
+        self._note(text, len(text), urgent=urgent)
 
-    def _composed(self, level: str, event: str, fields: dict[str, object]) -> str:
+    def _composed(self, level: str, event: str, fields: dict[str, object], at: float = 0.0) -> str:
         if self._journal:
             return _mark(level) + self._format("", level, event, fields)
-        return self._format(self._now(), level, event, fields)
+        return self._format(self._stamp(at or time.time()), level, event, fields)
 
-    def _now(self) -> str:
+    def _stamp(self, now: float) -> str:
         # The date is formatted once a second, because strftime takes 2 us and this 0.3 us.
-        now = time.time()
         second, date = self._date
         if second != int(now):
             second = int(now)
@@ -277,7 +298,8 @@ def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str
     values = [str(value) for value in fields.values()]
     joined = "\0".join(values)  # one search, 3 us faster than one for each value
     if joined.count("\0") >= len(values) or not _ALL_SAFE.fullmatch(joined):
-        values = [_quoted(value) for value in values]
+        safe = _SAFE.fullmatch
+        values = [value if safe(value) else _quoted(value) for value in values]
     pairs = "".join([f" {name}={value}" for name, value in zip(fields, values, strict=True)])
     return f"{now} {level} {event}{pairs}\n" if now else f"{level} {event}{pairs}\n"
 
@@ -288,10 +310,8 @@ def _as_json(now: str, level: str, event: str, fields: dict[str, object]) -> str
 
 
 def _quoted(text: str) -> str:
-    if _SAFE.fullmatch(text):
-        return text
     # Letters stay readable. Controls, line separators and the like are escaped.
-    return json.dumps(text, ensure_ascii=not text.isprintable())
+    return encode_basestring(text) if text.isprintable() else encode_basestring_ascii(text)
 
 
 def _mark(level: str) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.events import MessageDecided, RecipientDecided
 from minismtp.mail.session import Session
-from minismtp.runtime.decision_log import Record
-from minismtp.runtime.log import bind, unbind
-from minismtp.runtime.thread_activity import Activity, summary
+from minismtp.runtime.log import bound
+from minismtp.runtime.thread_activity import Activity
 from minismtp.session.listener_context import ListenerContext
+from minismtp.session.records import MessageRecord
 from minismtp.session.refusals import Refusals, outcome_of
 from minismtp.session.storage import MessageStorage
 from minismtp.values.reply import Reply
-from minismtp.values.threads import surviving
+from minismtp.values.threads import report
+
+_OUTCOMES: Final = {2: "stored", 4: "deferred"}
 
 
 class TransactionLog:
@@ -40,7 +43,8 @@ class TransactionLog:
         self._refusals = refusals
         self._steps_before, activity.steps = activity.steps, []
         self._begun = context.clock()
-        bind(id=envelope.id)
+        self._bound = bound()
+        self._bound["id"] = envelope.id
 
     def decided(self, recipient: Recipient, reply: Reply) -> None:
         """Count a recipient, and tell the observers."""
@@ -55,7 +59,7 @@ class TransactionLog:
     def aborted(self) -> None:
         """Keep the steps of a transaction without a message."""
         if self._context.may_log_refusal(self._envelope.peer):
-            self._keep("no message", self.facts(0), accepted=False)
+            self._keep(self.record("no message"), accepted=False)
         self._end()
 
     def finished(
@@ -71,48 +75,58 @@ class TransactionLog:
         `size` is in octets, and `receiving` in seconds. Over LMTP each recipient has one of the
         `answers`. Nothing is raised, because the replies are sent in any case.
         """
-        with surviving():
-            outcome = outcome or _outcome(answers)
-            reply = min(answers, key=lambda each: each.category)
+        try:
+            reply = answers[0]
+            if len(answers) > 1:
+                # A message is stored as soon as one copy is.
+                reply = min(answers, key=lambda each: each.category)
+            outcome = outcome or _OUTCOMES.get(reply.category, "rejected")
             self._log_message(outcome, size, receiving, reply)
-            self._log_recipients(recipients, answers, reply)
+            if len(answers) > 1:
+                self._log_recipients(recipients, answers, reply)
             if self._context.hooks.observed:
                 session, message = self._session.id, self._envelope.id
                 for each in answers:
                     event = MessageDecided(session, message, size, outcome, each)
                     self._context.hooks.observe(event)
+        except Exception as error:  # noqa: BLE001 - the replies are sent
+            report(error)
         self._end()
 
-    def facts(self, size: int) -> dict[str, str | int]:
-        """Return what every line about the message says of it."""
-        envelope, login = self._envelope, self._session.login
-        return {
-            "id": envelope.id,
-            "peer": envelope.peer,
-            **({} if login is None else {"login": login}),
-            "sender": f"<{envelope.sender}>",
-            "to": ",".join([str(recipient.address) for recipient in envelope.recipients]),
-            "size": size,
-            "seconds": f"{self._context.clock() - self._begun:.4f}",
-        }
+    def record(self, event: str, size: int = 0, reply: Reply | None = None) -> MessageRecord:
+        """Return what is known of the message now. `size` is in octets."""
+        context, envelope, storage = self._context, self._envelope, self.storage
+        return MessageRecord(
+            event=event,
+            id=envelope.id,
+            peer=envelope.peer,
+            time=context.wall(),
+            begun=self._begun,
+            seconds=context.clock() - self._begun,
+            steps=self._activity.steps,
+            login=self._session.login,
+            reverse_path=envelope.reverse_path,
+            to=[recipient.address for recipient in envelope.recipients],
+            octets=size,
+            reply=reply,
+            stored=() if storage is None else storage.stored,
+            queued=() if storage is None else storage.queued,
+        )
 
     def _log_message(self, outcome: str, size: int, receiving: float, reply: Reply) -> None:
-        context, storage, metrics = self._context, self.storage, self._context.metrics
+        context, metrics = self._context, self._context.metrics
         sized = ((metrics.message_size, float(size)),) if size else ()
         metrics.add(metrics.messages[outcome] + sized)
-        facts = self.facts(size) | {"reply": str(reply)}
-        if storage is not None and storage.stored:
-            facts["stored"] = ",".join(map(str, storage.stored))
-        if storage is not None and storage.queued:
-            facts["queued"] = ",".join([target.address for target in storage.queued])
         accepted = reply.category == 2  # noqa: PLR2004
         if not accepted:
-            facts |= self._refusals.facts(reply)
             self._refusals.logged = True
         if accepted or context.may_log_refusal(self._envelope.peer):
-            spent = {"receive": f"{receiving:.4f}", "hooks": summary(self._activity.steps)}
-            context.log.info(outcome, **facts, **spent)
-            self._keep(outcome, facts, accepted=accepted)
+            record = self.record(outcome, size, reply)
+            record.receiving = receiving
+            if not accepted:
+                record.refusal = self._refusals.facts(reply)
+            context.log.later(outcome, record.line, record.size)
+            self._keep(record, accepted=accepted)
 
     def _log_recipients(
         self, recipients: Sequence[Recipient], answers: Sequence[Reply], logged: Reply
@@ -127,21 +141,12 @@ class TransactionLog:
                     recipient=str(recipient.address),
                 )
 
-    def _keep(self, event: str, facts: dict[str, str | int], *, accepted: bool) -> None:
-        context = self._context
-        if context.decision_log is not None:
-            steps, now = self._activity.steps, context.wall()
-            record = Record(event, self._envelope.id, now, self._begun, facts, steps)
-            context.decision_log.keep(record, accepted=accepted)
+    def _keep(self, record: MessageRecord, *, accepted: bool) -> None:
+        if self._context.decision_log is not None:
+            self._context.decision_log.later(record.decision, accepted=accepted)
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""
         self._refusals.log_surplus()
-        unbind("id")
+        self._bound.pop("id", None)
         self._activity.steps = self._steps_before
-
-
-def _outcome(answers: Sequence[Reply]) -> str:
-    """Name the ending of a message, which is stored as soon as one copy is."""
-    best = min(reply.category for reply in answers)
-    return {2: "stored", 4: "deferred"}.get(best, "rejected")
