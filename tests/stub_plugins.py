@@ -1,6 +1,7 @@
 """Plugins for tests of the session, which judge, store, or keep records."""
 
 from dataclasses import field
+from typing import Any
 
 from minismtp import (
     Address,
@@ -20,20 +21,28 @@ from minismtp.events import Event, HookFailed, MessageDecided, RecipientDecided
 
 @plugin
 class Judge:
-    """Raises `verdict` at the hook of a given name; `calls` has the hooks that were called.
+    """Raises `verdict` or returns `answer` at one hook; `calls` has the hooks that were called.
 
-    `on_connect` lets the peers in `known` pass.
+    Elsewhere it has no opinion, or with `accepts` routes and stores all mail. `on_connect` lets the
+    peers in `known` pass.
     """
 
     hook: str
-    verdict: Exception
+    verdict: Exception | None = None
+    answer: object = None
+    cause: Exception | None = None
+    accepts: bool = False
     known: tuple[str, ...] = ()
+    mechanisms: tuple[str, ...] = ("PLAIN", "LOGIN")
     calls: list[str] = field(default_factory=list)
 
-    def _judge(self, hook: str) -> None:
+    def _judge(self, hook: str, accepting: object = None) -> Any:  # noqa: ANN401 - wrong answers too
         self.calls.append(hook)
-        if hook == self.hook:
-            raise self.verdict
+        if hook != self.hook:
+            return accepting if self.accepts else None
+        if self.verdict is not None:
+            raise self.verdict from self.cause
+        return self.answer
 
     @hookimpl
     def on_connect(self, session: Session) -> None:
@@ -49,8 +58,12 @@ class Judge:
         self._judge("ehlo_keywords")
 
     @hookimpl
-    def authenticate(self) -> None:
-        self._judge("authenticate")
+    def authenticate(self) -> Any:  # noqa: ANN401
+        return self._judge("authenticate")
+
+    @hookimpl
+    def stored_key(self) -> None:
+        self._judge("stored_key")
 
     @hookimpl
     def on_mail(self) -> None:
@@ -61,8 +74,12 @@ class Judge:
         self._judge("on_rcpt")
 
     @hookimpl
-    def route(self) -> None:
-        self._judge("route")
+    def route(self) -> Any:  # noqa: ANN401
+        return self._judge("route", accepting=Local())
+
+    @hookimpl
+    def on_routed(self) -> None:
+        self._judge("on_routed")
 
     @hookimpl
     def on_data(self) -> None:
@@ -73,12 +90,12 @@ class Judge:
         self._judge("on_message")
 
     @hookimpl
-    def deliver(self) -> None:
-        self._judge("deliver")
+    def deliver(self) -> Any:  # noqa: ANN401
+        return self._judge("deliver", accepting=True)
 
     @hookimpl
-    def command(self) -> None:
-        self._judge("command")
+    def command(self) -> Any:  # noqa: ANN401
+        return self._judge("command")
 
 
 @plugin

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pytest
 from client_script import plain
 from fakes import Clock
+from stub_plugins import Judge
 
 from minismtp import (
     Address,
@@ -34,7 +35,6 @@ from minismtp import (
     Reject,
     Relay,
     Reply,
-    Session,
     hookimpl,
     plugin,
 )
@@ -76,83 +76,17 @@ HOOKS: Final = (
 
 
 @plugin
-class Judge:
-    """Raises or answers at one hook, by its name, and accepts everything else."""
-
-    at: str = ""
-    verdict: Exception | None = None
-    answer: object = None
-    cause: Exception | None = None
-    known: tuple[str, ...] = ()
-    mechanisms: tuple[str, ...] = ("PLAIN", "LOGIN", "SCRAM-SHA-256")
-
-    def _judge(self, hook: str, otherwise: object = None) -> Any:  # noqa: ANN401 - what is due
-        if hook != self.at:
-            return otherwise
-        if self.verdict is not None:
-            raise self.verdict from self.cause
-        return self.answer
-
-    @hookimpl
-    def on_connect(self, session: Session) -> None:
-        if session.peer not in self.known:
-            self._judge("on_connect")
-
-    @hookimpl
-    def on_helo(self) -> None:
-        self._judge("on_helo")
-
-    @hookimpl
-    def ehlo_keywords(self) -> None:
-        self._judge("ehlo_keywords")
-
-    @hookimpl
-    def authenticate(self) -> str | None:
-        found: str | None = self._judge("authenticate")
-        return found
-
-    @hookimpl
-    def stored_key(self) -> None:
-        self._judge("stored_key")
-
-    @hookimpl
-    def on_mail(self) -> None:
-        self._judge("on_mail")
-
-    @hookimpl
-    def on_rcpt(self) -> None:
-        self._judge("on_rcpt")
-
-    @hookimpl
-    def route(self, recipient: Recipient) -> Any:  # noqa: ANN401 - wrong answers too
-        if recipient.address.local == "more":
-            raise Reject("no such user", enhanced="5.1.1")
-        return self._judge("route", Local())
-
-    @hookimpl
-    def on_routed(self) -> None:
-        self._judge("on_routed")
-
-    @hookimpl
-    def on_data(self) -> None:
-        self._judge("on_data")
+class AddsRecipient:
+    """Adds a recipient to each message, and refuses to route it."""
 
     @hookimpl
     def on_message(self, envelope: Envelope) -> None:
-        self._judge("on_message")
-        if self.at == "added":
-            envelope.add(Address("more", "example.org"))
+        envelope.add(Address("more", "example.org"))
 
     @hookimpl
-    def deliver(self, mailbox: Address) -> bool:
-        if mailbox.local in self.known:
-            return True
-        return bool(self._judge("deliver", otherwise=True))
-
-    @hookimpl
-    def command(self) -> Reply | None:
-        found: Reply | None = self._judge("command")
-        return found
+    def route(self, recipient: Recipient) -> None:
+        if recipient.address.local == "more":
+            raise Reject("no such user", enhanced="5.1.1")
 
 
 @dataclass(frozen=True)
@@ -178,9 +112,16 @@ class Case:
 
 
 def judged(
-    at: str, verdict: Exception | None, answer: object = None, cause: Exception | None = None
+    hook: str,
+    verdict: Exception | None = None,
+    answer: object = None,
+    cause: Exception | None = None,
+    known: tuple[str, ...] = (),
 ) -> tuple[Judge, ...]:
-    return (Judge(at=at, verdict=verdict, answer=answer, cause=cause),)
+    """Return a plugin that refuses or answers at a hook, and accepts everything else."""
+    judge = Judge(hook=hook, verdict=verdict, answer=answer, cause=cause, accepts=True, known=known)
+    judge.mechanisms = ("PLAIN", "LOGIN", "SCRAM-SHA-256")
+    return (judge,)
 
 
 def scram() -> str:
@@ -416,13 +357,13 @@ COMMANDS: Final = (
     unseen("STARTTLS", "STARTTLS", (EHLO, b"STARTTLS\r\nNOOP\r\n"), "421 4.7.0 nothing may follow"),
     unseen("AUTH", "AUTH ***", (EHLO, "AUTH"), "501 5.5.4"),
     unseen("AUTH", "AUTH PLAIN ***", (EHLO, plain("secret")), "502 5.5.1 AUTH is not offered"),
-    unseen("AUTH", "AUTH NTLM", (EHLO, "AUTH NTLM"), "504 5.5.4", plugins=judged("", None)),
+    unseen("AUTH", "AUTH NTLM", (EHLO, "AUTH NTLM"), "504 5.5.4", plugins=judged("")),
     unseen(
         "AUTH",
         "AUTH PLAIN",
         (EHLO, "AUTH PLAIN"),
         "538 5.7.11",
-        plugins=judged("", None),
+        plugins=judged(""),
         rules=lambda service: replace(service, clear_auth=False),
     ),
     unseen(
@@ -430,7 +371,7 @@ COMMANDS: Final = (
         "AUTH PLAIN",
         (EHLO, "AUTH PLAIN"),
         "503 5.5.1 already",
-        plugins=judged("", None),
+        plugins=judged(""),
         login="bob",
     ),
     unseen(
@@ -445,7 +386,7 @@ COMMANDS: Final = (
         "NOOP",
         (EHLO, plain("wrong"), "NOOP"),
         "421 4.7.0 too many failed logins",
-        plugins=judged("", None),
+        plugins=judged(""),
         limits=Limits(failed_logins=1),
     ),
 )
@@ -457,9 +398,7 @@ def drained(service: ListenerContext) -> ListenerContext:
 
 
 def login(name: str, lines: tuple[str | bytes, ...], reply: str, event: str, **more: Any) -> Case:  # noqa: ANN401
-    return Case(
-        name, (EHLO, *lines), reply, event, {"mechanism": "PLAIN"}, judged("", None), **more
-    )
+    return Case(name, (EHLO, *lines), reply, event, {"mechanism": "PLAIN"}, judged(""), **more)
 
 
 def content(name: str, lines: tuple[str | bytes, ...], reply: str, **more: Any) -> Case:  # noqa: ANN401
@@ -561,7 +500,7 @@ OTHERS: Final = (
         "554 mx.example.org no",
         "connection refused",
         {"peer": "192.0.2.9", "plugin": "judge"},
-        plugins=(Judge(at="on_connect", verdict=Reject("no"), known=(PEER,)),),
+        plugins=judged("on_connect", Reject("no"), known=(PEER,)),
         rules=lambda service: replace(service, xclient=(ip_network(PEER),)),
     ),
     content("bare newline", (b"DATA\r\n", b"a\nb\r\n.\r\n"), "550 5.6.0"),
@@ -664,11 +603,11 @@ MORE: Final = (
         "451 4.3.5 a recipient that was added",
         "",
         {
-            "plugin": "judge",
+            "plugin": "addsrecipient",
             "hook": "route",
             "reason": "more@example.org: 550 5.1.1 no such user",
         },
-        plugins=judged("added", None),
+        plugins=(AddsRecipient(), *judged("")),
     ),
 )
 
@@ -853,9 +792,7 @@ def test_flood_has_its_share_of_lines_and_one_summary(capfd: Capture) -> None:
 
 
 def test_cancelled_logins_have_their_share_of_lines_and_failed_ones_all(capfd: Capture) -> None:
-    made = Dialogue(
-        *judged("", None), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log()
-    )
+    made = Dialogue(*judged(""), limits=Limits(errors=10**6, error_delay=timedelta(0)), log=Log())
     service = replace(made.service, refusal_log=RefusalLog(30), clock=Clock(0.0))
     for _ in range(100):
         dialogue = Dialogue(service=service)
