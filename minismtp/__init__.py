@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from minismtp.config.types import ByteSize, Rate, SocketAddress
     from minismtp.hooks.loader import plugin
     from minismtp.hooks.specs import ServerInfo, hookimpl
-    from minismtp.mail.authentication_results import AuthResult, quoted, results_of
     from minismtp.mail.content import Content, ContentWriter
     from minismtp.mail.delivery import Delivery, Destination
     from minismtp.mail.envelope import Envelope, Local, Recipient, Relay, Several
     from minismtp.mail.headers import Headers, fields_end, format_field, header_end
     from minismtp.mail.message import Message
     from minismtp.mail.mime_conversion import converted
-    from minismtp.mail.results import Finding, findings_of
+    from minismtp.mail.results import AuthResult, Finding, findings_of, quoted, results_of
     from minismtp.mail.session import Session
     from minismtp.services.http_client import Answer, WebService
     from minismtp.services.remote import Breaker, Line, Remote, RemoteError
@@ -137,14 +136,13 @@ _MODULES: Final = {
     "config.types": "ByteSize Rate SocketAddress",
     "hooks.loader": "plugin",
     "hooks.specs": "ServerInfo hookimpl",
-    "mail.authentication_results": "AuthResult quoted results_of",
     "mail.content": "Content ContentWriter",
     "mail.delivery": "Delivery Destination",
     "mail.envelope": "Envelope Local Recipient Relay Several",
     "mail.headers": "Headers fields_end format_field header_end",
     "mail.message": "Message",
     "mail.mime_conversion": "converted",
-    "mail.results": "Finding findings_of",
+    "mail.results": "AuthResult Finding findings_of quoted results_of",
     "mail.session": "Session",
     "services.http_client": "Answer WebService",
     "services.remote": "Breaker Line Remote RemoteError",

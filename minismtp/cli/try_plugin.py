@@ -24,9 +24,8 @@ from minismtp.cli.text import json_lines
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import instances
-from minismtp.mail.authentication_results import results_of
 from minismtp.mail.message import Message
-from minismtp.mail.results import findings_of
+from minismtp.mail.results import findings_of, results_of
 from minismtp.runtime.log import Log
 from minismtp.runtime.thread_activity import Step
 from minismtp.values.peer import plain_address

@@ -68,14 +68,12 @@ def _settled(
     content: Content, head: bytes, begin: int, end: int, dropped: frozenset[str]
 ) -> tuple[bytes, Content]:
     """Return the fields from `begin` to `end` in order, with an empty line, and their content."""
-    fields = b"\n" + head[begin:end]
-    plain = not begin and not _BLANKS_BEFORE_COLON.search(fields) and not _drops(fields, dropped)
+    fields, unwanted = b"\n" + head[begin:end], _fields_called(dropped)
+    plain = not begin and not _BLANKS_BEFORE_COLON.search(fields) and not unwanted.search(fields)
     if plain and end and head.startswith(b"\r\n", end):
         return head[: end + 2], content
     lines = _MAILBOX_LINE.sub(b"X-Mailbox-Line: ", head[:begin].removeprefix(_BYTE_ORDER_MARK))
-    fields = _BLANKS_BEFORE_COLON.sub(rb"\n\1:", fields)[1:]
-    if dropped:
-        fields = _fields_called(dropped).sub(b"", fields)
+    fields = unwanted.sub(b"\n", _BLANKS_BEFORE_COLON.sub(rb"\n\1:", fields))[1:]
     empty_line = _EMPTY_LINE.match(head, end)
     if empty_line:
         ending, end = empty_line[0], empty_line.end()
@@ -87,21 +85,9 @@ def _settled(
     return section, content.behind(section, end)
 
 
-def _drops(lines: bytes, dropped: frozenset[str]) -> bool:
-    lowered = lines.lower()
-    for begin in _line_begins(dropped):  # noqa: SIM110 - a generator costs more than the search
-        if begin in lowered:
-            return True
-    return False
-
-
-@lru_cache(64)
-def _line_begins(names: frozenset[str]) -> list[bytes]:
-    return [b"\n" + name.encode() for name in names]
-
-
 @lru_cache(64)
 def _fields_called(names: frozenset[str]) -> re.Pattern[bytes]:
-    """Return a pattern for the fields of these names with their folded lines and line ends."""
-    either = "|".join(map(re.escape, sorted(names)))
-    return re.compile(rf"(?im)^(?:{either}):[^\n]*+(?:\n[ \t][^\n]*+)*+\n?".encode())
+    """Return a pattern for a line end, and consecutive fields of these names after it."""
+    either = "|".join(map(re.escape, sorted(names))) or r"(?!)"
+    field = rf"(?:{either}):[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+"
+    return re.compile(rf"(?i)\n(?:{field})++".encode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 from minismtp.mail.headers import LINE_LIMIT
@@ -77,14 +77,11 @@ class LineBreaker:
         if not self._column and not has_long_line(piece):
             self._write(piece)
             return
-        *lines, last = piece.split(b"\n")
-        for line in lines:
-            text = line.removesuffix(b"\r")
+        for text, end in _lines(piece):
             self._line(text)
-            self._write(line[len(text) :] + b"\n")
-            self._column = 0
-        if last:
-            self._line(last)
+            if end:
+                self._write(end)
+                self._column = 0
 
     def _line(self, text: bytes) -> None:
         start, end = 0, len(text)
@@ -159,14 +156,11 @@ class QuotedRewrap:
         if fits and not self._inside and not has_long_line(piece):
             self._write(piece)
             return
-        *lines, last = piece.split(b"\n")
-        for line in lines:
-            text = line.removesuffix(b"\r")
-            self._line(text, ends=True)
-            self._write(line[len(text) :] + b"\n")
-            self._inside = False
-        if last:
-            self._line(last, ends=False)
+        for text, end in _lines(piece):
+            self._line(text, ends=bool(end))
+            if end:
+                self._write(end)
+                self._inside = False
 
     def finish(self) -> None:
         """Write the octets that were held back."""
@@ -192,6 +186,16 @@ class QuotedRewrap:
             self._write(cut[0])
         elif cut:
             self._held = cut[0]
+
+
+def _lines(piece: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each line and its end, which is empty for a line that may go on."""
+    *lines, last = piece.split(b"\n")
+    for line in lines:
+        text = line.removesuffix(b"\r")
+        yield text, line[len(text) :] + b"\n"
+    if last:
+        yield last, b""
 
 
 def quoted_printable(line: bytes) -> bytes:

@@ -99,7 +99,7 @@ def content_of_chunks(data: bytes) -> None:
         reader.read()
 
 
-@target("mail.authentication_results", "_authres")
+@target("mail.results", "_authres")
 def authentication_results(data: bytes) -> None:
     value = Headers([b"A: " + data]).get("A")
     name, results = read(value)
@@ -110,7 +110,7 @@ def authentication_results(data: bytes) -> None:
     name.encode()
 
 
-@target("mail.authentication_results", "authentication_results", raises=(ValueError,))
+@target("mail.results", "authentication_results", raises=(ValueError,))
 def authentication_results_of_others(data: bytes) -> None:
     plugin = AuthenticationResults()
     plugin.authserv_id = "mx.example.org"
@@ -119,7 +119,7 @@ def authentication_results_of_others(data: bytes) -> None:
     plugin.on_message(session(), mail, message)
 
 
-@target("mail.authentication_results")
+@target("mail.results")
 def result_to_write(data: bytes) -> None:
     value = text_of(data)
     result = AuthResult("spf", "fail", value, {"smtp.mailfrom": value, "smtp.helo": value[:9]})

@@ -70,7 +70,7 @@ def dkim_field(data: bytes) -> None:
     signature.check(signature.signed_fields(Headers([raw])), key)
 
 
-@target("dkim_verify", "_dkim", "_canonical", "mail.authentication_results", raises=(ValueError,))
+@target("dkim_verify", "_dkim", "_canonical", "mail.results", raises=(ValueError,))
 def signed_message(data: bytes) -> None:
     plugin = DkimVerify()
     plugin._resolver = Zone(_KEY)

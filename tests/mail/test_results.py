@@ -1,7 +1,7 @@
 """Results of checks, as in the field of RFC 8601."""
 
 from minismtp import AuthResult
-from minismtp.mail.authentication_results import quoted
+from minismtp.mail.results import quoted
 
 
 def test_result_is_written_as_resinfo() -> None:
