@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 
 END: Final = b"\r\n.\r\n"
 _STUFFED: Final = b"\r\n."
+_OTHERS: Final = bytes({*range(256)} - {*b"\r\n"})  # all octets but CR and LF
 _PIECE: Final = 65536
 # Every proper prefix of END, longest first: what a buffer may end with and yet be undecided.
 _PREFIXES: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
@@ -50,7 +51,10 @@ class DotDecoder:
     def decode(self, data: bytes) -> bytes:
         """Take more octets and return the content that is certain by now."""
         data = self._held + data
-        end = data.find(END)
+        # Both the end and a stuffed dot begin with CRLF and a dot. A dot alone is found at once,
+        # and a large part in base64 has none.
+        dotted_line = b"." in data and _STUFFED in data
+        end = data.find(END) if dotted_line else -1
         if end >= 0:
             self.done = True
             self.rest = data[end + len(END) :]
@@ -60,7 +64,7 @@ class DotDecoder:
             self._held = held
             data = data[: len(data) - len(held)]
         # The cut is never inside CRLF or CRLF-dot, so one replace unstuffs across buffers too.
-        if _STUFFED in data:
+        if dotted_line and _STUFFED in data:
             data = data.replace(_STUFFED, b"\r\n")
         if self._first and data:
             self._first = False
@@ -133,9 +137,10 @@ class ChunkLines:
 
 def has_bare_newline(data: bytes) -> bool:
     """Say whether a CR or LF stands alone; `data` begins and ends outside of any CRLF."""
-    # 5 us for 5 KB; counting CR, LF and CRLF costs 17, a regular expression with lookaround 124.
-    rest = data.replace(b"\r\n", b"")
-    return b"\n" in rest or b"\r" in rest
+    # CR and LF are twice as many as the line ends only if each is part of a CRLF. For 64 KiB this
+    # takes 60 to 130 us. Removing each CRLF takes twice as long, a regular expression ten times.
+    line_ends = len((data + b"x").splitlines()) - 1
+    return len(data.translate(None, _OTHERS)) != 2 * line_ends
 
 
 def fix_newlines(data: bytes) -> bytes:
