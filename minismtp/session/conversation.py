@@ -28,9 +28,7 @@ from minismtp.smtp.commands import (
     Bdat,
     Command,
     Data,
-    Ehlo,
-    Helo,
-    Lhlo,
+    Greeting,
     Mail,
     Noop,
     Other,
@@ -107,24 +105,30 @@ class Conversation:
 
     def decide(self, event: Event, line: bytes) -> Decision | None:
         """Return the decision on an event, None if no reply is due. `line` is the last command."""
-        transaction = self.transaction
         match event:
-            case ContentChunk() if transaction:
-                transaction.write(event.data)
-                return None
-            case EndOfContent() if transaction:
-                return self._finish_content(transaction, event)
-            case Bdat() if transaction:
-                self._empty_chunk = not event.size
-                transaction.begin_chunk()
-                return None
-            case EndOfChunk() if transaction:
-                return self._finish_chunk(transaction, last=event.last)
             case ContentChunk() | EndOfContent() | Bdat() | EndOfChunk():
-                raise RuntimeError("content without a transaction")
+                return self._decide_content(event)
             case Quit():
                 return Decision([replies.goodbye(self._context.hostname)], "QUIT", "quit")
-        return self._decide_command(event, line)
+        reason, close, delay = "", False, 0.0
+        if self._context.draining.is_set():
+            reply, reason = replies.shutting_down(self._context.hostname), "draining"
+        elif self._authentication.failures >= self._context.limits.failed_logins:
+            reply, reason = replies.TOO_MANY_LOGINS, "logins"
+        else:
+            try:
+                reply = self._answer(event)
+            except Verdict as verdict:
+                reply, close = verdict.reply, isinstance(verdict, Disconnect)
+            if reply.code >= 400 or event.__class__ not in USEFUL:  # noqa: PLR2004
+                if self._errors.note(event, reply, self._session.peer):
+                    reply, reason = _too_many_errors(reply), "errors"
+                delay = self._errors.delay
+        command = event.verb if event.verb in _COMMANDS else "OTHER"
+        if reply.code < 400:  # noqa: PLR2004
+            return Decision([reply], command, delay=delay)
+        answers = self._refuse_command(event, command, reply, line)
+        return Decision(answers, command, reason, close, delay)
 
     def secured(self, tls: TlsInfo) -> None:
         """Forget what was said in clear, because TLS follows (RFC 3207 section 4.2)."""
@@ -154,25 +158,10 @@ class Conversation:
             return reply, isinstance(verdict, Disconnect)
         return replies.banner(context.hostname, "LMTP" if context.lmtp else "ESMTP"), False
 
-    def _decide_command(self, event: _Answerable, line: bytes) -> Decision:
-        command = event.verb if event.verb in _COMMANDS else "OTHER"
-        reason, close, delay = "", False, 0.0
-        if self._context.draining.is_set():
-            reply, reason = replies.shutting_down(self._context.hostname), "draining"
-        elif self._authentication.failures >= self._context.limits.failed_logins:
-            reply, reason = replies.TOO_MANY_LOGINS, "logins"
-        else:
-            try:
-                reply = self._answer(event)
-            except Verdict as verdict:
-                reply, close = verdict.reply, isinstance(verdict, Disconnect)
-            if reply.code >= 400 or event.__class__ not in USEFUL:  # noqa: PLR2004
-                errors = self._errors
-                if errors.note(event, reply, self._session.peer):
-                    reply, reason = _too_many_errors(reply), "errors"
-                delay = errors.delay
-        if reply.code < 400:  # noqa: PLR2004
-            return Decision([reply], command, reason, close, delay)
+    def _refuse_command(
+        self, event: _Answerable, command: str, reply: Reply, line: bytes
+    ) -> list[Reply]:
+        """Log a refusal, and return it as the client gets it."""
         if reply.enhanced and command in GREETINGS:
             # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
             reply = replace(reply, enhanced="")
@@ -180,9 +169,9 @@ class Conversation:
             self._authentication.log_refusal(self._refusals, reply)
             self._refusals.log_command(command, reply, self._envelope, event, line)
         answers = self._refuse(command, [reply])
-        if event.__class__ is Mail:
+        if isinstance(event, Mail):
             self._drop()
-        return Decision(answers, command, reason, close, delay)
+        return answers
 
     def _refuse(
         self, command: str, answers: list[Reply], envelope: Envelope | None = None
@@ -205,7 +194,7 @@ class Conversation:
                 return transaction.recipient(event)
             case Data() if transaction:
                 return transaction.begin_data()
-            case Ehlo() | Lhlo() | Helo():
+            case Greeting():
                 return self._hello(event)
             case Rset():
                 self._drop()
@@ -228,10 +217,10 @@ class Conversation:
                 return self._other(event)
         raise RuntimeError(f"{event.verb} without a transaction")
 
-    def _hello(self, event: Ehlo | Helo | Lhlo) -> Reply:
+    def _hello(self, event: Greeting) -> Reply:
         session = self._session
         before = session.helo, session.esmtp
-        session.helo, session.esmtp = event.name, not isinstance(event, Helo)
+        session.helo, session.esmtp = event.name, event.verb != "HELO"
         try:
             self._context.hooks.on_helo(session)
             offered = self._keywords() if session.esmtp else []
@@ -291,17 +280,37 @@ class Conversation:
         self.transactions += reply is replies.SENDER_OK
         return reply
 
-    def _finish_chunk(self, transaction: Transaction, *, last: bool) -> Decision:
-        if last:
+    def _decide_content(
+        self, event: ContentChunk | EndOfContent | Bdat | EndOfChunk
+    ) -> Decision | None:
+        transaction = self.transaction
+        assert transaction is not None  # noqa: S101 - the protocol refuses content before RCPT
+        match event:
+            case ContentChunk():
+                transaction.write(event.data)
+                return None
+            case EndOfContent():
+                return self._finish_content(transaction, event)
+            case Bdat():
+                self._empty_chunk = not event.size
+                transaction.begin_chunk()
+                return None
+            case EndOfChunk():
+                return self._finish_chunk(transaction, event)
+
+    def _finish_chunk(self, transaction: Transaction, end: EndOfChunk) -> Decision:
+        if end.last:
             transaction.write(b"", last=True)
         elif transaction.refused is None:
-            if self._empty_chunk and self._errors.note_junk(self._session.peer):
-                answers = self._refuse("BDAT", [replies.TOO_MANY_ERRORS])
-                return Decision(answers, "BDAT", "errors", delay=self._errors.delay)
-            delay = self._errors.delay if self._empty_chunk else 0.0
+            errors, delay = self._errors, 0.0
+            if self._empty_chunk:
+                if errors.note(end, replies.CHUNK_OK, self._session.peer):
+                    answers = self._refuse("BDAT", [replies.TOO_MANY_ERRORS])
+                    return Decision(answers, "BDAT", "errors", delay=errors.delay)
+                delay = errors.delay
             return Decision([replies.CHUNK_OK], "BDAT", delay=delay)
         decision = self._finish_content(transaction, command="BDAT")
-        return decision if last else structs.replace(decision, replies=decision.replies[:1])
+        return decision if end.last else structs.replace(decision, replies=decision.replies[:1])
 
     def _finish_content(
         self, transaction: Transaction, end: EndOfContent = _CLEAN, *, command: str = "CONTENT"

@@ -75,15 +75,12 @@ class ErrorCount:
     def note(self, event: Command | Event, reply: Reply, peer: str) -> bool:
         """Count a command by its reply, and return whether it was one too many."""
         self.delay = 0.0
-        wasted = event.__class__ not in USEFUL and self._is_junk()
+        useless = event.__class__ not in USEFUL
+        self._junk += useless
+        wasted = useless and self._junk > self._limits.junk_commands
         if reply.code < 400 and not wasted:  # noqa: PLR2004
             return False
         return self._add(self._cost(event, reply) + _BAD * wasted, peer)
-
-    def note_junk(self, peer: str) -> bool:
-        """Count a useless command, and return whether it was one too many."""
-        self.delay = 0.0
-        return self._add(_BAD * self._is_junk(), peer)
 
     def forgive(self, peer: str) -> None:
         """Clear the counts of the session and of its peer, because a message was accepted."""
@@ -93,10 +90,6 @@ class ErrorCount:
     def restart(self) -> None:
         """Clear the count of the session, because another client uses it from now on."""
         self._score = self._junk = 0
-
-    def _is_junk(self) -> bool:
-        self._junk += 1
-        return self._junk > self._limits.junk_commands
 
     def _add(self, cost: int, peer: str) -> bool:
         if not cost:

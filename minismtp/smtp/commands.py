@@ -34,24 +34,10 @@ class CommandProblem(Exception):  # noqa: N818 - carries the answer
         self.reply = reply
 
 
-class Ehlo(Struct, frozen=True):
-    """Greet and ask for extensions (RFC 5321 section 4.1.1.1)."""
+class Greeting(Struct, frozen=True):
+    """EHLO, HELO (RFC 5321 section 4.1.1.1) or LHLO (RFC 2033 section 4.1): a client's name."""
 
-    verb: ClassVar[str] = "EHLO"
-    name: str
-
-
-class Helo(Struct, frozen=True):
-    """Greet without extensions (RFC 5321 section 4.1.1.1)."""
-
-    verb: ClassVar[str] = "HELO"
-    name: str
-
-
-class Lhlo(Struct, frozen=True):
-    """Greet a local delivery server (RFC 2033 section 4.1)."""
-
-    verb: ClassVar[str] = "LHLO"
+    verb: str
     name: str
 
 
@@ -137,7 +123,7 @@ class Other(Struct, frozen=True):
 
 
 Command: TypeAlias = (
-    Ehlo | Helo | Lhlo | Mail | Rcpt | Data | Bdat | Rset | Noop | Quit | StartTls | Auth | Other
+    Greeting | Mail | Rcpt | Data | Bdat | Rset | Noop | Quit | StartTls | Auth | Other
 )
 
 #: How long a line may be in octets with its CRLF. RFC 5321 section 4.5.3.1.4 asks for at least 512,
@@ -355,9 +341,9 @@ _RCPT_PARAMETERS: Final[_Parameters] = {
 }
 _NOOP: Final = Noop()
 _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
-    "EHLO": lambda text: Ehlo(parse_helo(text)),
-    "HELO": lambda text: Helo(parse_helo(text)),
-    "LHLO": lambda text: Lhlo(parse_helo(text)),
+    "EHLO": lambda text: Greeting("EHLO", parse_helo(text)),
+    "HELO": lambda text: Greeting("HELO", parse_helo(text)),
+    "LHLO": lambda text: Greeting("LHLO", parse_helo(text)),
     "MAIL": _mail,
     "RCPT": _rcpt,
     "DATA": _without_argument(Data()),

@@ -27,9 +27,7 @@ from minismtp.smtp.commands import (
     Bdat,
     Command,
     CommandProblem,
-    Ehlo,
-    Helo,
-    Lhlo,
+    Greeting,
     Other,
     parse,
 )
@@ -168,7 +166,10 @@ class Protocol:
             return self._refuse("OTHER", Reply(421, "this port speaks plain SMTP first", "4.7.0"))
         end = buffer.find(b"\r\n", start)
         if end < 0:
-            self._bound_line()
+            if len(buffer) - start > LONGEST_LINE:
+                # Memory stays bounded: of the line only its verb and a CR at its end are kept.
+                self._overlong = self._overlong or buffer[start : start + _VERB_ROOM]
+                self._buffer, self._at = b"\r" if buffer.endswith(b"\r") else b"", 0
             return None
         line = buffer[start:end]
         self._at = end + 2
@@ -178,13 +179,6 @@ class Protocol:
         if state is AUTH:
             return self._next_response(line)
         return self._next_command(line)
-
-    def _bound_line(self) -> None:
-        """Keep of a line that is too long only its verb and a CR at its end."""
-        if len(self._buffer) - self._at > LONGEST_LINE:
-            self._overlong = self._overlong or self._buffer[self._at : self._at + _VERB_ROOM]
-            self._buffer = self._buffer[-1:] if self._buffer.endswith(b"\r") else b""
-            self._at = 0
 
     def _expect(self, verb: str) -> None:
         """Have the next reply answer `verb`, and move to one of its next states."""
@@ -210,7 +204,7 @@ class Protocol:
         match command:
             case Bdat():
                 return self._begin_chunk(command)
-            case Ehlo() | Helo() | Lhlo() if self._lmtp is not (verb == "LHLO"):
+            case Greeting() if self._lmtp is not (verb == "LHLO"):
                 # RFC 2033 section 4.1
                 text = "this is LMTP: say LHLO" if self._lmtp else "this is SMTP: say EHLO"
                 return self._refuse(verb, Reply(500, text))
@@ -273,7 +267,7 @@ class Protocol:
 
     def _next_content(self, decoder: DotDecoder) -> Event | None:
         while not decoder.done:
-            if not self.buffered:
+            if self._at == len(self._buffer):
                 return None
             data = decoder.decode(self._buffer[self._at :])
             self._buffer, self._at = decoder.rest, 0

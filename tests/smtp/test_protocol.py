@@ -13,9 +13,7 @@ from minismtp.smtp.commands import (
     Auth,
     Bdat,
     Data,
-    Ehlo,
-    Helo,
-    Lhlo,
+    Greeting,
     Mail,
     Noop,
     Other,
@@ -110,7 +108,7 @@ def refusals(events: list[Event]) -> list[str]:
             b"HELO c\r\n" + MAIL + RCPT + b"DATA\r\nHi\r\n..\r\n.\r\nQUIT\r\n",
             {},
             [
-                *(Helo("c"), Mail(None), Rcpt(A), Data(), ContentChunk(b"Hi\r\n.\r\n")),
+                *(Greeting("HELO", "c"), Mail(None), Rcpt(A), Data(), ContentChunk(b"Hi\r\n.\r\n")),
                 *(EndOfContent(bare_newline=False, long_line=False), Quit()),
             ],
             SessionState.CLOSED,
@@ -120,7 +118,7 @@ def refusals(events: list[Event]) -> list[str]:
             b"EHLO c\r\n" + (MAIL + RCPT + b"DATA\r\n.\r\n") * 2,
             {},
             [
-                Ehlo("c"),
+                Greeting("EHLO", "c"),
                 *(Mail(None), Rcpt(A), Data(), EndOfContent(False, False)) * 2,
             ],
             SessionState.READY,
@@ -130,7 +128,7 @@ def refusals(events: list[Event]) -> list[str]:
             b"EHLO c\r\n" + MAIL + RCPT + b"DATA\r\na\nb\r\n.\r\n",
             {"CONTENT": 550},
             [
-                *(Ehlo("c"), Mail(None), Rcpt(A), Data(), ContentChunk(b"a\nb\r\n")),
+                *(Greeting("EHLO", "c"), Mail(None), Rcpt(A), Data(), ContentChunk(b"a\nb\r\n")),
                 EndOfContent(bare_newline=True, long_line=False),
             ],
             SessionState.READY,
@@ -140,7 +138,7 @@ def refusals(events: list[Event]) -> list[str]:
             b"EHLO c\r\n" + MAIL + RCPT + b"BDAT 3\r\nhelBDAT 2\r\nloBDAT 0 LAST\r\nNOOP\r\n",
             {},
             [
-                *(Ehlo("c"), Mail(None), Rcpt(A)),
+                *(Greeting("EHLO", "c"), Mail(None), Rcpt(A)),
                 *(Bdat(3, last=False), ContentChunk(b"hel"), EndOfChunk(last=False)),
                 *(Bdat(2, last=False), ContentChunk(b"lo"), EndOfChunk(last=False)),
                 *(Bdat(0, last=True), EndOfChunk(last=True), Noop()),
@@ -152,7 +150,7 @@ def refusals(events: list[Event]) -> list[str]:
             b"EHLO c\r\n" + MAIL + RCPT + b"BDAT 12 LAST\r\n.\r\nQUIT\r\n\0\xff\nNOOP\r\n",
             {},
             [
-                *(Ehlo("c"), Mail(None), Rcpt(A)),
+                *(Greeting("EHLO", "c"), Mail(None), Rcpt(A)),
                 *(Bdat(12, last=True), ContentChunk(b".\r\nQUIT\r\n\0\xff\n")),
                 *(EndOfChunk(last=True), Noop()),
             ],
@@ -163,7 +161,7 @@ def refusals(events: list[Event]) -> list[str]:
             b"EHLO c\r\nAUTH LOGIN\r\nYQ==\r\nYg==\r\nRSET\r\n",
             {"RESPONSE": 334},
             [
-                *(Ehlo("c"), Auth("LOGIN", None), SaslResponse(b"YQ==")),
+                *(Greeting("EHLO", "c"), Auth("LOGIN", None), SaslResponse(b"YQ==")),
                 *(SaslResponse(b"Yg=="), SaslResponse(b"RSET")),
             ],
             SessionState.AUTH,
@@ -172,24 +170,28 @@ def refusals(events: list[Event]) -> list[str]:
         pytest.param(
             b"EHLO c\r\nAUTH PLAIN YQ==\r\n" + MAIL,
             {"AUTH": 235},
-            [Ehlo("c"), Auth("PLAIN", b"YQ=="), Mail(None)],
+            [Greeting("EHLO", "c"), Auth("PLAIN", b"YQ=="), Mail(None)],
             SessionState.MAIL,
             id="initial-response",
         ),
         pytest.param(
             b"EHLO c\r\nAUTH PLAIN\r\n*\r\nNOOP\r\n",
             {"RESPONSE": 501},
-            [Ehlo("c"), Auth("PLAIN", None), SaslResponse(b"*"), Noop()],
+            [Greeting("EHLO", "c"), Auth("PLAIN", None), SaslResponse(b"*"), Noop()],
             SessionState.READY,
             id="cancelled",
         ),
         pytest.param(
-            b"EHLO c\r\nSTARTTLS\r\n", {}, [Ehlo("c"), StartTls()], SessionState.TLS, id="starttls"
+            b"EHLO c\r\nSTARTTLS\r\n",
+            {},
+            [Greeting("EHLO", "c"), StartTls()],
+            SessionState.TLS,
+            id="starttls",
         ),
         pytest.param(  # RFC 5321 section 4.1.4: EHLO in the middle is a RSET too
             b"EHLO c\r\n" + MAIL + RCPT + b"EHLO d\r\n" + MAIL,
             {},
-            [Ehlo("c"), Mail(None), Rcpt(A), Ehlo("d"), Mail(None)],
+            [Greeting("EHLO", "c"), Mail(None), Rcpt(A), Greeting("EHLO", "d"), Mail(None)],
             SessionState.MAIL,
             id="ehlo-in-the-middle",
         ),
@@ -220,7 +222,7 @@ def test_lmtp_script(cut: int) -> None:
     # RFC 2033 section 4
     protocol = welcomed(lmtp=True)
     events = say(protocol, b"LHLO c\r\n" + MAIL + RCPT + b"DATA\r\n.\r\nQUIT\r\n", cut=cut)
-    assert [type(event) for event in events] == [Lhlo, Mail, Rcpt, Data, EndOfContent, Quit]
+    assert [type(event) for event in events] == [Greeting, Mail, Rcpt, Data, EndOfContent, Quit]
 
 
 # Every row of the table, and every pair that is in no row -------------------------------------
@@ -432,7 +434,7 @@ def test_session_starts_again_inside_tls() -> None:
     assert say(protocol, b"NOOP\r\n") == []  # came in clear
     protocol.restart()
     assert refusals(say(protocol, MAIL)) == ["MAIL 503 5.5.1"]
-    assert say(protocol, b"EHLO c\r\n") == [Ehlo("c")]
+    assert say(protocol, b"EHLO c\r\n") == [Greeting("EHLO", "c")]
 
 
 # Lines that are too long ---------------------------------------------------------------------
@@ -745,4 +747,4 @@ def test_strict_pipelining_refuses_what_follows_ehlo_without_waiting() -> None:
     assert protocol.next_event() == Noop()
     protocol.send(Reply(250, "ok"))
     protocol.receive(b"EHLO c\r\n")
-    assert protocol.next_event() == Ehlo("c")
+    assert protocol.next_event() == Greeting("EHLO", "c")
