@@ -122,7 +122,7 @@ class ContentWriter:
     def finish(self) -> Content:
         """Return all octets that were written as content. Raise OSError as `write` does."""
         if self._spill is None:
-            return Content.of(b"".join(self._chunks))
+            return Content(b"".join(self._chunks), self.size)
         self._flush()
         content = Content(self._spill, self.size)
         self.discard()

@@ -66,16 +66,16 @@ class Recipient:
     @property
     def mailboxes(self) -> tuple[Address, ...]:
         """The mailboxes here that get a copy."""
-        return tuple(
-            mailbox
-            for route in self._routes
-            if isinstance(route, Local)
-            for mailbox in route.mailboxes or (self.address,)
-        )
+        if isinstance(self.route, Local):
+            return self.route.mailboxes or (self.address,)
+        routes = [route for route in self._routes if isinstance(route, Local)]
+        return tuple(each for route in routes for each in route.mailboxes or (self.address,))
 
     @property
     def relays(self) -> tuple[Relay, ...]:
         """The routes to other servers, each with its addresses."""
+        if isinstance(self.route, Local):
+            return ()
         return tuple(
             Relay(*(route.addresses or (self.address,)), sender=route.sender)
             for route in self._routes

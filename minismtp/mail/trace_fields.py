@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Final
 
 from minismtp.mail.envelope import Envelope
@@ -12,6 +13,7 @@ from minismtp.values.address import Address
 
 _NAME_LIMIT: Final = 255  # octets of the name in EHLO that the field repeats
 _FOR_LIMIT: Final = 900  # octets of a recipient that fit into one line (RFC 5322 section 2.1.1)
+_REMEMBERED: Final = 256  # names of clients, whose length `parse_helo` limits
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = (
@@ -26,15 +28,19 @@ def received(session: Session, envelope: Envelope) -> bytes:
     The recipient is named only if there is one, because several would disclose blind copies. It is
     named in ASCII or omitted, because this field must not make the next hop need SMTPUTF8.
     """
-    keyword = session.protocol
+    keyword, peer = session.protocol, session.peer
     if envelope.smtputf8:
         # RFC 6531 section 4.3: UTF8SMTP, UTF8SMTPSA, UTF8LMTP ...
         keyword = "UTF8" + keyword.removeprefix("E")
+    # The TCP-info of the peer: its name, if known, and an address literal; or "unix".
+    origin = f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]" if peer[:1].isdigit() else peer
+    if session.name:
+        origin = f"{session.name} {origin}"
     tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls else ""
     recipients = envelope.recipients
     for_clause = _for_clause(recipients[0].address) if len(recipients) == 1 else ""
     text = (
-        f"Received: from {_name(session.helo or 'unknown')} ({_origin(session)})\r\n"
+        f"Received: from {_name(session.helo or 'unknown')} ({origin})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
         f"\t{date(envelope.arrived)}\r\n"
     )
@@ -45,10 +51,11 @@ def _for_clause(recipient: Address) -> str:
     """Return the clause for the recipient in ASCII, "" if that is not possible."""
     if not recipient.is_ascii:
         recipient = Address(recipient.local, recipient.ascii_domain)
-    fits = recipient.is_ascii and len(str(recipient)) <= _FOR_LIMIT
-    return f"\r\n\tfor <{recipient}>" if fits else ""
+    text = str(recipient)
+    return f"\r\n\tfor <{text}>" if recipient.is_ascii and len(text) <= _FOR_LIMIT else ""
 
 
+@lru_cache(_REMEMBERED)
 def _name(helo: str) -> str:
     """Return the name in EHLO, as a quoted string in ASCII (RFC 5322) unless it is a domain.
 
@@ -59,13 +66,6 @@ def _name(helo: str) -> str:
     octets = helo.encode("ascii", "backslashreplace")[:_NAME_LIMIT]
     text = octets.decode().replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
-
-
-def _origin(session: Session) -> str:
-    """Return the TCP-info of the peer: its name, if known, and an address literal; or "unix"."""
-    peer = session.peer
-    literal = f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]" if peer[:1].isdigit() else peer
-    return f"{session.name} {literal}" if session.name else literal
 
 
 def date(seconds: float) -> str:

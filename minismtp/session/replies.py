@@ -10,19 +10,24 @@ from typing import Final
 from minismtp.values.reply import Reply
 
 
-@lru_cache
+@lru_cache(16)
 def banner(hostname: str, protocol: str) -> Reply:
     """Return the reply that begins a session."""
     return Reply(220, f"{hostname} {protocol} minismtp")
 
 
-@lru_cache
+def accepted(identifier: str) -> Reply:
+    """Return the reply to a message that is stored."""
+    return Reply(250, f"message accepted as {identifier}", "2.0.0")
+
+
+@lru_cache(16)
 def goodbye(hostname: str) -> Reply:
     """Return the reply to QUIT."""
     return Reply(221, f"{hostname} closing connection", "2.0.0")
 
 
-@lru_cache
+@lru_cache(16)
 def shutting_down(hostname: str) -> Reply:
     """Return the reply to any command once the process is about to end."""
     return Reply(421, f"{hostname} service shutting down", "4.3.2")

@@ -67,12 +67,14 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 class Address:
     """A mailbox: `local` part (unquoted) and `domain` (lower case, or a literal in brackets).
 
-    The domain is empty only for `<Postmaster>` (RFC 5321 section 4.1.1.3). `is_ascii` says whether
-    the address can travel without SMTPUTF8 (RFC 6531).
+    The domain is empty only for `<Postmaster>` (RFC 5321 section 4.1.1.3). `ascii_domain` has each
+    U-label as its A-label, for comparing and for DNS (RFC 5890). `is_ascii` says whether the
+    address can travel without SMTPUTF8 (RFC 6531).
     """
 
     local: str
     domain: str
+    ascii_domain: str = field(init=False, compare=False, repr=False)
     is_ascii: bool = field(init=False, compare=False, repr=False)
     _text: str = field(init=False, compare=False, repr=False)
 
@@ -81,6 +83,9 @@ class Address:
         if not (domain.islower() and domain.isascii()) or domain[0] == "[" or domain[-1] == ".":
             domain = _normalized(domain)
             object.__setattr__(self, "domain", domain)
+            object.__setattr__(self, "ascii_domain", to_ascii(domain))
+        else:
+            object.__setattr__(self, "ascii_domain", domain)
         object.__setattr__(self, "is_ascii", local.isascii() and domain.isascii())
         if not _PLAIN.fullmatch(local):
             escaped = local.replace("\\", "\\\\").replace('"', '\\"')
@@ -103,11 +108,6 @@ class Address:
     def parse(cls, text: str) -> Address:
         """Parse `local@domain` in the spelling of RFC 5321, with quotes. Raise ValueError."""
         return _parse(text) if len(text) <= _LONGEST else _parse.__wrapped__(text)
-
-    @property
-    def ascii_domain(self) -> str:
-        """The domain with each U-label as its A-label, for comparing and for DNS (RFC 5890)."""
-        return to_ascii(self.domain)
 
     @property
     def unicode_domain(self) -> str:

@@ -66,8 +66,8 @@ class Reply:
             raise ValueError(f"reply text {self.text!r} has control characters")
 
     def __str__(self) -> str:
-        parts = (str(self.code), self.enhanced, self.text.replace("\n", " "))
-        return " ".join(part for part in parts if part)
+        text = self.text.replace("\n", " ")
+        return f"{self.code} {self.enhanced} {text}" if self.enhanced else f"{self.code} {text}"
 
     def about(self, identifier: str) -> Reply:
         """Return this reply with the identifier by which the log and `minismtp explain` find it."""
@@ -84,20 +84,22 @@ class Reply:
         UTF-8 must not receive it (RFC 6531 section 3.7.4).
         """
         if not self.octets:
-            object.__setattr__(self, "octets", _encoded(self.code, self.enhanced, self.text))
+            text = f"{self.enhanced} {self.text}" if self.enhanced else self.text
+            simple = len(text) < LINE_LIMIT - 6 and text.isascii() and "\n" not in text
+            octets = f"{self.code} {text}\r\n".encode() if simple else self._encoded()
+            object.__setattr__(self, "octets", octets)
         return self.octets
 
-
-def _encoded(code: int, enhanced: str, text: str) -> bytes:
-    prefix = f"{enhanced} " if enhanced else ""
-    room = LINE_LIMIT - len(f"{code}-{prefix}\r\n")
-    lines: list[str] = []
-    for line in text.encode("ascii", "backslashreplace").decode().split("\n"):
-        # A challenge is a single line of any length (RFC 4954 section 4).
-        fits = len(line) <= room or code // 100 == 3  # noqa: PLR2004
-        lines += [line] if fits else wrap(line, room) or [""]
-    middle = "".join(f"{code}-{prefix}{line}\r\n" for line in lines[:-1])
-    return f"{middle}{code} {prefix}{lines[-1]}\r\n".encode()
+    def _encoded(self) -> bytes:
+        code, prefix = self.code, f"{self.enhanced} " if self.enhanced else ""
+        room = LINE_LIMIT - len(f"{code}-{prefix}\r\n")
+        lines: list[str] = []
+        for line in self.text.encode("ascii", "backslashreplace").decode().split("\n"):
+            # A challenge is a single line of any length (RFC 4954 section 4).
+            fits = len(line) <= room or self.category == 3  # noqa: PLR2004
+            lines += [line] if fits else wrap(line, room) or [""]
+        middle = "".join([f"{code}-{prefix}{line}\r\n" for line in lines[:-1]])
+        return f"{middle}{code} {prefix}{lines[-1]}\r\n".encode()
 
 
 class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
