@@ -209,7 +209,7 @@ class Connection:
             session.peer, session.peer_port = header.peer, header.peer_port
             session.local = header.called
             if not introduce(header.peer):
-                self._send(self._receiver.limited())
+                self._send(self._receiver.interrupt("limited"))
 
     def _exactly(self, count: int) -> bytes:
         data = b""

@@ -77,6 +77,10 @@ class ListenerContext:
     draining: threading.Event = field(default_factory=threading.Event)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    lmtp: bool = field(init=False)  # whether the listener speaks LMTP
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lmtp", self.kind == "lmtp")
 
     @classmethod
     def of(
@@ -135,11 +139,6 @@ class ListenerContext:
             return False
         address = ip_address(peer)
         return any(address in network for network in self.xclient)
-
-    @property
-    def lmtp(self) -> bool:
-        """Whether the listener speaks LMTP."""
-        return self.kind == "lmtp"
 
 
 def new_id() -> str:

@@ -119,12 +119,6 @@ class Receiver:
             metrics.buffer.announce()
         return self._send(decision)
 
-    def limited(self) -> bytes:
-        """Return the refusal of a peer that has too many sessions, and close."""
-        metrics = self._context.metrics
-        metrics.add(metrics.connections["limited"])
-        return self.interrupt("limited")
-
     def receive(self, data: bytes) -> bytes:
         """Take octets from the peer and return the replies that they call for."""
         self._protocol.receive(data)
@@ -137,11 +131,10 @@ class Receiver:
     def proceed(self) -> bytes:
         """Work on the input until more is needed or enough replies wait to be sent."""
         protocol, output, tracing, size = self._protocol, self._output, self._tracing, 0
-        self._starved = False
         while size < _FLUSH:
             event = protocol.next_event()
+            self._starved = event is None
             if event is None:
-                self._starved = True
                 break
             if tracing.outlets:
                 tracing.heard(self.session, event, protocol.line)
@@ -161,7 +154,7 @@ class Receiver:
     def take(self) -> bytes:
         """Return the replies that `proceed` did not return, because it raised."""
         output, self._output = self._output, []
-        return output[0] if len(output) == 1 else b"".join(output)
+        return b"".join(output)
 
     def secured(self, tls: TlsInfo) -> None:
         """Start again inside TLS, without anything that was said in clear."""
@@ -179,6 +172,8 @@ class Receiver:
         text, enhanced = _INTERRUPTIONS[reason]
         reply = Reply(421, f"{self._context.hostname} {text}", enhanced)
         if reason == "limited":
+            metrics = self._context.metrics
+            metrics.add(metrics.connections["limited"])
             self._refusals.log("connection limited", reply, limit="address")
         elif reason != "lost":
             self._last_reply = str(reply)

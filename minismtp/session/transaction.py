@@ -11,7 +11,7 @@ from time import perf_counter
 from minismtp.mail.cleanup import RETURN_PATH, clean
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope, Recipient
-from minismtp.mail.headers import too_many_fields
+from minismtp.mail.headers import FIELD_LIMIT, too_many_fields
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session
 from minismtp.mail.trace_fields import hops, received
@@ -25,7 +25,7 @@ from minismtp.session.storage import MessageStorage
 from minismtp.session.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.session.transaction_log import TransactionLog
 from minismtp.smtp.commands import Mail, Rcpt
-from minismtp.smtp.dot_stuffing import ChunkLines, LineLengths, fix_newlines, has_bare_newline
+from minismtp.smtp.dot_stuffing import ChunkLines, LineChecks, fix_newlines
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.values.threads import report
@@ -53,39 +53,36 @@ class Transaction:
         self._fix = False  # whether bare newlines of content by DATA become CRLF
         self._accepted: list[Recipient] = []
         self._recipients = self._accepted  # who gets the message, see `_readdress`
-        self._problem: Reply | None = None
         self._asked = False
         self._close = False  # after the reply to the content, because a plugin wants it
-        self.envelope = self._envelope(mail, f"{session.id}.{number}")
-        self._log = TransactionLog(context, session, self.envelope, activity, refusals)
-
-    def _envelope(self, mail: Mail, identifier: str) -> Envelope:
-        session = self._session
-        return Envelope(
-            id=identifier,
-            reverse_path=self._with_domain(mail.reverse_path) if mail.reverse_path else None,
+        self.refused: Reply | None = None  # the reply to the content, if it is refused already
+        sender, known = mail.reverse_path, session.login is not None
+        self.envelope = Envelope(
+            id=f"{session.id}.{number}",
+            reverse_path=sender if sender is None or sender.domain else self._at_home(sender),
             listener=session.listener,
             peer=session.peer,
             helo=session.helo,
             login=session.login,
-            arrived=self._context.wall(),
+            arrived=context.wall(),
             size=mail.size,
             body=mail.body,
             smtputf8=mail.smtputf8,
             require_tls=mail.require_tls,
             # RFC 4954 section 5: without a login as AUTH=<>, because it is not authenticated.
-            submitter=mail.submitter if session.login is not None else "",
+            submitter=mail.submitter if known else "",
             dsn_return=mail.dsn_return,
             dsn_id=mail.dsn_id,
-            trusted=session.trusted or session.login is not None,
+            trusted=session.trusted or known,
         )
+        self._log = TransactionLog(context, session, self.envelope, activity, refusals)
 
-    def _with_domain(self, address: Address) -> Address:
-        """Return an address with a domain. A local part alone, as in <Postmaster>, is local.
+    def _at_home(self, address: Address) -> Address:
+        """Return the address that a local part alone means, as in <Postmaster>.
 
         RFC 5321 section 4.5.1 has only <Postmaster>, but local programs write other names too.
         """
-        return address if address.domain else Address(address.local, self._context.hostname)
+        return Address(address.local, self._context.hostname)
 
     def begin(self) -> Reply:
         """Ask the plugins about the reverse-path. Raise Verdict."""
@@ -99,7 +96,9 @@ class Transaction:
 
     def recipient(self, command: Rcpt) -> Reply:
         """Judge and route one recipient. Accepted ones join the envelope."""
-        address = self._with_domain(command.forward_path)
+        address = command.forward_path
+        if not address.domain:
+            address = self._at_home(address)
         self._activity.note(("RCPT", str(address), perf_counter(), 0.0, "", ""))
         notify = command.notify
         if "SUCCESS" in notify and not self.envelope.trusted:
@@ -170,16 +169,8 @@ class Transaction:
 
     def refuse(self, reply: Reply) -> None:
         """Keep nothing of the content, and answer its end with `reply`."""
-        if self._problem is None:
-            self._problem = reply
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
-
-    @property
-    def refused(self) -> Reply | None:
-        """The reply to the content, if it is refused already."""
-        return self._problem
+        self.refused = self.refused or reply
+        self._writer = None
 
     def write(self, data: bytes, *, last: bool = False) -> None:
         """Take some content. `last` says that no more chunks of BDAT follow."""
@@ -188,10 +179,10 @@ class Transaction:
             return
         if lines is not None:
             data = lines.take(data, last=last)
-            if lines.bare and not self._context.fix_newlines:
+            if lines.bare_newline and not self._context.fix_newlines:
                 self.refuse(replies.BARE_NEWLINE)
                 return
-            if lines.long:
+            if lines.long_line:
                 self.refuse(replies.LONG_LINE)
                 return
         elif self._fix:
@@ -206,9 +197,7 @@ class Transaction:
 
     def abort(self) -> None:
         """End without a message, because the client left, asked for it, or was refused."""
-        if self._writer is not None:
-            self._writer.discard()
-            self._writer = None
+        self._writer = None
         self._log.aborted()
 
     def finish(
@@ -225,11 +214,10 @@ class Transaction:
         size, outcome = 0, ""
         if self._receiving:
             self._receiving = self._context.clock() - self._receiving
-        writer = self._writer
+        writer, self._writer = self._writer, None
         if writer is None:
-            answers = [self._problem or replies.NO_SPACE]
+            answers = [self.refused or replies.NO_SPACE]
         else:
-            self._writer = None
             size = writer.size
             try:
                 outcome, answers = self._accept(writer)
@@ -247,19 +235,23 @@ class Transaction:
 
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unread if workers died on it."""
-        cleaned = clean(writer.finish(), self._context.limits.headers, self._removed_fields)
+        context, envelope = self._context, self.envelope
+        # Over LMTP the message is delivered here, whoever the client is.
+        submitted = envelope.trusted and not context.lmtp
+        dropped = context.dropped if submitted else RETURN_PATH
+        cleaned = clean(writer.finish(), context.limits.headers, dropped)
         if cleaned is None:
             return "rejected", [replies.LONG_HEADER]
         head, content = cleaned
-        notes = self._context.suspects
+        notes = context.suspects
         if notes is None:
-            return self._take(head, content)
-        mark = fingerprint(self.envelope, content)
+            return self._take(head, content, submitted=submitted)
+        mark = fingerprint(envelope, content)
         if notes.is_fatal(mark):
             return self._set_aside(content)
-        note = notes.begin(mark, self.envelope)
+        note = notes.begin(mark, envelope)
         try:
-            return self._take(head, content)
+            return self._take(head, content, submitted=submitted)
         finally:
             notes.end(note, mark)
 
@@ -274,45 +266,31 @@ class Transaction:
         message.quarantine("workers died on it")
         return self._store(message)
 
-    def _take(self, head: bytes, content: Content) -> tuple[str, list[Reply]]:
+    def _take(self, head: bytes, content: Content, *, submitted: bool) -> tuple[str, list[Reply]]:
+        """Check a message, ask the plugins about it, and store it. Raise Verdict and OSError."""
         context, session, envelope = self._context, self._session, self.envelope
         if problem := self._header_problem(head):
             return "rejected", [problem]
         message = Message(envelope.id, content, received(session, envelope))
-        if self._is_submitted:
+        if submitted:
             complete(envelope, message, context.hostname)
         if context.match_from and not owns_authors(context.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
         if context.add_sender:
             add_sender(envelope, message)
         context.hooks.on_message(session, envelope, message)
-        accepted = self._acceptance
-        if message.discarded is not None:
-            context.log.info("discarded", id=envelope.id, reason=message.discarded)
-            return "discarded", [accepted]
-        self._readdress()
-        if not self._recipients:
-            context.log.info("discarded", id=envelope.id, reason="no recipient is left")
-            return "discarded", [accepted]
+        discarded = message.discarded
+        if discarded is None and (envelope.added or envelope.removed):
+            self._readdress()
+            discarded = None if self._recipients else "no recipient is left"
+        if discarded is not None:
+            context.log.info("discarded", id=envelope.id, reason=discarded)
+            return "discarded", [replies.accepted(envelope.id)]
         return self._store(message)
 
-    @property
-    def _removed_fields(self) -> frozenset[str]:
-        """The names of fields to remove from this client's messages, in lower case."""
-        return self._context.dropped if self._is_submitted else RETURN_PATH
-
-    @property
-    def _is_submitted(self) -> bool:
-        """Whether the message is submitted here. Over LMTP it is delivered here."""
-        return self.envelope.trusted and not self._context.lmtp
-
-    @property
-    def _acceptance(self) -> Reply:
-        return Reply(250, f"message accepted as {self.envelope.id}", "2.0.0")
-
     def _store(self, message: Message) -> tuple[str, list[Reply]]:
-        context, envelope, accepted = self._context, self.envelope, self._acceptance
-        storage = MessageStorage(context, envelope, message, self._recipients)
+        accepted = replies.accepted(self.envelope.id)
+        storage = MessageStorage(self._context, self.envelope, message, self._recipients)
         self._log.storage = storage
         answers = storage.run(accepted, self._accepted)
         self._close = self._close or storage.close
@@ -324,27 +302,27 @@ class Transaction:
         limits = self._context.limits
         if self.envelope.body == "BINARYMIME":
             # RFC 3030 section 3 lifts the limits of lines for the body, but not for the header.
-            if has_bare_newline(head):
+            lines = LineChecks(limits.line_length)
+            lines.check(head)
+            if lines.bare_newline:
                 return replies.BARE_NEWLINE
-            lengths = LineLengths(limits.line_length)
-            lengths.take(head)
-            if lengths.exceeded:
+            if lines.long_line:
                 return replies.LONG_LINE
-        if too_many_fields(head):
+        # Each field has a line at least, so most headers need no second look.
+        lines_of_header = head.count(b"\n")
+        if lines_of_header >= FIELD_LIMIT and too_many_fields(head):
             return replies.MANY_FIELDS
-        if hops(head) > limits.hops:
+        if lines_of_header >= limits.hops and hops(head) > limits.hops:
             return replies.LOOP  # RFC 5321 section 6.3
         return None
 
     def _readdress(self) -> None:
-        """Add and remove the recipients that plugins asked for.
+        """Add and remove the recipients as plugins asked.
 
         An added recipient is routed like any other, so it opens no relay. If it cannot be routed,
         the whole message is deferred, because it may replace all other recipients.
         """
         envelope = self.envelope
-        if not (envelope.added or envelope.removed):
-            return
         kept = [each for each in self._accepted if each.address not in envelope.removed]
         for recipient in envelope.added:
             try:

@@ -18,35 +18,54 @@ _PIECE: Final = 65536
 _PREFIXES: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
 
 
-class DotDecoder:
-    """Turns the octets after 354 into the content, with the dots unstuffed.
+class LineChecks:
+    """Says of content whether a CR or LF stood alone, and whether a line was too long.
 
-    Feed it buffers until `done`. Then `rest` holds the octets after the end. `bare_newline` and
-    `long_line` say what was wrong with the content so far. It holds back at most four octets.
+    A line may have `limit` octets with its CRLF, 0 = any number. A bare LF ends a line too, because
+    it becomes a CRLF if such content is not refused.
     """
 
-    __slots__ = (
-        "_first",
-        "_held",
-        "_lines",
-        "bare_newline",
-        "done",
-        "rest",
-    )
+    __slots__ = ("_column", "_limit", "bare_newline", "long_line")
+
+    def __init__(self, limit: int = 0) -> None:
+        self.bare_newline = False
+        self.long_line = False
+        self._limit = limit
+        self._column = 0
+
+    def check(self, data: bytes) -> None:
+        """Take more octets, in pieces that are not cut inside CRLF."""
+        self.bare_newline = self.bare_newline or has_bare_newline(data)
+        limit, size = self._limit, len(data)
+        if not limit or self.long_line:
+            return
+        start = -self._column
+        while size - start > limit:
+            newline = data.rfind(b"\n", max(start, 0), start + limit)
+            if newline < 0:
+                self.long_line = True
+                return
+            start = newline + 1
+        newline = data.rfind(b"\n")
+        self._column = size - newline - 1 if newline >= 0 else self._column + size
+
+
+class DotDecoder(LineChecks):
+    """Turns the octets after 354 into the content, with the dots unstuffed.
+
+    Feed it buffers until `done`. Then `rest` holds the octets after the end. It holds back at most
+    four octets.
+    """
+
+    __slots__ = ("_first", "_held", "done", "rest")
 
     def __init__(self, line_length: int = 0) -> None:
+        super().__init__(line_length)
         # The CRLF before the first line is that of the DATA command, so a lone dot ends at once.
         self._held = b"\r\n"
         self._first = True
-        self._lines = LineLengths(line_length)
         self.done = False
         self.rest = b""
-        self.bare_newline = False
-
-    @property
-    def long_line(self) -> bool:
-        """Whether a line was longer than it may be."""
-        return self._lines.exceeded
 
     def decode(self, data: bytes) -> bytes:
         """Take more octets and return the content that is certain by now."""
@@ -69,70 +88,31 @@ class DotDecoder:
         if self._first and data:
             self._first = False
             data = data[2:]
-        self.bare_newline = self.bare_newline or has_bare_newline(data)
-        self._lines.take(data)
+        self.check(data)
         return data
 
 
-class LineLengths:
-    """Looks for a line of more than `limit` octets with its CRLF; 0 = no limit.
+class ChunkLines(LineChecks):
+    """The checks of content that comes by BDAT, in any pieces.
 
-    A bare LF ends a line too, because it becomes a CRLF if such content is not refused.
+    With `fix` a bare CR or LF becomes CRLF. A CR at the end of a piece is held back until the next
+    piece.
     """
 
-    __slots__ = ("_column", "_limit", "exceeded")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._column = 0
-        self.exceeded = False
-
-    def take(self, data: bytes) -> None:
-        """Take more octets, in any pieces, by hopping from limit to limit."""
-        limit, size = self._limit, len(data)
-        if not limit or self.exceeded:
-            return
-        start = -self._column
-        while size - start > limit:
-            newline = data.rfind(b"\n", max(start, 0), start + limit)
-            if newline < 0:
-                self.exceeded = True
-                return
-            start = newline + 1
-        newline = data.rfind(b"\n")
-        self._column = size - newline - 1 if newline >= 0 else self._column + size
-
-
-class ChunkLines:
-    """Checks the lines of content that comes by BDAT for bare CR and LF, and for their length.
-
-    With `fix` a bare CR or LF becomes CRLF. Feed it the octets in any pieces. A CR at the end of a
-    piece is held back until the next piece.
-    """
-
-    __slots__ = ("_fix", "_held", "_lengths", "bare")
+    __slots__ = ("_fix", "_held")
 
     def __init__(self, *, fix: bool, line_length: int = 0) -> None:
+        super().__init__(line_length)
         self._fix = fix
         self._held = b""
-        self._lengths = LineLengths(line_length)
-        self.bare = False
-
-    @property
-    def long(self) -> bool:
-        """Whether a line was longer than it may be."""
-        return self._lengths.exceeded
 
     def take(self, data: bytes, *, last: bool = False) -> bytes:
         """Take more octets, the `last` ones or not, and return the content that is certain."""
         data = self._held + data
         self._held = b"\r" if data.endswith(b"\r") and not last else b""
         data = data[: len(data) - len(self._held)]
-        self._lengths.take(data)
-        if has_bare_newline(data):
-            self.bare = True
-            return fix_newlines(data) if self._fix else data
-        return data
+        self.check(data)
+        return fix_newlines(data) if self._fix and self.bare_newline else data
 
 
 def has_bare_newline(data: bytes) -> bool:
