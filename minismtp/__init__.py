@@ -9,126 +9,81 @@ from minismtp.server import startup_signals as startup_signals  # before the imp
 import importlib
 from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
-    from minismtp import events
-    from minismtp.config.types import ByteSize, Rate, SocketAddress
-    from minismtp.hooks.loader import plugin
-    from minismtp.hooks.specs import ServerInfo, hookimpl
-    from minismtp.mail.content import Content, ContentWriter
-    from minismtp.mail.delivery import Delivery, Destination
-    from minismtp.mail.envelope import Envelope, Local, Recipient, Relay, Several
-    from minismtp.mail.headers import Headers, fields_end, format_field, header_end
-    from minismtp.mail.message import Message
-    from minismtp.mail.mime_conversion import converted
-    from minismtp.mail.results import AuthResult, Finding, findings_of, quoted, results_of
-    from minismtp.mail.session import Session
-    from minismtp.services.http_client import Answer, WebService
-    from minismtp.services.remote import Breaker, Line, Remote, RemoteError
-    from minismtp.services.resolver import Found, Resolver, UnansweredError
-    from minismtp.services.shared_state import Claim, State
-    from minismtp.services.smtp_client import SmtpClient
-    from minismtp.smtp.client_reply import HostReply
-    from minismtp.smtp.dot_stuffing import dotted
-    from minismtp.smtp.sasl import Credentials, StoredKey
-    from minismtp.storage.quarantine import QuarantineStore
-    from minismtp.values.address import Address
-    from minismtp.values.cache import BoundedCache
-    from minismtp.values.clock import steady_time
-    from minismtp.values.durable_files import (
-        DurableFile,
-        EmptyFileError,
-        MisdirectedError,
-        WatchedFiles,
-        atomic_write,
-        check_written,
-        make_directory,
-        read_file,
-        sync_directory,
-        warn_of_readers,
-    )
-    from minismtp.values.group_sync import GroupSync
-    from minismtp.values.passwords import check_stored_password, verify_password
-    from minismtp.values.reply import Defer, Disconnect, Reject, Reply
-    from minismtp.values.stash import Stash, StashKey
-    from minismtp.values.threads import start_thread, surviving
-    from minismtp.values.user_names import folded_local, folded_name, prepared_password
+if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a public one
+    from minismtp import events as events
+    from minismtp.config.types import ByteSize as ByteSize
+    from minismtp.config.types import Rate as Rate
+    from minismtp.config.types import SocketAddress as SocketAddress
+    from minismtp.hooks.loader import plugin as plugin
+    from minismtp.hooks.specs import ServerInfo as ServerInfo
+    from minismtp.hooks.specs import hookimpl as hookimpl
+    from minismtp.mail.content import Content as Content
+    from minismtp.mail.content import ContentWriter as ContentWriter
+    from minismtp.mail.delivery import Delivery as Delivery
+    from minismtp.mail.delivery import Destination as Destination
+    from minismtp.mail.envelope import Envelope as Envelope
+    from minismtp.mail.envelope import Local as Local
+    from minismtp.mail.envelope import Recipient as Recipient
+    from minismtp.mail.envelope import Relay as Relay
+    from minismtp.mail.envelope import Several as Several
+    from minismtp.mail.headers import Headers as Headers
+    from minismtp.mail.headers import fields_end as fields_end
+    from minismtp.mail.headers import format_field as format_field
+    from minismtp.mail.headers import header_end as header_end
+    from minismtp.mail.message import Message as Message
+    from minismtp.mail.mime_conversion import converted as converted
+    from minismtp.mail.results import AuthResult as AuthResult
+    from minismtp.mail.results import Finding as Finding
+    from minismtp.mail.results import findings_of as findings_of
+    from minismtp.mail.results import quoted as quoted
+    from minismtp.mail.results import results_of as results_of
+    from minismtp.mail.session import Session as Session
+    from minismtp.services.http_client import Answer as Answer
+    from minismtp.services.http_client import WebService as WebService
+    from minismtp.services.remote import Breaker as Breaker
+    from minismtp.services.remote import Line as Line
+    from minismtp.services.remote import Remote as Remote
+    from minismtp.services.remote import RemoteError as RemoteError
+    from minismtp.services.resolver import Found as Found
+    from minismtp.services.resolver import Resolver as Resolver
+    from minismtp.services.resolver import UnansweredError as UnansweredError
+    from minismtp.services.shared_state import Claim as Claim
+    from minismtp.services.shared_state import State as State
+    from minismtp.services.smtp_client import SmtpClient as SmtpClient
+    from minismtp.smtp.client_reply import HostReply as HostReply
+    from minismtp.smtp.dot_stuffing import dotted as dotted
+    from minismtp.smtp.sasl import Credentials as Credentials
+    from minismtp.smtp.sasl import StoredKey as StoredKey
+    from minismtp.storage.quarantine import QuarantineStore as QuarantineStore
+    from minismtp.values.address import Address as Address
+    from minismtp.values.cache import BoundedCache as BoundedCache
+    from minismtp.values.clock import steady_time as steady_time
+    from minismtp.values.durable_files import DurableFile as DurableFile
+    from minismtp.values.durable_files import EmptyFileError as EmptyFileError
+    from minismtp.values.durable_files import MisdirectedError as MisdirectedError
+    from minismtp.values.durable_files import WatchedFiles as WatchedFiles
+    from minismtp.values.durable_files import atomic_write as atomic_write
+    from minismtp.values.durable_files import check_written as check_written
+    from minismtp.values.durable_files import make_directory as make_directory
+    from minismtp.values.durable_files import read_file as read_file
+    from minismtp.values.durable_files import sync_directory as sync_directory
+    from minismtp.values.durable_files import warn_of_readers as warn_of_readers
+    from minismtp.values.group_sync import GroupSync as GroupSync
+    from minismtp.values.passwords import check_stored_password as check_stored_password
+    from minismtp.values.passwords import verify_password as verify_password
+    from minismtp.values.reply import Defer as Defer
+    from minismtp.values.reply import Disconnect as Disconnect
+    from minismtp.values.reply import Reject as Reject
+    from minismtp.values.reply import Reply as Reply
+    from minismtp.values.stash import Stash as Stash
+    from minismtp.values.stash import StashKey as StashKey
+    from minismtp.values.threads import start_thread as start_thread
+    from minismtp.values.threads import surviving as surviving
+    from minismtp.values.user_names import folded_local as folded_local
+    from minismtp.values.user_names import folded_name as folded_name
+    from minismtp.values.user_names import prepared_password as prepared_password
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Address",
-    "Answer",
-    "AuthResult",
-    "BoundedCache",
-    "Breaker",
-    "ByteSize",
-    "Claim",
-    "Content",
-    "ContentWriter",
-    "Credentials",
-    "Defer",
-    "Delivery",
-    "Destination",
-    "Disconnect",
-    "DurableFile",
-    "EmptyFileError",
-    "Envelope",
-    "Finding",
-    "Found",
-    "GroupSync",
-    "Headers",
-    "HostReply",
-    "Line",
-    "Local",
-    "Message",
-    "MisdirectedError",
-    "QuarantineStore",
-    "Rate",
-    "Recipient",
-    "Reject",
-    "Relay",
-    "Remote",
-    "RemoteError",
-    "Reply",
-    "Resolver",
-    "ServerInfo",
-    "Session",
-    "Several",
-    "SmtpClient",
-    "SocketAddress",
-    "Stash",
-    "StashKey",
-    "State",
-    "StoredKey",
-    "UnansweredError",
-    "WatchedFiles",
-    "WebService",
-    "atomic_write",
-    "check_stored_password",
-    "check_written",
-    "converted",
-    "dotted",
-    "events",
-    "fields_end",
-    "findings_of",
-    "folded_local",
-    "folded_name",
-    "format_field",
-    "header_end",
-    "hookimpl",
-    "make_directory",
-    "plugin",
-    "prepared_password",
-    "quoted",
-    "read_file",
-    "results_of",
-    "start_thread",
-    "steady_time",
-    "surviving",
-    "sync_directory",
-    "verify_password",
-    "warn_of_readers",
-]
 
 # The same names once more, by the module that has them. A module is imported when a name of it is
 # first used, because all of them together take a third of a second that most commands can spare.
@@ -167,15 +122,17 @@ _MODULES: Final = {
     "values.threads": "start_thread surviving",
     "values.user_names": "folded_local folded_name prepared_password",
 }
+_MODULE_OF: Final = {name: module for module, names in _MODULES.items() for name in names.split()}
+__all__ = ["events"]
+__all__ += list(_MODULE_OF)
 
 if not TYPE_CHECKING:  # or mypy would accept any name
 
     def __getattr__(name: str) -> object:
-        for module, names in _MODULES.items():
-            if name in names.split():
-                value = getattr(importlib.import_module(f"minismtp.{module}"), name)
-                globals()[name] = value
-                return value
         if name == "events":
             return importlib.import_module("minismtp.events")
-        raise AttributeError(f"module 'minismtp' has no attribute {name!r}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'minismtp' has no attribute {name!r}")
+        module = importlib.import_module(f"minismtp.{_MODULE_OF[name]}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]

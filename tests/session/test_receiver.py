@@ -41,7 +41,9 @@ TLS = TlsInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384")
 def test_peer_with_too_many_sessions_hears_421_and_is_counted() -> None:
     dialogue = Dialogue()
     receiver = Receiver(dialogue.service, dialogue.session, Activity())
-    assert receiver.interrupt("limited").startswith(b"421 4.7.0 mx.example.org too many connections")
+    assert receiver.interrupt("limited").startswith(
+        b"421 4.7.0 mx.example.org too many connections"
+    )
     assert receiver.closing
     assert receiver.reason == "limited"
     assert dialogue.count("connections_total", listener="test", result="limited") == 1
