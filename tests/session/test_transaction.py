@@ -1097,7 +1097,7 @@ def test_fault_before_anything_is_stored_defers(
     def fails(*_: object) -> None:
         raise error("made by a test")
 
-    monkeypatch.setattr("minismtp.session.transaction.hops", fails)
+    monkeypatch.setattr("minismtp.session.transaction.received", fails)
     dialogue = Dialogue(mailroom)
     reply = dialogue.mail("Subject: x\n\nx")
     assert reply == "451 4.3.0 local error in processing, try again later"
