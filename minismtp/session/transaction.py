@@ -236,7 +236,7 @@ class Transaction:
     def _accept(self, writer: ContentWriter) -> tuple[str, list[Reply]]:
         """Take a message, or set it aside unread if workers died on it."""
         context, envelope = self._context, self.envelope
-        # Over LMTP the message is delivered here, whoever the client is.
+        # Over LMTP the message is delivered here, even for a trusted client.
         submitted = envelope.trusted and not context.lmtp
         dropped = context.dropped if submitted else RETURN_PATH
         cleaned = clean(writer.finish(), context.limits.headers, dropped)
