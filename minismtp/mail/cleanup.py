@@ -46,6 +46,8 @@ def clean(
     for size in (min(_HEAD, limit), limit):
         head = content.head(size + _DECIDED)
         begin, end = _bounds(head) if head.startswith(_TOP) else (0, fields_end(head))
+        if end + len(b"\r\n") > limit and head.startswith(b"\r\n", end):
+            return None
         if end <= size:  # so `head` has enough of the line that ends the section
             return _settled(content, head, begin, end, dropped)
     return None
