@@ -102,22 +102,25 @@ class Log:
 
     def debug(self, event: str, **fields: object) -> None:
         """Log an event that only developers need."""
-        if self._threshold <= LEVELS["debug"]:
-            self._line("debug", event, fields)
+        self.log("debug", event, fields)
 
     def info(self, event: str, **fields: object) -> None:
         """Log an ordinary event, which may wait for the next flush."""
-        if self._threshold <= LEVELS["info"]:
-            self._line("info", event, fields)
+        self.log("info", event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Log an event that an operator should look at. It is written at once."""
-        if self._threshold <= LEVELS["warning"]:
-            self._line("warning", event, fields, urgent=True)
+        self.log("warning", event, fields)
 
     def error(self, event: str, **fields: object) -> None:
         """Log a failure. It is written at once."""
-        self._line("error", event, fields, urgent=True)
+        self.log("error", event, fields)
+
+    def log(self, level: str, event: str, fields: dict[str, object]) -> None:
+        """Log an event of one of the `LEVELS`."""
+        if self._threshold <= LEVELS[level]:
+            text = self._composed(level, event, getattr(_bound, "fields", {}) | fields)
+            self._note(text, len(text), urgent=LEVELS[level] >= LEVELS["warning"])
 
     def later(self, event: str, fields: Callable[[], dict[str, Any]], size: int) -> None:
         """Log an ordinary event whose fields the thread that writes asks for by a call.
@@ -214,15 +217,6 @@ class Log:
         elif self._thread.idle:
             self._thread.announce()
 
-    def _line(
-        self, level: str, event: str, fields: dict[str, object], *, urgent: bool = False
-    ) -> None:
-        bound = getattr(_bound, "fields", None)
-        if bound:
-            fields = {**bound, **fields}
-        text = self._composed(level, event, fields)
-        self._note(text, len(text), urgent=urgent)
-
     def _composed(self, level: str, event: str, fields: dict[str, object], at: float = 0.0) -> str:
         if self._journal:
             return _mark(level) + self._format("", level, event, fields)
@@ -252,17 +246,11 @@ class Bridge(logging.Handler):
         except Exception:  # noqa: BLE001 - as every handler does: a bad format string is no failure
             self.handleError(record)
             return
-        trace = {}
+        fields: dict[str, object] = {"logger": record.name}
         if record.exc_info and record.exc_info[0]:
-            trace["traceback"] = logging.Formatter().formatException(record.exc_info)
-        self._writer(record.levelno)(text, logger=record.name, **trace)
-
-    def _writer(self, level: int) -> Callable[..., None]:
-        if level >= LEVELS["error"]:
-            return self._log.error
-        if level >= LEVELS["warning"]:
-            return self._log.warning
-        return self._log.info if level >= LEVELS["info"] else self._log.debug
+            fields["traceback"] = logging.Formatter().formatException(record.exc_info)
+        levels = [name for name, least in LEVELS.items() if record.levelno >= least]
+        self._log.log((levels or ["debug"])[-1], text, fields)
 
 
 def bridge(log: Log, level: str) -> None:

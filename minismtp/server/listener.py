@@ -131,9 +131,6 @@ class Sessions:
 class Server(socketserver.ThreadingTCPServer):
     """One listener of one worker, on a listening socket that all workers share."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(
         self,
         listener: Listener,

@@ -71,31 +71,23 @@ def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
 def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket:
     """Return a socket that listens on an address and does not block. Raise ListenError."""
     try:
-        sock = _open_unix(address.path) if address.path else _open_tcp(address)
-        sock.listen(_BACKLOG)
+        if address.path:
+            sock = _open_unix(address.path)
+            sock.listen(_BACKLOG)
+        else:
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            place = (address.host, address.port)
+            sock = socket.create_server(place, family=family, backlog=_BACKLOG)
     except OSError as error:
         where = f"{file}: {key}" if file else key
-        raise ListenError(f"{where}: cannot listen on {address}: {reason(error)}") from None
+        problem = reason(error).partition(" (while")[0]  # the library names the address too
+        raise ListenError(f"{where}: cannot listen on {address}: {problem}") from None
     sock.setblocking(False)
     return sock
 
 
 def _is_local(sock: socket.socket) -> bool:
     return sock.family == socket.AF_UNIX or ip_address(sock.getsockname()[0]).is_loopback
-
-
-def _open_tcp(address: SocketAddress) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    try:
-        sock.bind((address.host, address.port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _open_unix(path: Path) -> socket.socket:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
+from typing import Final
 
 from minismtp.config import Config, Limits, Listener
 from minismtp.config.tables import LogConfig
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
-from minismtp.runtime.decision_log import DecisionLog
+from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.dialogue_trace import Tracing
 from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.metrics import ListenerMetrics, Metrics
 from minismtp.runtime.suspects import Notes
+from minismtp.runtime.thread_activity import Step
 from minismtp.session.error_count import PeerErrors
 from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
+
+_LINE: Final = 400  # octets that a line of the log takes roughly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,25 @@ class ListenerContext:
     def silent(self) -> ListenerContext:
         """Return the same context for health checks, which are neither logged nor counted."""
         return replace(self, quiet=True, metrics=self.metrics.silent())
+
+    def record(
+        self,
+        event: str,
+        identifier: str,
+        begun: float,
+        fields: dict[str, str | int],
+        steps: Sequence[Step] = (),
+        *,
+        accepted: bool = False,
+    ) -> None:
+        """Log an event of a session or a message, and keep it for `minismtp explain`."""
+        if self.quiet:
+            self.log.debug(event, **fields)
+            return
+        self.log.later(event, lambda: fields, _LINE)
+        if self.decision_log is not None:
+            record = Record(event, identifier, self.wall(), begun, fields, [*steps])
+            self.decision_log.keep(record, accepted=accepted)
 
     def may_log_refusal(self, peer: str) -> bool:
         """Count a refusal of this peer, and return whether it may have a line of its own."""

@@ -13,7 +13,6 @@ from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.records import SessionRecord
 from minismtp.session.refusals import Refusals
 from minismtp.smtp.commands import Bdat
 from minismtp.smtp.protocol import Protocol
@@ -218,31 +217,25 @@ class Receiver:
             metrics.add(((metrics.active, -1.0), (metrics.session_duration, duration)))
         if metrics.buffer.idle:
             metrics.buffer.announce()
-        record = SessionRecord(
-            event="session closed",
-            id=session.id,
-            peer=session.peer,
-            time=context.wall(),
-            begun=self._begun,
-            seconds=duration,
-            steps=self._activity.steps,
-            listener=session.listener,
-            reason=self.reason,
-            commands=self._commands,
-            transactions=self._conversation.transactions,
-            helo=session.helo,
-            tls=session.tls.version if session.tls else "",
-            reply=self._last_reply,
-        )
+        fields: dict[str, str | int] = {
+            "peer": session.peer,
+            "listener": session.listener,
+            "reason": self.reason,
+            "seconds": f"{duration:.3f}",
+            "commands": self._commands,
+            "transactions": self._conversation.transactions,
+            "helo": session.helo,
+            **({"tls": session.tls.version} if session.tls else {}),
+            **({"reply": self._last_reply} if self._last_reply else {}),
+        }
         if self._tracing.outlets:
             self._tracing.happened(session, f"closed: {self.reason}")
         accepted = self._conversation.messages > 0
-        if context.quiet:
-            context.log.debug("session closed", **record.fields())
-        elif accepted or context.may_log_refusal(session.peer):
-            context.log.later("session closed", record.line, record.size)
-            if context.decision_log is not None:
-                context.decision_log.later(record.decision, accepted=accepted)
+        if accepted or context.quiet or context.may_log_refusal(session.peer):
+            steps = self._activity.steps
+            context.record(
+                "session closed", session.id, self._begun, fields, steps, accepted=accepted
+            )
         context.log_surplus_refusals()
         if context.hooks.observed:
             context.hooks.observe(

@@ -12,7 +12,6 @@ from typing import Final
 
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.session import Session
-from minismtp.runtime.decision_log import Record
 from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.log import bound
 from minismtp.runtime.thread_activity import Activity
@@ -44,7 +43,8 @@ class Refusals:
         context, session = self._context, self._session
         if context.may_log_refusal(session.peer):
             facts = {"peer": session.peer, **fields, "reply": str(reply), **self.facts(reply)}
-            self._write(event, facts)
+            about = str(bound().get("id", session.id))
+            context.record(event, about, context.clock(), facts)
 
     def log_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
         """Write the line of a refused recipient, unless its message has enough of them."""
@@ -112,17 +112,6 @@ class Refusals:
             "reason": origin.reason,
         }
         return {name: value for name, value in found.items() if value}
-
-    def _write(self, event: str, facts: dict[str, str | int]) -> None:
-        context = self._context
-        if context.quiet:
-            context.log.debug(event, **facts)
-            return
-        context.log.info(event, **facts)
-        if context.decision_log is not None:
-            about = str(bound().get("id", self._session.id))
-            record = Record(event, about, context.wall(), context.clock(), facts, [])
-            context.decision_log.keep(record, accepted=False)
 
 
 def outcome_of(reply: Reply) -> str:

@@ -5,19 +5,77 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.events import MessageDecided, RecipientDecided
+from minismtp.mail.queue_entry import QueuedRecipient
 from minismtp.mail.session import Session
+from minismtp.runtime.decision_log import Record
 from minismtp.runtime.log import bound
-from minismtp.runtime.thread_activity import Activity
+from minismtp.runtime.thread_activity import Activity, Step, summary
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.records import MessageRecord
 from minismtp.session.refusals import Refusals, outcome_of
 from minismtp.session.storage import MessageStorage
+from minismtp.values.address import Address
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
+_LINE: Final = 400  # octets that a line takes roughly, without the addresses of recipients
+_NAME: Final = 40
 _OUTCOMES: Final = {2: "stored", 4: "deferred"}
+
+
+class MessageRecord(msgspec.Struct, kw_only=True, gc=False):
+    """The values of a message, from which the threads that write the logs make the fields.
+
+    `size` is in octets, `seconds` since MAIL, `receiving` the seconds of the content.
+    """
+
+    event: str
+    id: str
+    peer: str
+    login: str | None
+    reverse_path: Address | None
+    to: list[Address]
+    size: int
+    reply: Reply | None
+    stored: Sequence[Address]
+    queued: Sequence[QueuedRecipient]
+    time: float
+    begun: float
+    seconds: float
+    steps: list[Step]
+    receiving: float = 0.0
+    refusal: dict[str, str | int] = {}
+    made: dict[str, str | int] = {}
+
+    def fields(self) -> dict[str, str | int]:
+        """Return the fields of both logs, made by the first thread that asks."""
+        if not self.made:
+            self.made = {
+                "id": self.id,
+                "peer": self.peer,
+                **({} if self.login is None else {"login": self.login}),
+                "sender": f"<{self.reverse_path or ''}>",
+                "to": ",".join(map(str, self.to)),
+                "size": self.size,
+                "seconds": f"{self.seconds:.4f}",
+                **({} if self.reply is None else {"reply": str(self.reply)}),
+                **({"stored": ",".join(map(str, self.stored))} if self.stored else {}),
+                **({"queued": ",".join([e.address for e in self.queued])} if self.queued else {}),
+                **self.refusal,
+            }
+        return self.made
+
+    def line(self) -> dict[str, str | int]:
+        """Return the fields of the line, with the time of the content and of each hook."""
+        spent = {"receive": f"{self.receiving:.4f}", "hooks": summary(self.steps)}
+        return self.fields() | spent
+
+    def decision(self) -> Record:
+        """Return the record of the decision log."""
+        return Record(self.event, self.id, self.time, self.begun, self.fields(), self.steps)
 
 
 class TransactionLog:
@@ -107,7 +165,7 @@ class TransactionLog:
             login=self._session.login,
             reverse_path=envelope.reverse_path,
             to=[recipient.address for recipient in envelope.recipients],
-            octets=size,
+            size=size,
             reply=reply,
             stored=() if storage is None else storage.stored,
             queued=() if storage is None else storage.queued,
@@ -125,7 +183,8 @@ class TransactionLog:
             record.receiving = receiving
             if not accepted:
                 record.refusal = self._refusals.facts(reply)
-            context.log.later(outcome, record.line, record.size)
+            names = len(record.to) + len(record.stored) + len(record.queued)
+            context.log.later(outcome, record.line, _LINE + _NAME * names)
             self._keep(record, accepted=accepted)
 
     def _log_recipients(
