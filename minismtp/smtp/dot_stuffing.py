@@ -8,11 +8,11 @@ All work is done on whole buffers with `find` and `replace`, because a loop over
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from io import IncrementalNewlineDecoder
 from typing import BinaryIO, Final
 
 END: Final = b"\r\n.\r\n"
 _STUFFED: Final = b"\r\n."
-_OTHERS: Final = bytes({*range(256)} - {*b"\r\n"})  # all octets but CR and LF
 _PIECE: Final = 65536
 # Every proper prefix of END, longest first: what a buffer may end with and yet be undecided.
 _PREFIXES: Final = (b"\r\n.\r", b"\r\n.", b"\r\n", b"\r")
@@ -117,10 +117,11 @@ class ChunkLines(LineChecks):
 
 def has_bare_newline(data: bytes) -> bool:
     """Say whether a CR or LF stands alone; `data` begins and ends outside of any CRLF."""
-    # CR and LF are twice as many as the line ends only if each is part of a CRLF. For 64 KiB this
-    # takes 60 to 130 us. Removing each CRLF takes twice as long, a regular expression ten times.
-    line_ends = len((data + b"x").splitlines()) - 1
-    return len(data.translate(None, _OTHERS)) != 2 * line_ends
+    # The decoder notes which kinds of line ends it sees. That takes 24 us for 64 KiB in every build
+    # of Python. Removing each CRLF takes 34 to 220 us, a regular expression more.
+    decoder = IncrementalNewlineDecoder(None, translate=False)
+    decoder.decode(data.decode("latin-1"), final=True)
+    return decoder.newlines not in {None, "\r\n"}
 
 
 def fix_newlines(data: bytes) -> bytes:
