@@ -27,10 +27,10 @@ from minismtp.values.peer import peer_key
 _RETRY: Final = 0.001  # seconds
 SLOTS: Final = 128  # more than two generations of processes ever need
 _ADDRESS: Final = 16  # octets of a `peer_key`
-_COUNT: Final = struct.Struct("=I")
-_SLOTS: Final = struct.Struct(f"={SLOTS}I")
-_COUNTS: Final = _COUNT.size + _SLOTS.size  # the total, then one count for each slot
-_ROW: Final = _ADDRESS + _COUNTS
+_COUNTS: Final = struct.Struct(f"={1 + SLOTS}I")  # the total, then one count for each slot
+_COUNT: Final = 4
+_ROW: Final = _ADDRESS + _COUNTS.size
+_FREE: Final = bytes(_ADDRESS)
 
 Refusal: TypeAlias = Literal["sessions", "address"]
 
@@ -72,44 +72,45 @@ class SharedLock:
     def _lock_file(self, how: int, deadline: float) -> None:
         """Take the lock of the processes. If this raises, the lock of the threads is released."""
         try:
-            while not self._locked(how, deadline):
+            while True:
+                try:
+                    fcntl.lockf(self._file, how)
+                except OSError as error:
+                    # The kernel treats a process as one thread. If two threads use two of these
+                    # locks, it may report a deadlock that cannot happen, because no thread waits
+                    # while it holds one.
+                    if error.errno != errno.EDEADLK and not how & fcntl.LOCK_NB:
+                        raise
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("another process holds the lock") from None
+                else:
+                    return
                 time.sleep(_RETRY)
         except BaseException:
             self._threads.release()
             raise
 
-    def _locked(self, how: int, deadline: float) -> bool:
-        """Try to take the lock. Return False if the caller has to try again.
-
-        The kernel treats a process as one thread. If two threads use two of these locks, it may
-        report a deadlock that cannot happen, because no thread waits while it holds one.
-        """
-        try:
-            fcntl.lockf(self._file, how)
-        except OSError as error:
-            if error.errno != errno.EDEADLK and not how & fcntl.LOCK_NB:
-                raise
-            if time.monotonic() > deadline:
-                raise TimeoutError("another process holds the lock") from None
-            return False
-        return True
-
 
 class Admission:
-    """Admits `limit` sessions, and `per_address` from one address. Make it before the fork."""
+    """Admits `limit` sessions, and `per_address` from one address. Make it before the fork.
+
+    A row has the packed address, the number of its sessions, and the number in each slot. Behind
+    the table is a row without an address, which counts all sessions.
+    """
 
     def __init__(self, limit: int, per_address: int) -> None:
         self.limit = limit
         self._per_address = per_address
         self._capacity = 2 * limit + 1  # never more than half full, so probing stays short
-        self._totals = mmap.mmap(-1, _COUNTS)
-        self._rows = mmap.mmap(-1, self._capacity * _ROW)  # unused pages take no memory
+        self._size = self._capacity * _ROW
+        self._memory = mmap.mmap(-1, self._size + _ROW)  # unused pages take no memory
+        self._counts = memoryview(self._memory).cast("I")
         self._lock = SharedLock("minismtp-admission")
 
     @property
     def sessions(self) -> int:
         """The number of open sessions."""
-        return _total(self._totals, 0)
+        return self._counts[(self._size + _ADDRESS) // _COUNT]
 
     def enter(self, slot: int, peer: str, *, reserved: int = 0) -> bytes | Refusal:
         """Take a place for a session. Return its packed address, or the limit that was reached.
@@ -119,11 +120,11 @@ class Admission:
         """
         address = peer_key(peer)
         with self._lock:
-            if _total(self._totals, 0) >= self.limit - reserved:
+            if self._counts[(self._size + _ADDRESS) // _COUNT] >= self.limit - reserved:
                 return "sessions"
             if address and not self._add(slot, address):
                 return "address"
-            _change(self._totals, 0, slot, 1)
+            self._change(self._size, slot, 1)
             return address
 
     def introduce(self, slot: int, peer: str) -> bytes | None:
@@ -138,85 +139,78 @@ class Admission:
     def leave(self, slot: int, address: bytes) -> None:
         """Free the place of a session by its packed address."""
         with self._lock:
-            _change(self._totals, 0, slot, -1)
+            self._change(self._size, slot, -1)
             if address:
                 place = self._find(address)
-                _change(self._rows, place + _ADDRESS, slot, -1)
-                self._close_if_empty(place)
+                if not self._change(place, slot, -1):
+                    self._remove(place)
 
     def forget(self, slot: int, patience: float = inf) -> None:
         """Free all places of a worker that died, even if it was changing the table.
 
         Raise TimeoutError if another process holds the lock for `patience` seconds.
         """
+        memory, size = self._memory, self._size
         with self._lock.within(patience):
-            self._totals[:] = _without(self._totals[:], slot)
+            memory[size + _ADDRESS :] = _without(memory[size + _ADDRESS :], slot)
             rows = {}
-            for place in range(0, self._capacity * _ROW, _ROW):
-                address = self._rows[place : place + _ADDRESS]
-                if any(address):
+            for place in range(0, size, _ROW):
+                address = memory[place : place + _ADDRESS]
+                if address != _FREE:
                     # A row that was being moved appears twice. Only the first one is used.
                     found = self._find(address)
-                    rows[address] = _without(self._rows[found + _ADDRESS : found + _ROW], slot)
-            self._rows[:] = bytes(len(self._rows))
+                    rows[address] = _without(memory[found + _ADDRESS : found + _ROW], slot)
+            memory[:size] = bytes(size)
             for address, counts in rows.items():
                 if any(counts):
                     place = self._find(address)
-                    self._rows[place : place + _ROW] = address + counts
+                    memory[place : place + _ROW] = address + counts
 
     def _add(self, slot: int, address: bytes) -> bool:
         place = self._find(address)
-        counts = place + _ADDRESS
-        if _total(self._rows, counts) >= self._per_address:
+        if self._counts[(place + _ADDRESS) // _COUNT] >= self._per_address:
             return False
-        self._rows[place:counts] = address
-        _change(self._rows, counts, slot, 1)
+        self._memory[place : place + _ADDRESS] = address
+        self._change(place, slot, 1)
         return True
 
     def _find(self, address: bytes) -> int:
         """Return the place of the row of an address, or of the free row that it would take."""
-        place = self._home(address)
-        while (found := self._rows[place : place + _ADDRESS]) != address and any(found):
-            place = self._next(place)
+        place, memory = self._home(address), self._memory
+        while memory[place : place + _ADDRESS] not in (address, _FREE):
+            place = (place + _ROW) % self._size
         return place
 
-    def _close_if_empty(self, place: int) -> None:
-        if _total(self._rows, place + _ADDRESS):
-            return
-        size, later = self._capacity * _ROW, place
+    def _change(self, place: int, slot: int, amount: int) -> int:
+        """Change the counts of a row, and return how many sessions it has then."""
+        counts, first = self._counts, (place + _ADDRESS) // _COUNT
+        for at in (first, first + 1 + slot):
+            # Not below 0: if a worker was killed between the two, they differ until `forget`.
+            counts[at] = max(counts[at] + amount, 0)
+        return counts[first]
+
+    def _remove(self, place: int) -> None:
+        """Free a row, and move up the rows behind it that it kept from their home."""
+        memory, size, later = self._memory, self._size, place
         while True:
-            later = self._next(later)
-            address = self._rows[later : later + _ADDRESS]
-            if not any(address):
+            later = (later + _ROW) % size
+            address = memory[later : later + _ADDRESS]
+            if address == _FREE:
                 break
             # A row may move up, but not above the place where its probing begins.
             home = self._home(address)
             if (home - place - 1) % size >= (later - place) % size:
-                self._rows[place : place + _ROW] = self._rows[later : later + _ROW]
+                memory[place : place + _ROW] = memory[later : later + _ROW]
                 place = later
-        self._rows[place : place + _ROW] = bytes(_ROW)
+        memory[place : place + _ROW] = bytes(_ROW)
 
     def _home(self, address: bytes) -> int:
         # Children inherit the seed of `hash`, and clients do not know it.
         return hash(address) % self._capacity * _ROW
 
-    def _next(self, place: int) -> int:
-        return (place + _ROW) % (self._capacity * _ROW)
-
-
-def _total(memory: mmap.mmap, counts: int) -> int:
-    total: int = _COUNT.unpack_from(memory, counts)[0]
-    return total
-
-
-def _change(memory: mmap.mmap, counts: int, slot: int, amount: int) -> None:
-    for at in (counts, counts + (1 + slot) * _COUNT.size):
-        # Not below 0: if a worker was killed between the two, they differ until `forget`.
-        _COUNT.pack_into(memory, at, max(_total(memory, at) + amount, 0))
-
 
 def _without(counts: bytes, slot: int) -> bytes:
     """Return the counts without those of a slot, and with the total of the others."""
-    held = list(_SLOTS.unpack_from(counts, _COUNT.size))
+    _, *held = _COUNTS.unpack(counts)
     held[slot] = 0
-    return _COUNT.pack(sum(held)) + _SLOTS.pack(*held)
+    return _COUNTS.pack(sum(held), *held)

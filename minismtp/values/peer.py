@@ -6,13 +6,14 @@ whole /64, so limits by IPv6 address would have no effect.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Address, ip_address
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final
 
 _NETWORK: Final = 8  # octets of an IPv6 address that name the network
 _HOST: Final = b"\xff" * 8  # never 0, and not an IPv4-mapped address
 _MAPPED: Final = b"\0" * 10 + b"\xff\xff"
-_TRANSLATED: Final = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052 section 2.1
+_TRANSLATED: Final = inet_pton(AF_INET6, "64:ff9b::")[:12]  # NAT64, RFC 6052 section 2.1
 
 
 def plain_address(text: str) -> str:
@@ -32,12 +33,12 @@ def peer_key(peer: str) -> bytes:
     Each link-local address is a peer of its own, because a whole LAN shares their network.
     """
     try:
-        address = ip_address(peer)
-    except ValueError:
+        if ":" not in peer:
+            return _MAPPED + inet_pton(AF_INET, peer)
+        packed = inet_pton(AF_INET6, peer.partition("%")[0])
+    except (OSError, ValueError):
         return b""
-    if isinstance(address, IPv4Address):
-        return _MAPPED + address.packed
-    packed = address.packed
-    if address.ipv4_mapped or address in _TRANSLATED:
+    if packed.startswith((_MAPPED, _TRANSLATED)):
         return _MAPPED + packed[-4:]
-    return packed if address.is_link_local else packed[:_NETWORK] + _HOST
+    is_link_local = packed[0] == 0xFE and packed[1] & 0xC0 == 0x80  # noqa: PLR2004 - fe80::/10
+    return packed if is_link_local else packed[:_NETWORK] + _HOST
