@@ -27,7 +27,7 @@ from minismtp.services.tls import Certificates
 from minismtp.session.connection import Connection
 from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.values.reply import Reply
-from minismtp.values.threads import start_thread, surviving
+from minismtp.values.threads import report, start_thread, surviving
 
 _TICK: Final = 1.0  # seconds; the longest that a loop waits, so that its turns show that it runs
 _SHORTEST_TICK: Final = 0.05
@@ -45,7 +45,7 @@ class Sessions:
         self._running: set[Connection] = set()
         self._idle: list[_Inbox] = []
         self._changed = threading.Condition()
-        self._stopped = threading.Event()
+        self._stopped = False
         self.turns = 0  # of the watch; while it grows, the watch runs
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Sessions:
 
     def drain(self, timeout: float) -> bool:
         """End the sessions by 421 at their next command. Return whether all ended in time."""
-        self._stopped.set()
+        self._stopped = True
         now = self._clock()
         for connection in tuple(self._running):
             connection.drain(now)
@@ -86,30 +86,27 @@ class Sessions:
             return self._changed.wait_for(lambda: not self._running, timeout)
 
     def _work(self, inbox: _Inbox) -> None:
+        thread, bound = threading.current_thread(), logging.bound()
         while True:
             connection, finished = inbox.get()
-            with surviving("session"):
+            try:
+                bound["session"] = connection.session.id
+                thread.name = f"session {connection.session.id}"
                 try:
-                    self._hold(connection)
+                    connection.run()
                 finally:
                     connection.close()  # a session that failed early did not do so
-                    self._ended(connection, finished)
+                    thread.name = "session"
+                    bound.clear()
+                    self._running.discard(connection)
+                    finished()
+            except BaseException as error:  # noqa: BLE001 - the thread goes on
+                report(error, "session")
+            if self._stopped:
+                with self._changed:
+                    self._changed.notify_all()
             del connection, finished  # or the session stays in memory until the next one
             self._idle.append(inbox)
-
-    def _hold(self, connection: Connection) -> None:
-        logging.bind(session=connection.session.id)
-        threading.current_thread().name = f"session {connection.session.id}"
-        connection.run()
-
-    def _ended(self, connection: Connection, finished: Callable[[], None]) -> None:
-        threading.current_thread().name = "session"
-        logging.unbind()
-        self._running.discard(connection)
-        finished()
-        if self._stopped.is_set():
-            with self._changed:
-                self._changed.notify_all()
 
     def _watch(self) -> None:
         tick = _TICK
@@ -149,6 +146,7 @@ class Server(socketserver.ThreadingTCPServer):
             socketserver.BaseRequestHandler,
         )
         self.socket = sock
+        self._family = sock.family
         self.listener = listener
         self._service = service
         self._sessions = sessions
@@ -195,7 +193,7 @@ class Server(socketserver.ThreadingTCPServer):
         """
         assert isinstance(request, socket.socket)  # noqa: S101 - what accept gave
         peer, port = _peer(client_address)
-        proxied = self._speaks_proxy(peer)
+        proxied = bool(self.listener.proxy_protocol) and self._trusts(peer)
         admitted = self._admission.enter(
             self._slot, "" if proxied else peer, reserved=self._reserved
         )
@@ -258,7 +256,9 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _accept(self) -> None:
         try:
-            request, address = self.socket.accept()
+            # Its public form looks up enums for family and type, which takes 5 us.
+            descriptor, address = self.socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+            request = socket.socket(self._family, socket.SOCK_STREAM, 0, descriptor)
         except BlockingIOError:
             return
         except OSError as error:
@@ -275,15 +275,12 @@ class Server(socketserver.ThreadingTCPServer):
             request.close()
             raise
 
-    def _speaks_proxy(self, peer: str) -> bool:
+    def _trusts(self, peer: str) -> bool:
         """Return whether the peer is a load balancer trusted to send a PROXY header."""
-        trusted = self.listener.proxy_protocol
-        if not trusted:
-            return False
         if peer == "unix":
             return True
         address = ip_address(peer)
-        return any(address in network for network in trusted)
+        return any(address in network for network in self.listener.proxy_protocol)
 
     def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
         metrics = self._service.metrics

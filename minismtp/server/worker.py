@@ -38,7 +38,7 @@ from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
 from minismtp.values.durable_files import kept_secret, unusable_files
-from minismtp.values.threads import start_thread
+from minismtp.values.threads import Flag, start_thread
 
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 _TRACE_TICK: Final = (
@@ -110,7 +110,7 @@ class Worker:
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
         self._suspects = context.suspects.of_worker(context.slot)
-        self._draining = threading.Event()
+        self._draining = Flag()
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))
         self._servers = [self._server(listener.name) for listener in config.listeners]

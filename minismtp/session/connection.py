@@ -70,40 +70,41 @@ class Connection:
         self._cut_reason = ""
         self._reason = ""  # how the session ended, where the receiver does not know
 
-    def run(self) -> None:
-        """Run the whole session, and close the socket."""
-        with self._activity:
-            self._run()
-
     def report(self, *, stack: bool) -> dict[str, object]:
         """Return how the session stands, with the Python stack of its thread if `stack` is set."""
         found = self._receiver.report() | {"waiting": self.due != inf}
         return found | {"stack": self._activity.stack()} if stack else found
 
-    def _run(self) -> None:
-        try:
-            if self.introduce is not None:
-                self._meet(self.introduce)
-            if self._implicit_tls and not self._receiver.closing:
-                self._handshake()
-            if not self._receiver.closing:
-                self._greet()
-            while not self._receiver.closing:
-                self._turn()
-            self._linger()
-        except ProxyProblem as problem:
-            self._reason = self._cut_reason or "proxy"
-            self._context.log_refusal("PROXY refused", peer=self.session.peer, error=str(problem))
-        except (ssl.SSLError, OSError) as error:
-            self._note(error)
-        except Exception as error:  # noqa: BLE001 - a bug here; the client tries again
-            report(error)
-            self._apologize()
-        finally:
+    def run(self) -> None:
+        """Run the whole session, and close the socket."""
+        with self._activity:
             try:
-                self._receiver.finished(self._reason)
+                self._converse()
+            except ProxyProblem as problem:
+                self._reason = self._cut_reason or "proxy"
+                peer = self.session.peer
+                self._context.log_refusal("PROXY refused", peer=peer, error=str(problem))
+            except (ssl.SSLError, OSError) as error:
+                self._note(error)
+            except Exception as error:  # noqa: BLE001 - a bug here; the client tries again
+                report(error)
+                self._apologize()
             finally:
-                self.close()
+                try:
+                    self._receiver.finished(self._reason)
+                finally:
+                    self.close()
+
+    def _converse(self) -> None:
+        if self.introduce is not None:
+            self._meet(self.introduce)
+        if self._implicit_tls and not self._receiver.closing:
+            self._handshake()
+        if not self._receiver.closing:
+            self._greet()
+        while not self._receiver.closing:
+            self._turn()
+        self._linger()
 
     def cut(self, reason: str, now: float) -> None:
         """Wake the session's thread, which sends a last reply. A second call ends even that."""
@@ -130,7 +131,7 @@ class Connection:
             self.session.speaks_within = self._speaks_within
             greeting = self._receiver.greet(early=early)
             self.session.speaks_within = is_silent  # drops the reference to this connection
-        if self._cut_reason or self._context.draining.is_set():
+        if self._cut_reason or self._context.draining.up:
             self._send(self._receiver.interrupt(self._cut_reason or "draining"))
         else:
             self._send(greeting)
@@ -139,7 +140,7 @@ class Connection:
         """Receive what the peer sends next, and answer it."""
         receiver = self._receiver
         self.due = receiver.deadline
-        if self._context.draining.is_set() and receiver.at_boundary:
+        if self._context.draining.up and receiver.at_boundary:
             self._send(receiver.interrupt("draining"))
             return
         data = self._receive()
@@ -226,7 +227,7 @@ class Connection:
         It does not count if the peer closes the connection, or if `cut` does.
         """
         self.due = self._context.clock() + seconds + _GRACE
-        if self._context.draining.is_set():
+        if self._context.draining.up:
             return False
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -306,7 +307,8 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket. A second call does nothing."""
-        with self._closing:
-            self._closed = True
-            self.due = inf
-            self._socket.close()
+        if not self._closed:
+            with self._closing:
+                self._closed = True
+                self.due = inf
+                self._socket.close()

@@ -111,7 +111,7 @@ class Conversation:
             case Quit():
                 return Decision([replies.goodbye(self._context.hostname)], "QUIT", "quit")
         reason, close, delay = "", False, 0.0
-        if self._context.draining.is_set():
+        if self._context.draining.up:
             reply, reason = replies.shutting_down(self._context.hostname), "draining"
         elif self._authentication.failures >= self._context.limits.failed_logins:
             reply, reason = replies.TOO_MANY_LOGINS, "logins"

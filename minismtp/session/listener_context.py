@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-import threading
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from minismtp.session.error_count import PeerErrors
 from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
+from minismtp.values.threads import Flag
 
 _LINE: Final = 400  # octets that a line of the log takes roughly
 
@@ -78,7 +78,7 @@ class ListenerContext:
     tracing: Tracing = field(default_factory=Tracing)
     peer_errors: PeerErrors = field(default_factory=PeerErrors)
     refusal_log: RefusalLog = field(default_factory=lambda: RefusalLog(LogConfig().refusals))
-    draining: threading.Event = field(default_factory=threading.Event)
+    draining: Flag = field(default_factory=Flag)
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     lmtp: bool = field(init=False)  # whether the listener speaks LMTP
@@ -166,4 +166,4 @@ class ListenerContext:
 
 def new_id() -> str:
     """Return an identifier for a session: 12 hexadecimal digits nobody can guess."""
-    return secrets.token_hex(6)
+    return os.urandom(6).hex()

@@ -18,7 +18,7 @@ from minismtp.smtp.commands import Bdat
 from minismtp.smtp.protocol import Protocol
 from minismtp.smtp.states import CLOSED, DATA, TLS, SessionState
 from minismtp.values.reply import Reply
-from minismtp.values.threads import report, surviving
+from minismtp.values.threads import report
 
 _FLUSH: Final = 65536  # octets of replies that wait for the end of a batch, at most
 #: What ends a session from outside: the reason, and the text and enhanced code of its 421.
@@ -107,7 +107,8 @@ class Receiver:
         """Return the banner, or the refusal of a peer that is unwelcome or talked `early`."""
         context, session = self._context, self.session
         self._opened = True
-        self._tracing.happened(session, f"connected to {session.listener}")
+        if self._tracing.outlets:
+            self._tracing.happened(session, f"connected to {session.listener}")
         if context.hooks.observed:
             context.hooks.observe(SessionOpened(session.id, session.listener, session.peer))
         decision = self._conversation.greet(early=early)
@@ -205,9 +206,11 @@ class Receiver:
 
         `reason` is the connection's own word for how it ended, "" if it has none.
         """
-        with surviving():
+        try:
             self._conversation.end()
             self._refusals.log_surplus()
+        except Exception as error:  # noqa: BLE001 - the rest is told all the same
+            report(error)
         self._protocol.close()
         self.reason = reason or self.reason
         context, session = self._context, self.session

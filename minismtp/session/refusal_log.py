@@ -34,6 +34,7 @@ class RefusalLog:
     def __init__(self, most: int) -> None:
         self._most = most
         self._shares: dict[bytes | str, _Share] = {}  # in the order in which they end
+        self._first_end = inf  # when the first share ends, or earlier
         self._lock = threading.Lock()
 
     def admits(self, log: Log, peer: str, now: float) -> bool:
@@ -44,6 +45,7 @@ class RefusalLog:
             share = self._shares.get(key)
             if share is None:
                 share = self._shares[key] = _Share(peer, now + _WINDOW)
+                self._first_end = min(self._first_end, share.end)
             admitted = share.lines < self._most
             if admitted:
                 share.lines += 1
@@ -56,7 +58,7 @@ class RefusalLog:
 
     def settle(self, log: Log, now: float) -> None:
         """Log how many refusals had no line in the minutes that are over by now."""
-        while share := self._take(now):
+        while self._first_end <= now and (share := self._take(now)):
             self._tell(log, share)
 
     def _take(self, now: float) -> _Share | None:
@@ -64,9 +66,11 @@ class RefusalLog:
         with self._lock:
             for key, share in self._shares.items():
                 if share.end > now:
-                    break
+                    self._first_end = share.end
+                    return None
                 del self._shares[key]
                 return share
+            self._first_end = inf
         return None
 
     def _tell(self, log: Log, share: _Share | None) -> None:

@@ -76,6 +76,17 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
     return thread
 
 
+class Flag(threading.Event):
+    """An event that is never cleared. A busy path reads `up` instead of calling `is_set`."""
+
+    up = False
+
+    def set(self) -> None:
+        """Wake those that wait for the flag."""
+        self.up = True
+        super().set()
+
+
 class WriteBehind:
     """A thread that calls `write` for everything that came within `interval` seconds.
 
