@@ -119,7 +119,7 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
     The place of an added field counts from 0 at the top, a negative one from the end; without a
     place the field comes last.
     """
-    places = _by_name(fields)
+    places = _by_name(fields) if answer.removed else {}
     gone = {
         place
         for name, number in answer.removed
@@ -138,7 +138,7 @@ def edited(fields: list[bytes], answer: Answer) -> list[bytes]:
         for name, value in answer.spam_fields.items():
             kept = _field(name, value) + _without(kept, name)
     if answer.action == "rewrite subject" and answer.subject:
-        place = next(iter(_places(kept, "Subject")), 0)
+        place = next(iter(_by_name(kept).get(b"subject", ())), 0)
         kept = _without(kept, "Subject")
         kept[place:place] = _field("Subject", answer.subject[:_SUBJECT])
     return kept
@@ -158,8 +158,8 @@ def _field(name: str, value: str) -> list[bytes]:
 
 
 def _without(fields: list[bytes], name: str) -> list[bytes]:
-    gone = set(_places(fields, name))
-    return [raw for place, raw in enumerate(fields) if place not in gone]
+    unwanted = _key(name)
+    return [raw for raw in fields if _name_of(raw) != unwanted]
 
 
 def _removed(places: list[int], number: int) -> list[int]:
@@ -170,17 +170,16 @@ def _removed(places: list[int], number: int) -> list[int]:
     return [places[place]] if 0 <= place < len(places) else []
 
 
-def _places(fields: list[bytes], name: str) -> list[int]:
-    """Return the places of the fields of this name."""
-    return _by_name(fields).get(_key(name), [])
-
-
 def _by_name(fields: list[bytes]) -> dict[bytes, list[int]]:
     """Return the places of the fields of each name."""
     places: dict[bytes, list[int]] = {}
     for place, raw in enumerate(fields):
-        places.setdefault(raw.partition(b":")[0].rstrip(b" \t").lower(), []).append(place)
+        places.setdefault(_name_of(raw), []).append(place)
     return places
+
+
+def _name_of(raw: bytes) -> bytes:
+    return raw.partition(b":")[0].rstrip(b" \t").lower()
 
 
 def _key(name: str) -> bytes:

@@ -64,6 +64,7 @@ class Rspamd:
         check_time("patience", self.patience)
         if not self.password.isprintable():
             raise ValueError("password: expected printable characters")
+        self._local = local_networks()
         try:
             self._service = WebService(self.url.rstrip("/") + "/checkv2", timeout=self.patience)
         except ValueError as error:
@@ -107,7 +108,7 @@ class Rspamd:
         if session.peer != "unix":
             address = unmapped(ip_address(session.peer))
             headers["IP"] = str(address)
-            if not any(address in network for network in local_networks()):
+            if not any(address in network for network in self._local):
                 headers["Hostname"] = confirmed_name(session, self._resolver, self.patience / 4)
         if session.tls is not None:
             headers["TLS-Cipher"] = session.tls.cipher

@@ -95,11 +95,11 @@ class Message:
         A value that is already folded (CRLF and white space) is not changed. Raise ValueError for
         a name or value that RFC 5322 forbids; the value may be UTF-8 (RFC 6532).
         """
-        field = format_field(name, value)
-        # Without a prefix the content may begin with a line that continues the new field.
-        headers = self._headers.below(field) if self._headers and self._prefix else None
+        field, headers = format_field(name, value), self._headers
         self._change(field + self._prefix, self._content)
-        self._headers = headers
+        # Without trace fields the content may begin with a line that continues the new field.
+        if headers is not None and len(self._prefix) > len(field):
+            self._headers = headers.below(field)
 
     def replace(self, content: bytes | Content) -> None:
         """Replace the content below the prefix."""

@@ -67,11 +67,10 @@ def results_of(envelope: Envelope) -> list[AuthResult]:
 
 def quoted(value: str, *, always: bool = False) -> str:
     """Return a value as a token or a quoted-string, with "?" for control characters."""
+    if not always and len(value) <= _LONGEST and _PLAIN.fullmatch(value):
+        return value
     clean = "".join(char if char.isprintable() else "?" for char in value)
-    if _PLAIN.fullmatch(clean) and not always:
-        text = clean
-    else:
-        text = '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    text = '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if len(text.encode("utf-8", "replace")) <= _LONGEST:
         return text
     return quoted(f"{clean[:_SHORTENED]}...", always=True)
