@@ -80,14 +80,21 @@ class Conversation:
         ready = self._in_message and self._refusal is None and not self.closed
         return bool(asked) and ready and self.wants_more
 
-    def connect(self, name: str, peer: str, port: int) -> None:
-        """Send the client's name and address."""
-        self._step(wire.CONNECT, wire.connection(name, peer, port))
+    def step(self, step: wire.Step, data: bytes = b"") -> None:
+        """Send a command if the filter wants it, and raise its refusal."""
+        if self._refusal is not None:
+            raise self._refusal
+        if not self._options.wants(step):
+            return
+        self._send(self._defined(step) + wire.packet(step.letter, data))
+        if self._options.replies(step):
+            letter, said = self._reply(time.monotonic() + _LONGEST)
+            self._take_reply(step, letter, said)
 
     def helo(self, name: str) -> None:
         """Send the name in HELO, which ends the current message."""
         self.abort()
-        self._step(wire.HELO, wire.texts(name))
+        self.step(wire.HELO, wire.texts(name))
 
     def mail(self, *arguments: str) -> None:
         """Begin a message: the reverse-path in angle brackets, and parameters."""
@@ -95,20 +102,12 @@ class Conversation:
         self._decided = self.discarded = self._skipping = False
         self._last_recipient = None
         self._in_message = True
-        self._step(wire.MAIL, wire.texts(*arguments))
+        self.step(wire.MAIL, wire.texts(*arguments))
 
     def recipient(self, address: Address, *parameters: str) -> None:
         """Send a recipient with parameters; a refusal is for this recipient."""
         self._last_recipient = address
-        self._step(wire.RCPT, wire.texts(f"<{address}>", *parameters))
-
-    def data(self) -> None:
-        """Announce the content."""
-        self._step(wire.DATA)
-
-    def unknown(self, line: str) -> None:
-        """Send an unknown command."""
-        self._step(wire.UNKNOWN, wire.texts(line))
+        self.step(wire.RCPT, wire.texts(f"<{address}>", *parameters))
 
     def message(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
         """Send the message until the filter needs no more."""
@@ -116,13 +115,13 @@ class Conversation:
             if self._decided or not self._options.wants(wire.HEADER):
                 break
             room = wire.CHUNK - len(name) - 2  # a longer field does not fit into a packet
-            self._step(wire.HEADER, wire.texts(name, value[:room]))
+            self.step(wire.HEADER, wire.texts(name, value[:room]))
         if not self._decided:
-            self._step(wire.END_OF_HEADER)
+            self.step(wire.END_OF_HEADER)
         for piece in body:
             if self._decided or self._skipping or not self._options.wants(wire.BODY):
                 break
-            self._step(wire.BODY, piece)
+            self.step(wire.BODY, piece)
 
     def end(self) -> Iterator[tuple[bytes, bytes]]:
         """End the message; yield the letters and data of changes, then raise the verdict."""
@@ -158,16 +157,6 @@ class Conversation:
                 self._send(wire.packet(b"Q"))
                 self._flush()
             self.close()
-
-    def _step(self, step: wire.Step, data: bytes = b"") -> None:
-        if self._refusal is not None:
-            raise self._refusal
-        if not self._options.wants(step):
-            return
-        self._send(self._defined(step) + wire.packet(step.letter, data))
-        if self._options.replies(step):
-            letter, said = self._reply(time.monotonic() + _LONGEST)
-            self._take_reply(step, letter, said)
 
     def _take_reply(self, step: wire.Step, letter: bytes, data: bytes) -> None:
         of_message = step not in _OF_SESSION and step is not wire.UNKNOWN

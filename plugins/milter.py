@@ -27,6 +27,7 @@ from minismtp import (
     plugin,
 )
 
+from . import _milter as wire
 from ._client_name import confirmed_name
 from ._milter_conversation import Conversation
 from ._milter_message import Changes, MilterMessage
@@ -120,7 +121,7 @@ class Milter:
         """Announce the content."""
         with self._conversation(session, in_message=True) as conversation:
             if conversation.wants_more:
-                conversation.data()
+                conversation.step(wire.DATA)
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -143,7 +144,7 @@ class Milter:
         if verb not in _KNOWN and not self._is_lost(session):
             with self._conversation(session) as conversation:
                 if not conversation.released:
-                    conversation.unknown(f"{verb} {argument}".rstrip())
+                    conversation.step(wire.UNKNOWN, wire.texts(f"{verb} {argument}".rstrip()))
         return None
 
     @hookimpl
@@ -229,7 +230,8 @@ class Milter:
                 "{client_resolve}": "OK" if name else "FAIL",
             }
             connected = name or _literal(session.peer)
-            conversation.connect(connected, session.peer, session.peer_port)
+            client = wire.connection(connected, session.peer, session.peer_port)
+            conversation.step(wire.CONNECT, client)
 
 
 def _greet(conversation: Conversation, session: Session) -> None:

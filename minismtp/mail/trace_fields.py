@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import lru_cache
 from typing import Final
 
@@ -15,11 +16,6 @@ _NAME_LIMIT: Final = 255  # octets of the name in EHLO that the field repeats
 _FOR_LIMIT: Final = 900  # octets of a recipient that fit into one line (RFC 5322 section 2.1.1)
 _REMEMBERED: Final = 256  # names of clients, whose length `parse_helo` limits
 _LATEST: Final = 253402300799  # 9999-12-31 23:59:59
-_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS: Final = (
-    *("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"),
-)
-_last_date: tuple[int, str] = (-1, "")
 
 
 def received(session: Session, envelope: Envelope) -> bytes:
@@ -73,18 +69,12 @@ def date(seconds: float) -> str:
 
     A time before 1970 or after 9999, from a wrong clock, becomes the nearest date in that range.
     """
-    global _last_date  # noqa: PLW0603 - a cache of one value, replaced whole
-    second = int(seconds)
-    cached = _last_date
-    if cached[0] == second:
-        return cached[1]
-    t = time.gmtime(min(max(second, 0), _LATEST))
-    text = (
-        f"{_DAYS[t.tm_wday]}, {t.tm_mday} {_MONTHS[t.tm_mon - 1]} {t.tm_year}"
-        f" {t.tm_hour:02d}:{t.tm_min:02d}:{t.tm_sec:02d} +0000"
-    )
-    _last_date = (second, text)
-    return text
+    return _date(int(seconds))
+
+
+@lru_cache(2)
+def _date(second: int) -> str:
+    return format_datetime(datetime.fromtimestamp(min(max(second, 0), _LATEST), UTC))
 
 
 def hops(head: bytes) -> int:

@@ -103,7 +103,7 @@ def test_fields_say_what_happened_to_whom() -> None:
     assert about == {
         "Reporting-MTA": "dns; mx.example.org",
         "Original-Envelope-Id": "QQ314",
-        "Arrival-Date": "Thu, 1 Jan 1970 00:00:00 +0000",
+        "Arrival-Date": "Thu, 01 Jan 1970 00:00:00 +0000",
     }
     assert first == {
         "Original-Recipient": "rfc822; B+x@example.net",
@@ -112,7 +112,7 @@ def test_fields_say_what_happened_to_whom() -> None:
         "Status": "5.1.1",
         "Remote-MTA": "dns; mx.example.net",
         "Diagnostic-Code": f"smtp; {REFUSED}",
-        "Last-Attempt-Date": "Thu, 1 Jan 1970 00:00:01 +0000",
+        "Last-Attempt-Date": "Thu, 01 Jan 1970 00:00:01 +0000",
     }
     assert (second["Status"], second["Diagnostic-Code"]) == (
         "5.0.0",
@@ -138,8 +138,8 @@ def test_delay_says_until_when() -> None:
     _, recipient = fields(octets)
     assert recipient["Action"] == "delayed"
     assert recipient["Status"] == "4.2.0"
-    assert recipient["Will-Retry-Until"] == "Fri, 2 Jan 1970 01:00:00 +0000"
-    assert b"tried again until Fri, 2 Jan 1970 01:00:00 +0000." in octets
+    assert recipient["Will-Retry-Until"] == "Fri, 02 Jan 1970 01:00:00 +0000"
+    assert b"tried again until Fri, 02 Jan 1970 01:00:00 +0000." in octets
 
 
 @pytest.mark.parametrize(

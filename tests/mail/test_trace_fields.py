@@ -81,7 +81,7 @@ def test_field_says_from_by_with_id_for_and_when() -> None:
         b"\tby mx.example.org with ESMTPS id abc.1\r\n"
         b"\t(TLSv1.3 TLS_AES_256_GCM_SHA384)\r\n"
         b"\tfor <user@example.org>;\r\n"
-        b"\tSun, 9 Sep 2001 01:46:40 +0000\r\n"
+        b"\tSun, 09 Sep 2001 01:46:40 +0000\r\n"
     )
 
 

@@ -84,11 +84,11 @@ def test_whatever_a_filter_sends_ends_in_a_verdict_or_an_error(
         patience = timedelta(seconds=60)
         conversation = Conversation(Line(here, time.monotonic() + 60, "filter"), patience)
         steps: list[Callable[[], None]] = [
-            lambda: conversation.connect("localhost", "127.0.0.1", 1),
+            lambda: conversation.step(wire.CONNECT, wire.connection("localhost", "127.0.0.1", 1)),
             lambda: conversation.helo("client.example"),
             lambda: conversation.mail("<>"),
             lambda: conversation.recipient(Address("a", "b.example")),
-            conversation.data,
+            lambda: conversation.step(wire.DATA),
             lambda: conversation.message(iter([(b"A", b"b")]), iter([b"body"])),
             lambda: finish(conversation),
         ]

@@ -25,7 +25,7 @@ from minismtp.testing import Dialogue, Mailroom
 
 Kind = Literal["mx", "submission", "lmtp"]
 USER = "user@example.org"
-DATE = "Sun, 9 Sep 2001 01:46:40 +0000"
+DATE = "Sun, 09 Sep 2001 01:46:40 +0000"
 WHOLE = (
     "Date: Mon, 1 Jan 2024 00:00:00 +0000\nMessage-ID: <1@client.example>\nSender: x@y.example\n"
     "From: alice@elsewhere.example\n"

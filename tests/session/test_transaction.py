@@ -407,7 +407,7 @@ def test_trace_field_stands_on_top_of_what_was_sent() -> None:
             f"\tby mx.example.org with ESMTPS id {dialogue.session.id}.1\r\n"
             "\t(TLSv1.3 TLS_AES_256_GCM_SHA384)\r\n"
             "\tfor <user@example.org>;\r\n"
-            "\tSun, 9 Sep 2001 01:46:40 +0000\r\n"
+            "\tSun, 09 Sep 2001 01:46:40 +0000\r\n"
             "Subject: x\r\n\r\nbody\r\n"
         ).encode()
     ]
