@@ -67,7 +67,8 @@ class Reply:
 
     def __str__(self) -> str:
         text = self.text.replace("\n", " ")
-        return f"{self.code} {self.enhanced} {text}" if self.enhanced else f"{self.code} {text}"
+        head = f"{self.code} {self.enhanced}" if self.enhanced else str(self.code)
+        return f"{head} {text}" if text else head
 
     def about(self, identifier: str) -> Reply:
         """Return this reply with the identifier by which the log and `minismtp explain` find it."""
