@@ -12,7 +12,7 @@ from minismtp.config import Config
 from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.control_socket import Answerer, Control, Say
 from minismtp.runtime.decision_log import DecisionLog, Record
-from minismtp.runtime.log import Log, bind, unbind
+from minismtp.runtime.log import Log, bound
 from minismtp.runtime.thread_activity import Activity, here
 
 
@@ -48,14 +48,14 @@ class DeliveryLog:
     def running(self, job: Job) -> Iterator[None]:
         """Show a job of this thread as long as the block runs."""
         activity = Activity()
-        bind(id=job[0])
+        bound()["id"] = job[0]
         self._running[job] = (time.monotonic(), activity)
         try:
             with activity:
                 yield
         finally:
             del self._running[job]
-            unbind("id")
+            del bound()["id"]
 
     def _report(self, question: dict[str, Any], say: Say) -> None:
         """Describe each delivery in the form of a session."""

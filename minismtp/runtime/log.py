@@ -9,8 +9,8 @@ later. Lines beyond `_ROOM` octets are dropped and counted, and a later line giv
 systemd's journal reads standard error, each line begins with its priority, as in sd-daemon(3), and
 has no time, because the journal adds it.
 
-A session is a thread. So each line that the thread logs contains the fields that were bound to it
-by `bind`, including the lines of libraries.
+A session is a thread. So each line that the thread logs contains the fields that are `bound` to it,
+including the lines of libraries.
 """
 
 from __future__ import annotations
@@ -50,20 +50,8 @@ _Late: TypeAlias = tuple[float, str, dict[str, object], Callable[[], dict[str, A
 _bound = threading.local()
 
 
-def bind(**fields: object) -> None:
-    """Add fields to every line that this thread logs, until `unbind`."""
-    bound().update(fields)
-
-
-def unbind(*names: str) -> None:
-    """Remove fields from the lines of this thread, or all fields if no name is given."""
-    current = bound()
-    for name in names or tuple(current):
-        current.pop(name, None)
-
-
 def bound() -> dict[str, object]:
-    """Return the fields of every line of this thread."""
+    """Return the fields of every line of this thread, which the caller may change."""
     try:
         fields: dict[str, object] = _bound.fields
     except AttributeError:
@@ -93,8 +81,8 @@ class Log:
         self._waiting: list[str | _Late] = []
         self._size = 0  # of the waiting lines, roughly in octets
         self._lost = 0  # lines dropped since the last one that was kept
-        self._count_lost: Callable[[int], object] = int
-        self._noting = threading.Lock()  # guards these four
+        self._noting = threading.Lock()  # guards these three
+        self.count_dropped: Callable[[int], object] = int  #: is called with 1 for each dropped line
         self._rest = b""  # the unwritten part of what an impatient log began to write
         self._thread: WriteBehind | None = None
         self._flushing = threading.RLock()
@@ -143,10 +131,6 @@ class Log:
     def dump(self, text: str) -> None:
         """Write lines unchanged and together."""
         self._note(text, len(text), urgent=True)
-
-    def count_dropped(self, count: Callable[[int], object]) -> None:
-        """Call `count` with 1 for each dropped line from now on."""
-        self._count_lost = count
 
     def forget(self) -> None:
         """Drop the waiting lines. After a fork the parent writes them."""
@@ -209,7 +193,7 @@ class Log:
             else:
                 self._lost += 1
         if not fits:
-            self._count_lost(1)
+            self.count_dropped(1)
         if self._thread is None:
             self._write_at_once()
         elif urgent:

@@ -29,7 +29,7 @@ def open_log_and_metrics(
     use_slot(directory, slot)
     metrics = Metrics(listeners)
     count_failures(metrics.thread_failed)
-    log.count_dropped(metrics.log_dropped)
+    log.count_dropped = metrics.log_dropped
     return log, metrics
 
 

@@ -180,13 +180,13 @@ class Dialogue:
 
     @contextmanager
     def _logging(self) -> Iterator[None]:
-        logging.bind(**self._bound)
+        logging.bound().update(self._bound)
         try:
             with self._activity:
                 yield
         finally:
             self._bound = {**logging.bound()}
-            logging.unbind()
+            logging.bound().clear()
 
     def _context(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from minismtp.runtime.log import Log, bind, bound, unbind
+from minismtp.runtime.log import Log, bound
 from minismtp.values.peer import peer_key
 
 _WINDOW: Final = 60.0  # seconds
@@ -75,7 +75,7 @@ class RefusalLog:
 
     def _tell(self, log: Log, share: _Share | None) -> None:
         if share is not None and share.surplus:
-            own = {**bound()}
-            unbind()  # this line is not about the session of this thread
+            fields, own = bound(), {**bound()}
+            fields.clear()  # this line is not about the session of this thread
             log.info("more refusals", peer=share.peer, count=share.surplus)
-            bind(**own)
+            fields.update(own)

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ports import free_port
 
-from minismtp.runtime.log import Bridge, Log, bind, bridge, capture, complain, describe, unbind
+from minismtp.runtime.log import Bridge, Log, bound, bridge, capture, complain, describe
 from minismtp.runtime.output import Printed
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -161,15 +161,15 @@ def test_level_is_the_least_that_is_logged(
 
 def test_bound_fields_stand_in_front_on_this_thread_only(written: Written) -> None:
     log = Log(descriptor=written.descriptor)
-    bind(session="abc")
-    bind(id="abc.1")
+    bound()["session"] = "abc"
+    bound()["id"] = "abc.1"
     log.info("x", peer="p")
     thread = threading.Thread(target=log.info, args=("other",))
     thread.start()
     thread.join()
-    unbind("id")
+    del bound()["id"]
     log.info("y")
-    unbind()
+    bound().clear()
     log.info("z")
     assert [line[25:] for line in written.lines] == [
         "info x session=abc id=abc.1 peer=p",
@@ -274,10 +274,10 @@ def root() -> Iterator[logging.Logger]:
 @pytest.mark.usefixtures("root")
 def test_lines_of_the_standard_library_come_over_the_bridge(written: Written) -> None:
     bridge(Log(descriptor=written.descriptor), "info")
-    bind(session="abc")
+    bound()["session"] = "abc"
     logging.getLogger("third.party").info("%s of %d", "one", 2)
     logging.getLogger("third.party").debug("not said")
-    unbind()
+    bound().clear()
     level, event, fields = parse(written.line)
     assert (level, event) == ("info", "one of 2")
     assert fields == {"session": "abc", "logger": "third.party"}
@@ -473,7 +473,7 @@ def test_what_does_not_fit_is_dropped_counted_and_told(
     monkeypatch.setattr("minismtp.runtime.log._ROOM", 10_000)
     counted: list[int] = []
     log = Log(descriptor=pipe.writing, patient=False)
-    log.count_dropped(counted.append)
+    log.count_dropped = counted.append
     if threaded:
         log.start()
     while len(counted) < 100:
