@@ -24,7 +24,6 @@ from minismtp.mail.message import Message
 from minismtp.mail.session import Session
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics
-from minismtp.runtime.thread_activity import here
 from minismtp.smtp.sasl import StoredKey
 from minismtp.values.reply import Defer, Disconnect, Reject, Reply, Verdict
 from minismtp.values.stash import Stash, StashKey
@@ -43,6 +42,8 @@ ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
     "command": Reply,
     "ehlo_keywords": list,
 }
+#: Hooks whose answers `_judge` looks at, because their type does not say enough.
+CHECKED: Final = frozenset({"authenticate", "ehlo_keywords", "command"})
 #: Hooks that have no client to refuse. A verdict from them is a failure like any other exception.
 WITHOUT_VERDICT: Final = frozenset({"on_start", "on_stop", "observe"})
 #: Hooks whose failure concerns only the plugin.
@@ -83,17 +84,17 @@ class Guard:
 
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:  # noqa: C901 - one call is cheaper than two
         """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
-        plugin, shadow, timeout = self.policy.plugin, self.policy.shadow, self.policy.timeout
-        own = self._with_own_state if hook == "on_start" else self._copy if shadow else None
+        plain = () if hook in CHECKED else ANSWERS.get(hook, object)
+        own = self._copy if self.policy.shadow else None
+        if hook == "on_start":
+            own = self._with_own_state
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401, C901 - each hook has its own answer
-            given, activity = args, here.activity
+            given = args
             if own is not None:
                 args = tuple([own(argument) for argument in args])
-            begun = perf_counter()
-            weight, cpu = metrics.weigh(begun)
-            activity.running = (hook, plugin, begun)
+            activity, begun, weight, cpu = metrics.begin()
             result, raised, verdict, kind, remark = None, None, None, "none", ""
             try:
                 result = method(*args)
@@ -105,19 +106,18 @@ class Guard:
                 cpu = (thread_time() - cpu) * weight
             wall = perf_counter() - begun
             activity.running = None
-            if wall > timeout:
+            if wall > self.policy.timeout:
                 self._overran(hook, wall, metrics)
-            if result is not None or raised is not None:
+            if raised is not None or not (result is None or isinstance(result, plain)):
                 verdict, result, kind, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
-            if shadow:
+            elif result is not None:
+                kind = "answer"
+            if self.policy.shadow:
                 remark = remark or _changes(given, args)
                 verdict = result = None
             try:
-                metrics.called(wall, cpu, kind, stored=result is True)
-                if len(activity.steps) < activity.most_steps:
-                    said = f"shadow:{kind}" if shadow else kind
-                    activity.steps.append((hook, plugin, begun, wall, said, remark))
+                metrics.end(activity, begun, wall, cpu, kind, remark, stored=result is True)
             except Exception as error:  # noqa: BLE001 - the plugin may have stored a message
                 report(error)
             if verdict is None:

@@ -15,7 +15,7 @@ from copy import copy
 from functools import partial
 from pathlib import Path
 from random import random
-from time import thread_time
+from time import perf_counter, thread_time
 from typing import Final
 
 import prometheus_client
@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import values as prometheus_values
 
 from minismtp.runtime import metrics_files
-from minismtp.runtime.metrics_buffer import Additions, MetricsBuffer
+from minismtp.runtime.metrics_buffer import Additions, Child, MetricsBuffer
+from minismtp.runtime.thread_activity import Activity, here
 
 SECONDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
@@ -70,11 +71,14 @@ def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], N
 
 
 class HookMetrics:
-    """The metrics of one plugin's implementation of one hook."""
+    """The record of the calls of one plugin's implementation of one hook."""
 
     def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool = False) -> None:
         labels = (plugin, hook)
         verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
+        self._plugin = plugin
+        self._hook = hook
+        self._mark = "shadow:" if shadow else ""
         self._buffer = metrics.buffer
         self._duration = metrics.hook_duration.labels(*labels)
         self._cpu = metrics.hook_cpu.labels(*labels)
@@ -84,27 +88,46 @@ class HookMetrics:
         self.error = metrics.buffer.adder(metrics.hook_errors.labels(*labels))
         self.overrun = metrics.buffer.adder(metrics.hook_overruns.labels(*labels))
 
-    def weigh(self, begun: float) -> tuple[int, float]:
-        """Return for how many calls the CPU time of the next one counts, and the time so far.
+    def begin(self) -> tuple[Activity, float, int, float]:
+        """Begin a call in this thread.
 
-        The weight is 0 if the call is not measured. `begun` is its beginning by `perf_counter`.
+        Return what the thread works on, when the call begins, for how many calls its CPU time
+        counts, and the CPU time so far. A call that counts for 0 is not measured.
         """
-        weight = 1
-        if begun - self._measured <= _PAUSE:
-            if random() * _SHARE >= 1:  # noqa: S311 - no secret depends on it
-                return 0, 0.0
+        activity, begun, weight, cpu = here.activity, perf_counter(), 0, 0.0
+        if begun - self._measured > _PAUSE:
+            weight = 1
+        elif random() * _SHARE < 1:  # noqa: S311 - no secret depends on it
             weight = _SHARE
-        self._measured = begun
-        return weight, thread_time()
+        if weight:
+            self._measured, cpu = begun, thread_time()
+        activity.running = (self._hook, self._plugin, begun)
+        return activity, begun, weight, cpu
 
-    def called(self, wall: float, cpu: float, kind: str, *, stored: bool) -> None:
-        """Count a call: wall and weighted CPU seconds, what it said, and whether it stored mail."""
+    def end(  # noqa: PLR0917 - keywords would take time
+        self,
+        activity: Activity,
+        begun: float,
+        wall: float,
+        cpu: float,
+        kind: str,
+        remark: str,
+        *,
+        stored: bool,
+    ) -> None:
+        """Count a call, and note it as a step: its wall time, its weighted CPU time, what it said.
+
+        `stored` says whether it stored mail.
+        """
         buffer = self._buffer
         buffer.append((self._verdicts[kind], (self._duration, wall), (self._cpu, cpu)))
         if stored and self._storage is not None:
             buffer.append(((self._storage, wall),))
         if buffer.idle:
             buffer.announce()
+        if len(activity.steps) < activity.most_steps:
+            step = (self._hook, self._plugin, begun, wall, self._mark + kind, remark)
+            activity.steps.append(step)
 
 
 class ListenerMetrics:
@@ -114,7 +137,7 @@ class ListenerMetrics:
     """
 
     def __init__(self, metrics: Metrics, listener: str) -> None:
-        def one(counter: Counter, *labels: str) -> Additions:
+        def one(counter: Counter, *labels: str) -> tuple[tuple[Child, float], ...]:
             return ((counter.labels(listener, *labels), 1.0),)
 
         self.buffer = metrics.buffer

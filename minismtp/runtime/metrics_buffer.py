@@ -7,7 +7,7 @@ Changing a counter in a shared file takes 2 us and a histogram 4 us. An append t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -18,7 +18,7 @@ FLUSH_INTERVAL: Final = 0.05
 
 Child: TypeAlias = Counter | Gauge | Histogram
 #: What happened at once: metrics, each with what is added to it, or observed by a histogram.
-Additions: TypeAlias = tuple[tuple[Child, float], ...]
+Additions: TypeAlias = Sequence[tuple[Child, float]]
 
 
 class MetricsBuffer(WriteBehind):

@@ -10,6 +10,7 @@ from typing import Final
 
 from minismtp.mail.events import SessionClosed, SessionOpened
 from minismtp.mail.session import Session, TlsInfo
+from minismtp.runtime.metrics_buffer import Child
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
@@ -56,6 +57,7 @@ class Receiver:
         self._output: list[bytes] = []
         self._delay = 0.0
         self._commands = 0
+        self._additions: list[tuple[Child, float]] = []  # to metrics, by the commands of a batch
         self._begun = context.clock()
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
@@ -147,8 +149,11 @@ class Receiver:
                     break
             elif event.__class__ is Bdat and protocol.state is SessionState.RCPT:
                 self._begin_content(self._context.clock())  # one deadline for all chunks
-        if self._context.metrics.buffer.idle:
-            self._context.metrics.buffer.announce()
+        metrics = self._context.metrics
+        metrics.add(self._additions)
+        self._additions = []
+        if metrics.buffer.idle:
+            metrics.buffer.announce()
         return self.take()
 
     def take(self) -> bytes:
@@ -217,7 +222,8 @@ class Receiver:
         duration = context.clock() - self._begun
         metrics = context.metrics
         if self._opened:
-            metrics.add(((metrics.active, -1.0), (metrics.session_duration, duration)))
+            self._additions += [(metrics.active, -1.0), (metrics.session_duration, duration)]
+        metrics.add(self._additions)
         if metrics.buffer.idle:
             metrics.buffer.announce()
         fields: dict[str, str | int] = {
@@ -267,8 +273,8 @@ class Receiver:
                     self._tracing.answered(self.session, reply)
             if decision.command:
                 self._commands += 1
-                metrics = self._context.metrics
-                metrics.add(metrics.commands[decision.command, answers[0].category])
+                commands = self._context.metrics.commands
+                self._additions += commands[decision.command, answers[0].category]
         except Exception as error:  # noqa: BLE001 - the decision is sent all the same
             report(error)
         return sent

@@ -27,14 +27,15 @@ _LONGEST: Final = 700  # characters of a client's text, enough for any address
 class Refusals:
     """Logs the refusals of one session, in its thread.
 
-    `logged` says whether the refusal that is about to be sent has its line.
+    `logged` says whether the refusal that is about to be sent has its line, and `recipients` counts
+    the refused recipients of the message.
     """
 
     def __init__(self, context: ListenerContext, session: Session, activity: Activity) -> None:
         self._context = context
         self._session = session
         self._activity = activity
-        self._recipients = 0
+        self.recipients = 0
         self.logged = False
 
     def log(self, event: str, reply: Reply, **fields: str | int) -> None:
@@ -49,8 +50,8 @@ class Refusals:
     def log_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
         """Write the line of a refused recipient, unless its message has enough of them."""
         self.logged = True
-        self._recipients += 1
-        if self._recipients <= _MOST_RECIPIENTS:
+        self.recipients += 1
+        if self.recipients <= _MOST_RECIPIENTS:
             self.log(event, reply, **fields)
 
     def log_command(
@@ -95,7 +96,7 @@ class Refusals:
 
     def log_surplus(self) -> None:
         """Log how many refused recipients of the message had no line."""
-        surplus, self._recipients = self._recipients - _MOST_RECIPIENTS, 0
+        surplus, self.recipients = self.recipients - _MOST_RECIPIENTS, 0
         if surplus > 0:
             self._context.log_refusal(
                 "more recipients refused", peer=self._session.peer, count=surplus

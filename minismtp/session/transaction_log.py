@@ -206,6 +206,7 @@ class TransactionLog:
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""
-        self._refusals.log_surplus()
+        if self._refusals.recipients:
+            self._refusals.log_surplus()
         self._bound.pop("id", None)
         self._activity.steps = self._steps_before

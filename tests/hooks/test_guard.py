@@ -318,7 +318,9 @@ def test_cpu_time_of_calls_in_quick_succession_is_extrapolated_without_a_bias(
     """Every second call may take long. A sample of each 16th call would see all or none of them."""
     monkeypatch.setattr("minismtp.runtime.metrics.random", random.Random(1).random)  # noqa: S311
     metrics = HookMetrics(Metrics(), "tested", "on_mail")
-    weights = [metrics.weigh(1.0 + number / 1e6)[0] for number in range(32_000)]
+    clock = iter([1.0 + number / 1e6 for number in range(32_000)])
+    monkeypatch.setattr("minismtp.runtime.metrics.perf_counter", lambda: next(clock))
+    weights = [metrics.begin()[2] for _ in range(32_000)]
     assert weights[0] == 1
     assert set(weights) == {0, 1, 16}
     long, short = sum(weights[::2]), sum(weights[1::2])
@@ -326,9 +328,11 @@ def test_cpu_time_of_calls_in_quick_succession_is_extrapolated_without_a_bias(
     assert short == pytest.approx(16_000, rel=0.1)
 
 
-def test_cpu_time_of_calls_with_pauses_is_exact() -> None:
+def test_cpu_time_of_calls_with_pauses_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = HookMetrics(Metrics(), "tested", "on_mail")
-    assert {metrics.weigh(number * 0.11)[0] for number in range(1, 1000)} == {1}
+    clock = iter([number * 0.11 for number in range(1, 1000)])
+    monkeypatch.setattr("minismtp.runtime.metrics.perf_counter", lambda: next(clock))
+    assert {metrics.begin()[2] for _ in range(1, 1000)} == {1}
 
 
 def test_call_beyond_the_timeout_is_logged_and_counted(capfd: pytest.CaptureFixture[str]) -> None:
