@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -64,9 +64,17 @@ class Available:
     """A plugin that can be used, or the `problem` that leaves it without a `factory`."""
 
     name: str
-    source: str
+    origin: Path | EntryPoint
     factory: type | None
     problem: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file, or the name and version of the package, read only when it is used."""
+        if isinstance(self.origin, Path):
+            return str(self.origin)
+        dist = self.origin.dist
+        return f"{dist.name} {dist.version}" if dist else self.origin.value
 
 
 class PluginSet:
@@ -146,16 +154,16 @@ class PluginSet:
 
 def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
     """Yield the configured plugins with their tables, in order. Raise ConfigError."""
+    sources = _sources(config.plugin_path)
     factories: dict[str, type[Any]] = {}
     for table in config.plugins:
         if table.use not in factories:
-            factories[table.use] = find(table, config)
+            factories[table.use] = _find(table, sources, config.file)
         yield table, _make(factories[table.use], table, config)
 
 
-def find(table: PluginConfig, config: Config) -> type[Any]:
+def _find(table: PluginConfig, sources: Mapping[str, Path | EntryPoint], file: str) -> type[Any]:
     """Return the class that `use` names. Raise ConfigError."""
-    sources = _sources(config.plugin_path)
     if table.use in sources:
         found = _load(table.use, sources[table.use])
         if found.factory is not None:
@@ -163,7 +171,7 @@ def find(table: PluginConfig, config: Config) -> type[Any]:
         problem = found.problem
     else:
         problem = f"no plugin is called {table.use!r}{did_you_mean(table.use, list(sources))}"
-    raise ConfigError(problem, file=config.file, key=f"{table.key}.use")
+    raise ConfigError(problem, file=file, key=f"{table.key}.use")
 
 
 def available(plugin_path: list[Path]) -> list[Available]:
@@ -261,7 +269,7 @@ def _from_file(name: str, path: Path) -> Available:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any error in a plugin's file becomes one line
-        return Available(name, str(path), None, f"plugin {name!r}: {_blame(error, path)}")
+        return Available(name, path, None, f"plugin {name!r}: {_blame(error, path)}")
     classes = {
         item: f"{item.__name__} ({path}:{inspect.getsourcelines(item)[1]})"
         for item in vars(module).values()
@@ -270,25 +278,24 @@ def _from_file(name: str, path: Path) -> Available:
     if len(classes) != 1:
         found = ", ".join(classes.values()) or f"none in {path}"
         problem = f"plugin {name!r}: expected one class under @plugin, found {found}"
-        return Available(name, str(path), None, problem)
-    return Available(name, str(path), *classes)
+        return Available(name, path, None, problem)
+    return Available(name, path, *classes)
 
 
 def _from_entry_point(entry: EntryPoint) -> Available:
-    owner = entry.dist.name if entry.dist else entry.module
-    source = f"{owner} {entry.dist.version}" if entry.dist else entry.value
     try:
         factory = entry.load()
     except ModuleNotFoundError as error:
+        owner = entry.dist.name if entry.dist else entry.module
         extra = f"; install {owner}[{','.join(entry.extras)}]" if entry.extras else ""
         problem = f"plugin {entry.name!r} needs the module {error.name!r}{extra}"
-        return Available(entry.name, source, None, problem)
+        return Available(entry.name, entry, None, problem)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any error in a plugin's module becomes one line
-        return Available(entry.name, source, None, f"plugin {entry.name!r}: {_blame(error, None)}")
+        return Available(entry.name, entry, None, f"plugin {entry.name!r}: {_blame(error, None)}")
     if _MARK not in getattr(factory, "__dict__", {}):
         problem = f"plugin {entry.name!r}: {entry.value} is not a class under @plugin"
-        return Available(entry.name, source, None, problem)
-    return Available(entry.name, source, factory)
+        return Available(entry.name, entry, None, problem)
+    return Available(entry.name, entry, factory)
 
 
 def _blame(error: BaseException, path: Path | None) -> str:

@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from textwrap import dedent
 from typing import TypeAlias
@@ -10,6 +11,7 @@ from snippets import SPAM_FLAG
 from minismtp import Reject, Session, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
+from minismtp.hooks import loader
 from minismtp.hooks.loader import PluginSet, available, hook_names
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
@@ -158,6 +160,22 @@ def test_only_plugins_that_are_configured_are_loaded(
     load(tmp_path, {"use": "spam_flag"})
     problem(tmp_path, {"use": "spam"})
     assert capsys.readouterr().out == ""
+
+
+def test_installed_packages_are_searched_once_for_all_plugins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search takes 20 ms and more, and each worker loads all plugins."""
+    searches = []
+
+    def search(**options: str) -> list[EntryPoint]:
+        searches.append(options)
+        return [*entry_points(**options)]
+
+    monkeypatch.setattr(loader, "entry_points", search)
+    mail: dict[str, object] = {"use": "maildir", "path": "mail/{local}"}
+    load(tmp_path, {"use": "relay"}, {"use": "early_talker"}, mail, path=())
+    assert searches == [{"group": "minismtp"}]
 
 
 def test_earlier_directory_of_plugin_path_wins(tmp_path: Path, write: Write) -> None:
