@@ -24,7 +24,6 @@ from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.mailqueue.recipient import State
 from minismtp.server.privileges import acting_as_owner
-from minismtp.storage.spool import DamagedError, Spool
 
 _VERBS: Final = {
     "list": "one line for each recipient",
@@ -83,17 +82,19 @@ def _output(directory: Path, wanted: Filter, verb: str, *, as_json: bool) -> lis
         with closing(QueueDatabase(path)) as database:
             found = database.select(wanted, now)
             selection.require_all(wanted, (each.message for each in found), "the queue")
-            spool = Spool(directory)
             if verb in _CHANGES:
-                return [_change(database, spool, verb, wanted, now)]
+                return [_change(database, directory, verb, wanted, now)]
         if verb == "show":
-            contents = {name: _content(spool, name) for name in {each.message for each in found}}
+            contents = _contents(directory, {each.message for each in found})
     if as_json:
         return listed_as_json(found, contents, now)
     return details(found, contents, now) if contents else listed(found, now)
 
 
-def _change(database: QueueDatabase, spool: Spool, verb: str, wanted: Filter, now: float) -> str:
+def _change(database: QueueDatabase, directory: Path, verb: str, wanted: Filter, now: float) -> str:
+    from minismtp.storage.spool import Spool  # noqa: PLC0415 - reads mail, which `list` does not
+
+    spool = Spool(directory)
     state, held, done = _CHANGES[verb]
     count = database.change(wanted, now, state, held=held)
     spool.trigger.notify()
@@ -103,19 +104,25 @@ def _change(database: QueueDatabase, spool: Spool, verb: str, wanted: Filter, no
     return text
 
 
-def _content(spool: Spool, name: str) -> dict[str, str]:
-    """Return what the file of a message says; values that are not known are empty."""
-    try:
-        entry, message = spool.open(name)
-    except (OSError, DamagedError) as error:
-        return {"problem": str(error)}
-    return {
-        "subject": message.headers.decoded("Subject"),
-        "login": entry.login or "",
-        "peer": entry.peer,
-        "listener": entry.listener,
-        "quarantine": entry.quarantined or "",
-    }
+def _contents(directory: Path, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return what the files of messages say; values that are not known are empty."""
+    from minismtp.storage.spool import DamagedError, Spool  # noqa: PLC0415 - as above
+
+    spool, contents = Spool(directory), {}
+    for name in names:
+        try:
+            entry, message = spool.open(name)
+        except (OSError, DamagedError) as error:
+            contents[name] = {"problem": str(error)}
+            continue
+        contents[name] = {
+            "subject": message.headers.decoded("Subject"),
+            "login": entry.login or "",
+            "peer": entry.peer,
+            "listener": entry.listener,
+            "quarantine": entry.quarantined or "",
+        }
+    return contents
 
 
 def listed(found: Sequence[Waiting], now: float) -> list[str]:

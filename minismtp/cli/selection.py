@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Container, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from minismtp.cli.common import CommandError, UsageError, add_config, argument_type
 from minismtp.config.types import parse_duration
-from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mailqueue.queries import Filter
 from minismtp.values.address import Address, to_ascii
+
+if TYPE_CHECKING:
+    from minismtp.mail.queue_entry import QueueEntry
 
 
 def add_options(parser: argparse.ArgumentParser, verbs: Mapping[str, str], reason: str) -> None:

@@ -1,7 +1,6 @@
 """The types and checks that several tables of the configuration use."""
 
 import re
-import ssl
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
@@ -41,6 +40,10 @@ def check_positive(table: object, *keys: str) -> None:
 
 def check_ciphers(text: str) -> None:
     """Raise ConfigError if OpenSSL knows none of these suites."""
+    if not text:
+        return
+    import ssl  # noqa: PLC0415 - takes long, and few configurations choose suites
+
     try:
         set_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), text)
     except ValueError as error:

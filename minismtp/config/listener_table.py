@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 from minismtp.config.checks import check_ciphers, check_name
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import Network, SocketAddress
-from minismtp.mail.cleanup import DROP_HEADERS
 from minismtp.values.ciphers import GENEROUS
 
+#: The fields that messages of local users lose by default, as in Postfix (message_drop_headers).
+DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
 _FIELD_NAME: Final = re.compile(r"[!-9;-~]{1,100}")  # RFC 5322 section 2.2
 
 Networks: TypeAlias = list[Network]

@@ -16,7 +16,7 @@ from minismtp.config.checks import (
 )
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import ByteSize, SocketAddress
-from minismtp.mail.delivery import TlsLevel
+from minismtp.values.ciphers import TlsLevel
 
 _FREE_SPACE: Final = ByteSize.parse("100MiB")
 _TLS_SAYS: Final = (

@@ -10,9 +10,8 @@ from typing import Any, Final, Literal, Self
 
 from minismtp.config.toml_values import ConfigError
 from minismtp.delivery.dane import END_ENTITY, Dane
-from minismtp.mail.delivery import TlsLevel
 from minismtp.values.address import to_ascii
-from minismtp.values.ciphers import GENEROUS, set_ciphers
+from minismtp.values.ciphers import GENEROUS, TlsLevel, set_ciphers
 
 #: How a delivery was secured, for logs and metrics. "encrypted": the host is not authenticated.
 LEVELS: Final = ("none", "encrypted", "verified", "mta-sts", "dane")

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: The fields that only final delivery may write (RFC 5321 section 4.4).
 RETURN_PATH: Final = frozenset({"return-path"})
-#: Further fields that messages of local users lose, as in Postfix (message_drop_headers).
-DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
 
 _HEAD: Final = 65536  # octets in which the end of the header section is searched first
 _DECIDED: Final = 4096  # octets of a line that suffice to see whether it is a field

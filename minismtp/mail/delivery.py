@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
 from minismtp.mail.envelope import Envelope
 from minismtp.values.address import Address
-
-TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
+from minismtp.values.ciphers import TlsLevel
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config, Limits, Listener
+from minismtp.config.listener_table import DROP_HEADERS
 from minismtp.config.tables import LogConfig
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet
-from minismtp.mail.cleanup import DROP_HEADERS, RETURN_PATH
+from minismtp.mail.cleanup import RETURN_PATH
 from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.dialogue_trace import Tracing
 from minismtp.runtime.log import Log

@@ -1,4 +1,6 @@
-"""The cipher suites for TLS 1.2. Those for TLS 1.3 need no choice.
+"""What TLS to other hosts must achieve, and the cipher suites for TLS 1.2.
+
+Those for TLS 1.3 need no choice.
 
 Between mail servers TLS is opportunistic. If a server refuses a suite, mail is sent in clear text
 or has to wait (RFC 7435; RFC 9325 section 5.2). So other servers may use the suites that Postfix
@@ -10,8 +12,12 @@ server's users have current mail programs and get Python's own list, which has o
 from __future__ import annotations
 
 import os
-import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import ssl  # commands that only read the configuration have no use for it
+
+TlsLevel: TypeAlias = Literal["none", "opportunistic", "required", "verified"]
 
 #: The suites for other mail servers, best first.
 GENEROUS: Final = (
@@ -37,7 +43,7 @@ def set_ciphers(context: ssl.SSLContext, ciphers: str) -> None:
         return
     try:
         context.set_ciphers(ciphers)
-    except ssl.SSLError:
+    except OSError:  # ssl.SSLError
         raise ValueError("expected cipher suites in the notation of OpenSSL") from None
 
 

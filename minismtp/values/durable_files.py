@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
 import stat
 import threading
 import weakref
@@ -117,7 +116,7 @@ def kept_secret(path: Path) -> bytes:
             return found
         path.unlink()  # this function did not write it
     temporary = _beside(path)
-    atomic_write(temporary, secrets.token_bytes(_SECRET_LENGTH))
+    atomic_write(temporary, os.urandom(_SECRET_LENGTH))
     try:
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
@@ -285,7 +284,7 @@ def _keep_access(descriptor: int, path: Path) -> None:
 
 def _beside(path: Path) -> Path:
     """Return a temporary name for a file, in the same directory."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    return path.with_name(f".{path.name}.{os.urandom(8).hex()}")
 
 
 def _create(path: Path | str, mode: int) -> tuple[int, os.stat_result]:

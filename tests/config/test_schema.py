@@ -192,5 +192,5 @@ def test_class_without_a_docstring_is_summed_up_by_its_module() -> None:
     class Bare:
         x: int = 0
 
-    Bare.__module__ = "minismtp.values.reply"
-    assert summary(Bare).startswith("SMTP replies as values")
+    Bare.__module__ = "minismtp.config.types"
+    assert summary(Bare).startswith("Values that TOML can only write")
