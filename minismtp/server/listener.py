@@ -70,7 +70,7 @@ class Sessions:
 
     def reports(self, *, stack: bool) -> list[dict[str, object]]:
         """Return a report of each session, on request with the stack of its thread."""
-        return [connection.report(stack=stack) for connection in tuple(self._running)]
+        return [connection.report(stack=stack) for connection in self._running.copy()]
 
     def start_watch(self) -> None:
         """Start the thread that cuts sessions whose deadline has passed."""
@@ -80,7 +80,7 @@ class Sessions:
         """End the sessions by 421 at their next command. Return whether all ended in time."""
         self._stopped = True
         now = self._clock()
-        for connection in tuple(self._running):
+        for connection in self._running.copy():
             connection.drain(now)
         with self._changed:
             return self._changed.wait_for(lambda: not self._running, timeout)
@@ -114,7 +114,7 @@ class Sessions:
             time.sleep(tick)
             now = self._clock()
             nearest = now + _TICK
-            for connection in tuple(self._running):
+            for connection in self._running.copy():
                 due = connection.due
                 if due <= now:
                     with surviving("watch"):

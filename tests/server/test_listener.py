@@ -6,16 +6,23 @@ import contextlib
 import re
 import signal
 import socket
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from snippets import MX, SUBMISSIONS
 
+from minismtp.server.listener import Sessions
+
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start, TlsFiles
+
+    from minismtp.session.connection import Connection
 
 MEBIBYTE = 1024 * 1024
 LIMITED = "421 4.7.0 mx.example.org too many connections, try again later"
@@ -445,3 +452,37 @@ def test_session_that_does_not_end_is_cut_after_the_drain_time(
     assert server.wait() == 0
     server.wait_for_log("sessions cut after the drain time sessions=1")
     assert server.mail("never") == []
+
+
+class BriefConnection:
+    """Stands for a connection whose session ends at once."""
+
+    def __init__(self) -> None:
+        self.session = SimpleNamespace(id="brief")
+
+    def run(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def report(self, *, stack: bool) -> dict[str, object]:
+        return {"stack": stack}
+
+
+def test_sessions_are_listed_while_others_begin_and_end() -> None:
+    """Without the interpreter lock, a set can change while a tuple is made from it."""
+    sessions = Sessions(time.monotonic)
+    ended = threading.Semaphore(0)
+
+    def come_and_go() -> None:
+        for _ in range(500):
+            sessions.run(cast("Connection", BriefConnection()), ended.release)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert {"stack": True} not in sessions.reports(stack=False)
+    assert all(ended.acquire(timeout=10) for _ in range(1500))
+    assert len(sessions) == 0
