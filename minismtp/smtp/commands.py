@@ -147,7 +147,7 @@ def parse(line: bytes) -> Command:
     # White space before CRLF is tolerated (RFC 5321 section 4.1.1); before a verb it is common too.
     text = line.replace(b"\t", b" ").strip(b" ")
     word, _, rest = text.partition(b" ")
-    verb, parser = _VERBS.get(word) or _VERBS.get(word.upper(), _UNKNOWN)
+    verb, parser = _VERBS[word] if word in _VERBS else _VERBS.get(word.upper(), _UNKNOWN)
     if len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
         # RFC 4954 section 6: an authentication line has a code of its own.
         enhanced = "5.5.6" if verb == "AUTH" else "5.5.2"

@@ -96,7 +96,7 @@ class Protocol:
         self._lmtp = lmtp
         self._line_length = line_length
         self._strict_pipelining = strict_pipelining
-        self._next_states = NEXT_STATES[self.state, self.verb]  # by the class of the next reply
+        self._next_states = NEXT_STATES[self.state][self.verb]  # by the class of the next reply
         self._buffer = b""
         self._at = 0  # where the input begins that is in no event yet
         self._overlong = b""
@@ -182,7 +182,7 @@ class Protocol:
 
     def _expect(self, verb: str) -> None:
         """Have the next reply answer `verb`, and move to one of its next states."""
-        self.verb, self._next_states = verb, NEXT_STATES.get((self.state, verb), {})
+        self.verb, self._next_states = verb, NEXT_STATES[self.state].get(verb, {})
 
     def _refuse(self, verb: str, reply: Reply) -> Refused:
         self._expect("REFUSED")
@@ -208,10 +208,10 @@ class Protocol:
                 # RFC 2033 section 4.1
                 text = "this is LMTP: say LHLO" if self._lmtp else "this is SMTP: say EHLO"
                 return self._refuse(verb, Reply(500, text))
-            case Other() if (START, verb) not in NEXT_STATES:
+            case Other() if verb not in NEXT_STATES[START]:
                 self._lost = _is_chunk(line)
                 verb = "OTHER"
-        next_states = NEXT_STATES.get((self.state, verb))
+        next_states = NEXT_STATES[self.state].get(verb)
         if next_states is None:
             return self._refuse(command.verb, self._out_of_sequence(verb))
         if verb == "STARTTLS" and self.buffered:
@@ -244,7 +244,7 @@ class Protocol:
 
     def _begin_chunk(self, command: Bdat) -> Event | None:
         self._chunk, self._octets, self._chunk_refusal = command, command.size, None
-        if (self.state, "BDAT") in NEXT_STATES:
+        if "BDAT" in NEXT_STATES[self.state]:
             return command
         self._chunk_refusal = self._out_of_sequence("BDAT")
         return self._next_octets(command)
