@@ -7,7 +7,7 @@ ones. Here all readings count, so a check sees what any mail program could show.
 import binascii
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from minismtp import Headers
 
@@ -33,29 +33,32 @@ _CHARSET = re.compile(r"([^']{0,60}+)'[^']{0,60}+'")
 _CODED = re.compile(r"=\?[^?]{0,80}+\?([BbQq])\?")
 
 
-def kinds_of(headers: Headers, *, digest: bool) -> list[str]:
-    """Return the declared types in lower case; `digest` says that the part is one of a digest."""
+def kinds_of(types: Iterable[str], *, digest: bool) -> list[str]:
+    """Return the types in values of Content-Type, in lower case.
+
+    `digest` says that the part is one of a digest.
+    """
     found: dict[str, None] = {}
-    for value in _values(headers, "Content-Type"):
+    for value in types:
         if match := _KIND.search(_bare(value)):
             found[f"{match[1]}/{match[2]}".lower()] = None
     # RFC 2046 section 5.1.5
     return list(found) or ["message/rfc822" if digest else "text/plain"]
 
 
-def encodings_of(headers: Headers) -> list[str]:
+def encodings_of(values: Iterable[str]) -> list[str]:
     """Return the transfer encodings in lower case, "" for none."""
     found: dict[str, None] = {}
-    for value in _values(headers, "Content-Transfer-Encoding"):
+    for value in values:
         match = _ENCODING.search(_bare(value))
         found[match[0].lower() if match else ""] = None
     return list(found) or [""]
 
 
-def boundaries_of(headers: Headers) -> list[bytes]:
-    """Return the boundaries of a multipart. Raise TooMuchError."""
+def boundaries_of(types: Iterable[str]) -> list[bytes]:
+    """Return the boundaries in values of Content-Type. Raise TooMuchError."""
     found: dict[bytes, None] = {}
-    for value in _values(headers, "Content-Type"):
+    for value in types:
         for text in _readings(value, "boundary"):
             boundary = text.rstrip().encode("utf-8", "surrogateescape")
             if len(boundary) > _LONGEST_BOUNDARY:
@@ -65,31 +68,31 @@ def boundaries_of(headers: Headers) -> list[bytes]:
     return list(found)
 
 
-def names_of(headers: Headers) -> list[str]:
+def names_of(values: Iterable[str]) -> list[str]:
     """Return all names that some mail program shows for the file (RFC 2231, RFC 2047).
 
-    Raise TooMuchError.
+    The values are those of Content-Disposition and Content-Type.
     """
     found: dict[str, None] = {}
-    for field in ("Content-Disposition", "Content-Type"):
-        for value in _values(headers, field):
-            for parameter in ("filename", "name"):
-                for name in _readings(value, parameter):
-                    found |= dict.fromkeys(_decoded_names(name))
+    for value in values:
+        for parameter in ("filename", "name"):
+            for name in _readings(value, parameter):
+                found |= dict.fromkeys(_decoded_names(name))
     return [name for name in found if name]
 
 
-def _values(headers: Headers, field: str) -> list[str]:
-    """Return the values of all fields of a name, with octets that are not UTF-8 as surrogates."""
-    raw = headers.raw_all(field)
-    if not raw:
-        return []
+def values_of(fields: Mapping[bytes, list[bytes]], name: bytes) -> list[str]:
+    """Return the values of a name, with octets that are not UTF-8 as surrogates.
+
+    Raise TooMuchError if there are more than any mail program writes.
+    """
+    raw = fields.get(name, ())
     if len(raw) > _MOST_FIELDS:
-        raise TooMuchError(f"more than {_MOST_FIELDS} fields {field} in a part")
-    values = [each.partition(b":")[2].translate(None, b"\r\n") for each in raw]
-    texts = [value.decode("utf-8", "surrogateescape") for value in values]
-    if any(len(text) > _LONGEST_FIELD for text in texts):
-        raise TooMuchError(f"a field of a part of more than {_LONGEST_FIELD} characters")
+        raise TooMuchError(f"more than {_MOST_FIELDS} fields {name.decode()} in a part")
+    texts = [each.translate(None, b"\r\n").decode("utf-8", "surrogateescape") for each in raw]
+    for text in texts:
+        if len(text) > _LONGEST_FIELD:
+            raise TooMuchError(f"a field of a part of more than {_LONGEST_FIELD} characters")
     return texts
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import BinaryIO
 
-from minismtp import Headers, fields_end, header_end
+from minismtp import fields_end, header_end
 
 from ._budget import TooMuchError
 
@@ -15,7 +15,7 @@ _PIECE = 65536
 _LINE = 1000  # octets of a delimiter's line that are read
 _REMEMBERED = 1000  # octets of boundaries whose pattern is kept
 _MOST_DELIMITERS = 3000  # those at the end of multiparts included
-_DESCRIPTION = re.compile(rb"(?i)\n(content-[^\n]*+(?:\n[ \t][^\n]*+)*+)")
+_DESCRIPTION = re.compile(rb"(?i)\n(content-[!-9;-~]++)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)")
 _GUESSED = re.compile(rb"\n--([^\s-][^\r\n]{0,199})[ \t]*+\r?\n[!-9;-~]++[ \t]*+:")
 _FIELD = re.compile(rb"(?i)\ncontent-(?:type|disposition|transfer-encoding)\b")
 _EXACT_END = re.compile(rb"(?:--)?[ \t]*+\r?(?:\n|\Z)")
@@ -34,10 +34,7 @@ class Ambiguities:
 
 
 class Reader:
-    """Reads forward. The buffer begins with the line feed in front of the next line.
-
-    The fields of `header` have no line ends.
-    """
+    """Reads forward. The buffer begins with the line feed in front of the next line."""
 
     def __init__(self, stream: BinaryIO, found: Ambiguities, *, strict: bool) -> None:
         self._stream = stream
@@ -47,8 +44,11 @@ class Reader:
         self.delimiter = b""  # where the last body ended; none at the end of the message
         self.closing = False
 
-    def header(self, boundaries: Sequence[bytes]) -> Headers:
-        """Read a header section; a delimiter ends it too, and is left for the body to end at."""
+    def header(self, boundaries: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+        """Read a header section, and return the values of Content fields by names in lower case.
+
+        A delimiter ends the section too, and is left for the body to end at.
+        """
         held, start = _held(boundaries), 0
         while True:
             end = header_end(self._buffer, 1, start)
@@ -63,17 +63,19 @@ class Reader:
             stop = delimiter.start() + 1
         text = self._buffer[1:stop]
         next_line = self._buffer.find(b"\n", stop) if end >= 0 and not delimiter else stop - 1
-        fields = fields_end(text)
-        if fields < len(text):
+        last = fields_end(text)
+        if last < len(text):
             self._found.strict = True
             if self._strict:
-                text, next_line = text[:fields], fields
-        described = _DESCRIPTION.findall(b"\n" + text)
-        self._found.described += sum(map(len, described))
+                text, next_line = text[:last], last
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in _DESCRIPTION.findall(b"\n" + text):
+            self._found.described += len(value)
+            fields.setdefault(name.lower(), []).append(value)
         if self._found.described > MOST_HEADERS:
             raise TooMuchError("more than 1 MiB that describes parts")
         self._buffer = self._buffer[next_line:]
-        return Headers(described)
+        return fields
 
     def describes_a_part(self, boundaries: Sequence[bytes]) -> bool:
         """Return whether a field follows that describes a part, which some programs accept."""

@@ -7,15 +7,13 @@ that begins with a delimiter is one, and a part after the end of its multipart i
 could hide a part that others see, the message is read again in their way (`_Parser`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
 from typing import BinaryIO
 
-from minismtp import Headers
-
 from ._budget import TooMuchError, stream_of
-from ._mime import boundaries_of, encodings_of, kinds_of, names_of
+from ._mime import boundaries_of, encodings_of, kinds_of, names_of, values_of
 from ._part_reader import Ambiguities, Reader
 from ._transfer_encoding import decoded, is_encoded
 
@@ -27,13 +25,13 @@ DEEPEST = 30  # levels of multiparts and messages
 class Part:
     """A part of a message; `kind` is the declared type in lower case, such as image/png.
 
-    `headers` are the fields that describe the part, such as Content-Type. `kinds` are all declared
-    types, empty for text after the end of a multipart. `body` must be read before the next part;
-    the rest of it is skipped. For a message it is empty, because its parts follow. For a multipart
-    it is the text before its parts.
+    `fields` are those that describe the part, such as Content-Type. `kinds` are all declared types,
+    empty for text after the end of a multipart. `body` must be read before the next part; the rest
+    of it is skipped. For a message it is empty, because its parts follow. For a multipart it is the
+    text before its parts.
     """
 
-    headers: Headers
+    fields: Mapping[bytes, list[bytes]]
     kinds: tuple[str, ...]
     encoding: str
     body: Iterator[bytes]
@@ -45,8 +43,9 @@ class Part:
 
     @property
     def names(self) -> list[str]:
-        """All names that some mail program shows for the file."""
-        return names_of(self.headers)
+        """All names that some mail program shows for the file. Raise TooMuchError."""
+        dispositions = values_of(self.fields, b"content-disposition")
+        return names_of(dispositions + values_of(self.fields, b"content-type"))
 
     def decoded(self) -> Iterator[bytes]:
         """Return the body without its transfer encoding."""
@@ -98,17 +97,19 @@ class _Parser:
         digest = False
         while True:
             self._count()
-            headers = reader.header(_all(levels))
-            kinds, encodings = kinds_of(headers, digest=digest), encodings_of(headers)
-            kind, encoding = self._chosen(kinds), self._chosen(encodings)
-            boundaries = self._boundaries(kind, headers, reader)
+            fields = reader.header(_all(levels))
+            types = values_of(fields, b"content-type")
+            kinds = kinds_of(types, digest=digest)
+            kind = self._chosen(kinds)
+            encoding = self._chosen(encodings_of(values_of(fields, b"content-transfer-encoding")))
+            boundaries = self._boundaries(kind, types, reader)
             whole = bool(boundaries) and is_encoded([encoding]) and not self.literal
             if boundaries and not whole:
                 levels.append(_Level(boundaries, kind == "multipart/digest"))
             body = reader.body(_all(levels))
             is_message = whole or kind.startswith("message/")
             plain = is_message and (self.literal or not is_encoded([encoding]))
-            yield Part(headers, (kind, *kinds), encoding, iter(()) if is_message else body)
+            yield Part(fields, (kind, *kinds), encoding, iter(()) if is_message else body)
             depth += is_message
             if len(levels) + depth > DEEPEST:
                 raise TooMuchError(f"parts inside each other, more than {DEEPEST} deep")
@@ -119,14 +120,14 @@ class _Parser:
                 self.found.literal = True
                 content = decoded(encoding, body)
                 if whole:  # programs do not write that, but some read it
-                    fields = [raw + b"\n" for raw in headers.raw_all("Content-Type")]
-                    content = chain([*fields, b"\r\n"], content)
+                    again = [b"Content-Type:" + raw + b"\n" for raw in fields[b"content-type"]]
+                    content = chain([*again, b"\r\n"], content)
                 yield from self.parts(stream_of(content), depth + len(levels))
                 depth -= 1
             _skip(body)
             while reader.closing and not reader.describes_a_part(_all(levels)):
                 self._count()
-                yield Part(Headers([]), (), "", rest := reader.body(_all(levels)))
+                yield Part({}, (), "", rest := reader.body(_all(levels)))
                 _skip(rest)
             if not reader.delimiter:
                 return
@@ -145,10 +146,10 @@ class _Parser:
             return next((each for each in found if each.startswith("multipart/")), found[0])
         return found[min(self.choice, len(found)) - 1]
 
-    def _boundaries(self, kind: str, headers: Headers, reader: "Reader") -> list[bytes]:
+    def _boundaries(self, kind: str, types: list[str], reader: "Reader") -> list[bytes]:
         if not kind.startswith("multipart/"):
             return []
-        found = boundaries_of(headers)
+        found = boundaries_of(types)
         self.found.choices = max(self.found.choices, len(found), 1 if found else 2)
         if not self.choice:
             return found or reader.guessed()

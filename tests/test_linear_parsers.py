@@ -89,6 +89,11 @@ def _field(name: str, text: str) -> Headers:
     return Headers.parse(name.encode() + b": " + octets + b"\r\n\r\n")
 
 
+def _values(text: str) -> list[str]:
+    octets = text.replace("\n", "").encode()
+    return _mime.values_of({b"content-type": [octets]}, b"content-type")
+
+
 def _written(text: str) -> str:
     pieces = {f"header.{start}": text[start : start + 50] for start in range(0, len(text), 50)}
     return _authres.written("mx.example.org", [AuthResult("dkim", "pass", text, pieces)])
@@ -193,8 +198,8 @@ PARSERS: Final[dict[str, Parser]] = {
     "value": lambda text: _field("Subject", text).get("Subject"),
     "encoded words": lambda text: _field("Subject", text).decoded("Subject"),
     "field, written": lambda text: format_field("Subject", text),
-    "parameters of MIME": lambda text: _mime.names_of(_field("Content-Type", f"a/b; {text}")),
-    "type of MIME": lambda text: _mime.kinds_of(_field("Content-Type", text), digest=False),
+    "parameters of MIME": lambda text: _mime.names_of(_values(f"a/b; {text}")),
+    "type of MIME": lambda text: _mime.kinds_of(_values(text), digest=False),
     "address": Address.parse,
     "domain": to_ascii,
     "domain for people": to_unicode,
