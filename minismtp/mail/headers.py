@@ -65,7 +65,7 @@ class Headers:
         self.truncated = truncated
         self._fields = fields
         self._names = list(map(_name_of, fields)) if names is None else names
-        self._by_name: dict[bytes, list[bytes]] | None = None
+        self._by_name: dict[str, list[bytes]] | None = None
 
     @classmethod
     def parse(cls, block: bytes) -> Headers:
@@ -118,8 +118,8 @@ class Headers:
 
     def names(self, prefix: str = "") -> list[str]:
         """Return the names that begin with `prefix`, in lower case, each once."""
-        begin = prefix.lower().encode()
-        return [name.decode("ascii") for name in self._index() if name.startswith(begin)]
+        begin = prefix.lower()
+        return [name for name in self._index() if name.startswith(begin)]
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a field of this name."""
@@ -140,15 +140,19 @@ class Headers:
         return f"<Headers: {names.decode('ascii')}>"
 
     def _named(self, name: str) -> Sequence[bytes]:
-        return self._index().get(name.lower().encode("utf-8", "replace"), ())
+        index = self._by_name
+        if index is None:
+            index = self._index()
+        return index.get(name.lower(), ())
 
-    def _index(self) -> dict[bytes, list[bytes]]:
+    def _index(self) -> dict[str, list[bytes]]:
         """Return the fields of each name in lower case; the index is made when it is needed."""
         if self._by_name is None:
             self._by_name = {}
-            for name, raw in zip(self._names, self._fields, strict=True):
+            names = b"\n".join(self._names).lower().decode("ascii").split("\n")
+            for name, raw in zip(names, self._fields, strict=False):
                 if name:
-                    self._by_name.setdefault(name.lower(), []).append(raw)
+                    self._by_name.setdefault(name, []).append(raw)
         return self._by_name
 
 

@@ -69,7 +69,9 @@ def quoted(value: str, *, always: bool = False) -> str:
     """Return a value as a token or a quoted-string, with "?" for control characters."""
     if not always and len(value) <= _LONGEST and _PLAIN.fullmatch(value):
         return value
-    clean = "".join(char if char.isprintable() else "?" for char in value)
+    clean = value
+    if not value.isprintable():
+        clean = "".join(char if char.isprintable() else "?" for char in value)
     text = '"' + clean.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if len(text.encode("utf-8", "replace")) <= _LONGEST:
         return text
