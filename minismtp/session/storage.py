@@ -14,7 +14,7 @@ from minismtp.runtime.log import describe
 from minismtp.session import replies
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.success_notices import route_notice, success_notices
-from minismtp.storage.spool import UnreadableError
+from minismtp.storage.spool import Spool, UnreadableError
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
 from minismtp.values.threads import report, surviving
@@ -56,6 +56,9 @@ class MessageStorage:
         relays = self._relayed()
         self._check(relays)
         failures = self._deliver_all()
+        if not relays and not failures:
+            self._notify(self._recipients)
+            return [accepted] * (len(named) if self._context.lmtp else 1)
         own = set(map(id, named)) if self._context.lmtp else ()
         kept = [
             each for each in self._recipients if id(each) in own and self._is_kept(each, failures)
@@ -70,8 +73,7 @@ class MessageStorage:
                 refused[id(each)] = _most_hopeful([failures[mailbox] for mailbox in failed])
         if waiting or relays:
             self._enqueue(relays, waiting, failures, refused)
-        with surviving():  # the message is stored already
-            self._notify([each for each in self._recipients if id(each) not in refused])
+        self._notify([each for each in self._recipients if id(each) not in refused])
         if not self._context.lmtp:
             return [accepted]
         return [refused.get(id(each), accepted) for each in named]
@@ -178,12 +180,15 @@ class MessageStorage:
         """Queue the notifications of success that were asked for.
 
         This is done before the reply, so after a crash in between they may come twice, but they are
-        never missing.
+        never missing. Nothing is raised, because the message is stored already.
         """
-        context, queue = self._context, self._context.queue
         asked = [each for each in recipients if "SUCCESS" in each.notify]
-        if queue is None or not asked:
-            return
+        if asked and self._context.queue is not None:
+            with surviving():
+                self._queue_notices(asked, self._context.queue)
+
+    def _queue_notices(self, asked: Sequence[Recipient], queue: Spool) -> None:
+        context = self._context
         entry = QueueEntry.of(self._envelope, self._message, [])
         notices = success_notices(entry, self._message, asked, self.stored, context.hostname)
         for notice, content in notices:

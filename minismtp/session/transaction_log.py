@@ -116,8 +116,9 @@ class TransactionLog:
 
     def aborted(self) -> None:
         """Keep the steps of a transaction without a message."""
-        if self._context.may_log_refusal(self._envelope.peer):
-            self._keep(self.record("no message"), accepted=False)
+        context = self._context
+        if context.may_log_refusal(self._envelope.peer) and context.decision_log is not None:
+            context.decision_log.later(self.record("no message").decision, accepted=False)
         self._end()
 
     def finished(
@@ -185,7 +186,8 @@ class TransactionLog:
                 record.refusal = self._refusals.facts(reply)
             names = len(record.to) + len(record.stored) + len(record.queued)
             context.log.later(outcome, record.line, _LINE + _NAME * names)
-            self._keep(record, accepted=accepted)
+            if context.decision_log is not None:
+                context.decision_log.later(record.decision, accepted=accepted)
 
     def _log_recipients(
         self, recipients: Sequence[Recipient], answers: Sequence[Reply], logged: Reply
@@ -199,10 +201,6 @@ class TransactionLog:
                     sender=self._envelope.sender,
                     recipient=str(recipient.address),
                 )
-
-    def _keep(self, record: MessageRecord, *, accepted: bool) -> None:
-        if self._context.decision_log is not None:
-            self._context.decision_log.later(record.decision, accepted=accepted)
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""
