@@ -14,8 +14,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from minismtp.config import PluginConfig
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.delivery import Destination
 from minismtp.mail.envelope import Envelope, Local, Relay, Several
@@ -56,16 +57,6 @@ _EHLO_LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*")
 Method: TypeAlias = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
-class FailurePolicy:
-    """The settings of one plugin from its `[[plugins]]` table; `timeout` in seconds."""
-
-    plugin: str
-    on_error: Literal["defer", "ignore"] = "defer"
-    shadow: bool = False
-    timeout: float = 30.0
-
-
 class StartError(Exception):
     """`on_start` of a plugin raised an exception, so the process cannot start."""
 
@@ -75,9 +66,9 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Wraps the implementations of one plugin. `announce` receives a `HookFailed` event."""
+    """Wraps the implementations of the plugin of `table`. `announce` receives `HookFailed`."""
 
-    policy: FailurePolicy
+    table: PluginConfig
     log: Log
     announce: Callable[[HookFailed], None]
     _notes: StashKey[Stash] = field(default_factory=StashKey, init=False)
@@ -85,7 +76,8 @@ class Guard:
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:  # noqa: C901 - one call is cheaper than two
         """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plain = () if hook in CHECKED else ANSWERS.get(hook, object)
-        own = self._copy if self.policy.shadow else None
+        timeout, shadow = self.table.timeout.total_seconds(), self.table.mode == "shadow"
+        own = self._copy if shadow else None
         if hook == "on_start":
             own = self._with_own_state
 
@@ -106,14 +98,14 @@ class Guard:
                 cpu = (thread_time() - cpu) * weight
             wall = perf_counter() - begun
             activity.running = None
-            if wall > self.policy.timeout:
+            if wall > timeout:
                 self._overran(hook, wall, metrics)
             if raised is not None or not (result is None or isinstance(result, plain)):
                 verdict, result, kind, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
             elif result is not None:
                 kind = "answer"
-            if self.policy.shadow:
+            if shadow:
                 remark = remark or _changes(given, args)
                 verdict = result = None
             try:
@@ -132,14 +124,14 @@ class Guard:
     def _with_own_state(self, argument: object) -> object:
         """Return the ServerInfo of `on_start` with keys of the plugin's own in the shared state."""
         if isinstance(argument, ServerInfo):
-            return replace(argument, state=argument.state.of_plugin(self.policy.plugin))
+            return replace(argument, state=argument.state.of_plugin(self.table.name))
         return argument
 
     def _overran(self, hook: str, wall: float, metrics: HookMetrics) -> None:
         metrics.overrun(1)
         self.log.warning(
             "plugin overran its timeout",
-            plugin=self.policy.plugin,
+            plugin=self.table.name,
             hook=hook,
             seconds=f"{wall:.3f}",
         )
@@ -156,7 +148,7 @@ class Guard:
             raised = TypeError(f"{hook} returned {type(result).__name__}")
         if raised is None:
             if isinstance(result, Reply):
-                result = result.because("", plugin=self.policy.plugin, hook=hook)
+                result = result.because("", plugin=self.table.name, hook=hook)
             return None, result, "answer", ""
         if isinstance(raised, Verdict) and hook not in WITHOUT_VERDICT:
             return self._signed(raised, hook), None, _kind(raised), str(raised.reply)
@@ -170,15 +162,15 @@ class Guard:
         """Return a verdict whose reply names the plugin, the hook and the error to the log."""
         if not reason and verdict.__cause__ is not None:
             reason = describe(verdict.__cause__)
-        verdict.reply = verdict.reply.because(reason, plugin=self.policy.plugin, hook=hook)
+        verdict.reply = verdict.reply.because(reason, plugin=self.table.name, hook=hook)
         # The frames of its traceback refer to the verdict. They would keep the message of a refused
         # client, and its file on disk, until the next garbage collection.
         return verdict.with_traceback(None)
 
     def _failed(self, hook: str, error: BaseException, metrics: HookMetrics) -> Verdict | None:
-        plugin = self.policy.plugin
-        ignored = self.policy.on_error == "ignore" or hook in HARMLESS
-        applied = "ignore" if ignored or self.policy.shadow else "defer"
+        plugin = self.table.name
+        ignored = self.table.on_error == "ignore" or hook in HARMLESS
+        applied = "ignore" if ignored or self.table.mode == "shadow" else "defer"
         metrics.error(1)
         self.log.exception("plugin failed", error, plugin=plugin, hook=hook, policy=applied)
         if hook == "on_start" and applied == "defer":

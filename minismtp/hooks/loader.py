@@ -24,7 +24,7 @@ from minismtp.config import COMMON_KEYS
 from minismtp.config.toml_values import ConfigError, build, did_you_mean
 from minismtp.hooks import specs
 from minismtp.hooks.facade import Hooks
-from minismtp.hooks.guard import FailurePolicy, Guard
+from minismtp.hooks.guard import Guard
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics, Metrics
 
@@ -105,16 +105,11 @@ class PluginSet:
     def add(self, table: PluginConfig, instance: object, *, file: str = "") -> None:
         """Add one plugin behind a guard. Plugins are called in the order of addition."""
         check_methods(instance, table.name, file=file, key=f"{table.key}.use")
-        policy = FailurePolicy(
-            table.name,
-            on_error=table.on_error,
-            shadow=table.mode == "shadow",
-            timeout=table.timeout.total_seconds(),
-        )
-        guard = Guard(policy, self._log, self._announce)
+        guard = Guard(table, self._log, self._announce)
+        shadow = table.mode == "shadow"
         for name, method, options in _methods(instance):
             if options is not None:
-                metrics = HookMetrics(self._metrics, table.name, name, shadow=policy.shadow)
+                metrics = HookMetrics(self._metrics, table.name, name, shadow=shadow)
                 setattr(instance, name, specs.hookimpl(guard.wrap(name, method, metrics)))
         self.instances.append((table, instance))
 

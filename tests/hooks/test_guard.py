@@ -32,7 +32,7 @@ from minismtp import (
 )
 from minismtp.config import PluginConfig
 from minismtp.events import HookFailed
-from minismtp.hooks.guard import ANSWERS, HARMLESS, FailurePolicy, Guard, StartError
+from minismtp.hooks.guard import ANSWERS, HARMLESS, Guard, StartError
 from minismtp.hooks.loader import hook_names
 from minismtp.runtime.decision_log import DecisionLog, mentions
 from minismtp.runtime.log import Log
@@ -146,7 +146,7 @@ def test_what_ends_a_program_is_a_failure_of_the_plugin(
         raise error
 
     metrics = Metrics()
-    guard = Guard(FailurePolicy("tested"), written, lambda _: None)
+    guard = Guard(PluginConfig(use="tested"), written, lambda _: None)
     guarded = guard.wrap(hook, method, HookMetrics(metrics, "tested", hook))
     if hook in HARMLESS:
         assert guarded() is None
@@ -224,9 +224,9 @@ WRONG = [
 
 
 def guarded(
-    hook: str, method: Callable[..., object], policy: FailurePolicy | None = None
+    hook: str, method: Callable[..., object], table: PluginConfig | None = None
 ) -> Callable[..., Any]:
-    guard = Guard(policy or FailurePolicy("tested"), Log(level="error"), lambda _: None)
+    guard = Guard(table or PluginConfig(use="tested"), Log(level="error"), lambda _: None)
     return guard.wrap(hook, method, HookMetrics(Metrics(), "tested", hook))
 
 
@@ -282,17 +282,17 @@ def test_failure_of_on_start_names_the_plugin(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "policy",
-    [FailurePolicy("tested", on_error="ignore"), FailurePolicy("tested", shadow=True)],
+    "table",
+    [PluginConfig(use="tested", on_error="ignore"), PluginConfig(use="tested", mode="shadow")],
     ids=str,
 )
 def test_start_goes_on_without_a_plugin_that_may_fail(
-    policy: FailurePolicy, capfd: pytest.CaptureFixture[str]
+    table: PluginConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def on_start() -> None:
         raise OSError("no database")
 
-    guarded("on_start", on_start, policy)()
+    guarded("on_start", on_start, table)()
     assert "policy=ignore" in capfd.readouterr().err
 
 
