@@ -132,7 +132,7 @@ class Server(socketserver.ThreadingTCPServer):
         self,
         listener: Listener,
         sock: socket.socket,
-        service: ListenerContext,
+        context: ListenerContext,
         sessions: Sessions,
         admission: Admission,
         *,
@@ -148,13 +148,13 @@ class Server(socketserver.ThreadingTCPServer):
         self.socket = sock
         self._family = sock.family
         self.listener = listener
-        self._service = service
+        self._context = context
         self._sessions = sessions
         self._admission = admission
         self._slot = slot
         self._certificates = certificates
         # Users can still submit mail when many connections come from outside.
-        self._reserved = service.limits.reserved_sessions if listener.kind == "mx" else 0
+        self._reserved = context.limits.reserved_sessions if listener.kind == "mx" else 0
         self.turns = 0  # of the loop that accepts; while it grows, the loop runs
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -217,10 +217,10 @@ class Server(socketserver.ThreadingTCPServer):
             id=new_id(),
             listener=self.listener.name,
             kind=self.listener.kind,
-            hostname=self._service.hostname,
+            hostname=self._context.hostname,
             peer=peer,
             peer_port=port,
-            started=self._service.wall(),
+            started=self._context.wall(),
         )
         if not self.listener.address.path:
             # All replies of a batch are sent at once, so Nagle's algorithm could only delay them.
@@ -228,7 +228,7 @@ class Server(socketserver.ThreadingTCPServer):
             session.local = _peer(request.getsockname())[0]
         connection = Connection(
             request,
-            self._service,
+            self._context,
             session,
             self._certificates,
             implicit_tls=self.listener.tls == "implicit",
@@ -246,7 +246,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Log that a connection failed before its session began."""
-        self._service.log.error("connection not served", peer=_peer(client_address)[0])
+        self._context.log.error("connection not served", peer=_peer(client_address)[0])
 
     def server_close(self) -> None:
         """Close this worker's descriptors. The other workers keep the listening socket."""
@@ -263,8 +263,8 @@ class Server(socketserver.ThreadingTCPServer):
             return
         except OSError as error:
             # The client hung up, or there are too few descriptors: then wait for sessions to end.
-            self._service.log.warning("accept failed", error=str(error))
-            self._service.draining.wait(_SHORTEST_TICK)
+            self._context.log.warning("accept failed", error=str(error))
+            self._context.draining.wait(_SHORTEST_TICK)
             return
         try:
             self.process_request(request, address)
@@ -283,13 +283,13 @@ class Server(socketserver.ThreadingTCPServer):
         return any(address in network for network in self.listener.proxy_protocol)
 
     def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
-        metrics = self._service.metrics
+        metrics = self._context.metrics
         metrics.add(metrics.connections["limited"])
         metrics.buffer.announce()
-        text = f"{self._service.hostname} too many connections, try again later"
+        text = f"{self._context.hostname} too many connections, try again later"
         reply = Reply(421, text, "4.7.0")
         said = {} if self.listener.tls == "implicit" else {"reply": str(reply)}
-        self._service.log_refusal("connection limited", peer=peer, limit=limit, **said)
+        self._context.log_refusal("connection limited", peer=peer, limit=limit, **said)
         with contextlib.suppress(OSError):
             request.setblocking(False)
             if said:
