@@ -33,22 +33,20 @@ def received(session: Session, envelope: Envelope) -> bytes:
     if session.name:
         origin = f"{session.name} {origin}"
     tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls else ""
-    recipients = envelope.recipients
-    for_clause = _for_clause(recipients[0].address) if len(recipients) == 1 else ""
+    for_clause = ""
+    if len(envelope.recipients) == 1:
+        address = envelope.recipients[0].address
+        if not address.is_ascii:
+            address = Address(address.local, address.ascii_domain)
+        recipient = str(address)
+        if address.is_ascii and len(recipient) <= _FOR_LIMIT:
+            for_clause = f"\r\n\tfor <{recipient}>"
     text = (
         f"Received: from {_name(session.helo or 'unknown')} ({origin})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
         f"\t{date(envelope.arrived)}\r\n"
     )
     return text.encode()
-
-
-def _for_clause(recipient: Address) -> str:
-    """Return the clause for the recipient in ASCII, "" if that is not possible."""
-    if not recipient.is_ascii:
-        recipient = Address(recipient.local, recipient.ascii_domain)
-    text = str(recipient)
-    return f"\r\n\tfor <{text}>" if recipient.is_ascii and len(text) <= _FOR_LIMIT else ""
 
 
 @lru_cache(_REMEMBERED)

@@ -137,7 +137,8 @@ class Conversation:
 
     def end(self) -> None:
         """End the transaction and the login under way, because the session is over."""
-        self._drop()
+        if self.transaction is not None:
+            self._drop()
         self._authentication.abandon()
 
     def _banner(self, *, early: bool = False) -> tuple[Reply, bool]:

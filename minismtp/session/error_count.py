@@ -30,27 +30,29 @@ _MOST: Final = 10_000  # peers that are remembered
 
 
 class PeerErrors:
-    """The errors of peers in all sessions of one listener in this process. Thread-safe."""
+    """The errors of peers in all sessions of one listener in this process. Thread-safe.
+
+    `scores` has each peer's count and the time of its last error.
+    """
 
     def __init__(self) -> None:
-        self._scores: dict[bytes, tuple[float, float]] = {}  # in the order of their last errors
+        self.scores: dict[bytes, tuple[float, float]] = {}  # in the order of their last errors
         self._lock = threading.Lock()
 
     def add(self, key: bytes, cost: int, now: float) -> float:
         """Count an error, and return the sum of the peer's errors."""
         with self._lock:
-            score, last = self._scores.pop(key, (0.0, now))
+            score, last = self.scores.pop(key, (0.0, now))
             score = max(0.0, score - (now - last) * _DECAY) + cost
-            self._scores[key] = (score, now)
-            if len(self._scores) > _MOST:
-                del self._scores[next(iter(self._scores))]
+            self.scores[key] = (score, now)
+            if len(self.scores) > _MOST:
+                del self.scores[next(iter(self.scores))]
             return score
 
     def forgive(self, peer: str) -> None:
         """Clear the count of a peer."""
-        if self._scores:
-            with self._lock:
-                self._scores.pop(peer_key(peer), None)
+        with self._lock:
+            self.scores.pop(peer_key(peer), None)
 
 
 class ErrorCount:
@@ -85,7 +87,8 @@ class ErrorCount:
     def forgive(self, peer: str) -> None:
         """Clear the counts of the session and of its peer, because a message was accepted."""
         self._score = self._junk = 0
-        self._peers.forgive(peer)
+        if self._peers.scores:
+            self._peers.forgive(peer)
 
     def restart(self) -> None:
         """Clear the count of the session, because another client uses it from now on."""

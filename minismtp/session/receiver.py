@@ -83,7 +83,7 @@ class Receiver:
     @property
     def pending(self) -> bool:
         """Whether `proceed` has input left to work on."""
-        return not self._starved and not self.closing and not self.wants_tls
+        return not self._starved and self._protocol.state not in (CLOSED, TLS)
 
     @property
     def at_boundary(self) -> bool:
@@ -119,7 +119,9 @@ class Receiver:
         metrics.add((*metrics.connections[result], (metrics.active, 1.0)))
         if metrics.buffer.idle:
             metrics.buffer.announce()
-        return self._send(decision)
+        sent = self._send(decision)
+        self._set_deadline()
+        return sent
 
     def receive(self, data: bytes) -> bytes:
         """Take octets from the peer and return the replies that they call for."""
@@ -133,6 +135,7 @@ class Receiver:
     def proceed(self) -> bytes:
         """Work on the input until more is needed or enough replies wait to be sent."""
         protocol, output, tracing, size = self._protocol, self._output, self._tracing, 0
+        began = False  # whether the input ends in a content that began in it
         while size < _FLUSH:
             event = protocol.next_event()
             self._starved = event is None
@@ -141,20 +144,25 @@ class Receiver:
             if tracing.outlets:
                 tracing.heard(self.session, event, protocol.line)
             decision = self._conversation.decide(event, protocol.line)
-            if decision is not None:
-                sent = self._send(decision)
-                output.append(sent)
-                size += len(sent)
-                if decision.delay:
-                    break
-            elif event.__class__ is Bdat and protocol.state is SessionState.RCPT:
-                self._begin_content(self._context.clock())  # one deadline for all chunks
+            if decision is None:
+                # The chunks of a message have one deadline.
+                began = began or (event.__class__ is Bdat and protocol.state is SessionState.RCPT)
+                continue
+            sent = self._send(decision)
+            output += [sent]
+            size += len(sent)
+            began = protocol.state is DATA or (began and protocol.state is SessionState.CHUNKS)
+            if decision.delay:
+                break
+        if output or began:
+            self._set_deadline(content_began=began)
         metrics = self._context.metrics
         metrics.add(self._additions)
         self._additions = []
         if metrics.buffer.idle:
             metrics.buffer.announce()
-        return self.take()
+        self._output = []
+        return b"".join(output)
 
     def take(self) -> bytes:
         """Return the replies that `proceed` did not return, because it raised."""
@@ -253,7 +261,8 @@ class Receiver:
 
     def _send(self, decision: Decision) -> bytes:
         protocol, answers = self._protocol, decision.replies
-        sent = protocol.send_each(answers) if len(answers) > 1 else protocol.send(answers[0])
+        several = self._context.lmtp and len(answers) > 1
+        sent = protocol.send_each(answers) if several else protocol.send(answers[0])
         if decision.close:
             protocol.close()
         if decision.reason:
@@ -261,12 +270,6 @@ class Receiver:
         elif protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
         self._delay = decision.delay
-        self._answered = now = self._context.clock()
-        if protocol.state is DATA:
-            self._begin_content(now)
-        elif protocol.state is not SessionState.CHUNKS:
-            self._content_end = 0.0
-            self.deadline = min(now + self._command_timeout, self._end)
         try:
             if self._tracing.outlets:
                 for reply in answers:
@@ -279,7 +282,15 @@ class Receiver:
             report(error)
         return sent
 
-    def _begin_content(self, now: float) -> None:
-        """Set the deadline of a content, which what arrives may move beyond that of the session."""
-        self._content_end = now + self._content_timeout if now < self._end else self._end
-        self.deadline = min(now + self._data_timeout, self._content_end, self._end)
+    def _set_deadline(self, *, content_began: bool = False) -> None:
+        """Set the deadline of what the peer does next, after the last reply to its input.
+
+        What arrives of a content moves its deadline, even beyond that of the session.
+        """
+        self._answered = now = self._context.clock()
+        if content_began:
+            self._content_end = now + self._content_timeout if now < self._end else self._end
+            self.deadline = min(now + self._data_timeout, self._content_end, self._end)
+        elif self._protocol.state is not DATA and self._protocol.state is not SessionState.CHUNKS:
+            self._content_end = 0.0
+            self.deadline = min(now + self._command_timeout, self._end)

@@ -22,14 +22,14 @@ from minismtp.values.reply import Reject
 from minismtp.values.user_names import folded_local
 
 # With any of these fields the message is sent again (RFC 5322 section 3.6.6).
-_RESENT: Final = (
-    *("Resent-Date", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc", "Resent-Message-ID"),
-    "Resent-Reply-To",
-)
-_ADDRESSES: Final = (
-    *("From", "Sender", "Reply-To", "To", "Cc", "Bcc", "Resent-From", "Resent-Sender", "Resent-To"),
-    *("Resent-Cc", "Resent-Reply-To"),
-)
+_RESENT: Final = {
+    *("resent-date", "resent-from", "resent-sender", "resent-to", "resent-cc", "resent-message-id"),
+    "resent-reply-to",
+}
+_ADDRESSES: Final = {
+    *("from", "sender", "reply-to", "to", "cc", "bcc", "resent-from", "resent-sender", "resent-to"),
+    *("resent-cc", "resent-reply-to"),
+}
 _MOST_GROWTH: Final = 65536  # octets that a header may grow by, because filters have to read it
 _MOST_AUTHORS: Final = 20  # because each may be a query to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
@@ -42,7 +42,8 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     field must not be why a message needs SMTPUTF8. Bare names, such as cron's root, get `hostname`.
     """
     headers = message.headers
-    addressed = [raw for name in _ADDRESSES for raw in headers.raw_all(name)]
+    names = set(headers.names())
+    addressed = [raw for name in names & _ADDRESSES for raw in headers.raw_all(name)]
     changed = {raw: new for raw in addressed if (new := completed(raw, hostname)) != raw}
     for raw in changed:
         if not raw.endswith(b"\n"):  # the content of BDAT may end in the header (RFC 3030)
@@ -50,7 +51,7 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
     growth = sum(len(changed[raw]) - len(raw) for raw in addressed if raw in changed)
     if 0 < growth <= _MOST_GROWTH:
         message.edit([changed.get(raw, raw) for raw in headers.raw_all()])
-    resent = any(name in headers for name in _RESENT)
+    resent = not names.isdisjoint(_RESENT)
     local, at, domain = (envelope.sender or envelope.login or "").rpartition("@")
     added = {
         "Message-ID": f"<{envelope.id}@{hostname}>",
@@ -58,9 +59,9 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
         "From": f"{local}@{to_ascii(domain)}" if at else f"MAILER-DAEMON@{hostname}",
     }
     for name, value in added.items():
-        if resent and f"Resent-{name}" not in headers:
+        if resent and f"resent-{name.lower()}" not in names:
             message.prepend(f"Resent-{name}", value)
-        if name not in headers and not (resent and name == "From"):
+        if name.lower() not in names and not (resent and name == "From"):
             message.prepend(name, value)
 
 

@@ -118,7 +118,7 @@ class Transaction:
         if len(self._accepted) >= context.limits.recipients:
             return replies.TOO_MANY  # RFC 5321 section 4.5.3.1.10
         in_ascii = recipient.address.is_ascii and recipient.original.isascii()
-        if not envelope.smtputf8 and not in_ascii:
+        if not (envelope.smtputf8 or in_ascii):
             return replies.NEEDS_UTF8  # RFC 6531 section 3.5, RFC 6533 section 3
         context.hooks.on_rcpt(session, envelope, recipient)
         problem = self._route(recipient)

@@ -131,6 +131,7 @@ Command: TypeAlias = (
 #: here, because local parts of up to 512 octets are taken.
 LINE_LIMIT: Final = 2048
 LONGEST_LINE: Final = 12288  # RFC 4954 section 4, for AUTH and its responses
+_SHORT: Final = 510  # octets without CRLF that each limit allows
 LINE_LIMITS: Final = {"MAIL": 4096, "RCPT": 4096, "BDAT": 512, "AUTH": LONGEST_LINE}
 
 _VERB = re.compile(r"[A-Z0-9_-]+")
@@ -145,10 +146,12 @@ _HTTP: Final = frozenset(
 def parse(line: bytes) -> Command:
     """Read one command line without its CRLF. Raise CommandProblem."""
     # White space before CRLF is tolerated (RFC 5321 section 4.1.1); before a verb it is common too.
-    text = line.replace(b"\t", b" ").strip(b" ")
+    text = line
+    if b"\t" in line or line[:1] == b" " or line[-1:] == b" ":
+        text = line.replace(b"\t", b" ").strip(b" ")
     word, _, rest = text.partition(b" ")
     verb, parser = _VERBS[word] if word in _VERBS else _VERBS.get(word.upper(), _UNKNOWN)
-    if len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
+    if len(line) > _SHORT and len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
         # RFC 4954 section 6: an authentication line has a code of its own.
         enhanced = "5.5.6" if verb == "AUTH" else "5.5.2"
         raise CommandProblem(verb, Reply(500, "line too long", enhanced))
@@ -157,12 +160,12 @@ def parse(line: bytes) -> Command:
         raise CommandProblem(verb, Reply(501, "expected BDAT size [LAST]", "5.5.4"))
     name = verb if parser else _unknown_verb(word)
     try:
-        argument = rest.decode()
+        argument = rest.decode() if rest else ""
     except UnicodeDecodeError:
         if verb not in GREETINGS:
             raise CommandProblem(verb, Reply(501, "command is not UTF-8", "5.5.2")) from None
         argument = rest.decode("latin-1")  # any name of a computer is taken, see parse_helo
-    if not argument.isprintable():
+    if rest and not argument.isprintable():
         control = _CONTROL_OF_ASCII if verb in GREETINGS else _CONTROL
         if control.search(argument):
             raise CommandProblem(verb, Reply(501, "control character in command", "5.5.2"))
@@ -199,22 +202,24 @@ def _rcpt(argument: str) -> Rcpt:
     return Rcpt(path, **_values("RCPT", rest, _RCPT_PARAMETERS)) if rest else Rcpt(path)
 
 
-#: For each verb: the text before its path, whose path it is, and the code for a malformed one.
-#: Blanks beside the colon are taken, because they are wrong but common.
+#: For each verb: the usual text before its path, where the path begins, any text that is taken
+#: there, whose path it is, and the code for a malformed one. Blanks beside the colon are common.
 _PATHS: Final = {
-    "MAIL": (re.compile(r" *FROM *: *", re.IGNORECASE), "FROM", "sender", "5.1.7"),
-    "RCPT": (re.compile(r" *TO *: *", re.IGNORECASE), "TO", "recipient", "5.1.3"),
+    "MAIL": ("FROM:<", 5, re.compile(r" *FROM *: *", re.IGNORECASE), "sender", "5.1.7"),
+    "RCPT": ("TO:<", 3, re.compile(r" *TO *: *", re.IGNORECASE), "recipient", "5.1.3"),
 }
 
 
 def _path(verb: str, argument: str) -> tuple[Address | None, str]:
     """Return the path of MAIL or RCPT and the parameters. Raise SyntaxProblem, CommandProblem."""
-    pattern, word, whose, enhanced = _PATHS[verb]
-    prefix = pattern.match(argument)
-    if prefix is None or prefix.end() == len(argument):
-        raise SyntaxProblem(f"expected {word}:<address>")
+    usual, start, pattern, whose, enhanced = _PATHS[verb]
+    if argument[: start + 1] != usual:
+        prefix = pattern.match(argument)
+        if prefix is None or prefix.end() == len(argument):
+            raise SyntaxProblem(f"expected {usual}address>")
+        start = prefix.end()
     try:
-        return parse_path(argument, prefix.end())
+        return parse_path(argument, start)
     except SyntaxProblem as problem:
         raise CommandProblem(verb, Reply(501, f"{whose}: {problem}", enhanced)) from None
 
@@ -225,7 +230,7 @@ _Parameters: TypeAlias = Mapping[str, tuple[str, Callable[[str], object] | None]
 
 def _values(verb: str, rest: str, known: _Parameters) -> dict[str, Any]:
     """Read the parameters after a path into the fields that they set."""
-    if not rest.startswith(" "):
+    if rest[0] != " ":
         raise SyntaxProblem("expected a blank after the address")
     values: dict[str, object] = {}
     for keyword, value in parse_parameters(rest).items():

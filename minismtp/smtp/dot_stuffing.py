@@ -27,13 +27,12 @@ class LineChecks:
     it becomes a CRLF if such content is not refused.
     """
 
-    __slots__ = ("_column", "_limit", "bare_newline", "long_line")
+    bare_newline = False
+    long_line = False
+    _column = 0
 
     def __init__(self, limit: int = 0) -> None:
-        self.bare_newline = False
-        self.long_line = False
         self._limit = limit
-        self._column = 0
 
     def check(self, data: bytes) -> None:
         """Take more octets, in pieces that are not cut inside CRLF."""
@@ -59,15 +58,11 @@ class DotDecoder(LineChecks):
     four octets.
     """
 
-    __slots__ = ("_first", "_held", "done", "rest")
-
-    def __init__(self, line_length: int = 0) -> None:
-        super().__init__(line_length)
-        # The CRLF before the first line is that of the DATA command, so a lone dot ends at once.
-        self._held = b"\r\n"
-        self._first = True
-        self.done = False
-        self.rest = b""
+    done = False
+    rest = b""
+    # The CRLF before the first line is that of the DATA command, so a lone dot ends at once.
+    _held = b"\r\n"
+    _first = True
 
     def decode(self, data: bytes) -> bytes:
         """Take more octets and return the content that is certain by now."""
@@ -75,7 +70,8 @@ class DotDecoder(LineChecks):
         # Both the end and a stuffed dot begin with CRLF and a dot. A dot alone is found at once,
         # and a large part in base64 has none.
         dot = _DOT.search(data) if b"." in data else None
-        end = data.find(END, dot.start()) if dot else -1
+        first = dot.start() if dot else -1
+        end = data.find(END, first) if dot else -1
         if end >= 0:
             self.done = True
             self.rest = data[end + len(END) :]
@@ -85,7 +81,7 @@ class DotDecoder(LineChecks):
             self._held = held
             data = data[: len(data) - len(held)]
         # The cut is never inside CRLF or CRLF-dot, so one replace unstuffs across buffers too.
-        if dot and dot.start() != end:
+        if first != end:
             data = data.replace(b"\r\n.", b"\r\n")
         if self._first and data:
             self._first = False
@@ -101,12 +97,11 @@ class ChunkLines(LineChecks):
     piece.
     """
 
-    __slots__ = ("_fix", "_held")
+    _held = b""
 
     def __init__(self, *, fix: bool, line_length: int = 0) -> None:
         super().__init__(line_length)
         self._fix = fix
-        self._held = b""
 
     def take(self, data: bytes, *, last: bool = False) -> bytes:
         """Take more octets, the `last` ones or not, and return the content that is certain."""

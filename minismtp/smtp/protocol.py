@@ -129,7 +129,8 @@ class Protocol:
         if reply.code == _CLOSING or self._lost:
             self.state = CLOSED
         else:
-            self.state = self._next_states.get(reply.category, self.state)
+            if reply.category in self._next_states:
+                self.state = self._next_states[reply.category]
             if self.state is DATA:
                 self._decoder = DotDecoder(self._line_length)
         return reply.octets or reply.encode()
@@ -211,8 +212,8 @@ class Protocol:
             case Other() if verb not in NEXT_STATES[START]:
                 self._lost = _is_chunk(line)
                 verb = "OTHER"
-        next_states = NEXT_STATES[self.state].get(verb)
-        if next_states is None:
+        allowed = NEXT_STATES[self.state]
+        if verb not in allowed:
             return self._refuse(command.verb, self._out_of_sequence(verb))
         if verb == "STARTTLS" and self.buffered:
             # RFC 3207 section 6: commands that came in clear must not count as sent inside TLS.
@@ -221,7 +222,7 @@ class Protocol:
         if self._strict_pipelining and verb in GREETINGS and self.buffered:
             # RFC 2920 section 3.1: EHLO is the last of a group, its reply must be awaited.
             return self._refuse(verb, Reply(503, "wait for the reply before you go on"))
-        self.verb, self._next_states = verb, next_states
+        self.verb, self._next_states = verb, allowed[verb]
         return command
 
     def _out_of_sequence(self, verb: str) -> Reply:
@@ -274,7 +275,7 @@ class Protocol:
             if data:
                 return ContentChunk(data)
         self._decoder = None
-        self._expect("CONTENT")
+        self.verb, self._next_states = "CONTENT", NEXT_STATES[DATA]["CONTENT"]
         return EndOfContent(decoder.bare_newline, decoder.long_line)
 
 

@@ -80,13 +80,15 @@ class Address:
 
     def __post_init__(self) -> None:
         local, domain = self.local, self.domain
-        if not (domain.islower() and domain.isascii()) or domain[0] == "[" or domain[-1] == ".":
+        is_ascii = domain.isascii()
+        if not (is_ascii and domain.islower()) or domain[0] == "[" or domain[-1] == ".":
             domain = _normalized(domain)
+            is_ascii = domain.isascii()
             object.__setattr__(self, "domain", domain)
             object.__setattr__(self, "ascii_domain", to_ascii(domain))
         else:
             object.__setattr__(self, "ascii_domain", domain)
-        object.__setattr__(self, "is_ascii", local.isascii() and domain.isascii())
+        object.__setattr__(self, "is_ascii", local.isascii() and is_ascii)
         if not _PLAIN.fullmatch(local):
             escaped = local.replace("\\", "\\\\").replace('"', '\\"')
             local = f'"{escaped}"'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from textwrap import wrap
 from typing import Final
 
@@ -56,13 +57,8 @@ class Reply:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "category", self.code // 100)
-        if not _CODE.fullmatch(str(self.code)):
-            raise ValueError(f"{self.code} is not an SMTP reply code")
-        if self.enhanced and not _ENHANCED.fullmatch(self.enhanced):
-            raise ValueError(f"{self.enhanced!r} is not an enhanced status code")
-        if self.enhanced and int(self.enhanced[0]) != self.category:
-            raise ValueError(f"enhanced code {self.enhanced} does not fit reply code {self.code}")
-        if _UNPRINTABLE.search(self.text):
+        _check_codes(self.code, self.enhanced)
+        if not self.text.isprintable() and _UNPRINTABLE.search(self.text):
             raise ValueError(f"reply text {self.text!r} has control characters")
 
     def __str__(self) -> str:
@@ -101,6 +97,17 @@ class Reply:
             lines += [line] if fits else wrap(line, room) or [""]
         middle = "".join([f"{code}-{prefix}{line}\r\n" for line in lines[:-1]])
         return f"{middle}{code} {prefix}{lines[-1]}\r\n".encode()
+
+
+@lru_cache(256)
+def _check_codes(code: int, enhanced: str) -> None:
+    """Raise ValueError if the codes of a reply are malformed or do not fit each other."""
+    if not _CODE.fullmatch(str(code)):
+        raise ValueError(f"{code} is not an SMTP reply code")
+    if enhanced and not _ENHANCED.fullmatch(enhanced):
+        raise ValueError(f"{enhanced!r} is not an enhanced status code")
+    if enhanced and int(enhanced[0]) != code // 100:
+        raise ValueError(f"enhanced code {enhanced} does not fit reply code {code}")
 
 
 class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
