@@ -156,8 +156,8 @@ def test_what_is_remembered_of_long_texts_is_little(function: Callable[[str], ob
 def test_each_cache_of_functions_is_known_and_bounded() -> None:
     """Add a new cache here, with the limit on the length of its entries."""
     known = {
-        "minismtp/mail/cleanup.py": 2,  # the operator's names
-        "minismtp/mail/trace_fields.py": 1,  # names of 255 characters
+        "minismtp/mail/cleanup.py": 1,  # the operator's names
+        "minismtp/mail/trace_fields.py": 2,  # names of 255 characters; seconds
         "minismtp/values/address.py": 3,  # 800 characters; mailboxes of 1,300; names of 255 octets
         "minismtp/cli/text.py": 3,  # numbers
         "minismtp/values/reply.py": 1,  # codes
