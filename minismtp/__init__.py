@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.services.smtp_client import SmtpClient as SmtpClient
     from minismtp.smtp.client_reply import HostReply as HostReply
     from minismtp.smtp.dot_stuffing import dotted as dotted
+    from minismtp.smtp.grammar import encode_xtext as encode_xtext
     from minismtp.smtp.sasl import Credentials as Credentials
     from minismtp.smtp.sasl import StoredKey as StoredKey
     from minismtp.storage.quarantine import QuarantineStore as QuarantineStore
@@ -106,6 +107,7 @@ _MODULES: Final = {
     "services.smtp_client": "SmtpClient",
     "smtp.client_reply": "HostReply",
     "smtp.dot_stuffing": "dotted",
+    "smtp.grammar": "encode_xtext",
     "smtp.sasl": "Credentials StoredKey",
     "storage.quarantine": "QuarantineStore",
     "values.address": "Address",

@@ -22,6 +22,7 @@ from minismtp import (
     ServerInfo,
     Session,
     SocketAddress,
+    encode_xtext,
     events,
     hookimpl,
     plugin,
@@ -258,16 +259,9 @@ def _parameters(envelope: Envelope) -> Iterator[str]:
     if envelope.dsn_return:
         yield f"RET={envelope.dsn_return}"
     if envelope.dsn_id:
-        yield f"ENVID={_xtext(envelope.dsn_id)}"
+        yield f"ENVID={encode_xtext(envelope.dsn_id)}"
 
 
 def _literal(peer: str) -> str:
     """Return the name for a client without one."""
     return f"[IPv6:{peer}]" if ":" in peer else f"[{peer}]"
-
-
-def _xtext(text: str) -> str:
-    """Return text as xtext (RFC 3461 section 4)."""
-    return "".join(
-        char if "!" <= char <= "~" and char not in "+=" else f"+{ord(char):02X}" for char in text
-    )

@@ -16,13 +16,13 @@ from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.smtp.client_reply import HostReply
+from minismtp.smtp.grammar import encode_xtext
 from minismtp.values.address import Address
 
 # size-value ::= 1*20DIGIT (RFC 1870 section 4)
 _SIZE: Final = re.compile(r"[0-9]{1,20}")
 # rcptmax-value = "RCPTMAX=" %x31-39 0*5DIGIT (RFC 9422 section 5.2)
 _RCPTMAX: Final = re.compile(r"\bRCPTMAX=([1-9][0-9]{0,5})(?![0-9])", re.IGNORECASE)
-_NO_XTEXT: Final = re.compile(r"[^!-*,-<>-~]")
 _WIDE: Final = re.compile(r"[^\x00-\x7f]")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -102,7 +102,7 @@ class Extensions:
             parts.append("REQUIRETLS")
         if "DSN" in self:
             parts += [f"RET={entry.dsn_return}"] if entry.dsn_return else []
-            parts += [f"ENVID={_xtext(entry.dsn_id)}"] if entry.dsn_id else []
+            parts += [f"ENVID={encode_xtext(entry.dsn_id)}"] if entry.dsn_id else []
         return " ".join(parts)
 
     def rcpt(self, address: str, notify: Collection[str] = (), original: str = "") -> str:
@@ -118,13 +118,6 @@ class Extensions:
         if "SMTPUTF8" in self:
             return original
         return _WIDE.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", original)
-
-
-def _xtext(text: str) -> str:
-    """Return a text in the encoding of RFC 3461 section 4."""
-    return _NO_XTEXT.sub(
-        lambda match: "".join(f"+{octet:02X}" for octet in match[0].encode()), text
-    )
 
 
 def _ascii_domain(address: str) -> str:

@@ -148,8 +148,8 @@ def xtext_octets(text: str) -> bytes:
 
 
 def encode_xtext(text: str) -> str:
-    """Encode ASCII text as xtext (RFC 3461 section 4)."""
-    return _NO_XCHAR.sub(lambda match: f"+{ord(match[0]):02X}", text)
+    """Encode text as xtext (RFC 3461 section 4), characters outside ASCII by their UTF-8."""
+    return _NO_XCHAR.sub(lambda match: "".join(f"+{each:02X}" for each in match[0].encode()), text)
 
 
 def encode_utf8_address(text: str) -> str:
