@@ -111,8 +111,8 @@ class Conversation:
 
     def message(self, fields: Iterator[tuple[bytes, bytes]], body: Iterator[bytes]) -> None:
         """Send the message until the filter needs no more."""
-        for name, value in fields:
-            if self._decided or not self._options.wants(wire.HEADER):
+        for name, value in fields if self._options.wants(wire.HEADER) else ():
+            if self._decided:
                 break
             room = wire.CHUNK - len(name) - 2  # a longer field does not fit into a packet
             self.step(wire.HEADER, wire.texts(name, value[:room]))
@@ -181,7 +181,9 @@ class Conversation:
 
     def _defined(self, step: wire.Step) -> bytes:
         """Return the macros of a command."""
-        names = self._options.macros.get(step.stage, _MACROS.get(step.stage, ()))
+        if step.stage not in _MACROS:
+            return b""
+        names = self._options.macros.get(step.stage, _MACROS[step.stage])
         found = {name: self.macros[name] for name in names if self.macros.get(name)}
         return wire.macros(step, found)
 
