@@ -65,24 +65,22 @@ class Breaker:
         self._failures = 0
         self._closed_until = 0.0
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[None]:
-        """Run a call to the service; an exception other than a verdict counts as a failure.
+    def watch(self) -> Breaker:
+        """Return a context for a call; an exception other than a verdict counts as a failure.
 
-        Raise RemoteError at once during a pause.
+        Entering it raises RemoteError during a pause.
         """
-        self._enter()
-        try:
-            yield
-        except Verdict:
-            self._succeeded()
-            raise
-        except Exception:
-            self._failed()
-            raise
-        self._succeeded()
+        return self
 
-    def _enter(self) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Count the outcome of a call. The end of the process is no outcome."""
+        if error is None or isinstance(error, Verdict):
+            self._succeeded()
+        elif isinstance(error, Exception):
+            self._failed()
+
+    def __enter__(self) -> None:
+        """Begin a call. Raise RemoteError during a pause."""
         with self._lock:
             if self._failures < self._limit:
                 return
