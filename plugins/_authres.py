@@ -104,6 +104,8 @@ def without_comments(value: str) -> str:
 
 def _clipped(result: AuthResult) -> AuthResult:
     """Return a text cut to a length that keeps a line far below its limit."""
+    if max(map(len, (result.reason, *result.properties.values()))) <= _LONGEST:
+        return result
     properties = {name: value[:_LONGEST] for name, value in result.properties.items()}
     return replace(result, reason=result.reason[:_LONGEST], properties=properties)
 

@@ -11,10 +11,11 @@ from typing import BinaryIO, Final
 from minismtp import Headers
 
 _PIECE = 65536
-_ROW: Final = 4096  # octets of a header's line at once
-_BLANKS: Final = re.compile(rb"[ \t]{2,}|\t")
+_EMPTY_LINE: Final = re.compile(rb"\n\r?\n")
+_BLANKS: Final = re.compile(rb"  +")
+_TAB_AS_BLANK: Final = bytes.maketrans(b"\t", b" ")
 _ENDS: Final = 8192  # line ends in one piece
-_B_TAG: Final = re.compile(rb"[ \t\r\n]*b[ \t\r\n]*=")
+_B_TAG: Final = re.compile(rb"(;[ \t\r\n]*+b[ \t\r\n]*+=)[^;]*+")
 
 #: A form and the number of its octets that count, None for all of them.
 Extent = tuple[str, int | None]
@@ -23,9 +24,8 @@ Extent = tuple[str, int | None]
 def relaxed_field(raw: bytes) -> bytes:
     """Return a field in the relaxed form (RFC 6376 section 3.4.2)."""
     name, _, value = raw.partition(b":")
-    if b"\n" in value or b"\r" in value:
-        value = value.translate(None, b"\r\n")
-    if b"\t" in value or b"  " in value:
+    value = value.translate(_TAB_AS_BLANK, b"\r\n")
+    if b"  " in value:
         value = _BLANKS.sub(b" ", value)
     value = value.strip(b" ")
     return name.strip(b" \t").lower() + b":" + value + b"\r\n"
@@ -51,12 +51,8 @@ def signed_fields(headers: Headers, names: Iterable[str], form: str = "relaxed")
 
 def without_signature(raw: bytes) -> bytes:
     """Return a field of tags with an empty tag b (RFC 6376 section 3.7)."""
-    name, colon, value = raw.partition(b":")
-    tags = value.split(b";")
-    for number, tag in enumerate(tags):
-        if match := _B_TAG.match(tag):
-            tags[number] = match[0]
-    return name + colon + b";".join(tags)
+    name, _, value = raw.partition(b":")
+    return name + b":" + _B_TAG.sub(rb"\1", b";" + value)[1:]
 
 
 def body_hash(reader: BinaryIO) -> bytes:
@@ -71,9 +67,7 @@ def body_hashes(reader: BinaryIO, extents: Iterable[Extent]) -> dict[Extent, tup
     for kind in sorted({kind for kind, _ in wanted}):
         digests = {length: hashlib.sha256() for each, length in wanted if each == kind}
         size = 0
-        reader.seek(0)
-        _skip_header(reader)
-        for piece in _BODY[kind](reader):
+        for piece in _canonical_body(reader, kind):
             for length, digest in digests.items():
                 digest.update(piece if length is None else piece[: max(0, length - size)])
             size += len(piece)
@@ -81,57 +75,53 @@ def body_hashes(reader: BinaryIO, extents: Iterable[Extent]) -> dict[Extent, tup
     return found
 
 
-def _skip_header(reader: BinaryIO) -> None:
-    begins = True  # a line, which may come in several pieces
-    while piece := reader.readline(_ROW):
-        if begins and piece in (b"\r\n", b"\n"):
-            return
-        begins = piece.endswith(b"\n")
+def _pieces(reader: BinaryIO) -> Iterator[bytes]:
+    """Yield the body, which begins after the first empty line, in pieces."""
+    reader.seek(0)
+    held = b"\n"  # as if a line ended before the first one
+    while piece := reader.read(_PIECE):
+        if match := _EMPTY_LINE.search(octets := held + piece):
+            yield octets[match.end() :]
+            break
+        held = octets[-2:]
+    yield from iter(lambda: reader.read(_PIECE), b"")
 
 
-def _relaxed_body(reader: BinaryIO) -> Iterator[bytes]:
-    """Yield the body in the relaxed form (RFC 6376 section 3.4.4), as lines of the wire."""
-    empty = True
-    for text in _texts(reader, b" \t\r\n"):
-        text = _wire(text)  # noqa: PLW2901 - the same on the wire
-        if b"\t" in text or b"  " in text:
-            text = _BLANKS.sub(b" ", text)  # noqa: PLW2901 - expensive, and most have none
-        yield text.replace(b" \r\n", b"\r\n")
-        empty = False
-    if not empty:
-        yield b"\r\n"
+def _canonical_body(reader: BinaryIO, kind: str) -> Iterator[bytes]:
+    """Yield the body in a form of RFC 6376 section 3.4.3 or 3.4.4, as lines of the wire.
 
-
-def _simple_body(reader: BinaryIO) -> Iterator[bytes]:
-    """Yield the body in the simple form (RFC 6376 section 3.4.3), as lines of the wire."""
-    for text in _texts(reader, b"\r\n"):
-        yield _wire(text)
-    yield b"\r\n"
-
-
-_BODY: Final = {"relaxed": _relaxed_body, "simple": _simple_body}
-
-
-def _texts(reader: BinaryIO, idle: bytes) -> Iterator[bytes]:
-    """Yield the body in pieces that do not end with `idle` octets, which do not count at the end.
-
-    Line ends before a text are separate pieces, and a run of blanks is one blank.
+    Octets at the end of a piece wait for text after them, because at the end of the body they do
+    not count.
     """
-    held = b""  # idle octets, which count only if text follows
-    lines = 0  # and so do line ends before them
-    for octets in iter(lambda: reader.read(_PIECE), b""):
+    idle, form = _BODY[kind]
+    held = b""
+    lines = 0  # line ends before what is held
+    empty = True
+    for octets in _pieces(reader):
         piece = held + octets
         text = piece.rstrip(idle)
         if text:
             while lines:
                 yield b"\r\n" * min(lines, _ENDS)
                 lines -= min(lines, _ENDS)
-            yield text
+            yield form(text)
+            empty = False
         rest = piece[len(text) :]
         # A CR at the end may be half of a line end.
         end = max(rest.rfind(b"\n"), rest.rfind(b"\r", 0, -1)) + 1
         lines += _line_ends(rest[:end])
-        held = _BLANKS.sub(b" ", rest[end:])
+        held = _BLANKS.sub(b" ", rest[end:].replace(b"\t", b" "))
+    if kind == "simple" or not empty:
+        yield b"\r\n"
+
+
+def _relaxed_text(text: bytes) -> bytes:
+    text = _wire(text)
+    if b"\t" in text:
+        text = text.replace(b"\t", b" ")
+    if b"  " in text:
+        text = _BLANKS.sub(b" ", text)
+    return text.replace(b" \r\n", b"\r\n")
 
 
 def _line_ends(octets: bytes) -> int:
@@ -142,6 +132,12 @@ def _wire(text: bytes) -> bytes:
     if not text.count(b"\r\n") == text.count(b"\n") == text.count(b"\r"):
         text = _with_crlf(text)  # as it will be sent
     return text
+
+
+_BODY: Final[dict[str, tuple[bytes, Callable[[bytes], bytes]]]] = {
+    "relaxed": (b" \t\r\n", _relaxed_text),
+    "simple": (b"\r\n", _wire),
+}
 
 
 def _with_crlf(text: bytes) -> bytes:

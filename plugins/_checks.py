@@ -1,14 +1,18 @@
 """The options and actions that filters of clients share."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Literal, TypeAlias
 
 from minismtp import Defer, Envelope, Finding, Reject, ServerInfo, Session, findings_of, hookimpl
 
-from ._dns import IpAddress, IpNetwork, address_to_check, local_networks
+from ._dns import IpAddress, IpNetwork, local_networks, unmapped
 from ._options import check_time
 
+_PEERS = 256  # addresses that each filter remembers
 Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 
 
@@ -20,7 +24,17 @@ class ClientCheck:
 
     def address_of(self, session: Session) -> IpAddress | None:
         """Return the address of a client to check, or None."""
-        return address_to_check(session, self.networks)
+        if session.login is not None or session.peer == "unix":
+            return None
+        return self._strangers(session.peer)
+
+    @functools.cached_property
+    def _strangers(self) -> Callable[[str], IpAddress | None]:
+        def stranger(peer: str) -> IpAddress | None:
+            address = unmapped(ip_address(peer))
+            return None if any(address in network for network in self.networks) else address
+
+        return functools.lru_cache(_PEERS)(stranger)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -38,15 +52,14 @@ class DnsCheck:
         self._resolver = server.resolver
 
 
-def act(
-    action: Action, envelope: Envelope, finding: Finding, text: str, status: str = "7.1"
-) -> None:
-    """Append a finding that has points, and refuse or defer if the action says so.
+def note(envelope: Envelope, plugin: str, name: str, points: float, text: str) -> None:
+    """Append a finding if it has points."""
+    if points:
+        findings_of(envelope).append(Finding(plugin, name, points, text))
 
-    `status` is the enhanced status code without its class.
-    """
-    if finding.points:
-        findings_of(envelope).append(finding)
+
+def act(action: Action, text: str, status: str = "7.1") -> None:
+    """Refuse or defer if the action says so; `status` is the enhanced code without its class."""
     if action == "reject":
         raise Reject(text, enhanced=f"5.{status}")
     if action == "defer":

@@ -6,22 +6,19 @@ in a body, during which no other session runs), and it accepts keys of any size.
 RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519), 8617 (ARC).
 """
 
-import hashlib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, TypeAlias
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from minismtp import Address, Headers, Message
 
 from ._canonical import FIELD, body_hashes, signed_fields, without_signature
 from ._tags import SPELLED, octets_of, read_tags, without_blanks
 
-PublicKey = rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+#: Checks a signature of octets by a key. An invalid signature is an InvalidSignature error.
+Verify: TypeAlias = Callable[[bytes, bytes], None]
 
 _KINDS: Final = {"rsa-sha256": "rsa", "ed25519-sha256": "ed25519"}
 _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
@@ -38,8 +35,7 @@ class UnverifiedError(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(NamedTuple):
     """A field of tags; `names` are the fields that it signs, in their order."""
 
     raw: bytes
@@ -47,6 +43,10 @@ class Signature:
     domain: str
     selector: str
     names: tuple[str, ...]
+    header_form: str
+    body_form: str
+    signature: bytes
+    body_hash: bytes
 
     @classmethod
     def read(cls, raw: bytes, *required: str, lenient: bool = False) -> "Signature":
@@ -54,26 +54,28 @@ class Signature:
 
         If `lenient`, spellings that other verifiers accept are valid too.
         """
-        value = Headers([raw]).get(raw.partition(b":")[0].strip(b" \t").decode("ascii"))
+        value = Headers([raw], [b"tags"]).get("tags")
         try:
             tags = read_tags(value, lenient=lenient)
             if lenient:
-                tags |= {name: SPELLED[name](tags[name]) for name in SPELLED.keys() & tags}
+                tags |= {name: SPELLED[name](tags[name]) for name in tags if name in SPELLED}
             if missing := set(required).difference(tags):
                 raise ValueError(f"there is no tag {min(missing)}")  # noqa: TRY301 - as from read_tags
-            for name in {"b", "bh"}.intersection(tags):
-                octets_of(tags[name])
+            signature, body_hash = octets_of(tags.get("b", "")), octets_of(tags.get("bh", ""))
             domain, selector = _name(tags["d"]), _name(tags["s"])
         except ValueError as error:
             raise UnverifiedError("neutral", str(error)) from None
         names = tuple(without_blanks(tags.get("h", "")).lower().split(":"))
-        return cls(raw, tags, domain, selector, names)
+        # Fields of ARC, which have no version, are relaxed.
+        forms = tags.get("c", "simple/simple" if "v" in tags else "relaxed/relaxed")
+        header, _, body = forms.partition("/")
+        body = body or "simple"
+        return cls(raw, tags, domain, selector, names, header, body, signature, body_hash)
 
     @property
     def extent(self) -> tuple[str, int | None]:
         """The form of the body, and the number of octets that are signed."""
-        kind = self._forms[1]
-        return kind, int(self.tags["l"]) if "l" in self.tags else None
+        return self.body_form, int(self.tags["l"]) if "l" in self.tags else None
 
     @property
     def kind(self) -> str:
@@ -86,7 +88,7 @@ class Signature:
         if tags["a"] not in _KINDS:
             known = "policy" if tags["a"] == "rsa-sha1" else "neutral"
             raise UnverifiedError(known, f"the algorithm is {tags['a'][:40]}")
-        if not {*self._forms} <= {*FIELD}:
+        if not {self.header_form, self.body_form} <= FIELD.keys():
             raise UnverifiedError("neutral", "its forms are not known")
         if not {"dns/txt", "dns"} & {*without_blanks(tags.get("q", "dns/txt")).split(":")}:
             raise UnverifiedError("neutral", "its key is not in the DNS")
@@ -98,35 +100,26 @@ class Signature:
 
     def check_identity(self) -> str:
         """Return the domain of the tag i of DKIM, which must belong to `domain` (section 3.5)."""
-        named = without_blanks(self.tags.get("i", f"@{self.domain}")).rpartition("@")[2]
+        if "i" not in self.tags:
+            return self.domain
+        named = without_blanks(self.tags["i"]).rpartition("@")[2]
         identity = Address("", named.removesuffix("."))
         domain = identity.ascii_domain
         if domain != self.domain and not domain.endswith(f".{self.domain}"):
             raise UnverifiedError("neutral", "the tag i is not of the domain")
         return domain
 
-    def check(self, octets: bytes, key: PublicKey) -> None:
+    def check(self, octets: bytes, key: Verify) -> None:
         """Raise UnverifiedError if the signature is not for these octets and this field."""
-        field = FIELD[self._forms[0]](without_signature(self.raw)).removesuffix(b"\r\n")
-        signature = octets_of(self.tags["b"])
+        field = FIELD[self.header_form](without_signature(self.raw)).removesuffix(b"\r\n")
         try:
-            if isinstance(key, rsa.RSAPublicKey):
-                key.verify(signature, octets + field, padding.PKCS1v15(), SHA256())
-            else:  # RFC 8463 section 3
-                key.verify(signature, hashlib.sha256(octets + field).digest())
+            key(self.signature, octets + field)
         except InvalidSignature:
             raise UnverifiedError("fail", "the header is not what was signed") from None
 
     def signed_fields(self, headers: Headers) -> bytes:
         """Return the octets of the signed fields."""
-        return signed_fields(headers, self.names, self._forms[0])
-
-    @property
-    def _forms(self) -> tuple[str, str]:
-        """The forms of header and body; fields of ARC, which have no version, are relaxed."""
-        default = "simple/simple" if "v" in self.tags else "relaxed/relaxed"
-        header, _, body = self.tags.get("c", default).partition("/")
-        return header, body or "simple"
+        return signed_fields(headers, self.names, self.header_form)
 
 
 def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[UnverifiedError | None]:
@@ -141,7 +134,7 @@ def check_bodies(message: Message, signatures: Iterable[Signature]) -> list[Unve
 
 def _body_problem(signature: Signature, digest: bytes, size: int) -> UnverifiedError | None:
     length = signature.extent[1]
-    if octets_of(signature.tags["bh"]) != digest or (length or 0) > size:
+    if signature.body_hash != digest or (length or 0) > size:
         return UnverifiedError("fail", "the body is not what was signed")
     if length is not None and length < size:
         # RFC 6376 section 8.2: text added to the body could change all that is shown.
@@ -150,7 +143,9 @@ def _body_problem(signature: Signature, digest: bytes, size: int) -> UnverifiedE
 
 
 def _name(text: str) -> str:
-    name = Address("", without_blanks(text)).ascii_domain
+    name = without_blanks(text)
+    if not _NAME.fullmatch(name):
+        name = Address("", name).ascii_domain
     if not _NAME.fullmatch(name):
         raise ValueError(f"{text[:40]!r} is no name in the DNS")
     return name

@@ -1,21 +1,26 @@
 """The public keys of DKIM and ARC in the DNS."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from minismtp import Resolver, UnansweredError
 
-from ._dkim import PublicKey, Signature, UnverifiedError
-from ._dns import Questions, TooManyQuestionsError
+from ._dkim import Signature, UnverifiedError, Verify
+from ._dns import ParsedRecords, Questions, TooManyQuestionsError
 from ._tags import octets_of, plain_base64, read_tags, without_blanks
 
 _SHORTEST, _LONGEST = 1024, 8192  # bits of RSA keys: RFC 8301 section 3.2, and a limit for the time
 _LONGEST_EXPONENT = 33  # bits; a check with a larger one takes as long as a signature
+_PADDING, _SHA256 = padding.PKCS1v15(), SHA256()
+_KEY_SIZE = 4096  # octets that OpenSSL takes for a key, about
 _ED25519 = 32  # octets; some publish it in a SubjectPublicKeyInfo as RSA keys are
 _QUOTES = str.maketrans("", "", '"\\')
 _KEY = re.compile(r"(?:^|[;\s\"])p\s*+=")
@@ -29,7 +34,7 @@ class Keys:
         self._questions = Questions(resolver, patience)
         self._found: dict[str, Sequence[str]] = {}
 
-    def find(self, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
+    def find(self, signature: Signature) -> tuple[Verify, frozenset[str]]:
         """Return the key of a signature and its flags. Raise UnverifiedError."""
         name = f"{signature.selector}._domainkey.{signature.domain}"
         try:
@@ -43,14 +48,14 @@ class Keys:
         keys = [text for text in texts if _KEY.search(text)]
         for text in (keys or texts)[:_RECORDS]:
             try:
-                return _read_key(text, signature)
+                return _KEYS[signature.kind].get(text)
             except UnverifiedError as error:
                 problem = error
         raise problem
 
 
-def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[str]]:
-    """Read a record of RFC 6376 section 3.6.1.
+def _read_key(record: str, wanted: str) -> tuple[Verify, frozenset[str]]:
+    """Read a record of RFC 6376 section 3.6.1 for signatures that need this type of key.
 
     Some records contain the quotes of a zone file.
     """
@@ -63,21 +68,16 @@ def _read_key(record: str, signature: Signature) -> tuple[PublicKey, frozenset[s
         raise UnverifiedError("permerror", f"the key cannot be read: {error}") from None
     if not octets:
         raise UnverifiedError("permerror", "the key is revoked")
-    _check_use(tags, signature)
+    _check_use(tags, wanted)
     try:
-        key = _load_key(signature.kind, octets)
+        key = _load_rsa(octets) if wanted == "rsa" else _load_ed25519(octets)
     except (ValueError, UnsupportedAlgorithm):
         raise UnverifiedError("permerror", "the key cannot be read") from None
-    if isinstance(key, rsa.RSAPublicKey):
-        if key.key_size < _SHORTEST:
-            raise UnverifiedError("policy", f"the key has {key.key_size} bits only")
-        if key.key_size > _LONGEST or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT:
-            raise UnverifiedError("policy", "the key is too large")
     return key, frozenset(without_blanks(tags.get("t", "")).lower().split(":"))
 
 
-def _check_use(tags: dict[str, str], signature: Signature) -> None:
-    """Raise UnverifiedError for a key that must not be used for the signature."""
+def _check_use(tags: dict[str, str], wanted: str) -> None:
+    """Raise UnverifiedError for a key of another type, or that must not be used."""
     services, hashes = (
         frozenset(without_blanks(tags.get(name, default)).lower().split(":"))
         for name, default in (("s", "*"), ("h", "sha256"))
@@ -85,19 +85,41 @@ def _check_use(tags: dict[str, str], signature: Signature) -> None:
     kind = tags.get("k", "").lower() or "rsa"
     if tags.get("v", "DKIM1") != "DKIM1":
         raise UnverifiedError("permerror", f"the version of the key is {tags['v'][:40]}")
-    if kind != signature.kind:
-        raise UnverifiedError("permerror", f"the key is {kind[:40]}, not {signature.kind}")
+    if kind != wanted:
+        raise UnverifiedError("permerror", f"the key is {kind[:40]}, not {wanted}")
     if not services & {"*", "email"}:
         raise UnverifiedError("permerror", "the key is not for mail")
     if "sha256" not in hashes:
         raise UnverifiedError("permerror", "the key is not for sha256")
 
 
-def _load_key(kind: str, octets: bytes) -> PublicKey:
-    if kind == "ed25519" and len(octets) == _ED25519:
-        return ed25519.Ed25519PublicKey.from_public_bytes(octets)
+def _load_rsa(octets: bytes) -> Verify:
     key = load_der_public_key(octets)
-    known = rsa.RSAPublicKey if kind == "rsa" else ed25519.Ed25519PublicKey
-    if not isinstance(key, known):
+    if not isinstance(key, rsa.RSAPublicKey):
         raise ValueError("another kind of key")  # noqa: TRY004 - as from the line above
-    return key
+    if key.key_size < _SHORTEST:
+        raise UnverifiedError("policy", f"the key has {key.key_size} bits only")
+    if key.key_size > _LONGEST or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT:
+        raise UnverifiedError("policy", "the key is too large")
+    return partial(_verify_rsa, key)
+
+
+def _verify_rsa(key: rsa.RSAPublicKey, signature: bytes, octets: bytes) -> None:
+    key.verify(signature, octets, _PADDING, _SHA256)
+
+
+def _load_ed25519(octets: bytes) -> Verify:
+    if len(octets) == _ED25519:
+        key = ed25519.Ed25519PublicKey.from_public_bytes(octets)
+    else:
+        loaded = load_der_public_key(octets)
+        if not isinstance(loaded, ed25519.Ed25519PublicKey):
+            raise ValueError("another kind of key")
+        key = loaded
+    return lambda signature, octets: key.verify(signature, hashlib.sha256(octets).digest())
+
+
+_KEYS = {
+    kind: ParsedRecords(partial(_read_key, wanted=kind), lambda text: 4 * len(text) + _KEY_SIZE)
+    for kind in ("rsa", "ed25519")
+}

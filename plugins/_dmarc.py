@@ -12,7 +12,7 @@ from publicsuffixlist import PublicSuffixList
 
 from minismtp import Address, AuthResult, Envelope, Resolver
 
-from ._dns import Questions
+from ._dns import ParsedRecords, Questions
 
 Policy = Literal["none", "quarantine", "reject"]
 
@@ -22,6 +22,7 @@ _RECORD: Final = re.compile(r"[vV]\s*+=\s*+DMARC1\s*+(?:;|$)")
 _ALMOST: Final = re.compile(r"v?\s*+=?\s*+DMARC1", re.IGNORECASE)
 # dmarc-uri = URI [ "!" 1*DIGIT [ "k" / "m" / "g" / "t" ] ]
 _URI: Final = re.compile(r"[a-z][a-z0-9+.-]*+:[^\s,!]++(?:![0-9]++[kmgt]?)?")
+_ORGANIZATIONS: Final = 1024  # domains whose organization is remembered
 _PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 
 
@@ -43,23 +44,24 @@ def public_suffixes() -> PublicSuffixList:
     return PublicSuffixList()
 
 
+@functools.lru_cache(_ORGANIZATIONS)
+def organization(domain: str) -> str:
+    """Return the organizational domain (RFC 7489 section 3.2)."""
+    return public_suffixes().privatesuffix(domain) or domain
+
+
 class Domains:
-    """Lookups of names in the DNS and the public suffix list. They raise UnansweredError."""
+    """Lookups of domains in the DNS. They raise UnansweredError."""
 
-    def __init__(self, resolver: Resolver, suffixes: PublicSuffixList, patience: timedelta) -> None:
+    def __init__(self, resolver: Resolver, patience: timedelta) -> None:
         self._questions = Questions(resolver, patience)
-        self._suffixes = suffixes
-
-    def organization(self, domain: str) -> str:
-        """Return the organizational domain (RFC 7489 section 3.2)."""
-        return self._suffixes.privatesuffix(domain) or domain
 
     def record(self, domain: str) -> Record:
         """Return a domain's own record; several are invalid (RFC 7489 section 6.6.3)."""
         texts = [text.strip() for text in self._questions.ask(f"_dmarc.{domain}", "TXT")]
         records = [text for text in texts if _RECORD.match(text)]
         if len(records) == 1:
-            return Record(_tags(records[0]))
+            return Record(_TAGS.get(records[0]))
         if records:
             return Record(None, f"{domain} has {len(records)} records", several=True)
         if any(map(_ALMOST.match, texts)):
@@ -83,6 +85,9 @@ def _tags(record: str) -> dict[str, str]:
             value = ""
         tags[name] = value
     return tags
+
+
+_TAGS: Final = ParsedRecords(_tags, lambda text: 4 * len(text) + 300 * text.count(";"))
 
 
 def policy_of(tags: Mapping[str, str], names: Domains, subdomain: str) -> Policy | None:
@@ -116,11 +121,7 @@ def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
 
 
 def is_aligned(
-    result: AuthResult,
-    domain: str,
-    tags: Mapping[str, str],
-    envelope: Envelope,
-    names: Domains,
+    result: AuthResult, domain: str, tags: Mapping[str, str], envelope: Envelope
 ) -> bool:
     """Return whether a result is for the domain or its organization (RFC 7489 section 3.1)."""
     if result.method == "dkim":
@@ -131,7 +132,9 @@ def is_aligned(
         name, mode = result.properties.get(identity, ""), tags.get("aspf")
     else:
         return False
+    if name == domain:
+        return True
     other = Address("", name.rpartition("@")[2]).ascii_domain
     if mode == "s" or not other:
         return other == domain
-    return names.organization(other) == names.organization(domain)
+    return organization(other) == organization(domain)

@@ -1,22 +1,27 @@
-"""Questions to the DNS for plugins that check a peer: the addresses to check, and limits."""
+"""Questions to the DNS for plugins that check a peer, with limits, and the answers."""
 
+import functools
+import math
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TypeAlias
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from typing import Generic, TypeAlias, TypeVar
 
-from minismtp import Envelope, Found, Resolver, Session, StashKey, UnansweredError
+from minismtp import BoundedCache, Envelope, Found, Resolver, StashKey, UnansweredError
 
+T = TypeVar("T")
 IpAddress: TypeAlias = IPv4Address | IPv6Address
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
+_NETWORKS = 1024  # addresses whose network is remembered
 _PREFIXES = {4: 24, 6: 64}  # the length of a network's prefix, by the version of IP
-_LONGEST_NAME = 253  # characters
+_NAME = re.compile(r"(?=.{1,253}\Z)[^.\\]{1,63}(?:\.[^.\\]{1,63})*", re.DOTALL)
 _OF_NO_DOMAIN = frozenset(" \"'()/;<>,@:%{}$?[]")
-_LONGEST_LABEL = 63
 _LONGEST = 30.0  # seconds for all questions about one message
+_PARSED = 2 * 1024 * 1024  # octets of parsed records of one kind
 _LOCAL = (
     *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
     *("::1/128", "fc00::/7", "fe80::/10"),
@@ -26,14 +31,6 @@ _LOCAL = (
 def local_networks() -> list[IpNetwork]:
     """Return the networks that no stranger has: loopback, private and link-local addresses."""
     return [ip_network(text) for text in _LOCAL]
-
-
-def address_to_check(session: Session, exempt: Iterable[IpNetwork]) -> IpAddress | None:
-    """Return a stranger's address; None after a login, and for a peer in these networks."""
-    if session.login is not None or session.peer == "unix":
-        return None
-    address = unmapped(ip_address(session.peer))
-    return None if any(address in network for network in exempt) else address
 
 
 def unmapped(address: IpAddress) -> IpAddress:
@@ -50,6 +47,7 @@ def unmapped_network(network: IpNetwork) -> IpNetwork:
     return ip_network((first, length))
 
 
+@functools.lru_cache(_NETWORKS)
 def network_of(address: IpAddress) -> IpNetwork:
     """Return the /24 or /64 of an address, whose hosts most likely have one owner."""
     return ip_network((address, _PREFIXES[address.version]), strict=False)
@@ -62,9 +60,7 @@ def reversed_labels(address: IpAddress) -> str:
 
 def can_be_asked(name: str) -> bool:
     """Return whether a name from a stranger can be looked up in the DNS as it is."""
-    if not name.isascii() or "\\" in name or len(name) > _LONGEST_NAME:
-        return False
-    return all(0 < len(label) <= _LONGEST_LABEL for label in name.split("."))
+    return name.isascii() and _NAME.fullmatch(name) is not None
 
 
 def is_domain(name: str) -> bool:
@@ -146,3 +142,24 @@ class Questions:
     def addresses(self, name: str, kind: type[IpAddress]) -> list[IpAddress]:
         """Return the addresses of one kind that a name has. Raise UnansweredError."""
         return [kind(text) for text in self.ask(name, "A" if kind is IPv4Address else "AAAA")]
+
+
+class ParsedRecords(Generic[T]):
+    """Records of strangers in parsed form, which are kept as long as there is room.
+
+    `parse` depends on the text of a record alone, so no parsed record is ever out of date. `size`
+    returns about the octets that it takes for a text. What `parse` raises is not kept.
+    """
+
+    def __init__(self, parse: Callable[[str], T], size: Callable[[str], int]) -> None:
+        self._parse = parse
+        self._size = size
+        self._known: BoundedCache[str, T] = BoundedCache(_PARSED)
+
+    def get(self, text: str) -> T:
+        """Return the parsed record of a text."""
+        found = self._known.get(text)
+        if found is None:
+            found = self._parse(text)
+            self._known.put(text, found, math.inf, self._size(text))
+        return found

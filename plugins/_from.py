@@ -21,6 +21,10 @@ _LONGEST: Final = (
 )
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 # A closed quoted string; an open one is matched to the end, so the text is read once.
+# What most fields are, and no program reads in another way: words, and one address in brackets.
+_PLAIN: Final = re.compile(
+    r"[A-Za-z0-9 .-]*+<[A-Za-z0-9.+_-]++@([a-z][a-z0-9-]*+(?:\.[a-z0-9-]++)++)>"
+)
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 _ANGLE: Final = re.compile(r"<([^<>]*+)>")
 _ROUTE: Final = re.compile(r"[ \t]*+@[^:]*+:(?=[^@]*+@)")
@@ -44,7 +48,8 @@ def domains_of(fields: Iterable[str]) -> list[str]:
     for value in fields:
         if value.count("@") > _MOST_ADDRESSES:
             raise TooManyDomainsError(f"From has more than {_MOST_ADDRESSES} addresses")
-        for domain in _named(value):
+        plain = _PLAIN.fullmatch(value)
+        for domain in [plain[1]] if plain else _named(value):
             found[domain] = None
             if len(found) > MOST_DOMAINS:
                 raise TooManyDomainsError(f"From has more than {MOST_DOMAINS} domains")

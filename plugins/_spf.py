@@ -7,14 +7,15 @@ its budget (`DnsBudget`), is a permerror too, and so is a record above 4 KiB or 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from minismtp import UnansweredError
 
 from ._dns import TooManyQuestionsError, is_domain
 from ._spf_macros import MacroString, RecordError, expand, parse_macros
-from ._spf_record import Mechanism, Record, absence_in, is_record, parse_record
+from ._spf_record import RECORDS, Mechanism, Record, absence_in, is_record
 from ._spf_sender import Ask, PtrNames, Sender
 
 _TERMS, _VOID = 10, 2  # that ask the DNS, and of them, that find nothing
@@ -23,8 +24,7 @@ _QUESTIONS = 40  # in all: ten terms with ten hosts each would make more than a 
 _LONGEST_NAME, _LONGEST_EXPLANATION = 253, 1000  # characters; a reply has room for fewer
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The `result` of RFC 7208 section 2.6, and the reason: a mechanism or an error.
 
     `explanation` is the domain's own text about a failure.
@@ -45,8 +45,7 @@ def check_host(sender: Sender, ask: Ask) -> Outcome:
         return Outcome("temperror", str(error))
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """The deciding mechanism, or None for the default, in the record of a domain."""
 
     result: str
@@ -63,12 +62,12 @@ class _Evaluation:
         self._answers = ask
         self._questions = self._terms = self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
-        self._names = PtrNames(sender.address, self._ask)
+        self._texts: Sequence[str] = ()  # of the record that was looked for last
 
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)
         if found is None:
-            return Outcome("none", f"{self._sender.domain} {self._absence}")
+            return Outcome("none", f"{self._sender.domain} {absence_in(self._texts)}")
         reason = f"{found.domain}: {found.mechanism.text if found.mechanism else 'no match'}"
         explanation = self._explanation(found) if found.result == "fail" else ""
         return Outcome(found.result, reason, explanation)
@@ -86,21 +85,20 @@ class _Evaluation:
             domain = self._name(record.redirect, domain)
             record = self._record(domain)
             if record is None:  # RFC 7208 section 6.1
-                raise RecordError(f"redirect leads to {domain}, which {self._absence}")
+                raise RecordError(f"redirect leads to {domain}, which {absence_in(self._texts)}")
         return None
 
     def _record(self, domain: str) -> Record | None:
-        self._absence = absence_in(())
+        self._texts = ()
         # RFC 7208 section 4.3: a name that is no whole domain has no policy.
         if "." not in domain or not is_domain(domain):
             return None
-        texts = self._ask(domain, "TXT")
-        records = [text for text in texts if is_record(text)]
-        self._absence = absence_in(texts)
+        self._texts = self._ask(domain, "TXT")
+        records = [text for text in self._texts if is_record(text)]
         if len(records) > 1:
             raise RecordError(f"{domain} has {len(records)} SPF records")
         try:
-            return parse_record(records[0]) if records else None
+            return RECORDS.get(records[0]) if records else None
         except RecordError as error:
             raise RecordError(f"record of {domain}: {error}") from None
 
@@ -116,7 +114,7 @@ class _Evaluation:
             case "include":
                 found = self._evaluate(target)
                 if found is None:  # RFC 7208 section 5.2
-                    raise RecordError(f"include leads to {target}, which {self._absence}")
+                    raise RecordError(f"include leads to {target}, which {absence_in(self._texts)}")
                 return found.result == "pass"
             case "exists":
                 return bool(self._of_term(target, "A"))
@@ -142,6 +140,10 @@ class _Evaluation:
         if self._questions > _QUESTIONS:
             raise RecordError(f"more than {_QUESTIONS} questions to the DNS")
         return self._answers(name, kind)
+
+    @cached_property
+    def _names(self) -> PtrNames:
+        return PtrNames(self._sender.address, self._ask)
 
     def _count(self) -> None:
         self._terms += 1

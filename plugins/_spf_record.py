@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from ._dns import unmapped_network
+from ._dns import ParsedRecords, unmapped_network
 from ._spf_macros import SIGNS, Macro, MacroString, RecordError, parse_macros
 
 _LONGEST = 4096  # octets, eight times the advice of RFC 7208 section 3.4
 _TERMS = 300
+_TERM, _MACRO = 1200, 250  # octets that each takes when it is parsed, about
 #: The result of a mechanism that matches, by its qualifier.
 QUALIFIERS = {"": "pass", "+": "pass", "-": "fail", "~": "softfail", "?": "neutral"}
 _VERSION = re.compile(r"v=spf1(?: |\Z)", re.IGNORECASE)
@@ -92,6 +93,15 @@ def parse_record(text: str) -> Record:
         else:
             modifiers[name] = _domain_spec(term, value)
     return Record(tuple(mechanisms), modifiers.get("redirect"), modifiers.get("exp"))
+
+
+def _size(text: str) -> int:
+    """Return about the octets that the parsed record of a text takes."""
+    return 2 * len(text) + _TERM * (text.count(" ") + 1) + _MACRO * text.count("%")
+
+
+#: The records that were read.
+RECORDS = ParsedRecords(parse_record, _size)
 
 
 def _mechanism(term: str) -> Mechanism:

@@ -1,9 +1,8 @@
 """The sender in SPF checks: the values of macros, and the names of its address."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from minismtp import UnansweredError
 
@@ -13,8 +12,7 @@ Ask: TypeAlias = Callable[[str, str], Sequence[str]]
 _MOST = 10  # names of an address
 
 
-@dataclass(frozen=True, slots=True)
-class Sender:
+class Sender(NamedTuple):
     """The sender as macros see it. `receiver` is this server's name."""
 
     address: IPv4Address | IPv6Address

@@ -91,22 +91,21 @@ class DkimVerify(DnsCheck):
 
 def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[DkimResult]:
     """Return the results of these fields; the body is read only after a valid header."""
-    found: list[DkimResult] = []
+    found: dict[int, DkimResult] = {}
     good: dict[int, tuple[Signature, frozenset[str]]] = {}
     for number, raw in enumerate(fields):
         signature = None
         try:
             signature = Signature.read(raw, *_TAGS, lenient=True)
             good[number] = signature, _check_header(message, signature, keys)
-            found.append(_result(signature))
         except UnverifiedError as error:
-            found.append(_result(signature, error))
+            found[number] = _result(signature, error)
     problems = check_bodies(message, [signature for signature, _ in good.values()])
     for (number, (signature, flags)), problem in zip(good.items(), problems, strict=True):
         if problem is not None and "y" in flags:
             problem = UnverifiedError("neutral", f"the domain only tests; {problem.reason}")  # noqa: PLW2901
         found[number] = _result(signature, problem)
-    return found
+    return [found[number] for number in range(len(fields))]
 
 
 def _check_header(message: Message, signature: Signature, keys: Keys) -> frozenset[str]:

@@ -26,7 +26,16 @@ from minismtp import (
 )
 
 from ._checks import ClientCheck, DnsCheck
-from ._dmarc import POLICIES, Domains, Policy, is_aligned, policy_of, public_suffixes, sampled
+from ._dmarc import (
+    POLICIES,
+    Domains,
+    Policy,
+    is_aligned,
+    organization,
+    policy_of,
+    public_suffixes,
+    sampled,
+)
 from ._dns import can_be_asked
 from ._from import TooManyDomainsError, domains_of
 from .arc import ARC
@@ -87,7 +96,7 @@ class Dmarc(ClientCheck, DnsCheck):
     def on_start(self, server: ServerInfo) -> None:
         """Read the public suffix list."""
         super().on_start(server)
-        self._suffixes = public_suffixes()
+        public_suffixes()
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -116,7 +125,7 @@ class Dmarc(ClientCheck, DnsCheck):
             return DmarcResult("permerror", disposition="reject", reason=str(error))
         if not domains:
             return DmarcResult("permerror", reason="no From field has a domain")
-        names = Domains(self._resolver, self._suffixes, self.patience)
+        names = Domains(self._resolver, self.patience)
         found = [
             self._overridden(_evaluated(domain, envelope, names), envelope) for domain in domains
         ]
@@ -149,9 +158,9 @@ def _evaluated(domain: str, envelope: Envelope, names: Domains) -> DmarcResult:
         )
     try:
         record = names.record(domain)
-        organization = names.organization(domain)
-        inherited = record.tags is None and not record.several and organization != domain
-        found = names.record(organization) if inherited else record
+        parent = organization(domain)
+        inherited = record.tags is None and not record.several and parent != domain
+        found = names.record(parent) if inherited else record
         tags = found.tags
         if tags is None:
             return DmarcResult(
@@ -162,7 +171,7 @@ def _evaluated(domain: str, envelope: Envelope, names: Domains) -> DmarcResult:
         return DmarcResult("temperror", domain, reason=str(error))
     if policy is None:
         return DmarcResult("permerror", domain, reason="the policy in its record is not valid")
-    aligned = {each.result for each in results if is_aligned(each, domain, tags, envelope, names)}
+    aligned = {each.result for each in results if is_aligned(each, domain, tags, envelope)}
     if "pass" in aligned:
         return DmarcResult("pass", domain, policy)
     if "temperror" in aligned and policy != "none":

@@ -120,13 +120,16 @@ class Dnsbl(ClientCheck, DnsCheck):
         self, session: Session, envelope: Envelope, address: IpAddress
     ) -> Iterator[tuple[DnsList, str, str]]:
         """Yield each question once: a list, its subject, and the name to look up."""
-        sender = envelope.reverse_path.ascii_domain if envelope.reverse_path else ""
-        domains = {"sender": sender, "helo": Address("", session.helo).ascii_domain}
+        subject, labels = str(address), reversed_labels(address)
         for each in self._ordered:
             if "address" in each.about:
-                yield each, str(address), reversed_labels(address)
-            subjects = dict.fromkeys(domains[what] for what in each.about if what != "address")
-            for domain in filter(_is_domain, subjects):
+                yield each, subject, labels
+            domains = {}
+            if "sender" in each.about and envelope.reverse_path:
+                domains[envelope.reverse_path.ascii_domain] = True
+            if "helo" in each.about:
+                domains[Address("", session.helo).ascii_domain] = True
+            for domain in filter(_is_domain, domains):
                 yield each, domain, domain
 
     def _answers(self, each: DnsList, labels: str, questions: Questions) -> Sequence[str]:

@@ -9,7 +9,6 @@ from typing import Final
 from minismtp import (
     Address,
     Envelope,
-    Finding,
     Session,
     StashKey,
     UnansweredError,
@@ -17,7 +16,7 @@ from minismtp import (
     plugin,
 )
 
-from ._checks import Action, ClientCheck, DnsCheck, act
+from ._checks import Action, ClientCheck, DnsCheck, act, note
 from ._dns import IpAddress, Questions, budget_of, is_domain, unmapped
 from ._options import check_points
 
@@ -77,8 +76,8 @@ class HeloChecks(ClientCheck, DnsCheck):
             if action == "off":
                 continue
             envelope.stash[HELO_PROBLEMS] = (*envelope.stash.get(HELO_PROBLEMS, ()), problem)
-            finding = Finding("helo", problem, self.points.get(problem, 0.0), session.helo)
-            act(action, envelope, finding, f"HELO: {_SAID[problem].format(helo=session.helo)}")
+            note(envelope, "helo", problem, self.points.get(problem, 0.0), session.helo)
+            act(action, f"HELO: {_SAID[problem].format(helo=session.helo)}")
 
     def _problems(self, session: Session, envelope: Envelope, address: IpAddress) -> Iterator[str]:
         """Yield the names of the checks that fail."""

@@ -7,7 +7,6 @@ from typing import Literal
 from minismtp import (
     AuthResult,
     Envelope,
-    Finding,
     Session,
     UnansweredError,
     hookimpl,
@@ -15,7 +14,7 @@ from minismtp import (
     results_of,
 )
 
-from ._checks import ClientCheck, DnsCheck, act
+from ._checks import ClientCheck, DnsCheck, act, note
 from ._client_name import CLIENT_NAME, ClientName, look_up
 from ._dns import budget_of
 from ._options import check_points
@@ -72,8 +71,8 @@ class ReverseDns(ClientCheck, DnsCheck):
             return
         problem = "unconfirmed" if client.name else "missing"
         text = f"{address} {_SAID[problem]}"
-        finding = Finding("reverse_dns", problem, self.points.get(problem, 0.0), text)
-        act(getattr(self, problem), envelope, finding, text, "7.25")
+        note(envelope, "reverse_dns", problem, self.points.get(problem, 0.0), text)
+        act(getattr(self, problem), text, "7.25")
 
 
 def _result(client: ClientName | None) -> str:

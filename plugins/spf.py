@@ -8,7 +8,6 @@ from minismtp import (
     Address,
     AuthResult,
     Envelope,
-    Finding,
     Message,
     Session,
     StashKey,
@@ -18,8 +17,8 @@ from minismtp import (
     results_of,
 )
 
-from ._checks import Action, ClientCheck, DnsCheck, act
-from ._dns import IpAddress, Questions, budget_of
+from ._checks import Action, ClientCheck, DnsCheck, act, note
+from ._dns import Questions, budget_of
 from ._options import check_points
 from ._spf import Outcome, check_host
 from ._spf_sender import Sender
@@ -91,12 +90,12 @@ class Spf(ClientCheck, DnsCheck):
         who = Sender(address, mailbox.local, mailbox.ascii_domain, helo, session.hostname)
         outcome = check_host(who, questions.ask)
         identity = "smtp.mailfrom" if envelope.reverse_path else "smtp.helo"
-        _note(envelope, outcome, {identity: envelope.sender or helo})
+        self._record(envelope, outcome.result, outcome, {identity: envelope.sender or helo})
         envelope.stash[SPF] = SpfResult(who.domain, outcome.result, outcome.reason)
-        self._judge(envelope, who, outcome)
+        self._judge(who, outcome)
         # Last, so a slow answer for the name in HELO takes no time from the sender's domain.
         if self.helo_fail != "off" and envelope.reverse_path is not None:
-            self._check_helo(session, envelope, address, questions)
+            self._check_helo(session, envelope, who, questions)
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -115,25 +114,32 @@ class Spf(ClientCheck, DnsCheck):
         message.prepend("Received-SPF", f"{found.result} {'; '.join(pairs)}")
 
     def _check_helo(
-        self, session: Session, envelope: Envelope, address: IpAddress, questions: Questions
+        self, session: Session, envelope: Envelope, sender: Sender, questions: Questions
     ) -> None:
-        helo = _helo(session)
+        helo = sender.helo
         known, outcome = session.stash.get(_HELO, ("", Outcome("none")))
         if known != helo:
-            who = Sender(address, "postmaster", helo, helo, session.hostname)
+            who = sender._replace(local="postmaster", domain=helo)
             outcome = check_host(who, questions.ask)
             session.stash[_HELO] = (helo, outcome)
-        _note(envelope, outcome, {"smtp.helo": helo})
-        if outcome.result == "fail":
-            text = f"{address} may not call itself {helo} (SPF)"
-            act(self.helo_fail, envelope, self._finding("helo_fail", outcome), text, "7.23")
+        name = "helo_fail" if outcome.result == "fail" else ""
+        self._record(envelope, name, outcome, {"smtp.helo": helo})
+        if name:
+            act(self.helo_fail, f"{sender.address} may not call itself {helo} (SPF)", "7.23")
 
-    def _finding(self, name: str, outcome: Outcome) -> Finding:
-        return Finding("spf", name, self.points.get(name, 0.0), outcome.reason)
+    def _record(
+        self, envelope: Envelope, name: str, outcome: Outcome, properties: dict[str, str]
+    ) -> None:
+        """Store the result of a check, and a finding by this name if it has points."""
+        found = AuthResult("spf", outcome.result, outcome.reason, properties)
+        results_of(envelope).append(found)
+        note(envelope, "spf", name, self.points.get(name, 0.0), outcome.reason)
 
-    def _judge(self, envelope: Envelope, who: Sender, outcome: Outcome) -> None:
+    def _judge(self, who: Sender, outcome: Outcome) -> None:
         """Take the action for a result; pass, neutral and none have no action."""
         action: Action = getattr(self, outcome.result, "tag")
+        if action == "tag":
+            return
         match outcome.result:
             case "temperror":
                 status, text = "7.24", f"SPF of {who.domain} is not known now"
@@ -144,15 +150,9 @@ class Spf(ClientCheck, DnsCheck):
         if outcome.explanation:  # RFC 7208 section 8.4: a stranger wrote the text
             words = outcome.explanation[:_LONGEST_EXPLANATION]
             text += f"; {who.domain} explains: {words}"
-        act(action, envelope, self._finding(outcome.result, outcome), text, status)
+        act(action, text, status)
 
 
 def _helo(session: Session) -> str:
     """Return the name in HELO in ASCII, even if it is not a domain."""
     return Address("", session.helo).ascii_domain.encode("ascii", "backslashreplace").decode()
-
-
-def _note(envelope: Envelope, outcome: Outcome, properties: dict[str, str]) -> None:
-    results_of(envelope).append(
-        AuthResult("spf", outcome.result, outcome.reason, properties=properties)
-    )

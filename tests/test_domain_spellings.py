@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import pytest
 from fakes import Names, envelope
 from minismtp_plugins._dkim import Signature
-from minismtp_plugins._dmarc import Domains, is_aligned, public_suffixes
+from minismtp_plugins._dmarc import is_aligned
 from minismtp_plugins._dns_list import DnsList
 from minismtp_plugins._from import domains_of
 from minismtp_plugins._paths import Template
@@ -223,8 +223,7 @@ def signature(ours: str, theirs: str) -> bool:
 def dmarc_alignment(ours: str, theirs: str) -> bool:
     result = AuthResult("dkim", "pass", properties={"header.d": f"sub.{theirs}"})
     [domain] = domains_of([f"a@{ours}"])
-    names = Domains(Names(), public_suffixes(), timedelta(seconds=1))
-    return is_aligned(result, domain, {}, envelope(), names)
+    return is_aligned(result, domain, {}, envelope())
 
 
 def dmarc_sealers(ours: str, theirs: str) -> bool:

@@ -126,9 +126,7 @@ class _Record(Resolver):
 
 def _record(text: str) -> object:
     resolver = _Record(f"v=DMARC1; {text}")
-    return _dmarc.Domains(resolver, _dmarc.public_suffixes(), timedelta(seconds=100)).record(
-        "example.org"
-    )
+    return _dmarc.Domains(resolver, timedelta(seconds=100)).record("example.org")
 
 
 def _signature(text: str) -> _dkim.Signature:

@@ -14,7 +14,7 @@ import pytest
 from fakes import Names, envelope
 from hypothesis import given
 from hypothesis import strategies as st
-from minismtp_plugins._dns import address_to_check
+from minismtp_plugins._checks import ClientCheck
 from minismtp_plugins._spf import check_host
 from minismtp_plugins._spf_sender import Sender
 from minismtp_plugins.dovecot_auth import _request
@@ -138,7 +138,7 @@ def mailbox(said: str) -> str:
 
 
 def plugins(said: str) -> str:
-    return str(address_to_check(session(said), []))
+    return str(ClientCheck(networks=[]).address_of(session(said)))
 
 
 PLACES: Final = (
@@ -222,7 +222,7 @@ def test_spf_knows_a_mapped_address(record: str, said: str) -> None:
         "c.example MX": ["c.example"],
         "192.0.2.1.list.example A": ["127.0.0.2"],
     }
-    address = address_to_check(session(said), [])
+    address = ClientCheck(networks=[]).address_of(session(said))
     assert address is not None
     sender = Sender(address, "a", "c.example", "c.example")
     found = check_host(sender, lambda name, kind: names.get(f"{name} {kind}", []))

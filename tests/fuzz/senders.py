@@ -26,7 +26,6 @@ from minismtp_plugins._dmarc import (
     Domains,
     is_aligned,
     policy_of,
-    public_suffixes,
     sampled,
 )
 from minismtp_plugins._dns import can_be_asked
@@ -145,13 +144,13 @@ def spf_check(data: bytes) -> None:
 
 @target("_dmarc", raises=(UnansweredError,))
 def dmarc_record(data: bytes) -> None:
-    names = Domains(Zone(*data.split(b"\n", 9)), public_suffixes(), timedelta(days=1))
+    names = Domains(Zone(*data.split(b"\n", 9)), timedelta(days=1))
     domain = "a.example.org"
     tags = names.record(domain).tags or {}
     if policy := policy_of(tags, names, domain):
         sampled(policy, tags)
     result = AuthResult("dkim", "pass", properties={"header.d": text_of(data[:300])})
-    is_aligned(result, domain, tags, envelope(), names)
+    is_aligned(result, domain, tags, envelope())
 
 
 @target("delivery.mta_sts", "delivery.tls_security", raises=(ValueError,))

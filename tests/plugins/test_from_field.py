@@ -15,6 +15,7 @@ from dovecot import Dovecot
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from minismtp_plugins import _from
 from minismtp_plugins._from import TooManyDomainsError, domains_of
 
 from minismtp import Headers
@@ -174,6 +175,15 @@ def test_no_domain_that_python_finds_escapes(pieces: list[tuple[str, str, str]],
     )
     value = "".join(texts) + end
     assert of_python(value) <= set(read(value))
+
+
+@settings(max_examples=examples(300))
+@given(st.from_regex(_from._PLAIN, fullmatch=True))  # noqa: SLF001 - what is to be compared
+def test_plain_field_is_read_as_any_other(value: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_from, "_PLAIN", re.compile("(?!)"))
+        expected = domains_of([value])
+    assert domains_of([value]) == expected
 
 
 @settings(max_examples=examples(300))
