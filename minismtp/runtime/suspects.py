@@ -12,7 +12,6 @@ import mmap
 import struct
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from minismtp.runtime.session_limits import SLOTS
@@ -31,17 +30,6 @@ _ROWS: Final = 64  # a new one replaces the oldest
 _TABLE: Final = 8  # where the rows begin; the octet at 0 tells whether there are any
 _MARK: Final = struct.Struct("=q")
 _HEAD: Final = 2048  # octets of the content that distinguish messages, besides the size
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A message that a worker was handling when it died, and the number of such deaths.
-
-    `message` has its id, peer and sender.
-    """
-
-    message: dict[str, str]
-    deaths: int
 
 
 class Suspects:
@@ -68,10 +56,13 @@ class Suspects:
         if row >= 0:
             _ROW.pack_into(self._rows, row, 0, 0)
 
-    def blame(self, slot: int, threads: Collection[int] | None = None) -> list[Suspect]:
-        """Count the death of a worker for the messages that it was handling, and return them.
+    def blame(
+        self, slot: int, threads: Collection[int] | None = None
+    ) -> list[tuple[dict[str, str], int]]:
+        """Count the death of a worker for the messages that it was handling.
 
-        If the worker hung, only messages of `threads` count, which ran when it was killed.
+        Return id, peer and sender of each message, with the number of such deaths. If the worker
+        hung, only messages of `threads` count, which ran when it was killed.
         """
         found = []
         for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
@@ -79,7 +70,7 @@ class Suspects:
             if fingerprint and (threads is None or thread in threads):
                 facts = text.rstrip(b"\0").decode("utf-8", "replace").split("\n")
                 message = dict(zip(("id", "peer", "sender"), facts, strict=False))
-                found.append(Suspect(message, self._count(fingerprint)))
+                found.append((message, self._count(fingerprint)))
         return found
 
     def clear_notes(self, slot: int) -> None:

@@ -227,12 +227,12 @@ class Supervisor:
 
     def _blame(self, slot: int, threads: Collection[int] | None) -> None:
         """Log the messages that a worker was handling when it died, and count that for each."""
-        for suspect in self._launcher.suspects.blame(slot, threads):
+        for message, deaths in self._launcher.suspects.blame(slot, threads):
             self._log.error(
                 "message was under way when a worker died",
-                **suspect.message,
-                deaths=suspect.deaths,
-                next="set aside" if suspect.deaths >= FATAL else "tried again",
+                **message,
+                deaths=deaths,
+                next="set aside" if deaths >= FATAL else "tried again",
             )
 
     def _reap_worker(self, generation: Generation, lived: float, status: int) -> None:

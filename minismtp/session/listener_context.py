@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -22,7 +22,6 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.metrics import ListenerMetrics, Metrics
 from minismtp.runtime.suspects import Notes
-from minismtp.runtime.thread_activity import Step
 from minismtp.session.error_count import PeerErrors
 from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
@@ -125,23 +124,13 @@ class ListenerContext:
         """Return the same context for health checks, which are neither logged nor counted."""
         return replace(self, quiet=True, metrics=self.metrics.silent())
 
-    def record(
-        self,
-        event: str,
-        identifier: str,
-        begun: float,
-        fields: dict[str, str | int],
-        steps: Sequence[Step] = (),
-        *,
-        accepted: bool = False,
-    ) -> None:
-        """Log an event of a session or a message, and keep it for `minismtp explain`."""
+    def record(self, record: Record, *, accepted: bool = False) -> None:
+        """Log an event of a session, and keep it for `minismtp explain`."""
         if self.quiet:
-            self.log.debug(event, **fields)
+            self.log.debug(record.event, **record.fields)
             return
-        self.log.later(event, lambda: fields, _LINE)
+        self.log.later(record.event, lambda: record.fields, _LINE)
         if self.decision_log is not None:
-            record = Record(event, identifier, self.wall(), begun, fields, [*steps])
             self.decision_log.keep(record, accepted=accepted)
 
     def may_log_refusal(self, peer: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Final
 
 from minismtp.mail.events import SessionClosed, SessionOpened
 from minismtp.mail.session import Session, TlsInfo
+from minismtp.runtime.decision_log import Record
 from minismtp.runtime.metrics_buffer import Child
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session.conversation import Conversation, Decision
@@ -249,10 +250,9 @@ class Receiver:
             self._tracing.happened(session, f"closed: {self.reason}")
         accepted = self._conversation.messages > 0
         if accepted or context.quiet or context.may_log_refusal(session.peer):
-            steps = self._activity.steps
-            context.record(
-                "session closed", session.id, self._begun, fields, steps, accepted=accepted
-            )
+            now, steps = context.wall(), self._activity.steps
+            record = Record("session closed", session.id, now, self._begun, fields, steps)
+            context.record(record, accepted=accepted)
         context.log_surplus_refusals()
         if context.hooks.observed:
             context.hooks.observe(

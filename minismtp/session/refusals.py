@@ -12,6 +12,7 @@ from typing import Final
 
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.session import Session
+from minismtp.runtime.decision_log import Record
 from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.log import bound
 from minismtp.runtime.thread_activity import Activity
@@ -45,7 +46,7 @@ class Refusals:
         if context.may_log_refusal(session.peer):
             facts = {"peer": session.peer, **fields, "reply": str(reply), **self.facts(reply)}
             about = str(bound().get("id", session.id))
-            context.record(event, about, context.clock(), facts)
+            context.record(Record(event, about, context.wall(), context.clock(), facts, []))
 
     def log_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
         """Write the line of a refused recipient, unless its message has enough of them."""

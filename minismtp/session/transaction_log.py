@@ -2,80 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
-
-import msgspec
 
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.events import MessageDecided, RecipientDecided
-from minismtp.mail.queue_entry import QueuedRecipient
 from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.log import bound
-from minismtp.runtime.thread_activity import Activity, Step, summary
+from minismtp.runtime.thread_activity import Activity, summary
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.refusals import Refusals, outcome_of
 from minismtp.session.storage import MessageStorage
-from minismtp.values.address import Address
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
 _LINE: Final = 400  # octets that a line takes roughly, without the addresses of recipients
-_NAME: Final = 40
+_NAME: Final = 80  # of each recipient, who may appear more than once
 _OUTCOMES: Final = {2: "stored", 4: "deferred"}
-
-
-class MessageRecord(msgspec.Struct, kw_only=True, gc=False):
-    """The values of a message, from which the threads that write the logs make the fields.
-
-    `size` is in octets, `seconds` since MAIL, `receiving` the seconds of the content.
-    """
-
-    event: str
-    id: str
-    peer: str
-    login: str | None
-    reverse_path: Address | None
-    to: list[Address]
-    size: int
-    reply: Reply | None
-    stored: Sequence[Address]
-    queued: Sequence[QueuedRecipient]
-    time: float
-    begun: float
-    seconds: float
-    steps: list[Step]
-    receiving: float = 0.0
-    refusal: dict[str, str | int] = {}
-    made: dict[str, str | int] = {}
-
-    def fields(self) -> dict[str, str | int]:
-        """Return the fields of both logs, made by the first thread that asks."""
-        if not self.made:
-            self.made = {
-                "id": self.id,
-                "peer": self.peer,
-                **({} if self.login is None else {"login": self.login}),
-                "sender": f"<{self.reverse_path or ''}>",
-                "to": ",".join(map(str, self.to)),
-                "size": self.size,
-                "seconds": f"{self.seconds:.4f}",
-                **({} if self.reply is None else {"reply": str(self.reply)}),
-                **({"stored": ",".join(map(str, self.stored))} if self.stored else {}),
-                **({"queued": ",".join([e.address for e in self.queued])} if self.queued else {}),
-                **self.refusal,
-            }
-        return self.made
-
-    def line(self) -> dict[str, str | int]:
-        """Return the fields of the line, with the time of the content and of each hook."""
-        spent = {"receive": f"{self.receiving:.4f}", "hooks": summary(self.steps)}
-        return self.fields() | spent
-
-    def decision(self) -> Record:
-        """Return the record of the decision log."""
-        return Record(self.event, self.id, self.time, self.begun, self.fields(), self.steps)
 
 
 class TransactionLog:
@@ -116,9 +60,8 @@ class TransactionLog:
 
     def aborted(self) -> None:
         """Keep the steps of a transaction without a message."""
-        context = self._context
-        if context.may_log_refusal(self._envelope.peer) and context.decision_log is not None:
-            context.decision_log.later(self.record("no message").decision, accepted=False)
+        if self._context.may_log_refusal(self._envelope.peer):
+            self._keep("no message", self.fields(0), accepted=False)
         self._end()
 
     def finished(
@@ -152,42 +95,58 @@ class TransactionLog:
             report(error)
         self._end()
 
-    def record(self, event: str, size: int = 0, reply: Reply | None = None) -> MessageRecord:
-        """Return what is known of the message now. `size` is in octets."""
-        context, envelope, storage = self._context, self._envelope, self.storage
-        return MessageRecord(
-            event=event,
-            id=envelope.id,
-            peer=envelope.peer,
-            time=context.wall(),
-            begun=self._begun,
-            seconds=context.clock() - self._begun,
-            steps=self._activity.steps,
-            login=self._session.login,
-            reverse_path=envelope.reverse_path,
-            to=[recipient.address for recipient in envelope.recipients],
-            size=size,
-            reply=reply,
-            stored=() if storage is None else storage.stored,
-            queued=() if storage is None else storage.queued,
-        )
+    def fields(
+        self, size: int, reply: Reply | None = None, refusal: dict[str, str | int] | None = None
+    ) -> Callable[[], dict[str, str | int]]:
+        """Return what makes the fields of the message, from the values that they have now.
+
+        The threads that write the logs call it, so it keeps no envelope and no message in memory.
+        """
+        envelope, login, storage = self._envelope, self._session.login, self.storage
+        identifier, peer, sender = envelope.id, envelope.peer, envelope.reverse_path
+        to = [recipient.address for recipient in envelope.recipients]
+        seconds = self._context.clock() - self._begun
+        stored, queued = (storage.stored, storage.queued) if storage is not None else ([], [])
+        made: dict[str, str | int] = {}
+
+        def make() -> dict[str, str | int]:
+            if not made:
+                made.update(
+                    {
+                        "id": identifier,
+                        "peer": peer,
+                        **({} if login is None else {"login": login}),
+                        "sender": f"<{sender or ''}>",
+                        "to": ",".join(map(str, to)),
+                        "size": size,
+                        "seconds": f"{seconds:.4f}",
+                        **({"reply": str(reply)} if reply else {}),
+                        **({"stored": ",".join(map(str, stored))} if stored else {}),
+                        **({"queued": ",".join([e.address for e in queued])} if queued else {}),
+                        **(refusal or {}),
+                    }
+                )
+            return made
+
+        return make
 
     def _log_message(self, outcome: str, size: int, receiving: float, reply: Reply) -> None:
-        context, metrics = self._context, self._context.metrics
+        context, metrics, steps = self._context, self._context.metrics, self._activity.steps
         sized = ((metrics.message_size, float(size)),) if size else ()
         metrics.add(metrics.messages[outcome] + sized)
-        accepted = reply.category == 2  # noqa: PLR2004
-        if not accepted:
+        refusal = None
+        if reply.category != 2:  # noqa: PLR2004
             self._refusals.logged = True
-        if accepted or context.may_log_refusal(self._envelope.peer):
-            record = self.record(outcome, size, reply)
-            record.receiving = receiving
-            if not accepted:
-                record.refusal = self._refusals.facts(reply)
-            names = len(record.to) + len(record.stored) + len(record.queued)
-            context.log.later(outcome, record.line, _LINE + _NAME * names)
-            if context.decision_log is not None:
-                context.decision_log.later(record.decision, accepted=accepted)
+            if not context.may_log_refusal(self._envelope.peer):
+                return
+            refusal = self._refusals.facts(reply)
+        fields = self.fields(size, reply, refusal)
+
+        def line() -> dict[str, str | int]:
+            return fields() | {"receive": f"{receiving:.4f}", "hooks": summary(steps)}
+
+        context.log.later(outcome, line, _LINE + _NAME * len(self._envelope.recipients))
+        self._keep(outcome, fields, accepted=refusal is None)
 
     def _log_recipients(
         self, recipients: Sequence[Recipient], answers: Sequence[Reply], logged: Reply
@@ -201,6 +160,16 @@ class TransactionLog:
                     sender=self._envelope.sender,
                     recipient=str(recipient.address),
                 )
+
+    def _keep(
+        self, event: str, fields: Callable[[], dict[str, str | int]], *, accepted: bool
+    ) -> None:
+        if self._context.decision_log is not None:
+            identifier, now, begun = self._envelope.id, self._context.wall(), self._begun
+            steps = self._activity.steps
+            self._context.decision_log.later(
+                lambda: Record(event, identifier, now, begun, fields(), steps), accepted=accepted
+            )
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""

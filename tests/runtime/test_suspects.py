@@ -43,10 +43,10 @@ def test_message_of_a_dead_worker_is_named_and_its_deaths_are_counted() -> None:
     mark = fingerprint(envelope(), MAIL)
     for deaths in (1, 2, 3):
         die(suspects, 5, mark, f"a1b2.{deaths}")
-        [suspect] = suspects.blame(5)
+        [(message, counted)] = suspects.blame(5)
         suspects.clear_notes(5)
-        assert suspect.deaths == deaths
-        assert suspect.message == {
+        assert counted == deaths
+        assert message == {
             "id": f"a1b2.{deaths}",
             "peer": "192.0.2.1",
             "sender": "<sender@client.example>",
@@ -84,7 +84,7 @@ def test_only_messages_of_the_threads_that_ran_are_blamed() -> None:
     thread.join()
     mine = threading.current_thread().native_id
     assert mine is not None
-    assert [each.message["id"] for each in suspects.blame(3, {mine})] == ["mine"]
+    assert [message["id"] for message, _ in suspects.blame(3, {mine})] == ["mine"]
     assert suspects.blame(3, set()) == []
     assert len(suspects.blame(3)) == 2
 
