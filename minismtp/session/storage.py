@@ -54,7 +54,8 @@ class MessageStorage:
         client keeps the message for those without any copy. Raise OSError and Verdict.
         """
         relays = self._relayed()
-        self._check(relays)
+        if relays or len(self._recipients) > 1 or self._recipients[0].expands:
+            self._check(relays)
         failures = self._deliver_all()
         if not relays and not failures:
             self._notify(self._recipients)
@@ -131,14 +132,15 @@ class MessageStorage:
 
     def _check(self, relays: list[QueuedRecipient]) -> None:
         """Raise Defer or OSError for copies that cannot be queued, before any copy is stored."""
+        if not any(recipient.mailboxes for recipient in self._recipients):
+            return  # `Spool.add` checks the same before it writes
         queue = self._context.queue
         if relays:
             try:
                 QueueEntry.of(self._envelope, self._message, relays).check()
             except ValueError as error:
                 raise self._unqueued(error) from None
-        several = relays or len(self._recipients) > 1 or self._recipients[0].expands
-        if several and queue is not None and not queue.has_space(self._message.size):
+        if queue is not None and not queue.has_space(self._message.size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _unqueued(self, error: ValueError) -> Defer:
