@@ -45,8 +45,9 @@ class DurableFile:
     """A file that is written under a temporary name, synced, and then renamed to its own.
 
     The block of a `with` writes to `descriptor` and keeps `size`, the octets written, up to date;
-    `write` does both. It may replace `sync` by a function that returns once the file is on disk.
-    If anything raises, the file is removed. `sync_directory` makes the rename durable.
+    `write` does both. `sync` may be a function that returns once the file is on disk; without one
+    it is fsync(2). If anything raises, the file is removed. `sync_directory` makes the rename
+    durable.
 
     The file is locked (flock(2)) while it is written. A process that cleans up after a crash takes
     only files that it can lock. A temporary file that a crash left is replaced.
@@ -62,7 +63,7 @@ class DurableFile:
         self._temporary = temporary
         self._path = path
         self.size = 0
-        self.sync: Callable[[], object] = lambda: os.fsync(self.descriptor)
+        self.sync: Callable[[], object] | None = None
         self.descriptor, self.status = _create(temporary, mode)
 
     def __enter__(self) -> Self:
@@ -78,7 +79,10 @@ class DurableFile:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         try:
             if error is None:
-                self.sync()
+                if self.sync is None:
+                    os.fsync(self.descriptor)
+                else:
+                    self.sync()
                 check_written(self.descriptor, self.status, self.size)
                 os.rename(self._temporary, self._path)  # noqa: PTH104 - plain strings are faster
         except BaseException as failure:
@@ -296,7 +300,12 @@ def _create(path: Path | str, mode: int) -> tuple[int, os.stat_result]:
         except FileExistsError:
             _remove_leftover(path)
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # the file system has no locks
+            os.close(descriptor)
+            os.unlink(path)  # noqa: PTH108 - plain strings are faster
+            raise
         status = os.fstat(descriptor)
         if status.st_nlink:
             return descriptor, status

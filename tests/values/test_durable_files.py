@@ -1,5 +1,6 @@
 """Writes that survive a crash, and values that follow their files."""
 
+import errno
 import fcntl
 import itertools
 import logging
@@ -65,6 +66,24 @@ def test_temporary_file_that_a_crash_left_is_replaced(tmp_path: Path) -> None:
         file.write(b"data")
         assert not (tmp_path / "file").exists()
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"data")]
+
+
+def test_file_that_cannot_be_locked_is_closed_and_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_locks(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def descriptors() -> list[Path]:
+        return sorted(Path("/proc/self/fd").iterdir())
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", no_locks)
+        with pytest.raises(OSError, match="No locks"):
+            DurableFile(tmp_path / "t", tmp_path / "file")
+    assert descriptors() == before
+    assert not any(tmp_path.iterdir())
 
 
 def test_temporary_file_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
