@@ -79,15 +79,17 @@ class Content:
         size = self.size - len(self._before) - skipped
         return Content(self._store, len(before) + size, before, self._skipped + skipped)
 
-    def write_to(self, descriptor: int, before: bytes = b"") -> int:
-        """Write `before` and the content to a blocking descriptor; return the octets written."""
+    def write_to(self, descriptor: int, before: bytes = b"", after: bytes = b"") -> int:
+        """Write two texts with the content between them; return the number of octets written."""
         if isinstance(self._store, bytes):
-            return _write_all(descriptor, (before, self._store))
+            return _write_all(descriptor, (before, self._store, after))
         if before or self._before:
             _write_all(descriptor, (before, self._before))
         size = self.size - len(self._before)
         _copy(self._store.descriptor, descriptor, self._skipped, size)
-        return len(before) + self.size
+        if after:
+            _write_all(descriptor, (after,))
+        return len(before) + self.size + len(after)
 
 
 class ContentWriter:

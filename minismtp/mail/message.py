@@ -147,12 +147,12 @@ class Message:
         """Drop the message; the client gets 250."""
         self.discarded = reason
 
-    def write_to(self, fd: int, before: bytes = b"") -> int:
-        """Write `before` and the message to a blocking file descriptor; return the octets written.
+    def write_to(self, fd: int, before: bytes = b"", after: bytes = b"") -> int:
+        """Write the message between two texts to a blocking file descriptor.
 
-        For content in memory this is one system call. Raise OSError.
+        Return the octets written. For content in memory this is one system call. Raise OSError.
         """
-        return self._content.write_to(fd, before + self._prefix)
+        return self._content.write_to(fd, before + self._prefix, after)
 
     def copy(self) -> Message:
         """Return a message with the same content, whose changes do not affect this one."""

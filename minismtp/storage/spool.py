@@ -113,12 +113,12 @@ class Spool:
 
         Raise OSError or UnreadableError, in which case nothing is left of it.
         """
-        text = encoded(entry)
-        if not self.has_space(message.size):
+        text, size = encoded(entry), message.size
+        if not self.has_space(size):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._queue)
         with DurableFile(f"{self._temporary}/{entry.id}", f"{self._queue}/{entry.id}") as file:
-            file.size = size = message.write_to(file.descriptor)
-            file.write(text + footer(size, len(text)))
+            end = text + footer(size, len(text))
+            file.size = message.write_to(file.descriptor, after=end)
         with surviving():  # because this server has the message already
             self.trigger.notify(entry.id)
 
