@@ -46,6 +46,9 @@ from minismtp.values.threads import start_thread, surviving
 
 _TICK: Final = 1.0  # seconds between two looks at what no event announces
 _LOCK_TICK: Final = 0.05
+# Seconds from one look for new messages to the next. Under load each message would wake this
+# process, which shares its core with a worker; so some tens are read at once.
+_GATHERING: Final = 0.02
 _OTHER_THREADS: Final = 8  # that work on messages beside those that deliver
 _DOMAINS: Final = 10_000  # whose destinations are remembered
 _LOADED: Final = 200  # messages that are loaded before jobs are started
@@ -148,7 +151,7 @@ class Runner:
         self._writer.start(use_all_cores)
         self._housekeeper.start()
         start_thread("signals", self._watch_signals)
-        next_tick = 0.0
+        next_tick = next_read = 0.0
         while not self._stopping:
             self._show_life()
             if time.monotonic() >= next_tick:
@@ -156,11 +159,17 @@ class Runner:
                 self._tick()
             self._pool.start_jobs()
             patience = min(self._index.seconds_to_next() or _TICK, _TICK)
-            readable, _, _ = select.select([fifo, self._wake_read, lifeline], [], [], patience)
+            sources = [self._wake_read, lifeline]
+            if (pause := next_read - time.monotonic()) > 0:
+                patience = min(patience, pause)
+            else:
+                sources.append(fifo)
+            readable, _, _ = select.select(sources, [], [], patience)
             if lifeline in readable:
                 break
             if fifo in readable:
                 self._read(fifo)
+                next_read = time.monotonic() + _GATHERING
         os.close(fifo)
         self._end(lock)
 
