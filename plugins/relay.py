@@ -1,10 +1,12 @@
 """Relay mail of users after a login, of trusted networks, and for further domains."""
 
 from dataclasses import field
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, plugin
 
+_PEERS = 1024  # of which it is remembered whether they are trusted
 _WIDEST = {4: 8, 6: 16}  # shortest prefixes of networks that one organization may have
 
 
@@ -23,6 +25,7 @@ class Relaying:
     domains: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._trusts = lru_cache(_PEERS)(self._is_trusted)
         for domain in self.domains:
             form = Address("", domain).ascii_domain
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
@@ -47,7 +50,7 @@ class Relaying:
             return Relay()
         return None
 
-    def _trusts(self, peer: str) -> bool:
+    def _is_trusted(self, peer: str) -> bool:
         if not self.networks or peer == "unix":
             return False
         address = ip_address(peer)
