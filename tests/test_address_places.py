@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Final
@@ -25,6 +24,7 @@ from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.maildir import Maildir
 from minismtp_plugins.relay import Relaying
 from minismtp_plugins.spf import Spf
+from msgspec.structs import replace
 from scripted import Script
 
 from minismtp import Address, Envelope, Message, Recipient, Relay, hookimpl, plugin

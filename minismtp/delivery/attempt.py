@@ -10,6 +10,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import Final, Self
 
+from msgspec import structs
+
 from minismtp.config import Config
 from minismtp.delivery.client import ClientSettings, HostConnection
 from minismtp.delivery.content import Original
@@ -169,7 +171,7 @@ class Attempt:
         sender, first_sender = request.targets[0].sender, None
         if sender and request.entry.sender:
             first_sender = Address.parse(request.entry.sender)
-            request = replace(request, entry=replace(request.entry, sender=sender))
+            request = replace(request, entry=structs.replace(request.entry, sender=sender))
         envelope = request.entry.envelope()
         addresses = tuple(Address.parse(target.address) for target in request.targets)
         domain = addresses[0].ascii_domain

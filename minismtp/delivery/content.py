@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted, is_sealed

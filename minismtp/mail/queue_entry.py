@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, Literal
+
+import msgspec
 
 from minismtp.mail.envelope import Envelope, Local, Recipient
 from minismtp.mail.message import Message
@@ -19,8 +20,7 @@ _SHARED: Final = (
 _shared: Final = attrgetter(*_SHARED)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedRecipient:
+class QueuedRecipient(msgspec.Struct, frozen=True, kw_only=True):
     """Where one copy goes, and for which recipient.
 
     `address` is a mailbox here for the kind "local", or the address to send to for "relay". If
@@ -73,8 +73,7 @@ class QueuedRecipient:
         ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueEntry:
+class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The envelope as it waits, see `Envelope`. `sender` is empty for the null reverse-path.
 
     The names of the fields are the keys in the files of the spool.

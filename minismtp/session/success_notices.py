@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from minismtp.hooks.facade import Hooks
 from minismtp.mail.dsn import Action, Report, notification

@@ -5,7 +5,6 @@ from __future__ import annotations
 import email
 import email.message
 import email.policy
-from dataclasses import replace
 from email.message import EmailMessage
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ import pytest
 from flufl.bounce import all_failures
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from minismtp import Address, Local, Message, Recipient, Relay, Several
 from minismtp.mail.content import Content

@@ -2,13 +2,13 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope
@@ -71,11 +71,11 @@ class Closed(Message):
         super().__init__("m.1", Content.of(b"Subject: x\r\n\r\nhello\r\n"))
         self.other = other
 
-    def write_to(self, fd: int, before: bytes = b"") -> int:
+    def write_to(self, fd: int, before: bytes = b"", after: bytes = b"") -> int:
         with self.other.open("wb") as file:
             os.dup2(file.fileno(), fd)
         self.taken = fd
-        return super().write_to(fd, before)
+        return super().write_to(fd, before, after)
 
 
 def test_message_that_went_into_the_file_of_another_is_not_queued(
