@@ -66,21 +66,26 @@ class Recipient:
     @property
     def mailboxes(self) -> tuple[Address, ...]:
         """The mailboxes here that get a copy."""
-        if isinstance(self.route, Local):
-            return self.route.mailboxes or (self.address,)
-        routes = [route for route in self._routes if isinstance(route, Local)]
-        return tuple(each for route in routes for each in route.mailboxes or (self.address,))
+        match self.route:
+            case Local(mailboxes):
+                return mailboxes or (self.address,)
+            case Several(routes):
+                each = [Recipient(self.address, route) for route in routes]
+                return tuple(mailbox for one in each for mailbox in one.mailboxes)
+            case _:
+                return ()
 
     @property
     def relays(self) -> tuple[Relay, ...]:
         """The routes to other servers, each with its addresses."""
-        if isinstance(self.route, Local):
-            return ()
-        return tuple(
-            Relay(*(route.addresses or (self.address,)), sender=route.sender)
-            for route in self._routes
-            if isinstance(route, Relay)
-        )
+        match self.route:
+            case Relay(addresses, sender):
+                return (Relay(*(addresses or (self.address,)), sender=sender),)
+            case Several(routes):
+                each = [Recipient(self.address, route) for route in routes]
+                return tuple(relay for one in each for relay in one.relays)
+            case _:
+                return ()
 
     @property
     def expands(self) -> bool:
@@ -94,16 +99,6 @@ class Recipient:
                 return len(addresses) > 1
             case Several():
                 return True
-
-    @property
-    def _routes(self) -> tuple[Local | Relay, ...]:
-        match self.route:
-            case None:
-                return ()
-            case Several(routes):
-                return routes
-            case route:
-                return (route,)
 
 
 @dataclass(slots=True, kw_only=True)

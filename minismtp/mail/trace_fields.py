@@ -34,13 +34,14 @@ def received(session: Session, envelope: Envelope) -> bytes:
         origin = f"{session.name} {origin}"
     tls = f"\r\n\t({session.tls.version} {session.tls.cipher})" if session.tls else ""
     for_clause = ""
-    if len(envelope.recipients) == 1:
-        address = envelope.recipients[0].address
-        if not address.is_ascii:
-            address = Address(address.local, address.ascii_domain)
-        recipient = str(address)
-        if address.is_ascii and len(recipient) <= _FOR_LIMIT:
-            for_clause = f"\r\n\tfor <{recipient}>"
+    match envelope.recipients:
+        case [only]:
+            address = only.address
+            if not address.is_ascii:
+                address = Address(address.local, address.ascii_domain)
+            recipient = str(address)
+            if address.is_ascii and len(recipient) <= _FOR_LIMIT:
+                for_clause = f"\r\n\tfor <{recipient}>"
     text = (
         f"Received: from {_name(session.helo or 'unknown')} ({origin})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"

@@ -321,7 +321,7 @@ class Conversation:
         if answers[0].category == 2 or any(reply.category == 2 for reply in answers):  # noqa: PLR2004
             self.messages += 1
             self._errors.forgive(self._session.peer)
-        if answers[0].code >= 400 or len(answers) > 1:  # noqa: PLR2004
+        if answers[0].code >= 400 or self._context.lmtp:  # noqa: PLR2004
             answers = self._refuse(command, answers, transaction.envelope)
         return Decision(answers, command, close=close)
 

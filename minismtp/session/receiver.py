@@ -293,4 +293,5 @@ class Receiver:
             self.deadline = min(now + self._data_timeout, self._content_end, self._end)
         elif self._protocol.state is not DATA and self._protocol.state is not SessionState.CHUNKS:
             self._content_end = 0.0
-            self.deadline = min(now + self._command_timeout, self._end)
+            due = now + self._command_timeout
+            self.deadline = min(self._end, due)

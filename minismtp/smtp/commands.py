@@ -151,21 +151,23 @@ def parse(line: bytes) -> Command:
         text = line.replace(b"\t", b" ").strip(b" ")
     word, _, rest = text.partition(b" ")
     verb, parser = _VERBS[word] if word in _VERBS else _VERBS.get(word.upper(), _UNKNOWN)
-    if len(line) > _SHORT and len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
+    if line[_SHORT:] and len(line) + 2 > LINE_LIMITS.get(verb, LINE_LIMIT):
         # RFC 4954 section 6: an authentication line has a code of its own.
         enhanced = "5.5.6" if verb == "AUTH" else "5.5.2"
         raise CommandProblem(verb, Reply(500, "line too long", enhanced))
+    if not rest and verb in _ALONE:
+        return _ALONE[verb]
     if verb == "BDAT" and text != line.rstrip(b" \t"):
         # A proxy in front of us must count the same octets, so only one spelling is taken.
         raise CommandProblem(verb, Reply(501, "expected BDAT size [LAST]", "5.5.4"))
     name = verb if parser else _unknown_verb(word)
     try:
-        argument = rest.decode() if rest else ""
+        argument = rest.decode()
     except UnicodeDecodeError:
         if verb not in GREETINGS:
             raise CommandProblem(verb, Reply(501, "command is not UTF-8", "5.5.2")) from None
         argument = rest.decode("latin-1")  # any name of a computer is taken, see parse_helo
-    if rest and not argument.isprintable():
+    if not argument.isprintable():
         control = _CONTROL_OF_ASCII if verb in GREETINGS else _CONTROL
         if control.search(argument):
             raise CommandProblem(verb, Reply(501, "control character in command", "5.5.2"))
@@ -233,11 +235,12 @@ def _values(verb: str, rest: str, known: _Parameters) -> dict[str, Any]:
     if rest[0] != " ":
         raise SyntaxProblem("expected a blank after the address")
     values: dict[str, object] = {}
-    for keyword, value in parse_parameters(rest).items():
+    parameters = parse_parameters(rest)
+    for keyword in parameters:
         if keyword not in known:
             # RFC 5321 section 4.1.1.11
             raise CommandProblem(verb, Reply(555, f"parameter {keyword} not recognized", "5.5.4"))
-        field, reader = known[keyword]
+        value, (field, reader) = parameters[keyword], known[keyword]
         if reader is None and value is None:
             values[field] = True
         elif reader is None or value is None:
@@ -322,11 +325,9 @@ def _vrfy(verb: str) -> Callable[[str], Command]:
     return parser
 
 
-def _without_argument(command: Command) -> Callable[[str], Command]:
-    def parser(argument: str) -> Command:
-        if argument.strip(" "):
-            raise SyntaxProblem(f"{command.verb} takes no argument")
-        return command
+def _alone(verb: str) -> Callable[[str], Command]:
+    def parser(_: str) -> Command:
+        raise SyntaxProblem(f"{verb} takes no argument")
 
     return parser
 
@@ -344,19 +345,21 @@ _RCPT_PARAMETERS: Final[_Parameters] = {
     "NOTIFY": ("notify", _notify),
     "ORCPT": ("original", parse_original_recipient),
 }
-_NOOP: Final = Noop()
+_ALONE: Final[dict[str, Command]] = {
+    each.verb: each for each in (Data(), Rset(), Noop(), Quit(), StartTls())
+}
 _PARSERS: Final[dict[str, Callable[[str], Command]]] = {
     "EHLO": lambda text: Greeting("EHLO", parse_helo(text)),
     "HELO": lambda text: Greeting("HELO", parse_helo(text)),
     "LHLO": lambda text: Greeting("LHLO", parse_helo(text)),
     "MAIL": _mail,
     "RCPT": _rcpt,
-    "DATA": _without_argument(Data()),
+    "DATA": _alone("DATA"),
     "BDAT": _bdat,
-    "RSET": _without_argument(Rset()),
-    "NOOP": lambda _: _NOOP,
-    "QUIT": _without_argument(Quit()),
-    "STARTTLS": _without_argument(StartTls()),
+    "RSET": _alone("RSET"),
+    "NOOP": lambda _: Noop(),
+    "QUIT": _alone("QUIT"),
+    "STARTTLS": _alone("STARTTLS"),
     "AUTH": _auth,
     "VRFY": _vrfy("VRFY"),
     "EXPN": _vrfy("EXPN"),

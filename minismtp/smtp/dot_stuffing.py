@@ -74,7 +74,7 @@ class DotDecoder(LineChecks):
         end = data.find(END, first) if dot else -1
         if end >= 0:
             self.done = True
-            self.rest = data[end + len(END) :]
+            self.rest = data[end + 5 :]
             data = data[: end + 2]
         else:
             held = next((p for p in _PREFIXES if data.endswith(p)), b"")

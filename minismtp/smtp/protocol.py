@@ -167,7 +167,7 @@ class Protocol:
             return self._refuse("OTHER", Reply(421, "this port speaks plain SMTP first", "4.7.0"))
         end = buffer.find(b"\r\n", start)
         if end < 0:
-            if len(buffer) - start > LONGEST_LINE:
+            if buffer[start + LONGEST_LINE :]:
                 # Memory stays bounded: of the line only its verb and a CR at its end are kept.
                 self._overlong = self._overlong or buffer[start : start + _VERB_ROOM]
                 self._buffer, self._at = b"\r" if buffer.endswith(b"\r") else b"", 0
@@ -268,9 +268,10 @@ class Protocol:
 
     def _next_content(self, decoder: DotDecoder) -> Event | None:
         while not decoder.done:
-            if self._at == len(self._buffer):
+            octets = self._buffer[self._at :]
+            if not octets:
                 return None
-            data = decoder.decode(self._buffer[self._at :])
+            data = decoder.decode(octets)
             self._buffer, self._at = decoder.rest, 0
             if data:
                 return ContentChunk(data)
