@@ -16,6 +16,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _FAILURES: Final = 5  # in a row, before a service is not asked
 _PAUSE: Final = 30.0  # seconds
 _PIECE: Final = 65536
+_LONGEST_WAIT: Final = 1.0  # seconds
+_TIMEVAL: Final = struct.Struct("@ll")  # struct timeval
 _log: Final = logging.getLogger(__name__)
 
 
@@ -155,7 +158,12 @@ class Remote:
 
 
 class Line:
-    """A connection with a deadline, for one thread. All methods raise RemoteError."""
+    """A connection with a deadline, for one thread. All methods raise RemoteError.
+
+    In clear, the kernel lets each call of the socket wait for a second at most, and the call is
+    repeated until the deadline. So sending or receiving is one system call. A timeout of Python
+    would make it two, and a third for each change of the timeout; TLS needs that.
+    """
 
     def __init__(
         self,
@@ -168,13 +176,12 @@ class Line:
         self.due = due
         self.name = name
         self.clock = clock
+        self.is_secure = isinstance(sock, ssl.SSLSocket)  #: whether TLS is spoken
         self._socket = sock
         self._buffer = b""
-
-    @property
-    def is_secure(self) -> bool:
-        """Whether TLS is spoken."""
-        return isinstance(self._socket, ssl.SSLSocket)
+        self._wait = 0.0  # seconds that a call in clear waits at most
+        if not self.is_secure:
+            sock.settimeout(None)
 
     def extend(self, timeout: timedelta) -> None:
         """Set the deadline to `timeout` from now, for exchanges that pause or take long."""
@@ -183,10 +190,13 @@ class Line:
     def send(self, data: bytes) -> None:
         """Send all of the octets."""
         with _named(self.name):
-            rest = memoryview(data)
-            while rest:  # `sendall` of TLS would wait as long as this for each record
-                self._socket.settimeout(_left(self.due, self.clock))
-                rest = rest[self._socket.send(rest) :]
+            sent = 0
+            while sent < len(data):  # `sendall` of TLS would wait as long as this for each record
+                self._limit()
+                try:
+                    sent += self._socket.send(memoryview(data)[sent:] if sent else data)
+                except BlockingIOError:
+                    continue
 
     def receive(self, size: int = _PIECE) -> bytes:
         """Return at most `size` octets as soon as some are there; no octets at the end."""
@@ -194,16 +204,22 @@ class Line:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
         with _named(self.name):
-            self._socket.settimeout(_left(self.due, self.clock))
-            return self._socket.recv(size)
+            while True:
+                self._limit()
+                try:
+                    return self._socket.recv(size)
+                except BlockingIOError:
+                    continue
 
     def is_readable(self) -> bool:
         """Return whether `receive` would return at once: with octets, or at the end without."""
         if not self._buffer:
             with _named(self.name):
-                self._socket.settimeout(0)
+                if self.is_secure:
+                    self._socket.settimeout(0)
+                flags = 0 if self.is_secure else socket.MSG_DONTWAIT  # TLS knows no flags
                 try:
-                    self._buffer = self._socket.recv(_PIECE)
+                    self._buffer = self._socket.recv(_PIECE, flags)
                 except (BlockingIOError, ssl.SSLWantReadError):
                     return False
         return True
@@ -244,6 +260,7 @@ class Line:
         with _named(self.name):
             self._socket.settimeout(_left(self.due, self.clock))
             self._socket = secured = context.wrap_socket(self._socket, server_hostname=host)
+            self.is_secure = True
         return secured
 
     def end(self) -> None:
@@ -254,6 +271,19 @@ class Line:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+    def _limit(self) -> None:
+        """Limit the next call of the socket. Raise TimeoutError after the deadline."""
+        left = _left(self.due, self.clock)
+        if self.is_secure:
+            self._socket.settimeout(left)
+            return
+        wait = min(left, _LONGEST_WAIT)
+        if wait != self._wait:
+            limit = _TIMEVAL.pack(int(wait), max(1, int(wait % 1 * 1e6)))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._wait = wait
 
     def _next(self, size: int) -> bytes:
         data = self.receive(size)
@@ -272,17 +302,22 @@ def reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Raise errors as RemoteError with the name of the service."""
-    try:
-        yield
-    except RemoteError:
-        raise
-    except TimeoutError:
-        raise RemoteTimeoutError(f"{name} is too slow") from None
-    except OSError as error:
-        raise RemoteError(f"{name}: {error.strerror or error}") from error
+class _named:  # noqa: N801 - stands in a `with`, like contextlib.suppress
+    """Raises errors of a block as RemoteError with the name of the service."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, RemoteError):
+            if isinstance(error, TimeoutError):
+                raise RemoteTimeoutError(f"{self._name} is too slow") from None
+            raise RemoteError(f"{self._name}: {error.strerror or error}") from error
 
 
 def _left(due: float, clock: Callable[[], float] = time.monotonic) -> float:

@@ -39,9 +39,9 @@ class Peer:
         self._packet = len(data) // 256 + 1
         self._waits = True
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
         """Return some of it, but nothing before the parser waits for it."""
-        if not self._waits:
+        if not self._waits or flags & socket.MSG_DONTWAIT:
             raise BlockingIOError
         return self._said.read(min(size, self._packet))
 
@@ -57,7 +57,7 @@ class Peer:
         """Return where it was called."""
         return "127.0.0.1", 9925
 
-    def setsockopt(self, level: int, name: int, value: int) -> None:
+    def setsockopt(self, level: int, name: int, value: int | bytes) -> None:
         """Do nothing."""
 
     def shutdown(self, how: int) -> None:
