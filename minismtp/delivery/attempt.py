@@ -149,7 +149,7 @@ class Attempt:
         done, passed = AttemptResult([]), list[HostRefusal]()
         for numbers in by_sender.values():  # because a transaction has one reverse-path
             targets = [request.targets[number] for number in numbers]
-            done = self._relay(replace(request, targets=targets))
+            done = self._relay(structs.replace(request, targets=targets))
             results |= dict(zip(numbers, done.results, strict=True))
             passed += done.passed
         ordered = [results[number] for number in sorted(results)]
@@ -171,7 +171,7 @@ class Attempt:
         sender, first_sender = request.targets[0].sender, None
         if sender and request.entry.sender:
             first_sender = Address.parse(request.entry.sender)
-            request = replace(request, entry=structs.replace(request.entry, sender=sender))
+            request = structs.replace(request, entry=structs.replace(request.entry, sender=sender))
         envelope = request.entry.envelope()
         addresses = tuple(Address.parse(target.address) for target in request.targets)
         domain = addresses[0].ascii_domain
@@ -193,7 +193,7 @@ class Attempt:
             return _all(request, "451 4.3.5 the login for the next host cannot be read now")
         if request.entry.require_tls:
             destination = replace(destination, tls="verified")
-        return self._send(replace(request, message=message, original=original), destination)
+        return self._send(structs.replace(request, message=message, original=original), destination)
 
     def _store(self, request: DeliveryRequest, target: QueuedRecipient) -> RecipientResult:
         """Store a copy through the plugins of the listener that received the message."""

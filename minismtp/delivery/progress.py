@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from minismtp.delivery.client import HostConnection
 from minismtp.delivery.content import Original
@@ -24,8 +26,7 @@ _SESSIONS: Final = 2
 _STATES: Final[dict[str, State]] = {"2": "delivered", "5": "failed"}  # by the class of a reply
 
 
-@dataclass(frozen=True, slots=True)
-class DeliveryRequest:
+class DeliveryRequest(Struct, frozen=True):
     """A message and its recipients at one destination.
 
     `original` is the message before plugins edited it for this delivery.
@@ -38,8 +39,7 @@ class DeliveryRequest:
     original: Original | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HostRefusal:
+class HostRefusal(Struct, frozen=True):
     """A reply that deferred a number of recipients, for whom another host's reply counts."""
 
     host: str
@@ -47,8 +47,7 @@ class HostRefusal:
     recipients: int
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptResult:
+class AttemptResult(Struct, frozen=True):
     """The results of an attempt, one for each target.
 
     `reached` says whether the destination works, None if the attempt did not show it. `passed` has
@@ -81,6 +80,8 @@ class RequestProgress:
     @property
     def part(self) -> DeliveryRequest:
         """The request for the targets in `left`."""
+        if not self._results:
+            return self.request
         targets = self.request.targets
         return replace(self.request, targets=[targets[number] for number in self.left])
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from minismtp.delivery.mx import UnreachableError
 from minismtp.delivery.tls_security import Security
@@ -41,8 +43,7 @@ class TlsError(HostError):
         self.fallback = fallback
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientResult:
+class RecipientResult(Struct, frozen=True):
     """The outcome for one recipient, and the reply that decided it.
 
     - `reports`: the host is now responsible for reporting success (RFC 3461 section 5).

@@ -39,7 +39,8 @@ class DatabaseWriter(WriteBehind):
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-        self.announce()
+        if self.idle:
+            self.announce()
 
     def _write_batches(self) -> bool:
         """Write all that was recorded. Return False if that failed, and keep it."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mailqueue.database import QueueDatabase
@@ -23,8 +25,7 @@ from minismtp.values.clock import steady_time
 _MOST_OPEN: Final = 50  # new messages that are held open
 
 
-@dataclass(frozen=True, slots=True)
-class JobResult:
+class JobResult(Struct, frozen=True):
     """What a job brought: the new statuses of the recipients that it tried.
 
     `reached` says whether the destination works, or None if that was not found out; `reply` is what

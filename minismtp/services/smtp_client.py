@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import BinaryIO, Final, Literal, Self
 
+from msgspec import Struct
+
 from minismtp.config.outbound_tables import Outbound
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
@@ -79,8 +81,7 @@ class Timeouts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RecipientReply:
+class RecipientReply(Struct, frozen=True):
     """The reply that decides about a recipient, and the step of the transaction it belongs to.
 
     "lost" means that the connection failed after the content, so the host may have the message.
@@ -308,30 +309,17 @@ class SmtpClient:
         self.closed = True
         self._line.close()
 
-    @contextlib.contextmanager
     def phase(
         self,
         name: str,
         limit: Literal["command", "data", "end", "quit"] = "command",
         *,
         status: str = "4.4.2",
-    ) -> Iterator[None]:
-        """Limit the time of the block, and turn every failure of the connection into SmtpError."""
-        host = self._line.name
+    ) -> _Phase:
+        """Limit the time of a block, and turn every failure of the connection into SmtpError."""
         if self._timeouts is not None:
             self._line.due = self._line.clock() + getattr(self._timeouts, limit)
-        try:
-            yield
-        except SmtpError:
-            raise
-        except ReplyError as error:
-            raise _failure(f"{host} {error}") from None
-        except TimeoutError:
-            raise _failure(f"{host} timed out in {name}", status) from None
-        except EOFError:
-            raise _failure(f"{host} hung up during {name}", status) from None
-        except OSError as error:
-            raise _failure(f"{host} failed in {name}: {reason(error)}", status) from None
+        return _Phase(self._line.name, name, status)
 
     def _hello(self) -> HostReply:
         [reply] = self._converse(f"{'LHLO' if self._lmtp else 'EHLO'} {self._hostname}")
@@ -373,6 +361,34 @@ class SmtpClient:
     def _demand(self, reply: HostReply, code: int) -> None:
         if reply.code != code:
             raise SmtpError(reply, f"{self._line.name} says {reply}")
+
+
+class _Phase:
+    __slots__ = ("_host", "_name", "_status")
+
+    def __init__(self, host: str, name: str, status: str) -> None:
+        self._host = host
+        self._name = name
+        self._status = status
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        match error:
+            case None | SmtpError():
+                return
+            case ReplyError():
+                raise _failure(f"{self._host} {error}") from None
+            case TimeoutError():
+                text = f"timed out in {self._name}"
+            case EOFError():
+                text = f"hung up during {self._name}"
+            case OSError():
+                text = f"failed in {self._name}: {reason(error)}"
+            case _:
+                return
+        raise _failure(f"{self._host} {text}", self._status) from None
 
 
 def _failure(text: str, status: str = "4.5.0") -> SmtpError:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
+
+from msgspec import Struct
 
 from minismtp.values.reply import Defer, Reject
 
@@ -20,6 +22,8 @@ _ENHANCED: Final = re.compile(r"([245](?:\.(?:0|[1-9][0-9]{0,2})){2})(?: |$)")
 _UNPRINTABLE: Final = re.compile(r"[^ -~]+")
 _LINE_LIMIT: Final = 8192  # octets; RFC 5321 section 4.5.3.1.5 has 512
 _REPLY_LIMIT: Final = 65536
+_USUAL: Final = 128  # octets of a line; replies of one short line are often the same,
+_REMEMBERED: Final = 1024  # so that many of them are remembered
 _TEXT_LIMIT: Final = 500  # characters of a reply that are kept
 SERVICE_ENDS: Final = 421  #: the host closes the connection, whatever it was asked
 
@@ -28,8 +32,7 @@ class ReplyError(ValueError):
     """A host sent something that is not a reply; the text continues "the host ..."."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostReply:
+class HostReply(Struct, frozen=True):
     """A reply of a host: its code, and the text of each line in printable ASCII.
 
     `str` returns it as one line that is safe in logs and notifications.
@@ -115,6 +118,8 @@ class ReplyReader:
         """Return the next reply, None while it is incomplete. Raise ReplyError."""
         while (end := self._buffer.find(b"\n", 0, _LINE_LIMIT)) >= 0:
             line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+            if not self._lines and end < _USUAL and (reply := _single(line)):
+                return reply
             match = _LINE.fullmatch(line.removesuffix(b"\r"))
             # RFC 5321 section 4.2.1: all lines of a reply have the same code.
             if match is None or (self._lines and match[1] != self._code):
@@ -133,6 +138,15 @@ class ReplyReader:
         if len(self._buffer) >= _LINE_LIMIT:
             raise ReplyError("does not end a line of its reply")
         return None
+
+
+@lru_cache(_REMEMBERED)
+def _single(line: bytes) -> HostReply | None:
+    """Return the reply that a line is, None if more lines follow or it is malformed."""
+    match = _LINE.fullmatch(line.removesuffix(b"\r"))
+    if match is None or match[2] == b"-":
+        return None
+    return HostReply.of(int(match[1]), [match[3] or b""])
 
 
 def keywords_of(reply: HostReply) -> dict[str, str]:
