@@ -22,6 +22,7 @@ from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.values.clock import GRACE, steady_time
 
 _EARLIEST: Final = 1_577_836_800.0  # 2020, before this program existed
+_COUNTED: Final[tuple[State, ...]] = ("deferred", "queued", "held")  # the first one counts
 _MOST_IDLE: Final = 50  # connections that wait for another message
 
 
@@ -36,8 +37,11 @@ class _Message:
 
     def state(self) -> str:
         """Return the state under which the metrics count it."""
-        states = {each.state for each in self.recipients}
-        return next((state for state in ("deferred", "queued", "held") if state in states), "")
+        states = [each.state for each in self.recipients]
+        for state in _COUNTED:
+            if state in states:
+                return state
+        return ""
 
 
 class QueueIndex:

@@ -36,12 +36,14 @@ class Notifier:
         by_action: dict[Action, list[Report]] = {}
         for status, elsewhere in zip(statuses, reported, strict=True):
             target = entry.targets[status.number]
-            report = Report(target, status.reply, status.host)
             if status.state == "failed":
-                by_action.setdefault("failed", []).append(report)
-            elif status.state == "delivered" and not elsewhere:
-                action: Action = "delivered" if target.kind == "local" else "relayed"
-                by_action.setdefault(action, []).append(report)
+                action: Action = "failed"
+            elif status.state == "delivered" and not elsewhere and "SUCCESS" in target.notify:
+                action = "delivered" if target.kind == "local" else "relayed"
+            else:
+                continue
+            report = Report(target, status.reply, status.host)
+            by_action.setdefault(action, []).append(report)
         for action, reports in by_action.items():
             self._notify(entry, message, action, reports)
 

@@ -189,39 +189,40 @@ class Line:
 
     def send(self, data: bytes) -> None:
         """Send all of the octets."""
-        with _named(self.name):
-            sent = 0
-            while sent < len(data):  # `sendall` of TLS would wait as long as this for each record
+        sent = 0
+        while sent < len(data):  # `sendall` of TLS would wait as long as this for each record
+            try:
                 self._limit()
-                try:
-                    sent += self._socket.send(memoryview(data)[sent:] if sent else data)
-                except BlockingIOError:
-                    continue
+                sent += self._socket.send(memoryview(data)[sent:] if sent else data)
+            except OSError as error:
+                self._check(error)
 
     def receive(self, size: int = _PIECE) -> bytes:
         """Return at most `size` octets as soon as some are there; no octets at the end."""
         if self._buffer:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
-        with _named(self.name):
-            while True:
+        while True:
+            try:
                 self._limit()
-                try:
-                    return self._socket.recv(size)
-                except BlockingIOError:
-                    continue
+                return self._socket.recv(size)
+            except OSError as error:
+                self._check(error)
 
     def is_readable(self) -> bool:
         """Return whether `receive` would return at once: with octets, or at the end without."""
         if not self._buffer:
-            with _named(self.name):
-                if self.is_secure:
+            try:
+                if self.is_secure:  # which knows no flags
                     self._socket.settimeout(0)
-                flags = 0 if self.is_secure else socket.MSG_DONTWAIT  # TLS knows no flags
-                try:
-                    self._buffer = self._socket.recv(_PIECE, flags)
-                except (BlockingIOError, ssl.SSLWantReadError):
-                    return False
+                    self._buffer = self._socket.recv(_PIECE)
+                else:
+                    self._buffer = self._socket.recv(_PIECE, socket.MSG_DONTWAIT)
+            except ssl.SSLWantReadError:
+                return False
+            except OSError as error:
+                self._check(error)
+                return False
         return True
 
     def read(self, size: int) -> bytes:
@@ -274,16 +275,24 @@ class Line:
 
     def _limit(self) -> None:
         """Limit the next call of the socket. Raise TimeoutError after the deadline."""
-        left = _left(self.due, self.clock)
+        left = self.due - self.clock()
+        if left <= 0:
+            raise TimeoutError
         if self.is_secure:
             self._socket.settimeout(left)
             return
-        wait = min(left, _LONGEST_WAIT)
+        wait = min(_LONGEST_WAIT, left)
         if wait != self._wait:
             limit = _TIMEVAL.pack(int(wait), max(1, int(wait % 1 * 1e6)))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             self._wait = wait
+
+    def _check(self, error: OSError) -> None:
+        """Raise an error of a call as RemoteError, unless it says to call again."""
+        if not isinstance(error, BlockingIOError):
+            with _named(self.name):
+                raise error
 
     def _next(self, size: int) -> bytes:
         data = self.receive(size)
