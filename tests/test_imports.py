@@ -21,6 +21,7 @@ THIRD_PARTY = {
     "address": {"idna"},
     "commands": {"msgspec"},  # makes a value in 0.1 us instead of 1.5
     "protocol": {"msgspec"},
+    "client_reply": {"msgspec"},
 }
 
 

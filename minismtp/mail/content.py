@@ -12,6 +12,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
+from minismtp.mail.transfer_encoding import is_7bit
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -26,15 +28,22 @@ class Content:
     A file on disk has no name and disappears with the last `Content` or reader that uses it.
     """
 
-    __slots__ = ("_before", "_skipped", "_store", "size")
+    __slots__ = ("_before", "_is_7bit", "_skipped", "_store", "size")
 
     def __init__(
-        self, store: bytes | _Spill, size: int, before: bytes = b"", skipped: int = 0
+        self,
+        store: bytes | _Spill,
+        size: int,
+        before: bytes = b"",
+        skipped: int = 0,
+        *,
+        known_7bit: bool = False,
     ) -> None:
         """Take the octets or the file of `of` or `ContentWriter.finish`.
 
         A file may have octets in memory `before` it, and may begin with octets to be `skipped`.
         """
+        self._is_7bit: bool | None = known_7bit or None  # None = not known
         self._store = store
         self._before = before
         self._skipped = skipped
@@ -46,9 +55,16 @@ class Content:
         return cls(bytes(data), len(data))
 
     @classmethod
-    def stored(cls, descriptor: int, size: int) -> Content:
+    def stored(cls, descriptor: int, size: int, *, known_7bit: bool = False) -> Content:
         """Return the first `size` octets of an open file as content, which closes the file."""
-        return cls(_Spill(descriptor), size)
+        return cls(_Spill(descriptor), size, known_7bit=known_7bit)
+
+    @property
+    def is_7bit(self) -> bool:
+        """Whether this is known to be 7bit data (RFC 2045 section 2.7); no file is read for it."""
+        if self._is_7bit is None:
+            self._is_7bit = isinstance(self._store, bytes) and is_7bit(self._store)
+        return self._is_7bit
 
     def open(self, before: bytes = b"") -> BinaryIO:
         """Return a new reader at offset 0 over `before` and the content.
@@ -77,7 +93,13 @@ class Content:
         before += self._before[skipped:]
         skipped = max(0, skipped - len(self._before))
         size = self.size - len(self._before) - skipped
-        return Content(self._store, len(before) + size, before, self._skipped + skipped)
+        return Content(
+            self._store,
+            len(before) + size,
+            before,
+            self._skipped + skipped,
+            known_7bit=self.is_7bit and before[-1:] in {b"", b"\n"} and is_7bit(before),
+        )
 
     def write_to(self, descriptor: int, before: bytes = b"", after: bytes = b"") -> int:
         """Write two texts with the content between them; return the number of octets written."""
@@ -99,7 +121,10 @@ class ContentWriter:
     cannot be used after `finish` or `discard`.
     """
 
-    __slots__ = ("_chunks", "_directory", "_memory", "_pending", "_spill", "size")
+    __slots__ = (
+        *("_chunks", "_directory", "_is_7bit", "_last_line", "_memory", "_pending", "_spill"),
+        "size",
+    )
 
     def __init__(self, directory: Path | None = None, memory: int = _PIECE) -> None:
         """Make an empty writer. A file is created once it is needed."""
@@ -109,6 +134,8 @@ class ContentWriter:
         self._chunks: list[bytes] = []
         self._pending = 0
         self._spill: _Spill | None = None
+        self._is_7bit = True  # of what is in the file, but for a part of the last line
+        self._last_line = b""
 
     def write(self, chunk: bytes) -> None:
         """Take the next octets. Raise OSError, as for a full disk, after releasing the file."""
@@ -126,7 +153,7 @@ class ContentWriter:
         if self._spill is None:
             return Content(b"".join(self._chunks), self.size)
         self._flush()
-        content = Content(self._spill, self.size)
+        content = Content(self._spill, self.size, known_7bit=self._is_7bit)
         self.discard()
         return content
 
@@ -143,6 +170,10 @@ class ContentWriter:
                 with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
                     self._spill = _Spill(os.dup(file.fileno()))
             _write_all(self._spill.descriptor, self._chunks)
+            if self._is_7bit:  # told now, while it is in memory, because a sender asks
+                piece = self._last_line + b"".join(self._chunks)
+                self._is_7bit = is_7bit(piece)
+                self._last_line = piece[piece.rfind(b"\n") + 1 :]
         except OSError:
             self.discard()
             raise

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from minismtp.mail.content import Content
 from minismtp.mail.headers import READ_LIMIT, Headers, format_field, header_end
+from minismtp.mail.transfer_encoding import is_7bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +60,11 @@ class Message:
     def size(self) -> int:
         """The octets that `open` yields and `write_to` writes."""
         return len(self._prefix) + self._content.size
+
+    @property
+    def is_7bit(self) -> bool:
+        """Whether this is known to be 7bit data (RFC 2045 section 2.7); no file is read for it."""
+        return self._content.is_7bit and is_7bit(self._prefix)
 
     @property
     def headers(self) -> Headers:

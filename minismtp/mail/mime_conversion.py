@@ -59,8 +59,10 @@ class Form:
 
     @classmethod
     def of(cls, message: Message) -> Form:
-        """Return the form of a message, which is read once and in pieces."""
+        """Return the form of a message, which is read once and in pieces if it is not known."""
         wide = long = False
+        if message.is_7bit:
+            return cls(wide, long)
         with message.open() as reader:
             for piece in iter(Source(reader).piece, b""):
                 wide = wide or not piece.isascii()

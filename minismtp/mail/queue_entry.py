@@ -76,6 +76,7 @@ class QueuedRecipient(msgspec.Struct, frozen=True, kw_only=True):
 class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The envelope as it waits, see `Envelope`. `sender` is empty for the null reverse-path.
 
+    `is_7bit` says that the message is known to be 7bit data, whatever its client declared.
     The names of the fields are the keys in the files of the spool.
     """
 
@@ -95,6 +96,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
     dsn_id: str = ""
     trusted: bool = False
     quarantined: str | None = None
+    is_7bit: bool = False
 
     @classmethod
     def of(cls, envelope: Envelope, message: Message, targets: list[QueuedRecipient]) -> QueueEntry:
@@ -103,6 +105,7 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
             sender=envelope.sender,
             targets=tuple(targets),
             quarantined=message.quarantined,
+            is_7bit=message.is_7bit,
             **dict(zip(_SHARED, _shared(envelope), strict=True)),
         )
 

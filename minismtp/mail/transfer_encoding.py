@@ -203,6 +203,11 @@ def quoted_printable(line: bytes) -> bytes:
     return binascii.b2a_qp(line, istext=False).replace(b"\n", b"\r\n")
 
 
+def is_7bit(piece: bytes) -> bool:
+    """Return whether whole lines are 7bit data (RFC 2045 section 2.7), but for bare CR and LF."""
+    return piece.isascii() and b"\0" not in piece and not has_long_line(piece)
+
+
 def has_long_line(piece: bytes) -> bool:
     """Return whether a line, or a part of one, has more than 998 octets; jump by the limit."""
     start, end = 0, len(piece)

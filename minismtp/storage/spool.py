@@ -131,9 +131,9 @@ class Spool:
             os.close(descriptor)
             raise
         if small is None:
-            content = Content.stored(descriptor, size)
+            content = Content.stored(descriptor, size, known_7bit=entry.is_7bit)
         else:
-            content = Content.of(small)
+            content = Content(small, size, known_7bit=entry.is_7bit)
             os.close(descriptor)
         message = Message(name, content)
         message.quarantined = entry.quarantined

@@ -490,3 +490,35 @@ def test_message_without_a_header_keeps_its_body_in_an_edit() -> None:
     message = Message("1", Content.of(b" body\r\n"), TRACE + b"\r\n")
     message.edit([b"A: 1\r\n"])
     assert message.open().read() == b"A: 1\r\n\r\n body\r\n"
+
+
+LINE = st.one_of(
+    st.sampled_from([b"", b".", "é".encode(), b"\0"]), st.integers(990, 1000).map(b"x".__mul__)
+)
+
+
+@same_directory
+@given(
+    lines=st.lists(LINE, max_size=5),
+    trace=st.sampled_from([b"", TRACE, "X: é\r\n".encode()]),
+    step=st.integers(1, 1500),
+    memory=st.sampled_from([0, 10, 2000, 10**7]),
+)
+def test_content_that_is_known_to_be_7bit_data_is(
+    tmp_path: Path, lines: list[bytes], trace: bytes, step: int, memory: int
+) -> None:
+    data = b"".join(line + b"\r\n" for line in lines)
+    writer = ContentWriter(tmp_path, memory)
+    for start in range(0, len(data), step):
+        writer.write(data[start : start + step])
+    content = writer.finish()
+    message = Message("1", content, trace)
+    whole = trace + data
+    true = whole.isascii() and b"\0" not in data and all(len(line) <= 998 for line in lines)
+    if memory == 10**7 or step == 1500:
+        assert message.is_7bit == true
+    else:  # of a line in two pieces this may not be known
+        assert not message.is_7bit or true
+    cut = Message("1", content.behind(b"Subject: x\r\n", len(lines[0]) + 2) if lines else content)
+    rest = all(line.isascii() and b"\0" not in line and len(line) <= 998 for line in lines[1:])
+    assert not cut.is_7bit or rest

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
+from minismtp.mail.mime_conversion import Form
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage import spool as module
 from minismtp.storage import spool_trigger
@@ -178,6 +179,42 @@ def test_a_large_message_is_read_piece_by_piece(spool: Spool, tmp_path: Path) ->
     assert stored.size == 100_000
     with stored.open() as reader:
         assert reader.read() == b"x" * 100_000
+
+
+@pytest.mark.parametrize("size", [100, 100_000], ids=["small", "large"])
+def test_what_is_known_of_the_content_waits_with_it(
+    spool: Spool, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the sender reads a large message once more to choose BODY (RFC 6152 section 3)."""
+    for number, line in enumerate((b"short line\r\n", b"f\xe9e\r\n")):
+        writer = ContentWriter(tmp_path, 10)
+        for _ in range(size // len(line)):
+            writer.write(line)
+        found = Message(f"m.{number}", writer.finish())
+        queued = replace(entry(found.id), is_7bit=found.is_7bit)
+        assert queued.is_7bit == (not number)
+        spool.add(queued, found)
+    monkeypatch.setattr(Message, "open", None)
+    opened, message = spool.open("m.0")
+    assert opened.is_7bit
+    assert message.is_7bit
+    assert Form.of(message) == Form(wide=False, long=False)
+    opened, message = spool.open("m.1")
+    assert not opened.is_7bit
+    assert not message.is_7bit
+
+
+def test_a_file_of_an_earlier_version_is_read(spool: Spool, tmp_path: Path) -> None:
+    """It does not say whether the message is 7bit data."""
+    spool.add(entry(), message())
+    path = tmp_path / "queue" / "m.1"
+    old = path.read_bytes().replace(b',"is_7bit":false', b"")
+    shorter = path.stat().st_size - len(old)
+    assert shorter
+    size = int(old.split()[-1])
+    path.write_bytes(old[:-11] + b"%10d\n" % (size - shorter))
+    opened, _ = spool.open("m.1")
+    assert opened == entry()
 
 
 def test_an_envelope_keeps_what_the_hooks_and_the_reports_need() -> None:
