@@ -24,6 +24,7 @@ from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
 
 FATAL: Final = "451 4.3.0 held: the process that delivers died twice at this message"
+_PORTION: Final = 100  # messages that are loaded before jobs are started
 _READING: Final = "? "  # before the name of a message that is read, in `InProgress`
 
 
@@ -43,8 +44,12 @@ class Loader:
     _unread: set[str] = field(default_factory=set)
     _reported: set[str] = field(default_factory=set)  # those of `_unread` that the log has named
 
-    def load_all(self) -> int:
-        """Bring spool, database and index together after a start; return the number of messages."""
+    def load_all(self, meanwhile: Callable[[], object]) -> int:
+        """Bring spool, database and index together after a start; return the number of messages.
+
+        Of messages that the database does not know, all files are read. `meanwhile` is called after
+        each hundred, so that the delivery of the first ones does not wait for the last one.
+        """
         for name, whole in self._spool.recover():
             if whole:
                 self._log.info("found after a crash", id=name)
@@ -66,15 +71,17 @@ class Loader:
             else:
                 with self._writer as batch:
                     batch.forget(name)
-        self.load(present)
+        self.load(sorted(present), meanwhile)
         if self._in_progress.poison:
             self._writer.flush()
             self._in_progress.forget_poison()
         return messages
 
-    def load(self, names: Iterable[str]) -> None:
+    def load(self, names: Iterable[str], meanwhile: Callable[[], object] = bool) -> None:
         """Load messages that came into the spool; leave alone those that are loaded already."""
-        for name in names:
+        for number, name in enumerate(names, 1):
+            if number % _PORTION == 0:
+                meanwhile()
             if name in self._index:
                 continue
             key = f"{_READING}{name}"

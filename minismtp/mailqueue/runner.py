@@ -35,7 +35,7 @@ from minismtp.mailqueue.loader import Loader
 from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.metrics import OutboundMetrics, StallDetector
 from minismtp.mailqueue.notifications import Notifier
-from minismtp.mailqueue.scheduler import JITTER, Scheduler
+from minismtp.mailqueue.scheduler import JITTER, ProcessorTime, Scheduler
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.process import open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import Scoreboard
@@ -51,7 +51,6 @@ _LOCK_TICK: Final = 0.05
 _GATHERING: Final = 0.02
 _OTHER_THREADS: Final = 8  # that work on messages beside those that deliver
 _DOMAINS: Final = 10_000  # whose destinations are remembered
-_LOADED: Final = 200  # messages that are loaded before jobs are started
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class Runner:
         writer = DatabaseWriter(database, log)
         handover = Handover(spool, writer)
         index = QueueIndex(
-            Scheduler(retry, outbound.concurrency, outbound.threads),
+            Scheduler(retry, outbound.concurrency, outbound.threads, ProcessorTime().is_busy),
             expire=outbound.expire.total_seconds(),
             longest=max(retry) * (1 + JITTER),
         )
@@ -145,10 +144,10 @@ class Runner:
         self._deliveries.start()
         self._in_progress.start()
         fifo = self._spool.trigger.open()
-        messages = self._loader.load_all()
+        self._writer.start(use_all_cores)
+        messages = self._loader.load_all(self._start_jobs)
         self._show_life()
         self._log.info("queue opened", messages=messages)
-        self._writer.start(use_all_cores)
         self._housekeeper.start()
         start_thread("signals", self._watch_signals)
         next_tick = next_read = 0.0
@@ -175,12 +174,13 @@ class Runner:
 
     def _read(self, fifo: int) -> None:
         names, changed = self._spool.trigger.read(fifo)
-        for start in range(0, len(names), _LOADED):
-            self._loader.load(names[start : start + _LOADED])
-            self._pool.start_jobs()
-            self._show_life()
+        self._loader.load(names, self._start_jobs)
         if changed:
             self._manager.apply_changes()
+
+    def _start_jobs(self) -> None:
+        self._pool.start_jobs()
+        self._show_life()
 
     def _show_life(self) -> None:
         """Tell the supervisor that this process does not hang; it watches after the first call."""

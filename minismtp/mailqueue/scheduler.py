@@ -6,6 +6,10 @@ job tries it for all. The number of jobs starts at one and grows with each succe
 is slow or does not answer holds few places. A quarter of the places is kept for proven
 destinations, which are those whose last job reached them, however many others there are.
 
+More threads than the processor has time for would only take the interpreter from each other: with
+ten of them a message cost 70 more system calls. So while the process is busy, the number of jobs
+for a destination that answers at once shrinks.
+
 All times are seconds of one clock. The runner's is monotonic, so that nothing waits for hours
 because the machine's clock was set back.
 """
@@ -14,7 +18,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import TypeAlias
@@ -23,6 +28,10 @@ Job: TypeAlias = tuple[str, str]  #: message and destination
 
 JITTER = 0.1  #: the part of a wait that is left to chance
 _REMEMBERED = 10_000  # destinations for which nothing waits
+_QUICK = 0.05  # seconds of a job that waits for the processor rather than for the network
+_PERIOD = 0.05  # seconds over which the use of the processor is measured
+_BUSY = 0.85  # the part of that time
+_FEWEST = 2  # jobs for a quick destination, because one of them may wait for the disk
 
 
 def delay(retry: Sequence[float], attempts: int) -> float:
@@ -52,10 +61,18 @@ class _Destination:
 class Scheduler:
     """The jobs of the runner by time and destination. Threads must not share it.
 
-    `places` is the limit of all running jobs, `concurrency` of those for one destination.
+    `places` is the limit of all running jobs, `concurrency` of those for one destination. `is_busy`
+    says whether the process has no time for more.
     """
 
-    def __init__(self, retry: Sequence[float], concurrency: int, places: int) -> None:
+    def __init__(
+        self,
+        retry: Sequence[float],
+        concurrency: int,
+        places: int,
+        is_busy: Callable[[], bool] = bool,
+    ) -> None:
+        self._is_busy = is_busy
         self._retry = retry
         self._concurrency = concurrency
         self._places = places
@@ -64,7 +81,7 @@ class Scheduler:
         # When each destination has a job that is due, by whether the destination is proven.
         self._heads: dict[bool, list[tuple[float, str]]] = {False: [], True: []}
         self._waiting: dict[Job, float] = {}  # other jobs in the heaps are stale
-        self._running: set[Job] = set()
+        self._running: dict[Job, float] = {}  # with the time of its start
         self._unproven_running = 0
 
     @property
@@ -117,7 +134,7 @@ class Scheduler:
         heapq.heappop(destination.jobs)
         job = (message, name)
         del self._waiting[job]
-        self._running.add(job)
+        self._running[job] = now
         destination.running += 1
         self._unproven_running += not destination.proven
         self._plan(name, destination)
@@ -131,11 +148,13 @@ class Scheduler:
         Return for how many seconds the destination is closed from now on, 0 if it just became open,
         or None if it stays as it was.
         """
-        self._running.discard(job)
+        quick = now - self._running.pop(job, now) < _QUICK
         destination = self._destinations[job[1]]
         destination.running -= 1
         self._unproven_running -= not destination.proven
-        changed = None if reached is None else self._set_reached(destination, now, reached=reached)
+        changed = None
+        if reached is not None:
+            changed = self._set_reached(destination, now, reached=reached, quick=quick)
         if again is not None:
             self.add(job, again)
         self._plan(job[1], destination)
@@ -160,7 +179,9 @@ class Scheduler:
         times = [heads[0][0] for heads in self._open_heads()]
         return min(times) if times else None
 
-    def _set_reached(self, destination: _Destination, now: float, *, reached: bool) -> float | None:
+    def _set_reached(
+        self, destination: _Destination, now: float, *, reached: bool, quick: bool
+    ) -> float | None:
         if destination.proven != reached:
             self._unproven_running += destination.running * (1 if destination.proven else -1)
             destination.proven = reached
@@ -169,7 +190,10 @@ class Scheduler:
             was_closed = destination.failures > 0
             destination.failures = 0
             destination.closed_until = 0.0
-            destination.limit = min(destination.limit + 1, self._concurrency)
+            if quick and destination.limit >= _FEWEST and self._is_busy():
+                destination.limit = max(destination.limit - 1, _FEWEST)
+            else:
+                destination.limit = min(destination.limit + 1, self._concurrency)
             return 0.0 if was_closed else None
         if now < destination.closed_until:  # another job closed it meanwhile
             return None
@@ -209,3 +233,27 @@ class Scheduler:
             if self._waiting.get((message, name)) == when:
                 return
             heapq.heappop(destination.jobs)
+
+
+class ProcessorTime:
+    """Tells whether this process, which can use one core, uses nearly all of its time."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._clock = clock
+        self._used = used
+        self._last = (clock(), used())
+        self._busy = False
+
+    def is_busy(self) -> bool:
+        """Return how it was in the last period; a call takes less than a microsecond."""
+        since, before = self._last
+        now = self._clock()
+        if now - since >= _PERIOD:
+            used = self._used()
+            self._busy = used - before > _BUSY * (now - since)
+            self._last = (now, used)
+        return self._busy

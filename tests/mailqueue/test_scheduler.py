@@ -1,6 +1,6 @@
 import pytest
 
-from minismtp.mailqueue.scheduler import Scheduler, delay
+from minismtp.mailqueue.scheduler import ProcessorTime, Scheduler, delay
 
 
 def scheduler(concurrency: int = 5, places: int = 100) -> Scheduler:
@@ -49,6 +49,47 @@ def test_concurrency_ends_at_its_limit() -> None:
         plan.finish(min(plan.running), 10.0, reached=True, again=None)
     taken(plan)
     assert len(plan.running) == 2
+
+
+def run(plan: Scheduler, seconds: float) -> int:
+    """Run all jobs that have a place, each for some seconds, and return how many they are."""
+    jobs = taken(plan)
+    for job in jobs:
+        plan.finish(job, 10.0 + seconds, reached=True, again=None)
+    return len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "numbers"),
+    [(0.001, [1, 2, 4, 5, 2, 2]), (1.0, [1, 2, 4, 5, 5, 5])],
+    ids=["quick", "slow"],
+)
+def test_a_busy_process_runs_fewer_jobs_for_a_destination_that_answers_at_once(
+    seconds: float, numbers: list[int]
+) -> None:
+    busy = False
+    plan = Scheduler([60.0], 5, 100, lambda: busy)
+    for number in range(99):
+        plan.add((f"m{number:02}", "d"), 0.0)
+    found = [run(plan, seconds) for _ in range(3)]
+    busy = True
+    found += [run(plan, seconds) for _ in range(3)]
+    assert found == numbers
+    busy = False
+    run(plan, seconds)
+    assert run(plan, seconds) > numbers[-1] - (seconds > 0.5)
+
+
+def test_a_process_is_busy_that_uses_nearly_all_its_time() -> None:
+    now, used = 0.0, 0.0
+    time = ProcessorTime(lambda: now, lambda: used)
+    assert not time.is_busy()
+    now, used = 0.1, 0.09
+    assert time.is_busy()
+    now = 0.11
+    assert time.is_busy()  # in the last period
+    now = 0.2
+    assert not time.is_busy()
 
 
 def test_a_dead_destination_is_closed_for_all_its_messages() -> None:
