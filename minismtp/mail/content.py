@@ -134,7 +134,7 @@ class ContentWriter:
         self._chunks: list[bytes] = []
         self._pending = 0
         self._spill: _Spill | None = None
-        self._is_7bit = True  # of what is in the file, but for a part of the last line
+        self._is_7bit = True  # of the file, without a part of the last line
         self._last_line = b""
 
     def write(self, chunk: bytes) -> None:

@@ -204,7 +204,7 @@ def quoted_printable(line: bytes) -> bytes:
 
 
 def is_7bit(piece: bytes) -> bool:
-    """Return whether whole lines are 7bit data (RFC 2045 section 2.7), but for bare CR and LF."""
+    """Return whether whole lines are 7bit data (RFC 2045 section 2.7); a bare CR is not sought."""
     return piece.isascii() and b"\0" not in piece and not has_long_line(piece)
 
 
