@@ -41,13 +41,19 @@ def clean(
     whose names (in lower case) are in `dropped`. Content without any of these is returned as it is.
     Return None if the section is longer than `limit` octets.
     """
-    for size in (min(_HEAD, limit), limit):
+    for size in (_HEAD, limit) if limit > _HEAD else (limit,):
         head = content.head(size + _DECIDED)
         begin, end = _bounds(head) if head.startswith(_TOP) else (0, fields_end(head))
-        if end + len(b"\r\n") > limit and head.startswith(b"\r\n", end):
+        is_ended = head.startswith(b"\r\n", end)
+        if is_ended and end + 2 > limit:
             return None
         if end <= size:  # so `head` has enough of the line that ends the section
-            return _settled(content, head, begin, end, dropped)
+            fields, unwanted = b"\n" + head[begin:end], _fields_called(dropped)
+            usual = is_ended and end and not begin
+            if usual and not _BLANKS_BEFORE_COLON.search(fields) and not unwanted.search(fields):
+                return head[: end + 2], content
+            fields = unwanted.sub(b"\n", _BLANKS_BEFORE_COLON.sub(rb"\n\1:", fields))[1:]
+            return _settled(content, head[:begin], fields, head, end)
     return None
 
 
@@ -65,15 +71,10 @@ def _bounds(head: bytes) -> tuple[int, int]:
 
 
 def _settled(
-    content: Content, head: bytes, begin: int, end: int, dropped: frozenset[str]
+    content: Content, top: bytes, fields: bytes, head: bytes, end: int
 ) -> tuple[bytes, Content]:
-    """Return the fields from `begin` to `end` in order, with an empty line, and their content."""
-    fields, unwanted = b"\n" + head[begin:end], _fields_called(dropped)
-    plain = not begin and not _BLANKS_BEFORE_COLON.search(fields) and not unwanted.search(fields)
-    if plain and end and head.startswith(b"\r\n", end):
-        return head[: end + 2], content
-    lines = _MAILBOX_LINE.sub(b"X-Mailbox-Line: ", head[:begin].removeprefix(_BYTE_ORDER_MARK))
-    fields = unwanted.sub(b"\n", _BLANKS_BEFORE_COLON.sub(rb"\n\1:", fields))[1:]
+    """Return `top` as fields, the fields, and an empty line, and the content that has them."""
+    lines = _MAILBOX_LINE.sub(b"X-Mailbox-Line: ", top.removeprefix(_BYTE_ORDER_MARK))
     empty_line = _EMPTY_LINE.match(head, end)
     if empty_line:
         ending, end = empty_line[0], empty_line.end()

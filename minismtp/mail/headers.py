@@ -179,7 +179,7 @@ def fields_end(octets: bytes, begin: int = 0, known: int = 0) -> int:
     """
     if known <= begin and not _FIELD_BEGIN.match(octets, begin):
         return begin
-    match = _FIELDS_END.search(octets, max(begin, known - 1))
+    match = _FIELDS_END.search(octets, known - 1 if known > begin else begin)
     return match.end() if match else len(octets)
 
 

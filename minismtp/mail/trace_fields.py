@@ -45,7 +45,7 @@ def received(session: Session, envelope: Envelope) -> bytes:
     text = (
         f"Received: from {_name(session.helo or 'unknown')} ({origin})\r\n"
         f"\tby {session.hostname} with {keyword} id {envelope.id}{tls}{for_clause};\r\n"
-        f"\t{date(envelope.arrived)}\r\n"
+        f"\t{_date(int(envelope.arrived))}\r\n"
     )
     return text.encode()
 
