@@ -3,11 +3,12 @@
 No session waits for standard error, which may be an unread pipe or a journal that hangs. Once a log
 is started, a thread writes its lines. Ordinary lines wait up to `FLUSH_INTERVAL` seconds and are
 written together, because a write for every message releases the interpreter lock, which cost a
-third of the throughput. Warnings and errors are written at once, behind the lines that wait. In a
-process without threads, an impatient log writes as much as is taken without waiting, and the rest
-later. Lines beyond `_ROOM` octets are dropped and counted, and a later line gives their number. If
-systemd's journal reads standard error, each line begins with its priority, as in sd-daemon(3), and
-has no time, because the journal adds it.
+third of the throughput. The fields of lines on a busy path are made then, too. Warnings and errors
+are written at once, behind the lines that wait. In a process without threads, an impatient log
+writes as much as is taken without waiting, and the rest later. Lines beyond `_ROOM` octets are
+dropped and counted, and a later line gives their number. If systemd's journal reads standard error,
+each line begins with its priority, as in sd-daemon(3), and has no time, because the journal adds
+it.
 
 A session is a thread. So each line that the thread logs contains the fields that are `bound` to it,
 including the lines of libraries.

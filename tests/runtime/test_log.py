@@ -179,6 +179,34 @@ def test_bound_fields_stand_in_front_on_this_thread_only(written: Written) -> No
     ]
 
 
+def test_line_whose_fields_are_made_later_keeps_its_place_and_its_time(
+    written: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minismtp.runtime.log.FLUSH_INTERVAL", 3600.0)
+    log = Log(descriptor=written.descriptor)
+    log.start()
+    log.info("first")
+    bound()["session"] = "abc"
+    log.later("second", lambda: {"thread": threading.current_thread().name}, 100)
+    bound().clear()
+    log.info("third")
+    log.flush(DEADLINE)
+    lines = written.lines
+    assert [line[25:] for line in lines] == [
+        "info first",
+        "info second session=abc thread=log",
+        "info third",
+    ]
+    assert sorted(lines) == lines
+
+
+def test_fields_that_cannot_be_made_cost_only_their_line(written: Written) -> None:
+    log = Log(descriptor=written.descriptor)
+    log.later("broken", lambda: {"size": 1 // 0}, 100)
+    log.info("next")
+    assert [line[25:] for line in written.lines] == ["info next"]
+
+
 def test_exception_is_one_line_with_its_traceback(written: Written) -> None:
     try:
         os.environ["NO_SUCH_KEY"]
