@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import gc
 import os
 import resource
 import signal
@@ -121,6 +122,7 @@ class Children:
             self._children[pid] = child
             return pid
         try:
+            gc.freeze()  # a full collection would copy all memory that it shares with the parent
             self._log.forget()
             os.close(self._lifeline_write)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})

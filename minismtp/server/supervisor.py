@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import socket
@@ -52,6 +53,7 @@ _LONGEST_PAUSE: Final = 5.0
 
 def serve(config: Config) -> int:
     """Run the server until a signal stops it, and return the exit status. Raise ConfigError."""
+    gc.freeze()  # a collection would take pages from the memory that it shares with its children
     log = Log(level=config.log.level, style=config.log.format, patient=False)
     bridge(log, config.log.level)
     forbid_core_dumps()
