@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
-
-import dns.exception
-import dns.flags
-import dns.nameserver
-import dns.resolver
+from typing import TYPE_CHECKING, Any, Final
 
 from minismtp.config.types import SocketAddress
 from minismtp.values.address import to_ascii
 from minismtp.values.cache import BoundedCache
 from minismtp.values.peer import plain_address
+
+if TYPE_CHECKING:
+    import dns.resolver
 
 _LIFETIME: Final = 10.0
 _PAYLOAD: Final = 1232  # octets of UDP, fit into one packet on every path
@@ -56,14 +55,36 @@ class Resolver:
     """Asks the DNS; threads may share one. The default `nameservers` are those of this machine."""
 
     def __init__(self, nameservers: Iterable[SocketAddress] = ()) -> None:
-        servers = [dns.nameserver.Do53Nameserver(each.host, each.port) for each in nameservers]
-        self._resolver = _resolver_at(servers) if servers else _system_resolver()
-        self._trusted = bool(servers) or _is_trusted(self._resolver)
+        self._nameservers = tuple(nameservers)
         # dnspython's own cache takes a hundred times as long for each question.
         self._known: BoundedCache[tuple[str, str], Found] = BoundedCache(_CACHED)
-        self._resolver.use_edns(0, 0, _PAYLOAD)
+
+    @cached_property
+    def _resolver(self) -> dns.resolver.Resolver:
+        """Made at the first question: dnspython takes 3 MB, and many servers ask no question."""
+        import dns.flags  # noqa: PLC0415
+        import dns.nameserver  # noqa: PLC0415
+        import dns.resolver  # noqa: PLC0415
+
+        resolver = dns.resolver.Resolver(configure=False)
+        try:
+            if self._nameservers:
+                resolver.nameservers = [
+                    dns.nameserver.Do53Nameserver(each.host, each.port)
+                    for each in self._nameservers
+                ]
+            else:
+                resolver.read_resolv_conf(str(_RESOLV_CONF))
+        except dns.resolver.NoResolverConfiguration:
+            resolver.nameservers = ["127.0.0.1"]  # as resolv.conf(5) says
+        resolver.use_edns(0, 0, _PAYLOAD)
         # RFC 6840 section 5.7: AD in a question asks for it in the answer.
-        self._resolver.set_flags(dns.flags.RD | dns.flags.AD)
+        resolver.set_flags(dns.flags.RD | dns.flags.AD)
+        return resolver
+
+    @cached_property
+    def _trusted(self) -> bool:
+        return bool(self._nameservers) or _is_trusted(self._resolver)
 
     def lookup(self, name: str, kind: str, *, seconds: float = _LIFETIME) -> Found:
         """Return the records of type `kind` that an absolute name has. Raise UnansweredError.
@@ -75,6 +96,10 @@ class Resolver:
         found = self._known.get((name, kind)) or self._known.get((name, ""))
         if found is not None:
             return found
+        import dns.exception  # noqa: PLC0415 - as in `_resolver`
+        import dns.flags  # noqa: PLC0415
+        import dns.resolver  # noqa: PLC0415
+
         try:
             answer = self._resolver.resolve(
                 f"{name}.", kind, raise_on_no_answer=False, lifetime=seconds
@@ -104,19 +129,6 @@ class Resolver:
 def _weight(found: Found) -> int:
     """Return the approximate size of an answer in memory, in octets."""
     return found.size + _RECORD * len(found.records) + 2 * len(found.name)
-
-
-def _resolver_at(servers: Sequence[str | dns.nameserver.Nameserver]) -> dns.resolver.Resolver:
-    resolver = dns.resolver.Resolver(configure=False)
-    resolver.nameservers = servers
-    return resolver
-
-
-def _system_resolver() -> dns.resolver.Resolver:
-    try:
-        return dns.resolver.Resolver(str(_RESOLV_CONF))
-    except dns.resolver.NoResolverConfiguration:
-        return _resolver_at(["127.0.0.1"])  # as resolv.conf(5) says
 
 
 def _is_trusted(resolver: dns.resolver.Resolver) -> bool:
