@@ -163,11 +163,12 @@ class Config:
 
     @classmethod
     def embedded(cls) -> "Config":
-        """Return a harmless default: local mail only, on a loopback port."""
+        """Return a harmless default: local mail only, on a loopback port, with few processes."""
         hostname, state = default_hostname(), default_state_directory()
         template = str(state).replace("{", "{{").replace("}", "}}")
         domains = list(dict.fromkeys(["localhost", hostname]))
         table: dict[str, object] = {
+            "workers": 2,
             "listeners": [{"name": "smtp", "address": "127.0.0.1:2525", "tls": "none"}],
             "plugins": [
                 {"use": "mailboxes", "domains": domains},

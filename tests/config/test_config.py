@@ -339,6 +339,7 @@ def test_without_any_file_local_mail_is_stored_in_the_current_directory(
     assert config.file == ""
     (listener,) = config.listeners
     assert (str(listener.address), listener.kind, listener.tls) == ("127.0.0.1:2525", "mx", "none")
+    assert config.workers == 2
     assert config.state_directory == tmp_path / "minismtp-state"
     assert [plugin.use for plugin in config.plugins] == ["mailboxes", "maildir"]
     assert config.plugins[0].options == {
