@@ -10,6 +10,7 @@
 #   make bench                    measure, beside the peers that are installed
 #   make endurance                reloads and killed workers under load
 #   make calls                    how many function calls a message costs, beside the budget
+#   make footprint                how long commands take, and what memory a server uses
 #   make bench-queue              how a queue of 50,000 messages behaves
 #   make bench-filters            what filters cost, beside Haraka's, and each plugin (root)
 #   make peers                    install the peers of make bench (root or sudo)
@@ -30,7 +31,7 @@ COUNT ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs calls bench bench-queue bench-filters endurance peers profile services install constraints uninstall clean
+.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs calls footprint bench bench-queue bench-filters endurance peers profile services install constraints uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -65,6 +66,9 @@ docs: $(VENV)/.installed-test
 
 calls: $(VENV)/.installed-test
 	$(BIN)/python tests/bench/calls.py $(ARGS)
+
+footprint: $(VENV)/.installed-test
+	$(BIN)/python tests/bench/footprint.py $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python tests/bench/bench.py $(ARGS)
