@@ -7,7 +7,6 @@ fetch anything.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import pairwise
@@ -62,7 +61,7 @@ class History:
 
     def __init__(self, look: Callable[[], Overview]) -> None:
         self._look = look
-        self._points: deque[tuple[float, dict[str, float]]] = deque(maxlen=_POINTS + 1)
+        self._points: tuple[tuple[float, dict[str, float]], ...] = ()  # replaced whole
 
     def start(self) -> None:
         """Start the thread."""
@@ -70,7 +69,7 @@ class History:
 
     def look(self, at: float) -> None:
         """Note the current totals. `at` is the time in monotonic seconds."""
-        self._points.append((at, self._look().flows))
+        self._points = (*self._points[-_POINTS:], (at, self._look().flows))
 
     def _run(self) -> None:
         while True:
@@ -79,10 +78,9 @@ class History:
 
     def rates(self, flow: str) -> list[float]:
         """Return the rates per second between the points, the oldest first."""
-        points = [*self._points]
         return [
             max(0.0, now[flow] - then[flow]) / (at - before)
-            for (before, then), (at, now) in pairwise(points)
+            for (before, then), (at, now) in pairwise(self._points)
         ]
 
 

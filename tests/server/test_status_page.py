@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +117,24 @@ def test_plots_show_rates() -> None:
     page = render(Overview(connections=90.0), history, Survey([], []), now=0.0)
     assert "4.0 /s" in page
     assert '<polyline points="0.0,24.0 240.0,2.0"/>' in page
+
+
+def test_rates_are_read_while_points_are_added() -> None:
+    """Without the interpreter lock, a deque can change while a list is made from it."""
+    history = History(Overview)
+    over = threading.Event()
+
+    def add() -> None:
+        for at in range(1, 20_000):
+            history.look(float(at))
+        over.set()
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    while not over.is_set():
+        assert set(history.rates("connections")) <= {0.0}
+    thread.join()
+    assert len(history.rates("connections")) == 240
 
 
 def test_figures_are_zero_where_nothing_is_counted() -> None:
