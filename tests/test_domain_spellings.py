@@ -43,7 +43,7 @@ from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.delivery.tls_security import matches
 from minismtp.mailqueue.queries import Filter
 from minismtp.services.resolver import Found, Resolver
-from minismtp.session.submission import _User
+from minismtp.session.submission import is_owner
 from minismtp.testing import Dialogue, Mailroom
 
 # Each line is one domain: first with A-labels, then as people, programs and other servers write it.
@@ -128,7 +128,7 @@ def maildir(ours: str, theirs: str) -> bool:
 
 
 def login(ours: str, theirs: str) -> bool:
-    return _User.of(f"a@{ours}", "").has(Address("a", theirs))
+    return is_owner(f"a@{ours}", "", Address("a", theirs))
 
 
 def equal_addresses(ours: str, theirs: str) -> bool:

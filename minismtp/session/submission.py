@@ -6,9 +6,8 @@ which sender addresses a user may use (section 6.1).
 
 from __future__ import annotations
 
-import contextlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from minismtp.hooks.facade import Hooks
@@ -101,39 +100,30 @@ def owns_authors(hooks: Hooks, session: Session, envelope: Envelope, message: Me
 
 def _owns(hooks: Hooks, session: Session, envelope: Envelope, address: Address) -> bool:
     """Return whether an address is the login, or an alias that leads to the login's mailbox."""
-    login = session.login or ""
-    user = _User.of(login, hooks.login_domain)
-    if "@" in login and user.has(address):
+    login, home = session.login or "", hooks.login_domain
+    if "@" in login and is_owner(login, home, address):
         return True
     recipient = Recipient(address)
     try:
         recipient.route = hooks.route(session, envelope, recipient)
     except Reject:
         return False  # no mailbox has this address
-    return any(map(user.has, recipient.mailboxes))
+    return any(is_owner(login, home, mailbox) for mailbox in recipient.mailboxes)
 
 
-@dataclass(frozen=True, slots=True)
-class _User:
-    """A user as the owner of a mailbox. `domain` is empty if it is not known."""
+def is_owner(login: str, home: str, mailbox: Address) -> bool:
+    """Return whether a mailbox belongs to a login, which without a domain is in the domain `home`.
 
-    local: str
-    domain: str
-
-    @classmethod
-    def of(cls, login: str, home: str) -> _User:
-        """Read a login. Without a domain it is a user of the domain `home`."""
-        with contextlib.suppress(ValueError):  # whether its local part is in quotes or not
-            address = Address.parse(login)
-            return cls(folded_local(address.local), address.ascii_domain)
+    If `home` is not known and empty, only the local parts are compared.
+    """
+    try:
+        address = Address.parse(login)
+        local, domain = address.local, address.ascii_domain
+    except ValueError:  # it has no domain, or its local part would have to be in quotes
         local, at, domain = login.rpartition("@")
-        local, domain = (local, domain) if at else (login, home)
-        return cls(folded_local(local), to_ascii(domain))
-
-    def has(self, mailbox: Address) -> bool:
-        """Return whether a mailbox belongs to this user."""
-        same = folded_local(mailbox.local) == self.local
-        return same and self.domain in ("", mailbox.ascii_domain)
+        local, domain = (local, to_ascii(domain)) if at else (login, to_ascii(home))
+    same = folded_local(local) == folded_local(mailbox.local)
+    return same and domain in ("", mailbox.ascii_domain)
 
 
 def _names(addresses: str, login: str) -> bool:

@@ -15,7 +15,7 @@ from scram import scram
 from test_plugin_mailboxes import route
 
 from minismtp import Address, Reject
-from minismtp.session.submission import _User
+from minismtp.session.submission import is_owner
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
@@ -130,15 +130,15 @@ def test_mailbox_of_somebody_else_is_no_mailbox(one: str, other: str) -> None:
 @pytest.mark.parametrize(("typed", "name"), SAME, ids=ascii)
 def test_login_may_send_as_itself_in_each_spelling(typed: str, name: str) -> None:
     for login, local in ((typed, name), (name, typed)):
-        assert _User.of(login, "example.org").has(Address(local, "example.org"))
-        assert _User.of(f"{login}@EXAMPLE.org", "").has(Address(local, "example.org"))
+        assert is_owner(login, "example.org", Address(local, "example.org"))
+        assert is_owner(f"{login}@EXAMPLE.org", "", Address(local, "example.org"))
 
 
 @pytest.mark.parametrize(("one", "other"), OTHERS, ids=ascii)
 def test_login_may_not_send_as_somebody_else(one: str, other: str) -> None:
     for login, local in ((one, other), (other, one)):
-        assert not _User.of(login, "example.org").has(Address(local, "example.org"))
-        assert not _User.of(f"{login}@example.org", "").has(Address(local, "example.org"))
+        assert not is_owner(login, "example.org", Address(local, "example.org"))
+        assert not is_owner(f"{login}@example.org", "", Address(local, "example.org"))
 
 
 # Logins
