@@ -1,25 +1,25 @@
 # Every target works from a fresh clone and installs what it needs into $(VENV).
-#   make run                      a mail server on 127.0.0.1:2525
-#   make test ARGS="-k maildir"   all tests, or pytest's arguments; JOBS=0 for one after the other
-#   make test-thorough            the property tests with fifty times as many examples, new ones each time
-#   make check                    ruff, mypy, layers
-#   make fuzz SECONDS=600         random peers against the running server; COUNT=50000 for so many sessions
-#   make fuzz-sessions COUNT=1000000  random sessions in memory
-#   make fuzz-parsers SECONDS=600 every parser against atheris, which coverage guides
-#   make docs                     the pages that come from the code, and mandoc's opinion of the manuals
-#   make bench                    measure, beside the peers that are installed
-#   make endurance                reloads and killed workers under load
-#   make calls                    how many function calls a message costs, beside the budget
-#   make footprint                how long commands take, and what memory a server uses
-#   make bench-queue              how a queue of 50,000 messages behaves
-#   make bench-filters            what filters cost, beside Haraka's, and each plugin (root)
+#   make run                      run a mail server on 127.0.0.1:2525
+#   make test ARGS="-k maildir"   run all tests, or as pytest's arguments say; JOBS=0 runs one after the other
+#   make test-thorough            run the property tests with fifty times as many examples, new ones each time
+#   make check                    run ruff, mypy and the test of the layers
+#   make fuzz SECONDS=600         attack a running server with random clients; COUNT=50000 limits the sessions
+#   make fuzz-sessions COUNT=1000000  run random sessions in memory
+#   make fuzz-parsers SECONDS=600 fuzz every parser with atheris, which coverage guides
+#   make docs                     write the pages that come from the code, and check the manuals with mandoc
+#   make bench                    measure the server and the installed peers
+#   make endurance                reload the server and kill its workers under load
+#   make calls                    count the function calls of a message, beside the budget
+#   make footprint                measure the start of commands, and the memory of a server
+#   make bench-queue              measure a queue of 50,000 messages
+#   make bench-filters            measure filters, beside Haraka's, and each plugin (root)
 #   make peers                    install the peers of make bench (root or sudo)
-#   make profile                  where the time of a worker goes under load
-#   make services                 the Debian packages that some tests talk to (root or sudo)
-#   make install                  a service of systemd in /opt/minismtp (root); systemd/install has the variables
-#   make constraints              systemd/constraints.txt anew: the packages that make install takes, with their hashes
-#   make uninstall                take it away; configuration and mail stay
-#   PYTHON=python3.13 make test   the same with another Python, in a virtual environment of its own
+#   make profile                  show where the time of a worker goes under load
+#   make services                 install the Debian packages that some tests use (root or sudo)
+#   make install                  install a systemd service in /opt/minismtp (root); see systemd/install for variables
+#   make constraints              update systemd/constraints.txt, the packages of make install with their hashes
+#   make uninstall                remove the service; configuration and mail stay
+#   PYTHON=python3.13 make test   do the same with another Python, in its own virtual environment
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
