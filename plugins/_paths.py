@@ -3,6 +3,7 @@
 import glob
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from ._options import check_placeholders
 
 # A file name has at most 255 octets, and a template may put both values into one name.
 _LONGEST_VALUE = 120
+_KNOWN = 4096  # values whose form is remembered
 
 
 class Template:
@@ -47,6 +49,7 @@ def name_part(text: str) -> str:
     return text.replace("/", r"\057").replace(":", r"\072")
 
 
+@lru_cache(_KNOWN)
 def path_component(value: str) -> str:
     """Return a value as (part of) one path component; different values stay different."""
     text = quote(value, safe="+=", errors="surrogatepass") or "%"

@@ -31,7 +31,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import socket
 from dataclasses import field
 from functools import partial
@@ -62,6 +61,7 @@ _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_HOST = 100
 _QUARANTINE = "Quarantine"
+_BLANKS = dict.fromkeys([*range(32), 127], " ")  # in the place of control characters
 # A reader's change may get a time slightly before now, because the kernel stamps by clock ticks.
 _CLOCK_SLACK = 2.0
 
@@ -193,6 +193,5 @@ def _stored(box: str, name: str, arrived: float) -> bool:
 
 def _trace(envelope: Envelope, mailbox: Address) -> bytes:
     """Return the fields of final delivery (RFC 5321 section 4.4), one line each."""
-    values = (f"Return-Path: <{envelope.sender}>", f"Delivered-To: {mailbox}")
-    lines = (re.sub(r"[\x00-\x1f\x7f]", " ", value) + "\r\n" for value in values)
-    return "".join(lines).encode("utf-8", "replace")
+    sender, recipient = envelope.sender.translate(_BLANKS), str(mailbox).translate(_BLANKS)
+    return f"Return-Path: <{sender}>\r\nDelivered-To: {recipient}\r\n".encode("utf-8", "replace")
