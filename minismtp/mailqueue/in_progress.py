@@ -8,8 +8,8 @@ a time, so the next death tells which one caused it. That one is poison: it is h
 goes on.
 
 A runner that ends in order removes its file, and a file that is locked belongs to a runner that
-still lives. A file of another boot or supervisor shows that all processes were killed at once,
-which was not the fault of a message.
+still lives. A file of another supervisor shows that all processes were killed at once, which was
+not the fault of a message.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from minismtp.runtime.log import Log
 from minismtp.storage.spool_file import DamagedError, open_message
 
 _PLACE: Final = 1024  # octets: a name of the spool and a destination
-_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST: Final = 1 << 24  # octets that are read of a file
 _DEATHS: Final = 2  # after which work is poison
 
@@ -43,20 +42,19 @@ def work_key(message: str, destination: str = "") -> str:
 class InProgress:
     """Notes work by keys, which are any text of one line. Threads may share it.
 
-    After `start`, `poison` has the keys of work on which two runners died.
+    `supervisor` is a name that no other supervisor has. After `start`, `poison` has the keys of
+    work on which two of its runners died.
     """
 
-    def __init__(
-        self, directory: Path, places: int, log: Log, supervisor: int | None = None
-    ) -> None:
+    def __init__(self, directory: Path, places: int, log: Log, supervisor: str) -> None:
         self.poison: frozenset[str] = frozenset()
         self._directory = directory
         self._log = log
-        self._supervisor = supervisor or os.getppid()
+        self._supervisor = supervisor
         self._suspects: dict[str, int] = {}
         self._trying = False  # whether a suspect is worked on
         self._lock = threading.Lock()
-        self._free = deque(range(1, places + 1))  # the first place is that of the boot
+        self._free = deque(range(1, places + 1))  # the first place names the supervisor
         self._size = (places + 1) * _PLACE
         self._notes: mmap.mmap | bytearray = bytearray(self._size)
         self._path: Path | None = None
@@ -64,17 +62,16 @@ class InProgress:
 
     def start(self) -> None:
         """Read the files of dead runners, and begin one."""
-        boot = f"{_boot()} {self._supervisor} {_started(self._supervisor)}"
         counts = self._known()
         for path in sorted(self._directory.glob("working.*")):
-            for key in self._left(path, boot):
+            for key in self._left(path):
                 counts[key] = counts.get(key, 0) + 1
                 self._log.warning("a runner died while at work", work=key, deaths=counts[key])
         self.poison = frozenset(key for key, count in counts.items() if count >= _DEATHS)
         self._suspects = counts
         self._write()
         try:
-            self._make(boot)
+            self._make()
         except OSError as error:
             self._log.error("work under way is not noted", error=str(error))
 
@@ -120,7 +117,7 @@ class InProgress:
         octets = key.encode("utf-8", "surrogateescape")[: _PLACE - 1]
         self._notes[start : start + _PLACE] = octets.ljust(_PLACE, b"\0")
 
-    def _make(self, boot: str) -> None:
+    def _make(self) -> None:
         path = self._directory / f"working.{secrets.token_hex(6)}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -132,9 +129,9 @@ class InProgress:
             path.unlink()
             raise
         self._descriptor, self._path = descriptor, path  # stays open, because the lock ends with it
-        self._note(0, boot)
+        self._note(0, self._supervisor)
 
-    def _left(self, path: Path, boot: str) -> set[str]:
+    def _left(self, path: Path) -> set[str]:
         """Return the keys in the file of a dead runner, and remove it."""
         try:
             descriptor = open_message(str(path))
@@ -153,7 +150,7 @@ class InProgress:
         first, *keys = [
             place.rstrip(b"\0").decode("utf-8", "surrogateescape") for place in places
         ] or [""]
-        return set(filter(None, keys)) if first == boot else set()
+        return set(filter(None, keys)) if first == self._supervisor else set()
 
     @property
     def _file(self) -> Path:
@@ -175,18 +172,3 @@ class InProgress:
             self._file.unlink(missing_ok=True)
             if self._suspects:
                 self._file.write_bytes(msgspec.json.encode(self._suspects))
-
-
-def _started(pid: int) -> str:
-    """Return when a process began, in ticks (proc(5)), because its number is given out again."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
-def _boot() -> str:
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return "unknown"

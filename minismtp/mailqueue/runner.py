@@ -55,8 +55,12 @@ _DOMAINS: Final = 10_000  # whose destinations are remembered
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """What the supervisor gives the runner, as `WorkerContext` is for a worker."""
+    """What the supervisor gives the runner, as `WorkerContext` is for a worker.
 
+    `supervisor` is a name that no other supervisor has.
+    """
+
+    supervisor: str
     slot: int
     metrics_directory: Path
     ready: int
@@ -122,7 +126,7 @@ class Runner:
             expire=outbound.expire.total_seconds(),
             longest=max(retry) * (1 + JITTER),
         )
-        work = InProgress(directory, outbound.threads + _OTHER_THREADS, log)
+        work = InProgress(directory, outbound.threads + _OTHER_THREADS, log, context.supervisor)
         manager = QueueManager(spool, database, writer, index, handover, log, metrics.set_aside)
         notifier, deliveries = Notifier(delivery, spool, log), DeliveryLog(config, log)
         key = lru_cache(_DOMAINS)(delivery.key)

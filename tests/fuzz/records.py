@@ -34,7 +34,7 @@ from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, p
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.trace_fields import received
-from minismtp.mailqueue.in_progress import InProgress, _boot
+from minismtp.mailqueue.in_progress import InProgress
 from minismtp.runtime.control_socket import _Handler as ControlHandler
 from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
 from minismtp.runtime.log import Log
@@ -170,9 +170,9 @@ def work_of_a_dead_runner(data: bytes) -> None:
     keys, _, suspects = data.partition(b"\n")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        (directory / "working.1").write_bytes(keys.replace(b"BOOT", _boot().encode()))
+        (directory / "working.1").write_bytes(keys)
         (directory / "suspects").write_bytes(suspects)
-        found = InProgress(directory, 2, Log(level="error"))
+        found = InProgress(directory, 2, Log(level="error"), "supervisor")
         found.start()
         place = found.begin("1a2b.1 a.example")
         if place is not None:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.mailqueue import in_progress as module
 from minismtp.mailqueue.in_progress import InProgress
 from minismtp.runtime.log import Log
 
 
-def started(directory: Path) -> InProgress:
-    progress = InProgress(directory, 3, Log(level="error"), os.getpid())
+def started(directory: Path, supervisor: str = "one") -> InProgress:
+    progress = InProgress(directory, 3, Log(level="error"), supervisor)
     progress.start()
     return progress
 
@@ -28,7 +27,7 @@ def die(directory: Path, *keys: str) -> None:
         from pathlib import Path
         from minismtp.runtime.log import Log
         from minismtp.mailqueue.in_progress import InProgress
-        progress = InProgress(Path({str(directory)!r}), 3, Log(level="error"))
+        progress = InProgress(Path({str(directory)!r}), 3, Log(level="error"), "one")
         progress.start()
         for key in {keys!r}:
             progress.begin(key)
@@ -89,24 +88,12 @@ def test_runner_that_lives_or_ended_in_order_leaves_no_suspect(tmp_path: Path) -
     assert not (tmp_path / "suspects").exists()
 
 
-def test_death_of_the_machine_is_no_messages_doing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    die(tmp_path, "a x")
-    die(tmp_path, "a x")
-    (tmp_path / "suspects").unlink()
-    boot = tmp_path / "boot"
-    boot.write_text("another\n")
-    monkeypatch.setattr(module, "_BOOT", boot)
-    assert not started(tmp_path).poison
-    assert not (tmp_path / "suspects").exists()
-
-
 def test_death_of_the_whole_server_is_no_messages_doing(tmp_path: Path) -> None:
     for _ in range(3):
         die(tmp_path, "a x")
-        InProgress(tmp_path, 3, Log(level="error"), os.getppid()).start()
+        started(tmp_path, "another")
     assert not started(tmp_path).poison
+    assert not (tmp_path / "suspects").exists()
 
 
 def test_any_key_and_any_number_of_them_is_taken(tmp_path: Path) -> None:
