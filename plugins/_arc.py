@@ -1,17 +1,16 @@
 """Chains of ARC: read, verified, and continued (RFC 8617)."""
 
 import re
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from minismtp import Headers, Message, steady_time
 
-from ._canonical import body_hash, relaxed_field, signed_fields
+from ._canonical import relaxed_field
 from ._dkim import Signature, UnverifiedError, check_bodies
 from ._dkim_key import Keys
-from ._signing import PrivateKey, folded_names, names_to_sign, signed
+from ._signing import PrivateKey, content_tags, signed
 from ._tags import read_tags
 
 RESULTS, MESSAGE, SEAL = NAMES = (
@@ -157,17 +156,12 @@ class Sealer:
         `before` are the octets of that chain, empty if it is broken (section 5.1.2).
         """
         message.prepend(RESULTS, f"i={instance};{report}")
-        names = list(names_to_sign(message, "DKIM-Signature"))
-        with message.open() as reader:
-            body = body_hash(reader)
+        content, fields = content_tags(message, "DKIM-Signature")
         tags = (
             f"i={instance}; a=rsa-sha256; d={self.domain};"
             f" s={self.selector}; t={int(steady_time())};"
         )
-        more = f"c=relaxed/relaxed;\r\n\th={folded_names(names)};"
-        more = f"{tags}\r\n\t{more}\r\n\tbh={b64encode(body).decode()};"
-        fields = signed_fields(message.headers, names)
-        message.prepend(MESSAGE, signed(MESSAGE, more, fields, self.key))
+        message.prepend(MESSAGE, signed(MESSAGE, f"{tags}\r\n\t{content}", fields, self.key))
         own = b"".join(relaxed_field(message.headers.raw(name)) for name in (RESULTS, MESSAGE))
         sealed = f"{tags}\r\n\tcv={status};"
         message.prepend(SEAL, signed(SEAL, sealed, before + own, self.key))

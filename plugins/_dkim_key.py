@@ -8,6 +8,7 @@ from functools import partial
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
@@ -70,7 +71,7 @@ def _read_key(record: str, wanted: str) -> tuple[Verify, frozenset[str]]:
         raise UnverifiedError("permerror", "the key is revoked")
     _check_use(tags, wanted)
     try:
-        key = _load_rsa(octets) if wanted == "rsa" else _load_ed25519(octets)
+        key = _load_key(wanted, octets)
     except (ValueError, UnsupportedAlgorithm):
         raise UnverifiedError("permerror", "the key cannot be read") from None
     return key, frozenset(without_blanks(tags.get("t", "")).lower().split(":"))
@@ -93,30 +94,21 @@ def _check_use(tags: dict[str, str], wanted: str) -> None:
         raise UnverifiedError("permerror", "the key is not for sha256")
 
 
-def _load_rsa(octets: bytes) -> Verify:
-    key = load_der_public_key(octets)
-    if not isinstance(key, rsa.RSAPublicKey):
-        raise ValueError("another kind of key")  # noqa: TRY004 - as from the line above
+def _load_key(kind: str, octets: bytes) -> Verify:
+    if kind == "ed25519" and len(octets) == _ED25519:
+        key: PublicKeyTypes = ed25519.Ed25519PublicKey.from_public_bytes(octets)
+    else:
+        key = load_der_public_key(octets)
+    if kind == "ed25519" and isinstance(key, ed25519.Ed25519PublicKey):
+        # RFC 8463 section 3: the hash is signed
+        return lambda signature, octets: key.verify(signature, hashlib.sha256(octets).digest())
+    if kind != "rsa" or not isinstance(key, rsa.RSAPublicKey):
+        raise ValueError("another kind of key")
     if key.key_size < _SHORTEST:
         raise UnverifiedError("policy", f"the key has {key.key_size} bits only")
     if key.key_size > _LONGEST or key.public_numbers().e.bit_length() > _LONGEST_EXPONENT:
         raise UnverifiedError("policy", "the key is too large")
-    return partial(_verify_rsa, key)
-
-
-def _verify_rsa(key: rsa.RSAPublicKey, signature: bytes, octets: bytes) -> None:
-    key.verify(signature, octets, _PADDING, _SHA256)
-
-
-def _load_ed25519(octets: bytes) -> Verify:
-    if len(octets) == _ED25519:
-        key = ed25519.Ed25519PublicKey.from_public_bytes(octets)
-    else:
-        loaded = load_der_public_key(octets)
-        if not isinstance(loaded, ed25519.Ed25519PublicKey):
-            raise ValueError("another kind of key")
-        key = loaded
-    return lambda signature, octets: key.verify(signature, hashlib.sha256(octets).digest())
+    return lambda signature, octets: key.verify(signature, octets, _PADDING, _SHA256)
 
 
 _KEYS = {

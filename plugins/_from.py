@@ -58,11 +58,8 @@ def domains_of(fields: Iterable[str]) -> list[str]:
 
 def _named(value: str) -> Iterator[str]:
     """Yield the domains in a field. Some programs skip control characters, others stop there."""
-    if not _CONTROL.search(value):
-        yield from _in_view(value)
-        return
-    yield from _in_view(_CONTROL.sub("", value))
-    yield from _in_view(_CONTROL.sub(",", value))
+    for text in dict.fromkeys((_CONTROL.sub("", value), _CONTROL.sub(",", value))):
+        yield from _in_view(text)
 
 
 def _in_view(value: str) -> Iterator[str]:

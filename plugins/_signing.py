@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from minismtp import Message
 
-from ._canonical import relaxed_field
+from ._canonical import body_hash, relaxed_field, signed_fields
 
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -69,8 +69,19 @@ def names_to_sign(message: Message, *others: str) -> Iterator[str]:
         yield from [name] * len(message.headers.raw_all(name))
 
 
-def folded_names(names: Iterable[str]) -> str:
-    """Return the value of the tag h, folded."""
+def content_tags(message: Message, *others: str) -> tuple[str, bytes]:
+    """Return the tags c, h and bh, folded, and the octets of the fields that h names.
+
+    Of the `others` the fields that occur are signed, too.
+    """
+    names = list(names_to_sign(message, *others))
+    with message.open() as reader:
+        body = b64encode(body_hash(reader)).decode()
+    tags = f"c=relaxed/relaxed;\r\n\th={_folded(names)};\r\n\tbh={body};"
+    return tags, signed_fields(message.headers, names)
+
+
+def _folded(names: Iterable[str]) -> str:
     lines = [""]
     for name in names:
         if len(lines[-1]) + len(name) > _LINE:

@@ -53,19 +53,19 @@ class PtrNames:
     def _below(self, domain: str) -> list[str]:
         """Return the names in a domain, without checking their addresses."""
         if self._pointers is None:
-            try:
-                names = self._ask(self._address.reverse_pointer, "PTR")
-            except UnansweredError:  # RFC 7208 section 5.5: no match
-                names = ()
+            names = self._answers(self._address.reverse_pointer, "PTR")
             self._pointers = [name.lower().removesuffix(".") for name in names[:_MOST]]
         end = f".{domain.lower()}" if domain else ""
         return [name for name in self._pointers if f".{name}".endswith(end)]
 
     def _is_confirmed(self, name: str) -> bool:
         if name not in self._confirmed:
-            try:
-                texts = self._ask(name, "A" if self._address.version == 4 else "AAAA")  # noqa: PLR2004
-            except UnansweredError:  # RFC 7208 section 5.5: the name is skipped
-                texts = ()
+            texts = self._answers(name, "A" if self._address.version == 4 else "AAAA")  # noqa: PLR2004
             self._confirmed[name] = self._address in map(ip_address, texts)
         return self._confirmed[name]
+
+    def _answers(self, name: str, kind: str) -> Sequence[str]:
+        try:
+            return self._ask(name, kind)
+        except UnansweredError:  # RFC 7208 section 5.5: the name does not match
+            return ()

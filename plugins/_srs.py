@@ -116,10 +116,9 @@ class Srs:
 
     def _check(self, given: str, *parts: str) -> None:
         octets = given.upper().encode("utf-8", "replace")
-        for number in range(len(self._secrets)):
-            if hmac.compare_digest(octets, self._hash(number, *parts).encode()):
-                return
-        raise ValueError("wrong hash")
+        hashes = (self._hash(number, *parts).encode() for number in range(len(self._secrets)))
+        if not any(hmac.compare_digest(octets, each) for each in hashes):
+            raise ValueError("wrong hash")
 
     def _hash(self, number: int, *parts: str) -> str:
         text = "\0".join(parts).lower().encode("utf-8", "surrogatepass")

@@ -1,5 +1,6 @@
 """Spellings of a user name that databases and directories treat alike."""
 
+import itertools
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,10 +41,7 @@ def spellings_of(credentials: Credentials, *, ignore_case: bool) -> Iterator[Cre
         username=folded_name(credentials.username),
         authorization=folded_name(credentials.authorization),
     )
-    found: list[Credentials] = []
-    for each in (credentials, folded) if ignore_case else (credentials,):
-        for password in (credentials.password, prepared_password(credentials.password)):
-            spelled = replace(each, password=password)
-            if spelled not in found:
-                found.append(spelled)
-                yield spelled
+    prepared = prepared_password(credentials.password)
+    names = (credentials, folded) if ignore_case else (credentials,)
+    forms = ((each, replace(each, password=prepared)) for each in names)
+    yield from dict.fromkeys(itertools.chain.from_iterable(forms))

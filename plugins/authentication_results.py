@@ -51,11 +51,8 @@ class AuthenticationResults:
         """Remove forged fields, then write the field."""
         if message.headers.truncated:
             raise Reject("the header of the message is too large")
-        message.remove(_FIELD, self._is_forged)
+        message.remove(_FIELD, lambda value: claims(value, self._id))
         results = results_of(envelope)
         if session.login is not None:
             results.insert(0, AuthResult("auth", "pass", properties={"smtp.auth": session.login}))
         message.prepend(_FIELD, written(self._id, results))
-
-    def _is_forged(self, value: str) -> bool:
-        return claims(value, self._id)

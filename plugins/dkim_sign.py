@@ -7,7 +7,6 @@ tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
 
 import logging
 import re
-from base64 import b64encode
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -27,9 +26,8 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._canonical import body_hash, signed_fields
 from ._from import TooManyDomainsError, domains_of
-from ._signing import SHORT, PrivateKey, folded_names, load_key, names_to_sign, signed
+from ._signing import SHORT, PrivateKey, content_tags, load_key, signed
 
 _log = logging.getLogger(__name__)
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
@@ -91,11 +89,8 @@ class DkimSign:
             return
         if not self._is_own(delivery.envelope):
             return
-        with message.open() as reader:
-            body = body_hash(reader)
-        names = list(names_to_sign(message))
-        fields = signed_fields(message.headers, names)
-        for signature in [signer.sign(names, fields, body) for signer in signers]:
+        tags, fields = content_tags(message)
+        for signature in [signer.sign(tags, fields) for signer in signers]:
             message.prepend("DKIM-Signature", signature)
 
     def _is_own(self, envelope: Envelope) -> bool:
@@ -137,13 +132,9 @@ class _Signer:
     selector: str
     key: PrivateKey
 
-    def sign(self, names: list[str], fields: bytes, body: bytes) -> str:
-        """Return the value of a DKIM-Signature field, folded."""
+    def sign(self, tags: str, fields: bytes) -> str:
+        """Return the value of a DKIM-Signature field with these tags, folded."""
         kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
-        tags = (
-            f"v=1; a={kind}-sha256; c=relaxed/relaxed; d={self.domain};"
-            f"\r\n\ts={self.selector}; t={int(steady_time())};"
-            f"\r\n\th={folded_names(names)};"
-            f"\r\n\tbh={b64encode(body).decode()};"
-        )
-        return signed("DKIM-Signature", tags, fields, self.key)
+        own = f"v=1; a={kind}-sha256; d={self.domain};"
+        own += f"\r\n\ts={self.selector}; t={int(steady_time())}; {tags}"
+        return signed("DKIM-Signature", own, fields, self.key)

@@ -33,7 +33,18 @@ from minismtp_plugins.rules import Rules
 from minismtp_plugins.spf import Spf
 from test_plugin_mailboxes import SESSION
 
-from minismtp import Address, AuthResult, Rate, Recipient, Reject, SocketAddress, State, WebService
+from minismtp import (
+    Address,
+    AuthResult,
+    Content,
+    Message,
+    Rate,
+    Recipient,
+    Reject,
+    SocketAddress,
+    State,
+    WebService,
+)
 from minismtp.cli.selection import fits
 from minismtp.config.outbound_tables import Outbound, OutboundRoute
 from minismtp.config.tables import SniCertificate
@@ -231,7 +242,10 @@ def dmarc_sealers(ours: str, theirs: str) -> bool:
 
 
 def results_of_ours(ours: str, theirs: str) -> bool:
-    return AuthenticationResults(authserv_id=ours)._is_forged(f"{theirs}; spf=pass")  # noqa: SLF001
+    name = "Authentication-Results"
+    message = Message("1a2b", Content.of(f"{name}: {theirs}; spf=pass\r\n\r\n".encode()))
+    AuthenticationResults(authserv_id=ours).on_message(SESSION, envelope(), message)
+    return len(message.headers.get_all(name)) == 1
 
 
 # Outgoing mail
