@@ -15,7 +15,6 @@ from minismtp.values.printable import one_line
 
 _RIGHT: Final = frozenset({"AGE", "SIZE"})  # columns whose cells stand at the right
 _UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
-_CACHED: Final = 10_000  # texts: a queue of 50,000 messages has few different ones
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -42,19 +41,14 @@ def detail(name: str, value: str, indent: str = "  ") -> str:
 
 def span(seconds: float) -> str:
     """Return a duration in its two largest units."""
-    return _span(max(0, round(seconds)))
-
-
-@lru_cache(_CACHED)
-def _span(seconds: int) -> str:
+    whole = max(0, round(seconds))
     for size, unit, smaller, smaller_unit in _UNITS:
-        if seconds >= size:
-            rest = seconds % size // smaller
-            return f"{seconds // size}{unit}" + (f"{rest}{smaller_unit}" if rest else "")
-    return f"{seconds}s"
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size}{unit}" + (f"{rest}{smaller_unit}" if rest else "")
+    return f"{whole}s"
 
 
-@lru_cache(_CACHED)
 def octets(count: int) -> str:
     """Return a size with its unit."""
     size = float(count)
@@ -70,7 +64,7 @@ def date(seconds: float) -> str:
     return _date(int(seconds))
 
 
-@lru_cache(_CACHED)
+@lru_cache(10_000)  # a queue of 50,000 messages has far fewer different times
 def _date(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 

@@ -129,8 +129,11 @@ def parse_duration(value: object) -> timedelta:
     return timedelta(milliseconds=milliseconds)
 
 
-def parse_network(value: object) -> Network:
-    """Read "192.0.2.0/24", "2001:db8::/32" or one address. Raise ValueError."""
+def parse_network(value: object, version: int = 0) -> Network:
+    """Read "192.0.2.0/24", "2001:db8::/32" or one address. Raise ValueError.
+
+    `version` is that of IP, 0 for either. An IPv4-mapped network is one of IPv4.
+    """
     try:
         found = ip_network(_text(value), strict=False)
     except ValueError:
@@ -138,9 +141,11 @@ def parse_network(value: object) -> Network:
     if "/" in str(value) and ip_address(str(value).partition("/")[0]) != found.network_address:
         raise ValueError(f"{value!r} has bits set after its prefix; did you mean '{found}'?")
     mapped = found.network_address.ipv4_mapped if isinstance(found, IPv6Network) else None
-    if mapped is None or found.prefixlen < _MAPPED_LENGTH:
-        return found
-    return IPv4Network((mapped, found.prefixlen - _MAPPED_LENGTH))  # RFC 4291 section 2.5.5.2
+    if mapped is not None and found.prefixlen >= _MAPPED_LENGTH:
+        found = IPv4Network((mapped, found.prefixlen - _MAPPED_LENGTH))  # RFC 4291 section 2.5.5.2
+    if version not in (0, found.version):
+        raise ValueError(f"expected an IPv{version} network, not {value!r}")
+    return found
 
 
 class Scalar(NamedTuple):
@@ -192,16 +197,6 @@ def _pattern(value: object, _base: Path) -> re.Pattern[str]:
         raise ValueError(f"expected a regular expression: {error}") from None
 
 
-def _network(version: int) -> Callable[[object, Path], Network]:
-    def read(value: object, _base: Path) -> Network:
-        found = parse_network(value)
-        if found.version != version:
-            raise ValueError(f"expected an IPv{version} network, not {value!r}")
-        return found
-
-    return read
-
-
 def _duration_text(value: timedelta) -> str:
     rest, parts = value // timedelta(milliseconds=1), []
     for unit, length in _TIME_UNITS.items():
@@ -239,8 +234,8 @@ SCALARS: Final[dict[Any, Scalar]] = {
         {"type": "string", "pattern": "^[0-9]+ ?([KMG]i?B|kB|B)?/([0-9]+(ms|[dhms]))+$"},
     ),
     Network: Scalar("network", lambda value, _base: parse_network(value)),
-    IPv4Network: Scalar("network", _network(4)),
-    IPv6Network: Scalar("network", _network(6)),
+    IPv4Network: Scalar("network", lambda value, _base: parse_network(value, 4)),
+    IPv6Network: Scalar("network", lambda value, _base: parse_network(value, 6)),
     re.Pattern[str]: Scalar(
         "regular expression",
         _pattern,

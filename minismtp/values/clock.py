@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 GRACE: Final = 600.0
 """Seconds for which a jump is not followed."""
-_TOLERANCE: Final = (
-    10.0  # seconds; smaller steps are followed at once, because they change no decision
-)
+# Seconds; smaller steps are followed at once, because they change no decision.
+_TOLERANCE: Final = 10.0
 _log = logging.getLogger(__name__)
 
 

@@ -135,9 +135,7 @@ class WriteBehind:
             self._announced.wait()
             self._urgent.wait(self._interval)
             try:
-                with (
-                    self._writing
-                ):  # before the flags are cleared, or `wait` would return too early
+                with self._writing:  # before the flags are cleared, or `wait` would end too early
                     self._urgent.clear()
                     self._announced.clear()
                     self.idle = True
