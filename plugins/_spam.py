@@ -9,8 +9,10 @@ _TESTS = 100  # named in a field
 
 def remove_marks(message: Message) -> None:
     """Remove all X-Spam-* fields of the sender."""
-    for name in message.headers.names("x-spam-"):
-        message.remove(name)
+    headers = message.headers
+    marks = {raw for name in headers.names("x-spam-") for raw in headers.raw_all(name)}
+    if marks:
+        message.edit([raw for raw in headers.raw_all() if raw not in marks])
 
 
 def mark(

@@ -20,6 +20,7 @@ from minismtp_plugins._canonical import body_hashes
 from minismtp_plugins._dkim import Signature
 from minismtp_plugins._milter_message import Changes, MilterMessage
 from minismtp_plugins._parts import parts_of
+from minismtp_plugins._spam import remove_marks
 from minismtp_plugins.authentication_results import AuthenticationResults
 from pumps import grows_too_fast
 
@@ -187,6 +188,11 @@ def _reported(count: int) -> None:
     plugin.on_message(SESSION, envelope(), _many(b"Authentication-Results", count))
 
 
+def _marked(count: int) -> None:
+    marks = b"".join(b"X-Spam-%d: a\r\n" % number for number in range(count))
+    remove_marks(Message("1", Content.of(marks + b"\r\n")))
+
+
 FIELDS: Final[dict[str, Callable[[int], object]]] = {
     "removed": lambda count: _many(b"X", count).remove("X"),
     "kept": lambda count: _many(b"X", count).remove("X", lambda _: False),
@@ -194,6 +200,7 @@ FIELDS: Final[dict[str, Callable[[int], object]]] = {
     "rspamd": _changed_by_rspamd,
     "signed": _signed,
     "results": _reported,
+    "marked": _marked,
 }
 
 
