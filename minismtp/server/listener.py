@@ -147,6 +147,10 @@ class Server(socketserver.ThreadingTCPServer):
         )
         self.socket = sock
         self._family = sock.family
+        if self._family != socket.AF_UNIX:
+            # All replies of a batch are sent at once, so Nagle's algorithm could only delay them.
+            # On Linux, accepted connections inherit this.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.listener = listener
         self._context = context
         self._sessions = sessions
@@ -222,9 +226,7 @@ class Server(socketserver.ThreadingTCPServer):
             peer_port=port,
             started=self._context.wall(),
         )
-        if not self.listener.address.path:
-            # All replies of a batch are sent at once, so Nagle's algorithm could only delay them.
-            request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._family != socket.AF_UNIX:
             session.local = _peer(request.getsockname())[0]
         connection = Connection(
             request,
