@@ -26,7 +26,7 @@ from minismtp.mail.session import Session
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics
 from minismtp.smtp.sasl import StoredKey
-from minismtp.values.reply import Defer, Disconnect, Reject, Reply, Verdict
+from minismtp.values.reply import Defer, Reply, Verdict
 from minismtp.values.stash import Stash, StashKey
 from minismtp.values.threads import Interrupted, report
 
@@ -75,7 +75,7 @@ class Guard:
 
     def wrap(self, hook: str, method: Method, metrics: HookMetrics) -> Method:  # noqa: C901 - one call is cheaper than two
         """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
-        plain = () if hook in CHECKED else ANSWERS.get(hook, object)
+        plugin, plain = self.table.name, () if hook in CHECKED else ANSWERS.get(hook, object)
         timeout, shadow = self.table.timeout.total_seconds(), self.table.mode == "shadow"
         own = self._copy if shadow else None
         if hook == "on_start":
@@ -87,7 +87,8 @@ class Guard:
             if own is not None:
                 args = tuple([own(argument) for argument in args])
             activity, begun, weight, cpu = metrics.begin()
-            result, raised, verdict, kind, remark = None, None, None, "none", ""
+            result, raised, kind, remark = None, None, "none", ""
+            refused: list[Verdict] = []
             try:
                 result = method(*args)
             except Interrupted:
@@ -101,23 +102,23 @@ class Guard:
             if wall > timeout:
                 self._overran(hook, wall, metrics)
             if raised is not None or not (result is None or isinstance(result, plain)):
-                verdict, result, kind, remark = self._judge(hook, raised, result, metrics)
+                refused, result, kind, remark = self._judge(hook, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
             elif result is not None:
                 kind = "answer"
             if shadow:
                 remark = remark or _changes(given, args)
-                verdict = result = None
+                refused, result = [], None
             try:
-                metrics.end(activity, begun, wall, cpu, kind, remark, stored=result is True)
+                said = f"shadow:{kind}" if shadow else kind
+                step = (hook, plugin, begun, wall, said, remark)
+                metrics.end(activity, step, kind, cpu, stored=result is True)
             except Exception as error:  # noqa: BLE001 - the plugin may have stored a message
                 report(error)
-            if verdict is None:
-                return result
-            try:
-                raise verdict from None
-            finally:
-                del verdict  # or its traceback would refer to this frame, and so to itself
+            if refused:
+                # With a variable, its traceback would refer to itself through this frame.
+                raise refused.pop() from None
+            return result
 
         return guarded
 
@@ -129,34 +130,30 @@ class Guard:
 
     def _overran(self, hook: str, wall: float, metrics: HookMetrics) -> None:
         metrics.overrun(1)
-        self.log.warning(
-            "plugin overran its timeout",
-            plugin=self.table.name,
-            hook=hook,
-            seconds=f"{wall:.3f}",
-        )
+        told = {"plugin": self.table.name, "hook": hook, "seconds": f"{wall:.3f}"}
+        self.log.warning("plugin overran its timeout", **told)
 
     def _judge(
         self, hook: str, raised: BaseException | None, result: object, metrics: HookMetrics
-    ) -> tuple[Verdict | None, object, str, str]:
+    ) -> tuple[list[Verdict], object, str, str]:
         """Tell an answer and a verdict from a failure, which becomes the policy's verdict.
 
-        Return the verdict, the answer, the kind of either for the metrics, and a remark for the
-        trace.
+        Return the verdict, if there is one, the answer, the kind of either for the metrics, and a
+        remark for the trace.
         """
         if raised is None and not _is_valid(hook, result):
             raised = TypeError(f"{hook} returned {type(result).__name__}")
         if raised is None:
             if isinstance(result, Reply):
                 result = result.because("", plugin=self.table.name, hook=hook)
-            return None, result, "answer", ""
+            return [], result, "answer", ""
         if isinstance(raised, Verdict) and hook not in WITHOUT_VERDICT:
-            return self._signed(raised, hook), None, _kind(raised), str(raised.reply)
+            return [self._signed(raised, hook)], None, raised.kind, str(raised.reply)
         remark = f"failed: {describe(raised)}"
         verdict = self._failed(hook, raised, metrics)
         if verdict is None:
-            return None, None, "none", remark
-        return self._signed(verdict, hook, remark), None, _kind(verdict), remark
+            return [], None, "none", remark
+        return [self._signed(verdict, hook, remark)], None, verdict.kind, remark
 
     def _signed(self, verdict: Verdict, hook: str, reason: str = "") -> Verdict:
         """Return a verdict whose reply names the plugin, the hook and the error to the log."""
@@ -224,13 +221,3 @@ def _is_valid(hook: str, result: object) -> bool:
             return all(isinstance(line, str) and _EHLO_LINE.fullmatch(line) for line in lines)
         case _:
             return True
-
-
-def _kind(verdict: Verdict) -> str:
-    match verdict:
-        case Reject():
-            return "reject"
-        case Disconnect():
-            return "disconnect"
-        case _:
-            return "defer"

@@ -89,22 +89,19 @@ class DecisionLog(WriteBehind):
     def _write_all(self) -> None:
         """Write the records that wait. Drop those that cannot be written."""
         for ring in self._rings:
-            self._write_ring(ring)
-
-    def _write_ring(self, ring: _Ring) -> None:
-        records = []
-        while ring.waiting:
-            with surviving():
-                records.append(ring.waiting.popleft()())
-        if not records or not ring.segment:
-            return
-        try:
-            self._append(ring, _ENCODER.encode_lines(records))
-            self._failed = False
-        except OSError as error:
-            if not self._failed:
-                self._log.warning("chronicle not written", error=str(error))
-            self._failed = True
+            records = []
+            while ring.waiting:
+                with surviving():
+                    records.append(ring.waiting.popleft()())
+            if not records or not ring.segment:
+                continue
+            try:
+                self._append(ring, _ENCODER.encode_lines(records))
+                self._failed = False
+            except OSError as error:
+                if not self._failed:
+                    self._log.warning("chronicle not written", error=str(error))
+                self._failed = True
 
     def _append(self, ring: _Ring, data: bytes) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)

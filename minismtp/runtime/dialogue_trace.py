@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
 from minismtp.mail.session import Session
+from minismtp.runtime.metrics import COMMANDS
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.protocol import (
     ContentChunk,
@@ -29,12 +30,7 @@ from minismtp.values.printable import one_line
 from minismtp.values.reply import Reply
 
 _MOST: Final = 10_000  # lines that wait for a slow reader
-_SHOWN: Final = frozenset(
-    {
-        *("EHLO", "HELO", "LHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "QUIT"),
-        *("STARTTLS", "VRFY", "EXPN", "HELP", "XCLIENT"),
-    }
-)
+_SHOWN: Final = frozenset(COMMANDS) - {"AUTH", "CONTENT", "OTHER"}
 _CONTINUE: Final = 334
 
 

@@ -24,7 +24,7 @@ from prometheus_client import values as prometheus_values
 
 from minismtp.runtime import metrics_files
 from minismtp.runtime.metrics_buffer import Additions, Child, MetricsBuffer
-from minismtp.runtime.thread_activity import Activity, here
+from minismtp.runtime.thread_activity import Activity, Step, here
 
 SECONDS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
@@ -78,7 +78,6 @@ class HookMetrics:
         verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
         self._plugin = plugin
         self._hook = hook
-        self._mark = "shadow:" if shadow else ""
         self._buffer = metrics.buffer
         self._duration = metrics.hook_duration.labels(*labels)
         self._cpu = metrics.hook_cpu.labels(*labels)
@@ -104,29 +103,18 @@ class HookMetrics:
         activity.running = (self._hook, self._plugin, begun)
         return activity, begun, weight, cpu
 
-    def end(  # noqa: PLR0917 - keywords would take time
-        self,
-        activity: Activity,
-        begun: float,
-        wall: float,
-        cpu: float,
-        kind: str,
-        remark: str,
-        *,
-        stored: bool,
-    ) -> None:
-        """Count a call, and note it as a step: its wall time, its weighted CPU time, what it said.
+    def end(self, activity: Activity, step: Step, kind: str, cpu: float, *, stored: bool) -> None:
+        """Count a call, with its weighted CPU time, and note it as a step.
 
-        `stored` says whether it stored mail.
+        `kind` is what the implementation said, and `stored` whether it stored mail.
         """
-        buffer = self._buffer
-        buffer.append((self._verdicts[kind], (self._duration, wall), (self._cpu, cpu)))
+        buffer, duration = self._buffer, (self._duration, step[3])
+        buffer.append((self._verdicts[kind], duration, (self._cpu, cpu)))
         if stored and self._storage is not None:
-            buffer.append(((self._storage, wall),))
+            buffer.append(((self._storage, step[3]),))
         if buffer.idle:
             buffer.announce()
         if len(activity.steps) < activity.most_steps:
-            step = (self._hook, self._plugin, begun, wall, self._mark + kind, remark)
             activity.steps.append(step)
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from textwrap import wrap
-from typing import Final
+from typing import ClassVar, Final
 
 LINE_LIMIT: Final = 512  # octets of a reply line with its CRLF, RFC 5321 section 4.5.3.1.5
 
@@ -111,7 +111,9 @@ def _check_codes(code: int, enhanced: str) -> None:
 
 
 class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
-    """A refusal that a hook raises. The client receives `reply`."""
+    """A refusal that a hook raises. The client receives `reply`; `kind` is for metrics."""
+
+    kind: ClassVar = "defer"
 
     def __init__(self, text: str, *, code: int, enhanced: str, category: int) -> None:
         self.reply = Reply(code, printable(text), enhanced)
@@ -122,6 +124,8 @@ class Verdict(Exception):  # noqa: N818 - a verdict is an answer, not an error
 
 class Reject(Verdict):
     """Refuse permanently, by default with 550 5.7.1."""
+
+    kind: ClassVar = "reject"
 
     def __init__(self, text: str = "refused", *, code: int = 550, enhanced: str = "5.7.1") -> None:
         super().__init__(text, code=code, enhanced=enhanced, category=5)
@@ -138,6 +142,8 @@ class Defer(Verdict):
 
 class Disconnect(Verdict):
     """Refuse and close the connection, by default with 421 4.7.0 (RFC 5321 section 3.8)."""
+
+    kind: ClassVar = "disconnect"
 
     def __init__(
         self, text: str = "closing connection", *, code: int = 421, enhanced: str = "4.7.0"
