@@ -54,7 +54,8 @@ class Authentication:
         maker = makers.get(command.mechanism)
         if maker is None:
             return replies.UNKNOWN_MECHANISM
-        if not self._wait_for_turn():
+        backoff, peer = self._context.backoff, self._session.peer
+        if backoff is not None and not wait_for_turn(backoff, peer, self._context.draining):
             self.failures += 1  # or a session could ask for ever
             self._mechanism, self._unlogged = command.mechanism, _PUT_OFF
             return replies.AUTH_WAIT
@@ -128,16 +129,6 @@ class Authentication:
             found["EXTERNAL"] = lambda: sasl.external(identity)
         return found
 
-    def _wait_for_turn(self) -> bool:
-        backoff = self._context.backoff
-        if backoff is None:
-            return True
-        return wait_for_turn(backoff, self._session.peer, self._context.draining)
-
-    def _is_known(self) -> bool:
-        backoff = self._context.backoff
-        return backoff is not None and backoff.knows(self._session.peer, self._username)
-
     def _stored_key(self, username: str) -> sasl.StoredKey | None:
         self._username = username
         return self._context.hooks.stored_key(self._session, self._mechanism, username)
@@ -148,7 +139,9 @@ class Authentication:
             itself = {"", folded_name(result.username)}
             identity = result.username if folded_name(result.authorization) in itself else None
         else:
-            credentials = replace(result, known=self._is_known())
+            backoff = self._context.backoff
+            known = backoff is not None and backoff.knows(self._session.peer, self._username)
+            credentials = replace(result, known=known)
             try:
                 identity = self._context.hooks.authenticate(self._session, credentials)
             except Verdict as verdict:

@@ -40,7 +40,8 @@ def apply_xclient(session: Session, argument: str) -> None:
     address, port, helo = values.get("ADDR"), values.get("PORT"), values.get("HELO") or ""
     peer = _UNKNOWN_ADDRESS if address is None else _address(address)
     port_number = _port(port) if port else 0
-    session.name = _host(values.get("NAME") or "")
+    name = values.get("NAME") or ""
+    session.name = name.lower() if _NAME.fullmatch(name) else ""
     session.helo = parse_helo(helo) if helo.strip(" ") else ""
     if "ADDR" in values:
         session.peer, session.peer_port = peer, port_number
@@ -83,11 +84,6 @@ def _called(text: str) -> str:
         return _address(text)
     except SyntaxProblem:
         return text
-
-
-def _host(text: str) -> str:
-    """Return the client's name in the DNS, "" if it is not a host name."""
-    return text.lower() if _NAME.fullmatch(text) else ""
 
 
 def _port(text: str) -> int:
