@@ -28,7 +28,7 @@ Job: TypeAlias = tuple[str, str]  #: message and destination
 
 JITTER = 0.1  #: the part of a wait that is left to chance
 _REMEMBERED = 10_000  # destinations for which nothing waits
-_QUICK = 0.05  # seconds of a job that waits for the processor rather than for the network
+_QUICK = 0.02  # seconds of a job that waits for the processor rather than for a distant host
 _PERIOD = 0.05  # seconds over which the use of the processor is measured
 _BUSY = 0.85  # the part of that time
 _FEWEST = 2  # jobs for a quick destination, because one of them may wait for the disk
