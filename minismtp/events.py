@@ -8,24 +8,11 @@
 Observers are called after the decision, so they cannot change it.
 """
 
-from minismtp.mail.events import (
-    Authenticated,
-    DeliveryAttempted,
-    Event,
-    HookFailed,
-    MessageDecided,
-    RecipientDecided,
-    SessionClosed,
-    SessionOpened,
-)
-
-__all__ = [
-    "Authenticated",
-    "DeliveryAttempted",
-    "Event",
-    "HookFailed",
-    "MessageDecided",
-    "RecipientDecided",
-    "SessionClosed",
-    "SessionOpened",
-]
+from minismtp.mail.events import Authenticated as Authenticated
+from minismtp.mail.events import DeliveryAttempted as DeliveryAttempted
+from minismtp.mail.events import Event as Event
+from minismtp.mail.events import HookFailed as HookFailed
+from minismtp.mail.events import MessageDecided as MessageDecided
+from minismtp.mail.events import RecipientDecided as RecipientDecided
+from minismtp.mail.events import SessionClosed as SessionClosed
+from minismtp.mail.events import SessionOpened as SessionOpened

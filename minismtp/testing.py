@@ -16,10 +16,6 @@ Pytest finds these fixtures by itself, because the package installs `plugins/_py
 its plugins. Other test runners begin sessions with `Dialogue` and end them with `close`.
 """
 
-from minismtp.session.in_memory import Dialogue, Dialogues, Mailroom
-
-__all__ = [
-    "Dialogue",
-    "Dialogues",
-    "Mailroom",
-]
+from minismtp.session.in_memory import Dialogue as Dialogue
+from minismtp.session.in_memory import Dialogues as Dialogues
+from minismtp.session.in_memory import Mailroom as Mailroom

@@ -17,41 +17,21 @@ import tomli
 from msgspec import Meta
 
 from minismtp.config.checks import check_domain, check_unique
-from minismtp.config.limits_table import Limits
-from minismtp.config.listener_table import Listener
-from minismtp.config.outbound_tables import Outbound, OutboundRoute
-from minismtp.config.tables import (
-    COMMON_KEYS,
-    DnsConfig,
-    LogConfig,
-    MetricsConfig,
-    PluginConfig,
-    SniCertificate,
-    StateConfig,
-    TlsConfig,
-)
+from minismtp.config.limits_table import Limits as Limits
+from minismtp.config.listener_table import Listener as Listener
+from minismtp.config.outbound_tables import Outbound as Outbound
+from minismtp.config.outbound_tables import OutboundRoute as OutboundRoute
+from minismtp.config.tables import COMMON_KEYS as COMMON_KEYS
+from minismtp.config.tables import DnsConfig as DnsConfig
+from minismtp.config.tables import LogConfig as LogConfig
+from minismtp.config.tables import MetricsConfig as MetricsConfig
+from minismtp.config.tables import PluginConfig as PluginConfig
+from minismtp.config.tables import SniCertificate as SniCertificate
+from minismtp.config.tables import StateConfig as StateConfig
+from minismtp.config.tables import TlsConfig as TlsConfig
 from minismtp.config.toml_values import INTERNAL, ConfigError, build, did_you_mean
 from minismtp.config.types import parse_domain
 from minismtp.values.durable_files import without_marks
-
-__all__ = [
-    "COMMON_KEYS",
-    "DEFAULT_FILE",
-    "Config",
-    "DnsConfig",
-    "Limits",
-    "Listener",
-    "LogConfig",
-    "MetricsConfig",
-    "Outbound",
-    "OutboundRoute",
-    "PluginConfig",
-    "SniCertificate",
-    "StateConfig",
-    "TlsConfig",
-    "default_hostname",
-    "default_state_directory",
-]
 
 DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
 _LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines take a quarter of that
