@@ -11,9 +11,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Final
+from typing import Final, TypeAlias
 
 from minismtp.mail.session import Session
 from minismtp.runtime.metrics import COMMANDS
@@ -34,18 +33,9 @@ _SHOWN: Final = frozenset(COMMANDS) - {"AUTH", "CONTENT", "OTHER"}
 _CONTINUE: Final = 334
 
 
-@dataclass(frozen=True, slots=True)
-class TracedLine:
-    """A line of a dialogue. `said` is "C" for the client, "S" for the server, or "-" for an event.
-
-    `at` is in epoch seconds.
-    """
-
-    at: float
-    session: str
-    peer: str
-    said: str
-    text: str
+#: A line of a dialogue for `minismtp trace`: `at` in epoch seconds, `session`, `peer`, `text`, and
+#: `said`, which is "C" for the client, "S" for the server, or "-" for an event.
+TracedLine: TypeAlias = dict[str, str | float]
 
 
 class Outlet:
@@ -116,7 +106,8 @@ class Tracing:
             self._show(session, "S", line)
 
     def _show(self, session: Session, said: str, text: str) -> None:
-        line = TracedLine(time.time(), session.id, session.peer, said, text)
+        line: TracedLine = {"at": time.time(), "said": said, "text": text}
+        line |= {"session": session.id, "peer": session.peer}
         for outlet in self.outlets:
             if outlet.wants(session.peer):
                 outlet.put(line)

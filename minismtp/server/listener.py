@@ -190,13 +190,11 @@ class Server(socketserver.ThreadingTCPServer):
         """Make `serve_forever` return."""
         os.write(self._wake_write, b"x")
 
-    def process_request(self, request: object, client_address: object) -> None:
+    def _serve(self, request: socket.socket, peer: str, port: int) -> None:
         """Hand a connection to a thread, or refuse it with 421 if a limit is reached.
 
         If this raises, the connection no longer counts for the limits.
         """
-        assert isinstance(request, socket.socket)  # noqa: S101 - what accept gave
-        peer, port = _peer(client_address)
         proxied = bool(self.listener.proxy_protocol) and self._trusts(peer)
         admitted = self._admission.enter(
             self._slot, "" if proxied else peer, reserved=self._reserved
@@ -246,10 +244,6 @@ class Server(socketserver.ThreadingTCPServer):
             connection.introduce = introduce
         self._sessions.run(connection, lambda: self._admission.leave(self._slot, admitted))
 
-    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        """Log that a connection failed before its session began."""
-        self._context.log.error("connection not served", peer=_peer(client_address)[0])
-
     def server_close(self) -> None:
         """Close this worker's descriptors. The other workers keep the listening socket."""
         self.socket.close()
@@ -269,9 +263,10 @@ class Server(socketserver.ThreadingTCPServer):
             self._context.draining.wait(_SHORTEST_TICK)
             return
         try:
-            self.process_request(request, address)
+            self._serve(request, *_peer(address))
         except OSError:
-            self.handle_error(request, address)
+            # It failed before its session began.
+            self._context.log.error("connection not served", peer=_peer(address)[0])
             request.close()
         except BaseException:
             request.close()

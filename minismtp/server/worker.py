@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from math import inf
 from pathlib import Path
@@ -189,7 +189,7 @@ class Worker:
         try:
             while True:
                 line = outlet.get(patience=_TRACE_TICK)
-                say({"lost": outlet.lost} if line is None else asdict(line))
+                say({"lost": outlet.lost} if line is None else line)
         finally:
             self._tracing.close(outlet)
 

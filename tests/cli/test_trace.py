@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from minismtp.cli.main import main
-from minismtp.runtime.dialogue_trace import Outlet, TracedLine
+from minismtp.runtime.dialogue_trace import Outlet
 from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
@@ -165,11 +165,11 @@ def test_outlet_knows_its_networks() -> None:
 def test_who_is_slow_to_read_loses_lines_and_holds_up_nobody() -> None:
     outlet = Outlet(())
     for number in range(10_003):
-        outlet.put(TracedLine(float(number), "s", "p", "C", "x"))
+        outlet.put({"at": float(number), "text": "x"})
     assert outlet.lost == 3
     line = outlet.get(0.1)
     assert line is not None
-    assert line.at == 0.0
+    assert line["at"] == 0.0
 
 
 def test_wrong_network_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
