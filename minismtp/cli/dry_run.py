@@ -137,9 +137,8 @@ class DryRun:
         dialogue.close()
         self._metrics.buffer.flush()
         ours = (_FIRST.name, _LAST.name)
-        records = reversed(
-            self._records.records
-        )  # the one of the session comes last, but began first
+        # The record of the session comes last, but began first.
+        records = reversed(self._records.records)
         return Result(
             outcome=_outcome(reply, first.message),
             reply=reply,

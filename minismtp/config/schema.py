@@ -46,8 +46,11 @@ def schema(plugins: Mapping[str, type | None]) -> dict[str, Any]:
     A plugin without a class (one whose extra is missing) may have any options.
     """
     document = _table(Config)
+    # Plugins may be installed that the machine that makes the schema does not have.
+    not_listed = {"type": "string", "not": {"enum": [*plugins]}}
+    other = {"title": "another plugin", "type": "object", "properties": {"use": not_listed}}
     document["properties"]["plugins"]["items"] = {
-        "oneOf": [*(_plugin(name, cls) for name, cls in plugins.items()), _other(list(plugins))]
+        "oneOf": [*(_plugin(name, cls) for name, cls in plugins.items()), other]
     }
     return {"$schema": _DIALECT, "title": "minismtp.toml", **document}
 
@@ -94,12 +97,6 @@ def _plugin(name: str, cls: type | None) -> dict[str, Any]:
         "required": [*common["required"], *own["required"]],
         "additionalProperties": cls is None,
     }
-
-
-def _other(names: list[str]) -> dict[str, Any]:
-    """Return a schema for plugins that are not installed on the machine that made it."""
-    other = {"type": "string", "not": {"enum": names}}
-    return {"title": "another plugin", "type": "object", "properties": {"use": other}}
 
 
 def _fields(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
