@@ -160,7 +160,7 @@ def parse(line: bytes) -> Command:
     if verb == "BDAT" and text != line.rstrip(b" \t"):
         # A proxy in front of us must count the same octets, so only one spelling is taken.
         raise CommandProblem(verb, Reply(501, "expected BDAT size [LAST]", "5.5.4"))
-    name = verb if parser else _unknown_verb(word)
+    name = _unknown_verb(word) if verb == "OTHER" else verb
     try:
         argument = rest.decode()
     except UnicodeDecodeError:
@@ -172,7 +172,7 @@ def parse(line: bytes) -> Command:
         if control.search(argument):
             raise CommandProblem(verb, Reply(501, "control character in command", "5.5.2"))
     try:
-        return parser(argument) if parser else Other(name, argument)
+        return parser(name, argument)
     except SyntaxProblem as problem:
         raise CommandProblem(verb, Reply(501, str(problem), "5.5.4")) from None
 
@@ -188,20 +188,24 @@ def _unknown_verb(word: bytes) -> str:
     return name
 
 
-def _mail(argument: str) -> Mail:
-    path, rest = _path("MAIL", argument)
-    command = Mail(path, **_values("MAIL", rest, _MAIL_PARAMETERS)) if rest else Mail(path)
+def _greeting(verb: str, argument: str) -> Greeting:
+    return Greeting(verb, parse_helo(argument))
+
+
+def _mail(verb: str, argument: str) -> Mail:
+    path, rest = _path(verb, argument)
+    command = Mail(path, **_values(verb, rest, _MAIL_PARAMETERS)) if rest else Mail(path)
     if path is not None and not command.smtputf8 and not path.is_ascii:
         # RFC 6531 section 3.5
-        raise CommandProblem("MAIL", Reply(553, "address needs SMTPUTF8", "5.6.7"))
+        raise CommandProblem(verb, Reply(553, "address needs SMTPUTF8", "5.6.7"))
     return command
 
 
-def _rcpt(argument: str) -> Rcpt:
-    path, rest = _path("RCPT", argument)
+def _rcpt(verb: str, argument: str) -> Rcpt:
+    path, rest = _path(verb, argument)
     if path is None:
-        raise CommandProblem("RCPT", Reply(501, "recipient: expected an address", "5.1.3"))
-    return Rcpt(path, **_values("RCPT", rest, _RCPT_PARAMETERS)) if rest else Rcpt(path)
+        raise CommandProblem(verb, Reply(501, "recipient: expected an address", "5.1.3"))
+    return Rcpt(path, **_values(verb, rest, _RCPT_PARAMETERS)) if rest else Rcpt(path)
 
 
 #: For each verb: the usual text before its path, where the path begins, any text that is taken
@@ -298,7 +302,7 @@ def _notify(value: str) -> frozenset[str]:
     return wishes
 
 
-def _bdat(text: str) -> Bdat:
+def _bdat(_: str, text: str) -> Bdat:
     match split_words(text):
         case [size]:
             return Bdat(_octets(size), last=False)
@@ -307,7 +311,7 @@ def _bdat(text: str) -> Bdat:
     raise SyntaxProblem("expected BDAT size [LAST]")
 
 
-def _auth(text: str) -> Auth:
+def _auth(_: str, text: str) -> Auth:
     match split_words(text):
         case [mechanism]:
             return Auth(mechanism.upper(), None)
@@ -316,20 +320,16 @@ def _auth(text: str) -> Auth:
     raise SyntaxProblem("expected AUTH mechanism [initial-response]")
 
 
-def _vrfy(verb: str) -> Callable[[str], Command]:
-    def parser(argument: str) -> Command:
-        if not argument.strip(" "):
-            raise SyntaxProblem(f"{verb} needs an argument")
-        return Other(verb, argument)
-
-    return parser
+def _vrfy(verb: str, argument: str) -> Other:
+    if not argument.strip(" "):
+        raise SyntaxProblem(f"{verb} needs an argument")
+    return Other(verb, argument)
 
 
-def _alone(verb: str) -> Callable[[str], Command]:
-    def parser(_: str) -> Command:
+def _alone(verb: str, _: str) -> Command:
+    if verb != "NOOP":  # RFC 5321 section 4.1.1.9
         raise SyntaxProblem(f"{verb} takes no argument")
-
-    return parser
+    return _ALONE[verb]
 
 
 _MAIL_PARAMETERS: Final[_Parameters] = {
@@ -348,24 +348,17 @@ _RCPT_PARAMETERS: Final[_Parameters] = {
 _ALONE: Final[dict[str, Command]] = {
     each.verb: each for each in (Data(), Rset(), Noop(), Quit(), StartTls())
 }
-_PARSERS: Final[dict[str, Callable[[str], Command]]] = {
-    "EHLO": lambda text: Greeting("EHLO", parse_helo(text)),
-    "HELO": lambda text: Greeting("HELO", parse_helo(text)),
-    "LHLO": lambda text: Greeting("LHLO", parse_helo(text)),
+_Parser: TypeAlias = Callable[[str, str], Command]
+_PARSERS: Final[dict[str, _Parser]] = {
+    **dict.fromkeys(GREETINGS, _greeting),
+    **dict.fromkeys(_ALONE, _alone),
     "MAIL": _mail,
     "RCPT": _rcpt,
-    "DATA": _alone("DATA"),
     "BDAT": _bdat,
-    "RSET": _alone("RSET"),
-    "NOOP": lambda _: Noop(),
-    "QUIT": _alone("QUIT"),
-    "STARTTLS": _alone("STARTTLS"),
     "AUTH": _auth,
-    "VRFY": _vrfy("VRFY"),
-    "EXPN": _vrfy("EXPN"),
-    "HELP": lambda text: Other("HELP", text),
+    "VRFY": _vrfy,
+    "EXPN": _vrfy,
+    "HELP": Other,
 }
-_VERBS: Final[dict[bytes, tuple[str, Callable[[str], Command] | None]]] = {
-    verb.encode(): (verb, parser) for verb, parser in _PARSERS.items()
-}
-_UNKNOWN: Final = ("OTHER", None)
+_VERBS: Final = {verb.encode(): (verb, parser) for verb, parser in _PARSERS.items()}
+_UNKNOWN: Final[tuple[str, _Parser]] = ("OTHER", Other)
