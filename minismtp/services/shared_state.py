@@ -19,14 +19,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from minismtp.config.tables import StateConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.services.remote import Breaker, RemoteError
 from minismtp.services.state_sqlite import SqliteStore
-from minismtp.services.state_store import Store, Window
+from minismtp.services.state_window import Window
 from minismtp.values.clock import steady_time
+
+if TYPE_CHECKING:
+    from minismtp.services.state_redis import RedisStore
+
+    #: Takes keys as octets and times as seconds, and raises its `errors`. Threads may share it.
+    Store: TypeAlias = SqliteStore | RedisStore
 
 FILE: Final = "state.db"
 _LONGEST_KEY: Final = 256  # octets; a longer key ends in a digest of the whole

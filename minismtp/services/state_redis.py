@@ -24,7 +24,7 @@ from redis.connection import (
 )
 from redis.retry import Retry
 
-from minismtp.services.state_store import AHEAD, MICROSECONDS, PARTS, Window
+from minismtp.services.state_window import AHEAD, MICROSECONDS, PARTS, Window
 
 _SECONDS: Final = 5.0  # for a whole call
 _SETDEFAULT: Final = """

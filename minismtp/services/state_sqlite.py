@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from minismtp.services.state_store import AHEAD, MICROSECONDS, Window
+from minismtp.services.state_window import AHEAD, MICROSECONDS, Window
 from minismtp.values.clock import steady_time
 from minismtp.values.sqlite_file import DatabaseFile, is_damage
 

@@ -32,7 +32,7 @@ from minismtp.config.toml_values import ConfigError
 from minismtp.services.remote import Breaker
 from minismtp.services.state_redis import RedisStore
 from minismtp.services.state_sqlite import SqliteStore
-from minismtp.services.state_store import MICROSECONDS, PARTS, Window
+from minismtp.services.state_window import MICROSECONDS, PARTS, Window
 from minismtp.testing import Dialogue, Dialogues
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.config.tables import StateConfig
 from minismtp.services.state_sqlite import SqliteStore
-from minismtp.services.state_store import MICROSECONDS, Window
+from minismtp.services.state_window import MICROSECONDS, Window
 
 HOUR: Final = timedelta(hours=1)
 CONFIG: Final = """

@@ -1,13 +1,10 @@
-"""The interface of a store for shared state, and how a limit counts.
-
-A `Store` takes keys as octets and times as seconds; plugins see it as a `State`.
-"""
+"""How a limit counts, in each store for shared state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 #: Parts of the span of a limit. All amounts that were taken in one part become free together.
 PARTS: Final = 20
@@ -49,34 +46,3 @@ class Window:
             excess -= taken[part]
             wait = ((part + PARTS + 1) * self.length - now) / MICROSECONDS
         return wait
-
-
-class Store(Protocol):
-    """Keeps values under keys until they expire; every call is atomic, threads may share it.
-
-    `errors` are the exceptions that it raises when it is down or refuses a call.
-    """
-
-    name: str
-    errors: tuple[type[Exception], ...]
-
-    def get(self, key: bytes) -> str | None:
-        """Return the value, None if there is no such key."""
-
-    def put(self, key: bytes, value: str, seconds: float, *, durable: bool = False) -> None:
-        """Keep a value in place of an earlier one; `durable` asks for it to be on disk."""
-
-    def setdefault(self, key: bytes, value: str, seconds: float) -> str:
-        """Return the stored value, or keep this one and return it."""
-
-    def add(self, key: bytes, amount: int, seconds: float) -> int:
-        """Add to the number and return the sum; `seconds` counts from the first addition."""
-
-    def take(self, claims: Sequence[tuple[bytes, Window, int]]) -> list[float]:
-        """Take an amount from each window, or nothing at all; return the seconds to wait."""
-
-    def delete(self, key: bytes) -> None:
-        """Forget a key."""
-
-    def close(self) -> None:
-        """Close the connections; a later call opens new ones."""
