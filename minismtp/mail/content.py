@@ -170,15 +170,24 @@ class ContentWriter:
                 with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
                     self._spill = _Spill(os.dup(file.fileno()))
             _write_all(self._spill.descriptor, self._chunks)
-            if self._is_7bit:  # told now, while it is in memory, because a sender asks
-                piece = self._last_line + b"".join(self._chunks)
-                self._is_7bit = is_7bit(piece)
-                self._last_line = piece[piece.rfind(b"\n") + 1 :]
+            for chunk in self._chunks:
+                self._look_for_7bit(chunk)
         except OSError:
             self.discard()
             raise
         self._chunks = []
         self._pending = 0
+
+    def _look_for_7bit(self, chunk: bytes) -> None:
+        """Note whether a chunk is 7bit data, while it is in memory, because a sender asks.
+
+        It is not copied: large pieces of memory, taken and given back, take longer than the look.
+        """
+        if self._is_7bit:
+            end = chunk.find(b"\n") + 1 or len(chunk)
+            line = self._last_line + chunk[:end]
+            self._is_7bit = is_7bit(line) and is_7bit(chunk)
+            self._last_line = chunk[chunk.rfind(b"\n") + 1 :] if line.endswith(b"\n") else line
 
 
 class _Spill:
