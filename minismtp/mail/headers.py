@@ -148,11 +148,12 @@ class Headers:
     def _index(self) -> dict[str, list[bytes]]:
         """Return the fields of each name in lower case; the index is made when it is needed."""
         if self._by_name is None:
-            self._by_name = {}
+            index: dict[str, list[bytes]] = {}
             names = b"\n".join(self._names).lower().decode("ascii").split("\n")
             for name, raw in zip(names, self._fields, strict=False):
                 if name:
-                    self._by_name.setdefault(name, []).append(raw)
+                    index.setdefault(name, []).append(raw)
+            self._by_name = index  # whole, because another thread may look too
         return self._by_name
 
 
