@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Final, Self
+from typing import Final
 
 from minismtp import Address, Defer, Disconnect, Line, Reject, RemoteError
 
@@ -38,7 +38,7 @@ class Conversation:
     """
 
     def __init__(self, line: Line, patience: timedelta) -> None:
-        """Agree with the filter on commands and actions. Raise RemoteError."""
+        """Agree with the filter on commands and actions. Raise RemoteError, and close the line."""
         self.macros: dict[str, str] = {}
         self.mechanism = ""
         self.closed = False
@@ -53,15 +53,10 @@ class Conversation:
         self._skipping = False
         self._unsent = bytearray()
         self._send(wire.offer())
-        self._options = wire.read_options(*self._receive())
-
-    @classmethod
-    def begin(cls, line: Line, patience: timedelta) -> Self:
-        """Begin a conversation; the line is closed without an agreement."""
         try:
-            return cls(line, patience)
+            self._options = wire.read_options(*self._receive())
         except BaseException:
-            line.close()
+            self.close()
             raise
 
     @property

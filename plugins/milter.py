@@ -213,7 +213,7 @@ class Milter:
         with self._filter.breaker.watch():
             if earlier is not None:
                 earlier.quit()  # as in Postfix, because Sendmail's library hangs after QUIT_NC
-            conversation = Conversation.begin(self._filter.open(), self.patience)
+            conversation = Conversation(self._filter.open(), self.patience)
             conversation.mechanism = earlier.mechanism if earlier is not None else ""
         self._conversations[session.id] = conversation
         with self._watched(conversation):

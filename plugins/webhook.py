@@ -91,7 +91,12 @@ class Webhook:
             fields["Authorization"] = f"Bearer {self._token}"
         with self._body(envelope, message, mailbox) as (body, size):
             if self.format == "raw":
-                fields |= _envelope_fields(envelope, mailbox)
+                fields |= {
+                    "Content-Type": "message/rfc822",
+                    "Envelope-Id": _visible(envelope.id),
+                    "Envelope-From": _visible(envelope.sender),
+                    "Envelope-To": _visible(str(mailbox)),
+                }
             else:
                 fields["Content-Type"] = "application/json"
             if self._secret:
@@ -140,15 +145,6 @@ class Webhook:
             "webhook-timestamp": now,
             "webhook-signature": f"v1,{signature}",
         }
-
-
-def _envelope_fields(envelope: Envelope, mailbox: Address) -> dict[str, str]:
-    return {
-        "Content-Type": "message/rfc822",
-        "Envelope-Id": _visible(envelope.id),
-        "Envelope-From": _visible(envelope.sender),
-        "Envelope-To": _visible(str(mailbox)),
-    }
 
 
 def _visible(value: str) -> str:
