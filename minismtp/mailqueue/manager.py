@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import sqlite3
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,6 +25,9 @@ from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
 
 _MOST_OPEN: Final = 50  # new messages that are held open
+_MOST_SMALL: Final = 500  # the same, as long as they are small
+_SMALL: Final = 8192  # octets, which are in memory then
+_KEPT: Final = 10.0  # seconds after which one makes room for a newer one
 
 
 class JobResult(Struct, frozen=True):
@@ -59,11 +64,19 @@ class QueueManager:
     _changed: set[str] = field(default_factory=set)
     _closed: dict[str, str] = field(default_factory=dict)  # why destinations are not tried
     _open: dict[str, tuple[QueueEntry, Message]] = field(default_factory=dict)
+    _kept: deque[tuple[float, str]] = field(default_factory=deque)  # since when these are open
 
     def keep_open(self, entry: QueueEntry, message: Message) -> None:
-        """Keep a new message open for the delivery that probably follows at once."""
-        if len(self._open) < _MOST_OPEN:
+        """Keep a new message open for the delivery that probably follows at once.
+
+        Only the runner's main thread calls this.
+        """
+        now, kept = time.monotonic(), self._kept
+        while kept and (kept[0][1] not in self._open or now - kept[0][0] > _KEPT):
+            self._open.pop(kept.popleft()[1], None)
+        if len(self._open) < (_MOST_SMALL if message.size <= _SMALL else _MOST_OPEN):
             self._open[entry.id] = (entry, message)
+            kept.append((now, entry.id))
 
     def open(self, name: str) -> tuple[QueueEntry, Message] | None:
         """Read a message; return None if it is gone or damaged. Raise OSError."""
