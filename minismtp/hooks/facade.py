@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pluggy
 
 from minismtp.hooks import specs
-
-if TYPE_CHECKING:
-    from minismtp.mail.session import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,7 +47,7 @@ class Hooks:
         self.on_stop = bind(specs.on_stop)
         self.on_connect = bind(specs.on_connect)
         self.on_helo = bind(specs.on_helo)
-        self._ehlo_keywords = bind(specs.ehlo_keywords)
+        self.ehlo_keywords = bind(specs.ehlo_keywords)
         self.authenticate = bind(specs.authenticate)
         self.stored_key = bind(specs.stored_key)
         self.on_mail = bind(specs.on_mail)
@@ -70,10 +67,6 @@ class Hooks:
         self.directs = self.destination is not _no_opinion
         self.observed = self.observe is not _no_opinion
 
-    def ehlo_keywords(self, session: Session) -> list[str]:
-        """Return the EHLO lines of all plugins."""
-        return self._ehlo_keywords(session) or []
-
     @property
     def mechanisms(self) -> set[str]:
         """The SASL mechanisms that the plugins can check here."""
@@ -91,7 +84,8 @@ class Hooks:
     @property
     def login_domain(self) -> str:
         """The domain of logins without one, by the first plugin that names it; else ""."""
-        return next((name for each in self._plugins if (name := _login_domain(each))), "")
+        names = [getattr(each, "login_domain", "") for each in self._plugins]
+        return next((name for name in names if name and isinstance(name, str)), "")
 
     @property
     def networks(self) -> list[IPv4Network | IPv6Network]:
@@ -140,8 +134,3 @@ def _chooser(places: list[int], offered: int) -> itemgetter[Any] | None:
 
 def _no_opinion(*_arguments: Any, **_named: Any) -> Any:  # noqa: ANN401 - each hook has its own answer
     """Stand for a hook without an implementation."""
-
-
-def _login_domain(plugin: object) -> str:
-    domain = getattr(plugin, "login_domain", "")
-    return domain if isinstance(domain, str) else ""

@@ -262,7 +262,7 @@ class Conversation:
             "BINARYMIME",
             f"LIMITS RCPTMAX={context.limits.recipients}",  # RFC 9422
         ]
-        return [*lines, *context.hooks.ehlo_keywords(session)]
+        return [*lines, *(context.hooks.ehlo_keywords(session) or ())]
 
     def _mail(self, event: Mail) -> Reply:
         context, session = self._context, self._session

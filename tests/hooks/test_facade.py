@@ -865,7 +865,7 @@ ENVELOPE = Envelope(
         (lambda hooks: hooks.authenticate(SESSION, Credentials("PLAIN", "alice")), None),
         (lambda hooks: hooks.stored_key(SESSION, "SCRAM-SHA-256", "alice"), None),
         (lambda hooks: hooks.command(SESSION, "XFUN", ""), None),
-        (lambda hooks: hooks.ehlo_keywords(SESSION), []),
+        (lambda hooks: hooks.ehlo_keywords(SESSION), None),
         (lambda hooks: hooks.route(SESSION, ENVELOPE, Recipient(Address("a", "b"))), None),
         (lambda hooks: hooks.on_start(ServerInfo("mx", Path(), "check", 0)), None),
         (lambda hooks: hooks.on_stop(), None),
