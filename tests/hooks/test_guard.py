@@ -546,21 +546,21 @@ class Wishing:
 def test_what_a_shadow_plugin_did_to_its_copies_is_noted(
     wish: str, remark: str, tmp_path: Path
 ) -> None:
-    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
+    decisions = DecisionLog(tmp_path, 1_000_000, Log())
     begun = Dialogue(under(Wishing(wish=wish), mode="shadow"), Mailroom())
-    dialogue = Dialogue(service=replace(begun.service, decision_log=chronicle))
+    dialogue = Dialogue(service=replace(begun.service, decision_log=decisions))
     dialogue.mail("Subject: x\n\ny\n")
-    chronicle.flush()
+    decisions.flush()
     steps = [step for record in mentions(tmp_path, "shadow:") for step in record.steps]
     assert [step[4:] for step in steps if step[0] == "on_message"] == [("shadow:none", remark)]
 
 
 def test_what_a_plugin_did_for_real_is_no_wish(tmp_path: Path) -> None:
-    chronicle = DecisionLog(tmp_path, 1_000_000, Log())
+    decisions = DecisionLog(tmp_path, 1_000_000, Log())
     begun = Dialogue(Wishing(wish="both"), under(Wishing(wish="nothing"), mode="shadow"))
-    dialogue = Dialogue(service=replace(begun.service, decision_log=chronicle))
+    dialogue = Dialogue(service=replace(begun.service, decision_log=decisions))
     dialogue.mail("Subject: x\n\ny\n")
-    chronicle.flush()
+    decisions.flush()
     steps = [step for record in mentions(tmp_path, "on_message") for step in record.steps]
     assert {step[5] for step in steps if step[0] == "on_message"} <= {""}
 

@@ -258,7 +258,7 @@ def test_silent_sessions_count_for_nothing() -> None:
     assert counted() == before
 
 
-def test_tally_adds_up_in_a_thread_of_its_own() -> None:
+def test_buffer_adds_up_in_a_thread_of_its_own() -> None:
     added = threading.Event()
 
     class Signalling(prometheus_client.Counter):
@@ -278,7 +278,7 @@ def test_tally_adds_up_in_a_thread_of_its_own() -> None:
     assert registry.get_sample_value("things_total") == 5
 
 
-def test_tally_loses_nothing_of_many_threads() -> None:
+def test_buffer_loses_nothing_of_many_threads() -> None:
     registry = prometheus_client.CollectorRegistry()
     counter = prometheus_client.Counter("things", "Things.", registry=registry)
     sizes = prometheus_client.Histogram("sizes", "Sizes.", registry=registry)
