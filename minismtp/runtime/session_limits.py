@@ -47,8 +47,7 @@ class SharedLock:
         self._threads = threading.Lock()
 
     def __enter__(self) -> None:
-        self._threads.acquire()
-        self._lock_file(fcntl.LOCK_EX, inf)
+        self._acquire(fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
@@ -61,16 +60,17 @@ class SharedLock:
         A process that was stopped while it held the lock keeps it until it is killed.
         """
         deadline = time.monotonic() + patience
-        if not self._threads.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
-            raise TimeoutError("another thread holds the lock")
-        self._lock_file(fcntl.LOCK_EX | fcntl.LOCK_NB, deadline)
+        patience = min(patience, threading.TIMEOUT_MAX)
+        self._acquire(fcntl.LOCK_EX | fcntl.LOCK_NB, patience, deadline)
         try:
             yield
         finally:
             self.__exit__()
 
-    def _lock_file(self, how: int, deadline: float) -> None:
-        """Take the lock of the processes. If this raises, the lock of the threads is released."""
+    def _acquire(self, how: int, patience: float = -1, deadline: float = inf) -> None:
+        """Take both locks, or none: no call that could fail is between the first and the `try`."""
+        if not self._threads.acquire(timeout=patience):
+            raise TimeoutError("another thread holds the lock")
         try:
             while True:
                 try:

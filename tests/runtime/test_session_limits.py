@@ -287,6 +287,24 @@ def test_a_deadlock_that_only_the_kernel_sees_is_waited_out(
         pass  # the failure has not kept it
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_lock_is_free_if_a_call_that_takes_it_fails(number: int) -> None:
+    """Without memory, a call can fail before its first line."""
+    lock, calls, before = SharedLock("test"), itertools.count(), sys.gettrace()
+
+    def trace(_frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and next(calls) == number:
+            raise MemoryError
+
+    with contextlib.suppress(MemoryError):
+        sys.settrace(trace)
+        lock.__enter__()
+        sys.settrace(before)
+        lock.__exit__()
+    sys.settrace(before)
+    assert not lock._threads.locked()  # noqa: SLF001
+
+
 def test_table_that_a_stopped_process_holds_is_not_waited_for_without_end() -> None:
     """The supervisor must live to kill that process."""
     admission = Admission(5, 5)
