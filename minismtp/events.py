@@ -5,7 +5,15 @@
         if isinstance(event, events.MessageDecided):
             self.messages[event.outcome] += 1
 
-Observers are called after the decision, so they cannot change it.
+Observers are called after the decision, so they cannot change it. They run in the process and in
+the thread that decided, so an observer must not block for long. `Event` is any of these:
+
+    SessionOpened, SessionClosed    one of each for a session
+    Authenticated                   one for each exchange of AUTH
+    RecipientDecided                one for each RCPT
+    MessageDecided                  one for each message, over LMTP for each recipient of it
+    DeliveryAttempted               one for each recipient in each attempt to deliver elsewhere
+    HookFailed                      a plugin raised an exception that is no verdict
 """
 
 from minismtp.mail.events import Authenticated as Authenticated

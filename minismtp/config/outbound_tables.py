@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 from msgspec import Meta
 
@@ -167,4 +168,33 @@ class Outbound:
             implicit=self.implicit,
             username=self.username,
             password_file=self.password_file,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds for each phase of a connection to a host as a whole, sending included.
+
+    `data` is for progress: each octet of content that the host takes extends it by 1 / `rate`, but
+    never beyond `content` seconds in all.
+    """
+
+    connect: float
+    command: float
+    data: float
+    end: float
+    content: float = inf
+    rate: float = inf
+    quit: float = 10.0
+
+    @classmethod
+    def of(cls, outbound: Outbound) -> Self:
+        """Return the timeouts of the configuration."""
+        return cls(
+            outbound.connect_timeout.total_seconds(),
+            outbound.command_timeout.total_seconds(),
+            outbound.data_timeout.total_seconds(),
+            outbound.end_timeout.total_seconds(),
+            outbound.content_timeout.total_seconds(),
+            outbound.min_data_rate,
         )

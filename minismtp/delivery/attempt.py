@@ -13,6 +13,7 @@ from typing import Final, Self
 from msgspec import structs
 
 from minismtp.config import Config
+from minismtp.config.outbound_tables import Timeouts
 from minismtp.delivery.client import ClientSettings, HostConnection
 from minismtp.delivery.content import Original
 from minismtp.delivery.mta_sts import Policies, StsPolicy
@@ -34,7 +35,6 @@ from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
-from minismtp.services.smtp_client import Timeouts
 from minismtp.session import replies
 from minismtp.session.success_notices import route_notice
 from minismtp.values.address import Address, to_ascii

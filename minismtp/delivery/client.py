@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from minismtp.config.outbound_tables import Timeouts
 from minismtp.delivery.content import Original
 from minismtp.delivery.mx import Host
 from minismtp.delivery.result import HostError, LoopError, RecipientResult, TlsError, results_of
@@ -24,7 +25,7 @@ from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, is_clean
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.services.remote import Line, reason
-from minismtp.services.smtp_client import SmtpClient, SmtpError, Timeouts
+from minismtp.services.smtp_client import SmtpClient, SmtpError
 from minismtp.services.smtp_extensions import Extensions
 from minismtp.smtp.client_reply import HostReply
 from minismtp.values.address import to_ascii

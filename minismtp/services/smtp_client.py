@@ -16,13 +16,13 @@ import base64
 import contextlib
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf
-from typing import BinaryIO, Final, Literal, Self
+from typing import BinaryIO, Final, Literal
 
 from msgspec import Struct
 
-from minismtp.config.outbound_tables import Outbound
+from minismtp.config.outbound_tables import Timeouts
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted
@@ -50,35 +50,6 @@ class SmtpError(RemoteError):
     def __init__(self, reply: HostReply, text: str = "") -> None:
         super().__init__(text or str(reply))
         self.reply = reply
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds for each phase of a connection as a whole, sending included.
-
-    `data` is for progress: each octet of content that the host takes extends it by 1 / `rate`, but
-    never beyond `content` seconds in all.
-    """
-
-    connect: float
-    command: float
-    data: float
-    end: float
-    content: float = inf
-    rate: float = inf
-    quit: float = 10.0
-
-    @classmethod
-    def of(cls, outbound: Outbound) -> Self:
-        """Return the timeouts of the configuration."""
-        return cls(
-            outbound.connect_timeout.total_seconds(),
-            outbound.command_timeout.total_seconds(),
-            outbound.data_timeout.total_seconds(),
-            outbound.end_timeout.total_seconds(),
-            outbound.content_timeout.total_seconds(),
-            outbound.min_data_rate,
-        )
 
 
 class RecipientReply(Struct, frozen=True):

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minismtp.config import Config
+from minismtp.config.outbound_tables import Timeouts
 from minismtp.delivery.attempt import Attempt, DeliveryContext
 from minismtp.delivery.client import ClientSettings, HostConnection
 from minismtp.delivery.content import Original
@@ -35,7 +36,6 @@ from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.services.resolver import Resolver
-from minismtp.services.smtp_client import Timeouts
 from minismtp.smtp.client_reply import HostReply
 
 if TYPE_CHECKING:

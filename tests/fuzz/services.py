@@ -33,13 +33,13 @@ from minismtp import (
     SmtpClient,
     SocketAddress,
 )
+from minismtp.config.outbound_tables import Timeouts
 from minismtp.delivery.client import ClientSettings, HostConnection
 from minismtp.delivery.mx import Host
 from minismtp.delivery.result import HostError, result_of
 from minismtp.delivery.tls_security import Security
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.services.http_client import WebService
-from minismtp.services.smtp_client import Timeouts
 
 _PATIENCE = Clamav.patience
 _SECOND = b"\n--\n"  # divides an input into two
