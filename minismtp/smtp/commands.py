@@ -208,19 +208,22 @@ def _rcpt(verb: str, argument: str) -> Rcpt:
     return Rcpt(path, **_values(verb, rest, _RCPT_PARAMETERS)) if rest else Rcpt(path)
 
 
-#: For each verb: the usual text before its path, where the path begins, any text that is taken
-#: there, whose path it is, and the code for a malformed one. Blanks beside the colon are common.
+# Blanks beside the colon are common.
+_FROM: Final = re.compile(r" *FROM *: *", re.IGNORECASE)
+_TO: Final = re.compile(r" *TO *: *", re.IGNORECASE)
+#: For each verb: the usual text before its path, where the path begins, what takes other texts
+#: there, whose path it is, and the code for a malformed one.
 _PATHS: Final = {
-    "MAIL": ("FROM:<", 5, re.compile(r" *FROM *: *", re.IGNORECASE), "sender", "5.1.7"),
-    "RCPT": ("TO:<", 3, re.compile(r" *TO *: *", re.IGNORECASE), "recipient", "5.1.3"),
+    "MAIL": ("FROM:<", 5, _FROM.match, "sender", "5.1.7"),
+    "RCPT": ("TO:<", 3, _TO.match, "recipient", "5.1.3"),
 }
 
 
 def _path(verb: str, argument: str) -> tuple[Address | None, str]:
     """Return the path of MAIL or RCPT and the parameters. Raise SyntaxProblem, CommandProblem."""
-    usual, start, pattern, whose, enhanced = _PATHS[verb]
+    usual, start, matched, whose, enhanced = _PATHS[verb]
     if argument[: start + 1] != usual:
-        prefix = pattern.match(argument)
+        prefix = matched(argument)
         if prefix is None or prefix.end() == len(argument):
             raise SyntaxProblem(f"expected {usual}address>")
         start = prefix.end()
