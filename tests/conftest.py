@@ -5,6 +5,7 @@ tests name the classes for mypy below `if TYPE_CHECKING`.
 """
 
 import contextlib
+import ctypes
 import http.client
 import os
 import re
@@ -34,6 +35,11 @@ from minismtp.values.passwords import hash_password
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
+
+# What tests mount is in a namespace of their process, so that the kernel unmounts it when that
+# process is killed. Else the next run could not remove its directory, and would end with an error.
+if os.geteuid() == 0 and ctypes.CDLL(None).unshare(0x00020000) == 0:  # CLONE_NEWNS
+    subprocess.run(["mount", "--make-rslave", "/"], check=True)
 
 DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
