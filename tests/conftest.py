@@ -76,11 +76,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("minismtp")
 
 
-def wait_until(condition: Callable[[], T | None], what: str = "") -> T:
-    """Return the first true value of `condition`; fail if it takes too long."""
+def wait_until(condition: Callable[[], T | None], state: Callable[[], str] = str) -> T:
+    """Return the first true value of `condition`; fail with the `state` if it takes too long."""
     deadline = time.monotonic() + DEADLINE
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"in vain: {what or condition}"
+        assert time.monotonic() < deadline, f"in vain: {condition}\n{state()}"
         time.sleep(0.01)
     return value
 
@@ -181,11 +181,21 @@ class Running:
             assert len(found) >= count or not over, f"server ended, no {pattern!r} in:\n{self.log}"
             return found[count - 1] if len(found) >= count else None
 
-        return wait_until(find, f"{pattern} in:\n{self.log}")
+        return wait_until(find, lambda: f"{pattern} in:\n{self._log_with_stacks()}")
 
     def wait_until(self, condition: Callable[[], T]) -> T:
         """Return the first true value of `condition`."""
-        return wait_until(condition, f"a state of the server that said\n{self.log}")
+        return wait_until(condition, self._log_with_stacks)
+
+    def _log_with_stacks(self) -> str:
+        """Return the log of a server that does not do what a test waits for.
+
+        SIGQUIT makes each process write the stacks of its threads.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGQUIT)
+        time.sleep(1)
+        return self.log
 
     def address(self, listener: str = "smtp") -> str:
         """Return where a listener is: host:port, [host]:port or unix:path."""
