@@ -125,9 +125,10 @@ class QueueIndex:
             return offers.get(timeout=patience)
         except Empty:
             with self._lock:
-                threads = self._idle_threads[destination]
-                self._idle_threads[destination] = [each for each in threads if each is not offers]
-            return None if offers.empty() else offers.get()
+                if offers in self._idle_threads.get(destination, ()):
+                    self._idle_threads[destination].remove(offers)
+                    return None
+            return offers.get()  # `take` gave this thread a job, just after its patience ended
         finally:
             with self._lock:
                 self._idle -= 1

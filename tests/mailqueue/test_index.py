@@ -2,6 +2,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import pytest
 from fakes import Clock
@@ -216,6 +217,32 @@ def test_nothing_starts_after_the_stop(index: QueueIndex) -> None:
     assert index.stop() == {job} == index.running()
     assert index.take() is None
     assert index.take_from("c") is None
+
+
+def test_no_job_is_lost_when_two_threads_get_one_and_the_first_gave_up(
+    clock: Clock, wall: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = QueueIndex(Scheduler([60.0], 5, 10), clock, wall=wall)
+    index.add("m0", NOW, [RecipientStatus("m0", 0, "x@d", "d")])
+    assert index.take() == ("m0", "d")
+    index.finish(("m0", "d"), reached=True, wait=None)
+    index.forget("m0")  # the destination takes two messages at once now
+    found: list[Job | None] = []
+
+    class Offers(SimpleQueue[Job | None]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Job | None:
+            if timeout == 1.0:
+                found.append(index.take_from("d", 2.0))
+                raise Empty  # though a job came, a moment ago
+            if timeout == 2.0:
+                for name in ("m1", "m2"):
+                    index.add(name, NOW, [RecipientStatus(name, 0, "x@d", "d")])
+                assert jobs(index) == set()  # both threads have one
+            return super().get(block)
+
+    monkeypatch.setattr("minismtp.mailqueue.index.SimpleQueue", Offers)
+    found.append(index.take_from("d", 1.0))
+    assert {*found} == index.running() == {("m1", "d"), ("m2", "d")}
 
 
 # What is written
