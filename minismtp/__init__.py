@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.hooks.specs import hookimpl as hookimpl
     from minismtp.mail.content import Content as Content
     from minismtp.mail.content import ContentWriter as ContentWriter
-    from minismtp.mail.delivery import Delivery as Delivery
-    from minismtp.mail.delivery import Destination as Destination
+    from minismtp.mail.envelope import Delivery as Delivery
+    from minismtp.mail.envelope import Destination as Destination
     from minismtp.mail.envelope import Envelope as Envelope
     from minismtp.mail.envelope import Local as Local
     from minismtp.mail.envelope import Recipient as Recipient
@@ -93,8 +93,7 @@ _MODULES: Final = {
     "hooks.loader": "plugin",
     "hooks.specs": "ServerInfo hookimpl",
     "mail.content": "Content ContentWriter",
-    "mail.delivery": "Delivery Destination",
-    "mail.envelope": "Envelope Local Recipient Relay Several",
+    "mail.envelope": "Delivery Destination Envelope Local Recipient Relay Several",
     "mail.headers": "Headers fields_end format_field header_end",
     "mail.message": "Message",
     "mail.mime_conversion": "converted",

@@ -30,7 +30,7 @@ from minismtp.config.types import parse_network
 from minismtp.delivery.mx import HostFinder
 from minismtp.server.listener import _peer
 from minismtp.session.xclient import apply_xclient
-from minismtp.smtp.proxy_header import read_header
+from minismtp.smtp.preamble import read_header
 from minismtp.testing import Dialogue
 from minismtp.values.peer import peer_key, plain_address
 

@@ -19,8 +19,7 @@ from minismtp.config.tables import StateConfig
 from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet, plugin
 from minismtp.hooks.specs import ServerInfo, hookimpl
-from minismtp.mail.delivery import Delivery
-from minismtp.mail.envelope import Envelope, Local
+from minismtp.mail.envelope import Delivery, Envelope, Local
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mail.session import Session

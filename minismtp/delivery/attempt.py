@@ -30,13 +30,13 @@ from minismtp.delivery.result import HostError, LoopError, RecipientResult, TlsE
 from minismtp.delivery.tls_policy import TlsPolicies
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
-from minismtp.mail.delivery import Delivery, Destination
+from minismtp.mail.envelope import Delivery, Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
 from minismtp.session import replies
-from minismtp.session.success_notices import route_notice
+from minismtp.session.storage import route_notice
 from minismtp.values.address import Address, to_ascii
 from minismtp.values.durable_files import read_file
 from minismtp.values.reply import Verdict

@@ -20,7 +20,7 @@ from minismtp.delivery.tls_security import (
     MismatchError,
     Security,
 )
-from minismtp.mail.delivery import Destination
+from minismtp.mail.envelope import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, is_clean
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry

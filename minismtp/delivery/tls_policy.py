@@ -9,7 +9,7 @@ from minismtp.delivery.dane import look_up
 from minismtp.delivery.mta_sts import Policies, StsPolicy
 from minismtp.delivery.mx import Host, UnreachableError
 from minismtp.delivery.tls_security import Security
-from minismtp.mail.delivery import Destination
+from minismtp.mail.envelope import Destination
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Resolver
 

@@ -18,8 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from minismtp.config import PluginConfig
 from minismtp.hooks.specs import ServerInfo
-from minismtp.mail.delivery import Destination
-from minismtp.mail.envelope import Envelope, Local, Relay, Several
+from minismtp.mail.envelope import Destination, Envelope, Local, Relay, Several
 from minismtp.mail.events import HookFailed
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minismtp.config import Config
-    from minismtp.mail.delivery import Delivery, Destination
-    from minismtp.mail.envelope import Envelope, Recipient, Route
+    from minismtp.mail.envelope import Delivery, Destination, Envelope, Recipient, Route
     from minismtp.mail.events import Event
     from minismtp.mail.message import Message
     from minismtp.mail.session import Session

@@ -78,13 +78,8 @@ class Report:
 
 def wanted(target: QueuedRecipient, action: Action) -> bool:
     """Return whether the sender wants to be notified (RFC 3461 section 4.1)."""
-    match action:
-        case "failed":
-            return not target.notify or "FAILURE" in target.notify
-        case "delayed":
-            return not target.notify or "DELAY" in target.notify
-        case _:
-            return "SUCCESS" in target.notify
+    wish = {"failed": "FAILURE", "delayed": "DELAY"}.get(action, "SUCCESS")
+    return wish in target.notify or (not target.notify and wish != "SUCCESS")
 
 
 def status(reply: str, action: Action) -> str:

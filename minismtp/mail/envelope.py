@@ -1,4 +1,4 @@
-"""The envelope of one transaction: its sender, its recipients, and where each copy goes.
+"""Envelopes as plugins see them: of a transaction, and of an attempt to send the message.
 
 An `Envelope` exists from MAIL on, so nothing in it is optional except what the protocol itself
 makes optional. The null reverse-path is `None` (RFC 5321 section 4.5.5).
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from minismtp.values.address import Address
+from minismtp.values.ciphers import TlsLevel
 from minismtp.values.stash import Stash
 
 
@@ -155,3 +156,33 @@ class Envelope:
     def sender(self) -> str:
         """The reverse-path as text, empty for the null reverse-path."""
         return str(self.reverse_path) if self.reverse_path else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """An attempt to send a message to all its recipients in one domain.
+
+    `attempts` is the number of earlier attempts. `original_sender` is the reverse-path that
+    `Relay.sender` replaced, None if it did not.
+    """
+
+    envelope: Envelope
+    recipients: tuple[Address, ...]
+    domain: str
+    attempts: int = 0
+    original_sender: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A next hop: `host` is a domain name, all of whose addresses are tried, or an IP address.
+
+    `implicit` means TLS from the first octet (RFC 8314). `username` and `password` are for AUTH.
+    """
+
+    host: str
+    port: int = 25
+    tls: TlsLevel = "opportunistic"
+    implicit: bool = False
+    username: str = ""
+    password: str = field(default="", repr=False)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
+from minismtp.mail.encoded_words import octets_as_text
 from minismtp.mail.headers import LINE_LIMIT
 
 _ENCODED_LINE: Final = 76  # characters, RFC 2045 section 6.8
@@ -232,7 +233,8 @@ def with_encoded_words(text: bytes) -> bytes:
 
 
 def _encoded_word(match: re.Match[bytes]) -> bytes:
-    return _words(match[0], b"utf-8" if _is_utf_8(match[0]) else b"unknown-8bit")
+    is_utf_8 = octets_as_text(match[0])[1] == "utf-8"
+    return _words(match[0], b"utf-8" if is_utf_8 else b"unknown-8bit")
 
 
 def with_short_words(text: bytes) -> bytes:
@@ -257,12 +259,3 @@ def _words(octets: bytes, charset: bytes) -> bytes:
         words.append(b"=?%s?b?%s?=" % (charset, code))
         start = end
     return b" ".join(words)
-
-
-def _is_utf_8(octets: bytes) -> bool:
-    """Return whether octets are UTF-8."""
-    try:
-        octets.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

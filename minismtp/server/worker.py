@@ -33,8 +33,7 @@ from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.listener import Server, Sessions
 from minismtp.services.tls import Certificates, first_end
-from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusal_log import RefusalLog
+from minismtp.session.listener_context import ListenerContext, RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
 from minismtp.values.durable_files import kept_secret, unusable_files

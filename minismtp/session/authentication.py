@@ -8,11 +8,9 @@ from dataclasses import replace
 from typing import Final
 
 from minismtp.mail.events import Authenticated
-from minismtp.mail.session import Session
 from minismtp.runtime.login_backoff import wait_for_turn
 from minismtp.session import replies
-from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals
+from minismtp.session.session_log import SessionLog
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import Auth
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64
@@ -27,9 +25,10 @@ _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 class Authentication:
     """The AUTH exchanges of one session. A successful one sets `session.login`."""
 
-    def __init__(self, context: ListenerContext, session: Session) -> None:
-        self._context = context
-        self._session = session
+    def __init__(self, log: SessionLog) -> None:
+        self._context = log.context
+        self._session = log.session
+        self._session_log = log
         self._exchange: sasl.Exchange | None = None
         self._mechanism = ""
         self._username = ""
@@ -91,16 +90,16 @@ class Authentication:
         if self._exchange is not None:
             self._finish("cancelled", refused=reply is not None)
 
-    def log_refusal(self, refusals: Refusals, reply: Reply) -> None:
+    def log_refusal(self, reply: Reply) -> None:
         """Log the login that failed just now, if one did, with the reply to it."""
-        event, self._unlogged = self._unlogged, ""
+        log, event, self._unlogged = self._session_log, self._unlogged, ""
         if event == _PUT_OFF:
-            refusals.log(event, reply, mechanism=self._mechanism)
+            log.refused(event, reply, mechanism=self._mechanism)
         elif event == _CANCELLED:
-            refusals.log(event, reply, **self._facts())
+            log.refused(event, reply, **self._facts())
         elif event:
-            refusals.logged = True
-            self._log(event, reply=str(reply), **refusals.facts(reply))
+            log.logged = True
+            self._log(event, reply=str(reply), **log.facts(reply))
 
     def _allowed(self) -> bool:
         """Return whether passwords may come, which they never may in clear over a network.

@@ -24,8 +24,7 @@ from minismtp.services import client_certificate
 from minismtp.services.tls import Certificates, tls_info
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.receiver import Receiver
-from minismtp.smtp.client_hello import asked_name
-from minismtp.smtp.proxy_header import ProxyProblem, read_header
+from minismtp.smtp.preamble import ProxyProblem, asked_name, read_header
 from minismtp.values.durable_files import MisdirectedError
 from minismtp.values.threads import report
 

@@ -12,14 +12,12 @@ from typing import Final, TypeAlias
 from msgspec import Struct, structs
 
 from minismtp.mail.envelope import Envelope
-from minismtp.mail.session import Session, TlsInfo
+from minismtp.mail.session import TlsInfo
 from minismtp.runtime.metrics import COMMANDS
-from minismtp.runtime.thread_activity import Activity
 from minismtp.session import replies
 from minismtp.session.authentication import Authentication
 from minismtp.session.error_count import USEFUL, ErrorCount
-from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals
+from minismtp.session.session_log import SessionLog
 from minismtp.session.transaction import Transaction
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp.commands import (
@@ -77,18 +75,16 @@ class Conversation:
     `transactions` counts the accepted MAIL commands, `messages` the accepted messages.
     """
 
-    def __init__(
-        self, context: ListenerContext, session: Session, activity: Activity, refusals: Refusals
-    ) -> None:
+    def __init__(self, log: SessionLog) -> None:
+        context = log.context
         self.transactions = 0
         self.messages = 0
         self.transaction: Transaction | None = None
         self._context = context
-        self._session = session
-        self._activity = activity
-        self._refusals = refusals
+        self._session = log.session
+        self._log = log
         self._connected = ""  # the peer before any XCLIENT
-        self._authentication = Authentication(context, session)
+        self._authentication = Authentication(log)
         self._envelopes = 0
         self._empty_chunk = False
         self._errors = ErrorCount(
@@ -155,7 +151,7 @@ class Conversation:
             text = f"{context.hostname} {verdict.reply.text}"
             reply = replace(verdict.reply, code=code, text=text, enhanced="")
             with surviving():
-                self._refusals.log("connection refused", reply)
+                self._log.refused("connection refused", reply)
             return reply, isinstance(verdict, Disconnect)
         return replies.banner(context.hostname, "LMTP" if context.lmtp else "ESMTP"), False
 
@@ -167,8 +163,8 @@ class Conversation:
             # RFC 2034 section 4: no enhanced codes in replies to EHLO and HELO.
             reply = replace(reply, enhanced="")
         with surviving():
-            self._authentication.log_refusal(self._refusals, reply)
-            self._refusals.log_command(command, reply, self._envelope, event, line)
+            self._authentication.log_refusal(reply)
+            self._log.log_command(command, reply, self._envelope, event, line)
         answers = self._refuse(command, [reply])
         if isinstance(event, Mail):
             self._drop()
@@ -180,8 +176,8 @@ class Conversation:
         """Return answers whose refusals name the message or the session, and log the first one."""
         if answers[0].code >= 400:  # noqa: PLR2004
             with surviving():
-                self._refusals.log_other(command, answers[0], self._envelope)
-        self._refusals.logged = False
+                self._log.log_other(command, answers[0], self._envelope)
+        self._log.logged = False
         envelope = envelope or self._envelope
         subject = self._session.id if envelope is None else envelope.id
         return [each.about(subject) if each.code >= 400 else each for each in answers]  # noqa: PLR2004
@@ -273,10 +269,7 @@ class Conversation:
         if event.require_tls and session.tls is None:
             return replies.TLS_REQUIRED  # RFC 8689 section 4
         self._envelopes += 1
-        transaction = Transaction(
-            context, session, event, self._envelopes, self._activity, refusals=self._refusals
-        )
-        self.transaction = transaction
+        self.transaction = transaction = Transaction(self._log, event, self._envelopes)
         reply = transaction.begin()
         self.transactions += reply is replies.SENDER_OK
         return reply
@@ -350,7 +343,7 @@ class Conversation:
             apply_xclient(session, argument)
         except SyntaxProblem as problem:
             return Reply(501, str(problem), "5.5.4")
-        self._authentication = Authentication(context, session)
+        self._authentication = Authentication(self._log)
         self._errors.restart()
         reply, _ = self._banner()
         if reply.category != 2:  # noqa: PLR2004

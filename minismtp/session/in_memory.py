@@ -18,8 +18,7 @@ from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet, plugin
 from minismtp.hooks.specs import ServerInfo, hookimpl
 from minismtp.mail.content import Content
-from minismtp.mail.delivery import Delivery, Destination
-from minismtp.mail.envelope import Envelope, Local, Recipient, Relay
+from minismtp.mail.envelope import Delivery, Destination, Envelope, Local, Recipient, Relay
 from minismtp.mail.message import Message
 from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime import log as logging

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +20,87 @@ from minismtp.hooks.loader import PluginSet
 from minismtp.mail.cleanup import RETURN_PATH
 from minismtp.runtime.decision_log import DecisionLog, Record
 from minismtp.runtime.dialogue_trace import Tracing
-from minismtp.runtime.log import Log
+from minismtp.runtime.log import Log, bound
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.metrics import ListenerMetrics, Metrics
 from minismtp.runtime.suspects import Notes
 from minismtp.session.error_count import PeerErrors
-from minismtp.session.refusal_log import RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
+from minismtp.values.peer import peer_key
 from minismtp.values.threads import Flag
 
 _LINE: Final = 400  # octets that a line of the log takes roughly
+_WINDOW: Final = 60.0  # seconds
+_MOST: Final = 10_000  # peers that are remembered
+
+
+@dataclass(slots=True)
+class _Share:
+    """The lines of one peer in one minute."""
+
+    peer: str
+    end: float
+    lines: int = 0
+    surplus: int = 0
+
+
+class RefusalLog:
+    """How many log lines the refusals of one peer may have: `most` a minute. Thread-safe.
+
+    Any client can provoke any number of refusals. The first refusals of a peer in each minute have
+    a line each, with the true reason. The rest is counted, and one line after the minute tells how
+    many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._shares: dict[bytes | str, _Share] = {}  # in the order in which they end
+        self._first_end = inf  # when the first share ends, or earlier
+        self._lock = threading.Lock()
+
+    def admits(self, log: Log, peer: str, now: float) -> bool:
+        """Count a refusal, and return whether it may have a line."""
+        self.settle(log, now)
+        key = peer_key(peer) or peer
+        with self._lock:
+            share = self._shares.get(key)
+            if share is None:
+                share = self._shares[key] = _Share(peer, now + _WINDOW)
+                self._first_end = min(self._first_end, share.end)
+            admitted = share.lines < self._most
+            if admitted:
+                share.lines += 1
+            else:
+                share.surplus += 1
+            forgotten = len(self._shares) > _MOST
+        if forgotten:
+            self._tell(log, self._take(inf))
+        return admitted
+
+    def settle(self, log: Log, now: float) -> None:
+        """Log how many refusals had no line in the minutes that are over by now."""
+        while self._first_end <= now and (share := self._take(now)):
+            self._tell(log, share)
+
+    def _take(self, now: float) -> _Share | None:
+        """Remove the share that ends first, if it ends by now."""
+        with self._lock:
+            for key, share in self._shares.items():
+                if share.end > now:
+                    self._first_end = share.end
+                    return None
+                del self._shares[key]
+                return share
+            self._first_end = inf
+        return None
+
+    def _tell(self, log: Log, share: _Share | None) -> None:
+        if share is not None and share.surplus:
+            fields, own = bound(), {**bound()}
+            fields.clear()  # this line is not about the session of this thread
+            log.info("more refusals", peer=share.peer, count=share.surplus)
+            fields.update(own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

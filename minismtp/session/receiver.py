@@ -15,10 +15,9 @@ from minismtp.runtime.metrics_buffer import Child
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals
+from minismtp.session.session_log import SessionLog
 from minismtp.smtp.commands import Bdat
-from minismtp.smtp.protocol import Protocol
-from minismtp.smtp.states import CLOSED, DATA, TLS, SessionState
+from minismtp.smtp.protocol import CLOSED, DATA, TLS, Protocol, SessionState
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
@@ -51,8 +50,8 @@ class Receiver:
             line_length=limits.line_length,
             strict_pipelining=context.strict_pipelining,
         )
-        self._refusals = Refusals(context, session, activity)
-        self._conversation = Conversation(context, session, activity, self._refusals)
+        self._log = SessionLog(context, session, activity)
+        self._conversation = Conversation(self._log)
         self._tracing = context.tracing
         self._starved = True  # no event before more input
         self._output: list[bytes] = []
@@ -188,7 +187,7 @@ class Receiver:
         if reason == "limited":
             metrics = self._context.metrics
             metrics.add(metrics.connections["limited"])
-            self._refusals.log("connection limited", reply, limit="address")
+            self._log.refused("connection limited", reply, limit="address")
         elif reason != "lost":
             self._last_reply = str(reply)
         reply = reply.about(self.session.id)
@@ -222,7 +221,7 @@ class Receiver:
         """
         try:
             self._conversation.end()
-            self._refusals.log_surplus()
+            self._log.log_surplus()
         except Exception as error:  # noqa: BLE001 - the rest is told all the same
             report(error)
         self._protocol.close()

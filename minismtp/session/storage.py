@@ -1,19 +1,28 @@
-"""The storage of an accepted message: in mailboxes, in the queue, with its notifications."""
+"""The storage of an accepted message: in mailboxes, in the queue, with its notifications.
+
+Of the notifications, only those of the success that is certain now are made here. The process that
+delivers copies from the spool sends those about the copies.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
+from minismtp.hooks.facade import Hooks
+from minismtp.mail.dsn import Action, Report, notification
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+from minismtp.mail.session import Session
 from minismtp.runtime.log import describe
 from minismtp.session import replies
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.success_notices import route_notice, success_notices
 from minismtp.storage.spool import Spool, UnreadableError
 from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Disconnect, Reply, Verdict
@@ -221,3 +230,48 @@ class MessageStorage:
 def _most_hopeful(failures: Iterable[Reply]) -> Reply:
     """Return the one reply to several failures, a temporary one if any of them is."""
     return min(failures, key=lambda reply: reply.category)
+
+
+def success_notices(
+    entry: QueueEntry,
+    message: Message,
+    recipients: Iterable[Recipient],
+    stored: Container[Address],
+    hostname: str,
+) -> Iterator[tuple[QueueEntry, Message]]:
+    """Yield the notifications that the sender of a message gets at once, each with its content.
+
+    An alias of several targets is "expanded", and a mailbox that has its copy "delivered". The fate
+    of all others is told later (RFC 3461 sections 5.2.3 and 5.2.7.2).
+    """
+    by_action: dict[Action, list[Report]] = {}
+    for recipient in recipients:
+        target = QueuedRecipient(
+            kind="local",
+            address=str(recipient.address),
+            recipient=str(recipient.address),
+            notify=tuple(sorted(recipient.notify)),
+            original=recipient.original,
+        )
+        if recipient.expands:
+            by_action.setdefault("expanded", []).append(Report(target, ""))
+        elif any(mailbox in stored for mailbox in recipient.mailboxes):
+            by_action.setdefault("delivered", []).append(Report(target, ""))
+    now = time.time()
+    for action, reports in by_action.items():
+        made = notification(entry, message, action, reports, hostname=hostname, now=now, until=now)
+        if made is not None:
+            yield made
+
+
+def route_notice(notice: QueueEntry, hooks: Hooks, hostname: str) -> QueueEntry:
+    """Return a notification with its route: to local mailboxes, or else to other hosts."""
+    session = Session(id=notice.id, listener="", kind="mx", hostname=hostname, peer="127.0.0.1")
+    try:
+        recipient = Recipient(Address.parse(notice.targets[0].recipient))
+        recipient.route = hooks.route(session, notice.envelope(), recipient)
+    except (Verdict, ValueError):  # `Spool.add` says what is wrong with an address
+        return notice
+    targets = [QueuedRecipient.of("local", mailbox, recipient) for mailbox in recipient.mailboxes]
+    targets += QueuedRecipient.relays(recipient, rewritable=False)
+    return replace(notice, targets=tuple(targets)) if targets else notice

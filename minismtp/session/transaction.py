@@ -13,17 +13,13 @@ from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.headers import FIELD_LIMIT, too_many_fields
 from minismtp.mail.message import Message
-from minismtp.mail.session import Session
 from minismtp.mail.trace_fields import hops, received
 from minismtp.runtime.log import describe
 from minismtp.runtime.suspects import fingerprint
-from minismtp.runtime.thread_activity import Activity
 from minismtp.session import replies
-from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals
+from minismtp.session.session_log import SessionLog, TransactionLog
 from minismtp.session.storage import MessageStorage
 from minismtp.session.submission import add_sender, complete, owns_authors, owns_sender
-from minismtp.session.transaction_log import TransactionLog
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineChecks, fix_newlines
 from minismtp.values.address import Address
@@ -34,19 +30,11 @@ from minismtp.values.threads import report
 class Transaction:
     """A transaction under way. It begins once MAIL was accepted by the syntax and the rules."""
 
-    def __init__(
-        self,
-        context: ListenerContext,
-        session: Session,
-        mail: Mail,
-        number: int,
-        activity: Activity,
-        *,
-        refusals: Refusals,
-    ) -> None:
+    def __init__(self, log: SessionLog, mail: Mail, number: int) -> None:
+        context, session = log.context, log.session
         self._context = context
         self._session = session
-        self._activity = activity
+        self._activity = log.activity
         self._receiving = 0.0  # when the content began, and from `finish` on its seconds
         self._writer: ContentWriter | None = None
         self._lines: ChunkLines | None = None  # of content by BDAT, but not if it is binary
@@ -75,7 +63,7 @@ class Transaction:
             dsn_id=mail.dsn_id,
             trusted=session.trusted or known,
         )
-        self._log = TransactionLog(context, session, self.envelope, activity, refusals)
+        self._log = TransactionLog(log, self.envelope)
 
     def _at_home(self, address: Address) -> Address:
         """Return the address that a local part alone means, as in <Postmaster>.

@@ -9,10 +9,10 @@ import re
 from dataclasses import replace
 from typing import Final
 
+from minismtp.mail.encoded_words import octets_as_text
 from minismtp.mail.session import Session
 from minismtp.smtp.grammar import (
     SyntaxProblem,
-    decode_name,
     decode_xtext,
     parse_helo,
     xtext_octets,
@@ -64,7 +64,7 @@ def _attribute(word: str) -> tuple[str, str | None]:
     if value.upper() in _UNKNOWN:
         return name.upper(), None
     if name.upper() == "HELO":  # any, see `parse_helo`
-        return "HELO", decode_name(xtext_octets(value))
+        return "HELO", octets_as_text(xtext_octets(value))[0]
     return name.upper(), decode_xtext(value)
 
 

@@ -32,7 +32,7 @@ import msgspec
 from msgspec.structs import replace
 
 from minismtp.mail.content import Content
-from minismtp.mail.envelope import Envelope
+from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage.spool import DamagedError, Spool
@@ -133,7 +133,8 @@ class QuarantineStore:
         path = kept.path
         if not kept.is_being_released:
             os.utime(path)
-            _sync(path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
             path = path.rename(
                 self._directory / "cur" / f"{kept.path.name.partition(':2,')[0]}:2,P"
             )
@@ -177,9 +178,7 @@ def _targets(envelope: Envelope, mailbox: Address) -> dict[Address, QueuedRecipi
         for box in recipient.mailboxes
     }
     if mailbox not in found:
-        found = {
-            mailbox: QueuedRecipient(kind="local", address=str(mailbox), recipient=str(mailbox))
-        }
+        found = {mailbox: QueuedRecipient.of("local", mailbox, Recipient(mailbox))}
     for box, target in found.items():
         if "SUCCESS" in target.notify:
             rest = tuple(wish for wish in target.notify if wish != "SUCCESS")
@@ -209,11 +208,3 @@ def _read(descriptor: int, size: int) -> tuple[QueueEntry, int]:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DamagedError(f"the envelope cannot be read: {error}") from None
     return entry, length
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

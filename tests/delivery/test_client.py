@@ -30,7 +30,7 @@ from minismtp.delivery.tls_policy import TlsPolicies
 from minismtp.delivery.tls_security import Contexts, Security
 from minismtp.hooks.loader import PluginSet
 from minismtp.mail.content import Content
-from minismtp.mail.delivery import Destination
+from minismtp.mail.envelope import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log

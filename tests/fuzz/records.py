@@ -41,9 +41,9 @@ from minismtp.runtime.log import Log
 from minismtp.server import http_endpoint
 from minismtp.services.state_sqlite import _read as read_windows
 from minismtp.storage.quarantine import _read as read_quarantined
+from minismtp.storage.spool import Trigger
 from minismtp.storage.spool_file import DamagedError
 from minismtp.storage.spool_file import read_message as read_spooled
-from minismtp.storage.spool_trigger import Trigger
 from minismtp.values.passwords import check_stored_password
 from minismtp.values.reply import Reply
 

@@ -12,26 +12,25 @@ from minismtp.mail.cleanup import clean
 from minismtp.mail.trace_fields import hops
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp import sasl
-from minismtp.smtp.client_hello import asked_name
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
 from minismtp.smtp.dot_stuffing import ChunkLines, dotted
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
+from minismtp.smtp.preamble import ProxyProblem, asked_name, read_header
 from minismtp.smtp.protocol import (
     ContentChunk,
     EndOfContent,
     Event,
     Protocol,
     Refused,
+    SessionState,
 )
-from minismtp.smtp.proxy_header import ProxyProblem, read_header
-from minismtp.smtp.states import SessionState
 from minismtp.values.reply import Reply
 
 _ERRORS = 10  # after which a server ends a session
 _REPLIES = {"DATA": 354, "AUTH": 334, "CONTENT": 250, "RESPONSE": 235, "STARTTLS": 220, "QUIT": 221}
 
 
-@target("smtp.commands", "smtp.grammar", "smtp.path", "values.reply", raises=(CommandProblem,))
+@target("smtp.commands", "smtp.grammar", "values.reply", raises=(CommandProblem,))
 def command_line(data: bytes) -> None:
     try:
         str(parse(data))
@@ -170,7 +169,7 @@ def stored_key(data: bytes) -> None:
     assert sasl.StoredKey.parse(key.text) == key
 
 
-@target("smtp.proxy_header", raises=(ProxyProblem, EOFError))
+@target("smtp.preamble", raises=(ProxyProblem, EOFError))
 def proxy_header(data: bytes) -> None:
     stream = io.BytesIO(data)
 
@@ -183,7 +182,7 @@ def proxy_header(data: bytes) -> None:
     read_header(receive)
 
 
-@target("smtp.client_hello")
+@target("smtp.preamble")
 def client_hello(data: bytes) -> None:
     asked_name(lambda count: data[:count])
 

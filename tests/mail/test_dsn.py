@@ -18,7 +18,7 @@ from minismtp import Address, Local, Message, Recipient, Relay, Several
 from minismtp.mail.content import Content
 from minismtp.mail.dsn import Action, Report, notification, status
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
-from minismtp.session.success_notices import success_notices
+from minismtp.session.storage import success_notices
 
 CONTENT = b"Received: from x\r\nSubject: x\r\nTo: b@example.net\r\n\r\nbody\r\n"
 SENDER = "a@example.org"

@@ -16,7 +16,7 @@ from minismtp import Reject, hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.runtime.decision_log import DecisionLog, Record, recall
 from minismtp.runtime.log import Log
-from minismtp.session.refusal_log import RefusalLog
+from minismtp.session.listener_context import RefusalLog
 from minismtp.testing import Dialogue, Mailroom
 
 if TYPE_CHECKING:

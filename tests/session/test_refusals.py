@@ -49,9 +49,8 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.suspects import Notes
 from minismtp.runtime.thread_activity import Activity
-from minismtp.session.listener_context import ListenerContext
+from minismtp.session.listener_context import ListenerContext, RefusalLog
 from minismtp.session.receiver import Receiver
-from minismtp.session.refusal_log import RefusalLog
 from minismtp.storage.spool import Spool, UnreadableError
 from minismtp.testing import Dialogue, Mailroom
 

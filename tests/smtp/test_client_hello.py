@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snippets import MX, SUBMISSIONS
 
-from minismtp.smtp.client_hello import asked_name
+from minismtp.smtp.preamble import asked_name
 
 if TYPE_CHECKING:
     from conftest import Launch, Running

@@ -23,6 +23,7 @@ from minismtp.smtp.commands import (
     StartTls,
 )
 from minismtp.smtp.protocol import (
+    TRANSITIONS,
     ContentChunk,
     EndOfChunk,
     EndOfContent,
@@ -30,8 +31,8 @@ from minismtp.smtp.protocol import (
     Protocol,
     Refused,
     SaslResponse,
+    SessionState,
 )
-from minismtp.smtp.states import TRANSITIONS, SessionState
 from minismtp.values.address import Address
 from minismtp.values.reply import Reply
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from minismtp.smtp.proxy_header import ProxyHeader, ProxyProblem, read_header
+from minismtp.smtp.preamble import ProxyHeader, ProxyProblem, read_header
 
 SIGNATURE: Final = b"\r\n\r\n\x00\r\nQUIT\n"
 REST: Final = b"EHLO client.example\r\n"

@@ -16,9 +16,7 @@ from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.storage import spool as module
-from minismtp.storage import spool_trigger
-from minismtp.storage.spool import BusyError, DamagedError, Spool, UnreadableError
-from minismtp.storage.spool_trigger import Trigger
+from minismtp.storage.spool import BusyError, DamagedError, Spool, Trigger, UnreadableError
 from minismtp.values.address import Address
 from minismtp.values.durable_files import MisdirectedError
 
@@ -417,7 +415,7 @@ def test_a_message_is_queued_when_nobody_listens(spool: Spool) -> None:
 def test_a_full_pipe_is_noticed_by_the_reader(
     spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_trigger, "_PATIENCE", 0)
+    monkeypatch.setattr(module, "_PATIENCE", 0)
     descriptor = spool.trigger.open()
     while not spool.trigger.overflowed():
         spool.trigger.notify()

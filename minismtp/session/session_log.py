@@ -1,25 +1,126 @@
-"""What the log, the metrics, the observers and `minismtp explain` learn about a transaction."""
+"""What the log, the metrics, the observers and `minismtp explain` learn about a session.
+
+The part that knows most about a refusal logs it: the transaction a refused message, the
+authentication a failed login. The conversation logs all others before it returns a 4yz or 5yz, so
+no refusal is without a line. `minismtp explain` finds the lines by the session or by an address.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Final
 
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.events import MessageDecided, RecipientDecided
 from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import Record
+from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.log import bound
 from minismtp.runtime.thread_activity import Activity, summary
 from minismtp.session.listener_context import ListenerContext
-from minismtp.session.refusals import Refusals, outcome_of
 from minismtp.session.storage import MessageStorage
+from minismtp.smtp.commands import Command, Mail, Rcpt
+from minismtp.smtp.protocol import Refused, SaslResponse
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
+_MOST_RECIPIENTS: Final = 20  # refused recipients of one message that have a line each
+_LONGEST: Final = 700  # characters of a client's text, enough for any address
 _LINE: Final = 400  # octets that a line takes roughly, without the addresses of recipients
 _NAME: Final = 80  # of each recipient, who may appear more than once
 _OUTCOMES: Final = {2: "stored", 4: "deferred"}
+
+
+class SessionLog:
+    """The log of one session, in its thread, with one line for each refusal.
+
+    `logged` says whether the refusal that is about to be sent has its line, and `recipients` counts
+    the refused recipients of the message.
+    """
+
+    def __init__(self, context: ListenerContext, session: Session, activity: Activity) -> None:
+        self.context = context
+        self.session = session
+        self.activity = activity
+        self.recipients = 0
+        self.logged = False
+
+    def refused(self, event: str, reply: Reply, **fields: str | int) -> None:
+        """Write the line of the refusal that is about to be sent."""
+        self.logged = True
+        context, session = self.context, self.session
+        if context.may_log_refusal(session.peer):
+            facts = {"peer": session.peer, **fields, "reply": str(reply), **self.facts(reply)}
+            about = str(bound().get("id", session.id))
+            context.record(Record(event, about, context.wall(), context.clock(), facts, []))
+
+    def log_recipient(self, event: str, reply: Reply, **fields: str | int) -> None:
+        """Write the line of a refused recipient, unless its message has enough of them."""
+        self.logged = True
+        self.recipients += 1
+        if self.recipients <= _MOST_RECIPIENTS:
+            self.refused(event, reply, **fields)
+
+    def log_command(
+        self,
+        name: str,
+        reply: Reply,
+        envelope: Envelope | None,
+        event: Command | SaslResponse | Refused,
+        line: bytes,
+    ) -> None:
+        """Write the line of a refused command, and note it for `explain`.
+
+        `name` is what the metrics call the event, `line` is what the client sent, and `envelope`
+        that of the transaction under way.
+        """
+        outcome, path = outcome_of(reply), ""
+        match name:
+            case "MAIL":
+                known = event.reverse_path if isinstance(event, Mail) else None
+                path = _path_as_it_came(line, str(known or ""))
+                self.refused(f"sender {outcome}", reply, sender=path)
+            case "RCPT":
+                known = event.forward_path if isinstance(event, Rcpt) else None
+                path = _path_as_it_came(line, str(known or ""))
+                sender = {"sender": envelope.sender} if envelope else {}
+                self.log_recipient(f"recipient {outcome}", reply, **sender, recipient=path)
+            case _:
+                self.log_other(name, reply, envelope, said=_shortened(abbreviated(event, line)))
+        if path and not isinstance(event, Rcpt):
+            self.activity.note((name, path, perf_counter(), 0.0, "", ""))
+        self.activity.note(("reply", name, perf_counter(), 0.0, str(reply.code), reply.text))
+
+    def log_other(self, name: str, reply: Reply, envelope: Envelope | None, **said: str) -> None:
+        """Write the line of a refused command, unless the refusal has one."""
+        if self.logged:
+            return
+        fields = {"command": name} | said
+        if envelope is not None:
+            to = ",".join(str(each.address) for each in envelope.recipients)
+            fields |= {"sender": envelope.sender, "to": to}
+        self.refused(f"command {outcome_of(reply)}", reply, **fields)
+
+    def log_surplus(self) -> None:
+        """Log how many refused recipients of the message had no line."""
+        surplus, self.recipients = self.recipients - _MOST_RECIPIENTS, 0
+        if surplus > 0:
+            self.context.log_refusal(
+                "more recipients refused", peer=self.session.peer, count=surplus
+            )
+
+    def facts(self, reply: Reply) -> dict[str, str | int]:
+        """Return the client's name and login, and which plugin refused for what reason."""
+        session, origin = self.session, reply.origin
+        found = {
+            "helo": session.helo[:_LONGEST],
+            "login": session.login or "",
+            "plugin": origin.plugin,
+            "hook": origin.hook,
+            "reason": origin.reason,
+        }
+        return {name: value for name, value in found.items() if value}
 
 
 class TransactionLog:
@@ -29,22 +130,15 @@ class TransactionLog:
     it. `storage` is what stores the message, None before that.
     """
 
-    def __init__(
-        self,
-        context: ListenerContext,
-        session: Session,
-        envelope: Envelope,
-        activity: Activity,
-        refusals: Refusals,
-    ) -> None:
+    def __init__(self, log: SessionLog, envelope: Envelope) -> None:
         self.storage: MessageStorage | None = None
-        self._context = context
-        self._session = session
+        self._log = log
+        self._context = log.context
+        self._session = log.session
+        self._activity = activity = log.activity
         self._envelope = envelope
-        self._activity = activity
-        self._refusals = refusals
         self._steps_before, activity.steps = activity.steps, []
-        self._begun = context.clock()
+        self._begun = log.context.clock()
         self._bound = bound()
         self._bound["id"] = envelope.id
 
@@ -136,10 +230,10 @@ class TransactionLog:
         metrics.add(metrics.messages[outcome] + sized)
         refusal = None
         if reply.category != 2:  # noqa: PLR2004
-            self._refusals.logged = True
+            self._log.logged = True
             if not context.may_log_refusal(self._envelope.peer):
                 return
-            refusal = self._refusals.facts(reply)
+            refusal = self._log.facts(reply)
         fields = self.fields(size, reply, refusal)
 
         def line() -> dict[str, str | int]:
@@ -154,7 +248,7 @@ class TransactionLog:
         """Log each recipient, over LMTP, whose reply is worse than that of the message."""
         for recipient, reply in zip(recipients, answers, strict=False):
             if reply.category != 2 and reply != logged:  # noqa: PLR2004
-                self._refusals.log_recipient(
+                self._log.log_recipient(
                     f"recipient {outcome_of(reply)}",
                     reply,
                     sender=self._envelope.sender,
@@ -173,7 +267,30 @@ class TransactionLog:
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""
-        if self._refusals.recipients:
-            self._refusals.log_surplus()
+        if self._log.recipients:
+            self._log.log_surplus()
         self._bound.pop("id", None)
         self._activity.steps = self._steps_before
+
+
+def outcome_of(reply: Reply) -> str:
+    """Return "deferred" for a temporary refusal, and "rejected" for a permanent one."""
+    return "deferred" if reply.category == 4 else "rejected"  # noqa: PLR2004
+
+
+def _shortened(text: str) -> str:
+    """Return a client's text, cut to a length that is fit for the log."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _path_as_it_came(line: bytes, parsed: str = "") -> str:
+    """Return the path of MAIL or RCPT for the log: `parsed`, if the client spelled it that way.
+
+    A path that is malformed or spelled in another way is returned as it came, with its parameters.
+    """
+    text = line.rstrip(b"\0").decode("utf-8", "backslashreplace")
+    text = text.partition(":")[2].strip(" \t") or text
+    usual = f"<{parsed}>"
+    if parsed and (text == usual or text.startswith(f"{usual} ")):
+        return parsed
+    return _shortened(text)

@@ -21,7 +21,7 @@ from ports import free_port
 from spellings import DANGEROUS, MORE, REFUSED, TAKEN, Spelling
 
 from minismtp.smtp.commands import CommandProblem, Mail, Rcpt, parse
-from minismtp.smtp.path import read_path
+from minismtp.smtp.grammar import read_path
 from minismtp.values.address import Address
 
 _ALL: Final = [*TAKEN, *MORE, *REFUSED, *DANGEROUS]

@@ -1,7 +1,11 @@
-"""The PROXY protocol, versions 1 and 2.
+"""What comes before SMTP: the PROXY header of a balancer, and the ClientHello of TLS.
 
-With this header a balancer in front of the server says who the client is. The reader takes exactly
-the octets of the header, because a TLS handshake may follow.
+With a PROXY header (versions 1 and 2) a balancer in front of the server says who the client is. The
+reader takes exactly the octets of the header, because a TLS handshake may follow.
+
+A ClientHello names the server that the client asks for (RFC 8446, RFC 6066). Python's ssl passes
+the name to a callback as text, and ends the handshake with a traceback if it is not ASCII. So the
+server peeks at the octets before ssl reads them.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +36,14 @@ _SPOKE_TLS: Final = 0x01  # PP2_CLIENT_SSL
 _TLS_VERSION: Final = 0x21
 _TLS_CIPHER: Final = 0x23
 _TLS_WORD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Of the ClientHello.
+_HANDSHAKE: Final = 22
+_CLIENT_HELLO: Final = 1
+_SERVER_NAME: Final = 0  # both the extension and the type of a name
+_RECORD: Final = struct.Struct("!BxxH")  # type, version, length
+_EXTENSION: Final = struct.Struct("!HH")  # type and length, before a value
+_MOST: Final = 65536  # octets of records that are looked at
+_FIXED: Final = 2 + 32  # version and random
 
 
 class ProxyProblem(Exception):  # noqa: N818 - a fault of the peer
@@ -108,10 +120,10 @@ def _version_2(receive: Callable[[int], bytes]) -> ProxyHeader:
 
 def _tls(data: bytes) -> tuple[str, str] | None:
     """Return the version and cipher of the client's TLS, None if there was no TLS."""
-    said = _values(data).get(_TLS, b"")
+    said = dict(_fields(data, _FIELD)).get(_TLS, b"")
     if len(said) < _TLS_FORM.size or not said[0] & _SPOKE_TLS:
         return None
-    values = _values(said[_TLS_FORM.size :])
+    values = dict(_fields(said[_TLS_FORM.size :], _FIELD))
     version, cipher = (
         values.get(kind, b"").decode("latin-1") for kind in (_TLS_VERSION, _TLS_CIPHER)
     )
@@ -121,16 +133,14 @@ def _tls(data: bytes) -> tuple[str, str] | None:
     )
 
 
-def _values(data: bytes) -> dict[int, bytes]:
-    """Return the values of complete type-length-value fields, by type."""
-    values: dict[int, bytes] = {}
+def _fields(data: bytes, form: struct.Struct) -> Iterator[tuple[int, bytes]]:
+    """Yield the type and the value of each field that is complete; `form` begins a field."""
     place = 0
-    while place + _FIELD.size <= len(data):
-        kind, size = _FIELD.unpack_from(data, place)
-        place += _FIELD.size + size
+    while place + form.size <= len(data):
+        kind, size = form.unpack_from(data, place)
+        place += form.size + size
         if place <= len(data):
-            values[kind] = data[place - size : place]
-    return values
+            yield kind, data[place - size : place]
 
 
 def _address(text: bytes, version: int) -> str:
@@ -143,3 +153,37 @@ def _address(text: bytes, version: int) -> str:
     if address.version != version:
         raise ProxyProblem("address of another family in PROXY line")
     return plain_address(words)
+
+
+def asked_name(peek: Callable[[int], bytes]) -> bytes:
+    """Return the server name in the ClientHello that comes next, b"" if it has no such name.
+
+    `peek(n)` returns the next n octets without taking them, and fewer at the end of the input.
+    """
+    hello, seen = b"", 0
+    while seen < _MOST:
+        header = peek(seen + _RECORD.size)[seen:]
+        if len(header) < _RECORD.size:
+            break
+        kind, length = _RECORD.unpack(header)
+        if kind != _HANDSHAKE or not length:
+            break
+        record = peek(seen + _RECORD.size + length)[seen + _RECORD.size :]
+        hello += record
+        seen += _RECORD.size + length
+        if len(record) < length or len(hello) >= 4 + int.from_bytes(hello[1:4], "big"):
+            break
+    return _name_in(hello) if hello[:1] == bytes([_CLIENT_HELLO]) else b""
+
+
+def _name_in(hello: bytes) -> bytes:
+    at = 4 + _FIXED
+    for width in (1, 2, 1):  # session id, cipher suites, compression methods
+        at += width + int.from_bytes(hello[at : at + width], "big")
+    end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
+    for kind, body in _fields(hello[at + 2 : end], _EXTENSION):
+        if kind == _SERVER_NAME:
+            # server_name_list of one entry: length, type, length of the name, name
+            length = int.from_bytes(body[3:5], "big")
+            return body[5 : 5 + length] if body[2:3] == bytes([_SERVER_NAME]) else b""
+    return b""
