@@ -13,18 +13,9 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import IO, Final, cast
 
+from . import _rar, _sequential, _seven_zip
 from ._budget import BrokenError, Budget, Member, Reads, TooMuchError, exactly, pieces_of, stream_of
-from ._compressed import GZIP, XZ, ZSTD, is_bzip2, unpacked, without_suffix
-from ._rar import RAR4, RAR5
-from ._rar import members_of as members_of_rar
-from ._seven_zip import SEVEN_ZIP
-from ._seven_zip import members_of as members_of_7z
-from ._tar import is_tar
-from ._tar import members_of as members_of_tar
-from ._tnef import TNEF
-from ._tnef import members_of as members_of_tnef
 
-_PIECE = 65536
 HEAD = 512  # octets by which the type of a file is recognized
 _DIRECTORY = 512 * 1024  # octets of a zip's, which zipfile reads at once
 _MEMORY = 256 * 1024
@@ -32,7 +23,7 @@ _ENCRYPTED = 0x1  # of a zip's flags
 # zipfile unpacks all others by whole pieces, to gigabytes.
 _BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ZIP: Final = (b"PK\3\4", b"PK\5\6", b"PK00PK\3\4")
-_KNOWN: Final = (*_ZIP, GZIP, XZ, ZSTD, SEVEN_ZIP, RAR4, RAR5, TNEF)
+_KNOWN: Final = (*_ZIP, _seven_zip.SIGNATURE, *_rar.SIGNATURES)
 # Exceptions that zipfile and the decompressors raise for broken files.
 _FAULTS = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
@@ -42,7 +33,7 @@ _FAULTS = (
 
 def is_archive(head: bytes) -> bool:
     """Return whether these are the first octets of an archive."""
-    return head.startswith(_KNOWN) or is_bzip2(head) or is_tar(head)
+    return head.startswith(_KNOWN) or _sequential.is_archive(head)
 
 
 def files_in(
@@ -55,54 +46,46 @@ def files_in(
     if level > budget.levels:
         raise TooMuchError(f"archives in each other, more than {budget.levels} deep")
     start = exactly(file, HEAD)
-    octets = chain([start], pieces_of(file))
+    whole = stream_of(chain([start], pieces_of(file)))
     try:
-        for member in _members_of(start, octets, name, budget):
+        for member in _members_of(whole, start, name, budget):
             if member.data is None:
                 yield member, b""
                 continue
             head = exactly(member.data, HEAD)
             yield member, head
             if is_archive(head):
-                whole = stream_of(chain([head], pieces_of(member.data)))
-                yield from files_in(whole, member.name, budget, level + 1)
+                inner = stream_of(chain([head], pieces_of(member.data)))
+                yield from files_in(inner, member.name, budget, level + 1)
     except (TooMuchError, BrokenError):
         raise
     except _FAULTS as fault:
         raise BrokenError(f"a broken archive ({type(fault).__name__})") from fault
 
 
-def _members_of(
-    head: bytes, octets: Iterator[bytes], name: str, budget: Budget
-) -> Iterator[Member]:
+def _members_of(file: Reads, head: bytes, name: str, budget: Budget) -> Iterator[Member]:
     if head.startswith(_ZIP):
-        return _in_zip(octets, budget)
-    if head.startswith(SEVEN_ZIP):
-        return _in_7z(octets, budget)
-    if head.startswith((RAR4, RAR5)):
-        return members_of_rar(stream_of(octets), budget)
-    if head.startswith(TNEF):
-        return members_of_tnef(stream_of(octets), budget)
-    if is_tar(head):
-        return members_of_tar(stream_of(octets), budget)
-    content = unpacked(octets, head, budget)
-    data = None if content is None else stream_of(content)
-    return iter([Member(without_suffix(name), data=data)])
+        return _in_zip(file, budget)
+    if head.startswith(_seven_zip.SIGNATURE):
+        return _in_7z(file, budget)
+    if head.startswith(_rar.SIGNATURES):
+        return _rar.members_of(file, budget)
+    return _sequential.members_of(file, head, name, budget)
 
 
 @contextmanager
-def _copied(octets: Iterator[bytes]) -> Iterator[tempfile.SpooledTemporaryFile[bytes]]:
-    """Return a seekable file; `writelines` would keep all pieces in memory."""
+def _copied(file: Reads) -> Iterator[tempfile.SpooledTemporaryFile[bytes]]:
+    """Return a seekable copy; `writelines` would keep all pieces in memory."""
     with tempfile.SpooledTemporaryFile(_MEMORY) as copy:
-        for piece in octets:
+        for piece in pieces_of(file):
             copy.write(piece)
         copy.seek(0)
         yield copy
 
 
-def _in_zip(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
+def _in_zip(file: Reads, budget: Budget) -> Iterator[Member]:
     with (
-        _copied(octets) as copy,
+        _copied(file) as copy,
         zipfile.ZipFile(cast("IO[bytes]", _BoundedFile(copy))) as archive,
     ):
         items = archive.infolist()
@@ -117,9 +100,9 @@ def _in_zip(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
                     yield Member(item.filename, data=_Counted(content, budget))
 
 
-def _in_7z(octets: Iterator[bytes], budget: Budget) -> Iterator[Member]:
-    with _copied(octets) as copy:
-        yield from members_of_7z(cast("IO[bytes]", copy), budget)
+def _in_7z(file: Reads, budget: Budget) -> Iterator[Member]:
+    with _copied(file) as copy:
+        yield from _seven_zip.members_of(cast("IO[bytes]", copy), budget)
 
 
 class _BoundedFile:

@@ -6,19 +6,7 @@ from typing import Final
 
 from minismtp import Line
 
-from ._ber import (
-    ENUMERATED,
-    INTEGER,
-    OCTETS,
-    SEQUENCE,
-    SET,
-    Elements,
-    encode,
-    encode_number,
-    number,
-    read,
-)
-from ._ldap_filter import encoded_filter
+from . import _ldap_ber as ber
 
 SUCCESS: Final = 0
 AMBIGUOUS: Final = 4  # sizeLimitExceeded
@@ -69,7 +57,7 @@ class Conversation:
 
     def start_tls(self, context: ssl.SSLContext, host: str) -> int:
         """Continue inside TLS if the directory agrees (RFC 4511 section 4.14)."""
-        self._send(_EXTENDED, encode(_REQUEST_NAME, _START_TLS))
+        self._send(_EXTENDED, ber.encode(_REQUEST_NAME, _START_TLS))
         code = self._result(_EXTENDED_DONE)
         if code == SUCCESS:
             self._line.secure(context, host)
@@ -79,28 +67,28 @@ class Conversation:
         """Log in. Raise ValueError for an empty name or password, which any directory takes."""
         if not dn or not password:
             raise ValueError("a bind without a name or a password proves nothing")
-        name = encode(OCTETS, dn.encode())
-        self._send(_BIND, encode_number(_VERSION), name, encode(_SIMPLE, password))
+        name = ber.encode(ber.OCTETS, dn.encode())
+        self._send(_BIND, ber.encode_number(_VERSION), name, ber.encode(_SIMPLE, password))
         return self._result(_BOUND)
 
     def search(self, base: str, query: str, identity: str, user: str) -> tuple[int, list[Entry]]:
         """Return the first two entries; a user's name is the attribute `identity`, else `user`."""
         self._send(
             _SEARCH,
-            encode(OCTETS, base.encode()),
-            encode_number(_SUBTREE, ENUMERATED),
-            encode_number(_DEREFERENCE_ALWAYS, ENUMERATED),
-            encode_number(_ENTRIES),
-            encode_number(0),  # the directory's own time limit: ours is the connection's
+            ber.encode(ber.OCTETS, base.encode()),
+            ber.encode_number(_SUBTREE, ber.ENUMERATED),
+            ber.encode_number(_DEREFERENCE_ALWAYS, ber.ENUMERATED),
+            ber.encode_number(_ENTRIES),
+            ber.encode_number(0),  # the directory's own time limit: ours is the connection's
             _FALSE,  # attributes with their values
-            encoded_filter(query),
-            encode(SEQUENCE, encode(OCTETS, (identity or _NO_ATTRIBUTES).encode())),
+            ber.encoded_filter(query),
+            ber.encode(ber.SEQUENCE, ber.encode(ber.OCTETS, (identity or _NO_ATTRIBUTES).encode())),
         )
         found: list[Entry] = []
         while True:
             tag, answer = self._answer()
             if tag == _DONE:
-                return number(answer.take(ENUMERATED)), found
+                return ber.number(answer.take(ber.ENUMERATED)), found
             if tag == _ENTRY:
                 entry = _entry(answer, identity.lower().encode(), user)
                 found = [*found, entry][:_ENTRIES]
@@ -109,35 +97,37 @@ class Conversation:
 
     def _send(self, tag: int, *parts: bytes) -> None:
         self._number += 1
-        self._line.send(encode(SEQUENCE, encode_number(self._number), encode(tag, *parts)))
+        self._line.send(
+            ber.encode(ber.SEQUENCE, ber.encode_number(self._number), ber.encode(tag, *parts))
+        )
 
     def _result(self, expected: int) -> int:
         tag, answer = self._answer()
         if tag != expected:
             raise ValueError(f"expected an answer with tag {expected:#x}, got {tag:#x}")
-        return number(answer.take(ENUMERATED))
+        return ber.number(answer.take(ber.ENUMERATED))
 
-    def _answer(self) -> tuple[int, Elements]:
+    def _answer(self) -> tuple[int, ber.Elements]:
         """Return the next answer's tag and content, without parts that other versions may add."""
-        tag, content = read(self._line.read, self._left)
+        tag, content = ber.read(self._line.read, self._left)
         self._left -= len(content)
-        if tag != SEQUENCE:
+        if tag != ber.SEQUENCE:
             raise ValueError(f"expected a message, got tag {tag:#x}")
-        message = Elements(content)
-        answered = number(message.take(INTEGER))
+        message = ber.Elements(content)
+        answered = ber.number(message.take(ber.INTEGER))
         if answered != self._number:  # or 0: the directory ends the connection, section 4.4.1
             raise ValueError(f"expected an answer to message {self._number}, got {answered}")
         tag, content = message.next()
-        return tag, Elements(content)
+        return tag, ber.Elements(content)
 
 
-def _entry(answer: Elements, identity: bytes, user: str) -> Entry:
+def _entry(answer: ber.Elements, identity: bytes, user: str) -> Entry:
     """Read SearchResultEntry (RFC 4511 section 4.5.2)."""
-    dn = answer.take(OCTETS).decode()
-    attributes = Elements(answer.take(SEQUENCE))
+    dn = answer.take(ber.OCTETS).decode()
+    attributes = ber.Elements(answer.take(ber.SEQUENCE))
     while attributes:
-        attribute = Elements(attributes.take(SEQUENCE))
-        name, values = attribute.take(OCTETS), Elements(attribute.take(SET))
+        attribute = ber.Elements(attributes.take(ber.SEQUENCE))
+        name, values = attribute.take(ber.OCTETS), ber.Elements(attribute.take(ber.SET))
         if name.lower() == identity and values:
-            return Entry(dn, values.take(OCTETS).decode())
+            return Entry(dn, values.take(ber.OCTETS).decode())
     return Entry(dn, user)

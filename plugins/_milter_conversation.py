@@ -81,7 +81,7 @@ class Conversation:
             raise self._refusal
         if not self._options.wants(step):
             return
-        self._send(self._defined(step) + wire.packet(step.letter, data))
+        self._send(self._macros_of(step) + wire.packet(step.letter, data))
         if self._options.replies(step):
             letter, said = self._reply(time.monotonic() + _LONGEST)
             self._take_reply(step, letter, said)
@@ -120,7 +120,7 @@ class Conversation:
 
     def end(self) -> Iterator[tuple[bytes, bytes]]:
         """End the message; yield the letters and data of changes, then raise the verdict."""
-        self._send(self._defined(wire.END) + wire.packet(wire.END.letter))
+        self._send(self._macros_of(wire.END) + wire.packet(wire.END.letter))
         end = time.monotonic() + _LONGEST
         while True:
             letter, data = self._reply(end)
@@ -174,8 +174,7 @@ class Conversation:
             case _:
                 raise wire.MilterError(f"the filter says {letter!r} to {step.letter!r}")
 
-    def _defined(self, step: wire.Step) -> bytes:
-        """Return the macros of a command."""
+    def _macros_of(self, step: wire.Step) -> bytes:
         if step.stage not in _MACROS:
             return b""
         names = self._options.macros.get(step.stage, _MACROS[step.stage])

@@ -13,9 +13,9 @@ from itertools import chain, product
 from typing import BinaryIO
 
 from ._budget import TooMuchError, stream_of
+from ._encodings import decoded, is_encoded
 from ._mime import boundaries_of, encodings_of, kinds_of, names_of, values_of
 from ._part_reader import Ambiguities, Reader
-from ._transfer_encoding import decoded, is_encoded
 
 MOST_PARTS = 1000
 DEEPEST = 30  # levels of multiparts and messages

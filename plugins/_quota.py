@@ -13,7 +13,7 @@ message in the instant between the two. Other programs append without a lock. Li
 during a new count appear in the next one, as with all programs that use this file.
 """
 
-# ruff: noqa: PTH105, PTH108, PTH116, S108 - system calls on plain strings, as in maildir.py
+# ruff: noqa: PTH116, S108 - system calls on plain strings, as in maildir.py
 import contextlib
 import fcntl
 import os
@@ -22,7 +22,7 @@ import secrets
 import time
 from collections.abc import Iterator
 
-from minismtp import Defer, Reject
+from minismtp import Defer, DurableFile, Reject
 
 _LONGEST = 5120  # octets of the file
 _TRUSTED = 900.0  # seconds
@@ -115,17 +115,8 @@ def _is_at(descriptor: int, path: str) -> bool:
 def _write(box: str, data: bytes) -> None:
     """Replace maildirsize by a complete file."""
     temporary = f"{box}/tmp/maildirsize.{secrets.token_hex(8)}"
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            os.write(descriptor, data)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, f"{box}/maildirsize")
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with DurableFile(temporary, f"{box}/maildirsize") as file:
+        file.write(data)
 
 
 def _count(box: str) -> tuple[int, int]:

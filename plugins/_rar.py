@@ -9,8 +9,9 @@ from typing import Final
 
 from ._budget import BrokenError, Budget, Limited, Member, Reads, exactly, skip
 
-RAR4: Final = b"Rar!\x1a\x07\0"
-RAR5: Final = b"Rar!\x1a\x07\1\0"
+_RAR4: Final = b"Rar!\x1a\x07\0"
+_RAR5: Final = b"Rar!\x1a\x07\1\0"
+SIGNATURES: Final = (_RAR4, _RAR5)
 _LONGEST: Final = 65536  # octets of a header; version 5 allows 2 MiB, which no program writes
 # Of version 4: kinds of blocks, and flags of files
 _FILE4, _SERVICE4, _END4, _ARCHIVE4 = 0x74, 0x7A, 0x7B, 0x73
@@ -25,11 +26,11 @@ _ENCRYPTED_FILE5: Final = 1  # a record of the extra area
 
 def members_of(file: Reads, budget: Budget) -> Iterator[Member]:
     """Yield the name of each file, and then its data if it can be read. Raise BrokenError."""
-    signature = exactly(file, len(RAR4))
-    if signature == RAR4:
+    signature = exactly(file, len(_RAR4))
+    if signature == _RAR4:
         yield from _version_4(file, budget)
     else:
-        exactly(file, len(RAR5) - len(RAR4))
+        exactly(file, len(_RAR5) - len(_RAR4))
         yield from _version_5(file, budget)
 
 

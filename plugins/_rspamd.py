@@ -163,7 +163,6 @@ def _without(fields: list[bytes], name: str) -> list[bytes]:
 
 
 def _removed(places: list[int], number: int) -> list[int]:
-    """Return the selected places of one name."""
     if number == 0:
         return places
     place = number - 1 if number > 0 else len(places) + number

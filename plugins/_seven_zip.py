@@ -21,10 +21,10 @@ from ._budget import (
     skip,
     stream_of,
 )
-from ._compressed import decompressed
+from ._sequential import decompressed
 from ._seven_zip_header import ENCODED, HEADER, Folder, Header, Streams
 
-SEVEN_ZIP: Final = b"7z\xbc\xaf\x27\x1c"
+SIGNATURE: Final = b"7z\xbc\xaf\x27\x1c"
 _PIECE: Final = 65536
 _START: Final = 32  # octets before the first stream
 _LONGEST: Final = 4 * 1024 * 1024  # octets of a header; there are 100 or so for each file

@@ -23,11 +23,10 @@ from minismtp import (
 
 from ._archives import HEAD, files_in, is_archive
 from ._budget import BrokenError, Budget, Reads, TooMuchError, stream_of
+from ._encodings import UUENCODED, files_in_text
 from ._options import check_time
 from ._parts import Part, parts_of
 from ._programs import PROGRAMS, TYPES, is_program
-from ._transfer_encoding import UUENCODED
-from ._uuencode import files_in_text
 
 _log: Final = logging.getLogger(__name__)
 _FIELD: Final = "X-Blocked-Attachment"

@@ -22,7 +22,7 @@ from minismtp import (
 )
 
 from ._ldap import AMBIGUOUS, REFUSALS, SUCCESS, Conversation, Entry
-from ._ldap_filter import check_dn, encoded_filter, escaped
+from ._ldap_ber import check_dn, encoded_filter, escaped
 from ._login import acts_as_itself, authorities, may_be_asked
 from ._options import check_time
 from ._user_names import folded, spellings_of

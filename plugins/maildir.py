@@ -52,10 +52,8 @@ from minismtp import (
     start_thread,
 )
 
-from ._folders import Folder
-from ._paths import Template, name_part
+from ._maildir_paths import Folder, Template, name_part, rescue
 from ._quota import Quota
-from ._rescue import rescue
 
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -99,7 +99,7 @@ class Milter:
                     "{mail_host}": envelope.sender.rpartition("@")[2],
                     "{mail_addr}": envelope.sender,
                 }
-                conversation.mail(f"<{envelope.sender}>", *_parameters(envelope))
+                conversation.mail(f"<{envelope.sender}>", *_mail_parameters(envelope))
 
     @hookimpl
     def on_routed(self, session: Session, recipient: Recipient) -> None:
@@ -248,8 +248,7 @@ def _greet(conversation: Conversation, session: Session) -> None:
     conversation.helo(session.helo)
 
 
-def _parameters(envelope: Envelope) -> Iterator[str]:
-    """Yield the parameters of MAIL."""
+def _mail_parameters(envelope: Envelope) -> Iterator[str]:
     if envelope.size is not None:
         yield f"SIZE={envelope.size}"
     if envelope.body != "7BIT":

@@ -14,7 +14,6 @@ from minismtp import (
     Message,
     Reject,
     RemoteError,
-    ServerInfo,
     Session,
     WebService,
     findings_of,
@@ -22,9 +21,9 @@ from minismtp import (
     plugin,
 )
 
+from ._checks import DnsCheck
 from ._client_name import confirmed_name
 from ._dns import local_networks, unmapped
-from ._options import check_time
 from ._rspamd import RSPAMD, Answer, RspamdResult, edited, parse
 
 __all__ = ["RSPAMD", "Rspamd", "RspamdResult"]
@@ -37,7 +36,7 @@ _NOTHING_ELSE: Final = frozenset({"no action", "greylist", "add header", "rewrit
 
 
 @plugin
-class Rspamd:
+class Rspamd(DnsCheck):
     """Refuse, defer, mark, quarantine or change each message as rspamd decides.
 
     `url` is that of rspamd's normal worker, and `password` is for a worker that needs one. "reject"
@@ -61,7 +60,7 @@ class Rspamd:
     patience: timedelta = timedelta(seconds=20)
 
     def __post_init__(self) -> None:
-        check_time("patience", self.patience)
+        super().__post_init__()
         if not self.password.isprintable():
             raise ValueError("password: expected printable characters")
         self._local = local_networks()
@@ -69,11 +68,6 @@ class Rspamd:
             self._service = WebService(self.url.rstrip("/") + "/checkv2", timeout=self.patience)
         except ValueError as error:
             raise ValueError(f"url: {error}") from None
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver for the names of peers."""
-        self._resolver = server.resolver
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

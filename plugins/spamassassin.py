@@ -21,7 +21,6 @@ from minismtp import (
     Remote,
     RemoteError,
     Resolver,
-    ServerInfo,
     Session,
     SocketAddress,
     StashKey,
@@ -30,9 +29,10 @@ from minismtp import (
     plugin,
 )
 
+from ._checks import DnsCheck
 from ._client_name import LOCALHOST, confirmed_name
 from ._dns import unmapped
-from ._options import check_placeholders, check_thresholds, check_time
+from ._options import check_placeholders, check_thresholds
 from ._spam import act_on_score, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ SPAMASSASSIN: Final[StashKey[SpamassassinResult]] = StashKey()
 
 
 @plugin
-class Spamassassin:
+class Spamassassin(DnsCheck):
     """Mark, quarantine or refuse mail by its score from SpamAssassin.
 
     `address` is where spamd listens. The topmost fields of the message that it gets have the
@@ -94,8 +94,8 @@ class Spamassassin:
     patience: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_thresholds(tag=self.tag, quarantine=self.quarantine, reject=self.reject)
-        check_time("patience", self.patience)
         check_placeholders("user", self.user, ("local", "domain", "address"))
         self._resolver = Resolver()
         self._spamd = Remote(self.address, timeout=self.patience)
@@ -121,11 +121,6 @@ class Spamassassin:
         mark(message, spam=spam, score=result.score, required=required, tests=result.tests)
         text = "message refused as spam"
         act_on_score(message, result.score, text, quarantine=self.quarantine, reject=self.reject)
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver for the names of clients."""
-        self._resolver = server.resolver
 
     def _head(self, session: Session, envelope: Envelope, message: Message) -> bytes:
         """Return the fields above the content, with a trace field that spamd can read.

@@ -173,12 +173,10 @@ def _line_of(option: str, path: Path | None) -> str:
     if path is None:
         return ""
     try:
-        line = read_file(path).decode("ascii").strip().partition("\n")[0].strip()
+        line = read_file(path).decode("ascii", "replace").strip().partition("\n")[0].strip()
     except OSError as error:
         raise ValueError(f"{option}: {path}: {error.strerror}") from error
-    except UnicodeDecodeError:
-        line = ""
-    if not line or not line.isprintable():
+    if not line or not line.isascii() or not line.isprintable():
         raise ValueError(f"{option}: {path}: expected a line of ASCII")
     return line
 

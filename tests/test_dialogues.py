@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from minismtp_plugins._paths import path_component
+from minismtp_plugins._maildir_paths import path_component
 
 if TYPE_CHECKING:
     from conftest import Launch, Running

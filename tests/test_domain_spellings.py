@@ -18,7 +18,7 @@ from minismtp_plugins._dkim import Signature
 from minismtp_plugins._dmarc import is_aligned
 from minismtp_plugins._dns_list import DnsList
 from minismtp_plugins._from import domains_of
-from minismtp_plugins._paths import Template
+from minismtp_plugins._maildir_paths import Template
 from minismtp_plugins._rule import Condition, Rule
 from minismtp_plugins.authentication_results import AuthenticationResults
 from minismtp_plugins.dmarc import Dmarc

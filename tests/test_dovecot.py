@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from dovecot import Dovecot
-from minismtp_plugins._folders import Folder
+from minismtp_plugins._maildir_paths import Folder
 from minismtp_plugins.maildir import Maildir
 
 from minismtp import Address, ByteSize, Content, Defer, Envelope, Message

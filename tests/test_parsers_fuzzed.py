@@ -22,7 +22,6 @@ _PARSES: Final = re.compile(
 )
 #: Modules that seem to parse something, and why they have no target.
 _OTHERS: Final = {
-    "_rescue": "names of our own files",
     "runtime.login_backoff": "a digest of our own",
     "values.durable_files": "byte order marks in files of the operator's",
     "hooks.guard": "what a plugin says",

@@ -11,8 +11,8 @@ from fakes import envelope
 from minismtp_plugins._archives import files_in
 from minismtp_plugins._authres import claims, read, without_comments, written
 from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
-from minismtp_plugins._folders import Folder
 from minismtp_plugins._from import TooManyDomainsError, domains_of
+from minismtp_plugins._maildir_paths import Folder
 from minismtp_plugins._mime import boundaries_of, encodings_of, kinds_of, names_of, values_of
 from minismtp_plugins._parts import parts_of
 from minismtp_plugins._rule import Condition, Evaluation, Rule
@@ -139,7 +139,7 @@ def from_field(data: bytes) -> None:
         assert domain.isascii()
 
 
-@target("_parts", "_part_reader", "_mime", "_transfer_encoding", raises=(TooMuchError,))
+@target("_parts", "_part_reader", "_mime", "_encodings", raises=(TooMuchError,))
 def parts(data: bytes) -> None:
     for part in parts_of(lambda: io.BytesIO(data)):
         for name in part.names:
@@ -160,12 +160,10 @@ def fields_of_parts(data: bytes) -> None:
 @target(
     *(
         "_archives",
-        "_tar",
         "_rar",
         "_seven_zip",
         "_seven_zip_header",
-        "_tnef",
-        "_compressed",
+        "_sequential",
         "_budget",
     ),
     raises=(TooMuchError, BrokenError),
@@ -177,13 +175,13 @@ def archive(data: bytes) -> None:
         inside.name.encode("utf-8", "surrogateescape")
 
 
-@target("attachments", "_parts", "_archives", "_uuencode", raises=(Reject,), memory=1 << 27)
+@target("attachments", "_parts", "_archives", "_encodings", raises=(Reject,), memory=1 << 27)
 def attachments(data: bytes) -> None:
     plugin = Attachments(unpacked=1 << 20)  # type: ignore[arg-type]
     plugin.on_message(session(), envelope(), message_of(data))
 
 
-@target("_folders", raises=(ValueError,))
+@target("_maildir_paths", raises=(ValueError,))
 def folders(data: bytes) -> None:
     folder, _, rest = data.partition(b"\n")
     Folder(folder="Junk", header="X-Spam-Score", least=5.0).takes(message_of(rest))

@@ -14,7 +14,7 @@ import msgspec
 from fakes import envelope
 from minismtp_plugins._database import Query
 from minismtp_plugins._directory import Directory, lines_of, read_aliases
-from minismtp_plugins._paths import Template, name_part, path_component
+from minismtp_plugins._maildir_paths import Template, name_part, path_component
 from minismtp_plugins._quota import Quota
 from minismtp_plugins._srs import read_secrets
 from minismtp_plugins.password_file import PasswordFile
@@ -114,7 +114,7 @@ def command_of_pipe(data: bytes) -> None:
     Pipe(command=["/bin/true", *text_of(data).split("\n")])
 
 
-@target("_paths", raises=(ValueError,), most=1000)
+@target("_maildir_paths", raises=(ValueError,), most=1000)
 def names_of_maildirs(data: bytes) -> None:
     text = text_of(data)
     for name in (name_part(text), path_component(text)):

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 from fakes import envelope
 from minismtp_plugins import _milter as wire
-from minismtp_plugins._ldap_filter import encoded_filter, escaped
+from minismtp_plugins._ldap_ber import encoded_filter, escaped
 from minismtp_plugins._milter_conversation import Conversation
 from minismtp_plugins._milter_message import Changes, MilterMessage
 from minismtp_plugins._rspamd import edited, parse
@@ -153,14 +153,14 @@ def dovecot_answer(data: bytes) -> None:
         plugin.authenticate(session(), _USER)
 
 
-@target("ldap", "_ldap", "_ber", raises=(RemoteError,))
+@target("ldap", "_ldap", "_ldap_ber", raises=(RemoteError,))
 def ldap_answer(data: bytes) -> None:
     plugin = _ldap()
     plugin._service = cast("Any", Service(data))
     plugin.authenticate(_USER)
 
 
-@target("_ldap_filter", most=1000)
+@target("_ldap_ber", most=1000)
 def name_for_ldap(data: bytes) -> None:
     value = escaped(text_of(data))
     assert value.isascii()

@@ -17,14 +17,15 @@ import rarfile
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minismtp_plugins import _compressed
+from minismtp_plugins import _sequential
 from minismtp_plugins._archives import files_in
 from minismtp_plugins._budget import BrokenError, Budget, TooMuchError
-from minismtp_plugins._uuencode import files_in_text
+from minismtp_plugins._encodings import files_in_text
 from minismtp_plugins.attachments import Attachments
 from test_plugin_attachments import PROGRAM, blocked, mail, tarred, zipped
 
 MIB: Final = 1024 * 1024
+ZSTD: Final = b"\x28\xb5\x2f\xfd"
 FILES: Final = {
     "a.txt": b"text" * 1000,
     "d/setup.exe": PROGRAM,
@@ -232,8 +233,8 @@ def test_xz_is_looked_into() -> None:
 def test_name_of_a_zstd_counts_where_python_cannot_unpack_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_compressed, "_ZSTD_DECODER", None)
-    data = b"\x28\xb5\x2f\xfd" + bytes(20)
+    monkeypatch.setitem(_sequential._DECOMPRESSORS, ZSTD, None)  # noqa: SLF001
+    data = ZSTD + bytes(20)
     assert blocked(mail(("setup.exe.zst", data))) == (
         "a file of type .exe: setup.exe in setup.exe.zst"
     )
@@ -242,7 +243,8 @@ def test_name_of_a_zstd_counts_where_python_cannot_unpack_it(
 
 def test_zstd_is_looked_into_where_python_can(monkeypatch: pytest.MonkeyPatch) -> None:
     zstd = pytest.importorskip("backports.zstd")  # as Python 3.14 has it
-    monkeypatch.setattr(_compressed, "_ZSTD_DECODER", zstd.ZstdDecompressor)
+    decoder = zstd.ZstdDecompressor
+    monkeypatch.setitem(_sequential._DECOMPRESSORS, ZSTD, decoder)  # noqa: SLF001
     data = zstd.compress(tarred(("c.scr", b"")))
     assert blocked(mail(("a.tar.zst", data))) == "a file of type .scr: c.scr in a.tar.zst"
 

@@ -15,7 +15,7 @@ import pytest
 from examples import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from minismtp_plugins._transfer_encoding import decoded
+from minismtp_plugins._encodings import decoded
 from minismtp_plugins.attachments import Attachments
 from test_plugin_attachments import PROGRAM, blocked, mail, zipped
 

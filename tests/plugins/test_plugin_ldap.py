@@ -26,9 +26,16 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minismtp_plugins._ber import Elements, encode, encode_number, number
 from minismtp_plugins._ldap import Conversation
-from minismtp_plugins._ldap_filter import check_dn, encoded_filter, escaped
+from minismtp_plugins._ldap_ber import (
+    Elements,
+    check_dn,
+    encode,
+    encode_number,
+    encoded_filter,
+    escaped,
+    number,
+)
 from minismtp_plugins.ldap import Ldap
 from ports import free_port
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minismtp_plugins import maildir
-from minismtp_plugins._paths import path_component
+from minismtp_plugins._maildir_paths import path_component
 from minismtp_plugins.maildir import Maildir
 
 from minismtp import Address, Content, Defer, Envelope, GroupSync, Message, ServerInfo

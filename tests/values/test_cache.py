@@ -169,7 +169,7 @@ def test_each_cache_of_functions_is_known_and_bounded() -> None:
         "plugins/_dns.py": 1,  # addresses
         "plugins/_dmarc.py": 1,  # domains of 255 octets
         "plugins/relay.py": 1,  # addresses
-        "plugins/_paths.py": 1,  # local parts of 512 octets, domains of 255
+        "plugins/_maildir_paths.py": 1,  # local parts of 512 octets, domains of 255
         "plugins/_part_reader.py": 1,  # 1000 octets
     }
     found = {
