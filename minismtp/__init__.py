@@ -72,6 +72,7 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.values.group_sync import GroupSync as GroupSync
     from minismtp.values.passwords import check_stored_password as check_stored_password
     from minismtp.values.passwords import verify_password as verify_password
+    from minismtp.values.peer import in_networks as in_networks
     from minismtp.values.reply import Defer as Defer
     from minismtp.values.reply import Disconnect as Disconnect
     from minismtp.values.reply import Reject as Reject
@@ -118,6 +119,7 @@ _MODULES: Final = {
     ),
     "values.group_sync": "GroupSync",
     "values.passwords": "check_stored_password verify_password",
+    "values.peer": "in_networks",
     "values.reply": "Defer Disconnect Reject Reply",
     "values.stash": "Stash StashKey",
     "values.threads": "start_thread surviving",

@@ -1,10 +1,10 @@
 """Relay mail of users after a login, of trusted networks, and for further domains."""
 
 from dataclasses import field
-from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from functools import lru_cache, partial
+from ipaddress import IPv4Network, IPv6Network
 
-from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, plugin
+from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, in_networks, plugin
 
 _PEERS = 1024  # of which it is remembered whether they are trusted
 _WIDEST = {4: 8, 6: 16}  # shortest prefixes of networks that one organization may have
@@ -25,7 +25,7 @@ class Relaying:
     domains: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._trusts = lru_cache(_PEERS)(self._is_trusted)
+        self._trusts = lru_cache(_PEERS)(partial(in_networks, networks=self.networks))
         for domain in self.domains:
             form = Address("", domain).ascii_domain
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
@@ -49,9 +49,3 @@ class Relaying:
         if ours or session.login is not None or self._trusts(session.peer):
             return Relay()
         return None
-
-    def _is_trusted(self, peer: str) -> bool:
-        if not self.networks or peer == "unix":
-            return False
-        address = ip_address(peer)
-        return any(address in network for network in self.networks)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeAlias
 
 from minismtp.mail.session import Session
@@ -25,6 +25,7 @@ from minismtp.smtp.protocol import (
     Refused,
     SaslResponse,
 )
+from minismtp.values.peer import in_networks
 from minismtp.values.printable import one_line
 from minismtp.values.reply import Reply
 
@@ -48,13 +49,7 @@ class Outlet:
 
     def wants(self, peer: str) -> bool:
         """Return whether the sessions of a peer are traced."""
-        if not self._networks:
-            return True
-        try:
-            address = ip_address(peer)
-        except ValueError:  # a unix socket
-            return False
-        return any(address in network for network in self._networks)
+        return not self._networks or in_networks(peer, self._networks)
 
     def put(self, line: TracedLine) -> None:
         """Add a line, or drop it if the reader is too slow, because sessions never wait."""

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from minismtp.config import Listener
@@ -26,6 +25,7 @@ from minismtp.runtime.session_limits import Admission
 from minismtp.services.tls import Certificates
 from minismtp.session.connection import Connection
 from minismtp.session.listener_context import ListenerContext, new_id
+from minismtp.values.peer import in_networks
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, start_thread, surviving
 
@@ -274,10 +274,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def _trusts(self, peer: str) -> bool:
         """Return whether the peer is a load balancer trusted to send a PROXY header."""
-        if peer == "unix":
-            return True
-        address = ip_address(peer)
-        return any(address in network for network in self.listener.proxy_protocol)
+        return peer == "unix" or in_networks(peer, self.listener.proxy_protocol)
 
     def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
         metrics = self._context.metrics

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network
 from math import inf
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from minismtp.runtime.suspects import Notes
 from minismtp.session.error_count import PeerErrors
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
-from minismtp.values.peer import peer_key
+from minismtp.values.peer import in_networks, peer_key
 from minismtp.values.threads import Flag
 
 _LINE: Final = 400  # octets that a line of the log takes roughly
@@ -220,10 +220,7 @@ class ListenerContext:
 
     def trusts_xclient(self, peer: str) -> bool:
         """Return whether this peer may use XCLIENT."""
-        if not self.xclient or peer == "unix":
-            return False
-        address = ip_address(peer)
-        return any(address in network for network in self.xclient)
+        return in_networks(peer, self.xclient)
 
 
 def new_id() -> str:

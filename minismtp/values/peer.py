@@ -6,7 +6,8 @@ whole /64, so limits by IPv6 address would have no effect.
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Collection
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final
 
@@ -24,6 +25,14 @@ def plain_address(text: str) -> str:
     address = ip_address(text)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(mapped or address)
+
+
+def in_networks(peer: str, networks: Collection[IPv4Network | IPv6Network]) -> bool:
+    """Return whether one of the networks contains a peer; a unix socket is in no network."""
+    if not networks or peer == "unix":
+        return False
+    address = ip_address(peer)
+    return any(address in network for network in networks)
 
 
 def peer_key(peer: str) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minismtp.values.peer import peer_key
+from minismtp.values.peer import in_networks, peer_key
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,20 @@ def test_every_key_has_its_size_and_is_never_all_zeros(peer: IPv4Address | IPv6A
     # A row of zeros is a free one in `session_limits`.
     assert len(peer_key(str(peer))) == 16
     assert any(peer_key(str(peer)))
+
+
+@pytest.mark.parametrize(
+    ("peer", "networks", "found"),
+    [
+        ("192.0.2.1", ["198.51.100.0/24", "192.0.2.0/24"], True),
+        ("192.0.3.1", ["192.0.2.0/24"], False),
+        ("2001:db8::1", ["192.0.2.0/24", "2001:db8::/32"], True),
+        ("192.0.2.1", ["::/0"], False),
+        ("192.0.2.1", [], False),
+        ("unix", ["0.0.0.0/0", "::/0"], False),
+    ],
+)
+def test_peer_is_in_a_network_with_its_address(
+    peer: str, networks: list[str], *, found: bool
+) -> None:
+    assert in_networks(peer, [ip_network(network) for network in networks]) is found
