@@ -1,18 +1,20 @@
-"""Helpers for DKIM signatures and ARC seals: the keys, and the fields to sign."""
+"""Signatures of DKIM and seals of ARC: the keys, and the fields to sign."""
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from minismtp import Message
+from minismtp import Message, steady_time
 
 from ._canonical import body_hash, relaxed_field, signed_fields
 
+ARC_FIELDS = ("ARC-Authentication-Results", "ARC-Message-Signature", "ARC-Seal")
 PrivateKey = rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 SHORT = 2048  # bits of RSA keys, RFC 8301 section 3.2
@@ -46,6 +48,43 @@ def load_key(option: str, path: Path) -> PrivateKey:
     return key
 
 
+class Signer(NamedTuple):
+    """A private key, with its domain and selector in the DNS."""
+
+    domain: str
+    selector: str
+    key: PrivateKey
+
+    def tags(self) -> str:
+        """Return the tags a, d, s and t, folded."""
+        kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
+        named = f"a={kind}-sha256; d={self.domain};\r\n\ts={self.selector};"
+        return f"{named} t={int(steady_time())};"
+
+    def signed(self, name: str, tags: str, octets: bytes) -> str:
+        """Return the value of a field with these tags and a signature of `octets` and the field."""
+        unsigned = f"{tags}\r\n\tb="
+        field = relaxed_field(f"{name}: {unsigned}".encode()).removesuffix(b"\r\n")
+        text = b64encode(signature_of(self.key, octets + field)).decode()
+        lines = (text[start : start + 72] for start in range(0, len(text), 72))
+        return unsigned + "\r\n\t".join(lines)
+
+    def seal(
+        self, message: Message, report: str, status: str, instance: int, before: bytes
+    ) -> None:
+        """Put a set of ARC on top (RFC 8617 section 5.1); `status` is the result of the chain.
+
+        `before` are the octets of the sets below that the seal covers.
+        """
+        results, signature, seal = ARC_FIELDS
+        message.prepend(results, f"i={instance};{report}")
+        content, fields = content_tags(message, "DKIM-Signature")
+        tags = f"i={instance}; {self.tags()}"
+        message.prepend(signature, self.signed(signature, f"{tags}\r\n\t{content}", fields))
+        own = b"".join(relaxed_field(message.headers.raw(name)) for name in (results, signature))
+        message.prepend(seal, self.signed(seal, f"{tags}\r\n\tcv={status};", before + own))
+
+
 def signature_of(key: PrivateKey, octets: bytes) -> bytes:
     """Sign octets (RFC 6376 section 3.3.2, RFC 8463 section 3)."""
     if isinstance(key, rsa.RSAPrivateKey):
@@ -53,32 +92,18 @@ def signature_of(key: PrivateKey, octets: bytes) -> bytes:
     return key.sign(hashlib.sha256(octets).digest())
 
 
-def signed(name: str, tags: str, octets: bytes, key: PrivateKey) -> str:
-    """Return the value of a field with these tags and a signature of `octets` and the field."""
-    unsigned = f"{tags}\r\n\tb="
-    field = relaxed_field(f"{name}: {unsigned}".encode()).removesuffix(b"\r\n")
-    text = b64encode(signature_of(key, octets + field)).decode()
-    return unsigned + "\r\n\t".join(text[start : start + 72] for start in range(0, len(text), 72))
-
-
-def names_to_sign(message: Message, *others: str) -> Iterator[str]:
-    """Yield the names of fields to sign; of `others` those that occur."""
-    for name in _SEALED:
-        yield from [name] * (len(message.headers.raw_all(name)) + 1)
-    for name in (*_SIGNED, *others):
-        yield from [name] * len(message.headers.raw_all(name))
-
-
 def content_tags(message: Message, *others: str) -> tuple[str, bytes]:
     """Return the tags c, h and bh, folded, and the octets of the fields that h names.
 
     Of the `others` the fields that occur are signed, too.
     """
-    names = list(names_to_sign(message, *others))
+    headers = message.headers
+    names = [name for name in _SEALED for _ in (None, *headers.raw_all(name))]
+    names += [name for name in (*_SIGNED, *others) for _ in headers.raw_all(name)]
     with message.open() as reader:
         body = b64encode(body_hash(reader)).decode()
     tags = f"c=relaxed/relaxed;\r\n\th={_folded(names)};\r\n\tbh={body};"
-    return tags, signed_fields(message.headers, names)
+    return tags, signed_fields(headers, names)
 
 
 def _folded(names: Iterable[str]) -> str:

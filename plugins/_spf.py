@@ -8,20 +8,48 @@ its budget (`DnsBudget`), is a permerror too, and so is a record above 4 KiB or 
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from ipaddress import ip_address
-from typing import NamedTuple
+from ipaddress import IPv4Address, ip_address
+from typing import NamedTuple, TypeAlias
 
 from minismtp import UnansweredError
 
-from ._dns import TooManyQuestionsError, is_domain
-from ._spf_macros import MacroString, RecordError, expand, parse_macros
-from ._spf_record import RECORDS, Mechanism, Record, absence_in, is_record
-from ._spf_sender import Ask, PtrNames, Sender
+from ._dns import IpAddress, TooManyQuestionsError, is_domain
+from ._spf_record import (
+    RECORDS,
+    MacroString,
+    Mechanism,
+    Record,
+    RecordError,
+    absence_in,
+    expand,
+    is_record,
+    parse_macros,
+)
+
+#: Returns the records of a name and type as text or raises UnansweredError.
+Ask: TypeAlias = Callable[[str, str], Sequence[str]]
 
 _TERMS, _VOID = 10, 2  # that ask the DNS, and of them, that find nothing
-_HOSTS = 10  # of an MX
+_HOSTS = 10  # of an MX, or names of an address
 _QUESTIONS = 40  # in all: ten terms with ten hosts each would make more than a hundred
 _LONGEST_NAME, _LONGEST_EXPLANATION = 253, 1000  # characters; a reply has room for fewer
+
+
+class Sender(NamedTuple):
+    """The sender as macros see it. `receiver` is this server's name."""
+
+    address: IpAddress
+    local: str
+    domain: str
+    helo: str
+    receiver: str = "unknown"
+
+    @property
+    def dotted(self) -> str:
+        """The address for names in the DNS, 192.0.2.1 or nibbles (RFC 7208 section 7.3)."""
+        if isinstance(self.address, IPv4Address):
+            return str(self.address)
+        return ".".join(self.address.exploded.replace(":", "").upper())
 
 
 class Outcome(NamedTuple):
@@ -63,6 +91,7 @@ class _Evaluation:
         self._questions = self._terms = self._void = 0
         self._kind = "A" if sender.address.version == 4 else "AAAA"  # noqa: PLR2004
         self._texts: Sequence[str] = ()  # of the record that was looked for last
+        self._confirmed: dict[str, bool] = {}  # names that PTR records give the address
 
     def outcome(self) -> Outcome:
         found = self._evaluate(self._sender.domain)
@@ -119,7 +148,7 @@ class _Evaluation:
             case "exists":
                 return bool(self._of_term(target, "A"))
             case "ptr":
-                return self._names.match(target)
+                return any(map(self._is_confirmed, self._names_in(target)))
             case "mx":
                 hosts = self._of_term(target, "MX")
                 if len(hosts) > _HOSTS:
@@ -142,8 +171,31 @@ class _Evaluation:
         return self._answers(name, kind)
 
     @cached_property
-    def _names(self) -> PtrNames:
-        return PtrNames(self._sender.address, self._ask)
+    def _pointers(self) -> list[str]:
+        names = self._ask_for_names(self._sender.address.reverse_pointer, "PTR")
+        return [name.lower().removesuffix(".") for name in names[:_HOSTS]]
+
+    def _names_in(self, domain: str) -> list[str]:
+        """Return the names in a domain that PTR records give the address (section 5.5)."""
+        return [name for name in self._pointers if f".{name}".endswith(f".{domain.lower()}")]
+
+    def _is_confirmed(self, name: str) -> bool:
+        """Return whether a name has the address."""
+        if name not in self._confirmed:
+            texts = self._ask_for_names(name, self._kind)
+            self._confirmed[name] = self._sender.address in map(ip_address, texts)
+        return self._confirmed[name]
+
+    def _best_name(self, domain: str) -> str:
+        """Return the domain, else a name below it, else any, else "unknown" (section 7.3)."""
+        below = sorted(self._names_in(domain), key=lambda name: name != domain.lower())
+        return next(filter(self._is_confirmed, [*below, *self._pointers]), "unknown")
+
+    def _ask_for_names(self, name: str, kind: str) -> Sequence[str]:
+        try:
+            return self._ask(name, kind)
+        except UnansweredError:  # RFC 7208 section 5.5: the name does not match
+            return ()
 
     def _count(self) -> None:
         self._terms += 1
@@ -177,7 +229,7 @@ class _Evaluation:
             "o": lambda: sender.domain,
             "d": lambda: domain,
             "i": lambda: sender.dotted,
-            "p": lambda: self._names.best(domain),
+            "p": lambda: self._best_name(domain),
             "v": lambda: "in-addr" if self._kind == "A" else "ip6",
             "h": lambda: sender.helo,
             "c": lambda: str(sender.address),

@@ -4,8 +4,10 @@ A chain is worth as much as the hosts that sealed it. `dmarc` decides which of t
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -22,25 +24,20 @@ from minismtp import (
     hookimpl,
     plugin,
     results_of,
+    steady_time,
     warn_of_readers,
 )
 
-from ._arc import (
-    LONGEST,
-    NAMES,
-    SEAL,
-    ArcSet,
-    BrokenChainError,
-    Sealer,
-    instance_of,
-    read_chain,
-    verify_chain,
-)
 from ._authres import read
+from ._canonical import relaxed_field
 from ._checks import DnsCheck
-from ._dkim_key import Keys
-from ._signing import load_key
+from ._dkim import Keys, Signature, UnverifiedError, check_bodies, read_tags
+from ._signing import ARC_FIELDS, Signer, load_key
 
+RESULTS, MESSAGE, SEAL = ARC_FIELDS
+LONGEST: Final = 50  # sets of one chain, RFC 8617 section 4.2.1
+_INSTANCE: Final = re.compile(r"\s*i\s*=\s*([0-9]{1,3})\s*;")
+_TAGS: Final = ("i", "a", "b", "d", "s")
 _FIELD = "Authentication-Results"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?")
 
@@ -90,7 +87,7 @@ class Arc(DnsCheck):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._id = Address("", self.authserv_id).ascii_domain
-        self._sealer: Sealer | None = None
+        self._signer: Signer | None = None
         if not (self.domain or self.selector or self.key):
             return
         domain = Address("", self.domain).ascii_domain
@@ -104,7 +101,7 @@ class Arc(DnsCheck):
         key = load_key("key", self.key)
         if not isinstance(key, rsa.RSAPrivateKey):
             raise ValueError(f"key: {self.key}: expected an RSA key, as few receivers know others")  # noqa: TRY004 - a mistake in an option
-        self._sealer = Sealer(domain, self.selector, key)
+        self._signer = Signer(domain, self.selector, key)
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
@@ -125,7 +122,7 @@ class Arc(DnsCheck):
             if chain:
                 keys = Keys(self._resolver, self.patience)
                 told["header.oldest-pass"] = str(verify_chain(message, chain, keys))
-            reports = tuple(map(_report, chain))
+            reports = tuple(each.report for each in chain)
             found = ArcResult("pass" if chain else "none", reports=reports)
         except BrokenChainError as problem:
             found = ArcResult("fail", str(problem))
@@ -137,27 +134,21 @@ class Arc(DnsCheck):
         """Seal a message from elsewhere."""
         envelope = delivery.envelope
         ours = envelope.login is not None or not envelope.peer  # a notification has no peer
-        if self._sealer is None or ours or envelope.body == "BINARYMIME":
+        if self._signer is None or ours or envelope.body == "BINARYMIME":
             return
         value = _written_here(message.headers, self._id)
         statuses = [each.result for each in read(value)[1] if each.method == "arc"]
         try:
-            chain, last = read_chain(message.headers), 0
+            chain = read_chain(message.headers)
+            last = len(chain)
         except BrokenChainError:
             chain, last = [], _last_of_broken(message.headers)
-        before = b"".join(each.octets for each in chain)
-        match statuses:
-            case ["none"] if not (chain or last):
-                self._sealer.seal(message, value, "none", 1)
-            case ["pass"] if 0 < len(chain) < LONGEST:
-                self._sealer.seal(message, value, "pass", len(chain) + 1, before)
-            case ["fail"] if max(last, len(chain)) < LONGEST:
-                self._sealer.seal(message, value, "fail", max(last, len(chain)) + 1)
-
-
-def _report(each: ArcSet) -> ArcReport:
-    name, results = read(each.report)
-    return ArcReport(each.seal.domain, name, tuple(results))
+        fits = {"none": not last, "pass": bool(chain), "fail": True}
+        if last < LONGEST and len(statuses) == 1 and fits.get(statuses[0]):
+            # RFC 8617 section 5.1.2: a seal of a broken chain does not cover it.
+            covered = chain if statuses == ["pass"] else []
+            before = b"".join(each.octets for each in covered)
+            self._signer.seal(message, value, statuses[0], last + 1, before)
 
 
 def _written_here(headers: Headers, authserv_id: str) -> str:
@@ -179,4 +170,124 @@ def _last_of_broken(headers: Headers) -> int:
     """Return the highest instance of a set, the limit if a seal says that the chain failed."""
     if any(re.search(rb"cv\s*=\s*fail\b", raw) for raw in headers.raw_all(SEAL)):
         return LONGEST
-    return max((instance_of(raw) for name in NAMES for raw in headers.raw_all(name)), default=0)
+    return max(
+        (instance_of(raw) for name in ARC_FIELDS for raw in headers.raw_all(name)), default=0
+    )
+
+
+class BrokenChainError(Exception):
+    """A chain is not valid; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArcSet:
+    """The three fields that one host added."""
+
+    instance: int
+    results: bytes
+    message: Signature
+    seal: Signature
+
+    @property
+    def report(self) -> ArcReport:
+        """The host's results; their field is an Authentication-Results field after the instance."""
+        name, results = read(Headers([self.results]).get(RESULTS).partition(";")[2])
+        return ArcReport(self.seal.domain, name, tuple(results))
+
+    @property
+    def octets(self) -> bytes:
+        """The three fields in the form that seals cover."""
+        return b"".join(map(relaxed_field, (self.results, self.message.raw, self.seal.raw)))
+
+
+def read_chain(headers: Headers) -> list[ArcSet]:
+    """Return the sets from the first to the last; empty without a chain. Raise BrokenChainError.
+
+    RFC 8617 section 5.2, steps 1 to 3.
+    """
+    fields = {name: headers.raw_all(name) for name in ARC_FIELDS}
+    length = max(map(len, fields.values()))
+    if length and headers.truncated:
+        raise BrokenChainError("the header is too large")
+    if length > LONGEST:
+        raise BrokenChainError(f"it has more than {LONGEST} sets")
+    found: dict[str, dict[int, bytes]] = {}
+    for name, raws in fields.items():
+        found[name] = {instance_of(raw): raw for raw in raws}
+        if sorted(found[name]) != [*range(1, length + 1)] or len(raws) != length:
+            raise BrokenChainError(f"{name} is not there once for each set")
+    try:
+        return [_read_set(number, found) for number in range(1, length + 1)]
+    except UnverifiedError as error:
+        raise BrokenChainError(error.reason) from None
+
+
+def instance_of(raw: bytes) -> int:
+    """Return the instance of a field, the number of its set, 0 if it has no instance."""
+    name = raw.partition(b":")[0].strip(b" \t").decode("ascii")
+    value = Headers([raw]).get(name)
+    if name.lower() == RESULTS.lower():
+        match = _INSTANCE.match(value)
+        return int(match[1]) if match else 0
+    try:
+        text = read_tags(value).get("i", "")
+    except ValueError:
+        return 0
+    return int(text) if re.fullmatch("[0-9]{1,3}", text) else 0
+
+
+def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> ArcSet:
+    message = Signature.read(found[MESSAGE][number], *_TAGS, "bh", "h")
+    seal = Signature.read(found[SEAL][number], *_TAGS, "cv")
+    expected = "none" if number == 1 else "pass"
+    if seal.tags["cv"] != expected:
+        raise BrokenChainError(f"seal {number} says cv={seal.tags['cv'][:20]}")
+    if "h" in seal.tags or "arc-seal" in message.names:
+        raise BrokenChainError(f"set {number} signs what it should not")
+    return ArcSet(number, found[RESULTS][number], message, seal)
+
+
+def verify_chain(message: Message, chain: Sequence[ArcSet], keys: Keys) -> int:
+    """Return the oldest instance since which the message did not change, 0 for the whole chain.
+
+    RFC 8617 section 5.2, steps 4 to 6. Raise BrokenChainError.
+    """
+    good = list(_good_headers(message, chain, keys))
+    problems = check_bodies(message, [each.message for each in good])
+    oldest = chain[-1].instance
+    for each, problem in zip(good, problems, strict=True):
+        if problem is not None:
+            if each is chain[-1]:
+                raise BrokenChainError(problem.reason)
+            break
+        oldest = each.instance
+    before = b""
+    for each in chain:
+        _check_seal(each, before, keys)
+        before += each.octets
+    return 0 if oldest == 1 else oldest
+
+
+def _good_headers(message: Message, chain: Sequence[ArcSet], keys: Keys) -> Iterator[ArcSet]:
+    """Yield the sets with a valid signature of the header, the last first; it must be valid."""
+    for each in reversed(chain):
+        signature = each.message
+        try:
+            signature.check_tags(steady_time())
+            key, _ = keys.find(signature)
+            signature.check(signature.signed_fields(message.headers), key)
+        except UnverifiedError as problem:
+            if each is chain[-1]:
+                raise BrokenChainError(problem.reason) from None
+            return
+        yield each
+
+
+def _check_seal(last: ArcSet, before: bytes, keys: Keys) -> None:
+    octets = before + relaxed_field(last.results) + relaxed_field(last.message.raw)
+    try:
+        last.seal.check_tags(steady_time())
+        key, _ = keys.find(last.seal)
+        last.seal.check(octets, key)
+    except UnverifiedError as problem:
+        raise BrokenChainError(f"seal {last.instance}: {problem.reason}") from None

@@ -7,10 +7,9 @@ tests. RFC 6376 (DKIM), 8301 (RSA keys), 8463 (Ed25519).
 
 import logging
 import re
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from dataclasses import field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from string import Formatter
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -21,13 +20,14 @@ from minismtp import (
     Message,
     ServerInfo,
     hookimpl,
+    in_networks,
     plugin,
-    steady_time,
     warn_of_readers,
 )
 
 from ._from import TooManyDomainsError, domains_of
-from ._signing import SHORT, PrivateKey, content_tags, load_key, signed
+from ._options import check_placeholders
+from ._signing import SHORT, Signer, content_tags, load_key
 
 _log = logging.getLogger(__name__)
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,61}[A-Za-z0-9])?")
@@ -58,16 +58,16 @@ class DkimSign:
         for selector in self.selectors:
             if not _SELECTOR.fullmatch(selector):
                 raise ValueError(f"selectors: {selector!r} cannot stand in the DNS")
-        names = {part[1] for part in Formatter().parse(str(self.keys)) if part[1] is not None}
-        missing = {"domain": len(self.domains), "selector": len(self.selectors)}
-        if not names <= set(missing):
-            raise ValueError(f"keys: {self.keys}: placeholders are {{domain}} and {{selector}}")
-        for name, count in missing.items():
-            if count > 1 and name not in names:
+        check_placeholders("keys", str(self.keys), ["domain", "selector"])
+        for name, count in (("domain", len(self.domains)), ("selector", len(self.selectors))):
+            if count > 1 and f"{{{name}}}" not in str(self.keys):
                 raise ValueError(f"keys: {self.keys}: expected {{{name}}}, as there are several")
         domains = [Address("", domain).ascii_domain for domain in self.domains]
         self._signers = {
-            domain: [self._signer(domain, selector) for selector in self.selectors]
+            domain: [
+                Signer(domain, selector, load_key("keys", self._path(domain, selector)))
+                for selector in self.selectors
+            ]
             for domain in domains
         }
 
@@ -77,9 +77,10 @@ class DkimSign:
         if server.role != "check":
             return
         for signer in [each for signers in self._signers.values() for each in signers]:
-            warn_of_readers("keys", signer.path)
+            path = self._path(signer.domain, signer.selector)
+            warn_of_readers("keys", path)
             if isinstance(signer.key, rsa.RSAPrivateKey) and signer.key.key_size < SHORT:
-                _log.warning("keys: %s has %d bits only", signer.path, signer.key.key_size)
+                _log.warning("keys: %s has %d bits only", path, signer.key.key_size)
 
     @hookimpl
     def on_send(self, delivery: Delivery, message: Message) -> None:
@@ -90,20 +91,18 @@ class DkimSign:
         if not self._is_own(delivery.envelope):
             return
         tags, fields = content_tags(message)
-        for signature in [signer.sign(tags, fields) for signer in signers]:
-            message.prepend("DKIM-Signature", signature)
+        for signer in signers:
+            whole = f"v=1; {signer.tags()} {tags}"
+            message.prepend("DKIM-Signature", signer.signed("DKIM-Signature", whole, fields))
 
     def _is_own(self, envelope: Envelope) -> bool:
         if envelope.login is not None:
             return True
         if not envelope.peer:  # a notification, which repeats text of the sender and of hosts
             return envelope.trusted
-        if not self.networks or envelope.peer == "unix":
-            return False
-        address = ip_address(envelope.peer)
-        return any(address in network for network in self.networks)
+        return in_networks(envelope.peer, self.networks)
 
-    def _signers_of(self, message: Message) -> list["_Signer"]:
+    def _signers_of(self, message: Message) -> list[Signer]:
         """Return the keys for the domain in From, as `dmarc` reads it; none for several domains."""
         senders = message.headers.get_all("From")
         try:
@@ -118,23 +117,5 @@ class DkimSign:
             domain = domain.partition(".")[2]
         return domain
 
-    def _signer(self, domain: str, selector: str) -> "_Signer":
-        path = Path(str(self.keys).format(domain=domain, selector=selector))
-        return _Signer(path, domain, selector, load_key("keys", path))
-
-
-@dataclass(frozen=True)
-class _Signer:
-    """A key with its domain and selector in the DNS."""
-
-    path: Path
-    domain: str
-    selector: str
-    key: PrivateKey
-
-    def sign(self, tags: str, fields: bytes) -> str:
-        """Return the value of a DKIM-Signature field with these tags, folded."""
-        kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
-        own = f"v=1; a={kind}-sha256; d={self.domain};"
-        own += f"\r\n\ts={self.selector}; t={int(steady_time())}; {tags}"
-        return signed("DKIM-Signature", own, fields, self.key)
+    def _path(self, domain: str, selector: str) -> Path:
+        return Path(str(self.keys).format(domain=domain, selector=selector))

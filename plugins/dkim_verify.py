@@ -19,8 +19,7 @@ from minismtp import (
 )
 
 from ._checks import DnsCheck
-from ._dkim import Signature, UnverifiedError, check_bodies
-from ._dkim_key import Keys
+from ._dkim import Keys, Signature, UnverifiedError, check_bodies
 
 # The range for the number of characters of a signature that are shown (RFC 6008 section 4)
 _SHOWN = range(8, 200)

@@ -5,8 +5,14 @@ come from the public suffix list, which takes at most two questions. The walk up
 may take eight, and domains were set up for the list. `pct` still counts.
 """
 
+import functools
+import re
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
+
+from publicsuffixlist import PublicSuffixList
 
 from minismtp import (
     Address,
@@ -26,21 +32,21 @@ from minismtp import (
 )
 
 from ._checks import ClientCheck, DnsCheck
-from ._dmarc import (
-    POLICIES,
-    Domains,
-    Policy,
-    is_aligned,
-    organization,
-    policy_of,
-    public_suffixes,
-    sampled,
-)
-from ._dns import can_be_asked
+from ._dns import ParsedRecords, Questions, can_be_asked
 from ._from import TooManyDomainsError, domains_of
 from .arc import ARC
 
+Policy = Literal["none", "quarantine", "reject"]
+
+_POLICIES: Final[tuple[Policy, ...]] = ("none", "quarantine", "reject")
 _RANKS: Final = {"pass": 0, "none": 1, "permerror": 2, "fail": 3, "temperror": 4}
+# dmarc-version = "v" *WSP "=" *WSP %x44.4d.41.52.43.31 (RFC 7489 section 6.4)
+_RECORD: Final = re.compile(r"[vV]\s*+=\s*+DMARC1\s*+(?:;|$)")
+_ALMOST: Final = re.compile(r"v?\s*+=?\s*+DMARC1", re.IGNORECASE)
+# dmarc-uri = URI [ "!" 1*DIGIT [ "k" / "m" / "g" / "t" ] ]
+_URI: Final = re.compile(r"[a-z][a-z0-9+.-]*+:[^\s,!]++(?:![0-9]++[kmgt]?)?")
+_ORGANIZATIONS: Final = 1024  # domains whose organization is remembered
+_PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ class Dmarc(ClientCheck, DnsCheck):
     def on_start(self, server: ServerInfo) -> None:
         """Read the public suffix list."""
         super().on_start(server)
-        public_suffixes()
+        _public_suffixes()
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:
@@ -125,11 +131,12 @@ class Dmarc(ClientCheck, DnsCheck):
             return DmarcResult("permerror", disposition="reject", reason=str(error))
         if not domains:
             return DmarcResult("permerror", reason="no From field has a domain")
-        names = Domains(self._resolver, self.patience)
+        questions = Questions(self._resolver, self.patience)
         found = [
-            self._overridden(_evaluated(domain, envelope, names), envelope) for domain in domains
+            self._overridden(_evaluated(domain, envelope, questions), envelope)
+            for domain in domains
         ]
-        return max(found, key=lambda each: (POLICIES.index(each.disposition), _RANKS[each.result]))
+        return max(found, key=lambda each: (_POLICIES.index(each.disposition), _RANKS[each.result]))
 
     def _overridden(self, found: DmarcResult, envelope: Envelope) -> DmarcResult:
         """Accept a failure if a trusted sealer saw the message pass (RFC 8617 section 7.2)."""
@@ -150,23 +157,23 @@ def _passed(result: AuthResult, domain: str) -> bool:
     return (result.method, result.result, sender) == ("dmarc", "pass", domain)
 
 
-def _evaluated(domain: str, envelope: Envelope, names: Domains) -> DmarcResult:
+def _evaluated(domain: str, envelope: Envelope, questions: Questions) -> DmarcResult:
     results = results_of(envelope)
     if missing := {"spf", "dkim"}.difference(each.method for each in results):
         raise LookupError(
             f"there is no result of {min(missing)}: it has to be checked before DMARC"
         )
     try:
-        record = names.record(domain)
-        parent = organization(domain)
+        record = record_of(domain, questions)
+        parent = _organization(domain)
         inherited = record.tags is None and not record.several and parent != domain
-        found = names.record(parent) if inherited else record
+        found = record_of(parent, questions) if inherited else record
         tags = found.tags
         if tags is None:
             return DmarcResult(
                 "none", domain, reason=found.reason or record.reason or "the domain has no policy"
             )
-        policy = policy_of(tags, names, domain if inherited else "")
+        policy = policy_of(tags, questions, domain if inherited else "")
     except UnansweredError as error:
         return DmarcResult("temperror", domain, reason=str(error))
     if policy is None:
@@ -178,3 +185,103 @@ def _evaluated(domain: str, envelope: Envelope, names: Domains) -> DmarcResult:
         return DmarcResult("temperror", domain, policy, reason="a check has had no answer")
     reason = f"{domain} does not know this message as its own"
     return DmarcResult("fail", domain, policy, sampled(policy, tags), reason)
+
+
+class Record(NamedTuple):
+    """A domain's record: its `tags`, or None without a valid record, and the reason.
+
+    With `several` records the organization is not asked.
+    """
+
+    tags: Mapping[str, str] | None
+    reason: str = ""
+    several: bool = False
+
+
+@functools.cache
+def _public_suffixes() -> PublicSuffixList:
+    """Return the list, which is read once in a process."""
+    return PublicSuffixList()
+
+
+@functools.lru_cache(_ORGANIZATIONS)
+def _organization(domain: str) -> str:
+    """Return the organizational domain (RFC 7489 section 3.2)."""
+    return _public_suffixes().privatesuffix(domain) or domain
+
+
+def record_of(domain: str, questions: Questions) -> Record:
+    """Return a domain's own record; several are invalid (RFC 7489 section 6.6.3)."""
+    texts = [text.strip() for text in questions.ask(f"_dmarc.{domain}", "TXT")]
+    records = [text for text in texts if _RECORD.match(text)]
+    if len(records) == 1:
+        return Record(_TAGS.get(records[0]))
+    if records:
+        return Record(None, f"{domain} has {len(records)} records", several=True)
+    if any(map(_ALMOST.match, texts)):
+        return Record(None, f"the record of {domain} does not begin with v=DMARC1;")
+    return Record(None)
+
+
+def _tags(record: str) -> dict[str, str]:
+    """Read a record. A tag with two different values is ignored, because either could count."""
+    tags: dict[str, str] = {}
+    for spec in record.split(";"):
+        name, _, value = spec.partition("=")
+        name, value = name.strip().lower(), value.strip().lower()
+        if name == "rua" and tags.get(name):  # one more place for reports
+            value = f"{tags[name]},{value}"
+        elif tags.get(name, value) != value:
+            value = ""
+        tags[name] = value
+    return tags
+
+
+_TAGS: Final = ParsedRecords(_tags, lambda text: 4 * len(text) + 300 * text.count(";"))
+
+
+def policy_of(tags: Mapping[str, str], questions: Questions, subdomain: str) -> Policy | None:
+    """Return the policy for the domain itself, or for a subdomain without a record of its own.
+
+    A record with an invalid p, sp or np only asks for reports. If it has no address for reports
+    either, there is no policy, and this returns None (RFC 7489 section 6.6.3; RFC 9989 for np).
+    """
+    wanted = tags.get("p", "")
+    if not {wanted, tags.get("sp", "none"), tags.get("np", "none")} <= {*_POLICIES}:
+        addresses = (text.strip() for text in tags.get("rua", "").split(","))
+        return "none" if any(map(_URI.fullmatch, addresses)) else None
+    if subdomain:
+        wanted = tags.get("sp", wanted)
+        if "np" in tags and not questions.lookup(subdomain, "A").exists:
+            wanted = tags["np"]
+    return next(each for each in _POLICIES if each == wanted)
+
+
+def sampled(policy: Policy, tags: Mapping[str, str]) -> Policy:
+    """Return the policy, or the next weaker one outside the sample (section 6.6.4)."""
+    text = tags.get("pct", "100")
+    share = int(text) if _PERCENTAGE.fullmatch(text) else 100
+    if tags.get("t") == "y":  # RFC 9989: the domain tests
+        share = 0
+    weaker = policy != "none" and secrets.randbelow(100) >= share
+    return _POLICIES[_POLICIES.index(policy) - weaker]
+
+
+def is_aligned(
+    result: AuthResult, domain: str, tags: Mapping[str, str], envelope: Envelope
+) -> bool:
+    """Return whether a result is for the domain or its organization (RFC 7489 section 3.1)."""
+    if result.method == "dkim":
+        name, mode = result.properties.get("header.d", ""), tags.get("adkim")
+    elif result.method == "spf":
+        # HELO counts where MAIL FROM has no domain (RFC 7489 section 3.1.2)
+        identity = "smtp.helo" if envelope.reverse_path is None else "smtp.mailfrom"
+        name, mode = result.properties.get(identity, ""), tags.get("aspf")
+    else:
+        return False
+    if name == domain:
+        return True
+    other = Address("", name.rpartition("@")[2]).ascii_domain
+    if mode == "s" or not other:
+        return other == domain
+    return _organization(other) == _organization(domain)

@@ -29,10 +29,10 @@ from minismtp import (
 )
 
 from . import _milter as wire
-from ._client_name import confirmed_name
 from ._milter_conversation import Conversation
 from ._milter_message import Changes, MilterMessage
 from ._options import check_time
+from .reverse_dns import confirmed_name
 
 _VERDICTS = (Reject, Defer, Disconnect)
 _KNOWN = frozenset({"VRFY", "EXPN", "HELP", "XCLIENT"})

@@ -22,9 +22,9 @@ from minismtp import (
 )
 
 from ._checks import DnsCheck
-from ._client_name import confirmed_name
 from ._dns import local_networks, unmapped
 from ._rspamd import RSPAMD, Answer, RspamdResult, edited, parse
+from .reverse_dns import confirmed_name
 
 __all__ = ["RSPAMD", "Rspamd", "RspamdResult"]
 

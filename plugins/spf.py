@@ -20,8 +20,7 @@ from minismtp import (
 from ._checks import Action, ClientCheck, DnsCheck, act, note
 from ._dns import Questions, budget_of
 from ._options import check_points
-from ._spf import Outcome, check_host
-from ._spf_sender import Sender
+from ._spf import Outcome, Sender, check_host
 
 _LONGEST_EXPLANATION = 300  # characters
 _POINTS = {"pass": 0.0, "fail": 4.0, "softfail": 1.0, "permerror": 1.0, "helo_fail": 2.0}

@@ -13,11 +13,10 @@ import pytest
 from fakes import Names, serving
 from minismtp_plugins import _milter
 from minismtp_plugins._directory import read_aliases
-from minismtp_plugins._dns_list import DnsList
 from minismtp_plugins._maildir_paths import Template
 from minismtp_plugins._srs import Srs
 from minismtp_plugins.authentication_results import AuthenticationResults
-from minismtp_plugins.dnsbl import Dnsbl
+from minismtp_plugins.dnsbl import Dnsbl, DnsList
 from minismtp_plugins.helo import HeloChecks
 from minismtp_plugins.lmtp import Lmtp
 from minismtp_plugins.mailboxes import Mailboxes

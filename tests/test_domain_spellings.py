@@ -15,21 +15,18 @@ from typing import Any, Final, cast
 import pytest
 from fakes import Names, envelope
 from minismtp_plugins._dkim import Signature
-from minismtp_plugins._dmarc import is_aligned
-from minismtp_plugins._dns_list import DnsList
 from minismtp_plugins._from import domains_of
 from minismtp_plugins._maildir_paths import Template
-from minismtp_plugins._rule import Condition, Rule
 from minismtp_plugins.authentication_results import AuthenticationResults
-from minismtp_plugins.dmarc import Dmarc
-from minismtp_plugins.dnsbl import Dnsbl
+from minismtp_plugins.dmarc import Dmarc, is_aligned
+from minismtp_plugins.dnsbl import Dnsbl, DnsList
 from minismtp_plugins.greylist import Greylist
 from minismtp_plugins.helo import HeloChecks
 from minismtp_plugins.ldap import Ldap
 from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.rate_limit import Limit, RateLimit
 from minismtp_plugins.relay import Relaying
-from minismtp_plugins.rules import Rules
+from minismtp_plugins.rules import Condition, Rule, Rules
 from minismtp_plugins.spf import Spf
 from test_plugin_mailboxes import SESSION
 

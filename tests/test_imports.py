@@ -60,7 +60,7 @@ def test_server_imports_no_shipped_plugin() -> None:
     ids=lambda path: path.stem,
 )
 def test_shipped_plugin_is_a_small_file(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 200
+    assert len(path.read_text().splitlines()) <= 300
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)

@@ -29,8 +29,8 @@ _MADE: Final = {
     "minismtp.config.types._pattern": "the operator's, in the configuration",
     "minismtp.runtime.decision_log.mentions": "the operator's, and literals",
     "minismtp.mail.cleanup._fields_called": "the operator's names, at the beginnings of lines",
-    "minismtp_plugins._rule._compiled": "the operator's, of a module that stops when told",
-    "minismtp_plugins._spf_macros.expand": "one class",
+    "minismtp_plugins.rules._compiled": "the operator's, of a module that stops when told",
+    "minismtp_plugins._spf_record.expand": "one class",
     "minismtp_plugins._part_reader._compiled": "literals of 250 octets at most",
 }
 

@@ -16,17 +16,16 @@ from dns.rdatatype import RdataType
 from dns.rdtypes.ANY.TXT import TXT
 from fakes import Names, envelope
 from minismtp_plugins import (
-    _arc,
     _authres,
     _dkim,
-    _dkim_key,
-    _dmarc,
     _from,
     _milter,
     _mime,
-    _tags,
+    arc,
     dkim_verify,
+    dmarc,
 )
+from minismtp_plugins._dns import Questions
 from pumps import grows_too_fast
 
 from minismtp import (
@@ -126,9 +125,9 @@ class _Record(Resolver):
 
 
 def _record(text: str) -> object:
-    _dmarc._TAGS._known = BoundedCache(0)  # noqa: SLF001 - a record that is known takes no time
+    dmarc._TAGS._known = BoundedCache(0)  # noqa: SLF001 - a record that is known takes no time
     resolver = _Record(f"v=DMARC1; {text}")
-    return _dmarc.Domains(resolver, timedelta(seconds=100)).record("example.org")
+    return dmarc.record_of("example.org", Questions(resolver, timedelta(seconds=100)))
 
 
 def _signature(text: str) -> _dkim.Signature:
@@ -143,8 +142,8 @@ def _logged(text: str) -> None:
 
 
 def _key(text: str) -> object:
-    _dkim_key._KEYS["rsa"]._known = BoundedCache(0)  # noqa: SLF001 - the same
-    keys = _dkim_key.Keys(_Record(f"v=DKIM1; {text}"), timedelta(seconds=100))
+    _dkim._KEYS["rsa"]._known = BoundedCache(0)  # noqa: SLF001 - the same
+    keys = _dkim.Keys(_Record(f"v=DKIM1; {text}"), timedelta(seconds=100))
     return keys.find(_signature("v=1; a=rsa-sha256; b=; bh="))
 
 
@@ -189,10 +188,10 @@ PARSERS: Final[dict[str, Parser]] = {
     "addresses of From, completed": lambda text: completed(f"From: {text}".encode(), "a.example"),
     "Authentication-Results": _authres.read,
     "Authentication-Results, written": _written,
-    "tags": _tags.read_tags,
+    "tags": _dkim.read_tags,
     "signature": _signature,
     "signatures": _signatures,
-    "instance of ARC": lambda text: _arc.instance_of(f"ARC-Seal: {text}".encode()),
+    "instance of ARC": lambda text: arc.instance_of(f"ARC-Seal: {text}".encode()),
     "record of DMARC": _record,
     "policy of MTA-STS": StsPolicy.parse,
     "header": lambda text: Headers.parse(text.encode()),

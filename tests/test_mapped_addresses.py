@@ -15,8 +15,7 @@ from fakes import Names, envelope
 from hypothesis import given
 from hypothesis import strategies as st
 from minismtp_plugins._checks import ClientCheck
-from minismtp_plugins._spf import check_host
-from minismtp_plugins._spf_sender import Sender
+from minismtp_plugins._spf import Sender, check_host
 from minismtp_plugins.dovecot_auth import _request
 from minismtp_plugins.helo import HeloChecks
 from minismtp_plugins.mailboxes import Mailboxes

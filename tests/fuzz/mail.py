@@ -15,10 +15,10 @@ from minismtp_plugins._from import TooManyDomainsError, domains_of
 from minismtp_plugins._maildir_paths import Folder
 from minismtp_plugins._mime import boundaries_of, encodings_of, kinds_of, names_of, values_of
 from minismtp_plugins._parts import parts_of
-from minismtp_plugins._rule import Condition, Evaluation, Rule
 from minismtp_plugins._spam import mark, remove_marks
 from minismtp_plugins.attachments import Attachments
 from minismtp_plugins.authentication_results import AuthenticationResults
+from minismtp_plugins.rules import Condition, Evaluation, Rule
 
 from fuzz.peers import message_of, session, text_of
 from fuzz.target import target
@@ -211,7 +211,7 @@ def submitted_message(data: bytes) -> None:
 
 
 # The module regex keeps about 90 octets for each character that it may go back to.
-@target("_rule", "rules", "mail.headers", raises=(TimeoutError,), memory=1 << 24)
+@target("rules", "mail.headers", raises=(TimeoutError,), memory=1 << 24)
 def rules(data: bytes) -> None:
     header = Condition(header="Subject", matches="(a|b)*c")
     rule = Rule(name="x", action="tag", all=[header, Condition(sender="@client")])

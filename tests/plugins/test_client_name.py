@@ -8,8 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 from fakes import Names
-from minismtp_plugins._client_name import confirmed_name
-from minismtp_plugins.reverse_dns import ReverseDns
+from minismtp_plugins.reverse_dns import ReverseDns, confirmed_name
 
 from minismtp import Found, Session, UnansweredError, hookimpl, plugin
 from minismtp.testing import Dialogue, Mailroom

@@ -8,14 +8,11 @@ from ipaddress import ip_address
 from typing import Final
 
 import pytest
-from minismtp_plugins._dkim import UnverifiedError
-from minismtp_plugins._dkim_key import _KEYS
-from minismtp_plugins._dmarc import _TAGS
+from minismtp_plugins._dkim import _KEYS, UnverifiedError
 from minismtp_plugins._dns import ParsedRecords
-from minismtp_plugins._spf import check_host
-from minismtp_plugins._spf_macros import RecordError
-from minismtp_plugins._spf_record import RECORDS
-from minismtp_plugins._spf_sender import Sender
+from minismtp_plugins._spf import Sender, check_host
+from minismtp_plugins._spf_record import RECORDS, RecordError
+from minismtp_plugins.dmarc import _TAGS
 from test_plugin_dkim_verify import RSA
 from zones import published
 

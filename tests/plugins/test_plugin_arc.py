@@ -13,9 +13,8 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from minismtp_plugins import _arc, _signing
 from minismtp_plugins._authres import written
-from minismtp_plugins._signing import PrivateKey
+from minismtp_plugins._signing import Signer
 from minismtp_plugins.arc import ARC, Arc, ArcResult
 from minismtp_plugins.dmarc import DMARC, Dmarc
 from zones import DictionaryResolver, published
@@ -213,12 +212,12 @@ def test_broken_chain_is_sealed_as_broken_and_then_no_more(key: Path) -> None:
 
 def test_seal_names_no_fields(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 8617 section 4.1.3; the seal itself is good."""
-    make = _signing.signed
+    make = Signer.signed
 
-    def with_names(name: str, tags: str, octets: bytes, key: PrivateKey) -> str:
-        return make(name, f"{tags} h=from;" if name == "ARC-Seal" else tags, octets, key)
+    def with_names(signer: Signer, name: str, tags: str, octets: bytes) -> str:
+        return make(signer, name, f"{tags} h=from;" if name == "ARC-Seal" else tags, octets)
 
-    monkeypatch.setattr(_arc, "signed", with_names)
+    monkeypatch.setattr(Signer, "signed", with_names)
     assert verify(sealed(key, MESSAGE))[0].reason == "set 1 signs what it should not"
 
 

@@ -294,7 +294,7 @@ def test_a_field_of_too_many_domains_is_not_signed(keys: Path) -> None:
         ({"domains": []}, "domains: expected at least one"),
         ({"selectors": []}, "domains: expected at least one"),
         ({"selectors": ["a b"]}, "selectors: 'a b' cannot stand in the DNS"),
-        ({"keys": "{name}.pem"}, "placeholders are {domain} and {selector}"),
+        ({"keys": "{name}.pem"}, "known placeholders are {domain}, {selector}"),
         ({"keys": "x.pem", "selectors": ["rsa", "ed"]}, "expected {selector}, as there are"),
         ({"selectors": ["none"]}, "example.org.none.pem: No such file or directory"),
         ({"selectors": ["text"]}, "example.org.text.pem: no private key in PEM"),

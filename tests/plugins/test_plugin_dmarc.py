@@ -252,7 +252,7 @@ def test_policy_is_weaker_outside_the_sample(
     record: str, disposition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RFC 7489 section 6.6.4."""
-    monkeypatch.setattr("minismtp_plugins._dmarc.secrets.randbelow", lambda _: 50)
+    monkeypatch.setattr("minismtp_plugins.dmarc.secrets.randbelow", lambda _: 50)
     reply, checks = judged(record)
     assert (reply == REFUSED) is (disposition == "reject")
     assert (checks.quarantined is not None) is (disposition == "quarantine")

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import nameserver
 import pytest
-from minismtp_plugins._dns_list import DnsList
-from minismtp_plugins.dnsbl import LISTINGS, Dnsbl, Listing
+from minismtp_plugins.dnsbl import LISTINGS, Dnsbl, DnsList, Listing
 
 from minismtp import (
     Envelope,

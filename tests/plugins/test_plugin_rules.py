@@ -11,8 +11,7 @@ from typing import Final
 import pytest
 import tomli
 from fakes import envelope
-from minismtp_plugins._rule import Condition, Rule
-from minismtp_plugins.rules import Rules
+from minismtp_plugins.rules import Condition, Rule, Rules
 
 from minismtp import ByteSize, Content, Envelope, Message, Session, findings_of
 from minismtp.config import Config, PluginConfig
@@ -211,7 +210,7 @@ def test_budget_is_for_all_patterns_together(monkeypatch: pytest.MonkeyPatch) ->
     plugin = Rules(rules=[rule_of(f"quick{number}", f"rule {number}") for number in range(9)])
     assert judged(plugin).discarded is None
     clock = SimpleNamespace(monotonic=itertools.count(0, 0.4).__next__)
-    monkeypatch.setattr("minismtp_plugins._rule.time", clock)
+    monkeypatch.setattr("minismtp_plugins.rules.time", clock)
     with pytest.raises(TimeoutError, match="take too long, at last in rule 'rule 2'"):
         judged(plugin)
 

@@ -24,10 +24,8 @@ from minismtp_plugins._dns import (
     can_be_asked,
     unmapped,
 )
-from minismtp_plugins._spf import Outcome, check_host
-from minismtp_plugins._spf_macros import RecordError, expand, parse_macros
-from minismtp_plugins._spf_record import parse_record
-from minismtp_plugins._spf_sender import Sender
+from minismtp_plugins._spf import Outcome, Sender, check_host
+from minismtp_plugins._spf_record import RecordError, expand, parse_macros, parse_record
 
 from minismtp import Found, Resolver, UnansweredError
 
