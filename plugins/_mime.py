@@ -8,6 +8,7 @@ import binascii
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 from minismtp import Headers
 
@@ -38,21 +39,16 @@ def kinds_of(types: Iterable[str], *, digest: bool) -> list[str]:
 
     `digest` says that the part is one of a digest.
     """
-    found: dict[str, None] = {}
-    for value in types:
-        if match := _KIND.search(_bare(value)):
-            found[f"{match[1]}/{match[2]}".lower()] = None
+    matches = filter(None, (_KIND.search(_bare(value)) for value in types))
+    found = dict.fromkeys(f"{match[1]}/{match[2]}".lower() for match in matches)
     # RFC 2046 section 5.1.5
     return list(found) or ["message/rfc822" if digest else "text/plain"]
 
 
 def encodings_of(values: Iterable[str]) -> list[str]:
     """Return the transfer encodings in lower case, "" for none."""
-    found: dict[str, None] = {}
-    for value in values:
-        match = _ENCODING.search(_bare(value))
-        found[match[0].lower() if match else ""] = None
-    return list(found) or [""]
+    matches = (_ENCODING.search(_bare(value)) for value in values)
+    return list(dict.fromkeys(match[0].lower() if match else "" for match in matches)) or [""]
 
 
 def boundaries_of(types: Iterable[str]) -> list[bytes]:
@@ -73,12 +69,9 @@ def names_of(values: Iterable[str]) -> list[str]:
 
     The values are those of Content-Disposition and Content-Type.
     """
-    found: dict[str, None] = {}
-    for value in values:
-        for parameter in ("filename", "name"):
-            for name in _readings(value, parameter):
-                found |= dict.fromkeys(_decoded_names(name))
-    return [name for name in found if name]
+    read = (_readings(value, name) for value in values for name in ("filename", "name"))
+    decoded = chain.from_iterable(map(_decoded_names, chain.from_iterable(read)))
+    return list(dict.fromkeys(filter(None, decoded)))
 
 
 def values_of(fields: Mapping[bytes, list[bytes]], name: bytes) -> list[str]:
