@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 from minismtp import Address, AuthResult
 
 _LINE: Final = 77  # characters and a semicolon: 78, RFC 5322 section 2.1.1
-_LONGEST: Final = 200  # characters of a value
 _DELIMITER: Final = re.compile(r'\\.|["()]', re.DOTALL)
 _SEGMENT: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*+"?|[^";])++', re.DOTALL)
 _WORD: Final = re.compile(r'"((?:[^"\\]|\\.)*+)"|([^\s"]++)', re.DOTALL)
@@ -30,7 +28,7 @@ def written(authserv_id: str, results: Iterable[AuthResult]) -> str:
     lines = [authserv_id]
     for result in results:
         lines[-1] += ";"
-        lines += _folded(f"\t{_clipped(result)}")
+        lines += _folded(f"\t{result}")
     if len(lines) == 1:
         return f"{authserv_id}; none"
     return "\r\n".join(lines)
@@ -100,14 +98,6 @@ def without_comments(value: str) -> str:
     if not depth:
         kept.append(value[begin:])
     return "".join(kept)
-
-
-def _clipped(result: AuthResult) -> AuthResult:
-    """Return a text cut to a length that keeps a line far below its limit."""
-    if max(map(len, (result.reason, *result.properties.values()))) <= _LONGEST:
-        return result
-    properties = {name: value[:_LONGEST] for name, value in result.properties.items()}
-    return replace(result, reason=result.reason[:_LONGEST], properties=properties)
 
 
 def _folded(text: str) -> list[str]:

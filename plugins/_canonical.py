@@ -36,10 +36,7 @@ def simple_field(raw: bytes) -> bytes:
     return _with_crlf(raw).removesuffix(b"\r\n") + b"\r\n"
 
 
-FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {
-    "relaxed": relaxed_field,
-    "simple": simple_field,
-}
+FIELD: Final = {"relaxed": relaxed_field, "simple": simple_field}
 
 
 def signed_fields(headers: Headers, names: Iterable[str], form: str = "relaxed") -> bytes:

@@ -16,8 +16,17 @@ _PEERS = 256  # addresses that each filter remembers
 Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 
 
+class Filter:
+    """A filter that uses the resolver or the state of its process."""
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        """Take the resolver and the state."""
+        self._resolver, self._state = server.resolver, server.state
+
+
 @dataclass(eq=False, kw_only=True)
-class ClientCheck:
+class ClientCheck(Filter):
     """A filter of clients that neither have a login nor are in `networks`."""
 
     networks: list[IpNetwork] = field(default_factory=local_networks)
@@ -38,18 +47,13 @@ class ClientCheck:
 
 
 @dataclass(eq=False, kw_only=True)
-class DnsCheck:
+class DnsCheck(Filter):
     """A filter that asks the DNS, for at most the time `patience` for each message."""
 
     patience: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
         check_time("patience", self.patience)
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver."""
-        self._resolver = server.resolver
 
 
 def note(envelope: Envelope, plugin: str, name: str, points: float, text: str) -> None:

@@ -16,15 +16,13 @@ from ._authres import is_closed, without_comments
 
 MOST_DOMAINS: Final = 16  # each costs questions to the DNS
 _MOST_ADDRESSES: Final = 1000
-_LONGEST: Final = (
-    5000  # characters of a domain that are read; it has at most 253, and may have blanks
-)
+_LONGEST: Final = 5000  # characters read of a domain, which has 253 at most, and maybe blanks
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-# A closed quoted string; an open one is matched to the end, so the text is read once.
 # What most fields are, and no program reads in another way: words, and one address in brackets.
 _PLAIN: Final = re.compile(
     r"[A-Za-z0-9 .-]*+<[A-Za-z0-9.+_-]++@([a-z][a-z0-9-]*+(?:\.[a-z0-9-]++)++)>"
 )
+# A closed quoted string; an open one is matched to the end, so the text is read once.
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 _ANGLE: Final = re.compile(r"<([^<>]*+)>")
 _ROUTE: Final = re.compile(r"[ \t]*+@[^:]*+:(?=[^@]*+@)")

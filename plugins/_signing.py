@@ -77,7 +77,7 @@ class Signer(NamedTuple):
         `before` are the octets of the sets below that the seal covers.
         """
         results, signature, seal = ARC_FIELDS
-        message.prepend(results, f"i={instance};{report}")
+        message.prepend(results, f"i={instance}; {report}")
         content, fields = content_tags(message, "DKIM-Signature")
         tags = f"i={instance}; {self.tags()}"
         message.prepend(signature, self.signed(signature, f"{tags}\r\n\t{content}", fields))

@@ -36,7 +36,6 @@ from ._signing import ARC_FIELDS, Signer, load_key
 
 RESULTS, MESSAGE, SEAL = ARC_FIELDS
 LONGEST: Final = 50  # sets of one chain, RFC 8617 section 4.2.1
-_INSTANCE: Final = re.compile(r"\s*i\s*=\s*([0-9]{1,3})\s*;")
 _TAGS: Final = ("i", "a", "b", "d", "s")
 _FIELD = "Authentication-Results"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9])?")
@@ -156,13 +155,11 @@ def _written_here(headers: Headers, authserv_id: str) -> str:
 
     It stands above this server's Received field, where a sender cannot forge one.
     """
-    for raw in headers.raw_all():
-        name = raw.partition(b":")[0].strip(b" \t").lower()
-        if name == b"received":
+    for name, value in headers:
+        if name.lower() == "received":
             break
-        field = Headers([raw])
-        if _FIELD in field and read(field.get(_FIELD))[0] == authserv_id:
-            return raw.partition(b":")[2].decode("utf-8", "replace").removesuffix("\r\n")
+        if name.lower() == _FIELD.lower() and read(value)[0] == authserv_id:
+            return value
     return ""
 
 
@@ -227,8 +224,7 @@ def instance_of(raw: bytes) -> int:
     name = raw.partition(b":")[0].strip(b" \t").decode("ascii")
     value = Headers([raw]).get(name)
     if name.lower() == RESULTS.lower():
-        match = _INSTANCE.match(value)
-        return int(match[1]) if match else 0
+        value = value.partition(";")[0]
     try:
         text = read_tags(value).get("i", "")
     except ValueError:

@@ -62,13 +62,12 @@ class DkimSign:
         for name, count in (("domain", len(self.domains)), ("selector", len(self.selectors))):
             if count > 1 and f"{{{name}}}" not in str(self.keys):
                 raise ValueError(f"keys: {self.keys}: expected {{{name}}}, as there are several")
-        domains = [Address("", domain).ascii_domain for domain in self.domains]
         self._signers = {
             domain: [
                 Signer(domain, selector, load_key("keys", self._path(domain, selector)))
                 for selector in self.selectors
             ]
-            for domain in domains
+            for domain in (Address("", each).ascii_domain for each in self.domains)
         }
 
     @hookimpl

@@ -12,19 +12,17 @@ from minismtp import (
     Address,
     Breaker,
     Envelope,
-    Finding,
     Reject,
     RemoteError,
     ServerInfo,
     Session,
     StashKey,
     UnansweredError,
-    findings_of,
     hookimpl,
     plugin,
 )
 
-from ._checks import ClientCheck, DnsCheck
+from ._checks import ClientCheck, DnsCheck, note
 from ._dns import DnsBudget, IpAddress, Questions, can_be_asked, is_domain, reversed_labels
 
 _CODE = re.compile(r"127(?:\.[0-9]{1,3}(?:-[0-9]{1,3})?){3}")
@@ -166,7 +164,7 @@ class Dnsbl(ClientCheck, DnsCheck):
             if codes := tuple(filter(each.counts, answers)):
                 found.append(Listing(each.zone, subject, each.points, codes))
                 text = f"{subject} is {', '.join(codes)}"
-                findings_of(envelope).append(Finding("dnsbl", each.zone, each.points, text))
+                note(envelope, "dnsbl", each.zone, each.points, text)
             if self.reject_at and sum(listing.points for listing in found) >= self.reject_at:
                 reason = self._reason(labels, each, questions) if self.reasons else ""
                 raise Reject(_refusal(found) + reason)

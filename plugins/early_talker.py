@@ -6,7 +6,6 @@ from typing import Final
 from minismtp import (
     Finding,
     Reject,
-    ServerInfo,
     Session,
     StashKey,
     findings_of,
@@ -40,11 +39,6 @@ class EarlyTalker(ClientCheck):
 
     def __post_init__(self) -> None:
         check_time("delay", self.delay)
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the state in which peers that waited are remembered."""
-        self._state = server.state
 
     @hookimpl
     def on_connect(self, session: Session) -> None:

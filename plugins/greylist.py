@@ -10,10 +10,8 @@ from minismtp import (
     Defer,
     Envelope,
     Recipient,
-    ServerInfo,
     Session,
     StashKey,
-    State,
     hookimpl,
     plugin,
     steady_time,
@@ -27,9 +25,8 @@ from ._options import check_time
 _AGAIN: Final[StashKey[dict[str, float]]] = StashKey()
 #: When it was stored that the client's network need not wait; None if it has to.
 _KNOWN: Final[StashKey[float | None]] = StashKey()
-_SLACK: Final = (
-    0.1  # of `remember`: younger entries are not stored again, because writers wait for each other
-)
+# Of `remember`: younger entries are not stored again, because writers wait for each other.
+_SLACK: Final = 0.1
 _AHEAD: Final = 60.0  # seconds by which clocks may differ; a later entry comes from a wrong clock
 _MOST: Final = 10_000  # entries that a process keeps in memory
 
@@ -69,11 +66,6 @@ class Greylist(ClientCheck):
         self._clock = steady_time
         self._slack = self.remember * _SLACK
         self._recent: dict[str, float] = {}  # keys that were stored, and when
-
-    @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the state in which triplets are remembered."""
-        self._state: State = server.state
 
     @hookimpl
     def on_routed(self, session: Session, envelope: Envelope, recipient: Recipient) -> None:

@@ -12,9 +12,7 @@ from minismtp import (
     Message,
     Rate,
     Reject,
-    ServerInfo,
     Session,
-    State,
     hookimpl,
     plugin,
 )
@@ -87,11 +85,6 @@ class RateLimit(ClientCheck):
                 seen.add((limit.by, kind, rate.per))
 
     @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the state that counts."""
-        self._state: State = server.state
-
-    @hookimpl
     def on_routed(self, session: Session, envelope: Envelope) -> None:
         """Refuse recipients beyond the limit, so the client sends them another copy."""
         for limit, _ in self._applying(session, envelope):
@@ -124,18 +117,15 @@ class RateLimit(ClientCheck):
     def _applying(self, session: Session, envelope: Envelope) -> Iterator[tuple[Limit, str]]:
         """Yield the limits for this message, each with the key that it counts for."""
         address = self.address_of(session)
-        stranger = address is not None
-        sender = envelope.reverse_path
-        subjects = {
-            "peer": str(address) if stranger else None,
-            "network": str(network_of(address)) if address is not None else None,
-            "login": folded(session.login) if session.login else None,
-            "sender_domain": sender.ascii_domain
-            if sender and (stranger or session.login is not None)
-            else None,
-        }
+        subjects = {}
+        if address is not None:
+            subjects = {"peer": str(address), "network": str(network_of(address))}
+        elif session.login:
+            subjects = {"login": folded(session.login)}
+        if envelope.reverse_path and (address is not None or session.login is not None):
+            subjects["sender_domain"] = envelope.reverse_path.ascii_domain
         for limit in self.limits:
-            if subject := subjects[limit.by]:
+            if subject := subjects.get(limit.by):
                 yield limit, subject
 
 

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network
@@ -55,13 +55,10 @@ class Condition:
     login: bool | None = None
 
     def __post_init__(self) -> None:
-        texts = ("header", "sender", "recipient", "helo", "peer")
-        given = [name for name in texts if getattr(self, name)]
-        values = ("larger", "smaller", "login")
-        given += [name for name in values if getattr(self, name) is not None]
+        known = [each.name for each in fields(self) if each.name != "matches"]
+        given = [name for name in known if getattr(self, name) not in ("", [], None)]
         if len(given) != 1:
-            known = ", ".join((*texts, *values))
-            raise ValueError(f"expected one of {known} in a condition, not {len(given)}")
+            raise ValueError(f"expected one of {', '.join(known)} in a condition, not {len(given)}")
         if self.matches and not self.header:
             raise ValueError("matches: expected header with it")
         if self.header and not _FIELD_NAME.fullmatch(self.header):

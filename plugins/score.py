@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,6 +12,7 @@ from minismtp import (
     Envelope,
     Finding,
     Message,
+    Reject,
     Session,
     StashKey,
     findings_of,
@@ -19,13 +21,13 @@ from minismtp import (
 )
 
 from ._options import check_thresholds
-from ._spam import act_on_score, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
 _NAMED: Final = 3  # findings in a reply
 _LOGGED: Final = 20
 _LONGEST: Final = 80  # characters of a name
 _STRANGE: Final = re.compile(r"[^!-+\--<>-~]")  # characters that are not printable, and = and ,
+_TESTS = 100  # named in a field
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +110,34 @@ def _label(finding: Finding) -> str:
     whole = finding.name == "score"  # the sum of a scanner
     name = finding.plugin if whole else f"{finding.plugin}.{finding.name}"
     return _STRANGE.sub("_", name)[:_LONGEST]
+
+
+def remove_marks(message: Message) -> None:
+    """Remove all X-Spam-* fields of the sender."""
+    headers = message.headers
+    marks = {raw for name in headers.names("x-spam-") for raw in headers.raw_all(name)}
+    if marks:
+        message.edit([raw for raw in headers.raw_all() if raw not in marks])
+
+
+def mark(
+    message: Message, *, spam: bool, score: float, required: float, tests: Sequence[str]
+) -> None:
+    """Put X-Spam-Status and X-Spam-Score on top, and X-Spam-Flag if it is spam."""
+    named = ", ".join(tests[:_TESTS]) or "none"
+    word = "Yes" if spam else "No"
+    status = f"{word}, score={score:.1f} required={required:.1f} tests={named}"
+    message.prepend("X-Spam-Status", status)
+    message.prepend("X-Spam-Score", f"{score:.1f}")
+    if spam:
+        message.prepend("X-Spam-Flag", "YES")
+
+
+def act_on_score(
+    message: Message, score: float, text: str, *, quarantine: float | None, reject: float | None
+) -> None:
+    """Refuse a message from the score `reject` on, or quarantine it from `quarantine` on."""
+    if reject is not None and score >= reject:
+        raise Reject(text)
+    if quarantine is not None and score >= quarantine:
+        message.quarantine(f"spam, score {score:.1f}")

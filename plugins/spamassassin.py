@@ -32,8 +32,8 @@ from minismtp import (
 from ._checks import DnsCheck
 from ._dns import unmapped
 from ._options import check_placeholders, check_thresholds
-from ._spam import act_on_score, mark, remove_marks
 from .reverse_dns import LOCALHOST, confirmed_name
+from .score import act_on_score, mark, remove_marks
 
 _log: Final = logging.getLogger(__name__)
 _PIECE: Final = 65536

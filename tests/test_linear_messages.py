@@ -20,8 +20,8 @@ from minismtp_plugins._canonical import body_hashes
 from minismtp_plugins._dkim import Signature
 from minismtp_plugins._milter_message import Changes, MilterMessage
 from minismtp_plugins._parts import parts_of
-from minismtp_plugins._spam import remove_marks
 from minismtp_plugins.authentication_results import AuthenticationResults
+from minismtp_plugins.score import remove_marks
 from pumps import grows_too_fast
 
 from minismtp import Content, Message, Session

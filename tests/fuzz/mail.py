@@ -15,10 +15,10 @@ from minismtp_plugins._from import TooManyDomainsError, domains_of
 from minismtp_plugins._maildir_paths import Folder
 from minismtp_plugins._mime import boundaries_of, encodings_of, kinds_of, names_of, values_of
 from minismtp_plugins._parts import parts_of
-from minismtp_plugins._spam import mark, remove_marks
 from minismtp_plugins.attachments import Attachments
 from minismtp_plugins.authentication_results import AuthenticationResults
 from minismtp_plugins.rules import Condition, Evaluation, Rule
+from minismtp_plugins.score import mark, remove_marks
 
 from fuzz.peers import message_of, session, text_of
 from fuzz.target import target
@@ -189,7 +189,7 @@ def folders(data: bytes) -> None:
     Folder(folder=text_of(folder), header="Subject", value="?").takes(message_of(rest))
 
 
-@target("_spam")
+@target("score")
 def spam_marks(data: bytes) -> None:
     message = message_of(data)
     remove_marks(message)

@@ -131,7 +131,7 @@ def rspamd_answer(data: bytes) -> None:
     assert answer.action
 
 
-@target("spamassassin", "_spam", raises=(RemoteError, Reject))
+@target("spamassassin", "score", raises=(RemoteError, Reject))
 def spamd_answer(data: bytes) -> None:
     plugin = Spamassassin()
     plugin._spamd = cast("Any", Service(data))
