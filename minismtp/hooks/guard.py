@@ -76,9 +76,7 @@ class Guard:
         """Return `method` guarded; argument names stay visible to pluggy through `__wrapped__`."""
         plugin, plain = self.table.name, () if hook in CHECKED else ANSWERS.get(hook, object)
         timeout, shadow = self.table.timeout.total_seconds(), self.table.mode == "shadow"
-        own = self._copy if shadow else None
-        if hook == "on_start":
-            own = self._with_own_state
+        own = self._with_own_state if hook == "on_start" else self._copy if shadow else None
 
         @functools.wraps(method)
         def guarded(*args: object) -> Any:  # noqa: ANN401, C901 - each hook has its own answer
@@ -106,12 +104,11 @@ class Guard:
             elif result is not None:
                 kind = "answer"
             if shadow:
-                remark = remark or _changes(given, args)
+                kind, remark = f"shadow:{kind}", remark or _changes(given, args)
                 refused, result = [], None
             try:
-                said = f"shadow:{kind}" if shadow else kind
-                step = (hook, plugin, begun, wall, said, remark)
-                metrics.end(activity, step, kind, cpu, stored=result is True)
+                step = (hook, plugin, begun, wall, kind, remark)
+                metrics.end(activity, step, cpu, stored=result is True)
             except Exception as error:  # noqa: BLE001 - the plugin may have stored a message
                 report(error)
             if refused:

@@ -43,6 +43,7 @@ class Loader:
     _log: Log
     _unread: set[str] = field(default_factory=set)
     _reported: set[str] = field(default_factory=set)  # those of `_unread` that the log has named
+    _held: list[str] = field(default_factory=list)  # keys of poison whose recipients are held
 
     def load_all(self, meanwhile: Callable[[], object]) -> int:
         """Bring spool, database and index together after a start; return the number of messages.
@@ -58,10 +59,6 @@ class Loader:
         self._handover.expect(self._database.changed())
         self._database.open_destinations()
         present = set(self._spool.names())
-        fatal = {key.removeprefix(_READING) for key in self._in_progress.poison}
-        for name in present & fatal:
-            self._manager.set_aside(name, DamagedError("two runners died while they read it"))
-            present.remove(name)
         messages = len(present)
         for arrived, warned, statuses in self._database.messages():
             name = statuses[0].message
@@ -72,9 +69,10 @@ class Loader:
                 with self._writer as batch:
                     batch.forget(name)
         self.load(sorted(present), meanwhile)
-        if self._in_progress.poison:
+        if self._held:
             self._writer.flush()
-            self._in_progress.forget_poison()
+        while self._held:
+            self._in_progress.forget(self._held.pop())
         return messages
 
     def load(self, names: Iterable[str], meanwhile: Callable[[], object] = bool) -> None:
@@ -85,6 +83,10 @@ class Loader:
             if name in self._index:
                 continue
             key = f"{_READING}{name}"
+            if self._in_progress.is_poison(key):
+                self._manager.set_aside(name, DamagedError("two runners died while they read it"))
+                self._in_progress.forget(key)
+                continue
             place = self._in_progress.begin(key)
             if place is None:
                 self._unread.add(name)
@@ -170,10 +172,12 @@ class Loader:
 
     def _unless_fatal(self, status: RecipientStatus) -> RecipientStatus:
         """Return a status; if two runners died on its job, one that waits for the operator."""
-        poison = self._in_progress.poison
         message, destination = status.message, status.destination
-        if not poison or poison.isdisjoint((work_key(message), work_key(message, destination))):
+        keys = work_key(message), work_key(message, destination)
+        poison = [*filter(self._in_progress.is_poison, keys)]
+        if not poison:
             return status
+        self._held += poison
         self._log.error("message held, two runners died on it", id=message, destination=destination)
         self._manager.count_set_aside("fatal")
         return status.attempted("held", FATAL, at=steady_time())

@@ -39,6 +39,7 @@ from minismtp.mailqueue.scheduler import JITTER, ProcessorTime, Scheduler
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.process import open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import Scoreboard
+from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.storage.spool import BusyError, Spool
 from minismtp.values.sqlite_file import set_aside
@@ -49,23 +50,19 @@ _LOCK_TICK: Final = 0.05
 # Seconds from one look for new messages to the next. Under load each message would wake this
 # process, which shares its core with a worker; so some tens are read at once.
 _GATHERING: Final = 0.02
-_OTHER_THREADS: Final = 8  # that work on messages beside those that deliver
 _DOMAINS: Final = 10_000  # whose destinations are remembered
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """What the supervisor gives the runner, as `WorkerContext` is for a worker.
+    """What the supervisor gives the runner, as `WorkerContext` is for a worker."""
 
-    `supervisor` is a name that no other supervisor has.
-    """
-
-    supervisor: str
     slot: int
     metrics_directory: Path
     ready: int
     lifeline: int
     scoreboard: Scoreboard
+    suspects: Suspects
 
 
 def run(config: Config, context: RunnerContext) -> int:
@@ -126,7 +123,7 @@ class Runner:
             expire=outbound.expire.total_seconds(),
             longest=max(retry) * (1 + JITTER),
         )
-        work = InProgress(directory, outbound.threads + _OTHER_THREADS, log, context.supervisor)
+        work = InProgress(context.suspects.of(context.slot))
         manager = QueueManager(spool, database, writer, index, handover, log, metrics.set_aside)
         notifier, deliveries = Notifier(delivery, spool, log), DeliveryLog(config, log)
         key = lru_cache(_DOMAINS)(delivery.key)
@@ -137,7 +134,7 @@ class Runner:
         )
         self._housekeeper = Housekeeper(manager, index, writer, work, notifier, log, warn_after)
         self._spool, self._manager, self._index, self._writer = spool, manager, index, writer
-        self._in_progress, self._deliveries, self._metrics = work, deliveries, metrics
+        self._deliveries, self._metrics = deliveries, metrics
         self._context, self._log, self._drain = context, log, config.limits.drain.total_seconds()
         self._wake_read, self._wake_write = os.pipe()
         self._stall_detector = StallDetector(time.monotonic)
@@ -146,7 +143,6 @@ class Runner:
     def run(self, lifeline: int, lock: int) -> None:
         """Deliver until SIGTERM, then give up the spool's lock and let running deliveries end."""
         self._deliveries.start()
-        self._in_progress.start()
         fifo = self._spool.trigger.open()
         self._writer.start(use_all_cores)
         messages = self._loader.load_all(self._start_jobs)
@@ -216,7 +212,6 @@ class Runner:
             time.sleep(_LOCK_TICK)
         self._writer.flush()
         self._deliveries.close()
-        self._in_progress.close()
 
 
 def _open_database(path: Path) -> QueueDatabase:

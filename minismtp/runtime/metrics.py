@@ -76,12 +76,13 @@ class HookMetrics:
     def __init__(self, metrics: Metrics, plugin: str, hook: str, *, shadow: bool = False) -> None:
         labels = (plugin, hook)
         verdicts = metrics.shadow_verdicts if shadow else metrics.hook_verdicts
+        mark = "shadow:" if shadow else ""
         self._plugin = plugin
         self._hook = hook
         self._buffer = metrics.buffer
         self._duration = metrics.hook_duration.labels(*labels)
         self._cpu = metrics.hook_cpu.labels(*labels)
-        self._verdicts = {kind: (verdicts.labels(*labels, kind), 1.0) for kind in VERDICTS}
+        self._verdicts = {mark + kind: (verdicts.labels(*labels, kind), 1.0) for kind in VERDICTS}
         self._storage = metrics.storage_duration.labels(plugin) if hook == "deliver" else None
         self._measured = 0.0  # when the last call began whose CPU time was measured
         self.error = metrics.buffer.adder(metrics.hook_errors.labels(*labels))
@@ -103,13 +104,10 @@ class HookMetrics:
         activity.running = (self._hook, self._plugin, begun)
         return activity, begun, weight, cpu
 
-    def end(self, activity: Activity, step: Step, kind: str, cpu: float, *, stored: bool) -> None:
-        """Count a call, with its weighted CPU time, and note it as a step.
-
-        `kind` is what the implementation said, and `stored` whether it stored mail.
-        """
+    def end(self, activity: Activity, step: Step, cpu: float, *, stored: bool) -> None:
+        """Note a call as a step, and count it with its weighted CPU time, and mail it `stored`."""
         buffer, duration = self._buffer, (self._duration, step[3])
-        buffer.append((self._verdicts[kind], duration, (self._cpu, cpu)))
+        buffer.append((self._verdicts[step[4]], duration, (self._cpu, cpu)))
         if stored and self._storage is not None:
             buffer.append(((self._storage, step[3]),))
         if buffer.idle:

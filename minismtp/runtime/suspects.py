@@ -1,9 +1,10 @@
-"""The messages that workers are handling, and those during which workers died.
+"""The messages that processes are handling, and those during which processes died.
 
 Before the first plugin sees a message, its worker notes it in shared memory, without a system call.
-When the worker dies or hangs, the supervisor reads the notes of its slot, logs the messages, and
-counts the death for each of them. A message that succeeds later did not cause the death and is
-forgotten. After two deaths a message is no longer passed to plugins.
+So does the process that delivers, before it reads or sends one. When a process dies or hangs, the
+supervisor reads the notes of its slot, logs the messages, and counts the death for each of them. A
+message that succeeds later did not cause the death and is forgotten. After two deaths a message is
+no longer passed to plugins.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import mmap
 import struct
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Final
 
 from minismtp.runtime.session_limits import SLOTS
@@ -21,31 +22,30 @@ if TYPE_CHECKING:
     from minismtp.mail.envelope import Envelope
 
 FATAL: Final = 2  # deaths after which a message is set aside
-_PLACES: Final = 64  # simultaneous messages of a worker; further ones are not noted
-_TEXT: Final = 180
-_NOTE: Final = struct.Struct(f"=qI{_TEXT}s")  # fingerprint, thread, id and sender
-_WORKER: Final = _PLACES * _NOTE.size
+PLACES: Final = 1024  # simultaneous messages of a process; further ones are not noted
+_NOTE: Final = struct.Struct("=qI308s")  # fingerprint, thread, text
+_SLOT: Final = PLACES * _NOTE.size
 _ROW: Final = struct.Struct("=qI4x")  # fingerprint, deaths
-_ROWS: Final = 64  # a new one replaces the oldest
+_ROWS: Final = 2048  # a new one replaces the oldest
 _TABLE: Final = 8  # where the rows begin; the octet at 0 tells whether there are any
 _MARK: Final = struct.Struct("=q")
 _HEAD: Final = 2048  # octets of the content that distinguish messages, besides the size
 
 
 class Suspects:
-    """The notes of all workers. Make it before the fork, so that they agree on fingerprints."""
+    """The notes of all processes. Make it before the fork, so that they agree on fingerprints."""
 
     def __init__(self) -> None:
-        self._notes = mmap.mmap(-1, SLOTS * _WORKER)
+        self._notes = mmap.mmap(-1, SLOTS * _SLOT)  # unused pages take no memory
         self._rows = mmap.mmap(-1, _TABLE + _ROWS * _ROW.size)
         self._next_row = 0
 
-    def of_worker(self, slot: int) -> Notes:
-        """Return the notes of the worker of a slot."""
-        return Notes(self, self._notes, slot * _WORKER)
+    def of(self, slot: int) -> Notes:
+        """Return the notes of the process of a slot."""
+        return Notes(self, self._notes, slot * _SLOT)
 
     def deaths(self, fingerprint: int) -> int:
-        """Return how many workers died during a message since it last succeeded."""
+        """Return how many processes died during a message since it last succeeded."""
         row = self._find(fingerprint)
         deaths: int = 0 if row < 0 else _ROW.unpack_from(self._rows, row)[1]
         return deaths
@@ -56,27 +56,30 @@ class Suspects:
         if row >= 0:
             _ROW.pack_into(self._rows, row, 0, 0)
 
-    def blame(
-        self, slot: int, threads: Collection[int] | None = None
-    ) -> list[tuple[dict[str, str], int]]:
-        """Count the death of a worker for the messages that it was handling.
+    def blame(self, slot: int, threads: Collection[int] | None = None) -> list[tuple[str, int]]:
+        """Count the death of a process for the messages that it was handling.
 
-        Return id, peer and sender of each message, with the number of such deaths. If the worker
-        hung, only messages of `threads` count, which ran when it was killed.
+        Return the text of each note, with the number of such deaths. If the process hung, only
+        messages of `threads` count, which ran when it was killed.
         """
-        found = []
-        for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
-            fingerprint, thread, text = _NOTE.unpack_from(self._notes, place)
-            if fingerprint and (threads is None or thread in threads):
-                facts = text.rstrip(b"\0").decode("utf-8", "replace").split("\n")
-                message = dict(zip(("id", "peer", "sender"), facts, strict=False))
-                found.append((message, self._count(fingerprint)))
-        return found
+        return [
+            (text.rstrip(b"\0").decode("utf-8", "replace"), self._count(fingerprint))
+            for _, fingerprint, thread, text in self._noted(slot)
+            if fingerprint and (threads is None or thread in threads)
+        ]
 
     def clear_notes(self, slot: int) -> None:
-        """Clear the notes of a worker that ended, for the next worker in its slot."""
-        for place in range(slot * _WORKER, (slot + 1) * _WORKER, _NOTE.size):
-            _MARK.pack_into(self._notes, place, 0)
+        """Clear the notes of a process that ended, for the next process in its slot."""
+        for place, *_ in self._noted(slot):
+            _NOTE.pack_into(self._notes, place, 0, 0, b"")
+
+    def _noted(self, slot: int) -> Iterator[tuple[int, int, int, bytes]]:
+        """Yield the places that were used, and what each has: fingerprint, thread and text."""
+        for place in range(slot * _SLOT, (slot + 1) * _SLOT, _NOTE.size):
+            fingerprint, thread, text = _NOTE.unpack_from(self._notes, place)
+            if not thread:
+                return  # the lowest are used first
+            yield place, fingerprint, thread, text
 
     def clear_all(self) -> None:
         """Forget all deaths, because the plugins changed."""
@@ -105,30 +108,33 @@ class Suspects:
 
 
 class Notes:
-    """The notes of one worker, in which each of its threads has a place of its own."""
+    """The notes of one process, in which each of its threads has a place of its own."""
 
     def __init__(self, suspects: Suspects, memory: mmap.mmap, begin: int) -> None:
         self._suspects = suspects
         self._memory = memory
-        self._free = [begin + number * _NOTE.size for number in range(_PLACES)]
+        self._free: list[int] = [*range(begin + _SLOT - _NOTE.size, begin - 1, -_NOTE.size)]
+
+    def is_suspect(self, fingerprint: int) -> bool:
+        """Return whether a process died during a message."""
+        return self._suspects.deaths(fingerprint) > 0
 
     def is_fatal(self, fingerprint: int) -> bool:
-        """Return whether too many workers died during a message for another to try it."""
+        """Return whether too many processes died during a message for another to try it."""
         return self._suspects.deaths(fingerprint) >= FATAL
 
-    def begin(self, fingerprint: int, envelope: Envelope) -> int:
-        """Note a message and return the place of the note, which stays if the worker dies."""
+    def begin(self, fingerprint: int, text: str) -> int:
+        """Note a message and return the place of the note, which stays if the process dies."""
         try:
             place = self._free.pop()
         except IndexError:
             return -1
-        text = f"{envelope.id}\n{envelope.peer}\n<{envelope.sender}>"
-        thread = threading.current_thread().native_id or 0
+        thread = threading.current_thread().native_id or 1
         _NOTE.pack_into(self._memory, place, fingerprint, thread, text.encode("utf-8", "replace"))
         return place
 
     def end(self, place: int, fingerprint: int) -> None:
-        """Remove a note, because the worker survived the message."""
+        """Remove a note, because the process survived the message."""
         if place >= 0:
             _MARK.pack_into(self._memory, place, 0)
             self._free.append(place)

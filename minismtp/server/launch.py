@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import time
 from collections.abc import Callable, Collection
 from socket import socket
@@ -43,7 +42,6 @@ class Launcher:
         self.admission: Final = Admission(limits.sessions, limits.sessions_per_ip)
         self.scoreboard: Final = Scoreboard()
         self.suspects: Final = Suspects()
-        self._name = secrets.token_hex(8)
         self._backoff = Backoff(limits.login_backoff.total_seconds(), time.monotonic)
         self._children = children
         self._close_listeners = close_listeners
@@ -106,7 +104,7 @@ class Launcher:
         def run(ready: int) -> int:
             self._close_listeners(())
             context = runner.RunnerContext(
-                self._name, slot, directory, ready, lifeline, self.scoreboard
+                slot, directory, ready, lifeline, self.scoreboard, self.suspects
             )
             return runner.run(config, context)
 

@@ -218,24 +218,29 @@ class Supervisor:
             )
             slot = {} if isinstance(child.group, Role) else {"slot": child.slot}
             self._log.error(f"{child.kind} died", pid=pid, **slot, status=status)
-        lived = time.monotonic() - child.started
+        now = time.monotonic()
+        lived = now - child.started
+        if not expected or (status and self._status is None and now < child.end_by):
+            self._blame(child, running)
         if pid == self._runner:
             self._runner = 0
             self._runner_pause = pause(self._runner_pause, lived)
-            self._next_runner = time.monotonic() + self._runner_pause
+            self._next_runner = now + self._runner_pause
         elif not expected and isinstance(child.group, Generation):
-            self._blame(child.slot, running)
             self._reap_worker(child.group, lived, status)
 
-    def _blame(self, slot: int, threads: Collection[int] | None) -> None:
-        """Log the messages that a worker was handling when it died, and count that for each."""
-        for message, deaths in self._launcher.suspects.blame(slot, threads):
-            self._log.error(
-                "message was under way when a worker died",
-                **message,
-                deaths=deaths,
-                next="set aside" if deaths >= FATAL else "tried again",
-            )
+    def _blame(self, child: Child, threads: Collection[int] | None) -> None:
+        """Log the messages that a process was handling when it died, and count that for each."""
+        for text, deaths in self._launcher.suspects.blame(child.slot, threads):
+            if child.group is Role.RUNNER:
+                self._log.warning("a runner died while at work", work=text, deaths=deaths)
+            else:
+                self._log.error(
+                    "message was under way when a worker died",
+                    **dict(zip(("id", "peer", "sender"), text.split("\n"), strict=False)),
+                    deaths=deaths,
+                    next="set aside" if deaths >= FATAL else "tried again",
+                )
 
     def _reap_worker(self, generation: Generation, lived: float, status: int) -> None:
         if generation is self._coming:

@@ -108,7 +108,7 @@ class Worker:
         self._refusals = RefusalLog(config.log.refusals)
         self._tracing = Tracing()
         self._queue = Spool(config.state_directory / "spool", config.outbound.free_space)
-        self._suspects = context.suspects.of_worker(context.slot)
+        self._suspects = context.suspects.of(context.slot)
         self._draining = Flag()
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))

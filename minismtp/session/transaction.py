@@ -237,7 +237,7 @@ class Transaction:
         mark = fingerprint(envelope, content)
         if notes.is_fatal(mark):
             return self._set_aside(content)
-        note = notes.begin(mark, envelope)
+        note = notes.begin(mark, f"{envelope.id}\n{envelope.peer}\n<{envelope.sender}>")
         try:
             return self._take(head, content, submitted=submitted)
         finally:

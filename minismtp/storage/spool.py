@@ -21,7 +21,7 @@ sent again, but is never lost: at least once.
 The process that takes messages out holds `lock`, and a second one cannot. A process that ends may
 give it up early and call `lock_message` for the few messages that it still delivers. Other
 processes notify it through its `Trigger`. Nothing lists a directory but a start, and the reader
-after the FIFO was full. The files `working.*` and `suspects` belong to `mailqueue.in_progress`.
+after the FIFO was full.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, p
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.trace_fields import received
-from minismtp.mailqueue.in_progress import InProgress
 from minismtp.runtime.control_socket import _Handler as ControlHandler
 from minismtp.runtime.decision_log import DIRECTORY, Record, mentions
 from minismtp.runtime.log import Log
@@ -162,22 +161,6 @@ def names_in_the_fifo(data: bytes) -> None:
         os.close(reader)
         os.close(writer)
     assert all("/" not in name and name for name in names)
-
-
-@target("mailqueue.in_progress", memory=1 << 25)  # it reads 16 MiB at once
-def work_of_a_dead_runner(data: bytes) -> None:
-    """Read the messages in progress, and the suspects, separated by a line."""
-    keys, _, suspects = data.partition(b"\n")
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        (directory / "working.1").write_bytes(keys)
-        (directory / "suspects").write_bytes(suspects)
-        found = InProgress(directory, 2, Log(level="error"), "supervisor")
-        found.start()
-        place = found.begin("1a2b.1 a.example")
-        if place is not None:
-            found.end(place, "1a2b.1 a.example")
-        found.close()
 
 
 @target("storage.quarantine", "mail.queue_entry", raises=(DamagedError,))

@@ -17,7 +17,9 @@ from ports import free_port
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+from minismtp.mailqueue.in_progress import InProgress
 from minismtp.mailqueue.loader import Loader
+from minismtp.runtime.suspects import Suspects
 from minismtp.storage.spool import Spool
 
 if TYPE_CHECKING:
@@ -200,7 +202,8 @@ def test_file_that_may_not_be_read_is_named_once() -> None:
     spool = Mock(open=Mock(side_effect=PermissionError(13, "Permission denied")))
     log = Mock(error=lambda event, **_: said.append(event))
     spool.trigger.overflowed.return_value = False
-    loader = Loader(Mock(), spool, Mock(), Mock(), MagicMock(), Mock(), Mock(), str, log)
+    work = InProgress(Suspects().of(0))
+    loader = Loader(Mock(), spool, Mock(), Mock(), MagicMock(), Mock(), work, str, log)
     loader.load(["m.1"])
     loader.load_missed()
     loader.load_missed()
@@ -219,23 +222,6 @@ def put(directory: Path, name: str, arrived: float) -> None:
         arrived=arrived, targets=(target,),
     )  # fmt: skip
     spool.add(entry, Message(name, Content.of(b"Subject: x\r\n\r\n")))
-
-
-def test_message_that_is_fatal_to_read_or_to_return_is_set_aside_too(
-    configure: Configure, start: Start, there: Running
-) -> None:
-    path = begin(configure, there, "pass")
-    spool = path.parent / "state/spool"
-    for name in ("read", "returned", "good"):
-        put(spool, name, time.time())
-    (spool / "suspects").write_text(json.dumps({"? read": 2, "returned ": 2, "good x": 1}))
-    server = start(path)
-    there.wait_until(lambda: there.mail("bob"))
-    server.wait_for_log(" error damaged message set aside .*id=read .*two runners died")
-    assert (spool / "damaged" / "read").exists()
-    [held] = server.wait_until(lambda: listed(server))
-    assert held["state"] == "held"
-    assert json.loads((spool / "suspects").read_text()) == {"good x": 1}
 
 
 def test_waiting_mail_does_not_all_go_back_after_a_jump_of_the_clock(
