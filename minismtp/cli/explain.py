@@ -10,12 +10,12 @@ import argparse
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
-from minismtp.cli.text import json_lines, moment
+from minismtp.cli.text import json_lines, moment, spaced
 from minismtp.runtime.control_socket import ask
 from minismtp.runtime.decision_log import Record, mentions, recall
 from minismtp.runtime.thread_activity import Step
@@ -45,16 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
         ask(directory / "control", {"ask": "flush"})  # processes that do not answer are left out
         found = _IDENTIFIER.search(arguments.id)
         records = recall(directory, found[0]) if found else []
-        records = _without_repetition(records) or about(directory, arguments.id)
+        # A refusal is left out if there are records that have it among their steps.
+        records = [each for each in records if not _is_refusal(each)] or records
+        records = records or about(directory, arguments.id)
     if not records:
         raise CommandError(f"nothing is known of {arguments.id}")
-    say(*(json_lines(records) if arguments.json else as_text(records)))
+    say(*(json_lines(records) if arguments.json else spaced(map(lines_of, records))))
     return 0
-
-
-def _without_repetition(records: list[Record]) -> list[Record]:
-    """Leave out refusals, if there are records that have them among their steps."""
-    return [record for record in records if not _is_refusal(record)] or records
 
 
 def about(state_directory: Path, text: str) -> list[Record]:
@@ -82,13 +79,8 @@ def _is_refusal(record: Record) -> bool:
     return record.event.startswith(_REFUSALS)
 
 
-def as_text(records: Iterable[Record]) -> list[str]:
-    """Return the lines for people, with an empty one between two records."""
-    return [line for record in records for line in ("", *lines_of(record))][1:]
-
-
 def lines_of(record: Record) -> Iterator[str]:
-    """Yield the lines of one record."""
+    """Yield the lines of one record for people."""
     kind = "" if record.event.startswith(_TITLES) or _is_refusal(record) else "message: "
     yield f"{record.id}  {kind}{record.event}  {moment(record.time)}"
     facts = [

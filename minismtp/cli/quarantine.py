@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import CommandError, configuration, say
-from minismtp.cli.text import cut, date, detail, json_list, octets, plural, span, table
+from minismtp.cli.text import cut, date, detail, json_list, octets, plural, spaced, span, table
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.mail.message import Message
@@ -153,16 +153,16 @@ def _recipients(entry: QueueEntry | None) -> str:
 
 def details(found: Sequence[Found], now: float) -> list[str]:
     """Return all that is known of messages, and their headers."""
-    lines: list[str] = []
-    for each in found:
-        lines += ["", each.kept.id]
-        for name, value in _values(each, now).items():
-            if name != "id" and value != "":
-                text = ", ".join(value) if isinstance(value, list) else str(value)
-                lines.append(detail(name, text))
-        if header := _header(each):
-            lines += ["", *(f"  {line}" for line in header)]
-    return lines[1:]
+    return spaced(_details(each, now) for each in found)
+
+
+def _details(found: Found, now: float) -> Iterator[str]:
+    yield found.kept.id
+    for name, value in _values(found, now).items():
+        if name != "id" and value != "":
+            yield detail(name, ", ".join(value) if isinstance(value, list) else str(value))
+    if header := _header(found):
+        yield from ("", *(f"  {line}" for line in header))
 
 
 def listed_as_json(found: Sequence[Found], now: float, *, headers: bool) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import configuration, say
-from minismtp.cli.text import cut, date, detail, json_list, octets, plural, span, table
+from minismtp.cli.text import cut, date, detail, json_list, octets, plural, spaced, span, table
 from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.mailqueue.recipient import State
@@ -151,10 +151,8 @@ def listed(found: Sequence[Waiting], now: float) -> list[str]:
 
 def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> list[str]:
     """Return all that is known of messages; `contents` has what their files say."""
-    lines: list[str] = []
-    for name, rows in groupby(found, lambda each: each.message):
-        lines += ["", *_message(list(rows), contents.get(name, {}), now)]
-    return lines[1:]
+    messages = groupby(found, lambda each: each.message)
+    return spaced(_message(list(rows), contents.get(name, {}), now) for name, rows in messages)
 
 
 def listed_as_json(

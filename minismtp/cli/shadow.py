@@ -6,13 +6,13 @@ import argparse
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
 from minismtp.cli.common import add_config, argument_type, configuration, say
-from minismtp.cli.text import json_lines, moment
+from minismtp.cli.text import json_lines, moment, spaced
 from minismtp.config import Config
 from minismtp.config.types import parse_duration
 from minismtp.runtime.control_socket import ask
@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(*json_lines(found))
     else:
-        say(*(as_text(found, since) or ["no plugin is or was in shadow mode"]))
+        lines = spaced(lines_of(each, since) for each in found)
+        say(*(lines or ["no plugin is or was in shadow mode"]))
     return 0
 
 
@@ -98,11 +99,6 @@ def _found(config: Config, since: float) -> list[Shadow]:
     return [*found.values()]
 
 
-def as_text(found: Iterable[Shadow], since: float) -> list[str]:
-    """Return the lines for people, with an empty one between two plugins."""
-    return [line for each in found for line in ("", *_lines(each, since))][1:]
-
-
 def _kind(verdict: str, remark: str) -> str:
     if remark.startswith("failed:"):
         return "failed"
@@ -110,7 +106,8 @@ def _kind(verdict: str, remark: str) -> str:
     return wish[1] if verdict == "none" and wish else verdict
 
 
-def _lines(shadow: Shadow, since: float) -> Iterator[str]:
+def lines_of(shadow: Shadow, since: float) -> Iterator[str]:
+    """Yield the lines of one plugin for people."""
     yield (
         f"{shadow.plugin}: {shadow.calls:,} calls since {moment(since)},"
         f" of which {shadow.effects:,} would have changed something"

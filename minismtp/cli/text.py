@@ -79,6 +79,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def spaced(blocks: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of blocks, with an empty line between two of them."""
+    return [line for block in blocks for line in ("", *block)][1:]
+
+
 def json_line(value: object) -> str:
     """Return a value as JSON on one line."""
     return msgspec.json.encode(value).decode()

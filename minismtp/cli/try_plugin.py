@@ -158,17 +158,13 @@ def _field(raw: bytes) -> str:
 def _body_changed(before: Message | None, after: Message | None) -> bool:
     if before is None or after is None or before.content is after.content:
         return False
-    old, new = _body(before), _body(after)
-    return any(one != other for one, other in zip(old, new, strict=False)) or any(
-        next(rest, b"") for rest in (old, new)
-    )
+    return _body(before) != _body(after)
 
 
-def _body(message: Message) -> Iterator[bytes]:
-    """Yield the lines that follow the header."""
+def _body(message: Message) -> bytes:
     with message.open() as content:
         content.seek(sum(map(len, message.headers.raw_all())))
-        yield from iter(lambda: content.readline(65536), b"")
+        return content.read()
 
 
 def as_text(report: dict[str, Any]) -> Iterator[str]:

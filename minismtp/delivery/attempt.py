@@ -14,11 +14,9 @@ from msgspec import structs
 
 from minismtp.config import Config
 from minismtp.config.outbound_tables import Timeouts
-from minismtp.delivery.client import ClientSettings, HostConnection
-from minismtp.delivery.content import Original
-from minismtp.delivery.mta_sts import Policies, StsPolicy
+from minismtp.delivery.client import ClientSettings, HostConnection, Original
+from minismtp.delivery.mta_sts import Policies, PolicyFetcher, StsPolicy
 from minismtp.delivery.mx import Host, HostFinder, UnreachableError
-from minismtp.delivery.policy_fetch import PolicyFetcher
 from minismtp.delivery.progress import (
     AttemptResult,
     DeliveryRequest,

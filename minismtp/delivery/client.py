@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from minismtp.config.outbound_tables import Timeouts
-from minismtp.delivery.content import Original
 from minismtp.delivery.mx import Host
 from minismtp.delivery.result import HostError, LoopError, RecipientResult, TlsError, results_of
 from minismtp.delivery.tls_security import (
@@ -22,7 +24,7 @@ from minismtp.delivery.tls_security import (
 )
 from minismtp.mail.envelope import Destination
 from minismtp.mail.message import Message
-from minismtp.mail.mime_conversion import Form, is_clean
+from minismtp.mail.mime_conversion import Form, converted, is_clean, is_sealed
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.services.remote import Line, reason
 from minismtp.services.smtp_client import SmtpClient, SmtpError
@@ -50,6 +52,49 @@ class ClientSettings:
     #: addresses of hosts that refused long lines
     short_lines: BoundedCache[str, bool] = field(default_factory=lambda: BoundedCache(1 << 20))
     clock: Callable[[], float] = time.monotonic
+
+
+class Original:
+    """A message as it is in the queue, from which conversions are made.
+
+    `edit` lets plugins edit a conversion as they edit any message before it is sent, so that their
+    signatures are valid for it. `directory` is for large conversions.
+    """
+
+    def __init__(
+        self,
+        message: Message,
+        edit: Callable[[QueueEntry, Message], object] = lambda *_: None,
+        directory: Path | None = None,
+    ) -> None:
+        self._message = message
+        self._edit = edit
+        self._directory = directory
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it has a signature that a conversion would break."""
+        return is_sealed(self._message)
+
+    def converted(self, entry: QueueEntry, *, eight_bit: bool) -> tuple[QueueEntry, Message, Form]:
+        """Return a conversion with its envelope and form. Raise Verdict and OSError."""
+        made = self._convert(self._message, entry, eight_bit=eight_bit)
+        form = Form.of(made)
+        entry = replace(entry, body="8BITMIME" if form.wide and eight_bit else "7BIT")
+        self._edit(entry, made)
+        edited = Form.of(made)
+        if edited != form and (edited.long or not eight_bit):  # because of a plugin
+            made = self._convert(made, entry, eight_bit=eight_bit)
+            edited = Form.of(made)
+        return entry, made, edited
+
+    def _convert(self, message: Message, entry: QueueEntry, *, eight_bit: bool) -> Message:
+        return converted(
+            message,
+            eight_bit=eight_bit,
+            binary=entry.body == "BINARYMIME",
+            directory=self._directory,
+        )
 
 
 class HostConnection:

@@ -7,7 +7,10 @@ because an attacker who can block these must not gain by it. Therefore policies 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
+import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -16,9 +19,11 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from minismtp.delivery.policy_fetch import FetchError, PolicyFetcher
+from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.delivery.tls_security import matches
 from minismtp.runtime.log import Log
+from minismtp.services.http_client import LineSocket
+from minismtp.services.remote import Line
 from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.address import to_ascii
 from minismtp.values.clock import steady_time
@@ -33,6 +38,9 @@ _REFRESH: Final = 86_400.0  # a policy is fetched again after a day, even with t
 _AGAIN: Final = 300.0  # after a failure (RFC 8461 section 3.3)
 _MOST_OCTETS: Final = 64 * 1024 * 1024  # of all policies on disk
 _MOST_FAILURES: Final = 10_000
+_SECONDS: Final = 10.0  # for a fetch, from the first address to the end of the body
+_CONNECT: Final = 4.0
+_SIZE: Final = 65536  # octets of a policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,60 @@ class StoredPolicy:
     id: str
     fetched: float
     policy: StsPolicy
+
+
+class FetchError(Exception):
+    """The text could not be fetched; the message gives the reason."""
+
+
+class PolicyFetcher:
+    """Fetches policies from web servers, which are not trusted (RFC 8461 section 3.3).
+
+    It uses HTTPS with a valid certificate, by `context`, and follows no redirections and no
+    proxies. The size and the time of a fetch are bounded.
+    """
+
+    def __init__(self, host_finder: HostFinder, context: ssl.SSLContext, port: int) -> None:
+        self._host_finder = host_finder
+        self._context = context
+        self._port = port
+
+    def get(self, name: str, path: str) -> str:
+        """Return the text at a path of a server. Raise FetchError."""
+        end = time.monotonic() + _SECONDS
+        try:
+            hosts = self._host_finder.at(name, self._port)
+        except UnreachableError as error:
+            raise FetchError(str(error)) from None
+        failure = ""
+        for host in hosts:
+            if time.monotonic() >= end:
+                break
+            try:
+                return self._get(name, host.address, path, end)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                failure = f"{host}: {str(error) or type(error).__name__}"
+        raise FetchError(failure or f"{name} was not found in time")
+
+    def _get(self, name: str, address: str, path: str, end: float) -> str:
+        left = end - time.monotonic()
+        sock = socket.create_connection((address, self._port), min(left, _CONNECT))
+        line = Line(sock, end, "the web server")
+        with contextlib.closing(line):
+            line.secure(self._context, name)
+            connection = http.client.HTTPConnection(name)
+            connection.sock = LineSocket(line)
+            connection.request("GET", path, headers={"Connection": "close"})
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise FetchError(f"{name} says {response.status}")
+            kind = response.headers.get_content_type()
+            if kind != "text/plain" or "Content-Type" not in response.headers:
+                raise FetchError(f"{name} has {kind}, not text/plain")
+            body = response.read(_SIZE + 1)
+        if len(body) > _SIZE:
+            raise FetchError(f"{name} has more than {_SIZE} octets")
+        return body.decode("utf-8")
 
 
 class Policies:

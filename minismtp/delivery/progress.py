@@ -15,8 +15,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from minismtp.delivery.client import HostConnection
-from minismtp.delivery.content import Original
+from minismtp.delivery.client import HostConnection, Original
 from minismtp.delivery.mx import Host, UnreachableError
 from minismtp.delivery.result import RecipientResult, State
 from minismtp.mail.message import Message

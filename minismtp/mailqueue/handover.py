@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterable
 
-from minismtp.mailqueue.journal import DatabaseWriter
+from minismtp.mailqueue.database import DatabaseWriter
 from minismtp.mailqueue.scheduler import Job
 from minismtp.storage.spool import Spool
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from minismtp.mailqueue.database import DatabaseWriter
 from minismtp.mailqueue.in_progress import InProgress, work_key
 from minismtp.mailqueue.index import QueueIndex
-from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.notifications import Notifier, with_last_reply
 from minismtp.mailqueue.recipient import RecipientStatus

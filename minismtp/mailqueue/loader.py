@@ -12,11 +12,10 @@ from typing import Final
 from minismtp.delivery.attempt import LOCAL
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
-from minismtp.mailqueue.database import Arrival, QueueDatabase
+from minismtp.mailqueue.database import Arrival, DatabaseWriter, QueueDatabase
 from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.in_progress import InProgress, work_key
 from minismtp.mailqueue.index import QueueIndex
-from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.recipient import OPEN, TRIED, RecipientStatus
 from minismtp.runtime.log import Log

@@ -14,10 +14,9 @@ from msgspec import Struct
 
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
-from minismtp.mailqueue.database import QueueDatabase
+from minismtp.mailqueue.database import DatabaseWriter, QueueDatabase
 from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.index import QueueIndex
-from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.recipient import RecipientStatus
 from minismtp.mailqueue.scheduler import Job
 from minismtp.runtime.log import Log, describe

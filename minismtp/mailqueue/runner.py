@@ -23,14 +23,13 @@ from minismtp.delivery.attempt import DeliveryContext
 from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
-from minismtp.mailqueue.database import QueueDatabase
+from minismtp.mailqueue.database import DatabaseWriter, QueueDatabase, use_all_cores
 from minismtp.mailqueue.delivery_log import DeliveryLog
 from minismtp.mailqueue.delivery_workers import DeliveryPool
 from minismtp.mailqueue.handover import Handover
 from minismtp.mailqueue.housekeeping import Housekeeper
 from minismtp.mailqueue.in_progress import InProgress
 from minismtp.mailqueue.index import QueueIndex
-from minismtp.mailqueue.journal import DatabaseWriter, use_all_cores
 from minismtp.mailqueue.loader import Loader
 from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.metrics import OutboundMetrics, StallDetector

@@ -8,6 +8,9 @@ files than slots. `server.http_endpoint` reads them and adds the metrics of the 
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -19,10 +22,9 @@ from time import perf_counter, thread_time
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, mmap_dict
 from prometheus_client import values as prometheus_values
 
-from minismtp.runtime import metrics_files
 from minismtp.runtime.metrics_buffer import Additions, Child, MetricsBuffer
 from minismtp.runtime.thread_activity import Activity, Step, here
 
@@ -49,15 +51,56 @@ RECIPIENT_OUTCOMES: Final = ("accepted", "rejected", "deferred")
 _PAUSE: Final = 0.1
 _SHARE: Final = 16
 VERDICTS: Final = ("none", "answer", "reject", "defer", "disconnect")
+_FILE_SIZE: Final = 1 << 16  # octets of a new file, as in prometheus-client
+_log: Final = logging.getLogger(__name__)
 
 
 def use_slot(directory: Path, slot: int) -> None:
     """Keep the metrics of this process in the files of `slot`. Call this before `Metrics`."""
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-    metrics_files.install()
+    prometheus_values.MmapedDict = ReservedDict  # type: ignore[attr-defined]
     multiprocess = prometheus_values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
     prometheus_values.ValueClass = multiprocess
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class ReservedDict(mmap_dict.MmapedDict):
+    """Values by key in the file `filename`, which grows only into reserved space.
+
+    prometheus-client maps sparse files into memory. On a full disk, a write to such a page kills
+    the process by SIGBUS. So the space of each file is reserved before it is mapped. If the disk is
+    full, the values stay in the memory of the process and are not exported.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        path = Path(filename)
+        try:
+            with path.open("ab") as file:
+                os.posix_fallocate(file.fileno(), 0, max(_FILE_SIZE, path.stat().st_size))
+        except OSError as error:
+            _log.error("metrics are not exported, %s: %s", filename, error.strerror)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            filename = f"/proc/self/fd/{os.memfd_create(path.name)}"
+            os.truncate(filename, _FILE_SIZE)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        needed = self._used + len(key.encode()) + 32  # for its length, padding and two numbers
+        while needed > self._capacity:
+            self._grow()
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    def _grow(self) -> None:
+        size = 2 * self._capacity
+        try:
+            os.posix_fallocate(self._f.fileno(), 0, size)
+            self._m = mmap.mmap(self._f.fileno(), size)
+        except OSError as error:
+            _log.error("metrics are not exported any more, %s: %s", self._fname, error.strerror)
+            before, self._m = self._m, mmap.mmap(-1, size)
+            self._m[: self._capacity] = before[:]
+        self._capacity = size
 
 
 def count_thread_failures(registry: CollectorRegistry) -> Callable[[str, int], None]:

@@ -6,6 +6,7 @@ the resolver and the path to it are trusted.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -133,10 +134,8 @@ def _weight(found: Found) -> int:
 
 def _is_trusted(resolver: dns.resolver.Resolver) -> bool:
     """Return whether AD counts: resolv.conf says so, or all servers are on this machine."""
-    try:
+    with contextlib.suppress(OSError):
         if _TRUST_AD.search(_RESOLV_CONF.read_text()):
             return True
-    except OSError:
-        pass
     servers = (plain_address(str(each)) for each in resolver.nameservers)
     return all(ipaddress.ip_address(each).is_loopback for each in servers)

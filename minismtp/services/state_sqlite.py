@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 _BUSY: Final = 5.0  # seconds that a call waits for other threads and processes
 _TURN: Final = (0.0002, 0.002)  # seconds between two attempts while another process writes
-_SWEEP: Final = 256  # writes of a process between two removals of expired rows of expired rows
+_SWEEP: Final = 256  # writes of a process between two removals of expired rows
 _SWEPT: Final = 2 * _SWEEP  # rows of one removal, more than this process wrote since the last
 _RARELY: Final = 10  # times the duration of a search for the largest owner, before the next search
 _LARGEST: Final = 256 * 1024 * 1024

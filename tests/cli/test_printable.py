@@ -141,11 +141,11 @@ SHOWN: Final[dict[str, Callable[[str], Iterable[str]]]] = {
         open_sessions.Survey([session(text), session(text)], [])
     ),
     "sessions --json": lambda text: [json.dumps([session(text)])],
-    "explain": lambda text: explain.as_text([record(text)]),
+    "explain": lambda text: explain.lines_of(record(text)),
     "trace": lambda text: [
         trace.line_of({"at": NOW, "session": text, "peer": text, "said": "C", "text": text})
     ],
-    "shadow": lambda text: shadow.as_text([shadows(text)], NOW),
+    "shadow": lambda text: shadow.lines_of(shadows(text), NOW),
     "try": lambda text: try_plugin.as_text(report(text)),
     "replay": lambda text: [replay.line_of(replay.Difference(text, text, text, text, text))],
     "page": lambda text: page(text).split("\n"),

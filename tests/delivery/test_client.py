@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from minismtp.config import Config
 from minismtp.config.outbound_tables import Timeouts
 from minismtp.delivery.attempt import Attempt, DeliveryContext
-from minismtp.delivery.client import ClientSettings, HostConnection
-from minismtp.delivery.content import Original
+from minismtp.delivery.client import ClientSettings, HostConnection, Original
 from minismtp.delivery.mx import Host, HostFinder
 from minismtp.delivery.progress import AttemptResult, DeliveryRequest
 from minismtp.delivery.result import HostError, RecipientResult, TlsError

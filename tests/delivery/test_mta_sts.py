@@ -16,10 +16,9 @@ import pytest
 import trustme
 
 from minismtp.config.types import SocketAddress
-from minismtp.delivery import policy_fetch
-from minismtp.delivery.mta_sts import Policies, StsPolicy
+from minismtp.delivery import mta_sts
+from minismtp.delivery.mta_sts import FetchError, Policies, PolicyFetcher, StsPolicy
 from minismtp.delivery.mx import HostFinder
-from minismtp.delivery.policy_fetch import FetchError, PolicyFetcher
 from minismtp.delivery.tls_security import Contexts, matches
 from minismtp.runtime.log import Log
 from minismtp.services.resolver import Found, Resolver
@@ -185,7 +184,7 @@ def test_a_text_that_is_none_is_refused(
     answer: Callable[[http.server.BaseHTTPRequestHandler], None],
     reason: str,
 ) -> None:
-    monkeypatch.setattr(policy_fetch, "_SECONDS", 2.0)
+    monkeypatch.setattr(mta_sts, "_SECONDS", 2.0)
     with pytest.raises(FetchError, match=reason):
         fetch(answer)
 

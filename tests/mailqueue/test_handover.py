@@ -12,9 +12,8 @@ import pytest
 from minismtp.mail.content import Content
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
-from minismtp.mailqueue.database import QueueDatabase
+from minismtp.mailqueue.database import DatabaseWriter, QueueDatabase
 from minismtp.mailqueue.handover import Handover
-from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.runtime.log import Log
 from minismtp.storage.spool import Spool
 

@@ -7,9 +7,8 @@ from queue import Empty, SimpleQueue
 import pytest
 from fakes import Clock
 
-from minismtp.mailqueue.database import Arrival, Batch, QueueDatabase
+from minismtp.mailqueue.database import Arrival, Batch, DatabaseWriter, QueueDatabase
 from minismtp.mailqueue.index import QueueIndex
-from minismtp.mailqueue.journal import DatabaseWriter
 from minismtp.mailqueue.recipient import RecipientStatus, State
 from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.runtime.log import Log

@@ -31,7 +31,7 @@ from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.cli.check import check
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
-from minismtp.delivery.content import Original
+from minismtp.delivery.client import Original
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.smtp.dot_stuffing import dotted
 
