@@ -22,10 +22,10 @@ from time import perf_counter, thread_time
 from typing import Final
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, mmap_dict
+from prometheus_client import CollectorRegistry, Counter, Gauge, mmap_dict
 from prometheus_client import values as prometheus_values
 
-from minismtp.runtime.metrics_buffer import Additions, Child, MetricsBuffer
+from minismtp.runtime.metrics_buffer import Additions, Child, Histogram, MetricsBuffer
 from minismtp.runtime.thread_activity import Activity, Step, here
 
 SECONDS: Final = (

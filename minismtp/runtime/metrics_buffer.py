@@ -1,20 +1,36 @@
 """A buffer of additions to metrics, which one thread adds up.
 
-Changing a counter in a shared file takes 2 us and a histogram 4 us. An append to a queue takes
-0.1 us.
+Changing a value in a shared file takes 2 us, and each observation of a histogram changes two. An
+append to a queue takes 0.1 us, and the thread changes each value once for all that came meanwhile.
 """
 
 from __future__ import annotations
 
+import collections
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, TypeAlias
 
-from prometheus_client import Counter, Gauge, Histogram
+import prometheus_client
+from prometheus_client import Counter, Gauge
 
 from minismtp.values.threads import WriteBehind
 
 FLUSH_INTERVAL: Final = 0.05
+
+
+class Histogram(prometheus_client.Histogram):
+    """A histogram that takes many observations at once."""
+
+    def observe_all(self, amounts: Sequence[float]) -> None:
+        """Observe all amounts, with one change of each bucket that gets any, and of the sum."""
+        place = partial(bisect_left, self._upper_bounds)
+        for bucket, times in collections.Counter(map(place, amounts)).items():
+            self._buckets[bucket].inc(times)
+        self._sum.inc(sum(amounts))
+
 
 Child: TypeAlias = Counter | Gauge | Histogram
 #: What happened at once: metrics, each with what is added to it, or observed by a histogram.
@@ -45,11 +61,14 @@ class MetricsBuffer(WriteBehind):
 
     def _add_up(self) -> None:
         sums: dict[Child, float] = {}
+        observed: dict[Histogram, list[float]] = {}
         while self._waiting:
             for child, amount in self._waiting.popleft():
                 if type(child) is Histogram:  # isinstance takes 3 us for these classes
-                    child.observe(amount)
+                    observed.setdefault(child, []).append(amount)
                 else:
                     sums[child] = sums.get(child, 0.0) + amount
+        for histogram, amounts in observed.items():
+            histogram.observe_all(amounts)
         for child, amount in sums.items():
             child.inc(amount)  # type: ignore[union-attr]  # no histogram is here

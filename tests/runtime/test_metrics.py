@@ -6,13 +6,15 @@ from dataclasses import field, replace
 
 import prometheus_client
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 
 from minismtp import Credentials, Defer, Reject, hookimpl, plugin
 from minismtp.config import Limits
 from minismtp.mail.session import TlsInfo
 from minismtp.runtime.metrics import HookMetrics, Metrics
-from minismtp.runtime.metrics_buffer import MetricsBuffer
+from minismtp.runtime.metrics_buffer import Histogram, MetricsBuffer
 from minismtp.testing import Dialogue, Mailroom
 
 LISTENER = {
@@ -278,10 +280,28 @@ def test_buffer_adds_up_in_a_thread_of_its_own() -> None:
     assert registry.get_sample_value("things_total") == 5
 
 
+@given(st.lists(st.floats(0, 20) | st.sampled_from([0.1, 0.5, 10.0]), min_size=1))
+def test_many_observations_at_once_are_those_one_by_one(amounts: list[float]) -> None:
+    registry = prometheus_client.CollectorRegistry()
+    together = Histogram("together", "At once.", registry=registry)
+    alone = prometheus_client.Histogram("alone", "One by one.", registry=registry)
+    together.observe_all(amounts)
+    for amount in amounts:
+        alone.observe(amount)
+    for bound in ("0.1", "0.5", "10.0", "+Inf"):
+        counts = [
+            registry.get_sample_value(f"{name}_bucket", {"le": bound})
+            for name in ("together", "alone")
+        ]
+        assert counts[0] == counts[1]
+    sums = [registry.get_sample_value(f"{name}_sum") for name in ("together", "alone")]
+    assert sums[0] == pytest.approx(sums[1])
+
+
 def test_buffer_loses_nothing_of_many_threads() -> None:
     registry = prometheus_client.CollectorRegistry()
     counter = prometheus_client.Counter("things", "Things.", registry=registry)
-    sizes = prometheus_client.Histogram("sizes", "Sizes.", registry=registry)
+    sizes = Histogram("sizes", "Sizes.", registry=registry)
     buffer = MetricsBuffer()
     buffer.start()
     add, observe = buffer.adder(counter), buffer.adder(sizes)
