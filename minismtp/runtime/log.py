@@ -19,9 +19,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import select
 import stat
+import string
 import sys
 import threading
 import time
@@ -40,10 +40,7 @@ _PATIENCE: Final = 2.0  # seconds that a process waits for its last lines before
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3}  # as in sd-daemon(3)
 _STDERR: Final = 2
-_SAFE_OCTETS: Final = r"A-Za-z0-9._+/:@<>,;()\[\]{}!#$%&*?^~|-"
-_SAFE: Final = re.compile(f"[{_SAFE_OCTETS}]+")
-_ALL_SAFE: Final = re.compile(f"[{_SAFE_OCTETS}]+(?:\0[{_SAFE_OCTETS}]+)*")
-_SAFE_EVENT: Final = re.compile(f"[ {_SAFE_OCTETS}]*")
+_SAFE: Final = f"{string.ascii_letters}{string.digits}._+/:@<>,;()[]{{}}!#$%&*?^~|-".encode()
 
 #: An event at epoch seconds, the fields bound then, and what makes its other fields.
 _Late: TypeAlias = tuple[float, str, dict[str, object], Callable[[], dict[str, Any]]]
@@ -267,12 +264,14 @@ def describe(error: BaseException) -> str:
 
 def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str:
     # A record of another library may contain any text.
-    event = event if _SAFE_EVENT.fullmatch(event) else _quoted(event)
+    event = _quoted(event) if _unsafe(event).strip(b" ") else event
     values = [str(value) for value in fields.values()]
-    joined = "\0".join(values)  # one search, 3 us faster than one for each value
-    if joined.count("\0") >= len(values) or not _ALL_SAFE.fullmatch(joined):
-        safe = _SAFE.fullmatch
-        values = [value if safe(value) else _quoted(value) for value in values]
+    # One search for all, 7 us faster than one for each value.
+    found = _unsafe("\0".join(values)).split(b"\0")
+    if len(found) != len(values):  # a value has a NUL
+        found = [_unsafe(value) for value in values]
+    words = zip(values, found, strict=True)
+    values = [_quoted(value) if unsafe or not value else value for value, unsafe in words]
     pairs = "".join([f" {name}={value}" for name, value in zip(fields, values, strict=True)])
     return f"{now} {level} {event}{pairs}\n" if now else f"{level} {event}{pairs}\n"
 
@@ -280,6 +279,11 @@ def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str
 def _as_json(now: str, level: str, event: str, fields: dict[str, object]) -> str:
     time_field = {"time": now} if now else {}
     return json.dumps({**time_field, "level": level, "event": event, **fields}, default=str) + "\n"
+
+
+def _unsafe(text: str) -> bytes:
+    """Return the octets of a text that only a quoted value may have."""
+    return text.encode("utf-8", "surrogatepass").translate(None, _SAFE)
 
 
 def _quoted(text: str) -> str:
