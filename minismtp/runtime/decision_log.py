@@ -104,10 +104,13 @@ class DecisionLog(WriteBehind):
                 self._failed = True
 
     def _append(self, ring: _Ring, data: bytes) -> None:
-        self._directory.mkdir(mode=0o700, exist_ok=True)
         path = self._directory / f"{ring.prefix}{_CURRENT}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(path, flags, 0o600)
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(path, flags, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             while data:
