@@ -3,14 +3,16 @@
 import re
 from collections import deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-from minismtp import Address, folded_local, read_file
+from minismtp import Address, Local, folded_local, read_file
 
 #: A local part and a domain. An empty one in the target of an alias means the recipient's.
 Mailbox = tuple[str, str]
 
 _LOCAL_PART = 512  # octets, as in Address
+_REMEMBERED = 1024  # recipients
 _ALIAS = re.compile(r'[ \t]*+("(?:[^"\\]|\\.)*"[^:]*|[^":][^:]*):')
 # A quoted string, which matches a group if it has no end; a comma; other text.
 _PIECE = re.compile(r'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|,|[^,"]+')
@@ -30,6 +32,17 @@ class Directory:
     catch_all: str
     postmaster: str
     aliases: dict[str, list[Mailbox]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        #: `split`, which remembers the recipients of the last messages.
+        self.targets = lru_cache(_REMEMBERED)(self.split)
+
+    def split(self, local: str, domain: str) -> tuple[Local | None, list[Address]]:
+        """Return the route to a recipient's mailboxes, if any, and the outside addresses."""
+        found = [Address(*mailbox) for mailbox in self.find(local, domain)]
+        here = [each for each in found if each.ascii_domain in self.domains]
+        elsewhere = [each for each in found if each.ascii_domain not in self.domains]
+        return Local(*here) if here else None, elsewhere
 
     def find(self, local: str, domain: str) -> list[Mailbox]:
         """Return the mailboxes and outside addresses that get a recipient's mail."""

@@ -116,17 +116,13 @@ class Mailboxes:
         if problem := self._directory.problem:
             text = "the list of mailboxes cannot be read now"
             raise Defer(text, enhanced="4.3.0") from OSError(problem)
-        found = directory.find(address.local, domain)
-        if not found and at_host:
-            return None
-        if not found:
-            raise Reject("no such mailbox", code=550, enhanced="5.1.1")
-        here = [Address(local, at) for local, at in found if at in self._domains]
-        elsewhere = [Address(local, at) for local, at in found if at not in self._domains]
+        here, elsewhere = directory.targets(address.local, domain)
         if not elsewhere:
-            return Local(*here)
+            if here is None and not at_host:
+                raise Reject("no such mailbox", code=550, enhanced="5.1.1")
+            return here
         relay = Relay(*elsewhere, sender=self._sender(envelope.reverse_path))
-        return Several(Local(*here), relay) if here else relay
+        return relay if here is None else Several(here, relay)
 
     @hookimpl
     def on_send(self, delivery: Delivery) -> None:
