@@ -135,7 +135,8 @@ def mail(client: Client, recipient: str, word: str = "yes") -> str:
 
 def documented() -> dict[str, tuple[set[str], str]]:
     """Return the metrics of the documentation with their labels and types."""
-    rows = re.findall(r"^\| `(minismtp_\w+)` \| (.*?) ?\| (\w+) \| \S", MONITORING, re.MULTILINE)
+    row = r"^\| `((?:minismtp|process)_\w+)` \| (.*?) ?\| (\w+) \| \S"
+    rows = re.findall(row, MONITORING, re.MULTILINE)
     return {name: (set(re.findall(r"\w+", labels)), kind) for name, labels, kind in rows}
 
 
@@ -349,7 +350,7 @@ def test_panel_shows_something(expression: str, legend: str, prometheus: Prometh
     assert all(shown <= row["metric"].keys() for row in rows)
 
 
-SELECTOR: Final = re.compile(r"(minismtp_\w+?)(?:_bucket|_sum|_count)?\{([^}]*)\}")
+SELECTOR: Final = re.compile(r"((?:minismtp|process)_\w+?)(?:_bucket|_sum|_count)?\{([^}]*)\}")
 
 
 def test_panels_ask_for_labels_that_their_metric_has() -> None:
@@ -367,6 +368,20 @@ def test_panels_ask_for_labels_that_their_metric_has() -> None:
 def test_dashboard_shows_every_metric() -> None:
     shown = {name for target in TARGETS for name, _ in SELECTOR.findall(str(target.values[0]))}
     assert shown == documented().keys()
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    assert [panel["title"] for panel in PANELS if len(panel.get("description", "")) < 15] == []
+
+
+def test_annotations_can_be_queried(prometheus: Prometheus) -> None:
+    shown = {each["name"]: each["expr"] for each in DASHBOARD["annotations"]["list"]}
+    assert "Reloads" in shown
+    for expression in shown.values():
+        for name, value in FOR_GRAFANA.items():
+            expression = expression.replace(name, value)  # noqa: PLW2901
+        assert "$" not in expression
+        prometheus.query(expression)
 
 
 def test_dashboard_can_be_turned_to_any_prometheus_job_and_instance() -> None:

@@ -22,7 +22,7 @@ from minismtp.cli.common import configuration, say
 from minismtp.cli.text import cut, date, detail, json_list, octets, plural, spaced, span, table
 from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
-from minismtp.mailqueue.recipient import State
+from minismtp.mailqueue.recipient import State, message_state
 from minismtp.server.privileges import acting_as_owner
 
 _VERBS: Final = {
@@ -88,7 +88,9 @@ def _output(directory: Path, wanted: Filter, verb: str, *, as_json: bool) -> lis
             contents = _contents(directory, {each.message for each in found})
     if as_json:
         return listed_as_json(found, contents, now)
-    return details(found, contents, now) if contents else listed(found, now)
+    return (
+        details(found, contents, now) if contents else listed(found, now, chosen=wanted != Filter())
+    )
 
 
 def _change(database: QueueDatabase, directory: Path, verb: str, wanted: Filter, now: float) -> str:
@@ -125,13 +127,13 @@ def _contents(directory: Path, names: Iterable[str]) -> dict[str, dict[str, str]
     return contents
 
 
-def listed(found: Sequence[Waiting], now: float) -> list[str]:
-    """Return a table with a line for each recipient, and a summary below it."""
+def listed(found: Sequence[Waiting], now: float, *, chosen: bool = False) -> list[str]:
+    """Return a table with a line for each recipient, and a summary below it.
+
+    `chosen` says that a filter left out other recipients.
+    """
     if not found:
-        return ["the queue is empty"]
-    states = Counter(each.state for each in found)
-    parts = ", ".join(f"{states[name]} {name}" for name in _STATES if states[name])
-    messages = plural(len({each.message for each in found}), "message")
+        return ["nothing in the queue fits" if chosen else "the queue is empty"]
     rows = (
         (
             each.message,
@@ -145,8 +147,19 @@ def listed(found: Sequence[Waiting], now: float) -> list[str]:
         )
         for each in found
     )
-    summary = f"{messages}, {plural(states.total(), 'recipient')}: {parts}"
-    return cut([*table(_HEAD, rows), "", summary])
+    return cut([*table(_HEAD, rows), "", summary(found)])
+
+
+def summary(found: Iterable[Waiting]) -> str:
+    """Return how many messages are in each state, counted as the metrics count them."""
+    messages: dict[str, set[State]] = {}
+    recipients = 0
+    for each in found:
+        messages.setdefault(each.message, set()).add(each.state)
+        recipients += 1
+    states = Counter(map(message_state, messages.values()))
+    parts = ", ".join(f"{states[name]} {name}" for name in _STATES if states[name])
+    return f"{plural(len(messages), 'message')}: {parts}; {plural(recipients, 'recipient')}"
 
 
 def details(found: Sequence[Waiting], contents: dict[str, dict[str, str]], now: float) -> list[str]:

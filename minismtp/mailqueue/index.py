@@ -1,15 +1,15 @@
 """All that waits, in memory: how each recipient stands, and the jobs of the scheduler.
 
-This is what the runner acts on. Every method but `overdue` and `unwarned` costs as much as it
-changes, however long the queue is. The times of jobs are waits by the monotonic clock, because the
-wall clock may jump and a job must not.
+This is what the runner acts on. Every method but `overdue`, `unwarned` and `counts` costs as much
+as it changes, however long the queue is. The times of jobs are waits by the monotonic clock,
+because the wall clock may jump and a job must not.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -17,12 +17,18 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from minismtp.mailqueue.recipient import OPEN, TRIED, RecipientStatus, State
+from minismtp.mailqueue.recipient import (
+    OPEN,
+    QUEUE_STATES,
+    TRIED,
+    RecipientStatus,
+    State,
+    message_state,
+)
 from minismtp.mailqueue.scheduler import Job, Scheduler
 from minismtp.values.clock import GRACE, steady_time
 
 _EARLIEST: Final = 1_577_836_800.0  # 2020, before this program existed
-_COUNTED: Final[tuple[State, ...]] = ("deferred", "queued", "held")  # the first one counts
 _MOST_IDLE: Final = 50  # connections that wait for another message
 
 
@@ -35,13 +41,16 @@ class _Message:
     known: float
     age: float  # when it became known
 
-    def state(self) -> str:
-        """Return the state under which the metrics count it."""
-        states = [each.state for each in self.recipients]
-        for state in _COUNTED:
-            if state in states:
-                return state
-        return ""
+    def counted(self) -> State | frozenset[str] | None:
+        """Return the state under which it is counted.
+
+        For a queued message return the destinations of its queued recipients, because the state
+        depends on whether one of these could not be reached.
+        """
+        state = message_state([each.state for each in self.recipients])
+        if state != "queued":
+            return state
+        return frozenset([each.destination for each in self.recipients if each.state == state])
 
 
 class QueueIndex:
@@ -68,7 +77,7 @@ class QueueIndex:
         self._expire = expire
         self._longest = longest
         self._messages: OrderedDict[str, _Message] = OrderedDict()
-        self._states = {"queued": 0, "deferred": 0, "held": 0, "": 0}
+        self._counted: Counter[State | frozenset[str] | None] = Counter()
         self._stopped = False
         self._idle_threads: dict[str, list[SimpleQueue[Job | None]]] = {}
         self._idle = 0  # threads that wait in `take_from`
@@ -94,7 +103,7 @@ class QueueIndex:
         with self._lock:
             if name not in self._messages:
                 self._messages[name] = message
-                self._states[message.state()] += 1
+                self._counted[message.counted()] += 1
                 self._plan(name, message)
 
     def take(self) -> Job | None:
@@ -140,6 +149,11 @@ class QueueIndex:
         with self._lock:
             when = self._scheduler.next_time()
         return None if when is None else max(0.0, when - self._clock())
+
+    def is_due(self) -> bool:
+        """Return whether a job is due, even if every place is taken."""
+        with self._lock:
+            return self._scheduler.is_due(self._clock())
 
     def queued(self, name: str, destination: str | None = None) -> list[RecipientStatus]:
         """Return the queued recipients of a message, or those of them at one destination."""
@@ -188,7 +202,7 @@ class QueueIndex:
             message = self._messages.get(name)
             if message is None:
                 return True
-            before = message.state()
+            before = message.counted()
             for status in statuses:
                 state = message.recipients[status.number].state
                 if state not in TRIED and status.state in TRIED:
@@ -220,7 +234,7 @@ class QueueIndex:
         with self._lock:
             message = self._messages.pop(name, None)
             if message is not None:
-                self._states[message.state()] -= 1
+                self._drop_count(message.counted())
                 for destination in {each.destination for each in message.recipients}:
                     self._scheduler.drop((name, destination))
 
@@ -234,7 +248,7 @@ class QueueIndex:
             message = self._messages.get(name)
             if message is None:
                 return False
-            before = message.state()
+            before = message.counted()
             message.recipients = [
                 new._replace(destination=old.destination) if old.state in OPEN else old
                 for new, old in zip(statuses, message.recipients, strict=True)
@@ -276,10 +290,15 @@ class QueueIndex:
     def counts(self) -> tuple[dict[str, int], float]:
         """Return how many messages wait by state, "active" for running jobs, and the oldest's age.
 
-        That age is in seconds by the wall clock.
+        That age is in seconds by the wall clock. This costs as much as there are destinations.
         """
         with self._lock:
-            states = {name: count for name, count in self._states.items() if name}
+            states, unreachable = dict.fromkeys(QUEUE_STATES, 0), self._scheduler.unreachable
+            for counted, number in self._counted.items():
+                if isinstance(counted, frozenset):
+                    states["queued" if unreachable.isdisjoint(counted) else "deferred"] += number
+                elif counted is not None:
+                    states[counted] += number
             states["active"] = len(self._scheduler.running)
             oldest = next((each.arrived for each in self._messages.values()), inf)
             return states, max(0.0, self._wall() - oldest)
@@ -311,6 +330,11 @@ class QueueIndex:
                 self._scheduler.drop((name, destination))
         return waits
 
-    def _count(self, before: str, message: _Message) -> None:
-        self._states[before] -= 1
-        self._states[message.state()] += 1
+    def _count(self, before: State | frozenset[str] | None, message: _Message) -> None:
+        self._drop_count(before)
+        self._counted[message.counted()] += 1
+
+    def _drop_count(self, counted: State | frozenset[str] | None) -> None:
+        self._counted[counted] -= 1
+        if not self._counted[counted]:  # or each destination ever would stay
+            del self._counted[counted]

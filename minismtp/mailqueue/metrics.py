@@ -7,12 +7,12 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from minismtp.delivery.tls_security import LEVELS
+from minismtp.mailqueue.recipient import QUEUE_STATES
 from minismtp.runtime.metrics import SESSION_SECONDS, Metrics
 
 _STANDSTILL: Final = 900.0  # seconds; no single attempt takes longer
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
 ASIDE: Final = ("damaged", "fatal")
-QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
 _Counters: TypeAlias = dict[str, Callable[[float], None]]
 DELAYS: Final = (0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 14400, 86400, 432000)
 

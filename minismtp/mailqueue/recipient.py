@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 #: "bounced" is what an operator wants returned to the sender. When it is, it has "failed".
@@ -10,6 +11,17 @@ State: TypeAlias = Literal["queued", "deferred", "held", "bounced", "delivered",
 TRIED: Final[frozenset[State]] = frozenset({"queued", "deferred"})
 #: The states of a recipient whose mail is neither delivered, returned nor removed.
 OPEN: Final[frozenset[State]] = TRIED | {"held", "bounced"}
+#: The states by which messages are counted, everywhere. The first one that a recipient has counts.
+#: A queued recipient counts as deferred if its destination could not be reached.
+COUNTED: Final[tuple[State, ...]] = ("deferred", "queued", "held")
+#: The states of `minismtp_queue_messages`: those of messages, and deliveries under way.
+QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
+
+
+def message_state(states: Iterable[State]) -> State | None:
+    """Return the state of `COUNTED` under which a message with these recipients is counted."""
+    found = {*states}
+    return next((state for state in COUNTED if state in found), None)
 
 
 class RecipientStatus(NamedTuple):

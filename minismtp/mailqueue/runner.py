@@ -188,10 +188,11 @@ class Runner:
     def _tick(self) -> None:
         self._loader.load_missed()
         self._manager.apply_changes()
-        self._metrics.queue(*self._index.counts())
-        due = self._index.seconds_to_next() == 0.0
+        states, age = self._index.counts()
+        self._metrics.queue(states, age)
+        due = self._index.is_due()  # although hanging deliveries may have taken all places
         stalled = self._stall_detector.is_stalled(self._pool.ended, due=due)
-        self._context.scoreboard.post_queue(len(self._index), stuck=stalled)
+        self._context.scoreboard.post_queue(sum(states.values()) - states["active"], stuck=stalled)
 
     def _watch_signals(self) -> None:
         # Not `sigwait`, which is written in Python and may fail after it took a SIGTERM.

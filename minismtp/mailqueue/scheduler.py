@@ -83,6 +83,8 @@ class Scheduler:
         self._waiting: dict[Job, float] = {}  # other jobs in the heaps are stale
         self._running: dict[Job, float] = {}  # with the time of its start
         self._unproven_running = 0
+        #: Destinations that could not be reached, until a job reaches them.
+        self.unreachable: set[str] = set()
 
     @property
     def running(self) -> frozenset[Job]:
@@ -153,8 +155,14 @@ class Scheduler:
         destination.running -= 1
         self._unproven_running -= not destination.proven
         changed = None
-        if reached is not None:
-            changed = self._set_reached(destination, now, reached=reached, quick=quick)
+        if reached:
+            self._note_reached(destination, quick=quick)
+            if job[1] in self.unreachable:
+                self.unreachable.remove(job[1])
+                changed = 0.0
+        elif reached is not None:
+            changed = self._note_failure(destination, now)
+            self.unreachable.add(job[1])
         if again is not None:
             self.add(job, again)
         self._plan(job[1], destination)
@@ -179,22 +187,22 @@ class Scheduler:
         times = [heads[0][0] for heads in self._open_heads()]
         return min(times) if times else None
 
-    def _set_reached(
-        self, destination: _Destination, now: float, *, reached: bool, quick: bool
-    ) -> float | None:
-        if destination.proven != reached:
-            self._unproven_running += destination.running * (1 if destination.proven else -1)
-            destination.proven = reached
-            destination.head = inf  # because it belongs into the other heap now
-        if reached:
-            was_closed = destination.failures > 0
-            destination.failures = 0
-            destination.closed_until = 0.0
-            if quick and destination.limit >= _FEWEST and self._is_busy():
-                destination.limit = max(destination.limit - 1, _FEWEST)
-            else:
-                destination.limit = min(destination.limit + 1, self._concurrency)
-            return 0.0 if was_closed else None
+    def is_due(self, now: float) -> bool:
+        """Return whether a job is due, even if every place is taken."""
+        return any(heads and heads[0][0] <= now for heads in self._heads.values())
+
+    def _note_reached(self, destination: _Destination, *, quick: bool) -> None:
+        self._set_proven(destination, proven=True)
+        destination.failures = 0
+        destination.closed_until = 0.0
+        if quick and destination.limit >= _FEWEST and self._is_busy():
+            destination.limit = max(destination.limit - 1, _FEWEST)
+        else:
+            destination.limit = min(destination.limit + 1, self._concurrency)
+
+    def _note_failure(self, destination: _Destination, now: float) -> float | None:
+        """Close a destination, and return for how long; None if it is closed already."""
+        self._set_proven(destination, proven=False)
         if now < destination.closed_until:  # another job closed it meanwhile
             return None
         destination.failures += 1
@@ -202,6 +210,12 @@ class Scheduler:
         destination.limit = 1
         destination.closed_until = now + wait
         return wait
+
+    def _set_proven(self, destination: _Destination, *, proven: bool) -> None:
+        if destination.proven != proven:
+            self._unproven_running += destination.running * (1 if destination.proven else -1)
+            destination.proven = proven
+            destination.head = inf  # because it belongs into the other heap now
 
     def _open_heads(self) -> list[list[tuple[float, str]]]:
         """Return the heaps of heads for which there are places."""

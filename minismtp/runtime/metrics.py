@@ -44,6 +44,12 @@ CONNECTION_RESULTS: Final = ("accepted", "refused", "limited")
 AUTH_RESULTS: Final = ("success", "failure", "error", "cancelled")
 MESSAGE_OUTCOMES: Final = ("stored", "queued", "discarded", "quarantined", "rejected", "deferred")
 RECIPIENT_OUTCOMES: Final = ("accepted", "rejected", "deferred")
+SERVER: Final = "server"  #: in place of a plugin, for what the server itself refuses
+#: Refusals by the server itself that operators are warned of: stage, reason and class.
+KNOWN_REFUSALS: Final = (
+    *(("mail", "disk_full", "4xx"), ("content", "disk_full", "4xx"), ("rcpt", "relaying", "5xx")),
+    *(("content", "system", "4xx"), ("auth", "login", "5xx")),
+)
 # CPU time is measured by two system calls, so not for every call of a hook. A call that begins
 # later than `_PAUSE` seconds after the last measured one of its hook is measured. Of the others one
 # in `_SHARE` is, chosen at random, and counts for as many. So no sum is biased, whatever pattern
@@ -186,8 +192,25 @@ class ListenerMetrics:
             for result in AUTH_RESULTS
         }
         self.active = metrics.connections_active.labels(listener)
+        self._listener, self._refusals = listener, metrics.refusals
+        self._refused: dict[tuple[str, ...], Additions] = {}
+        for stage, reason, code_class in KNOWN_REFUSALS:
+            self._refusal(stage, SERVER, reason, code_class)
         self.session_duration = metrics.session_duration.labels(listener)
         self.message_size = metrics.message_size.labels(listener)
+
+    def refused(self, stage: str, plugin: str, reason: str, code_class: str) -> None:
+        """Count a refusal, by its `plugin` or by the server itself if that is empty.
+
+        `stage` and `reason` are words of `session.refusal_reasons`.
+        """
+        self.add(self._refusal(stage, plugin or SERVER, reason, code_class))
+
+    def _refusal(self, *labels: str) -> Additions:
+        found = self._refused.get(labels)
+        if found is None:
+            found = self._refused[labels] = ((self._refusals.labels(self._listener, *labels), 1.0),)
+        return found
 
     def silent(self) -> ListenerMetrics:
         """Return metrics that count nothing, for sessions such as health checks of a balancer."""
@@ -251,6 +274,9 @@ class Metrics:
         text = "Replies by command and class."
         self.commands = counter("commands", text, [*listener, "command", "code_class"])
         text = "TLS handshakes that succeeded."
+        text = "Refusals by stage, plugin and kind of reason."
+        labels = [*listener, "stage", "plugin", "reason", "code_class"]
+        self.refusals = counter("refusals", text, labels)
         self.tls_sessions = counter("tls_sessions", text, [*listener, "version"])
         self.auth = counter("auth_attempts", "AUTH exchanges.", [*listener, "mechanism", "result"])
         text = "Whether the files of a listener's certificate loaded when they last changed."

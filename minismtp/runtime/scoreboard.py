@@ -9,6 +9,7 @@ A process that was stopped, or in which one thread never releases the interprete
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import time
 from dataclasses import astuple, dataclass
@@ -27,7 +28,7 @@ REPLACEMENTS: Final = tuple(
     for reason in ("died", "hung")
 )
 _REPLACED: Final = struct.Struct(f"{len(REPLACEMENTS)}q")
-_BEAT: Final = struct.Struct("d")
+_BEAT: Final = struct.Struct("dq")  # when the last beat was, and the id of the process
 _BEATS: Final = _WORKERS.size + _QUEUE.size + _REPLACED.size  # where the beats of all slots begin
 
 
@@ -91,11 +92,16 @@ class Scoreboard:
 
     def beat(self, slot: int) -> None:
         """Show that the process of a slot is alive."""
-        self._put(_BEATS + slot * _BEAT.size, _BEAT.pack(time.monotonic()))
+        self._put(_BEATS + slot * _BEAT.size, _BEAT.pack(time.monotonic(), os.getpid()))
+
+    def processes(self) -> dict[int, int]:
+        """Return the process ids by slot. Some may have ended."""
+        beats = _BEAT.iter_unpack(self._memory[_BEATS:])
+        return {slot: pid for slot, (_, pid) in enumerate(beats) if pid}
 
     def clear_beat(self, slot: int) -> None:
         """Forget the process that had the slot before."""
-        self._put(_BEATS + slot * _BEAT.size, _BEAT.pack(0.0))
+        self._put(_BEATS + slot * _BEAT.size, _BEAT.pack(0.0, 0))
 
     def silence(self, slot: int) -> float:
         """Return the seconds since the last beat of a slot, 0 before its first one."""

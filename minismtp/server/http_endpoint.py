@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import os
 import platform
 import signal
 import socket
@@ -20,6 +21,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Collection, Iterator
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
@@ -39,7 +41,8 @@ from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.figures import Overview, overview
 from minismtp.server.open_sessions import Survey, survey
-from minismtp.server.readiness import FATAL, WARNINGS, Readiness
+from minismtp.server.process_metrics import DiskCollector, ProcessCollector
+from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
 from minismtp.server.status_page import POLICY, History, render
 from minismtp.services.http_client import LineSocket
 from minismtp.services.remote import Line
@@ -80,9 +83,12 @@ def run(
     registry = CollectorRegistry()
     _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
     registry.register(_ServerCollector(scoreboard, limit, readiness))
+    registry.register(ProcessCollector(scoreboard, os.getppid()))
+    registry.register(DiskCollector(config.state_directory, config.outbound.free_space))
     control = config.state_directory / "control"
     hosts = (config.hostname, *config.metrics.hosts)
     server = _HttpServer(sock, registry, readiness, control, hosts=hosts, scoreboard=scoreboard)
+    server.history.also(partial(_note_problems, readiness, ProblemLog(log)))
     log.start()
     server.history.start()
     scoreboard.beat(ENDPOINT_SLOT)
@@ -92,6 +98,10 @@ def run(
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
         log_stacks(log)
     return 0
+
+
+def _note_problems(readiness: Readiness, problems: ProblemLog) -> None:
+    problems.note(readiness.problems())
 
 
 class _WorkersCollector(MultiProcessCollector):

@@ -16,6 +16,7 @@ from typing import Final
 
 from prometheus_client.core import Metric
 
+from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard
 
 #: The problems that make a server not ready, and those that are warnings.
@@ -119,6 +120,23 @@ class Readiness:
         return [
             key for key, at in [*self._changed.items()] if key[0] == problem and now - at < _RECENT
         ]
+
+
+class ProblemLog:
+    """Logs when a problem begins, and when it is over."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._known: dict[str, str] = {}
+
+    def note(self, found: dict[str, str]) -> None:
+        """Take the problems of this moment, as `Readiness.problems` returns them."""
+        for problem in found.keys() - self._known.keys():
+            log = self._log.error if problem in FATAL else self._log.warning
+            log("problem", problem=problem, what=found[problem])
+        for problem in self._known.keys() - found.keys():
+            self._log.info("problem over", problem=problem)
+        self._known = found
 
 
 def _probe(directory: Path) -> None:

@@ -62,10 +62,15 @@ class History:
     def __init__(self, look: Callable[[], Overview]) -> None:
         self._look = look
         self._points: tuple[tuple[float, dict[str, float]], ...] = ()  # replaced whole
+        self._also: Callable[[], object] = bool
 
     def start(self) -> None:
         """Start the thread."""
         start_thread("history", self._run)
+
+    def also(self, action: Callable[[], object]) -> None:
+        """Have the thread call `action` at each look but the first one."""
+        self._also = action
 
     def look(self, at: float) -> None:
         """Note the current totals. `at` is the time in monotonic seconds."""
@@ -75,6 +80,7 @@ class History:
         while True:
             self.look(time.monotonic())
             time.sleep(_INTERVAL)
+            self._also()
 
     def rates(self, flow: str) -> list[float]:
         """Return the rates per second between the points, the oldest first."""

@@ -17,6 +17,7 @@ from minismtp.runtime.metrics import COMMANDS
 from minismtp.session import replies
 from minismtp.session.authentication import Authentication
 from minismtp.session.error_count import USEFUL, ErrorCount
+from minismtp.session.refusal_reasons import reason_of, stage_of
 from minismtp.session.session_log import SessionLog
 from minismtp.session.transaction import Transaction
 from minismtp.session.xclient import apply_xclient
@@ -180,9 +181,18 @@ class Conversation:
             with surviving():
                 self._log.log_other(command, answers[0], self._envelope)
         self._log.logged = False
+        self._count_refusals(command, answers)
         envelope = envelope or self._envelope
         subject = self._session.id if envelope is None else envelope.id
         return [each.about(subject) if each.code >= 400 else each for each in answers]  # noqa: PLR2004
+
+    def _count_refusals(self, command: str, answers: list[Reply]) -> None:
+        stage = stage_of(command)
+        for each in answers:
+            if each.code >= 400:  # noqa: PLR2004
+                reason = reason_of(stage, each)
+                code_class = f"{each.category}xx"
+                self._context.metrics.refused(stage, each.origin.plugin, reason, code_class)
 
     def _answer(self, event: _Answerable) -> Reply:  # noqa: C901, PLR0912 - an arm for each command
         transaction = self.transaction
@@ -310,8 +320,11 @@ class Conversation:
     def _finish_content(
         self, transaction: Transaction, end: EndOfContent = _CLEAN, *, command: str = "CONTENT"
     ) -> Decision:
-        self.transaction = None
-        answers, close = transaction.finish(bare_newline=end.bare_newline, long_line=end.long_line)
+        bare_newline, long_line = end.bare_newline, end.long_line
+        try:  # until the end, `minismtp sessions` shows the message
+            answers, close = transaction.finish(bare_newline=bare_newline, long_line=long_line)
+        finally:
+            self.transaction = None
         if answers[0].category == 2 or any(reply.category == 2 for reply in answers):  # noqa: PLR2004
             self.messages += 1
             self._errors.forgive(self._session.peer)

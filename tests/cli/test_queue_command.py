@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from minismtp.cli.queue import details, listed, listed_as_json
+from minismtp.cli.queue import details, listed, listed_as_json, summary
 from minismtp.cli.text import octets, span
 from minismtp.mailqueue.database import Waiting
+from minismtp.mailqueue.recipient import State
 
 NOW = 1_700_000_000.0
 DEFERRED = Waiting(
@@ -27,7 +28,7 @@ def test_a_list_has_a_line_for_each_recipient_and_a_summary() -> None:
         f"m2 {message} in 10m 451 4.4.1 cannot connect",
         "m3 2h5m 4.8 KiB <> bob@example.net held -",
         "",
-        "3 messages, 3 recipients: 2 deferred, 1 held",
+        "3 messages: 2 deferred, 1 held; 3 recipients",
     ]
     assert lines[0].index("STATE") == lines[1].index("deferred") == lines[3].index("held")
 
@@ -55,6 +56,29 @@ def test_json_has_the_same() -> None:
 def test_an_empty_queue_says_so() -> None:
     assert listed([], NOW) == ["the queue is empty"]
     assert listed_as_json([], {}, NOW) == ["[]"]
+
+
+def test_a_filter_that_fits_nothing_does_not_call_the_queue_empty() -> None:
+    assert listed([], NOW, chosen=True) == ["nothing in the queue fits"]
+
+
+@pytest.mark.parametrize(
+    ("states", "text"),
+    [
+        ([["queued"], ["queued"]], "2 messages: 2 queued; 2 recipients"),
+        ([["queued", "deferred", "held"]], "1 message: 1 deferred; 3 recipients"),
+        ([["held", "queued"], ["held"]], "2 messages: 1 queued, 1 held; 3 recipients"),
+    ],
+)
+def test_a_message_is_counted_once_whatever_its_recipients_wait_for(
+    states: list[list[State]], text: str
+) -> None:
+    found = [
+        DEFERRED._replace(message=f"m{number}", state=state)
+        for number, each in enumerate(states)
+        for state in each
+    ]
+    assert summary(found) == text
 
 
 @pytest.mark.parametrize(

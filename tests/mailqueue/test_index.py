@@ -167,6 +167,21 @@ def test_a_message_is_counted_under_one_state(index: QueueIndex) -> None:
     assert index.counts()[1] == 0.0
 
 
+def test_a_message_is_deferred_while_its_destination_cannot_be_reached(index: QueueIndex) -> None:
+    index.add("m3", 960.0, [RecipientStatus("m3", 0, "x@c.test", "c")])
+    index.add("m4", 970.0, [RecipientStatus("m4", 0, "x@e.test", "e")])
+    assert index.take_from("c") == ("m1", "c")
+    index.settle("m1", [after(1)])
+    index.finish(("m1", "c"), reached=False, wait=None)
+    assert index.counts()[0] == {"queued": 1, "deferred": 2, "held": 1, "active": 0}
+    index.revise("m3", [RecipientStatus("m3", 0, "x@c.test", "c")])  # an operator wants a try
+    assert index.counts()[0]["deferred"] == 2
+    assert index.take_from("c") is not None
+    job = next(iter(index.running()))
+    assert index.finish(job, reached=True, wait=None)[0] == 0.0  # so queue.db learns of it too
+    assert index.counts()[0] == {"queued": 2, "deferred": 1, "held": 1, "active": 0}
+
+
 def test_a_hold_takes_jobs_away_and_a_release_brings_them_back(index: QueueIndex) -> None:
     assert not index.revise("m1", [status(0, "held"), status(1), status(2, "held")])
     assert jobs(index) == {("m1", "c")}

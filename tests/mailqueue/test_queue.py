@@ -801,13 +801,27 @@ def test_the_operator_sees_and_steers_the_queue(
     assert "    next       in " in shown
     assert "which could not be reached: 451 4.4.1 cannot connect" in shown
     assert queue(here, "hold", "--to-domain", "example.net") == "0 1 recipient held"
-    assert queue(here, "list", "--state", "deferred") == "0 the queue is empty"
+    assert queue(here, "list", "--state", "deferred") == "0 nothing in the queue fits"
     here.wait_until(lambda: here.metric("queue_messages", state="held") == 1)
     there = receiver("receiver", listener("127.0.0.1", port))
     assert queue(here, "retry", name) == "0 0 recipients tried now"
     assert queue(here, "release", name) == "0 1 recipient released"
     there.wait_until(lambda: there.mail("bob"))
     here.wait_until(lambda: queue(here, "list") == "0 the queue is empty")
+
+
+def test_list_and_metrics_count_the_queue_alike(sender: Callable[..., Running]) -> None:
+    dead, silent = (route(name, f"127.0.0.1:{free_port()}") for name in ("a.test", "b.test"))
+    here = sender(out(retry="1h"), dead, silent)
+    for recipients in (["x@a.test"], ["y@a.test", "x@b.test"], ["z@b.test"], ["v@a.test"]):
+        send(here, *(f"<{each}>" for each in recipients))
+    here.wait_until(lambda: here.metric("queue_messages", state="deferred") == 4)
+    assert queue(here, "list").endswith("4 messages: 4 deferred; 5 recipients")
+    queue(here, "hold", "--to-domain", "b.test")
+    here.wait_until(lambda: here.metric("queue_messages", state="held") == 1)
+    assert queue(here, "list").endswith("4 messages: 3 deferred, 1 held; 5 recipients")
+    metrics = {each: here.metric("queue_messages", state=each) for each in ("queued", "deferred")}
+    assert metrics == {"queued": 0, "deferred": 3}
 
 
 def test_the_operator_returns_and_removes_messages(sender: Callable[..., Running]) -> None:

@@ -220,3 +220,14 @@ def test_delays_follow_the_configuration_with_jitter(attempts: int, wait: float)
     found = {delay([60.0, 300.0], attempts) for _ in range(100)}
     assert all(0.9 * wait <= each <= 1.1 * wait for each in found)
     assert len(found) > 50
+
+
+def test_job_is_due_even_if_all_places_are_taken() -> None:
+    plan = Scheduler([60.0], concurrency=1, places=1)
+    plan.add(("m0", "hangs"), 5.0)
+    assert not plan.is_due(4.0)
+    assert plan.take(5.0) == ("m0", "hangs")
+    assert not plan.is_due(6.0)
+    plan.add(("m1", "waits"), 7.0)
+    assert plan.next_time() is None
+    assert plan.is_due(7.0)

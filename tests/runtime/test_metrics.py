@@ -15,6 +15,7 @@ from minismtp.config import Limits
 from minismtp.mail.session import TlsInfo
 from minismtp.runtime.metrics import HookMetrics, Metrics
 from minismtp.runtime.metrics_buffer import Histogram, MetricsBuffer
+from minismtp.session.refusal_reasons import REASONS
 from minismtp.testing import Dialogue, Mailroom
 
 LISTENER = {
@@ -157,6 +158,10 @@ def test_nothing_that_a_peer_says_becomes_a_label() -> None:
         assert dialogue.send_raw(data)
     dialogue.close()
     after = {name: combinations(family) for name, family in families(dialogue.metrics).items()}
+    for labels in map(dict, after.pop("refusals") | before.pop("refusals")):
+        assert labels["reason"] in REASONS
+        assert labels["stage"] in {"helo", "auth", "mail", "rcpt", "content", "other"}
+        assert (labels["listener"], labels["plugin"]) in {("test", "server"), ("test", "users")}
     assert after == before
     exposed = prometheus_client.generate_latest(dialogue.metrics.registry).decode().lower()
     assert "evil" not in exposed

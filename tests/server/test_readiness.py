@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -14,8 +15,9 @@ from fakes import Clock
 from prometheus_client.core import CounterMetricFamily
 
 from minismtp.mailqueue.metrics import StallDetector
+from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard, WorkersStatus
-from minismtp.server.readiness import FATAL, WARNINGS, Readiness
+from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
@@ -230,3 +232,19 @@ def test_readyz_tells_of_warnings_and_strictly_refuses(configure: Configure, sta
     server.wait_until(lambda: server.metric("thread_failures_total", thread="trial") > 0)
     assert server.http("/readyz") == (200, f"ready\nwarning: {told}")
     assert server.http("/readyz?strict") == (503, f"not ready\n{told}")
+
+
+def test_problem_is_logged_when_it_begins_and_when_it_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        problems = ProblemLog(Log(descriptor=file.fileno()))
+        problems.note({})
+        problems.note({"disk": "less than free_space is free"})
+        problems.note({"disk": "less than free_space is free", "threads": "clerk"})
+        problems.note({"threads": "clerk"})
+    text = path.read_text()
+    assert re.findall(r"(error|warning|info) (problem.*)", text) == [
+        ("error", 'problem problem=disk what="less than free_space is free"'),
+        ("warning", "problem problem=threads what=clerk"),
+        ("info", "problem over problem=disk"),
+    ]
