@@ -90,6 +90,8 @@ class Dmarc(ClientCheck, DnsCheck):
     private and link-local addresses. Use the same networks as for `spf`.
     """
 
+    needs = ("spf", "dkim_verify")
+
     action: Literal["enforce", "report_only"] = "enforce"
     temperror: Literal["defer", "tag"] = "defer"
     trusted_sealers: list[str] = field(default_factory=list)

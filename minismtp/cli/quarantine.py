@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import CommandError, configuration, say
-from minismtp.cli.text import cut, date, detail, json_list, octets, plural, spaced, span, table
+from minismtp.cli.text import cut, date, detail, json_list, plural, spaced, table
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.mail.message import Message
@@ -24,6 +24,7 @@ from minismtp.server.privileges import acting_as_owner
 from minismtp.storage.quarantine import Kept, QuarantineStore
 from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.printable import one_line
+from minismtp.values.units import octets, span
 
 _VERBS: Final = {
     "list": "one line for each message",

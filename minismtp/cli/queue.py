@@ -19,11 +19,12 @@ from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import configuration, say
-from minismtp.cli.text import cut, date, detail, json_list, octets, plural, spaced, span, table
+from minismtp.cli.text import cut, date, detail, json_list, plural, spaced, table
 from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.mailqueue.recipient import State, message_state
 from minismtp.server.privileges import acting_as_owner
+from minismtp.values.units import octets, span
 
 _VERBS: Final = {
     "list": "one line for each recipient",

@@ -9,7 +9,8 @@ from typing import Any, Final
 from minismtp.cli.common import add_config, configuration, say
 from minismtp.cli.text import table
 from minismtp.runtime.log import complain
-from minismtp.server.open_sessions import Survey, doing, span, survey
+from minismtp.server.open_sessions import Survey, doing, survey
+from minismtp.values.units import span
 
 HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
 
@@ -38,7 +39,8 @@ def listed(found: Survey) -> list[str]:
     head, *rows = table(HEAD, map(row, found.sessions))
     lines = [head]
     for line, session in zip(rows, found.sessions, strict=True):
-        lines += [line, *(f"    {frame}" for frame in session.get("stack", ()))]
+        place = [f"    in the plugin: {session['place']}"] if session.get("place") else []
+        lines += [line, *place, *(f"    {frame}" for frame in session.get("stack", ()))]
     return lines
 
 

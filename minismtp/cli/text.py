@@ -14,7 +14,6 @@ import msgspec
 from minismtp.values.printable import one_line
 
 _RIGHT: Final = frozenset({"AGE", "SIZE"})  # columns whose cells stand at the right
-_UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -37,26 +36,6 @@ def cut(lines: Iterable[str]) -> list[str]:
 def detail(name: str, value: str, indent: str = "  ") -> str:
     """Return a line with a name and a value; the values of several lines are aligned."""
     return f"{indent}{name:<10} {value}"
-
-
-def span(seconds: float) -> str:
-    """Return a duration in its two largest units."""
-    whole = max(0, round(seconds))
-    for size, unit, smaller, smaller_unit in _UNITS:
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size}{unit}" + (f"{rest}{smaller_unit}" if rest else "")
-    return f"{whole}s"
-
-
-def octets(count: int) -> str:
-    """Return a size with its unit."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1000:  # noqa: PLR2004
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"  # noqa: PLR2004
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 def date(seconds: float) -> str:

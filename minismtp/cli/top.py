@@ -17,7 +17,8 @@ from minismtp.cli.sessions import HEAD, row
 from minismtp.cli.text import table
 from minismtp.config import Config
 from minismtp.server.figures import Overview, overview
-from minismtp.server.open_sessions import span, survey
+from minismtp.server.open_sessions import survey
+from minismtp.values.units import span
 
 _CLEAR: Final = "\x1b[H\x1b[J"  # moves the cursor to the top left, and clears what is below it
 _PATIENCE: Final = 10.0  # seconds for one answer

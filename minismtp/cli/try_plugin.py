@@ -1,8 +1,8 @@
 """One plugin over one message: `minismtp try`.
 
 The state directory is a temporary one. The plugin has all its effects, so if it stores mail, the
-message is stored. No other plugin runs. Mail that the plugin does not route or store is accepted
-and dropped.
+message is stored. No other plugin runs, except those that its class `needs` before it. Mail that
+the plugin does not route or store is accepted and dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from typing import Any, Final
 
 import tomli
 
-from minismtp.cli.common import EXIT_FAILURE, add_config, argument_type, configuration, say
+from minismtp.cli.common import (
+    EXIT_FAILURE,
+    CommandError,
+    add_config,
+    argument_type,
+    configuration,
+    say,
+)
 from minismtp.cli.dry_run import DryRun, ExampleClient, Result
 from minismtp.cli.text import json_lines
 from minismtp.config import Config, PluginConfig
@@ -70,7 +77,8 @@ def _peer(text: str) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what the plugin did; raise CommandError, ConfigError and OSError."""
-    config = _alone(configuration(arguments), arguments.plugin, arguments.settings)
+    whole = configuration(arguments)
+    config = _with_needs(_alone(whole, arguments.plugin, arguments.settings), whole)
     client = ExampleClient(
         sender=arguments.sender,
         recipients=tuple(arguments.to or ("user@example.org",)),
@@ -82,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = replace(config, state_directory=Path(directory))
         with closing(DryRun(config, instances(config), Log(level="error"))) as dry_run:
             result = dry_run.run(client, content)
-            report = _report(config.plugins[0].name, result, result.steps + dry_run.send(result))
+            report = _report(config.plugins[-1].name, result, result.steps + dry_run.send(result))
     say(*(json_lines(report) if arguments.json else as_text(report)))
     return 0 if result.accepted else EXIT_FAILURE
 
@@ -107,6 +115,29 @@ def _alone(config: Config, named: str, settings: list[str]) -> Config:
     key = f"plugin {named}"
     table = build(PluginConfig, {"use": named, **options}, file="", key=key, base=Path.cwd())
     return replace(config, plugins=[replace(table, key=key)], file="", base=Path.cwd())
+
+
+def _with_needs(config: Config, whole: Config) -> Config:
+    """Return a configuration of one plugin with those before it that it needs.
+
+    They are as in the `whole` configuration, or else have their default options.
+    """
+    [table] = config.plugins
+    [(_, instance)] = instances(config)
+    tables: list[PluginConfig] = []
+    for name in getattr(type(instance), "needs", ()):
+        known = next((each for each in whole.plugins if each.use == name), None)
+        if known is None:
+            known = build(
+                PluginConfig, {"use": name}, file="", key=f"plugin {name}", base=Path.cwd()
+            )
+        known = replace(known, mode="enforce", listeners=[])
+        try:
+            needed = _with_needs(replace(config, plugins=[known]), whole).plugins
+        except ConfigError as error:
+            raise CommandError(f"{table.name} needs {name} before it, but: {error}") from error
+        tables += [each for each in needed if each not in tables]
+    return replace(config, plugins=[*tables, table])
 
 
 def setting(text: str) -> tuple[str, object]:
@@ -169,6 +200,9 @@ def _body(message: Message) -> bytes:
 
 def as_text(report: dict[str, Any]) -> Iterator[str]:
     """Yield the lines for people."""
+    calls = [step for step in report["steps"] if step["hook"] not in ("RCPT", "MAIL", "reply")]
+    several = len({step["about"] for step in calls}) > 1
+    width = max((len(f"{step['about']}.{step['hook']}") for step in calls), default=0)
     for step in report["steps"]:
         hook, about, remark = step["hook"], step["about"], step["remark"]
         match hook:
@@ -178,7 +212,8 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
                 yield f"{about} => {step['verdict']} {remark}"
             case _:
                 time = f"{step['seconds'] * 1000:.1f} ms"
-                yield f"    {hook:14}{time:>10}  {step['verdict']}{f'  {remark}' if remark else ''}"
+                call = f"{f'{about}.{hook}':{width}}" if several else f"{hook:14}"
+                yield f"    {call}{time:>10}  {step['verdict']}{f'  {remark}' if remark else ''}"
     yield from (f"+ {text[:_LONGEST]}" for text in report["added"])
     yield from (f"- {text[:_LONGEST]}" for text in report["removed"])
     if report["body_changed"]:

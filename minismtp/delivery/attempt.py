@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
+from time import perf_counter
 from typing import Final, Self
 
 from msgspec import structs
@@ -32,6 +33,7 @@ from minismtp.mail.envelope import Delivery, Destination
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.runtime.log import Log
+from minismtp.runtime.thread_activity import here
 from minismtp.services.resolver import Resolver
 from minismtp.session import replies
 from minismtp.session.storage import route_notice
@@ -214,6 +216,7 @@ class Attempt:
         try:
             if not progress.left:
                 return progress.done()
+            here.activity.phase = ("looks for the hosts in the DNS", perf_counter())
             policy = self._context.tls_policies.policy(self._name, destination)
             for host in islice(self._hosts(destination), _ADDRESSES):
                 if host in progress.visited:

@@ -26,6 +26,7 @@ from minismtp.mail.envelope import Destination
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted, is_clean, is_sealed
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
+from minismtp.runtime.thread_activity import here
 from minismtp.services.remote import Line, reason
 from minismtp.services.smtp_client import SmtpClient, SmtpError
 from minismtp.services.smtp_extensions import Extensions
@@ -123,7 +124,8 @@ class HostConnection:
     def _connect(self) -> Line:
         setting, address = self._setting, (self.host.address, self.host.port)
         try:
-            sock = socket.create_connection(address, setting.timeouts.connect)
+            with here.activity.during(f"{self.host}: connecting"):
+                sock = socket.create_connection(address, setting.timeouts.connect)
         except OSError as error:
             raise HostError(f"451 4.4.1 cannot connect to {self.host}: {reason(error)}") from None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -69,4 +69,4 @@ class DeliveryLog:
                 "age": now - begun,
                 "message": name,
             }
-            say(report | {"stack": activity.stack()} if question.get("stack") else report)
+            say(report | activity.stack() if question.get("stack") else report)

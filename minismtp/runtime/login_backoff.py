@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from minismtp.runtime.session_limits import SharedLock
+from minismtp.runtime.thread_activity import here
 from minismtp.values.peer import peer_key
 
 _ROW: Final = struct.Struct("=8sIIdd")  # digest of the address, then the fields of `_Row`
@@ -185,10 +186,18 @@ def wait_for_turn(backoff: Backoff, address: str, stop: threading.Event) -> bool
             stop.wait(_STEP)
             continue
         turn = backoff.clock() + seconds
-        while not (ready := stop.is_set() or backoff.clock() >= turn):
-            stop.wait(min(_STEP, turn - backoff.clock()))
-            if backoff.forgiven(address, turn):
-                break
-        if ready:
+        if not seconds:
             return True
+        with here.activity.during("waits after a failed login"):
+            if _wait(backoff, address, turn, stop):
+                return True
         backoff.release(address)
+
+
+def _wait(backoff: Backoff, address: str, turn: float, stop: threading.Event) -> bool:
+    """Wait for a turn. Return False if a success of the address reset the wait meanwhile."""
+    while not (stop.is_set() or backoff.clock() >= turn):
+        stop.wait(min(_STEP, turn - backoff.clock()))
+        if backoff.forgiven(address, turn):
+            return False
+    return True

@@ -6,11 +6,13 @@ without a lock, because every change assigns one immutable value.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from time import perf_counter
 from typing import Final, TypeAlias
 
@@ -24,6 +26,7 @@ from minismtp.runtime.log import Log
 Step: TypeAlias = tuple[str, str, float, float, str, str]
 
 _MOST_STEPS: Final = 500  # of a message, or of a session between its messages
+GUARD: Final = "guarded"  #: the function of `hooks.guard` that calls a plugin
 _MOST_TOLD: Final = 50  # in a line of the log
 _NOT_HOOKS: Final = frozenset({"MAIL", "RCPT", "reply"})
 
@@ -31,15 +34,17 @@ _NOT_HOOKS: Final = frozenset({"MAIL", "RCPT", "reply"})
 class Activity:
     """The work of a thread during a `with` block. Only one thread at a time enters it.
 
-    `running` is the current hook, its plugin, and when it began. `steps` are those of the current
-    message, or of the session between messages, and no more than `most_steps`. `thread` is the
-    identifier of the thread, 0 outside the block.
+    `running` is the current hook, its plugin, and when it began. `phase` is what else the thread
+    does or waits for, such as a phase of a delivery, and when that began. `steps` are those of the
+    current message, or of the session between messages, and no more than `most_steps`. `thread` is
+    the identifier of the thread, 0 outside the block.
     """
 
-    __slots__ = ("_before", "most_steps", "running", "steps", "thread")
+    __slots__ = ("_before", "most_steps", "phase", "running", "steps", "thread")
 
     def __init__(self, most_steps: int = _MOST_STEPS) -> None:
         self.running: tuple[str, str, float] | None = None
+        self.phase: tuple[str, float] | None = None
         self.steps: list[Step] = []
         self.most_steps = most_steps
         self.thread = 0
@@ -59,15 +64,42 @@ class Activity:
             self.steps.append(step)
 
     def report(self) -> dict[str, object]:
-        """Return which plugin runs, if any, and for how many seconds."""
-        hook, plugin, since = self.running or ("", "", 0.0)
-        return {"hook": hook, "plugin": plugin, "seconds": perf_counter() - since if since else 0.0}
+        """Return which plugin runs and which phase, if any, and each for how many seconds."""
+        now = perf_counter()
+        hook, plugin, since = self.running or ("", "", now)
+        phase, begun = self.phase or ("", now)
+        return {
+            "hook": hook,
+            "plugin": plugin,
+            "seconds": now - since,
+            "phase": phase,
+            "phase_seconds": now - begun,
+        }
 
-    def stack(self) -> list[str]:
-        """Return the Python stack of the thread, one line for each call, the innermost last."""
+    def stack(self) -> dict[str, object]:
+        """Return the Python stack of the thread, one line for each call, the innermost last.
+
+        `place` is the line of the plugin that runs, or empty.
+        """
         frame = sys._current_frames().get(self.thread)  # noqa: SLF001 - the one way there is
-        calls = [] if frame is None else traceback.extract_stack(frame)
-        return [f"{call.filename}:{call.lineno} {call.name}: {call.line}" for call in calls]
+        calls = [] if frame is None else [*traceback.extract_stack(frame)]
+        guards = [number for number, call in enumerate(calls) if call.name == GUARD]
+        own = calls[guards[-1] + 1 :] if guards else []
+        place = next((call for call in own[::-1] if call.filename == own[0].filename), None)
+        lines = [f"{each.filename}:{each.lineno} {each.name}: {each.line}" for each in calls]
+        return {
+            "stack": lines,
+            "place": lines[calls.index(place)] if place else "",
+        }
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Show `phase` as what the thread does during a `with` block."""
+        self.phase = (phase, perf_counter())
+        try:
+            yield
+        finally:
+            self.phase = None
 
 
 class _Here(threading.local):

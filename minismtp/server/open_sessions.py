@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minismtp.runtime.control_socket import ask
+from minismtp.values.units import span
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +38,11 @@ def nobody_answers(directory: Path) -> FileNotFoundError:
 
 
 def doing(session: dict[str, Any]) -> str:
-    """Say what a session is at, and for how long."""
+    """Return what a session or a delivery does now, and for how long."""
+    phase = session.get("phase", "")
     if session["plugin"]:
-        return f"{session['plugin']}.{session['hook']} {span(session['seconds'])}"
-    return f"waits for the client {span(session['idle'])}" if session.get("waiting") else "works"
-
-
-def span(seconds: float) -> str:
-    """Return a duration as people read it."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"  # noqa: PLR2004
+        more = f" ({phase})" if phase else ""
+        return f"{session['plugin']}.{session['hook']} {span(session['seconds'])}{more}"
+    if session.get("waiting"):
+        return f"waits for the client {span(session['idle'])}"
+    return f"{phase} {span(session['phase_seconds'])}" if phase else "works"

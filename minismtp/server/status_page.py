@@ -15,9 +15,10 @@ from typing import Final
 from minismtp import __version__
 from minismtp.runtime.metrics import VERDICTS
 from minismtp.server.figures import FLOWS, Overview
-from minismtp.server.open_sessions import Survey, doing, span
+from minismtp.server.open_sessions import Survey, doing
 from minismtp.values.printable import one_line
 from minismtp.values.threads import start_thread
+from minismtp.values.units import span
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _INTERVAL: Final = 15.0  # seconds between two points of a plot

@@ -18,6 +18,7 @@ import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
+from time import perf_counter
 from typing import BinaryIO, Final, Literal
 
 from msgspec import Struct
@@ -26,6 +27,7 @@ from minismtp.config.outbound_tables import Timeouts
 from minismtp.mail.envelope import Envelope
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted
+from minismtp.runtime.thread_activity import here
 from minismtp.services.remote import Line, RemoteError, reason
 from minismtp.services.smtp_extensions import Extensions
 from minismtp.smtp.client_reply import SERVICE_ENDS, HostReply, ReplyError, ReplyReader, keywords_of
@@ -343,9 +345,10 @@ class _Phase:
         self._status = status
 
     def __enter__(self) -> None:
-        pass
+        here.activity.phase = (f"{self._host}: {self._name}", perf_counter())
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        here.activity.phase = None
         match error:
             case None | SmtpError():
                 return

@@ -72,7 +72,7 @@ class Connection:
     def report(self, *, stack: bool) -> dict[str, object]:
         """Return how the session stands, with the Python stack of its thread if `stack` is set."""
         found = self._receiver.report() | {"waiting": self.due != inf}
-        return found | {"stack": self._activity.stack()} if stack else found
+        return found | self._activity.stack() if stack else found
 
     def run(self) -> None:
         """Run the whole session, and close the socket."""
@@ -173,7 +173,8 @@ class Connection:
         """Send replies. Those to errors are held back, unless the process is about to end."""
         delay = self._receiver.take_delay()
         if delay:
-            self._context.draining.wait(delay)
+            with self._activity.during("holds its reply back after errors"):
+                self._context.draining.wait(delay)
         if self._receiver.messages != self._messages:
             self._messages = self._receiver.messages
             self._check_socket()

@@ -3,9 +3,9 @@ import json
 import pytest
 
 from minismtp.cli.queue import details, listed, listed_as_json, summary
-from minismtp.cli.text import octets, span
 from minismtp.mailqueue.database import Waiting
 from minismtp.mailqueue.recipient import State
+from minismtp.values.units import octets, span
 
 NOW = 1_700_000_000.0
 DEFERRED = Waiting(

@@ -212,3 +212,55 @@ def test_mistake_is_told_in_one_line(
 ) -> None:
     assert main(["try", *arguments]) == status
     assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
+FIRST = """
+from minismtp import hookimpl, plugin
+
+@plugin
+class First:
+    {option}
+
+    @hookimpl
+    def on_mail(self, envelope):
+        envelope.stash  # notes something
+"""
+SECOND = """
+from minismtp import hookimpl, plugin
+
+@plugin
+class Second:
+    needs = ("first",)
+
+    @hookimpl
+    def on_message(self, message):
+        pass
+"""
+
+
+def test_plugins_that_a_plugin_needs_run_before_it(place: Path, capsys: Capture) -> None:
+    (place / "first.py").write_text(FIRST.format(option="text: str = 'x'"))
+    (place / "second.py").write_text(SECOND)
+    assert main(["try", "second.py", "mail.eml"]) == 0
+    calls = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " ms " in line]
+    assert calls == ["first.on_mail", "second.on_message"]
+
+
+def test_needed_plugin_that_cannot_run_is_named(place: Path, capsys: Capture) -> None:
+    (place / "first.py").write_text(FIRST.format(option="text: str"))
+    (place / "second.py").write_text(SECOND)
+    assert main(["try", "second.py", "mail.eml"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("minismtp: second needs first before it, but: ")
+    assert "text" in error
+
+
+def test_dmarc_runs_behind_what_it_needs(place: Path, capsys: Capture) -> None:
+    config = place / "minismtp.toml"
+    config.write_text(LISTENERS + '[dns]\nnameservers = ["127.0.0.1:9"]\n')
+    main(["try", "dmarc", "mail.eml", "--json", "--config", str(config), "--peer", "127.0.0.1"])
+    out = capsys.readouterr().out
+    assert "LookupError" not in out
+    assert [step["about"] for step in json.loads(out)["steps"] if "." not in step["about"]][:1] == [
+        "spf"
+    ]

@@ -17,7 +17,8 @@ import pytest
 
 from minismtp.cli.main import main
 from minismtp.runtime.control_socket import Control, ControlAnswer, ask
-from minismtp.server.open_sessions import span
+from minismtp.server.open_sessions import doing
+from minismtp.values.passwords import hash_password
 
 if TYPE_CHECKING:
     from conftest import Configure, Launch, Running, Start, TlsFiles
@@ -129,6 +130,8 @@ def test_stack_shows_the_line_of_a_plugin_that_sleeps(sleepy: Running, show: Sho
         assert any(line.startswith(place) for line in session["stack"])
         text = show(sleepy, "--stack")
         assert f"\n    {place}threading.Event().wait()  # for ever\n" in text
+        line = f"{place}threading.Event().wait()  # for ever"
+        assert text.splitlines()[2] == f"    in the plugin: {line}"
         assert " sleepy.on_rcpt " in text
 
 
@@ -208,14 +211,6 @@ def test_question_that_nobody_knows_is_answered_with_nothing(tmp_path: Path) -> 
     control.server_close()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (9.94, "9.9 s"), (75, "75 s"), (150, "2 min"), (7300, "2 h"), (4e5, "5 d")],
-)
-def test_duration_is_short(seconds: float, text: str) -> None:
-    assert span(seconds) == text
-
-
 def test_delivery_under_way_is_shown(configure: Configure, start: Start, show: Show) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, sends nothing
         route = '[[plugins]]\nuse = "relay"\nnetworks = ["127.0.0.0/8"]\n'
@@ -236,3 +231,69 @@ def test_delivery_under_way_is_shown(configure: Configure, start: Start, show: S
         assert session["peer"] == f"via 127.0.0.1:{silent.getsockname()[1]}"
         assert session["listener"] == "outbound"
         assert any("/delivery/" in line for line in session["stack"])
+        port = silent.getsockname()[1]
+        waits = f" [127.0.0.1]:{port}: the greeting "
+        server.wait_until(lambda: waits in show(server))
+
+
+SLOW: str = """\
+import threading
+
+from minismtp import hookimpl, plugin
+
+@plugin
+class Sleepy:
+    @hookimpl
+    def {hook}(self) -> None:
+        threading.Event().wait()  # for ever
+"""
+
+
+@pytest.mark.parametrize("hook", ["on_message", "deliver"])
+def test_message_is_shown_until_it_is_answered(
+    configure: Configure, start: Start, show: Show, hook: str
+) -> None:
+    storage = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n' + SLEEPY_TABLE
+    config = configure(plugins=storage)
+    (config.parent / "local_plugins" / "sleepy.py").write_text(SLOW.format(hook=hook))
+    server = start(config)
+    with server.connect() as client:
+        client.begin_data("user@example.org")
+        client.send("Subject: x\r\n\r\nx\r\n.\r\n")
+        server.wait_until(lambda: sessions(show, server)[0]["plugin"])
+        [session] = sessions(show, server)
+        assert session["hook"] == hook
+        assert session["message"] == f"{session['id']}.1"
+
+
+def test_login_that_waits_after_a_failure_says_so(
+    configure: Configure, start: Start, show: Show
+) -> None:
+    config = configure(
+        '[[plugins]]\nuse = "password_file"\npath = "passwords"\n[limits]\nlogin_backoff = "9s"\n'
+    )
+    (config.parent / "passwords").write_text(f"alice:{hash_password('secret')}\n")
+    server = start(config)
+    with server.connect() as client:
+        client.greet()
+        assert client.command("AUTH PLAIN AGFsaWNlAHdyb25n").startswith("535 ")
+        client.send("AUTH PLAIN AGFsaWNlAHdyb25n\r\n")
+        server.wait_until(lambda: " waits after a failed login " in show(server))
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"waiting": True}, "waits for the client 4s"),
+        ({}, "works"),
+        ({"phase": "mx.example: the envelope"}, "mx.example: the envelope 3s"),
+        ({"plugin": "spam", "hook": "on_message"}, "spam.on_message 2s"),
+        (
+            {"plugin": "lmtp", "hook": "deliver", "phase": "unix: the content"},
+            "lmtp.deliver 2s (unix: the content)",
+        ),
+    ],
+)
+def test_what_a_session_does_is_said_in_words(facts: dict[str, object], text: str) -> None:
+    known = {"plugin": "", "hook": "", "seconds": 2.0, "idle": 4.0, "phase_seconds": 3.0}
+    assert doing(known | facts) == text
