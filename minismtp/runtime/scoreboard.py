@@ -19,7 +19,7 @@ from minismtp.runtime.session_limits import SLOTS
 
 ENDPOINT_SLOT: Final = SLOTS  # of the metrics endpoint, which has no sessions to count
 BEAT_INTERVAL: Final = 1.0  # seconds between two beats, twice that where they are out of step
-_WORKERS: Final = struct.Struct("?i?d")
+_WORKERS: Final = struct.Struct("?i?dq")
 _QUEUE: Final = struct.Struct("qd?7x")
 #: Why a process of each kind was replaced.
 REPLACEMENTS: Final = tuple(
@@ -36,13 +36,14 @@ _BEATS: Final = _WORKERS.size + _QUEUE.size + _REPLACED.size  # where the beats 
 class WorkersStatus:
     """Whether the server is `ready`, how many `workers` serve, and how the last reload went.
 
-    `reloaded_at` is seconds since the epoch.
+    `reloaded_at` is seconds since the epoch, and `reloads` counts those that are over.
     """
 
     ready: bool = False
     workers: int = 0
     reload_ok: bool = True
     reloaded_at: float = 0.0
+    reloads: int = 0
 
 
 @dataclass(frozen=True, slots=True)

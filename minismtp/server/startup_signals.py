@@ -5,6 +5,7 @@ HUP waits for the supervisor, which reloads once it serves. A signal that comes 
 Python itself starts, ends the process. In other programs nothing is blocked.
 """
 
+import os
 import signal
 import sys
 
@@ -23,6 +24,18 @@ def is_server() -> bool:
 def block_signals() -> None:
     """Block the signals that the supervisor will handle."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+
+
+def ending_signals() -> set[int]:
+    """Return the signals that end the server: TERM and INT, and in the foreground also HUP.
+
+    In the foreground, where standard input is a terminal, HUP says that the terminal is gone. It
+    says nothing under `nohup`, which has it ignored.
+    """
+    found = {signal.SIGTERM, signal.SIGINT}
+    if os.isatty(0) and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.add(signal.SIGHUP)
+    return {*map(int, found)}
 
 
 if is_server():

@@ -55,13 +55,15 @@ class StatusReporter:
     def reloaded(self) -> None:
         """Report that the new configuration is in force."""
         self._log.info("reloaded")
-        self._post(replace(self._status, reload_ok=True, reloaded_at=time.time()))
+        reloads = self._status.reloads + 1
+        status = replace(self._status, reload_ok=True, reloaded_at=time.time(), reloads=reloads)
+        self._post(status)
         self._notifier.ready()
 
     def reload_failed(self, reason: str) -> None:
         """Report that the old configuration stays in force."""
         self._log.error("reload failed, the old configuration goes on", reason=reason)
-        self._post(replace(self._status, reload_ok=False))
+        self._post(replace(self._status, reload_ok=False, reloads=self._status.reloads + 1))
         self._notifier.ready()
 
     def stopping(self, processes: int, seconds: float) -> None:

@@ -35,6 +35,7 @@ from minismtp.server.generation import Generation, close, workers_of
 from minismtp.server.launch import Launcher
 from minismtp.server.processes import Child, Children, Role, forbid_core_dumps
 from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
+from minismtp.server.startup_signals import ending_signals
 from minismtp.server.status import StatusReporter
 from minismtp.server.watchdog import DUMP_SIGNAL, Watchdog
 
@@ -96,6 +97,7 @@ class Supervisor:
         self._started = False  # whether a worker has ever served
         self._status: int | None = None
         self._stop_by = inf
+        self._ending = ending_signals()
         self._retry_at: dict[str, float] = {}  # when a step that failed is tried again
 
     def run(self) -> int:
@@ -121,13 +123,13 @@ class Supervisor:
 
     def _act(self, number: int) -> None:
         match number:
-            case signal.SIGTERM | signal.SIGINT:
+            case signal.SIGTERM | signal.SIGINT | signal.SIGHUP if number in self._ending:
                 if self._status is not None:
                     self._log.warning("stopping at once")
                     self._children.kill()
                 else:
                     self._stop(0)
-            case signal.SIGHUP:
+            case signal.SIGHUP | signal.SIGUSR1:
                 self._reload_wanted = True
             case signal.SIGUSR2:
                 for pid, _ in self._children:

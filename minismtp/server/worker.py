@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_network
 from math import inf
 from pathlib import Path
@@ -120,6 +120,7 @@ class Worker:
             str(context.slot),
             {
                 "sessions": self._report,
+                "status": self._tell_status,
                 "trace": self._trace,
                 "flush": lambda _, __: self._decision_log.flush(),
             },
@@ -209,6 +210,9 @@ class Worker:
     def _report(self, question: dict[str, Any], say: Say) -> None:
         for session in self._sessions.reports(stack=bool(question.get("stack"))):
             say(session)
+
+    def _tell_status(self, _: dict[str, Any], say: Say) -> None:
+        say(asdict(self._context.scoreboard.workers()) | {"supervisor": os.getppid()})
 
     def _close_servers(self) -> None:
         for server in self._servers:
