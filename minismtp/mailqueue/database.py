@@ -231,15 +231,18 @@ class QueueDatabase:
 
     # For operators
 
-    def select(self, which: Filter, now: float) -> list[Waiting]:
-        """Return the waiting recipients, message by message, the oldest first."""
+    def select(self, which: Filter, now: float, most: int = -1) -> list[Waiting]:
+        """Return the waiting recipients, message by message, the oldest first.
+
+        There are no more than `most`, if it is not negative.
+        """
         condition, values = which.where(now)
         columns = ", ".join(Waiting._fields)
         with self._lock:
             found = self._database.execute(
                 f"SELECT {columns} FROM {WAITING} WHERE {condition}"
-                " ORDER BY arrived, message, number",
-                values,
+                " ORDER BY arrived, message, number LIMIT ?",
+                [*values, most],
             ).fetchall()  # a cursor that stays open would let the file grow
         return [*map(Waiting._make, found)]
 

@@ -18,9 +18,10 @@ import platform
 import signal
 import socket
 import socketserver
+import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -34,16 +35,19 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from minismtp import __version__
 from minismtp.config import Config
+from minismtp.mailqueue.database import QueueDatabase, Waiting
+from minismtp.mailqueue.queries import Filter
 from minismtp.runtime.metrics import count_thread_failures, use_slot
 from minismtp.runtime.metrics_buffer import FLUSH_INTERVAL
 from minismtp.runtime.process import end_with_supervisor, open_log, report_ready
 from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.figures import Overview, overview
+from minismtp.server.history import History
 from minismtp.server.open_sessions import Survey, survey
 from minismtp.server.process_metrics import DiskCollector, ProcessCollector
 from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
-from minismtp.server.status_page import POLICY, History, render
+from minismtp.server.status_page import MOST_WAITING, POLICY, Status, render
 from minismtp.services.http_client import LineSocket
 from minismtp.services.remote import Line
 from minismtp.values.peer import plain_address
@@ -85,9 +89,7 @@ def run(
     registry.register(_ServerCollector(scoreboard, limit, readiness))
     registry.register(ProcessCollector(scoreboard, os.getppid()))
     registry.register(DiskCollector(config.state_directory, config.outbound.free_space))
-    control = config.state_directory / "control"
-    hosts = (config.hostname, *config.metrics.hosts)
-    server = _HttpServer(sock, registry, readiness, control, hosts=hosts, scoreboard=scoreboard)
+    server = _HttpServer(sock, registry, readiness, config, scoreboard)
     server.history.also(partial(_note_problems, readiness, ProblemLog(log)))
     log.start()
     server.history.start()
@@ -98,6 +100,17 @@ def run(
     while signal.sigwait({signal.SIGTERM, signal.SIGUSR2}) == signal.SIGUSR2:
         log_stacks(log)
     return 0
+
+
+def _head(path: Path, now: float) -> list[Waiting]:
+    """Return the oldest recipients in the queue; none if its database cannot be read now."""
+    if not path.exists():
+        return []
+    try:
+        with contextlib.closing(QueueDatabase(path)) as database:
+            return database.select(Filter(), now, MOST_WAITING)
+    except sqlite3.Error:
+        return []
 
 
 def _note_problems(readiness: Readiness, problems: ProblemLog) -> None:
@@ -177,17 +190,17 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         sock: socket.socket,
         registry: CollectorRegistry,
         readiness: Readiness,
-        control: Path,
-        *,
-        hosts: Collection[str],
+        config: Config,
         scoreboard: Scoreboard,
     ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
         self.registry = registry
         self.readiness = readiness
-        self.control = control
-        self.hosts = hosts
+        self.control = config.state_directory / "control"
+        self.queue = config.state_directory / "spool" / "queue.db"
+        self.hostname = config.hostname
+        self.hosts = (config.hostname, *config.metrics.hosts)
         self.history = History(self.figures)
         self._scoreboard = scoreboard
         self._places = threading.BoundedSemaphore(_MOST)
@@ -298,7 +311,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             found = survey(server.control)
         except FileNotFoundError as error:  # no worker has started yet
             found = Survey([], [str(error)])
-        return render(server.figures(), server.history, found, now=time.time()).encode()
+        now, sentences = time.time(), server.readiness.problems()
+        status = Status(
+            hostname=server.hostname,
+            figures=server.figures(),
+            history=server.history,
+            found=found,
+            now=now,
+            waiting=_head(server.queue, now),
+            sentences=sentences,
+        )
+        return render(status).encode()
 
     def _answer(self, status: HTTPStatus, body: bytes, kind: str = "text/plain") -> None:
         self.connection.settimeout(_TIMEOUT)

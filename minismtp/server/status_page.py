@@ -1,132 +1,128 @@
 """The status page of the metrics endpoint: a single HTML document that loads nothing.
 
 It has no controls. All text from clients is escaped, and the browser may neither run scripts nor
-fetch anything.
+fetch anything. On a narrow screen the rows of wide tables become cards, so no column is cut.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from itertools import pairwise
+from math import inf
 from typing import Final
 
 from minismtp import __version__
+from minismtp.mailqueue.database import Waiting
+from minismtp.mailqueue.recipient import QUEUE_STATES
 from minismtp.runtime.metrics import VERDICTS
-from minismtp.server.figures import FLOWS, Overview
+from minismtp.server.figures import FLOWS, Counts, HookFigures, Overview
+from minismtp.server.health import troubles
+from minismtp.server.history import History
 from minismtp.server.open_sessions import Survey, doing
+from minismtp.server.status_style import STYLE
 from minismtp.values.printable import one_line
-from minismtp.values.threads import start_thread
-from minismtp.values.units import span
+from minismtp.values.units import octets, span
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-_INTERVAL: Final = 15.0  # seconds between two points of a plot
-_POINTS: Final = 240  # an hour of them
+MOST_WAITING: Final = 6  # recipients at the head of the queue
 _MOST_ROWS: Final = 50
+_MOST_REASONS: Final = 12
 _WIDTH, _HEIGHT = 240, 48
-_STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6673; --line: #d9dee5;
-  --back: #f6f7f9; --card: #fff; --mark: #0b6bcb }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #98a3b1; --line: #2e3742;
-  --back: #12161c; --card: #1a2028; --mark: #5aa9f5 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.25rem; max-width: 76rem; background: var(--back);
-  color: var(--ink); font: 15px/1.45 system-ui, sans-serif }
-h1 { font-size: 1.3rem; margin: 0 0 1rem }
-h1 small { color: var(--soft); font-weight: 400; font-size: .9rem; white-space: nowrap }
-h2 { font-size: 1rem; margin: 0 0 .6rem }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: .9rem 1rem; min-width: 0 }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(12, 1fr) }
-main > * { grid-column: span 12 }
-.flow { grid-column: span 6 }
-@media (min-width: 760px) { .flow { grid-column: span 3 } .half { grid-column: span 6 } }
-.big { font-size: 1.5rem; font-variant-numeric: tabular-nums }
-.soft { color: var(--soft) }
-.scroll { overflow-x: auto }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .25rem .9rem .25rem 0; white-space: nowrap;
-  border-bottom: 1px solid var(--line) }
-th:last-child, td:last-child { padding-right: 0 }
-tr:last-child td { border-bottom: 0 }
-th { color: var(--soft); font-weight: 500 }
-.n { text-align: right }
-svg { display: block; width: 100%; height: 3rem; margin-top: .3rem }
-polyline { fill: none; stroke: var(--mark); stroke-width: 1.5; vector-effect: non-scaling-stroke }
-"""
+#: Words in tables that mean trouble.
+_COLOURS: Final = {
+    **dict.fromkeys(("failure", "disk_full", "system", "error"), "bad"),
+    **dict.fromkeys(("deferred", "held"), "warn"),
+}
 
 
-class History:
-    """The totals of the last hour, which a thread notes every 15 seconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What the page shows. `now` is in epoch seconds.
 
-    def __init__(self, look: Callable[[], Overview]) -> None:
-        self._look = look
-        self._points: tuple[tuple[float, dict[str, float]], ...] = ()  # replaced whole
-        self._also: Callable[[], object] = bool
+    `waiting` is the head of the queue, and `sentences` say what the problems of /readyz are.
+    """
 
-    def start(self) -> None:
-        """Start the thread."""
-        start_thread("history", self._run)
-
-    def also(self, action: Callable[[], object]) -> None:
-        """Have the thread call `action` at each look but the first one."""
-        self._also = action
-
-    def look(self, at: float) -> None:
-        """Note the current totals. `at` is the time in monotonic seconds."""
-        self._points = (*self._points[-_POINTS:], (at, self._look().flows))
-
-    def _run(self) -> None:
-        while True:
-            self.look(time.monotonic())
-            time.sleep(_INTERVAL)
-            self._also()
-
-    def rates(self, flow: str) -> list[float]:
-        """Return the rates per second between the points, the oldest first."""
-        return [
-            max(0.0, now[flow] - then[flow]) / (at - before)
-            for (before, then), (at, now) in pairwise(self._points)
-        ]
+    hostname: str
+    figures: Overview
+    history: History
+    found: Survey
+    now: float
+    waiting: Sequence[Waiting] = ()
+    sentences: Mapping[str, str] = field(default_factory=dict)
 
 
-def render(figures: Overview, history: History, found: Survey, *, now: float) -> str:
-    """Return the page. `now` is in epoch seconds."""
-    at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
-    flows = "".join(_flow(name, figures.flows[name], history.rates(name)) for name in FLOWS)
+def render(status: Status) -> str:
+    """Return the page."""
+    figures, history = status.figures, status.history
+    at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(status.now))
+    up = f" &middot; up {span(status.now - figures.begun)}" if figures.begun else ""
+    host = escape(one_line(status.hostname))
+    flows = "".join(_flow(name, status) for name in FLOWS)
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>minismtp</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{host}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="refresh" content="15"><style>{_STYLE}</style></head><body>'
-        f"<h1>minismtp <small>{__version__} &middot; {at}</small></h1>"
-        f"<main>{flows}{_half('Queue', _queue(figures))}"
-        f"{_half('Messages', _counts(figures))}"
-        f"{_half('Verdicts by plugin', _verdicts(figures))}"
-        f"{_half('Slowest hooks', _hooks(figures))}{_sessions(figures, found)}"
-        "</main></body></html>\n"
+        f'<meta http-equiv="refresh" content="15"><style>{STYLE}</style></head><body>'
+        f"<h1>{host} <small>minismtp {__version__}{up} &middot; {at}</small></h1>"
+        f"{_health(status)}<main>{flows}{_queue(status)}"
+        f"{_half('Messages since the start', _counts(figures))}"
+        f"{_half('Refusals since the start', _refusals(figures))}"
+        f"{_half('Plugins since the start', _plugins(figures, history))}"
+        f"{_half('Slowest hooks since the start', _hooks(figures))}"
+        f"{_half('Logins since the start', _logins(figures))}"
+        f"{_half('Processes and disk', _resources(figures))}"
+        f"{_sessions(status)}</main></body></html>\n"
     )
 
 
-def _flow(name: str, total: float, rates: Sequence[float]) -> str:
-    last = f"{rates[-1]:.1f} /s" if rates else "&ndash;"
+def _health(status: Status) -> str:
+    figures = status.figures
+    found = troubles(
+        figures, status.history.errors(figures), now=status.now, sentences=status.sentences
+    )
+    if not found:
+        return '<p class="well">All is well: configuration, certificates, disk, workers, queue.</p>'
+    rows = "".join(
+        f'<li class="{"fatal" if each.fatal else "warn"}">{escape(one_line(each.text))}</li>'
+        for each in found
+    )
+    return f'<ul class="trouble">{rows}</ul>'
+
+
+def _flow(name: str, status: Status) -> str:
+    rates = status.history.rates(name)
+    last = f"{rates[-1]:.1f}" if rates else "0.0"
+    total = f"{status.figures.flows[name]:,.0f}"
     return (
-        f'<section class="flow"><h2>{name.capitalize()}</h2><div class="big">{last}</div>'
-        f'<div class="soft">{total:,.0f} in all</div>{_plot(name, rates)}</section>'
+        f'<section class="flow"><h2>{name.capitalize()}</h2>'
+        f'<div class="big">{last}<small> per second</small></div>'
+        f'<div class="soft">{total} since the start</div>{_plot(name, rates, status)}</section>'
     )
 
 
-def _plot(name: str, rates: Sequence[float]) -> str:
-    top = max(rates, default=0.0) or 1.0
+def _plot(name: str, rates: Sequence[float], status: Status) -> str:
+    """Return a plot with its scale at the top and the times below."""
+    if len(rates) < 2:  # noqa: PLR2004 - a line needs two points
+        return _empty("the plot begins in a minute")
+    top = max(rates) or 1.0
     step = _WIDTH / max(len(rates) - 1, 1)
     points = " ".join(
         f"{number * step:.1f},{_HEIGHT - 2 - rate / top * (_HEIGHT - 4):.1f}"
         for number, rate in enumerate(rates)
     )
-    label = f"{name} of the last hour, at most {top if rates else 0:.1f} a second"
+    first, last = (
+        time.strftime("%H:%M", time.gmtime(status.now - age))
+        for age in (status.history.seconds, 0.0)
+    )
+    label = f"{name} from {first} to {last} UTC, at most {max(rates):.1f} per second"
     return (
+        f'<div class="scale"><span>{max(rates):.1f}</span></div>'
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
-        f' aria-label="{label}"><title>{label}</title><polyline points="{points}"/></svg>'
+        f' aria-label="{label}"><title>{label}</title><path d="M0 2H{_WIDTH}M0 {_HEIGHT - 2}'
+        f'H{_WIDTH}"/><polyline points="{points}"/></svg>'
+        f'<div class="scale times"><span>{first}</span><span>{last} UTC</span></div>'
     )
 
 
@@ -134,38 +130,128 @@ def _half(title: str, body: str) -> str:
     return f'<section class="half"><h2>{title}</h2>{body}</section>'
 
 
-def _queue(figures: Overview) -> str:
-    rows = [(state, f"{count:,.0f}") for state, count in figures.queue.items()]
-    return _table(("State", "Messages"), [*rows, ("oldest", span(figures.oldest))], numbers=1)
+def _empty(text: str) -> str:
+    return f'<p class="soft">{text}</p>'
+
+
+def _queue(status: Status) -> str:
+    figures, now = status.figures, status.now
+    counts = " &middot; ".join(
+        f"<b>{figures.queue[state]:,.0f}</b> {state}"
+        for state in QUEUE_STATES
+        if state in figures.queue
+    )
+    waits = sum(count for state, count in figures.queue.items() if state != "active")
+    if not figures.queue:
+        counts = "the process that delivers has not reported yet"
+    oldest = f" &middot; the oldest waits for {span(figures.oldest)}" if waits else ""
+    rows = [
+        (
+            each.address,
+            each.state,
+            span(now - each.arrived),
+            _next(each, now),
+            _reason(each),
+            each.message,
+        )
+        for each in status.waiting
+    ]
+    head = ("To", "State", "Age", "Next", "Reason", "Message")
+    table = _table(head, rows, stack=True) if rows else _empty("no message waits for delivery")
+    more = _empty("the oldest ones; <code>minismtp queue list</code> shows all") if rows else ""
+    return f"<section><h2>Queue</h2><p>{counts}{oldest}</p>{table}{more}</section>"
+
+
+def _next(each: Waiting, now: float) -> str:
+    if each.state == "held":
+        return "when released"
+    when = max(each.next, each.closed_until)
+    return "now" if when <= now else f"in {span(when - now)}"
+
+
+def _reason(each: Waiting) -> str:
+    return each.reply or each.closed_reply or "not tried yet"
 
 
 def _counts(figures: Overview) -> str:
     rows = [(outcome, f"{count:,.0f}") for outcome, count in figures.outcomes.items()]
-    return _table(("Outcome", "Since the start"), rows, numbers=1)
+    if not any(figures.outcomes.values()):
+        return _empty("no message came yet")
+    return _table(("Outcome", "Number"), rows, numbers=1)
 
 
-def _verdicts(figures: Overview) -> str:
+def _logins(figures: Overview) -> str:
+    rows = [(result, f"{count:,.0f}") for result, count in figures.logins.items() if count]
+    return _table(("Result", "Number"), rows, numbers=1) if rows else _empty("nobody logged in")
+
+
+def _refusals(figures: Overview) -> str:
+    sums: dict[tuple[str, str, str], float] = defaultdict(float)
+    for (stage, plugin, reason, _), count in figures.refusals.items():
+        sums[stage, reason, plugin] += count
+    most = sorted(sums.items(), key=lambda item: -item[1])[:_MOST_REASONS]
+    rows = [(*names, f"{count:,.0f}") for names, count in most if count]
+    if not rows:
+        return _empty("nothing was refused")
+    return _table(("Stage", "Reason", "By", "Number"), rows, numbers=1)
+
+
+def _plugins(figures: Overview, history: History) -> str:
     given = [
         verdict
         for verdict in VERDICTS
         if any(counts.get(verdict) for counts in figures.verdicts.values())
     ]
+    recent = history.errors(figures)
     rows = [
-        (plugin, *(f"{counts.get(verdict, 0):,.0f}" for verdict in given))
+        (
+            plugin,
+            *(f"{counts.get(verdict, 0):,.0f}" for verdict in given),
+            _errors(figures.errors.get(plugin, 0.0), recent.get(plugin, 0.0)),
+        )
         for plugin, counts in figures.verdicts.items()
     ]
-    return _table(("Plugin", *given), rows, numbers=len(given))
+    if not rows:
+        return _empty("no plugin was called")
+    return _table(("Plugin", *given, "errors"), rows, numbers=len(given) + 1)
+
+
+def _errors(count: float, recent: float) -> str:
+    return f"{count:,.0f} ({recent:,.0f} in the last hour)" if recent else f"{count:,.0f}"
 
 
 def _hooks(figures: Overview) -> str:
     rows = [
-        (f"{plugin}.{hook}", f"{each.calls:,.0f}", f"{each.mean * 1000:,.1f} ms")
-        for (plugin, hook), each in figures.slowest()[:10]
+        (f"{plugin}.{hook}", f"{each.calls:,.0f}", f"{each.seconds:,.1f}", *_milliseconds(each))
+        for (plugin, hook), each in figures.slowest("sum")[:10]
     ]
-    return _table(("Hook", "Calls", "Mean"), rows, numbers=2)
+    if not rows:
+        return _empty("no hook was called")
+    return _table(("Hook", "Calls", "Sum, s", "Mean, ms", "99 %, ms"), rows, numbers=4)
 
 
-def _sessions(figures: Overview, found: Survey) -> str:
+def _milliseconds(each: HookFigures) -> tuple[str, str]:
+    most = "> 30,000" if each.most == inf else f"\u2264 {each.most * 1000:,.1f}"
+    return f"{each.mean * 1000:,.1f}", most
+
+
+def _resources(figures: Overview) -> str:
+    memory: Counts = defaultdict(float)
+    number: dict[str, int] = defaultdict(int)
+    for (process, _), size in figures.memory.items():
+        memory[process] += size
+        number[process] += 1
+    rows = [(process, str(number[process]), octets(size)) for process, size in memory.items()]
+    table = _table(("Process", "Number", "Memory"), rows, numbers=2) if rows else ""
+    if "free" not in figures.disk:
+        return table + _empty("the state directory is not there")
+    free, all_of_it = octets(figures.disk["free"]), octets(figures.disk["size"])
+    kept = f"with less than {octets(figures.disk['reserve'])} mail is refused"
+    return f"{table}<p>{free} of {all_of_it} are free; {kept}.</p>"
+
+
+def _sessions(status: Status) -> str:
+    found = status.found
     rows = [
         (
             session["id"],
@@ -182,26 +268,33 @@ def _sessions(figures: Overview, found: Survey) -> str:
     head = ("Session", "Peer", "State", "Now", "Age", "Listener", "Login", "HELO")
     rest = len(found.sessions) - len(rows)
     more = f'<p class="soft">and {rest} younger ones</p>' if rest else ""
-    problems = "".join(f"<p>{escape(one_line(problem))}</p>" for problem in found.problems)
-    table = _table(head, rows) if rows else '<p class="soft">none</p>'
-    title = f"<h2>Sessions ({figures.active:.0f} open)</h2>"
+    problems = "".join(
+        f'<p class="warn">{escape(one_line(problem))}</p>' for problem in found.problems
+    )
+    table = _table(head, rows, stack=True) if rows else _empty("no client is connected")
+    title = f"<h2>Sessions ({status.figures.active:.0f} open)</h2>"
     return f"<section>{title}{problems}{table}{more}</section>"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> str:
-    """Return a table. Its last `numbers` columns hold numbers."""
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0, stack: bool = False
+) -> str:
+    """Return a table. Its last `numbers` columns hold numbers.
+
+    With `stack` each row becomes a card on a narrow screen.
+    """
     first = len(head) - numbers
 
+    def cell(number: int, text: str, tag: str) -> str:
+        kinds = ["n"] if number >= first else []
+        kinds += [_COLOURS[text]] if number and tag == "td" and text in _COLOURS else []
+        kind = f' class="{" ".join(kinds)}"' if kinds else ""
+        name = f' data-name="{escape(head[number])}"' if stack and tag == "td" else ""
+        return f"<{tag}{kind}{name}>{escape(text)}</{tag}>"
+
     def line(cells: Sequence[str], tag: str) -> str:
-        return "".join(
-            f'<{tag} class="n">{escape(cell)}</{tag}>'
-            if number >= first
-            else f"<{tag}>{escape(cell)}</{tag}>"
-            for number, cell in enumerate(map(one_line, cells))
-        )
+        return "".join(cell(number, text, tag) for number, text in enumerate(map(one_line, cells)))
 
     body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    kind = ' class="stack"' if stack else ""
+    return f"<table{kind}><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"

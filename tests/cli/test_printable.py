@@ -21,8 +21,9 @@ from minismtp.mail.results import Finding
 from minismtp.mailqueue.database import Waiting
 from minismtp.runtime.decision_log import Record
 from minismtp.server import open_sessions
-from minismtp.server.figures import Overview
-from minismtp.server.status_page import History, render
+from minismtp.server.figures import HookFigures, Overview
+from minismtp.server.history import History
+from minismtp.server.status_page import Status, render
 from minismtp.storage.quarantine import Kept
 from minismtp.values.printable import one_line, printable
 
@@ -123,9 +124,31 @@ def report(text: str) -> dict[str, Any]:
 
 
 def page(text: str) -> str:
-    figures = Overview(queue={text: 1.0}, outcomes={text: 1.0}, verdicts={text: {text: 1.0}})
+    figures = Overview(
+        queue={text: 1.0},
+        outcomes={text: 1.0},
+        verdicts={text: {text: 1.0}},
+        refusals={(text, text, text, text): 1.0},
+        hooks={(text, text): HookFigures(1.0)},
+        errors={text: 1.0},
+        logins={text: 1.0},
+        memory={(text, text): 1.0},
+        certificates={text: 0.0},
+        stale={text},
+        problems={"disk"},
+    )
     found = open_sessions.Survey([session(text)], [text])
-    return render(figures, History(lambda: figures), found, now=NOW)
+    return render(
+        Status(
+            hostname=text,
+            figures=figures,
+            history=History(lambda: figures),
+            found=found,
+            now=NOW,
+            waiting=queued(text),
+            sentences={"disk": text},
+        )
+    )
 
 
 SHOWN: Final[dict[str, Callable[[str], Iterable[str]]]] = {
@@ -192,5 +215,15 @@ def test_escapes_are_those_of_json(text: str) -> None:
 def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
     """A new command that shows text of strangers must be in the table."""
     shows = {name.split()[0] for name in SHOWN} - {"page"}
-    silent = {"serve", "check", "passwd", "hooks", "plugins", "schema", "new-plugin", "top"}
+    silent = {
+        "serve",
+        "reload",
+        "check",
+        "passwd",
+        "hooks",
+        "plugins",
+        "schema",
+        "new-plugin",
+        "top",
+    }
     assert COMMANDS.keys() == shows | silent

@@ -7,12 +7,15 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry
+from snippets import CLEAR, listener
 
+from minismtp.config import Config
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.server.http_endpoint import _HttpServer
 from minismtp.server.readiness import Readiness
@@ -110,9 +113,10 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
     monkeypatch.setattr("minismtp.server.http_endpoint._TIMEOUT", 0.3)
     listening = socket.create_server(("127.0.0.1", 0))
     readiness = Readiness(Scoreboard(), tmp_path, 0)
-    server = _HttpServer(
-        listening, CollectorRegistry(), readiness, tmp_path, hosts=(), scoreboard=Scoreboard()
+    config = replace(
+        Config.parse(listener("smtp", CLEAR), tmp_path / "minismtp.toml"), state_directory=tmp_path
     )
+    server = _HttpServer(listening, CollectorRegistry(), readiness, config, Scoreboard())
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
     yield listening.getsockname()

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
+from math import inf
 from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from minismtp.cli.main import main
-from minismtp.server.figures import Overview, overview
+from minismtp.mailqueue.database import Waiting
+from minismtp.server.figures import HookFigures, Overview, overview
+from minismtp.server.history import History
 from minismtp.server.open_sessions import Survey
-from minismtp.server.status_page import History, render
+from minismtp.server.status_page import Status, render
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -50,6 +53,21 @@ def busy(configure: Configure, start: Start) -> Running:
     return server
 
 
+def shown(
+    figures: Overview, history: History, found: Survey | None = None, now: float = 0.0
+) -> str:
+    """Return the page of a server."""
+    return render(
+        Status(
+            hostname="mx.example",
+            figures=figures,
+            history=history,
+            found=found or Survey([], []),
+            now=now,
+        )
+    )
+
+
 def text_of(page: str) -> str:
     """Return the text between the tags, with a blank for each tag."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
@@ -66,12 +84,16 @@ def test_page_shows_sessions_queue_verdicts_and_hooks(busy: Running) -> None:
     text = text_of(page)
     assert re.search(r" stored 1 ", text)
     assert re.search(r" rejected 1 ", text)
-    assert re.search(r" Plugin none answer reject ", text)
-    assert re.search(r" spam_flag 1 0 1 ", text)
-    assert re.search(r" maildir\.deliver 1 [\d.,]+ ms ", text)
-    assert re.search(r" held 0 ", text)
+    assert re.search(r" Plugin none answer reject errors ", text)
+    assert re.search(r" spam_flag 1 0 1 0 ", text)
+    assert re.search(r" maildir\.deliver 1 [\d.]+ [\d.,]+ ≤ [\d.,]+ ", text)
+    assert re.search(r" 0 held ", text)
+    assert re.search(r" content policy spam_flag 1 ", text)
+    assert re.search(r" up \d", text)
+    assert " All is well: " in text
+    assert " no message waits for delivery " in text
     assert " 127.0.0.1 mail waits for the client " in text
-    assert page.count("<svg ") == 4
+    assert page.count('<section class="flow">') == 4
 
 
 def test_page_loads_nothing_and_runs_nothing(busy: Running) -> None:
@@ -93,19 +115,19 @@ def test_page_escapes_what_peers_chose(busy: Running) -> None:
 def test_text_of_a_session_is_escaped() -> None:
     session = {
         "id": "1",
-        "peer": "<p>",
+        "peer": "<peer>",
         "listener": "<l>",
         "state": "ready",
         "age": 1.0,
         "login": "<u>&",
         "helo": "<h>",
-        "plugin": "<b>",
+        "plugin": "<x>",
         "hook": "x",
         "seconds": 1.0,
     }
-    page = render(Overview(), History(Overview), Survey([session], ["<problem>"]), now=0.0)
+    page = shown(Overview(), History(Overview), Survey([session], ["<problem>"]))
     assert "&lt;u&gt;&amp;" in page
-    assert not re.search(r"<p>|<l>|<u>|<h>|<b>|<problem>", page.replace("<p>&lt;", ""))
+    assert not re.search(r"<peer>|<l>|<u>|<h>|<x>|<problem>", page)
 
 
 def test_plots_show_rates() -> None:
@@ -114,8 +136,9 @@ def test_plots_show_rates() -> None:
     for at in (0.0, 15.0, 30.0):
         history.look(at)
     assert history.rates("connections") == [2.0, 4.0]
-    page = render(Overview(connections=90.0), history, Survey([], []), now=0.0)
-    assert "4.0 /s" in page
+    page = shown(Overview(connections=90.0), history, Survey([], []), now=3630.0)
+    assert " 4.0 per second 90 since the start 4.0 " in text_of(page)
+    assert " 01:00 01:00 UTC " in text_of(page)
     assert '<polyline points="0.0,24.0 240.0,2.0"/>' in page
 
 
@@ -169,3 +192,74 @@ def test_top_needs_an_address(configure: Configure, capsys: pytest.CaptureFixtur
     config = configure(metrics='[metrics]\naddress = ""\n')
     assert main(["top", "--once", "--config", str(config)]) == 1
     assert "there is no [metrics] address in the configuration" in capsys.readouterr().err
+
+
+def test_empty_page_says_so_in_words() -> None:
+    text = text_of(shown(Overview(), History(Overview)))
+    for words in (
+        "All is well: ",
+        "the plot begins in a minute",
+        "no message waits for delivery",
+        "no message came yet",
+        "nothing was refused",
+        "no plugin was called",
+        "no hook was called",
+        "nobody logged in",
+        "no client is connected",
+    ):
+        assert f" {words}" in text
+
+
+def test_page_shows_what_is_wrong_first() -> None:
+    figures = Overview(problems={"disk"}, reload_ok=False, certificates={"smtp": -3600.0})
+    figures.errors["spam"] = 3.0
+    text = text_of(shown(figures, History(Overview)))
+    assert "All is well" not in text
+    for words in ("disk: see /readyz", "the certificate of smtp expired 1h ago"):
+        assert text.index(words) < text.index("the last reload failed")
+    assert "the plugin spam failed 3 times in the last hour" in text
+
+
+def test_head_of_the_queue_is_shown_with_reasons() -> None:
+    held = Waiting(
+        "m1", "a@b.example", 0.0, 9, "x@dead.example", "dead.example", "held", 1,
+        0.0, 0.0, "451 4.4.1 cannot connect", "", 0.0, "",
+    )  # fmt: skip
+    fresh = held._replace(message="m2", state="queued", reply="", next=90.0)
+    status = Status(
+        hostname="mx.example",
+        figures=Overview(queue={"queued": 1.0, "held": 1.0, "active": 0.0}, oldest=60.0),
+        history=History(Overview),
+        found=Survey([], []),
+        now=60.0,
+        waiting=[held, fresh],
+    )
+    page = render(status)
+    text = text_of(page)
+    assert " 1 queued &middot; 1 held &middot; 0 active &middot; the oldest waits for 1m " in text
+    assert " x@dead.example held 1m when released 451 4.4.1 cannot connect m1 " in text
+    assert " x@dead.example queued 1m in 30s not tried yet m2 " in text
+    assert '<td class="warn" data-name="State">held</td>' in page
+
+
+def test_hooks_are_sorted_by_the_sum_and_show_the_slow_calls() -> None:
+    figures = Overview()
+    figures.hooks["often", "on_rcpt"] = HookFigures(1000.0, 2.0, {0.005: 1000.0, inf: 1000.0})
+    figures.hooks["rare", "on_rcpt"] = HookFigures(2.0, 1.0, {0.005: 1.0, inf: 2.0})
+    text = text_of(shown(figures, History(Overview)))
+    assert (
+        " Hook Calls Sum, s Mean, ms 99 %, ms"
+        " often.on_rcpt 1,000 2.0 2.0 \u2264 5.0 rare.on_rcpt 2 1.0 500.0 &gt; 30,000 " in text
+    )
+
+
+def test_server_without_a_queue_or_a_disk_says_so() -> None:
+    text = text_of(shown(Overview(), History(Overview)))
+    assert " the process that delivers has not reported yet " in text
+    assert " the state directory is not there " in text
+
+
+def test_errors_of_the_last_hour_are_those_since_its_first_point() -> None:
+    history = History(lambda: Overview(errors={"spam": 5.0}))
+    history.look(0.0)
+    assert history.errors(Overview(errors={"spam": 7.0, "new": 1.0})) == {"spam": 2.0, "new": 1.0}
