@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,13 @@ EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as in shells
+
+_COLOURS: Final = {  # numbers of ECMA-48 section 8.3.117: red, yellow and green
+    **dict.fromkeys(("rejected", "reject", "refused", "failed", "failure"), 31),
+    **dict.fromkeys(("deferred", "defer", "held", "quarantined"), 33),
+    **dict.fromkeys(("stored", "delivered"), 32),
+}
+_WORDS: Final = re.compile(rf"\b(?:{'|'.join(_COLOURS)})\b")
 
 T = TypeVar("T")
 
@@ -64,12 +73,22 @@ def argument_type(parse: Callable[[str], T]) -> Callable[[str], T]:
     return checked
 
 
-def say(*lines: str) -> None:
+def say(*lines: str, coloured: bool = False) -> None:
     """Print lines. Every character that would act on the terminal is printed as its escape.
 
-    This is the one place that cleans output: mail, clients and other servers choose much of it.
+    This is the one place that cleans output: mail, clients and other servers choose much of it. On
+    a terminal, words of trouble are `coloured`, unless $NO_COLOR is set.
     """
-    sys.stdout.write("".join([f"{one_line(line)}\n" for line in lines]))
+    text = "".join([f"{one_line(line)}\n" for line in lines])
+    if coloured and has_colours():
+        text = _WORDS.sub(lambda found: f"\x1b[{_COLOURS[found[0]]}m{found[0]}\x1b[0m", text)
+    sys.stdout.write(text)
+
+
+def has_colours() -> bool:
+    """Return whether the output is a terminal that shows colours."""
+    dumb = os.environ.get("TERM", "dumb") == "dumb" or os.environ.get("NO_COLOR", "") != ""
+    return sys.stdout.isatty() and not dumb
 
 
 def fail(message: str, status: int = EXIT_FAILURE) -> int:

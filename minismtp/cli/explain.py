@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
-from minismtp.cli.text import json_lines, moment, spaced
+from minismtp.cli.text import json_lines, moment, plural, spaced, terminal_width, wrapped
 from minismtp.runtime.control_socket import ask
-from minismtp.runtime.decision_log import Record, mentions, recall
+from minismtp.runtime.decision_log import Record, extent, mentions, recall
 from minismtp.runtime.thread_activity import Step
 from minismtp.server.privileges import acting_as_owner
 
@@ -48,10 +48,23 @@ def run(arguments: argparse.Namespace) -> int:
         # A refusal is left out if there are records that have it among their steps.
         records = [each for each in records if not _is_refusal(each)] or records
         records = records or about(directory, arguments.id)
+        place = whereabouts(directory)
     if not records:
-        raise CommandError(f"nothing is known of {arguments.id}")
-    say(*(json_lines(records) if arguments.json else spaced(map(lines_of, records))))
+        raise CommandError(f"nothing is known of {arguments.id}; {place}")
+    if arguments.json:
+        say(*json_lines(records))
+    else:
+        say(*wrapped(spaced(map(lines_of, records)), terminal_width()), coloured=True)
     return 0
+
+
+def whereabouts(state_directory: Path) -> str:
+    """Return a sentence that says where records were looked for, and since when there are any."""
+    number, first, place = extent(state_directory)
+    if not number:
+        return f"there are no records in {place}"
+    since = f", the oldest of {moment(first)}" if first else ""
+    return f"looked into {plural(number, 'file')} of records in {place}{since}"
 
 
 def about(state_directory: Path, text: str) -> list[Record]:

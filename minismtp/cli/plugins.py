@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
-from minismtp.cli.common import add_config, configuration, say
+from minismtp.cli.common import CommandError, add_config, configuration, say
+from minismtp.cli.text import terminal_width, wrapped
 from minismtp.config.schema import options, summary
-from minismtp.hooks.loader import available
+from minismtp.hooks.loader import Available, available
 
-add_options = add_config
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_config(parser)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these plugins")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print each plugin with its options, or why it cannot be used; raise ConfigError."""
-    for found in available(configuration(arguments).plugin_path):
-        say(f"{found.name} ({found.source})")
-        if found.factory is None:
-            say(f"    cannot be used: {found.problem}", "")
-            continue
-        say(f"    {summary(found.factory)}")
-        for option in options(found.factory):
-            default = "required" if option.default is None else f"default {option.default}"
-            meaning = f"; {option.meaning}" if option.meaning else ""
-            say(f"    {option.name}: {option.kind}, {default}{meaning}")
-        say("")
+    """Print plugins with their options, or why they cannot be used.
+
+    Raise ConfigError, and CommandError for a name that no plugin has.
+    """
+    plugins = available(configuration(arguments).plugin_path)
+    unknown = {*arguments.names} - {each.name for each in plugins}
+    if unknown:
+        raise CommandError(f"no plugin is called {', '.join(sorted(unknown))}")
+    width = terminal_width()
+    for found in plugins:
+        if not arguments.names or found.name in arguments.names:
+            say(*wrapped(_described(found), width))
     return 0
+
+
+def _described(found: Available) -> Iterator[str]:
+    yield f"{found.name} ({found.source})"
+    if found.factory is None:
+        yield from (f"    cannot be used: {found.problem}", "")
+        return
+    yield f"    {summary(found.factory)}"
+    for option in options(found.factory):
+        default = "required" if option.default is None else f"default {option.default}"
+        meaning = f"; {option.meaning}" if option.meaning else ""
+        yield f"    {option.name}: {option.kind}, {default}{meaning}"
+    yield ""

@@ -9,12 +9,22 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import CommandError, configuration, say
-from minismtp.cli.text import cut, date, detail, json_list, plural, spaced, table
+from minismtp.cli.text import (
+    date,
+    detail,
+    fitted,
+    json_list,
+    plural,
+    spaced,
+    terminal_width,
+    wrapped,
+)
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.mail.message import Message
@@ -74,7 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         elif arguments.json:
             say(*listed_as_json(found, now, headers=verb == "show"))
         else:
-            say(*(details(found, now) if verb == "show" else listed(found, now)))
+            width = terminal_width()
+            shown = details(found, now) if verb == "show" else listed(found, now, width)
+            say(*wrapped(shown, width), coloured=True)
     return 0
 
 
@@ -128,8 +140,11 @@ def _change(config: Config, verb: str, found: Sequence[Found]) -> str:
     return text
 
 
-def listed(found: Sequence[Found], now: float) -> list[str]:
-    """Return a table with a line for each message, and their number below it."""
+def listed(found: Sequence[Found], now: float, width: int | None = None) -> list[str]:
+    """Return a table with a line for each message, and their number below it.
+
+    `width` is that of the terminal.
+    """
     if not found:
         return ["the quarantine is empty"]
     rows = (
@@ -143,7 +158,8 @@ def listed(found: Sequence[Found], now: float) -> list[str]:
         )
         for each in found
     )
-    return cut([*table(_HEAD, rows), "", plural(len(found), "message")])
+    lines = fitted(_HEAD, rows, width, {"FROM", "TO"})
+    return [*chain.from_iterable(lines), "", plural(len(found), "message")]
 
 
 def _recipients(entry: QueueEntry | None) -> str:

@@ -13,13 +13,22 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import configuration, say
-from minismtp.cli.text import cut, date, detail, json_list, plural, spaced, table
+from minismtp.cli.text import (
+    date,
+    detail,
+    fitted,
+    json_list,
+    plural,
+    spaced,
+    terminal_width,
+    wrapped,
+)
 from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.mailqueue.recipient import State, message_state
@@ -65,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     gc.disable()  # it would search 50,000 rows again and again, and find nothing to free
     try:
         with acting_as_owner(directory):  # so that root leaves no file that the server cannot open
-            say(*_output(directory, wanted, arguments.verb, as_json=arguments.json))
+            lines = _output(directory, wanted, arguments.verb, as_json=arguments.json)
+            say(*lines, coloured=not arguments.json)
     except sqlite3.Error as error:
         raise OSError(f"{directory / 'queue.db'}: {error}") from None
     return 0
@@ -89,9 +99,10 @@ def _output(directory: Path, wanted: Filter, verb: str, *, as_json: bool) -> lis
             contents = _contents(directory, {each.message for each in found})
     if as_json:
         return listed_as_json(found, contents, now)
-    return (
-        details(found, contents, now) if contents else listed(found, now, chosen=wanted != Filter())
-    )
+    width = terminal_width()
+    if contents:
+        return wrapped(details(found, contents, now), width)
+    return listed(found, now, chosen=wanted != Filter(), width=width)
 
 
 def _change(database: QueueDatabase, directory: Path, verb: str, wanted: Filter, now: float) -> str:
@@ -128,10 +139,12 @@ def _contents(directory: Path, names: Iterable[str]) -> dict[str, dict[str, str]
     return contents
 
 
-def listed(found: Sequence[Waiting], now: float, *, chosen: bool = False) -> list[str]:
+def listed(
+    found: Sequence[Waiting], now: float, *, chosen: bool = False, width: int | None = None
+) -> list[str]:
     """Return a table with a line for each recipient, and a summary below it.
 
-    `chosen` says that a filter left out other recipients.
+    `chosen` says that a filter left out other recipients. `width` is that of the terminal.
     """
     if not found:
         return ["nothing in the queue fits" if chosen else "the queue is empty"]
@@ -148,7 +161,8 @@ def listed(found: Sequence[Waiting], now: float, *, chosen: bool = False) -> lis
         )
         for each in found
     )
-    return cut([*table(_HEAD, rows), "", summary(found)])
+    lines = fitted(_HEAD, rows, width, {"FROM", "TO"})
+    return [*chain.from_iterable(lines), "", summary(found)]
 
 
 def summary(found: Iterable[Waiting]) -> str:

@@ -7,12 +7,13 @@ import json
 from typing import Any, Final
 
 from minismtp.cli.common import add_config, configuration, say
-from minismtp.cli.text import table
+from minismtp.cli.text import fitted, terminal_width, wrapped
 from minismtp.runtime.log import complain
 from minismtp.server.open_sessions import Survey, doing, survey
 from minismtp.values.units import span
 
 HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
+ELASTIC: Final = ("ID", "PEER", "LISTENER", "LOGIN", "MESSAGE")  # columns that may be cut
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +31,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(*json.dumps(found.sessions, indent=1).split("\n"))
     else:
-        say(*(listed(found) if found.sessions else ["no sessions"]))
+        width = terminal_width()
+        say(*(listed(found, width) if found.sessions else ["no sessions"]))
     return 0
 
 
-def listed(found: Survey) -> list[str]:
-    """Return the lines of the table, each session followed by its stack if that is known."""
-    head, *rows = table(HEAD, map(row, found.sessions))
-    lines = [head]
-    for line, session in zip(rows, found.sessions, strict=True):
+def listed(found: Survey, width: int | None = None) -> list[str]:
+    """Return the lines of the table, each session followed by its stack if that is known.
+
+    `width` is that of the terminal.
+    """
+    head, *rows = fitted(HEAD, map(row, found.sessions), width, ELASTIC)
+    lines = head
+    for own, session in zip(rows, found.sessions, strict=True):
         place = [f"    in the plugin: {session['place']}"] if session.get("place") else []
-        lines += [line, *place, *(f"    {frame}" for frame in session.get("stack", ()))]
+        stack = [f"    {frame}" for frame in session.get("stack", ())]
+        lines += [*own, *wrapped([*place, *stack], width)]
     return lines
 
 

@@ -1,11 +1,16 @@
-"""Tables, durations, sizes, dates and JSON, as the commands print them."""
+"""Tables, dates and JSON, as the commands print them.
+
+On a terminal nothing is wider than it: the columns of a table shrink, its last one moves below, and
+other lines are wrapped. Where the output is no terminal, lines stay whole for other programs.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -13,7 +18,8 @@ import msgspec
 
 from minismtp.values.printable import one_line
 
-_RIGHT: Final = frozenset({"AGE", "SIZE"})  # columns whose cells stand at the right
+# Columns whose cells stand at the right.
+_RIGHT: Final = frozenset({"AGE", "SIZE", "CALLS", "SUM s", "MEAN ms", "99 % ms"})
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -27,10 +33,64 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"{form}  {{}}".format(*row).rstrip() for row in (head, *cells)]
 
 
-def cut(lines: Iterable[str]) -> list[str]:
-    """Cut lines at the edge of the terminal; where the output is no terminal they stay whole."""
-    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    return [line[:edge] for line in lines]
+def terminal_width() -> int | None:
+    """Return the columns of the terminal, or None if the output is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    width: int | None,
+    elastic: Collection[str] = (),
+) -> list[list[str]]:
+    """Return the lines of `head`, then those of each row, no wider than `width`.
+
+    If a table is too wide, the cells of its last column stand below their rows, and the `elastic`
+    columns are cut. Without a width nothing is changed.
+    """
+    cells = [tuple(map(one_line, row)) for row in rows]
+    whole = table(head, cells)
+    if width is None or all(len(line) <= width for line in whole):
+        return [[line] for line in whole]
+    widths = _shrunk(head[:-1], [row[:-1] for row in cells], width, elastic)
+    first, *others = table(head[:-1], [list(map(_cut, row[:-1], widths)) for row in cells])
+    lines = [[first]]
+    for line, row in zip(others, cells, strict=True):
+        below = textwrap.wrap(row[-1], max(width - 4, 1)) if row[-1] != "-" else []
+        lines.append([line, *(f"    {part}" for part in below)])
+    return lines
+
+
+def _shrunk(
+    head: Sequence[str], rows: Iterable[Sequence[str]], width: int, elastic: Collection[str]
+) -> list[int]:
+    """Return the widths of columns whose elastic ones shrink, the widest first."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        wide = [n for n, name in enumerate(head) if name in elastic and widths[n] > len(name) + 2]
+        if not wide:
+            break
+        widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}\u2026"
+
+
+def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
+    """Return lines no wider than `width`; the rest of a line stands below it, indented by 4."""
+    found: list[str] = []
+    for line in lines:
+        if width is None or len(line) <= width:
+            found.append(line)
+            continue
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        found += textwrap.wrap(
+            line, max(width, len(indent) + 20), subsequent_indent=indent, break_on_hyphens=False
+        )
+    return found
 
 
 def detail(name: str, value: str, indent: str = "  ") -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.cli.common import add_config, argument_type, configuration, say
+from minismtp.cli.text import terminal_width, wrapped
 from minismtp.config.types import parse_network
 from minismtp.runtime.control_socket import connect, processes
 from minismtp.server.open_sessions import nobody_answers
@@ -32,14 +33,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="only with clients in it, such as 192.0.2.0/24; may be given again",
     )
 
+    parser.add_argument(
+        "--session",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only this session, whose ID `minismtp sessions` shows; may be given again",
+    )
+
 
 def run(arguments: argparse.Namespace) -> int:
     """Print each line as it is said, until the user interrupts; raise OSError."""
     lost = 0
     directory = configuration(arguments).state_directory / "control"
-    for said in _said(directory, [str(network) for network in arguments.peer]):
+    question = {
+        "ask": "trace",
+        "peers": [str(network) for network in arguments.peer],
+        "sessions": [each.partition(".")[0] for each in arguments.session],
+    }
+    for said in _said(directory, json.dumps(question).encode() + b"\n"):
         if "text" in said:
-            say(line_of(said))
+            say(*wrapped([line_of(said)], terminal_width()))
         elif said.get("lost", 0) > lost:
             say(f"({said['lost'] - lost} lines were lost: more came than could be shown)")
             lost = said["lost"]
@@ -57,9 +71,8 @@ def line_of(said: dict[str, Any]) -> str:
     )
 
 
-def _said(directory: Path, peers: list[str]) -> Iterator[dict[str, Any]]:
+def _said(directory: Path, question: bytes) -> Iterator[dict[str, Any]]:
     """Listen to all processes, and to those that a reload or a crash brings later."""
-    question = json.dumps({"ask": "trace", "peers": peers}).encode() + b"\n"
     known: set[tuple[str, int]] = set()
     with selectors.DefaultSelector() as selector:
         while True:

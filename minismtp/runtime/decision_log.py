@@ -33,6 +33,7 @@ _CURRENT: Final = "current.jsonl"
 _ACCEPTED: Final = ""
 _REFUSED: Final = "refused-"
 _SHARE: Final = 4  # refusals get a quarter of the space
+_LONGEST_LINE: Final = 1 << 20  # octets of a record that are read to learn its time
 _MOST: Final = 100_000  # records that may wait, so that a hanging disk does not fill the memory
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -149,6 +150,21 @@ def mentions(state_directory: Path, *texts: str, any_case: bool = False) -> Iter
         # A crash cut the line off, or it is damaged; a ValueError means that it is not UTF-8.
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             yield msgspec.json.decode(line, type=Record)
+
+
+def extent(state_directory: Path) -> tuple[int, float, Path]:
+    """Return how many files of records there are, the time of the oldest record, and the directory.
+
+    The time is in epoch seconds, 0 if it is not known.
+    """
+    directory, first = state_directory / DIRECTORY, 0.0
+    rings = [_files(directory, prefix) for prefix in (_ACCEPTED, _REFUSED)]
+    files = [path for ring in rings for path in ring if path.exists()]
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        for path in files[:1]:
+            with path.open("rb") as file:
+                first = msgspec.json.decode(file.readline(_LONGEST_LINE), type=Record).time
+    return len(files), first, directory
 
 
 def _lines(directory: Path, pattern: re.Pattern[bytes]) -> Iterator[bytes]:

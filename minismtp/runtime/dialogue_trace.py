@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Collection
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, TypeAlias
 
@@ -40,15 +41,25 @@ TracedLine: TypeAlias = dict[str, str | float]
 
 
 class Outlet:
-    """The lines of one trace: of peers in its networks, or of all peers if it has no networks."""
+    """The lines of one trace: of peers in its networks, and of its sessions.
 
-    def __init__(self, networks: tuple[IPv4Network | IPv6Network, ...]) -> None:
+    Without networks it is of all peers, and without sessions of all sessions.
+    """
+
+    def __init__(
+        self,
+        networks: tuple[IPv4Network | IPv6Network, ...],
+        sessions: Collection[str] = (),
+    ) -> None:
         self._networks = networks
+        self._sessions = frozenset(sessions)
         self._lines: queue.Queue[TracedLine] = queue.Queue(_MOST)
         self.lost = 0
 
-    def wants(self, peer: str) -> bool:
-        """Return whether the sessions of a peer are traced."""
+    def wants(self, session: str, peer: str) -> bool:
+        """Return whether this session of a peer is traced."""
+        if self._sessions and session not in self._sessions:
+            return False
         return not self._networks or in_networks(peer, self._networks)
 
     def put(self, line: TracedLine) -> None:
@@ -104,7 +115,7 @@ class Tracing:
         line: TracedLine = {"at": time.time(), "said": said, "text": text}
         line |= {"session": session.id, "peer": session.peer}
         for outlet in self.outlets:
-            if outlet.wants(session.peer):
+            if outlet.wants(session.id, session.peer):
                 outlet.put(line)
 
 

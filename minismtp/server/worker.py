@@ -184,7 +184,8 @@ class Worker:
 
     def _trace(self, question: dict[str, Any], say: Say) -> None:
         """Send every line of the dialogues until the reader closes the connection."""
-        outlet = Outlet(tuple(ip_network(network) for network in question["peers"]))
+        networks = tuple(ip_network(network) for network in question["peers"])
+        outlet = Outlet(networks, question.get("sessions", ()))
         self._tracing.open(outlet)
         try:
             while True:

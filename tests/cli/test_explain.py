@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from minismtp.cli.explain import whereabouts
 from minismtp.cli.main import main
 from minismtp.runtime.decision_log import DecisionLog, Record, recall
 from minismtp.runtime.log import Log
@@ -199,7 +200,17 @@ def test_unknown_identifier_is_a_failure(configure: Configure, capsys: Capture) 
     config = str(configure())
     for identifier in ("0123456789ab", "nonsense"):
         assert main(["explain", identifier, "--config", config]) == 1
-        assert capsys.readouterr().err == f"minismtp: nothing is known of {identifier}\n"
+        error = capsys.readouterr().err
+        assert error.startswith(f"minismtp: nothing is known of {identifier}; there are no records")
+
+
+def test_explain_says_where_it_looked(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path, 1 << 20, Log(level="error"))
+    log.keep(Record("stored", "0123456789ab.1", 1_700_000_000.0, 0.0, {}, []))
+    log.flush()
+    assert whereabouts(tmp_path) == (
+        f"looked into 1 file of records in {tmp_path}/chronicle, the oldest of 2023-11-14 22:13:20Z"
+    )
 
 
 # The log

@@ -83,7 +83,7 @@ def talk(server: Running, path: Path, tls_files: TlsFiles) -> str:
 @pytest.fixture
 def secured(configure: Configure, start: Start, tls_files: TlsFiles) -> Running:
     """Start a server with TLS and a user."""
-    limits = '[limits]\nlogin_backoff = "0s"\nfailed_logins = 100\n'
+    limits = '[limits]\nlogin_backoff = "0s"\nfailed_logins = 100\nerrors = 100000\n'
     listener = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\n'
     users = '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
     config = configure(limits, tls_files.table, users, listeners=listener, workers=2)
@@ -154,12 +154,27 @@ def test_only_peers_that_were_asked_for_are_shown(secured: Running, trace: Trace
     assert other.read_text() == ""
 
 
+def test_only_the_session_that_was_asked_for_is_shown(secured: Running, trace: Trace) -> None:
+    with secured.connect() as one, secured.connect() as other:
+        one.greet()
+        other.greet()
+        identifier = one.command("NONSENSE")[-13:-1]
+        path = trace(secured, "--session", identifier)
+        secured.wait_until(lambda: one.command("NOOP") and path.read_text())
+        other.command("NOOP")
+        one.command("QUIT")
+        secured.wait_until(lambda: "closed: quit" in path.read_text())
+        assert {line.split("  ")[1] for line in path.read_text().splitlines()} == {identifier}
+
+
 def test_outlet_knows_its_networks() -> None:
     outlet = Outlet((ip_network("192.0.2.0/24"), ip_network("2001:db8::/32")))
-    assert [outlet.wants(peer) for peer in ("192.0.2.9", "2001:db8::1", "192.0.3.1", "unix")] == [
-        *[True, True, False, False]
-    ]
-    assert Outlet(()).wants("unix")
+    assert [
+        outlet.wants("1a", peer) for peer in ("192.0.2.9", "2001:db8::1", "192.0.3.1", "unix")
+    ] == [*[True, True, False, False]]
+    assert Outlet(()).wants("1a", "unix")
+    assert Outlet((), ["1a"]).wants("1a", "unix")
+    assert not Outlet((), ["1a"]).wants("2b", "unix")
 
 
 def test_who_is_slow_to_read_loses_lines_and_holds_up_nobody() -> None:
