@@ -107,8 +107,9 @@ def _calling(caller: pluggy.HookCaller) -> Callable[..., Any]:
         (each.function, _chooser([offered.index(name) for name in each.argnames], len(offered)))
         for each in reversed(caller.get_hookimpls())
     ]
-    if len(calls) == 1 and calls[0][1] is None:
-        return calls[0][0]
+    if len(calls) == 1:
+        [(only, chosen)] = calls
+        return only if chosen is None else lambda *arguments: only(*chosen(arguments))
 
     def call(*arguments: object) -> Any:  # noqa: ANN401 - each hook has its own answer
         results: list[Any] = []

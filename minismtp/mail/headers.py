@@ -33,10 +33,10 @@ _FIRST_LINE = re.compile(rb"^" + _BEGIN, re.MULTILINE)
 # Section 2.2.3: a line that begins with white space continues the field above it.
 _FIELDS_END = re.compile(rb"\n(?!" + _BEGIN + rb"|[ \t])")
 _EMPTY_LINE = re.compile(rb"\n(?=\r?\n)")
-# A field, or consecutive lines that are neither fields nor empty.
+# A field, or consecutive lines that are neither fields nor empty; and the name of a field.
 _ITEM = re.compile(
-    rb"([!-9;-~]{1,2047}+)[ \t]{0,2047}+:[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+"
-    rb"|(?:(?!\r?\n)(?!" + _BEGIN + rb")[^\n]++\n?+)++"
+    rb"(([!-9;-~]{1,2047}+)[ \t]{0,2047}+:[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+"
+    rb"|(?:(?!\r?\n)(?!" + _BEGIN + rb")[^\n]++\n?+)++)"
 )
 
 _WORD = re.compile(rb"(?<![ \t])[ \t]*+[^ \t]++")
@@ -75,13 +75,17 @@ class Headers:
         """
         end = header_end(block)
         end = end if end >= 0 else len(block)
-        found = islice(_ITEM.finditer(block, 0, min(end, READ_LIMIT)), _MOST_FIELDS + 1)
-        items = [match.group(0, 1) for match in found]
+        size = min(end, READ_LIMIT)
+        if block.count(b"\n", 0, size) <= _MOST_FIELDS:
+            items = _ITEM.findall(block, 0, size)
+        else:
+            found = islice(_ITEM.finditer(block, 0, size), _MOST_FIELDS + 1)
+            items = [match.groups(b"") for match in found]
         truncated = end > READ_LIMIT or len(items) > _MOST_FIELDS
         if truncated:
             items.pop()  # the last one may be cut off
-        names = [name or b"" for _, name in items]
-        return cls([raw for raw, _ in items], names, truncated=truncated)
+        fields, names = map(list, zip(*items, strict=True)) if items else ([], [])
+        return cls(fields, names, truncated=truncated)
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of this name: unfolded, stripped, without line breaks."""
@@ -159,7 +163,7 @@ class Headers:
 
 def _name_of(raw: bytes) -> bytes:
     match = _ITEM.match(raw)
-    return match[1] or b"" if match else b""
+    return match[2] or b"" if match else b""
 
 
 def header_end(octets: bytes, begin: int = 0, known: int = 0) -> int:

@@ -155,8 +155,8 @@ class HookMetrics:
 
     def end(self, activity: Activity, step: Step, cpu: float, *, stored: bool) -> None:
         """Note a call as a step, and count it with its weighted CPU time, and mail it `stored`."""
-        buffer, duration = self._buffer, (self._duration, step[3])
-        buffer.append((self._verdicts[step[4]], duration, (self._cpu, cpu)))
+        buffer, counted = self._buffer, (self._verdicts[step[4]], (self._duration, step[3]))
+        buffer.append((*counted, (self._cpu, cpu)) if cpu else counted)
         if stored and self._storage is not None:
             buffer.append(((self._storage, step[3]),))
         if buffer.idle:
