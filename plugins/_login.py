@@ -79,11 +79,10 @@ class PasswordCheck:
         An unknown user takes as long as the `decoy`, another user's hash. Raise Defer if too many
         logins are waiting; known users come before strangers.
         """
-        if self._is_recent(credentials, stored):
-            return True
-        if not (self._verify(credentials, stored, decoy) and stored):
+        right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
+        if not (stored and right):
             return False
-        if self._seconds:
+        if self._seconds and not self._is_recent(credentials, stored):
             until = time.monotonic() + self._seconds
             self._recent[credentials.username] = self._digest(credentials, stored), until
         return True

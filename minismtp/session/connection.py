@@ -191,9 +191,7 @@ class Connection:
     def _send(self, data: bytes) -> None:
         if data:
             self.due = self._receiver.deadline
-            # The `sendall` of a TLS socket is Python, and one `send` takes nearly every reply.
-            if rest := data[self._socket.send(data) :]:
-                self._socket.sendall(rest)
+            self._socket.sendall(data)
             self.due = inf
 
     def _meet(self, introduce: Callable[[str], bool]) -> None:

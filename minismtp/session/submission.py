@@ -22,35 +22,42 @@ from minismtp.values.user_names import folded_local
 
 # With any of these fields the message is sent again (RFC 5322 section 3.6.6).
 _RESENT: Final = {
-    *("resent-date", "resent-from", "resent-sender", "resent-to", "resent-cc", "resent-message-id"),
-    "resent-reply-to",
+    *(b"resent-date", b"resent-from", b"resent-sender", b"resent-to", b"resent-cc"),
+    *(b"resent-message-id", b"resent-reply-to"),
 }
 _ADDRESSES: Final = {
-    *("from", "sender", "reply-to", "to", "cc", "bcc", "resent-from", "resent-sender", "resent-to"),
-    *("resent-cc", "resent-reply-to"),
+    *(b"from", b"sender", b"reply-to", b"to", b"cc", b"bcc", b"resent-from", b"resent-sender"),
+    *(b"resent-to", b"resent-cc", b"resent-reply-to"),
 }
+_REQUIRED: Final = {b"message-id", b"date", b"from"}
+# Only these fields are read, because all of a header would take three times as long.
+_READ: Final = b"|".join(sorted(_REQUIRED | _RESENT | _ADDRESSES))
+_FIELD: Final = re.compile(rb"(?im)^((%b)[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+\n?+)" % _READ)
 _MOST_GROWTH: Final = 65536  # octets that a header may grow by, because filters have to read it
 _MOST_AUTHORS: Final = 20  # because each may be a query to a database
 _BETWEEN_ADDRESSES: Final = re.compile(r"[\s<>(),:;]+")
 
 
-def complete(envelope: Envelope, message: Message, hostname: str) -> None:
+def complete(envelope: Envelope, message: Message, head: bytes, hostname: str) -> None:
     """Add Message-ID, Date and From if they are missing, and Resent fields to a resent message.
 
-    The author is the reverse-path or else the login. Its domain has A-labels, because an added
-    field must not be why a message needs SMTPUTF8. Bare names, such as cron's root, get `hostname`.
+    `head` is the header of the content, each of whose lines belongs to a field. The author is the
+    reverse-path or else the login. Its domain has A-labels, because an added field must not be why
+    a message needs SMTPUTF8. Bare names, such as cron's root, get `hostname`.
     """
-    headers = message.headers
-    names = set(headers.names())
-    addressed = [raw for name in names & _ADDRESSES for raw in headers.raw_all(name)]
+    fields = [(raw, name.lower()) for raw, name in _FIELD.findall(head)]
+    names = {name for _, name in fields}
+    addressed = [raw for raw, name in fields if name in _ADDRESSES]
     changed = {raw: new for raw in addressed if (new := completed(raw, hostname)) != raw}
     for raw in changed:
         if not raw.endswith(b"\n"):  # the content of BDAT may end in the header (RFC 3030)
             changed[raw] += b"\r\n"
     growth = sum(len(changed[raw]) - len(raw) for raw in addressed if raw in changed)
     if 0 < growth <= _MOST_GROWTH:
-        message.edit([changed.get(raw, raw) for raw in headers.raw_all()])
+        message.edit([changed.get(raw, raw) for raw in message.headers.raw_all()])
     resent = not names.isdisjoint(_RESENT)
+    if names >= _REQUIRED and not resent:
+        return
     local, at, domain = (envelope.sender or envelope.login or "").rpartition("@")
     added = {
         "Message-ID": f"<{envelope.id}@{hostname}>",
@@ -58,9 +65,10 @@ def complete(envelope: Envelope, message: Message, hostname: str) -> None:
         "From": f"{local}@{to_ascii(domain)}" if at else f"MAILER-DAEMON@{hostname}",
     }
     for name, value in added.items():
-        if resent and f"resent-{name.lower()}" not in names:
+        key = name.lower().encode()
+        if resent and b"resent-" + key not in names:
             message.prepend(f"Resent-{name}", value)
-        if name.lower() not in names and not (resent and name == "From"):
+        if key not in names and not (resent and name == "From"):
             message.prepend(name, value)
 
 

@@ -261,7 +261,7 @@ class Transaction:
             return "rejected", [problem]
         message = Message(envelope.id, content, received(session, envelope))
         if submitted:
-            complete(envelope, message, context.hostname)
+            complete(envelope, message, head, context.hostname)
         if context.match_from and not owns_authors(context.hooks, session, envelope, message):
             return "rejected", [replies.AUTHOR_NOT_YOURS]
         if context.add_sender:

@@ -25,8 +25,10 @@ from fuzz.target import target
 from minismtp import AuthResult, Headers, Reject
 from minismtp.cli.stored_mail import envelope_of
 from minismtp.mail.address_list import mailboxes_of
-from minismtp.mail.content import ContentWriter
-from minismtp.mail.headers import format_field
+from minismtp.mail.cleanup import clean
+from minismtp.mail.content import Content, ContentWriter
+from minismtp.mail.headers import SIZE_LIMIT, format_field
+from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted
 from minismtp.session.submission import complete
 from minismtp.smtp.dot_stuffing import fix_newlines
@@ -205,8 +207,12 @@ def stored_message(data: bytes) -> None:
 def submitted_message(data: bytes) -> None:
     mail = envelope()
     mail.login = "alice@example.org"
-    message = message_of(data)
-    complete(mail, message, "mx.example.org")
+    cleaned = clean(Content.of(data), SIZE_LIMIT)
+    if cleaned is None:
+        return
+    head, content = cleaned
+    message = Message("m", content)
+    complete(mail, message, head, "mx.example.org")
     assert "Message-ID" in message.headers or message.headers.truncated
 
 

@@ -186,7 +186,7 @@ def test_author_that_is_missing_has_a_domain_in_ascii() -> None:
         arrived=0.0,
         smtputf8=True,
     )
-    complete(envelope, message, "mx.example.org")
+    complete(envelope, message, b"\r\n", "mx.example.org")
     assert message.headers.get("From") == "bob@xn--bcher-kva.example"
 
 
