@@ -58,8 +58,8 @@ _TYPES: Final = {
     "duration": 'text with ms, s, m, h and d: `"30s"`, `"1h30m"`',
     "rate": 'text, a number or size in a duration: `"100/1h"`, `"2GiB/1d"`',
     "network": 'text: `"192.0.2.0/24"`, `"2001:db8::/32"` or a single address',
-    "host:port": 'text: `"0.0.0.0:25"`, `"[::]:25"`; where it says so,'
-    ' `"unix:/run/minismtp/smtp.sock"`',
+    "host:port": 'text: `"192.0.2.1:25"`, `"[2001:db8::1]:25"`; to listen on all addresses of IPv4'
+    ' and IPv6 `"*:25"`; where it says so, `"unix:/run/minismtp/smtp.sock"`',
 }
 _DATE: Final = "2026-11-25"  # when the wording was last gone through
 _DESCRIPTION: Final = """\

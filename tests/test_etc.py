@@ -31,6 +31,7 @@ path = "passwords"
 
 def test_example_has_the_three_ports_of_a_mail_server() -> None:
     listeners = Config.load(EXAMPLE).listeners
+    assert {item.address.host for item in listeners} == {"*"}  # as its DNS records A and AAAA say
     assert {(item.address.port, item.kind, item.tls) for item in listeners} == {
         (25, "mx", "starttls"),
         (587, "submission", "starttls"),

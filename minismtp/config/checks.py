@@ -6,7 +6,7 @@ from typing import Annotated, Final, TypeAlias
 from msgspec import Meta
 
 from minismtp.config.toml_values import ConfigError
-from minismtp.config.types import ByteSize, parse_domain
+from minismtp.config.types import EVERY_HOST, ByteSize, SocketAddress, parse_domain
 from minismtp.values.ciphers import set_ciphers
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -29,6 +29,12 @@ def check_unique(key: str, values: list[str], *, attribute: str = "name") -> Non
                 f" expected another {attribute}",
                 key=f"{key}[{number}].{attribute}",
             )
+
+
+def check_host(address: SocketAddress, *, key: str) -> None:
+    """Raise ConfigError if a server is to be found at "*", which is for listening sockets."""
+    if address.host == EVERY_HOST:
+        raise ConfigError('expected the name or address of a server, not "*"', key=key)
 
 
 def check_positive(table: object, *keys: str) -> None:

@@ -20,14 +20,18 @@ Networks: TypeAlias = list[Network]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """One address where clients are served."""
+    """One address, or one port of all addresses, where clients are served."""
 
     name: Annotated[
         str,
         "label in metrics and logs. `listeners` of a plugin refers to it, and a systemd socket"
         " is taken over if its `FileDescriptorName` is the same",
     ]
-    address: Annotated[SocketAddress, "may be a unix socket; an IPv6 address serves IPv6 only"]
+    address: Annotated[
+        SocketAddress,
+        '"*:25" serves all addresses of IPv4 and IPv6; "0.0.0.0:25" those of IPv4, "[::]:25" those'
+        " of IPv6 only. May be a unix socket",
+    ]
     kind: Annotated[
         Literal["mx", "submission", "lmtp"],
         "mx: mail from other servers. submission: mail from users, who must log in first (530)."

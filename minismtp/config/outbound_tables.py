@@ -13,6 +13,7 @@ from minismtp.config.checks import (
     Count,
     check_ciphers,
     check_domain_pattern,
+    check_host,
     check_positive,
 )
 from minismtp.config.toml_values import ConfigError
@@ -56,6 +57,8 @@ class OutboundRoute:
                     raise ConfigError("needs a named host, by `host` or `smarthost`", key=name)
         elif self.host.path is not None:
             raise ConfigError('expected "host:port", not a unix socket', key="host")
+        else:
+            check_host(self.host, key="host")
         if self.implicit and self.tls == "none":
             raise ConfigError('implicit TLS needs another level than "none"', key="tls")
 

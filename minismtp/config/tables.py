@@ -15,6 +15,7 @@ from minismtp.config.checks import (
     Count,
     check_domain,
     check_domain_pattern,
+    check_host,
     check_name,
     check_positive,
     check_unique,
@@ -73,6 +74,10 @@ class DnsConfig:
     nameservers: Annotated[
         list[SocketAddress], "addresses of resolvers; empty = those of /etc/resolv.conf"
     ] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for number, address in enumerate(self.nameservers):
+            check_host(address, key=f"nameservers[{number}]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

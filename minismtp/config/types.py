@@ -27,6 +27,7 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(\[[^\]]*\]|[^\[\]:]*):([0-9]{1,5})")
 _MAX_PORT = 65535
+EVERY_HOST: Final = "*"  # all addresses of this machine, of IPv4 and IPv6
 _MAPPED_LENGTH = 96  # bits before the IPv4 address in ::ffff:192.0.2.1
 _MAX_DOMAIN = 253
 
@@ -70,7 +71,10 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class SocketAddress:
-    """The address of a socket: `host` and `port` (0 = any), or the `path` of a unix socket."""
+    """The address of a socket: `host` and `port` (0 = any), or the `path` of a unix socket.
+
+    The host "*" of a listening socket stands for all addresses of IPv4 and IPv6.
+    """
 
     host: str = ""
     port: int = 0
@@ -83,7 +87,10 @@ class SocketAddress:
 
     @classmethod
     def parse(cls, text: str, base: Path = Path()) -> "SocketAddress":
-        """Read "host:port", "[::]:25" or "unix:/path" (relative to `base`). Raise ValueError."""
+        """Read "host:port", "[::]:25", "*:25" or "unix:/path" (relative to `base`).
+
+        Raise ValueError.
+        """
         if text.startswith("unix:"):
             return cls(path=_path(text.removeprefix("unix:"), base))
         match = _HOST_PORT.fullmatch(text)
@@ -102,7 +109,9 @@ class SocketAddress:
             return False
 
 
-_ADDRESS_EXPECTED = 'expected an address such as "0.0.0.0:25", "[::]:25" or "unix:/run/x.sock"'
+_ADDRESS_EXPECTED = (
+    'expected an address such as "*:25", "0.0.0.0:25", "[::]:25" or "unix:/run/x.sock"'
+)
 
 
 def parse_domain(text: str) -> str:
@@ -168,6 +177,8 @@ def _text(value: object) -> str:
 
 
 def _host(text: str) -> str:
+    if text == EVERY_HOST:
+        return text
     bare = text[1:-1] if text.startswith("[") else text
     try:
         address = ip_address(bare)

@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
-from minismtp.config.types import SocketAddress
+from minismtp.config.types import EVERY_HOST, SocketAddress
 from minismtp.services.resolver import Found, Resolver, UnansweredError
 from minismtp.values.address import to_ascii
 from minismtp.values.peer import plain_address
@@ -195,7 +195,9 @@ def _loop(name: str) -> UnreachableError:
 
 
 def _named(host: str) -> list[str]:
-    """Return the addresses of a listener, whose host may be a name such as localhost."""
+    """Return the addresses of a listener, whose host may be a name such as localhost, or "*"."""
+    if host == EVERY_HOST:
+        return [*_LOOPBACKS]
     with contextlib.suppress(ValueError):
         return [plain_address(host)]
     return _system(host) if host else []

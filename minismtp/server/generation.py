@@ -10,7 +10,8 @@ from math import inf
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.server.sockets import open_socket
+from minismtp.config.types import SocketAddress
+from minismtp.server.sockets import ListenError, open_socket
 
 _FEWEST_WORKERS: Final = 4
 
@@ -78,8 +79,19 @@ class Generation:
                 sockets[listener.name] = self.sockets[name]
             else:
                 key = f"listeners[{index}].address"
-                sockets[listener.name] = open_socket(listener.address, key=key, file=config.file)
+                sockets[listener.name] = self._opened(listener.address, key, config.file)
         return sockets
+
+    def _opened(self, address: SocketAddress, key: str, file: str) -> socket.socket:
+        try:
+            return open_socket(address, key=key, file=file)
+        except ListenError as error:
+            if address.port in {each.address.port for each in self.config.listeners} - {0}:
+                raise ListenError(
+                    f"{error} by this server; it moves to another address on the same port"
+                    " at a restart, not at a reload"
+                ) from None
+            raise
 
 
 def workers_of(config: Config) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 
 from minismtp.config import Listener
 from minismtp.config.toml_values import reason
-from minismtp.config.types import SocketAddress
+from minismtp.config.types import EVERY_HOST, SocketAddress
 from minismtp.server.privileges import acting_as_owner
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
@@ -75,15 +75,26 @@ def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket
             sock = _open_unix(address.path)
             sock.listen(_BACKLOG)
         else:
-            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-            place = (address.host, address.port)
-            sock = socket.create_server(place, family=family, backlog=_BACKLOG)
+            sock = _open_tcp(address.host, address.port)
     except OSError as error:
         where = f"{file}: {key}" if file else key
         problem = reason(error).partition(" (while")[0]  # the library names the address too
         raise ListenError(f"{where}: cannot listen on {address}: {problem}") from None
     sock.setblocking(False)
     return sock
+
+
+def _open_tcp(host: str, port: int) -> socket.socket:
+    """Return a listening socket. One for every host has IPv6, unless the kernel has none.
+
+    IPv4 clients of such a socket have IPv4-mapped addresses (RFC 4291 section 2.5.5.2).
+    """
+    both = host == EVERY_HOST
+    dualstack = both and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dualstack or ":" in host else socket.AF_INET
+    return socket.create_server(
+        ("" if both else host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=dualstack
+    )
 
 
 def _is_local(sock: socket.socket) -> bool:

@@ -126,7 +126,10 @@ class Remote:
         """Take the address of a TCP or unix socket; nothing is opened before `connect`.
 
         With `tls`, TLS begins with the first octet, and the certificate must be for the host.
+        Raise ValueError for the host "*", which is for listening sockets.
         """
+        if address.host == "*":
+            raise ValueError(f'expected the address of a server, not "{address}"')
         self.address = address
         self.breaker = breaker or Breaker(str(address))
         self._seconds = timeout.total_seconds()

@@ -177,6 +177,11 @@ def test_configuration_cannot_be_changed_later() -> None:
         (LISTENER.replace('"smtp"', '"a:b"'), "listeners[0].name: expected letters, digits"),
         (LISTENER.replace('"smtp"', '""'), "listeners[0].name: expected letters, digits"),
         (LISTENER.replace("127.0.0.1:0", "25"), "listeners[0].address: expected an address such"),
+        (
+            '[outbound]\nsmarthost = "*:25"',
+            'outbound.smarthost: expected the name or address of a server, not "*"',
+        ),
+        ('[dns]\nnameservers = ["[::1]:53", "*:53"]', "dns.nameservers[1]: expected the name"),
         (f'{LISTENER}kind = "mxx"', 'listeners[0].kind: expected one of "mx", "submission"'),
         (
             LISTENER.replace('tls = "none"', ""),

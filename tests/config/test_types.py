@@ -48,6 +48,7 @@ def read(kind: object, value: object) -> object:
         (re.Pattern[str], "^a+$", re.compile("^a+$")),
         (Address, "User@Example.ORG", Address("User", "example.org")),
         (SocketAddress, "0.0.0.0:25", SocketAddress("0.0.0.0", 25)),  # noqa: S104 - a value
+        (SocketAddress, "*:25", SocketAddress("*", 25)),
         (SocketAddress, "[::]:25", SocketAddress("::", 25)),
         (SocketAddress, "[2001:DB8:0::1]:25", SocketAddress("2001:db8::1", 25)),
         (SocketAddress, "LocalHost:0", SocketAddress("localhost", 0)),
@@ -83,7 +84,7 @@ def test_value_is_read_as_its_type(kind: object, written: object, expected: obje
         *[
             (SocketAddress, value)
             for value in (
-                *("", "25", ":25", "*:25", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x"),
+                *("", "25", ":25", "*.x.example:25", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x"),
                 *("127.0.0.1:65536", "::1:25", "[127.0.0.1]:25", "[::1]", "[]:25", "1.2.3:25"),
                 *("[::1", "a b:25", "unix:", "127.0.0.1:25\n", 25),
             )

@@ -183,6 +183,8 @@ def test_no_way_to_a_domain(nameserver: SocketAddress, domain: str, reply: str) 
         ("0.0.0.0:25", {"AAAA": "::ffff:127.200.1.9"}),
         ("[::]:25", {"AAAA": "::1"}),
         ("[::]:25", {"AAAA": "::"}),
+        ("*:25", {"A": "127.200.1.9"}),
+        ("*:25", {"AAAA": "::1"}),
     ],
 )
 def test_own_address_in_any_spelling_is_a_loop(own: str, records: dict[str, str]) -> None:
@@ -220,6 +222,8 @@ def test_own_name_is_a_loop_whatever_its_address(name: str) -> None:
         ("192.0.2.77:25", "::ffff:192.0.2.78"),
         ("0.0.0.0:25", "198.51.100.7"),
         ("[::]:25", "2001:db8::7"),
+        ("*:25", "198.51.100.7"),
+        ("*:2525", "::1"),
         ("unix:/run/x", "127.0.0.1"),
     ],
 )

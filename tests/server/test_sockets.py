@@ -107,6 +107,32 @@ def test_ipv6_socket_leaves_the_port_of_ipv4_free() -> None:
         assert other.getsockname()[1] == port
 
 
+@pytest.mark.parametrize("client", ["127.0.0.1", "::1"])
+def test_every_host_is_of_both_families(client: str) -> None:
+    with (
+        open_one("*:0") as sock,
+        socket.create_connection((client, sock.getsockname()[1])) as made,
+    ):
+        assert made.getpeername()[0] == client
+
+
+def test_every_host_is_that_of_ipv4_where_the_kernel_has_no_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with open_one("*:0") as sock:
+        assert sock.family == socket.AF_INET
+        assert sock.getsockname()[0] == "0.0.0.0"  # noqa: S104 - compared
+
+
+def test_client_of_either_family_has_its_own_address(configure: Configure, start: Start) -> None:
+    server = start(configure(listeners=TWO.replace("127.0.0.1:0", "*:0", 1)))
+    for host in ("127.0.0.1", "::1"):
+        with socket.create_connection((host, server.port("first"))) as client:
+            assert client.recv(4) == b"220 "
+        server.wait_for_log(rf"session closed .*peer={host} ")
+
+
 def test_unix_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
     open_one(f"unix:{tmp_path}/smtp.sock").close()
     with open_one(f"unix:{tmp_path}/smtp.sock"), socket.socket(socket.AF_UNIX) as client:

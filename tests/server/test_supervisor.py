@@ -801,6 +801,20 @@ def test_reload_moves_a_listener_and_closes_the_old_port(
     server.wait_until(lambda: refused(before))
 
 
+def test_reload_says_that_another_address_of_its_port_needs_a_restart(
+    configure: Configure, start: Start
+) -> None:
+    port = free_port()
+    server = start(configure(listeners=one_on(port)))
+    configure(listeners=one_on(port).replace("127.0.0.1", "*"))
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(
+        rf"cannot listen on \*:{port}: .* moves to .* at a restart, not at a reload"
+    )
+    with server.connect() as client:
+        assert client.reply().startswith("220 ")
+
+
 def test_listeners_keep_their_sockets_over_a_reload(configure: Configure, start: Start) -> None:
     server = start(configure(generation(1), listeners=TWO))
     configure(generation(2), listeners=TWO)

@@ -240,3 +240,8 @@ def test_what_was_said_in_clear_is_no_part_of_tls(tls_files: TlsFiles) -> None:
         with pytest.raises(RemoteError, match="sends clear text after it agreed to TLS"):
             line.secure(tls_files.client(), "mx.example.org")
         line.close()
+
+
+def test_every_host_is_no_place_of_a_service() -> None:
+    with pytest.raises(ValueError, match='expected the address of a server, not "\\*:783"'):
+        Remote(SocketAddress("*", 783), timeout=timedelta(seconds=1))
