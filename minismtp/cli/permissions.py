@@ -87,6 +87,15 @@ def _options(key: str, value: object) -> Iterator[tuple[str, object]]:
         yield from _options(name, part)
 
 
+def named_paths(config: Config) -> Iterator[tuple[str, Path]]:
+    """Yield the absolute paths in the configuration; of a pattern the part before its fields."""
+    yield from _named_files(config)
+    for table in config.plugins:
+        for key, value in _options(table.key, table.options):
+            if isinstance(value, str) and value.startswith("/"):
+                yield key, Path(value.partition("{")[0])
+
+
 def writable(config: Config, files: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, str]]:
     """Yield the keys of files that other users could change, or whose path they could."""
     trust = Trust.of(config.user)
