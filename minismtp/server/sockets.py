@@ -123,4 +123,7 @@ def _open_unix(path: Path) -> socket.socket:
 
 def bound(sock: socket.socket, address: SocketAddress) -> SocketAddress:
     """Return the address of a socket, with the port that the kernel chose for port 0."""
-    return address if address.path else SocketAddress(*sock.getsockname()[:2])
+    if address.path:
+        return address
+    host, port = sock.getsockname()[:2]
+    return SocketAddress(EVERY_HOST if address.host == EVERY_HOST else host, port)

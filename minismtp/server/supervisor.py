@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import platform
 import signal
 import socket
 import time
@@ -24,6 +25,7 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+from minismtp import __version__
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import SocketAddress
@@ -102,6 +104,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Loop until all processes have ended after a stop."""
+        self._log.info("starting", version=__version__, python=platform.python_version())
         self._attempt(self._start_workers, "workers")
         while self._status is None or self._children:
             with contextlib.suppress(Exception):  # even logging a failure may have failed

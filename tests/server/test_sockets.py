@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ports import free_port
 
+from minismtp import __version__
 from minismtp.config import Listener
 from minismtp.config.types import SocketAddress
 from minismtp.server.sockets import ListenError, adopt, open_listeners, open_socket
@@ -284,3 +285,12 @@ def test_server_that_systemd_starts_on_demand_answers_the_first_connection(
     finally:
         os.killpg(systemd.pid, signal.SIGKILL)
         systemd.communicate()
+
+
+def test_log_begins_with_the_version_and_has_the_address_as_it_was_written(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(listeners=TWO.replace("127.0.0.1:0", "*:0", 1)))
+    first = server.wait_for_log(r"\A.* info starting version=(\S+) python=3\.\d+\.\d+")
+    assert first[1] == __version__
+    assert server.address("first").startswith("*:")
