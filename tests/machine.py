@@ -1,5 +1,6 @@
-"""A machine for the tests of the service: this file system, with systemd in a container.
+"""A machine for the tests of the service: a file system, with systemd in a container.
 
+It is the one of this machine, a Debian 12 in CI, or a Debian 13 that `.ci/debian13` makes.
 systemd-nspawn shows it read-only below a layer in memory, with its own network. So what
 a test changes is gone afterwards, and ports 25, 465 and 587 are free.
 """
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -28,6 +29,7 @@ DROP_INS: Final = "/etc/systemd/system/minismtp.service.d"
 CGROUPS: Final = Path("/sys/fs/cgroup")
 DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _NEWNET: Final = 0x40000000  # CLONE_NEWNET
+HERE: Final = Path("/")
 PYTHON: Final = "/usr/bin/python3"  # a service cannot use one below root's home
 _ENVIRONMENT: Final = {
     "HOME": "/root",
@@ -37,20 +39,34 @@ _ENVIRONMENT: Final = {
 # A container in / itself is refused, one in what is bound to it is not.
 _PRELUDE: Final = """
 for group in $CONTROL_GROUPS; do echo $$ >"$group/cgroup.procs"; done
-mount --bind --options ro / "$0"
+mount --bind --options ro "$TREE" "$0"
 exec "$@"
 """
 # There is no network: what is installed comes from the directory that `build_wheels` fills.
-_OFFLINE: Final = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1"}
+OFFLINE: Final = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1"}
 T = TypeVar("T")
 
 
 class Machine:
-    """A booted systemd, by the process id of its first process."""
+    """A booted systemd, by the process id of its first process.
 
-    def __init__(self, leader: int, client: ssl.SSLContext) -> None:
+    `environment` is that of the commands, `host` the server's name inside, and `login` the user who
+    sends, with the password `secret`.
+    """
+
+    def __init__(
+        self,
+        leader: int,
+        client: ssl.SSLContext,
+        *,
+        environment: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+        login: str = "alice",
+    ) -> None:
         self._leader = leader
-        self._client = client
+        self.client = client
+        self._environment = _ENVIRONMENT | dict(environment or {})
+        self._host, self._login = host, login
         self._inside = ThreadPoolExecutor(1, initializer=self.enter)
 
     def run(self, *command: str | Path, check: bool = True, say: str = "") -> str:
@@ -58,7 +74,7 @@ class Machine:
         done = subprocess.run(
             ["nsenter", f"--target={self._leader}", "-m", "-u", "-i", "-p", "-n", "-C", *command],
             cwd="/",
-            env=_ENVIRONMENT,
+            env=self._environment,
             input=say,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -67,6 +83,10 @@ class Machine:
         )
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}"
         return done.stdout.strip()
+
+    def shell(self, script: str) -> str:
+        """Run a script inside, which ends with its first command that fails."""
+        return self.run("sh", "-euc", script)
 
     def write(self, path: str, text: str) -> None:
         """Write a file inside; one that exists keeps its owner and mode."""
@@ -94,23 +114,26 @@ class Machine:
         """Call a function in a thread that uses the network inside."""
         return self._inside.submit(function).result()
 
-    def send(self, recipient: str, port: int = 25) -> None:
-        """Send a message; on 587 and 465 as alice, inside TLS."""
+    def send(
+        self, recipient: str, port: int = 25, *, sender: str = "alice@example.org", host: str = ""
+    ) -> None:
+        """Send a message; on 587 and 465 as the user who logs in, inside TLS."""
+        host = host or self._host
         text = f"Subject: to {recipient}\r\n\r\ntext\r\n"
 
         def send() -> None:
             if port == 465:
                 smtp: smtplib.SMTP = smtplib.SMTP_SSL(
-                    "127.0.0.1", port, timeout=DEADLINE, context=self._client
+                    host, port, timeout=DEADLINE, context=self.client
                 )
             else:
-                smtp = smtplib.SMTP("127.0.0.1", port, timeout=DEADLINE)
+                smtp = smtplib.SMTP(host, port, timeout=DEADLINE)
             with smtp:
                 if port == 587:
-                    smtp.starttls(context=self._client)
+                    smtp.starttls(context=self.client)
                 if port != 25:
-                    smtp.login("alice", "secret")
-                smtp.sendmail("alice@example.org", [recipient], text)
+                    smtp.login(self._login, "secret")
+                smtp.sendmail(sender, [recipient], text)
 
         self.inside(send)
 
@@ -155,8 +178,13 @@ class Machine:
 
 
 @contextlib.contextmanager
-def booted(nspawn: str, directory: Path, wheels: Path) -> Iterator[int]:
-    """Boot and return the first process inside, which uses `directory`."""
+def booted(
+    nspawn: str, directory: Path, wheels: Path, *binds: str, tree: Path = HERE
+) -> Iterator[int]:
+    """Boot and return the first process inside, which uses `directory`.
+
+    `binds` are options of systemd-nspawn, for more than /source and /wheels.
+    """
     (directory / "root").mkdir()
     log = directory / "boot.log"
     command: list[str | Path] = [
@@ -165,12 +193,15 @@ def booted(nspawn: str, directory: Path, wheels: Path) -> Iterator[int]:
         *("--register=no", "--keep-unit", "--private-network", "--console=pipe"),
         *(f"--machine=minismtp-{os.getpid()}", f"--bind-ro={wheels}:/wheels"),
         # Not the services of this machine, which the default target would start, and no questions.
-        *(f"--bind-ro={ROOT}:/source", "systemd.unit=basic.target", "systemd.firstboot=no"),
+        *(*binds, f"--bind-ro={ROOT}:/source"),
+        *("systemd.unit=basic.target", "systemd.firstboot=no"),
     ]
     with _control_groups() as groups, log.open("wb") as file:
         process = subprocess.Popen(
             command,
-            env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "CONTROL_GROUPS": groups},
+            env=os.environ
+            | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "CONTROL_GROUPS": groups}
+            | {"TREE": str(tree)},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -216,8 +247,11 @@ def _systemd_below(pid: int) -> int:
     return 0
 
 
-def build_wheels(directory: Path, *extras: str) -> None:
-    """Put the wheels of the project and of its dependencies into `directory`/wheels."""
+def build_wheels(directory: Path, *extras: str, tree: Path = HERE) -> None:
+    """Put the wheels of the project and of its dependencies into `directory`/wheels.
+
+    They are for the Python of the file system `tree`.
+    """
     source, wheels = directory / "source", directory / "wheels"
     copy_source(source)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
@@ -225,11 +259,28 @@ def build_wheels(directory: Path, *extras: str) -> None:
         [*pip, "wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={wheels}", source],
         check=True,
     )
-    version = subprocess.check_output([PYTHON, "--version"], text=True).split()[1]
+    inside = () if tree == HERE else ("chroot", str(tree))
+    version = subprocess.check_output([*inside, PYTHON, "--version"], text=True).split()[1]
     target = (f"--python-version={version}", "--only-binary=:all:", f"--dest={wheels}")
     parts = [constraints()[part] for part in ("build", "core", *extras)]
     pinned = [line.split()[0] for lines in parts for line in lines]
     subprocess.run([*pip, "download", "--no-deps", *target, *pinned], check=True)
+
+
+def repository(directory: Path) -> Path:
+    """Return a repository with the source as its only commit."""
+    source = directory / "repository"
+    copy_source(source)
+    for command in (["init", "--quiet", "--initial-branch=main"], ["add", "--all"]):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    commit(source, "the source")
+    return source
+
+
+def commit(source: Path, message: str) -> None:
+    """Commit all changes in a repository."""
+    git = ("git", "-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+    subprocess.run([*git, "commit", "--quiet", "--all", "-m", message], cwd=source, check=True)
 
 
 def constraints() -> dict[str, list[str]]:
@@ -241,7 +292,7 @@ def constraints() -> dict[str, list[str]]:
 
 def make(goal: str, source: Path | str, wheels: Path | str, *variables: str) -> list[str]:
     """Return the command that installs the wheel as the README says, or takes it away again."""
-    environment = [f"{name}={value}" for name, value in _OFFLINE.items()]
+    environment = [f"{name}={value}" for name, value in OFFLINE.items()]
     package = f'PACKAGE="$(ls {wheels}/minismtp-*.whl)"'
     call = f'exec env --unset=PYTHON "$@" PIP_FIND_LINKS={wheels} {package} make -C {source} {goal}'
     return ["sh", "-c", call, "sh", *environment, *variables]
