@@ -188,8 +188,15 @@ class Scheduler:
         return min(times) if times else None
 
     def is_due(self, now: float) -> bool:
-        """Return whether a job is due, even if every place is taken."""
-        return any(heads and heads[0][0] <= now for heads in self._heads.values())
+        """Return whether a job is due, even if all places, or its destination's, are taken."""
+        return any(heads and heads[0][0] <= now for heads in self._heads.values()) or any(
+            self._is_due_at(name, now) for name in {name for _, name in self._running}
+        )
+
+    def _is_due_at(self, name: str, now: float) -> bool:
+        destination = self._destinations[name]
+        self._drop_stale(name, destination)
+        return bool(destination.jobs) and destination.jobs[0][0] <= now
 
     def _note_reached(self, destination: _Destination, *, quick: bool) -> None:
         self._set_proven(destination, proven=True)

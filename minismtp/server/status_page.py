@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import inf
-from typing import Final
+from typing import Final, Literal
 
 from minismtp import __version__
 from minismtp.mailqueue.database import Waiting
@@ -157,7 +157,7 @@ def _queue(status: Status) -> str:
         for each in status.waiting
     ]
     head = ("To", "State", "Age", "Next", "Reason", "Message")
-    table = _table(head, rows, stack=True) if rows else _empty("no message waits for delivery")
+    table = _table(head, rows, stack="stack") if rows else _empty("no message waits for delivery")
     more = _empty("the oldest ones; <code>minismtp queue list</code> shows all") if rows else ""
     return f"<section><h2>Queue</h2><p>{counts}{oldest}</p>{table}{more}</section>"
 
@@ -207,17 +207,15 @@ def _plugins(figures: Overview, history: History) -> str:
         (
             plugin,
             *(f"{counts.get(verdict, 0):,.0f}" for verdict in given),
-            _errors(figures.errors.get(plugin, 0.0), recent.get(plugin, 0.0)),
+            f"{figures.errors.get(plugin, 0.0):,.0f}",
+            f"{recent.get(plugin, 0.0):,.0f}",
         )
         for plugin, counts in figures.verdicts.items()
     ]
     if not rows:
         return _empty("no plugin was called")
-    return _table(("Plugin", *given, "errors"), rows, numbers=len(given) + 1)
-
-
-def _errors(count: float, recent: float) -> str:
-    return f"{count:,.0f} ({recent:,.0f} in the last hour)" if recent else f"{count:,.0f}"
+    head = ("Plugin", *given, "errors", "last hour")
+    return _table(head, rows, numbers=len(given) + 2, stack="brief")
 
 
 def _hooks(figures: Overview) -> str:
@@ -227,7 +225,9 @@ def _hooks(figures: Overview) -> str:
     ]
     if not rows:
         return _empty("no hook was called")
-    return _table(("Hook", "Calls", "Sum, s", "Mean, ms", "99 %, ms"), rows, numbers=4)
+    return _table(
+        ("Hook", "Calls", "Sum, s", "Mean, ms", "99 %, ms"), rows, numbers=4, stack="brief"
+    )
 
 
 def _milliseconds(each: HookFigures) -> tuple[str, str]:
@@ -271,17 +271,22 @@ def _sessions(status: Status) -> str:
     problems = "".join(
         f'<p class="warn">{escape(one_line(problem))}</p>' for problem in found.problems
     )
-    table = _table(head, rows, stack=True) if rows else _empty("no client is connected")
+    table = _table(head, rows, stack="stack") if rows else _empty("no client is connected")
     title = f"<h2>Sessions ({status.figures.active:.0f} open)</h2>"
     return f"<section>{title}{problems}{table}{more}</section>"
 
 
 def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0, stack: bool = False
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: int = 0,
+    stack: Literal["", "stack", "brief"] = "",
 ) -> str:
     """Return a table. Its last `numbers` columns hold numbers.
 
-    With `stack` each row becomes a card on a narrow screen.
+    On a narrow screen, a row of "stack" becomes a card with a line for each cell, and a row of
+    "brief" one with its first cell above the others.
     """
     first = len(head) - numbers
 
@@ -296,5 +301,5 @@ def _table(
         return "".join(cell(number, text, tag) for number, text in enumerate(map(one_line, cells)))
 
     body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
-    kind = ' class="stack"' if stack else ""
+    kind = f' class="{stack}"' if stack else ""
     return f"<table{kind}><thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"

@@ -59,5 +59,12 @@ path { fill: none; stroke: var(--line); stroke-width: 1; vector-effect: non-scal
   table.stack td { display: flex; gap: .75rem; border: 0; padding: .1rem 0 }
   table.stack td::before { content: attr(data-name); color: var(--soft); flex: 0 0 5.5rem }
   table.stack td:empty { display: none }
+  table.brief thead { display: none }
+  table.brief, table.brief tbody { display: block }
+  table.brief tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .4rem 0;
+    border-bottom: 1px solid var(--line) }
+  table.brief td { display: block; border: 0; padding: 0 }
+  table.brief td:first-child { flex: 0 0 100%; font-weight: 600 }
+  table.brief td + td::before { content: attr(data-name) " "; color: var(--soft) }
 }
 """

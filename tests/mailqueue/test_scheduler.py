@@ -231,3 +231,14 @@ def test_job_is_due_even_if_all_places_are_taken() -> None:
     plan.add(("m1", "waits"), 7.0)
     assert plan.next_time() is None
     assert plan.is_due(7.0)
+
+
+def test_job_is_due_even_if_its_destination_has_no_place() -> None:
+    plan = Scheduler([60.0], concurrency=1, places=9)
+    plan.add(("m0", "hangs"), 5.0)
+    assert plan.take(5.0) == ("m0", "hangs")
+    plan.add(("m1", "hangs"), 7.0)
+    assert not plan.is_due(6.0)
+    assert plan.is_due(7.0)
+    plan.drop(("m1", "hangs"))
+    assert not plan.is_due(7.0)

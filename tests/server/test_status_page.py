@@ -84,8 +84,8 @@ def test_page_shows_sessions_queue_verdicts_and_hooks(busy: Running) -> None:
     text = text_of(page)
     assert re.search(r" stored 1 ", text)
     assert re.search(r" rejected 1 ", text)
-    assert re.search(r" Plugin none answer reject errors ", text)
-    assert re.search(r" spam_flag 1 0 1 0 ", text)
+    assert re.search(r" Plugin none answer reject errors last hour ", text)
+    assert re.search(r" spam_flag 1 0 1 0 0 ", text)
     assert re.search(r" maildir\.deliver 1 [\d.]+ [\d.,]+ ≤ [\d.,]+ ", text)
     assert re.search(r" 0 held ", text)
     assert re.search(r" content policy spam_flag 1 ", text)
@@ -263,3 +263,11 @@ def test_errors_of_the_last_hour_are_those_since_its_first_point() -> None:
     history = History(lambda: Overview(errors={"spam": 5.0}))
     history.look(0.0)
     assert history.errors(Overview(errors={"spam": 7.0, "new": 1.0})) == {"spam": 2.0, "new": 1.0}
+
+
+def test_cells_of_wide_tables_name_their_columns_on_a_narrow_screen() -> None:
+    figures = Overview(verdicts={"spam": {"reject": 1.0}})
+    page = shown(figures, History(Overview))
+    for name in ("reject", "errors", "last hour"):
+        assert f'data-name="{name}"' in page
+    assert '<table class="brief">' in page
