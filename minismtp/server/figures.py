@@ -60,6 +60,7 @@ class Overview:
     `refusals` counts by stage, plugin, reason and class, `errors` exceptions by plugin, `logins` by
     result. `problems` are those of /readyz. `certificates` has the seconds since the epoch at which
     those of a listener expire, and `stale` the listeners whose changed certificate did not load.
+    `free` and `size` are those of disks in octets by directory; less than `reserve` stops mail.
     `memory` and `started` are by process and slot.
     """
 
@@ -87,7 +88,9 @@ class Overview:
     stale: set[str] = field(default_factory=set)
     unusable_files: float = 0.0
     reload_ok: bool = True
-    disk: Counts = field(default_factory=dict)
+    free: Counts = field(default_factory=dict)
+    size: Counts = field(default_factory=dict)
+    reserve: float = 0.0
     memory: dict[tuple[str, str], float] = field(default_factory=dict)
     started: dict[tuple[str, str], float] = field(default_factory=dict)
 
@@ -198,8 +201,12 @@ def _take_server(found: Overview, name: str, labels: Mapping[str, str], value: f
             found.stale.add(labels["listener"])
         case "unusable_files":
             found.unusable_files = value
-        case "disk_free_bytes" | "disk_size_bytes" | "disk_reserve_bytes":
-            found.disk[name.split("_")[1]] = value
+        case "disk_free_bytes":
+            found.free[labels["directory"]] = value
+        case "disk_size_bytes":
+            found.size[labels["directory"]] = value
+        case "disk_reserve_bytes":
+            found.reserve = value
         case "process_resident_memory_bytes":
             found.memory[labels["process"], labels["slot"]] = value
         case "process_start_time_seconds":

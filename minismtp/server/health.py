@@ -51,9 +51,10 @@ def _server(figures: Overview, now: float, sentences: Mapping[str, str]) -> Iter
         yield Trouble(f"the new certificate of {listener} does not load", fatal=False)
     if figures.unusable_files:
         yield Trouble("a file of users or passwords cannot be used: see the log", fatal=True)
-    free, reserve = figures.disk.get("free"), figures.disk.get("reserve", 0.0)
-    if free is not None and free < _WARN_DISK * reserve and "disk" not in figures.problems:
-        yield Trouble(f"the disk of the queue has only {octets(free)} left", fatal=False)
+    for directory, free in figures.free.items():
+        if free < _WARN_DISK * figures.reserve and "disk" not in figures.problems:
+            text = f"the disk of {directory} has only {octets(free)} left"
+            yield Trouble(text, fatal=False)
 
 
 def _mail(figures: Overview, recent: Mapping[str, float]) -> Iterator[Trouble]:

@@ -45,7 +45,7 @@ from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.figures import Overview, overview
 from minismtp.server.history import History
 from minismtp.server.open_sessions import Survey, survey
-from minismtp.server.process_metrics import DiskCollector, ProcessCollector
+from minismtp.server.process_metrics import DiskCollector, ProcessCollector, mail_directories
 from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
 from minismtp.server.status_page import MOST_WAITING, POLICY, Status, render
 from minismtp.services.http_client import LineSocket
@@ -88,7 +88,7 @@ def run(
     _WorkersCollector(registry, str(directory))  # type: ignore[no-untyped-call]
     registry.register(_ServerCollector(scoreboard, limit, readiness))
     registry.register(ProcessCollector(scoreboard, os.getppid()))
-    registry.register(DiskCollector(config.state_directory, config.outbound.free_space))
+    registry.register(DiskCollector(mail_directories(config), config.outbound.free_space))
     server = _HttpServer(sock, registry, readiness, config, scoreboard)
     server.history.also(partial(_note_problems, readiness, ProblemLog(log)))
     log.start()

@@ -12,13 +12,14 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from minismtp.config import Config
 from minismtp.runtime.scoreboard import Scoreboard
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -105,25 +106,45 @@ class ProcessCollector:
 
 
 class DiskCollector:
-    """The free space of the state directory, beside the space that has to stay free."""
+    """The free space of the state directory and of each Maildir plugin's directory.
 
-    def __init__(self, state_directory: Path, reserve: int) -> None:
-        self._state_directory = state_directory
+    `directories` are by their labels; `reserve` is the space of the first that has to stay free.
+    """
+
+    def __init__(self, directories: Mapping[str, Path], reserve: int) -> None:
+        self._directories = directories
         self._reserve = reserve
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for one scrape."""
         text = "Space that may stay free at least, `free_space` of [outbound]."
         yield GaugeMetricFamily("minismtp_disk_reserve_bytes", text, value=float(self._reserve))
-        free = disk_free(self._state_directory)
-        for name, text, value in (
-            ("free", "Space that the server may still use.", free and free[0]),
-            ("size", "Size of the file system.", free and free[1]),
-        ):
-            gauge = GaugeMetricFamily(f"minismtp_disk_{name}_bytes", text, labels=["directory"])
-            if value is not None:
-                gauge.add_metric(["state"], value)
-            yield gauge
+        free = GaugeMetricFamily(
+            "minismtp_disk_free_bytes", "Space that may still be used.", labels=["directory"]
+        )
+        size = GaugeMetricFamily(
+            "minismtp_disk_size_bytes", "Size of the file system.", labels=["directory"]
+        )
+        for label, directory in self._directories.items():
+            found = disk_free(directory)
+            if found is not None:
+                free.add_metric([label], found[0])
+                size.add_metric([label], found[1])
+        yield from (free, size)
+
+
+def mail_directories(config: Config) -> dict[str, Path]:
+    """Return the directories whose disks mail needs: "state", and those of `maildir` by plugin.
+
+    The path of `maildir` has names of users in it, so it is the directory above the first of them.
+    """
+    found = {"state": config.state_directory}
+    for table in config.plugins:
+        path = table.options.get("path")
+        if table.use == "maildir" and isinstance(path, str):
+            root = config.base / f"{path.partition('{')[0]}x"
+            found[table.name] = root.parent
+    return found
 
 
 def disk_free(directory: Path) -> tuple[float, float] | None:

@@ -243,11 +243,14 @@ def _resources(figures: Overview) -> str:
         number[process] += 1
     rows = [(process, str(number[process]), octets(size)) for process, size in memory.items()]
     table = _table(("Process", "Number", "Memory"), rows, numbers=2) if rows else ""
-    if "free" not in figures.disk:
+    if "state" not in figures.free:
         return table + _empty("the state directory is not there")
-    free, all_of_it = octets(figures.disk["free"]), octets(figures.disk["size"])
-    kept = f"with less than {octets(figures.disk['reserve'])} mail is refused"
-    return f"{table}<p>{free} of {all_of_it} are free; {kept}.</p>"
+    disks = [
+        (directory, octets(free), octets(figures.size.get(directory, 0.0)))
+        for directory, free in figures.free.items()
+    ]
+    kept = f"with less than {octets(figures.reserve)} for the state directory, mail is refused"
+    return f"{table}{_table(('Disk of', 'Free', 'Size'), disks, numbers=2)}{_empty(kept)}"
 
 
 def _sessions(status: Status) -> str:

@@ -23,7 +23,11 @@ GB = 1e9
         (Overview(certificates={"smtp": -DAY}), "certificate of smtp expired 1d ago", True),
         (Overview(stale={"smtp"}), "the new certificate of smtp does not load", False),
         (Overview(unusable_files=1.0), "a file of users or passwords cannot be used", True),
-        (Overview(disk={"free": 2 * GB, "reserve": GB}), "only 1.9 GiB left", False),
+        (
+            Overview(free={"state": 2 * GB}, reserve=GB),
+            "disk of state has only 1.9 GiB left",
+            False,
+        ),
         (Overview(active=90.0, limit=100.0), "90 of 100 sessions are open", False),
         (Overview(oldest=3 * DAY), "a message has waited for 3d", False),
     ],
@@ -41,7 +45,8 @@ def test_server_in_order_has_no_trouble() -> None:
         limit=100.0,
         oldest=3600.0,
         certificates={"smtp": 60 * DAY},
-        disk={"free": 50 * GB, "reserve": GB},
+        free={"state": 50 * GB, "maildir": 50 * GB},
+        reserve=GB,
     )
     assert troubles(figures, {"spam": 0.0}, now=0.0) == []
 

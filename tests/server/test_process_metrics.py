@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from minismtp.config import Config
 from minismtp.runtime.scoreboard import Scoreboard
-from minismtp.server.process_metrics import DiskCollector, ProcessCollector, disk_free
+from minismtp.server.process_metrics import (
+    DiskCollector,
+    ProcessCollector,
+    disk_free,
+    mail_directories,
+)
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -73,7 +79,7 @@ def test_own_process_is_measured_as_it_is() -> None:
 def test_free_space_stands_beside_the_space_to_keep_free(tmp_path: Path) -> None:
     values = {
         sample.name: sample.value
-        for family in DiskCollector(tmp_path, 7).collect()
+        for family in DiskCollector({"state": tmp_path}, 7).collect()
         for sample in family.samples
     }
     assert values["minismtp_disk_reserve_bytes"] == 7
@@ -84,10 +90,24 @@ def test_directory_that_is_gone_has_no_free_space(tmp_path: Path) -> None:
     assert disk_free(tmp_path / "gone") is None
     names = [
         sample.name
-        for family in DiskCollector(tmp_path / "gone", 7).collect()
+        for family in DiskCollector({"state": tmp_path / "gone"}, 7).collect()
         for sample in family.samples
     ]
     assert names == ["minismtp_disk_reserve_bytes"]
+
+
+def test_disk_of_each_maildir_plugin_is_shown(tmp_path: Path) -> None:
+    text = (
+        'state_directory = "state"\n[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\n'
+        'tls = "none"\n'
+        '[[plugins]]\nuse = "maildir"\npath = "/srv/mail/{domain}/{local}"\n'
+        '[[plugins]]\nuse = "maildir"\nname = "shared"\npath = "mail-{local}"\n'
+    )
+    assert mail_directories(Config.parse(text, tmp_path / "minismtp.toml")) == {
+        "state": tmp_path / "state",
+        "maildir": Path("/srv/mail"),
+        "shared": tmp_path,
+    }
 
 
 def test_metrics_and_disk_problem_agree(running_out: Running) -> None:
