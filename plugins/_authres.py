@@ -101,6 +101,8 @@ def without_comments(value: str) -> str:
 
 
 def _folded(text: str) -> list[str]:
+    if len(text) <= _LINE:
+        return [text]
     lines: list[str] = []
     line, *words = text.split(" ")
     for word in words:

@@ -5,7 +5,7 @@ Bodies are read in pieces, so memory is bounded, and each step takes linear time
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, Final
 
 from minismtp import Headers
@@ -39,11 +39,14 @@ def simple_field(raw: bytes) -> bytes:
 FIELD: Final = {"relaxed": relaxed_field, "simple": simple_field}
 
 
-def signed_fields(headers: Headers, names: Iterable[str], form: str = "relaxed") -> bytes:
-    """Return the fields of these names, the last of each name first (RFC 6376 section 5.4.2)."""
-    names = list(names)
-    left = {name: headers.raw_all(name) for name in set(names)}
-    return b"".join(FIELD[form](left[name].pop()) for name in names if left[name])
+def signed_fields(headers: Headers, names: Sequence[str], form: str = "relaxed") -> bytes:
+    """Return the fields of these names, the last of each name first (RFC 6376 section 5.4.2).
+
+    The names are in lower case.
+    """
+    canonical = FIELD[form]
+    left = {name: headers.raw_all(name) for name in headers.names() if name in names}
+    return b"".join([canonical(left[name].pop()) for name in names if left.get(name)])
 
 
 def without_signature(raw: bytes) -> bytes:

@@ -67,7 +67,7 @@ def read_tags(text: str, *, lenient: bool = False) -> dict[str, str]:
 
 def without_blanks(text: str) -> str:
     """Return a value without its folding white space (RFC 6376 section 2.8)."""
-    return text.replace(" ", "").replace("\t", "").replace("\r", "").replace("\n", "")
+    return "".join(text.split())
 
 
 def plain_base64(text: str) -> str:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 IpAddress: TypeAlias = IPv4Address | IPv6Address
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
-_NETWORKS = 1024  # addresses whose network is remembered
+_NETWORKS = 1024  # addresses whose network and name are remembered
 _PREFIXES = {4: 24, 6: 64}  # the length of a network's prefix, by the version of IP
 _NAME = re.compile(r"(?=.{1,253}\Z)[^.\\]{1,63}(?:\.[^.\\]{1,63})*", re.DOTALL)
 _OF_NO_DOMAIN = frozenset(" \"'()/;<>,@:%{}$?[]")
@@ -48,11 +48,12 @@ def unmapped_network(network: IpNetwork) -> IpNetwork:
 
 
 @functools.lru_cache(_NETWORKS)
-def network_of(address: IpAddress) -> IpNetwork:
-    """Return the /24 or /64 of an address, whose hosts most likely have one owner."""
-    return ip_network((address, _PREFIXES[address.version]), strict=False)
+def network_of(address: IpAddress) -> str:
+    """Return the /24 or /64 of an address, whose hosts most likely have one owner, as text."""
+    return str(ip_network((address, _PREFIXES[address.version]), strict=False))
 
 
+@functools.lru_cache(_NETWORKS)
 def reversed_labels(address: IpAddress) -> str:
     """Return `1.2.0.192` for 192.0.2.1, and 32 nibbles for an IPv6 address (RFC 5782 section 2)."""
     return address.reverse_pointer.rsplit(".", 2)[0]

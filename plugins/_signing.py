@@ -103,7 +103,7 @@ def content_tags(message: Message, *others: str) -> tuple[str, bytes]:
     with message.open() as reader:
         body = b64encode(body_hash(reader)).decode()
     tags = f"c=relaxed/relaxed;\r\n\th={_folded(names)};\r\n\tbh={body};"
-    return tags, signed_fields(headers, names)
+    return tags, signed_fields(headers, [name.lower() for name in names])
 
 
 def _folded(names: Iterable[str]) -> str:

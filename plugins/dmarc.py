@@ -281,9 +281,10 @@ def is_aligned(
         name, mode = result.properties.get(identity, ""), tags.get("aspf")
     else:
         return False
+    name = name.rpartition("@")[2]
     if name == domain:
         return True
-    other = Address("", name.rpartition("@")[2]).ascii_domain
+    other = Address("", name).ascii_domain
     if mode == "s" or not other:
         return other == domain
     return _organization(other) == _organization(domain)

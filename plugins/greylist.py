@@ -18,7 +18,7 @@ from minismtp import (
 )
 
 from ._checks import ClientCheck
-from ._dns import IpNetwork, network_of
+from ._dns import network_of
 from ._options import check_time
 
 #: On an envelope: the triplets that were tried again, and when each was stored, 0 for never.
@@ -113,24 +113,32 @@ class Greylist(ClientCheck):
     def _is_fresh(self, noted: float) -> bool:
         return -_AHEAD <= self._clock() - noted <= self._slack.total_seconds()
 
-    def _network(self, session: Session) -> IpNetwork | None:
+    def _network(self, session: Session) -> str | None:
         address = self.address_of(session)
         return None if address is None else network_of(address)
 
-    def _known(self, envelope: Envelope, network: IpNetwork) -> float | None:
+    def _known(self, envelope: Envelope, network: str) -> float | None:
         """Return since when a network need not wait; look it up once for each message."""
+        if not self.deliveries:
+            return None
         if _KNOWN not in envelope.stash:
             key = f"known {network}"
             found: float | str | None = self._recent.get(key)
-            if self.deliveries and not self._is_fresh(float(found or 0)):
+            if not self._is_fresh(float(found or 0)):
                 found = self._state.get(key)
             envelope.stash[_KNOWN] = None if found is None else float(found)
         return envelope.stash[_KNOWN]
 
 
-def _triplet(network: IpNetwork, envelope: Envelope, recipient: Recipient) -> str:
+def _triplet(network: str, envelope: Envelope, recipient: Recipient) -> str:
     """Return a key that is short even if the addresses are long."""
-    addresses = (envelope.reverse_path, recipient.address)
-    spelled = (Address(each.local, each.ascii_domain) if each else "" for each in addresses)
-    text = " ".join(map(str, (network, *spelled))).lower()
+    sender = _spelled(envelope.reverse_path) if envelope.reverse_path else ""
+    text = f"{network} {sender} {_spelled(recipient.address)}".lower()
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
+
+
+def _spelled(address: Address) -> str:
+    """Return an address with A-labels."""
+    if address.domain == address.ascii_domain:
+        return str(address)
+    return str(Address(address.local, address.ascii_domain))

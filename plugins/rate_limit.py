@@ -119,7 +119,7 @@ class RateLimit(ClientCheck):
         address = self.address_of(session)
         subjects = {}
         if address is not None:
-            subjects = {"peer": str(address), "network": str(network_of(address))}
+            subjects = {"peer": str(address), "network": network_of(address)}
         elif session.login:
             subjects = {"login": folded(session.login)}
         if envelope.reverse_path and (address is not None or session.login is not None):

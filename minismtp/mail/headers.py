@@ -39,6 +39,8 @@ _ITEM = re.compile(
     rb"|(?:(?!\r?\n)(?!" + _BEGIN + rb")[^\n]++\n?+)++)"
 )
 
+# Section 3.2.2: a folded line begins with white space, and is not all white space.
+_CONTINUATION = re.compile(rb"[ \t]++[^ \t]")
 _WORD = re.compile(rb"(?<![ \t])[ \t]*+[^ \t]++")
 _LINE_WISHED = 78  # the same for the length that a line should have
 LINE_LIMIT = 998  # octets without CRLF, RFC 5322 section 2.1.1
@@ -203,15 +205,14 @@ def format_field(name: str, value: str) -> bytes:
         raise ValueError(f"{name!r} is not a header field name")
     first, *folded = f"{name}: {value}".encode().split(b"\r\n")  # a lone surrogate is a ValueError
     lines = [first, *folded] if folded else _fold(first)
-    for line in lines:
-        if b"\r" in line or b"\n" in line or b"\0" in line:
-            raise ValueError(f"the value of {name} has a bare CR or LF, or a NUL")
-        if len(line) > LINE_LIMIT:
-            raise ValueError(f"{name} has a line of more than {LINE_LIMIT} octets")
-    # RFC 5322 section 3.2.2: a folded line begins with white space, and is not all white space.
-    if not all(line.startswith((b" ", b"\t")) and line.strip(b" \t") for line in folded):
+    field = b"\r\n".join(lines)
+    if b"\0" in field or not field.count(b"\r") == field.count(b"\n") == len(lines) - 1:
+        raise ValueError(f"the value of {name} has a bare CR or LF, or a NUL")
+    if max(map(len, lines)) > LINE_LIMIT:
+        raise ValueError(f"{name} has a line of more than {LINE_LIMIT} octets")
+    if not all(map(_CONTINUATION.match, folded)):
         raise ValueError(f"the value of {name} has a line end that is not folding")
-    return b"\r\n".join(lines) + b"\r\n"
+    return field + b"\r\n"
 
 
 def _fold(line: bytes) -> list[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import MutableMapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -25,13 +25,14 @@ class Stash:
     __slots__ = ("_values",)
 
     def __init__(self) -> None:
-        self._values: MutableMapping[StashKey[Any], object] = {}
+        self._values: MutableMapping[StashKey[Any], Any] = {}
 
     def __setitem__(self, key: StashKey[T], value: T) -> None:
         self._values[key] = value
 
     def __getitem__(self, key: StashKey[T]) -> T:
-        return cast("T", self._values[key])
+        found: T = self._values[key]
+        return found
 
     def __delitem__(self, key: StashKey[T]) -> None:
         del self._values[key]
@@ -44,11 +45,13 @@ class Stash:
 
     def get(self, key: StashKey[T], default: D) -> T | D:
         """Return the value of `key`, or `default`."""
-        return cast("T | D", self._values.get(key, default))
+        found: T | D = self._values.get(key, default)
+        return found
 
     def setdefault(self, key: StashKey[T], default: T) -> T:
         """Return the value of `key`, after setting it to `default` if it is missing."""
-        return cast("T", self._values.setdefault(key, default))
+        found: T = self._values.setdefault(key, default)
+        return found
 
     def copy(self) -> Stash:
         """Return another stash with the same values."""
