@@ -127,7 +127,7 @@ class TreeCopy:
         self._missed = False  # whether something was gone when its turn came
 
     def __str__(self) -> str:
-        databases = f", {self._databases} of them databases" if self._databases else ""
+        databases = f" (databases: {self._databases})" if self._databases else ""
         return f"{self._directory}: {self._files} files{databases}, {self._octets:,} octets"
 
     def make(self) -> None:
