@@ -24,6 +24,19 @@ from source import ROOT
 
 #: Commands that no newcomer runs here, with the reason.
 ELSEWHERE: Final = {"make test": "`.ci/run` does, with these tests"}
+#: Commands in the text of pages, which work without anything else.
+INLINE: Final = [
+    ("administrator", "apt-get install dovecot-imapd"),
+    ("administrator", "apt-get install unbound"),
+    ("administrator", "minismtp shadow"),
+    ("administrator", "runuser -u minismtp -- minismtp queue list"),
+    ("hardening", "runuser -u minismtp -- minismtp check --strict"),
+    ("hardening", "minismtp sessions --stack"),
+    ("hardening", "systemd-analyze security minismtp"),
+    ("insight", "runuser -u minismtp -- minismtp sessions"),
+    ("quarantine", "minismtp queue list --state held"),
+    ("systemd", "systemctl reset-failed 'minismtp*'"),
+]
 ADDRESSES: Final = ("127.0.0.1", "::1", IPV4, IPV6)
 
 
@@ -54,7 +67,7 @@ def newcomer(
         for program in ("dovecot", "swaks", "promtool", "certbot", "pebble", "dnsmasq", "dig"):
             require_program(program)
     directory = tmp_path_factory.mktemp("machine")
-    build_wheels(directory, "argon2", tree=tree)
+    build_wheels(directory, "argon2", "dkim", "dmarc", tree=tree)
     source = repository(directory)
     wheels = directory / "wheels"
     with booted(nspawn, directory, wheels, f"--bind-ro={source}:/repository", tree=tree) as leader:
@@ -220,6 +233,28 @@ LOOKS: Final = dict.fromkeys(
 def test_command_for_a_symptom_works(command: str, machine: Machine) -> None:
     """Exit status 1 is that of grep when there is no such line."""
     do(machine, f"( {command.replace('ADDRESS', 'nobody@example.org')} ) || test $? -eq 1")
+
+
+@pytest.mark.parametrize(("page", "command"), INLINE)
+def test_command_in_the_text_works(page: str, command: str, machine: Machine) -> None:
+    assert f"`{command}`" in re.sub(r"\s+", " ", pages.PAGES[page])
+    machine.shell(command)
+
+
+def test_filters_of_the_guide_can_be_put_in(machine: Machine) -> None:
+    text = pages.section("administrator", "Filtering")
+    [extras] = re.findall(r"`(make install EXTRAS=[^`]*)`", text)
+    machine.shell(f"cd /usr/local/src/minismtp; {extras}")
+    dns, *filters = re.split(
+        r"^(?=\[\[plugins\]\]$)",
+        pages.block("administrator", "Filtering", language="toml"),
+        flags=re.MULTILINE,
+    )
+    before, _ = machine.run("cat", "/etc/minismtp/minismtp.toml").split(
+        '[[plugins]]\nuse = "maildir"'
+    )
+    machine.write("/root/filters.toml", "\n".join([before, *filters, dns]))
+    machine.run("minismtp", "check", "--config", "/root/filters.toml")
 
 
 def test_prometheus_takes_the_rules_and_finds_the_server(machine: Machine) -> None:
