@@ -214,6 +214,8 @@ def _plugins(config: Config) -> Iterator[Problem]:
         try:
             plugins = PluginSet.load(config, metrics, log)
             yield from _roles(config, plugins)
+            for table, doubt in plugins.doubts():
+                yield _warning(config, table.key, f"plugin {table.name!r}: {doubt}")
             for key, problem in permissions.writable(config, permissions.plugin_files(plugins)):
                 yield _warning(config, key, problem)
             # Plugins may write here, and into no state that servers share.

@@ -99,6 +99,8 @@ class DryRun:
             loaded.add(table, instance, file=config.file)
         loaded.add(_LAST, _Last())
         loaded.close()
+        #: What is most likely a mistake in the source of a plugin.
+        self.doubts = [text for _, text in loaded.doubts()]
         (config.state_directory / "spool").mkdir(parents=True, exist_ok=True)
         self._hooks = loaded.hooks()
         try:

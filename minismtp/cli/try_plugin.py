@@ -33,7 +33,7 @@ from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import instances
 from minismtp.mail.message import Message
 from minismtp.mail.results import findings_of, results_of
-from minismtp.runtime.log import Log
+from minismtp.runtime.log import Log, complain
 from minismtp.runtime.thread_activity import Step
 from minismtp.values.peer import plain_address
 
@@ -88,7 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with tempfile.TemporaryDirectory() as directory, arguments.message.open("rb") as content:
         config = replace(config, state_directory=Path(directory))
-        with closing(DryRun(config, instances(config), Log(level="error"))) as dry_run:
+        log = Log(level="error", unfolded=True)
+        with closing(DryRun(config, instances(config), log)) as dry_run:
+            for doubt in dry_run.doubts:
+                complain(f"warning: {doubt}")
             result = dry_run.run(client, content)
             report = _report(config.plugins[-1].name, result, result.steps + dry_run.send(result))
     say(*(json_lines(report) if arguments.json else as_text(report)))

@@ -17,6 +17,7 @@ from time import perf_counter, thread_time
 from typing import Any, Final, TypeAlias
 
 from minismtp.config import PluginConfig
+from minismtp.hooks.declaration import place_of_failure, wrong_answer
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.envelope import Destination, Envelope, Local, Relay, Several
 from minismtp.mail.events import HookFailed
@@ -60,7 +61,9 @@ class StartError(Exception):
     """`on_start` of a plugin raised an exception, so the process cannot start."""
 
     def __init__(self, plugin: str, error: BaseException) -> None:
-        super().__init__(f"plugin {plugin!r}: on_start: {describe(error)}")
+        place = place_of_failure(error)
+        named = f"{plugin!r} ({place})" if place else repr(plugin)
+        super().__init__(f"plugin {named}: on_start: {describe(error)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Guard:
             if wall > timeout:
                 self._overran(hook, wall, metrics)
             if raised is not None or not (result is None or isinstance(result, plain)):
-                refused, result, kind, remark = self._judge(hook, raised, result, metrics)
+                refused, result, kind, remark = self._judge(hook, method, raised, result, metrics)
                 raised = None  # its traceback refers to this frame
             elif result is not None:
                 kind = "answer"
@@ -130,7 +133,12 @@ class Guard:
         self.log.warning("plugin overran its timeout", **told)
 
     def _judge(
-        self, hook: str, raised: BaseException | None, result: object, metrics: HookMetrics
+        self,
+        hook: str,
+        method: Method,
+        raised: BaseException | None,
+        result: object,
+        metrics: HookMetrics,
     ) -> tuple[list[Verdict], object, str, str]:
         """Tell an answer and a verdict from a failure, which becomes the policy's verdict.
 
@@ -138,7 +146,7 @@ class Guard:
         remark for the trace.
         """
         if raised is None and not _is_valid(hook, result):
-            raised = TypeError(f"{hook} returned {type(result).__name__}")
+            raised = TypeError(wrong_answer(hook, method, result, ANSWERS[hook]))
         if raised is None:
             if isinstance(result, Reply):
                 result = result.because("", plugin=self.table.name, hook=hook)
@@ -165,6 +173,8 @@ class Guard:
         ignored = self.table.on_error == "ignore" or hook in HARMLESS
         applied = "ignore" if ignored or self.table.mode == "shadow" else "defer"
         metrics.error(1)
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            error = error.with_traceback(error.__traceback__.tb_next)  # without the guard's frame
         self.log.exception("plugin failed", error, plugin=plugin, hook=hook, policy=applied)
         if hook == "on_start" and applied == "defer":
             raise StartError(plugin, error) from error

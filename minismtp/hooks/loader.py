@@ -23,6 +23,16 @@ import pluggy
 from minismtp.config import COMMON_KEYS
 from minismtp.config.toml_values import ConfigError, build, did_you_mean
 from minismtp.hooks import specs
+from minismtp.hooks.declaration import (
+    MARK,
+    DeclarationError,
+    doubts,
+    explained,
+    no_annotation,
+    no_hooks,
+    place,
+    unmarked,
+)
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.guard import Guard
 from minismtp.runtime.log import Log, describe
@@ -34,7 +44,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MARK = "__minismtp_plugin__"
-_OPTIONS = f"{specs.PROJECT}_impl"
 GROUP = "minismtp"
 _ORDINARY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _NOT_ORDINARY = (
@@ -51,7 +60,10 @@ def plugin(cls: type[T]) -> type[T]:
     Plugins are not compared by value, so two plugins with the same options stay two plugins.
     """
     setattr(cls, _MARK, True)
-    return dataclass(eq=False, kw_only=True)(cls)
+    try:
+        return dataclass(eq=False, kw_only=True)(cls)
+    except ValueError as error:
+        raise explained(cls, error) from None
 
 
 def hook_names() -> list[str]:
@@ -133,6 +145,13 @@ class PluginSet:
         ]
         return Hooks(self._manager, elsewhere)
 
+    def doubts(self) -> Iterator[tuple[PluginConfig, str]]:
+        """Yield what is most likely a mistake in the source of a plugin, with its table."""
+        hooks = {name: getattr(specs, name) for name in hook_names()}
+        for table, instance in self.instances:
+            for text in doubts(instance, hooks):
+                yield table, text
+
     def order(self) -> dict[str, list[str]]:
         """Return the plugins of each implemented hook by name, in the order in which they run."""
         found = {}
@@ -194,7 +213,9 @@ def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
     try:
         place: Any = {"file": config.file, "key": table.key, "base": config.base}
         return build(factory, table.options, reserved=COMMON_KEYS, **place)
-    except ConfigError:
+    except ConfigError as error:
+        if hint := no_annotation(factory, error.key.removeprefix(f"{table.key}.")):
+            raise ConfigError(hint, file=error.file, key=error.key) from error
         raise
     except (Exception, SystemExit) as error:
         problem = f"plugin {table.name!r}: {_blame(error, Path(inspect.getfile(factory)))}"
@@ -202,9 +223,10 @@ def _make(factory: type[Any], table: PluginConfig, config: Config) -> object:
 
 
 def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None:
-    """Raise ConfigError for a misspelt hook or argument, or a hook without its marker."""
+    """Raise ConfigError for a misspelt hook or argument, or a plugin without a marked hook."""
     hooks = {name: getattr(specs, name) for name in hook_names()}
-    for name, method, options in _methods(instance):
+    methods = list(_methods(instance))
+    for name, method, options in methods:
         if options is None:
             problem = f"{name} lacks @hookimpl" if name in hooks else ""
         elif name not in hooks:
@@ -214,9 +236,10 @@ def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None
                 name, method, list(inspect.signature(hooks[name]).parameters)
             )
         if problem:
-            raise ConfigError(
-                f"plugin {plugin!r} ({_place(method)}): {problem}", file=file, key=key
-            )
+            raise ConfigError(f"plugin {plugin!r} ({place(method)}): {problem}", file=file, key=key)
+    if all(options is None for _, _, options in methods):
+        problem = f"plugin {plugin!r}: {no_hooks(instance, list(hooks))}"
+        raise ConfigError(problem, file=file, key=key)
 
 
 def _check_kind(name: str, method: Any, options: dict[str, object]) -> str:  # noqa: ANN401 - any callable
@@ -246,12 +269,7 @@ def _methods(instance: object) -> Iterator[tuple[str, Any, dict[str, object] | N
     for name in dir(instance):
         defined = inspect.getattr_static(instance, name)
         if inspect.isroutine(defined):
-            yield name, getattr(instance, name), getattr(defined, _OPTIONS, None)
-
-
-def _place(method: Any) -> str:  # noqa: ANN401 - any callable
-    code = inspect.unwrap(method).__code__
-    return f"{code.co_filename}:{code.co_firstlineno}"
+            yield name, getattr(instance, name), getattr(defined, MARK, None)
 
 
 def _from_file(name: str, path: Path) -> Available:
@@ -271,7 +289,7 @@ def _from_file(name: str, path: Path) -> Available:
         if _MARK in getattr(item, "__dict__", {}) and item.__module__ == module_name
     }
     if len(classes) != 1:
-        found = ", ".join(classes.values()) or f"none in {path}"
+        found = ", ".join(classes.values()) or f"none in {path}{unmarked(module)}"
         problem = f"plugin {name!r}: expected one class under @plugin, found {found}"
         return Available(name, path, None, problem)
     return Available(name, path, *classes)
@@ -295,6 +313,8 @@ def _from_entry_point(entry: EntryPoint) -> Available:
 
 def _blame(error: BaseException, path: Path | None) -> str:
     """Describe an error and the line of the plugin where it happened, without a traceback."""
+    if isinstance(error, DeclarationError):
+        return str(error)
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: {error.msg}"
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]

@@ -60,7 +60,8 @@ def bound() -> dict[str, object]:
 class Log:
     """Writes events to a file descriptor. Threads may share it. Make it after the fork.
 
-    Before it is started, a `patient` log waits for its reader, which suits a command.
+    Before it is started, a `patient` log waits for its reader, which suits a command. `unfolded`
+    writes tracebacks as lines of their own for people, as is done on a terminal.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Log:
         style: str = "text",
         descriptor: int = _STDERR,
         patient: bool = True,
+        unfolded: bool = False,
     ) -> None:
         self._threshold = LEVELS[level]
         self._format = _as_json if style == "json" else _as_text
         self._descriptor = descriptor
         self._journal = _is_journal(descriptor)
+        self._unfolded = style == "text" and (unfolded or os.isatty(descriptor))
         self._output = None if patient else Output(descriptor)
         self._waiting: list[str | _Late] = []
         self._size = 0  # of the waiting lines, roughly in octets
@@ -118,7 +121,7 @@ class Log:
             self._note((time.time(), event, bound, fields), size)
 
     def exception(self, event: str, error: BaseException, **fields: object) -> None:
-        """Log a failure with its traceback in the same line, line feeds escaped."""
+        """Log a failure with its traceback, in the same line unless the log is `unfolded`."""
         text = "".join(traceback.format_exception(error)).rstrip()
         self.error(event, error=describe(error), **fields, traceback=text)
 
@@ -200,9 +203,12 @@ class Log:
             self._thread.announce()
 
     def _composed(self, level: str, event: str, fields: dict[str, object], at: float = 0.0) -> str:
+        trace = ""
+        if self._unfolded and "traceback" in fields:
+            trace = f"{printable(str(fields.pop('traceback')))}\n"
         if self._journal:
-            return _mark(level) + self._format("", level, event, fields)
-        return self._format(self._stamp(at or time.time()), level, event, fields)
+            return _mark(level) + self._format("", level, event, fields) + trace
+        return self._format(self._stamp(at or time.time()), level, event, fields) + trace
 
     def _stamp(self, now: float) -> str:
         # The date is formatted once a second, because strftime takes 2 us and this 0.3 us.

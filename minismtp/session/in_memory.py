@@ -66,7 +66,7 @@ class Dialogue:
         self._started: Hooks | None = None
         self._closed = False
         if service is None:
-            log = log or Log(level="error")
+            log = log or Log(level="error", unfolded=True)
             state = state or State.in_memory()
             service = self._context(plugins, kind, limits or Limits(), spool, log, state=state)
         self.service = service
@@ -91,7 +91,7 @@ class Dialogue:
         cls, config: Config, listener: str, *, peer: str = "192.0.2.1", log: Log | None = None
     ) -> Dialogue:
         """Begin a session of a configured listener. Raise ConfigError or guard.StartError."""
-        metrics, log = Metrics(), log or Log(level="error")
+        metrics, log = Metrics(), log or Log(level="error", unfolded=True)
         plugins = PluginSet.load(config, metrics, log)
         found = next(item for item in config.listeners if item.name == listener)
         service = ListenerContext.of(config, found, plugins, metrics, log)

@@ -163,13 +163,15 @@ def test_plugin_is_started_and_stopped_with_a_directory_that_is_not_the_servers(
 
 
 def test_plugin_that_cannot_start_is_an_error(
-    findings: Findings, local_plugin: LocalPlugin
+    findings: Findings, local_plugin: LocalPlugin, tmp_path: Path
 ) -> None:
     text = local_plugin(
         "    @hookimpl\n    def on_start(self):\n        raise OSError('database is away')\n"
         "    @hookimpl\n    def route(self):\n        return None"
     )
-    assert findings(text) == ["error: plugin 'mine': on_start: OSError: database is away"]
+    place = tmp_path / "plugins" / "mine.py"
+    expected = f"error: plugin 'mine' ({place}:9): on_start: OSError: database is away"
+    assert findings(text) == [expected]
 
 
 def test_server_that_stores_nothing_is_warned_about(findings: Findings) -> None:
@@ -313,7 +315,7 @@ def test_password_file_that_everybody_can_read_is_warned_about(
 def test_what_others_can_change_is_warned_about(
     key: str, name: str, findings: Findings, local_plugin: LocalPlugin, tmp_path: Path
 ) -> None:
-    text = local_plugin("    pass\n")
+    text = local_plugin("    @hookimpl\n    def on_stop(self): ...\n")
     text += '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
     text = text.replace(MAILDIR, "") + MAILBOXES + 'users_file = "users"\n' + MAILDIR
     text += '[tls]\ncertificate = "tls/cert.pem"\nkey = "tls/key.pem"\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,8 @@ def test_plugin_that_fails_shows_why(capfd: Capture) -> None:
 
 def test_plugin_that_does_not_start_is_one_line(capfd: Capture) -> None:
     assert main(["try", "others.py", "mail.eml", "--set", "act=start"]) == 1
-    assert "minismtp: plugin 'others': on_start: OSError: no database\n" in capfd.readouterr().err
+    pattern = r"minismtp: plugin 'others' \(.*/others\.py:\d+\): on_start: OSError: no database\n"
+    assert re.search(pattern, capfd.readouterr().err)
 
 
 def test_configured_plugin_runs_with_its_options_enforced(place: Path, capsys: Capture) -> None:

@@ -168,7 +168,7 @@ def written(tmp_path: Path) -> Iterator[Log]:
 def test_failure_is_logged_with_session_plugin_hook_and_traceback(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    dialogue = Dialogue(Raising(error=ValueError("boom")))
+    dialogue = Dialogue(Raising(error=ValueError("boom")), log=Log(level="error"))
     mail(dialogue)
     [line] = capfd.readouterr().err.splitlines()
     assert f" error plugin failed session={dialogue.session.id} " in line
@@ -277,7 +277,9 @@ def test_failure_of_on_start_names_the_plugin(error: Exception) -> None:
     def on_start() -> None:
         raise error
 
-    with pytest.raises(StartError, match=r"^plugin 'tested': on_start: \w+: .*no database$"):
+    with pytest.raises(
+        StartError, match=r"^plugin 'tested' \(.+:\d+\): on_start: \w+: .*no database$"
+    ):
         guarded("on_start", on_start)()
 
 

@@ -526,14 +526,15 @@ def test_hooks_may_be_static_and_class_methods() -> None:
 
 def test_plugins_of_one_set_have_names_of_their_own() -> None:
     @plugin
-    class Nothing:
-        pass
+    class Stopped:
+        @hookimpl
+        def on_stop(self) -> None: ...
 
     loaded = PluginSet(Metrics(), Log())
-    loaded.add(PluginConfig(use="nothing"), Nothing())
-    loaded.add(PluginConfig(use="nothing", name="other"), Nothing())
+    loaded.add(PluginConfig(use="stopped"), Stopped())
+    loaded.add(PluginConfig(use="stopped", name="other"), Stopped())
     loaded.close()
-    assert loaded.order() == {}
+    assert loaded.order() == {"on_stop": ["stopped", "other"]}
 
 
 def test_hooks_are_listed_in_the_order_of_a_session() -> None:

@@ -219,6 +219,31 @@ def test_exception_is_one_line_with_its_traceback(written: Written) -> None:
     assert fields["traceback"].endswith("\nKeyError: 'NO_SUCH_KEY'")
 
 
+@pytest.mark.parametrize("where", ["unfolded", "terminal"])
+def test_traceback_for_people_has_lines_of_its_own(where: str) -> None:
+    leader, follower = os.openpty() if where == "terminal" else os.pipe()
+    try:
+        log = Log(descriptor=follower, unfolded=where == "unfolded")
+        try:
+            os.environ["NO\x1b[2JKEY"]
+        except KeyError as error:
+            log.exception("failed", error, plugin="p")  # noqa: TRY401 - it is not of `logging`
+        lines = os.read(leader, 65536).decode().splitlines()
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert lines[0].endswith(" plugin=p")
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-1] == r"KeyError: 'NO\x1b[2JKEY'"
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_traceback_in_json_stays_in_its_line(written: Written) -> None:
+    log = Log(descriptor=written.descriptor, style="json", unfolded=True)
+    log.exception("failed", ValueError("x"))
+    assert json.loads(written.line)["traceback"] == "ValueError: x"
+
+
 def test_lone_surrogate_is_written_as_an_escape(written: Written) -> None:
     Log(descriptor=written.descriptor).info("x", value="a\udc80b")
     assert parse(written.line)[2] == {"value": "a\udc80b"}
