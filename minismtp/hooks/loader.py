@@ -33,6 +33,7 @@ from minismtp.hooks.declaration import (
     place,
     unmarked,
 )
+from minismtp.hooks.dependencies import check_dependencies
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.guard import Guard
 from minismtp.runtime.log import Log, describe
@@ -111,6 +112,7 @@ class PluginSet:
         loaded = cls(metrics or Metrics(), log or Log())
         for table, instance in instances(config):
             loaded.add(table, instance, file=config.file)
+        check_dependencies(config, loaded.instances)
         loaded.close()
         return loaded
 
