@@ -38,6 +38,10 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.mail.results import quoted as quoted
     from minismtp.mail.results import results_of as results_of
     from minismtp.mail.session import Session as Session
+    from minismtp.runtime.own_metrics import Instrumented as Instrumented
+    from minismtp.runtime.own_metrics import OwnCounter as OwnCounter
+    from minismtp.runtime.own_metrics import OwnGauge as OwnGauge
+    from minismtp.runtime.own_metrics import OwnHistogram as OwnHistogram
     from minismtp.services.http_client import Answer as Answer
     from minismtp.services.http_client import WebService as WebService
     from minismtp.services.remote import Breaker as Breaker
@@ -100,6 +104,7 @@ _MODULES: Final = {
     "mail.mime_conversion": "converted",
     "mail.results": "AuthResult Finding findings_of quoted results_of",
     "mail.session": "Session",
+    "runtime.own_metrics": "Instrumented OwnCounter OwnGauge OwnHistogram",
     "services.http_client": "Answer WebService",
     "services.remote": "Breaker Line Remote RemoteError",
     "services.resolver": "Found Resolver UnansweredError",

@@ -38,6 +38,7 @@ from minismtp.hooks.facade import Hooks
 from minismtp.hooks.guard import Guard
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics, Metrics
+from minismtp.runtime.own_metrics import bind
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig
@@ -119,6 +120,11 @@ class PluginSet:
     def add(self, table: PluginConfig, instance: object, *, file: str = "") -> None:
         """Add one plugin behind a guard. Plugins are called in the order of addition."""
         check_methods(instance, table.name, file=file, key=f"{table.key}.use")
+        try:
+            bind(instance, self._metrics, table.name)
+        except TypeError as error:
+            problem = f"plugin {table.name!r}: {error}"
+            raise ConfigError(problem, file=file, key=table.key) from error
         guard = Guard(table, self._log, self._announce)
         shadow = table.mode == "shadow"
         for name, method, options in _methods(instance):

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from random import random
 from time import perf_counter, thread_time
-from typing import Final
+from typing import Any, Final
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, mmap_dict
@@ -230,6 +230,8 @@ class Metrics:
     ) -> None:
         self.registry = registry or CollectorRegistry()
         self.buffer = MetricsBuffer()
+        #: Those of `own_metrics` by name: the shape, the first plugin, and the metric.
+        self.own: dict[str, tuple[tuple[str, ...], str, Any]] = {}
         self.counter = partial(Counter, namespace="minismtp", registry=self.registry)
         self.gauge = partial(Gauge, namespace="minismtp", registry=self.registry)
         self.histogram = partial(Histogram, namespace="minismtp", registry=self.registry)

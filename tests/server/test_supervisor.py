@@ -888,6 +888,56 @@ def test_plugin_that_cannot_start_leaves_the_old_generation_in_service(
     assert server.metric("config_last_reload_successful") == 1
 
 
+MEASURED: Final = """
+from minismtp import Instrumented, ServerInfo, hookimpl, plugin
+
+@plugin
+class Measured(Instrumented):
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        self._greetings = self.counter("greetings", "EHLO.", kind=("esmtp", "smtp"))
+        self.gauge("processes", "Processes.").set(1)
+        self.gauge("slots", "Slots.", across="max").set(server.slot)
+        self._length = self.histogram("names", "Lengths of names.", buckets=(5, 50))
+
+    @hookimpl
+    def on_helo(self, session) -> None:
+        self._greetings.add(kind="esmtp" if session.esmtp else "smtp")
+        self._length.observe(len(session.helo))
+"""
+
+
+def test_metrics_of_a_plugin_are_right_in_all_processes_and_over_reloads(
+    configure: Configure, start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "local_plugins" / "measured.py").write_text(MEASURED)
+    table = '[[plugins]]\nuse = "measured"\n'
+    server = start(configure(generation(1), table, workers=2))
+
+    def greetings() -> float:
+        return server.metric("plugin_greetings_total")
+
+    before = all_workers(server, 2)
+    seen = {serving(server)[1] for _ in range(30)}
+    server.wait_until(lambda: server.metric("plugin_greetings_total", kind="esmtp") == 30)
+    assert seen <= before
+    assert server.metric("plugin_processes") == 3  # with the process that delivers
+    configure(generation(2), table, workers=2)
+    reload(server)
+    server.wait_until(lambda: serving(server)[0] == 2)
+    server.wait_until(lambda: not any(alive(pid) for pid in before))
+    server.wait_until(lambda: server.metric("plugin_greetings_total", plugin="measured") > 30)
+    server.wait_until(lambda: server.metric("plugin_processes") == 3)
+    server.wait_until(lambda: server.metric("plugin_names_count") == greetings())
+    count = greetings()
+    assert server.metric("plugin_slots") > 0
+    assert server.metric("plugin_greetings_total", kind="smtp") == 0
+    configure(generation(3), workers=2)
+    reload(server, 2)
+    server.wait_until(lambda: server.metric("plugin_processes") == 0)
+    assert greetings() >= count
+
+
 def test_files_of_the_metrics_do_not_grow_with_reloads_and_deaths(
     configure: Configure, start: Start
 ) -> None:
