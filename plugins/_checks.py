@@ -17,12 +17,12 @@ Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 
 
 class Filter:
-    """A filter that uses the resolver or the state of its process."""
+    """A filter that uses the resolver, the state or the clock of its process."""
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver and the state."""
-        self._resolver, self._state = server.resolver, server.state
+        """Take the resolver, the state and the clock."""
+        self._resolver, self._state, self._clock = server.resolver, server.state, server.wall
 
 
 @dataclass(eq=False, kw_only=True)

@@ -12,6 +12,8 @@ order, and no others.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +21,7 @@ import pluggy
 
 from minismtp.services.resolver import Resolver
 from minismtp.services.shared_state import State
+from minismtp.values.clock import Clock, steady_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +45,9 @@ class ServerInfo:
     """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0.
 
     Threads may share the `resolver`, which asks the configured name servers, and the `state`, which
-    all workers share. Each plugin has its own keys in it.
+    all workers share. Each plugin has its own keys in it. `clock()` returns monotonic seconds, for
+    spans. `wall()` returns epoch seconds that ignore a jump of the machine's clock for ten minutes,
+    for times that are stored. Tests can move both.
     """
 
     hostname: str
@@ -51,13 +56,26 @@ class ServerInfo:
     slot: int
     resolver: Resolver = field(default_factory=Resolver, compare=False)
     state: State = field(default_factory=State.in_memory, compare=False)
+    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+    wall: Callable[[], float] = field(default=steady_time, compare=False)
 
     @classmethod
-    def of(cls, config: Config, role: str, slot: int = 0) -> Self:
-        """Return the description of a process of this configuration. Raise ConfigError."""
-        resolver = Resolver(config.dns.nameservers)
-        state = State.of(config.state, config.state_directory)
-        return cls(config.hostname, config.state_directory, role, slot, resolver, state)
+    def of(cls, config: Config, role: str, slot: int = 0, *, clock: Clock | None = None) -> Self:
+        """Return the description of a process of this configuration. Raise ConfigError.
+
+        A test may give the clock.
+        """
+        wall = clock.wall if clock else steady_time
+        return cls(
+            config.hostname,
+            config.state_directory,
+            role,
+            slot,
+            Resolver(config.dns.nameservers),
+            State.of(config.state, config.state_directory, clock=wall),
+            clock.monotonic if clock else time.monotonic,
+            wall,
+        )
 
 
 @hookspec
@@ -66,7 +84,7 @@ def on_start(server: ServerInfo) -> None:
 
     Called once in each process after the fork, before the first session. Any exception stops the
     start of the process. `server` has the host name, the state directory, the role (worker,
-    outbound or check), the slot, the `resolver` and the plugin's `state`.
+    outbound or check), the slot, the `resolver`, the plugin's `state`, `clock` and `wall`.
     """
 
 

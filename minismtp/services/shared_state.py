@@ -65,10 +65,15 @@ class State:
         self._breaker = breaker or Breaker(store.name)
 
     @classmethod
-    def of(cls, table: StateConfig, directory: Path) -> State:
-        """Return the state that the configuration asks for. Raise ConfigError."""
+    def of(
+        cls, table: StateConfig, directory: Path, *, clock: Callable[[], float] = steady_time
+    ) -> State:
+        """Return the state that the configuration asks for. Raise ConfigError.
+
+        `clock` returns epoch seconds; Redis has a clock of its own.
+        """
         if not table.url:
-            return cls(SqliteStore(directory / FILE))
+            return cls(SqliteStore(directory / FILE, clock=clock))
         try:
             from minismtp.services.state_redis import RedisStore  # noqa: PLC0415 - of an extra
         except ModuleNotFoundError as error:

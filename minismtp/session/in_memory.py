@@ -9,7 +9,8 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -30,6 +31,7 @@ from minismtp.services.shared_state import State
 from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.session.receiver import Receiver
 from minismtp.values.address import Address
+from minismtp.values.clock import Clock
 
 
 class Dialogue:
@@ -42,8 +44,9 @@ class Dialogue:
     SpamFlag())`. With `login` and `tls` the session begins logged in and inside TLS. `count` reads
     a value of `metrics`. Errors are logged to standard error unless `log` is given. Plugins ask the
     name servers of this machine unless `resolver` is given. Dialogues with the same `state` share
-    what their plugins keep there. A `service` replaces plugins, kind, limits, spool, log, resolver
-    and state.
+    what their plugins keep there. `advance` lets time pass for the session, its plugins and their
+    state; a `state` that is given has a clock of its own. A `service` replaces plugins, kind,
+    limits, spool, log, resolver, state and clock.
     """
 
     def __init__(
@@ -59,15 +62,17 @@ class Dialogue:
         metrics: Metrics | None = None,
         resolver: Resolver | None = None,
         state: State | None = None,
+        clock: Clock | None = None,
         service: ListenerContext | None = None,
     ) -> None:
         self.metrics = metrics or Metrics(["test"])
+        self.clock = clock or Clock()
         self._resolver = resolver
         self._started: Hooks | None = None
         self._closed = False
         if service is None:
             log = log or Log(level="error", unfolded=True)
-            state = state or State.in_memory()
+            state = state or State.in_memory(clock=self.clock.wall)
             service = self._context(plugins, kind, limits or Limits(), spool, log, state=state)
         self.service = service
         self.session = Session(
@@ -88,17 +93,25 @@ class Dialogue:
 
     @classmethod
     def configured(
-        cls, config: Config, listener: str, *, peer: str = "192.0.2.1", log: Log | None = None
+        cls,
+        config: Config,
+        listener: str,
+        *,
+        peer: str = "192.0.2.1",
+        log: Log | None = None,
+        clock: Clock | None = None,
     ) -> Dialogue:
         """Begin a session of a configured listener. Raise ConfigError or guard.StartError."""
+        clock = clock or Clock()
         metrics, log = Metrics(), log or Log(level="error", unfolded=True)
         plugins = PluginSet.load(config, metrics, log)
         found = next(item for item in config.listeners if item.name == listener)
         service = ListenerContext.of(config, found, plugins, metrics, log)
+        service = replace(service, clock=clock.monotonic, wall=clock.wall)
         state = config.state_directory
         (state / "spool").mkdir(parents=True, exist_ok=True)
-        plugins.hooks().on_start(ServerInfo.of(config, "worker"))
-        dialogue = cls(service=service, metrics=metrics, peer=peer)
+        plugins.hooks().on_start(ServerInfo.of(config, "worker", clock=clock))
+        dialogue = cls(service=service, metrics=metrics, peer=peer, clock=clock)
         dialogue._started = plugins.hooks()
         return dialogue
 
@@ -162,6 +175,10 @@ class Dialogue:
             self.service.hooks.on_send(delivery, message)
             return message, self.service.hooks.destination(delivery)
 
+    def advance(self, by: timedelta) -> None:
+        """Let this much time pass at once, as plugins, their state and limits measure it."""
+        self.clock.advance(by)
+
     def close(self) -> None:
         """End the session as if the connection were lost, and stop the plugins."""
         if self._closed:
@@ -210,7 +227,8 @@ class Dialogue:
             loaded.add(table, instance)
         loaded.close()
         directory, resolver = spool or Path(tempfile.gettempdir()), self._resolver or Resolver()
-        server = ServerInfo("mx.example.org", directory, "worker", 0, resolver, state)
+        clock, wall = self.clock.monotonic, self.clock.wall
+        server = ServerInfo("mx.example.org", directory, "worker", 0, resolver, state, clock, wall)
         loaded.hooks().on_start(server)
         self._started = loaded.hooks()
         return ListenerContext(
@@ -223,6 +241,8 @@ class Dialogue:
             log=log,
             clear_auth=True,
             spool=spool,
+            clock=clock,
+            wall=wall,
         )
 
 
@@ -237,32 +257,39 @@ class SessionOptions(TypedDict, total=False):
     log: Log | None
     resolver: Resolver | None
     state: State | None
+    clock: Clock | None
 
 
 class Dialogues:
     """Begins sessions that end together: the fixture `dialogue`.
 
-    The sessions share one state directory. Their plugins share one state, unless a session is given
-    its own `state`.
+    The sessions share one state directory and one clock. Their plugins share one state, unless a
+    session is given its own `state`.
     """
 
     def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
         self._directory = directory
-        self._state = State.in_memory()
+        self._state = State.in_memory(clock=self.clock.wall)
         self._begun: list[Dialogue] = []
 
     def __call__(self, *plugins: object, **options: Unpack[SessionOptions]) -> Dialogue:
         """Begin a session with the given plugins, see `Dialogue`."""
         options["state"] = options.get("state") or self._state
+        options["clock"] = options.get("clock") or self.clock
         begun = Dialogue(*plugins, spool=self._directory, **options)
         self._begun.append(begun)
         return begun
 
     def configured(self, config: Config, listener: str, *, peer: str = "192.0.2.1") -> Dialogue:
         """Begin a session of a configured listener, see `Dialogue.configured`."""
-        begun = Dialogue.configured(config, listener, peer=peer)
+        begun = Dialogue.configured(config, listener, peer=peer, clock=self.clock)
         self._begun.append(begun)
         return begun
+
+    def advance(self, by: timedelta) -> None:
+        """Let this much time pass at once for all sessions, their plugins and their state."""
+        self.clock.advance(by)
 
     def close(self) -> None:
         """End all sessions, the latest first."""

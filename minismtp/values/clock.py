@@ -90,6 +90,37 @@ def _shown(seconds: float) -> str:
     return f"{'-' if seconds < 0 else '+'}{timedelta(seconds=round(abs(seconds)))}"
 
 
+class Clock:
+    """The time of a test, which goes on by itself and can be moved. Threads may share it.
+
+    `monotonic` is for spans, and `wall` for epoch seconds, like `clock` and `wall` of a server.
+    """
+
+    def __init__(
+        self,
+        *,
+        wall: Callable[[], float] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall = wall or steady_time
+        self._monotonic = monotonic
+        self._ahead = 0.0
+
+    def advance(self, by: timedelta) -> None:
+        """Let this much time pass at once. Raise ValueError for a negative time."""
+        if by < timedelta(0):
+            raise ValueError(f"expected a time to go forward, not {by}")
+        self._ahead += by.total_seconds()
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        return self._monotonic() + self._ahead
+
+    def wall(self) -> float:
+        """Return epoch seconds."""
+        return self._wall() + self._ahead
+
+
 _clock = SteadyClock()
 steady_time = _clock.time
 jumped_lately = _clock.jumped_lately

@@ -35,7 +35,7 @@ from minismtp.config.toml_values import ConfigError, build
 from minismtp.hooks.loader import PluginSet
 from minismtp.services.state_redis import RedisStore
 from minismtp.services.state_sqlite import SqliteStore
-from minismtp.testing import Dialogue, Mailroom
+from minismtp.testing import Clock, Dialogue, Mailroom
 
 MINUTE = 60
 DAY = 24 * 3600
@@ -50,14 +50,14 @@ class World:
         self.now = 1_000_000.0
         self.state = store or State.in_memory(clock=lambda: self.now)
         self.greylist = build(Greylist, options, file="", key="", base=Path())
-        self.greylist._clock = lambda: self.now  # noqa: SLF001 - time is injected
+        self.clock = Clock(wall=lambda: self.now)
         self.mailroom = Mailroom()
         self.after: tuple[object, ...] = ()
         self.before: tuple[object, ...] = ()
 
     def dialogue(self, peer: str = "192.0.2.1", login: str | None = None) -> Dialogue:
         plugins = (*self.before, self.greylist, *self.after, self.mailroom)
-        return Dialogue(*plugins, peer=peer, login=login, state=self.state)
+        return Dialogue(*plugins, peer=peer, login=login, state=self.state, clock=self.clock)
 
     def mail(
         self,
@@ -253,7 +253,8 @@ def comes_again(greylist: Greylist) -> bool:
 @given(st.lists(st.integers(1, 70), max_size=30))
 def test_passing_depends_on_the_first_time_and_the_last_message(pauses: list[int]) -> None:
     world = World(delay="10m", window="1h", remember="100m", deliveries=0)
-    world.greylist.on_start(ServerInfo("mx", Path(), "worker", 0, state=world.state))
+    server = ServerInfo("mx", Path(), "worker", 0, state=world.state, wall=world.clock.wall)
+    world.greylist.on_start(server)
     first, until, noted = 0, 0, 0
     for now in itertools.accumulate(pauses):  # minutes
         world.now = 1_000_000.0 + now * MINUTE
