@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.mail.headers import fields_end as fields_end
     from minismtp.mail.headers import format_field as format_field
     from minismtp.mail.headers import header_end as header_end
+    from minismtp.mail.links import Link as Link
     from minismtp.mail.message import Message as Message
     from minismtp.mail.mime_conversion import converted as converted
     from minismtp.mail.results import AuthResult as AuthResult
@@ -38,12 +39,16 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.mail.results import quoted as quoted
     from minismtp.mail.results import results_of as results_of
     from minismtp.mail.session import Session as Session
+    from minismtp.mail.text_parts import TextPart as TextPart
+    from minismtp.mail.text_parts import Texts as Texts
+    from minismtp.mail.text_parts import texts_of as texts_of
     from minismtp.runtime.own_metrics import Instrumented as Instrumented
     from minismtp.runtime.own_metrics import OwnCounter as OwnCounter
     from minismtp.runtime.own_metrics import OwnGauge as OwnGauge
     from minismtp.runtime.own_metrics import OwnHistogram as OwnHistogram
     from minismtp.services.http_client import Answer as Answer
     from minismtp.services.http_client import WebService as WebService
+    from minismtp.services.public_suffix import registrable_domain as registrable_domain
     from minismtp.services.remote import Breaker as Breaker
     from minismtp.services.remote import Line as Line
     from minismtp.services.remote import Remote as Remote
@@ -100,12 +105,15 @@ _MODULES: Final = {
     "mail.content": "Content ContentWriter",
     "mail.envelope": "Delivery Destination Envelope Local Recipient Relay Several",
     "mail.headers": "Headers fields_end format_field header_end",
+    "mail.links": "Link",
     "mail.message": "Message",
     "mail.mime_conversion": "converted",
     "mail.results": "AuthResult Finding findings_of quoted results_of",
     "mail.session": "Session",
+    "mail.text_parts": "TextPart Texts texts_of",
     "runtime.own_metrics": "Instrumented OwnCounter OwnGauge OwnHistogram",
     "services.http_client": "Answer WebService",
+    "services.public_suffix": "registrable_domain",
     "services.remote": "Breaker Line Remote RemoteError",
     "services.resolver": "Found Resolver UnansweredError",
     "services.shared_state": "Claim State",

@@ -103,6 +103,11 @@ def decoded_words(octets: bytes) -> str:
     return "".join(pieces).replace("\r", " ").replace("\n", " ")
 
 
+def decoded_text(octets: bytes, charset: str) -> str:
+    """Return octets in a charset as text; without a known charset, as mail programs guess."""
+    return _decode(octets, _codec(charset) or "")
+
+
 def _words(value: str) -> Iterator[tuple[re.Match[str], int]]:
     """Yield the begin of each word and the end of its text, except for words that are cut off."""
     stop, last = 0, None

@@ -129,13 +129,22 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """The MIME fields of a part: `kind` and `encoding` in lower case, `any` if there are any."""
+    """The MIME fields of a part: `kind` and `encoding` in lower case, `any` if there are any.
+
+    `content_type` is the whole value.
+    """
 
     kind: bytes
     encoding: bytes
     boundary: bytes
     any: bool
     version: bool
+    content_type: bytes = b""
+
+    @property
+    def charset(self) -> str:
+        """The charset, "" if none is declared."""
+        return _parameter(self.content_type, b"charset").decode("ascii", "replace")
 
     @classmethod
     def of(cls, fields: bytes, default: bytes) -> Declared:
@@ -151,9 +160,12 @@ class Declared:
         return cls(
             kind[1].lower() if kind else default,
             encoding[1].lower() if encoding else b"",
-            _boundary_of(content) if kind and kind[1].lower().startswith(b"multipart/") else b"",
+            _parameter(content, b"boundary")
+            if kind and kind[1].lower().startswith(b"multipart/")
+            else b"",
             bool(values),
             b"mime-version" in values,
+            content,
         )
 
 
@@ -178,11 +190,11 @@ def with_end(fields: bytes) -> bytes:
     return fields if not fields or fields.endswith(b"\n") else fields + b"\r\n"
 
 
-def _boundary_of(content_type: bytes) -> bytes:
-    """Return the boundary of a Content-Type, b"" if it has no boundary."""
+def _parameter(content_type: bytes, wanted: bytes) -> bytes:
+    """Return a parameter of a Content-Type, b"" if it has no such parameter."""
     sections: dict[int, bytes] = {}
     for name, section, extended, text in _PARAMETER.findall(content_type):
-        if name.lower() == b"boundary":
+        if name.lower() == wanted:
             quoted = text[:1] == b'"'
             plain = _QUOTED.sub(rb"\1", text[1:].removesuffix(b'"')) if quoted else text.strip()
             if extended and not int(section or 0):
