@@ -26,8 +26,8 @@ class Hooks:
     """Calls the implementations that apply on one listener, in the order of the configuration.
 
     Each hook is an attribute with the arguments, in this order, and the result of its function in
-    `specs`; None where no plugin has an opinion. Every one may raise a `Verdict`, except `observe`
-    and `on_stop`; `on_start` raises `guard.StartError`.
+    `specs`; None where no plugin has an opinion. Every one may raise a `Verdict`, except `observe`,
+    `on_disconnect` and `on_stop`; `on_start` raises `guard.StartError`.
     """
 
     def __init__(self, manager: pluggy.PluginManager, without: Iterable[object] = ()) -> None:
@@ -60,11 +60,14 @@ class Hooks:
         self.on_send = bind(specs.on_send)
         self.destination = bind(specs.destination)
         self.command = bind(specs.command)
+        self.on_disconnect = bind(specs.on_disconnect)
         self.observe = bind(specs.observe)
-        #: Whether any plugin routes recipients, stores mail, chooses next hops, or observes here.
+        #: Whether any plugin routes recipients, stores mail, chooses next hops, waits for the end
+        #: of sessions, or observes here.
         self.routes = self.route is not _no_opinion
         self.delivers = self.deliver is not _no_opinion
         self.directs = self.destination is not _no_opinion
+        self.disconnects = self.on_disconnect is not _no_opinion
         self.observed = self.observe is not _no_opinion
 
     @property

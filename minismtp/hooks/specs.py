@@ -222,5 +222,16 @@ def command(session: Session, verb: str, argument: str) -> Reply | None:
 
 
 @hookspec
+def on_disconnect(session: Session, reason: str) -> None:
+    """Forget or record what belongs to a session, once it is over.
+
+    Called once at the end of each session that got a greeting or a refusal, however it ended.
+    `reason` is the word that the log line `session closed` shows, such as quit, lost, timeout or
+    refused. Nothing can be sent any more, and a verdict counts as a failure. If the process is
+    killed, this is not called.
+    """
+
+
+@hookspec
 def observe(event: Event) -> None:
     """Receive an event (see `minismtp.events`). An observer cannot affect the session."""

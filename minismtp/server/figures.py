@@ -10,7 +10,9 @@ from typing import Final, Literal, TypeAlias
 
 from prometheus_client import Metric
 
-_ONCE: Final = frozenset({"on_start", "on_stop"})  # no client waits for these hooks
+_ONCE: Final = frozenset(
+    {"on_start", "on_stop", "on_disconnect"}
+)  # no client waits for these hooks
 FLOWS: Final = ("connections", "messages", "refused", "deliveries")
 #: By what hooks are sorted: the seconds of all calls, of a call, and of 99 of 100 calls.
 HookOrder: TypeAlias = Literal["sum", "mean", "99 %"]

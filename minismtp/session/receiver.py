@@ -227,6 +227,8 @@ class Receiver:
         self._protocol.close()
         self.reason = reason or self.reason
         context, session = self._context, self.session
+        if self._opened and context.hooks.disconnects:
+            context.hooks.on_disconnect(session, self.reason)
         duration = context.clock() - self._begun
         metrics = context.metrics
         if self._opened:

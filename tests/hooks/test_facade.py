@@ -41,6 +41,8 @@ from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet, hook_names
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.thread_activity import Activity
+from minismtp.session.receiver import Receiver
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict
@@ -89,6 +91,58 @@ def test_on_stop_is_called_at_the_end() -> None:
     lifecycle = Lifecycle()
     Dialogue(lifecycle).close()
     assert lifecycle.seen[1:] == ["stopped"]
+
+
+@plugin
+class Farewell:
+    """Records how sessions ended, and may fail."""
+
+    error: Exception | None = None
+    ends: list[tuple[str, str]] = field(default_factory=list)
+
+    @hookimpl
+    def on_disconnect(self, session: Session, reason: str) -> None:
+        self.ends.append((session.helo, reason))
+        if self.error is not None:
+            raise self.error
+
+
+def test_on_disconnect_is_called_once_with_the_reason() -> None:
+    farewell = Farewell()
+    for end, reason in (("QUIT", "quit"), ("NOOP", "lost")):
+        dialogue = Dialogue(farewell)
+        dialogue.send("EHLO client.example")
+        dialogue.send(end)
+        assert not farewell.ends
+        dialogue.close()
+        dialogue.close()
+        assert farewell.ends.pop() == ("client.example", reason)
+
+
+def test_on_disconnect_is_called_for_a_client_that_was_refused() -> None:
+    farewell = Farewell()
+    Dialogue(farewell, Judge(hook="on_connect", verdict=Reject("no"))).close()
+    assert farewell.ends == [("", "refused")]
+
+
+def test_on_disconnect_is_not_called_without_a_session() -> None:
+    farewell = Farewell()
+    service = Dialogue(farewell).service
+    session = Session(id="1", listener="test", kind="mx", hostname="mx", peer="192.0.2.1")
+    Receiver(service, session, Activity()).finished()
+    assert farewell.ends == []
+
+
+@pytest.mark.parametrize("error", [OSError("away"), Reject("no"), Disconnect("bye")], ids=repr)
+def test_on_disconnect_cannot_affect_anything(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    observer = Observer()
+    dialogue = Dialogue(Farewell(error=error), observer)
+    dialogue.close()
+    assert isinstance(observer.events[-1], SessionClosed)
+    assert "hook=on_disconnect policy=ignore" in capfd.readouterr().err
+    assert dialogue.count("connections_active", listener="test") == 0
 
 
 @pytest.mark.parametrize(
@@ -870,6 +924,7 @@ ENVELOPE = Envelope(
         (lambda hooks: hooks.on_start(ServerInfo("mx", Path(), "check", 0)), None),
         (lambda hooks: hooks.on_stop(), None),
         (lambda hooks: hooks.observe(SessionOpened("s", "l", "p")), None),
+        (lambda hooks: hooks.on_disconnect(SESSION, "quit"), None),
         (lambda hooks: (hooks.routes, hooks.delivers, hooks.observed), (False, False, False)),
     ],
     ids=[
@@ -881,6 +936,7 @@ ENVELOPE = Envelope(
         "start",
         "stop",
         "observe",
+        "disconnect",
         "is",
     ],
 )

@@ -248,7 +248,7 @@ def test_answer_of_a_wrong_type_is_a_failure(hook: str, answer: object) -> None:
 
 
 def test_every_hook_that_can_affect_a_session_has_its_answers_checked() -> None:
-    assert {*hook_names()} - {*ANSWERS} == {"on_start", "on_stop", "observe"}
+    assert {*hook_names()} - {*ANSWERS} == {"on_start", "on_stop", "on_disconnect", "observe"}
 
 
 def test_wrong_answer_is_logged_by_its_type_only(capfd: pytest.CaptureFixture[str]) -> None:
@@ -259,7 +259,7 @@ def test_wrong_answer_is_logged_by_its_type_only(capfd: pytest.CaptureFixture[st
     assert "secret" not in written
 
 
-@pytest.mark.parametrize("hook", ["observe", "on_stop"])
+@pytest.mark.parametrize("hook", ["observe", "on_stop", "on_disconnect"])
 @pytest.mark.parametrize("error", [ValueError("boom"), Reject("no"), Disconnect("bye")], ids=str)
 def test_hook_that_judges_nothing_cannot_affect_anything(
     hook: str, error: Exception, capfd: pytest.CaptureFixture[str]
