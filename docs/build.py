@@ -1,7 +1,8 @@
 """Write the pages that come from the code: `make docs`, or `python docs/build.py`.
 
 The configuration reference is made from the dataclasses of the configuration and of the shipped
-plugins, the hook reference from the specs, the manual of the command from its parser.
+plugins, the hook reference from the specs, the page of what plugins are given from the classes
+(`api.py`), the manual of the command from its parser.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import runpy
 import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -104,6 +106,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "configuration.md": configuration(),
         DOCS / "hooks.md": hooks(),
+        DOCS / "api.md": runpy.run_path(str(DOCS / "api.py"))["page"](),
         DOCS / "plugins" / "README.md": plugins(),
         DOCS / "man" / "minismtp.8": manual(),
         DOCS / "man" / "minismtp.toml.5": manual_of_configuration(),

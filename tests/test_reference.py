@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import runpy
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,43 @@ def plugin_methods(path: Path) -> Iterator[str]:
 
 def _has_decorator(node: ast.ClassDef | ast.FunctionDef, name: str) -> bool:
     return any(isinstance(each, ast.Name) and each.id == name for each in node.decorator_list)
+
+
+# What plugins are given
+
+API: Final[dict[str, Any]] = runpy.run_path(str(ROOT / "docs" / "api.py"))
+GIVEN: Final[dict[str, tuple[type, ...]]] = API["CLASSES"]
+
+
+@pytest.mark.parametrize("hook", hook_names())
+def test_what_a_hook_is_given_is_described(hook: str) -> None:
+    signature = inspect.signature(getattr(specs, hook))
+    kinds = {str(each.annotation) for each in signature.parameters.values()} - {"str", "Event"}
+    assert kinds <= {cls.__name__ for classes in GIVEN.values() for cls in classes}
+
+
+@pytest.mark.parametrize("heading", GIVEN)
+def test_example_uses_what_it_is_for(heading: str) -> None:
+    text = (EXAMPLES / "api" / f"api_{heading.lower()}.py").read_text()
+    names = [cls.__name__ for cls in GIVEN[heading]]
+    assert any(re.search(rf"(?i)\b{name}\b", text) for name in names)
+    assert "\ndef test_" in text
+
+
+def test_attribute_without_a_text_is_an_error() -> None:
+    class Untold:
+        told: str
+        """A text."""
+        untold: str
+
+    with pytest.raises(LookupError, match=r"Untold\.untold has no text below it"):
+        list(API["attributes"](Untold))
+
+
+def test_drawing_has_every_hook_in_the_order_of_a_session() -> None:
+    drawn = re.findall(r"^.{34}(\w+)$", API["drawing"](), re.MULTILINE)
+    assert drawn.index("on_connect") < drawn.index("on_mail") < drawn.index("on_message")
+    assert set(drawn) >= {*hook_names()} - {"observe", "destination", "on_send"}
 
 
 # Hooks

@@ -42,22 +42,28 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The process of `on_start`: `role` is worker, outbound or check; `slot` counts from 0.
-
-    Threads may share the `resolver`, which asks the configured name servers, and the `state`, which
-    all workers share. Each plugin has its own keys in it. `clock()` returns monotonic seconds, for
-    spans. `wall()` returns epoch seconds that ignore a jump of the machine's clock for ten minutes,
-    for times that are stored. Tests can move both.
-    """
+    """The process of `on_start`, and what its plugins share."""
 
     hostname: str
+    """The server's host name."""
     state_directory: Path
+    """The directory where the server, and a plugin too, may keep files."""
     role: str
+    """`worker` for a process with sessions, `outbound` for the one that delivers the queue,
+    `check` in `minismtp check`.
+    """
     slot: int
+    """The number of the process among those of its kind, from 0. It is free again when one ends."""
     resolver: Resolver = field(default_factory=Resolver, compare=False)
+    """Asks the configured name servers. Threads may share it."""
     state: State = field(default_factory=State.in_memory, compare=False)
+    """What all workers share, with keys of this plugin alone. Threads may share it."""
     clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+    """Returns monotonic seconds, for spans. Tests can move it."""
     wall: Callable[[], float] = field(default=steady_time, compare=False)
+    """Returns epoch seconds, for times that are stored; a jump of the clock is ignored for ten
+    minutes. Tests can move it.
+    """
 
     @classmethod
     def of(cls, config: Config, role: str, slot: int = 0, *, clock: Clock | None = None) -> Self:

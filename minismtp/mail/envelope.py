@@ -16,9 +16,10 @@ from minismtp.values.stash import Stash
 
 @dataclass(frozen=True, slots=True, init=False)
 class Local:
-    """A route into local storage, to these mailboxes; the default is the recipient's address."""
+    """A route into local storage: `Local(mailbox, ...)`."""
 
     mailboxes: tuple[Address, ...]
+    """The mailboxes that get a copy; empty means the recipient's own address."""
 
     def __init__(self, *mailboxes: Address) -> None:
         object.__setattr__(self, "mailboxes", mailboxes)
@@ -26,14 +27,16 @@ class Local:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Relay:
-    """A route to other servers, to these addresses; the default is the recipient's address.
+    """A route to other servers: `Relay(address, ..., sender=...)`.
 
-    `sender` replaces the reverse-path on this route, which a forwarder may have to do because of
-    SPF. None leaves it, and a null reverse-path is never replaced.
+    A forwarder may have to replace the sender because of SPF. A null reverse-path is never
+    replaced.
     """
 
     addresses: tuple[Address, ...]
+    """The addresses to send to; empty means the recipient's own address."""
     sender: Address | None
+    """The reverse-path on this route, None for the one of the envelope."""
 
     def __init__(self, *addresses: Address, sender: Address | None = None) -> None:
         object.__setattr__(self, "addresses", addresses)
@@ -45,6 +48,7 @@ class Several:
     """Several routes at once: an alias may lead to mailboxes here and to addresses elsewhere."""
 
     routes: tuple[Local | Relay, ...]
+    """The routes, at least one."""
 
     def __init__(self, *routes: Local | Relay) -> None:
         if not routes:
@@ -60,9 +64,13 @@ class Recipient:
     """One forward-path, its route, and its parameters for DSNs (RFC 3461 section 4)."""
 
     address: Address
+    """The address in RCPT, or the one that a plugin added."""
     route: Route | None = None
+    """Where the copy goes; None in `on_rcpt` and `route`, set from `on_routed` on."""
     notify: frozenset[str] = frozenset()
+    """The words of NOTIFY in upper case (RFC 3461 section 4.1); empty without the parameter."""
     original: str = ""
+    """The value of ORCPT, "" without the parameter."""
 
     @property
     def mailboxes(self) -> tuple[Address, ...]:
@@ -104,35 +112,56 @@ class Recipient:
 
 @dataclass(slots=True, kw_only=True)
 class Envelope:
-    """One transaction. `size` is what the client declared in octets; `arrived` wall-clock seconds.
+    """One transaction, from MAIL on. `add` and `remove` change who gets the message.
 
-    `recipients` are those accepted so far; `add` and `remove` change in `on_message` who gets the
-    message. `queued` says that the message comes from the queue, so an earlier attempt may already
-    have stored it. `trusted` says that the client logged in or belongs to a trusted network. All
-    other clients are strangers, whatever sender they name. `login`, `peer`, `helo` and `listener`
-    are the session's, kept here because storage may run hours after the end of the session.
+    `login`, `peer`, `helo` and `listener` are the session's, kept here because storage may run
+    hours after the end of the session.
     """
 
     id: str
+    """The identifier of the transaction: that of the session, a dot and a number."""
     reverse_path: Address | None
+    """The sender in MAIL; None for the null reverse-path of notifications."""
     listener: str
+    """The `name` of the listener, also when the message comes from the queue."""
     peer: str
+    """The client's address, as in the session."""
     helo: str
+    """The client's name, as in the session."""
     login: str | None
+    """The authorization identity, None without a login."""
     arrived: float
+    """When MAIL came, in epoch seconds."""
     recipients: list[Recipient] = field(default_factory=list)
+    """The recipients that were accepted so far. In `on_rcpt` the one in question is not in it."""
     size: int | None = None
+    """The octets that the client declared with SIZE, None without the parameter."""
     body: str = "7BIT"
+    """`7BIT`, `8BITMIME` or `BINARYMIME`."""
     smtputf8: bool = False
+    """Whether the client asked for SMTPUTF8 (RFC 6531)."""
     require_tls: bool = False
+    """Whether the message may only travel over verified TLS (RFC 8689)."""
     submitter: str = ""
+    """The value of AUTH in MAIL, "" without the parameter."""
     dsn_return: str = ""
+    """`FULL` or `HDRS` of the parameter RET, "" without it."""
     dsn_id: str = ""
+    """The value of ENVID, "" without the parameter."""
     trusted: bool = False
+    """Whether the client logged in or belongs to a trusted network. All other clients are
+    strangers, whatever sender they name.
+    """
     queued: bool = False
+    """Whether the message comes from the queue, so an earlier attempt may have stored it."""
     stash: Stash = field(default_factory=Stash)
+    """A place for data of plugins about this message, by `StashKey`. It is empty when the message
+    comes from the queue.
+    """
     added: tuple[Recipient, ...] = field(default=(), init=False)
+    """The recipients that `add` added in `on_message`."""
     removed: frozenset[Address] = field(default=frozenset(), init=False)
+    """The addresses that `remove` removed in `on_message`."""
 
     def add(self, address: Address, notify: frozenset[str] = frozenset()) -> None:
         """Add a recipient of the message, which counts after all plugins accepted the message.
@@ -160,29 +189,33 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An attempt to send a message to all its recipients in one domain.
-
-    `attempts` is the number of earlier attempts. `original_sender` is the reverse-path that
-    `Relay.sender` replaced, None if it did not.
-    """
+    """An attempt to send a message to all its recipients in one domain."""
 
     envelope: Envelope
+    """The envelope, as it was when the message was accepted."""
     recipients: tuple[Address, ...]
+    """The recipients of this attempt, all in one domain."""
     domain: str
+    """Their domain, in lower case with A-labels."""
     attempts: int = 0
+    """The number of earlier attempts."""
     original_sender: Address | None = None
+    """The reverse-path that `Relay.sender` replaced, None if it did not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A next hop: `host` is a domain name, all of whose addresses are tried, or an IP address.
-
-    `implicit` means TLS from the first octet (RFC 8314). `username` and `password` are for AUTH.
-    """
+    """A next hop."""
 
     host: str
+    """A domain name, all of whose addresses are tried, or an IP address."""
     port: int = 25
+    """The TCP port."""
     tls: TlsLevel = "opportunistic"
+    """`none`, `opportunistic`, `required` or `verified`."""
     implicit: bool = False
+    """Whether TLS begins with the first octet (RFC 8314)."""
     username: str = ""
+    """The name for AUTH, "" for none."""
     password: str = field(default="", repr=False)
+    """The password for AUTH, which no repr shows."""

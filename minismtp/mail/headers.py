@@ -50,12 +50,14 @@ class Headers:
     """The header fields of a message in order; names match in any case, and nothing raises.
 
     Lines that are not fields (without a colon, or with an invalid name before it) are kept. In
-    `raw_all()` consecutive ones are one item, and they have no name to be found by. `truncated`
-    says that fields beyond 11,000 or 1.25 MiB were ignored; an incoming message of that size is
-    refused. Immutable.
+    `raw_all()` consecutive ones are one item, and they have no name to be found by.
+    Immutable.
     """
 
     __slots__ = ("_by_name", "_fields", "_names", "truncated")
+
+    truncated: bool
+    """Whether fields beyond 11,000 or 1.25 MiB were left out, which the server refuses."""
 
     def __init__(
         self, fields: list[bytes], names: list[bytes] | None = None, *, truncated: bool = False

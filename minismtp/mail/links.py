@@ -38,10 +38,12 @@ _LONGEST: Final = 2048  # characters of a link
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link: `url` as it is written, and its `host` in lower case, with A-labels."""
+    """A link to a web page."""
 
     url: str
+    """The link as it is written, 2048 characters at most."""
     host: str
+    """The name or the address that a browser asks, in lower case, with A-labels."""
 
 
 def links_in(markup: str, visible: str, most: int) -> tuple[Link, ...]:

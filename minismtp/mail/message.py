@@ -30,17 +30,23 @@ _FIELD: Final = re.compile(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*\r?
 class Message:
     """A received message: content below the fields that this server and its plugins add.
 
-    `trace` is the Received field (RFC 5321 section 4.4) with its line end. A message belongs to
-    one session's thread. `quarantined` and `discarded` are the plugin's reason, or None.
+    It exists from the end of the content on, and belongs to one session's thread.
     """
 
     __slots__ = ("_content", "_email", "_headers", "_prefix", "discarded", "id", "quarantined")
 
+    id: str
+    """The identifier, which is that of the envelope."""
+    quarantined: str | None
+    """Why a plugin put the message into quarantine, None if none did."""
+    discarded: str | None
+    """Why a plugin dropped the message, None if none did."""
+
     def __init__(self, id: str, content: Content, trace: bytes = b"") -> None:  # noqa: A002 - its name in logs
-        """Take the content, which is parsed only when a plugin needs it."""
+        """Take the content, and the Received field with its line end (RFC 5321 section 4.4)."""
         self.id = id
-        self.quarantined: str | None = None
-        self.discarded: str | None = None
+        self.quarantined = None
+        self.discarded = None
         self._content = content
         self._prefix = trace
         self._headers: Headers | None = None

@@ -15,52 +15,73 @@ def is_silent(_seconds: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TlsInfo:
-    """The TLS of a session; `client_identity` comes from a verified client certificate.
-
-    `bits` is the size of the cipher's key, 0 if it is not known.
-    """
+    """The TLS of a session."""
 
     version: str
+    """`TLSv1.2` or `TLSv1.3`."""
     cipher: str
+    """The cipher's name, as OpenSSL has it."""
     server_name: str = ""
+    """The name that the client asked for (SNI), "" if it asked for none."""
     client_identity: str = ""
+    """The name in a client certificate that was verified, "" without one."""
     bits: int = 0
+    """The size of the cipher's key, 0 if it is not known."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """One connection. `peer` is an IP address as text, or "unix"; `started` is wall-clock seconds.
+    """One connection, which lives in one thread. Plugins may write to `stash` and read all else.
 
-    `name` is the peer's name in the DNS, once a plugin looked it up and it has the peer's address,
-    or the name that a front end sent by XCLIENT; else it is empty. `local` is the server's address
-    that the peer connected to, empty for a unix socket. `login` is the authorization identity after
-    AUTH. `proxied` says that a balancer's PROXY header named the peer; then `tls` may be that of
-    the client's connection to the balancer. `helo` is not checked. `trusted` says that the peer
-    belongs to a trusted network; a plugin may set it in `on_connect`, as `relay` does. Plugins may
-    write to `stash` and read all else. A session lives in one thread.
-
-    In `on_connect`, `speaks_within(seconds)` waits for the peer to send something and returns
-    whether it did. Peers have to wait for the greeting (RFC 5321 section 3.1). The wait ends early
-    if the peer speaks or leaves, or the server stops. Outside `on_connect` it is False at once.
+    Clients have to wait for the greeting (RFC 5321 section 3.1), so `speaks_within` finds some that
+    do not.
     """
 
     id: str
+    """Twelve hexadecimal digits, which are in each line of the log about this session."""
     listener: str
+    """The `name` of the listener."""
     kind: str
+    """The kind of the listener: `mx`, `submission` or `lmtp`."""
     hostname: str
+    """The server's host name in greetings and trace fields."""
     peer: str
+    """The IP address of the client as text, or `unix`. XCLIENT may change it."""
     peer_port: int = 0
+    """The client's port, 0 for a unix socket."""
     name: str = ""
+    """The client's name in the DNS, once a plugin looked it up and found that it has the client's
+    address, or the name that a front end sent by XCLIENT; else "".
+    """
     local: str = ""
+    """The address of the server that the client connected to, "" for a unix socket."""
     started: float = 0.0
+    """When the session began, in epoch seconds."""
     helo: str = ""
+    """The name that the client gave, which is not checked; "" before the first HELO, EHLO or
+    LHLO.
+    """
     esmtp: bool = False
+    """Whether the client said EHLO or LHLO, after that."""
     tls: TlsInfo | None = None
+    """The TLS of the connection, None before STARTTLS. Behind a balancer it may be that of the
+    client.
+    """
     proxied: bool = False
+    """Whether the PROXY header of a balancer named the client."""
     login: str | None = None
+    """The authorization identity, None before AUTH succeeded."""
     trusted: bool = False
+    """Whether the client belongs to a trusted network. A plugin may set it in `on_connect`, as
+    `relay` does.
+    """
     speaks_within: Callable[[float], bool] = field(default=is_silent, repr=False, compare=False)
+    """A function that waits in `on_connect`, for the given seconds at most, and returns whether the
+    client sends something before the greeting. It ends early if the client leaves or the server
+    stops. Elsewhere it returns False at once.
+    """
     stash: Stash = field(default_factory=Stash)
+    """A place for data of plugins about this session, by `StashKey`."""
 
     @property
     def protocol(self) -> str:

@@ -37,10 +37,12 @@ _NESTED: Final = (b"message/rfc822", b"message/global")
 
 @dataclass(frozen=True)
 class TextPart:
-    """A text part: `kind` is its type in lower case, such as text/html; `text` its characters."""
+    """A text part of a message, decoded."""
 
     kind: str
+    """Its type in lower case, such as `text/html`."""
     text: str
+    """Its characters; in HTML with the tags."""
 
     @cached_property
     def visible(self) -> str:
@@ -56,10 +58,12 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Texts:
-    """The text parts of a message; `complete` says that all of the message was read."""
+    """The text parts of a message."""
 
     parts: tuple[TextPart, ...]
+    """The parts in the order of the message, also those of attached messages."""
     complete: bool
+    """Whether the budget sufficed, so nothing was left out."""
 
     @property
     def visible(self) -> str:

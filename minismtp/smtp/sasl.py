@@ -26,20 +26,22 @@ class SaslProblem(Exception):  # noqa: N818 - the client is at fault, not this p
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client proved or offered in AUTH; the repr and the log never show secrets.
-
-    `mechanism` is the SASL name. `username` is the authentication identity, `authorization` the
-    identity to act as ("" = the same). `password` serves PLAIN and LOGIN, `token` OAUTHBEARER and
-    XOAUTH2. `known` says that an earlier login from this address, or of this user from a nearby
-    address, succeeded; under load such clients come before strangers.
-    """
+    """What a client proved or offered in AUTH; the repr and the log never show secrets."""
 
     mechanism: str
+    """The SASL mechanism, such as `PLAIN`."""
     username: str
+    """The authentication identity."""
     password: str = field(default="", repr=False)
+    """The password of PLAIN and LOGIN, else ""."""
     authorization: str = ""
+    """The identity to act as, "" for the same."""
     token: str = field(default="", repr=False)
+    """The token of OAUTHBEARER and XOAUTH2, else ""."""
     known: bool = False
+    """Whether an earlier login from this address, or of this user from a nearby address,
+    succeeded. Under load such clients come before strangers.
+    """
 
 
 @dataclass(frozen=True, slots=True)

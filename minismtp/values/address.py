@@ -65,17 +65,20 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A mailbox: `local` part (unquoted) and `domain` (lower case, or a literal in brackets).
+    """A mailbox; `str()` is its text in the spelling of RFC 5321.
 
-    The domain is empty only for `<Postmaster>` (RFC 5321 section 4.1.1.3). `ascii_domain` has each
-    U-label as its A-label, for comparing and for DNS (RFC 5890). `is_ascii` says whether the
-    address can travel without SMTPUTF8 (RFC 6531).
+    `<Postmaster>` has no domain (RFC 5321 section 4.1.1.3). Two addresses are equal if their local
+    parts are, and their domains in any spelling.
     """
 
     local: str
+    """The local part, without quotes."""
     domain: str
+    """The domain in lower case, or a literal in brackets; "" only for `<Postmaster>`."""
     ascii_domain: str = field(init=False, compare=False, repr=False)
+    """The domain with each U-label as its A-label, to compare and for the DNS (RFC 5890)."""
     is_ascii: bool = field(init=False, compare=False, repr=False)
+    """Whether the address can travel without SMTPUTF8 (RFC 6531)."""
     _text: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
