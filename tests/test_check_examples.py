@@ -6,8 +6,10 @@ it names is reached, because the names lead to loopback.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,10 +129,13 @@ def make_files(directory: Path) -> None:
         "passwords": f"alice:{hash_password('secret')}\n".encode(),
         "users": b"alice\n",
         "aliases": b"info: alice\n",
+        "words": b"money: invoice payment\n",
     }
     for name, data in secrets.items():
         (directory / name).write_bytes(data)
         (directory / name).chmod(0o600)
+    with contextlib.closing(sqlite3.connect(directory / "company.db")) as database:
+        database.execute("CREATE TABLE partners (domain TEXT PRIMARY KEY)")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
