@@ -57,9 +57,15 @@ def fitted(
     first, *others = table(head[:-1], [list(map(_cut, row[:-1], widths)) for row in cells])
     lines = [[first]]
     for line, row in zip(others, cells, strict=True):
-        below = textwrap.wrap(row[-1], max(width - 4, 1)) if row[-1] != "-" else []
-        lines.append([line, *(f"    {part}" for part in below)])
+        lines.append([line, *_below(row[-1], width)])
     return lines
+
+
+@lru_cache(1000)  # many recipients wait for one reason
+def _below(cell: str, width: int) -> list[str]:
+    """Return the lines for a cell below its row; none for a dash."""
+    parts = textwrap.wrap(cell, max(width - 4, 1)) if cell != "-" else []
+    return [f"    {part}" for part in parts]
 
 
 def _shrunk(
