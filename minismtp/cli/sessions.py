@@ -13,7 +13,7 @@ from minismtp.server.open_sessions import Survey, doing, survey
 from minismtp.values.units import span
 
 HEAD: Final = ("ID", "PEER", "LISTENER", "STATE", "AGE", "LOGIN", "TLS", "MESSAGE", "NOW")
-ELASTIC: Final = ("ID", "PEER", "LISTENER", "LOGIN", "MESSAGE")  # columns that may be cut
+ELASTIC: Final = ("PEER", "LISTENER", "LOGIN", "MESSAGE")  # columns that may be cut
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def listed(found: Survey, width: int | None = None) -> list[str]:
 
     `width` is that of the terminal.
     """
-    head, *rows = fitted(HEAD, map(row, found.sessions), width, ELASTIC)
+    head, *rows = fitted(HEAD, rows_of(found, width), width, ELASTIC)
     lines = head
     for own, session in zip(rows, found.sessions, strict=True):
         place = [f"    in the plugin: {session['place']}"] if session.get("place") else []
@@ -50,8 +50,16 @@ def listed(found: Survey, width: int | None = None) -> list[str]:
     return lines
 
 
-def row(session: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of one session, in the order of `HEAD`."""
+def rows_of(found: Survey, width: int | None) -> list[tuple[str, ...]]:
+    """Return the cells of each session, in the order of `HEAD`.
+
+    On a terminal of that width, a message is named without the session before it.
+    """
+    return [_row(session, brief=width is not None) for session in found.sessions]
+
+
+def _row(session: dict[str, Any], *, brief: bool) -> tuple[str, ...]:
+    message = session["message"] or ""
     return (
         session["id"],
         session["peer"],
@@ -60,6 +68,6 @@ def row(session: dict[str, Any]) -> tuple[str, ...]:
         span(session["age"]),
         session.get("login") or "-",
         session.get("tls") or "-",
-        session["message"] or "-",
+        (message.removeprefix(session["id"]) if brief else message) or "-",
         doing(session),
     )

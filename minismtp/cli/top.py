@@ -25,7 +25,7 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
-from minismtp.cli.sessions import ELASTIC, HEAD, row
+from minismtp.cli.sessions import ELASTIC, HEAD, rows_of
 from minismtp.cli.text import fitted, wrapped
 from minismtp.config import Config
 from minismtp.server.figures import HOOK_ORDERS, HookOrder, Overview, overview
@@ -135,7 +135,7 @@ def _screen(
     queue = "  ".join(f"{state} {count:.0f}" for state, count in now.queue.items())
     up = f"up {span(time.time() - now.begun)}  " if now.begun else ""
     sessions = f"sessions {now.active:.0f} of {now.limit:.0f}"
-    at, rows = time.strftime("%H:%M:%S"), map(row, found.sessions)
+    at, rows = time.strftime("%H:%M:%S"), rows_of(found, view.width)
     lines = [
         f"{at}  {config.hostname}  {up}workers {now.workers:.0f}  {sessions}",
         *(f"! {each.text}" for each in troubles(now, {}, now=time.time())),
@@ -151,7 +151,7 @@ def _screen(
         "",
         *chain(*fitted(_HEAD, _hooks(change, view.order), width, (_HEAD[0],))),
         "",
-        *chain(*fitted(("SESSION", *HEAD[1:]), rows, width, ("SESSION", *ELASTIC))),
+        *chain(*fitted(("SESSION", *HEAD[1:]), rows, width, ELASTIC)),
     ]
 
 

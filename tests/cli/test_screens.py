@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from minismtp.cli.common import say
 from minismtp.cli.main import main
+from minismtp.cli.sessions import listed
 from minismtp.cli.text import fitted, table, wrapped
+from minismtp.server.open_sessions import Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,3 +153,25 @@ def test_plugins_shows_only_those_that_are_named(
     assert heads == ["greylist", "spf"]
     assert main(["plugins", "greylist", "nosuch", "--config", config]) == 1
     assert capsys.readouterr().err == "minismtp: no plugin is called nosuch\n"
+
+
+def test_sessions_keep_their_identifiers_on_a_narrow_terminal() -> None:
+    session = {
+        "id": "8a1f0c5d7e21",
+        "peer": "2001:db8:1234:5678:9abc:def0:1234:5678",
+        "listener": "submissions",
+        "state": "delivering",
+        "age": 7300.0,
+        "login": "a.very.long.name@example.org",
+        "tls": "TLSv1.3",
+        "message": "8a1f0c5d7e21.12",
+        "plugin": "rspamd",
+        "hook": "on_message",
+        "seconds": 3.21,
+    }
+    head, line, now = listed(Survey([session], []), WIDTH)
+    assert max(map(len, (head, line))) <= WIDTH
+    assert line.startswith("8a1f0c5d7e21  ")
+    assert line.endswith("  .12")
+    assert now == "    rspamd.on_message 3.2s"
+    assert "8a1f0c5d7e21.12" in listed(Survey([session], []))[1]
