@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 import tty
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,8 +43,12 @@ _REFUSALS: Final = 5
 
 @dataclass(slots=True)
 class _View:
-    """What the user chose by keys, and the width of the terminal, None for none."""
+    """The address of the metrics, what the user chose by keys, and the width of the terminal.
 
+    Without a terminal there is no width.
+    """
+
+    url: str
     order: HookOrder = "sum"
     paused: bool = False
     width: int | None = None
@@ -63,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.url and config.metrics.address is None:
         raise CommandError("there is no [metrics] address in the configuration")
     url = arguments.url or f"http://{config.metrics.address}"
-    view, before, begun = _View(), _look(url), time.monotonic()
+    view, before, begun = _View(url), _look(url), time.monotonic()
     if arguments.once:
         time.sleep(arguments.interval)
         say(*_screen(config, _look(url), before, time.monotonic() - begun, view))
@@ -127,6 +132,18 @@ def _look(url: str) -> Overview:
         return overview(text_string_to_metric_families(answer.read().decode()))
 
 
+def _sentences(url: str) -> dict[str, str]:
+    """Return what /readyz says of each problem."""
+    try:
+        with urllib.request.urlopen(f"{url}/readyz?strict", timeout=_PATIENCE) as answer:  # noqa: S310
+            text = answer.read().decode()
+    except urllib.error.HTTPError as error:  # not ready
+        with error:
+            text = error.read().decode()
+    lines = (line.partition(": ") for line in text.splitlines()[1:])
+    return {problem: sentence for problem, _, sentence in lines}
+
+
 def _screen(
     config: Config, now: Overview, before: Overview, seconds: float, view: _View
 ) -> list[str]:
@@ -134,11 +151,13 @@ def _screen(
     change, width = now.since(before), view.width
     queue = "  ".join(f"{state} {count:.0f}" for state, count in now.queue.items())
     up = f"up {span(time.time() - now.begun)}  " if now.begun else ""
+    said = _sentences(view.url) if now.problems else {}
+    wrong = troubles(now, {}, now=time.time(), sentences=said)
     sessions = f"sessions {now.active:.0f} of {now.limit:.0f}"
     at, rows = time.strftime("%H:%M:%S"), rows_of(found, view.width)
     lines = [
         f"{at}  {config.hostname}  {up}workers {now.workers:.0f}  {sessions}",
-        *(f"! {each.text}" for each in troubles(now, {}, now=time.time())),
+        *(f"! {each.text}" for each in wrong),
         "  ".join(f"{name} {count / seconds:.1f}/s" for name, count in change.flows.items()),
         f"queue: {queue}  oldest {span(now.oldest)}",
         *_refusals(change, seconds),

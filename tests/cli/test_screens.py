@@ -24,7 +24,7 @@ from minismtp.server.open_sessions import Survey
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Configure, Launch
+    from conftest import Configure, Launch, Start
 
 WIDTH = 80
 HEAD = ("ID", "AGE", "PEER", "LOGIN", "NOW")
@@ -175,3 +175,14 @@ def test_sessions_keep_their_identifiers_on_a_narrow_terminal() -> None:
     assert line.endswith("  .12")
     assert now == "    rspamd.on_message 3.2s"
     assert "8a1f0c5d7e21.12" in listed(Survey([session], []))[1]
+
+
+def test_top_says_what_is_wrong(
+    configure: Configure, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start(configure('[outbound]\nfree_space = "900000GiB"\n'))
+    address = server.wait_for_log(r" serving metrics address=(\S+)")[1]
+    options = ["--once", "--interval", "0", "--url", f"http://{address}"]
+    server.wait_until(lambda: server.metric("problem", problem="disk") == 1)
+    assert main(["top", *options, "--config", str(server.config)]) == 0
+    assert "\n! disk: less than free_space is free\n" in capsys.readouterr().out
