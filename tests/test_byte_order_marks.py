@@ -26,7 +26,7 @@ from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.password_file import PasswordFile
 from minismtp_plugins.webhook import Webhook
 
-from minismtp import Address, Credentials, Delivery, Envelope, Local, Recipient, read_file
+from minismtp import Address, Credentials, Envelope, Local, Recipient, read_file
 from minismtp.cli.main import main
 from minismtp.cli.replay import changed
 from minismtp.cli.stored_mail import envelope_of
@@ -92,9 +92,8 @@ def smarthost_password(path: Path) -> object:
     text = '[outbound]\nsmarthost = "192.0.2.1:587"\nusername = "u"\ntls = "verified"\n'
     text += f'password_file = "{path}"\n'
     config = Config.parse(text + LISTENER, path)
-    recipients = (Address("a", "example.net"),)
     context = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
-    return context.destination(Delivery(ENVELOPE, recipients, "example.net")).password
+    return context.destination("example.net").password
 
 
 def route_password(path: Path) -> object:
@@ -103,9 +102,8 @@ def route_password(path: Path) -> object:
         f'tls = "verified"\npassword_file = "{path}"\n'
     )
     config = Config.parse(text + LISTENER, path)
-    recipients = (Address("a", "example.net"),)
     context = DeliveryContext.of(config, PluginSet.load(config), Log(level="error"))
-    return context.destination(Delivery(ENVELOPE, recipients, "example.net")).password
+    return context.destination("example.net").password
 
 
 def routed(options: dict[str, Path], local: str) -> object:

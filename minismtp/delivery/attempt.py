@@ -101,15 +101,12 @@ class DeliveryContext:
             return domain
         return f"{'' if route.domain == '*' else f'{route.domain} '}via {route.host}"
 
-    def destination(self, delivery: Delivery) -> Destination:
-        """Return the next hop, whose host is empty if MX records decide.
+    def destination(self, domain: str) -> Destination:
+        """Return the configured next hop for a domain (A-labels); without a host, MX decides.
 
-        Raise the Verdict of a plugin, and OSError if a password file cannot be read.
+        Raise OSError if a password file cannot be read.
         """
-        chosen = self.hooks.destination(delivery)
-        if chosen is not None:
-            return chosen
-        route = self._route(delivery.domain)
+        route = self._route(domain)
         password = ""
         if route.password_file is not None:
             password = read_file(route.password_file).decode().split("\n", 1)[0].rstrip("\r")
@@ -172,19 +169,15 @@ class Attempt:
         if sender and request.entry.sender:
             first_sender = Address.parse(request.entry.sender)
             request = structs.replace(request, entry=structs.replace(request.entry, sender=sender))
-        envelope = request.entry.envelope()
-        addresses = tuple(Address.parse(target.address) for target in request.targets)
-        domain = addresses[0].ascii_domain
-        delivery = Delivery(envelope, addresses, domain, request.attempts, first_sender)
-        message, on_send = request.message.copy(), self._context.hooks.on_send
-
-        def edit(entry: QueueEntry, converted: Message) -> None:
-            on_send(replace(delivery, envelope=entry.envelope()), converted)
-
-        original = Original(request.message, edit, self._context.spool)
+        context, hooks = self._context, self._context.hooks
         try:
-            destination = self._context.destination(delivery)
-            on_send(delivery, message)
+            if hooks.sends or hooks.directs:
+                request, destination = self._as_plugins_want(request, first_sender)
+            else:
+                domain = to_ascii(request.targets[0].address.rpartition("@")[2])
+                destination = context.destination(domain)
+                original = Original(request.message, directory=context.spool)
+                request = structs.replace(request, original=original)
         except Verdict as verdict:
             return _all(request, str(verdict.reply))
         except OSError as error:
@@ -193,7 +186,27 @@ class Attempt:
             return _all(request, "451 4.3.5 the login for the next host cannot be read now")
         if request.entry.require_tls:
             destination = replace(destination, tls="verified")
-        return self._send(structs.replace(request, message=message, original=original), destination)
+        return self._send(request, destination)
+
+    def _as_plugins_want(
+        self, request: DeliveryRequest, first_sender: Address | None
+    ) -> tuple[DeliveryRequest, Destination]:
+        """Return a request that plugins edited, and its next hop. Raise Verdict and OSError."""
+        context, on_send = self._context, self._context.hooks.on_send
+        envelope = request.entry.envelope()
+        addresses = tuple(Address.parse(target.address) for target in request.targets)
+        domain = addresses[0].ascii_domain
+        delivery = Delivery(envelope, addresses, domain, request.attempts, first_sender)
+        chosen = context.hooks.destination(delivery)
+        destination = context.destination(domain) if chosen is None else chosen
+        message = request.message.copy()
+        on_send(delivery, message)
+
+        def edit(entry: QueueEntry, converted: Message) -> None:
+            on_send(replace(delivery, envelope=entry.envelope()), converted)
+
+        original = Original(request.message, edit, context.spool)
+        return structs.replace(request, message=message, original=original), destination
 
     def _store(self, request: DeliveryRequest, target: QueuedRecipient) -> RecipientResult:
         """Store a copy through the plugins of the listener that received the message."""

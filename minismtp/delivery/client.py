@@ -257,11 +257,10 @@ class HostConnection:
     ) -> list[RecipientResult]:
         chunked = chunked or entry.body == "BINARYMIME"
         extensions = self._extensions
-        obstacle = extensions.obstacle(entry, message)
-        obstacles = [obstacle or extensions.obstacle_to(target.address) for target in targets]
-        failed = {
-            n: RecipientResult("failed", str(each)) for n, each in enumerate(obstacles) if each
-        }
+        obstacle, failed = extensions.obstacle(entry, message), dict[int, RecipientResult]()
+        for number, target in enumerate(targets):
+            if found := obstacle or extensions.obstacle_to(target.address):
+                failed[number] = RecipientResult("failed", str(found))
         results: dict[int, RecipientResult] = {}
         left = [number for number in range(len(targets)) if number not in failed]
         most = min(extensions.recipients or _RECIPIENTS, _RECIPIENTS)

@@ -95,8 +95,9 @@ class RequestProgress:
             if number not in self._results or not result.try_next_host:
                 self._results[number] = replace(result, host=name, tls=tls)
         self.visited.append(connection.host)
-        put_off = Counter(result.reply for result in results if result.try_next_host)
-        self._said += [HostRefusal(name, reply, count) for reply, count in put_off.items()]
+        if put_off := [result.reply for result in results if result.try_next_host]:
+            counts = Counter(put_off)
+            self._said += [HostRefusal(name, reply, count) for reply, count in counts.items()]
 
     def add_failure(self, error: UnreachableError, host: str = "") -> None:
         """Record that a host cannot be reached, or that the lookup of hosts failed.

@@ -62,10 +62,11 @@ class Hooks:
         self.command = bind(specs.command)
         self.on_disconnect = bind(specs.on_disconnect)
         self.observe = bind(specs.observe)
-        #: Whether any plugin routes recipients, stores mail, chooses next hops, waits for the end
-        #: of sessions, or observes here.
+        #: Whether any plugin routes recipients, stores mail, edits what is sent, chooses next hops,
+        #: waits for the end of sessions, or observes here.
         self.routes = self.route is not _no_opinion
         self.delivers = self.deliver is not _no_opinion
+        self.sends = self.on_send is not _no_opinion
         self.directs = self.destination is not _no_opinion
         self.disconnects = self.on_disconnect is not _no_opinion
         self.observed = self.observe is not _no_opinion

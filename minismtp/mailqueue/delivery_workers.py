@@ -121,8 +121,8 @@ class DeliveryPool:
             return JobResult()
         entry, message = opened
         begun = time.monotonic()
-        targets = tuple(entry.targets[each.number] for each in queued)
-        attempts = max(each.attempts for each in queued)
+        targets = [entry.targets[each.number] for each in queued]
+        attempts = max([each.attempts for each in queued])
         done = attempt.deliver(DeliveryRequest(entry, message, targets, attempts))
         now = steady_time()
         statuses = self._statuses(queued, done.results, now, self._index.left(entry.id))

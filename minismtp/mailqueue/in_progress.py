@@ -27,9 +27,9 @@ class InProgress:
         self._tried = ""  # the suspect that is worked on
         self._lock = threading.Lock()
 
-    def is_poison(self, key: str) -> bool:
-        """Return whether two runners died on work."""
-        return self._notes.is_fatal(hash(key))
+    def poison(self, *keys: str) -> list[str]:
+        """Return those of the keys on whose work two runners died."""
+        return [key for key in keys if self._notes.is_fatal(hash(key))]
 
     def begin(self, key: str) -> int | None:
         """Note work; return its place for `end`, or None while another suspect is tried."""

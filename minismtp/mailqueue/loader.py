@@ -14,7 +14,7 @@ from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mailqueue.database import Arrival, DatabaseWriter, QueueDatabase
 from minismtp.mailqueue.handover import Handover
-from minismtp.mailqueue.in_progress import InProgress, work_key
+from minismtp.mailqueue.in_progress import InProgress
 from minismtp.mailqueue.index import QueueIndex
 from minismtp.mailqueue.manager import QueueManager
 from minismtp.mailqueue.recipient import OPEN, TRIED, RecipientStatus
@@ -82,7 +82,7 @@ class Loader:
             if name in self._index:
                 continue
             key = f"{_READING}{name}"
-            if self._in_progress.is_poison(key):
+            if self._in_progress.poison(key):
                 self._manager.set_aside(name, DamagedError("two runners died while they read it"))
                 self._in_progress.forget(key)
                 continue
@@ -172,8 +172,7 @@ class Loader:
     def _unless_fatal(self, status: RecipientStatus) -> RecipientStatus:
         """Return a status; if two runners died on its job, one that waits for the operator."""
         message, destination = status.message, status.destination
-        keys = work_key(message), work_key(message, destination)
-        poison = [*filter(self._in_progress.is_poison, keys)]
+        poison = self._in_progress.poison(f"{message} ", f"{message} {destination}")
         if not poison:
             return status
         self._held += poison

@@ -37,7 +37,7 @@ class Suspects:
 
     def __init__(self) -> None:
         self._notes = mmap.mmap(-1, SLOTS * _SLOT)  # unused pages take no memory
-        self._rows = mmap.mmap(-1, _TABLE + _ROWS * _ROW.size)
+        self.rows = mmap.mmap(-1, _TABLE + _ROWS * _ROW.size)
         self._next_row = 0
 
     def of(self, slot: int) -> Notes:
@@ -47,14 +47,14 @@ class Suspects:
     def deaths(self, fingerprint: int) -> int:
         """Return how many processes died during a message since it last succeeded."""
         row = self._find(fingerprint)
-        deaths: int = 0 if row < 0 else _ROW.unpack_from(self._rows, row)[1]
+        deaths: int = 0 if row < 0 else _ROW.unpack_from(self.rows, row)[1]
         return deaths
 
     def clear(self, fingerprint: int) -> None:
         """Forget the deaths of a message that succeeded."""
         row = self._find(fingerprint)
         if row >= 0:
-            _ROW.pack_into(self._rows, row, 0, 0)
+            _ROW.pack_into(self.rows, row, 0, 0)
 
     def blame(self, slot: int, threads: Collection[int] | None = None) -> list[tuple[str, int]]:
         """Count the death of a process for the messages that it was handling.
@@ -83,27 +83,25 @@ class Suspects:
 
     def clear_all(self) -> None:
         """Forget all deaths, because the plugins changed."""
-        self._rows[:] = bytes(len(self._rows))
+        self.rows[:] = bytes(len(self.rows))
 
     def _count(self, fingerprint: int) -> int:
         deaths, row = self.deaths(fingerprint) + 1, self._find(fingerprint)
         if row < 0:
             row = _TABLE + self._next_row * _ROW.size
             self._next_row = (self._next_row + 1) % _ROWS
-        _ROW.pack_into(self._rows, row, fingerprint, deaths)
-        self._rows[0] = 1
+        _ROW.pack_into(self.rows, row, fingerprint, deaths)
+        self.rows[0] = 1
         return deaths
 
     def _find(self, fingerprint: int) -> int:
         """Return the place of the row of a message, -1 if it has none."""
-        if not self._rows[0]:  # almost always
-            return -1
         mark = _MARK.pack(fingerprint)
-        row = self._rows.find(mark, _TABLE)
+        row = self.rows.find(mark, _TABLE)
         while (
             row >= 0 and (row - _TABLE) % _ROW.size
         ):  # the octets of two adjacent fields matched by chance
-            row = self._rows.find(mark, row + 1)
+            row = self.rows.find(mark, row + 1)
         return row
 
 
@@ -112,16 +110,17 @@ class Notes:
 
     def __init__(self, suspects: Suspects, memory: mmap.mmap, begin: int) -> None:
         self._suspects = suspects
+        self._any = suspects.rows  # whose first octet tells whether there are suspects
         self._memory = memory
         self._free: list[int] = [*range(begin + _SLOT - _NOTE.size, begin - 1, -_NOTE.size)]
 
     def is_suspect(self, fingerprint: int) -> bool:
         """Return whether a process died during a message."""
-        return self._suspects.deaths(fingerprint) > 0
+        return bool(self._any[0]) and self._suspects.deaths(fingerprint) > 0
 
     def is_fatal(self, fingerprint: int) -> bool:
         """Return whether too many processes died during a message for another to try it."""
-        return self._suspects.deaths(fingerprint) >= FATAL
+        return bool(self._any[0]) and self._suspects.deaths(fingerprint) >= FATAL
 
     def begin(self, fingerprint: int, text: str) -> int:
         """Note a message and return the place of the note, which stays if the process dies."""
@@ -129,8 +128,8 @@ class Notes:
             place = self._free.pop()
         except IndexError:
             return -1
-        thread = threading.current_thread().native_id or 1
-        _NOTE.pack_into(self._memory, place, fingerprint, thread, text.encode("utf-8", "replace"))
+        octets = text.encode("utf-8", "replace")
+        _NOTE.pack_into(self._memory, place, fingerprint, threading.get_native_id(), octets)
         return place
 
     def end(self, place: int, fingerprint: int) -> None:
@@ -138,7 +137,8 @@ class Notes:
         if place >= 0:
             _MARK.pack_into(self._memory, place, 0)
             self._free.append(place)
-        self._suspects.clear(fingerprint)
+        if self._any[0]:  # almost never
+            self._suspects.clear(fingerprint)
 
 
 def fingerprint(envelope: Envelope, content: Content) -> int:

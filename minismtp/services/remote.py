@@ -34,6 +34,8 @@ _PAUSE: Final = 30.0  # seconds
 _PIECE: Final = 65536
 _LONGEST_WAIT: Final = 1.0  # seconds
 _TIMEVAL: Final = struct.Struct("@ll")  # struct timeval
+_TCP_INFO: Final = struct.Struct("=B127xQ")  # struct tcp_info: its state and bytes_received
+_ESTABLISHED: Final = 1
 _log: Final = logging.getLogger(__name__)
 
 
@@ -183,6 +185,7 @@ class Line:
         self._socket = sock
         self._buffer = b""
         self._wait = 0.0  # seconds that a call in clear waits at most
+        self._received = 0  # octets
         if not self.is_secure:
             sock.settimeout(None)
 
@@ -208,9 +211,12 @@ class Line:
         while True:
             try:
                 self._limit()
-                return self._socket.recv(size)
+                data = self._socket.recv(size)
             except OSError as error:
                 self._check(error)
+            else:
+                self._received += len(data)
+                return data
 
     def is_readable(self) -> bool:
         """Return whether `receive` would return at once: with octets, or at the end without."""
@@ -219,14 +225,28 @@ class Line:
                 if self.is_secure:  # which knows no flags
                     self._socket.settimeout(0)
                     self._buffer = self._socket.recv(_PIECE)
+                elif self._is_silent():
+                    return False
                 else:
                     self._buffer = self._socket.recv(_PIECE, socket.MSG_DONTWAIT)
+                    self._received += len(self._buffer)
             except ssl.SSLWantReadError:
                 return False
             except OSError as error:
                 self._check(error)
                 return False
         return True
+
+    def _is_silent(self) -> bool:
+        """Return whether TCP says that everything that came was received, and no end.
+
+        Unlike a call that receives, the question does not release the interpreter lock.
+        """
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            return _TCP_INFO.unpack(info) == (_ESTABLISHED, self._received)
+        except (OSError, struct.error):  # a unix socket, or an old kernel
+            return False
 
     def read(self, size: int) -> bytes:
         """Return exactly `size` octets."""

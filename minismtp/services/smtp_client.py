@@ -316,7 +316,7 @@ class SmtpClient:
         if self._speaks():
             reply = self._reply()  # raises for a 421 and for the end of the connection
             raise _failure(f"{self._line.name} speaks before it is asked: {reply}")
-        self._line.send("".join(f"{command}\r\n" for command in commands).encode())
+        self._line.send("\r\n".join((*commands, "")).encode())
 
     def _speaks(self) -> bool:
         return self._replies.pending or self._line.is_readable()

@@ -55,7 +55,7 @@ class Extensions:
         if limit and 0 < int(limit[0]) < message.size:
             return HostReply(552, (f"5.3.4 {self.host} takes no message of {message.size} octets",))
         obstacle = self.obstacle_to(entry.sender)
-        if obstacle is None and entry.smtputf8 and "SMTPUTF8" not in self:
+        if obstacle is None and entry.smtputf8 and "SMTPUTF8" not in self.keywords:
             in_ascii = b"".join(message.headers.raw_all()).isascii()
             obstacle = None if in_ascii else self._no_utf_8
         return obstacle
@@ -64,7 +64,7 @@ class Extensions:
         """Return why an address cannot be named to this host, None if it can."""
         if _CONTROL.search(address):
             return HostReply(553, ("5.1.3 address with control characters",))
-        in_ascii = "SMTPUTF8" in self or _ascii_domain(address).isascii()
+        in_ascii = "SMTPUTF8" in self.keywords or _ascii_domain(address).isascii()
         return None if in_ascii else self._no_utf_8
 
     @property
@@ -74,33 +74,33 @@ class Extensions:
     @property
     def takes_binary(self) -> bool:
         """Whether BINARYMIME content may come by BDAT (RFC 3030)."""
-        return "BINARYMIME" in self and "CHUNKING" in self
+        return "BINARYMIME" in self.keywords and "CHUNKING" in self.keywords
 
     def takes(self, entry: Sending, form: Form) -> bool:
         """Return whether a message may come as it is: by DATA, or by BDAT if it is BINARYMIME."""
         if entry.body == "BINARYMIME":
             return self.takes_binary
-        return not form.long and ("8BITMIME" in self or not form.wide)
+        return not form.long and ("8BITMIME" in self.keywords or not form.wide)
 
     def takes_unbroken(self, entry: Sending, form: Form) -> bool:
         """Return whether long lines may come by BDAT, where the host does not look for lines."""
-        fits = "8BITMIME" in self or not form.wide
-        return "CHUNKING" in self and fits and entry.body != "BINARYMIME"
+        fits = "8BITMIME" in self.keywords or not form.wide
+        return "CHUNKING" in self.keywords and fits and entry.body != "BINARYMIME"
 
     def mail(self, entry: Sending, message: Message, *, wide: bool = False) -> str:
         """Return the MAIL command for a message, which may be `wide`: have 8-bit octets."""
         parts = [f"MAIL FROM:<{_ascii_domain(entry.sender)}>"]
-        if "SIZE" in self:
+        if "SIZE" in self.keywords:
             parts.append(f"SIZE={message.size}")
         if entry.body == "BINARYMIME":
             parts.append("BODY=BINARYMIME")
-        elif "8BITMIME" in self and (entry.body == "8BITMIME" or wide):
+        elif "8BITMIME" in self.keywords and (entry.body == "8BITMIME" or wide):
             parts.append("BODY=8BITMIME")
-        if entry.smtputf8 and "SMTPUTF8" in self:
+        if entry.smtputf8 and "SMTPUTF8" in self.keywords:
             parts.append("SMTPUTF8")
         if entry.require_tls:
             parts.append("REQUIRETLS")
-        if "DSN" in self:
+        if "DSN" in self.keywords:
             parts += [f"RET={entry.dsn_return}"] if entry.dsn_return else []
             parts += [f"ENVID={encode_xtext(entry.dsn_id)}"] if entry.dsn_id else []
         return " ".join(parts)
@@ -108,14 +108,14 @@ class Extensions:
     def rcpt(self, address: str, notify: Collection[str] = (), original: str = "") -> str:
         """Return the RCPT command for a recipient, with its wishes (RFC 3461 section 4)."""
         parts = [f"RCPT TO:<{_ascii_domain(address)}>"]
-        if "DSN" in self:
+        if "DSN" in self.keywords:
             parts += [f"NOTIFY={','.join(sorted(notify))}"] if notify else []
             parts += [f"ORCPT={self._original(original)}"] if original else []
         return " ".join(parts)
 
     def _original(self, original: str) -> str:
         """Return the address as the client encoded it, in ASCII where it must be (RFC 6533 3)."""
-        if "SMTPUTF8" in self:
+        if "SMTPUTF8" in self.keywords:
             return original
         return _WIDE.sub(lambda match: f"\\x{{{ord(match[0]):02X}}}", original)
 

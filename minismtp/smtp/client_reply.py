@@ -50,7 +50,8 @@ class HostReply(Struct, frozen=True):
         return cls(code, tuple(_UNPRINTABLE.sub(" ", text.decode()).strip() for text in texts))
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (str(self.code), self.enhanced, self.text)))
+        enhanced = self.enhanced
+        return " ".join(filter(None, (str(self.code), enhanced, self._text(enhanced))))
 
     @property
     def enhanced(self) -> str:
@@ -61,10 +62,11 @@ class HostReply(Struct, frozen=True):
     @property
     def text(self) -> str:
         """The text without the enhanced code, which may stand in each line (RFC 2034 section 4)."""
-        enhanced = self.enhanced
-        return " ".join(line.removeprefix(enhanced).strip() for line in self.lines)[
-            :_TEXT_LIMIT
-        ].strip()
+        return self._text(self.enhanced)
+
+    def _text(self, enhanced: str) -> str:
+        lines = [line.removeprefix(enhanced).strip() for line in self.lines]
+        return " ".join(lines)[:_TEXT_LIMIT].strip()
 
     @property
     def accepts(self) -> bool:

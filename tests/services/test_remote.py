@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import select
 import socket
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import pytest
 from fakes import Clock, drip, serving
 
 from minismtp import Breaker, Reject, Remote, RemoteError, SocketAddress, WebService
+from minismtp.services.remote import Line
 
 if TYPE_CHECKING:
     from conftest import TlsFiles
@@ -51,6 +54,31 @@ def test_unix_socket_is_a_service_too(tmp_path: Path) -> None:
         with Remote(SocketAddress(path=path), timeout=LONG).connect() as line:
             listener.accept()[0].close()
             assert line.receive() == b""
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["TCP", "unix"])
+def test_line_says_whether_anything_came_without_waiting(
+    family: socket.AddressFamily, tmp_path: Path
+) -> None:
+    with socket.socket(family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "sock"))
+        listener.listen()
+        sock = socket.socket(family)
+        sock.connect(listener.getsockname())
+        line = Line(sock, inf, "service")
+        service, _ = listener.accept()
+        for piece in (b"one", b"x" * 100_000, b"three"):
+            assert not line.is_readable()
+            service.sendall(piece)
+            select.select([sock], [], [])
+            assert line.is_readable()
+            assert line.read(len(piece)) == piece
+        assert not line.is_readable()
+        service.close()
+        select.select([sock], [], [])
+        assert line.is_readable()
+        assert line.receive() == b""
+        line.close()
 
 
 def test_drip_ends_at_the_deadline() -> None:
