@@ -363,7 +363,7 @@ def test_what_a_server_has_stored_is_replayed_as_it_came(
         ("workers = 2\n", 78, "changed.toml: workers: expected [[plugins]] and plugin_path alone"),
         (table("wrods"), 78, "plugins[0].use: no plugin is called 'wrods'; did you mean 'words'?"),
         (table("words"), 78, "plugins[0].words: this key is required"),
-        (table("unready"), 1, "plugin 'unready': on_start: OSError: no database"),
+        (table("unready"), 1, "/unready.py:8): on_start: OSError: no database"),
     ],
 )
 def test_mistake_is_told_in_one_line(
