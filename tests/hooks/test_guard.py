@@ -37,6 +37,7 @@ from minismtp.hooks.loader import hook_names
 from minismtp.runtime.decision_log import DecisionLog, mentions
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import HookMetrics, Metrics
+from minismtp.services.shared_state import State
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict
 from minismtp.values.threads import Interrupted
@@ -670,3 +671,30 @@ def test_refused_message_leaves_no_file_open(error: Exception, tmp_path: Path) -
         assert files_open_below(tmp_path) == 0
     finally:
         gc.enable()
+
+
+@plugin
+class Counting:
+    """Counts its calls in the shared state."""
+
+    seen: int = 0
+
+    @hookimpl
+    def on_start(self, server: ServerInfo) -> None:
+        self._state = server.state
+
+    @hookimpl
+    def on_mail(self) -> None:
+        self.seen = self._state.add("calls", 1, timedelta(hours=1))
+
+
+def test_plugin_in_shadow_mode_stores_in_a_state_of_its_own_and_keeps_it() -> None:
+    state, trial, ordinary = State.in_memory(), Counting(), Counting()
+    table = PluginConfig(use="counting", name="trial", mode="shadow")
+    mail(Dialogue((table, trial), state=state))
+    mail(Dialogue((table, trial), state=state))
+    mail(Dialogue((PluginConfig(use="counting"), ordinary), state=state))
+    assert (trial.seen, ordinary.seen) == (2, 1)
+    mail(Dialogue((replace(table, mode="enforce"), trial), state=state))
+    assert trial.seen == 3
+    state.close()
