@@ -74,7 +74,7 @@ class Config:
     workers: Annotated[
         int,
         Meta(ge=0, le=64),
-        "processes that serve clients; 0 = two per core, at least four",
+        "processes that serve clients; 0 = one per core, at least two",
     ] = 0
     cpu_affinity: Annotated[
         bool,

@@ -13,7 +13,7 @@ from minismtp.config import Config
 from minismtp.config.types import SocketAddress
 from minismtp.server.sockets import ListenError, open_socket
 
-_FEWEST_WORKERS: Final = 4
+_FEWEST_WORKERS: Final = 2
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +95,8 @@ class Generation:
 
 
 def workers_of(config: Config) -> int:
-    """Return how many workers a configuration asks for; by default twice the cores, at least 4."""
-    return config.workers or max(_FEWEST_WORKERS, 2 * len(os.sched_getaffinity(0)))
+    """Return how many workers a configuration asks for; by default as many as cores, at least 2."""
+    return config.workers or max(_FEWEST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def close(sockets: Collection[socket.socket], *, keep: Collection[socket.socket]) -> None:

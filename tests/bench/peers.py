@@ -374,7 +374,7 @@ def bare_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
     """Run as many processes of bare_sink.py as minismtp has workers by default."""
     del tls
     port = free_port()
-    processes = max(4, 2 * (os.cpu_count() or 1))
+    processes = max(2, os.cpu_count() or 1)
     command = [sys.executable, str(HERE / "bare_sink.py"), str(port), str(processes)]
     with running(command, directory / "log") as process:
         wait_for(port, process)

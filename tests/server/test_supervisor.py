@@ -22,6 +22,7 @@ from ports import free_port
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
+from minismtp.server.generation import workers_of
 from minismtp.server.supervisor import SIGNALS, next_signal, pause
 
 if TYPE_CHECKING:
@@ -157,6 +158,16 @@ def serve(config: Path) -> subprocess.CompletedProcess[str]:
 
 
 # Workers
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "workers"), [(1, 0, 2), (2, 0, 2), (8, 0, 8), (8, 3, 3)]
+)
+def test_there_are_as_many_workers_as_cores_unless_the_operator_says_how_many(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, cores: int, asked: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(cores)})
+    assert workers_of(Config.load(configure(workers=asked))) == workers
 
 
 def test_workers_begin_together(configure: Configure, start: Start) -> None:
