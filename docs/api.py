@@ -54,6 +54,7 @@ CLASSES: Final[dict[str, tuple[type, ...]]] = {
     "Destination": (minismtp.Destination,),
     "Credentials": (Credentials,),
     "ServerInfo": (minismtp.ServerInfo,),
+    "PluginCheck": (minismtp.PluginCheck,),
     "Events": event_types.Event.__args__,
 }
 #: What the server itself calls.
@@ -190,7 +191,7 @@ def _steps() -> Iterator[tuple[str, list[str]]]:
     seen: list[str] = recorder.seen
     dialogue = Dialogue(recorder, kind="submission", tls=True)
     begin = seen.index("observe SessionOpened")
-    yield "the process starts", seen[:begin]
+    yield "the process starts", [*seen[:begin], "on_check"]
     yield "connects", seen[begin:]
     secret = base64.b64encode(b"\0alice\0secret").decode()
     first = base64.b64encode(b"n,,n=alice,r=nonce").decode()

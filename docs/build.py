@@ -33,7 +33,7 @@ _DEFAULTS: Final = {
 _CONFIGURATION: Final = """\
 One TOML file: `--config FILE`, else `$MINISMTP_CONFIG`, else `/etc/minismtp/minismtp.toml`, else a
 harmless default for trying it out (127.0.0.1:2525, local mail only, two workers). `minismtp check`
-tells what is wrong with a file, with the path of the key and what was expected; `minismtp schema`
+tells what is wrong with a file, with the line, what was expected and what to do; `minismtp schema`
 prints a JSON Schema of it, so that editors complete and check it. An unknown key is an error."""
 _MADE: Final = "`make docs` makes this page from the code."
 _EXAMPLES: Final = """\

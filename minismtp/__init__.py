@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.config.types import Rate as Rate
     from minismtp.config.types import SocketAddress as SocketAddress
     from minismtp.hooks.loader import plugin as plugin
+    from minismtp.hooks.plugin_check import PluginCheck as PluginCheck
     from minismtp.hooks.specs import ServerInfo as ServerInfo
     from minismtp.hooks.specs import hookimpl as hookimpl
     from minismtp.mail.content import Content as Content
@@ -101,6 +102,7 @@ __version__ = "0.1.0"
 _MODULES: Final = {
     "config.types": "ByteSize Rate SocketAddress",
     "hooks.loader": "plugin",
+    "hooks.plugin_check": "PluginCheck",
     "hooks.specs": "ServerInfo hookimpl",
     "mail.content": "Content ContentWriter",
     "mail.envelope": "Delivery Destination Envelope Local Recipient Relay Several",

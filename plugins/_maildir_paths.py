@@ -35,7 +35,8 @@ _STALE = 36 * 3600.0  # seconds after which tmp/ may be cleared, by the Maildir 
 class Template:
     """A path with the placeholders {domain} and {local}. Raise ValueError for another one.
 
-    `own_levels` is the number of directories at the end of a path that depend on the mailbox.
+    `own_levels` is the number of directories at the end of a path that depend on the mailbox, and
+    `fixed` the directory above them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,6 +46,7 @@ class Template:
             raise ValueError(f"path: {self._text!r}: expected / or @ between the placeholders")
         varying = [number for number, part in enumerate(path.parts) if "{" in part]
         self.own_levels = len(path.parts) - varying[0] if varying else 1
+        self.fixed = Path(*path.parts[: varying[0]]) if varying else path
 
     def fill(self, mailbox: Address) -> str:
         """Return the path for a mailbox."""

@@ -7,6 +7,7 @@ from minismtp import (
     AuthResult,
     Envelope,
     Message,
+    PluginCheck,
     Reject,
     ServerInfo,
     Session,
@@ -45,6 +46,12 @@ class AuthenticationResults:
     def on_start(self, server: ServerInfo) -> None:
         """Take the server's name as the default."""
         self._id = self._id or Address("", server.hostname).ascii_domain
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Warn if checks of the sender come later."""
+        checks = ("arc", "dkim_verify", "dmarc", "reverse_dns", "spf")
+        check.comes_after(*checks, lest="writes the results of the checks above it only")
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

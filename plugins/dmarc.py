@@ -21,6 +21,7 @@ from minismtp import (
     Envelope,
     Headers,
     Message,
+    PluginCheck,
     Reject,
     ServerInfo,
     Session,
@@ -105,6 +106,12 @@ class Dmarc(ClientCheck, DnsCheck):
         """Read the public suffix list."""
         super().on_start(server)
         _public_suffixes()
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Warn if the chains of trusted sealers are read later."""
+        if self.trusted_sealers:
+            check.comes_after("arc", lest="uses what arc finds out about trusted sealers")
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

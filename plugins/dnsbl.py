@@ -1,8 +1,8 @@
 """Look up clients in lists in the DNS (DNSBL, RFC 5782)."""
 
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network
@@ -12,9 +12,9 @@ from minismtp import (
     Address,
     Breaker,
     Envelope,
+    PluginCheck,
     Reject,
     RemoteError,
-    ServerInfo,
     Session,
     StashKey,
     UnansweredError,
@@ -29,7 +29,7 @@ _CODE = re.compile(r"127(?:\.[0-9]{1,3}(?:-[0-9]{1,3})?){3}")
 _CODES = IPv4Network("127.0.0.0/8")
 _ERRORS = IPv4Network("127.255.255.0/24")
 _TEST_POINTS = {"address": ("2.0.0.127", "1.0.0.127"), "domain": ("test", "invalid")}
-_log: Final = logging.getLogger(__name__)
+_AT_ONCE: Final = 16  # lists that `check` tries
 _LONGEST_REASON = 200  # characters
 _SHARE = 0.5  # of the remaining time for one question, so a slow list leaves time for the others
 
@@ -135,13 +135,15 @@ class Dnsbl(ClientCheck, DnsCheck):
         self._breakers = {each.zone: Breaker(each.zone) for each in self.lists}
 
     @hookimpl
-    def on_start(self, server: ServerInfo) -> None:
-        """Take the resolver; for the command `check`, try the lists."""
-        super().on_start(server)
-        if server.role == "check":
-            for each in self.lists:
-                if problem := self._problem(each):
-                    _log.warning("lists: %s %s", each.zone, problem)
+    def on_check(self, check: PluginCheck) -> None:
+        """For the command `check`, try the lists, all at once."""
+        if check.role != "check":
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            problems = list(pool.map(self._problem, self.lists))
+        for number, (each, problem) in enumerate(zip(self.lists, problems, strict=True)):
+            if problem:
+                check.warn(f"lists[{number}]: {each.zone} {problem}")
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:

@@ -10,6 +10,7 @@ from minismtp import (
     EmptyFileError,
     Envelope,
     Local,
+    PluginCheck,
     Recipient,
     Reject,
     Relay,
@@ -71,6 +72,14 @@ class Mailboxes:
             form = Address("", domain).ascii_domain
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
                 raise ValueError(f"domains: {domain!r} is not a domain")
+        for option in ("users", "catch_all", "postmaster"):
+            value = getattr(self, option)
+            for name in [value] if isinstance(value, str) else value:
+                if "@" in name and name[0] != '"':
+                    raise ValueError(
+                        f"{option}: {name!r} is an address; expected the local part alone,"
+                        f" {name.partition('@')[0]!r}, as `domains` has the domains"
+                    )
         if not self.postmaster:
             raise ValueError("postmaster: expected the local part of a mailbox")
         if self.srs_domain and self.srs_secret_file is None:
@@ -97,6 +106,21 @@ class Mailboxes:
         self._state = server.state
         if self.srs_secret_file is not None and server.role == "check":
             warn_of_readers("srs_secret_file", self.srs_secret_file)
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Tell the domains and users, and warn of a mailbox for all that no user has."""
+        check.facts.domains.update(dict.fromkeys(self.domains))
+        directory = self._directory.get()
+        listed = lines_of(self.users_file) if self.users_file else []
+        check.facts.users.update(dict.fromkeys([*self.users, *(line for _, line in listed)]))
+        check.facts.any_user = check.facts.any_user or directory.users is None
+        known = {*(directory.users or ()), *directory.aliases}
+        if self.catch_all and known and local_part(self.catch_all) not in known:
+            check.warn(
+                f"catch_all: {self.catch_all!r} is neither a user nor an alias, so it gets a"
+                " mailbox of its own; expected one of them"
+            )
 
     @hookimpl
     def route(
@@ -150,6 +174,10 @@ class Mailboxes:
         users = None
         if self.users or self.users_file or self.catch_all:
             listed = lines_of(self.users_file) if self.users_file else []
+            for number, line in listed:
+                if "@" in line and line[0] != '"':
+                    text = f"{line!r} is an address; expected the local part alone"
+                    raise ValueError(f"users_file: {self.users_file}:{number}: {text}")
             users = {local_part(name) for name in (*self.users, *(line for _, line in listed))}
         catch_all, postmaster = local_part(self.catch_all), local_part(self.postmaster)
         directory = Directory(self._domains, users, self.separator, catch_all, postmaster)

@@ -45,6 +45,7 @@ from minismtp import (
     Envelope,
     GroupSync,
     Message,
+    PluginCheck,
     ServerInfo,
     hookimpl,
     make_directory,
@@ -58,6 +59,7 @@ from ._quota import Quota
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_HOST = 100
+_MOST_TRIED = 100  # users whose Maildirs are looked at when the server starts
 _QUARANTINE = "Quarantine"
 _BLANKS = dict.fromkeys([*range(32), 127], " ")  # in the place of control characters
 # A reader's change may get a time slightly before now, because the kernel stamps by clock ticks.
@@ -106,6 +108,26 @@ class Maildir:
         if server.slot == 0 and server.role == "worker":
             folders = dict.fromkeys([_QUARANTINE, *(each.folder for each in self.folders)])
             start_thread("maildir", lambda: rescue(self._template.temporaries(folders)))
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Report a place that cannot be written, or that all users share."""
+        if "{local}" not in str(self.path) and len(check.facts.users) != 1:
+            check.warn(
+                f"path: {self.path} has no {{local}}, so all users share one Maildir; expected"
+                f' such as "{self.path}/{{domain}}/{{local}}"'
+            )
+        problem = check.cannot_write(self._template.fixed)
+        if not problem:
+            return
+        # Somebody else may have made the Maildirs, as in /home.
+        domains = list(check.facts.domains)[:1] or [""]
+        users = [Address(user, domains[0]) for user in list(check.facts.users)[:_MOST_TRIED]]
+        problems = [check.cannot_write(Path(self._template.fill(user))) for user in users]
+        if all(problems):
+            check.error(f"path: {problem}")
+        for found in [each for each in problems if each][:3] if not all(problems) else []:
+            check.warn(f"path: {found}")
 
     @hookimpl
     def deliver(self, envelope: Envelope, message: Message, mailbox: Address) -> bool:

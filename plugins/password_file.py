@@ -1,6 +1,5 @@
 """Check the passwords of users against a file of hashes."""
 
-import logging
 import zlib
 from dataclasses import field, replace
 from datetime import timedelta
@@ -11,6 +10,7 @@ from minismtp import (
     Credentials,
     Defer,
     EmptyFileError,
+    PluginCheck,
     ServerInfo,
     StoredKey,
     WatchedFiles,
@@ -23,8 +23,6 @@ from minismtp import (
 )
 
 from ._login import PasswordCheck
-
-_log = logging.getLogger(__name__)
 
 
 @plugin
@@ -66,13 +64,26 @@ class PasswordFile:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn about a file that others can read, or that has no users."""
-        if not self._users.get().hashes:
-            _log.warning("path: %s has no users", self.path)
-        if self.ignore_case and (alike := self._users.get().alike):
-            _log.warning("path: %s has names that are alike: %s", self.path, ", ".join(alike))
+        """Warn about a file that others can read."""
         if server.role == "check":
             warn_of_readers("path", self.path)
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Tell the users, and warn about a file without any, or with names that are alike."""
+        users = self._users.get()
+        check.facts.logins.update(dict.fromkeys(users.hashes))
+        if not users.hashes and not self._users.problem:
+            check.warn(
+                f"path: {self.path} has no users, so no user can log in;"
+                f" `minismtp passwd {self.path} NAME` adds one"
+            )
+        if self.ignore_case and users.alike:
+            names = ", ".join(users.alike)
+            check.warn(
+                f"path: {self.path} has names that are alike: {names}; such users have to type"
+                " them exactly so"
+            )
 
     @hookimpl
     def authenticate(self, credentials: Credentials) -> str | None:
@@ -123,7 +134,8 @@ class PasswordFile:
         text = read_file(self.path).decode("utf-8", "replace")
         if not text.strip("\0 \t\r\n"):
             raise EmptyFileError(
-                f"path: {self.path} is empty; write a comment into it if that is on purpose"
+                f"path: {self.path} is empty, so no user can log in; `minismtp passwd` adds one,"
+                " and a comment in it says that this is on purpose"
             )
         for number, line in enumerate(map(str.strip, text.splitlines()), 1):
             if not line or line.startswith("#"):

@@ -10,6 +10,7 @@ from minismtp import (
     Defer,
     Envelope,
     Message,
+    PluginCheck,
     QuarantineStore,
     ServerInfo,
     StashKey,
@@ -46,6 +47,15 @@ class Quarantine:
         self._store = QuarantineStore(self.path or server.state_directory / "quarantine")
         if self.expire and server.role == "worker" and server.slot == 0:
             start_thread("quarantine", self._sweep)
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Report a place that cannot be written, and plugins that store the mail before."""
+        if self.path is not None and (problem := check.cannot_write(self.path)):
+            check.error(f"path: {problem}")
+        if early := check.above_with("deliver"):
+            names = ", ".join(early)
+            check.warn(f"{names} stores quarantined mail first: put this table above {early[0]}")
 
     @hookimpl
     def on_stop(self) -> None:

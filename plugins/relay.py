@@ -4,7 +4,17 @@ from dataclasses import field
 from functools import lru_cache, partial
 from ipaddress import IPv4Network, IPv6Network
 
-from minismtp import Address, Envelope, Recipient, Relay, Session, hookimpl, in_networks, plugin
+from minismtp import (
+    Address,
+    Envelope,
+    PluginCheck,
+    Recipient,
+    Relay,
+    Session,
+    hookimpl,
+    in_networks,
+    plugin,
+)
 
 _PEERS = 1024  # of which it is remembered whether they are trusted
 _WIDEST = {4: 8, 6: 16}  # shortest prefixes of networks that one organization may have
@@ -40,6 +50,21 @@ class Relaying:
         """Mark a session from a trusted network as trusted."""
         if self._trusts(session.peer):
             session.trusted = True
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Report plugins below this one whose recipients it would take."""
+        if late := check.below_with("route"):
+            text = (
+                f"takes every recipient of users who logged in before {', '.join(late)} is asked,"
+                " so mail between your own users is not delivered: put this table below"
+                f" {late[-1]}"
+            )
+            sending = check.config.outbound
+            if sending.smarthost or sending.routes:  # which may bring it back
+                check.warn(text)
+            else:
+                check.error(text)
 
     @hookimpl
     def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Relay | None:

@@ -26,6 +26,7 @@ from minismtp import (
     Finding,
     Headers,
     Message,
+    PluginCheck,
     Reject,
     Session,
     findings_of,
@@ -37,6 +38,8 @@ from minismtp import (
 from ._options import check_time
 
 _FIELD_NAME: Final = re.compile(r"[!-9;-~]+")
+#: A domain, or an address, that was typed as a pattern.
+_PLAIN_NAME: Final = re.compile(r"[\w.+-]*@?[\w-]+(?:\.[\w-]+)+")
 _log: Final = logging.getLogger(__name__)
 
 
@@ -125,6 +128,22 @@ class Rules:
             raise ValueError("rules: expected a different name for each")
         check_time("budget", self.budget)
         self._fields = {rule.field for rule in self.rules if rule.action == "tag"}
+
+    @hookimpl
+    def on_check(self, check: PluginCheck) -> None:
+        """Warn of patterns that look like a whole name, but match parts of others."""
+        for number, rule in enumerate(self.rules):
+            for group in ("all", "any", "none"):
+                for index, condition in enumerate(getattr(rule, group)):
+                    for option in ("sender", "recipient", "helo"):
+                        text = getattr(condition, option)
+                        if _PLAIN_NAME.fullmatch(text):
+                            right = re.escape(text.lstrip("@"))
+                            check.warn(
+                                f"rules[{number}].{group}[{index}].{option}: {text!r} matches"
+                                f" anywhere, also in {text.lstrip('@')}.example; write"
+                                f" '(^|[@.]){right}$'"
+                            )
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

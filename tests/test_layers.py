@@ -6,7 +6,14 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "minismtp"
 ORDER = ["values", "smtp", "mail", "config", "runtime", "services", "storage", "hooks"]
-ORDER += ["session", "delivery", "mailqueue", "server", "cli"]  # and what plugin authors import
+ORDER += [
+    "session",
+    "delivery",
+    "mailqueue",
+    "inspection",
+    "server",
+    "cli",
+]  # and what plugin authors import
 
 
 def imports(path: Path) -> set[Path]:

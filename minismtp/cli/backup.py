@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
-from minismtp.cli.permissions import named_paths
 from minismtp.config import Config
 from minismtp.config.toml_values import reason
+from minismtp.inspection.permissions import named_paths
 from minismtp.server.privileges import acting_as_owner
 
 _MAGIC: Final = b"SQLite format 3\0"

@@ -1,73 +1,51 @@
 """The configuration and everything that it names: `minismtp check`.
 
 The check leaves nothing behind. It starts plugins with a temporary state directory, so that a check
-run by root makes no files that the server's own user cannot open later.
+run by root makes no files that the server's own user cannot open later. Run by root, it acts as the
+server's user, where that is known, because the permissions of root say nothing.
 """
 
-import argparse
-import logging
-import os
-import sqlite3
-import stat
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from __future__ import annotations
 
-from minismtp.cli import permissions
-from minismtp.cli.common import EXIT_CONFIG, add_config, configuration, say
-from minismtp.config import Config, Listener, StateConfig, TlsConfig
-from minismtp.config.toml_values import ConfigError, reason
-from minismtp.delivery.tls_security import Contexts
-from minismtp.hooks.facade import Hooks
-from minismtp.hooks.guard import StartError
+import argparse
+import contextlib
+import os
+import pwd
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from minismtp.cli.common import EXIT_CONFIG, add_config, say
+from minismtp.config import DEFAULT_FILE, Config, StateConfig
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.plugin_check import Facts
 from minismtp.hooks.specs import ServerInfo
-from minismtp.mail.envelope import Envelope, Recipient
-from minismtp.mail.session import Session
+from minismtp.inspection.certificates import check_certificates
+from minismtp.inspection.exposure import user_name
+from minismtp.inspection.files import check_files, check_plugin_files
+from minismtp.inspection.listeners import check_listeners, check_ports
+from minismtp.inspection.plugins import check_plugins, start_plugins
+from minismtp.inspection.problem import Problem, error, warning
+from minismtp.inspection.questions import HurriedResolver, check_names
+from minismtp.inspection.relay import check_relay
+from minismtp.inspection.summary import summary
 from minismtp.runtime.log import Log, complain
 from minismtp.runtime.metrics import Metrics
-from minismtp.server.privileges import acting_as_owner
-from minismtp.services import tls
+from minismtp.server.directories import server_process
+from minismtp.server.privileges import acting_as, acting_as_owner
 from minismtp.services.remote import RemoteError
 from minismtp.services.shared_state import FILE, State
-from minismtp.session.in_memory import Dialogue
-from minismtp.session.listener_context import ListenerContext
-from minismtp.values.address import Address
-from minismtp.values.durable_files import read_file
-from minismtp.values.reply import Verdict
 from minismtp.values.sqlite_file import damage
 
-_DAY: Final = 86_400
-_EXPIRES_SOON: Final = 14 * _DAY
-# The addresses for documentation (RFC 5737, 3849, 9637) are in no real network. A configuration
-# made from an example may trust them; then other addresses are tried. A network that is as wide as
-# _WIDEST, or wider, does not count as trusted.
-_FOREIGN_CLIENTS: Final = (
-    ("192.0.2.1", "198.51.100.1", "203.0.113.1"),
-    ("2001:db8::1", "2001:db8:ffff::1", "3fff::1"),
+_DEMO: Final = (
+    f"{DEFAULT_FILE} does not exist, so `minismtp serve` would run the built-in demo on port 2525;"
+    " write that file, or name another one with --config"
 )
-_WIDEST: Final = {4: 8, 6: 16}
-_STEP: Final = 0x9E3779B1  # an odd number, whose multiples are spread over all addresses
-_TRIES: Final = 1000
-# Names below `invalid` are in no DNS (RFC 6761 section 6.4).
-_RECIPIENT: Final = "probe@relay-test.invalid"
-_SENDER: Final = "outsider@sender-test.invalid"
-_HELO: Final = "outsider.invalid"
-
-
-class Problem(NamedTuple):
-    """An error, which will keep something from working, or a warning, which may be intended."""
-
-    severity: Literal["error", "warning"]
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.message}"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,109 +55,101 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print each problem. Return 78 if there is an error, or with --strict a warning."""
-    fatal = False
+    """Print each problem, and what would run. Return 78 if there is an error.
+
+    With --strict, a warning counts as an error.
+    """
+    facts = Facts()
     try:
-        for problem in check(configuration(arguments)):
-            complain(str(problem), problem.severity)
-            fatal = fatal or arguments.strict or problem.severity == "error"
-    except ConfigError as error:
-        complain(str(Problem("error", str(error))))
-        fatal = True
-    if fatal:
-        return EXIT_CONFIG
-    say("configuration ok")
+        file = Config.file_to_read(arguments.config)
+        config = Config.read(file) if file else Config.embedded()
+    except ConfigError as mistakes:  # the file cannot be read
+        count = _told(Problem("error", mistake) for mistake in mistakes.mistakes)
+        return _refused(count)
+    count = _told(check_ports(config, server_process(config.state_directory)))
+    with _acting_as_servers_user(config) as user:
+        count += _told(check(config, facts))
+        if count["error"] or (arguments.strict and count["warning"]):
+            return _refused(count)
+        say(f"checked: {config.file or 'the built-in demo'}", *summary(config, facts))
+    if user:
+        say(f"permissions: {user}")
+    warnings = f", with {_in_words(count)}" if count["warning"] else ""
+    what = "configuration ok" if config.file else "no configuration: only the demo would run"
+    say(f"{what}{warnings}")
     return 0
 
 
-def check(config: Config) -> Iterator[Problem]:
-    """Yield the problems of everything that a configuration without mistakes names."""
-    yield from _hostname(config)
-    yield from _directories(config)
-    yield from _certificates(config)
-    yield from _permissions(config)
-    yield from _outbound(config)
+def _told(problems: Iterable[Problem]) -> Counter[str]:
+    """Print each problem when it is found, and count them."""
+    count: Counter[str] = Counter()
+    for problem in problems:
+        complain(str(problem), problem.severity)
+        count[problem.severity] += 1
+    return count
+
+
+def _refused(count: Counter[str]) -> int:
+    complain(f"configuration refused: {_in_words(count)}")
+    return EXIT_CONFIG
+
+
+def _in_words(count: Counter[str]) -> str:
+    kinds = [kind for kind in ("error", "warning") if count[kind]]
+    return ", ".join(f"{count[kind]} {kind}{'s' * (count[kind] > 1)}" for kind in kinds)
+
+
+@contextlib.contextmanager
+def _acting_as_servers_user(config: Config) -> Iterator[str]:
+    """Let root act as the server's user within the block. Yield how permissions are tried."""
+    if os.geteuid() != 0:
+        yield ""
+        return
+    uid = gid = 0
+    with contextlib.suppress(OSError, KeyError):
+        if config.user:
+            uid, gid = pwd.getpwnam(config.user)[2:4]
+        else:  # the user that systemd starts the server as has made it
+            status = config.state_directory.stat()
+            uid, gid = status.st_uid, status.st_gid
+    if uid == 0:
+        yield "not tried, because root may do everything; run this as the server's user"
+        return
+    with acting_as(uid, gid, with_all_groups=True):
+        yield f"tried as {user_name(uid)}, the server's user"
+
+
+def check(config: Config, facts: Facts | None = None) -> Iterator[Problem]:
+    """Yield the problems of a configuration, and of everything that it names.
+
+    If there are errors, such as `mistakes` of the configuration, no plugin is started.
+    """
+    sound = True
+    for problem in _found_without_plugins(config):
+        sound = sound and problem.severity == "warning"
+        yield problem
+    metrics = Metrics(listener.name for listener in config.listeners)
+    with Path(os.devnull).open("wb") as nowhere:
+        log = Log(descriptor=nowhere.fileno())
+        try:
+            plugins = PluginSet.load(config, metrics, log)
+        except ConfigError as mistakes:
+            yield from (Problem("error", mistake) for mistake in mistakes.mistakes)
+            return
+        yield from check_plugin_files(config, plugins.instances)
+        if sound:
+            yield from _started(config, plugins, metrics, log, facts or Facts())
+
+
+def _found_without_plugins(config: Config) -> Iterator[Problem]:
+    yield from (Problem("error", mistake) for mistake in config.mistakes)
+    if not config.file:
+        yield Problem("warning", ConfigError(_DEMO))
+    yield from check_listeners(config)
+    yield from check_certificates(config)
+    yield from check_files(config)
     yield from _databases(config)
     yield from _state(config)
-    yield from _plugins(config)
-
-
-def _error(config: Config, key: str, message: str) -> Problem:
-    return Problem("error", str(ConfigError(message, file=config.file, key=key)))
-
-
-def _warning(config: Config, key: str, message: str) -> Problem:
-    return Problem("warning", str(ConfigError(message, file=config.file, key=key)))
-
-
-def _hostname(config: Config) -> Iterator[Problem]:
-    public = any(not listener.address.is_local for listener in config.listeners)
-    if public and "." not in config.hostname:
-        message = f"{config.hostname!r} is not fully qualified; other servers may mistrust it"
-        yield _warning(config, "hostname", message)
-
-
-def _directories(config: Config) -> Iterator[Problem]:
-    for number, directory in enumerate(config.plugin_path):
-        if not directory.is_dir():
-            yield _warning(config, f"plugin_path[{number}]", f"{directory} is not a directory")
-    existing = config.state_directory
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir():
-        yield _error(config, "state_directory", f"{existing} is not a directory")
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        made = "written to" if existing == config.state_directory else f"made: {existing}"
-        yield _error(config, "state_directory", f"cannot be {made} is not writable by this user")
-    elif existing == config.state_directory and existing.stat().st_mode & stat.S_IRWXO:
-        yield _warning(config, "state_directory", f"{existing} is open to everybody (chmod o-rwx)")
-
-
-def _certificates(config: Config) -> Iterator[Problem]:
-    pairs = {"tls.certificate": config.tls} if config.tls.certificate else {}
-    for number, entry in enumerate(config.tls.sni):
-        pair = replace(config.tls, certificate=entry.certificate, key=entry.key, sni=[])
-        pairs[f"tls.sni[{number}].certificate"] = pair
-    for key, pair in pairs.items():
-        try:
-            tls.server_context(pair, file=config.file)
-        except ConfigError as error:
-            yield Problem("error", str(error))
-        else:
-            yield from _expiry(config, key, pair)
-
-
-def _expiry(config: Config, key: str, pair: TlsConfig) -> Iterator[Problem]:
-    assert pair.certificate is not None  # noqa: S101 - it was loaded above
-    end = tls.not_after(pair.certificate)
-    left = end - time.time()
-    if left < _EXPIRES_SOON:
-        day = time.strftime("%Y-%m-%d", time.gmtime(end))
-        when = f"expired on {day}" if left < 0 else f"expires on {day}"
-        yield _warning(config, key, f"{pair.certificate} {when}")
-
-
-def _permissions(config: Config) -> Iterator[Problem]:
-    files = permissions.own_files(config)
-    for key, problem in (*permissions.readable(config), *permissions.writable(config, files)):
-        yield _warning(config, key, problem)
-
-
-def _outbound(config: Config) -> Iterator[Problem]:
-    if (
-        config.outbound.server_ca is not None
-    ):  # the system's authorities take 40 ms, and cannot fail
-        try:
-            Contexts(config.outbound.server_ca)
-        except ConfigError as error:
-            yield _error(config, error.key, error.message)
-    for key, path in permissions.password_files(config):
-        try:
-            read_file(path).decode()
-        except OSError as error:
-            yield _error(config, key, reason(error))
-        except ValueError as error:
-            yield _error(config, key, f"{path}: {error}")
 
 
 def _databases(config: Config) -> Iterator[Problem]:
@@ -188,12 +158,12 @@ def _databases(config: Config) -> Iterator[Problem]:
         try:
             with acting_as_owner(path.parent):
                 problem = damage(path)
-        except (OSError, sqlite3.Error) as error:
-            yield _warning(config, "state_directory", f"{path} cannot be read: {error}")
+        except (OSError, sqlite3.Error) as unreadable:
+            yield warning(config, "state_directory", f"{path} cannot be read: {unreadable}")
             continue
         if problem:
             text = f"{path} is damaged, the server will set it aside and make a new one: {problem}"
-            yield _warning(config, "state_directory", text)
+            yield warning(config, "state_directory", text)
 
 
 def _state(config: Config) -> Iterator[Problem]:
@@ -201,130 +171,29 @@ def _state(config: Config) -> Iterator[Problem]:
         return  # `_databases` looks at the file
     try:
         State.of(config.state, config.state_directory).get("check")
-    except ConfigError as error:
-        yield _error(config, error.key, error.message)
-    except RemoteError as error:
-        yield _warning(config, "state.url", f"{error}; plugins that need it follow their on_error")
+    except ConfigError as mistake:
+        yield error(config, mistake.key, mistake.message)
+    except RemoteError as away:
+        yield warning(config, "state.url", f"{away}; plugins that need it follow their on_error")
 
 
-def _plugins(config: Config) -> Iterator[Problem]:
-    metrics = Metrics(listener.name for listener in config.listeners)
-    with Path(os.devnull).open("wb") as nowhere, tempfile.TemporaryDirectory() as directory:
-        log = Log(descriptor=nowhere.fileno())
+def _started(
+    config: Config, plugins: PluginSet, metrics: Metrics, log: Log, facts: Facts
+) -> Iterator[Problem]:
+    """Start the plugins, and yield what shows only then."""
+    resolver = HurriedResolver(config.dns.nameservers, lambda line: complain(line, "info"))
+    with tempfile.TemporaryDirectory() as directory:
+        # Plugins may write here, and into no state that servers share.
+        here = replace(config, state_directory=Path(directory), state=StateConfig())
+        server = replace(ServerInfo.of(here, "check"), resolver=resolver)
         try:
-            plugins = PluginSet.load(config, metrics, log)
-            yield from _roles(config, plugins)
-            for table, doubt in plugins.doubts():
-                yield _warning(config, table.key, f"plugin {table.name!r}: {doubt}")
-            for key, problem in permissions.writable(config, permissions.plugin_files(plugins)):
-                yield _warning(config, key, problem)
-            # Plugins may write here, and into no state that servers share.
-            here = replace(config, state_directory=Path(directory), state=StateConfig())
-            with _warnings() as logged:
-                plugins.hooks().on_start(ServerInfo.of(here, "check"))
-            yield from (_warning(config, "plugins", each.getMessage()) for each in logged)
-        except (ConfigError, StartError) as error:
-            yield Problem("error", str(error))
-            return
-        try:
-            for listener in config.listeners:
-                yield from _relay(config, listener, plugins, metrics, log)
+            sound = True
+            yield from check_names(config, plugins.instances, resolver)
+            for problem in start_plugins(config, plugins, server):
+                sound = sound and problem.severity == "warning"
+                yield problem
+            yield from check_plugins(config, "check", plugins, facts)
+            for listener in config.listeners if sound else ():
+                yield from check_relay(config, listener, plugins, metrics, log)
         finally:
             plugins.hooks().on_stop()
-
-
-@contextmanager
-def _warnings() -> Iterator[list[logging.LogRecord]]:
-    """Collect the warnings that are logged within the block, such as those of plugins."""
-    logged: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = logged.append  # type: ignore[assignment, method-assign]
-    logging.getLogger().addHandler(handler)
-    try:
-        yield logged
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
-def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
-    """Warn if no plugin stores mail, routes recipients or checks passwords."""
-    if not plugins.hooks().delivers:
-        yield _warning(config, "plugins", "no plugin stores mail (hook deliver)")
-    for number, listener in enumerate(config.listeners):
-        key, hooks = f"listeners[{number}]", plugins.hooks(listener.name)
-        if not hooks.routes:
-            message = "no plugin routes recipients here (hook route), so all are refused"
-            yield _warning(config, key, message)
-        can_log_in = hooks.mechanisms or listener.client_certificates
-        if listener.kind == "submission" and not can_log_in:
-            message = "no plugin checks passwords here (hook authenticate), so no user can log in"
-            yield _warning(config, key, message)
-
-
-def _relay(
-    config: Config, listener: Listener, plugins: PluginSet, metrics: Metrics, log: Log
-) -> Iterator[Problem]:
-    """Offer mail of a foreign client for a foreign recipient, as tests for open relays do."""
-    key = f"listeners[{config.listeners.index(listener)}]"
-    context = ListenerContext.of(config, listener, plugins, metrics, log)
-    for peer in _foreign_clients(plugins.hooks(listener.name)):
-        dialogue = Dialogue(service=context, peer=peer)
-        reply = _refusal(dialogue)
-        if reply.startswith("4"):
-            # A filter such as greylisting may accept the mail later, so ask for the route alone.
-            reply = _refused_route(plugins.hooks(listener.name), dialogue.session)
-        if not reply:
-            yield _error(config, key, f"open relay: {peer} may send mail to {_RECIPIENT}")
-            return
-        if reply.startswith("4"):
-            message = f"cannot tell whether it is an open relay: the test got {reply!r}"
-            yield _warning(config, key, message)
-            return
-
-
-def _foreign_clients(hooks: Hooks) -> Iterator[str]:
-    """Yield one address of each family, outside of all networks that plugins trust."""
-    networks = [each for each in hooks.networks if each.prefixlen > _WIDEST[each.version]]
-    for first in _FOREIGN_CLIENTS:
-        found = (each for each in _candidates(first) if not any(each in net for net in networks))
-        yield str(next(found, first[0]))
-
-
-def _candidates(first: tuple[str, ...]) -> Iterator[IPv4Address | IPv6Address]:
-    yield from map(ip_address, first)
-    for number in range(1, _TRIES):
-        spread = number * _STEP & 0xFFFFFFFF
-        whole = IPv6Address(spread << 96 | 1) if ":" in first[0] else IPv4Address(spread)
-        if whole.is_global:
-            yield whole
-
-
-def _refusal(dialogue: Dialogue) -> str:
-    """Offer mail for a foreign recipient. Return the refusal, or nothing if it is accepted."""
-    greeting = "LHLO" if dialogue.service.lmtp else "EHLO"
-    replies = [
-        dialogue.banner,
-        dialogue.send(f"{greeting} {_HELO}"),
-        dialogue.send(f"MAIL FROM:<{_SENDER}>"),
-        dialogue.send(f"RCPT TO:<{_RECIPIENT}>"),
-    ]
-    dialogue.send("QUIT")
-    return next((reply for reply in replies if not reply.startswith("2")), "")
-
-
-def _refused_route(hooks: Hooks, session: Session) -> str:
-    """Ask only for a route to a foreign recipient. Return the refusal, or nothing for a route."""
-    envelope = Envelope(
-        id=session.id,
-        reverse_path=Address.parse(_SENDER),
-        listener=session.listener,
-        peer=session.peer,
-        helo=_HELO,
-        login=None,
-        arrived=session.started,
-    )
-    try:
-        route = hooks.route(session, envelope, Recipient(Address.parse(_RECIPIENT)))
-    except Verdict as verdict:
-        return str(verdict.reply)
-    return "" if route is not None else "550 no plugin routes it"

@@ -80,9 +80,13 @@ def _config_error() -> type[Exception]:
 
 
 def _failed(error: Exception) -> int:
-    from minismtp.config.toml_values import reason  # noqa: PLC0415
+    from minismtp.config.toml_values import ConfigError, reason  # noqa: PLC0415
 
-    return fail(reason(error)) if isinstance(error, OSError) else fail(str(error), EXIT_CONFIG)
+    if isinstance(error, ConfigError):
+        for mistake in error.mistakes:
+            fail(str(mistake))
+        return EXIT_CONFIG
+    return fail(reason(error) if isinstance(error, OSError) else str(error))
 
 
 def parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

@@ -4,21 +4,23 @@ A `Config` that exists is consistent in itself. The modules that use other files
 plugins) check them, and so does `minismtp check`.
 """
 
+import operator
 import os
 import pwd
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-import tomli
 from msgspec import Meta
 
-from minismtp.config.checks import check_domain, check_unique
+from minismtp.config.checks import check_domain, duplicates
+from minismtp.config.hints import with_hint
 from minismtp.config.limits_table import Limits as Limits
 from minismtp.config.listener_table import Listener as Listener
+from minismtp.config.mistakes import ConfigError, combined, did_you_mean
 from minismtp.config.outbound_tables import Outbound as Outbound
 from minismtp.config.outbound_tables import OutboundRoute as OutboundRoute
 from minismtp.config.tables import COMMON_KEYS as COMMON_KEYS
@@ -29,7 +31,9 @@ from minismtp.config.tables import PluginConfig as PluginConfig
 from minismtp.config.tables import SniCertificate as SniCertificate
 from minismtp.config.tables import StateConfig as StateConfig
 from minismtp.config.tables import TlsConfig as TlsConfig
-from minismtp.config.toml_values import INTERNAL, ConfigError, build, did_you_mean
+from minismtp.config.toml_document import parse_document
+from minismtp.config.toml_places import Source
+from minismtp.config.toml_values import INTERNAL, build, values_that_are_right
 from minismtp.config.types import parse_domain
 from minismtp.values.durable_files import without_marks
 
@@ -57,6 +61,7 @@ class Config:
     """The whole file. The keys that are no tables stand above its first table.
 
     `file` is the path of the file, empty for the embedded default. Relative paths start at `base`.
+    `source` knows the line of each key. `mistakes` is empty, except in what `examine` returns.
     """
 
     hostname: Annotated[str, "name of this server in greetings, trace fields and Message-IDs"] = (
@@ -102,12 +107,20 @@ class Config:
     )
     file: str = field(default="", metadata=INTERNAL)
     base: Path = field(default_factory=Path.cwd, metadata=INTERNAL)
+    source: Source = field(default_factory=Source, metadata=INTERNAL, repr=False, compare=False)
+    mistakes: tuple[ConfigError, ...] = field(default=(), metadata=INTERNAL, compare=False)
+    lenient: bool = field(default=False, metadata=INTERNAL, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hostname", check_domain(self.hostname, key="hostname"))
-        self._check_user()
-        self._check_listeners()
-        self._check_plugins()
+        try:
+            object.__setattr__(self, "hostname", check_domain(self.hostname, key="hostname"))
+            found = []
+        except ConfigError as error:
+            found = [error]
+        found += [*self._user_mistakes(), *self._listener_mistakes(), *self._plugin_mistakes()]
+        if found and not self.lenient:
+            raise combined(found)
+        object.__setattr__(self, "mistakes", self.mistakes or tuple(found))
 
     @classmethod
     def load(cls, path: Path | None = None) -> "Config":
@@ -115,31 +128,62 @@ class Config:
 
         If no file is named and DEFAULT_FILE does not exist, return the embedded default.
         """
+        found = cls.file_to_read(path)
+        return cls.parse(_text(found), found) if found else cls.embedded()
+
+    @staticmethod
+    def file_to_read(path: Path | None = None) -> Path | None:
+        """Return the file that `load` reads, or None for the embedded default."""
         if path is None and (named := os.environ.get("MINISMTP_CONFIG")):
             path = Path(named)
         try:
-            text = without_marks(_read(path or DEFAULT_FILE)).decode("utf-8")
-        except OSError as error:
-            if path is None and isinstance(error, FileNotFoundError):
-                return cls.embedded()
-            file = str(path or DEFAULT_FILE)
-            raise ConfigError(f"cannot be read: {error.strerror or error}", file=file) from error
-        except ValueError as error:
-            raise ConfigError(f"is not UTF-8: {error}", file=str(path or DEFAULT_FILE)) from error
-        return cls.parse(text, path or DEFAULT_FILE)
+            DEFAULT_FILE.lstat()
+        except FileNotFoundError:
+            return path
+        except OSError:
+            pass  # reading it tells why
+        return path or DEFAULT_FILE
 
     @classmethod
     def parse(cls, text: str, path: Path) -> "Config":
-        """Read the text of the file `path`. Raise ConfigError."""
+        """Read the text of the file `path`. Raise ConfigError for all mistakes in it."""
+        config = cls.examine(text, path)
+        if config.mistakes:
+            raise combined(config.mistakes)
+        return config
+
+    @classmethod
+    def read(cls, path: Path) -> "Config":
+        """Read a file in spite of mistakes in it, as `examine` does. Raise ConfigError."""
+        return cls.examine(_text(path), path)
+
+    @classmethod
+    def examine(cls, text: str, path: Path) -> "Config":
+        """Read the text of the file `path` in spite of its `mistakes`, and leave those keys out.
+
+        Raise ConfigError if the text is not TOML.
+        """
+        table = parse_document(text, str(path))
+        source = Source(text, table)
+        base = path.absolute().parent
         try:
-            table = tomli.loads(text)
-            return cls.build(table, file=str(path), base=path.absolute().parent)
+            return replace(cls.build(table, file=str(path), base=base), source=source)
         except ConfigError:
-            raise
-        except ValueError as error:
-            raise ConfigError(str(error), file=str(path)) from error
-        except RecursionError:
-            raise ConfigError("is nested too deeply", file=str(path)) from None
+            values, found = values_that_are_right(cls, table, base=base)
+        place: dict[str, Any] = {"file": str(path), "base": base, "source": source}
+        config = cls(**values, **place, lenient=True)
+        shaken = any(each.key.startswith(("listeners", "tls")) for each in found)
+        found += [each for each in config.mistakes if not (shaken and "listeners" in each.key)]
+        object.__setattr__(config, "mistakes", ())
+        located = [config.locate(each) for each in found]
+        located.sort(key=operator.attrgetter("line"))
+        object.__setattr__(config, "mistakes", tuple(located))
+        return config
+
+    def locate(self, error: ConfigError) -> ConfigError:
+        """Return an error with the file, and with the lines of its keys in it."""
+        located = self.source.locate(error.within("", self.file))
+        return combined(with_hint(each, Config) for each in located.mistakes)
 
     @classmethod
     def embedded(cls) -> "Config":
@@ -163,43 +207,58 @@ class Config:
         config = build(cls, table, file=file, key="", base=base)
         return replace(config, file=file, base=base)
 
-    def _check_user(self) -> None:
+    def _user_mistakes(self) -> Iterator[ConfigError]:
         try:
             if self.user:
                 pwd.getpwnam(self.user)
         except KeyError:
-            raise ConfigError(f"no user is called {self.user!r}", key="user") from None
+            name = self.user
+            object.__setattr__(self, "user", "")
+            yield ConfigError(f"no user is called {name!r}", key="user")
 
-    def _check_listeners(self) -> None:
+    def _listener_mistakes(self) -> Iterator[ConfigError]:
         if not self.listeners:
-            raise ConfigError("expected at least one [[listeners]] table", key="listeners")
-        check_unique("listeners", [listener.name for listener in self.listeners])
+            yield ConfigError("expected at least one [[listeners]] table", key="listeners")
+        yield from duplicates("listeners", [listener.name for listener in self.listeners])
         places = [listener.address for listener in self.listeners]
         chosen = [str(place) if place.port or place.path else "" for place in places]
-        check_unique("listeners", chosen, attribute="address")
+        yield from duplicates("listeners", chosen, attribute="address")
         for number, listener in enumerate(self.listeners):
-            key = f"listeners[{number}]"
+            if not listener.key:
+                object.__setattr__(listener, "key", f"listeners[{number}]")
             if listener.tls != "none" and self.tls.certificate is None:
-                raise ConfigError(
+                yield ConfigError(
                     f'"{listener.tls}" needs certificate and key in [tls];'
                     ' without them expected tls = "none"',
-                    key=f"{key}.tls",
+                    key=f"{listener.key}.tls",
                 )
             if listener.client_certificates and self.tls.client_ca is None:
-                raise ConfigError("needs client_ca in [tls]", key=f"{key}.client_certificates")
+                key = f"{listener.key}.client_certificates"
+                yield ConfigError("needs client_ca in [tls]", key=key)
 
-    def _check_plugins(self) -> None:
-        check_unique("plugins", [plugin.name for plugin in self.plugins])
+    def _plugin_mistakes(self) -> Iterator[ConfigError]:
+        yield from duplicates("plugins", [plugin.name for plugin in self.plugins])
         known = [listener.name for listener in self.listeners]
         for number, plugin in enumerate(self.plugins):
             if not plugin.key:
                 object.__setattr__(plugin, "key", f"plugins[{number}]")
             for index, name in enumerate(plugin.listeners):
                 if name not in known:
-                    raise ConfigError(
+                    yield ConfigError(
                         f"no listener is called {name!r}{did_you_mean(name, known)}",
-                        key=f"plugins[{number}].listeners[{index}]",
+                        key=f"{plugin.key}.listeners[{index}]",
                     )
+
+
+def _text(path: Path) -> str:
+    """Return the text of a configuration file. Raise ConfigError."""
+    try:
+        return without_marks(_read(path)).decode("utf-8")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+        raise ConfigError(problem, file=str(path)) from error
+    except ValueError as error:
+        raise ConfigError(f"is not UTF-8: {error}", file=str(path)) from error
 
 
 def _read(path: Path) -> bytes:

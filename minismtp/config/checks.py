@@ -1,11 +1,12 @@
 """The types and checks that several tables of the configuration use."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Final, TypeAlias
 
 from msgspec import Meta
 
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError, combined
 from minismtp.config.types import EVERY_HOST, ByteSize, SocketAddress, parse_domain
 from minismtp.values.ciphers import set_ciphers
 
@@ -20,15 +21,20 @@ def check_name(name: str, *, key: str = "name") -> None:
         raise ConfigError(f"expected letters, digits, '.', '_' and '-', not {name!r}", key=key)
 
 
-def check_unique(key: str, values: list[str], *, attribute: str = "name") -> None:
-    """Raise ConfigError if two tables of the array `key` have the same value; "" may repeat."""
+def duplicates(key: str, values: list[str], *, attribute: str = "name") -> Iterator[ConfigError]:
+    """Yield a mistake for each table of the array `key` whose value another has; "" may repeat."""
+    first: dict[str, int] = {}
     for number, value in enumerate(values):
-        if value and value in values[:number]:
-            raise ConfigError(
-                f"{value!r} is taken by {key}[{values.index(value)}] already;"
-                f" expected another {attribute}",
-                key=f"{key}[{number}].{attribute}",
-            )
+        if value and first.setdefault(value, number) != number:
+            taken = f"{value!r} is taken by {key}[{first[value]}] already"
+            place = f"{key}[{number}].{attribute}"
+            yield ConfigError(f"{taken}; expected another {attribute}", key=place)
+
+
+def check_unique(key: str, values: list[str]) -> None:
+    """Raise ConfigError if two tables of the array `key` have the same name."""
+    if found := list(duplicates(key, values)):
+        raise combined(found)
 
 
 def check_host(address: SocketAddress, *, key: str) -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from minismtp.config.checks import check_ciphers, check_name
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.toml_values import OWN_KEY, ConfigError
 from minismtp.config.types import Network, SocketAddress
 from minismtp.values.ciphers import GENEROUS
 
@@ -94,6 +94,7 @@ class Listener:
     greet_delay: Annotated[
         timedelta, "wait before the banner. A client that sends something meanwhile is refused"
     ] = timedelta(0)
+    key: str = field(default="", metadata=OWN_KEY, compare=False)  # such as "listeners[1]"
 
     def __post_init__(self) -> None:
         check_name(self.name)

@@ -20,7 +20,7 @@ from minismtp.config.checks import (
     check_positive,
     check_unique,
 )
-from minismtp.config.toml_values import INTERNAL, OTHER_KEYS, ConfigError, option_types
+from minismtp.config.toml_values import OTHER_KEYS, OWN_KEY, ConfigError, option_types
 from minismtp.config.types import ByteSize, SocketAddress
 
 _DECISION_LOG_SIZE: Final = ByteSize.parse("64MiB")
@@ -182,7 +182,7 @@ class PluginConfig:
         field(default_factory=list)
     )
     options: dict[str, object] = field(default_factory=dict, metadata=OTHER_KEYS)
-    key: str = field(default="", metadata=INTERNAL)  # such as "plugins[2]", for messages
+    key: str = field(default="", metadata=OWN_KEY)  # such as "plugins[2]", for messages
 
     def __post_init__(self) -> None:
         check_name(self.use, key="use")

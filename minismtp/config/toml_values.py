@@ -3,16 +3,16 @@
 `build` turns a TOML table into a dataclass, for the server's own settings and for the options of
 plugins alike. msgspec converts the values; `for_msgspec` marks the types that it leaves to us. Each
 mistake becomes one `ConfigError` that names the file, the path of the key (`plugins[2].path`,
-counted from 0) and what was expected. No value is guessed and no key is ignored.
+counted from 0) and what was expected. No value is guessed and no key is ignored. A mistake does not
+hide the next one, except that values are compared only within tables without mistakes.
 """
 
 import dataclasses
-import difflib
 import enum
 import re
 import types
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
     Annotated,
@@ -29,8 +29,10 @@ from typing import (
 import msgspec
 from msgspec import Meta
 
+from minismtp.config.mistakes import ConfigError, combined, did_you_mean, reason
 from minismtp.config.types import SCALARS
 
+__all__ = ["ConfigError", "build", "did_you_mean", "option_types", "reason"]
 T = TypeVar("T")
 
 # The names in TOML of the types that msgspec names in its messages.
@@ -41,29 +43,10 @@ _NONE = type(None)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 #: Metadata of a dataclass field that no key of the file sets.
 INTERNAL = {"internal": True}
+#: The same, for a field that gets the path of the table itself, such as `plugins[2]`.
+OWN_KEY = {"internal": True, "own_key": True}
 #: The same, for the one field that gets all keys that are not options of the dataclass.
 OTHER_KEYS = {"internal": True, "other_keys": True}
-
-
-class ConfigError(ValueError):
-    """A mistake in the configuration; `str()` is the whole line for the user.
-
-    A dataclass may raise it in `__post_init__` with a `key` relative to its own table.
-    """
-
-    def __init__(self, message: str, *, file: str = "", key: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.file = file
-        self.key = key
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.key, self.message) if part)
-
-    def within(self, key: str, file: str = "") -> "ConfigError":
-        """Return the same error as seen from outside the table that stands at `key`."""
-        path = ".".join(part for part in (key, self.key) if part)
-        return ConfigError(self.message, file=self.file or file, key=path)
 
 
 def build(
@@ -75,29 +58,29 @@ def build(
     base: Path,
     reserved: Collection[str] = (),
 ) -> T:
-    """Make an instance of the dataclass `cls` from a table. Raise ConfigError.
+    """Make an instance of the dataclass `cls` from a table. Raise ConfigError for all mistakes.
 
     `file` and `key` say where the table is; relative paths in it start at `base`. `reserved` are
     keys of the same table that the caller reads itself. An option with the name of one could never
     be set, so it is an error. The dataclass may refuse its values by raising ValueError in
     `__post_init__`. A text like "path: is empty" names the option in question.
     """
-    try:
-        return _Reader(base).table(cls, table, reserved)
-    except ConfigError as error:
-        raise error.within(key, file) from error
+    reader = _Reader(base)
+    made = reader.table(cls, table, "", reserved)
+    if reader.mistakes or made is None:
+        raise combined(reader.mistakes).within(key, file)
+    return made
 
 
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """Return `; did you mean 'x'?` when a known word is similar, else an empty text."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def values_that_are_right(
+    cls: type, table: Mapping[str, object], *, base: Path
+) -> tuple[dict[str, Any], list[ConfigError]]:
+    """Return the values of the keys without mistakes, as arguments of the dataclass `cls`.
 
-
-def reason(error: OSError) -> str:
-    """Describe in one line why a file or an address could not be used."""
-    text = error.strerror or str(error)
-    return f"{error.filename}: {text}" if error.filename else text
+    Return the mistakes too. Items of arrays of tables are left out if they have one.
+    """
+    reader = _Reader(base)
+    return reader.values(cls, table, ""), reader.mistakes
 
 
 def option_types(cls: type) -> dict[str, Any]:
@@ -190,97 +173,171 @@ def choices(bare: Any) -> list[object]:  # noqa: ANN401 - any type
     return [member.value for member in bare] if is_enum else []
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Reader:
-    """Reads tables whose relative paths start at `base`; keys in its errors are relative too."""
+    """Reads tables whose relative paths start at `base`, and notes the mistakes in them."""
 
     base: Path
+    mistakes: list[ConfigError] = field(default_factory=list)
 
-    def table(self, cls: type[T], table: Mapping[str, object], reserved: Collection[str] = ()) -> T:
-        """Make the dataclass. Raise ConfigError."""
-        options = option_types(cls)
-        _check_keys(cls, table, options, reserved)
-        values = {k: self.value(v, options[k], k) for k, v in table.items() if k in options}
-        if holder := _other_keys_field(cls):
-            values[holder] = {k: v for k, v in table.items() if k not in options}
+    def table(
+        self, cls: type[T], table: Mapping[str, object], key: str, reserved: Collection[str] = ()
+    ) -> T | None:
+        """Make the dataclass from the table at `key`, or return None after a mistake."""
+        before = len(self.mistakes)
         try:
+            values = self.values(cls, table, key, reserved)
+            if len(self.mistakes) > before:
+                return None
             return cls(**values)
-        except ConfigError:
-            raise
+        except ConfigError as error:
+            self._note(error, key)
         except OSError as error:
-            raise ConfigError(reason(error)) from error
+            self._note(ConfigError(reason(error)), key)
         except ValueError as error:
             option, colon, message = str(error).partition(": ")
-            if colon and option in options:
-                raise ConfigError(message, key=option) from error
-            raise ConfigError(str(error)) from error
+            known = colon and option in option_types(cls)
+            found = ConfigError(message, key=option) if known else ConfigError(str(error))
+            self._note(found, key)
+        return None
 
-    def value(self, value: object, annotation: Any, name: str = "") -> Any:  # noqa: ANN401 - any type
-        """Return the value of the key `name` as its type. Raise ConfigError."""
-        key = _key_text(name)
+    def values(
+        self, cls: type, table: Mapping[str, object], key: str, reserved: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Return the values of the options without a mistake."""
+        options = option_types(cls)
+        for mistake in _mistakes_of_keys(cls, table, options, reserved):
+            self._note(mistake, key)
+        values: dict[str, Any] = {}
+        for name in [name for name in table if name in options]:
+            before, place = len(self.mistakes), _join(key, _key_text(name))
+            found = self.value(table[name], options[name], place)
+            if len(self.mistakes) == before or (isinstance(found, list) and found):
+                values[name] = found
+        for item in dataclasses.fields(cls):
+            if "other_keys" in item.metadata:
+                values[item.name] = {k: v for k, v in table.items() if k not in options}
+            elif "own_key" in item.metadata:
+                values[item.name] = key
+        return values
+
+    def value(self, value: object, annotation: Any, key: str) -> Any:  # noqa: ANN401 - any type
+        """Return the value at `key` as its type. After a mistake it is incomplete or None."""
+        shape = shape_of(annotation)
+        bare, origin, arguments = shape.bare, get_origin(shape.bare), get_args(shape.bare)
+        if is_table(bare) and isinstance(value, dict):
+            return self.table(bare, value, key)
+        if origin in TABLES and isinstance(value, dict):
+            return {
+                name: self.value(item, arguments[1], _join(key, _key_text(name)))
+                for name, item in value.items()
+            }
+        before = len(self.mistakes)
+        if origin is list and isinstance(value, list) and is_table(shape_of(arguments[0]).bare):
+            value = [self.value(v, arguments[0], f"{key}[{i}]") for i, v in enumerate(value)]
+            value = [item for item in value if is_table(type(item))]
+        try:
+            if len(self.mistakes) == before:
+                return self._convert(value, annotation)
+        except ConfigError as error:
+            if origin in LISTS and isinstance(value, list) and origin is not tuple:
+                for number, item in enumerate(value):
+                    self.value(item, arguments[0], f"{key}[{number}]")
+            if len(self.mistakes) == before:
+                self._note(error, key)
+        return value
+
+    def _note(self, error: ConfigError, key: str) -> None:
+        self.mistakes += error.within(key).mistakes
+
+    def _convert(self, value: object, annotation: Any) -> Any:  # noqa: ANN401 - any type
         try:
             return msgspec.convert(value, for_msgspec(annotation), dec_hook=self._read_special)
         except msgspec.ValidationError as error:
             message, _, path = str(error).partition(" - at `$")
-            key += path.removesuffix("`")
+            key = path.removesuffix("`")
             match error.__cause__:
                 case ConfigError() as cause:
                     raise cause.within(key) from error
                 case None:
-                    message = re.sub(r"`(\w+)`", lambda m: _TOML_NAMES.get(m[1], m[1]), message)
-                    if message == "Expected array, got table":  # the commonest slip
-                        message = "expected an array of tables, each under [[...]] instead of [...]"
-                    message = message[:1].lower() + message[1:]
+                    message = _in_words(message, value if not key else None)
                 case TypeError() as cause:
                     raise cause from None  # a bug in the `__post_init__` of a nested table
             raise ConfigError(message, key=key) from error
         except TypeError as error:
             problem = f"an option cannot have the type {annotation}: {error}"
-            raise ConfigError(problem, key=key) from error
+            raise ConfigError(problem) from error
 
     def _read_special(self, kind: type, value: object) -> Any:  # noqa: ANN401 - any type
         if not isinstance(kind, Special):
             return value  # msgspec says that it is not one
         if kind.shape.may_be_empty and value == "":
             return None
-        bare, arguments = kind.shape.bare, get_args(kind.shape.bare)
+        bare = kind.shape.bare
         if bare in SCALARS:
             return SCALARS[bare].read(value, self.base)
-        if is_table(bare):
-            made = isinstance(value, bare)
-            return value if made else self.table(bare, self.value(value, dict))
-        if get_origin(bare) in TABLES:
-            table = self.value(value, dict)
-            return {name: self.value(item, arguments[1], name) for name, item in table.items()}
+        if is_table(bare) or get_origin(bare) in TABLES:
+            if is_table(bare) and isinstance(value, bare):
+                return value
+            inner = _Reader(self.base)
+            made = inner.value(self._convert(value, dict), bare, "")
+            if inner.mistakes:
+                raise combined(inner.mistakes)
+            return made
         if not (allowed := choices(bare)):
-            return self.value(value, kind.shape.required)
+            return self._convert(value, kind.shape.required)
         if value not in allowed:
             raise _not_among(value, allowed)
         return bare(value) if isinstance(bare, type) else value
 
 
-def _check_keys(
+def _mistakes_of_keys(
     cls: type, table: Collection[str], options: Collection[str], reserved: Collection[str]
-) -> None:
-    takes_others = _other_keys_field(cls)
+) -> Iterator[ConfigError]:
+    others = any("other_keys" in each.metadata for each in dataclasses.fields(cls))
     for name in options:
         if name in reserved:
             problem = f"{cls.__name__} has an option of this name, which means something else here"
-            raise ConfigError(problem, key=name)
+            yield ConfigError(problem, key=name)
+    meant = ""
     for name in table:
-        if name not in options and not takes_others:
+        if name not in options and not others:
             known = [*options, *reserved]
-            hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
-            raise ConfigError(f"unknown key{hint if known else ''}", key=_key_text(name))
+            near = did_you_mean(name, known)
+            meant += near
+            hint = near or f"; known are {', '.join(known)}"
+            yield ConfigError(f"unknown key{hint if known else ''}", key=_key_text(name))
     for item in dataclasses.fields(cls):
         missing = item.default is item.default_factory is dataclasses.MISSING
-        if missing and item.name in options and item.name not in table:
-            raise ConfigError("this key is required", key=item.name)
+        absent = item.name not in table and f"{item.name!r}" not in meant
+        if missing and absent and item.name in options:
+            yield ConfigError("this key is required", key=item.name)
 
 
-def _other_keys_field(cls: type) -> str:
-    names = [each.name for each in dataclasses.fields(cls) if "other_keys" in each.metadata]
-    return names[0] if names else ""
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _in_words(message: str, value: object) -> str:
+    """Return what msgspec says in the words of TOML. `value` is the value that it refused."""
+    message = re.sub(r"`(\w+)`", lambda m: _TOML_NAMES.get(m[1], m[1]), message)
+    help_ = ""
+    match message, value:
+        case "Expected array, got table", _:  # the commonest slip
+            return "expected an array of tables, each under [[...]] instead of [...]"
+        case "Expected array, got string", str():
+            help_ = f"; write [{_quoted(value)}]"
+        case "Expected boolean, got string", _:
+            help_ = "; write true or false, without quotes"
+        case ("Expected integer, got string", str()) if value.isdecimal():
+            help_ = f"; write {value}, without quotes"
+        case (("Expected string, got integer" | "Expected string, got float"), _):
+            help_ = f'; write "{value}", in quotes'
+    return message[:1].lower() + message[1:] + help_
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if text.isprintable() and '"' not in text else "..."
 
 
 def _key_text(key: str) -> str:

@@ -194,6 +194,12 @@ def _host(text: str) -> str:
         raise ValueError(_ADDRESS_EXPECTED) from None
 
 
+def _socket_address(value: object, base: Path) -> SocketAddress:
+    if not isinstance(value, str):
+        raise ValueError(_ADDRESS_EXPECTED)  # noqa: TRY004 - every reader raises ValueError
+    return SocketAddress.parse(value, base)
+
+
 def _path(value: object, base: Path) -> Path:
     text = _text(value)
     if not text or _CONTROL.search(text):
@@ -254,5 +260,5 @@ SCALARS: Final[dict[Any, Scalar]] = {
         {"type": "string", "format": "regex"},
     ),
     Address: Scalar("address", lambda value, _base: Address.parse(_text(value))),
-    SocketAddress: Scalar("host:port", lambda value, base: SocketAddress.parse(_text(value), base)),
+    SocketAddress: Scalar("host:port", _socket_address),
 }

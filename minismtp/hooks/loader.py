@@ -12,8 +12,9 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 import pluggy
 
 from minismtp.config import COMMON_KEYS
-from minismtp.config.toml_values import ConfigError, build, did_you_mean
+from minismtp.config.mistakes import ConfigError, combined, did_you_mean
+from minismtp.config.toml_values import build
 from minismtp.hooks import specs
 from minismtp.hooks.declaration import (
     MARK,
@@ -39,6 +41,7 @@ from minismtp.hooks.guard import Guard
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics, Metrics
 from minismtp.runtime.own_metrics import bind
+from minismtp.values.installation import how_to_install
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig
@@ -109,12 +112,23 @@ class PluginSet:
     def load(
         cls, config: Config, metrics: Metrics | None = None, log: Log | None = None
     ) -> PluginSet:
-        """Load the plugins that the configuration names. Raise ConfigError."""
+        """Load the plugins that the configuration names. Raise ConfigError for all mistakes."""
         loaded = cls(metrics or Metrics(), log or Log())
-        for table, instance in instances(config):
-            loaded.add(table, instance, file=config.file)
-        check_dependencies(config, loaded.instances)
-        loaded.close()
+        mistakes: list[ConfigError] = []
+        for table, make in _makers(config):
+            try:
+                loaded.add(table, make(), file=config.file)
+            except ConfigError as error:
+                mistakes.append(config.locate(error))
+        if not mistakes:
+            try:
+                check_dependencies(config, loaded.instances)
+            except ConfigError as error:
+                mistakes.append(config.locate(error))
+        if mistakes:
+            raise combined(mistakes)
+        if not config.mistakes:  # such as two plugins of one name
+            loaded.close()
         return loaded
 
     def add(self, table: PluginConfig, instance: object, *, file: str = "") -> None:
@@ -153,6 +167,10 @@ class PluginSet:
         ]
         return Hooks(self._manager, elsewhere)
 
+    def alone(self, instance: object) -> Hooks:
+        """Return the hooks of one plugin."""
+        return Hooks(self._manager, [each for _, each in self.instances if each is not instance])
+
     def doubts(self) -> Iterator[tuple[PluginConfig, str]]:
         """Yield what is most likely a mistake in the source of a plugin, with its table."""
         hooks = {name: getattr(specs, name) for name in hook_names()}
@@ -176,12 +194,22 @@ class PluginSet:
 
 def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
     """Yield the configured plugins with their tables, in order. Raise ConfigError."""
+    for table, make in _makers(config):
+        yield table, make()
+
+
+def _makers(config: Config) -> Iterator[tuple[PluginConfig, Callable[[], object]]]:
+    """Yield each table with what makes its plugin, which may raise ConfigError."""
     sources = _sources(config.plugin_path)
     factories: dict[str, type[Any]] = {}
-    for table in config.plugins:
+
+    def make(table: PluginConfig) -> object:
         if table.use not in factories:
             factories[table.use] = _find(table, sources, config.file)
-        yield table, _make(factories[table.use], table, config)
+        return _make(factories[table.use], table, config)
+
+    for table in config.plugins:
+        yield table, partial(make, table)
 
 
 def _find(table: PluginConfig, sources: Mapping[str, Path | EntryPoint], file: str) -> type[Any]:
@@ -308,7 +336,7 @@ def _from_entry_point(entry: EntryPoint) -> Available:
         factory = entry.load()
     except ModuleNotFoundError as error:
         owner = entry.dist.name if entry.dist else entry.module
-        extra = f"; install {owner}[{','.join(entry.extras)}]" if entry.extras else ""
+        extra = f"; {how_to_install(*entry.extras, package=owner)}" if entry.extras else ""
         problem = f"plugin {entry.name!r} needs the module {error.name!r}{extra}"
         return Available(entry.name, entry, None, problem)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - any error in a plugin's module becomes one line

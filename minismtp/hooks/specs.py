@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minismtp.config import Config
+    from minismtp.hooks.plugin_check import PluginCheck
     from minismtp.mail.envelope import Delivery, Destination, Envelope, Recipient, Route
     from minismtp.mail.events import Event
     from minismtp.mail.message import Message
@@ -91,6 +92,17 @@ def on_start(server: ServerInfo) -> None:
     Called once in each process after the fork, before the first session. Any exception stops the
     start of the process. `server` has the host name, the state directory, the role (worker,
     outbound or check), the slot, the `resolver`, the plugin's `state`, `clock` and `wall`.
+    """
+
+
+@hookspec
+def on_check(check: PluginCheck) -> None:
+    """Report what is wrong or doubtful about this plugin's options, files, or place.
+
+    Called by `minismtp check`, and once when the server starts or is reloaded, after `on_start`.
+    `check.error(text)` keeps the server from starting, `check.warn(text)` is logged. A text begins
+    with the option (`path: `), and says what to do. `check.comes_after("spf", lest="...")` warns
+    about the order. `check.role` is "check" where there is time to ask other servers.
     """
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
-from minismtp.server.exposure import Trust, exposures
+from minismtp.inspection.exposure import Trust, exposures
 from minismtp.server.privileges import acting_as
 
 _LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
@@ -36,8 +36,7 @@ def lock_state_directory(config: Config) -> int:
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
-        holder = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        pid = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, holder))[-1]
+        pid = _holder(descriptor)
         os.close(descriptor)
         raise ConfigError(
             f"{config.state_directory} is in use by another server, process {pid}",
@@ -45,6 +44,25 @@ def lock_state_directory(config: Config) -> int:
             key="state_directory",
         ) from None
     return descriptor
+
+
+def server_process(state_directory: Path) -> int:
+    """Return the process id of the server that uses this directory, or 0."""
+    try:
+        descriptor = os.open(state_directory / "server.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> int:
+    """Return the process that holds the lock, or 0 if no process does."""
+    wanted = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
 
 
 def runtime_directory(config: Config, name: str) -> Path:

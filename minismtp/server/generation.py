@@ -32,6 +32,7 @@ class Generation:
     pause: float = 0.0
     next_start: float = 0.0
     drain_at: float = inf
+    reporter: int = -1  # the slot of the worker that logs what concerns all of them
     gate: int = field(init=False)  # a pipe; workers read it and wait for its end
     _shut: int = field(init=False)
 

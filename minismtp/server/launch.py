@@ -74,6 +74,10 @@ class Launcher:
     def start_worker(self, generation: Generation) -> None:
         """Start a worker. Raise OSError or MemoryError."""
         slot, config = self._children.free_slot(), generation.config
+        reports = generation.reporter not in {c.slot for c in self._children.of(generation)}
+        if reports:
+            generation.reporter = slot
+        examines = reports and not generation.is_open
 
         def run(ready: int) -> int:
             self._close_listeners(generation.sockets.values())
@@ -88,6 +92,8 @@ class Launcher:
                 ready,
                 generation.gate,
                 self._children.lifeline,
+                reports=reports,
+                examines=examines,
             )
             return worker.run(config, context)
 

@@ -15,13 +15,17 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """Act as a user with one group within the block, if this process runs as root."""
+def acting_as(uid: int, gid: int, *, with_all_groups: bool = False) -> Iterator[None]:
+    """Act as a user within the block, if this process runs as root; by default with one group."""
     if os.geteuid() != 0 or uid == 0:
         yield
         return
     group, groups = os.getegid(), os.getgroups()
-    os.setgroups([gid])
+    own = [gid]
+    if with_all_groups:
+        with contextlib.suppress(KeyError):  # in a container the user may have no name
+            own = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    os.setgroups(own)
     os.setegid(gid)
     os.seteuid(uid)
     try:

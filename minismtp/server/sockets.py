@@ -12,6 +12,7 @@ from typing import Final
 from minismtp.config import Listener
 from minismtp.config.toml_values import reason
 from minismtp.config.types import EVERY_HOST, SocketAddress
+from minismtp.inspection.ports import holders, named
 from minismtp.server.privileges import acting_as_owner
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
@@ -79,6 +80,9 @@ def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket
     except OSError as error:
         where = f"{file}: {key}" if file else key
         problem = reason(error).partition(" (while")[0]  # the library names the address too
+        if error.errno == errno.EADDRINUSE and not address.path:
+            by = named(holders(address, certain=True) or [])
+            problem += f" by {by}; stop it, or choose another port"
         raise ListenError(f"{where}: cannot listen on {address}: {problem}") from None
     sock.setblocking(False)
     return sock

@@ -329,8 +329,11 @@ class Supervisor:
             sockets = self._current.sockets_for(config, self._adopted)
             self._coming = Generation(config, sockets, workers_of(config), time.monotonic())
         except Exception as error:  # noqa: BLE001 - in any case the old configuration serves
-            known = isinstance(error, ConfigError | ListenError | OSError)
-            self._give_up_reload(str(error) if known else describe(error))
+            if isinstance(error, ConfigError):
+                self._give_up_reload("; ".join(map(str, error.mistakes)))
+            else:
+                known = isinstance(error, ListenError | OSError)
+                self._give_up_reload(str(error) if known else describe(error))
             return
         self._log.info("reloading")
 

@@ -32,7 +32,7 @@ from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.listener import Server, Sessions
-from minismtp.services.tls import Certificates, first_end
+from minismtp.services.tls import Certificates, first_end, stamps
 from minismtp.session.listener_context import ListenerContext, RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
@@ -56,7 +56,8 @@ class WorkerContext:
     """What the supervisor hands to a worker: its slot, sockets, shared memory and pipes.
 
     The worker writes an octet to `ready` when it can accept connections, and accepts them after the
-    end of file on `gate`. The end of file on `lifeline` means that the supervisor died.
+    end of file on `gate`. The end of file on `lifeline` means that the supervisor died. One worker
+    `reports` what concerns all of them. The first one of a generation `examines` the configuration.
     """
 
     slot: int
@@ -69,6 +70,8 @@ class WorkerContext:
     ready: int
     gate: int
     lifeline: int
+    reports: bool = True
+    examines: bool = False
 
 
 def run(config: Config, context: WorkerContext) -> int:
@@ -80,8 +83,15 @@ def run(config: Config, context: WorkerContext) -> int:
         plugins = PluginSet.load(config, metrics, log)
         worker = Worker(config, context, plugins, metrics, log)
         worker.start()
+        if context.examines:
+            # Only this worker needs the memory of these modules.
+            from minismtp.inspection.doubts import log_doubts  # noqa: PLC0415
+
+            log_doubts(config, plugins, log)
     except (ConfigError, StartError) as error:
-        log.complain(f"minismtp: {error}")
+        for mistake in _mistakes(config, error):
+            log.complain(f"minismtp: {mistake}")
+        log.flush()
         return os.EX_CONFIG
     worker.show_life()
     report_ready(context.ready)
@@ -91,6 +101,13 @@ def run(config: Config, context: WorkerContext) -> int:
         worker.retire()
     worker.stop()
     return 0
+
+
+def _mistakes(config: Config, error: ConfigError | StartError) -> tuple[ConfigError, ...]:
+    if isinstance(error, ConfigError):
+        return error.mistakes
+    key = next((each.key for each in config.plugins if each.name == error.plugin), "plugins")
+    return (config.locate(ConfigError(f"on_start: {error.reason}", key=key)),)
 
 
 class Worker:
@@ -112,6 +129,7 @@ class Worker:
         self._draining = Flag()
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))
+        self._told: tuple[str, object] = ("", None)  # about the certificate
         self._servers = [self._server(listener.name) for listener in config.listeners]
         self._accepting: list[threading.Thread] = []
         self._turns: list[int] = []
@@ -251,10 +269,7 @@ class Worker:
         settings = self._config.tls
 
         def report(problem: str) -> None:
-            if problem:
-                self._log.error("certificate not reloaded, the old one stays", error=problem)
-            else:
-                self._log.info("certificate loaded", listener=listener.name)
+            self._tell_certificate(problem)
             end = None if problem else first_end(settings)
             self._metrics.certificate(listener.name, loaded=not problem, not_after=end)
 
@@ -268,6 +283,18 @@ class Worker:
         )
         report("")
         return certificates
+
+    def _tell_certificate(self, problem: str) -> None:
+        """Log that the files were loaded or not, once for all listeners and workers."""
+        seen = (problem, stamps(self._config.tls))
+        if not self._context.reports or seen == self._told:
+            return
+        self._told = seen
+        if problem:
+            self._log.error("certificate not reloaded, the old one stays", error=problem)
+        else:
+            named = [each.name for each in self._config.listeners if each.tls != "none"]
+            self._log.info("certificate loaded", listener=",".join(named))
 
 
 def _secret(config: Config, log: Log) -> bytes:

@@ -27,6 +27,7 @@ from minismtp.services.remote import Breaker, RemoteError
 from minismtp.services.state_sqlite import SqliteStore
 from minismtp.services.state_window import Window
 from minismtp.values.clock import steady_time
+from minismtp.values.installation import how_to_install
 
 if TYPE_CHECKING:
     from minismtp.services.state_redis import RedisStore
@@ -77,7 +78,7 @@ class State:
         try:
             from minismtp.services.state_redis import RedisStore  # noqa: PLC0415 - of an extra
         except ModuleNotFoundError as error:
-            problem = f"needs the module {error.name!r}; install minismtp[redis]"
+            problem = f"needs the module {error.name!r}; {how_to_install('redis')}"
             raise ConfigError(problem, key="state.url") from error
         try:
             return cls(RedisStore(table.url), table.prefix)

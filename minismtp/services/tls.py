@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import calendar
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,14 +13,13 @@ from minismtp.config.tables import TlsConfig
 from minismtp.config.toml_values import ConfigError
 from minismtp.mail.session import TlsInfo
 from minismtp.services import client_certificate
+from minismtp.services.certificate_file import certificates_of
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import offer_dhe, set_ciphers
-from minismtp.values.der import certificate_fields, elements
 from minismtp.values.durable_files import stamp
 
 _VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _LOOK_EVERY: Final = 1.0  # seconds
-_UTC_TIME: Final = 0x17
 
 
 def server_context(
@@ -144,7 +141,7 @@ class Certificates:
         self._load = partial(_Choice, tls, ask_client=ask_client, file=file, ciphers=ciphers)
         self._clock = clock
         self._report = report
-        self._seen: list[tuple[int, ...] | None] | None = _stamps(tls)
+        self._seen: list[tuple[int, ...] | None] | None = stamps(tls)
         self._problem = ""
         self._looked = clock()
         self._changing = threading.Lock()
@@ -166,10 +163,10 @@ class Certificates:
         return self._choice.named(name)
 
     def _look(self) -> None:
-        stamps = _stamps(self._tls)
-        if stamps == self._seen:
+        seen = stamps(self._tls)
+        if seen == self._seen:
             return
-        self._seen = stamps
+        self._seen = seen
         try:
             self._choice = self._load()
         except ConfigError as error:
@@ -182,7 +179,8 @@ class Certificates:
         self._problem = problem
 
 
-def _stamps(tls: TlsConfig) -> list[tuple[int, ...] | None]:
+def stamps(tls: TlsConfig) -> list[tuple[int, ...] | None]:
+    """Return a value that differs after a change of any file of certificates or keys."""
     named = [path for entry in tls.sni for path in (entry.certificate, entry.key)]
     paths = (tls.certificate, tls.key, tls.client_ca, *named)
     return [stamp(path) for path in paths if path is not None]
@@ -222,16 +220,4 @@ def not_after(certificate: Path) -> float:
 
     Raise ValueError for a file without a certificate.
     """
-    pem = certificate.read_text(encoding="ascii", errors="replace")
-    begin = pem.find("-----BEGIN CERTIFICATE-----")
-    end = pem.find("-----END CERTIFICATE-----")
-    if begin < 0 or end < 0:
-        raise ValueError(f"{certificate} contains no PEM certificate")
-    der = ssl.PEM_cert_to_DER_cert(pem[begin:end] + "-----END CERTIFICATE-----")
-    _, _, _, validity, *_ = certificate_fields(der)
-    _, (tag, value, _) = elements(validity.value)
-    text = value.decode("ascii")
-    if tag == _UTC_TIME:
-        # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.
-        text = ("19" if text[:2] >= "50" else "20") + text
-    return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
+    return certificates_of(certificate)[0].end

@@ -18,6 +18,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from minismtp.values.installation import how_to_install
 from minismtp.values.user_names import prepared_password
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _argon2() -> ModuleType:
     try:
         import argon2  # noqa: PLC0415 - an optional extra
     except ModuleNotFoundError as error:
-        hint = "argon2id needs argon2-cffi: pip install 'minismtp[argon2]'"
+        hint = f"argon2id needs argon2-cffi; {how_to_install('argon2')}"
         raise ModuleNotFoundError(hint) from error
     return argon2
 

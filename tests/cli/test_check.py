@@ -8,6 +8,7 @@ import trustme
 
 from minismtp.cli.check import check
 from minismtp.config import Config
+from minismtp.config.mistakes import ConfigError
 from minismtp.values.passwords import hash_password
 
 MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
@@ -28,8 +29,12 @@ def findings(tmp_path: Path) -> Findings:
         if "state_directory" not in text:
             text = f'state_directory = "state"\n{text}'
         file = tmp_path / "x.toml"
-        found = check(Config.parse(text, file))
-        return [str(finding).replace(f"{file}: ", "") for finding in found]
+        found = list(check(Config.examine(text, file)))
+        assert all(each.mistake.file == str(file) for each in found)
+        return [
+            f"{severity}: {ConfigError(mistake.message, key=mistake.key)}"
+            for severity, mistake in found
+        ]
 
     return run
 
@@ -96,7 +101,12 @@ def test_open_relay_is_an_error(
     answer: str, expected: str, findings: Findings, local_plugin: LocalPlugin
 ) -> None:
     text = local_plugin(f"    @hookimpl\n    def {OUTSIDER}:\n        {answer}")
-    assert findings(text) == [f"error: listeners[0]: open relay: {expected}"]
+    assert findings(text) == [
+        (
+            f"error: listeners[0]: open relay: {expected}; expected routes for users and trusted"
+            " networks only"
+        )
+    ]
 
 
 def test_open_relay_over_lmtp_is_an_error(findings: Findings, local_plugin: LocalPlugin) -> None:
@@ -170,13 +180,13 @@ def test_plugin_that_cannot_start_is_an_error(
         "    @hookimpl\n    def route(self):\n        return None"
     )
     place = tmp_path / "plugins" / "mine.py"
-    expected = f"error: plugin 'mine' ({place}:9): on_start: OSError: database is away"
+    expected = f"error: plugins[0]: on_start: OSError: database is away ({place}:9)"
     assert findings(text) == [expected]
 
 
 def test_server_that_stores_nothing_is_warned_about(findings: Findings) -> None:
     assert findings(LISTENER, MAILBOXES) == [
-        "warning: plugins: no plugin stores mail (hook deliver)"
+        "warning: plugins: no plugin stores mail (hook deliver); expected such as maildir or lmtp"
     ]
 
 
@@ -184,7 +194,10 @@ def test_listener_without_routes_is_warned_about(findings: Findings) -> None:
     elsewhere = LISTENER.replace('"smtp"', '"other"')
     found = findings(LISTENER, elsewhere, MAILBOXES, 'listeners = ["smtp"]\n', MAILDIR)
     assert found == [
-        "warning: listeners[1]: no plugin routes recipients here (hook route), so all are refused"
+        (
+            "warning: listeners[1]: no plugin routes recipients here (hook route), so all are"
+            " refused; expected such as mailboxes"
+        )
     ]
 
 
@@ -206,7 +219,12 @@ def test_short_hostname_of_a_public_server_is_warned_about(
 
 def test_missing_plugin_directory_is_warned_about(findings: Findings, tmp_path: Path) -> None:
     found = findings('plugin_path = ["plugins"]\n', LISTENER, MAILBOXES, MAILDIR)
-    assert found == [f"warning: plugin_path[0]: {tmp_path / 'plugins'} is not a directory"]
+    assert found == [
+        (
+            f"warning: plugin_path[0]: {tmp_path / 'plugins'} does not exist;"
+            " expected a directory with a file for each plugin"
+        )
+    ]
 
 
 @pytest.mark.parametrize("directory", ["state", "state/below/it"])
@@ -215,7 +233,9 @@ def test_file_in_the_place_of_the_state_directory_is_an_error(
 ) -> None:
     (tmp_path / "state").touch()
     found = findings(f'state_directory = "{directory}"\n', LISTENER, MAILBOXES, MAILDIR)
-    assert found == [f"error: state_directory: {tmp_path / 'state'} is not a directory"]
+    assert found == [
+        f"error: state_directory: {tmp_path / 'state'} is a file; expected a directory"
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -245,7 +265,7 @@ def test_certificate_at_its_end_is_warned_about(
     certificate(days)
     day = (datetime.now(UTC) + timedelta(days=days)).date()
     assert findings(LISTENER, TLS, MAILBOXES, MAILDIR) == [
-        f"warning: tls.certificate: {tmp_path / 'cert.pem'} {word} {day}"
+        f"warning: tls.certificate: {tmp_path / 'cert.pem'} {word} {day}; renew it"
     ]
 
 
@@ -255,8 +275,9 @@ def test_certificates_for_other_names_are_looked_at_too(
     certificate()
     certificate(7, "cert2.pem").chmod(0o644)
     sni = '[[tls.sni]]\nname = "a.example"\ncertificate = "cert2.pem"\nkey = "key2.pem"\n'
-    expiring, readable = findings(LISTENER, TLS, sni, MAILBOXES, MAILDIR)
+    expiring, other, readable = findings(LISTENER, TLS, sni, MAILBOXES, MAILDIR)
     assert f"tls.sni[0].certificate: {tmp_path / 'cert2.pem'} expires on" in expiring
+    assert "is for mx.example.org, not for its name here a.example; get one for it" in other
     assert f"tls.sni[0].key: {tmp_path / 'key2.pem'} can be read by everybody" in readable
 
 
@@ -293,7 +314,7 @@ def test_password_file_that_everybody_can_read_is_warned_about(
     passwords.chmod(0o644)
     plugin = '[[plugins]]\nuse = "password_file"\npath = "passwords"\n'
     assert findings(LISTENER, MAILBOXES, plugin, MAILDIR) == [
-        f"warning: plugins: path: {passwords} can be read by everybody (chmod o-r)"
+        f"warning: plugins[1].path: {passwords} can be read by everybody (chmod o-r)"
     ]
 
 
@@ -386,7 +407,10 @@ def test_files_for_sending_are_looked_at(findings: Findings, tmp_path: Path) -> 
     secret, authorities = tmp_path / "secret", tmp_path / "ca.pem"
     assert findings(LISTENER, smarthost, MAILBOXES, MAILDIR) == [
         f"error: outbound.server_ca: {authorities}: No such file or directory",
-        f"error: outbound.password_file: {secret}: No such file or directory",
+        (
+            f"error: outbound.password_file: {secret}: No such file or directory;"
+            " its first line is the password"
+        ),
     ]
     secret.write_text("x\n")
     secret.chmod(0o644)
@@ -423,7 +447,10 @@ def test_networks_that_leave_no_outsider_are_an_open_relay(findings: Findings) -
     relay = f'[[plugins]]\nuse = "relay"\nnetworks = {networks!r}\n'
     found = findings(LISTENER, MAILBOXES, relay, MAILDIR)
     assert found == [
-        "error: listeners[0]: open relay: 192.0.2.1 may send mail to probe@relay-test.invalid"
+        (
+            "error: listeners[0]: open relay: 192.0.2.1 may send mail to probe@relay-test.invalid;"
+            " expected routes for users and trusted networks only"
+        )
     ]
 
 

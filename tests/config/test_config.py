@@ -32,7 +32,8 @@ def parse(text: str) -> Config:
 def problem(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
         parse(text)
-    return str(caught.value).removeprefix(f"{FILE}: ")
+    told = [ConfigError(each.message, key=each.key) for each in caught.value.mistakes]
+    return "\n".join(map(str, told))
 
 
 def test_a_login_at_the_smarthost_is_for_what_has_no_route() -> None:
@@ -149,9 +150,9 @@ def test_configuration_cannot_be_changed_later() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("x =", "Invalid value (at end of document)"),
-        ("a = 1\nb = = 2", "Invalid value (at line 2, column 5)"),
-        ("a = 1\na = 2\n", "Cannot overwrite a value (at line 2, column"),
+        ("x =", "invalid value"),
+        ("a = 1\nb = = 2", "invalid value"),
+        ("a = 1\na = 2\n", "a is set a second time in its table"),
         ("listener = 1", "listener: unknown key; did you mean 'listeners'?"),
         ("[limit]\nx = 1", "limit: unknown key; did you mean 'limits'?"),
         ('file = "x"', "file: unknown key"),
@@ -276,7 +277,7 @@ def test_configuration_cannot_be_changed_later() -> None:
     ids=str,
 )
 def test_mistake_is_told_with_its_place(text: str, expected: str) -> None:
-    assert problem(text).startswith(expected)
+    assert [line for line in problem(text).splitlines() if line.startswith(expected)]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])

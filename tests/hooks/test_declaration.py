@@ -268,7 +268,7 @@ def test_check_warns_of_doubts_with_the_plugin(
         'tls = "none"\n[[plugins]]\nuse = "tried"\n'
     )
     main(["check", "--config", str(tmp_path / "mini.toml")])
-    assert "plugin 'tried': " in capsys.readouterr().err
+    assert "plugins[0] tried, line 6: " in capsys.readouterr().err
 
 
 def test_plugin_without_source_is_explained_by_its_name() -> None:

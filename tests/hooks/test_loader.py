@@ -449,7 +449,10 @@ def test_plugin_of_another_distribution_is_found(
         (
             "import no_such_module",
             "minismtp_extra:Plugin [fast]",
-            "plugin 'extra' needs the module 'no_such_module'; install minismtp-extra[fast]",
+            (
+                "plugin 'extra' needs the module 'no_such_module'; run"
+                f" `{sys.executable} -m pip install 'minismtp-extra[fast]'`"
+            ),
         ),
         (
             "import no_such_module",

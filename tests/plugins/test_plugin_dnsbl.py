@@ -337,7 +337,7 @@ def test_command_check_tries_the_lists(dns: SocketAddress, tmp_path: Path) -> No
     tables = tables.replace('"domains.test"', '"domains.test"\nabout = ["sender"]')
     text = f'{LISTENER}[dns]\nnameservers = ["{dns}"]\n[[plugins]]\nuse = "dnsbl"\n{tables}'
     found = [str(each) for each in check(Config.parse(text, tmp_path / "c.toml"))]
-    told = [match[1] for each in found if (match := re.search(r"lists: (.*)", each))]
+    told = [match[1] for each in found if (match := re.search(r"lists\[\d\]: (.*)", each))]
     assert told == [
         "empty.test does not list 2.0.0.127, as every list does: is it one?",
         "all.test lists 1.0.0.127, as no list does, so it may list every client",

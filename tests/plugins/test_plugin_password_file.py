@@ -17,8 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from minismtp_plugins.password_file import PasswordFile, _Users
+from snippets import MX
 
-from minismtp import Credentials, Defer, ServerInfo, folded_name
+from minismtp import Credentials, Defer, folded_name
+from minismtp.cli.check import check
+from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
@@ -182,13 +185,13 @@ def test_only_the_password_of_a_user_opens_for_that_user(one: str, other: str) -
             assert found == typed
 
 
-def test_names_that_are_alike_are_told(people: Path, caplog: pytest.LogCaptureFixture) -> None:
-    info = ServerInfo("mx.example.org", people.parent, "check", 0)
-    PasswordFile(path=people).on_start(info)
-    assert "people has names that are alike: EVE" in caplog.text
-    caplog.clear()
-    PasswordFile(path=people, ignore_case=False).on_start(info)
-    assert "has names" not in caplog.text
+def test_names_that_are_alike_are_told(people: Path) -> None:
+    def told(option: str) -> str:
+        text = f'{MX}tls = "none"\n[[plugins]]\nuse = "password_file"\npath = "{people}"\n{option}'
+        return " ".join(str(each) for each in check(Config.parse(text, people.parent / "x.toml")))
+
+    assert "people has names that are alike: EVE" in told("")
+    assert "has names" not in told("ignore_case = false")
 
 
 @pytest.mark.parametrize("ignore_case", [True, False])

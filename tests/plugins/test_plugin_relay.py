@@ -190,9 +190,9 @@ path = "mail/{{local}}"
     [
         ("[]", []),
         ('["10.0.0.0/8"]', []),
-        ('["192.0.0.0/8"]', ["error: listeners[0]: open relay: 192.0.2.1 may send mail to"]),
-        ('["2001::/16"]', ["error: listeners[0]: open relay: 2001:db8::1 may send mail to"]),
-        ('["0.0.0.0/0"]', ["error: plugins[1].networks: 0.0.0.0/0 is too wide:"]),
+        ('["192.0.0.0/8"]', ["error: listeners[0] smtp, line 3: open relay: 192.0.2.1 may send"]),
+        ('["2001::/16"]', ["error: listeners[0] smtp, line 3: open relay: 2001:db8::1 may send"]),
+        ('["0.0.0.0/0"]', ["error: plugins[1] relay, line 12: networks: 0.0.0.0/0 is too wide:"]),
     ],
 )
 def test_check_refuses_an_open_relay(networks: str, found: list[str], tmp_path: Path) -> None:

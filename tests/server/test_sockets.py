@@ -81,9 +81,9 @@ def test_port_in_use_is_named_with_file_key_and_reason(bound: list[socket.socket
     port = bound[0].getsockname()[1]
     with pytest.raises(ListenError) as caught:
         open_one(f"127.0.0.1:{port}", file="m.toml")
-    assert str(caught.value) == (
-        f"m.toml: listeners[0].address: cannot listen on 127.0.0.1:{port}: Address already in use"
-    )
+    place = f"m.toml: listeners[0].address: cannot listen on 127.0.0.1:{port}"
+    assert str(caught.value).startswith(f"{place}: Address already in use by ")
+    assert f"(process {os.getpid()})" in str(caught.value)
 
 
 def test_address_of_another_machine_is_refused() -> None:

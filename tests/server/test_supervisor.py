@@ -434,16 +434,17 @@ def test_plugin_that_cannot_start_ends_the_server_with_78(configure: Configure) 
     done = serve(config)
     assert done.returncode == 78
     [told] = [line for line in done.stderr.splitlines() if line.startswith("minismtp: ")]
-    place = re.escape(str(config.parent / "local_plugins" / "generation.py"))
+    source = re.escape(str(config.parent / "local_plugins" / "generation.py"))
+    place = re.escape(f"minismtp: {config}: plugins[2] generation, line 26")
     problem = "on_start: RuntimeError: the database is away"
-    assert re.fullmatch(rf"minismtp: plugin 'generation' \({place}:\d+\): {problem}", told)
+    assert re.fullmatch(rf"{place}: {problem} \({source}:\d+\)", told)
 
 
 def test_option_that_a_plugin_does_not_know_ends_the_server_with_78(configure: Configure) -> None:
     config = configure('[[plugins]]\nuse = "generation"\nnumer = 1\n')
     done = serve(config)
     assert done.returncode == 78
-    assert f"minismtp: {config}: plugins[2].numer: " in done.stderr
+    assert re.search(r"^minismtp: .*: plugins\[2\] generation, line \d+: numer: ", done.stderr)
     assert "did you mean" in done.stderr
 
 
@@ -457,9 +458,9 @@ def test_port_in_use_ends_the_server_with_1_and_one_line(configure: Configure, t
             config = configure(listeners=one_on(port))
         done = serve(config)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"minismtp: {config}: {taken}: cannot listen on 127.0.0.1:{port}: Address already in use\n"
-    )
+    place = f"minismtp: {config}: {taken}: cannot listen on 127.0.0.1:{port}"
+    assert done.stderr.startswith(f"{place}: Address already in use by ")
+    assert done.stderr.endswith(f"(process {os.getpid()}); stop it, or choose another port\n")
 
 
 @pytest.mark.parametrize("port", [0, 1])
@@ -491,7 +492,7 @@ def test_state_directory_that_cannot_be_made_ends_the_server_with_one_line(
 
 
 def test_more_workers_than_there_are_places_for_are_refused(configure: Configure) -> None:
-    with pytest.raises(ConfigError, match=r"workers: expected integer <= 64"):
+    with pytest.raises(ConfigError, match=r"workers, line 4: expected integer <= 64"):
         Config.load(configure(workers=65))
 
 
@@ -853,8 +854,8 @@ def taken_port() -> Iterator[int]:
 @pytest.mark.parametrize(
     ("mistake", "reason"),
     [
-        ("syntax", r"{config}: Expected .*at end of document"),
-        ("key", r"{config}: plugins\[2\]\.numer: .*did you mean 'number'"),
+        ("syntax", r"{config}: line \d+: expected "),
+        ("key", r"{config}: plugins\[2\] generation, line \d+: numer: .*did you mean 'number'"),
         ("port", r"{config}: listeners\[0\]\.address: cannot listen on .* in use"),
     ],
 )
@@ -890,7 +891,7 @@ def test_plugin_that_cannot_start_leaves_the_old_generation_in_service(
         configure(generation(2, fail="the database is away"), workers=2)
         server.signal(signal.SIGHUP)
         server.wait_until(lambda: server.metric("config_last_reload_successful") == 0)
-        server.wait_for_log(r"^minismtp: .*plugin 'generation'.*the database is away")
+        server.wait_for_log(r"^minismtp: .*plugins\[2\] generation, .*the database is away")
         assert client.command("NOOP") == "250 2.0.0 ok"
     assert serving(server)[0] == 1
     server.wait_until(lambda: workers(server) == before)

@@ -34,6 +34,7 @@ from minismtp.services.state_redis import RedisStore
 from minismtp.services.state_sqlite import SqliteStore
 from minismtp.services.state_window import MICROSECONDS, PARTS, Window
 from minismtp.testing import Dialogue, Dialogues
+from minismtp.values.installation import how_to_install
 
 if TYPE_CHECKING:
     from conftest import Launch, TlsFiles
@@ -650,12 +651,15 @@ def configuration(url: str, directory: Path) -> Config:
     ],
 )
 def test_url_of_no_store_is_a_mistake(url: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"c\.toml: state(\.url: expected a|: Invalid IPv6) URL"):
+    with pytest.raises(
+        ConfigError, match=r"c\.toml: state.*, line [78]: (expected a|Invalid IPv6) URL"
+    ):
         configuration(url, tmp_path)
 
 
 def told(config: Config) -> list[str]:
-    return [str(found) for found in check(config) if "state." in found.message]
+    found = [each for each in check(config) if each.mistake.key.startswith("state.")]
+    return [str(each).replace(", line 8:", ":") for each in found]
 
 
 def test_check_asks_the_store_and_leaves_nothing_there(redis: RedisServer, tmp_path: Path) -> None:
@@ -683,7 +687,7 @@ def test_missing_library_is_a_mistake_in_the_configuration(
     monkeypatch.delitem(sys.modules, "minismtp.services.state_redis", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     config = configuration("redis://127.0.0.1", tmp_path)
-    problem = "state.url: needs the module 'redis'; install minismtp[redis]"
+    problem = f"state.url: needs the module 'redis'; {how_to_install('redis')}"
     assert told(config) == [f"error: {tmp_path / 'c.toml'}: {problem}"]
     with pytest.raises(ConfigError, match="needs the module"):
         ServerInfo.of(config, "worker")

@@ -11,10 +11,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Final
 
-from minismtp.config import Config
+from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import reason
-from minismtp.hooks.loader import PluginSet
-from minismtp.server.exposure import Trust, exposures
+from minismtp.inspection.exposure import Trust, exposures
 
 _SECRET: Final = re.compile(r"(password|secret|token)s?$")
 _SECRET_FILE: Final = re.compile(r"\.(key|password_file)$")
@@ -55,9 +54,11 @@ def own_files(config: Config) -> Iterator[tuple[str, Path]]:
             yield f"plugin_path[{number}]", path
 
 
-def plugin_files(plugins: PluginSet) -> Iterator[tuple[str, Path]]:
+def plugin_files(
+    instances: Iterable[tuple[PluginConfig, object]],
+) -> Iterator[tuple[str, Path]]:
     """Yield the files that plugins have as options: passwords, keys, users, programs."""
-    for table, instance in plugins.instances:
+    for table, instance in instances:
         shown = {name: value for name, value in vars(instance).items() if name[:1] != "_"}
         for key, value in _options(table.key, shown):
             if isinstance(value, Path) or (isinstance(value, str) and value.startswith("/")):

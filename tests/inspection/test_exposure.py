@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minismtp.server.exposure import Trust, exposures
+from minismtp.inspection.exposure import Trust, exposures
 
 NOBODY = 65534
 

@@ -42,7 +42,7 @@ class Trust:
     def objections(self, path: Path, status: os.stat_result) -> Iterator[str]:
         """Yield a problem for each other user or group that can write this file or directory."""
         if status.st_uid not in {0, *self.users}:
-            yield f"{path} belongs to {_user(status.st_uid)}"
+            yield f"{path} belongs to {user_name(status.st_uid)}"
         if stat.S_ISLNK(status.st_mode):
             return
         if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
@@ -82,7 +82,8 @@ def exposures(path: Path, trust: Trust) -> Iterator[str]:
         place = Path("/") if target.is_absolute() else place
 
 
-def _user(number: int) -> str:
+def user_name(number: int) -> str:
+    """Return the name of a user, or its number in words."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

@@ -1,0 +1,80 @@
+"""The plugins of a configuration: whether they load, start and fit together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minismtp.config import Config
+from minismtp.config.mistakes import ConfigError
+from minismtp.hooks.guard import StartError
+from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.plugin_check import Facts, located
+from minismtp.hooks.plugin_check import check_plugins as reports
+from minismtp.hooks.specs import ServerInfo
+from minismtp.inspection.problem import Problem, warning
+from minismtp.runtime.thread_activity import here
+
+
+def start_plugins(config: Config, plugins: PluginSet, server: ServerInfo) -> Iterator[Problem]:
+    """Start each plugin, and yield those that cannot start, and what they warn of."""
+    for table, instance in plugins.instances:
+        with _warnings() as logged:
+            try:
+                plugins.alone(instance).on_start(server)
+            except StartError as error:
+                mistake = ConfigError(f"on_start: {error.reason}", key=table.key)
+                yield Problem("error", config.locate(mistake))
+        for record, plugin in logged:
+            name = plugin or table.name
+            yield Problem("warning", located(config, name, record.getMessage()))
+
+
+def check_plugins(config: Config, role: str, plugins: PluginSet, facts: Facts) -> Iterator[Problem]:
+    """Yield what is wrong with the plugins together, and what each reports about itself."""
+    yield from _roles(config, plugins)
+    for table, doubt in plugins.doubts():
+        yield warning(config, table.key, doubt)
+    for report in reports(config, role, plugins.instances, facts):
+        yield Problem(report.severity, report.mistake)
+
+
+def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
+    """Warn if no plugin stores mail, routes recipients or checks passwords."""
+    if not plugins.hooks().delivers:
+        text = "no plugin stores mail (hook deliver); expected such as maildir or lmtp"
+        yield warning(config, "plugins", text)
+    for listener in config.listeners:
+        hooks = plugins.hooks(listener.name)
+        if not hooks.routes:
+            message = (
+                "no plugin routes recipients here (hook route), so all are refused; expected such"
+                " as mailboxes"
+            )
+            yield warning(config, listener.key, message)
+        can_log_in = hooks.mechanisms or listener.client_certificates
+        if listener.kind == "submission" and not can_log_in:
+            message = (
+                "no plugin checks passwords here (hook authenticate), so no user can log in;"
+                " expected such as password_file"
+            )
+            yield warning(config, listener.key, message)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[tuple[logging.LogRecord, str]]]:
+    """Collect the warnings that are logged within the block, each with the plugin that runs."""
+    logged: list[tuple[logging.LogRecord, str]] = []
+
+    def note(record: logging.LogRecord) -> None:
+        running = here.activity.running
+        logged.append((record, running[1] if running else ""))
+
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = note  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield logged
+    finally:
+        logging.getLogger().removeHandler(handler)

@@ -1,0 +1,94 @@
+"""What a PEM file of certificates says: names, times, and who signed whom (RFC 5280)."""
+
+from __future__ import annotations
+
+import calendar
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from minismtp.values.address import to_ascii
+from minismtp.values.der import certificate_fields, elements
+
+_PEM: Final = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]++-----END CERTIFICATE-----")
+_MOST: Final = 20  # certificates of a file
+_LONGEST: Final = 1 << 20  # octets of a file that are read
+_MOST_NAMES: Final = 1000
+_UTC_TIME: Final = 0x17
+_EXTENSIONS: Final = 0xA3  # the optional last field of a TBSCertificate
+_DNS_NAME: Final = 0x82  # [2] of a GeneralName, RFC 5280 section 4.2.1.6
+_ALTERNATIVE_NAMES: Final = bytes.fromhex("551d11")  # 2.5.29.17
+_INFORMATION_ACCESS: Final = bytes.fromhex("2b06010505070101")  # 1.3.6.1.5.5.7.1.1
+_CA_ISSUERS: Final = bytes.fromhex("2b06010505073002")  # 1.3.6.1.5.5.7.48.2
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate. `issuer` and `subject` are DER, `begin` and `end` seconds since the epoch.
+
+    `names` are its DNS names in A-labels. `has_issuer_address` says that it tells where to get the
+    issuer's certificate, as those of public intermediate authorities do.
+    """
+
+    issuer: bytes
+    subject: bytes
+    begin: float
+    end: float
+    names: tuple[str, ...]
+    has_issuer_address: bool
+
+    def is_for(self, name: str) -> bool:
+        """Return whether a host name is among the names; a star stands for one label."""
+        wanted = to_ascii(name).lower()
+        return wanted in self.names or f"*.{wanted.partition('.')[2]}" in self.names
+
+
+def certificates_of(path: Path) -> list[Certificate]:
+    """Return the certificates of a PEM file, in its order. Raise OSError or ValueError."""
+    with path.open("rb") as file:
+        text = file.read(_LONGEST).decode("ascii", "replace")
+    found = [_read(pem[0]) for pem in islice(_PEM.finditer(text), _MOST)]
+    if not found:
+        raise ValueError(f"{path} contains no PEM certificate")
+    return found
+
+
+def _read(pem: str) -> Certificate:
+    der = ssl.PEM_cert_to_DER_cert(pem)
+    _, _, issuer, validity, subject, _ = certificate_fields(der)
+    begin, end = [_seconds(each.tag, each.value) for each in elements(validity.value)][:2]
+    extensions = dict(_extensions(der))
+    names = tuple(islice(_dns_names(extensions.get(_ALTERNATIVE_NAMES, b"")), _MOST_NAMES))
+    access = _CA_ISSUERS in extensions.get(_INFORMATION_ACCESS, b"")
+    return Certificate(issuer.octets, subject.octets, begin, end, names, access)
+
+
+def _seconds(tag: int, value: bytes) -> float:
+    text = value.decode("ascii")
+    if tag == _UTC_TIME:
+        # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.
+        text = ("19" if text[:2] >= "50" else "20") + text
+    return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
+
+
+def _extensions(der: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the object identifier of each extension, and its value."""
+    content = next(elements(der)).value
+    for field in elements(next(elements(content)).value):
+        if field.tag == _EXTENSIONS:
+            for extension in elements(next(elements(field.value)).value):
+                parts = list(islice(elements(extension.value), 3))
+                if parts:
+                    yield parts[0].value, parts[-1].value
+
+
+def _dns_names(value: bytes) -> Iterator[str]:
+    for whole in islice(elements(value), 1):
+        for name in elements(whole.value):
+            if name.tag == _DNS_NAME:
+                yield name.value.decode("ascii", "replace").lower()
