@@ -73,8 +73,8 @@ DMARC: Final[StashKey[DmarcResult]] = StashKey()
 class Dmarc(ClientCheck, DnsCheck):
     """Apply the DMARC policy of the domain in the From field to incoming mail.
 
-    Put it after `spf` and `dkim_verify`, whose results it needs; without them it fails and mail is
-    deferred. A message passes if one of these is pass for the domain, or for another domain of the
+    Put it after `spf` and `dkim_verify`, whose results it needs; without them the server does not
+    start. A message passes if one of these is pass for the domain, or for another domain of the
     organization unless the policy is strict. With `action` "enforce", mail that fails is refused
     with 550 5.7.1 or quarantined, as the domain asks; "report_only" only stores the result. A From
     field without a domain, such as MAILER-DAEMON, has no policy and passes. If there are several

@@ -137,3 +137,9 @@ def test_plugin_runs_alone_in_a_test() -> None:
         def on_connect(self, session: Session) -> None: ...
 
     assert Dialogue(Alone()).banner.startswith("220 ")
+
+
+def test_dmarc_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it needs the plugin 'spf'"):
+        load(tmp_path, {}, {"use": "dmarc"})
+    load(tmp_path, {}, {"use": "spf"}, {"use": "dkim_verify"}, {"use": "dmarc"})
