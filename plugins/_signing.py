@@ -56,10 +56,10 @@ class Signer(NamedTuple):
     key: PrivateKey
 
     def tags(self) -> str:
-        """Return the tags a, d, s and t, folded."""
+        """Return the tags a, t, d and s, folded."""
         kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
-        named = f"a={kind}-sha256; d={self.domain};\r\n\ts={self.selector};"
-        return f"{named} t={int(steady_time())};"
+        named = f"d={self.domain};\r\n\ts={self.selector};"
+        return f"a={kind}-sha256; t={int(steady_time())};\r\n\t{named}"
 
     def signed(self, name: str, tags: str, octets: bytes) -> str:
         """Return the value of a field with these tags and a signature of `octets` and the field."""

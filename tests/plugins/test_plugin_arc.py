@@ -221,6 +221,15 @@ def test_seal_names_no_fields(key: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert verify(sealed(key, MESSAGE))[0].reason == "set 1 signs what it should not"
 
 
+def test_lines_of_a_set_are_folded(key: Path) -> None:
+    header = sealed(key, MESSAGE, "a-long-name-of-a-host.of-a-large-organization").partition(
+        b"\nTo:"
+    )[0]
+    lines = header.replace(b"\r", b"").split(b"\n")
+    assert lines[0].startswith(b"ARC-Seal: ")
+    assert max(map(len, lines)) <= 78
+
+
 def test_gap_in_a_chain_is_sealed_as_broken(key: Path) -> None:
     content = sealed(key, MESSAGE).replace(b"ARC-Seal:", b"X-Seal:")
     assert verify(content)[0].reason == "ARC-Seal is not there once for each set"

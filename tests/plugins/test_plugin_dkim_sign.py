@@ -140,8 +140,9 @@ def test_both_kinds_of_signatures_hold(keys: Path) -> None:
     message = sent(plugin(keys))
     assert message.endswith(MESSAGE)
     assert verified(message) == [True, True]
-    assert b"a=rsa-sha256; d=example.org;\r\n\ts=rsa; t=" in message
-    assert b"a=ed25519-sha256; d=example.org;\r\n\ts=ed; t=" in message
+    for kind, selector in ((b"rsa", b"rsa"), (b"ed25519", b"ed")):
+        named = rb"a=%s-sha256; t=[0-9]+;\r\n\td=example.org;\r\n\ts=%s;" % (kind, selector)
+        assert re.search(named, message)
     assert max(map(len, message.split(b"\r\n"))) <= 78
 
 
@@ -275,7 +276,7 @@ def test_each_domain_of_ours_in_the_from_field_signs(keys: Path) -> None:
         b"From: a@example.org, b@example.net, c@example.com, d@x.example.org\r\n\r\nHello.\r\n"
     )
     signing = DkimSign(domains=["example.org", "example.com"], keys=keys.with_name("{domain}.pem"))
-    found = re.findall(rb" d=([a-z.]+);", sent(signing, content))
+    found = re.findall(rb"\sd=([a-z.]+);", sent(signing, content))
     assert sorted(found) == [b"example.com", b"example.org"]
 
 

@@ -195,6 +195,18 @@ def test_local_part_outside_ascii_matches_no_name() -> None:
     assert outcome(record, local="us\u00e9r", user=[{"A": "127.0.0.2"}]).result == "fail"
 
 
+@pytest.mark.parametrize(("helo", "result"), [("a.example", "pass"), ("", "fail")])
+def test_ptr_whose_macros_leave_no_domain_matches_no_name(helo: str, result: str) -> None:
+    zone = Zone(
+        {
+            "a.example": [{"TXT": "v=spf1 ptr:%{h} -all"}],
+            "1.2.0.192.in-addr.arpa": [{"PTR": "b.a.example"}],
+            "b.a.example": [{"A": "192.0.2.1"}],
+        }
+    )
+    assert checked(zone, host="192.0.2.1", mailfrom="u@a.example", helo=helo).result == result
+
+
 @pytest.mark.parametrize(
     ("pointers", "result"),
     [
