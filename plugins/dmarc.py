@@ -5,14 +5,11 @@ come from the public suffix list, which takes at most two questions. The walk up
 may take eight, and domains were set up for the list. `pct` still counts.
 """
 
-import functools
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, NamedTuple
-
-from publicsuffixlist import PublicSuffixList
 
 from minismtp import (
     Address,
@@ -29,6 +26,7 @@ from minismtp import (
     UnansweredError,
     hookimpl,
     plugin,
+    registrable_domain,
     results_of,
 )
 
@@ -46,7 +44,6 @@ _RECORD: Final = re.compile(r"[vV]\s*+=\s*+DMARC1\s*+(?:;|$)")
 _ALMOST: Final = re.compile(r"v?\s*+=?\s*+DMARC1", re.IGNORECASE)
 # dmarc-uri = URI [ "!" 1*DIGIT [ "k" / "m" / "g" / "t" ] ]
 _URI: Final = re.compile(r"[a-z][a-z0-9+.-]*+:[^\s,!]++(?:![0-9]++[kmgt]?)?")
-_ORGANIZATIONS: Final = 1024  # domains whose organization is remembered
 _PERCENTAGE: Final = re.compile("[0-9]{1,3}")
 
 
@@ -105,7 +102,7 @@ class Dmarc(ClientCheck, DnsCheck):
     def on_start(self, server: ServerInfo) -> None:
         """Read the public suffix list."""
         super().on_start(server)
-        _public_suffixes()
+        registrable_domain("example.org")
 
     @hookimpl
     def on_check(self, check: PluginCheck) -> None:
@@ -174,7 +171,7 @@ def _evaluated(domain: str, envelope: Envelope, questions: Questions) -> DmarcRe
         )
     try:
         record = record_of(domain, questions)
-        parent = _organization(domain)
+        parent = registrable_domain(domain)
         inherited = record.tags is None and not record.several and parent != domain
         found = record_of(parent, questions) if inherited else record
         tags = found.tags
@@ -205,18 +202,6 @@ class Record(NamedTuple):
     tags: Mapping[str, str] | None
     reason: str = ""
     several: bool = False
-
-
-@functools.cache
-def _public_suffixes() -> PublicSuffixList:
-    """Return the list, which is read once in a process."""
-    return PublicSuffixList()
-
-
-@functools.lru_cache(_ORGANIZATIONS)
-def _organization(domain: str) -> str:
-    """Return the organizational domain (RFC 7489 section 3.2)."""
-    return _public_suffixes().privatesuffix(domain) or domain
 
 
 def record_of(domain: str, questions: Questions) -> Record:
@@ -294,4 +279,4 @@ def is_aligned(
     other = Address("", name).ascii_domain
     if mode == "s" or not other:
         return other == domain
-    return _organization(other) == _organization(domain)
+    return registrable_domain(other) == registrable_domain(domain)
