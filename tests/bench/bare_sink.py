@@ -1,9 +1,9 @@
-"""The least that a threaded SMTP server in Python can do, as the limit for workloads c and c1.
+"""The least that a threaded SMTP server in Python can do, as the limit for workloads c, c1 and e.
 
-    bare_sink.py PORT PROCESSES
+    bare_sink.py PORT PROCESSES CERTIFICATE KEY
 
 It has the shape of minismtp: some processes that share a listening socket, and a thread for each
-session that blocks. It checks nothing, keeps nothing and logs nothing.
+session that blocks. It checks nothing, not even a password, keeps nothing and logs nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import sys
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -19,20 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _REPLIES: Final = {
-    b"EHLO": b"250-bench.example.org\r\n250 PIPELINING\r\n",
+    b"EHLO": b"250-bench.example.org\r\n250-STARTTLS\r\n250-AUTH PLAIN\r\n250 PIPELINING\r\n",
+    b"STAR": b"220 go ahead\r\n",
+    b"AUTH": b"235 ok\r\n",
     b"DATA": b"354 send the message\r\n",
     b"QUIT": b"221 bye\r\n",
 }
 _OTHER: Final = b"250 ok\r\n"
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, tls: ssl.SSLContext) -> None:
     """Answer every command, and reply 250 to every message without storing it."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection:
         connection.sendall(b"220 bench.example.org\r\n")
         for replies in dialogue(connection):
             connection.sendall(b"".join(replies))
+            if replies == [_REPLIES[b"STAR"]]:
+                with tls.wrap_socket(connection, server_side=True) as secured:
+                    for inside in dialogue(secured):
+                        secured.sendall(b"".join(inside))
+                return
 
 
 def dialogue(connection: socket.socket) -> Iterator[list[bytes]]:
@@ -53,7 +61,9 @@ def dialogue(connection: socket.socket) -> Iterator[list[bytes]]:
 
 def main() -> None:
     """Listen, start the other processes, and accept connections in each."""
-    port, processes = map(int, sys.argv[1:])
+    port, processes = map(int, sys.argv[1:3])
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(*sys.argv[3:])
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda _, __: os.killpg(0, signal.SIGKILL))
     listening = socket.create_server(("127.0.0.1", port), backlog=1024)
@@ -62,7 +72,7 @@ def main() -> None:
             break
     while True:
         connection, _ = listening.accept()
-        Thread(target=serve, args=[connection], daemon=True).start()
+        Thread(target=serve, args=[connection, tls], daemon=True).start()
 
 
 if __name__ == "__main__":

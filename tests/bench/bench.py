@@ -93,7 +93,9 @@ WORKLOADS: Final = {
         per_connection=1,
     ),
     "d": Workload("25 MB, 4 sessions, durable", STORING, 4, octets=25_000_000),
-    "e": Workload("STARTTLS, AUTH PLAIN, one durable message", STORING, 20, client="tls"),
+    "e": Workload(
+        "STARTTLS, AUTH PLAIN, one durable message", (*STORING, "bare sink"), 20, client="tls"
+    ),
     "drain": Workload("5,000 queued messages sent to one host", SENDING, client="drain"),
     "relay": Workload("taken and sent on, persistent, 20 sessions", SENDING, client="relay"),
     "f": Workload("idle sessions, 20 messages a second beside them", ("minismtp",), client="idle"),

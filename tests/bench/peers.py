@@ -372,13 +372,13 @@ def smtp_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
 @contextlib.contextmanager
 def bare_sink(directory: Path, tls: Certificate) -> Iterator[Server]:
     """Run as many processes of bare_sink.py as minismtp has workers by default."""
-    del tls
     port = free_port()
     processes = max(2, os.cpu_count() or 1)
     command = [sys.executable, str(HERE / "bare_sink.py"), str(port), str(processes)]
+    command += [str(tls.certificate), str(tls.key)]
     with running(command, directory / "log") as process:
         wait_for(port, process)
-        yield Server(port, process.pid)
+        yield Server(port, process.pid, submission=port)
 
 
 def missing(name: str) -> str:
