@@ -79,10 +79,11 @@ class PasswordCheck:
         An unknown user takes as long as the `decoy`, another user's hash. Raise Defer if too many
         logins are waiting; known users come before strangers.
         """
-        right = self._is_recent(credentials, stored) or self._verify(credentials, stored, decoy)
-        if not (stored and right):
+        if self._is_recent(credentials, stored):
+            return True
+        if not (self._verify(credentials, stored, decoy) and stored):
             return False
-        if self._seconds and not self._is_recent(credentials, stored):
+        if self._seconds:
             until = time.monotonic() + self._seconds
             self._recent[credentials.username] = self._digest(credentials, stored), until
         return True

@@ -26,7 +26,6 @@ from ._budget import BrokenError, Budget, Reads, TooMuchError, stream_of
 from ._encodings import UUENCODED, files_in_text
 from ._options import check_time
 from ._parts import Part, parts_of
-from ._programs import PROGRAMS, TYPES, is_program
 
 _log: Final = logging.getLogger(__name__)
 _FIELD: Final = "X-Blocked-Attachment"
@@ -38,6 +37,23 @@ _DOCUMENTS: Final = frozenset(
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
 # U+202A to U+202E and U+2066 to U+2069 change the direction of the text after them.
 _DIRECTION: Final = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Files that Windows, macOS and office programs run, or open without a question about their origin.
+_PROGRAMS: Final = (
+    *("ade", "adp", "apk", "appx", "appxbundle", "bat", "chm", "cmd", "com", "cpl", "dll", "exe"),
+    *("hta", "img", "ins", "iso", "isp", "jar", "js", "jse", "lib", "lnk", "mde", "msc", "msi"),
+    *("msix", "msp", "mst", "pif", "ps1", "reg", "scf", "scr", "sct", "sys", "url", "vb", "vbe"),
+    *("vbs", "vhd", "vhdx", "vxd", "wsc", "wsf", "wsh", "xll"),
+)
+_TYPES: Final = (
+    *("application/x-msdownload", "application/x-dosexec", "application/x-msdos-program"),
+    *("application/vnd.microsoft.portable-executable", "application/hta"),
+    "application/x-ms-shortcut",
+)
+_MAGIC: Final = (
+    b"\x7fELF",
+    *(b"\xcf\xfa\xed\xfe", b"\xce\xfa\xed\xfe", b"\xca\xfe\xba\xbe"),  # macOS, Java
+    b"L\0\0\0\1\x14\2\0",  # a shortcut of Windows
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +89,8 @@ class Attachments:
     """
 
     action: Literal["reject", "quarantine", "tag", "finding"] = "reject"
-    extensions: list[str] = field(default_factory=lambda: list(PROGRAMS))
-    types: list[str] = field(default_factory=lambda: list(TYPES))
+    extensions: list[str] = field(default_factory=lambda: list(_PROGRAMS))
+    types: list[str] = field(default_factory=lambda: list(_TYPES))
     programs: bool = True
     disguises: bool = True
     encrypted: bool = False
@@ -179,12 +195,13 @@ class Attachments:
         before, dot, extension = base.rstrip(". ").lower().rpartition(".")
         if dot and extension.strip() in self._extensions:
             yield BlockedAttachment(name + place, f"a file of type .{extension.strip()}")
-        hidden = before.rstrip(". ").rpartition(".")[2] in _DOCUMENTS and extension in PROGRAMS
+        hidden = before.rstrip(". ").rpartition(".")[2] in _DOCUMENTS and extension in _PROGRAMS
         if self.disguises and (hidden or _DIRECTION.search(name)):
             yield BlockedAttachment(name + place, "a name that hides what the file is")
 
     def _by_content(self, name: str, head: bytes) -> Iterator[BlockedAttachment]:
-        if self.programs and is_program(head):
+        dos = head.startswith(b"MZ") and b"\0" in head[:64]  # a text may begin with MZ too
+        if self.programs and (dos or head.startswith(_MAGIC)):
             yield BlockedAttachment(name, "a program")
 
 

@@ -99,9 +99,10 @@ class PasswordFile:
         if others := list(hashes.values()):
             decoy = others[zlib.crc32(name.encode("utf-8", "replace")) % len(others)]
         asked = self._name(users, credentials.authorization or name)
-        if self._check.passes(replace(credentials, username=name), stored, decoy) and asked == name:
-            return name
-        return None
+        if name != credentials.username:
+            credentials = replace(credentials, username=name)
+        right = self._check.passes(credentials, stored, decoy)
+        return name if right and asked == name else None
 
     @hookimpl
     def stored_key(self, mechanism: str, username: str) -> StoredKey | None:

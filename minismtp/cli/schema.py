@@ -13,14 +13,12 @@ from minismtp.config.schema import schema
 from minismtp.hooks.loader import available
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(_: argparse.ArgumentParser) -> None:
     """Add nothing, because the schema does not depend on a configuration."""
-    del parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> int:
     """Print the schema, with the options of all installed plugins."""
-    del arguments
     document = schema({found.name: found.factory for found in available([])})
     say(*json.dumps(document, indent=2).split("\n"))
     return 0

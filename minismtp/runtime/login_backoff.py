@@ -15,7 +15,8 @@ import os
 import struct
 import threading
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeAlias
 
 from minismtp.runtime.session_limits import SharedLock
 from minismtp.runtime.thread_activity import here
@@ -32,6 +33,7 @@ _REMEMBER: Final = 30 * 86400.0  # seconds
 # Simultaneous attempts of an address that succeeded before: in the morning, all mail programs of an
 # office log in from one address.
 _FREE: Final = 8
+_NETWORKS: Final = 1024  # addresses whose network is remembered
 
 
 class _Row(NamedTuple):
@@ -39,6 +41,10 @@ class _Row(NamedTuple):
     pending: int = 0  # attempts without a result yet
     allowed: float = 0.0  # when the next attempt may begin
     last: float = 0.0  # when an attempt began or failed
+
+
+_NONE: Final = _Row()
+_Key: TypeAlias = tuple[int, bytes]  # the place of a row, and the digest in it
 
 
 class Backoff:
@@ -53,7 +59,7 @@ class Backoff:
         self._base = base
         self._table = mmap.mmap(-1, _ROWS * _ROW.size)
         self._known = mmap.mmap(-1, _ROWS * _KNOWN.size)
-        self._key = os.urandom(16)
+        self._secret = os.urandom(16)
         self._lock = SharedLock("minismtp-backoff")
 
     def reserve(self, address: str) -> float:
@@ -64,92 +70,104 @@ class Backoff:
         """
         if not self._base:
             return 0.0
+        key = self._key_of(address)
         with self._lock:
-            row, now = self._find(address), self.clock()
-            free = _FREE if self._remembers(address) else 0
+            row, now = self._find(key), self.clock()
+            free = _FREE if self._remembers(key) else 0
             turn = max(row.allowed, now)
             if turn - now <= PATIENCE:
                 pending = row.pending + 1
                 wait = self._wait(row.failures + max(0, pending - free))
-                self._put(address, _Row(row.failures, pending, turn + wait, now))
+                self._put(key, _Row(row.failures, pending, turn + wait, now))
             return turn - now
 
     def forgiven(self, address: str, turn: float) -> bool:
         """Return whether a success reset the wait of an address since `turn` was claimed."""
+        key = self._key_of(address)
         with self._lock:
-            return self._find(address).allowed < turn
+            return self._find(key).allowed < turn
 
     def is_open(self, address: str) -> bool:
         """Return whether attempts of the address are under way and no attempt failed."""
+        key = self._key_of(address)
         with self._lock:
-            row = self._find(address)
+            row = self._find(key)
             return row.pending > 0 and not row.failures
 
     def release(self, address: str) -> None:
         """End a claim without a result."""
+        key = self._key_of(address)
         with self._lock:
-            row = self._find(address)
+            row = self._find(key)
             pending = max(0, row.pending - 1)
             allowed = row.allowed if row.failures or pending else 0.0
-            self._put(address, row._replace(pending=pending, allowed=allowed))
+            self._put(key, row._replace(pending=pending, allowed=allowed))
 
     def failed(self, address: str) -> None:
         """End a claim with a failed login."""
+        key = self._key_of(address)
         with self._lock:
-            row, now = self._find(address), self.clock()
+            row, now = self._find(key), self.clock()
             failures = row.failures + 1
             allowed = max(row.allowed, now + self._wait(failures))
-            self._put(address, _Row(failures, max(0, row.pending - 1), allowed, now))
+            self._put(key, _Row(failures, max(0, row.pending - 1), allowed, now))
 
     def succeeded(self, address: str, username: str = "") -> None:
         """Reset the wait of an address. Remember the address, and the user in its network."""
+        key, user = self._key_of(address), self._key_of_user(username, address)
         with self._lock:
-            row = self._find(address)
-            if row != _Row():
-                self._put(address, _Row(pending=max(0, row.pending - 1), last=row.last))
-            for name in (address, _at(username, address)):
-                place, digest = self._place(name)
-                _KNOWN.pack_into(self._known, place * _KNOWN.size, digest, self.clock())
+            row, now = self._find(key), self.clock()
+            if row != _NONE:
+                self._put(key, _Row(pending=max(0, row.pending - 1), last=row.last))
+            for place, digest in (key, user):
+                _KNOWN.pack_into(self._known, place * _KNOWN.size, digest, now)
 
     def knows(self, address: str, username: str) -> bool:
         """Return whether the address logged in before, or the user from an address near it.
 
         A user name alone does not count, because the waits would reveal which users exist.
         """
-        return self._remembers(address) or self._remembers(_at(username, address))
+        known = self._remembers(self._key_of(address))
+        return known or self._remembers(self._key_of_user(username, address))
 
-    def _remembers(self, name: str) -> bool:
-        place, digest = self._place(name)
+    def _remembers(self, key: _Key) -> bool:
+        place, digest = key
         found, when = _KNOWN.unpack_from(self._known, place * _KNOWN.size)
         return bool(found == digest and self.clock() - when < _REMEMBER)
 
     def _wait(self, failures: int) -> float:
         return min(self._base * 2.0 ** min(failures - 1, 30), LONGEST) if failures else 0.0
 
-    def _find(self, address: str) -> _Row:
-        place, digest = self._place(address)
+    def _find(self, key: _Key) -> _Row:
+        place, digest = key
         found, *values = _ROW.unpack_from(self._table, place * _ROW.size)
         row = _Row(*values)
-        return row if found == digest and self.clock() - row.last <= _FORGET else _Row()
+        return row if found == digest and self.clock() - row.last <= _FORGET else _NONE
 
-    def _put(self, address: str, row: _Row) -> None:
-        place, digest = self._place(address)
+    def _put(self, key: _Key, row: _Row) -> None:
+        place, digest = key
         _ROW.pack_into(self._table, place * _ROW.size, digest, *row)
 
-    def _place(self, name: str) -> tuple[int, bytes]:
-        octets = peer_key(name) or name.encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(octets, key=self._key, digest_size=8).digest()
+    def _key_of(self, address: str) -> _Key:
+        return self._hashed(peer_key(address) or address.encode())
+
+    def _key_of_user(self, username: str, address: str) -> _Key:
+        name = f"{username.casefold()}@{_network_of(address)}"
+        return self._hashed(name.encode("utf-8", "surrogatepass"))
+
+    def _hashed(self, octets: bytes) -> _Key:
+        digest = hashlib.blake2b(octets, key=self._secret, digest_size=8).digest()
         return int.from_bytes(digest[:4], "big") % _ROWS, digest
 
 
-def _at(username: str, address: str) -> str:
-    """Return a key for a user in the network of a provider, where phones change addresses."""
+@lru_cache(_NETWORKS)
+def _network_of(address: str) -> str:
+    """Return the network of a provider, in which phones change addresses."""
     try:
         length = 16 if ipaddress.ip_address(address).version == 4 else 32  # noqa: PLR2004
-        network = str(ipaddress.ip_network(f"{address}/{length}", strict=False))
+        return str(ipaddress.ip_network(f"{address}/{length}", strict=False))
     except ValueError:
-        network = address  # a unix socket
-    return f"{username.casefold()}@{network}"
+        return address  # a unix socket
 
 
 def wait_for_turn(backoff: Backoff, address: str, stop: threading.Event) -> bool:

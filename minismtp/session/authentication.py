@@ -19,6 +19,13 @@ from minismtp.values.user_names import folded_name
 
 _PUT_OFF: Final = "login put off"
 _CANCELLED: Final = "auth cancelled"
+_SIMPLE: Final[dict[str, Callable[[], sasl.Exchange]]] = {
+    "PLAIN": sasl.plain,
+    "LOGIN": sasl.login,
+    "OAUTHBEARER": sasl.oauthbearer,
+    "XOAUTH2": sasl.xoauth2,
+}
+_MECHANISMS: Final = ("SCRAM-SHA-256", *_SIMPLE)
 _OAUTH: Final = frozenset({"OAUTHBEARER", "XOAUTH2"})
 
 
@@ -39,19 +46,18 @@ class Authentication:
     @property
     def mechanisms(self) -> list[str]:
         """The mechanisms that may be used now, for the EHLO reply."""
-        return list(self._makers()) if self._allowed() else []
+        return self._offered() if self._allowed() else []
 
     def begin(self, command: Auth) -> Reply:
         """Answer AUTH with a challenge, or with the outcome if an initial response is enough."""
         if self._session.login is not None:
             return replies.ALREADY_AUTHENTICATED  # RFC 4954 section 4
-        makers = self._makers()
-        if not makers:
+        offered = self._offered()
+        if not offered:
             return replies.AUTH_NOT_OFFERED
         if not self._allowed():
             return replies.ENCRYPTION_REQUIRED
-        maker = makers.get(command.mechanism)
-        if maker is None:
+        if command.mechanism not in offered:
             return replies.UNKNOWN_MECHANISM
         backoff, peer = self._context.backoff, self._session.peer
         if backoff is not None and not wait_for_turn(backoff, peer, self._context.draining):
@@ -59,7 +65,7 @@ class Authentication:
             self._mechanism, self._unlogged = command.mechanism, _PUT_OFF
             return replies.AUTH_WAIT
         self._mechanism, self._username, self._token_refused = command.mechanism, "", False
-        self._exchange = maker()
+        self._exchange = self._begun(command.mechanism)
         challenge = next(self._exchange)
         if command.initial is None:
             return _challenge(challenge)
@@ -110,23 +116,20 @@ class Authentication:
         clear = context.clear_auth and (context.proxy_auth or not session.proxied)
         return session.tls is not None or clear
 
-    def _makers(self) -> dict[str, Callable[[], sasl.Exchange]]:
+    def _offered(self) -> list[str]:
         """Return the mechanisms that can succeed here, the strongest one first."""
-        tls = self._session.tls
-        offered, made_up = self._context.hooks.mechanisms, self._context.made_up_keys
-        spelled = folded_name if self._context.hooks.ignores_case else str
-        makers: dict[str, Callable[[], sasl.Exchange]] = {
-            "SCRAM-SHA-256": lambda: sasl.scram_sha_256(self._stored_key, made_up, spelled),
-            "PLAIN": sasl.plain,
-            "LOGIN": sasl.login,
-            "OAUTHBEARER": sasl.oauthbearer,
-            "XOAUTH2": sasl.xoauth2,
-        }
-        found = {name: maker for name, maker in makers.items() if name in offered}
-        if tls is not None and tls.client_identity:
-            identity = tls.client_identity
-            found["EXTERNAL"] = lambda: sasl.external(identity)
-        return found
+        possible, tls = self._context.hooks.mechanisms, self._session.tls
+        found = [name for name in _MECHANISMS if name in possible]
+        return [*found, "EXTERNAL"] if tls is not None and tls.client_identity else found
+
+    def _begun(self, mechanism: str) -> sasl.Exchange:
+        tls, context = self._session.tls, self._context
+        if mechanism == "EXTERNAL" and tls is not None:
+            return sasl.external(tls.client_identity)
+        if mechanism == "SCRAM-SHA-256":
+            spelled = folded_name if context.hooks.ignores_case else str
+            return sasl.scram_sha_256(self._stored_key, context.made_up_keys, spelled)
+        return _SIMPLE[mechanism]()
 
     def _stored_key(self, username: str) -> sasl.StoredKey | None:
         self._username = username

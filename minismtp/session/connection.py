@@ -191,7 +191,9 @@ class Connection:
     def _send(self, data: bytes) -> None:
         if data:
             self.due = self._receiver.deadline
-            self._socket.sendall(data)
+            # The `sendall` of a TLS socket is Python, and one `send` takes nearly every reply.
+            if rest := data[self._socket.send(data) :]:
+                self._socket.sendall(rest)
             self.due = inf
 
     def _meet(self, introduce: Callable[[str], bool]) -> None:

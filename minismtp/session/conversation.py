@@ -240,7 +240,7 @@ class Conversation:
         # A name with blanks could break into lines, which would read as keywords.
         greeted = f" greets {event.name}" if is_host_name(event.name) else ""
         greeting = f"{self._context.hostname}{greeted}"
-        return Reply(250, "\n".join([greeting, *offered]))
+        return replies.greeting(greeting, tuple(offered))
 
     def _keywords(self) -> list[str]:
         """Return the keywords for EHLO (RFC 5321 section 4.1.1.1), in Postfix's order.

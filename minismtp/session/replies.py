@@ -16,6 +16,12 @@ def banner(hostname: str, protocol: str) -> Reply:
     return Reply(220, f"{hostname} {protocol} minismtp")
 
 
+@lru_cache(64)
+def greeting(line: str, keywords: tuple[str, ...]) -> Reply:
+    """Return the reply to EHLO, or to HELO without keywords."""
+    return Reply(250, "\n".join([line, *keywords]))
+
+
 def accepted(identifier: str) -> Reply:
     """Return the reply to a message that is stored."""
     return Reply(250, f"message accepted as {identifier}", "2.0.0")

@@ -125,6 +125,10 @@ def test_oldest_version_is_the_configured_one(
             handshake(server_context(tls), client)
 
 
+def test_session_can_be_resumed_once(pair: Pair) -> None:
+    assert server_context(pair.config).num_tickets == 1
+
+
 def test_version_1_1_is_never_spoken(pair: Pair) -> None:
     assert server_context(pair.config).minimum_version >= ssl.TLSVersion.TLSv1_2
 

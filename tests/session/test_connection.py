@@ -305,15 +305,16 @@ def test_each_session_leaves_one_line_that_says_how_it_ended(server: Running) ->
 
 
 class Recorder(socket.socket):
-    """A socket that records the pieces that were sent."""
+    """A socket that records the pieces to be sent, and takes at most `room` octets of each."""
 
-    def __init__(self, of: socket.socket) -> None:
+    def __init__(self, of: socket.socket, room: int = 1 << 20) -> None:
         super().__init__(of.family, of.type, fileno=of.detach())
         self.pieces: list[bytes] = []
+        self.room = room
 
-    def sendall(self, data: bytes, flags: int = 0) -> None:  # type: ignore[override]
+    def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]
         self.pieces.append(data)
-        super().sendall(data, flags)
+        return super().send(data[: self.room], flags)
 
 
 GROUP = b"".join(b"RCPT TO:<user%d@example.org>\r\n" % number for number in range(90))
@@ -330,6 +331,18 @@ def test_long_group_of_commands_is_answered_in_one_piece() -> None:
     assert len(sock.pieces) == 2
     assert sock.pieces[1].count(b"\r\n550 5.7.1 ") == 90
     assert sock.pieces[1].endswith(b"\r\n221 2.0.0 mx.example.org closing connection\r\n")
+
+
+def test_replies_that_the_socket_takes_in_part_arrive_whole() -> None:
+    dialogue = Dialogue()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(b"EHLO client.example\r\nQUIT\r\n")
+        sock = Recorder(ours, room=7)
+        Connection(sock, dialogue.service, dialogue.session, None, implicit_tls=False).run()
+        heard = b"".join(iter(lambda: theirs.recv(4096), b""))
+    assert heard == b"".join(sock.pieces)
+    assert heard.endswith(b"\r\n221 2.0.0 mx.example.org closing connection\r\n")
 
 
 def test_long_group_of_commands_inside_tls_is_answered_whole(
