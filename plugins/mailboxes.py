@@ -71,7 +71,8 @@ class Mailboxes:
         for domain in self.domains:
             form = Address("", domain).ascii_domain
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
-                raise ValueError(f"domains: {domain!r} is not a domain")
+                problem = f"{domain!r} is not a domain; expected such as example.org"
+                raise ValueError(f"domains: {problem}")
         for option in ("users", "catch_all", "postmaster"):
             value = getattr(self, option)
             for name in [value] if isinstance(value, str) else value:

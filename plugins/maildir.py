@@ -115,7 +115,7 @@ class Maildir:
         if "{local}" not in str(self.path) and len(check.facts.users) != 1:
             check.warn(
                 f"path: {self.path} has no {{local}}, so all users share one Maildir; expected"
-                f' such as "{self.path}/{{domain}}/{{local}}"'
+                f' such as "{self._template.fixed}/{{domain}}/{{local}}"'
             )
         problem = check.cannot_write(self._template.fixed)
         if not problem:

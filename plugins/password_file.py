@@ -144,7 +144,8 @@ class PasswordFile:
             try:
                 users.add(line)
             except ValueError as error:
-                raise ValueError(f"path: {self.path}:{number}: {error}") from error
+                text = f"{error}; `minismtp passwd` writes such lines"
+                raise ValueError(f"path: {self.path}:{number}: {text}") from error
         return users
 
 

@@ -39,7 +39,8 @@ class Relaying:
         for domain in self.domains:
             form = Address("", domain).ascii_domain
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
-                raise ValueError(f"domains: {domain!r} is not a domain")
+                problem = f"{domain!r} is not a domain; expected such as example.org"
+                raise ValueError(f"domains: {problem}")
         self._domains = {Address("", domain).ascii_domain for domain in self.domains}
         for network in self.networks:
             if not network.is_private and network.prefixlen < _WIDEST[network.version]:

@@ -6,9 +6,11 @@ wrong, and what to do. All mistakes of a file are reported at once.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 import trustme
 
 from minismtp.cli.main import main
+from minismtp.inspection.questions import HurriedResolver
 from minismtp.values.passwords import hash_password
 
 SOUND: Final = """\
@@ -245,7 +248,7 @@ ROWS: Final = {
         "mx.example.org", "192.0.2.1", "hostname, line 1: expected a domain such as mx.example.org"
     ),
     "the user does not exist": row(
-        "hostname", 'user = "minismpt"\nhostname', "user, line 1: no user is called 'minismpt'"
+        "hostname", 'user = "minismpt"\nhostname', "user, line 1: no user is called 'minismpt'; "
     ),
     # Text that is no TOML
     "text lacks its quotes": row(
@@ -256,7 +259,7 @@ ROWS: Final = {
     "a quote is missing": row(
         'hostname = "mx.example.org"',
         'hostname = "mx.example.org',
-        "line 1: illegal character '\\n': a quote is missing, here or on a line above",
+        "line 1: illegal character '\\n': a closing quote is missing, here or on a line above",
     ),
     "quotes are typographic": row(
         '"mx.example.org"',
@@ -357,7 +360,7 @@ ROWS: Final = {
     "there is no certificate": row(
         "[metrics]",
         "[metrics]",
-        "tls.certificate, line 17: {dir}/cert.pem: No such file or directory",
+        "tls.certificate, line 17: {dir}/cert.pem: No such file or directory; make it, or correct",
         prepare=without("cert.pem"),
     ),
     "certificate and key are swapped": row(
@@ -428,7 +431,7 @@ ROWS: Final = {
     "the password file is missing": row(
         '"passwords"',
         '"paswords"',
-        "plugins[1] password_file, line 31: {dir}/paswords: No such file or directory",
+        "plugins[1] password_file, line 33: path: {dir}/paswords: No such file or directory; make",
     ),
     "the password file is empty": row(
         "[metrics]",
@@ -688,3 +691,46 @@ def test_all_mistakes_are_reported_at_once(told: Told) -> None:
         "plugins[3] maildir, line 42",
     ]
     assert output.endswith("configuration refused: 7 errors\n")
+
+
+def test_silent_dns_ends_within_one_deadline_with_one_line(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HurriedResolver.__init__, "__defaults__", (0.5,))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        lists = "".join(f'[[plugins.lists]]\nzone = "list{n}.test"\n' for n in range(9))
+        text = SOUND.replace("{dns}", "{}:{}".format(*silent.getsockname()))
+        text = text.replace(RELAY, f'{RELAY}[[plugins]]\nuse = "dnsbl"\n{lists}\n')
+        begun = time.monotonic()
+        output = told(row(SOUND, text, smtp=f"{PUBLIC}:2530"))
+    assert time.monotonic() - begun < 15
+    assert output.count("asking the DNS, for 0.5 s at most ...") == 1
+    assert "hostname, line 1: the DNS does not answer for mx.example.org; look at [dns]" in output
+    assert output.count("no time was left to ask the DNS for") == 9
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_root_tries_the_permissions_as_the_servers_user(told: Told, tmp_path: Path) -> None:
+    def give(place: Path) -> None:
+        for directory in (place, place.parent, place.parent.parent):
+            directory.chmod(0o711)
+        os.chown(place / "state", 65534, 65534)
+
+    output = told(row("hostname", "hostname", prepare=give))
+    denied = "Permission denied; let the server's user read it"
+    assert f"error: tls.certificate, line 17: {tmp_path}/cert.pem: {denied}" in output
+    place = "plugins[1] password_file, line 33: path"
+    assert f"error: {place}: {tmp_path}/passwords: {denied}" in output
+    assert os.geteuid() == 0
+
+
+def test_missing_file_is_told_from_a_sound_one(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINISMTP_CONFIG", raising=False)
+    assert main(["check"]) == 0
+    output = capfd.readouterr()
+    assert "configuration ok" not in output.out
+    assert "does not exist, so `minismtp serve` would run the built-in demo" in output.err

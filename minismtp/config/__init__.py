@@ -214,7 +214,9 @@ class Config:
         except KeyError:
             name = self.user
             object.__setattr__(self, "user", "")
-            yield ConfigError(f"no user is called {name!r}", key="user")
+            near = did_you_mean(name, [each.pw_name for each in pwd.getpwall()])
+            problem = f"no user is called {name!r}{near or '; make one, or correct the name'}"
+            yield ConfigError(problem, key="user")
 
     def _listener_mistakes(self) -> Iterator[ConfigError]:
         if not self.listeners:

@@ -28,7 +28,8 @@ def duplicates(key: str, values: list[str], *, attribute: str = "name") -> Itera
         if value and first.setdefault(value, number) != number:
             taken = f"{value!r} is taken by {key}[{first[value]}] already"
             place = f"{key}[{number}].{attribute}"
-            yield ConfigError(f"{taken}; expected another {attribute}", key=place)
+            such = f' (name = "{value}-2"), or no second table' if key == "plugins" else ""
+            yield ConfigError(f"{taken}; expected another {attribute}{such}", key=place)
 
 
 def check_unique(key: str, values: list[str]) -> None:

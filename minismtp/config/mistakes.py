@@ -89,6 +89,16 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def remedy(error: OSError) -> str:
+    """Return `; ` and what to do about a file that cannot be used, or "" if that is not clear."""
+    match error:
+        case FileNotFoundError():
+            return "; make it, or correct the path"
+        case PermissionError():
+            return "; let the server's user read it, such as by its group (chgrp, chmod g+r)"
+    return ""
+
+
 def reason(error: OSError) -> str:
     """Describe in one line why a file or an address could not be used."""
     text = error.strerror or str(error)

@@ -94,5 +94,5 @@ def _help_with_value(message: str, line: str) -> str:
     if unequal and "'='" in message:
         return f"write {unequal[1]} = {unequal[2]}"
     if line.count('"') % 2 or line.count("'") % 2:
-        return "a quote is missing, here or on a line above"
+        return "a closing quote is missing, here or on a line above"
     return ""

@@ -29,7 +29,7 @@ from typing import (
 import msgspec
 from msgspec import Meta
 
-from minismtp.config.mistakes import ConfigError, combined, did_you_mean, reason
+from minismtp.config.mistakes import ConfigError, combined, did_you_mean, reason, remedy
 from minismtp.config.types import SCALARS
 
 __all__ = ["ConfigError", "build", "did_you_mean", "option_types", "reason"]
@@ -187,13 +187,19 @@ class _Reader:
         before = len(self.mistakes)
         try:
             values = self.values(cls, table, key, reserved)
-            if len(self.mistakes) > before:
-                return None
+        except ConfigError as error:
+            self._note(error, key)
+            return None
+        if len(self.mistakes) > before:
+            return None
+        try:
             return cls(**values)
         except ConfigError as error:
             self._note(error, key)
         except OSError as error:
-            self._note(ConfigError(reason(error)), key)
+            named = [k for k, v in values.items() if str(v) == str(error.filename)]
+            problem = ConfigError(reason(error) + remedy(error), key=(named or [""])[0])
+            self._note(problem, key)
         except ValueError as error:
             option, colon, message = str(error).partition(": ")
             known = colon and option in option_types(cls)
@@ -297,8 +303,8 @@ def _mistakes_of_keys(
     others = any("other_keys" in each.metadata for each in dataclasses.fields(cls))
     for name in options:
         if name in reserved:
-            problem = f"{cls.__name__} has an option of this name, which means something else here"
-            yield ConfigError(problem, key=name)
+            taken = f"{cls.__name__} has an option of this name, which means something else here"
+            yield ConfigError(f"{taken}; rename it there", key=name)
     meant = ""
     for name in table:
         if name not in options and not others:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from minismtp.config import Config, TlsConfig
-from minismtp.config.mistakes import ConfigError
+from minismtp.config.mistakes import ConfigError, remedy
 from minismtp.inspection.problem import Problem, error, warning
 from minismtp.services import tls
 from minismtp.services.certificate_file import Certificate, certificates_of
@@ -55,7 +55,7 @@ def check_certificates(config: Config) -> Iterator[Problem]:
             tls.server_context(pair.settings)
         except ConfigError as problem:
             key = problem.key.replace("tls.", f"{pair.table}.", 1)
-            yield error(config, key, problem.message)
+            yield error(config, key, problem.message + _remedy(pair))
             continue
         for text in _doubts(pair):
             yield warning(config, f"{pair.table}.certificate", f"{pair.certificate} {text}")
@@ -70,6 +70,15 @@ def described(pair: Pair) -> str:
     days = int((first.end - time.time()) // _DAY)
     left = f"{days} days" if days >= 0 else "expired"
     return f"{shown}{more}, until {_day(first.end)} ({left})"
+
+
+def _remedy(pair: Pair) -> str:
+    for path in (pair.certificate, pair.key):
+        try:
+            path.open("rb").close()
+        except OSError as problem:
+            return remedy(problem)
+    return ""
 
 
 def _are_swapped(pair: Pair) -> bool:

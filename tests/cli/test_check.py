@@ -293,7 +293,10 @@ def test_certificate_of_another_key_is_an_error(
 
 def test_missing_certificate_is_an_error(findings: Findings, tmp_path: Path) -> None:
     assert findings(LISTENER, TLS, MAILBOXES, MAILDIR) == [
-        f"error: tls.certificate: {tmp_path / 'cert.pem'}: No such file or directory"
+        (
+            f"error: tls.certificate: {tmp_path / 'cert.pem'}: No such file or directory;"
+            " make it, or correct the path"
+        )
     ]
 
 

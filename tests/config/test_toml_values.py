@@ -223,7 +223,10 @@ def test_fields_outside_init_are_no_options() -> None:
         (ConfigError("is empty", key="path"), "x.toml: plugins[2].path: is empty"),
         (ConfigError("is empty"), "x.toml: plugins[2]: is empty"),
         (ConfigError("is empty", file="y.toml"), "y.toml: plugins[2]: is empty"),
-        (FileNotFoundError(2, "No such file", "users"), "x.toml: plugins[2]: users: No such file"),
+        (
+            FileNotFoundError(2, "No such file", "users"),
+            "x.toml: plugins[2]: users: No such file; make it, or correct the path",
+        ),
     ],
     ids=repr,
 )
