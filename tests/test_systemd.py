@@ -242,7 +242,8 @@ def test_reload_of_a_wrong_configuration_says_so_and_changes_nothing(machine: Ma
     assert machine.show("ActiveState") == "active"
     assert machine.metric("config_last_reload_successful") == 0
     machine.send("unchanged@example.org")
-    assert any("rubbish: unknown key" in line for line in machine.journal("--priority=err"))
+    told = "\n".join(machine.journal("--priority=err"))
+    assert re.search(r"rubbish, line \d+: unknown key", told)
     machine.wait_until(lambda: "; the last reload failed" in machine.show("StatusText"))
     machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION)
     machine.run("systemctl", "reload", "minismtp")
