@@ -191,4 +191,4 @@ def test_each_cache_of_functions_is_known_and_bounded() -> None:
         )
     ]
     # The functions of OpenSSL and the public suffix list, once each.
-    assert {path.name for path in unbounded} == {"client_certificate.py", "dmarc.py"}
+    assert {path.name for path in unbounded} == {"client_certificate.py", "public_suffix.py"}
