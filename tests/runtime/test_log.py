@@ -637,7 +637,7 @@ class Failing:
 def test_server_whose_standard_error_nobody_reads_goes_on(configure: Configure, pipe: Pipe) -> None:
     port, web = free_port(), free_port()
     config = configure(
-        '[[plugins]]\nuse = "failing"\n',
+        '[limits]\nerror_delay = "0s"\n[[plugins]]\nuse = "failing"\n',
         listeners=f'[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:{port}"\ntls = "none"\n',
         metrics=f'[metrics]\naddress = "127.0.0.1:{web}"\n',
         workers=2,
