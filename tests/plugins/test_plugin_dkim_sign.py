@@ -337,9 +337,10 @@ path = "mail/{{local}}"
 """
     file = tmp_path / "x.toml"
     found = [str(each).replace(f"{file}: ", "") for each in check(Config.parse(text, file))]
+    place = "warning: plugins[0] dkim_sign, line 11: keys"
     assert found == [
-        f"warning: plugins: keys: {weak} can be read by everybody (chmod o-r)",
-        f"warning: plugins: keys: {weak} has 1024 bits only",
+        f"{place}: {weak} can be read by everybody (chmod o-r)",
+        f"{place}: {weak} has 1024 bits only",
     ]
 
 

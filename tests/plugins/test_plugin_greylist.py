@@ -353,7 +353,7 @@ use = "mailboxes"
 domains = ["example.org"]
 [[plugins]]
 use = "maildir"
-path = "mail"
+path = "mail/{local}"
 """
     assert list(check(Config.parse(text, tmp_path / "c.toml"))) == []
     assert list(tmp_path.iterdir()) == []
