@@ -38,6 +38,7 @@ from minismtp import (
     Rate,
     Recipient,
     Reject,
+    ServerInfo,
     SocketAddress,
     State,
     WebService,
@@ -165,7 +166,7 @@ def spf_of_helo(ours: str, theirs: str) -> bool:
     plugin = Spf()
     told = Dialogue(plugin, resolver=names)
     told.session.helo = theirs
-    plugin.on_start(SimpleNamespace(resolver=names))  # type: ignore[arg-type]
+    plugin.on_start(ServerInfo("mx.example.org", Path(), "worker", 0, resolver=names))
     with pytest.raises(Reject, match="may not call itself"):
         plugin.on_mail(told.session, envelope())
     return True
@@ -188,8 +189,8 @@ def greylist(ours: str, theirs: str) -> bool:
     replies = []
     for domain in (ours, theirs):
         plugin = Greylist()
-        plugin._clock = lambda: now[0]  # noqa: SLF001 - time is injected
         told = Dialogue(plugin, Mailroom(), state=state)
+        plugin._clock = lambda: now[0]  # noqa: SLF001 - time is injected, after its start
         replies.append(mail(told, f"a@{domain}", f"b@{domain}")[:3])
         now[0] += 400
     return replies == ["451", "250"]
