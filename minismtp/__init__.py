@@ -3,7 +3,7 @@
 Plugin authors import from here. Everything else is internal.
 """
 
-from minismtp.server import startup_signals as startup_signals  # before the imports that take time
+from minismtp.server import signals as signals  # before the imports that take time
 
 # isort: split
 import importlib

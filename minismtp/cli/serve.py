@@ -9,7 +9,7 @@ from minismtp.cli.common import add_config, configuration, say
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError, combined
 from minismtp.hooks.loader import PluginSet
-from minismtp.server.startup_signals import block_signals
+from minismtp.server.signals import block_signals
 
 add_options = add_config
 

@@ -36,15 +36,11 @@ from minismtp.server.directories import lock_state_directory
 from minismtp.server.generation import Generation, close, workers_of
 from minismtp.server.launch import Launcher
 from minismtp.server.processes import Child, Children, Role, forbid_core_dumps
+from minismtp.server.signals import SIGNALS, ending_signals, next_signal
 from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
-from minismtp.server.startup_signals import ending_signals
 from minismtp.server.status import StatusReporter
 from minismtp.server.watchdog import DUMP_SIGNAL, Watchdog
 
-SIGNALS: Final = {
-    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
-    *(signal.SIGCHLD, signal.SIGALRM),
-}
 _STDERR: Final = 2
 _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
@@ -387,16 +383,6 @@ class Supervisor:
                 close(generation.sockets.values(), keep=keep)
         if self._launcher.endpoint_socket is not None:
             close([self._launcher.endpoint_socket], keep=keep)
-
-
-def next_signal(patience: float) -> int:
-    """Return the next signal, or SIGALRM after `patience` seconds.
-
-    Python's `sigtimedwait` returns a random number if its time ran out while the process was
-    stopped.
-    """
-    signal.setitimer(signal.ITIMER_REAL, patience)
-    return signal.sigwait(SIGNALS)
 
 
 def pause(before: float, lived: float) -> float:

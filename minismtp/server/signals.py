@@ -1,4 +1,4 @@
-"""Blocks signals while the command `minismtp serve` starts. This is the first import of all.
+"""The signals of the server; some are blocked while it starts. This is the first import of all.
 
 HUP, USR1 and USR2 would end the process, and the other imports take a third of a second. A blocked
 HUP waits for the supervisor, which reloads once it serves. A signal that comes earlier, while
@@ -8,8 +8,14 @@ Python itself starts, ends the process. In other programs nothing is blocked.
 import os
 import signal
 import sys
+from typing import Final
 
-_COMMAND = "minismtp"
+#: Those that the supervisor takes one at a time.
+SIGNALS: Final = {
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGCHLD, signal.SIGALRM),
+}
+_COMMAND: Final = "minismtp"
 
 
 def is_server() -> bool:
@@ -36,6 +42,16 @@ def ending_signals() -> set[int]:
     if os.isatty(0) and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.add(signal.SIGHUP)
     return {*map(int, found)}
+
+
+def next_signal(patience: float) -> int:
+    """Return the next signal, or SIGALRM after `patience` seconds.
+
+    Python's `sigtimedwait` returns a random number if its time ran out while the process was
+    stopped.
+    """
+    signal.setitimer(signal.ITIMER_REAL, patience)
+    return signal.sigwait(SIGNALS)
 
 
 if is_server():
