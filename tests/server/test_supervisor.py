@@ -445,7 +445,7 @@ def test_option_that_a_plugin_does_not_know_ends_the_server_with_78(configure: C
     config = configure('[[plugins]]\nuse = "generation"\nnumer = 1\n')
     done = serve(config)
     assert done.returncode == 78
-    assert re.search(r"^minismtp: .*: plugins\[2\] generation, line \d+: numer: ", done.stderr)
+    assert re.search(r"(?m)^minismtp: .*: plugins\[2\] generation, line \d+: numer: ", done.stderr)
     assert "did you mean" in done.stderr
 
 
