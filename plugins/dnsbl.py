@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Literal
 
@@ -20,6 +20,7 @@ from minismtp import (
     UnansweredError,
     hookimpl,
     plugin,
+    start_thread,
 )
 
 from ._checks import ClientCheck, DnsCheck, note
@@ -29,7 +30,6 @@ _CODE = re.compile(r"127(?:\.[0-9]{1,3}(?:-[0-9]{1,3})?){3}")
 _CODES = IPv4Network("127.0.0.0/8")
 _ERRORS = IPv4Network("127.255.255.0/24")
 _TEST_POINTS = {"address": ("2.0.0.127", "1.0.0.127"), "domain": ("test", "invalid")}
-_AT_ONCE: Final = 16  # lists that `check` tries
 _LONGEST_REASON = 200  # characters
 _SHARE = 0.5  # of the remaining time for one question, so a slow list leaves time for the others
 
@@ -139,11 +139,17 @@ class Dnsbl(ClientCheck, DnsCheck):
         """For the command `check`, try the lists, all at once."""
         if check.role != "check":
             return
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            problems = list(pool.map(self._problem, self.lists))
-        for number, (each, problem) in enumerate(zip(self.lists, problems, strict=True)):
+        problems: dict[int, str] = {}
+
+        def ask(number: int) -> None:
+            problems[number] = self._problem(self.lists[number])
+
+        asked = range(len(self.lists))
+        for thread in [start_thread("list", partial(ask, each), once=True) for each in asked]:
+            thread.join()
+        for number, problem in sorted(problems.items()):
             if problem:
-                check.warn(f"lists[{number}]: {each.zone} {problem}")
+                check.warn(f"lists[{number}]: {self.lists[number].zone} {problem}")
 
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:

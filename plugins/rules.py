@@ -39,7 +39,7 @@ from ._options import check_time
 
 _FIELD_NAME: Final = re.compile(r"[!-9;-~]+")
 #: A domain, or an address, that was typed as a pattern.
-_PLAIN_NAME: Final = re.compile(r"[\w.+-]*@?[\w-]+(?:\.[\w-]+)+")
+_PLAIN_NAME: Final = re.compile(r"(?:[\w.+-]*+@)?[\w-]++(?:\.[\w-]++)++")
 _log: Final = logging.getLogger(__name__)
 
 

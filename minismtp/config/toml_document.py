@@ -17,7 +17,7 @@ from minismtp.config.toml_places import open_value
 _MOST_MISTAKES: Final = 20
 _AT: Final = re.compile(r" \(at [^()]*\)\Z")
 _CURLY: Final = re.compile("[\u2018-\u201f\u00ab\u00bb]")
-_BARE_TEXT: Final = re.compile(r"\s*([\w.-]+)\s*=\s*([^\s\"'\[{#][^#\"]*?)\s*(?:#.*)?")
+_BARE_TEXT: Final = re.compile(r"\s*+([\w.-]++)\s*+=\s*+([^\s\"'\[{#][^#\"]*+)(?:#.*)?")
 _NO_EQUALS: Final = re.compile(r"\s*([\w.-]+)\s*(?::|\s)\s*(.+)")
 _BOOLEANS: Final = {
     **dict.fromkeys(("True", "yes", "on"), "true"),
@@ -87,10 +87,11 @@ def _help_with_value(message: str, line: str) -> str:
         return 'the quotes are typographic ones; write straight ones: "'
     if "\\" in line and re.search("escape|hex", message):
         return "write \\\\ for a backslash, or put the text into single quotes"
-    if bare and bare[2] in _BOOLEANS:
-        return f"write {bare[1]} = {_BOOLEANS[bare[2]]}"
+    value = bare[2].rstrip() if bare else ""
+    if bare and value in _BOOLEANS:
+        return f"write {bare[1]} = {_BOOLEANS[value]}"
     if bare and message.startswith("invalid value"):
-        return f'text stands in quotes; write {bare[1]} = "{bare[2]}"'
+        return f'text stands in quotes; write {bare[1]} = "{value}"'
     if unequal and "'='" in message:
         return f"write {unequal[1]} = {unequal[2]}"
     if line.count('"') % 2 or line.count("'") % 2:

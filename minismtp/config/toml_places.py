@@ -16,12 +16,13 @@ from functools import cached_property
 
 from minismtp.config.mistakes import ConfigError, combined
 
-# One token: a comment, a string of one of the four kinds, punctuation, or a bare word.
+# One token: a comment, a string of one of the four kinds, which may lack its end, punctuation, or a
+# bare word.
 _TOKEN = re.compile(
     r"""(?P<skip>\#[^\n]*+|[ \t\r]++)
-      | (?P<text>\"\"\"(?:[^"\\]|\\.|"{1,2}+(?!"))*+"{3,5}+
-      | '''(?:[^']|'{1,2}+(?!'))*+'{3,5}+
-      | "(?:[^"\\\n]|\\.)*+" | '[^'\n]*+')
+      | (?P<text>\"\"\"(?:[^"\\]|\\.|"{1,2}+(?!"))*+"{0,5}+
+      | '''(?:[^']|'{1,2}+(?!'))*+'{0,5}+
+      | "(?:[^"\\\n]|\\.)*+"?+ | '[^'\n]*+'?+)
       | (?P<mark>[\n\[\]{}=,.])
       | (?P<bare>[^\s\[\]{}=,.\#"']++)
       | (?P<other>.)""",

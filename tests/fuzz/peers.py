@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import tempfile
@@ -52,6 +53,10 @@ class Peer:
     def settimeout(self, seconds: float | None) -> None:
         """Record whether the parser waits."""
         self._waits = seconds != 0
+
+    def getsockopt(self, *_: int) -> bytes:
+        """Tell nothing, as a unix socket does."""
+        raise OSError(errno.EOPNOTSUPP, "no such option")
 
     def getsockname(self) -> tuple[str, int]:
         """Return where it was called."""

@@ -247,7 +247,10 @@ def test_reply_that_the_sender_reads_names_no_path(
     login = 'username = "me"\npassword_file = "nothing-here"\ntls = "verified"\n'
     host = f'host = "{there.address()}"\n'
     path.write_text(path.read_text().replace(host, host + login))
+    password = path.parent / "nothing-here"
+    password.write_text("secret\n")
     server = start(path)
+    password.unlink()
     send(server, "bob@example.net", "good")
     line = server.wait_for_log(" delivery deferred .*reply=(.*)")
     assert "nothing-here" not in line[1]
