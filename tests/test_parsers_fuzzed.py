@@ -25,7 +25,10 @@ _OTHERS: Final = {
     "runtime.login_backoff": "a digest of our own",
     "values.durable_files": "byte order marks in files of the operator's",
     "hooks.guard": "what a plugin says",
-    "cli.permissions": "names of options",
+    "cli.common": "words of our own output, which get colours",
+    "inspection.permissions": "names of options",
+    "inspection.ports": "what the kernel says about sockets",
+    "runtime.own_metrics": "names that a plugin's code gives",
     "cli.replay": "a file of the operator's, as `configuration` has it",
     "cli.new_plugin.__init__": "an argument of the operator's",
 }

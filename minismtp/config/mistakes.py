@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 
 _ENTRY = re.compile(r"((?:[\w-]+\.)*[\w-]+\[[0-9]+\])\.?(.*)", re.DOTALL)
 _MOST_TOLD = 100  # mistakes of one file
+_LONGEST_WORD = 100  # characters; difflib notes the place of each
 
 
 class ConfigError(ValueError):
@@ -85,6 +86,8 @@ def combined(mistakes: Iterable[ConfigError]) -> ConfigError:
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return `; did you mean 'x'?` when a known word is similar, else an empty text."""
+    if len(word) > _LONGEST_WORD:
+        return ""
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -46,6 +46,8 @@ class Source:
 
     def line(self, key: str) -> int:
         """Return the line of a key such as `plugins[3].path`, else that of the table; 0 if none."""
+        if key not in self._lines:
+            key = key[: 2 * _LONGEST_PATH]  # since the search for its parent is quadratic
         while key not in self._lines:
             shorter = re.sub(r"(?:\.?(?:\"[^\"]*\"|[^.\[\"]+)|\[[0-9]+\])\Z", "", key)
             if not shorter or shorter == key:
@@ -57,7 +59,8 @@ class Source:
         """Return the name of the `[[...]]` table that a key is in, or "" if it has none."""
         place: object = self._table
         name = ""
-        for part, number in re.findall(r"([\w-]+)(?:\[([0-9]+)\])?", key):
+        for match in re.finditer(r"([\w-]+)(?:\[([0-9]{1,9})\])?", key):
+            part, number = match.groups()
             place = place.get(part) if isinstance(place, dict) else None
             if number:
                 whole = place if isinstance(place, list) else []

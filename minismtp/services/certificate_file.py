@@ -78,17 +78,20 @@ def _seconds(tag: int, value: bytes) -> float:
 
 def _extensions(der: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the object identifier of each extension, and its value."""
-    content = next(elements(der)).value
-    for field in elements(next(elements(content)).value):
+    for field in elements(_first(_first(der))):
         if field.tag == _EXTENSIONS:
-            for extension in elements(next(elements(field.value)).value):
+            for extension in elements(_first(field.value)):
                 parts = list(islice(elements(extension.value), 3))
                 if parts:
                     yield parts[0].value, parts[-1].value
 
 
 def _dns_names(value: bytes) -> Iterator[str]:
-    for whole in islice(elements(value), 1):
-        for name in elements(whole.value):
-            if name.tag == _DNS_NAME:
-                yield name.value.decode("ascii", "replace").lower()
+    for name in elements(_first(value)):
+        if name.tag == _DNS_NAME:
+            yield name.value.decode("ascii", "replace").lower()
+
+
+def _first(value: bytes) -> bytes:
+    """Return the value of the first element, or nothing if there is none."""
+    return next((each.value for each in elements(value)), b"")

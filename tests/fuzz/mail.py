@@ -28,8 +28,11 @@ from minismtp.mail.address_list import mailboxes_of
 from minismtp.mail.cleanup import clean
 from minismtp.mail.content import Content, ContentWriter
 from minismtp.mail.headers import SIZE_LIMIT, format_field
+from minismtp.mail.links import links_in, visible_text
 from minismtp.mail.message import Message
 from minismtp.mail.mime_conversion import Form, converted
+from minismtp.mail.text_parts import texts_of
+from minismtp.services.public_suffix import registrable_domain
 from minismtp.session.submission import complete
 from minismtp.smtp.dot_stuffing import fix_newlines
 
@@ -189,6 +192,23 @@ def folders(data: bytes) -> None:
     Folder(folder="Junk", header="X-Spam-Score", least=5.0).takes(message_of(rest))
     Folder(folder="News", header="List-Id", value="*.example*").takes(message_of(rest))
     Folder(folder=text_of(folder), header="Subject", value="?").takes(message_of(rest))
+
+
+@target("mail.text_parts", "mail.links", "mail.mime_source")
+def texts_of_parts(data: bytes) -> None:
+    texts = texts_of(message_of(data), limit=1 << 15)
+    texts.visible.encode("utf-8", "surrogateescape")
+    assert all(link.host for link in texts.links)
+
+
+@target("mail.links", "services.public_suffix")
+def links(data: bytes) -> None:
+    """Read the input as HTML, and as text that is shown."""
+    text = text_of(data)
+    for shown in (visible_text(text), text):
+        for link in links_in(text, shown, 1000):
+            assert len(link.url) <= 2048
+            assert registrable_domain(link.host)
 
 
 @target("score")

@@ -53,7 +53,8 @@ _LINE = 998  # octets, RFC 5322 section 2.1.1
 
 @target(
     *("config.__init__", "config.toml_values", "config.types", "config.tables"),
-    *("config.checks", "config.listener_table"),
+    *("config.checks", "config.listener_table", "config.toml_document", "config.toml_places"),
+    *("config.mistakes", "config.hints"),
     raises=(ConfigError,),
 )
 def configuration(data: bytes) -> None:

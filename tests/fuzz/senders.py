@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import time
+from contextlib import suppress
 from datetime import timedelta
 from ipaddress import ip_address
+from ssl import DER_cert_to_PEM_cert
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +37,7 @@ from minismtp_plugins.dmarc import (
 from minismtp_plugins.dnsbl import DnsList
 from minismtp_plugins.helo import HeloChecks
 
-from fuzz.peers import Zone, message_of, session, text_of
+from fuzz.peers import Zone, file_of, message_of, session, text_of
 from fuzz.target import target
 from minismtp import Address, AuthResult, Headers, RemoteError, UnansweredError
 from minismtp.config.types import SocketAddress
@@ -43,6 +45,7 @@ from minismtp.delivery.dane import Tlsa
 from minismtp.delivery.mta_sts import StsPolicy, _fields
 from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.delivery.tls_security import matches
+from minismtp.services.certificate_file import certificates_of
 from minismtp.services.resolver import Found, Resolver
 from minismtp.values.der import certificate_fields
 
@@ -171,6 +174,15 @@ def certificate(data: bytes) -> None:
             record = Tlsa(3, selector, matching, data[:32])
             assert record.usable
             record.names(data)
+
+
+@target("services.certificate_file", "values.der")
+def certificate_file(data: bytes) -> None:
+    """Read a file with the input as a certificate, and one with the input as it is."""
+    for text in (DER_cert_to_PEM_cert(data).encode(), data):
+        with file_of(text) as path, suppress(ValueError):
+            for each in certificates_of(path):
+                each.is_for("www.example.org")
 
 
 @target("dnsbl", raises=(ValueError, RemoteError))
