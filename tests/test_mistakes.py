@@ -24,6 +24,7 @@ import pytest
 import trustme
 
 from minismtp.cli.main import main
+from minismtp.hooks.loader import available
 from minismtp.inspection.questions import HurriedResolver
 from minismtp.values.passwords import hash_password
 
@@ -717,6 +718,7 @@ def test_root_tries_the_permissions_as_the_servers_user(told: Told, tmp_path: Pa
             directory.chmod(0o711)
         os.chown(place / "state", 65534, 65534)
 
+    available([])  # loads the modules of plugins, because perhaps only root can read Python's
     output = told(row("hostname", "hostname", prepare=give))
     denied = "Permission denied; let the server's user read it"
     assert f"error: tls.certificate, line 17: {tmp_path}/cert.pem: {denied}" in output
