@@ -54,7 +54,7 @@ class Sessions:
     def run(self, connection: Connection, finished: Callable[[], None]) -> None:
         """Run a session in a thread of its own, then call `finished`.
 
-        Raise RuntimeError if no thread can be started. Then `finished` is not called.
+        Raise RuntimeError or MemoryError if no thread can be started, and do not call `finished`.
         """
         try:
             inbox = self._idle.pop()
@@ -204,7 +204,7 @@ class Server(socketserver.ThreadingTCPServer):
             return
         try:
             self._begin(request, peer, port, admitted, proxied=proxied)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self._admission.leave(self._slot, admitted)
             self._refuse(request, peer, "threads")
         except BaseException:
@@ -214,7 +214,10 @@ class Server(socketserver.ThreadingTCPServer):
     def _begin(
         self, request: socket.socket, peer: str, port: int, admitted: bytes, *, proxied: bool
     ) -> None:
-        """Hand an admitted connection to a thread. Raise RuntimeError if none can be started."""
+        """Hand an admitted connection to a thread.
+
+        Raise RuntimeError or MemoryError if none can be started.
+        """
         session = Session(
             id=new_id(),
             listener=self.listener.name,

@@ -22,6 +22,8 @@ from typing import Final, Self, TypeAlias
 _SHORTEST: Final = 0.1  # seconds between a failure and the next call
 _LONGEST: Final = 5.0  # the same, for a thread that fails repeatedly
 _TICK: Final = 0.005  # seconds between two checks whether everything is written
+_TO_BEGIN: Final = 5.0  # seconds within which a new thread has to take its first step
+_SHORTAGE: Final = 5.0  # seconds without another try after a thread did not
 _log = logging.getLogger(__name__)
 _here = threading.local()
 
@@ -52,10 +54,16 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
     An exception is logged and counted in `minismtp_thread_failures_total` under `name`, which is
     one of a few fixed words. After a tenth of a second `body` is called again. The pause doubles
     with each further failure, up to 5 seconds. With `once`, a failure is logged and counted but
-    ends the thread. Raise RuntimeError if the system has no more threads.
+    ends the thread. Raise RuntimeError if the system has no more threads, or no memory in which
+    the thread could begin. Then `body` is never called.
     """
+    if time.monotonic() < _Started.none_before:
+        raise RuntimeError("the last new thread did not begin")
+    begun_or_given_up = threading.Lock()  # taken by the side that decides it
 
     def run() -> None:
+        if not begun_or_given_up.acquire(blocking=False):
+            return
         _here.name = name
         pause = _SHORTEST
         while True:
@@ -72,8 +80,32 @@ def start_thread(name: str, body: Callable[[], object], *, once: bool = False) -
     for count in counts:
         count(name, 0)
     thread = threading.Thread(target=run, name=name, daemon=True)
+    thread._started = _Started(begun_or_given_up)  # type: ignore[attr-defined]  # noqa: SLF001
     thread.start()
     return thread
+
+
+class _Started(threading.Event):
+    """The event by which a new thread tells `Thread.start` that it runs.
+
+    If memory ends before the thread's first step, the thread ends in silence, and `Thread.start`
+    waits without limit (CPython issue 140746). The loop that accepts connections would hang.
+    After one such thread, no other is started for a while, because each would cost the whole wait.
+    """
+
+    none_before = 0.0  # of the monotonic clock
+
+    def __init__(self, begun_or_given_up: threading.Lock) -> None:
+        super().__init__()
+        self._begun_or_given_up = begun_or_given_up
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the thread's first step. Raise RuntimeError if it does not take one in time."""
+        begun = super().wait(_TO_BEGIN if timeout is None else timeout)
+        if not begun and self._begun_or_given_up.acquire(blocking=False):
+            _Started.none_before = time.monotonic() + _SHORTAGE
+            raise RuntimeError("the new thread did not begin")
+        return True
 
 
 class Flag(threading.Event):

@@ -401,3 +401,56 @@ def test_write_behind_writes_at_once_when_hurried_and_can_be_waited_for() -> Non
     writer.hurry()
     writer.wait(PATIENCE)
     assert len(written) == 1
+
+
+# Threads that cannot begin
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_TO_BEGIN", 0.01)
+    monkeypatch.setattr("minismtp.values.threads._Started.none_before", 0.0)
+
+
+class Silent(threading.Thread):
+    """A thread that ends before its first step, as one does when there is no memory left."""
+
+    def _bootstrap(self) -> None:
+        raise SystemExit
+
+
+@pytest.mark.usefixtures("impatient")
+def test_nobody_waits_for_a_thread_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(threading, "Thread", Silent)
+        with pytest.raises(RuntimeError, match=r"^the new thread did not begin"):
+            start_thread("test", lambda: None)
+    called = threading.Event()
+    with pytest.raises(RuntimeError, match=r"^the last new thread did not begin"):
+        start_thread("test", called.set, once=True)
+    monkeypatch.setattr("minismtp.values.threads._Started.none_before", time.monotonic())
+    start_thread("test", called.set, once=True)
+    assert called.wait(PATIENCE)
+
+
+class Late(threading.Thread):
+    """A thread that takes its first step when it is told to."""
+
+    may_begin = threading.Event()
+    ended = threading.Event()
+
+    def _bootstrap(self) -> None:
+        self.may_begin.wait(PATIENCE)
+        super()._bootstrap()  # type: ignore[misc]
+        self.ended.set()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_thread_that_begins_too_late_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "Thread", Late)
+    called = threading.Event()
+    with pytest.raises(RuntimeError, match="did not begin"):
+        start_thread("test", called.set, once=True)
+    Late.may_begin.set()
+    assert Late.ended.wait(PATIENCE)
+    assert not called.is_set()
