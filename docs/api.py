@@ -55,6 +55,7 @@ CLASSES: Final[dict[str, tuple[type, ...]]] = {
     "Credentials": (Credentials,),
     "ServerInfo": (minismtp.ServerInfo,),
     "PluginCheck": (minismtp.PluginCheck,),
+    "DnsZone": (minismtp.DnsZone, minismtp.DnsRecord),
     "Events": event_types.Event.__args__,
 }
 #: What the server itself calls.
@@ -191,6 +192,7 @@ def _steps() -> Iterator[tuple[str, list[str]]]:
     seen: list[str] = recorder.seen
     dialogue = Dialogue(recorder, kind="submission", tls=True)
     begin = seen.index("observe SessionOpened")
+    yield "`minismtp dns` runs", ["on_dns"]
     yield "the process starts", [*seen[:begin], "on_check"]
     yield "connects", seen[begin:]
     secret = base64.b64encode(b"\0alice\0secret").decode()

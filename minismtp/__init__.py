@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.config.types import ByteSize as ByteSize
     from minismtp.config.types import Rate as Rate
     from minismtp.config.types import SocketAddress as SocketAddress
+    from minismtp.hooks.dns_zone import DnsRecord as DnsRecord
+    from minismtp.hooks.dns_zone import DnsZone as DnsZone
     from minismtp.hooks.loader import plugin as plugin
     from minismtp.hooks.plugin_check import PluginCheck as PluginCheck
     from minismtp.hooks.specs import ServerInfo as ServerInfo
@@ -101,6 +103,7 @@ __version__ = "0.1.0"
 # first used, because all of them together take a third of a second that most commands can spare.
 _MODULES: Final = {
     "config.types": "ByteSize Rate SocketAddress",
+    "hooks.dns_zone": "DnsRecord DnsZone",
     "hooks.loader": "plugin",
     "hooks.plugin_check": "PluginCheck",
     "hooks.specs": "ServerInfo hookimpl",

@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
 
-from minismtp import Message, steady_time
+from minismtp import DnsRecord, Message, steady_time
 
 from ._canonical import body_hash, relaxed_field, signed_fields
 
@@ -54,6 +58,23 @@ class Signer(NamedTuple):
     domain: str
     selector: str
     key: PrivateKey
+
+    def record(self) -> DnsRecord:
+        """Return the record with the public key (RFC 6376 section 3.6.1, RFC 8463 section 4)."""
+        public = self.key.public_key()
+        if isinstance(self.key, rsa.RSAPrivateKey):
+            kind, octets = (
+                "rsa",
+                public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+            )
+        else:
+            kind, octets = "ed25519", public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return DnsRecord(
+            f"{self.selector}._domainkey.{self.domain}",
+            "TXT",
+            f"v=DKIM1; k={kind}; p={b64encode(octets).decode()}",
+            f"{self.domain}: the public key of its signatures (DKIM)",
+        )
 
     def tags(self) -> str:
         """Return the tags a, t, d and s, folded."""

@@ -15,6 +15,7 @@ from minismtp import (
     Address,
     AuthResult,
     Delivery,
+    DnsZone,
     Envelope,
     Headers,
     Message,
@@ -109,6 +110,12 @@ class Arc(DnsCheck):
         self._id = self._id or Address("", server.hostname).ascii_domain
         if self.key is not None and server.role == "check":
             warn_of_readers("key", self.key)
+
+    @hookimpl
+    def on_dns(self, zone: DnsZone) -> None:
+        """Publish the key."""
+        if self._signer is not None:
+            zone.add(self._signer.record())
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from minismtp import (
     Address,
     Delivery,
+    DnsZone,
     Envelope,
     Message,
     ServerInfo,
@@ -80,6 +81,14 @@ class DkimSign:
             warn_of_readers("keys", path)
             if isinstance(signer.key, rsa.RSAPrivateKey) and signer.key.key_size < SHORT:
                 _log.warning("keys: %s has %d bits only", path, signer.key.key_size)
+
+    @hookimpl
+    def on_dns(self, zone: DnsZone) -> None:
+        """Publish the keys."""
+        for domain, signers in self._signers.items():
+            zone.send(domain)
+            for signer in signers:
+                zone.add(signer.record())
 
     @hookimpl
     def on_send(self, delivery: Delivery, message: Message) -> None:

@@ -7,6 +7,7 @@ from minismtp import (
     Address,
     Defer,
     Delivery,
+    DnsZone,
     EmptyFileError,
     Envelope,
     Local,
@@ -122,6 +123,16 @@ class Mailboxes:
                 f"catch_all: {self.catch_all!r} is neither a user nor an alias, so it gets a"
                 " mailbox of its own; expected one of them"
             )
+
+    @hookimpl
+    def on_dns(self, zone: DnsZone) -> None:
+        """Receive and send mail for the domains."""
+        for domain in self._domains:
+            zone.receive(domain)
+            zone.send(domain)
+        if self._srs is not None:
+            zone.receive(self._srs_domain, users=False)
+            zone.send(self._srs_domain)
 
     @hookimpl
     def route(

@@ -6,6 +6,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from minismtp import (
     Address,
+    DnsZone,
     Envelope,
     PluginCheck,
     Recipient,
@@ -41,7 +42,7 @@ class Relaying:
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
                 problem = f"{domain!r} is not a domain; expected such as example.org"
                 raise ValueError(f"domains: {problem}")
-        self._domains = {Address("", domain).ascii_domain for domain in self.domains}
+        self._domains = dict.fromkeys(Address("", each).ascii_domain for each in self.domains)
         for network in self.networks:
             if not network.is_private and network.prefixlen < _WIDEST[network.version]:
                 raise ValueError(f"networks: {network} is too wide: it would make an open relay")
@@ -66,6 +67,12 @@ class Relaying:
                 check.warn(text)
             else:
                 check.error(text)
+
+    @hookimpl
+    def on_dns(self, zone: DnsZone) -> None:
+        """Receive mail for the domains, whose users are elsewhere."""
+        for domain in self._domains:
+            zone.receive(domain, users=False)
 
     @hookimpl
     def route(self, session: Session, envelope: Envelope, recipient: Recipient) -> Relay | None:

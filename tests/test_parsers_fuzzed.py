@@ -25,6 +25,7 @@ _OTHERS: Final = {
     "runtime.login_backoff": "a digest of our own",
     "values.durable_files": "byte order marks in files of the operator's",
     "hooks.guard": "what a plugin says",
+    "hooks.dns_zone": "what a plugin says",
     "cli.common": "words of our own output, which get colours",
     "inspection.permissions": "names of options",
     "inspection.ports": "what the kernel says about sockets",

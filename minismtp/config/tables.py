@@ -8,6 +8,7 @@ manual are made from their types, defaults and descriptions. Each one checks its
 import urllib.parse
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -74,8 +75,19 @@ class DnsConfig:
     nameservers: Annotated[
         list[SocketAddress], "addresses of resolvers; empty = those of /etc/resolv.conf"
     ] = field(default_factory=list)
+    addresses: Annotated[
+        list[str],
+        "public addresses of this host, for `minismtp dns`; needed behind NAT. Empty = those of"
+        " the listeners, else those from which packets leave",
+    ] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for number, text in enumerate(self.addresses):
+            try:
+                ip_address(text)
+            except ValueError:
+                problem = f'expected an address such as "192.0.2.25", not {text!r}'
+                raise ConfigError(problem, key=f"addresses[{number}]") from None
         for number, address in enumerate(self.nameservers):
             check_host(address, key=f"nameservers[{number}]")
 

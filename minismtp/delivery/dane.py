@@ -9,15 +9,14 @@ from typing import Final
 
 from minismtp.delivery.mx import Host, UnreachableError
 from minismtp.services.resolver import Resolver, UnansweredError
-from minismtp.values.der import certificate_fields
+from minismtp.values.der import public_key_of
 
 TRUST_ANCHOR: Final = 2  #: DANE-TA: an authority that issued the certificate
 END_ENTITY: Final = 3  #: DANE-EE: the certificate itself, whatever its names and dates are
-_PUBLIC_KEY: Final = 5  # among the fields of a certificate
 
 _SELECTORS: Final[dict[int, Callable[[bytes], bytes]]] = {
     0: lambda certificate: certificate,
-    1: lambda certificate: certificate_fields(certificate)[_PUBLIC_KEY].octets,
+    1: public_key_of,
 }
 _MATCHINGS: Final[dict[int, Callable[[bytes], bytes]]] = {
     0: lambda octets: octets,

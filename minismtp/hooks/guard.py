@@ -46,9 +46,11 @@ ANSWERS: Final[dict[str, type | tuple[type, ...]]] = {
 #: Hooks whose answers `_judge` looks at, because their type does not say enough.
 CHECKED: Final = frozenset({"authenticate", "ehlo_keywords", "command"})
 #: Hooks that have no client to refuse. A verdict from them is a failure like any other exception.
-WITHOUT_VERDICT: Final = frozenset({"on_start", "on_check", "on_stop", "on_disconnect", "observe"})
+WITHOUT_VERDICT: Final = frozenset(
+    {"on_start", "on_check", "on_dns", "on_stop", "on_disconnect", "observe"}
+)
 #: Hooks whose failure concerns only the plugin.
-HARMLESS: Final = frozenset({"on_check", "on_stop", "on_disconnect", "observe"})
+HARMLESS: Final = frozenset({"on_check", "on_dns", "on_stop", "on_disconnect", "observe"})
 # ehlo-line = ehlo-keyword *( SP ehlo-param ), RFC 5321 section 4.1.1.1
 _EHLO_LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*")
 

@@ -192,21 +192,28 @@ class PluginSet:
             self._everywhere.observe(event)
 
 
-def instances(config: Config) -> Iterator[tuple[PluginConfig, object]]:
-    """Yield the configured plugins with their tables, in order. Raise ConfigError."""
-    for table, make in _makers(config):
-        yield table, make()
+def instances(config: Config, hook: str = "") -> Iterator[tuple[PluginConfig, object]]:
+    """Yield the configured plugins with their tables, in order. Raise ConfigError.
+
+    With a `hook`, those that implement it are made, so mistakes in the others do not matter.
+    """
+    for table, make in _makers(config, hook):
+        if (instance := make()) is not None:
+            yield table, instance
 
 
-def _makers(config: Config) -> Iterator[tuple[PluginConfig, Callable[[], object]]]:
-    """Yield each table with what makes its plugin, which may raise ConfigError."""
+def _makers(
+    config: Config, hook: str = ""
+) -> Iterator[tuple[PluginConfig, Callable[[], object | None]]]:
+    """Yield each table with what makes its plugin, None without the hook. It raises ConfigError."""
     sources = _sources(config.plugin_path)
     factories: dict[str, type[Any]] = {}
 
-    def make(table: PluginConfig) -> object:
+    def make(table: PluginConfig) -> object | None:
         if table.use not in factories:
             factories[table.use] = _find(table, sources, config.file)
-        return _make(factories[table.use], table, config)
+        factory = factories[table.use]
+        return _make(factory, table, config) if not hook or hasattr(factory, hook) else None
 
     for table in config.plugins:
         yield table, partial(make, table)

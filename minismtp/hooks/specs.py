@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from minismtp.config import Config
+    from minismtp.hooks.dns_zone import DnsZone
     from minismtp.hooks.plugin_check import PluginCheck
     from minismtp.mail.envelope import Delivery, Destination, Envelope, Recipient, Route
     from minismtp.mail.events import Event
@@ -103,6 +104,17 @@ def on_check(check: PluginCheck) -> None:
     `check.error(text)` keeps the server from starting, `check.warn(text)` is logged. A text begins
     with the option (`path: `), and says what to do. `check.comes_after("spf", lest="...")` warns
     about the order. `check.role` is "check" where there is time to ask other servers.
+    """
+
+
+@hookspec
+def on_dns(zone: DnsZone) -> None:
+    """Name the domains of this plugin, and the records that it needs in the DNS.
+
+    Called by `minismtp dns`, and by the process that delivers, which looks at the DNS again from
+    time to time; `on_start` may not have run. `zone.receive(domain)` asks for
+    MX and other records of a domain whose mail comes here, `zone.send(domain)` for SPF and DMARC,
+    `zone.add(DnsRecord(...))` for one record more. Ask no other server here, and raise nothing.
     """
 
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 _VERSION: Final = 0xA0  # the optional first field of a TBSCertificate
 _FIELDS: Final = 6  # of every certificate, behind its version
+_PUBLIC_KEY: Final = 5  # among these
 
 
 class Element(NamedTuple):
@@ -44,3 +45,8 @@ def certificate_fields(certificate: bytes) -> list[Element]:
     if len(fields) < _FIELDS:
         raise ValueError("this is not a certificate")
     return fields
+
+
+def public_key_of(certificate: bytes) -> bytes:
+    """Return the SubjectPublicKeyInfo of a certificate (DER). Raise ValueError."""
+    return certificate_fields(certificate)[_PUBLIC_KEY].octets

@@ -17,6 +17,8 @@ from minismtp import (
     Delivery,
     Destination,
     Disconnect,
+    DnsRecord,
+    DnsZone,
     Envelope,
     Local,
     Message,
@@ -68,7 +70,10 @@ def test_every_hook_has_a_test() -> None:
 def test_facade_calls_every_hook() -> None:
     hooks = Dialogue().service.hooks
     without = {name for name in hook_names() if not callable(getattr(hooks, name, None))}
-    assert without == {"on_check"}  # asked of each plugin by itself, before there is a session
+    assert without == {
+        "on_check",
+        "on_dns",
+    }  # asked of each plugin by itself
 
 
 @plugin
@@ -88,6 +93,22 @@ def test_on_start_learns_about_the_process(tmp_path: Path) -> None:
     lifecycle = Lifecycle()
     Dialogue(lifecycle, spool=tmp_path)
     assert lifecycle.seen == [ServerInfo("mx.example.org", tmp_path, "worker", 0)]
+
+
+@plugin
+class Published:
+    @hookimpl
+    def on_dns(self, zone: DnsZone) -> None:
+        zone.receive("a.example")
+        zone.send("B.example")
+        zone.add(DnsRecord("c.example", "TXT", "x"))
+
+
+def test_on_dns_names_domains_and_records() -> None:
+    zone = DnsZone("mx.example.org")
+    Published().on_dns(zone)
+    assert (zone.receiving, [*zone.sending]) == ({"a.example": True}, ["b.example"])
+    assert [*zone.records] == [DnsRecord("c.example", "TXT", "x")]
 
 
 @plugin

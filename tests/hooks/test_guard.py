@@ -249,7 +249,7 @@ def test_answer_of_a_wrong_type_is_a_failure(hook: str, answer: object) -> None:
 
 
 def test_every_hook_that_can_affect_a_session_has_its_answers_checked() -> None:
-    without = {"on_start", "on_check", "on_stop", "on_disconnect", "observe"}
+    without = {"on_start", "on_check", "on_dns", "on_stop", "on_disconnect", "observe"}
     assert {*hook_names()} - {*ANSWERS} == without
 
 
