@@ -26,6 +26,7 @@ from sys import intern
 from typing import Final, NamedTuple
 
 from minismtp.mailqueue.queries import STATE, WAITING, Filter
+from minismtp.mailqueue.reasons import WaitingGroup
 from minismtp.mailqueue.recipient import RecipientStatus, State
 from minismtp.runtime.log import Log, describe
 from minismtp.values.threads import WriteBehind
@@ -245,6 +246,17 @@ class QueueDatabase:
                 [*values, most],
             ).fetchall()  # a cursor that stays open would let the file grow
         return [*map(Waiting._make, found)]
+
+    def waiting_groups(self, most: int) -> list[WaitingGroup]:
+        """Return the oldest `most` waiting recipients, in groups with the same reply."""
+        with self._lock:
+            found = self._database.execute(
+                "SELECT state = 'held', COALESCE(NULLIF(reply, ''), closed_reply) AS why,"
+                f" destination, COUNT(*), MIN(arrived) FROM (SELECT * FROM {WAITING}"
+                " ORDER BY arrived LIMIT ?) GROUP BY 1, 2, 3",
+                (most,),
+            ).fetchall()
+        return [WaitingGroup(bool(held), *rest) for held, *rest in found]
 
     def change(self, which: Filter, now: float, state: State, *, held: bool | None = None) -> int:
         """Put recipients into a state, and return their number; "queued" ones are tried at once.

@@ -66,4 +66,5 @@ def _mail(figures: Overview, recent: Mapping[str, float]) -> Iterator[Trouble]:
     for plugin, count in sorted(recent.items()):
         if count:
             times = "once" if count == 1 else f"{count:,.0f} times"
-            yield Trouble(f"the plugin {plugin} failed {times} in the last hour", fatal=False)
+            text = f"the plugin {plugin} failed {times} in the last hour"
+            yield Trouble(f"{text}: see `plugin failed` in the log", fatal=False)

@@ -22,7 +22,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
@@ -37,6 +36,7 @@ from minismtp import __version__
 from minismtp.config import Config
 from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
+from minismtp.mailqueue.reasons import Reason, reasons
 from minismtp.runtime.metrics import count_thread_failures, use_slot
 from minismtp.runtime.metrics_buffer import FLUSH_INTERVAL
 from minismtp.runtime.process import end_with_supervisor, open_log, report_ready
@@ -47,7 +47,7 @@ from minismtp.server.history import History
 from minismtp.server.open_sessions import Survey, survey
 from minismtp.server.process_metrics import DiskCollector, ProcessCollector, mail_directories
 from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
-from minismtp.server.status_page import MOST_WAITING, POLICY, Status, render
+from minismtp.server.status_page import MOST_GROUPED, MOST_WAITING, POLICY, Status, render
 from minismtp.services.http_client import LineSocket
 from minismtp.services.remote import Line
 from minismtp.values.peer import plain_address
@@ -89,8 +89,7 @@ def run(
     registry.register(_ServerCollector(scoreboard, limit, readiness))
     registry.register(ProcessCollector(scoreboard, os.getppid()))
     registry.register(DiskCollector(mail_directories(config), config.outbound.free_space))
-    server = _HttpServer(sock, registry, readiness, config, scoreboard)
-    server.history.also(partial(_note_problems, readiness, ProblemLog(log)))
+    server = HttpServer(sock, registry, readiness, config, scoreboard, problem_log=ProblemLog(log))
     log.start()
     server.history.start()
     scoreboard.beat(ENDPOINT_SLOT)
@@ -102,19 +101,19 @@ def run(
     return 0
 
 
-def _head(path: Path, now: float) -> list[Waiting]:
-    """Return the oldest recipients in the queue; none if its database cannot be read now."""
+def _head(path: Path, now: float) -> tuple[list[Waiting], list[Reason]]:
+    """Return the oldest recipients in the queue, and why mail waits.
+
+    Both are empty if the database cannot be read now.
+    """
     if not path.exists():
-        return []
+        return [], []
     try:
         with contextlib.closing(QueueDatabase(path)) as database:
-            return database.select(Filter(), now, MOST_WAITING)
+            oldest = database.select(Filter(), now, MOST_WAITING)
+            return oldest, reasons(database.waiting_groups(MOST_GROUPED))
     except sqlite3.Error:
-        return []
-
-
-def _note_problems(readiness: Readiness, problems: ProblemLog) -> None:
-    problems.note(readiness.problems())
+        return [], []
 
 
 class _WorkersCollector(MultiProcessCollector):
@@ -182,7 +181,9 @@ class _ServerCollector:
         yield problems
 
 
-class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+class HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """Answers requests, each in a thread, and has what they need."""
+
     daemon_threads = True
 
     def __init__(
@@ -192,16 +193,20 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         readiness: Readiness,
         config: Config,
         scoreboard: Scoreboard,
+        *,
+        problem_log: ProblemLog,
     ) -> None:
         socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
         self.socket = sock
         self.registry = registry
-        self.readiness = readiness
+        self._readiness = readiness
+        self._problem_log = problem_log
         self.control = config.state_directory / "control"
         self.queue = config.state_directory / "spool" / "queue.db"
         self.hostname = config.hostname
         self.hosts = (config.hostname, *config.metrics.hosts)
         self.history = History(self.figures)
+        self.history.also(self._note_problems)
         self._scoreboard = scoreboard
         self._places = threading.BoundedSemaphore(_MOST)
 
@@ -228,15 +233,28 @@ class _HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def figures(self) -> Overview:
         """Return the current figures."""
         families = [*self.registry.collect()]
-        self.readiness.observe(families)
+        self._readiness.observe(families)
         return overview(families)
+
+    def problems(self) -> dict[str, str]:
+        """Return the problems of now, and log those that the log does not know yet.
+
+        A server that starts may have no worker for a moment, which is no problem to log.
+        """
+        found = self._readiness.problems()
+        if self.history.seconds:
+            self._problem_log.note(found)
+        return found
+
+    def _note_problems(self) -> None:
+        self._problem_log.note(self._readiness.problems())
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Log nothing, because clients may hang up at any time."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _HttpServer
+    server: HttpServer
     connection: socket.socket
 
     def setup(self) -> None:
@@ -296,7 +314,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _say_readiness(self, *, strict: bool) -> None:
         server = self.server
         server.figures()  # notes the current counts
-        found = server.readiness.problems()
+        found = server.problems()
         wrong = {problem for problem in found if strict or problem in FATAL}
         lines = ["not ready" if wrong else "ready"]
         for problem, sentence in found.items():
@@ -311,14 +329,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             found = survey(server.control)
         except FileNotFoundError as error:  # no worker has started yet
             found = Survey([], [str(error)])
-        now, sentences = time.time(), server.readiness.problems()
+        now, sentences = time.time(), server.problems()
+        waiting, why = _head(server.queue, now)
         status = Status(
             hostname=server.hostname,
             figures=server.figures(),
             history=server.history,
             found=found,
             now=now,
-            waiting=_head(server.queue, now),
+            waiting=waiting,
+            reasons=why,
             sentences=sentences,
         )
         return render(status).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from prometheus_client.core import Metric
 
 from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard
+from minismtp.values.units import octets
 
 #: The problems that make a server not ready, and those that are warnings.
 FATAL: Final = ("workers", "queue", "state", "disk")
@@ -104,7 +106,7 @@ class Readiness:
         try:
             status = os.statvfs(self._state_directory)
             if status.f_bavail * status.f_frsize < self._reserve:
-                return "less than free_space is free"
+                return f"less than free_space ({octets(self._reserve)}) is free, so mail is refused"
             _probe(self._state_directory)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
@@ -123,14 +125,19 @@ class Readiness:
 
 
 class ProblemLog:
-    """Logs when a problem begins, and when it is over."""
+    """Logs when a problem begins, and when it is over. Any thread may use it."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self._lock = threading.Lock()
         self._known: dict[str, str] = {}
 
     def note(self, found: dict[str, str]) -> None:
         """Take the problems of this moment, as `Readiness.problems` returns them."""
+        with self._lock:
+            self._note(found)
+
+    def _note(self, found: dict[str, str]) -> None:
         for problem in found.keys() - self._known.keys():
             log = self._log.error if problem in FATAL else self._log.warning
             log("problem", problem=problem, what=found[problem])

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 from minismtp import __version__
 from minismtp.mailqueue.database import Waiting
+from minismtp.mailqueue.reasons import Reason
 from minismtp.mailqueue.recipient import QUEUE_STATES
 from minismtp.runtime.metrics import VERDICTS
 from minismtp.server.figures import FLOWS, Counts, HookFigures, Overview
@@ -28,9 +29,16 @@ from minismtp.values.units import octets, span
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 MOST_WAITING: Final = 6  # recipients at the head of the queue
+MOST_GROUPED: Final = 10_000  # recipients whose reasons are counted
 _MOST_ROWS: Final = 50
 _MOST_REASONS: Final = 12
+_MOST_WHY: Final = 8
+_MOST_DESTINATIONS: Final = 3
 _WIDTH, _HEIGHT = 240, 48
+_TITLES: Final = {"deliveries": "Delivery attempts"}
+_SHORT: Final = 20  # characters that stay on one line, if the screen is wide
+#: Columns in which a number is trouble.
+_BAD: Final = frozenset({"errors", "last hour"})
 #: Words in tables that mean trouble.
 _COLOURS: Final = {
     **dict.fromkeys(("failure", "disk_full", "system", "error"), "bad"),
@@ -42,7 +50,8 @@ _COLOURS: Final = {
 class Status:
     """What the page shows. `now` is in epoch seconds.
 
-    `waiting` is the head of the queue, and `sentences` say what the problems of /readyz are.
+    `waiting` is the head of the queue, `reasons` say why its oldest `MOST_GROUPED` recipients wait,
+    and `sentences` what the problems of /readyz are.
     """
 
     hostname: str
@@ -51,6 +60,7 @@ class Status:
     found: Survey
     now: float
     waiting: Sequence[Waiting] = ()
+    reasons: Sequence[Reason] = ()
     sentences: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -71,8 +81,9 @@ def render(status: Status) -> str:
         f"{_half('Refusals since the start', _refusals(figures))}"
         f"{_half('Plugins since the start', _plugins(figures, history))}"
         f"{_half('Slowest hooks since the start', _hooks(figures))}"
-        f"{_half('Logins since the start', _logins(figures))}"
-        f"{_half('Processes and disk', _resources(figures))}"
+        f"{_third('Logins since the start', _logins(figures))}"
+        f"{_third('Processes', _processes(figures))}"
+        f"{_third('Disk', _disk(figures))}"
         f"{_sessions(status)}</main></body></html>\n"
     )
 
@@ -85,10 +96,16 @@ def _health(status: Status) -> str:
     if not found:
         return '<p class="well">All is well: configuration, certificates, disk, workers, queue.</p>'
     rows = "".join(
-        f'<li class="{"fatal" if each.fatal else "warn"}">{escape(one_line(each.text))}</li>'
+        f'<li class="{"fatal" if each.fatal else "warn"}">{_with_code(each.text)}</li>'
         for each in found
     )
     return f'<ul class="trouble">{rows}</ul>'
+
+
+def _with_code(text: str) -> str:
+    """Return a sentence whose commands, between backticks, look like commands."""
+    parts = [escape(part) for part in one_line(text).split("`")]
+    return "".join(f"<code>{part}</code>" if n % 2 else part for n, part in enumerate(parts))
 
 
 def _flow(name: str, status: Status) -> str:
@@ -96,7 +113,7 @@ def _flow(name: str, status: Status) -> str:
     last = f"{rates[-1]:.1f}" if rates else "0.0"
     total = f"{status.figures.flows[name]:,.0f}"
     return (
-        f'<section class="flow"><h2>{name.capitalize()}</h2>'
+        f'<section class="flow"><h2>{_TITLES.get(name, name.capitalize())}</h2>'
         f'<div class="big">{last}<small> per second</small></div>'
         f'<div class="soft">{total} since the start</div>{_plot(name, rates, status)}</section>'
     )
@@ -130,6 +147,10 @@ def _half(title: str, body: str) -> str:
     return f'<section class="half"><h2>{title}</h2>{body}</section>'
 
 
+def _third(title: str, body: str) -> str:
+    return f'<section class="third"><h2>{title}</h2>{body}</section>'
+
+
 def _empty(text: str) -> str:
     return f'<p class="soft">{text}</p>'
 
@@ -158,8 +179,42 @@ def _queue(status: Status) -> str:
     ]
     head = ("To", "State", "Age", "Next", "Reason", "Message")
     table = _table(head, rows, stack="stack") if rows else _empty("no message waits for delivery")
-    more = _empty("the oldest ones; <code>minismtp queue list</code> shows all") if rows else ""
+    more = _empty("<code>minismtp queue list</code> shows all") if rows else ""
+    if rows and (why := _why(status)):
+        table = f"{why}<h3>The oldest recipients</h3>{table}"
     return f"<section><h2>Queue</h2><p>{counts}{oldest}</p>{table}{more}</section>"
+
+
+def _why(status: Status) -> str:
+    """Return the table of the reasons for which mail waits."""
+    shown = status.reasons[:_MOST_WHY]
+    rows = [
+        (
+            each.text,
+            _destinations(each.destinations),
+            f"{each.recipients:,.0f}",
+            span(status.now - each.oldest),
+        )
+        for each in shown
+    ]
+    if not rows:
+        return ""
+    notes = []
+    if rest := len(status.reasons) - len(shown):
+        notes.append(f"and {rest} rarer {'reasons' if rest > 1 else 'reason'}")
+    if sum(each.recipients for each in status.reasons) >= MOST_GROUPED:
+        notes.append(f"only the oldest {MOST_GROUPED:,} recipients are counted")
+    more = _empty("; ".join(notes)) if notes else ""
+    head = ("Reason", "Destinations", "Recipients", "Oldest")
+    return f"<h3>Why mail waits</h3>{_table(head, rows, numbers=2, stack='stack')}{more}"
+
+
+def _destinations(counts: Mapping[str, int]) -> str:
+    """Return the destinations with the most recipients."""
+    most = sorted(counts, key=lambda name: (-counts[name], name))
+    rest = len(most) - _MOST_DESTINATIONS
+    more = f" and {rest:,} more" if rest > 0 else ""
+    return f"{', '.join(most[:_MOST_DESTINATIONS])}{more}"
 
 
 def _next(each: Waiting, now: float) -> str:
@@ -235,22 +290,27 @@ def _milliseconds(each: HookFigures) -> tuple[str, str]:
     return f"{each.mean * 1000:,.1f}", most
 
 
-def _resources(figures: Overview) -> str:
+def _processes(figures: Overview) -> str:
     memory: Counts = defaultdict(float)
     number: dict[str, int] = defaultdict(int)
     for (process, _), size in figures.memory.items():
         memory[process] += size
         number[process] += 1
     rows = [(process, str(number[process]), octets(size)) for process, size in memory.items()]
-    table = _table(("Process", "Number", "Memory"), rows, numbers=2) if rows else ""
+    if not rows:
+        return _empty("no process has reported yet")
+    return _table(("Process", "Number", "Memory"), rows, numbers=2)
+
+
+def _disk(figures: Overview) -> str:
     if "state" not in figures.free:
-        return table + _empty("the state directory is not there")
-    disks = [
+        return _empty("the state directory is not there")
+    rows = [
         (directory, octets(free), octets(figures.size.get(directory, 0.0)))
         for directory, free in figures.free.items()
     ]
     kept = f"with less than {octets(figures.reserve)} for the state directory, mail is refused"
-    return f"{table}{_table(('Disk of', 'Free', 'Size'), disks, numbers=2)}{_empty(kept)}"
+    return f"{_table(('Directory', 'Free', 'Size'), rows, numbers=2)}{_empty(kept)}"
 
 
 def _sessions(status: Status) -> str:
@@ -295,7 +355,10 @@ def _table(
 
     def cell(number: int, text: str, tag: str) -> str:
         kinds = ["n"] if number >= first else []
-        kinds += [_COLOURS[text]] if number and tag == "td" and text in _COLOURS else []
+        if tag == "td":
+            kinds += [_COLOURS[text]] if number and text in _COLOURS else []
+            kinds += ["bad"] if head[number] in _BAD and text != "0" else []
+            kinds += ["short"] if len(text) <= _SHORT else []
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
         name = f' data-name="{escape(head[number])}"' if stack and tag == "td" else ""
         return f"<{tag}{kind}{name}>{escape(text)}</{tag}>"

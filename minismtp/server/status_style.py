@@ -17,7 +17,11 @@ body { margin: 0 auto; padding: 1.25rem; max-width: 76rem; background: var(--bac
 h1 { font-size: 1.3rem; margin: 0 0 1rem; overflow-wrap: anywhere }
 h1 small { color: var(--soft); font-weight: 400; font-size: .9rem }
 h2 { font-size: 1rem; margin: 0 0 .6rem }
+h3 { font-size: .9rem; font-weight: 600; margin: 1.2rem 0 .3rem }
 p { margin: 0 0 .5rem }
+p:last-child { margin-bottom: 0 }
+table + p { margin-top: .6rem }
+code { font-size: .9em }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: .9rem 1rem; min-width: 0 }
 main { display: grid; gap: 1rem; grid-template-columns: repeat(12, minmax(0, 1fr)) }
@@ -31,7 +35,8 @@ main > * { grid-column: span 12 }
 .warn { color: var(--warn) }
 .fatal, .bad { color: var(--fatal) }
 .flow { grid-column: span 6 }
-@media (min-width: 760px) { .flow { grid-column: span 3 } .half { grid-column: span 6 } }
+@media (min-width: 760px) { .flow { grid-column: span 3 } .half { grid-column: span 6 }
+  .third { grid-column: span 4 } th, td.short { white-space: nowrap } }
 .big { font-size: 1.5rem; font-variant-numeric: tabular-nums }
 .big small { font-size: .8rem; color: var(--soft) }
 .soft { color: var(--soft) }
@@ -40,7 +45,7 @@ th, td { text-align: left; padding: .25rem .9rem .25rem 0; vertical-align: top;
   overflow-wrap: anywhere; border-bottom: 1px solid var(--line) }
 th:last-child, td:last-child { padding-right: 0 }
 tr:last-child td { border-bottom: 0 }
-th { color: var(--soft); font-weight: 500 }
+th { color: var(--soft); font-weight: 500; overflow-wrap: normal }
 .n { text-align: right }
 td.n { white-space: nowrap }
 svg { display: block; width: 100%; height: 3rem }
@@ -56,8 +61,10 @@ path { fill: none; stroke: var(--line); stroke-width: 1; vector-effect: non-scal
   table.stack thead { display: none }
   table.stack, table.stack tbody { display: block }
   table.stack tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line) }
-  table.stack td { display: flex; gap: .75rem; border: 0; padding: .1rem 0 }
-  table.stack td::before { content: attr(data-name); color: var(--soft); flex: 0 0 5.5rem }
+  h1 small { display: block }
+  table.stack td { display: flex; gap: .75rem; border: 0; padding: .1rem 0; text-align: left;
+    white-space: normal }
+  table.stack td::before { content: attr(data-name); color: var(--soft); flex: 0 0 6.5rem }
   table.stack td:empty { display: none }
   table.brief thead { display: none }
   table.brief, table.brief tbody { display: block }

@@ -185,4 +185,4 @@ def test_top_says_what_is_wrong(
     options = ["--once", "--interval", "0", "--url", f"http://{address}"]
     server.wait_until(lambda: server.metric("problem", problem="disk") == 1)
     assert main(["top", *options, "--config", str(server.config)]) == 0
-    assert "\n! disk: less than free_space is free\n" in capsys.readouterr().out
+    assert "\n! disk: less than free_space (878.9 TiB) is free" in capsys.readouterr().out

@@ -59,5 +59,5 @@ def test_what_stops_mail_comes_first() -> None:
         False,
     ]
     assert troubles(figures, {"spam": 1.0}, now=0.0)[2].text == (
-        "the plugin spam failed once in the last hour"
+        "the plugin spam failed once in the last hour: see `plugin failed` in the log"
     )

@@ -16,9 +16,10 @@ from prometheus_client import CollectorRegistry
 from snippets import CLEAR, listener
 
 from minismtp.config import Config
+from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard
-from minismtp.server.http_endpoint import _HttpServer
-from minismtp.server.readiness import Readiness
+from minismtp.server.http_endpoint import HttpServer
+from minismtp.server.readiness import ProblemLog, Readiness
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start
@@ -116,7 +117,14 @@ def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[
     config = replace(
         Config.parse(listener("smtp", CLEAR), tmp_path / "minismtp.toml"), state_directory=tmp_path
     )
-    server = _HttpServer(listening, CollectorRegistry(), readiness, config, Scoreboard())
+    server = HttpServer(
+        listening,
+        CollectorRegistry(),
+        readiness,
+        config,
+        Scoreboard(),
+        problem_log=ProblemLog(Log()),
+    )
     thread = threading.Thread(target=server.serve_forever, args=[0.01])
     thread.start()
     yield listening.getsockname()

@@ -6,17 +6,21 @@ import errno
 import os
 import re
 import shutil
+import socket
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from fakes import Clock
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
 
+from minismtp.config import Config
 from minismtp.mailqueue.metrics import StallDetector
 from minismtp.runtime.log import Log
 from minismtp.runtime.scoreboard import Scoreboard, WorkersStatus
+from minismtp.server.http_endpoint import HttpServer
 from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
 
 if TYPE_CHECKING:
@@ -147,7 +151,8 @@ def test_disk_below_the_reserve_is_a_problem(
     scoreboard: Scoreboard, state: Path, clock: Clock
 ) -> None:
     found = Readiness(scoreboard, state, 1 << 60, clock).problems()
-    assert found == {"disk": "less than free_space is free"}
+    sentence = "less than free_space (1048576.0 TiB) is free, so mail is refused"
+    assert found == {"disk": sentence}
 
 
 def test_failures_of_threads_and_lost_lines_are_told_for_a_while(
@@ -207,7 +212,8 @@ def test_readyz_is_503_while_the_state_directory_is_away(
 
 def test_readyz_is_503_below_the_free_space(configure: Configure, start: Start) -> None:
     server = start(configure('[outbound]\nfree_space = "1000000GiB"'))
-    assert server.http("/readyz") == (503, "not ready\ndisk: less than free_space is free\n")
+    status, text = server.http("/readyz")
+    assert (status, text[:40]) == (503, "not ready\ndisk: less than free_space (97")
 
 
 FAILING = """
@@ -232,6 +238,35 @@ def test_readyz_tells_of_warnings_and_strictly_refuses(configure: Configure, sta
     server.wait_until(lambda: server.metric("thread_failures_total", thread="trial") > 0)
     assert server.http("/readyz") == (200, f"ready\nwarning: {told}")
     assert server.http("/readyz?strict") == (503, f"not ready\n{told}")
+
+
+def test_problem_that_a_request_finds_is_logged_at_once(
+    tmp_path: Path, readiness: Readiness, scoreboard: Scoreboard, configure: Configure
+) -> None:
+    """A server that starts has no worker yet, which requests do not log."""
+    path = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as sock, path.open("wb") as file:
+        problem_log = ProblemLog(Log(descriptor=file.fileno()))
+        server = HttpServer(
+            sock,
+            CollectorRegistry(),
+            readiness,
+            Config.load(configure()),
+            scoreboard,
+            problem_log=problem_log,
+        )
+        scoreboard.post_workers(WorkersStatus(ready=False, workers=0))
+        assert server.problems() == {"workers": "no worker serves"}
+        assert path.read_text() == ""
+        for at in (0.0, 15.0):
+            server.history.look(at)
+        assert server.problems() == {"workers": "no worker serves"}
+        scoreboard.post_workers(WorkersStatus(ready=True, workers=2))
+        assert server.problems() == {}
+    assert re.findall(r"(error|info) (problem.*)", path.read_text()) == [
+        ("error", 'problem problem=workers what="no worker serves"'),
+        ("info", "problem over problem=workers"),
+    ]
 
 
 def test_problem_is_logged_when_it_begins_and_when_it_is_over(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from minismtp.cli.main import main
 from minismtp.mailqueue.database import Waiting
+from minismtp.mailqueue.reasons import WaitingGroup, reasons
 from minismtp.server.figures import HookFigures, Overview, overview
 from minismtp.server.history import History
 from minismtp.server.open_sessions import Survey
@@ -29,6 +31,13 @@ class SpamFlag:
     def on_message(self, message):
         if message.headers.get("X-Spam"):
             raise Reject("message refused as spam")
+"""
+
+
+RELAY = """\
+[[plugins]]
+use = "relay"
+networks = ["127.0.0.0/8"]
 """
 
 
@@ -239,7 +248,71 @@ def test_head_of_the_queue_is_shown_with_reasons() -> None:
     assert " 1 queued &middot; 1 held &middot; 0 active &middot; the oldest waits for 1m " in text
     assert " x@dead.example held 1m when released 451 4.4.1 cannot connect m1 " in text
     assert " x@dead.example queued 1m in 30s not tried yet m2 " in text
-    assert '<td class="warn" data-name="State">held</td>' in page
+    assert '<td class="warn short" data-name="State">held</td>' in page
+
+
+def test_reasons_of_the_queue_are_grouped_and_bounded() -> None:
+    groups = [WaitingGroup(False, f"451 4.4.1 {'x' * n}", "a.test", 9 - n, 50.0) for n in range(9)]
+    groups += [
+        WaitingGroup(False, f"450 4.2.0 <u{n}@d{n}.test>: try <later>", f"d{n}.test", 20, n)
+        for n in range(5)
+    ]
+    waiting = Waiting(
+        "m1", "a@b.example", 0.0, 9, "x@d.test", "d.test", "queued", 0, 0.0, 0.0, "", "", 0.0, ""
+    )
+    status = Status(
+        hostname="mx.example",
+        figures=Overview(),
+        history=History(Overview),
+        found=Survey([], []),
+        now=60.0,
+        waiting=[waiting],
+        reasons=reasons(groups),
+    )
+    page = render(status)
+    text = text_of(page)
+    assert (
+        " Why mail waits Reason Destinations Recipients Oldest 450 4.2.0 &lt;\u2026&gt;: " in text
+    )
+    assert (
+        " try &lt;later&gt; d0.test, d1.test, d2.test and 2 more 100 1m 451 4.4.1 a.test 9 10s"
+        in text
+    )
+    assert " and 2 rarer reasons The oldest recipients " in text
+    assert "are counted" not in text
+    many = replace(status, reasons=reasons([WaitingGroup(True, "", "a.test", 10_000, 0.0)]))
+    text = text_of(render(many))
+    assert " held a.test 10,000 1m only the oldest 10,000 recipients are counted " in text
+
+
+def test_reason_of_mail_that_waits_is_read_from_the_queue(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure('[outbound]\nsmarthost = "127.0.0.1:9"\n' + RELAY))
+    for domain in ("one.example", "two.example"):
+        with server.connect() as client:
+            client.begin_data(f"user@{domain}")
+            client.command("Subject: x\r\n\r\nx\r\n.")
+
+    def grouped() -> bool:
+        text = text_of(server.http("/")[1])
+        why = r"Why mail waits .* 451 4\.4\.1 cannot connect to \S+ Connection refused"
+        return bool(re.search(rf"{why} via \S+ 2 \S+ The oldest", text))
+
+    server.wait_until(grouped)
+
+
+def test_commands_in_sentences_look_like_commands() -> None:
+    page = shown(Overview(reload_ok=False), History(Overview))
+    assert "goes on: run <code>minismtp check</code></li>" in page
+
+
+def test_errors_of_plugins_have_a_colour() -> None:
+    figures = Overview(verdicts={"spam": {"reject": 1.0}, "good": {"reject": 1.0}})
+    figures.errors["spam"] = 2.0
+    page = shown(figures, History(Overview))
+    assert '<td class="n bad short" data-name="errors">2</td>' in page
+    assert '<td class="n short" data-name="errors">0</td>' in page
 
 
 def test_hooks_are_sorted_by_the_sum_and_show_the_slow_calls() -> None:
