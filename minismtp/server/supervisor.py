@@ -221,7 +221,8 @@ class Supervisor:
             self._log.error(f"{child.kind} died", pid=pid, **slot, status=status)
         now = time.monotonic()
         lived = now - child.started
-        if not expected or (status and self._status is None and now < child.end_by):
+        failed = not expected or (status and self._status is None and now < child.end_by)
+        if failed and child.group is not Role.ENDPOINT:  # which handles no mail
             self._blame(child, running)
         if pid == self._runner:
             self._runner = 0

@@ -297,6 +297,7 @@ def test_endpoint_that_was_killed_is_replaced(configure: Configure, start: Start
     os.kill(endpoint, signal.SIGKILL)
     server.wait_for_log(rf"error metrics endpoint died pid={endpoint} status=-9")
     assert server.http("/readyz") == (200, "ready\n")
+    assert "supervisor failed" not in server.log
 
 
 def test_endpoint_that_cannot_start_does_not_stop_the_mail(
