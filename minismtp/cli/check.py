@@ -29,7 +29,12 @@ from minismtp.inspection.certificates import check_certificates
 from minismtp.inspection.exposure import user_name
 from minismtp.inspection.files import check_files, check_plugin_files
 from minismtp.inspection.listeners import check_listeners, check_ports
-from minismtp.inspection.plugins import check_plugins, start_plugins
+from minismtp.inspection.plugins import (
+    check_deprecations,
+    check_plugins,
+    deprecations,
+    start_plugins,
+)
 from minismtp.inspection.problem import Problem, error, warning
 from minismtp.inspection.questions import HurriedResolver, check_names
 from minismtp.inspection.relay import check_relay
@@ -40,6 +45,7 @@ from minismtp.server.directories import server_process
 from minismtp.server.privileges import acting_as, acting_as_owner
 from minismtp.services.remote import RemoteError
 from minismtp.services.shared_state import FILE, State
+from minismtp.storage.state_format import state_directory
 from minismtp.values.sqlite_file import damage
 
 _DEMO: Final = (
@@ -131,14 +137,16 @@ def check(config: Config, facts: Facts | None = None) -> Iterator[Problem]:
     metrics = Metrics(listener.name for listener in config.listeners)
     with Path(os.devnull).open("wb") as nowhere:
         log = Log(descriptor=nowhere.fileno())
-        try:
-            plugins = PluginSet.load(config, metrics, log)
-        except ConfigError as mistakes:
-            yield from (Problem("error", mistake) for mistake in mistakes.mistakes)
-            return
-        yield from check_plugin_files(config, plugins.instances)
-        if sound:
-            yield from _started(config, plugins, metrics, log, facts or Facts())
+        with deprecations() as deprecated:
+            try:
+                plugins = PluginSet.load(config, metrics, log)
+            except ConfigError as mistakes:
+                yield from (Problem("error", mistake) for mistake in mistakes.mistakes)
+                return
+            yield from check_plugin_files(config, plugins.instances)
+            if sound:
+                yield from _started(config, plugins, metrics, log, facts or Facts())
+        yield from check_deprecations(config, plugins, deprecated)
 
 
 def _found_without_plugins(config: Config) -> Iterator[Problem]:
@@ -153,7 +161,11 @@ def _found_without_plugins(config: Config) -> Iterator[Problem]:
 
 
 def _databases(config: Config) -> Iterator[Problem]:
-    """Check the databases that the server rebuilds when they are damaged."""
+    """Check the databases that the server rebuilds when they are damaged, and their format."""
+    try:
+        state_directory(config)
+    except ConfigError as later:
+        yield Problem("error", later)
     for path in (config.state_directory / FILE, config.state_directory / "spool" / "queue.db"):
         try:
             with acting_as_owner(path.parent):

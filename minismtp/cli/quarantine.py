@@ -33,6 +33,7 @@ from minismtp.mailqueue.queries import Filter
 from minismtp.server.privileges import acting_as_owner
 from minismtp.storage.quarantine import Kept, QuarantineStore
 from minismtp.storage.spool import DamagedError, Spool
+from minismtp.storage.state_format import state_directory
 from minismtp.values.printable import one_line
 from minismtp.values.units import octets, span
 
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = selection.selected(arguments, "quarantine", _DONE)
     verb, now = arguments.verb, time.time()
     config = configuration(arguments)
+    state_directory(config)  # a later release may keep messages in another form
     directories = _directories(config)
     # Root acts as the owner of the quarantine, so that the server can read what is released.
     with acting_as_owner(next(filter(Path.exists, directories), directories[0])):

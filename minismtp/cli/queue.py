@@ -33,6 +33,7 @@ from minismtp.mailqueue.database import QueueDatabase, Waiting
 from minismtp.mailqueue.queries import Filter
 from minismtp.mailqueue.recipient import State, message_state
 from minismtp.server.privileges import acting_as_owner
+from minismtp.storage.state_format import state_directory
 from minismtp.values.units import octets, span
 
 _VERBS: Final = {
@@ -70,7 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show or change recipients in the queue; raise CommandError, ConfigError and OSError."""
     wanted = selection.selected(arguments, "queue", _CHANGES)
-    directory = configuration(arguments).state_directory / "spool"
+    directory = state_directory(configuration(arguments)) / "spool"
     gc.disable()  # it would search 50,000 rows again and again, and find nothing to free
     try:
         with acting_as_owner(directory):  # so that root leaves no file that the server cannot open

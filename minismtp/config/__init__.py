@@ -38,6 +38,7 @@ from minismtp.config.types import parse_domain
 from minismtp.values.durable_files import without_marks
 
 DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
+VERSION: Final = 1  #: of the keys; it grows when a release would misread an earlier file
 _LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines take a quarter of that
 
 
@@ -64,6 +65,11 @@ class Config:
     `source` knows the line of each key. `mistakes` is empty, except in what `examine` returns.
     """
 
+    config_version: Annotated[
+        Literal[1],
+        "version of the keys in this file. A release refuses files of later versions, and reads"
+        " all earlier ones",
+    ] = VERSION
     hostname: Annotated[str, "name of this server in greetings, trace fields and Message-IDs"] = (
         field(default_factory=default_hostname)
     )
@@ -161,11 +167,19 @@ class Config:
     def examine(cls, text: str, path: Path) -> "Config":
         """Read the text of the file `path` in spite of its `mistakes`, and leave those keys out.
 
-        Raise ConfigError if the text is not TOML.
+        Raise ConfigError if the text is not TOML, or for a later release.
         """
         table = parse_document(text, str(path))
         source = Source(text, table)
         base = path.absolute().parent
+        version = table.get("config_version")
+        if isinstance(version, int) and version > VERSION:  # then any key may be unknown
+            problem = (
+                f"the file is for a later release, because this one knows versions up to {VERSION};"
+                " install that release, or a file that was made for this one"
+            )
+            mistake = ConfigError(problem, key="config_version", file=str(path))
+            raise source.locate(mistake)
         try:
             return replace(cls.build(table, file=str(path), base=base), source=source)
         except ConfigError:

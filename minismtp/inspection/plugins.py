@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +40,28 @@ def check_plugins(config: Config, role: str, plugins: PluginSet, facts: Facts) -
         yield warning(config, table.key, doubt)
     for report in reports(config, role, plugins.instances, facts):
         yield Problem(report.severity, report.mistake)
+
+
+@contextmanager
+def deprecations() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect the warnings of what a later release will no longer have, within the block."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DeprecationWarning)
+        yield found
+
+
+def check_deprecations(
+    config: Config, plugins: PluginSet, found: list[warnings.WarningMessage]
+) -> Iterator[Problem]:
+    """Yield what the files of plugins use that a later release will no longer have."""
+    files = {
+        getattr(sys.modules.get(type(instance).__module__), "__file__", None): table
+        for table, instance in plugins.instances
+    }
+    places = {(each.filename, each.lineno, str(each.message)) for each in found}
+    for file, line, message in sorted(places):
+        if table := files.get(file):
+            yield Problem("warning", located(config, table.name, f"{file}, line {line}: {message}"))
 
 
 def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.inspection.exposure import Trust, exposures
 from minismtp.server.privileges import acting_as
+from minismtp.storage.state_format import mark_format
 
 _LOCK: Final = struct.Struct("hhqqi")  # struct flock of fcntl(2): type, whence, start, length, pid
 
@@ -27,7 +28,7 @@ def lock_state_directory(config: Config) -> int:
 
     Children do not inherit a record lock, so workers that outlive a killed supervisor for a moment
     do not keep the next one from starting. Raise ConfigError if another server uses the directory,
-    or OSError.
+    or if a later release wrote it, or OSError.
     """
     own(config, config.state_directory)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -43,6 +44,8 @@ def lock_state_directory(config: Config) -> int:
             file=config.file,
             key="state_directory",
         ) from None
+    with acting_as(*_owner(config)):
+        mark_format(config)
     return descriptor
 
 

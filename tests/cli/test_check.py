@@ -470,3 +470,22 @@ def test_network_too_wide_for_anybody_does_not_hide_an_open_relay(
         f"networks = {networks!r}\n",
     )
     assert "open relay: 192.0.2.1" in "".join(findings(text))
+
+
+@pytest.mark.parametrize(
+    "method", ["    def __post_init__(self):", "    @hookimpl\n    def on_start(self, server):"]
+)
+def test_what_a_later_release_will_not_have_is_a_warning(
+    method: str, findings: Findings, local_plugin: LocalPlugin, tmp_path: Path
+) -> None:
+    text = local_plugin(
+        "    @hookimpl\n    def on_connect(self, session): ...\n"
+        f"{method}\n"
+        "        import warnings\n"
+        "        warnings.warn('f is deprecated: use g', DeprecationWarning)\n"
+        "        warnings.warn_explicit('of a library', DeprecationWarning, 'library.py', 1)\n"
+    )
+    found = [each for each in findings(text, MAILBOXES) if "deprecated" in each or "of a" in each]
+    place = tmp_path / "plugins" / "mine.py"
+    line = place.read_text().splitlines().index("        import warnings") + 2
+    assert found == [f"warning: plugins[0]: {place}, line {line}: f is deprecated: use g"]

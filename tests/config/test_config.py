@@ -451,3 +451,20 @@ def test_machine_whose_name_is_no_domain_is_localhost(
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: machine)
     assert default_hostname() == expected
+
+
+# Versions
+
+
+def test_file_for_a_later_release_is_refused_for_that_alone() -> None:
+    text = "listners = 1\nconfig_version = 2\n"
+    with pytest.raises(ConfigError, match=r"config_version, line 2: .* later") as caught:
+        Config.parse(text, Path("x.toml"))
+    assert len(caught.value.mistakes) == 1
+
+
+def test_file_may_tell_its_version(tmp_path: Path) -> None:
+    text = f"config_version = 1\n{LISTENER}"
+    assert Config.parse(text, tmp_path / "x.toml").config_version == 1
+    with pytest.raises(ConfigError, match=r"config_version, line 1: expected"):
+        Config.parse(f"config_version = 0\n{LISTENER}", tmp_path / "x.toml")
