@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from snippets import MX, SUBMISSION
+from snippets import MX, SUBMISSION, listener
 
 from minismtp.values.passwords import hash_password
 
@@ -32,7 +32,7 @@ EXAMPLES: Final = ROOT / "etc" / "prometheus"
 MONITORING: Final = (ROOT / "docs" / "monitoring.md").read_text()
 DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 SECONDS: Final = float(os.environ.get("MINISMTP_PROMETHEUS_SECONDS", "0"))
-LISTENERS: Final = MX + SUBMISSION
+LISTENERS: Final = MX + SUBMISSION + listener("web", 'kind = "web"')
 FILTER: Final = '''\
 """Does what the field X-Test says."""
 

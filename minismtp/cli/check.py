@@ -134,7 +134,7 @@ def check(config: Config, facts: Facts | None = None) -> Iterator[Problem]:
     for problem in _found_without_plugins(config):
         sound = sound and problem.severity == "warning"
         yield problem
-    metrics = Metrics(listener.name for listener in config.listeners)
+    metrics = Metrics(listener.name for listener in config.mail_listeners)
     with Path(os.devnull).open("wb") as nowhere:
         log = Log(descriptor=nowhere.fileno())
         with deprecations() as deprecated:
@@ -205,7 +205,7 @@ def _started(
                 sound = sound and problem.severity == "warning"
                 yield problem
             yield from check_plugins(config, "check", plugins, facts)
-            for listener in config.listeners if sound else ():
+            for listener in config.mail_listeners if sound else ():
                 yield from check_relay(config, listener, plugins, metrics, log)
         finally:
             plugins.hooks().on_stop()

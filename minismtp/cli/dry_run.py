@@ -90,7 +90,7 @@ class DryRun:
     ) -> None:
         """Start the plugins; raise ConfigError and CommandError."""
         config = replace(config, state=StateConfig())  # not the one that running servers share
-        self._metrics = Metrics(listener.name for listener in config.listeners)
+        self._metrics = Metrics(listener.name for listener in config.mail_listeners)
         self._records = _RecordsInMemory(config.state_directory, log)
         self._first = _First()
         loaded = PluginSet(self._metrics, log)
@@ -107,7 +107,9 @@ class DryRun:
             self._hooks.on_start(ServerInfo.of(config, "worker"))
         except StartError as error:
             raise CommandError(str(error)) from error
-        self._services = [self._service(config, each, loaded, log) for each in config.listeners]
+        self._services = [
+            self._service(config, each, loaded, log) for each in config.mail_listeners
+        ]
 
     def _service(
         self, config: Config, listener: Listener, plugins: PluginSet, log: Log

@@ -44,7 +44,7 @@ def _mistakes_of_plugins(arguments: argparse.Namespace) -> tuple[ConfigError, ..
 
 
 def _first_steps(config: Config) -> list[str]:
-    address, mail = config.listeners[0].address, config.state_directory / "mail"
+    address, mail = config.mail_listeners[0].address, config.state_directory / "mail"
     curl = (
         f"curl --url smtp://{address} --mail-from me@example.org --mail-rcpt me@localhost"
         " --upload-file -"

@@ -128,6 +128,16 @@ class Config:
             raise combined(found)
         object.__setattr__(self, "mistakes", self.mistakes or tuple(found))
 
+    @property
+    def mail_listeners(self) -> list[Listener]:
+        """The listeners whose clients speak SMTP or LMTP, which plugins know."""
+        return [listener for listener in self.listeners if listener.takes_mail]
+
+    @property
+    def web_listeners(self) -> list[Listener]:
+        """The listeners of kind web, which one process serves."""
+        return [listener for listener in self.listeners if not listener.takes_mail]
+
     @classmethod
     def load(cls, path: Path | None = None) -> "Config":
         """Read the file `path`, else $MINISMTP_CONFIG, else DEFAULT_FILE. Raise ConfigError.
@@ -233,8 +243,10 @@ class Config:
             yield ConfigError(problem, key="user")
 
     def _listener_mistakes(self) -> Iterator[ConfigError]:
-        if not self.listeners:
-            yield ConfigError("expected at least one [[listeners]] table", key="listeners")
+        if not self.mail_listeners:
+            text = "expected at least one [[listeners]] table"
+            more = " for mail besides those for the web" if self.listeners else ""
+            yield ConfigError(f"{text}{more}", key="listeners")
         yield from duplicates("listeners", [listener.name for listener in self.listeners])
         places = [listener.address for listener in self.listeners]
         chosen = [str(place) if place.port or place.path else "" for place in places]
@@ -254,7 +266,7 @@ class Config:
 
     def _plugin_mistakes(self) -> Iterator[ConfigError]:
         yield from duplicates("plugins", [plugin.name for plugin in self.plugins])
-        known = [listener.name for listener in self.listeners]
+        known = [listener.name for listener in self.mail_listeners]
         for number, plugin in enumerate(self.plugins):
             if not plugin.key:
                 object.__setattr__(plugin, "key", f"plugins[{number}]")

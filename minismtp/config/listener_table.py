@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
@@ -14,6 +14,9 @@ from minismtp.values.ciphers import GENEROUS
 #: The fields that messages of local users lose by default, as in Postfix (message_drop_headers).
 DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
 _FIELD_NAME: Final = re.compile(r"[!-9;-~]{1,100}")  # RFC 5322 section 2.2
+
+_HTTPS: Final = 443
+_WEB_KEYS: Final = ("name", "address", "kind", "tls", "ciphers")
 
 Networks: TypeAlias = list[Network]
 
@@ -33,16 +36,19 @@ class Listener:
         " of IPv6 only. May be a unix socket",
     ]
     kind: Annotated[
-        Literal["mx", "submission", "lmtp"],
+        Literal["mx", "submission", "lmtp", "web"],
         "mx: mail from other servers. submission: mail from users, who must log in first (530)."
-        " Their messages get a Date, Message-ID and From if these are missing. lmtp: RFC 2033",
+        " Their messages get a Date, Message-ID and From if these are missing. lmtp: RFC 2033."
+        " web: HTTP for what programs look up about our domains (docs/web.md); it"
+        " has no other keys than `name`, `address`, `tls` and `ciphers`",
     ] = "mx"
     tls: Annotated[
-        Literal["none", "starttls", "implicit"],
-        "starttls and implicit need `[tls]`. A submission listener may have none on loopback"
+        Literal["", "none", "starttls", "implicit"],
+        "empty = starttls, and for a web listener implicit on port 443 and none on other ports."
+        " starttls and implicit need `[tls]`. A submission listener may have none on loopback"
         " and unix sockets only. AUTH is offered inside TLS; with none, it is offered on"
         " loopback and unix sockets",
-    ] = "starttls"
+    ] = ""
     proxy_protocol: Annotated[
         Networks,
         "load balancers that must send a PROXY header, version 1 or 2. If any network is given,"
@@ -98,6 +104,10 @@ class Listener:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.kind == "web":
+            self._check_web()
+        if not self.tls:
+            object.__setattr__(self, "tls", "starttls" if self.kind != "web" else self._web_tls)
         self._check_drop_headers()
         check_ciphers(self.ciphers)
         if self.tls == "none" and self.kind == "submission" and not self.address.is_local:
@@ -111,6 +121,20 @@ class Listener:
                 "clients send certificates inside TLS only; expected another `tls` than 'none'",
                 key="client_certificates",
             )
+
+    @property
+    def _web_tls(self) -> str:
+        return "implicit" if self.address.port == _HTTPS else "none"
+
+    def _check_web(self) -> None:
+        """Raise ConfigError for what HTTP does not know."""
+        if self.tls == "starttls":
+            text = 'HTTP knows no STARTTLS; expected "implicit" or "none" for a web listener'
+            raise ConfigError(text, key="tls")
+        for each in fields(self):
+            if each.name not in (*_WEB_KEYS, "key") and getattr(self, each.name) != _default(each):
+                text = f"a web listener has no such key; expected {', '.join(_WEB_KEYS)} alone"
+                raise ConfigError(text, key=each.name)
 
     def _check_drop_headers(self) -> None:
         for number, name in enumerate(self.drop_headers):
@@ -131,6 +155,15 @@ class Listener:
             return getattr(self.address, name)
 
     @property
+    def takes_mail(self) -> bool:
+        """Whether clients of the listener speak SMTP or LMTP."""
+        return self.kind != "web"
+
+    @property
     def suites(self) -> str:
         """The cipher suites of TLS 1.2 to use; "" for Python's own."""
         return self.ciphers or (GENEROUS if self.kind == "mx" else "")
+
+
+def _default(key: Field[object]) -> object:
+    return key.default_factory() if key.default_factory is not MISSING else key.default

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def check_dependencies(config: Config, plugins: Sequence[tuple[PluginConfig, object]]) -> None:
     """Raise ConfigError if a plugin lacks one that it needs, or stands above one."""
-    listeners = [listener.name for listener in config.listeners]
+    listeners = [listener.name for listener in config.mail_listeners]
     for number, (table, instance) in enumerate(plugins):
         for use in _names(instance, "needs", table, config):
             found = [other for other, _ in plugins if other.use == use]

@@ -13,6 +13,8 @@ from minismtp.inspection.problem import Problem, error, warning
 _SMTP: Final = 25
 _SUBMISSIONS: Final = 465  # TLS from the first octet, RFC 8314 section 3.3
 _SUBMISSION: Final = 587
+_HTTP: Final = 80
+_HTTPS: Final = 443
 _SYSTEMD: Final = 1  # the process that passes its sockets on
 
 
@@ -46,6 +48,8 @@ def _hostname(config: Config) -> Iterator[Problem]:
 def _unusual(listener: Listener) -> tuple[str, str] | None:
     """Return a key and what is unusual about its value for this port."""
     port, behind = listener.address.port, bool(listener.proxy_protocol)
+    if not listener.takes_mail:
+        return _unusual_web(listener)
     if port == _SUBMISSIONS and listener.tls != "implicit" and not behind:
         text = 'mail programs begin TLS at once on port 465; expected tls = "implicit"'
         return "tls", f"{text}, or port 587 for {listener.tls}"
@@ -58,6 +62,16 @@ def _unusual(listener: Listener) -> tuple[str, str] | None:
     if port == _SMTP and listener.kind == "submission" and not listener.address.is_local:
         text = "other servers send mail to port 25, and cannot log in"
         return "kind", f'{text}; expected kind = "mx", or port 587 for users'
+    return None
+
+
+def _unusual_web(listener: Listener) -> tuple[str, str] | None:
+    port = listener.address.port
+    if port == _HTTPS and listener.tls == "none":
+        return "tls", 'browsers begin TLS at once on port 443; expected tls = "implicit"'
+    if port == _HTTP and listener.tls == "implicit":
+        text = "browsers and certificate authorities begin in clear text on port 80"
+        return "tls", f'{text}; expected tls = "none", or port 443'
     return None
 
 

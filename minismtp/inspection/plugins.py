@@ -69,7 +69,7 @@ def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
     if not plugins.hooks().delivers:
         text = "no plugin stores mail (hook deliver); expected such as maildir or lmtp"
         yield warning(config, "plugins", text)
-    for listener in config.listeners:
+    for listener in config.mail_listeners:
         hooks = plugins.hooks(listener.name)
         if not hooks.routes:
             message = (

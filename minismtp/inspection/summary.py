@@ -19,6 +19,7 @@ def summary(config: Config, facts: Facts) -> Iterator[str]:
     for listener in config.listeners:
         tls = {"none": "no TLS", "starttls": "STARTTLS", "implicit": "TLS at once"}[listener.tls]
         who = {"mx": "mail of other servers", "submission": "mail of users", "lmtp": "LMTP"}
+        who["web"] = "HTTP"
         yield f"listener {listener.name}: {listener.address}, {who[listener.kind]}, {tls}"
     yield f"domains: {_listed(facts.domains) or 'none of its own'}"
     yield from _users(facts)

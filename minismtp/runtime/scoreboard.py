@@ -24,7 +24,7 @@ _QUEUE: Final = struct.Struct("qd?7x")
 #: Why a process of each kind was replaced.
 REPLACEMENTS: Final = tuple(
     (kind, reason)
-    for kind in ("worker", "outbound runner", "metrics endpoint")
+    for kind in ("worker", "outbound runner", "metrics endpoint", "web server")
     for reason in ("died", "hung")
 )
 _REPLACED: Final = struct.Struct(f"{len(REPLACEMENTS)}q")

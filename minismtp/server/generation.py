@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from minismtp.config import Config
+from minismtp.config import Config, Listener
 from minismtp.config.types import SocketAddress
 from minismtp.server.sockets import ListenError, open_socket
 
@@ -62,6 +62,10 @@ class Generation:
         """Close the descriptors, after the last worker was started."""
         self.open()
         os.close(self.gate)
+
+    def sockets_of(self, listeners: Collection[Listener]) -> dict[str, socket.socket]:
+        """Return the sockets of some of its listeners by name."""
+        return {listener.name: self.sockets[listener.name] for listener in listeners}
 
     def sockets_for(self, config: Config, adopted: KeysView[str]) -> dict[str, socket.socket]:
         """Return the sockets for a new configuration, which keeps those on the same address.

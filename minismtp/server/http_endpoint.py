@@ -12,12 +12,10 @@ web page in a browser on this machine could read it under a name of its own that
 from __future__ import annotations
 
 import contextlib
-import http.server
 import os
 import platform
 import signal
 import socket
-import socketserver
 import sqlite3
 import threading
 import time
@@ -25,7 +23,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -44,16 +42,14 @@ from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.figures import Overview, overview
 from minismtp.server.history import History
+from minismtp.server.http_server import BoundedHandler, BoundedServer
 from minismtp.server.open_sessions import Survey, survey
 from minismtp.server.process_metrics import DiskCollector, ProcessCollector, mail_directories
 from minismtp.server.readiness import FATAL, WARNINGS, ProblemLog, Readiness
 from minismtp.server.status_page import MOST_GROUPED, MOST_WAITING, POLICY, Status, render
-from minismtp.services.http_client import LineSocket
-from minismtp.services.remote import Line
 from minismtp.values.peer import plain_address
-from minismtp.values.threads import count_failures, start_thread, surviving
+from minismtp.values.threads import count_failures, start_thread
 
-_Request: TypeAlias = "socket.socket | tuple[bytes, socket.socket]"
 _TIMEOUT: Final = 10.0  # seconds for one request
 _MOST: Final = 16  # requests at once; others wait to be accepted
 _SLOT: Final = -1  # names the files for the metrics of this process itself
@@ -61,6 +57,7 @@ _PROCESSES: Final = {
     "worker": "worker",
     "outbound runner": "runner",
     "metrics endpoint": "endpoint",
+    "web server": "web",
 }
 
 
@@ -181,10 +178,8 @@ class _ServerCollector:
         yield problems
 
 
-class HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
+class HttpServer(BoundedServer):
     """Answers requests, each in a thread, and has what they need."""
-
-    daemon_threads = True
 
     def __init__(
         self,
@@ -196,8 +191,8 @@ class HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         *,
         problem_log: ProblemLog,
     ) -> None:
-        socketserver.BaseServer.__init__(self, sock.getsockname(), _Handler)
-        self.socket = sock
+        super().__init__(sock, _Handler)
+        self.seconds = _TIMEOUT
         self.registry = registry
         self._readiness = readiness
         self._problem_log = problem_log
@@ -214,21 +209,13 @@ class HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """Beat; `serve_forever` calls this at each turn of its loop."""
         self._scoreboard.beat(ENDPOINT_SLOT)
 
-    def process_request(self, request: _Request, client_address: object) -> None:
-        """Answer in a thread, as soon as fewer than `_MOST` requests are under way."""
-        self._places.acquire()
-        try:
-            super().process_request(request, client_address)
-        except BaseException:  # no thread could be started
-            self._places.release()
-            raise
+    def admits(self, peer: str) -> bool:  # noqa: ARG002 - all are equal here
+        """Wait until fewer than `_MOST` requests are under way."""
+        return self._places.acquire()
 
-    def process_request_thread(self, request: _Request, client_address: object) -> None:
-        """Answer, and let the next request begin."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
+    def leave(self, peer: str) -> None:  # noqa: ARG002
+        """Let the next request begin."""
+        self._places.release()
 
     def figures(self) -> Overview:
         """Return the current figures."""
@@ -249,26 +236,12 @@ class HttpServer(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _note_problems(self) -> None:
         self._problem_log.note(self._readiness.problems())
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Log nothing, because clients may hang up at any time."""
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
+class _Handler(BoundedHandler):
     server: HttpServer
-    connection: socket.socket
+    thread_name = "endpoint"
 
-    def setup(self) -> None:
-        """Set one deadline for the whole request, so that a slow client cannot extend it."""
-        super().setup()
-        line = Line(self.connection, time.monotonic() + _TIMEOUT, "client")
-        self.rfile = LineSocket(line).makefile("rb")  # type: ignore[assignment]
-
-    def handle(self) -> None:
-        """Answer the requests of one connection. The client may hang up at any time."""
-        with surviving("endpoint"), contextlib.suppress(OSError):
-            super().handle()
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the base class looks for this name
         """Answer one request."""
         match self.path.partition("?")[0]:
             case "/metrics":
@@ -289,9 +262,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._answer(HTTPStatus.NOT_FOUND, b"/ /metrics /healthz /readyz\n")
 
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Keep requests out of the log."""
 
     def _leads_here(self, host: str) -> bool:
         """Return whether a Host field names loopback, the local address, or a configured host.

@@ -14,7 +14,7 @@ from minismtp.runtime.login_backoff import Backoff
 from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
-from minismtp.server import http_endpoint, worker
+from minismtp.server import http_endpoint, web_listener, worker
 from minismtp.server.directories import make_control_directory, runtime_directory
 from minismtp.server.generation import Generation
 from minismtp.server.processes import Children, Role
@@ -80,10 +80,11 @@ class Launcher:
         examines = reports and not generation.is_open
 
         def run(ready: int) -> int:
-            self._close_listeners(generation.sockets.values())
+            sockets = generation.sockets_of(config.mail_listeners)
+            self._close_listeners(sockets.values())
             context = WorkerContext(
                 slot,
-                generation.sockets,
+                sockets,
                 self.admission,
                 self._backoff,
                 self.scoreboard,
@@ -117,6 +118,28 @@ class Launcher:
         return self._children.fork(
             "queue", slot, Role.RUNNER, config.user, run, affinity=config.cpu_affinity
         )
+
+    def start_web(self, generation: Generation) -> int:
+        """Start the process of the web listeners and return its process id, 0 without any.
+
+        Raise OSError or MemoryError.
+        """
+        config = generation.config
+        if not config.web_listeners:
+            return 0
+        slot = self._children.free_slot()
+        directory, lifeline = self._metrics_directory, self._children.lifeline
+        self.scoreboard.clear_beat(slot)
+
+        def run(ready: int) -> int:
+            sockets = generation.sockets_of(config.web_listeners)
+            self._close_listeners(sockets.values())
+            context = web_listener.WebContext(
+                slot, sockets, directory, ready, lifeline, self.scoreboard
+            )
+            return web_listener.run(config, context)
+
+        return self._children.fork("web", slot, Role.WEB, config.user, run)
 
     def start_endpoint(self, config: Config) -> None:
         """Start the metrics endpoint if it is configured. Raise OSError or MemoryError."""

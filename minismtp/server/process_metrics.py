@@ -29,6 +29,7 @@ _KINDS: Final = {
     "minismtp-worker": "worker",
     "minismtp-queue": "runner",
     "minismtp-http": "endpoint",
+    "minismtp-web": "web",
 }
 _LABELS: Final = ["process", "slot"]
 _GAUGES: Final = {

@@ -38,6 +38,7 @@ class Role(enum.Enum):
 
     ENDPOINT = "metrics endpoint"
     RUNNER = "outbound runner"
+    WEB = "web server"
 
 
 #: What a process belongs to. The workers belong to the generation of their configuration.

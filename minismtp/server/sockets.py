@@ -36,7 +36,8 @@ def open_listeners(
         key = f"listeners[{index}].address"
         sock = adopted.get(listener.name) or open_socket(listener.address, key=key, file=file)
         # The configuration allowed clear text because of its address, which the socket must have.
-        if listener.tls == "none" and listener.address.is_local and not _is_local(sock):
+        exempt = listener.takes_mail and listener.tls == "none" and listener.address.is_local
+        if exempt and not _is_local(sock):
             where = f"{file}: {key}" if file else key
             raise ListenError(
                 f"{where}: a local address needs no TLS, but the socket of systemd is not local"

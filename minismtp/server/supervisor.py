@@ -36,6 +36,7 @@ from minismtp.server.directories import lock_state_directory
 from minismtp.server.generation import Generation, close, workers_of
 from minismtp.server.launch import Launcher
 from minismtp.server.processes import Child, Children, Role, forbid_core_dumps
+from minismtp.server.respawn import SHORT_LIFE, Respawn, pause
 from minismtp.server.signals import SIGNALS, ending_signals, next_signal
 from minismtp.server.sockets import ListenError, adopt, bound, open_listeners
 from minismtp.server.status import StatusReporter
@@ -46,8 +47,6 @@ _TICK: Final = 0.05  # seconds between two looks while something is under way
 _QUIET_TICK: Final = 1.0
 _START_TIME: Final = 60.0  # seconds in which a process must become ready
 _PATIENCE: Final = 5.0  # seconds that the first workers wait for the others, before they accept
-_SHORT_LIFE: Final = 10.0  # seconds; a worker that dies younger is replaced after a pause
-_LONGEST_PAUSE: Final = 5.0
 
 
 def serve(config: Config) -> int:
@@ -81,9 +80,8 @@ class Supervisor:
         self._reporter = StatusReporter(log, self._launcher.admission, self._launcher.scoreboard)
         self._watchdog = Watchdog(log, self._launcher.scoreboard)
         self._next_endpoint = 0.0
-        self._runner = 0  # its process id
-        self._runner_pause = 0.0
-        self._next_runner = 0.0
+        self._runner = Respawn(self._start_runner)
+        self._web = Respawn(self._start_web)
         adopted = adopt(dict(os.environ), os.getpid())
         sockets = open_listeners(config.listeners, adopted, file=config.file)
         self._adopted = adopted.keys()
@@ -144,7 +142,8 @@ class Supervisor:
             self._attempt(self._step_reload, "reload")
             self._attempt(self._start_workers, "workers")
             self._attempt(self._start_endpoint, "endpoint")
-            self._attempt(self._start_runner, "runner")
+            for name, single in (("runner", self._runner), ("web", self._web)):
+                self._attempt(partial(self._start, single.step, name), name)
         self._attempt(self._end_overdue, "end")
         self._attempt(self._tell, "tell")
 
@@ -224,11 +223,9 @@ class Supervisor:
         failed = not expected or (status and self._status is None and now < child.end_by)
         if failed and child.group is not Role.ENDPOINT:  # which handles no mail
             self._blame(child, running)
-        if pid == self._runner:
-            self._runner = 0
-            self._runner_pause = pause(self._runner_pause, lived)
-            self._next_runner = now + self._runner_pause
-        elif not expected and isinstance(child.group, Generation):
+        for single in (self._runner, self._web):
+            single.ended(pid, now, lived)
+        if not expected and isinstance(child.group, Generation):
             self._reap_worker(child.group, lived, status)
 
     def _blame(self, child: Child, threads: Collection[int] | None) -> None:
@@ -271,13 +268,12 @@ class Supervisor:
             self._next_endpoint = now + _QUIET_TICK
             self._start(partial(self._launcher.start_endpoint, self._current.config), "endpoint")
 
-    def _start_runner(self) -> None:
+    def _start_runner(self) -> int:
         """Start the queue runner once workers serve. One that a reload replaced may still drain."""
-        if not self._runner and self._started and time.monotonic() >= self._next_runner:
-            self._start(self._fork_runner, "runner")
+        return self._launcher.start_runner(self._current.config) if self._started else 0
 
-    def _fork_runner(self) -> None:
-        self._runner = self._launcher.start_runner(self._current.config)
+    def _start_web(self) -> int:
+        return self._launcher.start_web(self._current)
 
     def _start(self, start: Callable[[], None], name: str) -> None:
         """Start a process. If the system has no resources for it, try again in a second."""
@@ -343,8 +339,9 @@ class Supervisor:
         for generation in self._generations() - {old, coming}:
             self._drain(generation)
         self._children.send_signal(old, signal.SIGUSR1)
-        self._children.end(Role.RUNNER, old.drain + _SHORT_LIFE)
-        self._runner = 0
+        for role, single in ((Role.RUNNER, self._runner), (Role.WEB, self._web)):
+            self._children.end(role, old.drain + SHORT_LIFE)
+            single.replace()
         old.drain_at = time.monotonic() + old.drain
         self._launcher.suspects.clear_all()  # the new plugins may handle those messages
         self._reporter.reloaded()
@@ -360,21 +357,21 @@ class Supervisor:
     def _stop(self, status: int) -> None:
         self._status = status
         drain = self._current.drain
-        self._stop_by = time.monotonic() + drain + _SHORT_LIFE
-        self._reporter.stopping(len(self._children), drain + 2 * _SHORT_LIFE)
+        self._stop_by = time.monotonic() + drain + SHORT_LIFE
+        self._reporter.stopping(len(self._children), drain + 2 * SHORT_LIFE)
         # Clients must not wait in the queue of a socket that no process accepts from.
         self._close_listeners(())
         for generation in self._generations():
             self._drain(generation)
         for role in Role:
-            self._children.end(role, drain + _SHORT_LIFE)
+            self._children.end(role, drain + SHORT_LIFE)
 
     def _generations(self) -> set[Generation]:
         groups = {child.group for _, child in self._children}
         return {group for group in groups if isinstance(group, Generation)}
 
     def _drain(self, generation: Generation) -> None:
-        self._children.end(generation, generation.drain + _SHORT_LIFE)
+        self._children.end(generation, generation.drain + SHORT_LIFE)
 
     def _close_listeners(self, keep: Collection[socket.socket]) -> None:
         """Close the listeners except those to keep, and this process's end of each gate."""
@@ -384,12 +381,3 @@ class Supervisor:
                 close(generation.sockets.values(), keep=keep)
         if self._launcher.endpoint_socket is not None:
             close([self._launcher.endpoint_socket], keep=keep)
-
-
-def pause(before: float, lived: float) -> float:
-    """Return the pause before a dead worker is replaced, in seconds.
-
-    `before` is the pause before it started, and `lived` how long it ran. The pause grows while
-    workers die young. It stays short, because mail waits meanwhile.
-    """
-    return 0.0 if lived >= _SHORT_LIFE else min(max(before * 2, 1.0), _LONGEST_PAUSE)

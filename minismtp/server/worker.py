@@ -32,7 +32,7 @@ from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.listener import Server, Sessions
-from minismtp.services.tls import Certificates, first_end, stamps
+from minismtp.services.tls import Certificates, first_end, server_context, stamps
 from minismtp.session.listener_context import ListenerContext, RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
 from minismtp.storage.spool import Spool
@@ -77,7 +77,7 @@ class WorkerContext:
 def run(config: Config, context: WorkerContext) -> int:
     """Serve until SIGTERM or the supervisor's death. Return the exit status."""
     sys.setswitchinterval(_SWITCH_INTERVAL)
-    names = [listener.name for listener in config.listeners]
+    names = [listener.name for listener in config.mail_listeners]
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot, names)
     try:
         plugins = PluginSet.load(config, metrics, log)
@@ -130,7 +130,10 @@ class Worker:
         self._sessions = Sessions(time.monotonic)
         self._made_up_keys = MadeUpKeys(_secret(config, log))
         self._told: tuple[str, object] = ("", None)  # about the certificate
-        self._servers = [self._server(listener.name) for listener in config.listeners]
+        self._servers = [self._server(listener) for listener in config.mail_listeners]
+        for listener in config.web_listeners:
+            if listener.tls != "none":  # their process cannot stop the start, but a worker can
+                server_context(config.tls, file=config.file, ciphers=listener.suites)
         self._accepting: list[threading.Thread] = []
         self._turns: list[int] = []
         self._control = Control(
@@ -241,9 +244,8 @@ class Worker:
             server.server_close()
         self._servers, self._accepting = [], []
 
-    def _server(self, name: str) -> Server:
+    def _server(self, listener: Listener) -> Server:
         config = self._config
-        listener = next(item for item in config.listeners if item.name == name)
         context = replace(
             ListenerContext.of(config, listener, self._plugins, self._metrics, self._log),
             draining=self._draining,
@@ -257,7 +259,7 @@ class Worker:
         )
         return Server(
             listener,
-            self._context.sockets[name],
+            self._context.sockets[listener.name],
             context,
             self._sessions,
             self._context.admission,
@@ -293,7 +295,7 @@ class Worker:
         if problem:
             self._log.error("certificate not reloaded, the old one stays", error=problem)
         else:
-            named = [each.name for each in self._config.listeners if each.tls != "none"]
+            named = [each.name for each in self._config.mail_listeners if each.tls != "none"]
             self._log.info("certificate loaded", listener=",".join(named))
 
 

@@ -27,6 +27,14 @@ def plain_address(text: str) -> str:
     return str(mapped or address)
 
 
+def is_loopback(peer: str) -> bool:
+    """Return whether a peer is on this machine: a loopback address, or "unix"."""
+    try:
+        return peer == "unix" or ip_address(plain_address(peer)).is_loopback
+    except ValueError:
+        return False
+
+
 def in_networks(peer: str, networks: Collection[IPv4Network | IPv6Network]) -> bool:
     """Return whether one of the networks contains a peer; a unix socket is in no network."""
     if not networks or peer == "unix":

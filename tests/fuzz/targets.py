@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz import chain, mail, records, senders, services, wire
+from fuzz import chain, mail, records, senders, services, web, wire
 from fuzz.target import TARGETS, Target
 
-__all__ = ["TARGETS", "Target", "chain", "mail", "records", "senders", "services", "wire"]
+__all__ = ["TARGETS", "Target", "chain", "mail", "records", "senders", "services", "web", "wire"]

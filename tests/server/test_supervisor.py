@@ -23,8 +23,8 @@ from ports import free_port
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError
 from minismtp.server.generation import workers_of
+from minismtp.server.respawn import pause
 from minismtp.server.signals import SIGNALS, next_signal
-from minismtp.server.supervisor import pause
 
 if TYPE_CHECKING:
     from conftest import Client, Configure, Running, Start

@@ -1,0 +1,285 @@
+"""A web listener: who may connect, and one request with its TLS, its host name and its answer.
+
+A connection has one request, by GET or HEAD, or by POST where a route expects it. The host name is
+that of the target if it has one, otherwise that of the field Host (RFC 9112 section 3.2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Final
+
+from prometheus_client import Counter as Metric
+
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
+from minismtp.server.http_server import BoundedHandler, BoundedServer, peer_of
+from minismtp.server.web_pages import Page, Request, Site
+from minismtp.services.tls import Certificates
+from minismtp.session.listener_context import RefusalLog
+from minismtp.values.peer import is_loopback, peer_key
+
+RESULTS: Final = ("served", "not_found", "refused", "slow", "limited", "failed")
+_PAUSE: Final = 0.05  # seconds, if no connection can be accepted
+
+_MOST_BODY: Final = 8192  # octets of a POST
+_SHOWN: Final = 200  # characters of a host name or a path in the log
+_HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{0,5})?")
+_TARGET: Final = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
+
+
+class Places:
+    """How many requests are under way, in all and for each client. Threads share it."""
+
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._most = most
+        self._most_of_one = most_of_one
+        self._taken: Counter[bytes] = Counter()  # by `peer_key`, b"" for this machine
+        self._changed = threading.Condition()
+
+    def enter(self, peer: str) -> bool:
+        """Take a place, and return whether there was one."""
+        key = _key(peer)
+        with self._changed:
+            if self._taken.total() >= self._most:
+                return False
+            if key and self._taken[key] >= self._most_of_one:
+                return False
+            self._taken[key] += 1
+            return True
+
+    def leave(self, peer: str) -> None:
+        """Free the place of a request."""
+        key = _key(peer)
+        with self._changed:
+            self._taken[key] -= 1
+            if not self._taken[key]:
+                del self._taken[key]
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until no place is taken, and return whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._taken, seconds)
+
+
+def _key(peer: str) -> bytes:
+    return b"" if is_loopback(peer) else peer_key(peer)
+
+
+class Record:
+    """Counts the requests to a listener by `RESULTS`, and logs those that are refused."""
+
+    def __init__(
+        self, listener: str, counter: Metric, metrics: Metrics, log: Log, refusals: RefusalLog
+    ) -> None:
+        self._listener = listener
+        self._log = log
+        self._refusals = refusals
+        self._adders: Mapping[str, Callable[[float], None]] = {
+            result: metrics.buffer.adder(counter.labels(listener, result)) for result in RESULTS
+        }
+
+    def count(self, result: str) -> None:
+        """Count a request."""
+        self._adders[result](1.0)
+
+    def refuse(self, result: str, peer: str, **fields: object) -> None:
+        """Count a request that gets no page, and log it unless the client had enough lines."""
+        self.count(result)
+        if self._refusals.admits(self._log, peer, time.monotonic()):
+            self._log.info(
+                "web request refused", listener=self._listener, peer=peer, reason=result, **fields
+            )
+
+    def settle(self) -> None:
+        """Log how many refusals of past minutes had no line."""
+        self._refusals.settle(self._log, time.monotonic())
+
+
+class WebServer(BoundedServer):
+    """One listener."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        site: Site,
+        certificates: Certificates | None,
+        places: Places,
+        *,
+        record: Record,
+        turn: Callable[[], None],
+    ) -> None:
+        super().__init__(sock, WebHandler)
+        self.site = site
+        self.certificates = certificates
+        self.record = record
+        self._places = places
+        self._turn = turn
+
+    def service_actions(self) -> None:
+        """Show that the loop runs; `serve_forever` calls this at each turn."""
+        self._turn()
+        self.record.settle()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Accept a connection. Wait a moment if there are too few descriptors. Raise OSError."""
+        try:
+            return super().get_request()
+        except BlockingIOError:  # another process was faster, or the client hung up
+            raise
+        except OSError:
+            time.sleep(_PAUSE)
+            raise
+
+    def admits(self, peer: str) -> bool:
+        """Return whether there is a place for this client."""
+        if self._places.enter(peer):
+            return True
+        self.record.refuse("limited", peer)
+        return False
+
+    def leave(self, peer: str) -> None:
+        """Free the place of a client."""
+        self._places.leave(peer)
+
+
+class BadRequestError(ValueError):
+    """A request that HTTP forbids, as the text says."""
+
+
+class WebHandler(BoundedHandler):
+    """Answers one request, counts it, and logs it if it is refused."""
+
+    server: WebServer
+    protocol_version = "HTTP/1.1"
+    thread_name = "web"
+
+    def setup(self) -> None:
+        """Make the TLS handshake, within the time for the request. Raise OSError."""
+        certificates = self.server.certificates
+        if certificates is not None:
+            secured = certificates.current().wrap_socket(
+                self.request, server_side=True, do_handshake_on_connect=False
+            )
+            try:
+                secured.settimeout(self.server.seconds)
+                secured.do_handshake()
+            except OSError:
+                secured.close()
+                self.server.record.count("failed")
+                raise
+            self.request = secured
+        super().setup()
+
+    def finish(self) -> None:
+        """Send what is left, and end TLS without waiting for the client."""
+        with contextlib.suppress(OSError):
+            super().finish()
+        if self.server.certificates is not None:
+            with contextlib.suppress(OSError):
+                self.connection.settimeout(0)
+                self.connection.unwrap()  # type: ignore[attr-defined]
+            self.connection.close()
+
+    def handle_one_request(self) -> None:
+        """Answer one request, the only one of its connection."""
+        super().handle_one_request()
+        self.close_connection = True
+
+    def do_GET(self) -> None:  # noqa: N802 - the base class looks for this name
+        """Answer a request without a body."""
+        self._answer(b"")
+
+    do_HEAD = do_GET  # noqa: N815 - as above
+
+    def do_POST(self) -> None:  # noqa: N802 - as above
+        """Read the body, if it has one that is not too long, and answer."""
+        length = self.headers.get("Content-Length", "")
+        if self.path.partition("?")[0] not in self.server.site.posts:
+            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+        elif not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
+            self.send_error(HTTPStatus.LENGTH_REQUIRED)
+        elif len(length) > len(str(_MOST_BODY)) or int(length) > _MOST_BODY:
+            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        else:
+            body = self.rfile.read(int(length))
+            if len(body) == int(length):
+                self._answer(body)
+
+    def version_string(self) -> str:
+        """Return the name of the server, without a version."""
+        return "minismtp"
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse the request in one line, count and log that."""
+        del message, explain  # they may contain what the client sent
+        status = HTTPStatus(code)
+        missing = status is HTTPStatus.NOT_FOUND
+        self._refused("not_found" if missing else "refused", status=status.value)
+        self._send(status, Page("text/plain; charset=utf-8", f"{status.phrase}\n".encode()))
+
+    def log_error(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - as the base
+        """Count a client that was too slow; the base class calls this only for that."""
+        self._refused("slow")
+
+    def _answer(self, body: bytes) -> None:
+        try:
+            request = _request(self.path, self.headers.get_all("Host", []), self.request_version)
+        except BadRequestError:
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
+        asked = Request(request.host, request.path, request.query, body)
+        page = self.server.site.page(asked)
+        if page is None:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        self.server.record.count("served")
+        self._send(HTTPStatus.OK, page)
+
+    def _send(self, status: HTTPStatus, page: Page) -> None:
+        self.close_connection = True
+        if self.request_version == self.default_request_version:
+            self.request_version = "HTTP/1.0"  # else the base class would leave out the status
+        self.connection.settimeout(self.server.seconds)
+        self.send_response(status)
+        self.send_header("Content-Type", page.kind)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+
+    def _refused(self, result: str, **fields: object) -> None:
+        headers = getattr(self, "headers", None)
+        if headers is not None:
+            fields["host"] = str(headers.get("Host", ""))[:_SHOWN]
+            fields["path"] = str(getattr(self, "path", ""))[:_SHOWN]
+        self.server.record.refuse(result, peer_of(self.client_address), **fields)
+
+
+def _request(target: str, hosts: list[str], version: str) -> Request:
+    """Return the request for a target and the fields Host. Raise BadRequestError."""
+    if len(hosts) > 1 or (not hosts and version not in {"HTTP/0.9", "HTTP/1.0"}):
+        raise BadRequestError("expected exactly one field Host")  # RFC 9112 section 3.2
+    host = hosts[0].strip() if hosts else ""
+    if absolute := _TARGET.match(target):
+        host, target = absolute[1], target[absolute.end() :] or "/"
+    path, _, query = target.partition("?")
+    if not path.startswith("/"):
+        raise BadRequestError("expected a path")
+    if not host:
+        return Request("", path, query)
+    found = _HOST.fullmatch(host)
+    if found is None:
+        raise BadRequestError("expected a host name")
+    return Request(found[1].lower().rstrip("."), path, query)

@@ -1,0 +1,466 @@
+"""Listeners of kind web: what they serve, and what they bear."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from ports import free_port
+from snippets import CLEAR, MX, listener
+
+from minismtp.config import Config
+from minismtp.config.mistakes import ConfigError
+from minismtp.runtime.log import Log
+from minismtp.runtime.metrics import Metrics
+from minismtp.server.web_listener import Pulse
+from minismtp.server.web_pages import Page, Request, Site
+from minismtp.server.web_server import Places, Record, WebServer
+from minismtp.services.acme_challenges import Challenges
+from minismtp.session.listener_context import RefusalLog
+
+if TYPE_CHECKING:
+    from conftest import Configure, Running, Start, TlsFiles
+
+TOKEN: Final = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"  # noqa: S105 - of RFC 8555
+ANSWER: Final = f"{TOKEN}.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
+PATH: Final = f"/.well-known/acme-challenge/{TOKEN}"
+HOST: Final = "Host: mx.example.org\r\n"
+WEB: Final = listener("web", 'kind = "web"')
+BOTH: Final = listener("smtp", CLEAR) + WEB
+
+
+def ask(port: int, request: str | bytes, context: ssl.SSLContext | None = None) -> str:
+    """Send octets, and return all that comes back, "" for nothing."""
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+        if context is not None:
+            sock = stack.enter_context(context.wrap_socket(sock, server_hostname="mx.example.org"))
+        sock.sendall(request.encode() if isinstance(request, str) else request)
+        answer = b""
+        try:
+            while data := sock.recv(65536):
+                answer += data
+        except ConnectionResetError:
+            pass
+        return answer.decode()
+
+
+def status(answer: str) -> int:
+    return int(answer.split(" ")[1]) if answer else 0
+
+
+def get(path: str, fields: str = HOST) -> str:
+    return f"GET {path} HTTP/1.1\r\n{fields}\r\n"
+
+
+# the configuration
+
+
+@pytest.mark.parametrize(
+    ("address", "line", "tls"),
+    [
+        ("*:443", "", "implicit"),
+        ("*:80", "", "none"),
+        ("127.0.0.1:8443", "", "none"),
+        ("*:8443", 'tls = "implicit"', "implicit"),
+        ("127.0.0.1:443", 'tls = "none"', "none"),
+    ],
+)
+def test_web_listener_speaks_tls_by_default_on_port_443_alone(
+    tls_files: TlsFiles, tmp_path: Path, address: str, line: str, tls: str
+) -> None:
+    web = listener("web", 'kind = "web"', line, address=address)
+    config = Config.parse(MX + web + tls_files.table, tmp_path / "minismtp.toml")
+    assert [each.tls for each in config.listeners] == ["starttls", tls]
+    assert [each.name for each in config.mail_listeners] == ["smtp"]
+    assert [each.name for each in config.web_listeners] == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (MX + listener("web", 'kind = "web"', 'tls = "starttls"'), "tls: HTTP knows"),
+        (
+            MX + listener("web", 'kind = "web"', "match_from = true"),
+            "match_from: a web listener has no such key",
+        ),
+        (WEB, "listeners, line 2: expected at least one [[listeners]] table for mail"),
+        (
+            BOTH + '[[plugins]]\nuse = "mailboxes"\ndomains = ["a.example"]\nlisteners = ["web"]\n',
+            "listeners[0]: no listener is called 'web'",
+        ),
+        (
+            listener("smtp", CLEAR) + listener("web", 'kind = "web"', address="*:443"),
+            'tls: "implicit" needs certificate and key',
+        ),
+    ],
+)
+def test_mistake_about_a_web_listener_names_the_key(
+    tls_files: TlsFiles, tmp_path: Path, text: str, problem: str
+) -> None:
+    table = "" if "443" in text else tls_files.table
+    with pytest.raises(ConfigError) as found:
+        Config.parse(text + table, tmp_path / "minismtp.toml")
+    assert problem in str(found.value)
+
+
+# challenges
+
+
+def test_challenge_is_answered_as_soon_as_any_process_placed_it(
+    configure: Configure, start: Start
+) -> None:
+    """RFC 8555 section 8.3."""
+    server = start(configure(listeners=BOTH))
+    port = server.port("web")
+    assert status(ask(port, get(PATH))) == 404
+    challenges = Challenges(server.directory / "state")
+    challenges.put(TOKEN, ANSWER)
+    answer = ask(port, get(PATH, "Host: any.example\r\n"))
+    assert answer.startswith("HTTP/1.1 200 OK\r\n")
+    assert "Content-Type: application/octet-stream\r\n" in answer
+    assert answer.partition("\r\n\r\n")[2] == ANSWER
+    head = ask(port, get(PATH).replace("GET", "HEAD"))
+    assert (status(head), head.partition("\r\n\r\n")[2]) == (200, "")
+    challenges.remove(TOKEN)
+    assert status(ask(port, get(PATH))) == 404
+    assert server.metric("web_requests_total", listener="web", result="served") == 2
+    assert server.metric("web_requests_total", listener="web", result="not_found") == 2
+    refused = r"web request refused listener=web peer=127\.0\.0\.1 reason=not_found status=404"
+    server.wait_for_log(rf"{refused} host=mx\.example\.org path={PATH}$", 2)
+
+
+@pytest.mark.parametrize(
+    ("token", "content"),
+    [
+        ("x.y", "x.y.thumb"),
+        ("..", "...thumb"),
+        ("", ".thumb"),
+        ("a/b", "a/b.thumb"),
+        ("a\n", "a\n.thumb"),
+        ("ä", "ä.thumb"),
+        ("t" * 201, "t" * 201 + ".thumb"),
+        ("token", "other.thumb"),
+        ("token", "token"),
+        ("token", "token.thumb.more"),
+        ("token", "token." + "t" * 101),
+    ],
+)
+def test_challenge_has_the_form_of_a_key_authorization(
+    tmp_path: Path, token: str, content: str
+) -> None:
+    challenges = Challenges(tmp_path)
+    with pytest.raises(ValueError, match="expected a token"):
+        challenges.put(token, content)
+    assert challenges.get(token) is None
+
+
+def test_other_files_in_the_directory_of_challenges_are_not_served(tmp_path: Path) -> None:
+    challenges = Challenges(tmp_path)
+    challenges.put("good", "good.thumb")
+    (challenges.directory / "secret").write_text("password")
+    (challenges.directory / "link").symlink_to("good")
+    (challenges.directory / "folder").mkdir()
+    os.mkfifo(challenges.directory / "fifo")
+    (challenges.directory / "long").write_text("long." + "t" * 400)
+    names = ("good", "secret", "link", "folder", "fifo", "long", "none")
+    assert [challenges.get(name) for name in names] == [b"good.thumb", *[None] * 6]
+
+
+# the process
+
+
+def test_web_listener_speaks_tls_and_takes_new_certificates(
+    configure: Configure, start: Start, tls_files: TlsFiles
+) -> None:
+    web = listener("web", 'kind = "web"', 'tls = "implicit"')
+    server = start(configure(tls_files.table, listeners=listener("smtp", CLEAR) + web))
+    Challenges(server.directory / "state").put(TOKEN, ANSWER)
+    port = server.port("web")
+    assert ask(port, get(PATH), tls_files.client()).endswith(ANSWER)
+    ask(port, get(PATH))  # in clear: the handshake fails, and the next client is served
+    assert ask(port, get(PATH), tls_files.client()).endswith(ANSWER)
+    labels = {"listener": "web", "result": "failed"}
+    server.wait_until(lambda: server.metric("web_requests_total", **labels) == 1)
+    assert server.metric("tls_certificate_last_reload_successful", listener="web") == 1
+
+
+def web_process(server: Running) -> int:
+    """Return the id of the process of the web listeners."""
+
+    def find() -> int | None:
+        for pid in server.tree():
+            try:
+                name = Path(f"/proc/{pid}/comm").read_text()
+            except OSError:
+                continue
+            if name == "minismtp-web\n":
+                return pid
+        return None
+
+    return server.wait_until(find) or 0
+
+
+def test_process_of_the_web_that_dies_is_replaced_and_counted(
+    configure: Configure, start: Start
+) -> None:
+    server = start(configure(listeners=BOTH))
+    port, first = server.port("web"), web_process(server)
+    assert status(ask(port, get("/"))) == 404
+    os.kill(first, signal.SIGKILL)
+    server.wait_for_log(r"error web server died pid=\d+ status=-9")
+    assert status(ask(port, get("/"))) == 404
+    assert web_process(server) != first
+    assert server.metric("process_replacements_total", process="web", reason="died") == 1
+
+
+def test_reload_adds_and_removes_a_web_listener(configure: Configure, start: Start) -> None:
+    server = start(configure(listeners=BOTH))
+    port, first = server.port("web"), web_process(server)
+    second = free_port()
+    configure(listeners=BOTH + listener("second", 'kind = "web"', address=f"127.0.0.1:{second}"))
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" info reloaded")
+    assert status(ask(second, get("/"))) == 404
+    server.wait_until(lambda: first not in server.tree())
+    assert status(ask(port, get("/"))) == 404  # on the same socket
+    configure()
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(r" reloaded", 2)
+
+    def refused() -> bool:
+        with socket.socket() as sock:
+            return sock.connect_ex(("127.0.0.1", port)) != 0
+
+    server.wait_until(refused)
+    with server.connect() as client:
+        assert client.greet().startswith("250")
+
+
+def test_certificate_of_a_web_listener_that_does_not_load_stops_the_start(
+    configure: Configure, tls_files: TlsFiles
+) -> None:
+    tls = f'[tls]\ncertificate = "{tls_files.certificate}"\nkey = "/none"\n'
+    web = listener("web", 'kind = "web"', 'tls = "implicit"')
+    config = configure(tls, listeners=listener("smtp", CLEAR) + web)
+    done = subprocess.run(
+        [sys.executable, "-m", "minismtp", "serve", "--config", config],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 78
+    assert "tls.key: /none: No such file or directory" in done.stderr
+
+
+# hostile requests
+
+
+@contextmanager
+def serving(
+    site: Site, tmp_path: Path, *, most: int = 10, most_of_one: int = 10, seconds: float = 60.0
+) -> Iterator[tuple[int, Path, Metrics]]:
+    """Serve a site in this process; yield the port, the file of the log, and the metrics."""
+    metrics, file = Metrics(), tmp_path / "log"
+    with file.open("ab") as log_file:
+        log = Log(descriptor=log_file.fileno())
+        counter = metrics.counter("web_requests", "Requests.", ["listener", "result"])
+        record = Record("web", counter, metrics, log, RefusalLog(100))
+        sock = socket.create_server(("127.0.0.1", 0))
+        places, pulse = Places(most, most_of_one), Pulse(lambda: None, 1)
+        server = WebServer(sock, site, None, places, record=record, turn=lambda: pulse.turn(0))
+        server.seconds = seconds
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield sock.getsockname()[1], file, metrics
+        finally:
+            server.shutdown()
+            thread.join()
+            places.wait(60)
+            server.server_close()
+
+
+def counted(metrics: Metrics, result: str) -> float:
+    metrics.buffer.flush()
+    labels = {"listener": "web", "result": result}
+    return metrics.registry.get_sample_value("minismtp_web_requests_total", labels) or 0.0
+
+
+def echo(request: Request) -> Page:
+    return Page("text/plain", f"{request.host} {request.query} {request.body.decode()}".encode())
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A site with a page under one name, one under all names, and one for POST."""
+    routes = {("a.example", "/page"): echo, ("", "/any"): echo, ("", "/post"): echo}
+    return Site(Challenges(tmp_path), routes, frozenset({"/post"}))
+
+
+def post(length: str, body: str = "", path: str = "/post", more: str = "") -> str:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n{more}\r\n{body}"
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected", "body"),
+    [
+        (get("/page", "Host: a.example\r\n"), 200, "a.example  "),
+        (get("/page?q=1", "Host: A.Example.:8080\r\n"), 200, "a.example q=1 "),
+        (get("http://a.example/page", "Host: b.example\r\n"), 200, "a.example  "),
+        (get("/any", "Host: [::1]:80\r\n"), 200, "[::1]  "),
+        ("GET /any HTTP/1.0\r\n\r\n", 200, "  "),
+        ("GET /page HTTP/1.0\r\n\r\n", 404, "Not Found\n"),
+        (get("/page", "Host: b.example\r\n"), 404, "Not Found\n"),
+        (get("/page", "Host: a.example.evil\r\n"), 404, "Not Found\n"),
+        (get("/%70age", "Host: a.example\r\n"), 404, "Not Found\n"),
+        (get("/./page", "Host: a.example\r\n"), 404, "Not Found\n"),
+        (get("/any/../page", "Host: a.example\r\n"), 404, "Not Found\n"),
+        (get("/.well-known/acme-challenge/../../state.db"), 404, "Not Found\n"),
+        (get("/.well-known/acme-challenge/%2e%2e%2fkey"), 404, "Not Found\n"),
+        (get("/any", ""), 400, "Bad Request\n"),
+        (get("/any", "Host: a\r\nHost: b\r\n"), 400, "Bad Request\n"),
+        (get("/any", "Host: a b\r\n"), 400, "Bad Request\n"),
+        (get("/any", "Host: a/b\r\n"), 400, "Bad Request\n"),
+        (get("/any", "Host: <script>\r\n"), 400, "Bad Request\n"),
+        (get("*"), 400, "Bad Request\n"),
+        (get("any"), 400, "Bad Request\n"),
+        ("GET /any HTTP/2.0\r\nHost: a\r\n\r\n", 505, "HTTP Version Not Supported\n"),
+        ("GET /any FTP/1.1\r\nHost: a\r\n\r\n", 400, "Bad Request\n"),
+        ("DELETE /any HTTP/1.1\r\nHost: a\r\n\r\n", 501, "Not Implemented\n"),
+        (get("/any", f"{HOST}{'X: y' * 20000}\r\n"), 431, "Request Header Fields Too Large\n"),
+        (get("/any", HOST + "X: y\r\n" * 200), 431, "Request Header Fields Too Large\n"),
+        (get("/" + "a" * 70000), 431, "Request Header Fields Too Large\n"),
+        (post("3", "abc"), 200, "x  abc"),
+        (post("3", "abcdef"), 200, "x  abc"),
+        (post("0"), 200, "x  "),
+        (post("8193"), 413, "Request Entity Too Large\n"),
+        (post("9" * 5000), 413, "Request Entity Too Large\n"),
+        (post("-1"), 411, "Length Required\n"),
+        (post("²"), 411, "Length Required\n"),
+        (post("3", "abc", more="Transfer-Encoding: chunked\r\n"), 411, "Length Required\n"),
+        (post("3", "abc", path="/any"), 405, "Method Not Allowed\n"),
+    ],
+)
+def test_request_gets_its_page_or_a_refusal(
+    site: Site, tmp_path: Path, request_: str, expected: int, body: str
+) -> None:
+    with serving(site, tmp_path) as (port, _, metrics):
+        answer = ask(port, request_)
+        assert (status(answer), answer.partition("\r\n\r\n")[2]) == (expected, body)
+        result = {200: "served", 404: "not_found"}.get(expected, "refused")
+        assert counted(metrics, result) == 1
+        assert "Python" not in answer
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"",
+        b"\r\n",
+        b"\0\xff\xfe" * 100,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a hello of TLS
+        b"GET /any\r\n\r\n",  # HTTP/0.9
+        b"GET /any HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
+        b"GET /\xff\r\n HTTP/1.1\r\n\r\n",
+        post("5", "ab").encode(),  # then the client hangs up
+    ],
+)
+def test_request_that_is_none_hurts_no_other_one(
+    site: Site, tmp_path: Path, request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(site, tmp_path) as (port, _, metrics):
+        with socket.create_connection(("127.0.0.1", port), 60) as sock:
+            sock.sendall(request_)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+        assert status(ask(port, get("/any"))) == 200
+        assert counted(metrics, "served") >= 1
+    assert not caplog.records  # no thread failed
+
+
+def test_one_connection_has_one_request(site: Site, tmp_path: Path) -> None:
+    with serving(site, tmp_path) as (port, _, metrics):
+        answer = ask(port, get("/any", HOST + "Connection: keep-alive\r\n") * 3)
+        assert answer.count("HTTP/1.1") == 1
+        assert "Connection: close\r\n" in answer
+        assert counted(metrics, "served") == 1
+
+
+def test_slow_client_has_a_deadline_for_the_whole_request(site: Site, tmp_path: Path) -> None:
+    with (
+        serving(site, tmp_path, seconds=0.2) as (port, _, metrics),
+        socket.create_connection(("127.0.0.1", port), 60) as sock,
+    ):
+        sock.sendall(b"GET /any HTTP/1.1\r\n")
+        ended = threading.Event()
+
+        def drip() -> None:  # each octet comes in time, the request does not
+            try:
+                while not ended.wait(0.02):
+                    sock.sendall(b"X")
+            except OSError:
+                pass
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            assert sock.recv(100) == b""
+        except ConnectionResetError:
+            pass
+        finally:
+            ended.set()
+            thread.join()
+        assert counted(metrics, "slow") == 1
+
+
+@pytest.mark.parametrize(("most", "most_of_one"), [(2, 9), (9, 2)])
+def test_connection_beyond_a_limit_is_closed_and_counted(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, most_of_one: int
+) -> None:
+    monkeypatch.setattr("minismtp.server.web_server.is_loopback", lambda _: False)
+    with (
+        serving(site, tmp_path, most=most, most_of_one=most_of_one) as (port, file, metrics),
+        ExitStack() as stack,
+    ):
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(2)
+        ]
+        assert ask(port, get("/any")) == ""
+        assert counted(metrics, "limited") == 1
+        assert "web request refused listener=web peer=127.0.0.1 reason=limited" in file.read_text()
+        held[0].sendall(get("/any").encode())
+        assert held[0].recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_proxy_on_this_machine_has_no_limit_of_its_own() -> None:
+    places = Places(3, 1)
+    assert [places.enter(peer) for peer in ("127.0.0.1", "::1", "unix", "unix")] == [1, 1, 1, 0]
+    places.leave("unix")
+    assert [places.enter(peer) for peer in ("192.0.2.1", "192.0.2.1")] == [True, False]
+    assert not places.wait(0)
+    for peer in ("127.0.0.1", "::1", "192.0.2.1"):
+        places.leave(peer)
+    assert places.wait(0)
+
+
+def test_process_beats_only_if_the_loops_of_all_listeners_turn() -> None:
+    beats: list[int] = []
+    pulse = Pulse(lambda: beats.append(1), 2)
+    pulse.turn(0)
+    pulse.turn(0)
+    assert not beats
+    pulse.turn(1)
+    assert beats == [1]
