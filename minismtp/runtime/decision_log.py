@@ -90,10 +90,11 @@ class DecisionLog(WriteBehind):
     def _write_all(self) -> None:
         """Write the records that wait. Drop those that cannot be written."""
         for ring in self._rings:
-            records = []
-            while ring.waiting:
-                with surviving():
-                    records.append(ring.waiting.popleft()())
+            records, waiting = [], ring.waiting
+            while waiting:
+                with surviving():  # continues behind a record that cannot be made
+                    while waiting:
+                        records.append(waiting.popleft()())
             if not records or not ring.segment:
                 continue
             try:

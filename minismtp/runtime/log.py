@@ -32,7 +32,7 @@ from typing import Any, Final, TypeAlias
 
 from minismtp.runtime.output import Output, Printed
 from minismtp.values.printable import printable
-from minismtp.values.threads import WriteBehind, surviving
+from minismtp.values.threads import WriteBehind, report
 
 FLUSH_INTERVAL: Final = 0.05
 _ROOM: Final = 4 << 20  # octets of lines that may wait, more than a second of the busiest log
@@ -181,9 +181,11 @@ class Log:
     def _made(
         self, at: float, event: str, bound: dict[str, object], fields: Callable[[], dict[str, Any]]
     ) -> str:
-        with surviving():
+        try:
             return self._composed("info", event, bound | fields(), at)
-        return ""
+        except Exception as error:  # noqa: BLE001 - the other lines are written all the same
+            report(error)
+            return ""
 
     def _note(self, line: str | _Late, size: int, *, urgent: bool = False) -> None:
         with self._noting:
@@ -276,9 +278,13 @@ def _as_text(now: str, level: str, event: str, fields: dict[str, object]) -> str
     found = _unsafe("\0".join(values)).split(b"\0")
     if len(found) != len(values):  # a value has a NUL
         found = [_unsafe(value) for value in values]
-    words = zip(values, found, strict=True)
-    values = [_quoted(value) if unsafe or not value else value for value, unsafe in words]
-    pairs = "".join([f" {name}={value}" for name, value in zip(fields, values, strict=True)])
+    words = zip(fields, values, found, strict=True)
+    pairs = "".join(
+        [
+            f" {name}={_quoted(value) if unsafe or not value else value}"
+            for name, value, unsafe in words
+        ]
+    )
     return f"{now} {level} {event}{pairs}\n" if now else f"{level} {event}{pairs}\n"
 
 

@@ -204,22 +204,21 @@ class TransactionLog:
         made: dict[str, str | int] = {}
 
         def make() -> dict[str, str | int]:
-            if not made:
-                made.update(
-                    {
-                        "id": identifier,
-                        "peer": peer,
-                        **({} if login is None else {"login": login}),
-                        "sender": f"<{sender or ''}>",
-                        "to": ",".join(map(str, to)),
-                        "size": size,
-                        "seconds": f"{seconds:.4f}",
-                        **({"reply": str(reply)} if reply else {}),
-                        **({"stored": ",".join(map(str, stored))} if stored else {}),
-                        **({"queued": ",".join([e.address for e in queued])} if queued else {}),
-                        **(refusal or {}),
-                    }
-                )
+            if made:
+                return made
+            made["id"], made["peer"] = identifier, peer
+            if login is not None:
+                made["login"] = login
+            made["sender"], made["to"] = f"<{sender or ''}>", ",".join(map(str, to))
+            made["size"], made["seconds"] = size, f"{seconds:.4f}"
+            if reply:
+                made["reply"] = str(reply)
+            if stored:
+                made["stored"] = ",".join(map(str, stored))
+            if queued:
+                made["queued"] = ",".join([each.address for each in queued])
+            if refusal:
+                made.update(refusal)
             return made
 
         return make
