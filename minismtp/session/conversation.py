@@ -196,13 +196,14 @@ class Conversation:
 
     def _answer(self, event: _Answerable) -> Reply:  # noqa: C901, PLR0912 - an arm for each command
         transaction = self.transaction
-        match event:
-            case Mail():
-                return self._mail(event)
-            case Rcpt() if transaction:
+        if type(event) is Mail:
+            return self._mail(event)
+        if transaction is not None:
+            if type(event) is Rcpt:
                 return transaction.recipient(event)
-            case Data() if transaction:
+            if type(event) is Data:
                 return transaction.begin_data()
+        match event:
             case Greeting():
                 return self._hello(event)
             case Rset():
@@ -289,19 +290,17 @@ class Conversation:
     def _decide_content(self, event: Event) -> Decision | None:
         transaction = self.transaction
         assert transaction is not None  # noqa: S101 - the protocol refuses content before RCPT
-        match event:
-            case ContentChunk():
-                transaction.write(event.data)
-                return None
-            case EndOfContent():
-                return self._finish_content(transaction, event)
-            case Bdat():
-                self._empty_chunk = not event.size
-                transaction.begin_chunk()
-                return None
-            case EndOfChunk():
-                return self._finish_chunk(transaction, event)
-        raise RuntimeError(f"{event.verb} is no content")
+        if type(event) is ContentChunk:
+            transaction.write(event.data)
+            return None
+        if type(event) is EndOfContent:
+            return self._finish_content(transaction, event)
+        if type(event) is EndOfChunk:
+            return self._finish_chunk(transaction, event)
+        assert type(event) is Bdat  # noqa: S101 - the fourth of `_CONTENT`
+        self._empty_chunk = not event.size
+        transaction.begin_chunk()
+        return None
 
     def _finish_chunk(self, transaction: Transaction, end: EndOfChunk) -> Decision:
         if end.last:

@@ -11,13 +11,12 @@ from typing import Final
 from minismtp.mail.events import SessionClosed, SessionOpened
 from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime.decision_log import Record
-from minismtp.runtime.metrics_buffer import Child
 from minismtp.runtime.thread_activity import Activity
 from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.session_log import SessionLog
 from minismtp.smtp.commands import Bdat
-from minismtp.smtp.protocol import CLOSED, DATA, TLS, Protocol, SessionState
+from minismtp.smtp.protocol import CHUNKS, CLOSED, DATA, TLS, Protocol, SessionState
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
@@ -44,6 +43,7 @@ class Receiver:
         self.session = session
         self.reason = "lost"
         self._context = context
+        self._metrics = context.metrics
         self._activity = activity
         self._protocol = Protocol(
             lmtp=context.lmtp,
@@ -57,7 +57,6 @@ class Receiver:
         self._output: list[bytes] = []
         self._delay = 0.0
         self._commands = 0
-        self._additions: list[tuple[Child, float]] = []  # to metrics, by the commands of a batch
         self._begun = context.clock()
         self._command_timeout = limits.command_timeout.total_seconds()
         self._data_timeout = limits.data_timeout.total_seconds()
@@ -151,16 +150,14 @@ class Receiver:
             sent = self._send(decision)
             output += [sent]
             size += len(sent)
-            began = protocol.state is DATA or (began and protocol.state is SessionState.CHUNKS)
+            began = protocol.state is DATA or (began and protocol.state is CHUNKS)
             if decision.delay:
                 break
         if output or began:
             self._set_deadline(content_began=began)
-        metrics = self._context.metrics
-        metrics.add(self._additions)
-        self._additions = []
-        if metrics.buffer.idle:
-            metrics.buffer.announce()
+        buffer = self._metrics.buffer
+        if buffer.idle:
+            buffer.announce()
         self._output = []
         return b"".join(output)
 
@@ -232,8 +229,7 @@ class Receiver:
         duration = context.clock() - self._begun
         metrics = context.metrics
         if self._opened:
-            self._additions += [(metrics.active, -1.0), (metrics.session_duration, duration)]
-        metrics.add(self._additions)
+            metrics.add(((metrics.active, -1.0), (metrics.session_duration, duration)))
         if metrics.buffer.idle:
             metrics.buffer.announce()
         fields: dict[str, str | int] = {
@@ -262,8 +258,7 @@ class Receiver:
 
     def _send(self, decision: Decision) -> bytes:
         protocol, answers = self._protocol, decision.replies
-        several = self._context.lmtp and len(answers) > 1
-        sent = protocol.send_each(answers) if several else protocol.send(answers[0])
+        sent = protocol.send(answers[0]) if len(answers) == 1 else protocol.send_each(answers)
         if decision.close:
             protocol.close()
         if decision.reason:
@@ -277,8 +272,8 @@ class Receiver:
                     self._tracing.answered(self.session, reply)
             if decision.command:
                 self._commands += 1
-                commands = self._context.metrics.commands
-                self._additions += commands[decision.command, answers[0].category]
+                metrics = self._metrics
+                metrics.add(metrics.commands[decision.command, answers[0].category])
         except Exception as error:  # noqa: BLE001 - the decision is sent all the same
             report(error)
         return sent
@@ -292,7 +287,9 @@ class Receiver:
         if content_began:
             self._content_end = now + self._content_timeout if now < self._end else self._end
             self.deadline = min(now + self._data_timeout, self._content_end, self._end)
-        elif self._protocol.state is not DATA and self._protocol.state is not SessionState.CHUNKS:
+            return
+        state = self._protocol.state
+        if state is not DATA and state is not CHUNKS:
             self._content_end = 0.0
             due = now + self._command_timeout
             self.deadline = min(self._end, due)

@@ -68,6 +68,7 @@ TLS: Final = SessionState.TLS
 START: Final = SessionState.START
 AUTH: Final = SessionState.AUTH
 DATA: Final = SessionState.DATA
+CHUNKS: Final = SessionState.CHUNKS
 
 _GREETED: Final = (
     SessionState.READY,
@@ -280,16 +281,16 @@ class Protocol:
                 self._expect("RCPT")  # for the reply to DATA, RFC 5321 section 3.3
             return refused
         verb = command.verb
-        match command:
-            case Bdat():
-                return self._begin_chunk(command)
-            case Greeting() if self._lmtp is not (verb == "LHLO"):
-                # RFC 2033 section 4.1
-                text = "this is LMTP: say LHLO" if self._lmtp else "this is SMTP: say EHLO"
-                return self._refuse(verb, Reply(500, text))
-            case Other() if verb not in NEXT_STATES[START]:
-                self._lost = _is_chunk(line)
-                verb = "OTHER"
+        # Not by patterns, because each takes 0.07 us where it does not fit.
+        if type(command) is Bdat:
+            return self._begin_chunk(command)
+        if type(command) is Greeting and self._lmtp is not (verb == "LHLO"):
+            # RFC 2033 section 4.1
+            text = "this is LMTP: say LHLO" if self._lmtp else "this is SMTP: say EHLO"
+            return self._refuse(verb, Reply(500, text))
+        if type(command) is Other and verb not in NEXT_STATES[START]:
+            self._lost = _is_chunk(line)
+            verb = "OTHER"
         allowed = NEXT_STATES[self.state]
         if verb not in allowed:
             return self._refuse(command.verb, self._out_of_sequence(verb))
