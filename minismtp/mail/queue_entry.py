@@ -58,7 +58,7 @@ class QueuedRecipient(msgspec.Struct, frozen=True, kw_only=True):
             kind=kind,
             address=str(address),
             recipient=str(recipient.address),
-            notify=tuple(sorted(notify)),
+            notify=tuple(sorted(notify)) if notify else (),
             original=original,
             sender="" if sender is None else str(sender),
         )

@@ -10,13 +10,14 @@ import errno
 import os
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from math import inf
 from typing import Final
 
 from msgspec.structs import replace
 
 from minismtp.hooks.facade import Hooks
 from minismtp.mail.dsn import Action, Report, notification
-from minismtp.mail.envelope import Envelope, Recipient
+from minismtp.mail.envelope import Envelope, Local, Recipient
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.session import Session
@@ -94,17 +95,15 @@ class MessageStorage:
         The client waits meanwhile, so no copy is begun after its patience ends.
         """
         clock = self._context.clock
-        due = clock() + _PATIENCE
         failures: dict[Address, Reply] = {}
-        done: set[Address] = set()
-        for recipient in self._recipients:
-            for mailbox in recipient.mailboxes:
-                if mailbox not in done:
-                    late = bool(done) and clock() > due
-                    failure = replies.SLOW if late else self._deliver(mailbox)
-                    if failure is not None:
-                        failures[mailbox] = failure
-                    done.add(mailbox)
+        mailboxes = [box for recipient in self._recipients for box in recipient.mailboxes]
+        several = len(mailboxes) > 1
+        due = clock() + _PATIENCE if several else inf
+        for number, mailbox in enumerate(dict.fromkeys(mailboxes) if several else mailboxes):
+            late = number and clock() > due
+            failure = replies.SLOW if late else self._deliver(mailbox)
+            if failure is not None:
+                failures[mailbox] = failure
         return failures
 
     def _is_kept(self, recipient: Recipient, failures: Mapping[Address, Reply]) -> bool:
@@ -135,6 +134,8 @@ class MessageStorage:
         rewritable = self._envelope.reverse_path is not None
         found: dict[object, QueuedRecipient] = {}
         for recipient in self._recipients:
+            if type(recipient.route) is Local:
+                continue
             for target in QueuedRecipient.relays(recipient, rewritable=rewritable):
                 found.setdefault((target.address, target.sender, target.notify), target)
         return list(found.values())
@@ -193,8 +194,10 @@ class MessageStorage:
         This is done before the reply, so after a crash in between they may come twice, but they are
         never missing. Nothing is raised, because the message is stored already.
         """
+        if self._context.queue is None:
+            return
         asked = [each for each in recipients if "SUCCESS" in each.notify]
-        if asked and self._context.queue is not None:
+        if asked:
             with surviving():
                 self._queue_notices(asked, self._context.queue)
 
