@@ -100,6 +100,8 @@ class Tracing:
 
     def heard(self, session: Session, event: Event, line: bytes) -> None:
         """Trace an event that the client sent, and its line."""
+        if isinstance(event, EndOfContent) and event.data:
+            self.heard(session, ContentChunk(event.data), line)
         text = abbreviated(event, line)
         if text:
             self._show(session, "C", text)

@@ -294,6 +294,8 @@ class Conversation:
             transaction.write(event.data)
             return None
         if type(event) is EndOfContent:
+            if event.data:
+                transaction.write(event.data)
             return self._finish_content(transaction, event)
         if type(event) is EndOfChunk:
             return self._finish_chunk(transaction, event)

@@ -128,10 +128,14 @@ class ContentChunk(Struct, frozen=True):
 
 
 class EndOfContent(Struct, frozen=True):
-    """The end of DATA. The flags say what the content had that RFC 5321 forbids."""
+    """The end of DATA, with the last octets of the content, so most messages are one event.
+
+    The flags say what the content had that RFC 5321 forbids.
+    """
 
     bare_newline: bool
     long_line: bool
+    data: bytes = b""
 
 
 class EndOfChunk(Struct, frozen=True):
@@ -346,17 +350,16 @@ class Protocol:
         return EndOfChunk(chunk.last)
 
     def _next_content(self, decoder: DotDecoder) -> Event | None:
-        while not decoder.done:
-            octets = self._buffer[self._at :]
-            if not octets:
-                return None
-            data = decoder.decode(octets)
-            self._buffer, self._at = decoder.rest, 0
-            if data:
-                return ContentChunk(data)
+        octets = self._buffer[self._at :]
+        if not octets:
+            return None
+        data = decoder.decode(octets)
+        self._buffer, self._at = decoder.rest, 0
+        if not decoder.done:
+            return ContentChunk(data) if data else None
         self._decoder = None
         self.verb, self._next_states = "CONTENT", NEXT_STATES[DATA]["CONTENT"]
-        return EndOfContent(decoder.bare_newline, decoder.long_line)
+        return EndOfContent(decoder.bare_newline, decoder.long_line, data)
 
 
 def _is_chunk(line: bytes) -> bool:

@@ -99,6 +99,9 @@ def _events(
 
 def _note(found: list[object], event: Event) -> None:
     """Keep an event; octets of content count as one, however they arrive."""
+    if isinstance(event, EndOfContent) and event.data:
+        _note(found, ContentChunk(event.data))
+        event = EndOfContent(event.bare_newline, event.long_line)
     if isinstance(event, ContentChunk):
         if found and isinstance(found[-1], bytearray):
             found[-1] += event.data

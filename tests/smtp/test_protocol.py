@@ -76,7 +76,10 @@ def say(
 
 
 def add(events: list[Event], event: Event) -> None:
-    """Append an event; content that came in pieces counts as one."""
+    """Append an event; content that came in pieces, or with its end, counts as one."""
+    if isinstance(event, EndOfContent) and event.data:
+        add(events, ContentChunk(event.data))
+        event = EndOfContent(event.bare_newline, event.long_line)
     if isinstance(event, ContentChunk):
         assert event.data
         if events and isinstance(last := events[-1], ContentChunk):
