@@ -258,7 +258,8 @@ class Receiver:
 
     def _send(self, decision: Decision) -> bytes:
         protocol, answers = self._protocol, decision.replies
-        sent = protocol.send(answers[0]) if len(answers) == 1 else protocol.send_each(answers)
+        several = self._context.lmtp and len(answers) > 1
+        sent = protocol.send_each(answers) if several else protocol.send(answers[0])
         if decision.close:
             protocol.close()
         if decision.reason:

@@ -172,13 +172,13 @@ class TransactionLog:
         `answers`. Nothing is raised, because the replies are sent in any case.
         """
         try:
-            reply = answers[0]
-            if len(answers) > 1:
+            reply, several = answers[0], len(answers) > 1
+            if several:
                 # A message is stored as soon as one copy is.
                 reply = min(answers, key=lambda each: each.category)
             outcome = outcome or _OUTCOMES.get(reply.category, "rejected")
             self._log_message(outcome, size, receiving, reply)
-            if len(answers) > 1:
+            if several:
                 self._log_recipients(recipients, answers, reply)
             if self._context.hooks.observed:
                 session, message = self._session.id, self._envelope.id
