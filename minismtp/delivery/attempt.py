@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
@@ -251,9 +250,11 @@ class Attempt:
         """Send over the open connection, if it leads to this destination."""
         if self._connection is not None:
             if self._destination == destination and self._connection.messages < _MESSAGES:
-                # The host may have closed the idle connection, so its failure does not count.
-                with contextlib.suppress(HostError):
+                try:
                     self._over(self._connection, progress)
+                except HostError:
+                    pass  # the host may have closed the idle connection, so this does not count
+                else:
                     return
             self.close()
 

@@ -113,6 +113,8 @@ class RequestProgress:
         """Return the result of the attempt."""
         failure = self._failure
         results = [self._results.get(n) for n in range(len(self.request.targets))]
+        if failure is None and not self._said:
+            return AttemptResult([result for result in results if result], reached=True)
         told = {(result.host, result.reply) for result in results if result is not None}
         passed = [each for each in self._said if (each.host, each.reply) not in told]
         if failure is None or None not in results:

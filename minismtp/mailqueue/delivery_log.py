@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
@@ -44,18 +42,17 @@ class DeliveryLog:
         """Write what is not written yet."""
         self._decisions.flush()
 
-    @contextlib.contextmanager
-    def running(self, job: Job) -> Iterator[None]:
-        """Show a job of this thread as long as the block runs."""
+    def begin(self, job: Job) -> Activity:
+        """Show a job of this thread from now until `end`. The thread enters the activity."""
         activity = Activity()
         bound()["id"] = job[0]
         self._running[job] = (time.monotonic(), activity)
-        try:
-            with activity:
-                yield
-        finally:
-            del self._running[job]
-            del bound()["id"]
+        return activity
+
+    def end(self, job: Job) -> None:
+        """Show the job no more."""
+        self._running.pop(job, None)
+        bound().pop("id", None)
 
     def _report(self, question: dict[str, Any], say: Say) -> None:
         """Describe each delivery in the form of a session."""

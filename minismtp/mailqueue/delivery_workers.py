@@ -102,9 +102,10 @@ class DeliveryPool:
             return
         try:
             try:
-                with self._deliveries.running(job):
+                with self._deliveries.begin(job):
                     result = self._deliver(attempt, job)
             finally:  # also if the block could not begin, or the job would be under way for ever
+                self._deliveries.end(job)
                 self._manager.finish(job, result)
         except Exception as error:  # noqa: BLE001 - the job ended, and its message is planned
             self._log.exception("delivery failed", error, id=job[0])

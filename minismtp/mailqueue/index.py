@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -40,8 +40,9 @@ class _Message:
     expires: float  # by the clock of the index, as is what follows
     known: float
     age: float  # when it became known
+    counted: State | frozenset[str] | None = None  # how the index counts it now
 
-    def counted(self) -> State | frozenset[str] | None:
+    def to_count(self) -> State | frozenset[str] | None:
         """Return the state under which it is counted.
 
         For a queued message return the destinations of its queued recipients, because the state
@@ -77,7 +78,7 @@ class QueueIndex:
         self._expire = expire
         self._longest = longest
         self._messages: OrderedDict[str, _Message] = OrderedDict()
-        self._counted: Counter[State | frozenset[str] | None] = Counter()
+        self._counted: defaultdict[State | frozenset[str] | None, int] = defaultdict(int)
         self._stopped = False
         self._idle_threads: dict[str, list[SimpleQueue[Job | None]]] = {}
         self._idle = 0  # threads that wait in `take_from`
@@ -103,7 +104,7 @@ class QueueIndex:
         with self._lock:
             if name not in self._messages:
                 self._messages[name] = message
-                self._counted[message.counted()] += 1
+                self._count(message)
                 self._plan(name, message)
 
     def take(self) -> Job | None:
@@ -202,14 +203,13 @@ class QueueIndex:
             message = self._messages.get(name)
             if message is None:
                 return True
-            before = message.counted()
             for status in statuses:
                 state = message.recipients[status.number].state
                 if state not in TRIED and status.state in TRIED:
                     status = status._replace(state=state)  # noqa: PLW2901
                 message.recipients[status.number] = status
-            self._count(before, message)
-            return not any(each.state in OPEN for each in message.recipients)
+            self._recount(message)
+            return OPEN.isdisjoint([each.state for each in message.recipients])
 
     def finish(
         self, job: Job, *, reached: bool | None, wait: float | None
@@ -220,21 +220,21 @@ class QueueIndex:
         """
         name, destination = job
         with self._lock:
-            message = self._messages.get(name)
-            recipients = message.recipients if message else []
-            now = self._clock()
-            again = self._waits(recipients).get(destination)
+            message, now = self._messages.get(name), self._clock()
+            if message is None:
+                return self._scheduler.finish(job, now, reached=reached, again=None), False
+            again = self._waits(message.recipients).get(destination)
             if again is not None:
                 again = now + (again if wait is None else wait)
             changed = self._scheduler.finish(job, now, reached=reached, again=again)
-            return changed, any(each.state == "bounced" for each in recipients)
+            return changed, any(each.state == "bounced" for each in message.recipients)
 
     def forget(self, name: str) -> None:
         """Drop a message; its jobs that run may end."""
         with self._lock:
             message = self._messages.pop(name, None)
             if message is not None:
-                self._drop_count(message.counted())
+                self._drop_count(message)
                 for destination in {each.destination for each in message.recipients}:
                     self._scheduler.drop((name, destination))
 
@@ -248,12 +248,11 @@ class QueueIndex:
             message = self._messages.get(name)
             if message is None:
                 return False
-            before = message.counted()
             message.recipients = [
                 new._replace(destination=old.destination) if old.state in OPEN else old
                 for new, old in zip(statuses, message.recipients, strict=True)
             ]
-            self._count(before, message)
+            self._recount(message)
             for destination, wait in self._plan(name, message).items():
                 if not wait:
                     self._scheduler.open(destination)
@@ -330,11 +329,16 @@ class QueueIndex:
                 self._scheduler.drop((name, destination))
         return waits
 
-    def _count(self, before: State | frozenset[str] | None, message: _Message) -> None:
-        self._drop_count(before)
-        self._counted[message.counted()] += 1
+    def _recount(self, message: _Message) -> None:
+        self._drop_count(message)
+        self._count(message)
 
-    def _drop_count(self, counted: State | frozenset[str] | None) -> None:
+    def _count(self, message: _Message) -> None:
+        message.counted = counted = message.to_count()
+        self._counted[counted] += 1
+
+    def _drop_count(self, message: _Message) -> None:
+        counted = message.counted
         self._counted[counted] -= 1
         if not self._counted[counted]:  # or each destination ever would stay
             del self._counted[counted]

@@ -9,11 +9,12 @@ from typing import Final, TypeAlias
 from minismtp.delivery.tls_security import LEVELS
 from minismtp.mailqueue.recipient import QUEUE_STATES
 from minismtp.runtime.metrics import SESSION_SECONDS, Metrics
+from minismtp.runtime.metrics_buffer import Additions, Child
 
 _STANDSTILL: Final = 900.0  # seconds; no single attempt takes longer
 DELIVERY_RESULTS: Final = ("delivered", "deferred", "failed")
 ASIDE: Final = ("damaged", "fatal")
-_Counters: TypeAlias = dict[str, Callable[[float], None]]
+_Counters: TypeAlias = dict[str, tuple[Child, float]]
 DELAYS: Final = (0.1, 0.5, 1, 5, 30, 60, 300, 1800, 3600, 14400, 86400, 432000)
 
 
@@ -21,12 +22,12 @@ class OutboundMetrics:
     """The metrics of the queue. Only the process that takes messages out has them."""
 
     def __init__(self, metrics: Metrics) -> None:
-        buffer = metrics.buffer
+        self._buffer = buffer = metrics.buffer
         gauge = partial(metrics.gauge, multiprocess_mode="livemostrecent")
 
         def counters(name: str, text: str, label: str, values: Iterable[str]) -> _Counters:
             counter = metrics.counter(name, text, [label])
-            return {value: buffer.adder(counter.labels(value)) for value in values}
+            return {value: (counter.labels(value), 1.0) for value in values}
 
         text = "Messages that wait, by state; active are deliveries under way."
         self._messages = gauge("queue_messages", text, ["state"])
@@ -42,11 +43,11 @@ class OutboundMetrics:
         text = "Messages of the queue that wait for an operator: damaged, or fatal to the process."
         self._aside = counters("messages_set_aside", text, "reason", ASIDE)
         text = "Length of attempts."
-        self._duration = buffer.adder(
-            metrics.histogram("delivery_duration_seconds", text, buckets=SESSION_SECONDS)
+        self._duration = metrics.histogram(
+            "delivery_duration_seconds", text, buckets=SESSION_SECONDS
         )
         text = "Time from arrival to delivery."
-        self._delay = buffer.adder(metrics.histogram("queue_delay_seconds", text, buckets=DELAYS))
+        self._delay = metrics.histogram("queue_delay_seconds", text, buckets=DELAYS)
         self.queue(dict.fromkeys(QUEUE_STATES, 0), 0.0)
 
     def attempt(self, state: str, seconds: float, delay: float, tls: str) -> None:
@@ -55,16 +56,21 @@ class OutboundMetrics:
         `seconds` is how long the attempt took, `delay` is how many seconds ago the message arrived,
         and `tls` is one of `tls_security.LEVELS`, or empty if there was no connection.
         """
-        self._attempts[state](1)
-        self._duration(seconds)
+        happened = [self._attempts[state], (self._duration, seconds)]
         if state == "delivered":
-            self._delay(delay)
+            happened.append((self._delay, delay))
             if tls:
-                self._secured[tls](1)
+                happened.append(self._secured[tls])
+        self._add(happened)
+
+    def _add(self, additions: Additions) -> None:
+        self._buffer.append(additions)
+        if self._buffer.idle:
+            self._buffer.announce()
 
     def set_aside(self, reason: str) -> None:
         """Count a message that is set aside for one of the reasons `ASIDE`."""
-        self._aside[reason](1)
+        self._add((self._aside[reason],))
 
     def queue(self, counts: Mapping[str, int], age: float) -> None:
         """Show how many messages are in each of `QUEUE_STATES`, and the oldest's age in seconds."""

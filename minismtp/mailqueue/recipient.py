@@ -21,7 +21,10 @@ QUEUE_STATES: Final = ("queued", "deferred", "held", "active")
 def message_state(states: Iterable[State]) -> State | None:
     """Return the state of `COUNTED` under which a message with these recipients is counted."""
     found = {*states}
-    return next((state for state in COUNTED if state in found), None)
+    for state in COUNTED:
+        if state in found:
+            return state
+    return None
 
 
 class RecipientStatus(NamedTuple):

@@ -234,8 +234,15 @@ class Scheduler:
         return [self._heads[kind] for kind in kinds if self._heads[kind]]
 
     def _due(self, now: float) -> list[tuple[float, str]] | None:
-        heads = min(self._open_heads(), key=lambda heads: heads[0], default=None)
-        return heads if heads and heads[0][0] <= now else None
+        if len(self._running) >= self._places:
+            return None
+        first = None
+        for proven, heads in self._heads.items():
+            has_place = proven or self._unproven_running < self._unproven_places
+            is_due = has_place and heads and heads[0][0] <= now
+            if is_due and (first is None or heads[0] < first[0]):
+                first = heads
+        return first
 
     def _plan(self, name: str, destination: _Destination) -> None:
         self._drop_stale(name, destination)

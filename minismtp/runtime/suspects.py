@@ -114,6 +114,10 @@ class Notes:
         self._memory = memory
         self._free: list[int] = [*range(begin + _SLOT - _NOTE.size, begin - 1, -_NOTE.size)]
 
+    def any_suspects(self) -> bool:
+        """Return whether a process died during any message."""
+        return bool(self._any[0])
+
     def is_suspect(self, fingerprint: int) -> bool:
         """Return whether a process died during a message."""
         return bool(self._any[0]) and self._suspects.deaths(fingerprint) > 0
