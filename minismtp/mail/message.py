@@ -70,7 +70,7 @@ class Message:
     @property
     def is_7bit(self) -> bool:
         """Whether this is known to be 7bit data (RFC 2045 section 2.7); no file is read for it."""
-        return self._content.is_7bit and is_7bit(self._prefix)
+        return self._content.is_7bit and (not self._prefix or is_7bit(self._prefix))
 
     @property
     def headers(self) -> Headers:

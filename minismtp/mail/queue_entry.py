@@ -111,12 +111,14 @@ class QueueEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise ValueError for an invalid address, which can be neither sent to nor notified."""
-        senders = [self.sender, *(target.sender for target in self.targets)]
-        for text in filter(None, senders):
-            Address.parse(text)
+        if self.sender:
+            Address.parse(self.sender)
         for target in self.targets:
+            if target.sender:
+                Address.parse(target.sender)
             Address.parse(target.address)
-            Address.parse(target.recipient)
+            if target.recipient != target.address:
+                Address.parse(target.recipient)
 
     def envelope(self) -> Envelope:
         """Return the envelope for the hooks, with the recipients that wait here."""

@@ -144,8 +144,10 @@ class Spool:
 
     def remove(self, name: str) -> None:
         """Drop a message whose recipients are all settled; it may be gone already."""
-        with contextlib.suppress(FileNotFoundError):
+        try:  # noqa: SIM105 - `suppress` takes 1 us
             os.unlink(f"{self._queue}/{name}")  # noqa: PTH108 - plain strings
+        except FileNotFoundError:
+            pass
 
     def set_aside(self, name: str) -> None:
         """Move a file that is damaged, or no message, into damaged/. Raise OSError."""

@@ -46,7 +46,7 @@ class SteadyClock:
         """Return epoch seconds without a jump of the last ten minutes."""
         monotonic = self._monotonic()
         offset = self._wall() - monotonic
-        if self._jumped_to is not None or not _is_near(offset, self._offset):
+        if self._jumped_to is not None or abs(offset - self._offset) > _TOLERANCE:
             offset = self._settled()
         self._offset = offset
         return monotonic + offset
