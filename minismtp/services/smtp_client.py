@@ -81,6 +81,7 @@ class SmtpClient:
         self._lmtp = lmtp
         self._timeouts = timeouts
         self._replies = ReplyReader()
+        self._phases: dict[str, _Phase] = {}
 
     def greet(self) -> HostReply:
         """Read the greeting, say EHLO, and return the reply to it. Raise SmtpError."""
@@ -292,7 +293,10 @@ class SmtpClient:
         """Limit the time of a block, and turn every failure of the connection into SmtpError."""
         if self._timeouts is not None:
             self._line.due = self._line.clock() + getattr(self._timeouts, limit)
-        return _Phase(self._line.name, name, status)
+        phase = self._phases.get(name)
+        if phase is None:
+            phase = self._phases[name] = _Phase(self._line.name, name, status)
+        return phase
 
     def _hello(self) -> HostReply:
         [reply] = self._converse(f"{'LHLO' if self._lmtp else 'EHLO'} {self._hostname}")
@@ -337,20 +341,23 @@ class SmtpClient:
 
 
 class _Phase:
-    __slots__ = ("_host", "_name", "_status")
+    __slots__ = ("_host", "_name", "_shown", "_status")
 
     def __init__(self, host: str, name: str, status: str) -> None:
         self._host = host
         self._name = name
+        self._shown = f"{host}: {name}"
         self._status = status
 
     def __enter__(self) -> None:
-        here.activity.phase = (f"{self._host}: {self._name}", perf_counter())
+        here.activity.phase = (self._shown, perf_counter())
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         here.activity.phase = None
+        if error is None:
+            return
         match error:
-            case None | SmtpError():
+            case SmtpError():
                 return
             case ReplyError():
                 raise _failure(f"{self._host} {error}") from None
