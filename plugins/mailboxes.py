@@ -102,6 +102,11 @@ class Mailboxes:
         """The domain of users whose login has no domain: the first one, as for aliases."""
         return self._domains[0]
 
+    @property
+    def unused_hooks(self) -> tuple[str, ...]:
+        """Without SRS no sender has to be stored before its mail leaves."""
+        return ("on_send",) if self.srs_secret_file is None else ()
+
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Take the state for long senders, and warn about a secret that others can read."""

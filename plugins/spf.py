@@ -77,6 +77,11 @@ class Spf(ClientCheck, DnsCheck):
         super().__post_init__()
         check_points(self.points, [*_POINTS, "neutral", "none", "temperror"])
 
+    @property
+    def unused_hooks(self) -> tuple[str, ...]:
+        """Without `received_spf` no field is added."""
+        return () if self.received_spf else ("on_message",)
+
     @hookimpl
     def on_mail(self, session: Session, envelope: Envelope) -> None:
         """Check both identities, and take the actions."""

@@ -20,7 +20,7 @@ from minismtp.config.toml_values import did_you_mean
 from minismtp.values.reply import Defer, Disconnect, Reject
 
 #: Attributes without annotation that mean something to the server.
-KNOWN: Final = ("mechanisms", "login_domain", "ignore_case", "needs", "after")
+KNOWN: Final = ("mechanisms", "login_domain", "ignore_case", "unused_hooks", "needs", "after")
 #: The attribute that @hookimpl gives to a function.
 MARK: Final = "minismtp_impl"
 _VERDICTS: Final = tuple(cls.__name__ for cls in (Reject, Defer, Disconnect))

@@ -141,8 +141,11 @@ class PluginSet:
             raise ConfigError(problem, file=file, key=table.key) from error
         guard = Guard(table, self._log, self._announce)
         shadow = table.mode == "shadow"
+        unused = unused_hooks(instance)
         for name, method, options in _methods(instance):
-            if options is not None:
+            if options is not None and name in unused:
+                setattr(instance, name, partial(method))  # pluggy registers no partial
+            elif options is not None:
                 metrics = HookMetrics(self._metrics, table.name, name, shadow=shadow)
                 setattr(instance, name, specs.hookimpl(guard.wrap(name, method, metrics)))
         self.instances.append((table, instance))
@@ -280,9 +283,21 @@ def check_methods(instance: object, plugin: str, *, file: str, key: str) -> None
             )
         if problem:
             raise ConfigError(f"plugin {plugin!r} ({place(method)}): {problem}", file=file, key=key)
+    problem = ""
     if all(options is None for _, _, options in methods):
-        problem = f"plugin {plugin!r}: {no_hooks(instance, list(hooks))}"
-        raise ConfigError(problem, file=file, key=key)
+        problem = no_hooks(instance, list(hooks))
+    marked = [name for name in hooks if hasattr(getattr(type(instance), name, None), MARK)]
+    for name in unused_hooks(instance):
+        if name not in marked:
+            problem = f"unused_hooks names {name!r}, which it does not implement"
+            problem += did_you_mean(name, marked)
+    if problem:
+        raise ConfigError(f"plugin {plugin!r}: {problem}", file=file, key=key)
+
+
+def unused_hooks(instance: object) -> tuple[str, ...]:
+    """Return the hooks that a plugin implements, but that its options leave nothing to do."""
+    return tuple(getattr(instance, "unused_hooks", ()))
 
 
 def _check_kind(name: str, method: Any, options: dict[str, object]) -> str:  # noqa: ANN401 - any callable

@@ -135,6 +135,12 @@ def test_class_without_hooks_is_refused(write: Write) -> None:
     )
 
 
+def test_unused_hook_that_the_class_does_not_have_is_refused(write: Write) -> None:
+    path = write(f"@plugin\nclass Tried:\n    unused_hooks = ('on_data',)\n{HOOK}")
+    said = "plugin 'tried': unused_hooks names 'on_data', which it does not implement"
+    assert problem(path).startswith(said)
+
+
 def test_class_without_hooks_is_told_of_a_name_that_is_near(write: Write) -> None:
     path = write("@plugin\nclass Tried:\n    def on_mesage(self): ...\n")
     assert problem(path).endswith("; on_mesage; did you mean 'on_message'?")

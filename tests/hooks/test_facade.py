@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from client_script import plain
@@ -439,6 +440,30 @@ def test_mechanisms_are_those_that_the_plugin_names() -> None:
 
     dialogue = Dialogue(Tokens(passwords={}))
     assert "AUTH OAUTHBEARER XOAUTH2" in dialogue.send("EHLO client.example")
+
+
+def test_hook_that_a_plugin_calls_unused_is_not_called() -> None:
+    @plugin
+    class Sometimes:
+        wanted: bool
+        seen: ClassVar[list[str]] = []
+
+        @property
+        def unused_hooks(self) -> tuple[str, ...]:
+            return () if self.wanted else ("on_mail",)
+
+        @hookimpl
+        def on_helo(self) -> None:
+            self.seen.append(f"helo {self.wanted}")
+
+        @hookimpl
+        def on_mail(self) -> None:
+            self.seen.append(f"mail {self.wanted}")
+
+    dialogue = Dialogue(Sometimes(wanted=True), Sometimes(wanted=False))
+    dialogue.send("EHLO client.example")
+    dialogue.send("MAIL FROM:<a@b.example>")
+    assert Sometimes.seen == ["helo True", "helo False", "mail True"]
 
 
 def test_on_mail_sees_the_envelope() -> None:

@@ -527,3 +527,11 @@ def test_fault_of_the_secret_is_named(
     with pytest.raises(ConfigError) as fault:
         build(Mailboxes, table, file="", key="", base=tmp_path)
     assert problem.format(tmp_path) in str(fault.value)
+
+
+def test_mail_leaves_without_a_hook_unless_senders_are_rewritten(tmp_path: Path) -> None:
+    assert Mailboxes(domains=["example.org"]).unused_hooks == ("on_send",)
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789abcdef0123456789abcdef\n")
+    rewriting = Mailboxes(domains=["example.org"], srs_secret_file=secret)
+    assert rewriting.unused_hooks == ()

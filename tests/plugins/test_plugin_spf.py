@@ -353,3 +353,8 @@ def test_configuration_of_its_page_is_valid(tmp_path: Path) -> None:
     assert found is not None
     listener = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
     PluginSet.load(Config.parse(found[1] + listener, tmp_path / "minismtp.toml"))
+
+
+def test_message_is_looked_at_only_to_add_the_field() -> None:
+    assert Spf().unused_hooks == ("on_message",)
+    assert Spf(received_spf=True).unused_hooks == ()
