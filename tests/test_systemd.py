@@ -303,6 +303,44 @@ def test_first_connection_starts_the_server_without_any_capability(machine: Mach
 
 
 @pytest.mark.usefixtures("held_sockets")
+def test_sockets_are_of_both_families_whatever_the_kernel_prefers(machine: Machine) -> None:
+    machine.shell("echo 1 >/proc/sys/net/ipv6/bindv6only")
+    machine.run("systemctl", "restart", *SOCKETS)
+    machine.shell("echo 0 >/proc/sys/net/ipv6/bindv6only")
+    for host in ("127.0.0.1", "::1"):
+        machine.send("families@example.org", host=host)
+    assert len(machine.stored("families")) == 2
+
+
+def test_every_host_is_that_of_ipv4_in_a_service_without_ipv6(machine: Machine) -> None:
+    families = "RestrictAddressFamilies=AF_UNIX AF_INET AF_NETLINK"
+    machine.drop_in("ipv4", f"[Service]\nRestrictAddressFamilies=\n{families}\n")
+    machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION.replace("0.0.0.0:25", "*:25"))
+    machine.run("systemctl", "restart", "minismtp")
+    machine.send("ipv4@example.org")
+    assert "0.0.0.0:25 " in machine.run("ss", "-lnt4")
+    machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION)
+    machine.run("rm", "-r", DROP_INS)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "restart", "minismtp")
+
+
+def test_port_in_use_is_named_in_the_journal_and_tried_again(machine: Machine) -> None:
+    """Another program has the port, so systemd starts the server again later."""
+    machine.run("systemctl", "stop", "minismtp")
+    machine.run("systemd-run", "--unit=taker", "nc", "-lk", "587")
+    machine.wait_until(lambda: ":587 " in machine.run("ss", "-lnt"))
+    machine.run("systemctl", "start", "minismtp", check=False)
+    line = CONFIGURATION.splitlines().index('address = "0.0.0.0:587"') + 1
+    said = "\n".join(machine.journal("--priority=err", "--lines=9"))
+    where = f"listeners[1] submission, line {line}: address: cannot listen on 0.0.0.0:587"
+    assert re.search(re.escape(where) + r": Address already in use by .*; stop it, or", said)
+    assert machine.show("ExecMainStatus") == "1"
+    machine.run("systemctl", "stop", "taker")
+    machine.wait_until(lambda: machine.show("ActiveState") == "active")
+
+
+@pytest.mark.usefixtures("held_sockets")
 def test_restart_under_load_refuses_no_connection_and_loses_no_mail(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ _PROC: Final = Path("/proc")
 _LISTENS: Final = "0A"  # the state TCP_LISTEN in /proc/net/tcp
 _SOCKET: Final = re.compile(r"socket:\[([0-9]+)\]")
 _MOST_NAMED: Final = 3
+_INIT: Final = 1
 
 
 class Holder(NamedTuple):
@@ -24,6 +25,8 @@ class Holder(NamedTuple):
     name: str
 
     def __str__(self) -> str:
+        if self.pid == _INIT and self.name == "systemd":
+            return "a socket unit of systemd (`systemctl list-sockets` names it)"
         return f"{self.name} (process {self.pid})"
 
 

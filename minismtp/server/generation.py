@@ -84,12 +84,12 @@ class Generation:
                 sockets[listener.name] = self.sockets[name]
             else:
                 key = f"listeners[{index}].address"
-                sockets[listener.name] = self._opened(listener.address, key, config.file)
+                sockets[listener.name] = self._opened(listener.address, config, key)
         return sockets
 
-    def _opened(self, address: SocketAddress, key: str, file: str) -> socket.socket:
+    def _opened(self, address: SocketAddress, config: Config, key: str) -> socket.socket:
         try:
-            return open_socket(address, key=key, file=file)
+            return open_socket(address, config, key)
         except ListenError as error:
             if address.port in {each.address.port for each in self.config.listeners} - {0}:
                 raise ListenError(

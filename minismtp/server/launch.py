@@ -47,9 +47,7 @@ class Launcher:
         self._close_listeners = close_listeners
         address = config.metrics.address
         self.endpoint_socket: Final = (
-            None
-            if address is None
-            else open_socket(address, key="metrics.address", file=config.file)
+            None if address is None else open_socket(address, config, "metrics.address")
         )
 
     def make_directories(self, config: Config) -> None:

@@ -9,7 +9,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from minismtp.config import Listener
+from minismtp.config import Config
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.toml_values import reason
 from minismtp.config.types import EVERY_HOST, SocketAddress
 from minismtp.inspection.ports import holders, named
@@ -17,38 +18,44 @@ from minismtp.server.privileges import acting_as_owner
 
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4096
+_ADVICE: Final = "stop it, or choose another port"
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; the message names file, key, address and reason."""
+    """Addresses that cannot be listened on; a line for each with file, key, address and reason."""
 
 
-def open_listeners(
-    listeners: list[Listener], adopted: dict[str, socket.socket], *, file: str = ""
-) -> dict[str, socket.socket]:
+def open_listeners(config: Config, adopted: dict[str, socket.socket]) -> dict[str, socket.socket]:
     """Return the listening socket of each listener by name. Raise ListenError.
 
     Sockets from systemd are matched by FileDescriptorName, never by their order. A listener for
-    which systemd passed no socket is opened here.
+    which systemd passed no socket is opened here. The error names all that cannot be opened.
     """
-    sockets = {}
-    for index, listener in enumerate(listeners):
+    sockets, mistakes = {}, []
+    for index, listener in enumerate(config.listeners):
         key = f"listeners[{index}].address"
-        sock = adopted.get(listener.name) or open_socket(listener.address, key=key, file=file)
+        try:
+            sock = adopted.get(listener.name) or open_socket(listener.address, config, key)
+        except ListenError as error:
+            mistakes.append(str(error))
+            continue
         # The configuration allowed clear text because of its address, which the socket must have.
         exempt = listener.takes_mail and listener.tls == "none" and listener.address.is_local
         if exempt and not _is_local(sock):
-            where = f"{file}: {key}" if file else key
-            raise ListenError(
-                f"{where}: a local address needs no TLS, but the socket of systemd is not local"
-            )
+            text = "a local address needs no TLS, but the socket of systemd is not local"
+            mistakes.append(_located(text, config, key))
         sock.setblocking(False)
         sockets[listener.name] = sock
-    for name in adopted.keys() - sockets.keys():
-        raise ListenError(
-            f"{file}: systemd passes a socket {name!r}, but no listener has that name"
-        )
+    for name in sorted(adopted.keys() - {listener.name for listener in config.listeners}):
+        text = f"systemd passes a socket {name!r}, but no listener has that name"
+        mistakes.append(_located(text, config))
+    if mistakes:
+        raise ListenError("\n".join(mistakes))
     return sockets
+
+
+def _located(text: str, config: Config, key: str = "") -> str:
+    return str(config.locate(ConfigError(text, key=key)))
 
 
 def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
@@ -70,8 +77,11 @@ def adopt(environment: dict[str, str], pid: int) -> dict[str, socket.socket]:
     return found
 
 
-def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket:
-    """Return a socket that listens on an address and does not block. Raise ListenError."""
+def open_socket(address: SocketAddress, config: Config, key: str) -> socket.socket:
+    """Return a socket that listens on an address and does not block. Raise ListenError.
+
+    The error has the place of the address, which is that of a key of the configuration.
+    """
     try:
         if address.path:
             sock = _open_unix(address.path)
@@ -79,12 +89,11 @@ def open_socket(address: SocketAddress, *, key: str, file: str) -> socket.socket
         else:
             sock = _open_tcp(address.host, address.port)
     except OSError as error:
-        where = f"{file}: {key}" if file else key
         problem = reason(error).partition(" (while")[0]  # the library names the address too
         if error.errno == errno.EADDRINUSE and not address.path:
-            by = named(holders(address, certain=True) or [])
-            problem += f" by {by}; stop it, or choose another port"
-        raise ListenError(f"{where}: cannot listen on {address}: {problem}") from None
+            problem += f" by {named(holders(address, certain=True) or [])}; {_ADVICE}"
+        text = f"cannot listen on {address}: {problem}"
+        raise ListenError(_located(text, config, key)) from None
     sock.setblocking(False)
     return sock
 

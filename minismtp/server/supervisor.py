@@ -61,7 +61,8 @@ def serve(config: Config) -> int:
     try:
         supervisor = Supervisor(config, log)
     except ListenError as error:
-        complain(f"minismtp: {error}")
+        for line in str(error).splitlines():
+            complain(f"minismtp: {line}")
         return 1
     try:
         return supervisor.run()
@@ -83,7 +84,7 @@ class Supervisor:
         self._runner = Respawn(self._start_runner)
         self._web = Respawn(self._start_web)
         adopted = adopt(dict(os.environ), os.getpid())
-        sockets = open_listeners(config.listeners, adopted, file=config.file)
+        sockets = open_listeners(config, adopted)
         self._adopted = adopted.keys()
         # After the sockets: a second server fails there and leaves the files of the first alone.
         self._launcher.make_directories(config)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from minismtp.cli.main import main
+from minismtp.config import Config
 from minismtp.config.types import SocketAddress
 from minismtp.mailqueue.database import QueueDatabase
 from minismtp.server.privileges import acting_as, acting_as_owner
@@ -88,7 +89,9 @@ def test_queue_leaves_no_file_of_root(theirs: Path, capsys: pytest.CaptureFixtur
 def test_unix_socket_in_the_users_directory_is_the_users(theirs: Path, tmp_path: Path) -> None:
     for directory, owner in ((theirs, NOBODY.pw_uid), (tmp_path, 0)):
         path = directory / "smtp.sock"
-        with open_socket(SocketAddress(path=path), key="x", file=""):
+        with open_socket(SocketAddress(path=path), Config.embedded(), "x"):
             assert path.stat().st_uid == owner
-        with open_socket(SocketAddress(path=path), key="x", file=""):  # in a stale one's place
+        with open_socket(
+            SocketAddress(path=path), Config.embedded(), "x"
+        ):  # in a stale one's place
             assert path.stat().st_uid == owner

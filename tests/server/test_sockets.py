@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from network import Namespace
 from ports import free_port
+from snippets import CLEAR, listener
 
 from minismtp import __version__
-from minismtp.config import Listener
+from minismtp.config import Config
 from minismtp.config.types import SocketAddress
 from minismtp.server.sockets import ListenError, adopt, open_listeners, open_socket
 
@@ -45,8 +48,9 @@ os.execv(command[0], command)
 """
 
 
-def open_one(address: str, *, file: str = "") -> socket.socket:
-    return open_socket(SocketAddress.parse(address), key="listeners[0].address", file=file)
+def open_one(address: str, config: Config | None = None) -> socket.socket:
+    where = config or Config.embedded()
+    return open_socket(SocketAddress.parse(address), where, "listeners[0].address")
 
 
 @pytest.fixture
@@ -80,8 +84,8 @@ def test_accept_does_not_wait_for_a_client() -> None:
 def test_port_in_use_is_named_with_file_key_and_reason(bound: list[socket.socket]) -> None:
     port = bound[0].getsockname()[1]
     with pytest.raises(ListenError) as caught:
-        open_one(f"127.0.0.1:{port}", file="m.toml")
-    place = f"m.toml: listeners[0].address: cannot listen on 127.0.0.1:{port}"
+        open_one(f"127.0.0.1:{port}", Config.parse(TWO, Path("m.toml")))
+    place = f"m.toml: listeners[0] first, line 4: address: cannot listen on 127.0.0.1:{port}"
     assert str(caught.value).startswith(f"{place}: Address already in use by ")
     assert f"(process {os.getpid()})" in str(caught.value)
 
@@ -126,6 +130,42 @@ def test_every_host_is_that_of_ipv4_where_the_kernel_has_no_ipv6(
         assert sock.getsockname()[0] == "0.0.0.0"  # noqa: S104 - compared
 
 
+@pytest.mark.parametrize(
+    ("setting", "answers"),
+    [
+        ("net/ipv6/bindv6only", {"127.0.0.1": "::ffff:127.0.0.1", "::1": "::1"}),
+        ("net/ipv6/conf/all/disable_ipv6", {"127.0.0.1": "::ffff:127.0.0.1"}),
+    ],
+)
+def test_every_host_is_served_whatever_the_settings_of_the_kernel_are(
+    setting: str, answers: dict[str, str], require_program: Callable[[str], str]
+) -> None:
+    require_program("nsenter")
+    if os.geteuid() != 0:
+        pytest.skip("a network of its own needs root")
+    namespace = Namespace()
+    try:
+        namespace.run("sh", "-c", f"echo 1 >/proc/sys/{setting}")
+        found = namespace.inside(lambda: peers_of_every_host(["127.0.0.1", "::1"]))
+    finally:
+        namespace.close()
+    assert found == answers
+
+
+def peers_of_every_host(clients: list[str]) -> dict[str, str]:
+    """Return the address that the server sees of each client that can connect."""
+    found = {}
+    with open_one("*:0") as sock:
+        sock.setblocking(True)
+        for client in clients:
+            with contextlib.suppress(OSError):
+                socket.create_connection((client, sock.getsockname()[1])).close()
+                accepted, address = sock.accept()
+                accepted.close()
+                found[client] = address[0]
+    return found
+
+
 def test_client_of_either_family_has_its_own_address(configure: Configure, start: Start) -> None:
     server = start(configure(listeners=TWO.replace("127.0.0.1:0", "*:0", 1)))
     for host in ("127.0.0.1", "::1"):
@@ -155,13 +195,10 @@ def test_file_in_the_place_of_a_unix_socket_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_listeners_are_opened_under_their_names() -> None:
-    listeners = [
-        Listener(name=name, address=SocketAddress("127.0.0.1", 0), tls="none") for name in "ab"
-    ]
-    sockets = open_listeners(listeners, {})
+    sockets = open_listeners(Config.parse(TWO, Path("m.toml")), {})
     try:
-        assert list(sockets) == ["a", "b"]
-        assert sockets["a"].getsockname() != sockets["b"].getsockname()
+        assert list(sockets) == ["first", "second"]
+        assert sockets["first"].getsockname() != sockets["second"].getsockname()
     finally:
         for sock in sockets.values():
             sock.close()
@@ -258,12 +295,24 @@ def test_socket_that_no_listener_is_named_after_stops_the_start(
 
 
 def test_socket_that_is_open_to_all_is_refused_where_the_address_allows_no_tls() -> None:
-    local = Listener(name="local", address=SocketAddress("127.0.0.1", 0), tls="none")
+    config = Config.parse(listener("local", CLEAR), Path("m.toml"))
     with (
         socket.create_server(("", 0)) as sock,
-        pytest.raises(ListenError, match=r"^listeners\[0\]\.address: .* is not local$"),
+        pytest.raises(ListenError, match=r"listeners\[0\] local, .*: address: .* is not local$"),
     ):
-        open_listeners([local], {"local": sock})
+        open_listeners(config, {"local": sock})
+
+
+def test_all_ports_in_use_are_named(bound: list[socket.socket]) -> None:
+    first, second = (sock.getsockname()[1] for sock in bound)
+    text = TWO.replace(":0", f":{first}", 1).replace(":0", f":{second}", 1)
+    with pytest.raises(ListenError) as caught:
+        open_listeners(Config.parse(text, Path("m.toml")), {})
+    lines = str(caught.value).splitlines()
+    assert [line.partition(" address ")[0].split(": cannot")[0] for line in lines] == [
+        "m.toml: listeners[0] first, line 4: address",
+        "m.toml: listeners[1] second, line 9: address",
+    ]
 
 
 def test_server_that_systemd_starts_on_demand_answers_the_first_connection(

@@ -450,17 +450,21 @@ def test_option_that_a_plugin_does_not_know_ends_the_server_with_78(configure: C
     assert "did you mean" in done.stderr
 
 
-@pytest.mark.parametrize("taken", ["listeners[0].address", "metrics.address"])
+@pytest.mark.parametrize(
+    "taken", ["listeners[0] smtp, line {}: address", "metrics.address, line {}"]
+)
 def test_port_in_use_ends_the_server_with_1_and_one_line(configure: Configure, taken: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        if taken == "metrics.address":
+        if taken.startswith("metrics"):
             config = configure(metrics=f'[metrics]\naddress = "127.0.0.1:{port}"\n')
         else:
             config = configure(listeners=one_on(port))
         done = serve(config)
     assert done.returncode == 1
-    place = f"minismtp: {config}: {taken}: cannot listen on 127.0.0.1:{port}"
+    written = f'address = "127.0.0.1:{port}"'
+    line = 1 + config.read_text().splitlines().index(written)
+    place = f"minismtp: {config}: {taken.format(line)}: cannot listen on 127.0.0.1:{port}"
     assert done.stderr.startswith(f"{place}: Address already in use by ")
     assert done.stderr.endswith(f"(process {os.getpid()}); stop it, or choose another port\n")
 
@@ -858,7 +862,7 @@ def taken_port() -> Iterator[int]:
     [
         ("syntax", r"{config}: line \d+: expected "),
         ("key", r"{config}: plugins\[2\] generation, line \d+: numer: .*did you mean 'number'"),
-        ("port", r"{config}: listeners\[0\]\.address: cannot listen on .* in use"),
+        ("port", r"{config}: listeners\[0\] smtp, line \d+: address: cannot listen on .* in use"),
     ],
 )
 def test_mistake_in_the_new_configuration_leaves_the_old_one_in_force(
