@@ -16,6 +16,8 @@
 #   make peers                    install the peers of make bench (root or sudo)
 #   make profile                  show where the time of a worker goes under load
 #   make services                 install the Debian packages that some tests use (root or sudo)
+#   make packages                 build sdist, wheel, Debian package and bill of materials into dist/
+#   make release                  the same from the last commit, if CHANGELOG.md describes the version
 #   make install                  install a systemd service in /opt/minismtp (root); see systemd/install for variables
 #   make constraints              update systemd/constraints.txt, the packages of make install with their hashes
 #   make uninstall                remove the service; configuration and mail stay
@@ -31,7 +33,7 @@ COUNT ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs calls footprint bench bench-queue bench-filters endurance peers profile services install constraints uninstall clean
+.PHONY: run test test-thorough check fuzz fuzz-parsers fuzz-sessions coverage docs calls footprint bench bench-queue bench-filters endurance peers profile services packages release install constraints uninstall clean
 
 run: $(VENV)/.installed
 	$(BIN)/minismtp serve $(ARGS)
@@ -91,6 +93,12 @@ peers:
 services:
 	.ci/services
 
+packages: .venv-release/.installed
+	.ci/build-packages . dist .venv-release
+
+release: .venv-release/.installed
+	.ci/release .venv-release
+
 # What is set on the command line reaches the script. The default of PYTHON above does not, and is not meant to: the
 # script looks for an interpreter that the service's user can run.
 install:
@@ -121,6 +129,13 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/pyvenv.cfg
 $(VENV)/.installed-bench: pyproject.toml $(VENV)/pyvenv.cfg
 	$(PIP) install --editable '.[bench,dkim,dmarc,rules]'
 	touch $@ $(VENV)/.installed
+
+# An environment of its own, of nothing but what builds: with setuptools as in systemd/constraints.txt, because its
+# version is in each wheel. Needs no minismtp.
+.venv-release/.installed: pyproject.toml systemd/constraints.txt
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python .ci/release-tools | .venv-release/bin/python -m pip --quiet --disable-pip-version-check install --requirement /dev/stdin
+	touch $@
 
 # Where there is no atheris for this Python, `fuzz-parsers` says so.
 $(VENV)/.installed-fuzz: pyproject.toml $(VENV)/pyvenv.cfg

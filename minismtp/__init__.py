@@ -97,7 +97,7 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.values.user_names import folded_name as folded_name
     from minismtp.values.user_names import prepared_password as prepared_password
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # The same names once more, by the module that has them. A module is imported when a name of it is
 # first used, because all of them together take a third of a second that most commands can spare.

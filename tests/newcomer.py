@@ -215,8 +215,8 @@ class Newcomer:
     def _upgrade(self) -> None:
         face = self._repository / "minismtp" / "__init__.py"
         text = face.read_text()
-        assert '__version__ = "0.1.0"' in text
-        face.write_text(text.replace('__version__ = "0.1.0"', '__version__ = "0.1.1"'))
+        assert '__version__ = "1.0.0"' in text
+        face.write_text(text.replace('__version__ = "1.0.0"', '__version__ = "1.0.1"'))
         commit(self._repository, "the next version")
         self.follow("administrator", "Changes")
 

@@ -109,12 +109,12 @@ def test_first_plugin_refuses_as_the_readme_says(newcomer: Newcomer) -> None:
 def test_installation_says_which_version_it_is_and_which_it_replaced(newcomer: Newcomer) -> None:
     said = newcomer.said["make install EXTRAS=argon2"]
     assert re.search(
-        r"^minismtp 0\.1\.1 \(commit \w+\) is installed .* in the place of 0\.1\.0 \(commit \w+\)",
+        r"^minismtp 1\.0\.1 \(commit \w+\) is installed .* in the place of 1\.0\.0 \(commit \w+\)",
         said,
         re.MULTILINE,
     )
     assert "systemctl restart minismtp" in said
-    assert "info starting version=0.1.1 " in "\n".join(newcomer.machine.journal())
+    assert "info starting version=1.0.1 " in "\n".join(newcomer.machine.journal())
 
 
 def test_password_is_set_and_the_mailbox_named(newcomer: Newcomer) -> None:
