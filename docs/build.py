@@ -88,6 +88,7 @@ _MANUAL: Final = {
         "0": "Done.",
         "1": "Failure, such as an address that is in use.",
         "2": "Wrong usage.",
+        "75": "`dns --check`: the DNS did not answer, and nothing was wrong otherwise.",
         "78": "A mistake in the configuration.",
     },
 }

@@ -213,15 +213,27 @@ def test_command_exists_with_its_options(call: str, capsys: pytest.CaptureFixtur
 EXIT_STATUS: Final = [row for row in tables(ADMINISTRATOR)["Changes"] if row[0].isdigit()]
 
 
+SILENT: Final = """
+[dns]
+nameservers = ["127.0.0.1:9"]
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+"""
+
+
 def cause(status: int, directory: Path) -> list[str]:
     """Return a command that ends with this status."""
     good, bad, passwords = (directory / name for name in ("good.toml", "bad.toml", "passwords"))
     good.write_text(LISTENER)
     bad.write_text("hostnaem = 'mx.example.org'\n")
+    silent = directory / "silent.toml"
+    silent.write_text(f"hostname = 'mx.example.org'\n{LISTENER}{SILENT}")
     return {
         0: ["check", "--config", str(good)],
         1: ["passwd", "--remove", str(passwords), "nobody"],
         2: ["sevre"],
+        75: ["dns", "--config", str(silent), "--check", "--port25", "no", "--seconds", "0.1"],
         78: ["check", "--config", str(bad)],
     }[status]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILURE: Final = 1
 EXIT_USAGE: Final = 2
+EXIT_NO_ANSWER: Final = 75  # EX_TEMPFAIL of sysexits.h
 EXIT_CONFIG: Final = 78  # EX_CONFIG of sysexits.h
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as in shells
 

@@ -21,7 +21,7 @@ from minismtp.values.threads import Interrupted
 COMMANDS: Final = {
     "serve": "run the server",
     "check": "check the configuration and everything that it names",
-    "dns": "print the records that the configuration needs in the DNS",
+    "dns": "print the records that the configuration needs in the DNS, and check them",
     "reload": "have the running server read its configuration again",
     "queue": "see and steer the mail that waits for delivery",
     "quarantine": "see and release the mail that filters set aside",

@@ -81,6 +81,13 @@ class DnsConfig:
         " the listeners, else those from which packets leave",
     ] = field(default_factory=list)
 
+    check: Annotated[
+        timedelta,
+        "time between two looks at the records that the configuration needs in the DNS, as"
+        " `minismtp dns --check` has. What went wrong is logged, and counted in the metrics."
+        " 0s = never. Servers that only this machine can reach never look",
+    ] = timedelta(hours=6)
+
     def __post_init__(self) -> None:
         for number, text in enumerate(self.addresses):
             try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import socket
-import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -21,6 +20,8 @@ from minismtp.config.types import parse_domain
 from minismtp.hooks.dns_zone import DnsRecord, DnsZone, Kind, Need
 from minismtp.hooks.loader import instances
 from minismtp.runtime.log import describe
+from minismtp.services.certificate_file import der_certificates
+from minismtp.services.resolver import Resolver, UnansweredError
 from minismtp.values.der import public_key_of
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -88,6 +89,20 @@ def own_addresses(configuration: Config) -> tuple[Address, ...]:
         return tuple(map(ip_address, configuration.dns.addresses))
     listening = list(_listening(configuration.listeners))
     return tuple(dict.fromkeys(listening or _leaving()))
+
+
+def is_public(listener: Listener) -> bool:
+    """Return whether others can reach a listener, maybe through a load balancer."""
+    return not listener.address.is_local or bool(listener.proxy_protocol)
+
+
+def addresses_in_dns(resolver: Resolver, hostname: str) -> tuple[Address, ...]:
+    """Return the addresses that the DNS has for a host, () if it does not answer."""
+    found: list[Address] = []
+    for kind in ("A", "AAAA"):
+        with suppress(UnansweredError):
+            found += [ip_address(each.address) for each in resolver.lookup(hostname, kind).records]
+    return tuple(found)
 
 
 def mta_sts_id(configuration: Config, domain: str) -> str:
@@ -166,10 +181,7 @@ def _tlsa(configuration: Config) -> Iterator[DnsRecord]:
     if certificate is None or not mx:
         return
     with suppress(OSError, ValueError):
-        text = certificate.read_text("ascii")
-        first = text[text.index("-----BEGIN CERTIFICATE-----") :]
-        first = first[: first.index("-----END CERTIFICATE-----") + 25]
-        key = public_key_of(ssl.PEM_cert_to_DER_cert(first))
+        key = public_key_of(der_certificates(certificate)[0])
         purpose = "the host: its key, only if DNSSEC signs the zone, and if renewals keep the key"
         value = f"3 1 1 {hashlib.sha256(key).hexdigest()}"
         name = f"_{_SMTP}._tcp.{configuration.hostname}"
@@ -223,7 +235,7 @@ def _services(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     host, purpose = configuration.hostname, f"{domain}: where mail programs find their server"
     found: dict[str, int] = {}
     for listener in configuration.listeners:
-        if listener.kind == "submission" and not listener.address.is_local:
+        if listener.kind == "submission" and is_public(listener):
             name = "_submissions" if listener.tls == "implicit" else "_submission"
             found.setdefault(name, listener.address.port)
     if not found:

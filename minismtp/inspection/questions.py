@@ -8,22 +8,26 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from ipaddress import ip_address
 from math import inf
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from minismtp.config import Config, PluginConfig
 from minismtp.config.types import SocketAddress
 from minismtp.inspection.problem import Problem, warning
 from minismtp.services.resolver import Found, Resolver, UnansweredError
-from minismtp.values.threads import start_thread
+from minismtp.values.threads import start_thread, surviving
 
 #: Seconds for all questions of one check together.
 DEADLINE: Final = 5.0
 _MOST_NAMES: Final = 50
+_THREADS: Final = 20
 _SCHEMES: Final = ("http://", "https://", "ldap://", "ldaps://", "redis://", "rediss://")
+
+T = TypeVar("T")
+Question: TypeAlias = Callable[[], T]
 
 
 class HurriedResolver(Resolver):
@@ -69,10 +73,6 @@ class _Name(NamedTuple):
     harm: str
 
 
-#: A name, and whether it has an address: None if nobody says.
-_Answer: TypeAlias = tuple[_Name, bool | None]
-
-
 def check_names(
     config: Config, instances: Iterable[tuple[PluginConfig, object]], resolver: HurriedResolver
 ) -> Iterator[Problem]:
@@ -82,14 +82,9 @@ def check_names(
     if not questions:
         return
     asked = list(questions)[:_MOST_NAMES]
-    answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
     end = time.monotonic() + resolver.left
-    for name in asked:
-        start_thread("name", partial(_ask, name, questions[name], answers), once=True)
-    found: dict[_Name, bool | None] = {}
-    with contextlib.suppress(queue.Empty):
-        while len(found) < len(asked):
-            found.update([answers.get(timeout=max(end - time.monotonic(), 0.01))])
+    answers = ask_all([questions[name] for name in asked], end, threads=_MOST_NAMES)
+    found = dict(zip(asked, answers, strict=True))
     for name in asked:
         if found.get(name) is False:
             text = f"{name.host} has no address in the DNS, {name.harm}; is it spelt right?"
@@ -100,10 +95,41 @@ def check_names(
         yield warning(config, silent[0].key, text)
 
 
-def _ask(
-    name: _Name, question: Callable[[], bool | None], answers: queue.SimpleQueue[_Answer]
-) -> None:
-    answers.put((name, question()))
+def ask_all(
+    questions: Sequence[Question[T]],
+    end: float,
+    *,
+    threads: int = _THREADS,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[T | None]:
+    """Return the answers, None for a question that raises or has no answer in time.
+
+    `end` is in monotonic seconds. At most `threads` questions are asked at once. `progress` is
+    called with the number of answers whenever there is one more.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[int, T | None]] = queue.SimpleQueue()
+    for number in range(len(questions)):
+        waiting.put(number)
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while time.monotonic() < end:
+                number = waiting.get_nowait()
+                answer: T | None = None
+                with surviving("name"):
+                    answer = questions[number]()
+                answers.put((number, answer))
+
+    for _ in range(min(threads, len(questions))):
+        start_thread("name", work, once=True)
+    found: list[T | None] = [None] * len(questions)
+    with contextlib.suppress(queue.Empty):
+        for count in range(1, len(questions) + 1):
+            number, answer = answers.get(timeout=max(end - time.monotonic(), 0.01))
+            found[number] = answer
+            progress(count)
+    return found
 
 
 def _in_dns(resolver: Resolver, host: str) -> bool | None:

@@ -12,6 +12,7 @@ import select
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,6 +37,7 @@ from minismtp.mailqueue.metrics import OutboundMetrics, StallDetector
 from minismtp.mailqueue.notifications import Notifier
 from minismtp.mailqueue.scheduler import JITTER, ProcessorTime, Scheduler
 from minismtp.runtime.log import Log, describe
+from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.process import open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.suspects import Suspects
@@ -54,7 +56,10 @@ _DOMAINS: Final = 10_000  # whose destinations are remembered
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """What the supervisor gives the runner, as `WorkerContext` is for a worker."""
+    """What the supervisor gives the runner, as `WorkerContext` is for a worker.
+
+    `begin` starts what else this process does, because there is one such process.
+    """
 
     slot: int
     metrics_directory: Path
@@ -62,6 +67,7 @@ class RunnerContext:
     lifeline: int
     scoreboard: Scoreboard
     suspects: Suspects
+    begin: Callable[[Config, PluginSet, Metrics, Log], object]
 
 
 def run(config: Config, context: RunnerContext) -> int:
@@ -80,6 +86,7 @@ def run(config: Config, context: RunnerContext) -> int:
     log.start()
     metrics.buffer.start()
     runner = Runner(config, spool, delivery, OutboundMetrics(metrics), log, context=context)
+    context.begin(config, plugins, metrics, log)
     report_ready(context.ready)
     runner.run(context.lifeline, lock)
     plugins.hooks().on_stop()

@@ -62,8 +62,8 @@ class Overview:
     `refusals` counts by stage, plugin, reason and class, `errors` exceptions by plugin, `logins` by
     result. `problems` are those of /readyz. `certificates` has the seconds since the epoch at which
     those of a listener expire, and `stale` the listeners whose changed certificate did not load.
-    `free` and `size` are those of disks in octets by directory; less than `reserve` stops mail.
-    `memory` and `started` are by process and slot.
+    `dns_records` counts those in the DNS by state. `free` and `size` are those of disks in octets
+    by directory; less than `reserve` stops mail. `memory` and `started` are by process and slot.
     """
 
     connections: float = 0.0
@@ -89,6 +89,7 @@ class Overview:
     certificates: Counts = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
     unusable_files: float = 0.0
+    dns_records: Counts = field(default_factory=dict)
     reload_ok: bool = True
     free: Counts = field(default_factory=dict)
     size: Counts = field(default_factory=dict)
@@ -187,7 +188,7 @@ def _take_mail(  # noqa: C901, PLR0912 - one arm for each metric
     return True
 
 
-def _take_server(found: Overview, name: str, labels: Mapping[str, str], value: float) -> None:  # noqa: C901
+def _take_server(found: Overview, name: str, labels: Mapping[str, str], value: float) -> None:  # noqa: C901, PLR0912 - as above
     match name:
         case "workers":
             found.workers = value
@@ -203,6 +204,8 @@ def _take_server(found: Overview, name: str, labels: Mapping[str, str], value: f
             found.stale.add(labels["listener"])
         case "unusable_files":
             found.unusable_files = value
+        case "dns_records":
+            found.dns_records[labels["state"]] = value
         case "disk_free_bytes":
             found.free[labels["directory"]] = value
         case "disk_size_bytes":

@@ -51,10 +51,18 @@ def _server(figures: Overview, now: float, sentences: Mapping[str, str]) -> Iter
         yield Trouble(f"the new certificate of {listener} does not load", fatal=False)
     if figures.unusable_files:
         yield Trouble("a file of users or passwords cannot be used: see the log", fatal=True)
+    yield from _dns(figures)
     for directory, free in figures.free.items():
         if free < _WARN_DISK * figures.reserve and "disk" not in figures.problems:
             text = f"the disk of {directory} has only {octets(free)} left"
             yield Trouble(text, fatal=False)
+
+
+def _dns(figures: Overview) -> Iterator[Trouble]:
+    bad = figures.dns_records.get("missing", 0.0) + figures.dns_records.get("wrong", 0.0)
+    if bad:
+        what = "one record in the DNS is" if bad == 1 else f"{bad:.0f} records in the DNS are"
+        yield Trouble(f"{what} missing or wrong: run `minismtp dns --check`", fatal=False)
 
 
 def _mail(figures: Overview, recent: Mapping[str, float]) -> Iterator[Trouble]:

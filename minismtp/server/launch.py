@@ -9,8 +9,11 @@ from socket import socket
 from typing import Final
 
 from minismtp.config import Config
+from minismtp.hooks.loader import PluginSet
 from minismtp.mailqueue import runner
+from minismtp.runtime.log import Log
 from minismtp.runtime.login_backoff import Backoff
+from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
@@ -109,7 +112,13 @@ class Launcher:
         def run(ready: int) -> int:
             self._close_listeners(())
             context = runner.RunnerContext(
-                slot, directory, ready, lifeline, self.scoreboard, self.suspects
+                slot,
+                directory,
+                ready,
+                lifeline,
+                self.scoreboard,
+                self.suspects,
+                _watch_dns,
             )
             return runner.run(config, context)
 
@@ -153,3 +162,9 @@ class Launcher:
             )
 
         self._children.fork("http", ENDPOINT_SLOT, Role.ENDPOINT, config.user, run)
+
+
+def _watch_dns(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
+    from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415 - only this process needs it
+
+    DnsWatch(config, plugins.instances, metrics, log).start()

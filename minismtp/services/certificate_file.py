@@ -50,16 +50,20 @@ class Certificate:
 
 def certificates_of(path: Path) -> list[Certificate]:
     """Return the certificates of a PEM file, in its order. Raise OSError or ValueError."""
+    return [_read(der) for der in der_certificates(path)]
+
+
+def der_certificates(path: Path) -> list[bytes]:
+    """Return the same certificates in DER. Raise OSError or ValueError."""
     with path.open("rb") as file:
         text = file.read(_LONGEST).decode("ascii", "replace")
-    found = [_read(pem[0]) for pem in islice(_PEM.finditer(text), _MOST)]
+    found = [ssl.PEM_cert_to_DER_cert(pem[0]) for pem in islice(_PEM.finditer(text), _MOST)]
     if not found:
         raise ValueError(f"{path} contains no PEM certificate")
     return found
 
 
-def _read(pem: str) -> Certificate:
-    der = ssl.PEM_cert_to_DER_cert(pem)
+def _read(der: bytes) -> Certificate:
     _, _, issuer, validity, subject, _ = certificate_fields(der)
     begin, end = [_seconds(each.tag, each.value) for each in elements(validity.value)][:2]
     extensions = dict(_extensions(der))

@@ -23,6 +23,12 @@ GB = 1e9
         (Overview(certificates={"smtp": -DAY}), "certificate of smtp expired 1d ago", True),
         (Overview(stale={"smtp"}), "the new certificate of smtp does not load", False),
         (Overview(unusable_files=1.0), "a file of users or passwords cannot be used", True),
+        (Overview(dns_records={"wrong": 1.0}), "one record in the DNS is missing or wrong", False),
+        (
+            Overview(dns_records={"wrong": 1.0, "missing": 2.0, "right": 9.0}),
+            "3 records in the DNS are missing or wrong: run `minismtp dns --check`",
+            False,
+        ),
         (
             Overview(free={"state": 2 * GB}, reserve=GB),
             "disk of state has only 1.9 GiB left",
@@ -44,6 +50,7 @@ def test_server_in_order_has_no_trouble() -> None:
         active=50.0,
         limit=100.0,
         oldest=3600.0,
+        dns_records={"right": 9.0, "missing": 0.0, "wrong": 0.0, "unanswered": 1.0},
         certificates={"smtp": 60 * DAY},
         free={"state": 50 * GB, "maildir": 50 * GB},
         reserve=GB,
