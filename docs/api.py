@@ -45,7 +45,7 @@ _LATER: Final = (
 #: Each heading, with its classes in the order of the page.
 CLASSES: Final[dict[str, tuple[type, ...]]] = {
     "Session": (Session, TlsInfo),
-    "Envelope": (Envelope,),
+    "Envelope": (Envelope, minismtp.RecipientVerdict),
     "Recipient": (Recipient, Local, minismtp.Relay, minismtp.Several),
     "Address": (minismtp.Address,),
     "Message": (minismtp.Message, minismtp.Texts, minismtp.TextPart, minismtp.Link),
@@ -59,7 +59,7 @@ CLASSES: Final[dict[str, tuple[type, ...]]] = {
     "Events": event_types.Event.__args__,
 }
 #: What the server itself calls.
-_INTERNAL: Final = {"ServerInfo.of", "Headers.below"}
+_INTERNAL: Final = {"ServerInfo.of", "Headers.below", "RecipientVerdict.signed"}
 _PIPE: Final = r"\|"
 _WIDTH: Final = 34
 

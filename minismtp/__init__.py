@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # type checkers take a name that is imported as itself for a 
     from minismtp.mail.links import Link as Link
     from minismtp.mail.message import Message as Message
     from minismtp.mail.mime_conversion import converted as converted
+    from minismtp.mail.recipient_verdict import RecipientVerdict as RecipientVerdict
     from minismtp.mail.results import AuthResult as AuthResult
     from minismtp.mail.results import Finding as Finding
     from minismtp.mail.results import findings_of as findings_of
@@ -113,6 +114,7 @@ _MODULES: Final = {
     "mail.links": "Link",
     "mail.message": "Message",
     "mail.mime_conversion": "converted",
+    "mail.recipient_verdict": "RecipientVerdict",
     "mail.results": "AuthResult Finding findings_of quoted results_of",
     "mail.session": "Session",
     "mail.text_parts": "TextPart Texts texts_of",

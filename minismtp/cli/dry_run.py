@@ -57,7 +57,8 @@ class Result:
 
     `steps` are the calls of the plugins' hooks, and the replies that refused something. `message`
     is the message after the plugins changed it, `before` the one that the client sent. Both are
-    None if the session ended before the content.
+    None if the session ended before the content. `outcomes` are those of recipients with a verdict
+    of their own, by address.
     """
 
     outcome: str
@@ -67,6 +68,7 @@ class Result:
     envelope: Envelope | None
     message: Message | None
     before: Message | None
+    outcomes: dict[str, str]
 
     @property
     def accepted(self) -> bool:
@@ -150,6 +152,7 @@ class DryRun:
             envelope=first.envelope,
             message=first.message,
             before=first.before,
+            outcomes=dialogue.outcomes,
         )
 
     def send(self, result: Result) -> list[Step]:

@@ -172,6 +172,7 @@ def _report(plugin: str, result: Result, steps: list[Step]) -> dict[str, Any]:
         "body_changed": _body_changed(result.before, message),
         "quarantined": message.quarantined if message else None,
         "discarded": message.discarded if message else None,
+        "recipients": result.outcomes,
         "results": [str(each) for each in results_of(envelope)] if envelope else [],
         "findings": [*findings_of(result.session), *(findings_of(envelope) if envelope else ())],
     }
@@ -224,6 +225,7 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     for word in ("quarantined", "discarded"):
         if report[word] is not None:
             yield f"{word}: {report[word]}"
+    yield from (f"{outcome}: {recipient}" for recipient, outcome in report["recipients"].items())
     yield from (f"result: {text}" for text in report["results"])
     for finding in report["findings"]:
         points = f"{finding.points:+g}"

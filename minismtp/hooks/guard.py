@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter, thread_time
 from typing import Any, Final, TypeAlias
@@ -22,10 +22,12 @@ from minismtp.hooks.specs import ServerInfo
 from minismtp.mail.envelope import Destination, Envelope, Local, Relay, Several
 from minismtp.mail.events import HookFailed
 from minismtp.mail.message import Message
+from minismtp.mail.recipient_verdict import RecipientVerdict
 from minismtp.mail.session import Session
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics
 from minismtp.smtp.sasl import StoredKey
+from minismtp.values.address import Address
 from minismtp.values.reply import Defer, Reply, Verdict
 from minismtp.values.stash import Stash, StashKey
 from minismtp.values.threads import Interrupted, report
@@ -54,7 +56,9 @@ HARMLESS: Final = frozenset({"on_check", "on_dns", "on_stop", "on_disconnect", "
 # ehlo-line = ehlo-keyword *( SP ehlo-param ), RFC 5321 section 4.1.1.1
 _EHLO_LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?: [!-~]+)*")
 
+_MOST_TOLD: Final = 10  # verdicts for single recipients that a step tells
 
+Verdicts: TypeAlias = Mapping[Address, RecipientVerdict]
 #: A hook implementation, which is called with positional arguments only.
 Method: TypeAlias = Callable[..., Any]
 
@@ -84,9 +88,10 @@ class Guard:
         plugin, plain = self.table.name, () if hook in CHECKED else ANSWERS.get(hook, object)
         timeout, shadow = self.table.timeout.total_seconds(), self.table.mode == "shadow"
         own = self._with_own_state if hook == "on_start" else self._copy if shadow else None
+        judges = hook == "on_message" and not shadow
 
         @functools.wraps(method)
-        def guarded(*args: object) -> Any:  # noqa: ANN401, C901 - each hook has its own answer
+        def guarded(*args: object) -> Any:  # noqa: ANN401, C901, PLR0912 - each hook has its own answer
             given = args
             if own is not None:
                 args = tuple([own(argument) for argument in args])
@@ -113,6 +118,10 @@ class Guard:
             if shadow:
                 kind, remark = f"shadow:{kind}", remark or _changes(given, args)
                 refused, result = [], None
+            elif judges:
+                for argument in args:
+                    if argument.__class__ is Envelope and argument.verdicts:
+                        remark = self._sign_verdicts(hook, argument, remark)
             try:
                 step = (hook, plugin, begun, wall, kind, remark)
                 metrics.end(activity, step, cpu, stored=result is True)
@@ -130,6 +139,16 @@ class Guard:
         if isinstance(argument, ServerInfo):
             return replace(argument, state=argument.state.of_plugin(self.table.name))
         return argument
+
+    def _sign_verdicts(self, hook: str, envelope: Envelope, remark: str) -> str:
+        """Note the plugin in its verdicts for single recipients; return a remark about them."""
+        new = {
+            address: verdict.signed(self.table.name, hook)
+            for address, verdict in envelope.verdicts.items()
+            if not verdict.plugin
+        }
+        envelope.verdicts = {**envelope.verdicts, **new}
+        return remark or _told(new)
 
     def _overran(self, hook: str, wall: float, metrics: HookMetrics) -> None:
         metrics.overrun(1)
@@ -217,7 +236,21 @@ def _changes(real: tuple[object, ...], copies: tuple[object, ...]) -> str:
             old, new = ((each.added, each.removed, each.reverse_path) for each in (before, after))
             if old != new:
                 changes.append("would be readdressed")
+            if told := _told(after.verdicts, before.verdicts):
+                changes.append(f"would be {told}")
     return "; ".join(changes)
+
+
+def _told(verdicts: Verdicts, before: Verdicts | None = None) -> str:
+    """Describe verdicts for single recipients, such as "refused: 550 5.7.1 no, for a@b.example"."""
+    before = before or {}
+    texts = [
+        f"{verdict}, for {address}"
+        for address, verdict in verdicts.items()
+        if before.get(address) != verdict
+    ]
+    more = len(texts) - _MOST_TOLD
+    return "; ".join(texts[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _is_valid(hook: str, result: object) -> bool:

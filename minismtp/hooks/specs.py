@@ -213,6 +213,11 @@ def on_message(session: Session, envelope: Envelope, message: Message) -> None:
     The plugin may prepend fields, replace the content, quarantine or discard the message, and
     change the envelope (`envelope.add`, `envelope.remove`, `envelope.reverse_path`). A refusal is
     the reply to the end of the content and applies to all recipients.
+
+    `envelope.refuse(address, Reject("text"))` refuses the message for one recipient alone, and
+    `envelope.quarantine(address, "why")` quarantines it for that one. Over LMTP a refused recipient
+    has a reply of its own. Over SMTP the message is accepted for the others, and the sender is
+    notified about this one. If the sender may be forged, this copy is quarantined instead.
     """
 
 

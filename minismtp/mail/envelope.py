@@ -6,11 +6,14 @@ makes optional. The null reverse-path is `None` (RFC 5321 section 4.5.5).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from minismtp.mail.recipient_verdict import IfForged, RecipientVerdict
 from minismtp.values.address import Address
 from minismtp.values.ciphers import TlsLevel
+from minismtp.values.reply import Defer, Reject
 from minismtp.values.stash import Stash
 
 
@@ -114,6 +117,8 @@ class Recipient:
 class Envelope:
     """One transaction, from MAIL on. `add` and `remove` change who gets the message.
 
+    `refuse` and `quarantine` judge its content for one recipient alone.
+
     `login`, `peer`, `helo` and `listener` are the session's, kept here because storage may run
     hours after the end of the session.
     """
@@ -162,6 +167,8 @@ class Envelope:
     """The recipients that `add` added in `on_message`."""
     removed: frozenset[Address] = field(default=frozenset(), init=False)
     """The addresses that `remove` removed in `on_message`."""
+    verdicts: Mapping[Address, RecipientVerdict] = field(default_factory=dict, init=False)
+    """What `refuse` and `quarantine` decided in `on_message` for recipients alone."""
 
     def add(self, address: Address, notify: frozenset[str] = frozenset()) -> None:
         """Add a recipient of the message, which counts after all plugins accepted the message.
@@ -180,6 +187,38 @@ class Envelope:
         """
         self.added = tuple(each for each in self.added if each.address != address)
         self.removed |= {address}
+
+    def refuse(
+        self, address: Address, verdict: Reject | Defer, *, if_forged: IfForged = "quarantine"
+    ) -> None:
+        """Refuse the message for this recipient alone, while the others get it.
+
+        Over LMTP the verdict is the reply for this recipient. SMTP has one reply for all
+        recipients: the first `Defer`, if there is one; or the first `Reject`, if nobody else gets
+        the message. Otherwise the message is accepted, and its sender is notified about this
+        recipient. A sender who may be forged, and the null reverse-path, get no notification.
+        Instead this copy is quarantined, or dropped with `if_forged="discard"`. The first refusal
+        of a recipient stands. An address that the client did not name is ignored.
+        """
+        if not isinstance(verdict, Reject | Defer):
+            raise TypeError(f"expected Reject(...) or Defer(...), not {verdict!r}")
+        self._judge(address, RecipientVerdict(verdict.reply, verdict.reply.text, if_forged))
+
+    def quarantine(self, address: Address, reason: str) -> None:
+        """Put the message into quarantine for this recipient alone; the client gets 250.
+
+        A refusal of the recipient stands, whatever comes first. An address that the client did not
+        name is ignored.
+        """
+        self._judge(address, RecipientVerdict(None, reason))
+
+    def _judge(self, address: Address, verdict: RecipientVerdict) -> None:
+        if not isinstance(address, Address):
+            raise TypeError(f"expected the address of a recipient, not {address!r}")
+        before = self.verdicts.get(address)
+        if before is None or (before.reply is None and verdict.reply is not None):
+            # A new mapping, because the copy of a plugin in shadow mode has the old one too.
+            self.verdicts = {**self.verdicts, address: verdict}
 
     @property
     def sender(self) -> str:

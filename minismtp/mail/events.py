@@ -87,6 +87,22 @@ class MessageDecided:
 
 
 @dataclass(frozen=True, slots=True)
+class RecipientJudged:
+    """A plugin decided on the content of a message for one recipient alone."""
+
+    session: str
+    """The identifier of the session."""
+    envelope: str
+    """The identifier of the transaction."""
+    recipient: Address
+    """The address in RCPT."""
+    outcome: str
+    """A value of the metric `recipient_verdicts_total`, such as notified."""
+    reply: Reply | None
+    """The refusal, None for a copy that the plugin quarantined."""
+
+
+@dataclass(frozen=True, slots=True)
 class HookFailed:
     """A plugin raised an exception other than a verdict."""
 
@@ -122,6 +138,7 @@ Event: TypeAlias = (
     | Authenticated
     | RecipientDecided
     | MessageDecided
+    | RecipientJudged
     | HookFailed
     | DeliveryAttempted
 )

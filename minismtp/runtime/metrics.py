@@ -44,6 +44,7 @@ CONNECTION_RESULTS: Final = ("accepted", "refused", "limited")
 AUTH_RESULTS: Final = ("success", "failure", "error", "cancelled")
 MESSAGE_OUTCOMES: Final = ("stored", "queued", "discarded", "quarantined", "rejected", "deferred")
 RECIPIENT_OUTCOMES: Final = ("accepted", "rejected", "deferred")
+VERDICT_OUTCOMES: Final = ("rejected", "deferred", "notified", "quarantined", "dropped")
 SERVER: Final = "server"  #: in place of a plugin, for what the server itself refuses
 #: Refusals by the server itself that operators are warned of: stage, reason and class.
 KNOWN_REFUSALS: Final = (
@@ -181,6 +182,7 @@ class ListenerMetrics:
         self.tls = {each: one(metrics.tls_sessions, each) for each in ("TLSv1.2", "TLSv1.3")}
         self.messages = {each: one(metrics.messages, each) for each in MESSAGE_OUTCOMES}
         self.recipients = {each: one(metrics.recipients, each) for each in RECIPIENT_OUTCOMES}
+        self.verdicts = {each: one(metrics.recipient_verdicts, each) for each in VERDICT_OUTCOMES}
         self.commands = {
             (command, category): one(metrics.commands, command, f"{category}xx")
             for command in COMMANDS
@@ -292,6 +294,8 @@ class Metrics:
         labels = ["listener", "outcome"]
         self.messages = self.counter("messages", "Messages by outcome.", labels)
         self.recipients = self.counter("recipients", "Recipients by the outcome of RCPT.", labels)
+        text = "Verdicts on the content for one recipient alone."
+        self.recipient_verdicts = self.counter("recipient_verdicts", text, labels)
         text = "Size of received messages."
         self.message_size = self.histogram("message_size_bytes", text, ["listener"], buckets=SIZES)
         text = "Time to store a copy durably."

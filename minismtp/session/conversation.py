@@ -6,6 +6,7 @@ into one `Decision`, and neither sends nor closes: that is the receiver's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias
 
@@ -17,6 +18,7 @@ from minismtp.runtime.metrics import COMMANDS
 from minismtp.session import replies
 from minismtp.session.authentication import Authentication
 from minismtp.session.error_count import USEFUL, ErrorCount
+from minismtp.session.recipient_verdicts import Outcome
 from minismtp.session.refusal_reasons import reason_of, stage_of
 from minismtp.session.session_log import SessionLog
 from minismtp.session.transaction import Transaction
@@ -74,13 +76,15 @@ class Decision(Struct, frozen=True):
 class Conversation:
     """Answers the events of one session.
 
-    `transactions` counts the accepted MAIL commands, `messages` the accepted messages.
+    `transactions` counts the accepted MAIL commands, `messages` the accepted messages. `verdicts`
+    are those for single recipients of the latest message.
     """
 
     def __init__(self, log: SessionLog) -> None:
         context = log.context
         self.transactions = 0
         self.messages = 0
+        self.verdicts: Sequence[Outcome] = ()
         self.transaction: Transaction | None = None
         self._context = context
         self._session = log.session
@@ -326,6 +330,7 @@ class Conversation:
             answers, close = transaction.finish(bare_newline=bare_newline, long_line=long_line)
         finally:
             self.transaction = None
+        self.verdicts = transaction.verdicts
         if answers[0].category == 2 or any(reply.category == 2 for reply in answers):  # noqa: PLR2004
             self.messages += 1
             self._errors.forgive(self._session.peer)

@@ -21,6 +21,7 @@ from minismtp.hooks.specs import ServerInfo, hookimpl
 from minismtp.mail.content import Content
 from minismtp.mail.envelope import Delivery, Destination, Envelope, Local, Recipient, Relay
 from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mail.session import Session, TlsInfo
 from minismtp.runtime import log as logging
 from minismtp.runtime.log import Log
@@ -30,6 +31,7 @@ from minismtp.services.resolver import Resolver
 from minismtp.services.shared_state import State
 from minismtp.session.listener_context import ListenerContext, new_id
 from minismtp.session.receiver import Receiver
+from minismtp.storage.spool import Spool
 from minismtp.values.address import Address
 from minismtp.values.clock import Clock
 
@@ -70,10 +72,13 @@ class Dialogue:
         self._resolver = resolver
         self._started: Hooks | None = None
         self._closed = False
+        self._notices = _Outbox(Path())
         if service is None:
             log = log or Log(level="error", unfolded=True)
             state = state or State.in_memory(clock=self.clock.wall)
             service = self._context(plugins, kind, limits or Limits(), spool, log, state=state)
+        if service.queue is None:
+            service = replace(service, notices=self._notices)
         self.service = service
         self.session = Session(
             id=new_id(),
@@ -175,6 +180,20 @@ class Dialogue:
             self.service.hooks.on_send(delivery, message)
             return message, self.service.hooks.destination(delivery)
 
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """What became of recipients of the latest message with a verdict of their own, by address.
+
+        The words are those of `minismtp_recipient_verdicts_total`: rejected, deferred, notified,
+        quarantined, dropped. All other recipients share the reply, and are not in here.
+        """
+        return self.receiver.outcomes
+
+    @property
+    def notifications(self) -> list[bytes]:
+        """The notifications that senders got about recipients who were refused, the latest last."""
+        return [*self._notices.contents]
+
     def advance(self, by: timedelta) -> None:
         """Let this much time pass at once, as plugins, their state and limits measure it."""
         self.clock.advance(by)
@@ -244,6 +263,23 @@ class Dialogue:
             clock=clock,
             wall=wall,
         )
+
+
+class _Outbox(Spool):
+    """Keeps notifications in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.contents: list[bytes] = []
+
+    def has_space(self, size: int = 0) -> bool:
+        del size
+        return True
+
+    def add(self, entry: QueueEntry, message: Message) -> None:
+        del entry
+        with message.open() as content:
+            self.contents.append(content.read())
 
 
 class SessionOptions(TypedDict, total=False):

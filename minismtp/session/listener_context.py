@@ -114,7 +114,8 @@ class ListenerContext:
     sessions out of the log and the metrics.
 
     Large contents are written to `spool`. Messages for other hosts wait in `queue`; without it
-    nothing is relayed. `decision_log` feeds `minismtp explain`, and `tracing` feeds `minismtp
+    nothing is relayed. Notifications about refused recipients go to `notices`, or else to `queue`.
+    `decision_log` feeds `minismtp explain`, and `tracing` feeds `minismtp
     trace`. `suspects` notes which messages this worker has in hand; a message that workers died on
     is quarantined if the listener `quarantines`, and else deferred. `made_up_keys` are for users
     that do not exist. `draining` is set when the process is about to end. `clock` returns monotonic
@@ -143,6 +144,7 @@ class ListenerContext:
     fix_newlines: bool = False
     spool: Path | None = None
     queue: Spool | None = None
+    notices: Spool | None = None
     decision_log: DecisionLog | None = None
     made_up_keys: MadeUpKeys = field(default_factory=MadeUpKeys)
     suspects: Notes | None = None

@@ -95,6 +95,11 @@ class Receiver:
         return self._conversation.messages
 
     @property
+    def outcomes(self) -> dict[str, str]:
+        """What became of recipients of the latest message with a verdict of their own."""
+        return {str(each.recipient.address): each.name for each in self._conversation.verdicts}
+
+    @property
     def unread(self) -> bool:
         """Whether the peer has sent more than was answered."""
         return self._protocol.buffered

@@ -12,16 +12,20 @@ from time import perf_counter
 from typing import Final
 
 from minismtp.mail.envelope import Envelope, Recipient
-from minismtp.mail.events import MessageDecided, RecipientDecided
+from minismtp.mail.events import MessageDecided, RecipientDecided, RecipientJudged
+from minismtp.mail.recipient_verdict import RecipientVerdict
 from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.log import bound
 from minismtp.runtime.thread_activity import Activity, summary
 from minismtp.session.listener_context import ListenerContext
+from minismtp.session.recipient_verdicts import Outcome
+from minismtp.session.refusal_reasons import reason_of
 from minismtp.session.storage import MessageStorage
 from minismtp.smtp.commands import Command, Mail, Rcpt
 from minismtp.smtp.protocol import Refused, SaslResponse
+from minismtp.values.address import Address
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
@@ -61,6 +65,21 @@ class SessionLog:
         self.recipients += 1
         if self.recipients <= _MOST_RECIPIENTS:
             self.refused(event, reply, **fields)
+
+    def log_quarantined(self, verdict: RecipientVerdict, facts: dict[str, str]) -> None:
+        """Write the line of a recipient whose copy alone was quarantined."""
+        self.recipients += 1
+        context, peer = self.context, self.session.peer
+        if self.recipients <= _MOST_RECIPIENTS and context.may_log_refusal(peer):
+            about = str(bound().get("id", self.session.id))
+            found: dict[str, str | int] = {
+                "peer": peer,
+                **facts,
+                "plugin": verdict.plugin,
+                "reason": verdict.reason,
+            }
+            event = "recipient quarantined"
+            context.record(Record(event, about, context.wall(), context.clock(), found, []))
 
     def log_command(
         self,
@@ -127,11 +146,13 @@ class TransactionLog:
     """The account of one transaction, from MAIL until `aborted` or `finished`.
 
     Meanwhile the lines that the thread logs name the message, and the steps that it notes belong to
-    it. `storage` is what stores the message, None before that.
+    it. `storage` is what stores the message, None before that. `verdicts` are those for single
+    recipients that were applied.
     """
 
     def __init__(self, log: SessionLog, envelope: Envelope) -> None:
         self.storage: MessageStorage | None = None
+        self.verdicts: Sequence[Outcome] = ()
         self._log = log
         self._context = log.context
         self._session = log.session
@@ -180,6 +201,8 @@ class TransactionLog:
             self._log_message(outcome, size, receiving, reply)
             if several:
                 self._log_recipients(recipients, answers, reply)
+            if self.verdicts:
+                self._log_verdicts(reply)
             if self._context.hooks.observed:
                 session, message = self._session.id, self._envelope.id
                 for each in answers:
@@ -201,6 +224,9 @@ class TransactionLog:
         to = [recipient.address for recipient in envelope.recipients]
         seconds = self._context.clock() - self._begun
         stored, queued = (storage.stored, storage.queued) if storage is not None else ([], [])
+        judged: dict[str, list[Address]] = {}
+        for outcome in self.verdicts:
+            judged.setdefault(outcome.name, []).append(outcome.recipient.address)
         made: dict[str, str | int] = {}
 
         def make() -> dict[str, str | int]:
@@ -217,6 +243,8 @@ class TransactionLog:
                 made["stored"] = ",".join(map(str, stored))
             if queued:
                 made["queued"] = ",".join([each.address for each in queued])
+            for name, addresses in judged.items():
+                made[name] = ",".join(map(str, addresses))
             if refusal:
                 made.update(refusal)
             return made
@@ -253,6 +281,32 @@ class TransactionLog:
                     sender=self._envelope.sender,
                     recipient=str(recipient.address),
                 )
+
+    def _log_verdicts(self, answer: Reply) -> None:
+        """Log and count the verdicts for single recipients, and tell the observers.
+
+        Replies to the client are logged and counted already.
+        """
+        context, envelope = self._context, self._envelope
+        for each in self.verdicts:
+            reply, recipient = each.verdict.reply, each.recipient.address
+            context.metrics.add(context.metrics.verdicts[each.name])
+            facts = {"sender": envelope.sender, "recipient": str(recipient), "outcome": each.name}
+            if reply is None:
+                self._log.log_quarantined(each.verdict, facts)
+            elif each.name not in ("rejected", "deferred"):
+                code_class = f"{reply.category}xx"
+                reason = reason_of("content", reply)
+                context.metrics.refused("content", reply.origin.plugin, reason, code_class)
+                self._log.log_recipient("recipient rejected", reply, **facts)
+            elif reply != answer and not context.lmtp:
+                self._log.log_recipient(f"recipient {each.name}", reply, **facts)
+            if context.hooks.observed:
+                session = self._session.id
+                context.hooks.observe(
+                    RecipientJudged(session, envelope.id, recipient, each.name, reply)
+                )
+        self._log.logged = answer.category != 2  # noqa: PLR2004
 
     def _keep(
         self, event: str, fields: Callable[[], dict[str, str | int]], *, accepted: bool

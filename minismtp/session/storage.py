@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from minismtp.hooks.facade import Hooks
@@ -32,27 +33,35 @@ from minismtp.values.threads import report, surviving
 _PATIENCE: Final = 120.0  # seconds for all copies; a client waits at least 600 (RFC 5321 4.5.3.2.6)
 
 
+class Share(Struct, frozen=True):
+    """The recipients who get the message in one form: as it is, or quarantined for them alone."""
+
+    envelope: Envelope
+    message: Message
+    recipients: Sequence[Recipient]
+
+
 class MessageStorage:
     """Stores each mailbox's copy once, and queues the copies for other hosts.
 
-    `stored` and `queued` say what is done so far. `close` says whether a plugin wants the
-    connection closed after the reply.
+    Of several shares, a mailbox gets its copy in the form of the first one that has it. `stored`
+    and `queued` say what is done so far. `close` says whether a plugin wants the connection closed
+    after the reply.
     """
 
-    def __init__(
-        self,
-        context: ListenerContext,
-        envelope: Envelope,
-        message: Message,
-        recipients: Sequence[Recipient],
-    ) -> None:
+    def __init__(self, context: ListenerContext, shares: Sequence[Share]) -> None:
         self.stored: list[Address] = []
         self.queued: list[QueuedRecipient] = []
         self.close = False
+        first, *others = shares
         self._context = context
-        self._envelope = envelope
-        self._message = message
-        self._recipients = recipients
+        self._shares = shares
+        self._several = others != []
+        self._envelope = first.envelope
+        self._message = first.message
+        self._recipients = first.recipients
+        if others:
+            self._recipients = [each for share in shares for each in share.recipients]
 
     def run(self, accepted: Reply, named: Sequence[Recipient]) -> list[Reply]:
         """Store the message and return the replies.
@@ -99,12 +108,25 @@ class MessageStorage:
         mailboxes = [box for recipient in self._recipients for box in recipient.mailboxes]
         several = len(mailboxes) > 1
         due = clock() + _PATIENCE if several else inf
+        share = self._shares[0]
+        forms = self._forms() if self._several else None
         for number, mailbox in enumerate(dict.fromkeys(mailboxes) if several else mailboxes):
             late = number and clock() > due
-            failure = replies.SLOW if late else self._deliver(mailbox)
+            if forms is not None:
+                share = forms[mailbox]
+            failure = replies.SLOW if late else self._deliver(share, mailbox)
             if failure is not None:
                 failures[mailbox] = failure
         return failures
+
+    def _forms(self) -> dict[Address, Share]:
+        """Return the first share that has each mailbox."""
+        found: dict[Address, Share] = {}
+        for share in self._shares:
+            for recipient in share.recipients:
+                for mailbox in recipient.mailboxes:
+                    found.setdefault(mailbox, share)
+        return found
 
     def _is_kept(self, recipient: Recipient, failures: Mapping[Address, Reply]) -> bool:
         """Return whether the client keeps a recipient's mail, because its reply is a failure.
@@ -171,7 +193,11 @@ class MessageStorage:
         assert context.queue is not None  # noqa: S101 - else nothing waits
         targets = [*relays, *waiting.values()]
         try:
-            context.queue.add(QueueEntry.of(self._envelope, self._message, targets), self._message)
+            if self._several:
+                self._enqueue_shares(context.queue, targets)
+            else:
+                entry = QueueEntry.of(self._envelope, self._message, targets)
+                context.queue.add(entry, self._message)
         except UnreadableError as error:
             raise self._unqueued(error) from None
         except OSError as error:
@@ -187,6 +213,22 @@ class MessageStorage:
             for mailbox in waiting:
                 reply = str(failures[mailbox])
                 context.log.warning("copy waits", id=name, mailbox=str(mailbox), reply=reply)
+
+    def _enqueue_shares(self, queue: Spool, targets: Iterable[QueuedRecipient]) -> None:
+        """Queue the copies of each share under a name of its own."""
+        numbers = {
+            str(recipient.address): number
+            for number, share in enumerate(self._shares)
+            for recipient in share.recipients
+        }
+        parts: dict[int, list[QueuedRecipient]] = {}
+        for target in targets:
+            parts.setdefault(numbers[target.recipient], []).append(target)
+        for number, part in parts.items():
+            share = self._shares[number]
+            entry = QueueEntry.of(share.envelope, share.message, part)
+            name = f"{entry.id}.r{number}" if number else entry.id
+            queue.add(replace(entry, id=name), share.message)
 
     def _notify(self, recipients: Sequence[Recipient]) -> None:
         """Queue the notifications of success that were asked for.
@@ -214,10 +256,10 @@ class MessageStorage:
             else:
                 context.log.info("notification", id=notice.id, about=entry.id, to=entry.sender)
 
-    def _deliver(self, mailbox: Address) -> Reply | None:
+    def _deliver(self, share: Share, mailbox: Address) -> Reply | None:
         """Store one copy, or return why not. An unexpected exception fails only this copy."""
         try:
-            stored = self._context.hooks.deliver(self._envelope, self._message, mailbox)
+            stored = self._context.hooks.deliver(share.envelope, share.message, mailbox)
         except Verdict as verdict:
             self.close = self.close or isinstance(verdict, Disconnect)
             return verdict.reply

@@ -6,6 +6,7 @@ is a 4yz or 5yz in all other cases, so nothing acknowledged can be lost.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 from minismtp.mail.cleanup import RETURN_PATH, clean
@@ -17,8 +18,9 @@ from minismtp.mail.trace_fields import hops, received
 from minismtp.runtime.log import describe
 from minismtp.runtime.suspects import fingerprint
 from minismtp.session import replies
+from minismtp.session.recipient_verdicts import Outcome, judge, queue_notice
 from minismtp.session.session_log import SessionLog, TransactionLog
-from minismtp.session.storage import MessageStorage
+from minismtp.session.storage import MessageStorage, Share
 from minismtp.session.submission import add_sender, complete, owns_authors, owns_sender
 from minismtp.smtp.commands import Mail, Rcpt
 from minismtp.smtp.dot_stuffing import ChunkLines, LineChecks, fix_newlines
@@ -43,6 +45,7 @@ class Transaction:
         self._recipients = self._accepted  # who gets the message, see `_readdress`
         self._asked = False
         self._close = False  # after the reply to the content, because a plugin wants it
+        self.verdicts: Sequence[Outcome] = ()  # for single recipients that were applied
         self.refused: Reply | None = None  # the reply to the content, if it is refused already
         sender, known = mail.reverse_path, session.login is not None
         self.envelope = Envelope(
@@ -268,21 +271,53 @@ class Transaction:
             add_sender(envelope, message)
         context.hooks.on_message(session, envelope, message)
         discarded = message.discarded
-        if discarded is None and (envelope.added or envelope.removed):
+        if discarded is None and (envelope.added or envelope.removed or envelope.verdicts):
             self._readdress()
+            if envelope.verdicts and self._recipients:
+                return self._judge_each(message)
             discarded = None if self._recipients else "no recipient is left"
         if discarded is not None:
             context.log.info("discarded", id=envelope.id, reason=discarded)
             return "discarded", [replies.accepted(envelope.id)]
         return self._store(message)
 
-    def _store(self, message: Message) -> tuple[str, list[Reply]]:
-        accepted = replies.accepted(self.envelope.id)
-        storage = MessageStorage(self._context, self.envelope, message, self._recipients)
+    def _judge_each(self, message: Message) -> tuple[str, list[Reply]]:
+        """Apply the verdicts for single recipients, and store the message for the others."""
+        context, envelope = self._context, self.envelope
+        named = [each for each in self._accepted if each.address not in envelope.removed]
+        judged = judge(context, envelope, message, named, envelope.added)
+        if judged.refusal is not None:
+            self._log.verdicts = self.verdicts = judged.outcomes
+            return "", [judged.refusal]
+        shares = judged.shares
+        ordinary = [share for share in shares if share.envelope is envelope]
+        envelope.recipients = [*ordinary[0].recipients] if ordinary else []
+        outcome, stored = "discarded", [replies.accepted(envelope.id)]
+        if shares:
+            outcome, stored = self._store(message, shares)
+        if judged.notice is not None and stored[0].category == 2:  # noqa: PLR2004
+            queue_notice(context, judged.notice)
+        if context.lmtp:
+            stored *= len(self._accepted) if len(stored) == 1 else 1
+            pairs = zip(self._accepted, stored, strict=True)
+            stored = [judged.answers.get(id(each), reply) for each, reply in pairs]
+            outcome = outcome if any(reply.category == 2 for reply in stored) else ""  # noqa: PLR2004
+        if context.lmtp or stored[0].category == 2:  # noqa: PLR2004
+            self._log.verdicts = self.verdicts = judged.outcomes
+        return outcome, stored
+
+    def _store(
+        self, message: Message, shares: Sequence[Share] | None = None
+    ) -> tuple[str, list[Reply]]:
+        envelope = self.envelope
+        accepted = replies.accepted(envelope.id)
+        shares = shares or [Share(envelope, message, self._recipients)]
+        storage = MessageStorage(self._context, shares)
         self._log.storage = storage
         answers = storage.run(accepted, self._accepted)
         self._close = self._close or storage.close
-        if message.quarantined is not None and accepted in answers:
+        # The ordinary share, if there is one, is the first.
+        if shares[0].message.quarantined is not None and accepted in answers:
             return "quarantined", answers
         return "queued" if storage.queued and not storage.stored else "", answers
 

@@ -39,7 +39,7 @@ class Words:
         message.remove("X-Old")
 """
 OTHERS = """
-from minismtp import hookimpl, plugin
+from minismtp import Reject, hookimpl, plugin
 
 @plugin
 class Others:
@@ -51,8 +51,10 @@ class Others:
             raise OSError("no database")
 
     @hookimpl
-    def on_message(self, message):
+    def on_message(self, envelope, message):
         match self.act:
+            case "refuse":
+                envelope.refuse(envelope.recipients[0].address, Reject("not me"))
             case "quarantine" | "discard":
                 getattr(message, self.act)("because")
             case "replace":
@@ -157,6 +159,14 @@ def test_what_became_of_the_message_is_told(
     assert line in lines
     assert lines[-1].startswith(f"others: {outcome}: 250")
     assert ("the body was changed" in lines) == (act == "replace")
+
+
+def test_recipient_with_a_verdict_of_its_own_is_told(capsys: Capture) -> None:
+    both = ["--to", "bob@example.org", "--to", "ann@example.org"]
+    assert main(["try", "others.py", "mail.eml", "--set", "act=refuse", *both]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "quarantined: bob@example.org" in lines
+    assert lines[-1].startswith("others: accepted: 250")
 
 
 def test_plugin_that_fails_shows_why(capfd: Capture) -> None:
