@@ -31,6 +31,9 @@ _OTHERS: Final = {
     "inspection.ports": "what the kernel says about sockets",
     "runtime.own_metrics": "names that a plugin's code gives",
     "cli.replay": "a file of the operator's, as `configuration` has it",
+    "services.acme_files": "a file of our own",
+    "services.acme_client": "a key of the operator's",
+    "services.acme_schedule": "a digest of our own",
     "cli.new_plugin.__init__": "an argument of the operator's",
 }
 

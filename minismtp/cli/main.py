@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "queue": "see and steer the mail that waits for delivery",
     "quarantine": "see and release the mail that filters set aside",
     "passwd": "set a user's password in a password file",
+    "certificate": "show the certificates, and get a new one now",
     "backup": "copy configuration, mail, queue and databases, also of a running server",
     "sessions": "show the sessions that are open now",
     "explain": "tell how a message or a session was decided, step by step",

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
+from minismtp.config.acme_table import AcmeConfig as AcmeConfig
+from minismtp.config.acme_table import check_reachable
 from minismtp.config.checks import check_domain, duplicates
 from minismtp.config.hints import with_hint
 from minismtp.config.limits_table import Limits as Limits
@@ -123,7 +125,8 @@ class Config:
             found = []
         except ConfigError as error:
             found = [error]
-        found += [*self._user_mistakes(), *self._listener_mistakes(), *self._plugin_mistakes()]
+        found += [*self._acme_mistakes(), *self._user_mistakes()]
+        found += [*self._listener_mistakes(), *self._plugin_mistakes()]
         if found and not self.lenient:
             raise combined(found)
         object.__setattr__(self, "mistakes", self.mistakes or tuple(found))
@@ -231,6 +234,36 @@ class Config:
         config = build(cls, table, file=file, key="", base=base)
         return replace(config, file=file, base=base)
 
+    @property
+    def acme_directory(self) -> Path:
+        """The directory of the certificate that `[tls.acme]` gets, and of its account."""
+        return self.state_directory / "acme"
+
+    def _acme_mistakes(self) -> Iterator[ConfigError]:
+        """Yield mistakes, and have `[tls]` use the certificate of `[tls.acme]`."""
+        acme, own = self.tls.acme, self.acme_directory / "certificate.pem"
+        if acme is None:
+            return
+        named = self.tls.certificate or own  # in a copy it is still that of the original
+        if named.parts[-2:] != own.parts[-2:]:
+            problem = "expected either certificate and key, or [tls.acme], which gets them itself"
+            yield ConfigError(problem, key="tls.certificate")
+            return
+        object.__setattr__(self.tls, "certificate", named)
+        object.__setattr__(self.tls, "key", named)
+        if not acme.names:
+            object.__setattr__(acme, "names", [self.hostname.lower().removesuffix(".")])
+        try:
+            check_reachable(acme.names[0], "hostname")
+        except ConfigError as error:
+            yield error
+        if acme.challenges is None and not self.web_listeners:
+            yield ConfigError(
+                'needs a listener of the kind "web" on port 80, where the authority checks the'
+                " names; or `challenges`, if another web server has that port",
+                key="tls.acme",
+            )
+
     def _user_mistakes(self) -> Iterator[ConfigError]:
         try:
             if self.user:
@@ -256,7 +289,7 @@ class Config:
                 object.__setattr__(listener, "key", f"listeners[{number}]")
             if listener.tls != "none" and self.tls.certificate is None:
                 yield ConfigError(
-                    f'"{listener.tls}" needs certificate and key in [tls];'
+                    f'"{listener.tls}" needs certificate and key in [tls], or [tls.acme];'
                     ' without them expected tls = "none"',
                     key=f"{listener.key}.tls",
                 )

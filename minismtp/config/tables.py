@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+from minismtp.config.acme_table import AcmeConfig
 from minismtp.config.checks import (
     Count,
     check_domain,
@@ -60,6 +61,7 @@ class TlsConfig:
     sni: Annotated[list[SniCertificate], "certificates for other server names"] = field(
         default_factory=list
     )
+    acme: AcmeConfig | None = None
 
     def __post_init__(self) -> None:
         for present, absent in (("certificate", "key"), ("key", "certificate")):

@@ -12,8 +12,10 @@ from typing import Final, NamedTuple
 
 from minismtp.config import Config, TlsConfig
 from minismtp.config.mistakes import ConfigError, remedy
+from minismtp.inspection.acme import check_acme
 from minismtp.inspection.problem import Problem, error, warning
 from minismtp.services import tls
+from minismtp.services.acme_schedule import is_self_signed
 from minismtp.services.certificate_file import Certificate, certificates_of
 
 _DAY: Final = 86_400
@@ -46,7 +48,10 @@ def pairs(config: Config) -> Iterator[Pair]:
 
 def check_certificates(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with the certificates, and what clients may not accept."""
+    yield from check_acme(config)
     for pair in pairs(config):
+        if _is_awaited(config, pair):
+            continue
         if _are_swapped(pair):
             text = f"{pair.certificate} has the key, and {pair.key} the certificate: swap the two"
             yield error(config, f"{pair.table}.certificate", text)
@@ -70,6 +75,11 @@ def described(pair: Pair) -> str:
     days = int((first.end - time.time()) // _DAY)
     left = f"{days} days" if days >= 0 else "expired"
     return f"{shown}{more}, until {_day(first.end)} ({left})"
+
+
+def _is_awaited(config: Config, pair: Pair) -> bool:
+    """Return whether the server makes this certificate when it starts."""
+    return pair.table == "tls" and config.tls.acme is not None and not pair.certificate.exists()
 
 
 def _remedy(pair: Pair) -> str:
@@ -102,6 +112,8 @@ def _doubts(pair: Pair) -> Iterator[str]:
         yield f"cannot be examined: {problem}"
         return
     first, now = chain[0], time.time()
+    if pair.settings.acme is not None and pair.table == "tls" and is_self_signed(first):
+        yield "is one that the server signed itself; the authority's has not arrived yet"
     if first.begin > now:
         yield f"is not valid before {_day(first.begin)}: is the clock right?"
     if first.end < now:

@@ -24,7 +24,13 @@ _QUEUE: Final = struct.Struct("qd?7x")
 #: Why a process of each kind was replaced.
 REPLACEMENTS: Final = tuple(
     (kind, reason)
-    for kind in ("worker", "outbound runner", "metrics endpoint", "web server")
+    for kind in (
+        "worker",
+        "outbound runner",
+        "metrics endpoint",
+        "web server",
+        "certificate process",
+    )
     for reason in ("died", "hung")
 )
 _REPLACED: Final = struct.Struct(f"{len(REPLACEMENTS)}q")

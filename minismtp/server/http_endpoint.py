@@ -58,6 +58,7 @@ _PROCESSES: Final = {
     "outbound runner": "runner",
     "metrics endpoint": "endpoint",
     "web server": "web",
+    "certificate process": "certificates",
 }
 
 

@@ -17,7 +17,7 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
-from minismtp.server import http_endpoint, web_listener, worker
+from minismtp.server import certificate_process, http_endpoint, web_listener, worker
 from minismtp.server.directories import make_control_directory, runtime_directory
 from minismtp.server.generation import Generation
 from minismtp.server.processes import Children, Role
@@ -147,6 +147,26 @@ class Launcher:
             return web_listener.run(config, context)
 
         return self._children.fork("web", slot, Role.WEB, config.user, run)
+
+    def start_certificates(self, config: Config) -> int:
+        """Start the process that renews certificates and return its id, 0 if it has no work.
+
+        Raise OSError or MemoryError.
+        """
+        if config.tls.acme is None:
+            return 0
+        slot = self._children.free_slot()
+        directory, lifeline = self._metrics_directory, self._children.lifeline
+        self.scoreboard.clear_beat(slot)
+
+        def run(ready: int) -> int:
+            self._close_listeners(())
+            context = certificate_process.CertificateContext(
+                slot, directory, ready, lifeline, self.scoreboard
+            )
+            return certificate_process.run(config, context)
+
+        return self._children.fork("acme", slot, Role.CERTIFICATES, config.user, run)
 
     def start_endpoint(self, config: Config) -> None:
         """Start the metrics endpoint if it is configured. Raise OSError or MemoryError."""

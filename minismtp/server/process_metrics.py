@@ -30,6 +30,7 @@ _KINDS: Final = {
     "minismtp-queue": "runner",
     "minismtp-http": "endpoint",
     "minismtp-web": "web",
+    "minismtp-acme": "certificates",
 }
 _LABELS: Final = ["process", "slot"]
 _GAUGES: Final = {

@@ -39,6 +39,7 @@ class Role(enum.Enum):
     ENDPOINT = "metrics endpoint"
     RUNNER = "outbound runner"
     WEB = "web server"
+    CERTIFICATES = "certificate process"
 
 
 #: What a process belongs to. The workers belong to the generation of their configuration.

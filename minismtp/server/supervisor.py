@@ -83,6 +83,7 @@ class Supervisor:
         self._next_endpoint = 0.0
         self._runner = Respawn(self._start_runner)
         self._web = Respawn(self._start_web)
+        self._certificates = Respawn(self._start_certificates)
         adopted = adopt(dict(os.environ), os.getpid())
         sockets = open_listeners(config, adopted)
         self._adopted = adopted.keys()
@@ -143,7 +144,11 @@ class Supervisor:
             self._attempt(self._step_reload, "reload")
             self._attempt(self._start_workers, "workers")
             self._attempt(self._start_endpoint, "endpoint")
-            for name, single in (("runner", self._runner), ("web", self._web)):
+            for name, single in (
+                ("runner", self._runner),
+                ("web", self._web),
+                ("certificates", self._certificates),
+            ):
                 self._attempt(partial(self._start, single.step, name), name)
         self._attempt(self._end_overdue, "end")
         self._attempt(self._tell, "tell")
@@ -224,7 +229,7 @@ class Supervisor:
         failed = not expected or (status and self._status is None and now < child.end_by)
         if failed and child.group is not Role.ENDPOINT:  # which handles no mail
             self._blame(child, running)
-        for single in (self._runner, self._web):
+        for single in (self._runner, self._web, self._certificates):
             single.ended(pid, now, lived)
         if not expected and isinstance(child.group, Generation):
             self._reap_worker(child.group, lived, status)
@@ -275,6 +280,10 @@ class Supervisor:
 
     def _start_web(self) -> int:
         return self._launcher.start_web(self._current)
+
+    def _start_certificates(self) -> int:
+        """Start the process that renews certificates once workers serve."""
+        return self._launcher.start_certificates(self._current.config) if self._started else 0
 
     def _start(self, start: Callable[[], None], name: str) -> None:
         """Start a process. If the system has no resources for it, try again in a second."""
@@ -340,7 +349,11 @@ class Supervisor:
         for generation in self._generations() - {old, coming}:
             self._drain(generation)
         self._children.send_signal(old, signal.SIGUSR1)
-        for role, single in ((Role.RUNNER, self._runner), (Role.WEB, self._web)):
+        for role, single in (
+            (Role.RUNNER, self._runner),
+            (Role.WEB, self._web),
+            (Role.CERTIFICATES, self._certificates),
+        ):
             self._children.end(role, old.drain + SHORT_LIFE)
             single.replace()
         old.drain_at = time.monotonic() + old.drain

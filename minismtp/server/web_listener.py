@@ -33,6 +33,7 @@ from minismtp.server.http_server import BoundedServer
 from minismtp.server.web_pages import Site
 from minismtp.server.web_server import Places, Record, WebServer
 from minismtp.services.acme_challenges import Challenges
+from minismtp.services.acme_files import ensure_certificate
 from minismtp.services.tls import Certificates, first_end
 from minismtp.session.listener_context import RefusalLog
 from minismtp.values.threads import start_thread
@@ -59,6 +60,7 @@ def run(config: Config, context: WebContext) -> int:
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot)
     places = Places(_MOST, _MOST_OF_ONE)
     try:
+        ensure_certificate(config)
         servers = _servers(config, context, places, metrics, log)
     except ConfigError as error:
         log.complain(f"minismtp: {error}")

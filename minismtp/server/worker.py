@@ -32,6 +32,7 @@ from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.listener import Server, Sessions
+from minismtp.services.acme_files import ensure_certificate
 from minismtp.services.tls import Certificates, first_end, server_context, stamps
 from minismtp.session.listener_context import ListenerContext, RefusalLog
 from minismtp.smtp.sasl import MadeUpKeys
@@ -80,6 +81,7 @@ def run(config: Config, context: WorkerContext) -> int:
     names = [listener.name for listener in config.mail_listeners]
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot, names)
     try:
+        ensure_certificate(config)
         plugins = PluginSet.load(config, metrics, log)
         worker = Worker(config, context, plugins, metrics, log)
         worker.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import re
 import ssl
 import time
@@ -23,6 +24,8 @@ _UTC_TIME: Final = 0x17
 _EXTENSIONS: Final = 0xA3  # the optional last field of a TBSCertificate
 _DNS_NAME: Final = 0x82  # [2] of a GeneralName, RFC 5280 section 4.2.1.6
 _ALTERNATIVE_NAMES: Final = bytes.fromhex("551d11")  # 2.5.29.17
+_COMMON_NAME: Final = bytes.fromhex("550403")  # 2.5.4.3
+_ORGANIZATION: Final = bytes.fromhex("55040a")  # 2.5.4.10
 _INFORMATION_ACCESS: Final = bytes.fromhex("2b06010505070101")  # 1.3.6.1.5.5.7.1.1
 _CA_ISSUERS: Final = bytes.fromhex("2b06010505073002")  # 1.3.6.1.5.5.7.48.2
 
@@ -56,11 +59,30 @@ def certificates_of(path: Path) -> list[Certificate]:
 def der_certificates(path: Path) -> list[bytes]:
     """Return the same certificates in DER. Raise OSError or ValueError."""
     with path.open("rb") as file:
-        text = file.read(_LONGEST).decode("ascii", "replace")
-    found = [ssl.PEM_cert_to_DER_cert(pem[0]) for pem in islice(_PEM.finditer(text), _MOST)]
+        found = _der(file.read(_LONGEST))
     if not found:
         raise ValueError(f"{path} contains no PEM certificate")
     return found
+
+
+def certificates_in(data: bytes) -> list[Certificate]:
+    """Return the certificates in PEM, in its order. Raise ValueError for one that is damaged."""
+    return [_read(der) for der in _der(data)]
+
+
+def common_name(name: bytes) -> str:
+    """Return the common name, else the organization, in a DER name; "" if it has neither."""
+    found: dict[bytes, str] = {}
+    with contextlib.suppress(ValueError):  # not DER
+        for part in islice(elements(_first(name)), _MOST_NAMES):
+            kind, value = [*islice(elements(_first(part.value)), 2)]
+            found.setdefault(kind.value, value.value.decode("utf-8", "replace"))
+    return found.get(_COMMON_NAME, "") or found.get(_ORGANIZATION, "")
+
+
+def _der(data: bytes) -> list[bytes]:
+    text = data.decode("ascii", "replace")
+    return [ssl.PEM_cert_to_DER_cert(pem[0]) for pem in islice(_PEM.finditer(text), _MOST)]
 
 
 def _read(der: bytes) -> Certificate:

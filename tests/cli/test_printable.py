@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minismtp.cli import explain, quarantine, queue, replay, sessions, shadow, trace, try_plugin
+from minismtp.cli import (
+    certificate,
+    explain,
+    quarantine,
+    queue,
+    replay,
+    sessions,
+    shadow,
+    trace,
+    try_plugin,
+)
 from minismtp.cli.common import fail, say
 from minismtp.cli.main import COMMANDS
 from minismtp.mail.content import Content
@@ -168,6 +178,9 @@ SHOWN: Final[dict[str, Callable[[str], Iterable[str]]]] = {
     "trace": lambda text: [
         trace.line_of({"at": NOW, "session": text, "peer": text, "said": "C", "text": text})
     ],
+    "certificate": lambda text: certificate.details(
+        {"table": "tls", "file": "c.pem", "names": [text], "issuer": text, "error": text}
+    ),
     "shadow": lambda text: shadow.lines_of(shadows(text), NOW),
     "try": lambda text: try_plugin.as_text(report(text)),
     "replay": lambda text: [replay.line_of(replay.Difference(text, text, text, text, text))],
@@ -221,6 +234,7 @@ def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
         "check",
         "passwd",
         "backup",
+        "dns",
         "hooks",
         "plugins",
         "schema",

@@ -50,7 +50,7 @@ from minismtp.delivery.mx import HostFinder, UnreachableError
 from minismtp.delivery.tls_security import matches
 from minismtp.hooks.dns_zone import DnsRecord
 from minismtp.inspection.dns_check import DnsChecker
-from minismtp.services.certificate_file import certificates_of
+from minismtp.services.certificate_file import certificates_of, common_name
 from minismtp.services.resolver import Found, Resolver
 from minismtp.values.der import certificate_fields
 
@@ -188,6 +188,7 @@ def certificate_file(data: bytes) -> None:
         with file_of(text) as path, suppress(ValueError):
             for each in certificates_of(path):
                 each.is_for("www.example.org")
+                common_name(each.issuer)
 
 
 @target("dnsbl", raises=(ValueError, RemoteError))

@@ -1,0 +1,185 @@
+"""Gets and renews the certificate of `[tls.acme]`: one attempt, and what it leaves on disk.
+
+The wait after a failure is on disk before an attempt begins. So a process that dies again and again
+asks the authority no more often than one that fails. The certificate in use is replaced only by one
+that fits its key and the names. Whatever fails, it stays, and the running workers serve it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from minismtp.config import AcmeConfig, Config
+from minismtp.services.acme_challenges import Challenges
+from minismtp.services.acme_client import Authority
+from minismtp.services.acme_files import AcmeFiles, State, is_time_to_ask, requested
+from minismtp.services.acme_schedule import AcmeError, Failure, is_self_signed, wait
+from minismtp.services.certificate_file import Certificate, certificates_in
+from minismtp.values.durable_files import make_directory
+
+_OWN_MODE, _SHARED_MODE = 0o600, 0o644
+
+
+def get_certificate(
+    config: Config, say: Callable[[str], None] = lambda _: None, *, new_key: bool = False
+) -> Certificate:
+    """Get a certificate now, make it the one in use, and return it.
+
+    It has the key of the one in use, or a new one with `new_key`. `say` is called with each step.
+    Raise AcmeError after a failure, which is noted with the time of the next attempt; and BusyError
+    if another process is at it. Blocks for some minutes at most, unless the authority sends its
+    answers in very small pieces.
+    """
+    acme, files = _table(config), AcmeFiles.of(config)
+    try:
+        with files.locked():
+            own_place = Challenges(config.state_directory).directory
+            return _Attempt(acme, files, own_place, say).run(new_key=new_key)
+    except OSError as error:  # before anything could be noted
+        raise _local(error, files) from error
+
+
+def ask_for_renewal(config: Config) -> State:
+    """Ask the authority when it wants the certificate renewed, if it is time for that question.
+
+    Return the state with its answer. Raise AcmeError, BusyError and OSError.
+    """
+    acme, files = _table(config), AcmeFiles.of(config)
+    with files.locked():
+        state, certificate = files.state(), files.present()
+        if certificate is None or is_self_signed(certificate) or not is_time_to_ask(state):
+            return state
+        state = msgspec.structs.replace(state, ask_after=time.time() + 86_400.0)
+        files.write_state(state)
+        authority = Authority(acme, files.account_key_pem())
+        suggested, again = authority.suggestion(files.certificate.read_bytes())
+        state = msgspec.structs.replace(state, suggested=suggested, ask_after=again)
+        files.write_state(state)
+        return state
+
+
+class _Attempt:
+    def __init__(
+        self, acme: AcmeConfig, files: AcmeFiles, own_place: Path, say: Callable[[str], None]
+    ) -> None:
+        self._acme = acme
+        self._own_place = own_place
+        self._files = files
+        self._say = say
+        self._state = files.state()
+        self._ordered = False  # whether the authority may have issued a certificate
+
+    def run(self, *, new_key: bool) -> Certificate:
+        """Make the attempt. Raise AcmeError."""
+        wanted = requested(self._acme)
+        failures = self._state.failures + 1 if self._state.request == wanted else 1
+        self._note(
+            request=wanted,
+            attempted=time.time(),
+            failures=failures,
+            error="the attempt was interrupted",
+            wait_until=time.time() + wait(Failure.REFUSED, failures),
+        )
+        try:
+            certificate = self._certificate(new_key=new_key)
+        except OSError as error:
+            failed = _local(error, self._files)
+            if self._ordered:
+                failed.failure = Failure.REFUSED
+        except AcmeError as error:
+            failed = error
+        else:
+            self._note(
+                issued=wanted,
+                renewed=time.time(),
+                failures=0,
+                error="",
+                wait_until=0.0,
+                suggested=0.0,
+                ask_after=0.0,
+            )
+            return certificate
+        self._files.drop_key()
+        pause = wait(failed.failure, failures, failed.ordered)
+        self._note(error=str(failed), wait_until=time.time() + pause)
+        raise failed
+
+    def _certificate(self, *, new_key: bool) -> Certificate:
+        acme, files = self._acme, self._files
+        account_key, key = self._account_key(), files.prepare_key(acme.key_type, new=new_key)
+        place, mode = self._place()
+        known = self._state.account if self._state.account_directory == acme.url else ""
+        try:
+            authority = Authority(acme, account_key, known)
+        except (ValueError, TypeError) as error:
+            raise AcmeError(
+                f"{files.account_key} contains no key: {error}; if it is moved away, the next"
+                " attempt makes a new account",
+                Failure.UNREACHED,
+            ) from error
+        self._say(f"logging in at {acme.url}")
+        try:
+            authority.log_in()
+            self._ordered = True
+            chain = authority.issue(key, place, mode, self._say)
+        finally:
+            self._note(account=authority.account, account_directory=acme.url)
+        certificate = self._checked(chain)
+        files.install(key, chain)
+        self._say(f"{files.certificate} has the new certificate")
+        return certificate
+
+    def _account_key(self) -> bytes:
+        try:
+            return self._files.account_key_pem()
+        except PermissionError as error:
+            problem = f"{self._files.account_key}: {error.strerror}; expected mode 0600"
+            raise AcmeError(
+                f"{problem}, and the server's user as owner", Failure.UNREACHED
+            ) from error
+
+    def _place(self) -> tuple[Path, int]:
+        if self._acme.challenges is not None:
+            return self._acme.challenges, _SHARED_MODE
+        make_directory(self._own_place)
+        for leftover in self._own_place.iterdir():  # of an attempt that was interrupted
+            leftover.unlink()
+        return self._own_place, _OWN_MODE
+
+    def _checked(self, chain: bytes) -> Certificate:
+        """Return the first certificate of a chain. Raise AcmeError if it is of no use."""
+        try:
+            certificate = certificates_in(chain)[0]
+        except (ValueError, IndexError) as error:
+            problem = f"the authority sent no certificate: {error}"
+            raise AcmeError(problem, Failure.REFUSED) from error
+        now = time.time()
+        if missing := set(self._acme.names) - set(certificate.names):
+            problem = f"the new certificate is not for {', '.join(sorted(missing))}"
+            raise AcmeError(problem, Failure.REFUSED)
+        if certificate.end < now:
+            problem = "the new certificate has expired already; is the clock right?"
+            raise AcmeError(problem, Failure.REFUSED)
+        if certificate.begin > now:
+            self._say("the new certificate is not valid yet; is the clock right?")
+        return certificate
+
+    def _note(self, **changes: object) -> None:
+        self._state = msgspec.structs.replace(self._state, **changes)
+        self._files.write_state(self._state)
+
+
+def _local(error: OSError, files: AcmeFiles) -> AcmeError:
+    # An error of write(2) has no name.
+    place = error.filename or files.directory
+    return AcmeError(f"{place}: {error.strerror or error}", Failure.UNREACHED)
+
+
+def _table(config: Config) -> AcmeConfig:
+    if config.tls.acme is None:
+        raise ValueError("the configuration has no table [tls.acme]")
+    return config.tls.acme

@@ -1,0 +1,107 @@
+"""When a certificate is renewed, and how long a failed attempt waits.
+
+A certificate is renewed when its authority suggests it (RFC 9773), else after 60 to 67 % of its
+life. The waits after failures stay below the limits of public authorities. Let's Encrypt allows 5
+failed checks of a name an hour, and 5 certificates for the same names a week.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from minismtp.config import AcmeConfig
+from minismtp.services.acme_files import State, requested
+from minismtp.services.certificate_file import Certificate
+from minismtp.values.printable import one_line
+
+_LIFE: Final = 0.6  # of a certificate's life, after which the first servers renew
+_SPREAD: Final = 1 / 15  # of its life, over which they are spread; 2/3 is the end of it
+_LEAST: Final = 0.1  # of its life, before which no clock makes a certificate look old
+_JITTER: Final = 0.25
+_LONGEST_TEXT: Final = 600  # characters of an error
+_LONGEST_ORDER: Final = 7 * 86_400.0  # seconds; no authority can stop attempts for longer
+
+
+class Failure(enum.Enum):
+    """Why an attempt failed, with the first and the longest wait after it in seconds."""
+
+    UNREACHED = (60.0, 3_600.0)  # no authority counted it, or it was here
+    REFUSED = (1_200.0, 86_400.0)
+
+
+class AcmeError(Exception):
+    """An attempt failed; the text is one line. `ordered` is Retry-After in seconds, 0 if none."""
+
+    def __init__(self, text: str, failure: Failure, ordered: float = 0.0) -> None:
+        shown = one_line(text)
+        if len(shown) > _LONGEST_TEXT:
+            shown = f"{shown[:_LONGEST_TEXT]}..."
+        super().__init__(shown)
+        self.failure = failure
+        self.ordered = ordered
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """When to get the next certificate, in seconds since the epoch, and why."""
+
+    at: float
+    reason: str
+
+
+def plan(acme: AcmeConfig, certificate: Certificate | None, state: State) -> Plan:
+    """Return when the next attempt is. `certificate` is the one in use."""
+    wanted = requested(acme)
+    found = _need(acme, certificate, state, wanted)
+    if state.error and state.request == wanted and state.wait_until > found.at:
+        return Plan(state.wait_until, "the last attempt failed")
+    return found
+
+
+def _need(acme: AcmeConfig, certificate: Certificate | None, state: State, wanted: str) -> Plan:
+    if certificate is None or is_self_signed(certificate):
+        return Plan(0.0, "there is no certificate of an authority yet")
+    if set(certificate.names) != set(acme.names):
+        return Plan(0.0, "the names changed")
+    if state.issued and state.issued != wanted:
+        return Plan(0.0, "the configuration changed")
+    life = certificate.end - certificate.begin
+    earliest = min(state.renewed, certificate.end) + life * _LEAST
+    if state.suggested:
+        return Plan(max(state.suggested, earliest), "the authority suggests it")
+    return Plan(max(renewal_time(certificate), earliest), "renewal")
+
+
+def renewal_time(certificate: Certificate) -> float:
+    """Return when to renew a certificate of an authority that suggests no time.
+
+    It is the same at each call, and spread over the certificates of an authority.
+    """
+    seed = hashlib.sha256(f"{certificate.begin} {certificate.names}".encode()).digest()
+    share = _LIFE + _SPREAD * int.from_bytes(seed[:4], "big") / 2**32
+    return certificate.begin + share * (certificate.end - certificate.begin)
+
+
+def wait(
+    failure: Failure,
+    failures: int,
+    ordered: float = 0.0,
+    draw: Callable[[], float] = random.random,
+) -> float:
+    """Return the seconds to wait after the given number of failures in a row.
+
+    `ordered` is what the authority said in Retry-After. `draw` returns a number from 0 to 1.
+    """
+    first, longest = failure.value
+    doubled = min(first * 2.0 ** min(max(failures - 1, 0), 32), longest)
+    return max(doubled, min(ordered, _LONGEST_ORDER)) * (1 + _JITTER * draw())
+
+
+def is_self_signed(certificate: Certificate) -> bool:
+    """Return whether no authority signed a certificate."""
+    return certificate.issuer == certificate.subject

@@ -1,0 +1,209 @@
+"""A certificate authority for tests: Debian's pebble, with a DNS that sends all names to loopback.
+
+Its host has a certificate of `trustme`. It does not wait, refuses no nonce, and checks every name
+again, because these depend on chance by default.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import trustme
+from conftest import wait_until
+from ports import free_port
+
+_SETTINGS: Final = {
+    "PEBBLE_VA_NOSLEEP": "1",
+    "PEBBLE_WFE_NONCEREJECT": "0",
+    "PEBBLE_AUTHZREUSE": "0",
+}
+#: An account for external account binding.
+EAB_ID: Final = "kid-1"
+EAB_KEY: Final = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+
+
+@dataclass
+class Authority:
+    """A running authority. It fetches answers from `web_port` of loopback."""
+
+    port: int
+    web_port: int
+    trusted: Path
+    log: Path
+
+    def table(self, challenges: Path | None, *lines: str, names: str = "mx.example.org") -> str:
+        """Return `[tls.acme]` for a configuration."""
+        place = [f'challenges = "{challenges}"'] if challenges else []
+        return "\n".join(
+            [
+                "[tls.acme]\nagree_terms = true",
+                f'directory = "https://localhost:{self.port}/dir"\ndirectory_ca = "{self.trusted}"',
+                f"names = {json.dumps(names.split())}\n",
+                *place,
+                *lines,
+            ]
+        )
+
+
+@contextlib.contextmanager
+def running_authority(
+    directory: Path, require_program: Callable[[str], str], *, eab: bool = False
+) -> Iterator[Authority]:
+    """Run an authority while the block runs."""
+    programs = [require_program(name) for name in ("pebble", "pebble-challtestsrv")]
+    trusted, (certificate, key) = directory / "ca.pem", issue(directory, trustme.CA())
+    port, dns, web = free_port(), free_port(), free_port()
+    settings: dict[str, Any] = {
+        "listenAddress": f"127.0.0.1:{port}",
+        "managementListenAddress": f"127.0.0.1:{free_port()}",
+        "certificate": str(certificate),
+        "privateKey": str(key),
+        "httpPort": web,
+        "tlsPort": free_port(),
+        "ocspResponderURL": "",
+        "externalAccountBindingRequired": eab,
+        "externalAccountMACKeys": {EAB_ID: EAB_KEY},
+    }
+    (directory / "pebble.json").write_text(json.dumps({"pebble": settings}))
+    management = f"127.0.0.1:{free_port()}"
+    none = [
+        word
+        for name in ("http01", "https01", "tlsalpn01", "defaultIPv6")
+        for word in (f"-{name}", "")
+    ]
+    commands = (
+        [programs[0], "-config", "pebble.json", "-dnsserver", f"127.0.0.1:{dns}"],
+        [programs[1], "-dns01", f"127.0.0.1:{dns}", *none, "-management", management],
+    )
+    log = directory / "pebble.log"
+    with contextlib.ExitStack() as stack, log.open("wb") as output:
+        for command in commands:
+            process = subprocess.Popen(
+                command, cwd=directory, env=os.environ | _SETTINGS, stdout=output, stderr=output
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        for each in (port, dns):
+            wait_until(lambda each=each: _answers(each))  # type: ignore[misc]
+        yield Authority(port, web, trusted, log)
+
+
+def issue(directory: Path, authority: trustme.CA, **options: Any) -> tuple[Path, Path]:  # noqa: ANN401 - of trustme
+    """Write `ca.pem`, and a certificate for localhost and its key, and return these two."""
+    issued = authority.issue_cert("localhost", "127.0.0.1", **options)
+    certificate, key = directory / "host.pem", directory / "host.key"
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    return certificate, key
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def serving_challenges(port: int, directory: Path) -> Iterator[list[str]]:
+    """Serve the files of a directory to the authority, and yield the names it asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path, _, token = self.path.rpartition("/")
+            asked.append(self.headers.get("Host", "").partition(":")[0])
+            file = directory / token
+            found = path == "/.well-known/acme-challenge" and file.is_file()
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(file.read_bytes())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with _serving(ThreadingHTTPServer(("127.0.0.1", port), Handler)):
+        yield asked
+
+
+@dataclass
+class Stub:
+    """An authority that fails in ways that pebble does not know."""
+
+    port: int
+    trusted: Path
+    status: int = 429
+    headers: dict[str, str] = field(default_factory=dict)
+    answer: bytes = b""
+    asked: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def stub_authority(directory: Path, **options: Any) -> Iterator[Stub]:  # noqa: ANN401 - of trustme
+    """Run an authority that makes accounts and answers each order with `status`."""
+    certificate, key = issue(directory, trustme.CA(), **options)
+    stub = Stub(free_port(), directory / "ca.pem")
+    base = f"https://localhost:{stub.port}"
+    paths = {each: f"{base}/{each}" for each in ("newNonce", "newAccount", "newOrder")}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, json.dumps(paths).encode())
+
+        def do_HEAD(self) -> None:
+            self._send(200, b"")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/newAccount":
+                self._send(201, b'{"status": "valid"}', {"Location": f"{base}/account/1"})
+            else:
+                self._send(stub.status, stub.answer, stub.headers)
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            stub.asked.append(self.path)
+            self.send_response(status)
+            fields = {"Content-Type": "application/json", "Replay-Nonce": "bm9uY2U"}
+            for name, value in (fields | (headers or {})).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", stub.port), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(
+        server.socket, server_side=True, do_handshake_on_connect=False
+    )
+    with _serving(server):
+        yield stub
+
+
+@contextlib.contextmanager
+def _serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of clients that hang up
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
