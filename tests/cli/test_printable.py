@@ -130,6 +130,7 @@ def report(text: str) -> dict[str, Any]:
         "body_changed": True,
         "results": [text],
         "findings": [finding],
+        "recipients": {text: text},
     }
 
 
