@@ -30,6 +30,7 @@ _OTHERS: Final = {
     "inspection.permissions": "names of options",
     "inspection.ports": "what the kernel says about sockets",
     "runtime.own_metrics": "names that a plugin's code gives",
+    "server.web_listener": "what a child of the process itself says",
     "cli.replay": "a file of the operator's, as `configuration` has it",
     "services.acme_files": "a file of our own",
     "services.acme_client": "a key of the operator's",

@@ -37,6 +37,8 @@ from minismtp.config.toml_document import parse_document
 from minismtp.config.toml_places import Source
 from minismtp.config.toml_values import INTERNAL, build, values_that_are_right
 from minismtp.config.types import parse_domain
+from minismtp.config.web_tables import AutoconfigConfig as AutoconfigConfig
+from minismtp.config.web_tables import MtaStsConfig as MtaStsConfig
 from minismtp.values.durable_files import without_marks
 
 DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
@@ -110,6 +112,8 @@ class Config:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
     outbound: Outbound = field(default_factory=Outbound)
+    mta_sts: MtaStsConfig = field(default_factory=MtaStsConfig)
+    autoconfig: AutoconfigConfig = field(default_factory=AutoconfigConfig)
     plugins: Annotated[list[PluginConfig], "in the order in which they run"] = field(
         default_factory=list
     )

@@ -28,11 +28,9 @@ Address: TypeAlias = IPv4Address | IPv6Address
 Plugins: TypeAlias = Iterable[tuple[PluginConfig, object]]
 
 _SMTP: Final = 25
-_IMAPS: Final = 993
 #: Addresses of public networks, to which no packet is sent: the kernel says whence it would go.
 _FAR: Final = ((socket.AF_INET, "198.41.0.4"), (socket.AF_INET6, "2001:503:ba3e::2:30"))
 _WEB_NAMES: Final = ("autoconfig", "autodiscover")
-_MAX_AGE: Final = 604_800
 
 
 def wanted_records(
@@ -107,8 +105,8 @@ def addresses_in_dns(resolver: Resolver, hostname: str) -> tuple[Address, ...]:
 
 def mta_sts_id(configuration: Config, domain: str) -> str:
     """Return the id of the MTA-STS policy of a domain, which changes with the policy."""
-    policy = f"{domain} {configuration.hostname} {_MAX_AGE}"
-    return hashlib.sha256(policy.encode()).hexdigest()[:20]
+    policy = configuration.mta_sts.policy(configuration.hostname)
+    return hashlib.sha256(f"{domain} {policy}".encode()).hexdigest()[:20]
 
 
 def _check_hostname(configuration: Config) -> None:
@@ -232,7 +230,8 @@ def _of_sender(configuration: Config, domain: str, *, by_mx: bool) -> Iterator[D
 
 def _services(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     """Yield what mail programs look for (RFC 6186, RFC 8314 section 5.1)."""
-    host, purpose = configuration.hostname, f"{domain}: where mail programs find their server"
+    host = configuration.hostname
+    purpose = f"{domain}: where mail programs find their server"
     found: dict[str, int] = {}
     for listener in configuration.listeners:
         if listener.kind == "submission" and is_public(listener):
@@ -241,15 +240,17 @@ def _services(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     if not found:
         return
     for name, port in found.items():
-        value = f"0 1 {port} {host}."
+        value = f"0 1 {port} {configuration.autoconfig.smtp_host or host}."
         yield DnsRecord(f"{name}._tcp.{domain}", "SRV", value, purpose, "recommended")
     purpose += ", if an IMAP server such as Dovecot runs here"
-    value = f"0 1 {_IMAPS} {host}."
-    yield DnsRecord(f"_imaps._tcp.{domain}", "SRV", value, purpose, "recommended")
+    imap = configuration.autoconfig
+    name = "_imaps" if imap.imap_tls == "implicit" else "_imap"
+    value = f"0 1 {imap.imap_port} {imap.imap_host or host}."
+    yield DnsRecord(f"{name}._tcp.{domain}", "SRV", value, purpose, "recommended")
 
 
 def _has_web(configuration: Config) -> bool:
-    return any(str(listener.kind) == "web" for listener in configuration.listeners)
+    return bool(configuration.web_listeners)
 
 
 def _of_web(configuration: Config, domain: str) -> Iterator[DnsRecord]:

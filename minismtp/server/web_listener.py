@@ -22,16 +22,19 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from minismtp.config import Config, Listener
 from minismtp.config.toml_values import ConfigError
+from minismtp.inspection.dns_records import dns_zone
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.process import end_with_supervisor, open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.http_server import BoundedServer
-from minismtp.server.web_pages import Site
 from minismtp.server.web_server import Places, Record, WebServer
+from minismtp.server.web_site import site_of
 from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_files import ensure_certificate
 from minismtp.services.tls import Certificates, first_end
@@ -40,6 +43,7 @@ from minismtp.values.threads import start_thread
 
 _MOST: Final = 256  # requests at once
 _MOST_OF_ONE: Final = 16  # of these from one client, unless it is a proxy on this machine
+_LONGEST_QUESTION: Final = 30  # seconds for all plugins together to tell their domains
 _TICK: Final = 0.5  # seconds between two turns of a loop that waits for connections
 
 
@@ -89,7 +93,8 @@ def _servers(
 ) -> list[WebServer]:
     """Return a server for each listener. Raise ConfigError for a wrong certificate."""
     counter = metrics.counter("web_requests", "Requests to web listeners.", ["listener", "result"])
-    refusals, site = RefusalLog(config.log.refusals), Site(Challenges(config.state_directory))
+    refusals = RefusalLog(config.log.refusals)
+    site = site_of(config, Challenges(config.state_directory), _domains(config, log))
     beat = partial(context.scoreboard.beat, context.slot)
     pulse = Pulse(beat, len(config.web_listeners))
     return [
@@ -103,6 +108,38 @@ def _servers(
         )
         for number, listener in enumerate(config.web_listeners)
     ]
+
+
+def _domains(config: Config, log: Log) -> dict[str, bool]:
+    """Return the domains whose mail comes here, and whether they have users here.
+
+    A child process asks the plugins. This process, which strangers talk to, neither loads their
+    code nor reads the private keys that some of them have.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(reader)
+            signal.alarm(_LONGEST_QUESTION)  # which kills it
+            with open(writer, "wb") as pipe:  # noqa: PTH123 - a descriptor
+                pipe.write(msgspec.json.encode(_asked(config, log)))
+            log.flush()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:  # noqa: PTH123
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    return msgspec.json.decode(answer or b"{}", type=dict[str, bool])
+
+
+def _asked(config: Config, log: Log) -> dict[str, bool]:
+    try:
+        return dns_zone(config).receiving
+    except ConfigError as error:  # challenges are answered all the same
+        log.error("no pages for domains are served", error=str(error))
+        return {}
 
 
 def _certificates(config: Config, listener: Listener, metrics: Metrics, log: Log) -> Certificates:

@@ -17,10 +17,14 @@ ANY_HOST: Final = ""
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The content of an answer, and its `kind` for the field Content-Type."""
+    """The content of an answer, and its `kind` for the field Content-Type.
+
+    With a `filename`, a browser saves it under that name.
+    """
 
     kind: str
     body: bytes
+    filename: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,6 +252,9 @@ class WebHandler(BoundedHandler):
         self.send_response(status)
         self.send_header("Content-Type", page.kind)
         self.send_header("Content-Length", str(len(page.body)))
+        if page.filename:
+            field = f'attachment; filename="{page.filename}"'  # ASCII, as a domain is
+            self.send_header("Content-Disposition", field)
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.send_header("Connection", "close")

@@ -8,18 +8,32 @@ from typing import Any, Final, cast
 
 from fuzz.peers import Peer, threads_that_fail
 from fuzz.target import target
-from minismtp.server.web_pages import Page, Site
+from minismtp.config import Config
+from minismtp.server.autodiscover_request import requested_address
 from minismtp.server.web_server import WebHandler
+from minismtp.server.web_site import site_of
 from minismtp.services.acme_challenges import Challenges
 
-_SITE: Final = Site(
+_CONFIG: Final[dict[str, object]] = {
+    "hostname": "mx.a.example",
+    "listeners": [
+        {"name": "smtp", "address": "*:25", "tls": "none"},
+        {"name": "users", "address": "*:465", "kind": "submission", "tls": "implicit"},
+    ],
+    "tls": {"certificate": "/none", "key": "/none"},
+}
+_SITE: Final = site_of(
+    Config.build(_CONFIG, file="", base=Path("/nonexistent")),
     Challenges(Path("/nonexistent")),
-    {("", "/page"): lambda request: Page("text/plain", repr(request).encode())},
-    frozenset({"/page"}),
+    {"a.example": True},
 )
 
 
-@target("server.web_server", "server.http_server", "services.acme_challenges", most=1 << 14)
+@target(
+    *("server.web_server", "server.http_server", "services.acme_challenges"),
+    *("server.web_site", "server.web_pages", "server.mail_settings"),
+    most=1 << 14,
+)
 def request_on_the_web(data: bytes) -> None:
     said = io.BytesIO()
     with threads_that_fail():
@@ -31,7 +45,13 @@ def request_on_the_web(data: bytes) -> None:
         handler.server = cast("Any", _Server())
         handler.handle()
     assert said.getvalue()[:7] in {b"", b"HTTP/1."}
-    assert said.getvalue().count(b"\r\n\r\n") <= 2  # after 100 Continue, one answer
+
+
+@target("server.autodiscover_request", most=8192)
+def request_of_outlook(data: bytes) -> None:
+    found = requested_address(data)
+    assert len(found) <= 320
+    assert found == found.strip()
 
 
 class _Server:
