@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -180,7 +180,7 @@ def test_other_files_in_the_directory_of_challenges_are_not_served(tmp_path: Pat
 # the process
 
 
-def test_web_listener_speaks_tls_and_takes_new_certificates(
+def test_web_listener_speaks_tls_and_survives_a_client_that_does_not(
     configure: Configure, start: Start, tls_files: TlsFiles
 ) -> None:
     web = listener("web", 'kind = "web"', 'tls = "implicit"')
@@ -195,20 +195,19 @@ def test_web_listener_speaks_tls_and_takes_new_certificates(
     assert server.metric("tls_certificate_last_reload_successful", listener="web") == 1
 
 
+def web_processes(server: Running) -> list[int]:
+    """Return the ids of the processes of the web listeners."""
+    found = []
+    for pid in server.tree():
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text() == "minismtp-web\n":
+                found.append(pid)
+    return found
+
+
 def web_process(server: Running) -> int:
-    """Return the id of the process of the web listeners."""
-
-    def find() -> int | None:
-        for pid in server.tree():
-            try:
-                name = Path(f"/proc/{pid}/comm").read_text()
-            except OSError:
-                continue
-            if name == "minismtp-web\n":
-                return pid
-        return None
-
-    return server.wait_until(find) or 0
+    """Return the id of the only one, once it runs."""
+    return server.wait_until(lambda: web_processes(server))[0]
 
 
 def test_process_of_the_web_that_dies_is_replaced_and_counted(
@@ -245,6 +244,19 @@ def test_reload_adds_and_removes_a_web_listener(configure: Configure, start: Sta
     server.wait_until(refused)
     with server.connect() as client:
         assert client.greet().startswith("250")
+
+
+def test_request_under_way_is_answered_after_a_reload(configure: Configure, start: Start) -> None:
+    server = start(configure(listeners=BOTH))
+    old = web_process(server)
+    with socket.create_connection(("127.0.0.1", server.port("web")), 60) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\n")
+        assert status(ask(server.port("web"), get("/"))) == 404  # so the first one is accepted
+        server.signal(signal.SIGHUP)
+        server.wait_until(lambda: len({old, *web_processes(server)}) > 1)
+        sock.sendall(HOST.encode() + b"\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 404")
+    server.wait_until(lambda: old not in server.tree())
 
 
 def test_certificate_of_a_web_listener_that_does_not_load_stops_the_start(
