@@ -212,7 +212,7 @@ def _of_domain(configuration: Config, zone: DnsZone, domain: str) -> Iterator[Dn
         value = f"v=TLSRPTv1; rua=mailto:postmaster@{domain}"
         yield DnsRecord(f"_smtp._tls.{domain}", "TXT", value, purpose, "recommended")
         yield from _services(configuration, domain)
-        if _has_web(configuration):
+        if configuration.web_listeners:
             yield from _of_web(configuration, domain)
 
 
@@ -249,12 +249,18 @@ def _services(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     yield DnsRecord(f"{name}._tcp.{domain}", "SRV", value, purpose, "recommended")
 
 
-def _has_web(configuration: Config) -> bool:
-    return bool(configuration.web_listeners)
+def _has_https(configuration: Config) -> bool:
+    """Return whether a web listener speaks TLS, or may be behind a web server that does."""
+    web = configuration.web_listeners
+    return any(each.tls == "implicit" or each.address.is_local for each in web)
 
 
 def _of_web(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     host = f"{configuration.hostname}."
+    if not _has_https(configuration):  # such as one for challenges alone; Thunderbird asks it too
+        purpose = f"{domain}: mail programs set themselves up"
+        yield DnsRecord(f"autoconfig.{domain}", "CNAME", host, purpose, "recommended")
+        return
     purpose = f"{domain}: other servers use TLS only, with a valid certificate (MTA-STS, RFC 8461)"
     value = f"v=STSv1; id={mta_sts_id(configuration, domain)}"
     yield DnsRecord(f"_mta-sts.{domain}", "TXT", value, purpose, "recommended")

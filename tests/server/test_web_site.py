@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from ports import free_port
 from snippets import CLEAR, MAILBOXES, listener
 
-from minismtp.config import Config
+from minismtp.config import Config, Listener
 from minismtp.config.mistakes import ConfigError
+from minismtp.config.types import SocketAddress
 from minismtp.delivery.mta_sts import StsPolicy
 from minismtp.inspection.dns_records import dns_zone, mta_sts_id, wanted_records
 from minismtp.server.autodiscover_request import requested_address
@@ -198,6 +199,25 @@ def test_dns_leads_to_the_same_servers_as_the_pages(config: Config) -> None:
     services = {each.name: each.value for each in records if each.kind == "SRV"}
     assert services["_imaps._tcp.example.org"] == "0 1 993 imap.example.net."
     assert services["_submissions._tcp.example.org"] == "0 1 465 s.example.net."
+
+
+@pytest.mark.parametrize(
+    ("address", "tls", "names"),
+    [
+        ("*:443", "implicit", {"mta-sts", "autoconfig", "autodiscover"}),
+        ("127.0.0.1:8080", "none", {"mta-sts", "autoconfig", "autodiscover"}),  # behind another
+        ("*:80", "none", {"autoconfig"}),
+    ],
+)
+def test_dns_has_the_names_that_can_be_asked(
+    config: Config, address: str, tls: Literal["implicit", "none"], names: set[str]
+) -> None:
+    """Other servers ask for a policy, and Outlook for settings, by HTTPS alone."""
+    web = Listener(name="web", kind="web", address=SocketAddress.parse(address), tls=tls)
+    mail = [each for each in config.listeners if each.kind != "web"]
+    records = wanted_records(replace(config, listeners=[*mail, web]), addresses=[])
+    found = {each.name for each in records if each.kind == "CNAME"}
+    assert found == {f"{name}.example.org" for name in names}
 
 
 def valid(xmllint: str, schema: str, document: bytes) -> str:
