@@ -65,17 +65,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     With --strict, a warning counts as an error.
     """
-    facts = Facts()
     try:
         file = Config.file_to_read(arguments.config)
         config = Config.read(file) if file else Config.embedded()
     except ConfigError as mistakes:  # the file cannot be read
         count = _told(Problem("error", mistake) for mistake in mistakes.mistakes)
         return _refused(count)
+    return judged(config, strict=arguments.strict)
+
+
+def judged(config: Config, *, strict: bool = False) -> int:
+    """Print the problems of a configuration, and what would run. Return the exit status."""
+    facts = Facts()
     count = _told(check_ports(config, server_process(config.state_directory)))
     with _acting_as_servers_user(config) as user:
         count += _told(check(config, facts))
-        if count["error"] or (arguments.strict and count["warning"]):
+        if count["error"] or (strict and count["warning"]):
             return _refused(count)
         say(f"checked: {config.file or 'the built-in demo'}", *summary(config, facts))
     if user:

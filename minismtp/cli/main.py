@@ -19,6 +19,7 @@ from minismtp.cli.common import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, Com
 from minismtp.values.threads import Interrupted
 
 COMMANDS: Final = {
+    "setup": "write the configuration of a new mail host, with keys, certificate and first user",
     "serve": "run the server",
     "check": "check the configuration and everything that it names",
     "dns": "print the records that the configuration needs in the DNS, and check them",

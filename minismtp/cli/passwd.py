@@ -77,11 +77,9 @@ def _change(path: Path, arguments: argparse.Namespace) -> str:
     known = len(others) < len(lines)
     if not arguments.remove:
         password = _ask_password()
-        stored = hash_password(password, arguments.scheme)
-        if not arguments.no_scram:
-            stored += f":{make_key(password).text}"
+        line = password_line(user, password, arguments.scheme, scram=not arguments.no_scram)
         place = next((i for i, line in enumerate(lines) if line not in others), len(others))
-        others.insert(place, f"{user}:{stored}".encode())
+        others.insert(place, line.encode())
     elif not known:
         raise CommandError(f"{path}: no user is called {user!r}")
     others = others or [b"# no users"]  # because the server takes an empty file for an accident
@@ -94,10 +92,26 @@ def _change(path: Path, arguments: argparse.Namespace) -> str:
     return f"{user} {done} in {path} ({arguments.scheme}, {keys})."
 
 
+def password_line(user: str, password: str, scheme: str, *, scram: bool = True) -> str:
+    """Return the line of a user for a password file. Raise ValueError for an empty password."""
+    keys = f":{make_key(password).text}" if scram and password else ""
+    return f"{user}:{hash_password(password, scheme)}{keys}"
+
+
+def first_line(data: bytes) -> str:
+    """Return the password in the first line of a file. Raise ValueError if it is not UTF-8."""
+    return without_marks(data.partition(b"\n")[0]).decode().rstrip("\r")
+
+
 def _ask_password() -> str:
     """Read a password from the terminal, or one line from standard input if that is a file."""
     if not sys.stdin.isatty():
-        return without_marks(sys.stdin.buffer.readline()).decode().rstrip("\r\n")
+        return first_line(sys.stdin.buffer.readline())
+    return ask_twice()
+
+
+def ask_twice() -> str:
+    """Read a password from the terminal. Raise ValueError if the two answers differ."""
     password = getpass("Password: ")
     if getpass("The same again: ") != password:
         raise ValueError("the two passwords differ")

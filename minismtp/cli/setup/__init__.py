@@ -1,0 +1,224 @@
+"""From a domain name to a configuration that works: `minismtp setup`.
+
+The answers come from options, else from the terminal. `plan` says which files they mean, `material`
+makes keys and secrets, and `placement` puts all files into place or none. Before the configuration
+gets its name, it is inspected as `minismtp check` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+from minismtp.cli.common import EXIT_CONFIG, EXIT_FAILURE, CommandError, UsageError, fail, say
+from minismtp.cli.passwd import first_line
+from minismtp.cli.setup import amend, host, material, report
+from minismtp.cli.setup.answers import (
+    Answers,
+    CertificateFiles,
+    certificate_choice,
+    host_name,
+    mail_domain,
+    user_name,
+)
+from minismtp.cli.setup.placement import Placement, pending
+from minismtp.cli.setup.plan import Made, Plan, first_plan
+from minismtp.cli.setup.questions import Asker, likely_hostname
+from minismtp.config import DEFAULT_FILE
+from minismtp.config.toml_values import reason
+
+_STATE_DIRECTORY: Final = Path("/var/lib/minismtp")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_FILE, metavar="FILE", help=f"default: {DEFAULT_FILE}"
+    )
+    parser.add_argument("--domain", help="of the mail addresses, such as example.org")
+    parser.add_argument("--hostname", metavar="NAME", help="of this host, such as mx.example.org")
+    parser.add_argument("--user", help="who gets the first mailbox and password, such as alice")
+    parser.add_argument(
+        "--certificate",
+        metavar="CHOICE",
+        help='"self-signed" makes one until you have a better one; or "CERT,KEY": the paths of one'
+        " that exists. Default: self-signed",
+    )
+    parser.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help='its first line is the password of the user; "-": standard input. Without it, the'
+        " terminal is asked, or a password is made and shown once",
+    )
+    parser.add_argument(
+        "--state-directory",
+        type=Path,
+        default=_STATE_DIRECTORY,
+        metavar="DIR",
+        help=f"for mail and queue; default: {_STATE_DIRECTORY}",
+    )
+    parser.add_argument(
+        "--add-domain", metavar="DOMAIN", help="add one more domain to the configuration"
+    )
+    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the files, without secrets; write nothing"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the files, and say what to do next. Raise CommandError; then nothing is written."""
+    asker = Asker(may_ask=sys.stdin.isatty() and not arguments.yes)
+    configuration: Path = arguments.config.absolute()
+    try:
+        if pending(configuration.parent) and not arguments.dry_run:
+            with Placement(configuration.parent, host.owner(host.account())):
+                say(f"An earlier setup was cut off. {configuration.parent} is cleaned up.")
+        if arguments.add_domain is not None:
+            return _add_domain(arguments, asker, configuration)
+        return _first(arguments, asker, configuration)
+    except OSError as error:
+        left = pending(configuration.parent)
+        end = "run it again, which takes back what it wrote" if left else "nothing was written"
+        raise CommandError(f"{reason(error)}; {end}") from error
+    except KeyboardInterrupt:
+        fail("interrupted; nothing was written")
+        raise
+
+
+def _first(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> int:
+    present = host.found(configuration, ())
+    if configuration in present:
+        first_plan(_EXAMPLE, configuration, present)  # refuses before anything is asked
+    domain = asker.answer(
+        "--domain", arguments.domain, "the domain of your mail addresses", mail_domain, ""
+    )
+    hostname = asker.answer(
+        "--hostname",
+        arguments.hostname,
+        "the name of this host, as others find it",
+        host_name,
+        likely_hostname(domain),
+    )
+    user = _user(arguments, asker, domain)
+    answers = Answers(
+        domain=domain,
+        hostname=hostname,
+        user=user,
+        certificate=asker.answer(
+            "--certificate",
+            arguments.certificate,
+            "the certificate: self-signed, or the paths CERT,KEY",
+            certificate_choice,
+            "self-signed",
+        ),
+        state_directory=arguments.state_directory.absolute(),
+        server_user=host.account(),
+    )
+    plan = first_plan(answers, configuration, present)
+    files = answers.certificate
+    if not isinstance(files, CertificateFiles):
+        base = configuration.parent / "tls"
+        files = CertificateFiles(base / "fullchain.pem", base / "key.pem")
+    if all(each.content is not Made.TLS_KEY for each in plan.files):
+        host.check_certificate(*files, hostname, answers.server_user)
+    return _write(arguments, asker, plan, answers)
+
+
+def _add_domain(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> int:
+    if arguments.domain or arguments.hostname or arguments.certificate:
+        raise UsageError("--add-domain takes --user and --password-file beside it")
+    domain = asker.answer("--add-domain", arguments.add_domain, "a domain", mail_domain, "")
+    try:
+        text = host.found(configuration, ())[configuration]
+    except KeyError:
+        raise CommandError(
+            f"{configuration} does not exist; without --add-domain, `minismtp setup` writes it"
+        ) from None
+    present = amend.Present.of(configuration, text)
+    amend.with_domain(present, domain)  # refuses before anything is asked
+    user = _user(arguments, asker, domain)
+    others = [present.password_file] if present.password_file else []
+    plan = amend.added_plan(present, domain, user, host.found(configuration, others))
+    return _write(
+        arguments,
+        asker,
+        plan,
+        Answers(
+            domain=domain,
+            hostname="",
+            user=user,
+            certificate="self-signed",
+            state_directory=arguments.state_directory,
+            server_user=host.account(),
+        ),
+    )
+
+
+def _user(arguments: argparse.Namespace, asker: Asker, domain: str) -> str:
+    return asker.answer(
+        "--user",
+        arguments.user,
+        f"the first user at {domain}",
+        lambda text: user_name(text, domain),
+        "",
+    )
+
+
+def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Answers) -> int:
+    """Show a plan, and carry it out if the administrator agrees."""
+    owner = host.owner(answers.server_user)
+    if arguments.dry_run:
+        say(*report.dry_run(plan, owner))
+        return 0
+    material.check_packages()
+    password, shown = _password(arguments, asker) if plan.needs_password else ("", False)
+    say(*report.announced(plan, owner))
+    if not asker.confirm("Write them?"):
+        return fail("nothing was written", EXIT_FAILURE)
+    contents = material.contents(plan, answers.hostname, answers.address, password)
+    configuration = plan.configuration.path
+    with Placement(configuration.parent, owner) as placement:
+        placement.stage(
+            plan.directories,
+            [
+                (file.path, content, file.replaces)
+                for file, content in zip(plan.files, contents, strict=True)
+            ],
+        )
+        placement.place()
+        if not arguments.add_domain:
+            host.make_state_directory(answers.state_directory, answers.server_user)
+        if not host.passed(contents[-1].decode(), configuration):
+            return fail("nothing was written, because of the errors above", EXIT_CONFIG)
+        placement.commit()
+    say(*report.finished(plan, answers, password if shown else ""))
+    say(*report.next_steps(configuration, added=bool(arguments.add_domain)))
+    return 0
+
+
+def _password(arguments: argparse.Namespace, asker: Asker) -> tuple[str, bool]:
+    """Return the password of the user, and whether it was made and has to be shown."""
+    given = ""
+    if arguments.password_file is not None:
+        file = arguments.password_file
+        data = sys.stdin.buffer.readline() if file == "-" else Path(file).read_bytes()
+        try:
+            given = first_line(data)
+        except ValueError:
+            raise UsageError(f"--password-file: {file} is not UTF-8") from None
+        if not given:
+            raise UsageError(f"--password-file: {file} has no password in its first line")
+    given = given or asker.password()
+    return (given, False) if given else (material.new_password(), True)
+
+
+_EXAMPLE: Final = Answers(
+    domain="example.org",
+    hostname="mx.example.org",
+    user="alice",
+    certificate=CertificateFiles(Path("/"), Path("/")),
+    state_directory=_STATE_DIRECTORY,
+)

@@ -1,0 +1,113 @@
+"""What this machine has already: the server's account, files, and a certificate that fits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from minismtp.cli.common import EXIT_CONFIG, CommandError
+from minismtp.cli.setup.placement import Owner
+from minismtp.config import Config, TlsConfig
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import reason
+from minismtp.server.privileges import acting_as
+from minismtp.services import tls
+from minismtp.services.certificate_file import certificates_of
+from minismtp.values.durable_files import read_file
+
+ACCOUNT: Final = "minismtp"  # of systemd/sysusers.d
+_READ: Final = {"minismtp.toml", "passwords"}
+_STATE_MODE: Final = 0o750
+
+
+class CertificateError(CommandError):
+    """The certificate is no good for this host."""
+
+    status = EXIT_CONFIG
+
+
+def account() -> str:
+    """Return the account that root's server becomes, or "" if there is none."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(ACCOUNT).pw_name if os.geteuid() == 0 else ""
+    return ""
+
+
+def owner(name: str) -> Owner:
+    """Return to whom the configuration belongs: root, and the group of the server reads it."""
+    if os.geteuid() != 0:
+        return Owner()
+    return Owner(0, pwd.getpwnam(name).pw_gid if name else 0)
+
+
+def found(configuration: Path, others: Iterable[Path]) -> dict[Path, str]:
+    """Return the files that exist, and the text of those that decide about a plan.
+
+    Raise CommandError for a configuration that is a symbolic link, because a new file would take
+    its place.
+    """
+    if configuration.is_symlink():
+        target = configuration.resolve()
+        raise CommandError(f"{configuration} is a symbolic link; write --config {target}")
+    present = {}
+    for path in (configuration, *others, *_below(configuration.parent)):
+        if path.is_file():
+            wanted = path == configuration or path in others or path.name in _READ
+            data = read_file(path) if wanted else b""
+            present[path] = data.decode("utf-8", "surrogateescape")
+    return present
+
+
+def _below(base: Path) -> list[Path]:
+    """Return the files in the directory of the configuration, and those one level lower."""
+    return [*base.glob("*"), *base.glob("*/*")]
+
+
+def check_certificate(certificate: Path, key: Path, hostname: str, account: str) -> None:
+    """Raise CertificateError if the server could not use it, or it is for other names."""
+    user = pwd.getpwnam(account) if account else None
+    with acting_as(*(user.pw_uid, user.pw_gid) if user else (0, 0), with_all_groups=True):
+        for path in (certificate, key):
+            try:
+                path.open("rb").close()
+            except PermissionError:
+                help_ = f"chgrp {account or 0} {path} && chmod 640 {path}"
+                raise CertificateError(
+                    f"{path}: the server's user {account} cannot read it; {help_}, or copy it"
+                ) from None
+            except OSError as error:
+                raise CertificateError(reason(error)) from None
+        try:
+            tls.server_context(TlsConfig(certificate=certificate, key=key))
+            names = certificates_of(certificate)[0]
+        except ConfigError as error:
+            raise CertificateError(error.message) from None
+        except ValueError as error:
+            raise CertificateError(f"the certificate cannot be used: {error}") from None
+    if not names.is_for(hostname):
+        others = ", ".join(names.names[:4]) or "no DNS name"
+        raise CertificateError(
+            f"{certificate} is for {others}, not for {hostname}; get one for that name, choose"
+            " another --hostname, or begin with --certificate self-signed"
+        )
+
+
+def make_state_directory(path: Path, account: str) -> None:
+    """Make the state directory for the server's user, if it is missing. Raise OSError."""
+    if path.is_dir():
+        return
+    path.mkdir(_STATE_MODE, parents=True)
+    if account:
+        entry = pwd.getpwnam(account)
+        os.chown(path, entry.pw_uid, entry.pw_gid)
+
+
+def passed(text: str, configuration: Path) -> bool:
+    """Inspect a configuration that is not in its place yet, as `minismtp check` does."""
+    from minismtp.cli.check import judged  # noqa: PLC0415 - starts plugins, so it loads much
+
+    return judged(Config.examine(text, configuration)) == 0

@@ -1,0 +1,81 @@
+"""Asks in the terminal for what the options leave open. A wrong answer is asked for again."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from minismtp.cli.common import CommandError, UsageError, say
+from minismtp.cli.passwd import ask_twice
+from minismtp.cli.setup.answers import host_name
+
+T = TypeVar("T")
+
+
+class Asker:
+    """Takes an option if it is there, else asks, else takes the default; raises UsageError."""
+
+    def __init__(self, *, may_ask: bool) -> None:
+        self.may_ask = may_ask
+
+    def answer(
+        self, option: str, given: str | None, question: str, parse: Callable[[str], T], default: str
+    ) -> T:
+        """Return the answer to a question. The default "" means that there is none."""
+        if given is None and self.may_ask:
+            return self._asked(question, parse, default)
+        if given is None and not default:
+            raise UsageError(f"{option}: expected {question}, because nobody can be asked")
+        try:
+            return parse(given or default)
+        except ValueError as error:
+            raise UsageError(f"{option}: {error}") from None
+
+    def _asked(self, question: str, parse: Callable[[str], T], default: str) -> T:
+        shown = f" [{default}]" if default else ""
+        while True:
+            text = _line(f"{question[:1].upper()}{question[1:]}{shown}: ")
+            try:
+                return parse(text.strip() or default)
+            except ValueError as error:
+                say(f"  {error}")
+
+    def password(self) -> str:
+        """Return a password, or "" if one is to be made."""
+        if not self.may_ask:
+            return ""
+        say("Password of the first user; leave it empty, and one is made and shown once.")
+        while True:
+            try:
+                return ask_twice()
+            except ValueError as error:
+                say(f"  {error}")
+            except EOFError:
+                raise _ended() from None
+
+    def confirm(self, question: str) -> bool:
+        """Return whether the administrator agrees; without a terminal that is so."""
+        return not self.may_ask or _line(f"{question} [Y/n]: ").strip().lower() in {"", "y", "yes"}
+
+
+def _line(prompt: str) -> str:
+    sys.stdout.write(prompt)
+    sys.stdout.flush()
+    line = sys.stdin.readline()
+    if not line:
+        raise _ended()
+    return line
+
+
+def _ended() -> CommandError:
+    return CommandError("the answers ended too early; nothing was written")
+
+
+def likely_hostname(domain: str) -> str:
+    """Return this machine's name if other servers could know it, else one in the domain."""
+    try:
+        return host_name(socket.gethostname())
+    except ValueError:
+        return f"mx.{domain}"

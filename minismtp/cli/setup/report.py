@@ -1,0 +1,90 @@
+"""What `minismtp setup` tells: the files before they are written, and what to do afterwards."""
+
+from __future__ import annotations
+
+import grp
+import os
+from pathlib import Path
+
+from minismtp.cli.setup.answers import Answers
+from minismtp.cli.setup.placement import Owner
+from minismtp.cli.setup.plan import Made, Plan, PlannedFile
+from minismtp.config import DEFAULT_FILE, Config
+from minismtp.server.directories import server_process
+
+
+def announced(plan: Plan, owner: Owner) -> list[str]:
+    """Return a line for each file."""
+    return [
+        "These files are written, all or none:",
+        *(f"  {_described(file, owner)}" for file in plan.files),
+        *(f"  {path} (exists, and stays as it is)" for path in plan.kept),
+    ]
+
+
+def dry_run(plan: Plan, owner: Owner) -> list[str]:
+    """Return the paths and contents, without secrets."""
+    lines = [f"{path}: exists, and stays as it is" for path in plan.kept]
+    for file in plan.files:
+        lines += [f"==> {_described(file, owner)} <==", *_shown(file), ""]
+    return [*lines, "Nothing was written."]
+
+
+def _described(file: PlannedFile, owner: Owner) -> str:
+    change = "replaces the one that is there, which is kept in minismtp.toml.example"
+    if isinstance(file.content, Made):
+        change = "one line is added"
+    elif file.before and file.before.splitlines()[0] in file.content:
+        change = "tables are added"
+    return f"{file.path} ({change if file.replaces else 'new'}, {_access(owner)})"
+
+
+def _access(owner: Owner) -> str:
+    mode = f"{owner.mode:04o}"
+    if owner.group == -1:
+        return mode
+    try:
+        group = grp.getgrgid(owner.group).gr_name
+    except KeyError:
+        group = str(owner.group)
+    return f"{mode} root:{group}"
+
+
+def _shown(file: PlannedFile) -> list[str]:
+    if isinstance(file.content, Made):
+        return [f"({file.content.value})"]
+    return file.content.splitlines()
+
+
+def finished(plan: Plan, answers: Answers, password: str) -> list[str]:
+    """Return what was done, with a password that was made."""
+    lines = [f"{len(plan.files)} files are written. The configuration is {plan.configuration.path}"]
+    if password:
+        lines += [
+            f"The password of {answers.address} is {password}",
+            "It is shown only now. `minismtp passwd` sets another one.",
+        ]
+    elif not plan.needs_password:
+        lines.append(
+            f"{answers.address} has no new password: set one where your users have theirs."
+        )
+    if any(file.content is Made.CERTIFICATE for file in plan.files):
+        lines.append(
+            "Mail programs warn about the certificate, because it is signed by itself. Once the"
+            " host has its name in the DNS, get a better one: docs/administrator.md, chapter TLS."
+        )
+    return lines
+
+
+def next_steps(configuration: Path, *, added: bool) -> list[str]:
+    """Return the command that makes the configuration count."""
+    ours = configuration == DEFAULT_FILE and Path("/run/systemd/system").is_dir()
+    running = server_process(Config.load(configuration).state_directory)
+    option = "" if configuration == DEFAULT_FILE else f" --config {configuration}"
+    if running:
+        command = "systemctl reload minismtp" if ours and added else f"minismtp reload{option}"
+    elif configuration == DEFAULT_FILE and os.geteuid() == 0:
+        command = "systemctl enable --now minismtp"
+    else:
+        command = f"minismtp serve{option}"
+    return ["Next:", f"  {command}"]

@@ -1,0 +1,492 @@
+"""`minismtp setup`: what it writes, what it refuses, and that it then writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import pytest
+import tomli
+import trustme
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+import minismtp.cli.check
+from minismtp.cli.main import main
+from minismtp.cli.setup import host, material
+from minismtp.values.passwords import hash_password, verify_password
+
+EXAMPLE: Final = Path(__file__).parents[2] / "etc" / "minismtp.toml"
+NAMES: Final = ("--domain", "example.org", "--hostname", "mx.example.org", "--user", "alice")
+Capture = pytest.CaptureFixture[str]
+
+
+class Setup:
+    """A root to set up, below `base`."""
+
+    def __init__(self, base: Path, capsys: Capture, patch: pytest.MonkeyPatch) -> None:
+        self.base = base
+        self.etc = base / "etc"
+        self.config = self.etc / "minismtp.toml"
+        self._capsys = capsys
+        self._patch = patch
+
+    def __call__(self, *words: str, given: bytes = b"", status: int = 0) -> str:
+        """Run the command, expect a status, and return all that it says."""
+        place = ["--config", str(self.config), "--state-directory", str(self.base / "var")]
+        self._patch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        assert main(["setup", *place, *words]) == status
+        said = self._capsys.readouterr()
+        return said.out + said.err
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files that exist, and their content."""
+        paths = [path for path in self.base.rglob("*") if path.is_file()]
+        return {str(path.relative_to(self.base)): path.read_bytes() for path in paths}
+
+    def refused(self, *words: str, status: int, given: bytes = b"") -> str:
+        """Run the command, which changes nothing and says one line."""
+        before = self.files
+        text = self(*words, status=status, given=given)
+        assert self.files == before
+        assert not (self.etc / ".setup").exists()
+        return text.splitlines()[-1]
+
+
+#: The keys of most tests, because one of RSA takes long.
+one_key = cache(material._signing_key)  # noqa: SLF001
+
+
+@pytest.fixture
+def setup(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    """Return a setup; the inspection does not ask the DNS."""
+    monkeypatch.setattr(minismtp.cli.check, "check_names", lambda *_: iter(()))
+    monkeypatch.setattr(material, "_signing_key", one_key)
+    return Setup(tmp_path, capsys, monkeypatch)
+
+
+def test_new_host_is_whole(setup: Setup) -> None:
+    said = setup("--yes", *NAMES)
+    assert "configuration ok\n" in said
+    assert set(setup.files) == {
+        "etc/minismtp.toml",
+        "etc/passwords",
+        "etc/users",
+        "etc/aliases",
+        "etc/srs-secret",
+        "etc/dkim/example.org.minismtp-rsa.pem",
+        "etc/dkim/example.org.minismtp-ed25519.pem",
+        "etc/tls/fullchain.pem",
+        "etc/tls/key.pem",
+    }
+    keys = [
+        load_pem_private_key(setup.files[name], None) for name in setup.files if "/dkim/" in name
+    ]
+    assert any(isinstance(key, rsa.RSAPrivateKey) and key.key_size == 2048 for key in keys)
+    assert any(isinstance(key, ed25519.Ed25519PrivateKey) for key in keys)
+    [password] = re.findall(r"password of alice@example\.org is (\S+)", said)
+    name, stored, scram = setup.files["etc/passwords"].decode().strip().split(":")
+    assert (name, verify_password(password, stored)) == ("alice@example.org", True)
+    assert scram.startswith("$scram-sha-256$")
+    assert "postmaster: alice\nabuse: alice\n" in setup.files["etc/aliases"].decode()
+
+
+def test_listeners_and_plugins_are_those_of_a_mail_host(setup: Setup) -> None:
+    setup("--yes", *NAMES)
+    table = tomli.loads(setup.config.read_text())
+    listeners = [(each["address"], each["kind"], each["tls"]) for each in table["listeners"]]
+    assert listeners == [
+        ("*:25", "mx", "starttls"),
+        ("*:587", "submission", "starttls"),
+        ("*:465", "submission", "implicit"),
+    ]
+    assert [each["use"] for each in table["plugins"]] == [
+        *("mailboxes", "password_file", "relay", "spf", "dkim_verify", "dmarc"),
+        *("authentication_results", "maildir", "dkim_sign"),
+    ]
+    assert 'use = "greylist"' in setup.config.read_text()
+
+
+def test_dry_run_shows_files_without_secrets_and_writes_nothing(setup: Setup) -> None:
+    said = setup("--yes", "--dry-run", *NAMES)
+    assert setup.files == {}
+    assert not setup.etc.exists()
+    assert f"==> {setup.config} (new" in said
+    assert 'hostname = "mx.example.org"' in said
+    assert "(a new RSA key of 2048 bits, which signs mail)" in said
+    assert "PRIVATE KEY" not in said
+    assert said.endswith("Nothing was written.\n")
+
+
+def test_international_names_become_a_labels(setup: Setup) -> None:
+    names = ("--domain", "B\u00fccher.example.", "--hostname", "mx.b\u00fccher.example")
+    setup("--yes", *names, "--user", "J\u00fcrgen@b\u00fccher.example")
+    text = setup.config.read_text()
+    assert 'domains = ["xn--bcher-kva.example"]' in text
+    assert 'hostname = "mx.xn--bcher-kva.example"' in text
+    assert setup.files["etc/passwords"].startswith("j\u00fcrgen@xn--bcher-kva.example:".encode())
+
+
+def test_files_belong_to_root_and_the_group_of_the_server(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files to others")
+    monkeypatch.setattr(minismtp.cli.check, "check_names", lambda *_: iter(()))
+    monkeypatch.setattr(host, "ACCOUNT", "nobody")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        said = Setup(Path(directory), capsys, monkeypatch)("--yes", *NAMES)
+        assert "permissions: tried as nobody, the server's user" in said
+        group = Path(directory, "etc").stat().st_gid
+        assert group != 0
+        for path in Path(directory, "etc").rglob("*"):
+            status = path.stat()
+            assert (status.st_uid, status.st_gid) == (0, group), path
+            assert status.st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path
+        assert Path(directory, "var").owner() == "nobody"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--domain", "exa mple.org"), "--domain: 'exa mple.org': expected a domain such as"),
+        (("--domain", "alice@example.org"), "--domain: 'alice@example.org': expected a domain"),
+        (("--domain", "localhost"), "--domain: 'localhost': expected a domain such as"),
+        (("--domain", "192.0.2.1"), "--domain: '192.0.2.1': expected a domain such as"),
+        (("--domain", f"{'a' * 64}.org"), "expected a domain such as example.org"),
+        (("--domain", "exa\nmple.org"), r"--domain: 'exa\nmple.org': expected a domain"),
+        (("--domain", ""), "--domain: '': expected a domain"),
+        (("--hostname", "mx_1.example.org"), "--hostname: 'mx_1.example.org': expected the full"),
+        (("--hostname", "mx"), "--hostname: 'mx': expected the full name of this host"),
+        (("--user", "a:b"), "--user: 'a:b': expected a name such as alice"),
+        (("--user", "#a"), "--user: '#a': expected a name"),
+        (("--user", "../x"), "--user: '../x': expected a name"),
+        (("--user", "alice+tag"), "--user: 'alice+tag': expected a name"),
+        (("--user", "a\nb"), r"--user: 'a\nb': expected a name"),
+        (("--user", "x" * 65), "with 64 octets at most"),
+        (("--user", "alice@example.net"), "expected an address at example.org, or the part"),
+        (("--certificate", "letsencrypt"), "--certificate: 'letsencrypt': expected self-signed"),
+        (("--certificate", "a.pem,"), "--certificate: 'a.pem,': expected self-signed"),
+    ],
+    ids=lambda value: ascii(value)[:50],
+)
+def test_wrong_option_is_refused(words: tuple[str, ...], expected: str, setup: Setup) -> None:
+    assert expected in setup.refused("--yes", *NAMES, *words, status=2)
+    assert setup.files == {}
+
+
+@pytest.mark.parametrize("words", [(), ("--yes",)])
+def test_nobody_is_asked_without_a_terminal(words: tuple[str, ...], setup: Setup) -> None:
+    line = setup.refused(*words, "--user", "alice", status=2)
+    assert line == (
+        "minismtp: --domain: expected the domain of your mail addresses,"
+        " because nobody can be asked"
+    )
+
+
+def test_configuration_that_exists_is_kept(setup: Setup) -> None:
+    setup.etc.mkdir()
+    setup.config.write_text("# mine\n")
+    line = setup.refused("--yes", *NAMES, status=1)
+    assert "exists, and is kept. `minismtp setup --add-domain DOMAIN` adds a domain" in line
+
+
+def test_untouched_example_is_moved_aside(setup: Setup) -> None:
+    setup.etc.mkdir()
+    setup.config.write_text(EXAMPLE.read_text())
+    (setup.etc / "passwords").write_text("# made by: minismtp passwd FILE USER\n")
+    setup("--yes", *NAMES)
+    assert setup.files["etc/minismtp.toml.example"] == EXAMPLE.read_bytes()
+    assert setup.config.read_text().startswith("# The mail server of example.org.")
+    first, second = setup.files["etc/passwords"].decode().splitlines()
+    assert first == "# made by: minismtp passwd FILE USER"
+    assert second.startswith("alice@example.org:")
+
+
+def test_example_with_own_names_is_kept(setup: Setup) -> None:
+    setup.etc.mkdir()
+    setup.config.write_text(EXAMPLE.read_text().replace("mx.example.org", "mx.example.net"))
+    assert "exists, and is kept" in setup.refused("--yes", *NAMES, status=1)
+
+
+def test_password_that_exists_is_kept(setup: Setup) -> None:
+    setup.etc.mkdir()
+    line = f"Alice@example.org:{hash_password('secret')}\n"
+    (setup.etc / "passwords").write_text(line)
+    assert "alice@example.org has no new password" in setup("--yes", *NAMES)
+    assert setup.files["etc/passwords"] == line.encode()
+
+
+@pytest.mark.parametrize("name", ["users", "aliases"])
+def test_file_in_the_way_is_kept(name: str, setup: Setup) -> None:
+    setup.etc.mkdir()
+    (setup.etc / name).write_text("bob\n")
+    assert f"{name} exists, but" in setup.refused("--yes", *NAMES, status=1)
+
+
+@pytest.mark.parametrize("option", ["-", "file"])
+def test_password_is_read(option: str, setup: Setup) -> None:
+    (setup.base / "file").write_bytes(b"p\xc3\xa4ss\r\nmore\n")
+    option = option if option == "-" else str(setup.base / "file")
+    said = setup("--yes", *NAMES, "--password-file", option, given=b"p\xc3\xa4ss\nmore\n")
+    assert "password of alice" not in said
+    stored = setup.files["etc/passwords"].decode().split(":")[1]
+    assert verify_password("p\u00e4ss", stored)
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "status", "expected"),
+    [
+        ("-", b"", 2, "--password-file: - has no password in its first line"),
+        ("-", b"\nx", 2, "--password-file: - has no password in its first line"),
+        ("-", b"\xff\n", 2, "--password-file: - is not UTF-8"),
+        ("missing", b"", 1, "missing: No such file or directory; nothing was written"),
+    ],
+)
+def test_missing_password_is_refused(
+    option: str, given: bytes, status: int, expected: str, setup: Setup
+) -> None:
+    words = (*NAMES, "--password-file", option)
+    line = setup.refused("--yes", *words, status=status, given=given)
+    assert expected in line
+
+
+@pytest.fixture
+def issue(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Return a function that issues a certificate for a name."""
+
+    def issued(name: str) -> tuple[Path, Path]:
+        directory = tmp_path_factory.mktemp("certificate")
+        made = trustme.CA().issue_cert(name)
+        made.cert_chain_pems[0].write_to_path(directory / "cert.pem")
+        made.private_key_pem.write_to_path(directory / "key.pem")
+        (directory / "key.pem").chmod(0o600)
+        return directory / "cert.pem", directory / "key.pem"
+
+    return issued
+
+
+def test_certificate_that_exists_is_used_where_it_is(
+    issue: Callable[[str], tuple[Path, Path]], setup: Setup
+) -> None:
+    certificate, key = issue("mx.example.org")
+    said = setup("--yes", *NAMES, "--certificate", f"{certificate},{key}")
+    assert "certificate: mx.example.org" in said
+    assert tomli.loads(setup.config.read_text())["tls"] == {
+        "certificate": str(certificate),
+        "key": str(key),
+    }
+    assert not (setup.etc / "tls").exists()
+
+
+def test_certificate_of_certbot_is_kept(
+    issue: Callable[[str], tuple[Path, Path]], setup: Setup
+) -> None:
+    certificate, key = issue("mx.example.org")
+    (setup.etc / "tls").mkdir(parents=True)
+    certificate.rename(setup.etc / "tls" / "fullchain.pem")
+    key.rename(setup.etc / "tls" / "key.pem")
+    before = setup.files
+    setup("--yes", *NAMES)
+    assert before.items() <= setup.files.items()
+
+
+def test_certificate_that_does_not_fit_is_refused(
+    issue: Callable[[str], tuple[Path, Path]], setup: Setup
+) -> None:
+    (other, other_key), (right, right_key) = issue("mx.example.net"), issue("mx.example.org")
+    for certificate, key, expected in (
+        (other, other_key, "is for mx.example.net, not for mx.example.org; get one"),
+        (right, other_key, "are not a pair of a PEM certificate and its key"),
+        (right_key, right, "are not a pair of a PEM certificate and its key"),
+        (right.parent / "none.pem", right_key, "none.pem: No such file or directory"),
+    ):
+        choice = f"{certificate},{key}"
+        line = setup.refused("--yes", *NAMES, "--certificate", choice, status=78)
+        assert expected in line
+    assert setup.files == {}
+
+
+def test_half_a_certificate_is_refused(setup: Setup) -> None:
+    (setup.etc / "tls").mkdir(parents=True)
+    (setup.etc / "tls" / "key.pem").touch()
+    line = setup.refused("--yes", *NAMES, status=1)
+    assert "key.pem exists without" in line
+
+
+def test_key_that_the_server_cannot_read_is_refused(
+    issue: Callable[[str], tuple[Path, Path]], setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root acts as others")
+    monkeypatch.setattr(host, "ACCOUNT", "nobody")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        certificate, key = (
+            path.rename(Path(directory, path.name)) for path in issue("mx.example.org")
+        )
+        key.chmod(0o600)
+        certificate.chmod(0o644)
+        line = setup.refused("--yes", *NAMES, "--certificate", f"{certificate},{key}", status=78)
+    assert f"{key}: the server's user nobody cannot read it; chgrp nobody" in line
+
+
+def test_directory_that_cannot_be_made_is_named(setup: Setup) -> None:
+    setup.etc.write_text("a file")
+    line = setup.refused("--yes", *NAMES, status=1)
+    assert line == f"minismtp: {setup.etc}: Not a directory; nothing was written"
+
+
+def test_directory_of_another_user_is_named() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes others")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        command = [sys.executable, "-m", "minismtp", "setup", "--yes", *NAMES]
+        become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        done = subprocess.run(
+            [*become, *command, "--config", f"{directory}/minismtp.toml"],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "Permission denied" in done.stderr and "python" in done.stderr.partition(":")[0]:
+            pytest.skip("another user cannot run this Python")
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"minismtp: {directory}/.setup: Permission denied; nothing was written\n"
+        )
+        assert not any(Path(directory).iterdir())
+
+
+def test_full_disk_leaves_nothing(setup: Setup) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a disk")
+    setup.etc.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(setup.etc)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        line = setup.refused("--yes", *NAMES, status=1)
+        assert "No space left on device; nothing was written" in line
+        assert not any(setup.etc.iterdir())
+    finally:
+        subprocess.run(["umount", setup.etc], check=True)
+
+
+def test_configuration_that_the_inspection_refuses_is_taken_back(setup: Setup) -> None:
+    (setup.base / "var").write_text("a file in the place of the state directory")
+    setup("--yes", *NAMES, status=1)
+    assert set(setup.files) == {"var"}
+
+
+def test_missing_package_is_named(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    line = setup.refused("--yes", *NAMES, status=1)
+    assert "the Python package cryptography is missing" in line
+    assert "dmarc" in line
+
+
+def test_setup_that_was_killed_is_cleaned_up(setup: Setup) -> None:
+    (setup.etc / ".setup").mkdir(parents=True)
+    (setup.etc / ".setup" / "0").write_text("half")
+    assert "An earlier setup was cut off" in setup("--yes", *NAMES)
+    assert not (setup.etc / ".setup").exists()
+
+
+class Terminal:
+    """The command in a terminal of its own."""
+
+    def __init__(self, base: Path, *words: str) -> None:
+        place = [f"--config={base}/etc/minismtp.toml", f"--state-directory={base}/var"]
+        self.pid, self._keyboard = pty.fork()
+        if not self.pid:
+            command = [sys.executable, "-m", "minismtp", "setup", *place, *words]
+            os.execv(sys.executable, command)  # noqa: S606 - in the child of pty.fork
+        self.screen = ""
+        self._answered = 0
+
+    def type(self, prompt: str, keys: str) -> None:
+        """Wait for a prompt, and answer it."""
+        while (place := self.screen.find(prompt, self._answered)) < 0:
+            self.screen += os.read(self._keyboard, 1024).decode()
+        self._answered = place + len(prompt)
+        os.write(self._keyboard, keys.encode())
+
+    def end(self) -> int:
+        """Return the exit status."""
+        with contextlib.suppress(OSError):  # the other end of the terminal is gone
+            while data := os.read(self._keyboard, 1024):
+                self.screen += data.decode()
+        os.close(self._keyboard)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Return a function that starts the command in a terminal."""
+    started: list[Terminal] = []
+
+    def start(*words: str) -> Terminal:
+        started.append(Terminal(tmp_path, *words))
+        return started[-1]
+
+    yield start
+    for each in started:
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(each.pid, signal.SIGKILL)
+
+
+def test_questions_are_asked_again_until_the_answers_are_right(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    asked = terminal()
+    asked.type("domain of your mail addresses: ", "no domain\n")
+    asked.type("expected a domain such as example.org", "")
+    asked.type("domain of your mail addresses: ", "example.org\n")
+    asked.type("The name of this host", "mx.example.org\n")
+    asked.type("The first user at example.org: ", "alice\n")
+    asked.type("[self-signed]: ", "\n")
+    asked.type("Password: ", "secret\n")
+    asked.type("The same again: ", "secert\n")
+    asked.type("Password: ", "secret\n")
+    asked.type("The same again: ", "secret\n")
+    asked.type("Write them? [Y/n]: ", "\n")
+    assert asked.end() == 0, asked.screen
+    assert "secret" not in asked.screen.replace("srs-secret", "")
+    stored = (tmp_path / "etc" / "passwords").read_text().split(":")[1]
+    assert verify_password("secret", stored)
+
+
+@pytest.mark.parametrize(
+    ("keys", "status", "said"),
+    [
+        ("\x03", 130, "interrupted; nothing was written"),
+        ("\x04", 1, "the answers ended too early; nothing was written"),
+        ("n\n", 1, "nothing was written"),
+    ],
+    ids=["ctrl-c", "ctrl-d", "no"],
+)
+def test_nothing_is_written_before_the_last_answer(
+    keys: str, status: int, said: str, terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    asked = terminal(*NAMES, "--certificate", "self-signed", "--password-file", "/etc/hostname")
+    asked.type("Write them? [Y/n]: ", keys)
+    assert asked.end() == status
+    assert said in asked.screen
+    assert not any(tmp_path.iterdir())
