@@ -97,7 +97,7 @@ def test_new_host_is_whole(setup: Setup) -> None:
     ]
     assert any(isinstance(key, rsa.RSAPrivateKey) and key.key_size == 2048 for key in keys)
     assert any(isinstance(key, ed25519.Ed25519PrivateKey) for key in keys)
-    [password] = re.findall(r"password of alice@example\.org is (\S+)", said)
+    [password] = re.findall(r"password of alice@example\.org, which is shown only now: (\S+)", said)
     name, stored, scram = setup.files["etc/passwords"].decode().strip().split(":")
     assert (name, verify_password(password, stored)) == ("alice@example.org", True)
     assert scram.startswith("$scram-sha-256$")

@@ -194,8 +194,8 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
         if not host.passed(contents[-1].decode(), configuration):
             return fail("nothing was written, because of the errors above", EXIT_CONFIG)
         placement.commit()
-    say(*report.finished(plan, answers, password if shown else ""))
-    say(*report.next_steps(configuration, added=bool(arguments.add_domain)))
+    added = bool(arguments.add_domain)
+    say(*report.finished(plan, answers, password if shown else "", added=added))
     return 0
 
 

@@ -59,7 +59,7 @@ class Present:
 
 def added_plan(present: Present, domain: str, user: str, existing: Existing) -> Plan:
     """Return the plan for one more domain. Raise CommandError if it cannot be added."""
-    _check(present, domain)
+    text = with_domain(present, domain)
     base = present.path.parent
     wanted = [
         PlannedFile(base / f"users.{domain}", template.users(domain, user)),
@@ -71,13 +71,14 @@ def added_plan(present: Present, domain: str, user: str, existing: Existing) -> 
     kept = tuple(file.path for file in signing if file.path in existing)
     path = present.password_file
     secrets = password(path, f"{user}@{domain}", existing) if path else []
-    configuration = PlannedFile(present.path, with_domain(present, domain), before=present.text)
+    configuration = PlannedFile(present.path, text, before=present.text)
     made = [file for file in signing if file.path not in kept]
     return Plan((*made, *wanted, *secrets, configuration), kept)
 
 
 def with_domain(present: Present, domain: str) -> str:
     """Return the text with the tables of one more domain. Raise CommandError."""
+    _check(present, domain)
     boxes = template.mailboxes(
         domain,
         f"users.{domain}",

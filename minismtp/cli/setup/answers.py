@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from minismtp.config.types import parse_domain
 from minismtp.values.user_names import folded_local
 
-#: Letters and digits of any script, and signs that no file of ours gives a meaning to.
+#: Letters and digits of any script, and signs that have no meaning in our files.
 _USER: Final = re.compile(r"[\w'&=-]+(?:\.[\w'&=-]+)*")
 _LONGEST_USER: Final = 64  # octets, RFC 5321 section 4.5.3.1.1
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NEEDED: Final = ("cryptography", "publicsuffixlist")
 _EXTRAS: Final = ("argon2", "dmarc")
-_SIGNS: Final = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
+_SIGNS: Final = "abcdefghjkmnpqrstuvwxyz23456789"  # each looks unlike all others
 _GROUPS: Final = 5  # of four signs: 99 bits
 _RSA_BITS: Final = 2048  # RFC 8301 section 3.2; a longer one exceeds what some DNS servers take
 _VALID: Final = dt.timedelta(days=365)

@@ -116,12 +116,12 @@ class Placement:
             self._own(_made_directory(Path(directory)))
 
     def place(self) -> None:
-        """Give all files but the last their names."""
+        """Let all files except the last appear under their names."""
         for entry in self._entries[:-1]:
             self._place(entry)
 
     def commit(self) -> None:
-        """Give the last file its name, after those of all others are on disk."""
+        """Let the last file appear, after all others are on disk."""
         *others, last = self._entries
         for directory in {Path(entry.path).parent for entry in others}:
             sync_directory(directory)

@@ -1,7 +1,7 @@
 """Which files a mail host needs, from the answers and from what exists. Nothing is read or written.
 
 Nothing that exists is changed, with two exceptions: a file of passwords gets one more line, and the
-example configuration that the installation left is moved aside, if nobody has changed its names.
+example configuration that the installation left is moved aside, if its host name is still the same.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Asker:
-    """Takes an option if it is there, else asks, else takes the default; raises UsageError."""
+    """Takes an option if it is there, else asks, else takes the default, or raises UsageError."""
 
     def __init__(self, *, may_ask: bool) -> None:
         self.may_ask = may_ask

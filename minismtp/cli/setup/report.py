@@ -10,6 +10,9 @@ from minismtp.cli.setup.answers import Answers
 from minismtp.cli.setup.placement import Owner
 from minismtp.cli.setup.plan import Made, Plan, PlannedFile
 from minismtp.config import DEFAULT_FILE, Config
+from minismtp.config.mistakes import ConfigError
+from minismtp.inspection.dns_records import wanted_records
+from minismtp.inspection.zone_text import zone_text
 from minismtp.server.directories import server_process
 
 
@@ -56,35 +59,40 @@ def _shown(file: PlannedFile) -> list[str]:
     return file.content.splitlines()
 
 
-def finished(plan: Plan, answers: Answers, password: str) -> list[str]:
-    """Return what was done, with a password that was made."""
-    lines = [f"{len(plan.files)} files are written. The configuration is {plan.configuration.path}"]
-    if password:
-        lines += [
-            f"The password of {answers.address} is {password}",
-            "It is shown only now. `minismtp passwd` sets another one.",
-        ]
-    elif not plan.needs_password:
-        lines.append(
-            f"{answers.address} has no new password: set one where your users have theirs."
-        )
+def finished(plan: Plan, answers: Answers, password: str, *, added: bool) -> list[str]:
+    """Return what was done and what comes next: DNS, a password that was made, the server."""
+    path = plan.configuration.path
+    config = Config.load(path)
+    lines = [f"{len(plan.files)} files are written. The configuration is {path}", ""]
+    lines += [*_records(config, answers.domain), ""]
     if any(file.content is Made.CERTIFICATE for file in plan.files):
         lines.append(
             "Mail programs warn about the certificate, because it is signed by itself. Once the"
             " host has its name in the DNS, get a better one: docs/administrator.md, chapter TLS."
         )
-    return lines
+    if password:
+        lines.append(f"The password of {answers.address}, which is shown only now: {password}")
+    elif not plan.needs_password:
+        lines.append(f"{answers.address} has no new password: set it where your users have theirs.")
+    return [*lines, "Next:", f"  {_next(config, path, added=added)}"]
 
 
-def next_steps(configuration: Path, *, added: bool) -> list[str]:
+def _records(config: Config, domain: str) -> list[str]:
+    option = "" if config.file == str(DEFAULT_FILE) else f" --config {config.file}"
+    try:
+        zone = zone_text(wanted_records(config, domain))
+    except ConfigError as error:
+        return [f"`minismtp dns{option}` prints the records of the DNS: {error}"]
+    head = f"{domain} needs these records in the DNS. `minismtp dns{option}` prints them again."
+    return [head, "", *zone.removesuffix("\n").split("\n")]
+
+
+def _next(config: Config, path: Path, *, added: bool) -> str:
     """Return the command that makes the configuration count."""
-    ours = configuration == DEFAULT_FILE and Path("/run/systemd/system").is_dir()
-    running = server_process(Config.load(configuration).state_directory)
-    option = "" if configuration == DEFAULT_FILE else f" --config {configuration}"
-    if running:
-        command = "systemctl reload minismtp" if ours and added else f"minismtp reload{option}"
-    elif configuration == DEFAULT_FILE and os.geteuid() == 0:
-        command = "systemctl enable --now minismtp"
-    else:
-        command = f"minismtp serve{option}"
-    return ["Next:", f"  {command}"]
+    ours = path == DEFAULT_FILE and Path("/run/systemd/system").is_dir()
+    option = "" if path == DEFAULT_FILE else f" --config {path}"
+    if server_process(config.state_directory):
+        return "systemctl reload minismtp" if ours and added else f"minismtp reload{option}"
+    if path == DEFAULT_FILE and os.geteuid() == 0:
+        return "systemctl enable --now minismtp"
+    return f"minismtp serve{option}"
