@@ -321,6 +321,24 @@ def test_certificate_that_does_not_fit_is_refused(
     assert setup.files == {}
 
 
+@pytest.mark.parametrize("option", ["--config", "--state-directory"])
+@pytest.mark.parametrize("path", ["a\nb", "a\x7f", "\udcff", ""], ids=ascii)
+def test_path_that_would_break_the_configuration_is_refused(
+    option: str, path: str, setup: Setup
+) -> None:
+    said = setup("--yes", *NAMES, option, path, status=2)
+    assert "expected a path without control characters" in said
+    assert setup.files == {}
+
+
+def test_variable_names_the_configuration(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINISMTP_CONFIG", str(tmp_path / "own.toml"))
+    assert main(["setup", "--yes", "--dry-run", *NAMES]) == 0
+    assert f"==> {tmp_path}/own.toml (new" in capsys.readouterr().out
+
+
 def test_half_a_certificate_is_refused(setup: Setup) -> None:
     (setup.etc / "tls").mkdir(parents=True)
     (setup.etc / "tls" / "key.pem").touch()
@@ -424,15 +442,15 @@ class Terminal:
     def type(self, prompt: str, keys: str) -> None:
         """Wait for a prompt, and answer it."""
         while (place := self.screen.find(prompt, self._answered)) < 0:
-            self.screen += os.read(self._keyboard, 1024).decode()
+            self.screen += os.read(self._keyboard, 1024).decode(errors="replace")
         self._answered = place + len(prompt)
-        os.write(self._keyboard, keys.encode())
+        os.write(self._keyboard, keys.encode("utf-8", "surrogateescape"))
 
     def end(self) -> int:
         """Return the exit status."""
         with contextlib.suppress(OSError):  # the other end of the terminal is gone
             while data := os.read(self._keyboard, 1024):
-                self.screen += data.decode()
+                self.screen += data.decode(errors="replace")
         os.close(self._keyboard)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
@@ -457,6 +475,7 @@ def test_questions_are_asked_again_until_the_answers_are_right(
 ) -> None:
     asked = terminal()
     asked.type("domain of your mail addresses: ", "no domain\n")
+    asked.type("domain of your mail addresses: ", "\udcff\n")
     asked.type("expected a domain such as example.org", "")
     asked.type("domain of your mail addresses: ", "example.org\n")
     asked.type("The name of this host", "mx.example.org\n")

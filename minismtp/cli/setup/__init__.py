@@ -8,11 +8,20 @@ gets its name, it is inspected as `minismtp check` does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Final
 
-from minismtp.cli.common import EXIT_CONFIG, EXIT_FAILURE, CommandError, UsageError, fail, say
+from minismtp.cli.common import (
+    EXIT_CONFIG,
+    EXIT_FAILURE,
+    CommandError,
+    UsageError,
+    argument_type,
+    fail,
+    say,
+)
 from minismtp.cli.passwd import first_line
 from minismtp.cli.setup import amend, host, material, report
 from minismtp.cli.setup.answers import (
@@ -35,7 +44,10 @@ _STATE_DIRECTORY: Final = Path("/var/lib/minismtp")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
-        "--config", type=Path, default=DEFAULT_FILE, metavar="FILE", help=f"default: {DEFAULT_FILE}"
+        "--config",
+        type=_path,
+        metavar="FILE",
+        help=f"default: $MINISMTP_CONFIG, else {DEFAULT_FILE}",
     )
     parser.add_argument("--domain", help="of the mail addresses, such as example.org")
     parser.add_argument("--hostname", metavar="NAME", help="of this host, such as mx.example.org")
@@ -54,7 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--state-directory",
-        type=Path,
+        type=_path,
         default=_STATE_DIRECTORY,
         metavar="DIR",
         help=f"for mail and queue; default: {_STATE_DIRECTORY}",
@@ -71,7 +83,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the files, and say what to do next. Raise CommandError; then nothing is written."""
     asker = Asker(may_ask=sys.stdin.isatty() and not arguments.yes)
-    configuration: Path = arguments.config.absolute()
+    named = arguments.config or _path(os.environ.get("MINISMTP_CONFIG") or str(DEFAULT_FILE))
+    configuration: Path = named.absolute()
+    arguments.written = False
     try:
         if pending(configuration.parent) and not arguments.dry_run:
             with Placement(configuration.parent, host.owner(host.account())):
@@ -80,12 +94,23 @@ def run(arguments: argparse.Namespace) -> int:
             return _add_domain(arguments, asker, configuration)
         return _first(arguments, asker, configuration)
     except OSError as error:
+        if arguments.written:
+            raise
         left = pending(configuration.parent)
         end = "run it again, which takes back what it wrote" if left else "nothing was written"
         raise CommandError(f"{reason(error)}; {end}") from error
     except KeyboardInterrupt:
-        fail("interrupted; nothing was written")
+        if not arguments.written:
+            fail("interrupted; nothing was written")
         raise
+
+
+@argument_type
+def _path(text: str) -> Path:
+    """Return a path that can stand in the configuration, also in its comments."""
+    if not text or not text.isprintable():
+        raise ValueError(f"{text!r}: expected a path without control characters")
+    return Path(text)
 
 
 def _first(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> int:
@@ -194,6 +219,7 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
         if not host.passed(contents[-1].decode(), configuration):
             return fail("nothing was written, because of the errors above", EXIT_CONFIG)
         placement.commit()
+        arguments.written = True
     added = bool(arguments.add_domain)
     say(*report.finished(plan, answers, password if shown else "", added=added))
     return 0

@@ -63,7 +63,10 @@ class Asker:
 def _line(prompt: str) -> str:
     sys.stdout.write(prompt)
     sys.stdout.flush()
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError:
+        return "\ufffd"  # is no name, so the question comes again
     if not line:
         raise _ended()
     return line
