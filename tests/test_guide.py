@@ -25,7 +25,7 @@ from source import ROOT
 #: Commands that no newcomer runs here, with the reason.
 ELSEWHERE: Final = {
     "make test": "`.ci/run` does, with these tests",
-    "make install EXTRAS=argon2,dmarc": "with other extras, those of each chapter",
+    "make install EXTRAS=acme,argon2,dmarc": "with other extras, those of each chapter",
     "minismtp setup": "`test_setup_host` does, with its answers as options",
 }
 #: Commands in the text of pages, which work without anything else.

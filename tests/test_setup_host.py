@@ -51,6 +51,7 @@ def set_up(directory: Path, *words: str, given: str = "") -> str:
         [*command, *words], input=given, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "minismtp.toml: hostname, line " in done.stderr  # the DNS is not there yet
     return done.stdout
 
 

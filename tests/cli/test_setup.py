@@ -179,8 +179,8 @@ def test_files_belong_to_root_and_the_group_of_the_server(
         (("--user", "a\nb"), r"--user: 'a\nb': expected a name"),
         (("--user", "x" * 65), "with 64 octets at most"),
         (("--user", "alice@example.net"), "expected an address at example.org, or the part"),
-        (("--certificate", "letsencrypt"), "--certificate: 'letsencrypt': expected self-signed"),
-        (("--certificate", "a.pem,"), "--certificate: 'a.pem,': expected self-signed"),
+        (("--certificate", "letsencrypt"), "--certificate: 'letsencrypt': expected acme"),
+        (("--certificate", "a.pem,"), "--certificate: 'a.pem,': expected acme"),
     ],
     ids=lambda value: ascii(value)[:50],
 )
@@ -339,6 +339,27 @@ def test_variable_names_the_configuration(
     assert f"==> {tmp_path}/own.toml (new" in capsys.readouterr().out
 
 
+def test_certificate_of_an_authority_needs_no_file(setup: Setup) -> None:
+    pytest.importorskip("acme")
+    said = setup("--yes", *NAMES, "--certificate", "acme")
+    assert "listener http: *:80, HTTP" in said
+    assert "mta-sts.example.org. IN CNAME mx.example.org." in said
+    assert "The server gets its certificate when the names above are in the DNS" in said
+    assert tomli.loads(setup.config.read_text())["tls"]["acme"]["names"] == [
+        *("mx.example.org", "mta-sts.example.org"),
+        *("autoconfig.example.org", "autodiscover.example.org"),
+    ]
+    assert not (setup.etc / "tls").exists()
+    said = setup("--yes", "--add-domain", "example.net", "--user", "bob")
+    assert "mta-sts.example.net" in tomli.loads(setup.config.read_text())["tls"]["acme"]["names"]
+    text = setup.config.read_text()
+    setup.config.write_text(
+        re.sub(r"names = \[.*?\]", 'names = ["mx.example.org"]', text, flags=re.DOTALL)
+    )
+    said = setup("--yes", "--add-domain", "example.com", "--user", "bob")
+    assert "Add mta-sts.example.com, autoconfig.example.com, autodiscover.example.com to" in said
+
+
 def test_half_a_certificate_is_refused(setup: Setup) -> None:
     (setup.etc / "tls").mkdir(parents=True)
     (setup.etc / "tls" / "key.pem").touch()
@@ -480,7 +501,7 @@ def test_questions_are_asked_again_until_the_answers_are_right(
     asked.type("domain of your mail addresses: ", "example.org\n")
     asked.type("The name of this host", "mx.example.org\n")
     asked.type("The first user at example.org: ", "alice\n")
-    asked.type("[self-signed]: ", "\n")
+    asked.type("or the paths CERT,KEY [", "self-signed\n")
     asked.type("Password: ", "secret\n")
     asked.type("The same again: ", "secert\n")
     asked.type("Password: ", "secret\n")

@@ -32,6 +32,7 @@ LABELS: Final = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=Tr
 )
 TOP: Final = st.sampled_from(["org", "example", "xn--p1ai", "co.uk"])
 DOMAINS: Final = st.builds(lambda label, top: f"{label}.{top}", LABELS, TOP)
+OWN: Final = CertificateFiles(Path("own"), Path("own"))
 USERS: Final = st.from_regex(r"[a-z0-9_'&=-]{1,9}(\.[a-z0-9]{1,5}){0,2}", fullmatch=True)
 ONE_KEY: Final = {kind: material._signing_key(kind) for kind in (Made.RSA_KEY, Made.ED25519_KEY)}  # noqa: SLF001
 
@@ -69,7 +70,7 @@ NUMBERS: Final = itertools.count()
     hostname=DOMAINS,
     user=USERS,
     second=DOMAINS,
-    existing_certificate=st.booleans(),
+    certificate=st.sampled_from(["self-signed", "acme", OWN]),
     odd_path=st.booleans(),
 )
 def test_every_answer_gives_a_configuration_without_findings(
@@ -79,13 +80,14 @@ def test_every_answer_gives_a_configuration_without_findings(
     user: str,
     second: str,
     *,
-    existing_certificate: bool,
+    certificate: CertificateChoice,
     odd_path: bool,
 ) -> None:
     base = place / str(next(NUMBERS))
     state = base / ('a {b} \u00fc "c"' if odd_path else "state")
-    certificate: CertificateChoice = "self-signed"
-    if existing_certificate:
+    if certificate == "acme":
+        pytest.importorskip("acme")
+    if certificate == OWN:
         hostname = "mx.example.org"
         certificate = CertificateFiles(place / "own.pem", place / "own.pem")
     state.mkdir(mode=0o750, parents=True)

@@ -33,7 +33,7 @@ from minismtp.cli.setup.answers import (
     user_name,
 )
 from minismtp.cli.setup.placement import Placement, pending
-from minismtp.cli.setup.plan import Made, Plan, first_plan
+from minismtp.cli.setup.plan import Plan, first_plan
 from minismtp.cli.setup.questions import Asker, likely_hostname
 from minismtp.config import DEFAULT_FILE
 from minismtp.config.toml_values import reason
@@ -55,8 +55,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--certificate",
         metavar="CHOICE",
-        help='"self-signed" makes one until you have a better one; or "CERT,KEY": the paths of one'
-        " that exists. Default: self-signed",
+        help='"acme": from Let\'s Encrypt, to whose terms of service you agree by this;'
+        ' "self-signed": until you have a better one; or "CERT,KEY": the paths of one that exists.'
+        " Default: self-signed",
     )
     parser.add_argument(
         "--password-file",
@@ -135,20 +136,19 @@ def _first(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> 
         certificate=asker.answer(
             "--certificate",
             arguments.certificate,
-            "the certificate: self-signed, or the paths CERT,KEY",
+            "the certificate: acme (from Let's Encrypt, if you agree to its terms of service),"
+            " self-signed, or the paths CERT,KEY",
             certificate_choice,
-            "self-signed",
+            "acme" if asker.may_ask and material.has_acme() else "self-signed",
         ),
         state_directory=arguments.state_directory.absolute(),
         server_user=host.account(),
     )
     plan = first_plan(answers, configuration, present)
-    files = answers.certificate
-    if not isinstance(files, CertificateFiles):
-        base = configuration.parent / "tls"
-        files = CertificateFiles(base / "fullchain.pem", base / "key.pem")
-    if all(each.content is not Made.TLS_KEY for each in plan.files):
-        host.check_certificate(*files, hostname, answers.server_user)
+    if isinstance(answers.certificate, CertificateFiles):
+        host.check_certificate(*answers.certificate, hostname, answers.server_user)
+    elif kept := [path for path in plan.kept if path.parent.name == "tls"]:
+        host.check_certificate(kept[0], kept[1], hostname, answers.server_user)
     return _write(arguments, asker, plan, answers)
 
 
@@ -198,7 +198,7 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
     if arguments.dry_run:
         say(*report.dry_run(plan, owner))
         return 0
-    material.check_packages()
+    material.check_packages(acme=answers.certificate == "acme")
     password, shown = _password(arguments, asker) if plan.needs_password else ("", False)
     say(*report.announced(plan, owner))
     if not asker.confirm("Write them?"):

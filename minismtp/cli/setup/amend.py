@@ -8,6 +8,7 @@ damaged.
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,7 @@ from minismtp.config.types import parse_domain
 
 _MAILBOXES: Final = "mailboxes"
 _DKIM_SIGN: Final = "dkim_sign"
+_NAME_LINE: Final = re.compile(r'([ \t]*+)"[^"\\]*+",(?:[ \t]*+#[^\r]*+)?+(\r?)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,31 @@ def with_domain(present: Present, domain: str) -> str:
         text = _with_table(text, number, f"# {domain}, by `minismtp setup --add-domain`\n{table}")
         plugins.insert(number + 1, tomli.loads(table)["plugins"][0])
     _check_result(present, text, plugins)
-    return text
+    return _with_names(text, template.web_names(domain))
+
+
+def _with_names(text: str, names: list[str]) -> str:
+    """Return a text with more names in `[tls.acme]`, if there is a name on a line of its own."""
+    table: Any = tomli.loads(text)
+    try:
+        last = key_lines(text)[f"tls.acme.names[{len(table['tls']['acme']['names']) - 1}]"]
+    except (KeyError, TypeError):
+        return text
+    lines = text.split("\n")
+    found = _NAME_LINE.fullmatch(lines[last - 1])
+    if not found:
+        return text
+    lines[last:last] = [f'{found[1]}"{name}",{found[2]}' for name in names]
+    table["tls"]["acme"]["names"] += names
+    new = "\n".join(lines)
+    return new if _is(new, table) else text
+
+
+def _is(text: str, table: object) -> bool:
+    try:
+        return tomli.loads(text) == table
+    except tomli.TOMLDecodeError:
+        return False
 
 
 def _check(present: Present, domain: str) -> None:

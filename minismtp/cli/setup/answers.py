@@ -22,7 +22,7 @@ class CertificateFiles(NamedTuple):
     key: Path
 
 
-CertificateChoice: TypeAlias = Literal["self-signed"] | CertificateFiles
+CertificateChoice: TypeAlias = Literal["acme", "self-signed"] | CertificateFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ def user_name(text: str, domain: str) -> str:
 
 def certificate_choice(text: str) -> CertificateChoice:
     """Return how the server gets its certificate. Paths are made absolute."""
-    if text.strip() == "self-signed":
-        return "self-signed"
+    if text.strip() in {"acme", "self-signed"}:
+        return "acme" if text.strip() == "acme" else "self-signed"
     certificate, _, key = (part.strip() for part in text.partition(","))
     if not certificate or not key or not text.isprintable():
         raise ValueError(
-            f"{text!r}: expected self-signed, or the paths of a certificate and of its key with a"
-            " comma between them"
+            f"{text!r}: expected acme, self-signed, or the paths of a certificate and of its key"
+            " with a comma between them"
         )
     return CertificateFiles(Path(certificate).absolute(), Path(key).absolute())

@@ -24,12 +24,18 @@ _VALID: Final = dt.timedelta(days=365)
 _CLOCKS: Final = dt.timedelta(hours=1)  # that are slow
 
 
-def check_packages() -> None:
+def has_acme() -> bool:
+    """Return whether the package is there that gets certificates."""
+    return importlib.util.find_spec("acme") is not None
+
+
+def check_packages(*, acme: bool) -> None:
     """Raise CommandError if a package is missing that the configuration needs."""
-    for package in _NEEDED:
+    extras = ("acme", *_EXTRAS) if acme else _EXTRAS
+    for package in (*_NEEDED, *["acme"] * acme):
         if importlib.util.find_spec(package) is None:
-            text = f"the Python package {package} is missing, which signs or checks mail"
-            raise CommandError(f"{text}; {how_to_install(*_EXTRAS)}")
+            text = f"the Python package {package} is missing; {how_to_install(*extras)}"
+            raise CommandError(text)
 
 
 def new_password() -> str:

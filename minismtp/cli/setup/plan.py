@@ -89,7 +89,7 @@ def first_plan(answers: Answers, configuration: Path, existing: Existing) -> Pla
     secrets += [PlannedFile(base / "srs-secret", Made.RANDOM)]
     secrets += keys(base, template.DKIM_KEYS, answers.domain)
     kept = tuple(file.path for file in secrets if file.path in existing)
-    text = template.whole(answers, *certificate, base / "passwords")
+    text = template.whole(answers, certificate, base / "passwords")
     files = (
         *(file for file in secrets if file.path not in kept),
         *wanted,
@@ -115,8 +115,10 @@ def _example(configuration: Path, existing: Existing) -> list[PlannedFile]:
 
 def _certificate(
     answers: Answers, base: Path, existing: Existing
-) -> tuple[CertificateFiles, list[PlannedFile]]:
-    """Return the paths for the configuration, and the files to be made."""
+) -> tuple[CertificateFiles | None, list[PlannedFile]]:
+    """Return the paths for the configuration, if there are any, and the files to be made."""
+    if answers.certificate == "acme":
+        return None, []
     if isinstance(answers.certificate, CertificateFiles):
         return answers.certificate, []
     names = CertificateFiles(Path("tls/fullchain.pem"), Path("tls/key.pem"))

@@ -6,6 +6,7 @@ import grp
 import os
 from pathlib import Path
 
+from minismtp.cli.setup import template
 from minismtp.cli.setup.answers import Answers
 from minismtp.cli.setup.placement import Owner
 from minismtp.cli.setup.plan import Made, Plan, PlannedFile
@@ -70,6 +71,8 @@ def finished(plan: Plan, answers: Answers, password: str, *, added: bool) -> lis
             "Mail programs warn about the certificate, because it is signed by itself. Once the"
             " host has its name in the DNS, get a better one: docs/administrator.md, chapter TLS."
         )
+    if config.tls.acme is not None:
+        lines += _about_acme(config.tls.acme.names, answers.domain)
     if password:
         lines.append(f"The password of {answers.address}, which is shown only now: {password}")
     elif not plan.needs_password:
@@ -85,6 +88,17 @@ def _records(config: Config, domain: str) -> list[str]:
         return [f"`minismtp dns{option}` prints the records of the DNS: {error}"]
     head = f"{domain} needs these records in the DNS. `minismtp dns{option}` prints them again."
     return [head, "", *zone.removesuffix("\n").split("\n")]
+
+
+def _about_acme(names: list[str], domain: str) -> list[str]:
+    missing = [name for name in template.web_names(domain) if names and name not in names]
+    if missing:
+        yet = f"Add {', '.join(missing)} to `names` of [tls.acme]; they are in the records above."
+        return [yet]
+    text = (
+        "The server gets its certificate when the names above are in the DNS and port 80 is open."
+    )
+    return [f"{text} Until then it has one that it signs itself: `minismtp certificate`."]
 
 
 def _next(config: Config, path: Path, *, added: bool) -> str:

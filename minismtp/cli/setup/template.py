@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from minismtp.cli.setup.answers import Answers
+from minismtp.cli.setup.answers import Answers, CertificateFiles
 
 #: The selectors of the two keys of each domain. Records of other programs have other names.
 RSA: Final = "minismtp-rsa"
@@ -46,10 +46,7 @@ address = "*:465"
 kind = "submission"
 tls = "implicit"
 
-[tls]
-certificate = {certificate}
-key = {key}
-
+{tls}
 [limits]
 reserved_sessions = 200          # a flood on port 25 cannot take these from your users
 
@@ -61,6 +58,32 @@ address = "127.0.0.1:9925"       # /metrics, /healthz and /readyz
 
 # Plugins run in this order. The first one knows who has a mailbox: the names in the file of users,
 # and the aliases. It rewrites the senders of mail that an alias forwards, with the secret.
+"""
+_TLS: Final = """\
+[tls]
+certificate = {certificate}
+key = {key}
+"""
+_ACME: Final = """\
+# What other servers and mail programs look up by HTTP and HTTPS, and the questions of the authority
+[[listeners]]
+name = "http"
+address = "*:80"
+kind = "web"
+
+[[listeners]]
+name = "https"
+address = "*:443"
+kind = "web"
+
+# The certificate is from Let's Encrypt, to whose terms of service you agree. The server renews it.
+# Each of these names needs its record in the DNS, or there is no certificate.
+[tls.acme]
+agree_terms = true
+contact = {contact}
+names = [
+    {names},
+]
 """
 _MAILBOXES: Final = """\
 [[plugins]]
@@ -119,16 +142,15 @@ def quoted(text: str | Path) -> str:
     return json.dumps(str(text), ensure_ascii=False)
 
 
-def whole(answers: Answers, certificate: Path, key: Path, passwords: Path) -> str:
-    """Return the configuration of a host; the paths of the certificate may be relative to it."""
+def whole(answers: Answers, files: CertificateFiles | None, passwords: Path) -> str:
+    """Return the configuration of a host; the paths of its certificate may be relative to it."""
     mail = str(answers.state_directory).replace("{", "{{").replace("}", "}}")
     head = _HEAD.format(
         domain=answers.domain,
         hostname=quoted(answers.hostname),
         state=quoted(answers.state_directory),
         user=_user(answers.server_user),
-        certificate=quoted(certificate),
-        key=quoted(key),
+        tls=_tls(answers, files),
     )
     filters = _FILTERS.format(
         domain=answers.domain,
@@ -137,6 +159,19 @@ def whole(answers: Answers, certificate: Path, key: Path, passwords: Path) -> st
     )
     boxes = mailboxes(answers.domain, "users", "aliases", srs="srs-secret")
     return head + boxes + filters + dkim_sign(answers.domain)
+
+
+def _tls(answers: Answers, files: CertificateFiles | None) -> str:
+    if files:
+        return _TLS.format(certificate=quoted(files.certificate), key=quoted(files.key))
+    names = dict.fromkeys((answers.hostname, *web_names(answers.domain)))
+    contact = quoted(f"postmaster@{answers.domain}")
+    return _ACME.format(contact=contact, names=",\n    ".join(map(quoted, names)))
+
+
+def web_names(domain: str) -> list[str]:
+    """Return the names under which clients look up the settings of a domain by HTTPS."""
+    return [f"{label}.{domain}" for label in ("mta-sts", "autoconfig", "autodiscover")]
 
 
 def _user(name: str) -> str:
