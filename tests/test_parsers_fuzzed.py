@@ -36,6 +36,9 @@ _OTHERS: Final = {
     "services.acme_client": "a key of the operator's",
     "services.acme_schedule": "a digest of our own",
     "cli.new_plugin.__init__": "an argument of the operator's",
+    "cli.setup.amend": "the operator's configuration",
+    "cli.setup.answers": "what the operator answers",
+    "cli.setup.placement": "a journal of our own",
 }
 
 
