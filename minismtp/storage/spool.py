@@ -50,6 +50,7 @@ from minismtp.storage.spool_file import (
     footer,
     move_into,
     open_message,
+    open_unchecked,
     read_message,
 )
 from minismtp.values.durable_files import DurableFile, make_directory, sync_directory
@@ -127,7 +128,7 @@ class Spool:
 
     def open(self, name: str) -> tuple[QueueEntry, Message]:
         """Read a message. Raise DamagedError, or FileNotFoundError if it is gone."""
-        descriptor = open_message(f"{self._queue}/{name}")
+        descriptor = open_unchecked(f"{self._queue}/{name}")
         try:
             entry, size, small = read_message(descriptor, name)
         except BaseException:

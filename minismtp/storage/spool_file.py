@@ -36,20 +36,27 @@ class UnreadableError(ValueError):
 
 
 def open_message(path: str) -> int:
-    """Open a file that should hold a message. Raise OSError, or DamagedError for anything else.
+    """Open a file that should hold a message. Raise OSError, or DamagedError for anything else."""
+    descriptor = open_unchecked(path)
+    try:
+        size_of(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_unchecked(path: str) -> int:
+    """Open what should hold a message, for `read_message`. Raise OSError and DamagedError.
 
     A pipe or a link in its place must not block this process.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link, a socket
             raise DamagedError("not a regular file") from None
         raise
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise DamagedError("not a regular file")
 
 
 def footer(size: int, length: int) -> bytes:
@@ -62,7 +69,7 @@ def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | N
 
     Raise DamagedError.
     """
-    total = os.fstat(descriptor).st_size
+    total = size_of(descriptor)
     start = max(0, total - _SMALL)
     end = os.pread(descriptor, _SMALL, start)  # most messages are read whole by this
     match = _FOOTER.fullmatch(end[-_FOOTER_SIZE:])
@@ -81,6 +88,14 @@ def read_message(descriptor: int, name: str) -> tuple[QueueEntry, int, bytes | N
     if entry.id != name:
         raise DamagedError(f"holds the message {entry.id}")
     return entry, size, None if start else end[:size]
+
+
+def size_of(descriptor: int) -> int:
+    """Return the octets of an open file. Raise DamagedError for anything but a regular file."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedError("not a regular file")
+    return status.st_size
 
 
 def encoded(entry: QueueEntry) -> bytes:
