@@ -267,8 +267,10 @@ class HostConnection:
         mail = extensions.mail(entry, message, wide=form.wide)
         while left:
             part, rest = left[:most], left[most:]
-            named = [targets[number] for number in part]
-            commands = [extensions.rcpt(each.address, each.notify, each.original) for each in named]
+            commands = []
+            for number in part:
+                named = targets[number]
+                commands.append(extensions.rcpt(named.address, named.notify, named.original))
             self.messages += 1
             try:
                 said = results_of(

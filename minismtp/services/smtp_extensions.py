@@ -64,8 +64,9 @@ class Extensions:
         """Return why an address cannot be named to this host, None if it can."""
         if _CONTROL.search(address):
             return HostReply(553, ("5.1.3 address with control characters",))
-        in_ascii = "SMTPUTF8" in self.keywords or _ascii_domain(address).isascii()
-        return None if in_ascii else self._no_utf_8
+        if address.isascii() or "SMTPUTF8" in self.keywords or _ascii_domain(address).isascii():
+            return None
+        return self._no_utf_8
 
     @property
     def _no_utf_8(self) -> HostReply:
