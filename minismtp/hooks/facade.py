@@ -38,10 +38,14 @@ class Hooks:
             return _calling(caller) if caller.get_hookimpls() else _no_opinion
 
         self._plugins = [each for each in manager.get_plugins() if each not in excluded]
+        checkers, self._keepers = (
+            [each.plugin for each in manager.subset_hook_caller(name, excluded).get_hookimpls()]
+            for name in ("authenticate", "stored_key")
+        )
+        # Each plugin once, because its `mechanisms` may look at a file.
         self._checkers = [
-            (implementation.plugin, default)
-            for name, default in (("authenticate", PASSWORDS), ("stored_key", SCRAM))
-            for implementation in manager.subset_hook_caller(name, excluded).get_hookimpls()
+            (each, PASSWORDS * (each in checkers) + SCRAM * (each in self._keepers))
+            for each in dict.fromkeys([*checkers, *self._keepers])
         ]
         self.on_start = bind(specs.on_start)
         self.on_stop = bind(specs.on_stop)
@@ -82,8 +86,7 @@ class Hooks:
     @property
     def ignores_case(self) -> bool:
         """Whether a plugin with stored keys has the option `ignore_case`."""
-        keepers = [plugin for plugin, default in self._checkers if default is SCRAM]
-        return any(getattr(plugin, "ignore_case", False) for plugin in keepers)
+        return any(getattr(plugin, "ignore_case", False) for plugin in self._keepers)
 
     @property
     def login_domain(self) -> str:

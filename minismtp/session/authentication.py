@@ -143,7 +143,7 @@ class Authentication:
         else:
             backoff = self._context.backoff
             known = backoff is not None and backoff.knows(self._session.peer, self._username)
-            credentials = replace(result, known=known)
+            credentials = replace(result, known=True) if known else result
             try:
                 identity = self._context.hooks.authenticate(self._session, credentials)
             except Verdict as verdict:
