@@ -214,3 +214,17 @@ def test_copies_that_the_client_would_wait_too_long_for_wait_in_the_queue(queue:
     assert send(Dialogue(service=service), names) == ["250 2.0.0"]
     assert storage.stored == ["ok0", "ok1"]
     assert waiting(queue) == ["ok2", "ok3", "ok4"]
+
+
+class InFolder(Local):
+    """A route that a plugin derives from `Local`."""
+
+
+@pytest.mark.parametrize("kind", [Local, InFolder])
+def test_recipient_has_the_mailboxes_of_its_route(kind: type[Local]) -> None:
+    alice, bob = Address("alice", "example.org"), Address("bob", "example.org")
+    assert Recipient(alice, kind()).mailboxes == (alice,)
+    assert Recipient(alice, kind(bob)).mailboxes == (bob,)
+    assert not Recipient(alice, kind(bob)).expands
+    assert Recipient(alice, kind(alice, bob)).expands
+    assert Recipient(alice, kind(bob)).relays == ()
