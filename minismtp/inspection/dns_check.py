@@ -228,7 +228,7 @@ class DnsChecker:
             return _dkim(record, texts)
         for version, pattern in (("v=STSv1", _STS_ID), ("v=TLSRPTv1", _REPORTS)):
             if record.value.startswith(version):
-                return _of_version(texts, version, pattern)
+                return _of_version(record.value, texts, version, pattern)
         key = record.value.partition("=")[0]
         alike = [text for text in texts if text.partition("=")[0] == key]
         return _compared(map(quoted, alike), record.value in texts)
@@ -291,12 +291,17 @@ def _dkim(record: DnsRecord, texts: Sequence[str]) -> _Said:
     return _Said("right", shown)
 
 
-def _of_version(texts: Iterable[str], version: str, pattern: re.Pattern[str]) -> _Said:
+def _of_version(wanted: str, texts: Iterable[str], version: str, pattern: re.Pattern[str]) -> _Said:
     found = [text for text in texts if text.startswith(version)]
     shown = map(quoted, found)
     if len(found) > 1:
         return _Said("wrong", shown, "several records have no effect")
-    return _compared(shown, bool(found) and pattern.fullmatch(found[0]) is not None)
+    if not found or pattern.fullmatch(found[0]) is None:
+        return _compared(shown, is_right=False)
+    if tags_of(found[0]).get("id") != tags_of(wanted).get("id"):
+        note = f"has another id; publish {wanted!r} if the policy changed since"
+        return _Said("right", shown, note)
+    return _Said("right", shown)
 
 
 def _compared(found: Iterable[str], is_right: bool, note: str = "") -> _Said:

@@ -30,6 +30,7 @@ Plugins: TypeAlias = Iterable[tuple[PluginConfig, object]]
 _SMTP: Final = 25
 #: Addresses of public networks, to which no packet is sent: the kernel says whence it would go.
 _FAR: Final = ((socket.AF_INET, "198.41.0.4"), (socket.AF_INET6, "2001:503:ba3e::2:30"))
+_USUAL_PORTS: Final = {"implicit": ("_submissions", 465), "starttls": ("_submission", 587)}
 _WEB_NAMES: Final = ("autoconfig", "autodiscover")
 
 
@@ -235,8 +236,10 @@ def _services(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     found: dict[str, int] = {}
     for listener in configuration.listeners:
         if listener.kind == "submission" and is_public(listener):
-            name = "_submissions" if listener.tls == "implicit" else "_submission"
-            found.setdefault(name, listener.address.port)
+            usual = _USUAL_PORTS.get(listener.tls)
+            if usual is not None:  # a load balancer has the port that others see
+                name, port = usual
+                found.setdefault(name, port if listener.proxy_protocol else listener.address.port)
     if not found:
         return
     for name, port in found.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from typing import Final, TypeAlias
@@ -51,6 +51,8 @@ def _connect(resolver: HurriedResolver, host: str, port: int) -> Outcome:
         seconds = max(min(_CONNECT, resolver.left), 0.1)
         with closing(socket.create_connection((target, port), timeout=seconds)) as connection:
             greeting = one_line(connection.recv(_BANNER).decode("ascii", "replace").strip())
+            with suppress(OSError):  # it may be gone
+                connection.sendall(b"QUIT\r\n")
     except UnansweredError as error:
         return Outcome(target or WELL_KNOWN, kind, _GREETING, "unanswered", note=str(error))
     except OSError as error:

@@ -177,6 +177,7 @@ CASES: Final = [
     Case("_submission._tcp SRV", ["0 1 25 mx"], "wrong"),
     Case("_imaps._tcp SRV", ["0 0 0 ."], "wrong"),
     Case("_mta-sts TXT", [], "missing"),
+    Case("_mta-sts TXT", ["v=STSv1; id=9"], "right", "another id; publish 'v=STSv1; id=2'"),
     Case("_mta-sts TXT", ["v=STSv1; id=a-b"], "wrong"),
     Case("_mta-sts TXT", ["v=STSv1; id=1", "v=STSv1; id=2"], "wrong", "several"),
     Case("mta-sts CNAME", [], "missing"),

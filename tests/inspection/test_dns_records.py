@@ -90,6 +90,13 @@ def test_host_and_domain_get_their_records(tmp_path: Path) -> None:
     ]
 
 
+def test_load_balancer_has_the_usual_ports(tmp_path: Path) -> None:
+    text = HEAD.replace('"*:587"\n', '"127.0.0.1:10587"\nproxy_protocol = ["192.0.2.1"]\n')
+    config = Config.parse(text.replace('"*:465"', '"127.0.0.1:465"') + MAILBOXES, tmp_path / "x")
+    found = [each.value for each in wanted_records(config, addresses=HOST) if each.kind == "SRV"]
+    assert found[:2] == ["0 1 587 mx.example.org.", "0 1 993 mx.example.org."]
+
+
 def test_international_domain_has_a_labels(tmp_path: Path) -> None:
     lines = wanted(tmp_path, domain="BÜCHER.example")
     assert "xn--bcher-kva.example. IN MX 10 mx.example.org." in lines
