@@ -237,7 +237,7 @@ def own_records(data: bytes) -> None:
             if kind != "TXT" or not others:
                 return Found((), name)
             line = others[asked % len(others)].encode()[:60_000]
-            parts = [line[start : start + 255] for start in range(0, len(line), 255)]
+            parts = [line[start : start + 255] for start in range(0, len(line) or 1, 255)]
             return Found((TXT(RdataClass.IN, RdataType.TXT, parts),), name)
 
     addresses = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
