@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from minismtp import DnsRecord, Message, steady_time
+from minismtp import DnsRecord, Message
 
 from ._canonical import body_hash, relaxed_field, signed_fields
 
@@ -76,11 +76,11 @@ class Signer(NamedTuple):
             f"{self.domain}: the public key of its signatures (DKIM)",
         )
 
-    def tags(self) -> str:
-        """Return the tags a, t, d and s, folded."""
+    def tags(self, now: float) -> str:
+        """Return the tags a, t, d and s, folded. `now` is in epoch seconds."""
         kind = "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ed25519"
         named = f"d={self.domain};\r\n\ts={self.selector};"
-        return f"a={kind}-sha256; t={int(steady_time())};\r\n\t{named}"
+        return f"a={kind}-sha256; t={int(now)};\r\n\t{named}"
 
     def signed(self, name: str, tags: str, octets: bytes) -> str:
         """Return the value of a field with these tags and a signature of `octets` and the field."""
@@ -91,7 +91,14 @@ class Signer(NamedTuple):
         return unsigned + "\r\n\t".join(lines)
 
     def seal(
-        self, message: Message, report: str, status: str, instance: int, before: bytes
+        self,
+        message: Message,
+        report: str,
+        status: str,
+        instance: int,
+        before: bytes,
+        *,
+        now: float,
     ) -> None:
         """Put a set of ARC on top (RFC 8617 section 5.1); `status` is the result of the chain.
 
@@ -100,7 +107,7 @@ class Signer(NamedTuple):
         results, signature, seal = ARC_FIELDS
         message.prepend(results, f"i={instance}; {report}")
         content, fields = content_tags(message, "DKIM-Signature")
-        tags = f"i={instance}; {self.tags()}"
+        tags = f"i={instance}; {self.tags(now)}"
         message.prepend(signature, self.signed(signature, f"{tags}\r\n\t{content}", fields))
         own = b"".join(relaxed_field(message.headers.raw(name)) for name in (results, signature))
         message.prepend(seal, self.signed(seal, f"{tags}\r\n\tcv={status};", before + own))

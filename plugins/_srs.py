@@ -24,7 +24,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-from minismtp import Address, read_file, steady_time
+from minismtp import Address, read_file
 
 _DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _HASH = 6  # characters
@@ -52,13 +52,13 @@ class Srs:
         self,
         secrets: list[bytes],
         domain: str,
-        today: Callable[[], int] | None = None,
+        today: Callable[[], int],
         *,
         kept: Callable[[str], str | None] = lambda _: None,
     ) -> None:
         self._secrets = secrets
         self._domain = domain
-        self._today = today or (lambda: int(steady_time() // 86_400))
+        self._today = today
         self._kept = kept
 
     def rewrite(self, sender: Address) -> Address:

@@ -25,7 +25,6 @@ from minismtp import (
     hookimpl,
     plugin,
     results_of,
-    steady_time,
     warn_of_readers,
 )
 
@@ -127,7 +126,7 @@ class Arc(DnsCheck):
             chain = read_chain(message.headers)
             if chain:
                 keys = Keys(self._resolver, self.patience)
-                told["header.oldest-pass"] = str(verify_chain(message, chain, keys))
+                told["header.oldest-pass"] = str(verify_chain(message, chain, keys, self._clock()))
             reports = tuple(each.report for each in chain)
             found = ArcResult("pass" if chain else "none", reports=reports)
         except BrokenChainError as problem:
@@ -154,7 +153,8 @@ class Arc(DnsCheck):
             # RFC 8617 section 5.1.2: a seal of a broken chain does not cover it.
             covered = chain if statuses == ["pass"] else []
             before = b"".join(each.octets for each in covered)
-            self._signer.seal(message, value, statuses[0], last + 1, before)
+            now = self._clock()
+            self._signer.seal(message, value, statuses[0], last + 1, before, now=now)
 
 
 def _written_here(headers: Headers, authserv_id: str) -> str:
@@ -250,12 +250,12 @@ def _read_set(number: int, found: dict[str, dict[int, bytes]]) -> ArcSet:
     return ArcSet(number, found[RESULTS][number], message, seal)
 
 
-def verify_chain(message: Message, chain: Sequence[ArcSet], keys: Keys) -> int:
+def verify_chain(message: Message, chain: Sequence[ArcSet], keys: Keys, now: float) -> int:
     """Return the oldest instance since which the message did not change, 0 for the whole chain.
 
-    RFC 8617 section 5.2, steps 4 to 6. Raise BrokenChainError.
+    RFC 8617 section 5.2, steps 4 to 6. `now` is in epoch seconds. Raise BrokenChainError.
     """
-    good = list(_good_headers(message, chain, keys))
+    good = list(_good_headers(message, chain, keys, now))
     problems = check_bodies(message, [each.message for each in good])
     oldest = chain[-1].instance
     for each, problem in zip(good, problems, strict=True):
@@ -266,17 +266,19 @@ def verify_chain(message: Message, chain: Sequence[ArcSet], keys: Keys) -> int:
         oldest = each.instance
     before = b""
     for each in chain:
-        _check_seal(each, before, keys)
+        _check_seal(each, before, keys, now)
         before += each.octets
     return 0 if oldest == 1 else oldest
 
 
-def _good_headers(message: Message, chain: Sequence[ArcSet], keys: Keys) -> Iterator[ArcSet]:
+def _good_headers(
+    message: Message, chain: Sequence[ArcSet], keys: Keys, now: float
+) -> Iterator[ArcSet]:
     """Yield the sets with a valid signature of the header, the last first; it must be valid."""
     for each in reversed(chain):
         signature = each.message
         try:
-            signature.check_tags(steady_time())
+            signature.check_tags(now)
             key, _ = keys.find(signature)
             signature.check(signature.signed_fields(message.headers), key)
         except UnverifiedError as problem:
@@ -286,10 +288,10 @@ def _good_headers(message: Message, chain: Sequence[ArcSet], keys: Keys) -> Iter
         yield each
 
 
-def _check_seal(last: ArcSet, before: bytes, keys: Keys) -> None:
+def _check_seal(last: ArcSet, before: bytes, keys: Keys, now: float) -> None:
     octets = before + relaxed_field(last.results) + relaxed_field(last.message.raw)
     try:
-        last.seal.check_tags(steady_time())
+        last.seal.check_tags(now)
         key, _ = keys.find(last.seal)
         last.seal.check(octets, key)
     except UnverifiedError as problem:

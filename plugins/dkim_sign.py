@@ -23,6 +23,7 @@ from minismtp import (
     hookimpl,
     in_networks,
     plugin,
+    steady_time,
     warn_of_readers,
 )
 
@@ -63,6 +64,7 @@ class DkimSign:
         for name, count in (("domain", len(self.domains)), ("selector", len(self.selectors))):
             if count > 1 and f"{{{name}}}" not in str(self.keys):
                 raise ValueError(f"keys: {self.keys}: expected {{{name}}}, as there are several")
+        self._clock = steady_time
         self._signers = {
             domain: [
                 Signer(domain, selector, load_key("keys", self._path(domain, selector)))
@@ -73,7 +75,8 @@ class DkimSign:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Warn about keys that are weak, or that others can read."""
+        """Take the clock, and warn about keys that are weak, or that others can read."""
+        self._clock = server.wall
         if server.role != "check":
             return
         for signer in [each for signers in self._signers.values() for each in signers]:
@@ -99,8 +102,9 @@ class DkimSign:
         if not self._is_own(delivery.envelope):
             return
         tags, fields = content_tags(message)
+        now = self._clock()
         for signer in signers:
-            whole = f"v=1; {signer.tags()} {tags}"
+            whole = f"v=1; {signer.tags(now)} {tags}"
             message.prepend("DKIM-Signature", signer.signed("DKIM-Signature", whole, fields))
 
     def _is_own(self, envelope: Envelope) -> bool:

@@ -15,7 +15,6 @@ from minismtp import (
     hookimpl,
     plugin,
     results_of,
-    steady_time,
 )
 
 from ._checks import DnsCheck
@@ -82,13 +81,15 @@ class DkimVerify(DnsCheck):
         if fields and message.headers.truncated:
             return (DkimResult("policy", "the header is too large"),)
         keys = Keys(self._resolver, self.patience)
-        found = _verified(message, fields[: self.signatures], keys)
+        found = _verified(message, fields[: self.signatures], keys, self._clock())
         if surplus := len(fields[self.signatures :]):
             found.append(DkimResult("policy", f"{surplus} more signatures were not verified"))
         return tuple(found)
 
 
-def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[DkimResult]:
+def _verified(
+    message: Message, fields: Sequence[bytes], keys: Keys, now: float
+) -> list[DkimResult]:
     """Return the results of these fields; the body is read only after a valid header."""
     found: dict[int, DkimResult] = {}
     good: dict[int, tuple[Signature, frozenset[str]]] = {}
@@ -96,7 +97,7 @@ def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[Dki
         signature = None
         try:
             signature = Signature.read(raw, *_TAGS, lenient=True)
-            good[number] = signature, _check_header(message, signature, keys)
+            good[number] = signature, _check_header(message, signature, keys, now)
         except UnverifiedError as error:
             found[number] = _result(signature, error)
     problems = check_bodies(message, [signature for signature, _ in good.values()])
@@ -107,11 +108,11 @@ def _verified(message: Message, fields: Sequence[bytes], keys: Keys) -> list[Dki
     return [found[number] for number in range(len(fields))]
 
 
-def _check_header(message: Message, signature: Signature, keys: Keys) -> frozenset[str]:
+def _check_header(message: Message, signature: Signature, keys: Keys, now: float) -> frozenset[str]:
     """Verify the header, and return the flags of its key. Raise UnverifiedError."""
     if signature.tags["v"] != "1":
         raise UnverifiedError("neutral", "its version is not known")
-    signature.check_tags(steady_time())
+    signature.check_tags(now)
     if "from" not in signature.names:
         raise UnverifiedError("permerror", "the From field is not signed")
     identity = signature.check_identity()

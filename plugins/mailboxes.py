@@ -23,6 +23,7 @@ from minismtp import (
     hookimpl,
     plugin,
     read_file,
+    steady_time,
     warn_of_readers,
 )
 
@@ -95,7 +96,7 @@ class Mailboxes:
         self._srs: WatchedFiles[Srs] | None = None
         if self.srs_secret_file is not None:
             self._srs = WatchedFiles(self._read_srs, self.srs_secret_file)
-        self._state = State.in_memory()
+        self._state, self._clock = State.in_memory(), steady_time
 
     @property
     def login_domain(self) -> str:
@@ -109,8 +110,8 @@ class Mailboxes:
 
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
-        """Take the state for long senders, and warn about a secret that others can read."""
-        self._state = server.state
+        """Take the clock and the state, and warn about a secret that others can read."""
+        self._state, self._clock = server.state, server.wall
         if self.srs_secret_file is not None and server.role == "check":
             warn_of_readers("srs_secret_file", self.srs_secret_file)
 
@@ -214,7 +215,8 @@ class Mailboxes:
         try:
             secrets = read_secrets(self.srs_secret_file)
             kept = lambda key: self._state.get(key)  # noqa: E731, PLW0108 - `on_start` sets it
-            return Srs(secrets, self._srs_domain, kept=kept)
+            today = lambda: int(self._clock() // 86_400)  # noqa: E731 - `on_start` sets it
+            return Srs(secrets, self._srs_domain, today, kept=kept)
         except ValueError as error:
             raise ValueError(f"srs_secret_file: {error}") from error
 

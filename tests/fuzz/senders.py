@@ -95,7 +95,7 @@ def arc_chain(data: bytes) -> None:
     for each in chain:
         str(each.report)
     if chain:
-        verify_chain(message, chain, Keys(Zone(_KEY), timedelta(days=9)))
+        verify_chain(message, chain, Keys(Zone(_KEY), timedelta(days=9)), 1.8e9)
 
 
 @target("_canonical")

@@ -1,14 +1,36 @@
 """Time that a test moves: plugins, their state and the session see it pass at once."""
 
-from dataclasses import replace
+import re
+from dataclasses import field, replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from minismtp_plugins._signing import Signer, content_tags
+from minismtp_plugins.arc import Arc
+from minismtp_plugins.dkim_sign import DkimSign
+from minismtp_plugins.dkim_verify import DkimVerify
 from minismtp_plugins.greylist import Greylist
+from minismtp_plugins.mailboxes import Mailboxes
 from minismtp_plugins.rate_limit import Limit, RateLimit
+from zones import DictionaryResolver, published
 
-from minismtp import Defer, Rate, ServerInfo, hookimpl, plugin
+from minismtp import (
+    Address,
+    Content,
+    Defer,
+    Envelope,
+    Message,
+    Rate,
+    Recipient,
+    Reject,
+    ServerInfo,
+    hookimpl,
+    plugin,
+    results_of,
+)
 from minismtp.config import Config
 from minismtp.testing import Clock, Dialogue, Dialogues, Mailroom
 
@@ -109,3 +131,114 @@ def test_real_server_has_the_real_clocks(tmp_path: Path) -> None:
     assert info.clock() <= info.clock()
     assert info.wall() > 1.7e9
     assert replace(info, wall=lambda: 0.0) == info
+
+
+DAY = timedelta(days=1)
+RSA = rsa.generate_private_key(65537, 2048)
+ZONE = DictionaryResolver({"one._domainkey.example.org": [published(RSA)]})
+TIME = re.compile(r" t=([0-9]+);")
+CONTENT = "From: alice@example.org\nSubject: Hello\n\nHi.\n"
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    path = tmp_path / "key.pem"
+    path.write_bytes(RSA.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return path
+
+
+def times(message: Message, name: str) -> set[int]:
+    """Return the times of signature in the fields of a name."""
+    return {int(found) for raw in message.headers.get_all(name) for found in TIME.findall(raw)}
+
+
+def test_signature_has_the_moved_time(dialogue: Dialogues, key: Path) -> None:
+    session = dialogue(
+        DkimSign(domains=["example.org"], keys=key, selectors=["one"]), login="alice"
+    )
+    dialogue.advance(1000 * DAY)
+    message, _ = session.leave(CONTENT)
+    assert times(message, "DKIM-Signature") == {int(dialogue.clock.wall())}
+
+
+def test_seal_has_the_moved_time(dialogue: Dialogues, key: Path) -> None:
+    session = dialogue(Arc(domain="example.org", selector="one", key=key))
+    dialogue.advance(1000 * DAY)
+    results = "Authentication-Results: mx.example.org; arc=none\nReceived: from x by y; now\n"
+    message, _ = session.leave(results + CONTENT)
+    assert times(message, "ARC-Seal") == {int(dialogue.clock.wall())}
+
+
+def expiring(now: float) -> str:
+    """Return a message whose signature expires in two days."""
+    signer = Signer("example.org", "one", RSA)
+    message = Message("0", Content.of(CONTENT.replace("\n", "\r\n").encode()))
+    tags, fields = content_tags(message)
+    whole = f"v=1; {signer.tags(now)} x={int(now + 2 * DAY.total_seconds())}; {tags}"
+    message.prepend("DKIM-Signature", signer.signed("DKIM-Signature", whole, fields))
+    with message.open() as content:
+        return content.read().decode()
+
+
+@plugin
+class Results:
+    """Keeps the results of other plugins."""
+
+    told: list[str] = field(default_factory=list)
+
+    @hookimpl
+    def on_message(self, envelope: Envelope) -> None:
+        self.told += [each.result for each in results_of(envelope)]
+
+
+def test_signature_expires_as_time_passes(dialogue: Dialogues) -> None:
+    results, content = Results(), expiring(dialogue.clock.wall())
+    for _ in range(2):
+        dialogue(DkimVerify(), results, Mailroom(), resolver=ZONE).mail(content)
+        dialogue.advance(3 * DAY)
+    assert results.told == ["pass", "policy"]
+
+
+def test_sealed_chain_expires_as_time_passes(dialogue: Dialogues, key: Path) -> None:
+    sealer = Arc(domain="example.org", selector="one", key=key)
+    found = "Authentication-Results: mx.example.org; arc=none\nReceived: from x by y; now\n"
+    original, tags = Signer.tags, f"x={int(dialogue.clock.wall() + 2 * DAY.total_seconds())};"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Signer, "tags", lambda self, now: f"{original(self, now)} {tags}")
+        message, _ = dialogue(sealer).leave(found + CONTENT)
+    with message.open() as reader:
+        content = reader.read()
+    results = Results()
+    for _ in range(2):
+        dialogue(Arc(), results, Mailroom(), resolver=ZONE).mail(content)
+        dialogue.advance(3 * DAY)
+    assert results.told == ["pass", "fail"]
+
+
+def test_rewritten_sender_expires_as_time_passes(dialogue: Dialogues, tmp_path: Path) -> None:
+    (tmp_path / "srs").write_text("a secret of sixteen\n")
+    (tmp_path / "aliases").write_text("bob: bob@example.net\n")
+    mailboxes = Mailboxes(
+        domains=["example.org"],
+        aliases_file=tmp_path / "aliases",
+        srs_secret_file=tmp_path / "srs",
+    )
+    session = dialogue(mailboxes)
+    envelope = Envelope(
+        id="e", reverse_path=Address("jo", "sender.example"), listener="smtp", peer="192.0.2.1",
+        helo="x", login=None, arrived=0.0,
+    )  # fmt: skip
+
+    def routed(address: Address) -> Recipient:
+        recipient = Recipient(address)
+        recipient.route = session.service.hooks.route(session.session, envelope, recipient)
+        return recipient
+
+    [relay] = routed(Address("bob", "example.org")).relays
+    envelope.reverse_path = None
+    assert relay.sender is not None
+    dialogue.advance(20 * DAY)
+    assert routed(relay.sender).relays[0].addresses == (Address("jo", "sender.example"),)
+    dialogue.advance(3 * DAY)
+    with pytest.raises(Reject, match="expired"):
+        routed(relay.sender)
