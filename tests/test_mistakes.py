@@ -512,7 +512,7 @@ ROWS: Final = {
         RELAY,
         RELAY + use("dmarc", "spf", "dkim_verify"),
         "error: plugins[3] dmarc, line 38: plugin 'dmarc': it has to come after 'spf'"
-        " (plugins[4]): move this table below that one",
+        " (plugins[4]) and 'dkim_verify' (plugins[5]): move this table below them",
     ),
     "dmarc lacks its checks": row(
         RELAY,

@@ -9,7 +9,7 @@ and `minismtp try` may run a plugin alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from minismtp.config.toml_values import ConfigError
@@ -18,31 +18,55 @@ if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig
 
 
-def check_dependencies(config: Config, plugins: Sequence[tuple[PluginConfig, object]]) -> None:
-    """Raise ConfigError if a plugin lacks one that it needs, or stands above one."""
+def check_dependencies(
+    config: Config, plugins: Sequence[tuple[PluginConfig, object]]
+) -> list[ConfigError]:
+    """Return a mistake for each plugin that lacks one that it needs, or stands above one.
+
+    A plugin that could not be made, so that it is not among the `plugins`, is there all the same.
+    """
+    return [
+        ConfigError(f"plugin {table.name!r}: {problem}", file=config.file, key=table.key)
+        for table, instance in plugins
+        for problem in _problems(config, table, instance)
+    ]
+
+
+def _problems(config: Config, table: PluginConfig, instance: object) -> Iterator[str]:
     listeners = [listener.name for listener in config.mail_listeners]
-    for number, (table, instance) in enumerate(plugins):
-        for use in _names(instance, "needs", table, config):
-            found = [other for other, _ in plugins if other.use == use]
-            above = [other for other, _ in plugins[:number] if other.use == use]
-            problem = _need(table, use, found, above, listeners)
-            if problem:
-                raise _mistake(config, table, problem)
-        for use in _names(instance, "after", table, config):
-            for other, _ in plugins[number + 1 :]:
-                if other.use == use and _common(table, other, listeners):
-                    raise _mistake(config, table, _misplaced(other))
+    tables = [*config.plugins]
+    number = [each.key for each in tables].index(table.key)
+    below: dict[str, PluginConfig] = {}  # the tables that have to be above, by their keys
+    for attribute in ("needs", "after"):
+        names = _names(instance, attribute)
+        if isinstance(names, str):
+            yield f'{attribute} is a text; write `{attribute} = ("{names}",)` in its class'
+            continue
+        for use in names:
+            found = [other for other in tables if other.use == use]
+            above = [other for other in tables[:number] if other.use == use]
+            if attribute == "after":
+                late = [other for other in tables[number + 1 :] if other.use == use]
+                below |= {each.key: each for each in late if _common(table, each, listeners)}
+            elif found and not above:
+                below[found[0].key] = found[0]
+            elif problem := _need(table, use, above, listeners):
+                yield problem
+    if below:
+        yield _misplaced(below.values())
 
 
-def _names(instance: object, attribute: str, table: PluginConfig, config: Config) -> Sequence[str]:
-    """Return the names in a class attribute; an option of that name is something else."""
+def _names(instance: object, attribute: str) -> Sequence[str]:
+    """Return the names in a class attribute; an option of that name is something else.
+
+    A text instead of a tuple is returned as it is.
+    """
     fields = dataclasses.fields(instance) if dataclasses.is_dataclass(instance) else ()
     names = getattr(type(instance), attribute, ())
     if attribute in {field.name for field in fields}:
         return ()
     if isinstance(names, str):
-        problem = f'{attribute} is a text; write `{attribute} = ("{names}",)` in its class'
-        raise _mistake(config, table, problem)
+        return names
     is_list = isinstance(names, tuple | list) and all(isinstance(each, str) for each in names)
     return names if is_list else ()
 
@@ -50,15 +74,12 @@ def _names(instance: object, attribute: str, table: PluginConfig, config: Config
 def _need(
     table: PluginConfig,
     use: str,
-    found: Collection[PluginConfig],
     above: Collection[PluginConfig],
     listeners: Collection[str],
 ) -> str:
     """Return what is wrong about a need, "" if it is met."""
-    if not found:
-        return f'it needs the plugin {use!r}: add a table with `use = "{use}"` above this one'
     if not above:
-        return _misplaced(next(iter(found)))
+        return f'it needs the plugin {use!r}: add a table with `use = "{use}"` above this one'
     enforced = [each for each in above if each.mode == "enforce"]
     if not enforced:
         other = next(iter(above))
@@ -75,8 +96,11 @@ def _need(
     return ""
 
 
-def _misplaced(other: PluginConfig) -> str:
-    return f"it has to come after {_shown(other)}: move this table below that one"
+def _misplaced(others: Collection[PluginConfig]) -> str:
+    where = "that one" if len(others) == 1 else "them"
+    return (
+        f"it has to come after {' and '.join(map(_shown, others))}: move this table below {where}"
+    )
 
 
 def _shown(table: PluginConfig) -> str:
@@ -89,7 +113,3 @@ def _run_on(table: PluginConfig, listeners: Collection[str]) -> Collection[str]:
 
 def _common(one: PluginConfig, other: PluginConfig, listeners: Collection[str]) -> bool:
     return not {*_run_on(one, listeners)}.isdisjoint(_run_on(other, listeners))
-
-
-def _mistake(config: Config, table: PluginConfig, problem: str) -> ConfigError:
-    return ConfigError(f"plugin {table.name!r}: {problem}", file=config.file, key=table.key)

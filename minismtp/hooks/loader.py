@@ -120,11 +120,7 @@ class PluginSet:
                 loaded.add(table, make(), file=config.file)
             except ConfigError as error:
                 mistakes.append(config.locate(error))
-        if not mistakes:
-            try:
-                check_dependencies(config, loaded.instances)
-            except ConfigError as error:
-                mistakes.append(config.locate(error))
+        mistakes += map(config.locate, check_dependencies(config, loaded.instances))
         if mistakes:
             raise combined(mistakes)
         if not config.mistakes:  # such as two plugins of one name

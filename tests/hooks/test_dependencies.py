@@ -143,3 +143,36 @@ def test_dmarc_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="it needs the plugin 'spf'"):
         load(tmp_path, {}, {"use": "dmarc"})
     load(tmp_path, {}, {"use": "spf"}, {"use": "dkim_verify"}, {"use": "dmarc"})
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    lines = {
+        "one": 'needs = ("two", "three", "four")',
+        "two": 'after = ("three",)',
+        "three": 'needs = "four"',
+        "four": "option: int",
+    }
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, lines, ONE, TWO, {"use": "three"})
+    assert [(each.key, each.message.partition(": ")[2]) for each in caught.value.mistakes] == [
+        (
+            "plugins[0]",
+            "it needs the plugin 'four': add a table with `use = \"four\"` above this one",
+        ),
+        (
+            "plugins[0]",
+            (
+                "it has to come after 'two' (plugins[1]) and 'three' (plugins[2]):"
+                " move this table below them"
+            ),
+        ),
+        ("plugins[1]", f"it has to come after 'three' (plugins[2]){MOVE}"),
+        ("plugins[2]", 'needs is a text; write `needs = ("four",)` in its class'),
+    ]
+
+
+def test_plugin_with_a_mistake_of_its_own_is_not_missed_by_others(tmp_path: Path) -> None:
+    lines = {"one": 'needs = ("two",)\n    after = ("three",)', "two": "option: int", "three": ""}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, lines, TWO, ONE, {"use": "three"})
+    assert [each.key for each in caught.value.mistakes] == ["plugins[0].option", "plugins[1]"]
