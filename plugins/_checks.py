@@ -12,6 +12,12 @@ from minismtp import Defer, Envelope, Finding, Reject, ServerInfo, Session, find
 from ._dns import IpAddress, IpNetwork, local_networks, unmapped
 from ._options import check_time
 
+#: The filters of this package that leave findings, and those that leave results.
+FINDINGS = (
+    *("attachments", "dnsbl", "early_talker", "helo", "reverse_dns", "rspamd", "rules"),
+    *("spamassassin", "spf"),
+)
+RESULTS = ("arc", "dkim_verify", "dmarc", "reverse_dns", "spf")
 _PEERS = 256  # addresses that each filter remembers
 Action: TypeAlias = Literal["reject", "defer", "tag", "off"]
 

@@ -17,6 +17,7 @@ from minismtp import (
 )
 
 from ._authres import claims, written
+from ._checks import RESULTS
 
 _FIELD = "Authentication-Results"
 _ID = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
@@ -50,8 +51,7 @@ class AuthenticationResults:
     @hookimpl
     def on_check(self, check: PluginCheck) -> None:
         """Warn if checks of the sender come later."""
-        checks = ("arc", "dkim_verify", "dmarc", "reverse_dns", "spf")
-        check.comes_after(*checks, lest="writes the results of the checks above it only")
+        check.comes_after(*RESULTS, lest="writes the results of the checks above it only")
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

@@ -21,13 +21,10 @@ from minismtp import (
     plugin,
 )
 
+from ._checks import FINDINGS
 from ._options import check_thresholds
 
 _log: Final = logging.getLogger(__name__)
-_FILTERS: Final = (
-    *("arc", "attachments", "dmarc", "dnsbl", "early_talker", "helo", "dkim_verify"),
-    *("reverse_dns", "rspamd", "rules", "spamassassin", "spf"),
-)
 _NAMED: Final = 3  # findings in a reply
 _LOGGED: Final = 20
 _LONGEST: Final = 80  # characters of a name
@@ -79,7 +76,7 @@ class Score:
     @hookimpl
     def on_check(self, check: PluginCheck) -> None:
         """Warn if filters that make findings come later."""
-        check.comes_after(*_FILTERS, lest="adds up the findings of the filters above it only")
+        check.comes_after(*FINDINGS, lest="adds up the findings of the filters above it only")
 
     @hookimpl
     def on_message(self, session: Session, envelope: Envelope, message: Message) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from pathlib import Path
 
 import pytest
+from minismtp_plugins._checks import FINDINGS, RESULTS
 from minismtp_plugins.score import SCORE, Score
+from source import ROOT
 
 from minismtp import Envelope, Finding, Headers, Session, findings_of, hookimpl, plugin
 from minismtp.config.toml_values import ConfigError, build
@@ -168,3 +171,18 @@ def test_many_findings_make_a_field_of_bounded_size() -> None:
 def test_options_that_make_no_sense_are_mistakes(table: dict[str, object], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         build(Score, table, file="c.toml", key="plugins[0]", base=Path())
+
+
+def test_lists_of_filters_are_those_that_leave_something() -> None:
+    """`score` and `authentication_results` warn of these filters only if the lists are complete."""
+    sources = {
+        path.stem: path.read_text()
+        for path in (ROOT / "plugins").glob("[!_]*.py")
+        if path.stem not in {"score", "authentication_results"}
+    }
+    leaves = {
+        FINDINGS: r"\bnote\(envelope|findings_of\(\w+\)\.(append|extend)",
+        RESULTS: r"results_of\(\w+\)\.(append|extend)|results_of\(envelope\)\s*\+=",
+    }
+    for known, pattern in leaves.items():
+        assert {name for name, text in sources.items() if re.search(pattern, text)} == {*known}
