@@ -457,7 +457,8 @@ ROWS: Final = {
         "[metrics]",
         '[outbound]\nsmarthost = "mx.example.org:587"\nusername = "me"\ntls = "verified"\n'
         'password_file = "secret"\n[metrics]',
-        "outbound.password_file, line 24: {dir}/secret: No such file or directory; its first line",
+        "outbound.password_file, line 24: {dir}/secret: No such file or directory; make it, with"
+        " the password in its first line",
     ),
     # Plugins
     "a plugin is misspelt": row(

@@ -25,7 +25,7 @@ def with_hint(error: ConfigError, config: type) -> ConfigError:
     table, key = _INDEX.sub("", parts[1] or ""), parts[2]
     hint = ""
     if table == "listeners" and key in _IN_ADDRESS:
-        hint = 'address has host and port, such as address = "0.0.0.0:25"'
+        hint = 'address has host and port, such as address = "*:25"'
     elif table and key in option_types(config):
         hint = f"{key} belongs above the first [table] of the file"
     else:

@@ -317,7 +317,7 @@ def _mistakes_of_keys(
         missing = item.default is item.default_factory is dataclasses.MISSING
         absent = item.name not in table and f"{item.name!r}" not in meant
         if missing and absent and item.name in options:
-            yield ConfigError("this key is required", key=item.name)
+            yield ConfigError(f"this key is required; add {item.name} = ...", key=item.name)
 
 
 def _join(key: str, name: str) -> str:

@@ -61,6 +61,8 @@ def _files_for_sending(config: Config) -> Iterator[Problem]:
             if not read_file(path).decode().partition("\n")[0].strip():
                 yield error(config, key, f"{path} has no password in its first line")
         except OSError as problem:
-            yield error(config, key, f"{reason(problem)}; its first line is the password")
+            yield error(
+                config, key, f"{reason(problem)}; make it, with the password in its first line"
+            )
         except ValueError as problem:
             yield error(config, key, f"{path}: {problem}")

@@ -114,6 +114,10 @@ class _Choice:
         except OSError as error:
             reason = getattr(error, "reason", "") or error.strerror or "not PEM"
             reason = reason.replace("_", " ").lower()
+            if reason == "key values mismatch":
+                reason = (
+                    "the key is that of another certificate; expected the two that belong together"
+                )
             expected = f"a pair of a PEM certificate and its key: {reason}"
             problem = f"{certificate} and {key} are not {expected}"
             raise self._error(problem, f"{where}.certificate") from None

@@ -412,7 +412,7 @@ def test_files_for_sending_are_looked_at(findings: Findings, tmp_path: Path) -> 
         f"error: outbound.server_ca: {authorities}: No such file or directory",
         (
             f"error: outbound.password_file: {secret}: No such file or directory;"
-            " its first line is the password"
+            " make it, with the password in its first line"
         ),
     ]
     secret.write_text("x\n")
