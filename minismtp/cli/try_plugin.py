@@ -209,6 +209,8 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     width = max((len(f"{step['about']}.{step['hook']}") for step in calls), default=0)
     for step in report["steps"]:
         hook, about, remark = step["hook"], step["about"], step["remark"]
+        if "MAIL" in (hook, about):  # what was refused there is the outcome below
+            continue
         match hook:
             case "RCPT":
                 yield f"RCPT {about}"
