@@ -6,6 +6,7 @@ server that is left.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import ssl
@@ -20,6 +21,7 @@ import pytest
 import trustme
 from machine import HERE, OFFLINE, Machine, booted, build_wheels, repository
 from newcomer import IPV4, IPV6, Newcomer
+from plugin_page import PAGE, build_wheel, transcript
 from source import ROOT
 
 #: Commands that no newcomer runs here, with the reason.
@@ -303,3 +305,41 @@ def test_sockets_of_systemd_hold_the_ports(machine: Machine) -> None:
 
 def test_manuals_are_there(machine: Machine) -> None:
     machine.run("man", "--where", "minismtp", "minismtp.toml")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel of the plugin that an author makes."""
+    return build_wheel(tmp_path_factory.mktemp("package"))
+
+
+def test_plugin_of_an_author_works_in_the_service(machine: Machine, wheel: Path) -> None:
+    """Its wheel is installed, enabled and loaded as the page says, and counts in /metrics."""
+    encoded = base64.b64encode(wheel.read_bytes()).decode()
+    store = 'mkdir -p /root/dist; base64 -d >"/root/dist/$0"'
+    machine.run("sh", "-c", store, wheel.name, say=encoded)
+    for command, shown in transcript("bin/pip install"):
+        assert machine.shell(f"cd /root; {command}") == shown.strip()
+    before = machine.run("cat", "/etc/minismtp/minismtp.toml") + "\n"
+    [table] = re.findall(r'^```toml\n([^`]*use = "new_links"\n)```', PAGE, re.MULTILINE)
+    head, first, rest = before.partition("[[plugins]]\n")
+    enabled = f"{table}\n{first}{rest}"
+    machine.write("/etc/minismtp/minismtp.toml", head + enabled)
+    [(check, problem)] = transcript("minismtp check")
+    said = machine.run("sh", "-c", f"{check} || test $? -eq 78")
+    assert masked(problem) in masked(said)
+    machine.write(
+        "/etc/minismtp/minismtp.toml", f'{head}[[plugins]]\nuse = "dkim_verify"\n\n{enabled}'
+    )
+    *commands, (metrics, shown) = transcript("plugin_new_links_total")
+    for command, _ in commands:
+        machine.shell(command)
+    wanted = {*shown.strip().splitlines()}  # in any order
+    machine.wait_until(lambda: {*machine.shell(metrics).splitlines()} == wanted)
+    machine.write("/etc/minismtp/minismtp.toml", before)
+    machine.run("systemctl", "reload", "minismtp")
+
+
+def masked(text: str) -> str:
+    """Return a message without the number and the line of a table."""
+    return re.sub(r"(plugins)\[\d+\]( \w+, line) \d+", r"\1[]\2", text).strip()

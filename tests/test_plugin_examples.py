@@ -12,18 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from plugin_page import PAGE, run, transcript, write_files
+from source import ROOT
 
 if TYPE_CHECKING:
     from conftest import Configure, Start
 
-ROOT: Final = Path(__file__).parents[1]
-PAGE: Final = (ROOT / "docs" / "plugin-examples.md").read_text()
-FILES: Final = dict(re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-#: The transcripts: the commands, each with what it prints.
-TRANSCRIPTS: Final = [
-    re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
-    for block in re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-]
 # What differs from run to run.
 _VARYING: Final = re.compile(r"\d+\.\d+ ms|\d+\.\d+s|[0-9a-f]{12}\.1|\d+ informations|\d+ notes")
 _NO_INDEX: Final = "--no-build-isolation --no-deps"
@@ -32,25 +26,10 @@ _NO_INDEX: Final = "--no-build-isolation --no-deps"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write the files of the page as an author would; return their directory."""
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("MYPYPATH", str(ROOT))
     return tmp_path
-
-
-def run(command: str, directory: Path) -> str:
-    """Run a command of the page, which must succeed."""
-    done = subprocess.run(
-        ["sh", "-euc", command],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 def masked(text: str) -> str:
@@ -67,15 +46,13 @@ def test_files_of_the_page_are_well_typed(place: Path) -> None:
 
 
 def test_try_shows_what_the_page_shows(place: Path) -> None:
-    [transcript] = [each for each in TRANSCRIPTS if any("try" in line for line, _ in each)]
-    for command, shown in transcript:
+    for command, shown in transcript(" try "):
         assert masked(run(command, place)) == masked(shown)
 
 
 def packaged(place: Path, skip: Callable[[str], bool]) -> Path:
     """Run the commands that make the package; return the directory with the installed one."""
-    [transcript] = [each for each in TRANSCRIPTS if "new-plugin" in str(each)]
-    for command, shown in transcript:
+    for command, shown in transcript("new-plugin"):
         if command.startswith("cd "):
             place = place / command.removeprefix("cd ")
         elif command.startswith("pip install"):
