@@ -87,14 +87,19 @@ def running(
     nspawn = require_program("systemd-nspawn")
     directory = tmp_path_factory.mktemp("container")
     directory.chmod(0o755)
-    (directory / "config" / "tls").mkdir(parents=True)
-    shutil.copy(FILES / "minismtp.toml", directory / "config")
-    shutil.copy(tls_files.certificate, directory / "config/tls/fullchain.pem")
-    shutil.copy(tls_files.key, directory / "config/tls/key.pem")
-    (directory / "config/passwords").write_text(f"alice:{hash_password('secret')}\n")
-    for path in (directory / "config/passwords", directory / "config/tls/key.pem"):
+    files = directory / "config" / "..2026"
+    (files / "tls").mkdir(parents=True)
+    shutil.copy(FILES / "minismtp.toml", files)
+    shutil.copy(tls_files.certificate, files / "tls/fullchain.pem")
+    shutil.copy(tls_files.key, files / "tls/key.pem")
+    (files / "passwords").write_text(f"alice:{hash_password('secret')}\n")
+    for path in (files / "passwords", files / "tls/key.pem"):
         os.chown(path, 0, NUMBER)
-        path.chmod(0o640)
+        path.chmod(0o440)
+    # As Kubernetes mounts it: a change exchanges one link.
+    (files.parent / "..data").symlink_to("..2026")
+    for name in ("minismtp.toml", "passwords", "tls"):
+        (files.parent / name).symlink_to(f"..data/{name}")
     with container.running(nspawn, image, directory) as inner:
         machine = Machine(inner.leader, tls_files.client())
         found = Running(inner, machine, directory)

@@ -237,7 +237,15 @@ def test_package_from_its_installation_to_its_end(machine: Machine) -> None:
     assert machine.show("ActiveState") == "inactive"
     assert machine.run("minismtp", "--version") == "minismtp 1.0.0"
     modules = "argon2, cryptography.hazmat.bindings._rust, redis, regex, publicsuffixlist"
-    machine.run("/usr/lib/minismtp/bin/python", "-c", f"import {modules}")
+    machine.write("/usr/local/lib/minismtp/own_package.py", "")
+    machine.run("/usr/lib/minismtp/bin/python", "-c", f"import own_package, {modules}")
+
+    text = (ROOT / "docs" / "packages.md").read_text()
+    for command in re.findall(r"^install -m .*|^minismtp passwd .*", text, re.MULTILINE):
+        machine.run("sh", "-c", command, say="secret\n")
+    kept = machine.run("stat", "--format=%U:%G %a", "/etc/minismtp/passwords")
+    assert kept == "root:minismtp 640"
+    assert "minismtp.toml" in machine.run("ls", "/etc/minismtp")
 
     machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION)
     machine.run("systemctl", "enable", "--now", "minismtp")
