@@ -11,7 +11,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from minismtp import __version__
@@ -40,6 +41,7 @@ COMMANDS: Final = {
     "new-plugin": "make a package for a plugin of your own, with a test that passes",
     "try": "run one plugin over a message, and show each hook's verdict and time",
     "replay": "run stored mail through changed plugins, and show what would differ",
+    "completion": "print a script that completes commands and options in a shell",
 }
 _MODULES: Final = {"new-plugin": "new_plugin", "try": "try_plugin"}  # else as the command
 _LAST_STREAM: Final = 2  # the descriptor of standard error
@@ -52,11 +54,11 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt)
     words = sys.argv[1:] if argv is None else argv
     try:
-        arguments = parser(words).parse_args(words)
+        run = _command(words)
     except SystemExit as end:  # argparse has printed the message
         return end.code if isinstance(end.code, int) else EXIT_FAILURE
     try:
-        status: int = arguments.run(arguments)
+        status = run()
         sys.stdout.flush()
     except CommandError as error:
         return fail(str(error), error.status)
@@ -69,6 +71,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status
+
+
+def _command(words: Sequence[str]) -> Callable[[], int]:
+    """Return what runs the command that is called with these words. Raise SystemExit."""
+    if not words and sys.stdout.isatty():
+        from minismtp.cli.overview import show  # noqa: PLC0415 - takes long
+
+        return show
+    arguments = parser(words).parse_args(words)
+    return partial(arguments.run, arguments)
 
 
 def _interrupt(*_: object) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
-from minismtp.cli.text import terminal_width, wrapped
+from minismtp.cli.text import json_list, terminal_width, wrapped
 from minismtp.config.schema import options, summary
 from minismtp.hooks.loader import Available, available
 
@@ -15,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_config(parser)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these plugins")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,11 +27,23 @@ def run(arguments: argparse.Namespace) -> int:
     unknown = {*arguments.names} - {each.name for each in plugins}
     if unknown:
         raise CommandError(f"no plugin is called {', '.join(sorted(unknown))}")
+    wanted = [each for each in plugins if not arguments.names or each.name in arguments.names]
+    if arguments.json:
+        say(*json_list(map(_fields, wanted)))
+        return 0
     width = terminal_width()
-    for found in plugins:
-        if not arguments.names or found.name in arguments.names:
-            say(*wrapped(_described(found), width))
+    for found in wanted:
+        say(*wrapped(_described(found), width))
     return 0
+
+
+def _fields(found: Available) -> dict[str, object]:
+    """Return what JSON tells of a plugin. The `default` of an option is null if it is required."""
+    fields: dict[str, object] = {"name": found.name, "source": found.source}
+    if found.factory is None:
+        return {**fields, "problem": found.problem}
+    taken = [option._asdict() for option in options(found.factory)]
+    return {**fields, "summary": summary(found.factory), "options": taken}
 
 
 def _described(found: Available) -> Iterator[str]:

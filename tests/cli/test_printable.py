@@ -234,6 +234,7 @@ def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
         "serve",
         "reload",
         "check",
+        "completion",
         "passwd",
         "backup",
         "dns",

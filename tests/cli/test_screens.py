@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -95,7 +96,7 @@ def test_words_have_colours_only_on_a_terminal(
 class Screen:
     """A program on a terminal of 80 columns."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, **environment: str) -> None:
         self._window, terminal = pty.openpty()
         termios.tcsetwinsize(self._window, (24, WIDTH))
         self.process = subprocess.Popen(
@@ -103,7 +104,13 @@ class Screen:
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": str(WIDTH), "LINES": "24"},
+            env={
+                **os.environ,
+                "TERM": "xterm",
+                "COLUMNS": str(WIDTH),
+                "LINES": "24",
+                **environment,
+            },
         )
         os.close(terminal)
         self.shown = ""
@@ -186,3 +193,49 @@ def test_top_says_what_is_wrong(
     server.wait_until(lambda: server.metric("problem", problem="disk") == 1)
     assert main(["top", *options, "--config", str(server.config)]) == 0
     assert "\n! disk: less than free_space (878.9 TiB) is free" in capsys.readouterr().out
+
+
+def test_without_a_command_a_terminal_shows_what_runs_and_what_is_next(
+    configure: Configure, start: Start
+) -> None:
+    config = configure()
+
+    def shown() -> str:
+        screen = Screen(MINISMTP_CONFIG=str(config))
+        screen.wait_for("minismtp --help")
+        assert screen.close() == 0
+        return screen.shown
+
+    assert f"configuration: {config}\r\nthe server does not run\r\n" in shown()
+    server = start(config)
+    text = shown()
+    assert f"the server runs, process {server.process.pid}\r\n" in text
+    assert "minismtp top " in text
+    config.write_text("workers = -1\n")
+    assert f"configuration: {config}, with 2 mistakes\r\n" in shown()
+    config.write_text("workers =")
+    assert "which cannot be read: " in shown()
+    config.unlink()
+    assert "which cannot be read: " in shown()
+
+
+def test_without_a_command_and_a_terminal_there_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    assert "required: COMMAND" in capsys.readouterr().err
+
+
+def test_lists_of_plugins_and_hooks_are_there_for_programs(
+    configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(configure())
+    assert main(["plugins", "--json", "--config", config, "maildir"]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["name"] == "maildir"
+    assert {"name": "path", "default": None}.items() <= found["options"][0].items()
+    assert main(["hooks", "--json", "--config", config]) == 0
+    hooks = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
+    assert hooks["deliver"]["plugins"] == ["maildir"]
+    assert hooks["deliver"]["arguments"][0] == "envelope"
+    assert hooks["on_helo"]["plugins"] == []
