@@ -230,6 +230,9 @@ class Newcomer:
         self.machine.run("minismtp", "queue", "remove", "--to-domain", "example.net")
 
 
+_COLUMNS: Final = ("name", "type", "value", "purpose")  # of the records in the guide
+
+
 def _records() -> list[str]:
     """Return the lines of dnsmasq for the table of the guide."""
     made: dict[str, Callable[[str, str], str]] = {
@@ -239,5 +242,5 @@ def _records() -> list[str]:
         "TXT": lambda name, value: f"txt-record={name},{value}",
         "SRV": lambda name, value: f"srv-host={name},{value.split()[3].rstrip('.')},465",
     }
-    table = pages.rows("administrator", "DNS")
-    return [option for name, kind, value, _ in table if (option := made[kind](name, value))]
+    rows = [row for row in pages.rows("administrator", "DNS") if len(row) == len(_COLUMNS)]
+    return [option for name, kind, value, _ in rows if (option := made[kind](name, value))]

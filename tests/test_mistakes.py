@@ -238,6 +238,7 @@ ROWS: Final = {
         'kind = "submission"',
         'kind = "submision"',
         'listeners[1] submission, line 13: kind: expected one of "mx", "submission", "lmtp",'
+        ' "web",'
         " not 'submision'; did you mean 'submission'?",
     ),
     "an array of tables has single brackets": row(

@@ -6,6 +6,7 @@ import email
 import email.message
 import hashlib
 import io
+import json
 import re
 import subprocess
 from base64 import b64encode
@@ -29,6 +30,7 @@ from test_from_field import FIELDS
 
 from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.cli.check import check
+from minismtp.cli.main import main
 from minismtp.config import Config
 from minismtp.config.toml_values import ConfigError, build
 from minismtp.delivery.client import Original
@@ -344,26 +346,39 @@ path = "mail/{{local}}"
     ]
 
 
+CONFIGURATION: Final = """
+hostname = "mx.example.org"
+
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:0"
+tls = "none"
+
+[[plugins]]
+use = "dkim_sign"
+domains = ["example.org"]
+selectors = ["mail", "ed"]
+keys = "dkim/{domain}.{selector}.pem"
+"""
+
+
 def test_commands_of_the_guide_make_keys_and_their_records(
-    tmp_path: Path, require_program: Callable[[str], str]
+    tmp_path: Path, require_program: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_program("openssl")
     page = (Path(__file__).parents[2] / "docs" / "sending.md").read_text()
-    make, show = re.findall(r"```sh\n(.*?)```", page.partition("## DKIM")[2], re.DOTALL)
+    make, *_ = re.findall(r"```sh\n(.*?)```", page.partition("## DKIM")[2], re.DOTALL)
     make = make.replace("chgrp -R minismtp", "chgrp -R $(id -g)")
-
-    def run(command: str) -> str:
-        command = f"set -e; {command}".replace("/etc/minismtp", str(tmp_path))
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-        return done.stdout
-
-    run(make)
-    records = [run(line).encode() for line in show.splitlines()]
+    make = make.replace("/etc/minismtp", str(tmp_path))
+    subprocess.run(["bash", "-ec", make], check=True)
+    config = tmp_path / "minismtp.toml"
+    config.write_text(CONFIGURATION)
+    assert main(["dns", "--domain", "example.org", "--json", "--config", str(config)]) == 0
+    printed = {each["name"]: each["value"] for each in json.loads(capsys.readouterr().out)}
     signing = plugin(tmp_path / "dkim/{domain}.{selector}.pem", "mail", "ed")
     message = sent(signing)
-    for number, kind in ((0, b"ed25519"), (1, b"rsa")):
-        record = b"v=DKIM1; k=%s; p=%s" % (kind, records[1 - number])
-        answer = partial(_constant, record)
+    for number, selector in enumerate(("ed", "mail")):
+        answer = partial(_constant, printed[f"{selector}._domainkey.example.org"].encode())
         assert dkim.DKIM(message).verify(idx=number, dnsfunc=answer)
 
 
