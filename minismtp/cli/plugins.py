@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fields(found: Available) -> dict[str, object]:
-    """Return what JSON tells of a plugin. The `default` of an option is null if it is required."""
+    """Return the JSON about a plugin. The `default` of an option is null if it is required."""
     fields: dict[str, object] = {"name": found.name, "source": found.source}
     if found.factory is None:
         return {**fields, "problem": found.problem}
