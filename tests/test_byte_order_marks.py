@@ -30,13 +30,14 @@ from minismtp import Address, Credentials, Envelope, Local, Recipient, read_file
 from minismtp.cli.main import main
 from minismtp.cli.replay import changed
 from minismtp.cli.stored_mail import envelope_of
-from minismtp.config import Config
+from minismtp.config import AcmeConfig, Config
 from minismtp.config.tables import SniCertificate, TlsConfig
 from minismtp.delivery.attempt import DeliveryContext
 from minismtp.delivery.mta_sts import StsPolicy
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet
 from minismtp.runtime.log import Log
+from minismtp.services.acme_client import binding_key, trusted
 from minismtp.services.tls import not_after, server_context
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
@@ -64,6 +65,11 @@ ENVELOPE: Final = Envelope(
 def trust(context: ssl.SSLContext | None) -> object:
     assert context is not None
     return context.get_ca_certs()
+
+
+def directory_ca(path: Path) -> object:
+    acme = AcmeConfig(agree_terms=True, directory="https://127.0.0.1/", directory_ca=path)
+    return trust(ssl.create_default_context(cafile=str(trusted(acme))))
 
 
 def pair(path: Path, **change: object) -> object:
@@ -144,6 +150,8 @@ READ: Final[dict[str, tuple[bytes, Callable[[Path], object]]]] = {
     "tls.client_ca": (TRUSTED, client_ca),
     "tls.sni.certificate": (CERTIFICATE, lambda path: by_name(path, "certificate")),
     "tls.sni.key": (KEY, lambda path: by_name(path, "key")),
+    "tls.acme.directory_ca": (TRUSTED, directory_ca),
+    "tls.acme.eab_key_file": (b"a-key_of-ours\n", binding_key),
     "outbound.server_ca": (TRUSTED, lambda path: trust(Contexts(path).verified)),
     "outbound.password_file": (b"secret\n", smarthost_password),
     "outbound.routes.password_file": (b"secret\r\n", route_password),
@@ -177,6 +185,7 @@ READ: Final[dict[str, tuple[bytes, Callable[[Path], object]]]] = {
 # Proved elsewhere: `test_login_that_is_refused_is_a_failure_and_tells_no_secret`.
 ELSEWHERE: Final = {"forward.password_file"}
 DIRECTORIES: Final = {
+    "tls.acme.challenges",
     *("base", "plugin_path", "state_directory"),
     *("maildir.path", "pipe.directory", "quarantine.path"),
     "sql.path",  # a database

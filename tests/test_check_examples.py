@@ -54,7 +54,7 @@ tls = "none"
 _AS_PEM: Final = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 _DNS: Final = '\n[dns]\nnameservers = ["127.0.0.1:{}"]\n'
 #: Blocks that are not a configuration, and one whose plugin is a separate package.
-_ELSEWHERE: Final = re.compile(r"\[project\]|no_lottery")
+_ELSEWHERE: Final = re.compile(r'\[project\]|no_lottery|use = "new_links"\n\Z')
 #: Names of other machines -> names of this machine.
 _REMOTE: Final = {
     "redis://:password@192.0.2.9:6379/0": "redis://127.0.0.1:9/0",

@@ -38,6 +38,7 @@ ROUNDS: Final = int(os.environ.get("MINISMTP_CRASH_ROUNDS", "5"))
 POWER_CUTS: Final = int(os.environ.get("MINISMTP_POWER_CUTS", "3"))
 CONCURRENCY: Final = 10  # deliveries at once
 DRAINED: Final = 5  # rounds until the queue may become empty, so that the disk never fills
+CHANCE: Final = random.SystemRandom()
 CUT: Final = 0.05  # of the messages are taken without a reply
 AFTER_REPLY: Final = 0.5  # of the crashes happen at that time
 LOST: Final = 0.02  # of the connections end in the middle of the content
@@ -131,8 +132,8 @@ def crash(
     senders = [Sender(server, numbers, recipients) for _ in range(CLIENTS)]
     for sender in senders:
         sender.start()
-    enough = random.randint(1, 30)  # noqa: S311 - no secret
-    if sink is not None and random.random() < AFTER_REPLY:  # noqa: S311 - no secret
+    enough = CHANCE.randint(1, 30)
+    if sink is not None and CHANCE.random() < AFTER_REPLY:
         sink.wait_for(enough)
     else:
         server.wait_until(
@@ -233,7 +234,7 @@ class Sink:
     def _take(self, lines: BinaryIO, number: int) -> bool:
         """Read a message; False means to hang up."""
         taken: list[bytes] = []
-        lost = random.random() < LOST  # noqa: S311 - no secret
+        lost = CHANCE.random() < LOST
         for line in lines:
             if line == b".\r\n":
                 return self._count(b"".join(taken), number)
@@ -250,7 +251,7 @@ class Sink:
                 return False
             name = int(found[1])
             self.arrived[name] += 1
-            if random.random() < CUT:  # noqa: S311 - no secret
+            if CHANCE.random() < CUT:
                 self.cut[name] += 1
                 return False
             self.confirmed[number, name] += 1

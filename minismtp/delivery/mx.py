@@ -23,6 +23,7 @@ from minismtp.services.resolver import Found, Resolver, UnansweredError
 from minismtp.values.address import to_ascii
 from minismtp.values.peer import plain_address
 
+_chance: Final = random.SystemRandom()
 _MOST_HOSTS: Final = 10  # of a domain (RFC 5321 section 5.1: at least two)
 _HOST_NAME: Final = re.compile(r"(?!.*\.[0-9]+\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
@@ -147,7 +148,7 @@ class HostFinder:
         addresses = (
             plain_address(record.address)  # an AAAA record may have an IPv4-mapped address
             for found in answers
-            for record in random.sample(found.records, len(found.records))
+            for record in _chance.sample(found.records, len(found.records))
         )
         return [Host(name, each, port, authentic, signed) for each in dict.fromkeys(addresses)]
 
@@ -185,7 +186,7 @@ def _exchanges(domain: str, found: Found) -> list[tuple[int, str]]:
     exchanges = [(number, name.lower()) for number, name in named if name not in {"", "."}]
     if not exchanges:
         raise UnreachableError(f"556 5.1.10 domain {domain} accepts no mail", final=True)
-    random.shuffle(exchanges)  # hosts of equal preference share the load
+    _chance.shuffle(exchanges)  # hosts of equal preference share the load
     exchanges.sort(key=itemgetter(0))
     return exchanges[:_MOST_HOSTS]
 

@@ -22,10 +22,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 Job: TypeAlias = tuple[str, str]  #: message and destination
 
+_chance: Final = random.SystemRandom()
 JITTER = 0.1  #: the part of a wait that is left to chance
 _REMEMBERED = 10_000  # destinations for which nothing waits
 _QUICK = 0.02  # seconds of a job that waits for the processor rather than for a distant host
@@ -40,7 +41,7 @@ def delay(retry: Sequence[float], attempts: int) -> float:
     A tenth of it is random, so that messages of one moment are not tried again at one moment.
     """
     wait = retry[min(max(attempts, 1), len(retry)) - 1]
-    return wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - no secret
+    return wait * _chance.uniform(1 - JITTER, 1 + JITTER)
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.values.threads import start_thread
 
+_chance: Final = random.SystemRandom()
 _FIRST: Final = 60.0  # seconds until the first look, so that a restart does not wait for it
 _AGAIN: Final = 3600.0  # seconds until the next look after a record went wrong
 _SECONDS: Final = 30.0  # for all questions
@@ -66,10 +67,10 @@ class DnsWatch:
     def run(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Look for ever. A test may give `sleep`."""
         interval = self._config.dns.check.total_seconds()
-        sleep(min(_FIRST, interval) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+        sleep(min(_FIRST, interval) * _chance.uniform(0.5, 1.0))
         while True:
             pause = interval if self.look() else min(interval, _AGAIN)
-            sleep(pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - as above
+            sleep(pause * _chance.uniform(1 - _JITTER, 1 + _JITTER))
 
     def look(self) -> bool:
         """Look once; return whether all records that are needed are right."""

@@ -27,7 +27,7 @@ from requests.adapters import HTTPAdapter
 from minismtp import __version__
 from minismtp.config import AcmeConfig
 from minismtp.services.acme_schedule import AcmeError, Failure
-from minismtp.values.durable_files import atomic_write
+from minismtp.values.durable_files import atomic_write, without_marks
 
 _TIMEOUT: Final = 30  # seconds
 _DEADLINE: Final = dt.timedelta(seconds=120)  # for the checks, and again for the issue
@@ -51,7 +51,7 @@ class Authority:
         self._net = client.ClientNetwork(
             _account_key(key),
             alg=jwa.ES256,
-            verify_ssl=_trusted(acme),  # type: ignore[arg-type]  # a path, too
+            verify_ssl=trusted(acme),  # type: ignore[arg-type]  # a path, too
             user_agent=f"minismtp/{__version__}",
             timeout=_TIMEOUT,
         )
@@ -87,10 +87,7 @@ class Authority:
         if path is None:
             return None
         try:
-            with path.open("rb") as file:
-                key = file.read(_LONGEST_KEY).decode("ascii").strip()
-            if not _KEY.fullmatch(key):
-                raise ValueError("expected letters, digits, '-' and '_'")
+            key = binding_key(path)
             return messages.ExternalAccountBinding.from_data(
                 self._net.key.public_key(),  # type: ignore[union-attr]
                 self._acme.eab_key_id,
@@ -218,12 +215,21 @@ class _BoundedAdapter(HTTPAdapter):
         return response
 
 
+def binding_key(path: Path) -> str:
+    """Return the key of an external account binding in a file. Raise OSError or ValueError."""
+    with path.open("rb") as file:
+        key = without_marks(file.read(_LONGEST_KEY)).decode("ascii").strip()
+    if not _KEY.fullmatch(key):
+        raise ValueError("expected letters, digits, '-' and '_'")
+    return key
+
+
 def _account_key(pem: bytes) -> jwk.JWKEC:
     key = serialization.load_pem_private_key(pem, password=None)
     return jwk.JWKEC(key=ComparableECKey(key))  # type: ignore[arg-type]
 
 
-def _trusted(acme: AcmeConfig) -> str | bool:
+def trusted(acme: AcmeConfig) -> str | bool:
     """Return the file or directory of the authorities for TLS, the system's if none is named."""
     if acme.directory_ca is not None:
         return str(acme.directory_ca)

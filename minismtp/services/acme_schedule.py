@@ -19,6 +19,7 @@ from minismtp.services.acme_files import State, requested
 from minismtp.services.certificate_file import Certificate
 from minismtp.values.printable import one_line
 
+_chance: Final = random.SystemRandom()
 _LIFE: Final = 0.6  # of a certificate's life, after which the first servers renew
 _SPREAD: Final = 1 / 15  # of its life, over which they are spread; 2/3 is the end of it
 _LEAST: Final = 0.1  # of its life, before which no clock makes a certificate look old
@@ -91,7 +92,7 @@ def wait(
     failure: Failure,
     failures: int,
     ordered: float = 0.0,
-    draw: Callable[[], float] = random.random,
+    draw: Callable[[], float] = _chance.random,
 ) -> float:
     """Return the seconds to wait after the given number of failures in a row.
 

@@ -29,6 +29,7 @@ from minismtp.values.sqlite_file import DatabaseFile, is_damage
 
 T = TypeVar("T")
 
+_chance: Final = random.SystemRandom()
 _BUSY: Final = 5.0  # seconds that a call waits for other threads and processes
 _TURN: Final = (0.0002, 0.002)  # seconds between two attempts while another process writes
 _SWEEP: Final = 256  # writes of a process between two removals of expired rows
@@ -260,7 +261,7 @@ def _run(connection: sqlite3.Connection, statement: str, values: Any = ()) -> sq
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > due:
                 raise
-        time.sleep(random.uniform(*_TURN))  # noqa: S311 - so that no process is always too late
+        time.sleep(_chance.uniform(*_TURN))  # so that no process is always too late
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -104,7 +105,7 @@ def message_that_leaves(data: bytes) -> None:
     dialogue.close()
     server.check()
     verifier, mail = DkimVerify(), envelope()
-    verifier._resolver = server.zone
+    verifier._resolver, verifier._clock = server.zone, time.time
     verifier.on_message(session(), mail, message)
     results = [each.result for each in mail.stash[DKIM_RESULTS]]
     assert not signed or results[0] == "pass", mail.stash[DKIM_RESULTS]

@@ -77,7 +77,7 @@ def dkim_field(data: bytes) -> None:
 @target("dkim_verify", "_dkim", "_canonical", "mail.results", raises=(ValueError,))
 def signed_message(data: bytes) -> None:
     plugin = DkimVerify()
-    plugin._resolver = Zone(_KEY)
+    plugin._resolver, plugin._clock = Zone(_KEY), time.time
     plugin.on_message(session(), envelope(), message_of(data))
 
 
