@@ -16,6 +16,7 @@ import ssl
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -361,6 +362,12 @@ def _signal_mask() -> Iterator[None]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@pytest.fixture
+def _no_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the watched files of other tests, whose plugins may still be in memory."""
+    monkeypatch.setattr("minismtp.values.durable_files._watched", weakref.WeakSet())
 
 
 @pytest.fixture(scope="session")

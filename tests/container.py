@@ -6,6 +6,7 @@ The root file system is read-only, the process has no capability and is the firs
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -67,6 +68,9 @@ class Container:
         return self.process.wait(DEADLINE)
 
 
+_numbers = itertools.count()
+
+
 @contextlib.contextmanager
 def running(nspawn: str, image: Image, directory: Path) -> Iterator[Container]:
     """Run the image with the configuration, state and mail in `directory`."""
@@ -79,7 +83,11 @@ def running(nspawn: str, image: Image, directory: Path) -> Iterator[Container]:
     command: list[str | Path] = [
         *(nspawn, "--quiet", "--register=no", "--keep-unit", "--console=pipe", "--read-only"),
         *("--private-network", "--drop-capability=all", "--no-new-privileges=yes"),
-        *(f"--machine=minismtp-{os.getpid()}", f"--directory={image.root}", "--user=minismtp"),
+        *(
+            f"--machine=minismtp-{os.getpid()}-{next(_numbers)}",
+            f"--directory={image.root}",
+            "--user=minismtp",
+        ),
         f"--tmpfs=/run/minismtp:uid={NUMBER},gid={NUMBER},mode=0750",
         *(f"--setenv={each}" for each in variables),
         f"--bind-ro={directory}/config:{mounts['config']}",

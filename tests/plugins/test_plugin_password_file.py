@@ -306,7 +306,7 @@ def test_file_of_comments_has_no_users_on_purpose(path: Path) -> None:
     assert plugin.authenticate(Credentials("PLAIN", "alice", "apple")) is None
 
 
-@pytest.mark.usefixtures("_seconds_pass")
+@pytest.mark.usefixtures("_seconds_pass", "_no_other_files")
 def test_file_that_is_empty_at_the_start_puts_every_login_off(path: Path) -> None:
     good = path.read_bytes()
     path.write_bytes(b"")

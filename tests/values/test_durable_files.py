@@ -255,7 +255,7 @@ def test_broken_change_keeps_the_value_and_warns_once(
     assert watched.get() == "good again"
 
 
-@pytest.mark.usefixtures("_seconds_pass")
+@pytest.mark.usefixtures("_seconds_pass", "_no_other_files")
 def test_file_that_is_gone_is_a_problem_until_it_is_back(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("good")
