@@ -61,6 +61,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         " of the listeners, else those from which packets leave, else those of the host name",
     )
     parser.add_argument("--json", action="store_true", help="for programs")
+    _add_checks(parser)
+
+
+def _add_checks(parser: argparse.ArgumentParser) -> None:
     checks = parser.add_argument_group("what the DNS has")
     checks.add_argument(
         "--check",
