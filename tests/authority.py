@@ -35,10 +35,11 @@ EAB_KEY: Final = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ1
 
 @dataclass
 class Authority:
-    """A running authority. It fetches answers from `web_port` of loopback."""
+    """A running authority. It fetches answers from `web_port` of loopback, or from `tls_port`."""
 
     port: int
     web_port: int
+    tls_port: int
     trusted: Path
     log: Path
 
@@ -63,14 +64,14 @@ def running_authority(
     """Run an authority while the block runs."""
     programs = [require_program(name) for name in ("pebble", "pebble-challtestsrv")]
     trusted, (certificate, key) = directory / "ca.pem", issue(directory, trustme.CA())
-    port, dns, web = free_port(), free_port(), free_port()
+    port, dns, web, tls = free_port(), free_port(), free_port(), free_port()
     settings: dict[str, Any] = {
         "listenAddress": f"127.0.0.1:{port}",
         "managementListenAddress": f"127.0.0.1:{free_port()}",
         "certificate": str(certificate),
         "privateKey": str(key),
         "httpPort": web,
-        "tlsPort": free_port(),
+        "tlsPort": tls,
         "ocspResponderURL": "",
         "externalAccountBindingRequired": eab,
         "externalAccountMACKeys": {EAB_ID: EAB_KEY},
@@ -96,7 +97,7 @@ def running_authority(
             stack.callback(process.kill)
         for each in (port, dns):
             wait_until(lambda each=each: _answers(each))  # type: ignore[misc]
-        yield Authority(port, web, trusted, log)
+        yield Authority(port, web, tls, trusted, log)
 
 
 def issue(directory: Path, authority: trustme.CA, **options: Any) -> tuple[Path, Path]:  # noqa: ANN401 - of trustme

@@ -68,7 +68,7 @@ def _renew(config: Config, *, new_key: bool) -> int:
     from minismtp.services.acme import get_certificate  # noqa: PLC0415 - takes long
 
     if acme.challenges is None and not server_process(config.state_directory):
-        problem = "the server does not run, and it has to answer the authority on port 80"
+        problem = "the server does not run, and it has to answer the authority"
         raise CommandError(f"{problem}; start it first, it then gets the certificate by itself")
     try:
         with acting_as_owner(config.state_directory):

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
+from minismtp.config.acme_table import NEEDED_LISTENERS, check_reachable, usable_challenges
 from minismtp.config.acme_table import AcmeConfig as AcmeConfig
-from minismtp.config.acme_table import check_reachable
 from minismtp.config.checks import check_domain, duplicates
 from minismtp.config.hints import with_hint
 from minismtp.config.limits_table import Limits as Limits
@@ -243,6 +243,12 @@ class Config:
         """The directory of the certificate that `[tls.acme]` gets, and of its account."""
         return self.state_directory / "acme"
 
+    @property
+    def acme_challenges(self) -> list[str]:
+        """How the authority of `[tls.acme]` can check the names, in the order of the attempts."""
+        acme = self.tls.acme
+        return [] if acme is None else usable_challenges(acme, self.web_listeners)
+
     def _acme_mistakes(self) -> Iterator[ConfigError]:
         """Yield mistakes, and have `[tls]` use the certificate of `[tls.acme]`."""
         acme, own = self.tls.acme, self.acme_directory / "certificate.pem"
@@ -261,12 +267,9 @@ class Config:
             check_reachable(acme.names[0], "hostname")
         except ConfigError as error:
             yield error
-        if acme.challenges is None and not self.web_listeners:
-            yield ConfigError(
-                'needs a listener of the kind "web" on port 80, where the authority checks the'
-                " names; or `challenges`, if another web server has that port",
-                key="tls.acme",
-            )
+        if not self.acme_challenges:
+            key = "tls.acme.challenge" if acme.challenge else "tls.acme"
+            yield ConfigError(NEEDED_LISTENERS[acme.challenge], key=key)
 
     def _user_mistakes(self) -> Iterator[ConfigError]:
         try:

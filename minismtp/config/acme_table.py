@@ -1,17 +1,30 @@
 """The table `[tls.acme]` of the configuration: a certificate from an authority (RFC 8555)."""
 
 import urllib.parse
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from minismtp.config.checks import check_domain, check_unique
+from minismtp.config.listener_table import Listener
 from minismtp.config.mistakes import ConfigError
 
 #: The directories of authorities that have a short name.
 DIRECTORIES: Final = {
     "letsencrypt": "https://acme-v02.api.letsencrypt.org/directory",
     "letsencrypt-staging": "https://acme-staging-v02.api.letsencrypt.org/directory",
+}
+HTTP: Final = "http-01"  # RFC 8555 section 8.3
+TLS_ALPN: Final = "tls-alpn-01"  # RFC 8737
+#: What a server needs so that the authority can check names, by the value of `challenge`.
+NEEDED_LISTENERS: Final = {
+    "": 'needs a listener of the kind "web" on port 80 or 443, where the authority checks the'
+    " names; or `challenges`, if another web server has port 80",
+    HTTP: 'needs a listener of the kind "web" without TLS on port 80, where the authority checks'
+    " the names; or `challenges`, if another web server has that port",
+    TLS_ALPN: 'needs a listener of the kind "web" with tls = "implicit" on port 443, where the'
+    " authority checks the names",
 }
 _MOST_NAMES: Final = 100  # of a certificate, as at Let's Encrypt
 
@@ -21,7 +34,7 @@ class AcmeConfig:
     """A certificate that the server gets and renews by itself (extra `acme`).
 
     It is stored with its key and chain in `acme/certificate.pem` in the state directory, and serves
-    as the certificate of `[tls]`. The authority checks each name over HTTP on port 80, so a
+    as the certificate of `[tls]`. The authority checks each name on port 80 or on port 443, so a
     listener of the kind `web` has to answer there. Until the first certificate arrives, the server
     has one that it signs itself. `minismtp certificate` shows the state.
     """
@@ -54,6 +67,12 @@ class AcmeConfig:
     eab_key_file: Annotated[
         Path | None, "file with the key of that account, in base64url as the authority shows it"
     ] = None
+    challenge: Annotated[
+        Literal["", "http-01", "tls-alpn-01"],
+        'how the authority checks the names: "http-01" over HTTP on port 80, "tls-alpn-01" over'
+        " TLS on port 443; empty = whatever the listeners of the kind `web` answer, HTTP first, and"
+        " TLS if that fails",
+    ] = ""
     challenges: Annotated[
         Path | None,
         "directory that a web server on this host serves as `/.well-known/acme-challenge/`, if it"
@@ -80,6 +99,10 @@ class AcmeConfig:
             present, absent = ("eab_key_id", "eab_key_file")[:: 1 if self.eab_key_id else -1]
             raise ConfigError(f"this key is required beside {present!r}", key=absent)
 
+        if self.challenge == TLS_ALPN and self.challenges is not None:
+            problem = f'the authority fetches its files by "{HTTP}" only; expected no {TLS_ALPN!r}'
+            raise ConfigError(f"{problem} beside it", key="challenges")
+
     def _check_directory(self) -> None:
         if self.directory in DIRECTORIES:
             return
@@ -97,6 +120,18 @@ class AcmeConfig:
     def url(self) -> str:
         """The URL of the directory."""
         return DIRECTORIES.get(self.directory, self.directory)
+
+
+def usable_challenges(acme: AcmeConfig, listeners: Iterable[Listener]) -> list[str]:
+    """Return how the authority can check names, in the order of the attempts.
+
+    That depends on the web listeners. The result is empty if it cannot.
+    """
+    kinds = {TLS_ALPN if each.tls == "implicit" else HTTP for each in listeners}
+    if acme.challenges is not None:
+        kinds.add(HTTP)
+    wanted = (acme.challenge,) if acme.challenge else (HTTP, TLS_ALPN)
+    return [kind for kind in wanted if kind in kinds]
 
 
 def check_reachable(name: str, key: str) -> None:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from minismtp.config import AcmeConfig, Config
+from minismtp.config.acme_table import HTTP
 from minismtp.config.mistakes import ConfigError, remedy
 from minismtp.inspection.problem import Problem, error, warning
+from minismtp.services.acme_answers import PORTS
 from minismtp.services.acme_files import AcmeFiles, State, requested, require_library
-
-_HTTP: Final = 80
 
 
 def check_acme(config: Config) -> Iterator[Problem]:
@@ -32,12 +31,8 @@ def check_acme(config: Config) -> Iterator[Problem]:
     if acme.challenges is not None and not acme.challenges.is_dir():
         text = f"{acme.challenges} is no directory; make it"
         yield warning(config, "tls.acme.challenges", text)
-    web = config.web_listeners
-    if acme.challenges is None and web and all(each.address.port != _HTTP for each in web):
-        text = (
-            "no listener of the kind web has port 80, where the authority asks, so the web server"
-        )
-        yield warning(config, "tls.acme", f"{text} that has it must pass these requests on")
+    if text := _unreachable(acme, config):
+        yield warning(config, "tls.acme.challenge" if acme.challenge else "tls.acme", text)
     state = State()
     try:
         state = files.state()
@@ -48,6 +43,21 @@ def check_acme(config: Config) -> Iterator[Problem]:
         yield warning(config, "tls.acme", text)
     if state.error and state.request == requested(acme):
         yield warning(config, "tls.acme", f"the last attempt failed: {state.error}")
+
+
+def _unreachable(acme: AcmeConfig, config: Config) -> str:
+    """Return why no listener gets the checks of the authority, "" if one does."""
+    if acme.challenges is not None:
+        return ""
+    ports = []
+    for kind in config.acme_challenges:
+        port = PORTS[kind]
+        fitting = [each for each in config.web_listeners if (each.tls != "none") == (kind != HTTP)]
+        if any(each.address.port == port for each in fitting):
+            return ""
+        ports.append(str(port))
+    what = f"no listener of the kind web has port {' or '.join(ports)}, where the authority asks"
+    return f"{what}, so whatever has the port must pass that on"
 
 
 def _unreadable(acme: AcmeConfig) -> Iterator[tuple[str, str]]:

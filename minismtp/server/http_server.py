@@ -78,11 +78,12 @@ class BoundedHandler(http.server.BaseHTTPRequestHandler):
     server: BoundedServer
     connection: socket.socket
     thread_name = "other"  #: under which unexpected exceptions are logged and counted
+    due = 0.0  #: when the request must be over, monotonic; 0 = after the server's `seconds`
 
     def setup(self) -> None:
         """Set one deadline for the whole request, so that a slow client cannot extend it."""
         super().setup()
-        due = time.monotonic() + self.server.seconds
+        due = self.due or time.monotonic() + self.server.seconds
         line = _MeasuredLine(self.connection, due, self.server.octets)
         self.rfile = LineSocket(line).makefile("rb")  # type: ignore[assignment]
 

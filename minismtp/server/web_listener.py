@@ -35,8 +35,10 @@ from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.http_server import BoundedServer
 from minismtp.server.web_server import Places, Record, WebServer
 from minismtp.server.web_site import site_of
+from minismtp.server.web_tls import WebTls
 from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_files import ensure_certificate
+from minismtp.services.acme_tls_challenges import TlsChallenges
 from minismtp.services.tls import Certificates, first_end
 from minismtp.session.listener_context import RefusalLog
 from minismtp.values.threads import start_thread
@@ -101,7 +103,7 @@ def _servers(
         WebServer(
             context.sockets[listener.name],
             site,
-            None if listener.tls == "none" else _certificates(config, listener, metrics, log),
+            None if listener.tls == "none" else _tls(config, listener, metrics, log),
             places,
             record=Record(listener.name, counter, metrics, log, refusals),
             turn=partial(pulse.turn, number),
@@ -140,6 +142,11 @@ def _asked(config: Config, log: Log) -> dict[str, bool]:
     except ConfigError as error:  # challenges are answered all the same
         log.error("no pages for domains are served", error=str(error))
         return {}
+
+
+def _tls(config: Config, listener: Listener, metrics: Metrics, log: Log) -> WebTls:
+    challenges = TlsChallenges(config.state_directory)
+    return WebTls(_certificates(config, listener, metrics, log), challenges)
 
 
 def _certificates(config: Config, listener: Listener, metrics: Metrics, log: Log) -> Certificates:

@@ -22,7 +22,7 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.http_server import BoundedHandler, BoundedServer, peer_of
 from minismtp.server.web_pages import Page, Request, Site
-from minismtp.services.tls import Certificates
+from minismtp.server.web_tls import WebTls, is_checked
 from minismtp.session.listener_context import RefusalLog
 from minismtp.values.peer import is_loopback, peer_key
 
@@ -111,7 +111,7 @@ class WebServer(BoundedServer):
         self,
         sock: socket.socket,
         site: Site,
-        certificates: Certificates | None,
+        tls: WebTls | None,
         places: Places,
         *,
         record: Record,
@@ -119,7 +119,7 @@ class WebServer(BoundedServer):
     ) -> None:
         super().__init__(sock, WebHandler)
         self.site = site
-        self.certificates = certificates
+        self.tls = tls
         self.record = record
         self._places = places
         self._turn = turn
@@ -164,26 +164,27 @@ class WebHandler(BoundedHandler):
 
     def setup(self) -> None:
         """Make the TLS handshake, within the time for the request. Raise OSError."""
-        certificates = self.server.certificates
-        if certificates is not None:
-            secured = certificates.current().wrap_socket(
-                self.request, server_side=True, do_handshake_on_connect=False
-            )
+        self.due = time.monotonic() + self.server.seconds
+        if self.server.tls is not None:
             try:
-                secured.settimeout(self.server.seconds)
-                secured.do_handshake()
+                self.request = self.server.tls.secured(self.request, self.due)
             except OSError:
-                secured.close()
                 self.server.record.count("failed")
                 raise
-            self.request = secured
         super().setup()
+
+    def handle(self) -> None:
+        """Answer a request, unless the handshake was the answer (RFC 8737 section 3)."""
+        if is_checked(self.connection):
+            self.server.record.count("served")
+        else:
+            super().handle()
 
     def finish(self) -> None:
         """Send what is left, and end TLS without waiting for the client."""
         with contextlib.suppress(OSError):
             super().finish()
-        if self.server.certificates is not None:
+        if self.server.tls is not None:
             with contextlib.suppress(OSError):
                 self.connection.settimeout(0)
                 self.connection.unwrap()  # type: ignore[attr-defined]

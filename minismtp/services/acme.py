@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
 from minismtp.config import AcmeConfig, Config
-from minismtp.services.acme_challenges import Challenges
+from minismtp.services.acme_answers import Answers, answers_of
 from minismtp.services.acme_client import Authority
 from minismtp.services.acme_files import AcmeFiles, State, is_time_to_ask, requested
-from minismtp.services.acme_schedule import AcmeError, Failure, is_self_signed, wait
+from minismtp.services.acme_schedule import AcmeError, CheckError, Failure, is_self_signed, wait
 from minismtp.services.certificate_file import Certificate, certificates_in
-from minismtp.values.durable_files import make_directory
-
-_OWN_MODE, _SHARED_MODE = 0o600, 0o644
 
 
 def get_certificate(
@@ -37,8 +33,7 @@ def get_certificate(
     acme, files = _table(config), AcmeFiles.of(config)
     try:
         with files.locked():
-            own_place = Challenges(config.state_directory).directory
-            return _Attempt(acme, files, own_place, say).run(new_key=new_key)
+            return _Attempt(config, acme, files, say).run(new_key=new_key)
     except OSError as error:  # before anything could be noted
         raise _local(error, files) from error
 
@@ -64,10 +59,10 @@ def ask_for_renewal(config: Config) -> State:
 
 class _Attempt:
     def __init__(
-        self, acme: AcmeConfig, files: AcmeFiles, own_place: Path, say: Callable[[str], None]
+        self, config: Config, acme: AcmeConfig, files: AcmeFiles, say: Callable[[str], None]
     ) -> None:
+        self._config = config
         self._acme = acme
-        self._own_place = own_place
         self._files = files
         self._say = say
         self._state = files.state()
@@ -111,7 +106,7 @@ class _Attempt:
     def _certificate(self, *, new_key: bool) -> Certificate:
         acme, files = self._acme, self._files
         account_key, key = self._account_key(), files.prepare_key(acme.key_type, new=new_key)
-        place, mode = self._place()
+        answers = answers_of(self._config)
         known = self._state.account if self._state.account_directory == acme.url else ""
         try:
             authority = Authority(acme, account_key, known)
@@ -125,13 +120,34 @@ class _Attempt:
         try:
             authority.log_in()
             self._ordered = True
-            chain = authority.issue(key, place, mode, self._say)
+            chain = self._chain(authority, key, answers)
         finally:
             self._note(account=authority.account, account_directory=acme.url)
         certificate = self._checked(chain)
         files.install(key, chain)
         self._say(f"{files.certificate} has the new certificate")
         return certificate
+
+    def _chain(self, authority: Authority, key: bytes, answers: list[Answers]) -> bytes:
+        """Order a certificate, again with the names checked in another way if a check failed.
+
+        The authority does not repeat the checks that succeeded. Raise AcmeError and OSError.
+        """
+        tried = dict.fromkeys(self._acme.names, 0)
+        reasons: dict[str, str] = {}
+        while True:
+            ways = {name: answers[number] for name, number in tried.items()}
+            try:
+                return authority.issue(key, ways, self._say)
+            except CheckError as error:
+                failed = {name: error.failed[name] for name in tried if name in error.failed}
+                for name, reason in failed.items():
+                    shown = f"{reason} ({ways[name]})" if len(answers) > 1 else reason
+                    reasons[name] = f"{reasons[name]}, and {shown}" if name in reasons else shown
+                    tried[name] += 1
+                if not failed or any(number == len(answers) for number in tried.values()):
+                    raise CheckError(reasons or error.failed) from error
+                self._say(str(error))
 
     def _account_key(self) -> bytes:
         try:
@@ -141,14 +157,6 @@ class _Attempt:
             raise AcmeError(
                 f"{problem}, and the server's user as owner", Failure.UNREACHED
             ) from error
-
-    def _place(self) -> tuple[Path, int]:
-        if self._acme.challenges is not None:
-            return self._acme.challenges, _SHARED_MODE
-        make_directory(self._own_place)
-        for leftover in self._own_place.iterdir():  # of an attempt that was interrupted
-            leftover.unlink()
-        return self._own_place, _OWN_MODE
 
     def _checked(self, chain: bytes) -> Certificate:
         """Return the first certificate of a chain. Raise AcmeError if it is of no use."""

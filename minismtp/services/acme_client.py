@@ -12,7 +12,7 @@ import datetime as dt
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,8 +26,10 @@ from requests.adapters import HTTPAdapter
 
 from minismtp import __version__
 from minismtp.config import AcmeConfig
-from minismtp.services.acme_schedule import AcmeError, Failure
-from minismtp.values.durable_files import atomic_write, without_marks
+from minismtp.config.acme_table import TLS_ALPN
+from minismtp.services.acme_answers import Answers
+from minismtp.services.acme_schedule import AcmeError, CheckError, Failure
+from minismtp.values.durable_files import without_marks
 
 _TIMEOUT: Final = 30  # seconds
 _DEADLINE: Final = dt.timedelta(seconds=120)  # for the checks, and again for the issue
@@ -37,6 +39,23 @@ _LONGEST_KEY: Final = 4096  # octets of a file
 _UNSUITABLE: Final = (ValueError, KeyError, TypeError, AttributeError, JsonError)
 _SOONEST_QUESTION: Final = 3_600.0  # seconds
 _LATEST_QUESTION: Final = 86_400.0
+
+
+@challenges.ChallengeResponse.register
+class _TlsAlpnResponse(challenges.KeyAuthorizationChallengeResponse):
+    typ = TLS_ALPN
+
+
+@challenges.Challenge.register
+class _TlsAlpn(challenges.KeyAuthorizationChallenge):
+    """A challenge of RFC 8737, which the library does not know."""
+
+    response_cls = _TlsAlpnResponse
+    typ = TLS_ALPN
+
+    def validation(self, account_key: jwk.JWK, **_: object) -> str:
+        """Return the key authorization."""
+        return self.key_authorization(account_key)
 
 
 class Authority:
@@ -101,21 +120,27 @@ class Authority:
             problem = f"eab_key_file {path} has no key in base64url: {error}"
             raise AcmeError(problem, Failure.UNREACHED) from error
 
-    def issue(self, key: bytes, place: Path, mode: int, say: Callable[[str], None]) -> bytes:
+    def issue(
+        self,
+        key: bytes,
+        ways: Mapping[str, Answers],
+        say: Callable[[str], None],
+    ) -> bytes:
         """Return the certificate and its chain, PEM, for the key of a certificate.
 
-        The answers to the challenges are written to the directory `place`, with `mode`, and removed
-        at the end. `say` is called with each step. Raise AcmeError and OSError.
+        `ways` has the names, and how each is checked. The answers are removed at the end. `say` is
+        called with each step. Raise AcmeError and OSError.
         """
-        names = self._acme.names
+        names = list(ways)
         with self._failures(), contextlib.ExitStack() as stack:
             say(f"ordering a certificate for {', '.join(names)} from {self._acme.url}")
             order = self._order(crypto_util.make_csr(key, names))
             for each in order.authorizations:
                 if each.body.status != messages.STATUS_VALID:
-                    path = self._answer(each, place, mode)
+                    path = self._answer(each, ways)
                     stack.callback(path.unlink, missing_ok=True)
-            say("the authority checks the names on port 80")
+            used = sorted({str(way) for way in ways.values()})
+            say(f"the authority checks the names ({'; '.join(used)})")
             self._client.poll_authorizations(order, _deadline())
             say("the names are checked, waiting for the certificate")
             done = self._client.finalize_order(order, _deadline())
@@ -132,25 +157,22 @@ class Authority:
         return self._client.new_order(request)
 
     def _answer(
-        self, authorization: messages.AuthorizationResource, place: Path, mode: int
+        self, authorization: messages.AuthorizationResource, ways: Mapping[str, Answers]
     ) -> Path:
-        """Write the answer to a challenge, have the authority fetch it, and return its file."""
+        """Write the answer to a challenge, have the authority ask for it, and return its file."""
         name = authorization.body.identifier.value
+        way = ways[name]
         for body in authorization.body.challenges:
-            if isinstance(body.chall, challenges.HTTP01):
+            if body.chall.typ == way.kind:
                 break
         else:
-            problem = f"{name}: the authority offers no check over HTTP"
-            raise AcmeError(problem, Failure.REFUSED)
+            raise CheckError({name: f"the authority offers no check by {way.kind}"})
         token = body.chall.encode("token")
         if not token.replace("-", "").replace("_", "").isalnum() or not token.isascii():
             raise AcmeError(f"{name}: the authority sent the token {token!r}", Failure.REFUSED)
-        response, validation = body.response_and_validation(self._net.key)
-        path: Path = place / token
-        atomic_write(path, validation.encode("ascii"), mode)
+        path = way.put(name, token, body.chall.key_authorization(self._net.key))
         try:
-            path.chmod(mode)  # despite the umask
-            self._client.answer_challenge(body, response)
+            self._client.answer_challenge(body, body.response(self._net.key))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -188,8 +210,7 @@ class Authority:
             text = f"the authority refuses: {error.detail or error.description or error.typ}"
             raise AcmeError(text, Failure.REFUSED, self._retry_after) from error
         except errors.ValidationError as error:
-            text = f"the authority cannot check the names: {'; '.join(_failed(error))}"
-            raise AcmeError(text, Failure.REFUSED) from error
+            raise CheckError(dict(_failed(error))) from error
         except errors.TimeoutError as error:
             text = f"the authority was not done after {_DEADLINE.seconds} s"
             raise AcmeError(text, Failure.REFUSED) from error
@@ -268,9 +289,9 @@ def _inner(error: BaseException) -> BaseException | None:
     return None
 
 
-def _failed(error: errors.ValidationError) -> Iterator[str]:
+def _failed(error: errors.ValidationError) -> Iterator[tuple[str, str]]:
     for authorization in error.failed_authzrs:
         name = authorization.body.identifier.value
         for body in authorization.body.challenges:
             if body.error is not None:
-                yield f"{name}: {body.error.detail or body.error.description or body.error.typ}"
+                yield name, body.error.detail or body.error.description or body.error.typ

@@ -200,15 +200,20 @@ def require_library(file: str = "") -> None:
         raise ConfigError(problem, file=file, key="tls.acme")
 
 
-def self_signed(names: Sequence[str], kind: str = "ecdsa") -> tuple[bytes, bytes]:
-    """Return a key and a certificate for names that it signs itself, both PEM."""
+def self_signed(
+    names: Sequence[str], kind: str = "ecdsa", proof: tuple[str, bytes] | None = None
+) -> tuple[bytes, bytes]:
+    """Return a key and a certificate for names that it signs itself, both PEM.
+
+    `proof` is the number and the value of one more extension, which is critical.
+    """
     from cryptography import x509  # noqa: PLC0415 - takes long, and is an extra
     from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
 
     key = _new_key(kind)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "minismtp, self-signed")])
     now = dt.datetime.now(dt.UTC)
-    made = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -217,8 +222,11 @@ def self_signed(names: Sequence[str], kind: str = "ecdsa") -> tuple[bytes, bytes
         .not_valid_before(now - dt.timedelta(days=1))  # for clocks that are behind
         .not_valid_after(now + dt.timedelta(days=_SELF_SIGNED_DAYS))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), False)
-        .sign(key, hashes.SHA256())
     )
+    if proof is not None:
+        number, value = x509.ObjectIdentifier(proof[0]), proof[1]
+        builder = builder.add_extension(x509.UnrecognizedExtension(number, value), True)
+    made = builder.sign(key, hashes.SHA256())
     return _pem(key), made.public_bytes(serialization.Encoding.PEM)
 
 

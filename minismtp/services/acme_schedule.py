@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +45,15 @@ class AcmeError(Exception):
         super().__init__(shown)
         self.failure = failure
         self.ordered = ordered
+
+
+class CheckError(AcmeError):
+    """The authority cannot check some of the names; `failed` has the reason for each."""
+
+    def __init__(self, failed: Mapping[str, str]) -> None:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        super().__init__(f"the authority cannot check the names: {reasons}", Failure.REFUSED)
+        self.failed = failed
 
 
 @dataclass(frozen=True, slots=True)

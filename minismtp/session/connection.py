@@ -24,7 +24,7 @@ from minismtp.services import client_certificate
 from minismtp.services.tls import Certificates, tls_info
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.receiver import Receiver
-from minismtp.smtp.preamble import ProxyProblem, asked_name, read_header
+from minismtp.smtp.preamble import ProxyProblem, read_header, read_hello
 from minismtp.values.durable_files import MisdirectedError
 from minismtp.values.threads import report
 
@@ -245,7 +245,7 @@ class Connection:
         if self._certificates is None:
             raise OSError("no certificates")
         self.due = self._handshake_due
-        name = asked_name(self._peek) if self._certificates.has_names else b""
+        name = read_hello(self._peek).name if self._certificates.has_names else b""
         context = self._certificates.current(name)
         client_certificate.expect()
         with self._closing:

@@ -3,9 +3,10 @@
 With a PROXY header (versions 1 and 2) a balancer in front of the server says who the client is. The
 reader takes exactly the octets of the header, because a TLS handshake may follow.
 
-A ClientHello names the server that the client asks for (RFC 8446, RFC 6066). Python's ssl passes
-the name to a callback as text, and ends the handshake with a traceback if it is not ASCII. So the
-server peeks at the octets before ssl reads them.
+A ClientHello names the server that the client asks for (RFC 8446, RFC 6066), and the protocols that
+it speaks inside TLS (RFC 7301). Python's ssl passes the name to a callback as text, and ends the
+handshake with a traceback if it is not ASCII. It has no callback for the protocols. So the server
+peeks at the octets before ssl reads them.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ _TLS_WORD: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
 _SERVER_NAME: Final = 0  # both the extension and the type of a name
+_PROTOCOLS: Final = 16  # application_layer_protocol_negotiation
 _RECORD: Final = struct.Struct("!BxxH")  # type, version, length
 _EXTENSION: Final = struct.Struct("!HH")  # type and length, before a value
 _MOST: Final = 65536  # octets of records that are looked at
+_MOST_RECORDS: Final = 1024  # each is peeked at together with those before it
 _FIXED: Final = 2 + 32  # version and random
 
 
@@ -155,13 +158,24 @@ def _address(text: bytes, version: int) -> str:
     return plain_address(words)
 
 
-def asked_name(peek: Callable[[int], bytes]) -> bytes:
-    """Return the server name in the ClientHello that comes next, b"" if it has no such name.
+@dataclass(frozen=True, slots=True)
+class ClientHello:
+    """The server name and the protocols that a TLS client asks for, empty without such extensions.
+
+    The octets are as the client sent them, and may be anything.
+    """
+
+    name: bytes = b""
+    protocols: tuple[bytes, ...] = ()
+
+
+def read_hello(peek: Callable[[int], bytes]) -> ClientHello:
+    """Return what the ClientHello asks for that comes next; an empty one if there is none.
 
     `peek(n)` returns the next n octets without taking them, and fewer at the end of the input.
     """
-    hello, seen = b"", 0
-    while seen < _MOST:
+    hello, seen = bytearray(), 0
+    for _ in range(_MOST_RECORDS):
         header = peek(seen + _RECORD.size)[seen:]
         if len(header) < _RECORD.size:
             break
@@ -171,19 +185,36 @@ def asked_name(peek: Callable[[int], bytes]) -> bytes:
         record = peek(seen + _RECORD.size + length)[seen + _RECORD.size :]
         hello += record
         seen += _RECORD.size + length
-        if len(record) < length or len(hello) >= 4 + int.from_bytes(hello[1:4], "big"):
+        whole = len(hello) >= 4 + int.from_bytes(hello[1:4], "big")
+        if len(record) < length or whole or seen >= _MOST:
             break
-    return _name_in(hello) if hello[:1] == bytes([_CLIENT_HELLO]) else b""
+    return _parsed(bytes(hello)) if hello[:1] == bytes([_CLIENT_HELLO]) else ClientHello()
 
 
-def _name_in(hello: bytes) -> bytes:
+def _parsed(hello: bytes) -> ClientHello:
     at = 4 + _FIXED
     for width in (1, 2, 1):  # session id, cipher suites, compression methods
         at += width + int.from_bytes(hello[at : at + width], "big")
     end = at + 2 + int.from_bytes(hello[at : at + 2], "big")
+    name, protocols = b"", tuple[bytes, ...]()
     for kind, body in _fields(hello[at + 2 : end], _EXTENSION):
         if kind == _SERVER_NAME:
-            # server_name_list of one entry: length, type, length of the name, name
-            length = int.from_bytes(body[3:5], "big")
-            return body[5 : 5 + length] if body[2:3] == bytes([_SERVER_NAME]) else b""
-    return b""
+            name = name or _name_in(body)
+        elif kind == _PROTOCOLS:
+            protocols = protocols or tuple(_protocols_in(body))
+    return ClientHello(name, protocols)
+
+
+def _name_in(body: bytes) -> bytes:
+    # server_name_list of one entry: length, type, length of the name, name
+    length = int.from_bytes(body[3:5], "big")
+    return body[5 : 5 + length] if body[2:3] == bytes([_SERVER_NAME]) else b""
+
+
+def _protocols_in(body: bytes) -> Iterator[bytes]:
+    """Yield the names of protocols, each after its length (RFC 7301 section 3.1)."""
+    at, end = 2, 2 + int.from_bytes(body[:2], "big")
+    while at < min(end, len(body)):
+        length = body[at]
+        yield body[at + 1 : at + 1 + length]
+        at += 1 + length

@@ -68,6 +68,19 @@ def test_directory_has_a_short_name_or_is_a_url(lines: str, url: str) -> None:
         (table('eab_key_file = "a"'), r"eab_key_id.* required beside 'eab_key_file'"),
         (table('key_type = "dsa"'), r"key_type"),
         (table().replace(WEB, ""), r'tls\.acme, line 9: needs a listener of the kind "web"'),
+        (
+            table('challenge = "tls-alpn-01"'),
+            r'tls\.acme\.challenge, line 15: needs a listener .* tls = "implicit" on port 443',
+        ),
+        (
+            table('challenge = "http-01"').replace("127.0.0.1:8080", "*:443"),
+            r"tls\.acme\.challenge, line 15: needs a listener .* without TLS on port 80",
+        ),
+        (
+            table('challenge = "tls-alpn-01"', 'challenges = "/x"').replace(":8080", ":443"),
+            r"tls\.acme\.challenges, line 16: the authority fetches its files by \"http-01\" only",
+        ),
+        (table('challenge = "dns-01"'), r'challenge, line 15: expected .*"http-01", "tls-alpn-01"'),
         (table(top='hostname = "mail"'), r"hostname, line 1: expected a whole name"),
         (
             table().replace("[tls.acme]", '[tls]\ncertificate = "c"\nkey = "k"\n[tls.acme]'),
@@ -85,3 +98,24 @@ def test_directory_of_another_web_server_needs_no_listener() -> None:
     config = parse(text)
     assert config.tls.acme is not None
     assert config.tls.acme.challenges == Path("/var/www/acme")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "lines", "expected"),
+    [
+        (["*:80"], (), ["http-01"]),
+        (["*:443"], (), ["tls-alpn-01"]),
+        (["*:443", "*:80"], (), ["http-01", "tls-alpn-01"]),
+        (["*:443", "*:80"], ('challenge = "tls-alpn-01"',), ["tls-alpn-01"]),
+        (["*:443", "*:80"], ('challenge = "http-01"',), ["http-01"]),
+        (["*:443"], ('challenges = "/var/www/acme"',), ["http-01", "tls-alpn-01"]),
+    ],
+)
+def test_names_are_checked_where_listeners_answer(
+    addresses: list[str], lines: tuple[str, ...], expected: list[str]
+) -> None:
+    web = "".join(
+        WEB.replace('"web"\nk', f'"web{number}"\nk').replace("127.0.0.1:8080", address)
+        for number, address in enumerate(addresses)
+    )
+    assert parse(table(*lines).replace(WEB, web)).acme_challenges == expected

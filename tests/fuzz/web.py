@@ -59,7 +59,7 @@ class _Server:
 
     site = _SITE
     seconds = 1.0
-    certificates = None
+    tls = None
 
     @property
     def record(self) -> _Server:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from pathlib import Path
 
 from fuzz.peers import decoded, message_of, pieces_of, session, text_of
 from fuzz.target import target
 from minismtp import Address
 from minismtp.mail.cleanup import clean
 from minismtp.mail.trace_fields import hops
+from minismtp.services.acme_tls_challenges import PROTOCOL, TlsChallenges
 from minismtp.session.xclient import apply_xclient
 from minismtp.smtp import sasl
 from minismtp.smtp.commands import LONGEST_LINE, CommandProblem, parse
 from minismtp.smtp.dot_stuffing import ChunkLines, dotted
 from minismtp.smtp.grammar import SyntaxProblem, decode_base64, decode_xtext, parse_helo
-from minismtp.smtp.preamble import ProxyProblem, asked_name, read_header
+from minismtp.smtp.preamble import ProxyProblem, read_header, read_hello
 from minismtp.smtp.protocol import (
     ContentChunk,
     EndOfContent,
@@ -26,6 +28,7 @@ from minismtp.smtp.protocol import (
 )
 from minismtp.values.reply import Reply
 
+_NO_CHALLENGES = TlsChallenges(Path("/nonexistent"))
 _ERRORS = 10  # after which a server ends a session
 _REPLIES = {"DATA": 354, "AUTH": 334, "CONTENT": 250, "RESPONSE": 235, "STARTTLS": 220, "QUIT": 221}
 
@@ -185,9 +188,12 @@ def proxy_header(data: bytes) -> None:
     read_header(receive)
 
 
-@target("smtp.preamble")
+@target("smtp.preamble", "services.acme_tls_challenges")
 def client_hello(data: bytes) -> None:
-    asked_name(lambda count: data[:count])
+    found = read_hello(lambda count: data[:count])
+    assert len(found.name) + sum(map(len, found.protocols)) <= len(data)
+    for protocols in (found.protocols, (PROTOCOL.encode(),)):
+        assert _NO_CHALLENGES.context(found.name, protocols) is None
 
 
 @target("session.xclient", raises=(SyntaxProblem,), most=LONGEST_LINE)

@@ -135,6 +135,18 @@ def test_server_gets_its_certificate_and_renews_it(
     assert server.wait() == 0
 
 
+def test_server_with_port_443_alone_gets_its_certificate(
+    configure: Configure, start: Start, authority: Authority
+) -> None:
+    """RFC 8737."""
+    address = f"127.0.0.1:{authority.tls_port}"
+    web = listener("web", 'kind = "web"', 'tls = "implicit"', address=address)
+    server = start(configure(authority.table(None), listeners=STARTTLS + web))
+    server.wait_for_log(r" info got a certificate names=mx\.example\.org until=20\d\d-")
+    server.wait_until(lambda: b"Pebble" in presented(server))
+    assert server.metric("web_requests_total", listener="web", result="served") >= 1
+
+
 def test_certificate_stays_if_the_authority_cannot_check_the_names(
     configure: Configure, start: Start, authority: Authority, capsys: Capture
 ) -> None:

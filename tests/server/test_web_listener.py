@@ -5,28 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from ports import free_port
 from snippets import CLEAR, MX, listener
+from web_service import HOST, ask, counted, get, serving, status
 
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError
-from minismtp.runtime.log import Log
-from minismtp.runtime.metrics import Metrics
 from minismtp.server.web_listener import Pulse
 from minismtp.server.web_pages import Page, Request, Site
-from minismtp.server.web_server import Places, Record, WebServer
+from minismtp.server.web_server import Places
 from minismtp.services.acme_challenges import Challenges
-from minismtp.session.listener_context import RefusalLog
 
 if TYPE_CHECKING:
     from conftest import Configure, Running, Start, TlsFiles
@@ -34,33 +30,8 @@ if TYPE_CHECKING:
 TOKEN: Final = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"  # noqa: S105 - of RFC 8555
 ANSWER: Final = f"{TOKEN}.9jg46WB3rR_AHD-EBXdN7cBkH1WOu0tA3M9fm21mqTI"
 PATH: Final = f"/.well-known/acme-challenge/{TOKEN}"
-HOST: Final = "Host: mx.example.org\r\n"
 WEB: Final = listener("web", 'kind = "web"')
 BOTH: Final = listener("smtp", CLEAR) + WEB
-
-
-def ask(port: int, request: str | bytes, context: ssl.SSLContext | None = None) -> str:
-    """Send octets, and return all that comes back, "" for nothing."""
-    with ExitStack() as stack:
-        sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
-        if context is not None:
-            sock = stack.enter_context(context.wrap_socket(sock, server_hostname="mx.example.org"))
-        sock.sendall(request.encode() if isinstance(request, str) else request)
-        answer = b""
-        try:
-            while data := sock.recv(65536):
-                answer += data
-        except ConnectionResetError:
-            pass
-        return answer.decode()
-
-
-def status(answer: str) -> int:
-    return int(answer.split(" ")[1]) if answer else 0
-
-
-def get(path: str, fields: str = HOST) -> str:
-    return f"GET {path} HTTP/1.1\r\n{fields}\r\n"
 
 
 # the configuration
@@ -277,37 +248,6 @@ def test_certificate_of_a_web_listener_that_does_not_load_stops_the_start(
 
 
 # hostile requests
-
-
-@contextmanager
-def serving(
-    site: Site, tmp_path: Path, *, most: int = 10, most_of_one: int = 10, seconds: float = 60.0
-) -> Iterator[tuple[int, Path, Metrics]]:
-    """Serve a site in this process; yield the port, the file of the log, and the metrics."""
-    metrics, file = Metrics(), tmp_path / "log"
-    with file.open("ab") as log_file:
-        log = Log(descriptor=log_file.fileno())
-        counter = metrics.counter("web_requests", "Requests.", ["listener", "result"])
-        record = Record("web", counter, metrics, log, RefusalLog(100))
-        sock = socket.create_server(("127.0.0.1", 0))
-        places, pulse = Places(most, most_of_one), Pulse(lambda: None, 1)
-        server = WebServer(sock, site, None, places, record=record, turn=lambda: pulse.turn(0))
-        server.seconds = seconds
-        thread = threading.Thread(target=server.serve_forever, args=[0.01])
-        thread.start()
-        try:
-            yield sock.getsockname()[1], file, metrics
-        finally:
-            server.shutdown()
-            thread.join()
-            places.wait(60)
-            server.server_close()
-
-
-def counted(metrics: Metrics, result: str) -> float:
-    metrics.buffer.flush()
-    labels = {"listener": "web", "result": result}
-    return metrics.registry.get_sample_value("minismtp_web_requests_total", labels) or 0.0
 
 
 def echo(request: Request) -> Page:

@@ -231,7 +231,7 @@ def test_limit_of_the_authority_is_kept(tmp_path: Path) -> None:
         stub.headers = {"Retry-After": "7200"}
         problem = {"type": "urn:ietf:params:acme:error:rateLimited", "detail": "too\nmany"}
         stub.answer = json.dumps(problem).encode()
-        config = of(Authority(stub.port, 0, stub.trusted, tmp_path), tmp_path)
+        config = of(Authority(stub.port, 0, 0, stub.trusted, tmp_path), tmp_path)
         assert failed(config) == r"the authority refuses: too\nmany"
     assert 7_195 < pause(config) <= 9_000
 
@@ -256,7 +256,7 @@ def test_answer_without_sense_is_a_failure(
 ) -> None:
     with stub_authority(tmp_path) as stub:
         stub.status, stub.answer = status, answer
-        config = of(Authority(stub.port, 0, stub.trusted, tmp_path), tmp_path)
+        config = of(Authority(stub.port, 0, 0, stub.trusted, tmp_path), tmp_path)
         assert text in failed(config)
 
 
@@ -267,7 +267,7 @@ def test_clock_is_named_if_the_certificate_of_the_authority_is_out_of_time(
     when = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
     limits = {"not_after": when} if days < 0 else {"not_before": when}
     with stub_authority(tmp_path, **limits) as stub:
-        config = of(Authority(stub.port, 0, stub.trusted, tmp_path), tmp_path)
+        config = of(Authority(stub.port, 0, 0, stub.trusted, tmp_path), tmp_path)
         text = failed(config)
     assert text.endswith(
         f"certificate {'has expired' if days < 0 else 'is not yet valid'}; is the clock right?"
@@ -445,7 +445,8 @@ def test_plan_follows_what_is_known(tmp_path: Path, authority: Authority) -> Non
 def test_waits_stay_below_the_limits_of_authorities(draw: float) -> None:
     waits = [wait(REFUSED, number, draw=lambda: draw) for number in range(1, 40)]
     starts = [sum(waits[:number]) for number in range(len(waits))]
-    assert sum(at < 3_600 for at in starts) <= 3  # Let's Encrypt: 5 failed checks an hour
+    # Let's Encrypt: 5 failed checks of a name an hour; an attempt checks it in two ways
+    assert 2 * sum(at < 3_600 for at in starts) <= 5
     assert max(waits) <= 1.25 * DAY
     assert waits[0] >= 1_200
     assert max(wait(UNREACHED, number, draw=lambda: draw) for number in (1, 9, 10_000)) <= 4_500

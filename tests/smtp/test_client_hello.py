@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from snippets import MX, SUBMISSIONS
 
-from minismtp.smtp.preamble import asked_name
+from minismtp.smtp.preamble import ClientHello, read_hello
 
 if TYPE_CHECKING:
     from conftest import Launch, Running
@@ -26,9 +26,11 @@ NAMED: Final = ("mail.example.com", "straße.example", "*.wild.example")
 LISTENERS: Final = MX + SUBMISSIONS
 
 
-def hello(name: bytes, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> bytes:
-    """Return the first packet of a client that asks for this name."""
+def hello(name: bytes, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, *protocols: str) -> bytes:
+    """Return the first packet of a client that asks for this name and these protocols."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if protocols:
+        context.set_alpn_protocols(protocols)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.maximum_version = version
@@ -43,7 +45,7 @@ def hello(name: bytes, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> byte
 
 
 def name_in(data: bytes) -> bytes:
-    return asked_name(lambda count: data[:count])
+    return read_hello(lambda count: data[:count]).name
 
 
 NAMES: Final = (
@@ -68,6 +70,30 @@ def test_name_is_found_in_any_number_of_records(size: int) -> None:
     assert name_in(records) == b"\xffmail"
 
 
+@pytest.mark.parametrize("protocols", [(), ("acme-tls/1",), ("h2", "http/1.1"), ("a" * 255,) * 3])
+@pytest.mark.parametrize("name", [b"", b"mx.example.org"])
+def test_protocols_are_found_beside_the_name(name: bytes, protocols: tuple[str, ...]) -> None:
+    """RFC 7301 section 3.1."""
+    said = hello(name, ssl.TLSVersion.TLSv1_3, *protocols)
+    found = read_hello(lambda count: said[:count])
+    assert found == ClientHello(name, tuple(each.encode() for each in protocols))
+    for end in range(len(said)):
+        read_hello(lambda count, end=end: said[:end][:count])  # type: ignore[misc]
+
+
+def test_hello_in_very_many_records_is_not_copied_very_often() -> None:
+    asked: list[int] = []
+    body = b"\x01\x00\x40\x00" + bytes(1 << 14)
+    records = b"".join(b"\x16\x03\x01\x00\x01" + bytes([octet]) for octet in body)
+
+    def peek(count: int) -> bytes:
+        asked.append(count)
+        return records[:count]
+
+    read_hello(peek)
+    assert sum(asked) < 10_000_000
+
+
 def test_what_is_cut_off_has_no_name_or_the_beginning_of_one() -> None:
     whole = hello(b"\xffmail")
     assert name_in(hello(b"")) == b""
@@ -83,7 +109,7 @@ def test_no_more_is_looked_at_than_a_hello_may_have() -> None:
         record = b"\x16\x03\x01\x40\x00" + b"\x01\xff\xff\xff".ljust(16384, b"\0")
         return (record * (count // len(record) + 1))[:count]
 
-    assert asked_name(endless) == b""
+    assert read_hello(endless) == ClientHello()
     assert max(asked) < 65536 + 16384 + 10
     assert len(asked) < 12
 

@@ -96,7 +96,8 @@ def _about_acme(names: list[str], domain: str) -> list[str]:
         yet = f"Add {', '.join(missing)} to `names` of [tls.acme]; they are in the records above."
         return [yet]
     text = (
-        "The server gets its certificate when the names above are in the DNS and port 80 is open."
+        "The server gets its certificate when the names above are in the DNS and port 80 or 443 is"
+        " open."
     )
     return [f"{text} Until then it has one that it signs itself: `minismtp certificate`."]
 
