@@ -27,6 +27,7 @@ import hypothesis
 import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
+from schedule import pytest_xdist_make_scheduler  # noqa: F401 - a hook
 from snippets import CLEAR, MAILBOXES, MX, SUBMISSION, SUBMISSIONS, listener
 
 from minismtp.values.passwords import hash_password
@@ -36,6 +37,11 @@ from minismtp.values.passwords import hash_password
 for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, lambda *_: None)
+
+# Hundreds of servers and commands are started. Each would compile the whole source again, and take
+# twice the time, where Python is told to keep no bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What tests mount is in a namespace of their process, so that the kernel unmounts it when that
 # process is killed. Else the next run could not remove its directory, and would end with an error.
