@@ -83,7 +83,7 @@ class DeliveryContext:
         )
         policies = None
         if outbound.mta_sts:
-            fetcher = PolicyFetcher(host_finder, contexts.verified, outbound.mta_sts_port)
+            fetcher = PolicyFetcher(host_finder, contexts, outbound.mta_sts_port)
             policies = Policies(resolver, fetcher, config.state_directory / "mta-sts", log)
         tls_policies = TlsPolicies(resolver, policies, log, dane=outbound.dane)
         setting = ClientSettings(config.hostname, Timeouts.of(outbound), contexts)

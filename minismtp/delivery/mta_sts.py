@@ -10,7 +10,6 @@ import contextlib
 import http.client
 import re
 import socket
-import ssl
 import threading
 import time
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Final, Literal, Self
 import msgspec
 
 from minismtp.delivery.mx import HostFinder, UnreachableError
-from minismtp.delivery.tls_security import matches
+from minismtp.delivery.tls_security import Contexts, matches
 from minismtp.runtime.log import Log
 from minismtp.services.http_client import LineSocket
 from minismtp.services.remote import Line
@@ -105,13 +104,13 @@ class FetchError(Exception):
 class PolicyFetcher:
     """Fetches policies from web servers, which are not trusted (RFC 8461 section 3.3).
 
-    It uses HTTPS with a valid certificate, by `context`, and follows no redirections and no
+    It uses HTTPS with a valid certificate, by `contexts`, and follows no redirections and no
     proxies. The size and the time of a fetch are bounded.
     """
 
-    def __init__(self, host_finder: HostFinder, context: ssl.SSLContext, port: int) -> None:
+    def __init__(self, host_finder: HostFinder, contexts: Contexts, port: int) -> None:
         self._host_finder = host_finder
-        self._context = context
+        self._contexts = contexts
         self._port = port
 
     def get(self, name: str, path: str) -> str:
@@ -136,7 +135,7 @@ class PolicyFetcher:
         sock = socket.create_connection((address, self._port), min(left, _CONNECT))
         line = Line(sock, end, "the web server")
         with contextlib.closing(line):
-            line.secure(self._context, name)
+            line.secure(self._contexts.verified, name)
             connection = http.client.HTTPConnection(name)
             connection.sock = LineSocket(line)
             connection.request("GET", path, headers={"Connection": "close"})

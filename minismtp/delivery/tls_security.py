@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -41,17 +42,30 @@ class Contexts:
 
         `ciphers` are for TLS 1.2. If empty, the ciphers that mail servers commonly use are allowed.
         """
+        self._authorities = authorities
         self._ciphers = ciphers or GENEROUS
-        try:
-            self.verified = ssl.create_default_context(cafile=authorities)
-        except ssl.SSLError:
-            raise ConfigError(f"{authorities} is no PEM file of certificates", key=_KEY) from None
-        except OSError as error:
-            raise ConfigError(f"{authorities}: {error.strerror}", key=_KEY) from None
-        self.verified.minimum_version = ssl.TLSVersion.TLSv1_2
-        set_ciphers(self.verified, self._ciphers)
+        if authorities is not None:
+            self.verified  # noqa: B018 - now, so that a mistake stops the start
         # Encryption without authentication is better than clear text (RFC 7435).
         self.open = self._unchecked()
+
+    @cached_property
+    def verified(self) -> ssl.SSLContext:
+        """The context that demands a certificate of a trusted authority. Raise ConfigError.
+
+        The system's authorities are loaded at the first use, because they take 1 MB of memory, and
+        a server that only receives mail never needs them.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self._authorities)
+        except ssl.SSLError:
+            problem = f"{self._authorities} is no PEM file of certificates"
+            raise ConfigError(problem, key=_KEY) from None
+        except OSError as error:
+            raise ConfigError(f"{self._authorities}: {error.strerror}", key=_KEY) from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        set_ciphers(context, self._ciphers)
+        return context
 
     def anchored(self, anchors: Iterable[bytes]) -> ssl.SSLContext:
         """Return a context that trusts only these certificates (DER); the caller checks names."""

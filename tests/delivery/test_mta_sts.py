@@ -131,8 +131,8 @@ def fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             stack.callback(server.shutdown)
             threading.Thread(target=server.serve_forever, daemon=True).start()
             directory = HostFinder(resolver, hostname="here.example", own=[], port=25)
-            verified = Contexts(tmp_path / "ca.pem").verified
-            web = PolicyFetcher(directory, verified, server.server_address[1])
+            contexts = Contexts(tmp_path / "ca.pem")
+            web = PolicyFetcher(directory, contexts, server.server_address[1])
             return web.get("localhost", "/policy")
 
         yield fetch
