@@ -160,6 +160,11 @@ class Listener:
         return self.kind != "web"
 
     @property
+    def is_public(self) -> bool:
+        """Whether others can reach the listener, maybe through a load balancer."""
+        return not self.address.is_local or bool(self.proxy_protocol)
+
+    @property
     def suites(self) -> str:
         """The cipher suites of TLS 1.2 to use; "" for Python's own."""
         return self.ciphers or (GENEROUS if self.kind == "mx" else "")

@@ -6,7 +6,6 @@ the table are added by `toml_places.Source.locate`, because the readers of value
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Iterable
 
@@ -88,6 +87,8 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return `; did you mean 'x'?` when a known word is similar, else an empty text."""
     if len(word) > _LONGEST_WORD:
         return ""
+    import difflib  # noqa: PLC0415 - a server without a mistake does not need its memory
+
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
@@ -38,6 +38,7 @@ from minismtp.hooks.declaration import (
 from minismtp.hooks.dependencies import check_dependencies
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.guard import Guard
+from minismtp.hooks.sources import Packages, sources_of
 from minismtp.runtime.log import Log, describe
 from minismtp.runtime.metrics import HookMetrics, Metrics
 from minismtp.runtime.own_metrics import bind
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MARK = "__minismtp_plugin__"
-GROUP = "minismtp"
 _ORDINARY = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _NOT_ORDINARY = (
     inspect.iscoroutinefunction,
@@ -110,12 +110,19 @@ class PluginSet:
 
     @classmethod
     def load(
-        cls, config: Config, metrics: Metrics | None = None, log: Log | None = None
+        cls,
+        config: Config,
+        metrics: Metrics | None = None,
+        log: Log | None = None,
+        packages: Packages | None = None,
     ) -> PluginSet:
-        """Load the plugins that the configuration names. Raise ConfigError for all mistakes."""
+        """Load the plugins that the configuration names. Raise ConfigError for all mistakes.
+
+        `packages` are what `sources.installed` returned, if the caller searched already.
+        """
         loaded = cls(metrics or Metrics(), log or Log())
         mistakes: list[ConfigError] = []
-        for table, make in _makers(config):
+        for table, make in _makers(config, packages=packages):
             try:
                 loaded.add(table, make(), file=config.file)
             except ConfigError as error:
@@ -202,10 +209,10 @@ def instances(config: Config, hook: str = "") -> Iterator[tuple[PluginConfig, ob
 
 
 def _makers(
-    config: Config, hook: str = ""
+    config: Config, hook: str = "", packages: Packages | None = None
 ) -> Iterator[tuple[PluginConfig, Callable[[], object | None]]]:
     """Yield each table with what makes its plugin, None without the hook. It raises ConfigError."""
-    sources = _sources(config.plugin_path)
+    sources = sources_of(config.plugin_path, packages)
     factories: dict[str, type[Any]] = {}
 
     def make(table: PluginConfig) -> object | None:
@@ -232,19 +239,7 @@ def _find(table: PluginConfig, sources: Mapping[str, Path | EntryPoint], file: s
 
 def available(plugin_path: list[Path]) -> list[Available]:
     """Return all plugins that can be used, local ones first."""
-    return [_load(name, source) for name, source in _sources(plugin_path).items()]
-
-
-def _sources(plugin_path: list[Path]) -> dict[str, Path | EntryPoint]:
-    """Return the file or entry point of each plugin, without loading any."""
-    found: dict[str, Path | EntryPoint] = {}
-    for directory in plugin_path:
-        for path in sorted(directory.glob("*.py")):
-            if not path.name.startswith("_"):
-                found.setdefault(path.stem, path)
-    for entry in entry_points(group=GROUP):
-        found.setdefault(entry.name, entry)
-    return found
+    return [_load(name, source) for name, source in sources_of(plugin_path).items()]
 
 
 def _load(name: str, source: Path | EntryPoint) -> Available:

@@ -90,11 +90,6 @@ def own_addresses(configuration: Config) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(listening or _leaving()))
 
 
-def is_public(listener: Listener) -> bool:
-    """Return whether others can reach a listener, maybe through a load balancer."""
-    return not listener.address.is_local or bool(listener.proxy_protocol)
-
-
 def addresses_in_dns(resolver: Resolver, hostname: str) -> tuple[Address, ...]:
     """Return the addresses that the DNS has for a host, () if it does not answer."""
     found: list[Address] = []
@@ -235,7 +230,7 @@ def _services(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     purpose = f"{domain}: where mail programs find their server"
     found: dict[str, int] = {}
     for listener in configuration.listeners:
-        if listener.kind == "submission" and is_public(listener):
+        if listener.kind == "submission" and listener.is_public:
             usual = _USUAL_PORTS.get(listener.tls)
             if usual is not None:  # a load balancer has the port that others see
                 name, port = usual

@@ -23,6 +23,7 @@ from minismtp.config.toml_values import ConfigError
 from minismtp.delivery.attempt import DeliveryContext
 from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.sources import Packages
 from minismtp.hooks.specs import ServerInfo
 from minismtp.mailqueue.database import DatabaseWriter, QueueDatabase, use_all_cores
 from minismtp.mailqueue.delivery_log import DeliveryLog
@@ -58,7 +59,8 @@ _DOMAINS: Final = 10_000  # whose destinations are remembered
 class RunnerContext:
     """What the supervisor gives the runner, as `WorkerContext` is for a worker.
 
-    `begin` starts what else this process does, because there is one such process.
+    `packages` are those of the generation. `begin` starts what else this process does, because
+    there is one such process.
     """
 
     slot: int
@@ -67,6 +69,7 @@ class RunnerContext:
     lifeline: int
     scoreboard: Scoreboard
     suspects: Suspects
+    packages: Packages
     begin: Callable[[Config, PluginSet, Metrics, Log], object]
 
 
@@ -75,7 +78,7 @@ def run(config: Config, context: RunnerContext) -> int:
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot)
     spool = Spool(config.state_directory / "spool")
     try:
-        plugins = PluginSet.load(config, metrics, log)
+        plugins = PluginSet.load(config, metrics, log, context.packages)
         spool.prepare()
         lock = _locked(spool, context.lifeline)
         plugins.hooks().on_start(ServerInfo.of(config, "outbound", context.slot))

@@ -18,7 +18,6 @@ from minismtp.config.mistakes import ConfigError
 from minismtp.inspection.dns_check import STATES, DnsChecker, Outcome, State, answered, chain_of
 from minismtp.inspection.dns_records import (
     addresses_in_dns,
-    is_public,
     own_addresses,
     wanted_records,
 )
@@ -34,12 +33,6 @@ _SECONDS: Final = 30.0  # for all questions
 _SECONDS_EACH: Final = 0.1
 _JITTER: Final = 0.1
 _KNOWN: Final = ("right", "missing", "wrong")
-
-
-def is_watching(config: Config) -> bool:
-    """Return whether there is something to look for: the server has a name, and is public."""
-    public = any(map(is_public, config.listeners))
-    return bool(config.dns.check) and public and "." in config.hostname
 
 
 class DnsWatch:
@@ -60,9 +53,8 @@ class DnsWatch:
         self._show([])
 
     def start(self) -> None:
-        """Start the thread, if there is something to look for."""
-        if is_watching(self._config):
-            start_thread("dns", self.run)
+        """Start the thread."""
+        start_thread("dns", self.run)
 
     def run(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Look for ever. A test may give `sleep`."""

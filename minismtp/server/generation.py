@@ -11,6 +11,7 @@ from typing import Final
 
 from minismtp.config import Config, Listener
 from minismtp.config.types import SocketAddress
+from minismtp.hooks.sources import Packages, import_shipped, installed
 from minismtp.server.sockets import ListenError, open_socket
 
 _FEWEST_WORKERS: Final = 2
@@ -20,7 +21,8 @@ _FEWEST_WORKERS: Final = 2
 class Generation:
     """The workers of one configuration.
 
-    The `pause` before the next start grows when workers die young. After a reload, sessions may
+    Its processes load the plugins of `packages`, as they were installed when it began. The `pause`
+    before the next start grows when workers die young. After a reload, sessions may
     continue until `drain_at`. Workers accept connections once the gate is open. A worker that began
     before the others would get all clients that connect meanwhile, on its one core.
     """
@@ -32,11 +34,13 @@ class Generation:
     pause: float = 0.0
     next_start: float = 0.0
     drain_at: float = inf
+    packages: Packages = field(default_factory=installed)
     reporter: int = -1  # the slot of the worker that logs what concerns all of them
     gate: int = field(init=False)  # a pipe; workers read it and wait for its end
     _shut: int = field(init=False)
 
     def __post_init__(self) -> None:
+        import_shipped(self.config, self.packages)
         self.gate, self._shut = os.pipe()
 
     @property

@@ -17,7 +17,7 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.scoreboard import ENDPOINT_SLOT, Scoreboard
 from minismtp.runtime.session_limits import Admission
 from minismtp.runtime.suspects import Suspects
-from minismtp.server import certificate_process, http_endpoint, web_listener, worker
+from minismtp.server import http_endpoint, worker
 from minismtp.server.directories import make_control_directory, runtime_directory
 from minismtp.server.generation import Generation
 from minismtp.server.processes import Children, Role
@@ -94,6 +94,7 @@ class Launcher:
                 ready,
                 generation.gate,
                 self._children.lifeline,
+                generation.packages,
                 reports=reports,
                 examines=examines,
             )
@@ -103,9 +104,9 @@ class Launcher:
             "worker", slot, generation, config.user, run, affinity=config.cpu_affinity
         )
 
-    def start_runner(self, config: Config) -> int:
+    def start_runner(self, generation: Generation) -> int:
         """Start the queue runner and return its process id. Raise OSError or MemoryError."""
-        slot = self._children.free_slot()
+        slot, config = self._children.free_slot(), generation.config
         directory, lifeline = self._metrics_directory, self._children.lifeline
         self.scoreboard.clear_beat(slot)
 
@@ -118,6 +119,7 @@ class Launcher:
                 lifeline,
                 self.scoreboard,
                 self.suspects,
+                generation.packages,
                 _watch_dns,
             )
             return runner.run(config, context)
@@ -134,6 +136,9 @@ class Launcher:
         config = generation.config
         if not config.web_listeners:
             return 0
+        # Most servers have none, and the supervisor should not keep two releases of these modules.
+        from minismtp.server import web_listener  # noqa: PLC0415
+
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
         self.scoreboard.clear_beat(slot)
@@ -155,6 +160,8 @@ class Launcher:
         """
         if config.tls.acme is None:
             return 0
+        from minismtp.server import certificate_process  # noqa: PLC0415 - as for the web listeners
+
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
         self.scoreboard.clear_beat(slot)
@@ -184,7 +191,14 @@ class Launcher:
         self._children.fork("http", ENDPOINT_SLOT, Role.ENDPOINT, config.user, run)
 
 
-def _watch_dns(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
-    from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415 - only this process needs it
+def watches_dns(config: Config) -> bool:
+    """Return whether there are records to look at: the server has a name, and is public."""
+    public = any(listener.is_public for listener in config.listeners)
+    return bool(config.dns.check) and public and "." in config.hostname
 
-    DnsWatch(config, plugins.instances, metrics, log).start()
+
+def _watch_dns(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
+    if watches_dns(config):
+        from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415 - only this process needs it
+
+        DnsWatch(config, plugins.instances, metrics, log).start()

@@ -210,7 +210,7 @@ def _close_ready(child: Child) -> None:
 def _set_process_name(name: str) -> None:
     """Set the name of this process; the kernel keeps 15 octets of it."""
     with contextlib.suppress(OSError):  # a container may have no /proc
-        Path("/proc/self/comm").write_text(name, encoding="ascii")
+        Path("/proc/self/comm").write_bytes(name.encode())
 
 
 def _keep_to(core: int) -> None:

@@ -1,10 +1,10 @@
 """The parent of all processes: it opens the listeners, starts workers and handles signals.
 
-It starts no thread and imports no plugin, so it can fork safely at any time. It blocks the signals
-that it handles and takes them one at a time. Workers belong to a generation. On HUP it reads the
-configuration again and starts a new generation. Once the new one serves, the old one accepts no
-more connections, and its sessions continue until their clients quit or the drain time is over. If
-the new generation cannot serve, the old one continues.
+It starts no thread, and imports no plugin but the shipped ones, so it can fork safely at any time.
+It blocks the signals that it handles and takes them one at a time. Workers belong to a generation.
+On HUP it reads the configuration again and starts a new generation. Once the new one serves, the
+old one accepts no more connections, and its sessions continue until their clients quit or the drain
+time is over. If the new generation cannot serve, the old one continues.
 
 A step of the loop that fails does not stop the others. It is logged and tried again.
 """
@@ -276,7 +276,7 @@ class Supervisor:
 
     def _start_runner(self) -> int:
         """Start the queue runner once workers serve. One that a reload replaced may still drain."""
-        return self._launcher.start_runner(self._current.config) if self._started else 0
+        return self._launcher.start_runner(self._current) if self._started else 0
 
     def _start_web(self) -> int:
         return self._launcher.start_web(self._current)

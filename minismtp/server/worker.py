@@ -19,6 +19,7 @@ from minismtp.config import Config, Listener
 from minismtp.config.toml_values import ConfigError
 from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
+from minismtp.hooks.sources import Packages
 from minismtp.hooks.specs import ServerInfo
 from minismtp.runtime.control_socket import Control, Say
 from minismtp.runtime.decision_log import DecisionLog
@@ -71,6 +72,7 @@ class WorkerContext:
     ready: int
     gate: int
     lifeline: int
+    packages: Packages
     reports: bool = True
     examines: bool = False
 
@@ -82,7 +84,7 @@ def run(config: Config, context: WorkerContext) -> int:
     log, metrics = open_log_and_metrics(config, context.metrics_directory, context.slot, names)
     try:
         ensure_certificate(config)
-        plugins = PluginSet.load(config, metrics, log)
+        plugins = PluginSet.load(config, metrics, log, context.packages)
         worker = Worker(config, context, plugins, metrics, log)
         worker.start()
         if context.examines:

@@ -11,7 +11,7 @@ from snippets import SPAM_FLAG
 from minismtp import Reject, Session, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
 from minismtp.config.toml_values import ConfigError
-from minismtp.hooks import loader
+from minismtp.hooks import sources
 from minismtp.hooks.loader import PluginSet, available, hook_names
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
@@ -172,7 +172,7 @@ def test_installed_packages_are_searched_once_for_all_plugins(
         searches.append(options)
         return [*entry_points(**options)]
 
-    monkeypatch.setattr(loader, "entry_points", search)
+    monkeypatch.setattr(sources, "entry_points", search)
     mail: dict[str, object] = {"use": "maildir", "path": "mail/{local}"}
     load(tmp_path, {"use": "relay"}, {"use": "early_talker"}, mail, path=())
     assert searches == [{"group": "minismtp"}]

@@ -15,7 +15,7 @@ from typing import Final
 
 import minismtp
 from minismtp.cli.common import CommandError, say
-from minismtp.hooks.loader import GROUP
+from minismtp.hooks.sources import GROUP
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _LONGEST: Final = 40

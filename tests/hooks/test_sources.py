@@ -1,0 +1,72 @@
+"""What the supervisor imports for all its processes, each time in an interpreter of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from minismtp.config import Config
+from minismtp.hooks.sources import import_shipped, installed
+others = [EntryPoint(name, value, "minismtp") for name, value in (
+    ("third", "minismtp_extra:Third"),
+    ("gone", "minismtp_plugins.no_such_module:Gone"),
+)]
+config = Config.parse(Path("minismtp.toml").read_text(), Path("minismtp.toml"))
+import_shipped(config, [*others, *installed()])
+print(*sys.modules)
+"""
+CONFIGURATION = """
+state_directory = "state"
+plugin_path = ["plugins"]
+[[listeners]]
+name = "smtp"
+address = "127.0.0.1:2525"
+tls = "none"
+"""
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [
+        (["early_talker"], {"early_talker"}),
+        (["early_talker", "early_talker"], {"early_talker"}),
+        (["local"], set()),
+        (["third"], set()),
+        (["gone", "early_talker"], {"early_talker"}),
+        (["unknown", "early_talker"], {"early_talker"}),
+    ],
+    ids=["shipped", "twice", "local", "of another package", "cannot be imported", "unknown"],
+)
+def test_only_modules_of_shipped_plugins_in_use_are_imported(
+    used: list[str], expected: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "local.py").write_text("raise SystemExit(3)")
+    (tmp_path / "minismtp_extra.py").write_text("raise SystemExit(4)")
+    tables = "".join(
+        f'[[plugins]]\nuse = "{use}"\nname = "{use}{number}"\n' for number, use in enumerate(used)
+    )
+    assert imported(tmp_path, CONFIGURATION + tables) == expected
+
+
+def test_local_file_hides_a_shipped_plugin(tmp_path: Path) -> None:
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "early_talker.py").write_text("raise SystemExit(3)")
+    text = CONFIGURATION + '[[plugins]]\nuse = "early_talker"\n'
+    assert imported(tmp_path, text) == set()
+
+
+def imported(directory: Path, configuration: str) -> set[str]:
+    """Return which modules of shipped plugins are imported for a configuration."""
+    (directory / "minismtp.toml").write_text(configuration)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=directory, check=True, capture_output=True, text=True
+    )
+    prefix = "minismtp_plugins."
+    names = {name.removeprefix(prefix) for name in done.stdout.split() if name.startswith(prefix)}
+    return {name for name in names if not name.startswith("_")}
