@@ -95,7 +95,10 @@ class Peer:
         self.socket = context.wrap_socket(self.socket, server_side=True)
 
     def serve(self, replies: dict[bytes, list[bytes] | bytes] | None = None) -> None:
-        """Accept mail; `replies` are sent instead of 250 and 354, the last one repeatedly."""
+        """Accept mail; `replies` are sent instead of 250 and 354, the last one repeatedly.
+
+        Hang up where the reply is empty.
+        """
         replies = replies or {}
         while line := self.hear():
             verb = line.split(b":")[0].split()[0]
@@ -107,7 +110,9 @@ class Peer:
                 while (line := self.hear()) != b".\r\n":
                     if not line:
                         return
-                self.say(self.reply(replies, b".", b"250 taken\r\n"))
+                if not (reply := self.reply(replies, b".", b"250 taken\r\n")):
+                    return
+                self.say(reply)
 
     @staticmethod
     def reply(replies: dict[bytes, list[bytes] | bytes], verb: bytes, usual: bytes) -> bytes:

@@ -417,6 +417,7 @@ def test_a_full_pipe_is_noticed_by_the_reader(
 ) -> None:
     monkeypatch.setattr(module, "_PATIENCE", 0)
     descriptor = spool.trigger.open()
+    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)  # soon full
     while not spool.trigger.overflowed():
         spool.trigger.notify()
     assert spool.trigger.read(descriptor) == ([], True)
