@@ -70,38 +70,44 @@ def _in_value(value: object, depth: int = 3) -> Iterator[re.Pattern[Any]]:
             yield from _in_value(each, depth - 1)
 
 
-def _called(tree: ast.Module, name: str) -> frozenset[str]:
-    """Return the methods that a module calls on a name, or on a part of it."""
-    found = set()
+def _called(tree: ast.Module) -> dict[str, set[str]]:
+    """Return the names in a module, and what is called on each, or on a part of it."""
+    found: dict[str, set[str]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             value = node.value.value if isinstance(node.value, ast.Subscript) else node.value
-            if isinstance(value, ast.Name) and value.id == name:
-                found.add(node.attr)
-    return _METHODS.intersection(found) or _METHODS
+            if isinstance(value, ast.Name):
+                found.setdefault(value.id, set()).add(node.attr)
+    return found
 
 
-def _calls(module: ModuleType) -> Iterator[tuple[str, ast.Call, str]]:
+def _calls(module: ModuleType, tree: ast.Module) -> Iterator[tuple[str, ast.Call, str]]:
     """Yield the calls of functions of `re` and `regex`: the function around, the call, its name."""
-    tree = _source(module)
-    around: dict[ast.AST, str] = {}
-    for outer in ast.walk(tree):
-        if isinstance(outer, ast.FunctionDef):
-            around |= dict.fromkeys(ast.walk(outer), f"{module.__name__}.{outer.name}")
+    functions = []
+    calls = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        if isinstance(node, ast.FunctionDef):
+            functions.append(node)  # those inside others come later
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             value, name = node.func.value, node.func.attr
             if (
                 isinstance(value, ast.Name)
                 and value.id in {"re", "regex"}
                 and name not in _NO_PATTERN
             ):
-                yield around.get(node, ""), node, name
+                calls.append((node, name))
+    for call, name in calls:
+        around = [
+            each.name
+            for each in functions
+            if each.lineno <= call.lineno <= (each.end_lineno or each.lineno)
+        ]
+        yield f"{module.__name__}.{around[-1]}" if around else "", call, name
 
 
-def _inline(module: ModuleType) -> Iterator[Found]:
+def _inline(module: ModuleType, tree: ast.Module) -> Iterator[Found]:
     """Find the patterns in calls such as `re.sub("x+", ...)`."""
-    for place, call, method in _calls(module):
+    for place, call, method in _calls(module, tree):
         if method != "compile" and isinstance(call.args[0], ast.Constant):
             flags = [*call.args[{"sub": 3, "subn": 3}.get(method, 2) :]]
             flags += [each.value for each in call.keywords if each.arg == "flags"]
@@ -116,12 +122,15 @@ def _patterns() -> list[Found]:
     found: dict[str, Found] = {}
     for module in _modules():
         tree = _source(module)
+        called = _called(tree)
         for name, value in vars(module).items():
             for number, pattern in enumerate(_in_value(value)):
-                methods = _called(tree, name) if isinstance(value, re.Pattern | dict) else _METHODS
+                methods = _METHODS
+                if isinstance(value, re.Pattern | dict):
+                    methods = _METHODS.intersection(called.get(name, ())) or _METHODS
                 place = f"{module.__name__}.{name}" + (f"[{number}]" if number else "")
                 found[place] = Found(place, pattern, methods)
-        found |= {each.name: each for each in _inline(module)}
+        found |= {each.name: each for each in _inline(module, tree)}
     return list(found.values())
 
 
@@ -159,7 +168,7 @@ def test_every_pattern_is_seen_by_the_test_above() -> None:
     made = {
         place
         for module in _modules()
-        for place, call, method in _calls(module)
+        for place, call, method in _calls(module, _source(module))
         if place and (method == "compile" or not isinstance(call.args[0], ast.Constant))
     }
     assert made == set(_MADE)
