@@ -15,9 +15,21 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.workermanage import WorkerController
 
-#: What takes half a minute or more, the longest first. Not in the list, a file is still run.
+#: What takes half a minute or more, the longest first.
 LONG: Final = [
     "tests/test_guide.py",
+    "tests/test_systemd.py",
+    "tests/test_fuzz.py",
+    "tests/test_packages.py",
+    "tests/mailqueue/test_queue.py",
+    "tests/test_crash.py",
+    "tests/test_container.py",
+    "tests/test_postfix.py",
+    "tests/test_mistakes.py",
+    "tests/server/test_supervisor.py",
+    "tests/test_author_guide.py",
+    "tests/test_full_mailbox.py",
+    "tests/test_prometheus.py",
 ]
 
 
