@@ -8,7 +8,8 @@ All work is done on whole buffers with `find` and `replace`, because a loop over
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from io import IncrementalNewlineDecoder
 from typing import BinaryIO, Final
 
@@ -135,8 +136,7 @@ def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
     that filters saw. `size` is how many octets are read at once.
     """
     at_start, held, last = True, b"", b""
-    read: Callable[[], bytes] = lambda: reader.read(size)  # noqa: E731
-    for octets in iter(read, b""):
+    for octets in iter(partial(reader.read, size), b""):
         piece = held + octets
         held = b"\r" if piece.endswith(b"\r") else b""  # its LF may be in the next piece
         piece = piece[: len(piece) - len(held)]
@@ -146,7 +146,7 @@ def dotted(reader: BinaryIO, size: int = _PIECE) -> Iterator[bytes]:
             continue
         if last:
             yield last
-        last = piece.replace(b"\r\n.", b"\r\n..")
+        last = piece.replace(b"\r\n.", b"\r\n..") if _DOT.search(piece) else piece
         if at_start and piece.startswith(b"."):
             last = b"." + last
         at_start = piece.endswith(b"\n")
