@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from time import perf_counter
 from typing import Final, Self
 
@@ -68,6 +69,7 @@ class DeliveryContext:
         self.setting = setting
         self.spool = config.state_directory / "spool"
         self._route = lru_cache(_DOMAINS)(config.outbound.route)
+        self._next_hop = lru_cache(_DOMAINS)(self._find_next_hop)
 
     @classmethod
     def of(cls, config: Config, plugins: PluginSet, log: Log) -> Self:
@@ -105,18 +107,23 @@ class DeliveryContext:
 
         Raise OSError if a password file cannot be read.
         """
+        destination, password_file = self._next_hop(domain)
+        if password_file is None:
+            return destination
+        password = read_file(password_file).decode().split("\n", 1)[0].rstrip("\r")
+        return replace(destination, password=password)
+
+    def _find_next_hop(self, domain: str) -> tuple[Destination, Path | None]:
+        """Return the next hop for a domain without its password, and the file that has it."""
         route = self._route(domain)
-        password = ""
-        if route.password_file is not None:
-            password = read_file(route.password_file).decode().split("\n", 1)[0].rstrip("\r")
-        return Destination(
+        destination = Destination(
             route.host.host if route.host else "",
             route.host.port if route.host else self.config.outbound.port,
             route.tls,
             route.implicit,
             route.username,
-            password,
         )
+        return destination, route.password_file
 
     def routed(self, notice: QueueEntry) -> QueueEntry:
         """Return a notification with its route, to a mailbox on this server or to another one."""

@@ -256,13 +256,14 @@ class HostConnection:
         chunked: bool = False,
     ) -> list[RecipientResult]:
         chunked = chunked or entry.body == "BINARYMIME"
-        extensions = self._extensions
+        extensions = self._client.extensions
         obstacle, failed = extensions.obstacle(entry, message), dict[int, RecipientResult]()
+        left, results = list[int](), dict[int, RecipientResult]()
         for number, target in enumerate(targets):
             if found := obstacle or extensions.obstacle_to(target.address):
                 failed[number] = RecipientResult("failed", str(found))
-        results: dict[int, RecipientResult] = {}
-        left = [number for number in range(len(targets)) if number not in failed]
+            else:
+                left.append(number)
         most = min(extensions.recipients or _RECIPIENTS, _RECIPIENTS)
         mail = extensions.mail(entry, message, wide=form.wide)
         while left:
@@ -275,7 +276,7 @@ class HostConnection:
             try:
                 said = results_of(
                     self._client.transact(mail, commands, message, chunked=chunked),
-                    reports="DSN" in extensions,
+                    reports="DSN" in extensions.keywords,
                 )
             except SmtpError as error:
                 self.close()

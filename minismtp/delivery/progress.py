@@ -59,22 +59,19 @@ class AttemptResult(Struct, frozen=True):
 
 
 class RequestProgress:
-    """Collects the results of a message; `visited` are the hosts that were asked."""
+    """Collects the results of a message.
+
+    `visited` are the hosts that were asked, and `left` the numbers of the targets to offer to the
+    next host.
+    """
 
     def __init__(self, request: DeliveryRequest) -> None:
         self.request = request
         self.visited: list[Host] = []
+        self.left = [*range(len(request.targets))]
         self._results: dict[int, RecipientResult] = {}  # by the number of the target
         self._failure: UnreachableError | None = None
         self._said: list[HostRefusal] = []
-
-    @property
-    def left(self) -> list[int]:
-        """The numbers of the targets to offer to the next host."""
-        if len(self.visited) >= _SESSIONS:
-            return []
-        results = map(self._results.get, range(len(self.request.targets)))
-        return [n for n, result in enumerate(results) if result is None or result.try_next_host]
 
     @property
     def part(self) -> DeliveryRequest:
@@ -91,12 +88,16 @@ class RequestProgress:
         to the others.
         """
         name, tls = connection.host.name, connection.tls
+        put_off: dict[int, str] = {}
         for number, result in zip(self.left, results, strict=True):
             if number not in self._results or not result.try_next_host:
                 self._results[number] = replace(result, host=name, tls=tls)
+            if result.try_next_host:
+                put_off[number] = result.reply
         self.visited.append(connection.host)
-        if put_off := [result.reply for result in results if result.try_next_host]:
-            counts = Counter(put_off)
+        self.left = [*put_off] if len(self.visited) < _SESSIONS else []
+        if put_off:
+            counts = Counter(put_off.values())
             self._said += [HostRefusal(name, reply, count) for reply, count in counts.items()]
 
     def add_failure(self, error: UnreachableError, host: str = "") -> None:
@@ -112,9 +113,10 @@ class RequestProgress:
     def done(self) -> AttemptResult:
         """Return the result of the attempt."""
         failure = self._failure
-        results = [self._results.get(n) for n in range(len(self.request.targets))]
+        numbers = range(len(self.request.targets))
         if failure is None and not self._said:
-            return AttemptResult([result for result in results if result], reached=True)
+            return AttemptResult([self._results[n] for n in numbers], reached=True)
+        results = [self._results.get(n) for n in numbers]
         told = {(result.host, result.reply) for result in results if result is not None}
         passed = [each for each in self._said if (each.host, each.reply) not in told]
         if failure is None or None not in results:

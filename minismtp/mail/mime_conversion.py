@@ -60,14 +60,17 @@ class Form:
     @classmethod
     def of(cls, message: Message) -> Form:
         """Return the form of a message, which is read once and in pieces if it is not known."""
-        wide = long = False
         if message.is_7bit:
-            return cls(wide, long)
+            return _USUAL
+        wide = long = False
         with message.open() as reader:
             for piece in iter(Source(reader).piece, b""):
                 wide = wide or not piece.isascii()
                 long = long or has_long_line(piece)
         return cls(wide, long)
+
+
+_USUAL: Final = Form(wide=False, long=False)
 
 
 def is_clean(message: Message) -> bool:

@@ -29,14 +29,14 @@ class InProgress:
 
     def poison(self, *keys: str) -> list[str]:
         """Return those of the keys on whose work two runners died."""
-        if not self._notes.any_suspects():
+        if not self._notes.any[0]:
             return []
         return [key for key in keys if self._notes.is_fatal(hash(key))]
 
     def begin(self, key: str) -> int | None:
         """Note work; return its place for `end`, or None while another suspect is tried."""
         mark = hash(key)
-        if self._notes.is_suspect(mark):
+        if self._notes.any[0] and self._notes.is_suspect(mark):
             with self._lock:
                 if self._tried:
                     return None

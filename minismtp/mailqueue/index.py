@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from math import inf
+from operator import attrgetter
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -30,6 +31,8 @@ from minismtp.values.clock import GRACE, steady_time
 
 _EARLIEST: Final = 1_577_836_800.0  # 2020, before this program existed
 _MOST_IDLE: Final = 50  # connections that wait for another message
+_state: Final[Callable[[RecipientStatus], State]] = attrgetter("state")
+_destination: Final[Callable[[RecipientStatus], str]] = attrgetter("destination")
 
 
 @dataclass(slots=True)
@@ -48,10 +51,13 @@ class _Message:
         For a queued message return the destinations of its queued recipients, because the state
         depends on whether one of these could not be reached.
         """
-        state = message_state([each.state for each in self.recipients])
+        states = {*map(_state, self.recipients)}
+        state = message_state(states)
         if state != "queued":
             return state
-        return frozenset([each.destination for each in self.recipients if each.state == state])
+        if len(states) > 1:
+            return frozenset([each.destination for each in self.recipients if each.state == state])
+        return frozenset(map(_destination, self.recipients))
 
 
 class QueueIndex:
@@ -208,8 +214,10 @@ class QueueIndex:
                 if state not in TRIED and status.state in TRIED:
                     status = status._replace(state=state)  # noqa: PLW2901
                 message.recipients[status.number] = status
+            if OPEN.isdisjoint(map(_state, message.recipients)):
+                return True  # it is counted until `forget`
             self._recount(message)
-            return OPEN.isdisjoint([each.state for each in message.recipients])
+            return False
 
     def finish(
         self, job: Job, *, reached: bool | None, wait: float | None

@@ -200,7 +200,8 @@ class Scheduler:
         return bool(destination.jobs) and destination.jobs[0][0] <= now
 
     def _note_reached(self, destination: _Destination, *, quick: bool) -> None:
-        self._set_proven(destination, proven=True)
+        if not destination.proven:
+            self._set_proven(destination, proven=True)
         destination.failures = 0
         destination.closed_until = 0.0
         if quick and destination.limit >= _FEWEST and self._is_busy():
@@ -210,7 +211,8 @@ class Scheduler:
 
     def _note_failure(self, destination: _Destination, now: float) -> float | None:
         """Close a destination, and return for how long; None if it is closed already."""
-        self._set_proven(destination, proven=False)
+        if destination.proven:
+            self._set_proven(destination, proven=False)
         if now < destination.closed_until:  # another job closed it meanwhile
             return None
         destination.failures += 1
@@ -220,10 +222,9 @@ class Scheduler:
         return wait
 
     def _set_proven(self, destination: _Destination, *, proven: bool) -> None:
-        if destination.proven != proven:
-            self._unproven_running += destination.running * (1 if destination.proven else -1)
-            destination.proven = proven
-            destination.head = inf  # because it belongs into the other heap now
+        self._unproven_running += destination.running * (-1 if proven else 1)
+        destination.proven = proven
+        destination.head = inf  # because it belongs into the other heap now
 
     def _open_heads(self) -> list[list[tuple[float, str]]]:
         """Return the heaps of heads for which there are places."""

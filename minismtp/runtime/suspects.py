@@ -106,25 +106,25 @@ class Suspects:
 
 
 class Notes:
-    """The notes of one process, in which each of its threads has a place of its own."""
+    """The notes of one process, in which each of its threads has a place of its own.
+
+    The first octet of `any` is 1 if a process died during any message. A busy path reads it before
+    it asks about a message.
+    """
 
     def __init__(self, suspects: Suspects, memory: mmap.mmap, begin: int) -> None:
+        self.any: Final = suspects.rows
         self._suspects = suspects
-        self._any = suspects.rows  # whose first octet tells whether there are suspects
         self._memory = memory
         self._free: list[int] = [*range(begin + _SLOT - _NOTE.size, begin - 1, -_NOTE.size)]
 
-    def any_suspects(self) -> bool:
-        """Return whether a process died during any message."""
-        return bool(self._any[0])
-
     def is_suspect(self, fingerprint: int) -> bool:
         """Return whether a process died during a message."""
-        return bool(self._any[0]) and self._suspects.deaths(fingerprint) > 0
+        return bool(self.any[0]) and self._suspects.deaths(fingerprint) > 0
 
     def is_fatal(self, fingerprint: int) -> bool:
         """Return whether too many processes died during a message for another to try it."""
-        return bool(self._any[0]) and self._suspects.deaths(fingerprint) >= FATAL
+        return bool(self.any[0]) and self._suspects.deaths(fingerprint) >= FATAL
 
     def begin(self, fingerprint: int, text: str) -> int:
         """Note a message and return the place of the note, which stays if the process dies."""
@@ -141,7 +141,7 @@ class Notes:
         if place >= 0:
             _MARK.pack_into(self._memory, place, 0)
             self._free.append(place)
-        if self._any[0]:  # almost never
+        if self.any[0]:  # almost never
             self._suspects.clear(fingerprint)
 
 

@@ -220,33 +220,32 @@ class Line:
 
     def is_readable(self) -> bool:
         """Return whether `receive` would return at once: with octets, or at the end without."""
-        if not self._buffer:
+        if self._buffer:
+            return True
+        if not self.is_secure:
             try:
-                if self.is_secure:  # which knows no flags
-                    self._socket.settimeout(0)
-                    self._buffer = self._socket.recv(_PIECE)
-                elif self._is_silent():
-                    return False
-                else:
-                    self._buffer = self._socket.recv(_PIECE, socket.MSG_DONTWAIT)
-                    self._received += len(self._buffer)
-            except ssl.SSLWantReadError:
-                return False
-            except OSError as error:
-                self._check(error)
-                return False
-        return True
+                # Unlike a call that receives, the question does not release the interpreter lock.
+                info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+                if _TCP_INFO.unpack(info) == (_ESTABLISHED, self._received):
+                    return False  # everything that came was received, and no end
+            except (OSError, struct.error):  # a unix socket, or an old kernel
+                pass
+        return self._finds_input()
 
-    def _is_silent(self) -> bool:
-        """Return whether TCP says that everything that came was received, and no end.
-
-        Unlike a call that receives, the question does not release the interpreter lock.
-        """
+    def _finds_input(self) -> bool:
         try:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-            return _TCP_INFO.unpack(info) == (_ESTABLISHED, self._received)
-        except (OSError, struct.error):  # a unix socket, or an old kernel
+            if self.is_secure:  # which knows no flags
+                self._socket.settimeout(0)
+                self._buffer = self._socket.recv(_PIECE)
+            else:
+                self._buffer = self._socket.recv(_PIECE, socket.MSG_DONTWAIT)
+                self._received += len(self._buffer)
+        except ssl.SSLWantReadError:
             return False
+        except OSError as error:
+            self._check(error)
+            return False
+        return True
 
     def read(self, size: int) -> bytes:
         """Return exactly `size` octets."""

@@ -17,6 +17,7 @@ import contextlib
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from math import inf
 from time import perf_counter
 from typing import BinaryIO, Final, Literal
@@ -81,7 +82,10 @@ class SmtpClient:
         self._lmtp = lmtp
         self._timeouts = timeouts
         self._replies = ReplyReader()
-        self._phases: dict[str, _Phase] = {}
+        # These are for each message, and the others are made when they begin.
+        self._envelope = self.phase("the envelope")
+        self._content = self.phase("the content", "data")
+        self._end = self.phase("the reply to the content, which it may have taken", "end")
 
     def greet(self) -> HostReply:
         """Read the greeting, say EHLO, and return the reply to it. Raise SmtpError."""
@@ -197,8 +201,9 @@ class SmtpClient:
         """
         commands = [mail, *recipients, *([] if chunked else ["DATA"])]
         at_once = "PIPELINING" in self.extensions
-        with self.phase("the envelope"):
-            replies = self._converse(*commands, at_once=at_once)
+        with self._envelope:
+            converse = self._converse_at_once if at_once else self._converse
+            replies = converse(*commands)
             sender = next(replies)
             if sender.accepts:
                 found = [RecipientReply("RCPT", next(replies)) for _ in recipients]
@@ -222,7 +227,7 @@ class SmtpClient:
 
     def _send_content(self, message: Message, count: int, *, chunked: bool) -> list[RecipientReply]:
         """Return the replies to the content, one if the host refused before it had everything."""
-        with self.phase("the content", "data"), message.open() as reader:
+        with self._content, message.open() as reader:
             pieces = _chunk(message, reader) if chunked else dotted(reader)
             if not self._stream(pieces):
                 early = self._reply()
@@ -230,7 +235,7 @@ class SmtpClient:
                 return [RecipientReply("content", _refusal(early))]
         found: list[RecipientReply] = []
         try:
-            with self.phase("the reply to the content, which it may have taken", "end"):
+            with self._end:
                 while len(found) < count:
                     found.append(RecipientReply("content", self._reply()))
         except SmtpError as error:
@@ -291,12 +296,8 @@ class SmtpClient:
         status: str = "4.4.2",
     ) -> _Phase:
         """Limit the time of a block, and turn every failure of the connection into SmtpError."""
-        if self._timeouts is not None:
-            self._line.due = self._line.clock() + getattr(self._timeouts, limit)
-        phase = self._phases.get(name)
-        if phase is None:
-            phase = self._phases[name] = _Phase(self._line.name, name, status)
-        return phase
+        seconds = getattr(self._timeouts, limit) if self._timeouts else None
+        return _Phase(self._line, name, status, seconds)
 
     def _hello(self) -> HostReply:
         [reply] = self._converse(f"{'LHLO' if self._lmtp else 'EHLO'} {self._hostname}")
@@ -307,14 +308,16 @@ class SmtpClient:
         self._demand(reply, _DONE)
         return reply
 
-    def _converse(self, *commands: str, at_once: bool = False) -> Iterator[HostReply]:
-        """Yield the replies to commands that are sent at once (RFC 2920), or each in its turn."""
-        if at_once:
-            self._put(*commands)
+    def _converse(self, *commands: str) -> Iterator[HostReply]:
+        """Yield the replies to commands. Each command is sent when its reply is wanted."""
         for command in commands:
-            if not at_once:
-                self._put(command)
+            self._put(command)
             yield self._reply()
+
+    def _converse_at_once(self, *commands: str) -> Iterator[HostReply]:
+        """Send commands together (RFC 2920), and return an iterator over their replies."""
+        self._put(*commands)
+        return islice(iter(self._reply, None), len(commands))
 
     def _put(self, *commands: str) -> None:
         if self._speaks():
@@ -323,14 +326,15 @@ class SmtpClient:
         self._line.send("\r\n".join((*commands, "")).encode())
 
     def _speaks(self) -> bool:
-        return self._replies.pending or self._line.is_readable()
+        return bool(self._replies.pending) or self._line.is_readable()
 
     def _reply(self) -> HostReply:
-        while (reply := self._replies.next()) is None:
+        replies = self._replies
+        while not replies.pending or (reply := replies.next()) is None:
             octets = self._line.receive()
             if not octets:
                 raise EOFError
-            self._replies.feed(octets)
+            replies.pending += octets
         if reply.code == SERVICE_ENDS:
             raise SmtpError(reply)
         return reply
@@ -341,15 +345,18 @@ class SmtpClient:
 
 
 class _Phase:
-    __slots__ = ("_host", "_name", "_shown", "_status")
+    __slots__ = ("_line", "_name", "_seconds", "_shown", "_status")
 
-    def __init__(self, host: str, name: str, status: str) -> None:
-        self._host = host
+    def __init__(self, line: Line, name: str, status: str, seconds: float | None) -> None:
+        self._line = line
         self._name = name
-        self._shown = f"{host}: {name}"
+        self._shown = f"{line.name}: {name}"
         self._status = status
+        self._seconds = seconds
 
     def __enter__(self) -> None:
+        if self._seconds is not None:
+            self._line.due = self._line.clock() + self._seconds
         here.activity.phase = (self._shown, perf_counter())
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -360,7 +367,7 @@ class _Phase:
             case SmtpError():
                 return
             case ReplyError():
-                raise _failure(f"{self._host} {error}") from None
+                raise _failure(f"{self._line.name} {error}") from None
             case TimeoutError():
                 text = f"timed out in {self._name}"
             case EOFError():
@@ -369,7 +376,7 @@ class _Phase:
                 text = f"failed in {self._name}: {reason(error)}"
             case _:
                 return
-        raise _failure(f"{self._host} {text}", self._status) from None
+        raise _failure(f"{self._line.name} {text}", self._status) from None
 
 
 def _failure(text: str, status: str = "4.5.0") -> SmtpError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from minismtp.mail.envelope import Envelope
@@ -34,25 +34,27 @@ Sending: TypeAlias = Envelope | QueueEntry
 class Extensions:
     """The keywords of a host's reply to EHLO, in upper case, with their parameters.
 
-    `host` names the host in the replies that say why it cannot take a message.
+    `host` names the host in the replies that say why it cannot take a message. It takes messages of
+    `size` octets and `recipients` in a transaction, 0 if it does not say.
     """
 
     host: str
     keywords: Mapping[str, str]
+    size: int = field(init=False)
+    recipients: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = _SIZE.fullmatch(self.keywords.get("SIZE", ""))
+        object.__setattr__(self, "size", int(size[0]) if size else 0)
+        recipients = _RCPTMAX.search(self.keywords.get("LIMITS", ""))
+        object.__setattr__(self, "recipients", int(recipients[1]) if recipients else 0)
 
     def __contains__(self, keyword: str) -> bool:
         return keyword in self.keywords
 
-    @property
-    def recipients(self) -> int:
-        """How many recipients the host takes in a transaction; 0 if it does not say."""
-        match = _RCPTMAX.search(self.keywords.get("LIMITS", ""))
-        return int(match[1]) if match else 0
-
     def obstacle(self, entry: Sending, message: Message) -> HostReply | None:
         """Return why a message cannot travel to this host in any form, None if it can."""
-        limit = _SIZE.fullmatch(self.keywords.get("SIZE", ""))
-        if limit and 0 < int(limit[0]) < message.size:
+        if 0 < self.size < message.size:
             return HostReply(552, (f"5.3.4 {self.host} takes no message of {message.size} octets",))
         obstacle = self.obstacle_to(entry.sender)
         if obstacle is None and entry.smtputf8 and "SMTPUTF8" not in self.keywords:

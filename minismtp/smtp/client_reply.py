@@ -99,27 +99,21 @@ class HostReply(Struct, frozen=True):
 
 
 class ReplyReader:
-    """Turns the octets of a host into replies, however they are split into packets."""
+    """Turns the octets of a host into replies, however they are split into packets.
+
+    The reader's owner adds to `pending`, which are the octets that belong to no reply yet.
+    """
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self.pending = b""
         self._code = b""
         self._lines: list[bytes] = []
         self._size = 0
 
-    @property
-    def pending(self) -> bool:
-        """Whether octets came that belong to no reply yet."""
-        return bool(self._buffer)
-
-    def feed(self, octets: bytes) -> None:
-        """Take the next octets."""
-        self._buffer += octets
-
     def next(self) -> HostReply | None:
         """Return the next reply, None while it is incomplete. Raise ReplyError."""
-        while (end := self._buffer.find(b"\n", 0, _LINE_LIMIT)) >= 0:
-            line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+        while (end := self.pending.find(b"\n", 0, _LINE_LIMIT)) >= 0:
+            line, self.pending = self.pending[:end], self.pending[end + 1 :]
             if not self._lines and end < _USUAL and (reply := _single(line)):
                 return reply
             match = _LINE.fullmatch(line.removesuffix(b"\r"))
@@ -137,7 +131,7 @@ class ReplyReader:
                 reply = HostReply.of(int(self._code), self._lines)
                 self._lines, self._size = [], 0
                 return reply
-        if len(self._buffer) >= _LINE_LIMIT:
+        if len(self.pending) >= _LINE_LIMIT:
             raise ReplyError("does not end a line of its reply")
         return None
 

@@ -171,7 +171,7 @@ def test_each_cache_of_functions_is_known_and_bounded() -> None:
         "minismtp/runtime/login_backoff.py": 1,  # addresses
         "minismtp/hooks/declaration.py": 1,  # methods of plugins
         "minismtp/services/public_suffix.py": 1,  # domains of 255 octets
-        "minismtp/delivery/attempt.py": 2,  # domains of accepted addresses; names of listeners
+        "minismtp/delivery/attempt.py": 3,  # domains of addresses (two caches); listeners
         "minismtp/mailqueue/runner.py": 1,  # the same
         "plugins/_checks.py": 1,  # addresses
         "plugins/_directory.py": 1,  # local parts of 512 octets, domains of 255
