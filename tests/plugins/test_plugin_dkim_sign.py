@@ -9,7 +9,8 @@ import io
 import json
 import re
 import subprocess
-from base64 import b64encode
+import time
+from base64 import b64encode, encodebytes
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
@@ -81,6 +82,19 @@ def pem(key: Any) -> bytes:  # noqa: ANN401 - any private key
         serialization.NoEncryption(),
     )
     return octets
+
+
+def damaged() -> bytes:
+    """Return a key in PEM with another bit in its modulus."""
+    octets = RSA.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    modulus = RSA.private_numbers().public_numbers.n
+    changed = octets.replace(modulus.to_bytes(256, "big"), (modulus ^ 2).to_bytes(256, "big"))
+    text = encodebytes(changed).decode()
+    return f"-----BEGIN RSA PRIVATE KEY-----\n{text}-----END RSA PRIVATE KEY-----\n".encode()
 
 
 @pytest.fixture
@@ -303,16 +317,25 @@ def test_a_field_of_too_many_domains_is_not_signed(keys: Path) -> None:
         ({"selectors": ["text"]}, "example.org.text.pem: no private key in PEM"),
         ({"selectors": ["short"]}, "example.org.short.pem: 1023 bits; receivers want 2048"),
         ({"selectors": ["curve"]}, "example.org.curve.pem: expected an RSA or Ed25519 key"),
+        ({"selectors": ["damaged"]}, "example.org.damaged.pem: the RSA key is damaged"),
     ],
 )
 def test_fault_is_named(keys: Path, tmp_path: Path, options: dict[str, Any], problem: str) -> None:
     (tmp_path / "example.org.text.pem").write_text("no key")
     (tmp_path / "example.org.curve.pem").write_bytes(pem(ec.generate_private_key(ec.SECP256R1())))
     (tmp_path / "example.org.short.pem").write_bytes(SHORT)
+    (tmp_path / "example.org.damaged.pem").write_bytes(damaged())
     table = {"domains": ["example.org"], "selectors": ["rsa"], "keys": str(keys), **options}
     with pytest.raises(ConfigError) as fault:
         build(DkimSign, table, file="c.toml", key="plugins[0]", base=tmp_path)
     assert problem in str(fault.value)
+
+
+def test_key_is_read_fast_enough_for_thousands(keys: Path) -> None:
+    begun = time.thread_time()
+    for _ in range(30):
+        plugin(keys, "rsa")
+    assert time.thread_time() - begun < 0.5
 
 
 def test_check_warns_of_weak_keys_and_of_readers(keys: Path, tmp_path: Path) -> None:
@@ -411,7 +434,7 @@ def test_conversion_is_signed_and_decodes_to_what_was_sent(
     text = b"".join(pieces)
     content = (
         b"From: alice@example.org\r\nMIME-Version: 1.0\r\n"
-        b"Content-Type: multipart/mixed; boundary=b\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+        b"Content-Type: multipart/damaged; boundary=b\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
         b"--b\r\nContent-Type: text/html\r\n\r\n" + text + b"\r\n--b--\r\n"
     )
     delivery = Delivery(replace(ENVELOPE, body=body), (), "example.net")
