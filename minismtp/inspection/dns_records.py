@@ -53,9 +53,10 @@ def wanted_records(
         domains = [_known(configuration, domain, domains)]
     own = tuple(own_addresses(configuration) if addresses is None else addresses)
     records = dict.fromkeys(_of_host(configuration, own, domains))
+    added = _added(zone, domains)
     for each in domains:
         records.update(dict.fromkeys(_of_domain(configuration, zone, each)))
-        records.update(dict.fromkeys(_added(zone, each, domains)))
+        records.update(dict.fromkeys(added.get(each, ())))
     if not domain:
         records.update(zone.records)
     records.update(dict.fromkeys(_pointers(configuration, own)))
@@ -270,13 +271,13 @@ def _of_web(configuration: Config, domain: str) -> Iterator[DnsRecord]:
     yield DnsRecord(f"_autodiscover._tcp.{domain}", "SRV", value, purpose, "recommended")
 
 
-def _added(zone: DnsZone, domain: str, domains: Sequence[str]) -> Iterator[DnsRecord]:
-    """Yield the further records in a domain that are not in a domain below it."""
-    below = [each for each in domains if each.endswith(f".{domain}")]
+def _added(zone: DnsZone, domains: Iterable[str]) -> dict[str, list[DnsRecord]]:
+    """Return the further records by the nearest of the domains that their names are in."""
+    known = frozenset(domains)
+    found: dict[str, list[DnsRecord]] = {}
     for record in zone.records:
-        if _is_in(record.name, domain) and not any(_is_in(record.name, each) for each in below):
-            yield record
-
-
-def _is_in(name: str, domain: str) -> bool:
-    return name == domain or name.endswith(f".{domain}")
+        name = record.name
+        while name and name not in known:
+            name = name.partition(".")[2]
+        found.setdefault(name, []).append(record)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -16,12 +17,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from pumps import grows_too_fast
 from trustme import CA
 
-from minismtp.config import Config
+from minismtp.config import Config, PluginConfig
 from minismtp.config.mistakes import ConfigError
 from minismtp.delivery.dane import Tlsa
-from minismtp.hooks.dns_zone import DnsRecord
+from minismtp.hooks.dns_zone import DnsRecord, DnsZone
 from minismtp.inspection.dns_records import own_addresses, wanted_records
 from minismtp.inspection.zone_text import quoted, zone_text
 
@@ -264,3 +266,39 @@ def test_zone_is_read_by_another_program(tmp_path: Path) -> None:
 
 def test_empty_text_is_one_empty_string() -> None:
     assert quoted("") == '""'
+
+
+def test_many_domains_take_linear_time(tmp_path: Path) -> None:
+    config = configured(tmp_path, "")
+
+    class Many:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def on_dns(self, zone: DnsZone) -> None:
+            for number in range(self.count):
+                zone.send(f"d{number}.example")
+                zone.add(DnsRecord(f"mail._domainkey.d{number}.example", "TXT", "v=DKIM1; p="))
+
+    def work(count: int) -> Callable[[], object]:
+        plugins = [(PluginConfig(use="many"), Many(count))]
+        return lambda: wanted_records(config, addresses=HOST, plugins=plugins)
+
+    assert not grows_too_fast(work, 2_000)
+
+
+def test_record_is_among_those_of_the_nearest_domain(tmp_path: Path) -> None:
+    config = configured(tmp_path, "")
+
+    class Nested:
+        def on_dns(self, zone: DnsZone) -> None:
+            for domain in ("example.org", "a.example.org"):
+                zone.send(domain)
+                zone.add(DnsRecord(f"x.{domain}", "TXT", domain))
+            zone.add(DnsRecord("x.example.com", "TXT", "elsewhere"))
+
+    plugins = [(PluginConfig(use="nested"), Nested())]
+    records = wanted_records(config, addresses=(), plugins=plugins)
+    names = [each.name for each in records if each.name.startswith(("x.", "_dmarc"))]
+    first, second = "_dmarc.example.org", "_dmarc.a.example.org"
+    assert names == [first, "x.example.org", second, "x.a.example.org", "x.example.com"]
