@@ -7,6 +7,7 @@ that fits its key and the names. Whatever fails, it stays, and the running worke
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
 
@@ -123,7 +124,7 @@ class _Attempt:
             chain = self._chain(authority, key, answers)
         finally:
             self._note(account=authority.account, account_directory=acme.url)
-        certificate = self._checked(chain)
+        certificate = self._checked(key, chain)
         files.install(key, chain)
         self._say(f"{files.certificate} has the new certificate")
         return certificate
@@ -158,7 +159,7 @@ class _Attempt:
                 f"{problem}, and the server's user as owner", Failure.UNREACHED
             ) from error
 
-    def _checked(self, chain: bytes) -> Certificate:
+    def _checked(self, key: bytes, chain: bytes) -> Certificate:
         """Return the first certificate of a chain. Raise AcmeError if it is of no use."""
         try:
             certificate = certificates_in(chain)[0]
@@ -174,6 +175,11 @@ class _Attempt:
             raise AcmeError(problem, Failure.REFUSED)
         if certificate.begin > now:
             self._say("the new certificate is not valid yet; is the clock right?")
+        try:
+            self._files.try_out(key, chain)
+        except ssl.SSLError as error:
+            problem = f"the new certificate cannot be used with its key: {error.reason}"
+            raise AcmeError(problem, Failure.REFUSED) from error
         return certificate
 
     def _note(self, **changes: object) -> None:

@@ -36,7 +36,10 @@ _DEADLINE: Final = dt.timedelta(seconds=120)  # for the checks, and again for th
 _LONGEST_ANSWER: Final = 1 << 20  # octets
 _KEY: Final = re.compile("[A-Za-z0-9_-]++=*+")
 _LONGEST_KEY: Final = 4096  # octets of a file
-_UNSUITABLE: Final = (ValueError, KeyError, TypeError, AttributeError, JsonError)
+_UNSUITABLE: Final = (
+    *(ValueError, KeyError, TypeError, AttributeError, JsonError),
+    *(OverflowError, RecursionError),  # of numbers that are too large, and JSON that is too deep
+)
 _SOONEST_QUESTION: Final = 3_600.0  # seconds
 _LATEST_QUESTION: Final = 86_400.0
 
@@ -191,8 +194,9 @@ class Authority:
 
     def _note(self, response: requests.Response, *_: object, **__: object) -> None:
         if response.status_code in {429, 503}:
-            when = client.ClientV2.retry_after(response, 0)
-            self._retry_after = max(0.0, when.timestamp() - time.time())
+            with contextlib.suppress(ValueError, OverflowError):  # no such moment, so none is kept
+                when = client.ClientV2.retry_after(response, 0)
+                self._retry_after = max(0.0, when.timestamp() - time.time())
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:

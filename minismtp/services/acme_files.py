@@ -11,10 +11,11 @@ import contextlib
 import datetime as dt
 import fcntl
 import os
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -34,6 +35,9 @@ _KEY_ENDS: Final = b"-----END PRIVATE KEY-----"
 _LONGEST_STATE: Final = 64 * 1024  # octets
 
 
+Moment: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=253_402_300_799.0)]  # up to 9999
+
+
 class BusyError(Exception):
     """Another process is getting a certificate."""
 
@@ -49,13 +53,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     request: str = ""
     issued: str = ""
-    attempted: float = 0.0
-    renewed: float = 0.0
+    attempted: Moment = 0.0
+    renewed: Moment = 0.0
     failures: int = 0
     error: str = ""
-    wait_until: float = 0.0
-    suggested: float = 0.0
-    ask_after: float = 0.0
+    wait_until: Moment = 0.0
+    suggested: Moment = 0.0
+    ask_after: Moment = 0.0
     account: str = ""
     account_directory: str = ""
 
@@ -149,6 +153,11 @@ class AcmeFiles:
         except (FileNotFoundError, ValueError, TypeError):
             return None
         return pem + end + b"\n" if _is_of(kind, key) else None
+
+    def try_out(self, key: bytes, chain: bytes) -> None:
+        """Raise ssl.SSLError if TLS cannot use a key and a chain together."""
+        atomic_write(self._next_key, key + chain)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._next_key)
 
     def install(self, key: bytes, chain: bytes) -> None:
         """Make a key and a chain the certificate in use."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,7 @@ _LIFE: Final = 0.6  # of a certificate's life, after which the first servers ren
 _SPREAD: Final = 1 / 15  # of its life, over which they are spread; 2/3 is the end of it
 _LEAST: Final = 0.1  # of its life, before which no clock makes a certificate look old
 _JITTER: Final = 0.25
+_CLOCKS: Final = 3_600.0  # seconds by which a clock is set back without doubts about past times
 _LONGEST_TEXT: Final = 600  # characters of an error
 _LONGEST_ORDER: Final = 7 * 86_400.0  # seconds; no authority can stop attempts for longer
 
@@ -68,7 +70,9 @@ def plan(acme: AcmeConfig, certificate: Certificate | None, state: State) -> Pla
     """Return when the next attempt is. `certificate` is the one in use."""
     wanted = requested(acme)
     found = _need(acme, certificate, state, wanted)
-    if state.error and state.request == wanted and state.wait_until > found.at:
+    # An attempt in the future was made before a change of the clock, which also ended its wait.
+    is_past = state.attempted <= time.time() + _CLOCKS
+    if state.error and is_past and state.request == wanted and state.wait_until > found.at:
         return Plan(state.wait_until, "the last attempt failed")
     return found
 
@@ -82,7 +86,7 @@ def _need(acme: AcmeConfig, certificate: Certificate | None, state: State, wante
         return Plan(0.0, "the configuration changed")
     life = certificate.end - certificate.begin
     earliest = min(state.renewed, certificate.end) + life * _LEAST
-    if state.suggested:
+    if 0 < state.suggested < certificate.end:
         return Plan(max(state.suggested, earliest), "the authority suggests it")
     return Plan(max(renewal_time(certificate), earliest), "renewal")
 

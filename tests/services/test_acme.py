@@ -36,6 +36,7 @@ from minismtp.services.acme_files import (
     State,
     ensure_certificate,
     requested,
+    self_signed,
 )
 from minismtp.services.acme_schedule import (
     AcmeError,
@@ -226,6 +227,16 @@ def test_answer_of_another_server_is_refused(tmp_path: Path, authority: Authorit
         assert "mx.example.org: " in failed(of(authority, tmp_path))
 
 
+@pytest.mark.parametrize("moment", ["9" * 12, "9" * 5_000, "-1", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_moment_without_sense_is_no_failure_of_its_own(moment: str, tmp_path: Path) -> None:
+    with stub_authority(tmp_path) as stub:
+        stub.headers = {"Retry-After": moment}
+        stub.answer = b'{"type": "urn:ietf:params:acme:error:rateLimited", "detail": "no"}'
+        config = of(Authority(stub.port, 0, 0, stub.trusted, tmp_path), tmp_path)
+        assert failed(config) == "the authority refuses: no"
+    assert pause(config) <= 7 * 1.25 * DAY
+
+
 def test_limit_of_the_authority_is_kept(tmp_path: Path) -> None:
     with stub_authority(tmp_path) as stub:
         stub.headers = {"Retry-After": "7200"}
@@ -248,8 +259,9 @@ def test_limit_of_the_authority_is_kept(tmp_path: Path) -> None:
         (200, b'{"identifiers": 3}', "makes no sense"),
         (500, b"oops", "makes no sense"),
         (200, b"\xff{", "is no JSON"),
+        (200, b"[" * 100_000, "makes no sense"),
     ],
-    ids=["long", "list", "number", "500", "no JSON"],
+    ids=["long", "list", "number", "500", "no JSON", "deep"],
 )
 def test_answer_without_sense_is_a_failure(
     status: int, answer: bytes, text: str, tmp_path: Path
@@ -311,6 +323,19 @@ def test_full_disk_is_noticed_before_the_authority_is_asked(
     assert authority.log.read_bytes().count(b"/dir") == asked
     assert AcmeFiles.of(config).certificate.read_bytes() == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_certificate_for_another_key_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, certificate = self_signed(["mx.example.org"])
+    issue = "minismtp.services.acme_client.Authority.issue"
+    monkeypatch.setattr(issue, lambda *_: certificate)
+    with stub_authority(tmp_path) as stub:
+        config = of(Authority(stub.port, 0, 0, stub.trusted, tmp_path), tmp_path)
+        problem = "the new certificate cannot be used with its key: KEY_VALUES_MISMATCH"
+        assert failed(config) == problem
+    assert pause(config) > 1_195
 
 
 def test_account_key_that_cannot_be_used_is_named(tmp_path: Path, authority: Authority) -> None:
@@ -439,6 +464,10 @@ def test_plan_follows_what_is_known(tmp_path: Path, authority: Authority) -> Non
     assert plan(table, theirs, failing).at == now + 99 * DAY
     changed = replace(table, names=["mx.example.org", "b.example.org"])
     assert plan(changed, theirs, failing).at == 0
+    ahead = State(**(struct | {"error": "no", "attempted": now + DAY, "wait_until": now + 2 * DAY}))
+    assert plan(table, own, ahead).at == 0
+    late = State(**(struct | {"suggested": theirs.end + DAY}))
+    assert plan(table, theirs, late).at == renewal_time(theirs)
 
 
 @pytest.mark.parametrize("draw", [0.0, 1.0])
@@ -455,6 +484,7 @@ def test_waits_stay_below_the_limits_of_authorities(draw: float) -> None:
 
 def test_damaged_state_counts_as_none(tmp_path: Path) -> None:
     files = AcmeFiles(tmp_path)
-    for text in ("", "{", "[]", '{"failures": "x"}', '{"unknown": 1}', "\x00" * 100_000):
+    odd = ('{"failures": "x"}', '{"unknown": 1}', '{"wait_until": 1e300}', '{"attempted": -1}')
+    for text in ("", "{", "[]", *odd, "\x00" * 100_000):
         (tmp_path / "state.json").write_text(text)
         assert files.state() == State()
