@@ -160,6 +160,15 @@ def test_files_belong_to_root_and_the_group_of_the_server(
         assert Path(directory, "var").owner() == "nobody"
 
 
+def test_directories_can_be_entered_despite_the_umask(setup: Setup) -> None:
+    before = os.umask(0o077)
+    try:
+        setup("--yes", *NAMES, "--state-directory", str(setup.base / "srv" / "mail"))
+    finally:
+        os.umask(before)
+    assert (setup.base / "srv").stat().st_mode & 0o777 == 0o755
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

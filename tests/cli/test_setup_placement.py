@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +44,9 @@ def attempt(number):
     with Placement(base, Owner()) as placement:
         placement.stage(
             [base / "keys", base / "plugins"],
-            [(base / "keys" / "key", b"key", False),
-             (base / "passwords", b"old and new", True),
-             (base / "main", b"new", replaces)],
+            [(base / "keys" / "key", b"key", None),
+             (base / "passwords", b"old and new", b"old"),
+             (base / "main", b"new", b"before" if replaces else None)],
         )
         placement.place()
         placement.commit()
@@ -107,7 +109,7 @@ def test_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
     def attempt() -> None:
         with Placement(tmp_path, Owner()) as placement:
-            placement.stage([], [(first, b"", False), (second, b"", False)])
+            placement.stage([], [(first, b"", None), (second, b"", None)])
             placement.place()
             second.write_text("of another")
             placement.commit()
@@ -130,7 +132,60 @@ def test_replaced_file_keeps_mode(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     (tmp_path / "file").chmod(0o604)
     with Placement(tmp_path, Owner()) as placement:
-        placement.stage([], [(tmp_path / "file", b"new", True)])
+        placement.stage([], [(tmp_path / "file", b"new", b"old")])
         placement.commit()
     assert (tmp_path / "file").read_text() == "new"
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_file_that_changes_meanwhile_is_not_replaced(last: bool, tmp_path: Path) -> None:
+    """As two that add a domain to one configuration, both after having read it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    files = [(first, b"", None), (second, b"by us", b"old")]
+    files = files if last else files[::-1]
+    second.write_text("old")
+
+    def attempt() -> None:
+        with Placement(tmp_path, Owner()) as placement:
+            placement.stage([], files)
+            second.write_text("by another")
+            placement.place()
+            placement.commit()
+
+    with pytest.raises(CommandError, match="second was changed by another process meanwhile"):
+        attempt()
+    assert list(tmp_path.iterdir()) == [second]
+    assert second.read_text() == "by another"
+
+
+def test_link_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    link, target = tmp_path / "passwords", tmp_path / "others"
+    target.write_text("old")
+    link.symlink_to(target)
+
+    def attempt() -> None:
+        with Placement(tmp_path, Owner()) as placement:
+            placement.stage([], [(link, b"new", b"old")])
+
+    with pytest.raises(CommandError, match=f"passwords is a symbolic link.*put {target} in its"):
+        attempt()
+    assert link.is_symlink()
+    assert not (tmp_path / STAGING).exists()
+
+
+def test_journal_of_another_user_is_not_followed(tmp_path: Path) -> None:
+    """Whose links could lead root to any file, if the configuration is in a shared directory."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives directories to others")
+    victim, staging = tmp_path / "victim", tmp_path / STAGING
+    victim.write_text("precious")
+    staging.mkdir()
+    (staging / "0").symlink_to(victim)
+    (staging / "0.old").write_text("planted")
+    entries = [[0, str(victim), True], [1, str(tmp_path / "none"), False]]
+    (staging / "journal").write_text(json.dumps({"directories": [], "entries": entries}))
+    os.chown(staging, 65534, 65534)
+    with pytest.raises(CommandError, match=r"\.setup belongs to another user; remove it"):
+        Placement(tmp_path, Owner()).__enter__()
+    assert victim.read_text() == "precious"

@@ -39,6 +39,7 @@ from minismtp.config import DEFAULT_FILE
 from minismtp.config.toml_values import reason
 
 _STATE_DIRECTORY: Final = Path("/var/lib/minismtp")
+_UMASK: Final = 0o022  # else the server could not enter directories above its own
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the files, and say what to do next. Raise CommandError; then nothing is written."""
     asker = Asker(may_ask=sys.stdin.isatty() and not arguments.yes)
+    os.umask(_UMASK)
     named = arguments.config or _path(os.environ.get("MINISMTP_CONFIG") or str(DEFAULT_FILE))
     configuration: Path = named.absolute()
     arguments.written = False
@@ -209,7 +211,7 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
         placement.stage(
             plan.directories,
             [
-                (file.path, content, file.replaces)
+                (file.path, content, file.octets_before)
                 for file, content in zip(plan.files, contents, strict=True)
             ],
         )

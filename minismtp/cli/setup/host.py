@@ -103,7 +103,7 @@ def make_state_directory(path: Path, account: str) -> None:
     path.mkdir(_STATE_MODE, parents=True)
     if account:
         entry = pwd.getpwnam(account)
-        os.chown(path, entry.pw_uid, entry.pw_gid)
+        os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
 
 
 def passed(text: str, configuration: Path) -> bool:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Self
 
 from minismtp.cli.common import CommandError
-from minismtp.values.durable_files import sync_directory
+from minismtp.values.durable_files import read_file, sync_directory
 
 STAGING: Final = ".setup"
 _JOURNAL: Final = "journal"
@@ -61,9 +61,9 @@ class Entry(NamedTuple):
 class Placement:
     """One attempt to put files into place, for the block of a `with`. Raise OSError.
 
-    Raise CommandError if another process is about it. `stage` writes the files, `place` gives all
-    but the last their names, and `commit` the last. A block that ends without `commit` changes
-    nothing.
+    Raise CommandError if another process is about it, or changed a file meanwhile. `stage` writes
+    the files, `place` gives all but the last their names, and `commit` the last. A block that ends
+    without `commit` changes nothing.
     """
 
     def __init__(self, base: Path, owner: Owner) -> None:
@@ -72,6 +72,7 @@ class Placement:
         self._staging = base / STAGING
         self._made: list[Path] = []
         self._entries: list[Entry] = []
+        self._before: dict[int, bytes] = {}
         self._done = False
 
     def __enter__(self) -> Self:
@@ -99,13 +100,23 @@ class Placement:
         finally:
             os.close(self._lock)
 
-    def stage(self, directories: Sequence[Path], files: Sequence[tuple[Path, bytes, bool]]) -> None:
-        """Write files, each a path, its content, and whether it replaces a file."""
+    def stage(
+        self, directories: Sequence[Path], files: Sequence[tuple[Path, bytes, bytes | None]]
+    ) -> None:
+        """Write files, each a path, its content, and that of the file that it replaces, or None.
+
+        Raise CommandError for a symbolic link, because the new file would take its place.
+        """
         missing = [str(each) for each in directories if not each.exists()]
-        for number, (path, content, replaces) in enumerate(files):
+        for number, (path, content, before) in enumerate(files):
+            replaces = before is not None
+            if replaces and path.is_symlink():
+                text = f"{path} is a symbolic link, and would become a file"
+                raise CommandError(f"{text}; put {path.resolve()} in its place")
             self._write(self._staging / f"{number}", content, path if replaces else None)
-            if replaces:
+            if before is not None:
                 os.link(path, self._staging / f"{number}.old")
+                self._before[number] = before
             self._entries.append(Entry(number, str(path), replaces))
         journal = {"directories": missing, "entries": self._entries}
         self._write(self._staging / "new", json.dumps(journal).encode(), None)
@@ -137,6 +148,9 @@ class Placement:
         if not entry.replaces:
             os.link(staged, entry.path)
             return
+        if read_file(Path(entry.path)) != self._before[entry.number]:
+            text = "was changed by another process meanwhile; nothing was written"
+            raise CommandError(f"{entry.path} {text}, so run the command again")
         os.link(staged, f"{staged}.new")
         Path(f"{staged}.new").rename(entry.path)
 
@@ -189,16 +203,25 @@ def _locked(staging: Path) -> int:
             staging.mkdir(0o700)
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, staging)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(staging.stat(), os.fstat(descriptor)):
                     return descriptor
             # Another process removed the directory between the two calls.
-        except BlockingIOError:
+        except BaseException:
             os.close(descriptor)
-            text = f"another `minismtp setup` is at work in {staging.parent}; wait for its end"
-            raise CommandError(text) from None
+            raise
         os.close(descriptor)
+
+
+def _lock(descriptor: int, staging: Path) -> None:
+    if os.fstat(descriptor).st_uid != os.geteuid():  # its journal may name any file
+        raise CommandError(f"{staging} belongs to another user; remove it")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = f"another `minismtp setup` is at work in {staging.parent}; wait for its end"
+        raise CommandError(text) from None
 
 
 def _made_directory(path: Path) -> Path:

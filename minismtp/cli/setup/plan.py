@@ -45,6 +45,11 @@ class PlannedFile:
         """Whether the file exists already."""
         return self.before is not None
 
+    @property
+    def octets_before(self) -> bytes | None:
+        """What `before` is in the file, without byte order marks."""
+        return None if self.before is None else self.before.encode("utf-8", "surrogateescape")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
