@@ -104,13 +104,14 @@ class BoundedHandler(http.server.BaseHTTPRequestHandler):
 
     def _drop_rest(self) -> None:
         """Read on for a moment. Closing at once would cancel the answer that is on its way."""
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_WR)
-        due = time.monotonic() + _LINGER
-        while (left := due - time.monotonic()) > 0:
-            self.connection.settimeout(left)
-            if not self.connection.recv(MOST_OCTETS):
-                return
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            due = time.monotonic() + _LINGER
+            while (left := due - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                if not self.connection.recv(MOST_OCTETS):
+                    return
 
 
 class _MeasuredLine(Line):

@@ -41,7 +41,7 @@ from minismtp.services.acme_files import ensure_certificate
 from minismtp.services.acme_tls_challenges import TlsChallenges
 from minismtp.services.tls import Certificates, first_end
 from minismtp.session.listener_context import RefusalLog
-from minismtp.values.threads import start_thread
+from minismtp.values.threads import start_thread, surviving
 
 _MOST: Final = 256  # requests at once
 _MOST_OF_ONE: Final = 16  # of these from one client, unless it is a proxy on this machine
@@ -96,7 +96,7 @@ def _servers(
     """Return a server for each listener. Raise ConfigError for a wrong certificate."""
     counter = metrics.counter("web_requests", "Requests to web listeners.", ["listener", "result"])
     refusals = RefusalLog(config.log.refusals)
-    site = site_of(config, Challenges(config.state_directory), _domains(config, log))
+    site = site_of(config, Challenges(config.state_directory), domains(config, log))
     beat = partial(context.scoreboard.beat, context.slot)
     pulse = Pulse(beat, len(config.web_listeners))
     return [
@@ -112,7 +112,7 @@ def _servers(
     ]
 
 
-def _domains(config: Config, log: Log) -> dict[str, bool]:
+def domains(config: Config, log: Log) -> dict[str, bool]:
     """Return the domains whose mail comes here, and whether they have users here.
 
     A child process asks the plugins. This process, which strangers talk to, neither loads their
@@ -121,19 +121,27 @@ def _domains(config: Config, log: Log) -> dict[str, bool]:
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
+        status = 1
         try:
             os.close(reader)
             signal.alarm(_LONGEST_QUESTION)  # which kills it
-            with open(writer, "wb") as pipe:  # noqa: PTH123 - a descriptor
+            with surviving("web"), open(writer, "wb") as pipe:  # noqa: PTH123 - a descriptor
                 pipe.write(msgspec.json.encode(_asked(config, log)))
+                status = 0
             log.flush()
         finally:
-            os._exit(0)
+            os._exit(status)
     os.close(writer)
     with open(reader, "rb") as pipe:  # noqa: PTH123
         answer = pipe.read()
-    os.waitpid(pid, 0)
-    return msgspec.json.decode(answer or b"{}", type=dict[str, bool])
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not status:
+        return msgspec.json.decode(answer, type=dict[str, bool])
+    problem = f"the process that asks them ended with status {status}"
+    if status == -signal.SIGALRM:
+        problem = f"the plugins did not tell them within {_LONGEST_QUESTION} s"
+    log.error("no pages for domains are served", error=problem)
+    return {}
 
 
 def _asked(config: Config, log: Log) -> dict[str, bool]:

@@ -185,7 +185,7 @@ class WebHandler(BoundedHandler):
         with contextlib.suppress(OSError):
             super().finish()
         if self.server.tls is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # the latter without TLS
                 self.connection.settimeout(0)
                 self.connection.unwrap()  # type: ignore[attr-defined]
             self.connection.close()
@@ -204,16 +204,21 @@ class WebHandler(BoundedHandler):
     def do_POST(self) -> None:  # noqa: N802 - as above
         """Read the body, if it has one that is not too long, and answer."""
         length = self.headers.get("Content-Length", "")
-        if self.path.partition("?")[0] not in self.server.site.posts:
-            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)
+        path = _TARGET.sub("", self.path, count=1).partition("?")[0]
+        if path not in self.server.site.posts:
+            self._refuse_body(HTTPStatus.METHOD_NOT_ALLOWED)
         elif not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
-            self.send_error(HTTPStatus.LENGTH_REQUIRED)
+            self._refuse_body(HTTPStatus.LENGTH_REQUIRED)
         elif len(length) > len(str(_MOST_BODY)) or int(length) > _MOST_BODY:
-            self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            self._refuse_body(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         else:
             body = self.rfile.read(int(length))
             if len(body) == int(length):
                 self._answer(body)
+
+    def _refuse_body(self, status: HTTPStatus) -> None:
+        self.send_error(status)
+        self._drop_rest()
 
     def version_string(self) -> str:
         """Return the name of the server, without a version."""
@@ -256,6 +261,8 @@ class WebHandler(BoundedHandler):
         if page.filename:
             field = f'attachment; filename="{page.filename}"'  # ASCII, as a domain is
             self.send_header("Content-Disposition", field)
+        if status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")  # RFC 9110 section 15.5.6
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         self.send_header("Connection", "close")

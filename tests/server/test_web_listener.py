@@ -19,12 +19,16 @@ from web_service import HOST, ask, counted, get, serving, status
 
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError
+from minismtp.runtime.log import Log
+from minismtp.server import web_listener
 from minismtp.server.web_listener import Pulse
 from minismtp.server.web_pages import Page, Request, Site
 from minismtp.server.web_server import Places
 from minismtp.services.acme_challenges import Challenges
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Configure, Running, Start, TlsFiles
 
 TOKEN: Final = "evaGxfADs6pSRb2LAv9IZf17Dt3juxGJ-PCt92wr-oA"  # noqa: S105 - of RFC 8555
@@ -303,6 +307,9 @@ def post(length: str, body: str = "", path: str = "/post", more: str = "") -> st
         (post("²"), 411, "Length Required\n"),
         (post("3", "abc", more="Transfer-Encoding: chunked\r\n"), 411, "Length Required\n"),
         (post("3", "abc", path="/any"), 405, "Method Not Allowed\n"),
+        (post("3", "abc", path="HTTP://x/post"), 200, "x  abc"),
+        (post("3", "abc", path="http://x/any"), 405, "Method Not Allowed\n"),
+        (post(f"{1 << 22}", "x" * (1 << 22)), 413, "Request Entity Too Large\n"),
     ],
 )
 def test_request_gets_its_page_or_a_refusal(
@@ -341,6 +348,29 @@ def test_request_that_is_none_hurts_no_other_one(
         assert status(ask(port, get("/any"))) == 200
         assert counted(metrics, "served") >= 1
     assert not caplog.records  # no thread failed
+
+
+def test_refusal_of_a_method_names_the_others(site: Site, tmp_path: Path) -> None:
+    """RFC 9110 section 15.5.6."""
+    with serving(site, tmp_path) as (port, _, _):
+        assert "\r\nAllow: GET, HEAD\r\n" in ask(port, post("3", "abc", path="/any"))
+
+
+@pytest.mark.parametrize(
+    ("ends", "error"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGALRM), "the plugins did not tell them within 30 s"),
+        (lambda: 1 / 0, "the process that asks them ended with status 1"),
+    ],
+)
+def test_plugins_that_do_not_tell_their_domains_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Callable[[], object], error: str
+) -> None:
+    monkeypatch.setattr(web_listener, "dns_zone", lambda _: ends())
+    with (tmp_path / "log").open("ab") as file:
+        log = Log(descriptor=file.fileno())
+        assert web_listener.domains(Config.parse(BOTH, tmp_path / "c.toml"), log) == {}
+    assert f'no pages for domains are served error="{error}"' in (tmp_path / "log").read_text()
 
 
 def test_one_connection_has_one_request(site: Site, tmp_path: Path) -> None:

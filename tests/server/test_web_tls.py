@@ -194,3 +194,9 @@ def test_many_slow_hellos_delay_nobody(web: Web, challenges: TlsChallenges) -> N
         for sock in slow:
             rest(sock)
     wait_until(lambda: counted(web.metrics, "failed") == len(slow))
+
+
+def test_connection_of_a_refused_request_is_closed(web: Web) -> None:
+    """Otherwise the collector would find it, and warn."""
+    assert status(ask(web.port, get("/" + "a" * 70_000), web.client)) == 431
+    assert web.serves()
