@@ -31,6 +31,7 @@ _SMTP: Final = 25
 #: Addresses of public networks, to which no packet is sent: the kernel says whence it would go.
 _FAR: Final = ((socket.AF_INET, "198.41.0.4"), (socket.AF_INET6, "2001:503:ba3e::2:30"))
 _USUAL_PORTS: Final = {"implicit": ("_submissions", 465), "starttls": ("_submission", 587)}
+_MOST_NAMED: Final = 10  # domains in an error
 _WEB_NAMES: Final = ("autoconfig", "autodiscover")
 
 
@@ -128,7 +129,9 @@ def _known(configuration: Config, domain: str, domains: Sequence[str]) -> str:
     except ValueError as error:
         raise ConfigError(f"domain: {error}") from None
     if name not in domains:
-        hint = did_you_mean(name, domains) or f"; it has {', '.join(domains) or 'no domain'}"
+        known = ", ".join(domains[:_MOST_NAMED]) or "no domain"
+        more = f" and {len(domains) - _MOST_NAMED} more" if len(domains) > _MOST_NAMED else ""
+        hint = did_you_mean(name, domains) or f"; it has {known}{more}"
         text = f"no plugin receives or sends mail for the domain {domain!r}{hint}"
         raise ConfigError(text, file=configuration.file, key="plugins")
     return name

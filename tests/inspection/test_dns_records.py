@@ -223,6 +223,12 @@ def test_domain_of_others_is_refused(tmp_path: Path, domain: str) -> None:
         wanted(tmp_path, domain=domain)
 
 
+def test_refusal_names_some_of_many_domains(tmp_path: Path) -> None:
+    table = MAILBOXES.replace('"example.org"', ", ".join(f'"d{n}.example"' for n in range(99)), 1)
+    with pytest.raises(ConfigError, match=r"it has d0\.example.*, d9\.example and 90 more$"):
+        wanted(tmp_path, table, "nothing.alike")
+
+
 def test_host_without_a_name_is_refused(tmp_path: Path) -> None:
     text = (HEAD + MAILBOXES).replace("mx.example.org", "localhost")
     with pytest.raises(ConfigError, match="'localhost' is not in the DNS"):
