@@ -32,6 +32,7 @@ _OTHERS: Final = {
     "runtime.own_metrics": "names that a plugin's code gives",
     "server.web_listener": "what a child of the process itself says",
     "cli.replay": "a file of the operator's, as `configuration` has it",
+    "server.known_release": "a file of our own",
     "services.acme_files": "a file of our own",
     "services.acme_client": "a key of the operator's",
     "services.acme_schedule": "a digest of our own",

@@ -85,11 +85,14 @@ users = ["bob"]
 """
 RIGHT: Final = "AUTH PLAIN AGFsaWNlAHNlY3JldA=="  # alice, secret
 WRONG: Final = "AUTH PLAIN AGFsaWNlAHdyb25n"  # alice, wrong
-# The used server has a certificate of its own, so it asks no authority for one. The tests of
-# tests/server/test_certificate_process.py see these metrics of servers that do.
-ONLY_WITH_ACME: Final = {
+# The used server asks no authority for a certificate, no index for a newer release, and not for
+# its records in the DNS. The tests in tests/server/test_certificate_process.py,
+# test_update_watch.py and test_dns_watch.py see the metrics of servers that do.
+ONLY_OF_OTHERS: Final = {
     "minismtp_acme_last_attempt_successful",
     "minismtp_acme_next_attempt_timestamp_seconds",
+    "minismtp_dns_records",
+    "minismtp_update_available",
 }
 RECEIVED: Final = {"yes": "250", "reject": "550", "crash": "451"}
 
@@ -148,7 +151,7 @@ def documented() -> dict[str, tuple[set[str], str]]:
 
 def exposed_by_used() -> dict[str, tuple[set[str], str]]:
     """Return the documented metrics that the used server has."""
-    return {name: text for name, text in documented().items() if name not in ONLY_WITH_ACME}
+    return {name: text for name, text in documented().items() if name not in ONLY_OF_OTHERS}
 
 
 # What the server exposes
@@ -161,7 +164,7 @@ def test_used_server_exposes_the_documented_metrics(used: Running) -> None:
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         exposed[name] = (labels, family.type)
     assert exposed == exposed_by_used()
-    assert documented().keys() >= ONLY_WITH_ACME
+    assert documented().keys() >= ONLY_OF_OTHERS
 
 
 def test_promtool_has_nothing_to_say_about_a_used_server(
@@ -359,7 +362,7 @@ def test_panel_shows_something(expression: str, legend: str, prometheus: Prometh
     assert "$" not in expression
     rows = prometheus.query(expression)
     metrics = {name for name, _ in SELECTOR.findall(expression)}
-    assert bool(rows) is not (metrics <= ONLY_WITH_ACME)
+    assert bool(rows) is not (metrics <= ONLY_OF_OTHERS)
     shown = {*re.findall(r"\{\{(\w+)\}\}", legend)}
     assert all(shown <= row["metric"].keys() for row in rows)
 

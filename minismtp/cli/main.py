@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "new-plugin": "make a package for a plugin of your own, with a test that passes",
     "try": "run one plugin over a message, and show each hook's verdict and time",
     "replay": "run stored mail through changed plugins, and show what would differ",
+    "version": "print the version, and ask whether there is a newer one",
     "completion": "print a script that completes commands and options in a shell",
 }
 _MODULES: Final = {"new-plugin": "new_plugin", "try": "try_plugin"}  # else as the command

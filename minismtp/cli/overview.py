@@ -12,6 +12,7 @@ from minismtp.cli.text import plural
 from minismtp.config import DEFAULT_FILE, Config
 from minismtp.config.mistakes import ConfigError
 from minismtp.server.directories import server_process
+from minismtp.server.known_release import newer_release
 
 _UNITS: Final = [
     Path(place) / "systemd/system/minismtp.service"
@@ -50,6 +51,8 @@ def _state() -> tuple[list[str], list[tuple[str, str]]]:
         return [f"{named}, which cannot be read: {error.message}"], [_check(file)]
     pid = server_process(config.state_directory)
     runs = f"the server runs, process {pid}" if pid else "the server does not run"
+    if newer := newer_release(config.state_directory):
+        runs = f"{runs}; minismtp {newer} is available"
     if config.mistakes:
         return [f"{named}, with {plural(len(config.mistakes), 'mistake')}", runs], [_check(file)]
     return [named, runs], _RUNNING if pid else list(_to_start(file))

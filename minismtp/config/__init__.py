@@ -33,6 +33,7 @@ from minismtp.config.tables import PluginConfig as PluginConfig
 from minismtp.config.tables import SniCertificate as SniCertificate
 from minismtp.config.tables import StateConfig as StateConfig
 from minismtp.config.tables import TlsConfig as TlsConfig
+from minismtp.config.tables import UpdatesConfig as UpdatesConfig
 from minismtp.config.toml_document import parse_document
 from minismtp.config.toml_places import Source
 from minismtp.config.toml_values import INTERNAL, build, values_that_are_right
@@ -111,6 +112,7 @@ class Config:
     state: StateConfig = field(default_factory=StateConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    updates: UpdatesConfig = field(default_factory=UpdatesConfig)
     outbound: Outbound = field(default_factory=Outbound)
     mta_sts: MtaStsConfig = field(default_factory=MtaStsConfig)
     autoconfig: AutoconfigConfig = field(default_factory=AutoconfigConfig)

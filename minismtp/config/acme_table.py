@@ -1,12 +1,11 @@
 """The table `[tls.acme]` of the configuration: a certificate from an authority (RFC 8555)."""
 
-import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from minismtp.config.checks import check_domain, check_unique
+from minismtp.config.checks import check_domain, check_unique, is_https_url
 from minismtp.config.listener_table import Listener
 from minismtp.config.mistakes import ConfigError
 
@@ -106,12 +105,7 @@ class AcmeConfig:
     def _check_directory(self) -> None:
         if self.directory in DIRECTORIES:
             return
-        try:
-            parts = urllib.parse.urlsplit(self.directory)
-            is_url = parts.scheme == "https" and bool(parts.hostname) and (parts.port or 443) > 0
-        except ValueError:
-            is_url = False
-        if not is_url or not self.directory.isprintable() or " " in self.directory:
+        if not is_https_url(self.directory):
             known = " or ".join(f'"{name}"' for name in DIRECTORIES)
             expected = f"expected {known}, or a URL that begins with https://"
             raise ConfigError(f"{expected}, not {self.directory!r}", key="directory")

@@ -1,6 +1,7 @@
 """The types and checks that several tables of the configuration use."""
 
 import re
+import urllib.parse
 from collections.abc import Iterator
 from typing import Annotated, Final, TypeAlias
 
@@ -75,3 +76,13 @@ def check_domain_pattern(text: str, *, key: str) -> str:
     """Return a domain, or "*." and a domain, with A-labels. Raise ConfigError."""
     wildcard = "*." if text.startswith("*.") else ""
     return wildcard + check_domain(text.removeprefix("*."), key=key)
+
+
+def is_https_url(text: str) -> bool:
+    """Return whether a text is a URL that begins with https://, with a host."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        sound = parts.scheme == "https" and bool(parts.hostname) and (parts.port or 443) > 0
+    except ValueError:
+        return False
+    return sound and parts.username is None and text.isprintable() and " " not in text

@@ -21,6 +21,7 @@ from minismtp.config.checks import (
     check_name,
     check_positive,
     check_unique,
+    is_https_url,
 )
 from minismtp.config.toml_values import OTHER_KEYS, OWN_KEY, ConfigError, option_types
 from minismtp.config.types import ByteSize, SocketAddress
@@ -99,6 +100,30 @@ class DnsConfig:
                 raise ConfigError(problem, key=f"addresses[{number}]") from None
         for number, address in enumerate(self.nameservers):
             check_host(address, key=f"nameservers[{number}]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesConfig:
+    """Whether the server looks for newer releases of minismtp. It tells, and installs nothing.
+
+    A newer release is logged, counted in the metrics, and shown on the status page and by
+    `minismtp`. The index learns the address of this host and that it asks about minismtp.
+    """
+
+    check: Annotated[
+        timedelta,
+        'time between two questions, such as "1d". 0s = never, because only you can tell whether'
+        " the index may know of this host",
+    ] = timedelta(0)
+    index: Annotated[
+        str,
+        "`https` URL of the package index, as `index-url` of pip; it must answer in JSON (PEP 691)",
+    ] = "https://pypi.org/simple/"
+
+    def __post_init__(self) -> None:
+        if not is_https_url(self.index):
+            problem = f"expected a URL that begins with https://, not {self.index!r}"
+            raise ConfigError(problem, key="index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

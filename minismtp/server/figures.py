@@ -62,8 +62,9 @@ class Overview:
     `refusals` counts by stage, plugin, reason and class, `errors` exceptions by plugin, `logins` by
     result. `problems` are those of /readyz. `certificates` has the seconds since the epoch at which
     those of a listener expire, and `stale` the listeners whose changed certificate did not load.
-    `dns_records` counts those in the DNS by state. `free` and `size` are those of disks in octets
-    by directory; less than `reserve` stops mail. `memory` and `started` are by process and slot.
+    `dns_records` counts those in the DNS by state. `newer_release` is a version, if there is one.
+    `free` and `size` are those of disks in octets by directory; less than `reserve` stops mail.
+    `memory` and `started` are by process and slot.
     """
 
     connections: float = 0.0
@@ -90,6 +91,7 @@ class Overview:
     stale: set[str] = field(default_factory=set)
     unusable_files: float = 0.0
     dns_records: Counts = field(default_factory=dict)
+    newer_release: str = ""
     reload_ok: bool = True
     free: Counts = field(default_factory=dict)
     size: Counts = field(default_factory=dict)
@@ -206,6 +208,8 @@ def _take_server(found: Overview, name: str, labels: Mapping[str, str], value: f
             found.unusable_files = value
         case "dns_records":
             found.dns_records[labels["state"]] = value
+        case "update_available" if value:
+            found.newer_release = labels["version"]
         case "disk_free_bytes":
             found.free[labels["directory"]] = value
         case "disk_size_bytes":

@@ -120,7 +120,7 @@ class Launcher:
                 self.scoreboard,
                 self.suspects,
                 generation.packages,
-                _watch_dns,
+                _begin_watches,
             )
             return runner.run(config, context)
 
@@ -197,8 +197,13 @@ def watches_dns(config: Config) -> bool:
     return bool(config.dns.check) and public and "." in config.hostname
 
 
-def _watch_dns(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
+def _begin_watches(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
+    """Start what watches the world outside. Only the process that delivers needs the modules."""
     if watches_dns(config):
-        from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415 - only this process needs it
+        from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415
 
         DnsWatch(config, plugins.instances, metrics, log).start()
+    if config.updates.check:
+        from minismtp.server.update_watch import UpdateWatch  # noqa: PLC0415
+
+        UpdateWatch(config, metrics, log).start()

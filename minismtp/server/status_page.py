@@ -69,13 +69,15 @@ def render(status: Status) -> str:
     figures, history = status.figures, status.history
     at = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(status.now))
     up = f" &middot; up {span(status.now - figures.begun)}" if figures.begun else ""
+    version = f"{__version__} ({figures.newer_release} is available)"
+    version = escape(one_line(version)) if figures.newer_release else __version__
     host = escape(one_line(status.hostname))
     flows = "".join(_flow(name, status) for name in FLOWS)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{host}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="refresh" content="15"><style>{STYLE}</style></head><body>'
-        f"<h1>{host} <small>minismtp {__version__}{up} &middot; {at}</small></h1>"
+        f"<h1>{host} <small>minismtp {version}{up} &middot; {at}</small></h1>"
         f"{_health(status)}<main>{flows}{_queue(status)}"
         f"{_half('Messages since the start', _counts(figures))}"
         f"{_half('Refusals since the start', _refusals(figures))}"

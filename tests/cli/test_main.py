@@ -15,6 +15,7 @@ from minismtp import __version__
 from minismtp.cli.main import main
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.values.passwords import verify_password
+from minismtp.values.version import Version
 
 LISTENER = '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\ntls = "none"\n'
 MAILBOXES = '[[plugins]]\nuse = "mailboxes"\ndomains = ["example.org"]\n'
@@ -470,3 +471,49 @@ def test_passwd_stores_no_scram_keys_when_told_so(typed: Typed, tmp_path: Path) 
     path = tmp_path / "passwords"
     assert main(["passwd", "--no-scram", str(path), "anna"]) == 0
     assert verify_password("secret", users(path)["anna"])
+
+
+VERSION = f"minismtp {__version__}, Python "
+
+
+@pytest.mark.parametrize(
+    ("newest", "status", "line"),
+    [
+        (__version__, 0, "no release is newer"),
+        ("0.0.1", 0, "no release is newer"),
+        ("99.0", 1, "99.0 is available; upgrade in the way in which you installed this one"),
+    ],
+)
+def test_version_says_whether_a_release_is_newer(
+    newest: str, status: int, line: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(index: str) -> Version:
+        asked.append(index)
+        return Version.parse(newest)
+
+    monkeypatch.setattr("minismtp.services.release_index.newest_release", answer)
+    assert main(["version", "--check"]) == status
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(VERSION)
+    assert second == line
+    assert main(["version", "--check", "--json"]) == status
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("python")
+    assert found == {"version": __version__, "newest": newest, "newer": status == 1}
+    assert asked == ["https://pypi.org/simple/"] * 2
+
+
+def test_version_asks_nobody_by_itself(capsys: Capture) -> None:
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith(VERSION)
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"version", "python"}
+
+
+def test_version_without_an_answer_is_a_failure_of_its_own(write: Write, capsys: Capture) -> None:
+    file = write(f'{SOUND}[updates]\nindex = "https://127.0.0.1:9/simple/"\n')
+    assert main(["version", "--check", "--config", file]) == 75
+    expected = "minismtp: the newest release is not known: 127.0.0.1:9: Connection refused\n"
+    assert capsys.readouterr().err == expected

@@ -235,6 +235,7 @@ def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
         "reload",
         "check",
         "completion",
+        "version",
         "passwd",
         "backup",
         "dns",

@@ -211,6 +211,9 @@ def test_without_a_command_a_terminal_shows_what_runs_and_what_is_next(
     text = shown()
     assert f"the server runs, process {server.process.pid}\r\n" in text
     assert "minismtp top " in text
+    known = config.parent / "state" / "newest-release.json"
+    known.write_text('{"version": "99.0", "asked": 1.0}')
+    assert f"process {server.process.pid}; minismtp 99.0 is available\r\n" in shown()
     config.write_text("workers = -1\n")
     assert f"configuration: {config}, with 2 mistakes\r\n" in shown()
     config.write_text("workers =")

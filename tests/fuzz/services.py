@@ -40,6 +40,7 @@ from minismtp.delivery.result import HostError, result_of
 from minismtp.delivery.tls_security import Security
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.services.http_client import WebService
+from minismtp.services.release_index import newest_in
 
 _PATIENCE = Clamav.patience
 _SECOND = b"\n--\n"  # divides an input into two
@@ -214,3 +215,8 @@ def message_for_milters(data: bytes) -> None:
     for packet in said.split(b"\n"):
         changes.take(packet[:1], packet[1:])
     changes.apply()
+
+
+@target("services.release_index", "values.version", raises=(ValueError,))
+def page_of_releases(data: bytes) -> None:
+    newest_in(data)

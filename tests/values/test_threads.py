@@ -47,7 +47,7 @@ WORKER: Final = {
 }
 RUNNER: Final = {"clerk", "ledger", "delivery", "signals"}
 ENDPOINT: Final = {"endpoint", "history", "lifeline"}
-TESTED_APART: Final = {"login", "name", "list", "web", "dns", "acme"}
+TESTED_APART: Final = {"login", "name", "list", "web", "dns", "updates", "acme"}
 PATIENCE: Final = 60.0  # seconds; only a failing test waits this long
 FAULTS: Final = '''
 """Has each thread of a process raise once, after a number of calls of minismtp's functions."""

@@ -56,6 +56,9 @@ reserved_sessions = 200          # a flood on port 25 cannot take these from you
 [metrics]
 address = "127.0.0.1:9925"       # /metrics, /healthz and /readyz
 
+# [updates]
+# check = "1d"                   # ask PyPI once a day for a newer release, and log it
+
 # Plugins run in this order. The first one knows who has a mailbox: the names in the file of users,
 # and the aliases. It rewrites the senders of mail that an alias forwards, with the secret.
 """
