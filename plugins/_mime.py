@@ -18,7 +18,6 @@ from ._budget import TooMuchError
 _LONGEST_BOUNDARY = 250  # RFC 2046 section 5.1.1 allows 70
 _LONGEST_FIELD = 4096  # characters; a longer field raises TooMuchError
 _MOST_FIELDS = 4  # of one name: mail programs differ in which of them they take
-_MOST_SECTIONS = 999  # of one parameter
 _KIND = re.compile(r'(?<![^\s/;()"])([^\s/;()"]++)\s*+/\s*+([^\s;()",]++)')
 _ENCODING = re.compile(r"[\w-]+")
 # parameter := attribute "=" value, with the sections and charsets of RFC 2231; some leave out the

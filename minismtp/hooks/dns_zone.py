@@ -6,8 +6,10 @@ that it receives or signs for, so that no list of all plugins has to be kept.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal, TypeAlias, get_args
 
 from minismtp.values.address import to_ascii
@@ -19,7 +21,15 @@ Need: TypeAlias = Literal["required", "recommended", "signed"]
 _MOST: Final = 100_000  # records, so that a plugin's mistake does not fill the memory
 _LONGEST_NAME: Final = 253
 _LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_PLAIN_VALUE: Final = re.compile(r"[!#-'*-:<-\[\]-~]+(?: [!#-'*-:<-\[\]-~]+)*|")
+_TARGET: Final = r"(?:[A-Za-z0-9_-]{1,63}\.)+"  # absolute, else the origin would follow it
+#: The data in a zone file, RFC 1035 section 3.3, 2782 and 6698
+_FORMS: Final = {
+    "MX": re.compile(rf"[0-9]{{1,5}} (?:{_TARGET}|\.)"),
+    "CNAME": re.compile(_TARGET),
+    "SRV": re.compile(rf"(?:[0-9]{{1,5}} ){{3}}(?:{_TARGET}|\.)"),
+    "TLSA": re.compile(r"(?:[0-9]{1,3} ){3}[0-9A-Fa-f]+"),
+    "PTR": re.compile(_TARGET),
+}
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _LONGEST_TEXT: Final = 4000  # octets; a key of 16,384 bits has 2,800
 
@@ -53,8 +63,20 @@ class DnsRecord:
         if self.kind == "TXT":
             if _CONTROL.search(self.value) or len(self.value.encode()) > _LONGEST_TEXT:
                 raise ValueError(f"{name}: the text has control characters, or is too long")
-        elif not _PLAIN_VALUE.fullmatch(self.value):
+        elif not _is_value(self.kind, self.value):
             raise ValueError(f"{name}: {self.value!r} cannot be the value of an {self.kind} record")
+        if _CONTROL.search(self.purpose):
+            raise ValueError(f"{name}: the purpose {self.purpose!r} has control characters")
+
+
+def _is_value(kind: str, value: str) -> bool:
+    if kind not in {"A", "AAAA"}:
+        return bool(_FORMS[kind].fullmatch(value))
+    if "%" in value:  # a zone, as in fe80::1%eth0
+        return False
+    with contextlib.suppress(ValueError):
+        return not value or bool(IPv4Address(value) if kind == "A" else IPv6Address(value))
+    return False
 
 
 @dataclass(slots=True)

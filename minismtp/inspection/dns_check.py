@@ -42,7 +42,6 @@ _MOST_FOUND: Final = 20  # records of one name that are shown
 _POLICIES: Final = {"none", "quarantine", "reject"}
 _STS_ID: Final = re.compile(r"v=STSv1\s*;\s*id=[A-Za-z0-9]{1,32}\s*(?:;\s*)?")
 _REPORTS: Final = re.compile(r"v=TLSRPTv1\s*;.{0,100}?\brua=(?:mailto:|https://).+")
-_DKIM_NAME: Final = "._domainkey."
 
 
 @dataclass(frozen=True, slots=True)

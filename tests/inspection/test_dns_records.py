@@ -207,6 +207,13 @@ def test_name_that_is_no_name_names_the_plugin(tmp_path: Path, name: str) -> Non
         ("TXT", "a\nb"),
         ("TXT", "x" * 4001),
         ("MX", "10 mx.example.org.\nx IN A 192.0.2.1"),
+        ("MX", "mx.example.org."),
+        ("MX", "10 mx"),
+        ("SRV", "1 587 mx.example.org."),
+        ("TLSA", "3 1 1"),
+        ("PTR", ""),
+        ("A", "2001:db8::1"),
+        ("AAAA", "fe80::1%eth0"),
         ("A", "192.0.2.1 ; x"),
         ("CNAME", '"x"'),
         ("NS", "ns.example.org."),
@@ -215,6 +222,11 @@ def test_name_that_is_no_name_names_the_plugin(tmp_path: Path, name: str) -> Non
 def test_value_that_no_zone_can_contain_is_refused(kind: str, value: str) -> None:
     with pytest.raises(ValueError, match=r"example\.org: "):
         DnsRecord("example.org", kind, value)  # type: ignore[arg-type]
+
+
+def test_purpose_cannot_end_its_comment() -> None:
+    with pytest.raises(ValueError, match=r"purpose .* has control characters"):
+        DnsRecord("example.org", "A", "192.0.2.1", "x\ny")
 
 
 @pytest.mark.parametrize("domain", ["example.net", "exampel.org", "no name", "[192.0.2.1]"])
