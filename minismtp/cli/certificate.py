@@ -30,11 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="status: names, issuer, dates, the next renewal, the last failure (the default);"
         " renew: get a new certificate of [tls.acme] now",
     )
-    parser.add_argument("--json", action="store_true", help="status as a JSON list")
+    parser.add_argument("--json", action="store_true", help="print the status as a JSON list")
     parser.add_argument(
         "--new-key",
         action="store_true",
-        help="renew with a new key as well, whose TLSA record must be in the DNS by then",
+        help="make a new key as well; its TLSA record has to be in the DNS before",
     )
     add_config(parser)
 

@@ -50,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--domain",
         action="append",
         default=[],
-        help="only the host and this domain; may be repeated",
+        help="print the records of the host and this domain only; may be repeated",
     )
     parser.add_argument(
         "--address",
@@ -60,12 +60,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a public address of this host; may be repeated. Default: [dns] addresses, else those"
         " of the listeners, else those from which packets leave, else those of the host name",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     _add_checks(parser)
 
 
 def _add_checks(parser: argparse.ArgumentParser) -> None:
-    checks = parser.add_argument_group("what the DNS has")
+    checks = parser.add_argument_group("check what the DNS has")
     checks.add_argument(
         "--check",
         action="store_true",
@@ -74,13 +74,15 @@ def _add_checks(parser: argparse.ArgumentParser) -> None:
         " answer",
     )
     checks.add_argument(
-        "--strict", action="store_true", help="let missing records that are recommended count, too"
+        "--strict",
+        action="store_true",
+        help="fail for missing records that are only recommended as well",
     )
     checks.add_argument(
         "--port25",
         metavar="HOST",
         type=argument_type(_place),
-        help=f'host to connect to, such as "mx.example.net" or "192.0.2.1:25"; "{_NO}" = do not'
+        help=f'the host to connect to, such as "mx.example.net" or "192.0.2.1:25"; "{_NO}": do not'
         " connect. Default: a host of gmail.com, unless all mail goes to a smarthost",
     )
     checks.add_argument(
@@ -95,7 +97,7 @@ def _add_checks(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=argument_type(_seconds),
         default=_SECONDS,
-        help=f"for all questions together (default {_SECONDS:g})",
+        help=f"how long all questions together may take (default {_SECONDS:g})",
     )
 
 

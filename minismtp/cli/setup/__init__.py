@@ -50,35 +50,41 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"default: $MINISMTP_CONFIG, else {DEFAULT_FILE}",
     )
-    parser.add_argument("--domain", help="of the mail addresses, such as example.org")
-    parser.add_argument("--hostname", metavar="NAME", help="of this host, such as mx.example.org")
-    parser.add_argument("--user", help="who gets the first mailbox and password, such as alice")
+    parser.add_argument("--domain", help="the domain of the mail addresses, such as example.org")
+    parser.add_argument(
+        "--hostname", metavar="NAME", help="the name of this host, such as mx.example.org"
+    )
+    parser.add_argument(
+        "--user", help="the first user, who gets a mailbox and a password, such as alice"
+    )
     parser.add_argument(
         "--certificate",
         metavar="CHOICE",
-        help='"acme": from Let\'s Encrypt, to whose terms of service you agree by this;'
-        ' "self-signed": until you have a better one; or "CERT,KEY": the paths of one that exists.'
+        help='"acme" gets one from Let\'s Encrypt, to whose terms of service you agree by this;'
+        ' "self-signed" makes one to begin with; "CERT,KEY" are the paths of one that you have.'
         " Default: self-signed",
     )
     parser.add_argument(
         "--password-file",
         metavar="FILE",
-        help='its first line is the password of the user; "-": standard input. Without it, the'
-        " terminal is asked, or a password is made and shown once",
+        help='a file whose first line is the password of the user; "-" is standard input. Without'
+        " it, you are asked in the terminal, or a password is made and shown once",
     )
     parser.add_argument(
         "--state-directory",
         type=_path,
         default=_STATE_DIRECTORY,
         metavar="DIR",
-        help=f"for mail and queue; default: {_STATE_DIRECTORY}",
+        help=f"the place of mail and queue; default: {_STATE_DIRECTORY}",
     )
     parser.add_argument(
         "--add-domain", metavar="DOMAIN", help="add one more domain to the configuration"
     )
-    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    parser.add_argument("--yes", action="store_true", help="ask no questions")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show the files, without secrets; write nothing"
+        "--dry-run",
+        action="store_true",
+        help="show the files without their secrets, and write nothing",
     )
 
 
