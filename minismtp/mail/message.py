@@ -6,11 +6,7 @@ A `Message` never changes its content in place. Fields are put above it, or all 
 from __future__ import annotations
 
 import re
-from email.errors import MessageDefect, MessageError
-from email.message import EmailMessage
-from email.parser import BytesParser
-from email.policy import EmailPolicy
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from minismtp.mail.content import Content
 from minismtp.mail.headers import READ_LIMIT, Headers, format_field, header_end
@@ -18,10 +14,7 @@ from minismtp.mail.transfer_encoding import is_7bit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-_DEPTH_LIMIT: Final = 30  # levels of parts in one message
-_FIELD_PARSED: Final = 16 * 1024  # characters
-_MIME_FIELD_PARSED: Final = 1024
+    from email.message import EmailMessage
 
 # One field, folded or not, with its line end; see `headers` for the name.
 _FIELD: Final = re.compile(rb"[!-9;-~]+[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*\r?\n")
@@ -92,13 +85,10 @@ class Message:
         and several times the size in memory.
         """
         if self._email is None:
-            parser = BytesParser(policy=_POLICY)
-            try:
-                parsed = parser.parse(self.open())
-            except _PARSER_FAULTS as fault:
-                parsed = parser.parse(self.open(), headersonly=True)
-                parsed.defects.append(MessageDefect(f"body not parsed: {fault}"))
-            self._email = cast("EmailMessage", parsed)  # made by the policy's message_factory
+            # The parser takes 0.6 MB of memory, and few plugins need it.
+            from minismtp.mail.email_parser import parse  # noqa: PLC0415
+
+            self._email = parse(self.open)
         return self._email
 
     def prepend(self, name: str, value: str) -> None:
@@ -190,46 +180,3 @@ class Message:
             if limit >= most or header_end(block) >= 0:
                 return block
             limit = min(limit * 8, most)
-
-
-# Exceptions that `email` raises for hostile input, besides its own errors.
-_PARSER_FAULTS: Final = (
-    *(MessageError, ValueError, LookupError, TypeError, AttributeError),
-    *(AssertionError, NameError, RecursionError),
-)
-
-
-class _Part(EmailMessage):
-    """A message or a part of one, with a limit for nested parts.
-
-    The parser of the standard library tests each line against every level above it, so 300 levels
-    make it 100 times slower.
-    """
-
-    depth = 0
-
-    def attach(self, payload: Any) -> None:  # noqa: ANN401 - as in the standard library
-        payload.depth = self.depth + 1
-        if payload.depth > _DEPTH_LIMIT:
-            raise ValueError("parts nested too deeply")
-        super().attach(payload)
-
-
-class _TolerantPolicy(EmailPolicy):
-    """`email.policy.SMTP`, except that a field it cannot parse is read as plain text.
-
-    Its parsers take quadratic time, which is seconds for a Content-Type of 16 KiB in each part.
-    """
-
-    def header_fetch_parse(self, name: str, value: str) -> Any:  # noqa: ANN401 - as in the standard library
-        mime = name.lower().startswith("content-")
-        if len(value) <= (_MIME_FIELD_PARSED if mime else _FIELD_PARSED):
-            try:
-                return super().header_fetch_parse(name, value)
-            except _PARSER_FAULTS:
-                pass
-        octets = "".join(value.splitlines()).encode("utf-8", "surrogateescape")
-        return octets.decode("utf-8", "replace")
-
-
-_POLICY: Final = _TolerantPolicy(linesep="\r\n", message_factory=_Part)

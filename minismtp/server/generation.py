@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import Collection, KeysView
 from dataclasses import dataclass, field
 from math import inf
@@ -13,6 +14,7 @@ from minismtp.config import Config, Listener
 from minismtp.config.types import SocketAddress
 from minismtp.hooks.sources import Packages, import_shipped, installed
 from minismtp.server.sockets import ListenError, open_socket
+from minismtp.services.resolver import import_library
 
 _FEWEST_WORKERS: Final = 2
 
@@ -40,7 +42,7 @@ class Generation:
     _shut: int = field(init=False)
 
     def __post_init__(self) -> None:
-        import_shipped(self.config, self.packages)
+        _prepare(self.config, self.packages)
         self.gate, self._shut = os.pipe()
 
     @property
@@ -101,6 +103,14 @@ class Generation:
                     " at a restart, not at a reload"
                 ) from None
             raise
+
+
+def _prepare(config: Config, packages: Packages) -> None:
+    """Do what each process would do for itself, so that they share the memory that it takes."""
+    import_shipped(config, packages)
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # the first context initializes OpenSSL
+    if any(listener.is_public for listener in config.listeners):
+        import_library()  # for the names, the policies and the hosts of strangers
 
 
 def workers_of(config: Config) -> int:

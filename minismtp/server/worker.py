@@ -21,6 +21,7 @@ from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.sources import Packages
 from minismtp.hooks.specs import ServerInfo
+from minismtp.inspection.doubts import log_doubts
 from minismtp.runtime.control_socket import Control, Say
 from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.dialogue_trace import Outlet, Tracing
@@ -88,9 +89,6 @@ def run(config: Config, context: WorkerContext) -> int:
         worker = Worker(config, context, plugins, metrics, log)
         worker.start()
         if context.examines:
-            # Only this worker needs the memory of these modules.
-            from minismtp.inspection.doubts import log_doubts  # noqa: PLC0415
-
             log_doubts(config, plugins, log)
     except (ConfigError, StartError) as error:
         for mistake in _mistakes(config, error):

@@ -33,6 +33,14 @@ _RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _TRUST_AD: Final = re.compile(r"^options\b.*\btrust-ad\b", re.MULTILINE)
 
 
+def import_library() -> None:
+    """Import dnspython now, before the processes are forked that will ask questions."""
+    import dns.exception  # noqa: PLC0415 - as in `Resolver`
+    import dns.flags  # noqa: PLC0415
+    import dns.nameserver  # noqa: PLC0415
+    import dns.resolver  # noqa: F401, PLC0415
+
+
 class UnansweredError(Exception):
     """The DNS does not answer whether there is such a record; the text says why."""
 

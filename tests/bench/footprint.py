@@ -30,6 +30,7 @@ MESSAGE: Final = "Subject: x\n\n" + 70 * f"{'x' * 70}\n"
 MIB: Final = 1 << 20
 LEFT_OUT: Final = {"PYTHONDONTWRITEBYTECODE", "MINISMTP_CONFIG", "STATE_DIRECTORY"}
 _CONFIGURATION: Final = f"""
+workers = 4
 state_directory = "state"
 [[listeners]]
 name = "smtp"

@@ -3,6 +3,8 @@
 A server's processes keep what they import in memory, so it imports what its configuration needs.
 """
 
+import re
+import smtplib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,17 @@ from pathlib import Path
 import pytest
 
 CONFIGURATION = 'state_directory = "state"\n[[listeners]]\nname = "smtp"\naddress = "unix:x"\n'
+PLUGINS = """
+[metrics]
+address = "127.0.0.1:0"
+[[plugins]]
+use = "mailboxes"
+domains = ["example.org"]
+[[plugins]]
+use = "maildir"
+path = "mail/{local}"
+"""
+LISTENING = re.compile("listening .*address=([0-9.:]+)")
 SCRIPT = """
 import contextlib, io, sys
 from minismtp.cli.main import main
@@ -24,18 +37,37 @@ OF_SERVERS = {"ssl", "dns", "pluggy", "prometheus_client", "minismtp.hooks", "mi
 OF_CONFIGURATION = {"msgspec", "tomli", "idna", "minismtp.config", "minismtp.values.address"}
 # The parts of a server that others than the default one use, and the libraries that they need.
 OF_OTHER_SERVERS = {
-    *(f"minismtp.server.web_{part}" for part in ("listener", "pages", "server", "site")),
-    *("minismtp.server.mail_settings", "minismtp.server.autodiscover_request"),
-    *("minismtp.server.certificate_process", "minismtp.services.acme_schedule"),
-    *(
-        "minismtp.server.dns_watch",
-        "minismtp.inspection.dns_records",
-        "minismtp.services.state_redis",
-    ),
-    *("acme", "asyncio", "cryptography", "difflib", "dns", "multiprocessing", "plistlib", "redis"),
-    *("requests", "unittest", "xml"),
+    *("minismtp.server.mail_settings", "minismtp.server.web_listener", "minismtp.server.web_site"),
+    *("minismtp.server.certificate_process", "minismtp.server.dns_watch"),
+    *("acme", "asyncio", "cryptography", "difflib", "dns", "email.headerregistry", "plistlib"),
+    *("minismtp.services.state_redis", "multiprocessing", "redis", "unittest", "xml"),
 }
-SERVER = "import minismtp.cli.main, minismtp.cli.serve, minismtp.server.supervisor\n"
+IMPORT_OF_SERVER = """
+import sys
+import minismtp.cli.main, minismtp.cli.serve, minismtp.server.supervisor
+print(*sys.modules)
+"""
+#: Runs a server whose processes note, when they end, what they imported since they were forked.
+RECORDED_SERVER = """
+import sys
+from pathlib import Path
+from minismtp.cli.main import main
+from minismtp.server.processes import Children
+
+fork = Children.fork
+
+def recording(self, name, slot, group, user, body, *, affinity=False):
+    def run(ready):
+        before = {*sys.modules}
+        status = body(ready)
+        Path(f"{name}-{slot}.imports").write_text(" ".join({*sys.modules} - before))
+        return status
+
+    return fork(self, name, slot, group, user, run, affinity=affinity)
+
+Children.fork = recording
+raise SystemExit(main())
+"""
 
 
 def imported(directory: Path, *words: str) -> set[str]:
@@ -64,11 +96,27 @@ def test_command_imports_only_what_it_uses(command: str, unused: set[str], tmp_p
     assert not imported(tmp_path, *command.split()) & unused
 
 
-def test_server_without_a_configuration_imports_only_what_it_uses() -> None:
+def test_server_imports_only_what_its_configuration_needs() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"{SERVER}import sys; print(*sys.modules)"],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", IMPORT_OF_SERVER], check=True, capture_output=True, text=True
     )
     assert not {*done.stdout.split()} & OF_OTHER_SERVERS
+
+
+def test_processes_of_a_server_import_nothing_for_themselves(tmp_path: Path) -> None:
+    """A module takes ten times its memory in a forked process, which copies what it touches."""
+    listener = CONFIGURATION.replace("unix:x", "127.0.0.1:0")
+    (tmp_path / "x.toml").write_text(f'workers = 2\n{listener}tls = "none"\n{PLUGINS}')
+    command = [sys.executable, "-c", RECORDED_SERVER, "serve", "--config", "x.toml"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        log = ""
+        while not (address := LISTENING.search(log)) or "queue opened" not in log:
+            log += server.stderr.readline() or pytest.fail(f"the server ended: {log}")
+        with smtplib.SMTP(address[1]) as client:
+            client.sendmail("me@example.com", ["you@example.org"], "Subject: x\n\nx\n")
+        server.terminate()
+        log += server.stderr.read()
+    imports = {path.stem: path.read_text() for path in tmp_path.glob("*.imports")}
+    assert {name.partition("-")[0] for name in imports} == {"worker", "http", "queue"}, log
+    assert imports == dict.fromkeys(imports, "")

@@ -85,7 +85,7 @@ def message_to_convert(data: bytes) -> None:
     assert eight_bit or not form.wide
 
 
-@target("mail.message", most=1 << 14, memory=1 << 24)
+@target("mail.email_parser", most=1 << 14, memory=1 << 24)
 def message_for_the_library(data: bytes) -> None:
     """Parse by the standard library, which makes an object of each word of a field."""
     message = message_of(data)
