@@ -28,10 +28,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
+from minismtp.cli.progress import Progress
 from minismtp.config import Config
 from minismtp.config.toml_values import reason
 from minismtp.inspection.permissions import named_paths
 from minismtp.server.privileges import acting_as_owner
+from minismtp.values.units import octets
 
 _MAGIC: Final = b"SQLite format 3\0"
 _JOURNALS: Final = ("-wal", "-shm", "-journal")
@@ -97,14 +99,31 @@ def _check(directories: list[Path], target: Path, partial: Path, excluded: list[
 
 
 def _copy(directories: list[Path], target: Path, excluded: list[Path]) -> None:
-    for directory in directories:
-        copy = TreeCopy(directory, target, [*excluded, *(set(directories) - {directory})])
-        copy.make()
-        queue = directory / "spool" / "queue"
-        if directory == directories[-1] and queue.is_dir():
-            copy.prune(queue)
-        say(str(copy))
-    os.sync()
+    trees = [(each, [*excluded, *({*directories} - {each})]) for each in directories]
+    progress = Progress("copying", in_words=octets)
+    if progress.is_shown:
+        progress.total = sum(_size(directory, left_out) for directory, left_out in trees)
+    with progress:
+        for directory, left_out in trees:
+            copy = TreeCopy(directory, target, left_out, progress)
+            copy.make()
+            queue = directory / "spool" / "queue"
+            if directory == directories[-1] and queue.is_dir():
+                copy.prune(queue)
+            progress.clear()
+            say(str(copy))
+        os.sync()
+
+
+def _size(directory: Path, excluded: list[Path]) -> int:
+    """Return about how many octets will be copied. What cannot be read counts nothing."""
+    left_out, size = {str(path) for path in excluded}, 0
+    for place, directories, files in os.walk(directory):
+        directories[:] = [name for name in directories if f"{place}/{name}" not in left_out]
+        for name in files:
+            with contextlib.suppress(OSError):
+                size += os.lstat(f"{place}/{name}").st_size
+    return size
 
 
 def _left_out(config: Config, directories: list[Path]) -> Iterator[str]:
@@ -119,8 +138,15 @@ def _left_out(config: Config, directories: list[Path]) -> Iterator[str]:
 class TreeCopy:
     """The copy of a directory below `target`, without the paths in `excluded`."""
 
-    def __init__(self, directory: Path, target: Path, excluded: list[Path]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        target: Path,
+        excluded: list[Path],
+        progress: Progress | None = None,
+    ) -> None:
         self._directory = directory
+        self._progress = progress or Progress("copying")
         self._target = target
         self._excluded = {str(path) for path in excluded}
         self._files = self._octets = self._databases = 0
@@ -205,8 +231,10 @@ class TreeCopy:
                 database = _is_database(file, path)
                 source = stack.enter_context(_database(path)) if database else file
             with place.open("xb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-                self._octets += copy.tell()
+                while piece := source.read(1 << 20):
+                    copy.write(piece)
+                    self._octets += len(piece)
+                    self._progress.add(len(piece))
         _own(place, status)
         place.chmod(stat.S_IMODE(status.st_mode))
         os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -7,7 +7,6 @@ answer is lacking.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
@@ -22,6 +21,7 @@ from minismtp.cli.common import (
     configuration,
     say,
 )
+from minismtp.cli.progress import Progress
 from minismtp.cli.text import json_list, terminal_width, wrapped
 from minismtp.config import Config
 from minismtp.config.types import SocketAddress, parse_domain
@@ -180,31 +180,8 @@ def _check(
         domains = [each.name for each in records if each.kind == "MX"]
         lists = arguments.block_lists or BLOCK_LISTS
         asked += listings(resolver, lists, addresses, dict.fromkeys([config.hostname, *domains]))
-    progress = _Progress(len(asked))
-    try:
-        return answered(asked, resolver, progress)
-    finally:
-        progress.end()
-
-
-class _Progress:
-    """Shows on a terminal how many answers there are."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._shown = sys.stderr.isatty()
-        self(0)
-
-    def __call__(self, count: int) -> None:
-        if self._shown:
-            sys.stderr.write(f"\rasking the DNS: {count} of {self._total} answers")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        """Remove the line."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    with Progress("asking the DNS", len(asked), shown=not arguments.json) as progress:
+        return answered(asked, resolver, progress.show)
 
 
 def _show(outcome: Outcome, width: int | None) -> None:

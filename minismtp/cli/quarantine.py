@@ -6,6 +6,7 @@ The command works on the files of the plugin `quarantine`, whether the server ru
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from minismtp.cli import selection
 from minismtp.cli.common import CommandError, configuration, say
+from minismtp.cli.progress import Progress
 from minismtp.cli.text import (
     date,
     detail,
@@ -50,12 +52,16 @@ _MOST_SHOWN: Final = 3  # recipients in a line
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A message and what its file says; if the file cannot be read, `problem` says why."""
+    """A message and what its file says; if the file cannot be read, `problem` says why.
+
+    The message itself is not kept, because its file would stay open, and there may be thousands.
+    """
 
     store: QuarantineStore
     kept: Kept
-    entry: QueueEntry | None
-    message: Message | None
+    entry: QueueEntry | None = None
+    subject: str = ""
+    header: Sequence[str] = ()
     problem: str = ""
 
     @property
@@ -79,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     directories = _directories(config)
     # Root acts as the owner of the quarantine, so that the server can read what is released.
     with acting_as_owner(next(filter(Path.exists, directories), directories[0])):
-        found = sorted(_select(directories, wanted, now), key=lambda each: each.kept.arrived)
+        found = _found(directories, wanted, now, arguments)
         selection.require_all(wanted, (each.kept.id for each in found), "quarantine")
         if verb in _DONE:
             say(_change(config, verb, found))
@@ -101,39 +107,53 @@ def _directories(config: Config) -> list[Path]:
     return [config.base / path if isinstance(path, str) and path else default for path in paths]
 
 
-def _select(directories: Sequence[Path], wanted: Filter, now: float) -> Iterator[Found]:
+def _found(
+    directories: Sequence[Path], wanted: Filter, now: float, arguments: argparse.Namespace
+) -> list[Found]:
+    """Return the messages that are meant, the oldest first."""
+    stores = map(QuarantineStore, dict.fromkeys(directories))
+    kept = [(store, each) for store in stores for each in store.find()]
+    found = []
     latest = now if wanted.older_than is None else now - wanted.older_than
-    for directory in dict.fromkeys(directories):
-        store = QuarantineStore(directory)
-        for kept in store.find():
-            if (wanted.ids and kept.id not in wanted.ids) or kept.arrived > latest:
+    with Progress("reading", len(kept), shown=not arguments.json) as progress:
+        for store, each in kept:
+            progress.add()
+            if (wanted.ids and each.id not in wanted.ids) or each.arrived > latest:
                 continue
-            try:
-                found = Found(store, kept, *store.open(kept))
-            except FileNotFoundError:
-                continue  # released or deleted meanwhile
-            except DamagedError as error:
-                found = Found(store, kept, None, None, str(error))
-            if selection.fits(wanted, found.entry):
-                yield found
+            with contextlib.suppress(FileNotFoundError):  # released or deleted meanwhile
+                message = read(store, each, headers=arguments.verb == "show")
+                found += [message] if selection.fits(wanted, message.entry) else []
+    return sorted(found, key=lambda each: each.kept.arrived)
+
+
+def read(store: QuarantineStore, kept: Kept, *, headers: bool) -> Found:
+    """Return what the file of a message says. Raise FileNotFoundError."""
+    try:
+        entry, message = store.open(kept)
+    except DamagedError as error:
+        return Found(store, kept, problem=str(error))
+    header = _header(message) if headers else ()
+    return Found(store, kept, entry, message.headers.decoded("Subject"), header)
 
 
 def _change(config: Config, verb: str, found: Sequence[Found]) -> str:
     spool = Spool(config.state_directory / "spool")
     count = 0
     problems = []
-    for each in found:
-        try:
-            if verb == "delete":
-                each.store.remove(each.kept)
+    with Progress(_DONE[verb], len(found)) as progress:
+        for each in found:
+            progress.add()
+            try:
+                if verb == "delete":
+                    each.store.remove(each.kept)
+                else:
+                    each.store.release(each.kept, spool)
+            except FileNotFoundError:
+                continue  # another process was quicker
+            except DamagedError as error:
+                problems.append(f"{each.kept.id}: {error}")
             else:
-                each.store.release(each.kept, spool)
-        except FileNotFoundError:
-            continue  # another process was quicker
-        except DamagedError as error:
-            problems.append(f"{each.kept.id}: {error}")
-        else:
-            count += 1
+                count += 1
     if problems:
         raise CommandError(f"{count} {_DONE[verb]}, but not {'; '.join(problems)}")
     text = f"{plural(count, 'message')} {_DONE[verb]}"
@@ -180,21 +200,19 @@ def _details(found: Found, now: float) -> Iterator[str]:
     for name, value in _values(found, now).items():
         if name != "id" and value != "":
             yield detail(name, ", ".join(value) if isinstance(value, list) else str(value))
-    if header := _header(found):
-        yield from ("", *(f"  {line}" for line in header))
+    if found.header:
+        yield from ("", *(f"  {line}" for line in found.header))
 
 
 def listed_as_json(found: Sequence[Found], now: float, *, headers: bool) -> list[str]:
     """Return a JSON list with each message on a line of its own."""
     return json_list(
-        _values(each, now) | ({"header": _header(each)} if headers else {}) for each in found
+        _values(each, now) | ({"header": [*each.header]} if headers else {}) for each in found
     )
 
 
-def _header(found: Found) -> list[str]:
-    if found.message is None:
-        return []
-    text = b"".join(found.message.headers.raw_all()).decode("utf-8", "replace")
+def _header(message: Message) -> list[str]:
+    text = b"".join(message.headers.raw_all()).decode("utf-8", "replace")
     lines = text.removesuffix("\n").split("\n")
     return [line.removesuffix("\r").replace("\t", " ") for line in lines]
 
@@ -209,11 +227,11 @@ def _values(found: Found, now: float) -> dict[str, Any]:
         "reason": found.reason,
         "file": one_line(str(kept.path)),
     }
-    if entry is not None and found.message is not None:
+    if entry is not None:
         values |= {
             "sender": entry.sender,
             "recipients": [target.address for target in entry.targets],
-            "subject": found.message.headers.decoded("Subject"),
+            "subject": found.subject,
             "peer": entry.peer,
             "login": entry.login or "",
         }

@@ -7,9 +7,7 @@ Their state directories are temporary ones. They see the present time, not that 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ import tomli
 
 from minismtp.cli.common import add_config, configuration, say
 from minismtp.cli.dry_run import DryRun
+from minismtp.cli.progress import Progress
 from minismtp.cli.stored_mail import envelope_of, maildir
 from minismtp.cli.text import json_line
 from minismtp.config import Config, PluginConfig
@@ -32,7 +31,6 @@ from minismtp.values.durable_files import read_file
 
 _ACCEPTED: Final = "accepted"  # what --against takes instead of a file
 _LEFT_OUT: Final = ("route", "deliver", "observe", "on_send", "destination")
-_BAR: Final = 30  # characters
 
 
 class Difference(msgspec.Struct, tag_field="type", tag="difference"):
@@ -98,8 +96,9 @@ def differences(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
     summary = Summary()
     changes: Counter[tuple[str, str, str]] = Counter()
     files = maildir(arguments.maildir)
-    progress = _Progress(len(files))
     with ExitStack() as stack:
+        progress = Progress("messages", len(files), shown=not arguments.json)
+        stack.enter_context(progress)
         now = _dry_run(changed(config, arguments.plugins), stack)
         was = None
         if arguments.against != _ACCEPTED:
@@ -118,7 +117,6 @@ def differences(config: Config, arguments: argparse.Namespace) -> Iterator[str]:
                     progress.clear()
                     yield json_line(found) if arguments.json else line_of(found)
             progress.show(number)
-        progress.clear()
     summary.changes = [Change(*change, count) for change, count in changes.most_common()]
     yield from [json_line(summary)] if arguments.json else _summary_as_text(summary)
 
@@ -189,29 +187,6 @@ def _compare(path: Path, hostname: str, now: DryRun, was: DryRun | None) -> Diff
     if outcome == after.outcome:
         return None
     return Difference(str(path), outcome, after.outcome, by, after.reply)
-
-
-class _Progress:
-    """A bar on standard error, if that is a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._next = 0.0 if sys.stderr.isatty() else float("inf")
-
-    def show(self, number: int) -> None:
-        """Draw the bar, at most ten times a second."""
-        if (now := time.monotonic()) >= self._next:
-            self._next = now + 0.1
-            bar = "#" * (number * _BAR // self._total)
-            sys.stderr.write(f"\r[{bar:{_BAR}}] {number:,} of {self._total:,}")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        """Remove the bar, so that a line can be printed in its place."""
-        if 0 < self._next < float("inf"):
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
-            self._next = 0.0
 
 
 def line_of(found: Difference) -> str:

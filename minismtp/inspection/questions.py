@@ -24,6 +24,7 @@ from minismtp.values.threads import start_thread, surviving
 DEADLINE: Final = 5.0
 _MOST_NAMES: Final = 50
 _THREADS: Final = 20
+_TICK: Final = 0.1  # seconds between two reports of progress
 _SCHEMES: Final = ("http://", "https://", "ldap://", "ldaps://", "redis://", "rediss://")
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ def ask_all(
     """Return the answers, None for a question that raises or has no answer in time.
 
     `end` is in monotonic seconds. At most `threads` questions are asked at once. `progress` is
-    called with the number of answers whenever there is one more.
+    called with the number of answers again and again, also while none comes.
     """
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     answers: queue.SimpleQueue[tuple[int, T | None]] = queue.SimpleQueue()
@@ -124,11 +125,18 @@ def ask_all(
     for _ in range(min(threads, len(questions))):
         start_thread("name", work, once=True)
     found: list[T | None] = [None] * len(questions)
-    with contextlib.suppress(queue.Empty):
-        for count in range(1, len(questions) + 1):
-            number, answer = answers.get(timeout=max(end - time.monotonic(), 0.01))
-            found[number] = answer
-            progress(count)
+    count = 0
+    while count < len(questions):
+        progress(count)
+        left = end - time.monotonic()
+        try:
+            number, answer = answers.get(timeout=min(_TICK, max(left, 0.01)))
+        except queue.Empty:
+            if left <= 0:
+                break
+            continue
+        found[number] = answer
+        count += 1
     return found
 
 

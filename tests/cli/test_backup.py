@@ -297,10 +297,10 @@ def test_backup_without_a_directory_to_put_it_in_is_refused(
 def test_nothing_is_left_of_a_backup_that_failed(
     ended: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfileobj", full)
+    monkeypatch.setattr("os.utime", full)
     assert main(["backup", str(outside / "copy"), "--config", str(ended)]) == 1
     assert "no backup was made: No space left on device" in capsys.readouterr().err
     assert list(outside.iterdir()) == []

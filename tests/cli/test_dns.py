@@ -167,9 +167,15 @@ def test_progress_is_shown_on_a_terminal_only(
     command += ["--port25", "no"]
     main(command)
     assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("minismtp.cli.progress._PATIENCE", 0.0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main([*command, "--json"])
+    assert capsys.readouterr().err == ""
     main(command)
-    assert "asking the DNS: 7 of 7 answers" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "  0% asking the DNS: 0 of 7" in shown
+    assert shown.endswith("\r\x1b[K")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, cast
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -91,8 +93,10 @@ def quarantined(text: str) -> quarantine.Found:
     octets = text.encode("utf-8", "surrogatepass")
     # A field ends at its line feed, which belongs to the header that is shown as it is.
     content = Content.of(b"Subject: " + octets.replace(b"\n", b" ") + b"\r\n\r\nx\r\n")
+    message = Message("x", content)
     kept = Kept(Path(name.replace("\0", "")), name, name, NOW, 1)
-    return quarantine.Found(cast("Any", None), kept, entry, Message("x", content), text)
+    store = cast("Any", Mock(open=lambda _: (entry, message)))
+    return replace(quarantine.read(store, kept, headers=True), problem=text)
 
 
 def session(text: str) -> dict[str, Any]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import json
-import os
-import pty
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -393,18 +390,22 @@ def test_whole_configuration_may_be_given(place: Path, capsys: Capture) -> None:
     assert len(replay(place, capsys, whole)) == 2
 
 
-def test_terminal_sees_a_bar_that_is_gone_in_the_end(place: Path) -> None:
+def test_terminal_sees_a_bar_that_is_gone_in_the_end(
+    place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(place, stored("lottery"), stored())
     (place / "changed.toml").write_text(table("words", words=["lottery"]))
-    command = [sys.executable, "-m", "minismtp", "replay", "Maildir", "--plugins", "changed.toml"]
-    master, slave = pty.openpty()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=slave, check=True, text=True)
-    seen = os.read(master, 65536).decode()
-    os.close(master)
-    os.close(slave)
-    assert f"\r[{'#' * 15:30}] 1 of 2" in seen
-    assert seen.endswith("\r\x1b[K")
-    assert "2 messages, 1 would fare differently\n" in done.stdout
+    command = ["replay", "Maildir", "--plugins", "changed.toml"]
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("minismtp.cli.progress._PATIENCE", 0.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(command) == 0
+    done = capsys.readouterr()
+    assert f"[{'#' * 15:30}]  50% messages: 1 of 2" in done.err
+    assert done.err.endswith("\r\x1b[K")
+    assert "2 messages, 1 would fare differently\n" in done.out
+    assert main([*command, "--json"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_messages_that_vanish_meanwhile_are_counted(

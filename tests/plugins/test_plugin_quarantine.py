@@ -6,6 +6,7 @@ import errno
 import json
 import mailbox as standard_mailbox
 import os
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -405,3 +406,30 @@ def test_configuration_without_quarantine_is_told(
     path.write_text('[[listeners]]\nname = "x"\naddress = "127.0.0.1:0"\ntls = "none"\n')
     assert main(["quarantine", "list", "--config", str(path)]) == 78
     assert 'no [[plugins]] table uses "quarantine"' in capsys.readouterr().err
+
+
+def test_more_messages_than_a_process_may_open_are_listed_and_released(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], few_open_files: int
+) -> None:
+    path = tmp_path / "minismtp.toml"
+    listener = '[[listeners]]\nname = "x"\naddress = "127.0.0.1:0"\ntls = "none"\n'
+    table = '[[plugins]]\nuse = "quarantine"\n'
+    path.write_text(f'state_directory = "state"\n{listener}{table}')
+    (tmp_path / "state").mkdir()
+    Spool(tmp_path / "state" / "spool").prepare()
+    store = QuarantineStore(tmp_path / "state" / "quarantine")
+    for number in range(few_open_files + 10):
+        store.keep(replace(make_envelope(), id=f"{number:012x}.1"), make_message(), ALICE)
+    for verb in ("list", "release"):
+        assert main(["quarantine", verb, "--all", "--config", str(path)]) == 0
+        assert f"{few_open_files + 10} messages" in capsys.readouterr().out
+
+
+@pytest.fixture
+def few_open_files() -> Iterator[int]:
+    """Let this process open few files more than it has. Return how many."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    yield 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
