@@ -14,12 +14,13 @@ import pwd
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from minismtp.cli.common import EXIT_CONFIG, add_config, say
+from minismtp.cli.text import json_lines
 from minismtp.config import DEFAULT_FILE, Config, StateConfig
 from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.loader import PluginSet
@@ -48,6 +49,7 @@ from minismtp.services.shared_state import FILE, State
 from minismtp.storage.state_format import state_directory
 from minismtp.values.sqlite_file import damage
 
+_Collect: TypeAlias = Callable[[Problem], object]
 _DEMO: Final = (
     f"{DEFAULT_FILE} does not exist, so `minismtp serve` would run the built-in demo on port 2525;"
     " write that file, or name another one with --config"
@@ -58,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_config(parser)
     parser.add_argument("--strict", action="store_true", help="let warnings count as errors")
+    parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,23 +68,35 @@ def run(arguments: argparse.Namespace) -> int:
 
     With --strict, a warning counts as an error.
     """
+    found: list[Problem] = []
+    collect = found.append if arguments.json else None
+    file = arguments.config
     try:
-        file = Config.file_to_read(arguments.config)
+        file = Config.file_to_read(file)
         config = Config.read(file) if file else Config.embedded()
     except ConfigError as mistakes:  # the file cannot be read
-        count = _told(Problem("error", mistake) for mistake in mistakes.mistakes)
-        return _refused(count)
-    return judged(config, strict=arguments.strict)
+        problems = (Problem("error", mistake) for mistake in mistakes.mistakes)
+        status = _refused(_told(problems, collect), collect)
+    else:
+        status = judged(config, strict=arguments.strict, collect=collect)
+    if arguments.json:
+        say(*json_lines(_as_json(str(file or ""), status, found)))
+    return status
 
 
-def judged(config: Config, *, strict: bool = False) -> int:
-    """Print the problems of a configuration, and what would run. Return the exit status."""
+def judged(config: Config, *, strict: bool = False, collect: _Collect | None = None) -> int:
+    """Print the problems of a configuration, and what would run. Return the exit status.
+
+    With `collect` print nothing, and call it with each problem.
+    """
     facts = Facts()
-    count = _told(check_ports(config, server_process(config.state_directory)))
+    count = _told(check_ports(config, server_process(config.state_directory)), collect)
     with _acting_as_servers_user(config) as user:
-        count += _told(check(config, facts))
+        count += _told(check(config, facts), collect)
         if count["error"] or (strict and count["warning"]):
-            return _refused(count)
+            return _refused(count, collect)
+        if collect:
+            return 0
         say(f"checked: {config.file or 'the built-in demo'}", *summary(config, facts))
     if user:
         say(f"permissions: {user}")
@@ -91,17 +106,40 @@ def judged(config: Config, *, strict: bool = False) -> int:
     return 0
 
 
-def _told(problems: Iterable[Problem]) -> Counter[str]:
-    """Print each problem when it is found, and count them."""
+def _told(problems: Iterable[Problem], collect: _Collect | None) -> Counter[str]:
+    """Print or collect each problem when it is found, and count them."""
     count: Counter[str] = Counter()
     for problem in problems:
-        complain(str(problem), problem.severity)
+        if collect:
+            collect(problem)
+        else:
+            complain(str(problem), problem.severity)
         count[problem.severity] += 1
     return count
 
 
-def _refused(count: Counter[str]) -> int:
-    complain(f"configuration refused: {_in_words(count)}")
+def _as_json(file: str, status: int, found: Iterable[Problem]) -> dict[str, object]:
+    """Return the result as an object. A line of 0 is not known; `table` is the name of a table."""
+    return {
+        "file": file,
+        "accepted": status == 0,
+        "problems": [
+            {
+                "severity": severity,
+                "file": mistake.file,
+                "line": mistake.line,
+                "key": mistake.key,
+                "table": mistake.name,
+                "text": mistake.message,
+            }
+            for severity, mistake in found
+        ],
+    }
+
+
+def _refused(count: Counter[str], collect: _Collect | None) -> int:
+    if not collect:
+        complain(f"configuration refused: {_in_words(count)}")
     return EXIT_CONFIG
 
 

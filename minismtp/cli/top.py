@@ -21,13 +21,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from minismtp.cli.common import CommandError, add_config, configuration, say
 from minismtp.cli.sessions import ELASTIC, HEAD, rows_of
-from minismtp.cli.text import fitted, wrapped
+from minismtp.cli.text import fitted, json_line, wrapped
 from minismtp.config import Config
 from minismtp.server.figures import HOOK_ORDERS, HookOrder, Overview, overview
 from minismtp.server.health import troubles
@@ -58,6 +58,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add_config(parser)
     parser.add_argument("--once", action="store_true", help="one look, for scripts")
+    parser.add_argument(
+        "--json", action="store_true", help="a line for each interval; with --once, a single one"
+    )
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS")
     parser.add_argument("--url", default="", help="of the metrics; default: as configured")
 
@@ -69,10 +72,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("there is no [metrics] address in the configuration")
     url = arguments.url or f"http://{config.metrics.address}"
     view, before, begun = _View(url), _look(url), time.monotonic()
-    if arguments.once:
+    while arguments.once or arguments.json:
         time.sleep(arguments.interval)
-        say(*_screen(config, _look(url), before, time.monotonic() - begun, view))
-        return 0
+        now, at = _look(url), time.monotonic()
+        if arguments.json:
+            say(json_line(_as_json(config, now, before, at - begun, view)))
+        else:
+            say(*_screen(config, now, before, at - begun, view))
+        if arguments.once:
+            return 0
+        sys.stdout.flush()
+        before, begun = now, at
     with _keys() as key_within:
         while True:
             key = key_within(arguments.interval)
@@ -172,6 +182,38 @@ def _screen(
         "",
         *chain(*fitted(("SESSION", *HEAD[1:]), rows, width, ELASTIC)),
     ]
+
+
+def _as_json(
+    config: Config, now: Overview, before: Overview, seconds: float, view: _View
+) -> dict[str, Any]:
+    """Return the figures of an interval. Rates are per second; `time` is in epoch seconds."""
+    change = now.since(before)
+    said = _sentences(view.url) if now.problems else {}
+    slowest = change.slowest(view.order)
+    return {
+        "time": time.time(),
+        "hostname": config.hostname,
+        "seconds": seconds,
+        "begun": now.begun,
+        "workers": now.workers,
+        "sessions": now.active,
+        "sessions_limit": now.limit,
+        "troubles": [each._asdict() for each in troubles(now, {}, now=time.time(), sentences=said)],
+        "rates": {name: count / seconds for name, count in change.flows.items()},
+        "queue": now.queue,
+        "oldest": now.oldest,
+        "refusals": [
+            {"stage": stage, "plugin": plugin, "reason": reason, "code": code, "count": count}
+            for (stage, plugin, reason, code), count in change.refusals.items()
+            if count
+        ],
+        "verdicts": change.verdicts,
+        "hooks": [
+            {"plugin": plugin, "hook": hook, "calls": each.calls, "seconds": each.seconds}
+            for (plugin, hook), each in slowest
+        ],
+    }
 
 
 def _refusals(change: Overview, seconds: float) -> Iterator[str]:

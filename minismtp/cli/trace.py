@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.cli.common import add_config, argument_type, configuration, say
-from minismtp.cli.text import terminal_width, wrapped
+from minismtp.cli.text import json_line, terminal_width, wrapped
 from minismtp.config.types import parse_network
 from minismtp.runtime.control_socket import connect, processes
 from minismtp.server.open_sessions import nobody_answers
@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="only this session, whose ID `minismtp sessions` shows; may be given again",
     )
+    parser.add_argument("--json", action="store_true", help="a line for each line that is said")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,11 +53,18 @@ def run(arguments: argparse.Namespace) -> int:
         "sessions": [each.partition(".")[0] for each in arguments.session],
     }
     for said in _said(directory, json.dumps(question).encode() + b"\n"):
-        if "text" in said:
+        if "text" not in said:
+            more = said.get("lost", 0) - lost
+            if more <= 0:
+                continue
+            lost += more
+            said = {"lost": more}  # noqa: PLW2901
+        if arguments.json:
+            say(json_line(said))
+        elif "text" in said:
             say(*wrapped([line_of(said)], terminal_width()))
-        elif said.get("lost", 0) > lost:
-            say(f"({said['lost'] - lost} lines were lost: more came than could be shown)")
-            lost = said["lost"]
+        else:
+            say(f"({said['lost']} lines were lost: more came than could be shown)")
         sys.stdout.flush()
     return 0
 

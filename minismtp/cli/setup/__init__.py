@@ -86,11 +86,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show the files without their secrets, and write nothing",
     )
+    parser.add_argument(
+        "--json", action="store_true", help="the files of --dry-run, for programs; asks nothing"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the files, and say what to do next. Raise CommandError; then nothing is written."""
-    asker = Asker(may_ask=sys.stdin.isatty() and not arguments.yes)
+    if arguments.json and not arguments.dry_run:
+        raise UsageError("--json is for --dry-run")
+    asker = Asker(may_ask=sys.stdin.isatty() and not (arguments.yes or arguments.json))
     os.umask(_UMASK)
     named = arguments.config or _path(os.environ.get("MINISMTP_CONFIG") or str(DEFAULT_FILE))
     configuration: Path = named.absolute()
@@ -204,7 +209,7 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
     """Show a plan, and carry it out if the administrator agrees."""
     owner = host.owner(answers.server_user)
     if arguments.dry_run:
-        say(*report.dry_run(plan, owner))
+        say(*(report.as_json if arguments.json else report.dry_run)(plan, owner))
         return 0
     material.check_packages(acme=answers.certificate == "acme")
     password, shown = _password(arguments, asker) if plan.needs_password else ("", False)

@@ -10,6 +10,7 @@ from minismtp.cli.setup import template
 from minismtp.cli.setup.answers import Answers
 from minismtp.cli.setup.placement import Owner
 from minismtp.cli.setup.plan import Made, Plan, PlannedFile
+from minismtp.cli.text import json_list
 from minismtp.config import DEFAULT_FILE, Config
 from minismtp.config.mistakes import ConfigError
 from minismtp.inspection.dns_records import wanted_records
@@ -32,6 +33,21 @@ def dry_run(plan: Plan, owner: Owner) -> list[str]:
     for file in plan.files:
         lines += [f"==> {_described(file, owner)} <==", *_shown(file), ""]
     return [*lines, "Nothing was written."]
+
+
+def as_json(plan: Plan, owner: Owner) -> list[str]:
+    """Return the same as a JSON list; the content of a file that is made or kept is null."""
+    kept = [{"path": str(path), "state": "kept", "content": None} for path in plan.kept]
+    written = [
+        {
+            "path": str(file.path),
+            "state": "replaced" if file.replaces else "new",
+            "access": _access(owner),
+            "content": None if isinstance(file.content, Made) else file.content,
+        }
+        for file in plan.files
+    ]
+    return json_list([*kept, *written])
 
 
 def _described(file: PlannedFile, owner: Owner) -> str:
