@@ -26,7 +26,7 @@ from minismtp.cli.text import json_list, terminal_width, wrapped
 from minismtp.config import Config
 from minismtp.config.types import SocketAddress, parse_domain
 from minismtp.hooks.dns_zone import DnsRecord
-from minismtp.inspection.dns_check import STATES, DnsChecker, Outcome, answered, chain_of
+from minismtp.inspection.dns_check import STATES, DnsChecker, Outcome, answered, chains_of
 from minismtp.inspection.dns_records import (
     Address,
     addresses_in_dns,
@@ -169,7 +169,7 @@ def _check(
 ) -> list[Outcome]:
     """Ask all questions at once, and return the outcomes in the order of the records."""
     smarthost = config.outbound.smarthost is not None
-    checker = DnsChecker(resolver, addresses, chain_of(config), smarthost=smarthost)
+    checker = DnsChecker(resolver, addresses, chains_of(config), smarthost=smarthost)
     asked = checker.asked(records)
     place: SocketAddress | None = arguments.port25
     if place is None and not smarthost:

@@ -46,6 +46,19 @@ def pairs(config: Config) -> Iterator[Pair]:
             yield Pair(f"tls.sni[{number}]", entry.certificate, entry.key, entry.name, own)
 
 
+def files_by_name(config: Config) -> dict[str, Path]:
+    """Return the certificate that a client gets for each name, without those for wildcards."""
+    tls = config.tls
+    if tls.certificate is None:
+        return {}
+    named = {entry.name.lower(): entry.certificate for entry in tls.sni}
+    names = [config.hostname.lower(), *(name for name in named if not name.startswith("*"))]
+    return {
+        name: named.get(name) or named.get(f"*.{name.partition('.')[2]}") or tls.certificate
+        for name in names
+    }
+
+
 def check_certificates(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with the certificates, and what clients may not accept."""
     yield from check_acme(config)

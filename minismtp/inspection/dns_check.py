@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from minismtp.config import Config
 from minismtp.delivery.dane import END_ENTITY, TRUST_ANCHOR, Tlsa
 from minismtp.hooks.dns_zone import DnsRecord, Need
+from minismtp.inspection.certificates import files_by_name
 from minismtp.inspection.questions import HurriedResolver, ask_all
 from minismtp.inspection.spf_permission import (
     SpfRecordError,
@@ -92,28 +93,28 @@ def answered(
     return [answer or each.late for answer, each in zip(answers, asked, strict=True)]
 
 
-def chain_of(configuration: Config) -> list[bytes]:
-    """Return the certificates of the server in DER, [] if they cannot be read."""
-    path = configuration.tls.certificate
-    if path is None:
-        return []
-    try:
-        return der_certificates(path)
-    except (OSError, ValueError):
-        return []
+def chains_of(configuration: Config) -> dict[str, list[bytes]]:
+    """Return the certificates of the server in DER, by its names. [] cannot be read."""
+    found: dict[str, list[bytes]] = {}
+    for name, path in files_by_name(configuration).items():
+        try:
+            found[name] = der_certificates(path)
+        except (OSError, ValueError):
+            found[name] = []
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class DnsChecker:
     """Compares records with what `resolver` says.
 
-    `addresses` are our public ones, as far as they are known. `chain` are the certificates of the
-    server in DER, its own first. With a `smarthost`, other addresses send our mail.
+    `addresses` are our public ones, as far as they are known. `chains` are the certificates of the
+    server in DER, its own first, by its names. With a `smarthost`, other addresses send our mail.
     """
 
     resolver: Resolver
     addresses: Sequence[Address] = ()
-    chain: Sequence[bytes] = ()
+    chains: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
     smarthost: bool = False
     _judges: dict[str, Any] = field(init=False, repr=False)
 
@@ -203,17 +204,10 @@ class DnsChecker:
             return _Said("right", note="not needed, because DNSSEC does not sign the zone")
         found = self._records(record.name, "TLSA")
         records = [Tlsa(each.usage, each.selector, each.mtype, each.cert) for each in found]
-        fits = any(self._is_named(each) for each in records if each.usable)
+        chain = self.chains.get(host.lower()) or [b""]
+        fits = any(_is_named(chain, each) for each in records if each.usable)
         note = "it names another certificate, so servers with DANE send no mail here"
         return _compared([each.to_text() for each in found], fits, note)
-
-    def _is_named(self, tlsa: Tlsa) -> bool:
-        own, *others = self.chain or (b"",)
-        with suppress(ValueError):
-            if tlsa.usage == END_ENTITY:
-                return tlsa.names(own)
-            return tlsa.usage == TRUST_ANCHOR and any(map(tlsa.names, others))
-        return False
 
     # Texts
 
@@ -267,6 +261,15 @@ class DnsChecker:
         if tags.get("p", "").lower() not in _POLICIES:
             return _Said("wrong", shown, "its policy p is not none, quarantine or reject")
         return _Said("right", shown, note)
+
+
+def _is_named(chain: Sequence[bytes], tlsa: Tlsa) -> bool:
+    own, *others = chain
+    with suppress(ValueError):
+        if tlsa.usage == END_ENTITY:
+            return tlsa.names(own)
+        return tlsa.usage == TRUST_ANCHOR and any(map(tlsa.names, others))
+    return False
 
 
 def _outcome(record: DnsRecord, said: _Said) -> Outcome:

@@ -19,6 +19,7 @@ from minismtp.config.mistakes import ConfigError, did_you_mean
 from minismtp.config.types import parse_domain
 from minismtp.hooks.dns_zone import DnsRecord, DnsZone, Kind, Need
 from minismtp.hooks.loader import instances
+from minismtp.inspection.certificates import files_by_name
 from minismtp.runtime.log import describe
 from minismtp.services.certificate_file import der_certificates
 from minismtp.services.resolver import Resolver, UnansweredError
@@ -173,17 +174,17 @@ def _of_host(
 
 
 def _tlsa(configuration: Config) -> Iterator[DnsRecord]:
-    """Yield the record of the certificate's key, which stays valid if the key is used again."""
-    certificate = configuration.tls.certificate
+    """Yield a record of each certificate's key, which stays valid if the key is used again."""
     mx = [each for each in configuration.listeners if each.kind == "mx" and each.tls == "starttls"]
-    if certificate is None or not mx:
+    if not mx:
         return
-    with suppress(OSError, ValueError):
-        key = public_key_of(der_certificates(certificate)[0])
-        purpose = "the host: its key, only if DNSSEC signs the zone, and if renewals keep the key"
-        value = f"3 1 1 {hashlib.sha256(key).hexdigest()}"
-        name = f"_{_SMTP}._tcp.{configuration.hostname}"
-        yield DnsRecord(name, "TLSA", value, purpose, "signed")
+    for name, certificate in files_by_name(configuration).items():
+        who = "the host" if name == configuration.hostname.lower() else f"{name}, if it is an MX"
+        with suppress(OSError, ValueError):
+            key = public_key_of(der_certificates(certificate)[0])
+            purpose = f"{who}: its key, only if DNSSEC signs the zone, and if renewals keep the key"
+            value = f"3 1 1 {hashlib.sha256(key).hexdigest()}"
+            yield DnsRecord(f"_{_SMTP}._tcp.{name}", "TLSA", value, purpose, "signed")
 
 
 def _pointers(configuration: Config, addresses: Iterable[Address]) -> Iterator[DnsRecord]:

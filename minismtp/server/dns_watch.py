@@ -15,7 +15,7 @@ from typing import Final
 
 from minismtp.config import Config, PluginConfig
 from minismtp.config.mistakes import ConfigError
-from minismtp.inspection.dns_check import STATES, DnsChecker, Outcome, State, answered, chain_of
+from minismtp.inspection.dns_check import STATES, DnsChecker, Outcome, State, answered, chains_of
 from minismtp.inspection.dns_records import (
     addresses_in_dns,
     own_addresses,
@@ -84,7 +84,7 @@ class DnsWatch:
         seconds = _SECONDS + _SECONDS_EACH * len(records)
         resolver = HurriedResolver(config.dns.nameservers, lambda _: None, seconds)
         smarthost = config.outbound.smarthost is not None
-        checker = DnsChecker(resolver, addresses, chain_of(config), smarthost=smarthost)
+        checker = DnsChecker(resolver, addresses, chains_of(config), smarthost=smarthost)
         outcomes = answered(checker.asked(records), resolver)
         return [each for each in outcomes if each.state != "missing" or each.need == "required"]
 

@@ -21,12 +21,12 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 from fakes import Names
-from trustme import CA
+from trustme import CA, LeafCert
 
 from minismtp import Found, SocketAddress
 from minismtp.config import Config
 from minismtp.hooks.dns_zone import DnsRecord
-from minismtp.inspection.dns_check import DnsChecker, Outcome, answered, chain_of
+from minismtp.inspection.dns_check import DnsChecker, Outcome, answered, chains_of
 from minismtp.inspection.dns_records import own_addresses, wanted_records
 from minismtp.inspection.questions import HurriedResolver
 from minismtp.inspection.zone_text import quoted
@@ -281,7 +281,25 @@ class Signed(Names):
 
 
 def checked(record: DnsRecord, names: Names, chain: Sequence[bytes] = ()) -> Outcome:
-    return DnsChecker(names, [ip_address("192.0.2.25")], chain).check(record)
+    return DnsChecker(names, [ip_address("192.0.2.25")], {"mx.test": chain}).check(record)
+
+
+def test_tlsa_of_another_name_is_compared_with_its_own_certificate() -> None:
+    one, two = (der_of(CA().issue_cert(name)) for name in ("mx.test", "mx2.test"))
+    records = {"mx.test A": ["192.0.2.25"], "mx2.test A": ["192.0.2.25"]}
+    record = DnsRecord("_25._tcp.mx2.test", "TLSA", key_record(two), need="signed")
+    for value, state in ((key_record(two), "right"), (key_record(one), "wrong")):
+        names = Signed({**records, "_25._tcp.mx2.test TLSA": [value]})
+        checker = DnsChecker(names, chains={"mx.test": [one], "mx2.test": [two]})
+        assert checker.check(record).state == state
+
+
+def der_of(issued: LeafCert) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+
+
+def key_record(der: bytes) -> str:
+    return f"3 1 1 {hashlib.sha256(public_key_of(der)).hexdigest()}"
 
 
 def test_tlsa_is_not_needed_without_dnssec() -> None:
@@ -365,8 +383,9 @@ def test_silent_dns_says_nothing() -> None:
 
 def test_certificates_that_cannot_be_read_are_none(tmp_path: Path) -> None:
     config = Config.load(written(tmp_path, 0, SocketAddress("127.0.0.1", 53)))
-    assert chain_of(config) == []
+    [name] = chains_of(config)
+    assert chains_of(config) == {name: []}
     (tmp_path / "cert.pem").write_text("no certificate")
-    assert chain_of(config) == []
+    assert chains_of(config) == {name: []}
     (tmp_path / "cert.pem").write_bytes(CA().cert_pem.bytes())
-    assert len(chain_of(config)) == 1
+    assert len(chains_of(config)[name]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from base64 import b64encode
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -26,6 +27,8 @@ from minismtp.delivery.dane import Tlsa
 from minismtp.hooks.dns_zone import DnsRecord, DnsZone
 from minismtp.inspection.dns_records import own_addresses, wanted_records
 from minismtp.inspection.zone_text import quoted, zone_text
+from minismtp.services.certificate_file import der_certificates
+from minismtp.values.der import public_key_of
 
 HOST: Final = [ip_address("192.0.2.25"), ip_address("2001:db8::25")]
 HEAD: Final = """
@@ -160,6 +163,42 @@ def test_certificate_has_a_tlsa_record_for_dnssec(tmp_path: Path) -> None:
     der = load_pem_x509_certificate(issued.cert_chain_pems[0].bytes()).public_bytes(Encoding.DER)
     assert Tlsa(int(usage), int(selector), int(matching), bytes.fromhex(data)).names(der)
     assert "\n; _25._tcp.mx.example.org. IN TLSA 3 1 1 " in zone_text([record])
+
+
+SNI: Final = """
+[[tls.sni]]
+name = "MX.example.net"
+certificate = "net.pem"
+key = "net.pem"
+
+[[tls.sni]]
+name = "*.example.org"
+certificate = "wild.pem"
+key = "wild.pem"
+
+[[tls.sni]]
+name = "missing.example.net"
+certificate = "missing.pem"
+key = "missing.pem"
+"""
+
+
+def test_each_name_has_the_tlsa_record_of_the_certificate_that_its_clients_get(
+    tmp_path: Path,
+) -> None:
+    for name in ("cert", "net", "wild"):
+        issued = CA().issue_cert(f"{name}.example")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+    config = configured(tmp_path, MAILBOXES + SNI)
+    values = {each.name: each.value for each in wanted_records(config) if each.kind == "TLSA"}
+    assert values == {
+        "_25._tcp.mx.example.org": key_record(tmp_path / "wild.pem"),
+        "_25._tcp.mx.example.net": key_record(tmp_path / "net.pem"),
+    }
+
+
+def key_record(path: Path) -> str:
+    return f"3 1 1 {hashlib.sha256(public_key_of(der_certificates(path)[0])).hexdigest()}"
 
 
 def test_mistakes_of_other_plugins_do_not_matter(tmp_path: Path) -> None:
