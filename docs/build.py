@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from minismtp import __version__
+from minismtp.cli.arguments import EXAMPLES
 from minismtp.cli.main import parser
 from minismtp.config import Config
 from minismtp.config.schema import Option, options, summary, tables
@@ -244,6 +245,7 @@ def manual() -> str:
     for name, command in _commands(parser()).items():
         lines += [f".SS minismtp {_escaped(name)}", *_roff(command.description or "")]
         lines += _arguments(command)
+        lines += [".PP", "Example:", _bold(EXAMPLES[name])]
     for heading, items in _MANUAL.items():
         lines.append(f".SH {heading}")
         for term, text in items.items():

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from minismtp import __version__
+from minismtp.cli.arguments import EXAMPLES, Parser, options_of
 from minismtp.cli.common import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, CommandError, fail
 from minismtp.values.threads import Interrupted
 
@@ -110,7 +111,7 @@ def parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
 
     Without arguments it is whole; the manual page is made from it.
     """
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="minismtp",
         description="An SMTP server whose plugins are plain Python.",
         epilog="Exit status: 0 done, 1 failure, 2 usage, 78 a mistake in the configuration.",
@@ -118,11 +119,17 @@ def parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"minismtp {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"Example: {EXAMPLES[name]}",
+        )
         if name in words:
             module = importlib.import_module(f"minismtp.cli.{_MODULES.get(name, name)}")
             module.add_options(sub)
             sub.set_defaults(run=module.run)
+            whole.known += options_of(sub)
     return whole
 
 

@@ -81,7 +81,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="another such file to compare with, or `accepted` for what became of the mail when it"
         " came; default: the present configuration",
     )
-    parser.add_argument("--json", action="store_true", help="a line for each difference")
+    parser.add_argument(
+        "--json", action="store_true", help="print a line of JSON for each difference"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser, verbs: Mapping[str, str], reaso
     )
     parser.add_argument("--reason", default="", metavar="TEXT", help=f"only with TEXT in {reason}")
     parser.add_argument("--all", action="store_true", help="all messages, when nothing is chosen")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.set_defaults(state="")
 
 

@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--once", action="store_true", help="one look, for scripts")
     parser.add_argument(
-        "--json", action="store_true", help="a line for each interval; with --once, a single one"
+        "--json", action="store_true", help="print a line of JSON for each interval"
     )
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS")
     parser.add_argument("--url", default="", help="of the metrics; default: as configured")

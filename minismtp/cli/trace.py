@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         help="only this session, whose ID `minismtp sessions` shows; may be given again",
     )
-    parser.add_argument("--json", action="store_true", help="a line for each line that is said")
+    parser.add_argument("--json", action="store_true", help="print JSON for each line")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -68,7 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="an option of the plugin, in TOML; a value that is not TOML is text;"
         " may be given again",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def _peer(text: str) -> str:

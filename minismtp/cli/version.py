@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="ask the package index of [updates] for the newest release. Exit status 0: none is"
         " newer; 1: one is newer; 75: no answer",
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
     add_config(parser)
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from minismtp import __version__
-from minismtp.cli.main import main
+from minismtp.cli.arguments import EXAMPLES
+from minismtp.cli.main import COMMANDS, main, parser
 from minismtp.smtp.sasl import StoredKey, derive_key
 from minismtp.values.passwords import verify_password
 from minismtp.values.version import Version
@@ -247,7 +249,7 @@ def test_help_lists_the_commands(capsys: Capture) -> None:
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
     assert main(arguments) == 2
-    assert "usage: minismtp" in capsys.readouterr().err
+    assert re.fullmatch(r"minismtp: .*; see `minismtp .*--help`\n", capsys.readouterr().err)
 
 
 @pytest.fixture
@@ -517,3 +519,38 @@ def test_version_without_an_answer_is_a_failure_of_its_own(write: Write, capsys:
     assert main(["version", "--check", "--config", file]) == 75
     expected = "minismtp: the newest release is not known: 127.0.0.1:9: Connection refused\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_that_is_right(name: str, capsys: Capture) -> None:
+    assert EXAMPLES.keys() == COMMANDS.keys()
+    program, *words = shlex.split(EXAMPLES[name])
+    assert (program, words[0]) == ("minismtp", name)
+    assert parser(words).parse_args(words).run
+    assert main([name, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Example: {EXAMPLES[name]}" in text
+    assert f" {COMMANDS[name][0].upper()}{COMMANDS[name][1:]}. " in text
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("que list", "argument COMMAND: there is no 'que'; did you mean 'queue'?"),
+        ("frobnicate", "argument COMMAND: there is no 'frobnicate'"),
+        ("queue lst", "queue: argument verb: there is no 'lst'; did you mean 'list'?"),
+        ("certificate x", "certificate: argument verb: there is no 'x'; expected status, renew"),
+        ("queue list --sate held", "unrecognized arguments: --sate held; did you mean '--state'?"),
+        ("hooks x", "unrecognized arguments: x"),
+        ("passwd", "passwd: the following arguments are required: FILE, USER"),
+        ("", "the following arguments are required: COMMAND"),
+    ],
+)
+def test_mistyped_command_is_one_line_with_what_may_be_meant(
+    words: str, line: str, capsys: Capture
+) -> None:
+    assert main(words.split()) == 2
+    output = capsys.readouterr()
+    command, colon, _ = line.partition(": ")
+    place = f"{command} " if colon and command in COMMANDS else ""
+    assert (output.out, output.err) == ("", f"minismtp: {line}; see `minismtp {place}--help`\n")

@@ -87,7 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="show the files without their secrets, and write nothing",
     )
     parser.add_argument(
-        "--json", action="store_true", help="the files of --dry-run, for programs; asks nothing"
+        "--json", action="store_true", help="print the files of --dry-run as JSON, ask nothing"
     )
 
 
