@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+import pytest
 from source import ROOT, copy_source
 
 DROP_INS: Final = "/etc/systemd/system/minismtp.service.d"
@@ -31,7 +32,7 @@ DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _NEWNET: Final = 0x40000000  # CLONE_NEWNET
 HERE: Final = Path("/")
 PYTHON: Final = "/usr/bin/python3"  # a service cannot use one below root's home
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -45,6 +46,15 @@ exec "$@"
 # There is no network: what is installed comes from the directory that `build_wheels` fills.
 OFFLINE: Final = {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1"}
 T = TypeVar("T")
+
+
+def debian13() -> Path:
+    """Return the file system of a Debian 13. CI makes it; elsewhere it may be missing."""
+    if os.environ.get("MINISMTP_REQUIRE_SERVICES") != "1":
+        found = [*Path("/var/cache/minismtp-tests").glob("debian13-*[0-9a-f]")]
+        if not found:
+            pytest.skip("no Debian 13 here: .ci/debian13 makes it")
+    return Path(subprocess.check_output([ROOT / ".ci" / "debian13"], text=True).strip())
 
 
 class Machine:
@@ -65,7 +75,7 @@ class Machine:
     ) -> None:
         self._leader = leader
         self.client = client
-        self._environment = _ENVIRONMENT | dict(environment or {})
+        self._environment = ENVIRONMENT | dict(environment or {})
         self._host, self._login = host, login
         self._inside = ThreadPoolExecutor(1, initializer=self.enter)
 

@@ -38,6 +38,8 @@ DEADLINE: Final = 60.0  # seconds; only a failing test waits this long
 _NEWNET: Final = 0x40000000  # CLONE_NEWNET
 _DNS: Final = 53  # the number of the host that is the resolver of all others
 _HOLD: Final = "ip link set lo up && echo up && exec cat"
+#: Addresses that are public, and of no host (RFC 7535).
+PUBLIC: Final = ("192.31.196.20", "2620:4f:8000::20")
 T = TypeVar("T")
 
 _NSD: Final = NSD.replace("{port}", "5353") + "zone:\n  name: test\n  zonefile: test.zone\n"
@@ -197,6 +199,16 @@ class Host(Namespace):
         return self.inside(lambda: socket.create_connection((address, port), DEADLINE))
 
 
+class BootedHost(Host):
+    """A machine that systemd has booted, by its first process. Its addresses count as public."""
+
+    def __init__(self, name: str, leader: int) -> None:
+        self.pid, self.name, self.addresses = leader, name, PUBLIC
+
+    def close(self) -> None:
+        """Do nothing: `booted` ends it."""
+
+
 def addresses(number: int) -> tuple[str, str]:
     """Return the IPv4 and the IPv6 address of the host of a number."""
     return f"192.0.2.{number}", f"fd00:25::{number}"
@@ -208,11 +220,13 @@ class Network:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stack = contextlib.ExitStack()
+        self._hosts: list[Host] = []
+        self._programs = contextlib.ExitStack()  # of the DNS
         self._zone = _ZONE
         self._authority = trustme.CA()
         self.authority = directory / "authority.pem"
         self._authority.cert_pem.write_to_path(self.authority)
-        (directory / "resolv.conf").write_text(f"nameserver {addresses(_DNS)[0]}\n")
+        (directory / "resolv.conf").write_text(f"nameserver {self.resolver}\n")
         self._link = Namespace()
         self._stack.callback(self._link.close)
         self._link.run("ip", "link", "add", "name", "bridge", "up", "type", "bridge")
@@ -223,12 +237,25 @@ class Network:
         host = Host(name, number)
         self._stack.callback(host.close)
         host.join(self._link)
+        self._hosts.append(host)
         host.cover("/etc/resolv.conf", self._directory / "resolv.conf")
         four, six = host.addresses
         self._zone += f"{name} A {four}\n{name} AAAA {six}\n"
         issued = self._authority.issue_cert(f"{name}.test")
         issued.private_key_and_cert_chain_pem.write_to_path(self.certificate(host))
         return host
+
+    def attach(self, host: Host) -> None:
+        """Connect a machine. It has no name until `publish` gives it one."""
+        host.join(self._link)
+        for each in (host, *self._hosts):
+            for family in ("-4", "-6"):
+                each.run("ip", family, "route", "add", "default", "dev", "eth0")
+
+    @property
+    def resolver(self) -> str:
+        """The address of the resolver."""
+        return addresses(_DNS)[0]
 
     def certificate(self, host: Host) -> Path:
         """Return the file with the key and the certificate of a host."""
@@ -244,7 +271,11 @@ class Network:
         return MailServer(host, directory, run)
 
     def publish(self, *records: str) -> None:
-        """Start the DNS with the names of the hosts and these records of the zone `test`."""
+        """Start the DNS with the names of the hosts and these records of the zone `test`.
+
+        Called again, it starts again, with other records.
+        """
+        self._programs.close()
         (self._directory / "test.zone").write_text("\n".join([self._zone, *records, ""]))
         for name, configuration, begun in (
             ("nsd", _NSD, "nsd started"),
@@ -252,22 +283,29 @@ class Network:
         ):
             config = self._directory / f"{name}.conf"
             config.write_text(configuration.format(directory=self._directory))
-            self._serve(begun, name, "-d", "-c", str(config))
+            stop = self.serve(self._dns, begun, name, "-d", "-c", str(config))
+            self._programs.callback(stop)
 
-    def _serve(self, begun: str, *command: str) -> None:
-        """Run a program on the DNS host; returns when its log says `begun`."""
+    def serve(self, host: Host, begun: str, *command: str) -> Callable[[], None]:
+        """Run a program on a host, and return what ends it, once its log says `begun`."""
         path = self._directory / f"{command[0]}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
-                [*self._dns.prefix, *command],
+                [*host.prefix, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        self._stack.callback(process.wait)
-        self._stack.callback(os.killpg, process.pid, signal.SIGKILL)
+
+        def stop() -> None:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+        self._stack.callback(stop)
         wait_for(lambda: begun in path.read_text(), path)
+        return stop
 
     def close(self) -> None:
         """End the DNS and all hosts."""

@@ -10,7 +10,6 @@ import base64
 import os
 import re
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Final
 import pages
 import pytest
 import trustme
-from machine import HERE, OFFLINE, Machine, booted, build_wheels, repository
+from machine import HERE, OFFLINE, Machine, booted, build_wheels, debian13, repository
 from newcomer import IPV4, IPV6, Newcomer
 from plugin_page import PAGE, build_wheel, transcript
 from source import ROOT
@@ -27,8 +26,8 @@ from source import ROOT
 #: Commands that no newcomer runs here, with the reason.
 ELSEWHERE: Final = {
     "make test": "`.ci/run` does, with these tests",
-    "make install EXTRAS=acme,argon2,dmarc": "with other extras, those of each chapter",
-    "minismtp setup": "`test_setup_host` does, with its answers as options",
+    "apt install ./minismtp_1.0.0_amd64.deb dovecot-imapd": "`test_five_minutes` does",
+    "minismtp setup": "`test_five_minutes` does, with answers typed",
 }
 #: Commands in the text of pages, which work without anything else.
 INLINE: Final = [
@@ -44,15 +43,6 @@ INLINE: Final = [
     ("systemd", "systemctl reset-failed 'minismtp*'"),
 ]
 ADDRESSES: Final = ("127.0.0.1", "::1", IPV4, IPV6)
-
-
-def debian13() -> Path:
-    """Return the file system of a Debian 13. CI makes it; elsewhere it may be missing."""
-    if os.environ.get("MINISMTP_REQUIRE_SERVICES") != "1":
-        found = [*Path("/var/cache/minismtp-tests").glob("debian13-*[0-9a-f]")]
-        if not found:
-            pytest.skip("no Debian 13 here: .ci/debian13 makes it")
-    return Path(subprocess.check_output([ROOT / ".ci" / "debian13"], text=True).strip())
 
 
 @pytest.fixture(scope="module", params=["debian12", "debian13"])

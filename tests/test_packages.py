@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import packages
 import pytest
-from machine import HERE, PYTHON, Machine, booted, constraints
+from machine import HERE, PYTHON, Machine, booted, constraints, debian13
 from packages import Packages
 from source import ROOT
 
@@ -180,13 +180,6 @@ def test_lintian_finds_nothing(made: Packages, require_program: Callable[[str], 
     command = (lintian, "--allow-root", "--fail-on=error,warning", made.file("*.deb"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
-
-
-def debian13() -> Path:
-    """Return the file system of a Debian 13. CI makes it; elsewhere it may be missing."""
-    if not REQUIRED and not [*Path("/var/cache/minismtp-tests").glob("debian13-*[0-9a-f]")]:
-        pytest.skip("no Debian 13 here: .ci/debian13 makes it")
-    return Path(subprocess.check_output([ROOT / ".ci" / "debian13"], text=True).strip())
 
 
 @pytest.fixture(scope="module", params=["debian12", "debian13"])

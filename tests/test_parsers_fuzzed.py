@@ -39,6 +39,7 @@ _OTHERS: Final = {
     "cli.new_plugin.__init__": "an argument of the operator's",
     "cli.setup.amend": "the operator's configuration",
     "cli.setup.answers": "what the operator answers",
+    "cli.setup.dovecot": "the configuration that Dovecot's package brings",
     "cli.setup.placement": "a journal of our own",
 }
 

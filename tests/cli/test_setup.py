@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import io
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -22,8 +21,10 @@ import tomli
 import trustme
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from terminal import Terminal
 
 import minismtp.cli.check
+import minismtp.cli.setup
 from minismtp.cli.main import main
 from minismtp.cli.setup import host, material
 from minismtp.values.passwords import hash_password, verify_password
@@ -369,6 +370,91 @@ def test_certificate_of_an_authority_needs_no_file(setup: Setup) -> None:
     assert "Add mta-sts.example.com, autoconfig.example.com, autodiscover.example.com to" in said
 
 
+def test_another_authority_gets_into_the_configuration(
+    issue: Callable[[str], tuple[Path, Path]], setup: Setup
+) -> None:
+    pytest.importorskip("acme")
+    ca, _ = issue("ca.example.org")
+    directory = ("--acme-directory", "https://ca.example.org/dir")
+    setup("--yes", *NAMES, *directory, "--acme-ca", str(ca))
+    table = tomli.loads(setup.config.read_text())["tls"]["acme"]
+    assert (table["directory"], table["directory_ca"]) == (directory[1], str(ca))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--acme-directory http://ca.example.org", "--acme-directory: expected"),
+        ("--acme-ca ca.pem", "--acme-ca is for the host of an --acme-directory"),
+        (
+            "--acme-directory https://ca.example.org --certificate self-signed",
+            "--acme-directory is for --certificate acme",
+        ),
+    ],
+)
+def test_authority_that_cannot_be_is_refused(words: str, expected: str, setup: Setup) -> None:
+    assert expected in setup.refused("--yes", *NAMES, *words.split(), status=2)
+
+
+@pytest.fixture
+def dovecot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the file of a Dovecot as its package left it, in a place that all users can read."""
+    if os.geteuid() != 0:
+        pytest.skip("only root configures Dovecot")
+    # The account may not be able to read this Python.
+    monkeypatch.setattr(host, "passed", lambda *_: True)
+    monkeypatch.setattr(material, "_signing_key", one_key)
+    monkeypatch.setattr(host, "ACCOUNT", "nobody")
+    with tempfile.TemporaryDirectory() as directory:
+        base = Path(directory)
+        base.chmod(0o755)
+        monkeypatch.setattr(minismtp.cli.setup, "DEFAULT_FILE", base / "etc" / "minismtp.toml")
+        for name, place in (("CONFIGURATION", "dovecot"), ("COPY", "share")):
+            path = base / place / "dovecot.conf"
+            path.parent.mkdir()
+            path.write_text("# of the package\n")
+            monkeypatch.setattr(minismtp.cli.setup.dovecot, name, path)
+        yield base / "dovecot" / "dovecot.conf"
+
+
+def test_dovecot_that_nobody_configured_offers_the_mail(
+    dovecot: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = dovecot.parents[1]
+    said = Setup(base, capsys, monkeypatch)("--yes", *NAMES)
+    assert f"{dovecot} (replaces the one that is there, which is kept as {base}/share" in said
+    assert "Dovecot offers the mail over IMAP, as alice@example.org at mx.example.org" in said
+    text = dovecot.read_text()
+    assert f"ssl_cert = <{base}/etc/tls/fullchain.pem\n" in text
+    assert f"mail_location = maildir:{base}/var/mail/%d/%n\n" in text
+    assert dovecot.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("reason", ["option", "changed", "elsewhere", "missing"])
+def test_other_dovecot_is_left_alone(
+    reason: str, dovecot: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason == "changed":
+        dovecot.write_text("# mine\n")
+    elif reason == "elsewhere":
+        monkeypatch.setattr(minismtp.cli.setup, "DEFAULT_FILE", Path("/etc/minismtp/minismtp.toml"))
+    elif reason == "missing":
+        dovecot.unlink()
+    before = dovecot.read_text() if dovecot.exists() else ""
+    words = ["--no-dovecot"] if reason == "option" else []
+    said = Setup(dovecot.parents[1], capsys, monkeypatch)("--yes", *NAMES, *words)
+    assert "To read mail over IMAP: docs/administrator.md, chapter Reading mail." in said
+    assert (dovecot.read_text() if dovecot.exists() else "") == before
+
+
+def test_dovecot_is_left_alone_if_nothing_is_written(
+    dovecot: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "passed", lambda *_: False)
+    Setup(dovecot.parents[1], capsys, monkeypatch)("--yes", *NAMES, status=78)
+    assert dovecot.read_text() == "# of the package\n"
+
+
 def test_half_a_certificate_is_refused(setup: Setup) -> None:
     (setup.etc / "tls").mkdir(parents=True)
     (setup.etc / "tls" / "key.pem").touch()
@@ -457,41 +543,14 @@ def test_setup_that_was_killed_is_cleaned_up(setup: Setup) -> None:
     assert not (setup.etc / ".setup").exists()
 
 
-class Terminal:
-    """The command in a terminal of its own."""
-
-    def __init__(self, base: Path, *words: str) -> None:
-        place = [f"--config={base}/etc/minismtp.toml", f"--state-directory={base}/var"]
-        self.pid, self._keyboard = pty.fork()
-        if not self.pid:
-            command = [sys.executable, "-m", "minismtp", "setup", *place, *words]
-            os.execv(sys.executable, command)  # noqa: S606 - in the child of pty.fork
-        self.screen = ""
-        self._answered = 0
-
-    def type(self, prompt: str, keys: str) -> None:
-        """Wait for a prompt, and answer it."""
-        while (place := self.screen.find(prompt, self._answered)) < 0:
-            self.screen += os.read(self._keyboard, 1024).decode(errors="replace")
-        self._answered = place + len(prompt)
-        os.write(self._keyboard, keys.encode("utf-8", "surrogateescape"))
-
-    def end(self) -> int:
-        """Return the exit status."""
-        with contextlib.suppress(OSError):  # the other end of the terminal is gone
-            while data := os.read(self._keyboard, 1024):
-                self.screen += data.decode(errors="replace")
-        os.close(self._keyboard)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
     """Return a function that starts the command in a terminal."""
     started: list[Terminal] = []
 
     def start(*words: str) -> Terminal:
-        started.append(Terminal(tmp_path, *words))
+        place = [f"--config={tmp_path}/etc/minismtp.toml", f"--state-directory={tmp_path}/var"]
+        started.append(Terminal(sys.executable, "-m", "minismtp", "setup", *place, *words))
         return started[-1]
 
     yield start

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import pages
 import pytest
 import tomli
 from hypothesis import Phase, given, settings
@@ -23,6 +25,7 @@ from minismtp.cli.setup.answers import (
     mail_domain,
     user_name,
 )
+from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.plan import Made, Plan, first_plan
 from minismtp.config import Config
 
@@ -111,6 +114,37 @@ def test_every_answer_gives_a_configuration_without_findings(
         plan = amend.added_plan(amend.Present.of(path, text), second, user, existing)
         carried_out(plan, hostname, f"{user}@{second}")
         assert [str(each) for each in check(Config.load(path))] == []
+
+
+DEBIAN_13: Final = "dovecot_config_version = 2.4.0\ndovecot_storage_version = 2.4.0\n"
+
+
+@pytest.mark.parametrize(("number", "packaged"), [(0, DEBIAN_13), (1, "# Debian 12\n")])
+def test_configuration_of_dovecot_is_that_of_the_guide(number: int, packaged: str) -> None:
+    dovecot = Dovecot(Path("/etc/dovecot/dovecot.conf"), packaged, Path("/copy"))
+    answers = Answers(
+        domain="example.org",
+        hostname="mx.example.org",
+        user="alice",
+        certificate="self-signed",
+        state_directory=Path("/var/lib/minismtp"),
+        server_user="minismtp",
+    )
+    plan = first_plan(answers, Path("/etc/minismtp/minismtp.toml"), {}, dovecot)
+    [file] = [file for file in plan.files if file.path == dovecot.path]
+    assert (file.before, file.original) == (packaged, dovecot.copy)
+    assert file.content == pages.block("administrator", "Reading mail", number, "dovecot")
+    by_authority = replace(answers, certificate="acme")
+    plan = first_plan(by_authority, Path("/etc/minismtp/minismtp.toml"), {}, dovecot)
+    [file] = [file for file in plan.files if file.path == dovecot.path]
+    assert str(file.content).count("/var/lib/minismtp/acme/certificate.pem\n") == 2
+
+
+def test_dovecot_is_left_alone_if_it_would_misread_a_path() -> None:
+    dovecot = Dovecot(Path("/etc/dovecot/dovecot.conf"), "# Debian 12\n", Path("/copy"))
+    answers = Answers("example.org", "mx.example.org", "alice", "acme", Path("/var/100%"), "nobody")
+    plan = first_plan(answers, Path("/etc/minismtp/minismtp.toml"), {}, dovecot)
+    assert not [file for file in plan.files if file.path == dovecot.path]
 
 
 def added(text: str, domain: str = "second.example") -> str:

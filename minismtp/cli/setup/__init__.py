@@ -25,8 +25,12 @@ from minismtp.cli.common import (
 from minismtp.cli.passwd import first_line
 from minismtp.cli.setup import amend, host, material, report
 from minismtp.cli.setup.answers import (
+    LETSENCRYPT,
     Answers,
+    Authority,
+    CertificateChoice,
     CertificateFiles,
+    authority,
     certificate_choice,
     host_name,
     mail_domain,
@@ -63,6 +67,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help='"acme" gets one from Let\'s Encrypt, to whose terms of service you agree by this;'
         ' "self-signed" makes one to begin with; "CERT,KEY" are the paths of one that you have.'
         " Default: self-signed",
+    )
+    parser.add_argument(
+        "--acme-directory",
+        metavar="URL",
+        help="with acme: the directory of another authority than Let's Encrypt",
+    )
+    parser.add_argument(
+        "--acme-ca",
+        type=_path,
+        metavar="FILE",
+        help="who signs for the host of that directory; default: whom the system trusts",
+    )
+    parser.add_argument(
+        "--no-dovecot",
+        dest="dovecot",
+        action="store_false",
+        help="leave the configuration of Dovecot as its package brought it",
     )
     parser.add_argument(
         "--password-file",
@@ -142,22 +163,20 @@ def _first(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> 
         likely_hostname(domain),
     )
     user = _user(arguments, asker, domain)
+    certificate, of_authority = _certificate(arguments, asker)
     answers = Answers(
         domain=domain,
         hostname=hostname,
         user=user,
-        certificate=asker.answer(
-            "--certificate",
-            arguments.certificate,
-            "the certificate: acme (from Let's Encrypt, if you agree to its terms of service),"
-            " self-signed, or the paths CERT,KEY",
-            certificate_choice,
-            "acme" if asker.may_ask and material.has_acme() else "self-signed",
-        ),
+        certificate=certificate,
         state_directory=arguments.state_directory.absolute(),
         server_user=host.account(),
+        authority=of_authority,
     )
-    plan = first_plan(answers, configuration, present)
+    # Another place is a try, or a second server.
+    whole = arguments.dovecot and answers.server_user and configuration == DEFAULT_FILE
+    dovecot = host.untouched_dovecot(configuration.parent) if whole else None
+    plan = first_plan(answers, configuration, present, dovecot)
     if isinstance(answers.certificate, CertificateFiles):
         host.check_certificate(*answers.certificate, hostname, answers.server_user)
     elif kept := [path for path in plan.kept if path.parent.name == "tls"]:
@@ -165,8 +184,30 @@ def _first(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> 
     return _write(arguments, asker, plan, answers)
 
 
+def _certificate(
+    arguments: argparse.Namespace, asker: Asker
+) -> tuple[CertificateChoice, Authority]:
+    try:
+        of_authority = authority(arguments.acme_directory, arguments.acme_ca)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    other = of_authority != LETSENCRYPT
+    choice = asker.answer(
+        "--certificate",
+        "acme" if other and arguments.certificate is None else arguments.certificate,
+        "the certificate: acme (from Let's Encrypt, if you agree to its terms of service),"
+        " self-signed, or the paths CERT,KEY",
+        certificate_choice,
+        "acme" if asker.may_ask and material.has_acme() else "self-signed",
+    )
+    if other and choice != "acme":
+        raise UsageError("--acme-directory is for --certificate acme")
+    return choice, of_authority
+
+
 def _add_domain(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> int:
-    if arguments.domain or arguments.hostname or arguments.certificate:
+    first = (arguments.domain, arguments.hostname, arguments.certificate, arguments.acme_directory)
+    if any(first):
         raise UsageError("--add-domain takes --user and --password-file beside it")
     domain = asker.answer("--add-domain", arguments.add_domain, "a domain", mail_domain, "")
     try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from minismtp.config.acme_table import AcmeConfig
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import parse_domain
 from minismtp.values.user_names import folded_local
 
@@ -22,6 +24,17 @@ class CertificateFiles(NamedTuple):
     key: Path
 
 
+class Authority(NamedTuple):
+    """The authority of `acme`, by the URL of its directory; "" is Let's Encrypt.
+
+    `ca` is the file of those who sign for its host, None for those whom the system trusts.
+    """
+
+    directory: str = ""
+    ca: Path | None = None
+
+
+LETSENCRYPT: Final = Authority()
 CertificateChoice: TypeAlias = Literal["acme", "self-signed"] | CertificateFiles
 
 
@@ -35,6 +48,7 @@ class Answers:
     certificate: CertificateChoice
     state_directory: Path
     server_user: str = ""  # the account that the server runs as; "" if this machine has none
+    authority: Authority = LETSENCRYPT
 
     @property
     def address(self) -> str:
@@ -76,6 +90,19 @@ def user_name(text: str, domain: str) -> str:
             f" . _ - ' & =, with {_LONGEST_USER} octets at most"
         )
     return local
+
+
+def authority(directory: str | None, ca: Path | None) -> Authority:
+    """Return the authority that options name. The path is made absolute."""
+    if directory is None:
+        if ca is not None:
+            raise ValueError("--acme-ca is for the host of an --acme-directory")
+        return LETSENCRYPT
+    try:
+        AcmeConfig(agree_terms=True, directory=directory)
+    except ConfigError as error:
+        raise ValueError(f"--acme-directory: {error.message}") from None
+    return Authority(directory, ca and ca.absolute())
 
 
 def certificate_choice(text: str) -> CertificateChoice:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.cli.common import EXIT_CONFIG, CommandError
+from minismtp.cli.setup import dovecot
+from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.placement import Owner
 from minismtp.config import Config, TlsConfig
 from minismtp.config.mistakes import ConfigError
@@ -65,6 +67,22 @@ def found(configuration: Path, others: Iterable[Path]) -> dict[Path, str]:
 def _below(base: Path) -> list[Path]:
     """Return the files in the directory of the configuration, and those one level lower."""
     return [*base.glob("*"), *base.glob("*/*")]
+
+
+def untouched_dovecot(base: Path) -> Dovecot | None:
+    """Return the Dovecot of this machine, if its configuration is still that of the package.
+
+    It has to be on the file system of the directory `base`, because the files appear together.
+    """
+    try:
+        text, copy = (read_file(path) for path in (dovecot.CONFIGURATION, dovecot.COPY))
+        place = next(path for path in (base, *base.parents) if path.is_dir())
+        together = place.stat().st_dev == dovecot.CONFIGURATION.parent.stat().st_dev
+    except OSError:
+        return None
+    if text != copy or not together or dovecot.CONFIGURATION.is_symlink():
+        return None
+    return Dovecot(dovecot.CONFIGURATION, text.decode(), dovecot.COPY)
 
 
 def check_certificate(certificate: Path, key: Path, hostname: str, account: str) -> None:

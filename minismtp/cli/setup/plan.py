@@ -15,6 +15,7 @@ from typing import Final
 from minismtp.cli.common import CommandError
 from minismtp.cli.setup import template
 from minismtp.cli.setup.answers import Answers, CertificateFiles
+from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.values.user_names import folded_name
 
 _EXAMPLE: Final = "# An example of /etc/minismtp/minismtp.toml"
@@ -34,11 +35,15 @@ class Made(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file to be written. `before` is the text that it has already, which stays in it."""
+    """A file to be written. `before` is the text that it has already.
+
+    That stays in the file, or can be found in `original`.
+    """
 
     path: Path
     content: str | Made
     before: str | None = None
+    original: Path | None = None
 
     @property
     def replaces(self) -> bool:
@@ -80,10 +85,12 @@ class Plan:
 Existing = Mapping[Path, str]
 
 
-def first_plan(answers: Answers, configuration: Path, existing: Existing) -> Plan:
+def first_plan(
+    answers: Answers, configuration: Path, existing: Existing, dovecot: Dovecot | None = None
+) -> Plan:
     """Return the plan of a new host. Raise CommandError for files that are in the way."""
     base = configuration.parent
-    aside = _example(configuration, existing)
+    aside = _aside(configuration, existing)
     certificate, secrets = _certificate(answers, base, existing)
     wanted = [
         PlannedFile(base / "users", template.users(answers.domain, answers.user)),
@@ -94,28 +101,38 @@ def first_plan(answers: Answers, configuration: Path, existing: Existing) -> Pla
     secrets += [PlannedFile(base / "srs-secret", Made.RANDOM)]
     secrets += keys(base, template.DKIM_KEYS, answers.domain)
     kept = tuple(file.path for file in secrets if file.path in existing)
-    text = template.whole(answers, certificate, base / "passwords")
+    passwords = base / "passwords"
+    text = template.whole(answers, certificate, passwords)
     files = (
         *(file for file in secrets if file.path not in kept),
         *wanted,
-        *password(base / "passwords", answers.address, existing),
-        *aside,
-        PlannedFile(configuration, text, before=existing[configuration] if aside else None),
+        *password(passwords, answers.address, existing),
+        *_dovecot(dovecot, answers, certificate, passwords),
+        *([PlannedFile(aside, existing[configuration])] if aside and aside not in existing else []),
+        PlannedFile(configuration, text, existing.get(configuration), aside),
     )
     return Plan(files, kept)
 
 
-def _example(configuration: Path, existing: Existing) -> list[PlannedFile]:
+def _aside(configuration: Path, existing: Existing) -> Path | None:
     """Return where the example configuration goes, if it is the present one."""
     if configuration not in existing:
-        return []
-    text, copy = existing[configuration], configuration.with_name("minismtp.toml.example")
+        return None
+    text = existing[configuration]
     if not (text.startswith(_EXAMPLE) and _UNCHANGED in text):
         raise CommandError(
             f"{configuration} exists, and is kept. `minismtp setup --add-domain DOMAIN` adds a"
             " domain to it; to begin again, move it away"
         )
-    return [] if copy in existing else [PlannedFile(copy, text)]
+    return configuration.with_name("minismtp.toml.example")
+
+
+def _dovecot(
+    dovecot: Dovecot | None, answers: Answers, files: CertificateFiles | None, passwords: Path
+) -> list[PlannedFile]:
+    """Return the file of a Dovecot that is as its package left it."""
+    text = dovecot.configured(answers, files, passwords) if dovecot else ""
+    return [PlannedFile(dovecot.path, text, dovecot.text, dovecot.copy)] if dovecot and text else []
 
 
 def _certificate(

@@ -6,7 +6,7 @@ import grp
 import os
 from pathlib import Path
 
-from minismtp.cli.setup import template
+from minismtp.cli.setup import dovecot, template
 from minismtp.cli.setup.answers import Answers
 from minismtp.cli.setup.placement import Owner
 from minismtp.cli.setup.plan import Made, Plan, PlannedFile
@@ -51,12 +51,12 @@ def as_json(plan: Plan, owner: Owner) -> list[str]:
 
 
 def _described(file: PlannedFile, owner: Owner) -> str:
-    change = "replaces the one that is there, which is kept in minismtp.toml.example"
-    if isinstance(file.content, Made):
-        change = "one line is added"
-    elif file.before and file.before.splitlines()[0] in file.content:
-        change = "tables are added"
-    return f"{file.path} ({change if file.replaces else 'new'}, {_access(owner)})"
+    if not file.replaces:
+        return f"{file.path} (new, {_access(owner)})"
+    change = "one line is added" if isinstance(file.content, Made) else "tables are added"
+    if file.original:
+        change = f"replaces the one that is there, which is kept as {file.original}"
+    return f"{file.path} ({change})"
 
 
 def _access(owner: Owner) -> str:
@@ -89,6 +89,7 @@ def finished(plan: Plan, answers: Answers, password: str, *, added: bool) -> lis
         )
     if config.tls.acme is not None:
         lines += _about_acme(config.tls.acme.names, answers.domain)
+    lines += _about_imap(plan, config, answers)
     if password:
         lines.append(f"The password of {answers.address}, which is shown only now: {password}")
     elif not plan.needs_password:
@@ -115,7 +116,17 @@ def _about_acme(names: list[str], domain: str) -> list[str]:
         "The server gets its certificate when the names above are in the DNS and port 80 or 443 is"
         " open."
     )
-    return [f"{text} Until then it has one that it signs itself: `minismtp certificate`."]
+    late = "If the DNS was late, `minismtp certificate renew` tries again at once."
+    return [f"{text} Until then it has one that it signs itself: `minismtp certificate`.", late]
+
+
+def _about_imap(plan: Plan, config: Config, answers: Answers) -> list[str]:
+    if not answers.hostname:  # of a further domain
+        return []
+    if any(file.path == dovecot.CONFIGURATION for file in plan.files):
+        text = f"Dovecot offers the mail over IMAP, as {answers.address} at {config.hostname}, port"
+        return [f"{text} 993, from the start of minismtp on."]
+    return ["To read mail over IMAP: docs/administrator.md, chapter Reading mail."]
 
 
 def _next(config: Config, path: Path, *, added: bool) -> str:

@@ -79,11 +79,11 @@ name = "https"
 address = "*:443"
 kind = "web"
 
-# The certificate is from Let's Encrypt, to whose terms of service you agree. The server renews it.
+# The certificate is from {whose}, to whose terms of service you agree. The server renews it.
 # Each of these names needs its record in the DNS, or there is no certificate.
 [tls.acme]
 agree_terms = true
-contact = {contact}
+{authority}contact = {contact}
 names = [
     {names},
 ]
@@ -169,7 +169,15 @@ def _tls(answers: Answers, files: CertificateFiles | None) -> str:
         return _TLS.format(certificate=quoted(files.certificate), key=quoted(files.key))
     names = dict.fromkeys((answers.hostname, *web_names(answers.domain)))
     contact = quoted(f"postmaster@{answers.domain}")
-    return _ACME.format(contact=contact, names=",\n    ".join(map(quoted, names)))
+    directory, ca = answers.authority
+    lines = [f"directory = {quoted(directory)}\n"] if directory else []
+    lines += [f"directory_ca = {quoted(ca)}\n"] if ca else []
+    return _ACME.format(
+        whose="the authority" if directory else "Let's Encrypt",
+        authority="".join(lines),
+        contact=contact,
+        names=",\n    ".join(map(quoted, names)),
+    )
 
 
 def web_names(domain: str) -> list[str]:
