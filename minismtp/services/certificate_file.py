@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import calendar
 import contextlib
+import datetime as dt
 import re
 import ssl
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +15,9 @@ from typing import Final
 from minismtp.values.address import to_ascii
 from minismtp.values.der import certificate_fields, elements
 
+# Not by time.strptime, which imports a module when it is first called: a command that acts as the
+# server's user may not be able to read it by then.
+_TIME: Final = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z", re.ASCII)
 _PEM: Final = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]++-----END CERTIFICATE-----")
 _MOST: Final = 20  # certificates of a file
 _LONGEST: Final = 1 << 20  # octets of a file that are read
@@ -99,7 +101,11 @@ def _seconds(tag: int, value: bytes) -> float:
     if tag == _UTC_TIME:
         # RFC 5280 section 4.1.2.5.1: two digits from 50 on are 19yy.
         text = ("19" if text[:2] >= "50" else "20") + text
-    return float(calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ")))
+    found = _TIME.fullmatch(text)
+    if not found:
+        raise ValueError(f"{text!r} is not a time")
+    year, month, day, hour, minute, second = map(int, found.groups())
+    return dt.datetime(year, month, day, hour, minute, second, tzinfo=dt.UTC).timestamp()
 
 
 def _extensions(der: bytes) -> Iterator[tuple[bytes, bytes]]:
