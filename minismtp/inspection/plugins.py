@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError
@@ -17,6 +18,10 @@ from minismtp.hooks.plugin_check import check_plugins as reports
 from minismtp.hooks.specs import ServerInfo
 from minismtp.inspection.problem import Problem, warning
 from minismtp.runtime.thread_activity import here
+
+_QUARANTINE: Final = "quarantine"
+#: Plugins that keep quarantined mail out of the inbox.
+_KEEPS_APART: Final = frozenset({_QUARANTINE, "maildir"})
 
 
 def start_plugins(config: Config, plugins: PluginSet, server: ServerInfo) -> Iterator[Problem]:
@@ -36,6 +41,7 @@ def start_plugins(config: Config, plugins: PluginSet, server: ServerInfo) -> Ite
 def check_plugins(config: Config, role: str, plugins: PluginSet, facts: Facts) -> Iterator[Problem]:
     """Yield what is wrong with the plugins together, and what each reports about itself."""
     yield from _roles(config, plugins)
+    yield from _quarantine(config, plugins)
     for table, doubt in plugins.doubts():
         yield warning(config, table.key, doubt)
     for report in reports(config, role, plugins.instances, facts):
@@ -84,6 +90,31 @@ def _roles(config: Config, plugins: PluginSet) -> Iterator[Problem]:
                 " expected such as password_file"
             )
             yield warning(config, listener.key, message)
+
+
+def _quarantine(config: Config, plugins: PluginSet) -> Iterator[Problem]:
+    """Warn of filters whose options quarantine mail that is then stored like any other."""
+    enforced = [each for each in plugins.instances if each[0].mode == "enforce"]
+    stores = {table.use: table.name for table, plugin in enforced if hasattr(plugin, "deliver")}
+    if not stores or not _KEEPS_APART.isdisjoint(stores):
+        return
+    names = ", ".join(stores.values())
+    text = (
+        f"it quarantines mail, but {names} stores such mail like any other; expected a table with"
+        f' use = "quarantine" above {next(iter(stores.values()))}'
+    )
+    for table, _ in enforced:
+        if _says_quarantine(table.options):
+            yield warning(config, table.key, text)
+
+
+def _says_quarantine(value: object) -> bool:
+    """Return whether options, or tables in them, name the quarantine."""
+    if isinstance(value, Mapping):
+        return bool(value.get(_QUARANTINE)) or any(map(_says_quarantine, value.values()))
+    if isinstance(value, list):
+        return any(map(_says_quarantine, value))
+    return value == _QUARANTINE
 
 
 @contextmanager

@@ -190,6 +190,46 @@ def test_server_that_stores_nothing_is_warned_about(findings: Findings) -> None:
     ]
 
 
+LMTP = '[[plugins]]\nuse = "lmtp"\naddress = "127.0.0.1:1"\n'
+FILTER = '[[plugins]]\nuse = "attachments"\naction = "quarantine"\n'
+RULES = """
+[[plugins]]
+use = "rules"
+rules = [{ name = "x", action = "quarantine", all = [{ login = false }] }]
+"""
+SCORE = '[[plugins]]\nuse = "score"\nquarantine = 5.0\n'
+QUARANTINE = '[[plugins]]\nuse = "quarantine"\n'
+
+
+@pytest.mark.parametrize("table", [FILTER, RULES, SCORE], ids=["action", "rule", "points"])
+def test_quarantine_that_nothing_keeps_apart_is_warned_about(
+    table: str, findings: Findings
+) -> None:
+    [found] = [each for each in findings(LISTENER, MAILBOXES, table, LMTP) if "quarantines" in each]
+    assert found == (
+        "warning: plugins[1]: it quarantines mail, but lmtp stores such mail like any other;"
+        ' expected a table with use = "quarantine" above lmtp'
+    )
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        (FILTER, QUARANTINE, LMTP),
+        (FILTER, MAILDIR),
+        (FILTER.replace("quarantine", "reject"), LMTP),
+        (SCORE.replace("quarantine", "reject"), LMTP),
+        (f'{FILTER}mode = "shadow"\n', LMTP),
+    ],
+    ids=["quarantine", "maildir", "refused", "no quarantine", "shadow"],
+)
+def test_quarantine_that_is_kept_apart_or_not_used_is_sound(
+    tables: tuple[str, ...], findings: Findings
+) -> None:
+    found = findings(LISTENER, MAILBOXES, *tables)
+    assert not any("quarantines mail" in each for each in found)
+
+
 def test_listener_without_routes_is_warned_about(findings: Findings) -> None:
     elsewhere = LISTENER.replace('"smtp"', '"other"')
     found = findings(LISTENER, elsewhere, MAILBOXES, 'listeners = ["smtp"]\n', MAILDIR)
