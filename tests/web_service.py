@@ -14,7 +14,8 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.web_listener import Pulse
 from minismtp.server.web_pages import Site
-from minismtp.server.web_server import Places, Record, WebServer
+from minismtp.server.web_places import Places
+from minismtp.server.web_server import Record, WebServer
 from minismtp.server.web_tls import WebTls
 from minismtp.session.listener_context import RefusalLog
 
@@ -55,8 +56,12 @@ def serving(
     seconds: float = 60.0,
     tls: WebTls | None = None,
     port: int = 0,
+    behind: str = "",
 ) -> Iterator[tuple[int, Path, Metrics]]:
-    """Serve a site in this process; yield the port, the file of the log, and the metrics."""
+    """Serve a site in this process; yield the port, the file of the log, and the metrics.
+
+    `behind` is the address of a load balancer.
+    """
     metrics, file = Metrics(), tmp_path / "log"
     with file.open("ab") as log_file:
         log = Log(descriptor=log_file.fileno())
@@ -64,7 +69,15 @@ def serving(
         record = Record("web", counter, metrics, log, RefusalLog(100))
         sock = socket.create_server(("127.0.0.1", port))
         places, pulse = Places(most, most_of_one), Pulse(lambda: None, 1)
-        server = WebServer(sock, site, tls, places, record=record, turn=lambda: pulse.turn(0))
+        server = WebServer(
+            sock,
+            site,
+            tls,
+            places,
+            record=record,
+            turn=lambda: pulse.turn(0),
+            is_behind=lambda peer: peer == behind,
+        )
         server.seconds = seconds
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()

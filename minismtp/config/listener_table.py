@@ -10,13 +10,14 @@ from minismtp.config.checks import check_ciphers, check_name
 from minismtp.config.toml_values import OWN_KEY, ConfigError
 from minismtp.config.types import Network, SocketAddress
 from minismtp.values.ciphers import GENEROUS
+from minismtp.values.peer import in_networks
 
 #: The fields that messages of local users lose by default, as in Postfix (message_drop_headers).
 DROP_HEADERS: Final = ("Bcc", "Resent-Bcc", "Content-Length")
 _FIELD_NAME: Final = re.compile(r"[!-9;-~]{1,100}")  # RFC 5322 section 2.2
 
 _HTTPS: Final = 443
-_WEB_KEYS: Final = ("name", "address", "kind", "tls", "ciphers")
+_WEB_KEYS: Final = ("name", "address", "kind", "tls", "ciphers", "proxy_protocol")
 
 Networks: TypeAlias = list[Network]
 
@@ -39,8 +40,8 @@ class Listener:
         Literal["mx", "submission", "lmtp", "web"],
         "mx: mail from other servers. submission: mail from users, who must log in first (530)."
         " Their messages get a Date, Message-ID and From if these are missing. lmtp: RFC 2033."
-        " web: HTTP for what programs look up about our domains (docs/web.md); it"
-        " has no other keys than `name`, `address`, `tls` and `ciphers`",
+        " web: HTTP for what programs look up about our domains (docs/web.md); it has"
+        " no other keys than `name`, `address`, `tls`, `ciphers` and `proxy_protocol`",
     ] = "mx"
     tls: Annotated[
         Literal["", "none", "starttls", "implicit"],
@@ -163,6 +164,11 @@ class Listener:
     def is_public(self) -> bool:
         """Whether others can reach the listener, maybe through a load balancer."""
         return not self.address.is_local or bool(self.proxy_protocol)
+
+    def is_behind(self, peer: str) -> bool:
+        """Return whether a peer is a load balancer, which must send a PROXY header."""
+        known = self.proxy_protocol
+        return bool(known) and (peer == "unix" or in_networks(peer, known))
 
     @property
     def suites(self) -> str:

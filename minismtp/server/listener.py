@@ -25,7 +25,6 @@ from minismtp.runtime.session_limits import Admission
 from minismtp.services.tls import Certificates
 from minismtp.session.connection import Connection
 from minismtp.session.listener_context import ListenerContext, new_id
-from minismtp.values.peer import in_networks
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report, start_thread, surviving
 
@@ -195,7 +194,7 @@ class Server(socketserver.ThreadingTCPServer):
 
         If this raises, the connection no longer counts for the limits.
         """
-        proxied = bool(self.listener.proxy_protocol) and self._trusts(peer)
+        proxied = bool(self.listener.proxy_protocol) and self.listener.is_behind(peer)
         admitted = self._admission.enter(
             self._slot, "" if proxied else peer, reserved=self._reserved
         )
@@ -274,10 +273,6 @@ class Server(socketserver.ThreadingTCPServer):
         except BaseException:
             request.close()
             raise
-
-    def _trusts(self, peer: str) -> bool:
-        """Return whether the peer is a load balancer trusted to send a PROXY header."""
-        return peer == "unix" or in_networks(peer, self.listener.proxy_protocol)
 
     def _refuse(self, request: socket.socket, peer: str, limit: str) -> None:
         metrics = self._context.metrics

@@ -33,7 +33,8 @@ from minismtp.runtime.process import end_with_supervisor, open_log_and_metrics, 
 from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
 from minismtp.server.http_server import BoundedServer
-from minismtp.server.web_server import Places, Record, WebServer
+from minismtp.server.web_places import Places
+from minismtp.server.web_server import Record, WebServer
 from minismtp.server.web_site import site_of
 from minismtp.server.web_tls import WebTls
 from minismtp.services.acme_challenges import Challenges
@@ -107,6 +108,7 @@ def _servers(
             places,
             record=Record(listener.name, counter, metrics, log, refusals),
             turn=partial(pulse.turn, number),
+            is_behind=listener.is_behind,
         )
         for number, listener in enumerate(config.web_listeners)
     ]

@@ -7,11 +7,10 @@ that of the target if it has one, otherwise that of the field Host (RFC 9112 sec
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -22,9 +21,11 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.http_server import BoundedHandler, BoundedServer, peer_of
 from minismtp.server.web_pages import Page, Request, Site
+from minismtp.server.web_places import Places
+from minismtp.server.web_proxy import introduction
 from minismtp.server.web_tls import WebTls, is_checked
 from minismtp.session.listener_context import RefusalLog
-from minismtp.values.peer import is_loopback, peer_key
+from minismtp.smtp.preamble import ProxyProblem
 
 RESULTS: Final = ("served", "not_found", "refused", "slow", "limited", "failed")
 _PAUSE: Final = 0.05  # seconds, if no connection can be accepted
@@ -33,45 +34,6 @@ _MOST_BODY: Final = 8192  # octets of a POST
 _SHOWN: Final = 200  # characters of a host name or a path in the log
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{0,5})?")
 _TARGET: Final = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
-
-
-class Places:
-    """How many requests are under way, in all and for each client. Threads share it."""
-
-    def __init__(self, most: int, most_of_one: int) -> None:
-        self._most = most
-        self._most_of_one = most_of_one
-        self._taken: Counter[bytes] = Counter()  # by `peer_key`, b"" for this machine
-        self._changed = threading.Condition()
-
-    def enter(self, peer: str) -> bool:
-        """Take a place, and return whether there was one."""
-        key = _key(peer)
-        with self._changed:
-            if self._taken.total() >= self._most:
-                return False
-            if key and self._taken[key] >= self._most_of_one:
-                return False
-            self._taken[key] += 1
-            return True
-
-    def leave(self, peer: str) -> None:
-        """Free the place of a request."""
-        key = _key(peer)
-        with self._changed:
-            self._taken[key] -= 1
-            if not self._taken[key]:
-                del self._taken[key]
-            self._changed.notify_all()
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until no place is taken, and return whether that is so."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._taken, seconds)
-
-
-def _key(peer: str) -> bytes:
-    return b"" if is_loopback(peer) else peer_key(peer)
 
 
 class Record:
@@ -83,21 +45,29 @@ class Record:
         self._listener = listener
         self._log = log
         self._refusals = refusals
+        self._silent = False
         self._adders: Mapping[str, Callable[[float], None]] = {
             result: metrics.buffer.adder(counter.labels(listener, result)) for result in RESULTS
         }
 
     def count(self, result: str) -> None:
         """Count a request."""
-        self._adders[result](1.0)
+        if not self._silent:
+            self._adders[result](1.0)
 
     def refuse(self, result: str, peer: str, **fields: object) -> None:
         """Count a request that gets no page, and log it unless the client had enough lines."""
         self.count(result)
-        if self._refusals.admits(self._log, peer, time.monotonic()):
+        if not self._silent and self._refusals.admits(self._log, peer, time.monotonic()):
             self._log.info(
                 "web request refused", listener=self._listener, peer=peer, reason=result, **fields
             )
+
+    def silent(self) -> Record:
+        """Return a record that counts and logs nothing, for health checks of load balancers."""
+        other = copy.copy(self)
+        other._silent = True  # noqa: SLF001 - of the same class
+        return other
 
     def settle(self) -> None:
         """Log how many refusals of past minutes had no line."""
@@ -116,12 +86,14 @@ class WebServer(BoundedServer):
         *,
         record: Record,
         turn: Callable[[], None],
+        is_behind: Callable[[str], bool] = lambda _: False,
     ) -> None:
         super().__init__(sock, WebHandler)
         self.site = site
         self.tls = tls
         self.record = record
-        self._places = places
+        self.is_behind = is_behind  # whether a peer is a load balancer
+        self.places = places
         self._turn = turn
 
     def service_actions(self) -> None:
@@ -140,19 +112,26 @@ class WebServer(BoundedServer):
             raise
 
     def admits(self, peer: str) -> bool:
-        """Return whether there is a place for this client."""
-        if self._places.enter(peer):
+        """Return whether there is a place for this client, or for one behind a load balancer."""
+        if self.places.enter(self._counted(peer)):
             return True
         self.record.refuse("limited", peer)
         return False
 
     def leave(self, peer: str) -> None:
         """Free the place of a client."""
-        self._places.leave(peer)
+        self.places.leave(self._counted(peer))
+
+    def _counted(self, peer: str) -> str:
+        return "" if self.is_behind(peer) else peer
 
 
 class BadRequestError(ValueError):
     """A request that HTTP forbids, as the text says."""
+
+
+class RefusedError(Exception):
+    """A connection that is closed without an answer, as the log says."""
 
 
 class WebHandler(BoundedHandler):
@@ -163,25 +142,55 @@ class WebHandler(BoundedHandler):
     thread_name = "web"
 
     def setup(self) -> None:
-        """Make the TLS handshake, within the time for the request. Raise OSError."""
+        """Learn who the client is, and make the TLS handshake, in the time for the request.
+
+        Raise OSError and RefusedError.
+        """
         self.due = time.monotonic() + self.server.seconds
-        if self.server.tls is not None:
-            try:
+        self.record, self._client = self.server.record, ""
+        try:
+            if self.server.is_behind(peer_of(self.client_address)):
+                self._meet()
+            if self.server.tls is not None:
                 self.request = self.server.tls.secured(self.request, self.due)
-            except OSError:
-                self.server.record.count("failed")
-                raise
-        super().setup()
+            super().setup()
+        except BaseException as error:
+            self._part()
+            if isinstance(error, OSError):
+                self.record.count("failed")
+            raise
+
+    def _meet(self) -> None:
+        """Learn from the load balancer who the client is. Raise RefusedError and OSError."""
+        try:
+            header = introduction(self.request, self.due)
+        except ProxyProblem as problem:
+            self.record.refuse("refused", peer_of(self.client_address), error=str(problem))
+            raise RefusedError from problem
+        if header.local:
+            self.record = self.record.silent()
+        elif header.peer:
+            self.client_address = (header.peer, header.peer_port)
+            if not self.server.places.introduce(header.peer):
+                self.record.refuse("limited", header.peer)
+                raise RefusedError
+            self._client = header.peer
+
+    def _part(self) -> None:
+        if self._client:
+            self.server.places.depart(self._client)
+            self._client = ""
 
     def handle(self) -> None:
         """Answer a request, unless the handshake was the answer (RFC 8737 section 3)."""
         if is_checked(self.connection):
-            self.server.record.count("served")
+            self.record.count("served")
         else:
             super().handle()
 
     def finish(self) -> None:
         """Send what is left, and end TLS without waiting for the client."""
+        self._part()
         with contextlib.suppress(OSError):
             super().finish()
         if self.server.tls is not None:
@@ -247,7 +256,7 @@ class WebHandler(BoundedHandler):
         if page is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
-        self.server.record.count("served")
+        self.record.count("served")
         self._send(HTTPStatus.OK, page)
 
     def _send(self, status: HTTPStatus, page: Page) -> None:
@@ -275,7 +284,7 @@ class WebHandler(BoundedHandler):
         if headers is not None:
             fields["host"] = str(headers.get("Host", ""))[:_SHOWN]
             fields["path"] = str(getattr(self, "path", ""))[:_SHOWN]
-        self.server.record.refuse(result, peer_of(self.client_address), **fields)
+        self.record.refuse(result, peer_of(self.client_address), **fields)
 
 
 def _request(target: str, hosts: list[str], version: str) -> Request:

@@ -38,7 +38,7 @@ class WebTls:
             context = self._certificates.current(hello.name)
         secured = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         try:
-            secured.settimeout(_left(due))
+            secured.settimeout(seconds_left(due))
             secured.do_handshake()
         except OSError:
             secured.close()
@@ -54,7 +54,7 @@ def is_checked(secured: object) -> bool:
 def _peeked(sock: socket.socket, due: float) -> ClientHello:
     def peek(count: int) -> bytes:
         # A timeout of Python's makes the socket non-blocking, and then MSG_WAITALL does not wait.
-        left = _left(due)
+        left = seconds_left(due)
         seconds = int(left)
         period = _TIMEVAL.pack(seconds, int((left - seconds) * 1e6) + 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, period)
@@ -64,7 +64,7 @@ def _peeked(sock: socket.socket, due: float) -> ClientHello:
     return read_hello(peek)
 
 
-def _left(due: float) -> float:
+def seconds_left(due: float) -> float:
     """Return the seconds that are left. Raise TimeoutError if there are none."""
     left = due - time.monotonic()
     if left <= 0:

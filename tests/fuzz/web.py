@@ -43,6 +43,7 @@ def request_on_the_web(data: bytes) -> None:
         handler.connection = cast("Any", Peer(b""))
         handler.client_address = ("127.0.0.1", 1)
         handler.server = cast("Any", _Server())
+        handler.record = handler.server.record
         handler.handle()
     assert said.getvalue()[:7] in {b"", b"HTTP/1."}
 

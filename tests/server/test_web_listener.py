@@ -23,7 +23,7 @@ from minismtp.runtime.log import Log
 from minismtp.server import web_listener
 from minismtp.server.web_listener import Pulse
 from minismtp.server.web_pages import Page, Request, Site
-from minismtp.server.web_server import Places
+from minismtp.server.web_places import Places
 from minismtp.services.acme_challenges import Challenges
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def test_web_listener_speaks_tls_by_default_on_port_443_alone(
             MX + listener("web", 'kind = "web"', "match_from = true"),
             "match_from: a web listener has no such key",
         ),
+        (MX + listener("web", 'kind = "web"', 'proxy_protocol = ["x"]'), "proxy_protocol[0]"),
         (WEB, "listeners, line 2: expected at least one [[listeners]] table for mail"),
         (
             BOTH + '[[plugins]]\nuse = "mailboxes"\ndomains = ["a.example"]\nlisteners = ["web"]\n',
@@ -412,7 +413,7 @@ def test_slow_client_has_a_deadline_for_the_whole_request(site: Site, tmp_path: 
 def test_connection_beyond_a_limit_is_closed_and_counted(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, most_of_one: int
 ) -> None:
-    monkeypatch.setattr("minismtp.server.web_server.is_loopback", lambda _: False)
+    monkeypatch.setattr("minismtp.server.web_places.is_loopback", lambda _: False)
     with (
         serving(site, tmp_path, most=most, most_of_one=most_of_one) as (port, file, metrics),
         ExitStack() as stack,
