@@ -13,7 +13,8 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,16 +118,23 @@ def _answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def serving_challenges(port: int, directory: Path) -> Iterator[list[str]]:
-    """Serve the files of a directory to the authority, and yield the names it asked for."""
+def serving_challenges(
+    port: int, directory: Path, refused: Container[str] = ()
+) -> Iterator[list[str]]:
+    """Serve the files of a directory to the authority, and yield the names it asked for.
+
+    Under the names in `refused` nothing is served.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path, _, token = self.path.rpartition("/")
-            asked.append(self.headers.get("Host", "").partition(":")[0])
+            name = self.headers.get("Host", "").partition(":")[0]
+            asked.append(name)
             file = directory / token
-            found = path == "/.well-known/acme-challenge" and file.is_file()
+            known = path == "/.well-known/acme-challenge" and file.is_file()
+            found = known and name not in refused
             self.send_response(200 if found else 404)
             self.end_headers()
             if found:
@@ -141,13 +149,16 @@ def serving_challenges(port: int, directory: Path) -> Iterator[list[str]]:
 
 @dataclass
 class Stub:
-    """An authority that fails in ways that pebble does not know."""
+    """An authority that does what pebble does not."""
 
     port: int
     trusted: Path
     status: int = 429
     headers: dict[str, str] = field(default_factory=dict)
     answer: bytes = b""
+    renewal: bytes | None = None  # what it says about renewals (RFC 9773); None = it does not
+    renewal_status: int = 200
+    pause: float = 0.0  # seconds between two octets of that
     asked: list[str] = field(default_factory=list)
 
 
@@ -161,7 +172,11 @@ def stub_authority(directory: Path, **options: Any) -> Iterator[Stub]:  # noqa: 
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, json.dumps(paths).encode())
+            if stub.renewal is not None and self.path.startswith("/renewalInfo/"):
+                self._send(stub.renewal_status, stub.renewal, stub.headers)
+                return
+            more = {} if stub.renewal is None else {"renewalInfo": f"{base}/renewalInfo"}
+            self._send(200, json.dumps(paths | more).encode())
 
         def do_HEAD(self) -> None:
             self._send(200, b"")
@@ -181,7 +196,10 @@ def stub_authority(directory: Path, **options: Any) -> Iterator[Stub]:  # noqa: 
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            pieces = [body[at : at + 1] for at in range(len(body))] if stub.pause else [body]
+            for piece in pieces:
+                time.sleep(stub.pause)
+                self.wfile.write(piece)
 
         def log_message(self, *_: object) -> None:
             pass

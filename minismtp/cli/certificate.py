@@ -13,6 +13,7 @@ from minismtp.cli.text import date, detail, json_list, moment, spaced, terminal_
 from minismtp.config import AcmeConfig, Config
 from minismtp.config.mistakes import reason
 from minismtp.inspection.certificates import Pair, pairs
+from minismtp.runtime.log import complain
 from minismtp.server.directories import server_process
 from minismtp.server.privileges import acting_as_owner
 from minismtp.services.acme_files import AcmeFiles, BusyError, require_library
@@ -79,6 +80,8 @@ def _renew(config: Config, *, new_key: bool) -> int:
         problem = "the server is getting a certificate at this moment; see `minismtp certificate`"
         raise CommandError(problem) from None
     say(f"valid until {moment(got.end)}; a running server uses it within a second")
+    if problem := AcmeFiles.of(config).state().error:
+        complain(f"warning: it lacks names: {problem}", "warning")
     return 0
 
 

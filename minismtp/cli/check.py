@@ -26,6 +26,7 @@ from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.plugin_check import Facts
 from minismtp.hooks.specs import ServerInfo
+from minismtp.inspection.acme_names import check_acme_names
 from minismtp.inspection.certificates import check_certificates
 from minismtp.inspection.exposure import user_name
 from minismtp.inspection.files import check_files, check_plugin_files
@@ -187,6 +188,7 @@ def check(config: Config, facts: Facts | None = None) -> Iterator[Problem]:
                 yield from (Problem("error", mistake) for mistake in mistakes.mistakes)
                 return
             yield from check_plugin_files(config, plugins.instances)
+            yield from check_acme_names(config, plugins.instances)
             if sound:
                 yield from _started(config, plugins, metrics, log, facts or Facts())
         yield from check_deprecations(config, plugins, deprecated)

@@ -34,6 +34,8 @@ _FAR: Final = ((socket.AF_INET, "198.41.0.4"), (socket.AF_INET6, "2001:503:ba3e:
 _USUAL_PORTS: Final = {"implicit": ("_submissions", 465), "starttls": ("_submission", 587)}
 _MOST_NAMED: Final = 10  # domains in an error
 _WEB_NAMES: Final = ("autoconfig", "autodiscover")
+#: Under these names in a domain, web listeners serve what others look up about it.
+WEB_LABELS: Final = ("mta-sts", *_WEB_NAMES)
 
 
 def wanted_records(

@@ -37,4 +37,9 @@ def _problems(config: Config, plugins: PluginSet) -> Iterator[Problem]:
     yield from check_certificates(config)
     yield from check_files(config)
     yield from check_plugin_files(config, plugins.instances)
+    if config.tls.acme is not None:
+        # Few servers need the memory of this module.
+        from minismtp.inspection.acme_names import check_acme_names  # noqa: PLC0415
+
+        yield from check_acme_names(config, plugins.instances)
     yield from check_plugins(config, "worker", plugins, Facts())

@@ -154,8 +154,12 @@ class Renewals:
             self._log.error(text, error=str(error), next=_date(coming.at))
         else:
             self._failures, self._resume = 0, 0.0
-            self._show(got, self._files.state())
+            state = self._files.state()
+            coming = self._show(got, state)
             self._log.info("got a certificate", names=",".join(got.names), until=_date(got.end))
+            if state.error:
+                text = "the certificate lacks names"
+                self._log.error(text, error=state.error, next=_date(coming.at))
 
     def _ask(self, state: State) -> None:
         """Ask the authority when it wants the renewal, some times a day."""

@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 import msgspec
 
 from minismtp.config import AcmeConfig, Config
-from minismtp.services.acme_answers import Answers, answers_of
+from minismtp.services.acme_answers import answers_of
 from minismtp.services.acme_client import Authority
-from minismtp.services.acme_files import AcmeFiles, State, is_time_to_ask, requested
-from minismtp.services.acme_schedule import AcmeError, CheckError, Failure, is_self_signed, wait
+from minismtp.services.acme_files import (
+    AcmeFiles,
+    State,
+    is_of_service,
+    is_time_to_ask,
+    requested,
+)
+from minismtp.services.acme_order import Issued, order
+from minismtp.services.acme_schedule import (
+    AcmeError,
+    CheckError,
+    Failure,
+    is_due,
+    is_near_end,
+    is_self_signed,
+    wait,
+)
 from minismtp.services.certificate_file import Certificate, certificates_in
 
 
@@ -81,7 +97,7 @@ class _Attempt:
             wait_until=time.time() + wait(Failure.REFUSED, failures),
         )
         try:
-            certificate = self._certificate(new_key=new_key)
+            certificate, missing = self._certificate(new_key=new_key)
         except OSError as error:
             failed = _local(error, self._files)
             if self._ordered:
@@ -92,9 +108,9 @@ class _Attempt:
             self._note(
                 issued=wanted,
                 renewed=time.time(),
-                failures=0,
-                error="",
-                wait_until=0.0,
+                failures=failures if missing else 0,
+                error=str(CheckError(missing)) if missing else "",
+                wait_until=time.time() + wait(Failure.REFUSED, failures) if missing else 0.0,
                 suggested=0.0,
                 ask_after=0.0,
             )
@@ -104,7 +120,8 @@ class _Attempt:
         self._note(error=str(failed), wait_until=time.time() + pause)
         raise failed
 
-    def _certificate(self, *, new_key: bool) -> Certificate:
+    def _certificate(self, *, new_key: bool) -> tuple[Certificate, dict[str, str]]:
+        """Get a certificate, and return it with the reason for each name that it lacks."""
         acme, files = self._acme, self._files
         account_key, key = self._account_key(), files.prepare_key(acme.key_type, new=new_key)
         answers = answers_of(self._config)
@@ -121,34 +138,42 @@ class _Attempt:
         try:
             authority.log_in()
             self._ordered = True
-            chain = self._chain(authority, key, answers)
+            issue = partial(authority.issue, key, say=self._say)
+            is_enough = partial(self._is_enough, new_key=new_key)
+            issued = order(issue, acme.names, answers, is_enough, self._say)
         finally:
             self._note(account=authority.account, account_directory=acme.url)
-        certificate = self._checked(key, chain)
-        files.install(key, chain)
+        certificate = self._checked(key, issued)
+        files.install(key, issued.chain)
         self._say(f"{files.certificate} has the new certificate")
-        return certificate
+        return certificate, issued.missing
 
-    def _chain(self, authority: Authority, key: bytes, answers: list[Answers]) -> bytes:
-        """Order a certificate, again with the names checked in another way if a check failed.
+    def _is_enough(self, names: Collection[str], *, new_key: bool) -> bool:
+        """Return whether a certificate for these names is worth having.
 
-        The authority does not repeat the checks that succeeded. Raise AcmeError and OSError.
+        It has the host name. It has each name of the one in use, until that is near its end. And it
+        has a further name, unless it is time for another certificate anyway.
         """
-        tried = dict.fromkeys(self._acme.names, 0)
-        reasons: dict[str, str] = {}
-        while True:
-            ways = {name: answers[number] for name, number in tried.items()}
-            try:
-                return authority.issue(key, ways, self._say)
-            except CheckError as error:
-                failed = {name: error.failed[name] for name in tried if name in error.failed}
-                for name, reason in failed.items():
-                    shown = f"{reason} ({ways[name]})" if len(answers) > 1 else reason
-                    reasons[name] = f"{reasons[name]}, and {shown}" if name in reasons else shown
-                    tried[name] += 1
-                if not failed or any(number == len(answers) for number in tried.values()):
-                    raise CheckError(reasons or error.failed) from error
-                self._say(str(error))
+        first = self._config.hostname.lower().removesuffix(".")
+        wanted, now = self._acme.names, time.time()
+        if (first if first in wanted else wanted[0]) not in names:
+            return False
+        known = self._known
+        if known is None or not is_of_service(self._acme, self._state):
+            return True
+        present = {name for name in known.names if name in wanted}
+        if not is_near_end(known, now) and not present.issubset(names):
+            return False
+        return new_key or not present.issuperset(names) or is_due(known, self._state, now)
+
+    @property
+    def _known(self) -> Certificate | None:
+        """The certificate of an authority that is in use."""
+        try:
+            found = self._files.present()
+        except ValueError:
+            return None
+        return None if found is None or is_self_signed(found) else found
 
     def _account_key(self) -> bytes:
         try:
@@ -159,15 +184,15 @@ class _Attempt:
                 f"{problem}, and the server's user as owner", Failure.UNREACHED
             ) from error
 
-    def _checked(self, key: bytes, chain: bytes) -> Certificate:
+    def _checked(self, key: bytes, issued: Issued) -> Certificate:
         """Return the first certificate of a chain. Raise AcmeError if it is of no use."""
         try:
-            certificate = certificates_in(chain)[0]
+            certificate = certificates_in(issued.chain)[0]
         except (ValueError, IndexError) as error:
             problem = f"the authority sent no certificate: {error}"
             raise AcmeError(problem, Failure.REFUSED) from error
         now = time.time()
-        if missing := set(self._acme.names) - set(certificate.names):
+        if missing := set(issued.names) - set(certificate.names):
             problem = f"the new certificate is not for {', '.join(sorted(missing))}"
             raise AcmeError(problem, Failure.REFUSED)
         if certificate.end < now:
@@ -176,7 +201,7 @@ class _Attempt:
         if certificate.begin > now:
             self._say("the new certificate is not valid yet; is the clock right?")
         try:
-            self._files.try_out(key, chain)
+            self._files.try_out(key, issued.chain)
         except ssl.SSLError as error:
             problem = f"the new certificate cannot be used with its key: {error.reason}"
             raise AcmeError(problem, Failure.REFUSED) from error

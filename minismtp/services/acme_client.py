@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import requests
 from acme import challenges, client, crypto_util, errors, messages
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from josepy import jwa, jwk
 from josepy.errors import Error as JsonError
@@ -34,10 +35,13 @@ from minismtp.values.durable_files import without_marks
 _TIMEOUT: Final = 30  # seconds
 _DEADLINE: Final = dt.timedelta(seconds=120)  # for the checks, and again for the issue
 _LONGEST_ANSWER: Final = 1 << 20  # octets
+_LONGEST_READING: Final = 60.0  # seconds
+_PIECE: Final = 1 << 16  # octets read at once
 _KEY: Final = re.compile("[A-Za-z0-9_-]++=*+")
 _LONGEST_KEY: Final = 4096  # octets of a file
 _UNSUITABLE: Final = (
     *(ValueError, KeyError, TypeError, AttributeError, JsonError),
+    x509.ExtensionNotFound,
     *(OverflowError, RecursionError),  # of numbers that are too large, and JSON that is too deep
 )
 _SOONEST_QUESTION: Final = 3_600.0  # seconds
@@ -127,6 +131,7 @@ class Authority:
         self,
         key: bytes,
         ways: Mapping[str, Answers],
+        *,
         say: Callable[[str], None],
     ) -> bytes:
         """Return the certificate and its chain, PEM, for the key of a certificate.
@@ -211,6 +216,8 @@ class Authority:
             where, why = self._acme.url, _reason(error)
             raise AcmeError(f"{where} cannot be reached: {why}", Failure.UNREACHED) from error
         except messages.Error as error:
+            if failed := _named(error):
+                raise CheckError(failed) from error
             text = f"the authority refuses: {error.detail or error.description or error.typ}"
             raise AcmeError(text, Failure.REFUSED, self._retry_after) from error
         except errors.ValidationError as error:
@@ -227,15 +234,22 @@ class Authority:
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """Reads an answer of bounded length."""
+    """Reads an answer of bounded length, in bounded time after its header."""
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - as its base
         """Send a request and return the answer with its content."""
         response = super().send(request, **(kwargs | {"stream": True}))
-        content = response.raw.read(_LONGEST_ANSWER + 1, decode_content=True)
-        if len(content) > _LONGEST_ANSWER:
-            response.close()
-            raise requests.ConnectionError(f"the answer is longer than {_LONGEST_ANSWER} octets")
+        due, content = time.monotonic() + _LONGEST_READING, b""
+        while piece := response.raw.read1(_PIECE, decode_content=True):
+            content += piece
+            problem = ""
+            if len(content) > _LONGEST_ANSWER:
+                problem = f"the answer is longer than {_LONGEST_ANSWER} octets"
+            elif time.monotonic() > due:
+                problem = f"the answer takes longer than {_LONGEST_READING:g} s"
+            if problem:
+                response.close()
+                raise requests.ConnectionError(problem)
         response._content = content  # noqa: SLF001 - what `Response.content` reads
         return response
 
@@ -299,3 +313,12 @@ def _failed(error: errors.ValidationError) -> Iterator[tuple[str, str]]:
         for body in authorization.body.challenges:
             if body.error is not None:
                 yield name, body.error.detail or body.error.description or body.error.typ
+
+
+def _named(error: messages.Error) -> dict[str, str]:
+    """Return what the authority says against single names (RFC 8555 section 6.7.1)."""
+    return {
+        each.identifier.value: each.detail or each.description or each.typ
+        for each in error.subproblems or ()
+        if each.identifier is not None
+    }

@@ -66,7 +66,16 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 def requested(acme: AcmeConfig) -> str:
     """Return what an attempt asks for. If it changes, there is a new attempt at once."""
-    return " ".join([acme.url, acme.key_type, acme.eab_key_id, *sorted(acme.names)])
+    return " ".join([*_service(acme), *sorted(acme.names)])
+
+
+def is_of_service(acme: AcmeConfig, state: State) -> bool:
+    """Return whether the last certificate is of the same authority, account and kind of key."""
+    return not state.issued or state.issued.startswith(" ".join([*_service(acme), ""]))
+
+
+def _service(acme: AcmeConfig) -> list[str]:
+    return [acme.url, acme.key_type, acme.eab_key_id]
 
 
 def is_time_to_ask(state: State) -> bool:

@@ -24,6 +24,7 @@ _chance: Final = random.SystemRandom()
 _LIFE: Final = 0.6  # of a certificate's life, after which the first servers renew
 _SPREAD: Final = 1 / 15  # of its life, over which they are spread; 2/3 is the end of it
 _LEAST: Final = 0.1  # of its life, before which no clock makes a certificate look old
+_LAST: Final = 0.1  # of its life, which must be left when it is renewed
 _JITTER: Final = 0.25
 _CLOCKS: Final = 3_600.0  # seconds by which a clock is set back without doubts about past times
 _LONGEST_TEXT: Final = 600  # characters of an error
@@ -80,15 +81,35 @@ def plan(acme: AcmeConfig, certificate: Certificate | None, state: State) -> Pla
 def _need(acme: AcmeConfig, certificate: Certificate | None, state: State, wanted: str) -> Plan:
     if certificate is None or is_self_signed(certificate):
         return Plan(0.0, "there is no certificate of an authority yet")
+    if not set(certificate.names).issuperset(acme.names):
+        return Plan(0.0, "names are missing")
     if set(certificate.names) != set(acme.names):
         return Plan(0.0, "the names changed")
     if state.issued and state.issued != wanted:
         return Plan(0.0, "the configuration changed")
+    return _renewal(certificate, state)
+
+
+def is_due(certificate: Certificate, state: State, now: float) -> bool:
+    """Return whether it is time to renew a certificate of an authority."""
+    return _renewal(certificate, state).at <= now
+
+
+def is_near_end(certificate: Certificate, now: float) -> bool:
+    """Return whether a certificate has little time left, so that any other one is better."""
+    return now >= _latest(certificate)
+
+
+def _renewal(certificate: Certificate, state: State) -> Plan:
     life = certificate.end - certificate.begin
     earliest = min(state.renewed, certificate.end) + life * _LEAST
-    if 0 < state.suggested < certificate.end:
+    if 0 < state.suggested < _latest(certificate):
         return Plan(max(state.suggested, earliest), "the authority suggests it")
     return Plan(max(renewal_time(certificate), earliest), "renewal")
+
+
+def _latest(certificate: Certificate) -> float:
+    return certificate.end - _LAST * (certificate.end - certificate.begin)
 
 
 def renewal_time(certificate: Certificate) -> float:

@@ -25,9 +25,9 @@ from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.server import certificate_process
 from minismtp.server.certificate_process import Renewals
-from minismtp.services.acme_files import AcmeFiles, ensure_certificate
+from minismtp.services.acme_files import AcmeFiles, State, ensure_certificate
 from minismtp.services.acme_schedule import AcmeError, Failure
-from minismtp.services.certificate_file import certificates_in
+from minismtp.services.certificate_file import Certificate, certificates_in
 from minismtp.values.threads import start_thread
 
 if TYPE_CHECKING:
@@ -225,6 +225,24 @@ def test_failure_that_cannot_be_noted_waits_too(
     for _ in range(3):
         renewals.step()
     assert len(attempts) == 1
+
+
+def test_names_that_the_new_certificate_lacks_are_in_the_log(
+    configure: Configure, renewals: Renewals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = configure().parent
+    files = AcmeFiles(directory / "state" / "acme")
+
+    def get(*_: object) -> Certificate:
+        files.write_state(State(error="the authority cannot check the names: b.example: no"))
+        found = files.present()
+        assert found is not None
+        return found
+
+    monkeypatch.setattr("minismtp.services.acme.get_certificate", get)
+    renewals.step()
+    [line] = re.findall("error the certificate lacks names .*", (directory / "log").read_text())
+    assert 'error="the authority cannot check the names: b.example: no" next=20' in line
 
 
 def test_thread_goes_on_after_a_failure(

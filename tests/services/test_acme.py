@@ -330,7 +330,7 @@ def test_certificate_for_another_key_is_not_used(
 ) -> None:
     _, certificate = self_signed(["mx.example.org"])
     issue = "minismtp.services.acme_client.Authority.issue"
-    monkeypatch.setattr(issue, lambda *_: certificate)
+    monkeypatch.setattr(issue, lambda *_, **__: certificate)
     with stub_authority(tmp_path) as stub:
         config = of(Authority(stub.port, 0, 0, stub.trusted, tmp_path), tmp_path)
         problem = "the new certificate cannot be used with its key: KEY_VALUES_MISMATCH"

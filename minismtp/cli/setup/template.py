@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.cli.setup.answers import Answers, CertificateFiles
+from minismtp.inspection.dns_records import WEB_LABELS
 
 #: The selectors of the two keys of each domain. Records of other programs have other names.
 RSA: Final = "minismtp-rsa"
@@ -80,7 +81,7 @@ address = "*:443"
 kind = "web"
 
 # The certificate is from {whose}, to whose terms of service you agree. The server renews it.
-# Each of these names needs its record in the DNS, or there is no certificate.
+# A name whose record in the DNS does not lead here is left out of the certificate.
 [tls.acme]
 agree_terms = true
 {authority}contact = {contact}
@@ -182,7 +183,7 @@ def _tls(answers: Answers, files: CertificateFiles | None) -> str:
 
 def web_names(domain: str) -> list[str]:
     """Return the names under which clients look up the settings of a domain by HTTPS."""
-    return [f"{label}.{domain}" for label in ("mta-sts", "autoconfig", "autodiscover")]
+    return [f"{label}.{domain}" for label in WEB_LABELS]
 
 
 def _user(name: str) -> str:
