@@ -96,7 +96,7 @@ class PasswordFile:
         # Another user's hash stands in for a missing one. It is chosen by name, so in a file of
         # several schemes an unknown user takes the same time at each attempt.
         decoy = None
-        if others := list(hashes.values()):
+        if others := users.decoys:
             decoy = others[zlib.crc32(name.encode("utf-8", "replace")) % len(others)]
         asked = self._name(users, credentials.authorization or name)
         if name != credentials.username:
@@ -168,6 +168,11 @@ class _Users:
         everybody = 0 < len(self.hashes) == len(self.keys)
         scram = everybody and all(key.ordinary for key in self.keys.values())
         return ("SCRAM-SHA-256", "PLAIN", "LOGIN") if scram else ("PLAIN", "LOGIN")
+
+    @cached_property
+    def decoys(self) -> list[str]:
+        """The hashes as a list, once all lines are read; a login must not copy all of them."""
+        return [*self.hashes.values()]
 
     def add(self, line: str) -> None:
         """Add the user of a line. Raise ValueError."""
