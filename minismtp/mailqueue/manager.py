@@ -24,7 +24,7 @@ from minismtp.storage.spool import DamagedError, Spool
 from minismtp.values.clock import steady_time
 
 _MOST_OPEN: Final = 50  # new messages that are held open
-_MOST_SMALL: Final = 500  # the same, as long as they are small
+_MOST_SMALL: Final = 2000  # the same, as long as they are small: at most 16 MiB
 _SMALL: Final = 8192  # octets, which are in memory then
 _KEPT: Final = 10.0  # seconds after which one makes room for a newer one
 

@@ -52,33 +52,33 @@ def still_open(manager: QueueManager, spool: Mock, numbers: range) -> int:
     return len(numbers) - int(spool.open.call_count)
 
 
-@pytest.mark.parametrize(("size", "number"), [(8192, 500), (8193, 50)], ids=["small", "large"])
+@pytest.mark.parametrize(("size", "number"), [(8192, 2000), (8193, 50)], ids=["small", "large"])
 def test_a_number_of_messages_stays_open(
     manager: QueueManager, spool: Mock, keep: Keep, size: int, number: int
 ) -> None:
-    for each in range(600):
+    for each in range(2100):
         keep(each, size)
-    assert still_open(manager, spool, range(600)) == number
+    assert still_open(manager, spool, range(2100)) == number
 
 
 def test_messages_that_nobody_delivers_make_room(
     manager: QueueManager, spool: Mock, keep: Keep, clock: Clock
 ) -> None:
-    for each in range(500):
+    for each in range(2000):
         keep(each, 10)
     clock.now = 9.0
-    keep(500, 10)
+    keep(2000, 10)
     clock.now = 11.0
-    for each in range(501, 901):
+    for each in range(2001, 2401):
         keep(each, 10)
-    assert still_open(manager, spool, range(501)) == 0
+    assert still_open(manager, spool, range(2001)) == 0
     spool.open.reset_mock()
-    assert still_open(manager, spool, range(501, 901)) == 400
+    assert still_open(manager, spool, range(2001, 2401)) == 400
 
 
 def test_a_message_that_was_delivered_makes_room(
     manager: QueueManager, spool: Mock, keep: Keep
 ) -> None:
-    for each in range(2000):
+    for each in range(3000):
         keep(each, 10)
         assert still_open(manager, spool, range(each, each + 1)) == 1
