@@ -103,7 +103,7 @@ class DeliveryContext:
         return f"{'' if route.domain == '*' else f'{route.domain} '}via {route.host}"
 
     def destination(self, domain: str) -> Destination:
-        """Return the configured next hop for a domain (A-labels); without a host, MX decides.
+        """Return the configured next hop for a domain; without a host, MX decides.
 
         Raise OSError if a password file cannot be read.
         """
@@ -115,7 +115,7 @@ class DeliveryContext:
 
     def _find_next_hop(self, domain: str) -> tuple[Destination, Path | None]:
         """Return the next hop for a domain without its password, and the file that has it."""
-        route = self._route(domain)
+        route = self._route(to_ascii(domain))
         destination = Destination(
             route.host.host if route.host else "",
             route.host.port if route.host else self.config.outbound.port,
@@ -180,8 +180,7 @@ class Attempt:
             if hooks.sends or hooks.directs:
                 request, destination = self._as_plugins_want(request, first_sender)
             else:
-                domain = to_ascii(request.targets[0].address.rpartition("@")[2])
-                destination = context.destination(domain)
+                destination = context.destination(request.targets[0].address.rpartition("@")[2])
                 original = Original(request.message, directory=context.spool)
                 request = structs.replace(request, original=original)
         except Verdict as verdict:
@@ -256,7 +255,8 @@ class Attempt:
     def _send_again(self, progress: RequestProgress, destination: Destination) -> None:
         """Send over the open connection, if it leads to this destination."""
         if self._connection is not None:
-            if self._destination == destination and self._connection.messages < _MESSAGES:
+            same = self._destination is destination or self._destination == destination
+            if same and self._connection.messages < _MESSAGES:
                 try:
                     self._over(self._connection, progress)
                 except HostError:

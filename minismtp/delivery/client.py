@@ -201,7 +201,7 @@ class HostConnection:
         ):  # RFC 8689 section 4.2.1: another host may support it
             raise HostError(f"550 5.7.30 {self.host} does not support REQUIRETLS", final=True)
         form, original = Form.of(message), original or Original(message)
-        if self._extensions.takes(entry, form):
+        if self._client.extensions.takes(entry, form):
             return self._transact(entry, targets, message, form)
         if not self._keeps_seal(entry, message, form, original):
             return self._convert(entry, targets, original)

@@ -72,7 +72,9 @@ def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[Reci
     some = False
     for each in replies:
         reply = each.reply
-        if each.step == "lost":
+        if each.step == "content" and reply.accepts:
+            result = RecipientResult("delivered", str(reply), reports=reports)
+        elif each.step == "lost":
             # Unless it is a refusal (421), the host may have the message: another one would
             # deliver it twice.
             try_next_host = reply.code == SERVICE_ENDS
@@ -83,8 +85,9 @@ def results_of(replies: Iterable[RecipientReply], *, reports: bool) -> list[Reci
             result = result_of(reply)
         if each.step in ("content", "lost"):
             some = True
-            refused = result.state == "failed"
-            result = replace(result, reports=reports, content_refused=refused)
+            if result.state != "delivered":
+                refused = result.state == "failed"
+                result = replace(result, reports=reports, content_refused=refused)
         results.append(result)
     return results
 

@@ -32,7 +32,7 @@ class DeliveryLog:
 
     def record(self, event: str, identifier: str, **fields: str | int) -> None:
         """Log an event of a message, and keep it with the steps of this thread's job."""
-        self._log.info(event, id=identifier, **fields)
+        self._log.log("info", event, {"id": identifier, **fields})
         steps, begun = [*here.activity.steps], perf_counter()
         if steps:
             begun = min(begun, steps[0][2])

@@ -243,7 +243,7 @@ class QueueIndex:
             message = self._messages.pop(name, None)
             if message is not None:
                 self._drop_count(message)
-                for destination in {each.destination for each in message.recipients}:
+                for destination in {*map(_destination, message.recipients)}:
                     self._scheduler.drop((name, destination))
 
     def revise(self, name: str, statuses: Sequence[RecipientStatus]) -> bool:
@@ -330,7 +330,7 @@ class QueueIndex:
 
     def _plan(self, name: str, message: _Message) -> dict[str, float]:
         now, waits = self._clock(), self._waits(message.recipients)
-        for destination in {each.destination for each in message.recipients}:
+        for destination in {*map(_destination, message.recipients)}:
             if destination in waits:
                 self._scheduler.add((name, destination), now + waits[destination])
             else:

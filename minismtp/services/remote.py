@@ -185,6 +185,7 @@ class Line:
         self._socket = sock
         self._buffer = b""
         self._wait = 0.0  # seconds that a call in clear waits at most
+        self._limited = False  # whether this is `_LONGEST_WAIT`, which `_limit` need not repeat
         self._received = 0  # octets
         if not self.is_secure:
             sock.settimeout(None)
@@ -198,7 +199,8 @@ class Line:
         sent, size = 0, len(data)
         while sent < size:  # `sendall` of TLS would wait as long as this for each record
             try:
-                self._limit()
+                if not self._limited or self.due - self.clock() < _LONGEST_WAIT:
+                    self._limit()
                 sent += self._socket.send(memoryview(data)[sent:] if sent else data)
             except OSError as error:
                 self._check(error)
@@ -210,7 +212,8 @@ class Line:
             return data
         while True:
             try:
-                self._limit()
+                if not self._limited or self.due - self.clock() < _LONGEST_WAIT:
+                    self._limit()
                 data = self._socket.recv(size)
             except OSError as error:
                 self._check(error)
@@ -283,7 +286,7 @@ class Line:
         with _named(self.name):
             self._socket.settimeout(_left(self.due, self.clock))
             self._socket = secured = context.wrap_socket(self._socket, server_hostname=host)
-            self.is_secure, self._wait = True, 0.0
+            self.is_secure, self._limited = True, False
         return secured
 
     def end(self) -> None:
@@ -298,8 +301,6 @@ class Line:
     def _limit(self) -> None:
         """Limit the next call of the socket. Raise TimeoutError after the deadline."""
         left = self.due - self.clock()
-        if self._wait == _LONGEST_WAIT <= left:
-            return  # in clear, with the limit of the last call
         if left <= 0:
             raise TimeoutError
         if self.is_secure:
@@ -310,7 +311,7 @@ class Line:
             limit = _TIMEVAL.pack(int(wait), max(1, int(wait % 1 * 1e6)))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            self._wait = wait
+            self._wait, self._limited = wait, wait == _LONGEST_WAIT
 
     def _check(self, error: OSError) -> None:
         """Raise an error of a call as RemoteError, unless it says to call again."""

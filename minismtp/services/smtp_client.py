@@ -200,7 +200,7 @@ class SmtpClient:
         "lost", and after a refusal in the middle of the content, the connection is closed.
         """
         commands = [mail, *recipients, *([] if chunked else ["DATA"])]
-        at_once = "PIPELINING" in self.extensions
+        at_once = "PIPELINING" in self.extensions.keywords
         with self._envelope:
             converse = self._converse_at_once if at_once else self._converse
             replies = converse(*commands)

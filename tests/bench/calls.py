@@ -32,15 +32,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from minismtp.config import Config
+from minismtp.delivery.attempt import Attempt, DeliveryContext
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.specs import ServerInfo
+from minismtp.mail.content import Content
 from minismtp.mail.envelope import Envelope
+from minismtp.mail.message import Message
+from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry
 from minismtp.mail.session import Session, TlsInfo
+from minismtp.mailqueue.metrics import OutboundMetrics
+from minismtp.mailqueue.runner import Runner, RunnerContext
 from minismtp.runtime import metrics
 from minismtp.runtime.decision_log import DecisionLog
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
+from minismtp.runtime.scoreboard import Scoreboard
 from minismtp.runtime.session_limits import Admission
+from minismtp.runtime.suspects import Suspects
 from minismtp.runtime.thread_activity import Activity
 from minismtp.server.listener import Server, Sessions
 from minismtp.session.listener_context import ListenerContext, new_id
@@ -124,6 +132,7 @@ class Place:
     """A worker's parts in one process, without processes, ports and threads that write."""
 
     def __init__(self, directory: Path, plugins: str) -> None:
+        self.directory = directory
         plugins = plugins.replace("{directory}", str(directory))
         text = CONFIG.format(directory=directory, here=HERE, plugins=plugins)
         self.config = Config.parse(text, directory / "minismtp.toml")
@@ -251,6 +260,89 @@ def connections() -> Iterator[Step]:
         yield Step(accept, here.write, prepare, settle)
 
 
+def queued(name: str) -> QueueEntry:
+    """Return the envelope of a message for another host."""
+    address = "user1@far.example"
+    return QueueEntry(
+        id=name,
+        sender="sender@client.example",
+        listener="smtp",
+        peer="127.0.0.1",
+        helo="client.example",
+        login=None,
+        arrived=time.time(),
+        targets=(QueuedRecipient(kind="relay", address=address, recipient=address),),
+        is_7bit=True,
+    )
+
+
+def sink(listening: socket.socket) -> None:
+    """Take messages, over one connection after the other."""
+    sys.setprofile(None)
+    with contextlib.suppress(OSError):  # of `accept`, because the scenario ended
+        while True:
+            take(listening.accept()[0])
+
+
+def take(sock: socket.socket) -> None:
+    """Take the messages of a connection, and answer each group of commands at once."""
+    with sock as connection, connection.makefile("rb") as lines:
+        connection.sendall(b"220 sink.example\r\n")
+        replies = b""
+        for line in lines:
+            replies += b"354 go on\r\n" if line == b"DATA\r\n" else b"250 2.0.0 Ok\r\n"
+            if line.startswith(b"EHLO"):
+                replies = b"250-sink.example\r\n250-8BITMIME\r\n250 PIPELINING\r\n"
+            if line[:4] in {b"EHLO", b"DATA", b"QUIT"}:
+                connection.sendall(replies)
+                replies = b""
+            if line == b"DATA\r\n":
+                while lines.readline() != b".\r\n":
+                    pass
+                connection.sendall(b"250 2.0.0 Ok\r\n")
+
+
+@contextlib.contextmanager
+def deliveries() -> Iterator[Step]:
+    """Yield what reads a message of the spool and sends it over a connection that stays open."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        port = listening.getsockname()[1]
+        threading.Thread(target=sink, args=(listening,), daemon=True).start()
+        here = stack.enter_context(place(f'[outbound]\nsmarthost = "127.0.0.1:{port}"\n{RELAY}'))
+        delivery = DeliveryContext.of(here.config, here.plugins, here.log)
+        runner = Runner(
+            *(here.config, here.queue, delivery, OutboundMetrics(here.metrics), here.log),
+            context=RunnerContext(
+                slot=0,
+                metrics_directory=here.directory,
+                ready=-1,
+                lifeline=-1,
+                scoreboard=Scoreboard(),
+                suspects=Suspects(),
+                packages=(),
+                begin=lambda *_: None,
+            ),
+        )
+        loader, index, pool = runner._loader, runner._index, runner._pool  # noqa: SLF001
+        attempt = stack.enter_context(contextlib.closing(Attempt(delivery, "via 127.0.0.1")))
+        names = []
+
+        def prepare() -> None:
+            names.append(new_id())
+            here.queue.add(queued(names[-1]), Message(names[-1], Content.of(CONTENT[:-3])))
+
+        def once() -> None:
+            loader.load([names.pop()])
+            if (job := index.take()) is None:
+                raise RuntimeError("the message was not planned")
+            pool._do(attempt, job)  # noqa: SLF001 - as a thread that delivers calls it
+            if len(index):
+                raise RuntimeError("the message was not delivered")
+
+        yield Step(once, here.write, prepare)
+
+
 @contextlib.contextmanager
 def hooks() -> Iterator[Step]:
     """Yield what calls a guarded hook whose plugin does nothing."""
@@ -294,6 +386,7 @@ SCENARIOS: Final[dict[str, Callable[[], contextlib.AbstractContextManager[Step]]
     "connection": connections,
     "submission": lambda: sessions("submission", USERS + DISCARD, LOGIN),
     "relayed": lambda: messages(RELAY, GROUP.replace(b"user1@example.org", b"user1@far.example")),
+    "delivered": deliveries,
     "every_stage": lambda: messages(STAGES),
     "hook": hooks,
 }
