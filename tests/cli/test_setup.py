@@ -455,6 +455,26 @@ def test_dovecot_is_left_alone_if_nothing_is_written(
     assert dovecot.read_text() == "# of the package\n"
 
 
+def test_keys_of_a_second_domain_may_be_some_directories_deeper(setup: Setup) -> None:
+    setup("--yes", *NAMES)
+    text = setup.config.read_text()
+    setup.config.write_text(text.replace("dkim/{domain}.", "dkim/{domain}/x/"))
+    (setup.etc / "dkim" / "example.org").mkdir()
+    for name in ("minismtp-rsa.pem", "minismtp-ed25519.pem"):
+        (setup.etc / "dkim" / "example.org" / "x").mkdir(exist_ok=True)
+        old = setup.etc / "dkim" / f"example.org.{name}"
+        old.rename(setup.etc / "dkim" / "example.org" / "x" / name)
+    here = setup.etc / "dkim" / "example.net" / "x"
+    here.mkdir(parents=True)
+    key = (setup.etc / "dkim" / "example.org" / "x" / "minismtp-ed25519.pem").read_bytes()
+    (here / "minismtp-ed25519.pem").write_bytes(key)
+    said = setup("--yes", "--add-domain", "example.net", "--user", "bob")
+    assert f"{here}/minismtp-ed25519.pem (exists, and stays as it is)" in said
+    assert (here / "minismtp-ed25519.pem").read_bytes() == key
+    setup("--yes", "--add-domain", "example.com", "--user", "bob")
+    assert (setup.etc / "dkim" / "example.com" / "x" / "minismtp-rsa.pem").exists()
+
+
 def test_half_a_certificate_is_refused(setup: Setup) -> None:
     (setup.etc / "tls").mkdir(parents=True)
     (setup.etc / "tls" / "key.pem").touch()

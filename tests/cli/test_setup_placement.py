@@ -43,8 +43,8 @@ def attempt(number):
     sys.addaudithook(hook)
     with Placement(base, Owner()) as placement:
         placement.stage(
-            [base / "keys", base / "plugins"],
-            [(base / "keys" / "key", b"key", None),
+            [base / "keys", base / "keys" / "a", base / "plugins"],
+            [(base / "keys" / "a" / "key", b"key", None),
              (base / "passwords", b"old and new", b"old"),
              (base / "main", b"new", b"before" if replaces else None)],
         )
@@ -72,7 +72,7 @@ def begin():
     return state()
 
 for replaces in (False, True):
-    new = {"keys/key": b"key", "main": b"new", "passwords": b"old and new"}
+    new = {"keys/a/key": b"key", "main": b"new", "passwords": b"old and new"}
     number, taken_back, done, status = 0, 0, 0, None
     while status != 3:
         number += 1

@@ -223,6 +223,8 @@ def test_keys_join_those_that_exist_if_their_path_has_the_domain() -> None:
         ("dkim.pem", "dkim/{domain}.{selector}.pem"),
         ("/srv/{domain}.{selector}", "dkim/{domain}.{selector}.pem"),
         ("../{domain}.{selector}", "dkim/{domain}.{selector}.pem"),
+        ("{domain}.{selector}.{x}", "dkim/{domain}.{selector}.pem"),
+        ("{domain}.{selector}.{", "dkim/{domain}.{selector}.pem"),
     ):
         table = f'[[plugins]]\nuse = "dkim_sign"\ndomains = ["example.org"]\nkeys = "{keys}"\n'
         assert tomli.loads(added(EXAMPLE + table))["plugins"][-1]["keys"] == expected

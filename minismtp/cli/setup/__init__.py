@@ -219,8 +219,8 @@ def _add_domain(arguments: argparse.Namespace, asker: Asker, configuration: Path
     present = amend.Present.of(configuration, text)
     amend.with_domain(present, domain)  # refuses before anything is asked
     user = _user(arguments, asker, domain)
-    others = [present.password_file] if present.password_file else []
-    plan = amend.added_plan(present, domain, user, host.found(configuration, others))
+    existing = host.found(configuration, amend.files_of(present, domain))
+    plan = amend.added_plan(present, domain, user, existing)
     return _write(
         arguments,
         asker,

@@ -7,6 +7,7 @@ damaged.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ def added_plan(present: Present, domain: str, user: str, existing: Existing) -> 
     configuration = PlannedFile(present.path, text, before=present.text)
     made = [file for file in signing if file.path not in kept]
     return Plan((*made, *wanted, *secrets, configuration), kept)
+
+
+def files_of(present: Present, domain: str) -> list[Path]:
+    """Return the files besides the configuration that decide about the plan for a domain."""
+    signing = [file.path for file in keys(present.path.parent, _keys(present), domain)]
+    return [*signing, present.password_file] if present.password_file else signing
 
 
 def with_domain(present: Present, domain: str) -> str:
@@ -159,7 +166,11 @@ def _keys(present: Present) -> str:
     parts = Path(path)
     fits = all(name in path for name in ("{domain}", "{selector}"))
     inside = not parts.is_absolute() or parts.is_relative_to(present.path.parent)
-    return path if fits and inside and ".." not in parts.parts else template.DKIM_KEYS
+    with contextlib.suppress(KeyError, IndexError, ValueError):  # of other placeholders
+        path.format(domain="", selector="")
+        if fits and inside and ".." not in parts.parts:
+            return path
+    return template.DKIM_KEYS
 
 
 def _free_name(present: Present, use: str) -> str:

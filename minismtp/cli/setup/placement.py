@@ -239,7 +239,7 @@ def _recover(staging: Path, *, certainly: bool = False) -> None:
         if certainly or not _is_placed(staging, entries[-1]):
             for entry in reversed(entries):
                 _take_back(staging, entry)
-            for directory in map(Path, found["directories"]):
+            for directory in map(Path, reversed(found["directories"])):
                 with contextlib.suppress(OSError):
                     directory.rmdir()
             for directory in {Path(entry.path).parent for entry in entries}:

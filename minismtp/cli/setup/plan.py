@@ -72,8 +72,9 @@ class Plan:
     def directories(self) -> list[Path]:
         """The directories that the files need, and that of plugins."""
         base = self.configuration.path.parent
-        needed = {file.path.parent for file in self.files} | {base / "plugins"}
-        return sorted(needed - {base})
+        needed = {parent for file in self.files for parent in file.path.parents}
+        below = {each for each in needed if base in each.parents}
+        return sorted(below | {base / "plugins"})
 
     @property
     def needs_password(self) -> bool:
