@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from minismtp_plugins import _canonical
 from minismtp_plugins._canonical import body_hash
 from minismtp_plugins.dkim_sign import DkimSign
+from snippets import CLEAR, MAILBOXES, listener
 from test_from_field import FIELDS
 
 from minismtp import Address, Content, Delivery, Envelope, Message
@@ -344,45 +345,30 @@ def test_check_warns_of_weak_keys_and_of_readers(keys: Path, tmp_path: Path) -> 
     weak.chmod(0o644)
     text = f"""
 state_directory = "state"
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-tls = "none"
 [[plugins]]
 use = "dkim_sign"
 domains = ["example.org"]
 selectors = ["rsa", "weak"]
 keys = "{keys}"
-[[plugins]]
-use = "mailboxes"
-domains = ["example.org"]
-[[plugins]]
-use = "maildir"
-path = "mail/{{local}}"
-"""
+{MAILBOXES}{listener("smtp", CLEAR)}"""
     file = tmp_path / "x.toml"
     found = [str(each).replace(f"{file}: ", "") for each in check(Config.parse(text, file))]
-    place = "warning: plugins[0] dkim_sign, line 11: keys"
+    place = "warning: plugins[0] dkim_sign, line 7: keys"
     assert found == [
         f"{place}: {weak} can be read by everybody (chmod o-r)",
         f"{place}: {weak} has 1024 bits only",
     ]
 
 
-CONFIGURATION: Final = """
+CONFIGURATION: Final = f"""
 hostname = "mx.example.org"
-
-[[listeners]]
-name = "smtp"
-address = "127.0.0.1:0"
-tls = "none"
 
 [[plugins]]
 use = "dkim_sign"
 domains = ["example.org"]
 selectors = ["mail", "ed"]
-keys = "dkim/{domain}.{selector}.pem"
-"""
+keys = "dkim/{{domain}}.{{selector}}.pem"
+{listener("smtp", CLEAR)}"""
 
 
 def test_commands_of_the_guide_make_keys_and_their_records(
@@ -458,15 +444,6 @@ def test_conversion_is_signed_and_decodes_to_what_was_sent(
 
 # From one server to another
 
-THERE = """
-[[plugins]]
-use = "mailboxes"
-domains = ["example.net"]
-
-[[plugins]]
-use = "maildir"
-path = "mail/{local}"
-"""
 SIGNING = """
 [[plugins]]
 use = "relay"
@@ -488,7 +465,8 @@ host = "{address}"
 def test_signed_mail_arrives_and_so_do_signed_notifications(
     keys: Path, configure_at: Callable[[str], Configure], start: Start
 ) -> None:
-    there = start(configure_at("there")(plugins=THERE))
+    boxes = MAILBOXES.replace("example.org", "example.net")
+    there = start(configure_at("there")(plugins=boxes))
     here = start(configure_at("here")(SIGNING.format(keys=keys, address=there.address())))
     here.wait_for_log(" queue opened ")
     with here.connect() as client:
