@@ -25,6 +25,7 @@ from terminal import Terminal
 
 import minismtp.cli.check
 import minismtp.cli.setup
+import minismtp.inspection.listeners
 from minismtp.cli.main import main
 from minismtp.cli.setup import host, material
 from minismtp.values.passwords import hash_password, verify_password
@@ -71,10 +72,16 @@ class Setup:
 one_key = cache(material._signing_key)  # noqa: SLF001
 
 
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the inspection neither ask the DNS nor see the ports that are taken on this machine."""
+    monkeypatch.setattr(minismtp.cli.check, "check_names", lambda *_: iter(()))
+    monkeypatch.setattr(minismtp.inspection.listeners, "holders", lambda _: None)
+
+
 @pytest.fixture
 def setup(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Setup:
-    """Return a setup; the inspection does not ask the DNS."""
-    monkeypatch.setattr(minismtp.cli.check, "check_names", lambda *_: iter(()))
+    """Return a setup."""
     monkeypatch.setattr(material, "_signing_key", one_key)
     return Setup(tmp_path, capsys, monkeypatch)
 
@@ -146,7 +153,6 @@ def test_files_belong_to_root_and_the_group_of_the_server(
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root gives files to others")
-    monkeypatch.setattr(minismtp.cli.check, "check_names", lambda *_: iter(()))
     monkeypatch.setattr(host, "ACCOUNT", "nobody")
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
