@@ -14,6 +14,7 @@ from minismtp.hooks.dns_zone import DnsRecord
 
 _TTL: Final = 3600
 _STRING: Final = 255  # octets of a character-string, RFC 1035 section 3.3
+_IN_A_FORM: Final = "; one text, which a form on the web takes without quotes and the blank inside:"
 _UNKNOWN: Final = {"A": "the public IPv4 address", "AAAA": "the public IPv6 address"}
 
 
@@ -22,7 +23,10 @@ def zone_text(records: Iterable[DnsRecord]) -> str:
     lines = [f"$TTL {_TTL}"]
     for purpose, group in groupby(records, lambda each: each.purpose):
         lines += ["", f"; {purpose}"] if purpose else [""]
-        lines += [_line(record) for record in group]
+        for record in group:
+            if record.kind == "TXT" and len(record.value.encode()) > _STRING:
+                lines.append(_IN_A_FORM)
+            lines.append(_line(record))
     return "\n".join(lines) + "\n"
 
 

@@ -134,6 +134,12 @@ def test_unknown_address_is_a_comment(tmp_path: Path) -> None:
     assert not any(each.kind == "PTR" for each in records)
 
 
+@pytest.mark.parametrize("size", [255, 256])
+def test_record_of_several_strings_says_what_a_form_takes(size: int) -> None:
+    text = zone_text([DnsRecord("example.org", "TXT", "x" * size, "")])
+    assert ("without quotes and the blank inside:\nexample.org. IN TXT" in text) == (size > 255)
+
+
 def test_keys_of_all_selectors_are_published(tmp_path: Path) -> None:
     keys: dict[str, rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey] = {
         "mail": rsa.generate_private_key(65537, 2048),
