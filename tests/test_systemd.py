@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,18 @@ SOCKETS: Final = (
     "minismtp-submission.socket",
     "minismtp-submissions.socket",
 )
+WEB_SOCKETS: Final = ("minismtp-http.socket", "minismtp-https.socket")
+WEB: Final = """
+[[listeners]]
+name = "http"
+address = "*:80"
+kind = "web"
+
+[[listeners]]
+name = "https"
+address = "*:443"
+kind = "web"
+"""
 HARDENED: Final = "/opt/minismtp/share/minismtp/sockets-only.conf"
 CAP_NET_BIND_SERVICE: Final = 1 << 10
 CONFIGURATION: Final = """
@@ -172,7 +185,7 @@ def test_exposure_of_the_service_is_small(
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(machine: Machine) -> None:
-    for unit in ("minismtp.service", *SOCKETS):
+    for unit in ("minismtp.service", *SOCKETS, *WEB_SOCKETS):
         assert machine.run("systemd-analyze", "verify", "--recursive-errors=yes", unit) == ""
 
 
@@ -310,6 +323,26 @@ def test_sockets_are_of_both_families_whatever_the_kernel_prefers(machine: Machi
     for host in ("127.0.0.1", "::1"):
         machine.send("families@example.org", host=host)
     assert len(machine.stored("families")) == 2
+
+
+@pytest.mark.usefixtures("held_sockets")
+def test_web_listeners_need_no_capability_with_sockets_of_systemd(machine: Machine) -> None:
+    machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION + WEB)
+    machine.run("systemctl", "enable", "--now", *WEB_SOCKETS)
+
+    def ask() -> list[int]:
+        host, context = "127.0.0.1", machine.client
+        clients = [HTTPConnection(host), HTTPSConnection(host, context=context)]
+        for client in clients:
+            client.timeout = DEADLINE
+            client.request("GET", "/none")
+        return [client.getresponse().status for client in clients]
+
+    assert machine.inside(ask) == [404, 404]
+    for process in machine.processes():
+        assert int(process["CapEff"], 16) == int(process["CapBnd"], 16) == 0
+    machine.run("systemctl", "disable", "--now", *WEB_SOCKETS)
+    machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION)
 
 
 def test_every_host_is_that_of_ipv4_in_a_service_without_ipv6(machine: Machine) -> None:
