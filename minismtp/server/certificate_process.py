@@ -3,11 +3,14 @@
 It runs only if the configuration has that table, as the server's user. A thread looks every few
 seconds at the certificate and at the outcome of the last attempt, which are on disk, so it also
 sees what `minismtp certificate renew` did. The workers find a new certificate by themselves. The
-library for ACME is imported at the first attempt, and hangs at worst this process.
+library for ACME is imported when the process starts, because weeks later, after an upgrade, it may
+be another release. An attempt hangs at worst this process.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -37,6 +40,7 @@ from minismtp.services.certificate_file import Certificate
 from minismtp.values.threads import start_thread
 
 _TICK: Final = 5.0  # seconds between two looks
+_ATTEMPT: Final = "minismtp.services.acme"  # with its library it takes 20 MiB
 _LONGEST_ATTEMPT: Final = 900.0  # seconds
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR2}
 
@@ -104,6 +108,8 @@ class Renewals:
 
     def run(self) -> None:
         """Look again and again."""
+        with contextlib.suppress(ImportError):  # `step` tells what is missing
+            importlib.import_module(_ATTEMPT)
         while not self._ending.is_set():
             try:
                 self.step()

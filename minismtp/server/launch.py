@@ -109,6 +109,7 @@ class Launcher:
         slot, config = self._children.free_slot(), generation.config
         directory, lifeline = self._metrics_directory, self._children.lifeline
         self.scoreboard.clear_beat(slot)
+        begin_watches = watches_of(config)
 
         def run(ready: int) -> int:
             self._close_listeners(())
@@ -120,7 +121,7 @@ class Launcher:
                 self.scoreboard,
                 self.suspects,
                 generation.packages,
-                _begin_watches,
+                begin_watches,
             )
             return runner.run(config, context)
 
@@ -197,13 +198,28 @@ def watches_dns(config: Config) -> bool:
     return bool(config.dns.check) and public and "." in config.hostname
 
 
-def _begin_watches(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
-    """Start what watches the world outside. Only the process that delivers needs the modules."""
+def watches_of(config: Config) -> Callable[[Config, PluginSet, Metrics, Log], object]:
+    """Return what starts the watches of the world outside.
+
+    Their modules are imported here, by the supervisor. So a process that it starts after an upgrade
+    has them of the same release as the rest.
+    """
+    watches: list[Callable[[Config, PluginSet, Metrics, Log], object]] = []
     if watches_dns(config):
-        from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415
+        from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415 - few servers need it
 
-        DnsWatch(config, plugins.instances, metrics, log).start()
+        watches.append(
+            lambda config, plugins, metrics, log: DnsWatch(
+                config, plugins.instances, metrics, log
+            ).start()
+        )
     if config.updates.check:
-        from minismtp.server.update_watch import UpdateWatch  # noqa: PLC0415
+        from minismtp.server.update_watch import UpdateWatch  # noqa: PLC0415 - as above
 
-        UpdateWatch(config, metrics, log).start()
+        watches.append(lambda config, _, metrics, log: UpdateWatch(config, metrics, log).start())
+
+    def begin(config: Config, plugins: PluginSet, metrics: Metrics, log: Log) -> None:
+        for watch in watches:
+            watch(config, plugins, metrics, log)
+
+    return begin

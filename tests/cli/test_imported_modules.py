@@ -120,3 +120,30 @@ def test_processes_of_a_server_import_nothing_for_themselves(tmp_path: Path) -> 
     imports = {path.stem: path.read_text() for path in tmp_path.glob("*.imports")}
     assert {name.partition("-")[0] for name in imports} == {"worker", "http", "queue"}, log
     assert imports == dict.fromkeys(imports, "")
+
+
+def test_supervisor_imports_the_watches_of_the_process_that_delivers(tmp_path: Path) -> None:
+    """A process that is replaced after an upgrade has no modules of two releases."""
+    script = """
+import sys
+from pathlib import Path
+from minismtp.config import Config
+from minismtp.server.launch import watches_of
+def imported():
+    return [f"minismtp.server.{name}_watch" in sys.modules for name in ("dns", "update")]
+for lines in sys.argv[1:]:
+    path = Path("x.toml")
+    path.write_text(lines + '[[listeners]]\\nname = "smtp"\\naddress = "*:25"\\ntls = "none"\\n')
+    watches_of(Config.load(path))
+    print(*imported())
+"""
+    quiet = 'hostname = "mx.example.org"\n[dns]\ncheck = "0s"\n'
+    both = 'hostname = "mx.example.org"\n[updates]\ncheck = "1d"\n'
+    done = subprocess.run(
+        [sys.executable, "-c", script, quiet, both],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n") == ["False False", "True True", ""], done.stderr

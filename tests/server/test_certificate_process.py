@@ -245,6 +245,23 @@ def test_names_that_the_new_certificate_lacks_are_in_the_log(
     assert 'error="the authority cannot check the names: b.example: no" next=20' in line
 
 
+def test_library_is_imported_before_the_first_look(
+    renewals: Renewals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weeks later, after an upgrade, it may be of another release than this process."""
+    done: list[str] = []
+
+    def look() -> None:
+        done.append("look")
+        renewals.stop()
+
+    module = "minismtp.server.certificate_process.importlib"
+    monkeypatch.setattr(f"{module}.import_module", done.append)
+    monkeypatch.setattr(renewals, "step", look)
+    renewals.run()
+    assert done == ["minismtp.services.acme", "look"]
+
+
 def test_thread_goes_on_after_a_failure(
     renewals: Renewals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
