@@ -31,7 +31,7 @@ class Hooks:
     """
 
     def __init__(self, manager: pluggy.PluginManager, without: Iterable[object] = ()) -> None:
-        excluded = list(without)
+        excluded = frozenset(without)
 
         def bind(spec: Callable[P, R]) -> Callable[P, R]:
             caller = manager.subset_hook_caller(spec.__name__, excluded)

@@ -5,8 +5,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import ClassVar
 
+import pluggy
 import pytest
 from client_script import plain
+from pumps import grows_too_fast
 from scram import b64, scram
 from stub_plugins import Judge, Observer
 
@@ -42,6 +44,7 @@ from minismtp.events import (
     SessionClosed,
     SessionOpened,
 )
+from minismtp.hooks import specs
 from minismtp.hooks.facade import Hooks
 from minismtp.hooks.loader import PluginSet, hook_names
 from minismtp.hooks.plugin_check import Facts, check_plugins
@@ -1023,3 +1026,20 @@ def test_hook_that_nobody_implements_gives_no_opinion(
     call: Callable[[Hooks], object], answer: object
 ) -> None:
     assert call(empty()) == answer
+
+
+def test_hooks_of_one_plugin_among_many_take_linear_time() -> None:
+    """As at a start, where each of a thousand domains may have tables of its own."""
+
+    class Nothing:
+        """Without any hook."""
+
+    def work(count: int) -> Callable[[], object]:
+        manager = pluggy.PluginManager(specs.PROJECT)
+        manager.add_hookspecs(specs)
+        plugins = [Nothing() for _ in range(count)]
+        for each in plugins:
+            manager.register(each)
+        return lambda: Hooks(manager, plugins[1:])
+
+    assert not grows_too_fast(work, 1_000)
