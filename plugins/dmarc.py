@@ -66,6 +66,11 @@ class DmarcResult:
 DMARC: Final[StashKey[DmarcResult]] = StashKey()
 
 
+def before_fork() -> None:
+    """Read the public suffix list once for all processes, each of which would take 2 MB for it."""
+    registrable_domain("example.org")
+
+
 @plugin
 class Dmarc(ClientCheck, DnsCheck):
     """Apply the DMARC policy of the domain in the From field to incoming mail.

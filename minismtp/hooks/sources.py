@@ -52,11 +52,13 @@ def import_shipped(config: Config, packages: Packages) -> None:
     The supervisor does so, because its processes share the memory of what it imported. Also, a
     process that it starts after an upgrade has plugins of the same release as the server. The
     plugins of others are not imported, because they may start threads, and are new at each reload.
-    A module that cannot be imported is left to the processes, which tell why.
+    A module may have a function `before_fork` for what else its processes can share. A module that
+    cannot be imported is left to the processes, which tell why.
     """
     sources = sources_of(config.plugin_path, packages)
     for use in {table.use for table in config.plugins}:
         source = sources.get(use)
         if isinstance(source, EntryPoint) and source.module.partition(".")[0] == _SHIPPED:
             with suppress(Exception, SystemExit):
-                importlib.import_module(source.module)
+                module = importlib.import_module(source.module)
+                getattr(module, "before_fork", bool)()

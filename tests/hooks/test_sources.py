@@ -63,10 +63,21 @@ def test_local_file_hides_a_shipped_plugin(tmp_path: Path) -> None:
 
 def imported(directory: Path, configuration: str) -> set[str]:
     """Return which modules of shipped plugins are imported for a configuration."""
+    prefix = "minismtp_plugins."
+    names = modules(directory, configuration)
+    names = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def modules(directory: Path, configuration: str) -> set[str]:
+    """Return all modules that are imported after that."""
     (directory / "minismtp.toml").write_text(configuration)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=directory, check=True, capture_output=True, text=True
     )
-    prefix = "minismtp_plugins."
-    names = {name.removeprefix(prefix) for name in done.stdout.split() if name.startswith(prefix)}
-    return {name for name in names if not name.startswith("_")}
+    return {*done.stdout.split()}
+
+
+def test_public_suffix_list_is_read_before_the_fork(tmp_path: Path) -> None:
+    text = CONFIGURATION + '[[plugins]]\nuse = "dmarc"\n'
+    assert "publicsuffixlist" in modules(tmp_path, text)
