@@ -2,6 +2,7 @@
 
 import re
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +23,8 @@ _PIECE = re.compile(r'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|,|[^,"]+')
 class Directory:
     """The content of options and files; `users` is None if every local part exists.
 
-    The keys of `aliases` are `local@domain`, `local` (in each local domain) and `@domain` (for all
-    other recipients there), all in lower case.
+    `users` are in every domain, `addresses` in their own. The keys of `aliases` are `local@domain`,
+    `local` (in each local domain) and `@domain` (for all other recipients there), in lower case.
     """
 
     domains: list[str]
@@ -32,6 +33,7 @@ class Directory:
     catch_all: str
     postmaster: str
     aliases: dict[str, list[Mailbox]] = field(default_factory=dict)
+    addresses: set[Mailbox] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         #: `split`, which remembers the recipients of the last messages.
@@ -47,7 +49,7 @@ class Directory:
     def find(self, local: str, domain: str) -> list[Mailbox]:
         """Return the mailboxes and outside addresses that get a recipient's mail."""
         key, mailbox = self._resolve(local, domain)
-        if not key and not (self.users and mailbox[0] in self.users):
+        if not key and not self._is_user(*mailbox):
             name = "" if self.users is None else self.catch_all
             if local.lower() == "postmaster":
                 name = self.catch_all or self.postmaster
@@ -66,9 +68,12 @@ class Directory:
             if not ends:
                 raise ValueError(f"{key} leads only back to itself")
             for name, at in ends:
-                known = self.users is None or name in self.users | special
+                known = self.users is None or name in special or self._is_user(name, at)
                 if name and at in self.domains and not known:
                     raise ValueError(f"{key} leads to {name}, which is neither a user nor an alias")
+
+    def _is_user(self, local: str, domain: str) -> bool:
+        return local in (self.users or ()) or (local, domain) in self.addresses
 
     def _resolve(self, local: str, domain: str) -> tuple[str, Mailbox]:
         """Return the key of a mailbox's alias, or "", and the mailbox without its tag."""
@@ -81,7 +86,7 @@ class Directory:
             for key in (f"{name}@{domain}", name):
                 if key in self.aliases:
                     return key, (local, domain)
-            if self.users and name in self.users:
+            if self._is_user(name, domain):
                 return "", (name, domain)
         whole = f"@{domain}"
         return (whole, (local, domain)) if whole in self.aliases else ("", (names[-1], domain))
@@ -159,6 +164,26 @@ def _target(text: str, domains: list[str]) -> Mailbox:
         return "", Address.parse(f"x{text}").ascii_domain
     local, domain = _parts(text)
     return (folded_local(local) if domain in ("", *domains) else local), domain
+
+
+def listed(names: Iterable[tuple[str, str]], domains: list[str]) -> tuple[set[str], set[Mailbox]]:
+    """Return the local parts and the addresses of users. Raise ValueError with the place.
+
+    Each of `names` is the place of a name and the name.
+    """
+    users, addresses = set(), set()
+    for place, name in names:
+        if "@" not in name or (name[0] == name[-1] == '"'):
+            users.add(local_part(name))
+            continue
+        try:
+            local, domain = _parts(name)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        if domain not in domains:
+            raise ValueError(f"{place}: {name!r} is not an address at one of `domains`")
+        addresses.add((folded_local(local), domain))
+    return users, addresses
 
 
 def local_part(text: str) -> str:

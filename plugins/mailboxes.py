@@ -27,7 +27,7 @@ from minismtp import (
     warn_of_readers,
 )
 
-from ._directory import Directory, lines_of, local_part, read_aliases
+from ._directory import Directory, lines_of, listed, local_part, read_aliases
 from ._srs import KEPT, Srs, is_rewritten, read_secrets
 
 
@@ -36,13 +36,14 @@ class Mailboxes:
     """Route recipients in local domains to mailboxes; other domains are left to other plugins.
 
     `domains` are the local ones. The local parts in them are those in `users`, in `users_file` (one
-    a line) and in `aliases_file` (lines `alias: target, target`). Without `users`, `users_file` and
-    `catch_all` every local part exists. An alias is a local part, an address, or `@domain` for all
-    other addresses of a domain. A target is a local part, a local or remote address, or `@domain`
-    for the same local part there, and may be an alias again. An alias that names itself keeps its
-    own mailbox. In both files `#` starts a comment, and changes are read within a second. While a
-    file is missing, unreadable, or unexpectedly empty, recipients in local domains are deferred
-    with 451, as their users are unknown. A comment says that a file is empty on purpose.
+    a line) and in `aliases_file` (lines `alias: target, target`). A user may also be a whole
+    address, which exists in its own domain only. Without `users`, `users_file` and `catch_all`
+    every local part exists. An alias is a local part, an address, or `@domain` for all other
+    addresses of a domain. A target is a local part, a local or remote address, or `@domain` for the
+    same local part there, and may be an alias again. An alias that names itself keeps its own
+    mailbox. In both files `#` starts a comment, and changes are read within a second. While a file
+    is missing, unreadable, or unexpectedly empty, recipients in local domains are deferred with
+    451, as their users are unknown. A comment says that a file is empty on purpose.
 
     `user+tag` is delivered to `user` (`separator`; "" turns this off). `catch_all` is the mailbox
     or alias for all addresses without a user or alias. Mail for postmaster is always accepted (RFC
@@ -75,19 +76,19 @@ class Mailboxes:
             if not (form and form.isascii()) or "@" in form or any(map(str.isspace, form)):
                 problem = f"{domain!r} is not a domain; expected such as example.org"
                 raise ValueError(f"domains: {problem}")
-        for option in ("users", "catch_all", "postmaster"):
-            value = getattr(self, option)
-            for name in [value] if isinstance(value, str) else value:
-                if "@" in name and name[0] != '"':
-                    raise ValueError(
-                        f"{option}: {name!r} is an address; expected the local part alone,"
-                        f" {name.partition('@')[0]!r}, as `domains` has the domains"
-                    )
+        for option in ("catch_all", "postmaster"):
+            name = getattr(self, option)
+            if "@" in name and name[0] != '"':
+                raise ValueError(
+                    f"{option}: {name!r} is an address; expected the local part alone,"
+                    f" {name.partition('@')[0]!r}, as `domains` has the domains"
+                )
         if not self.postmaster:
             raise ValueError("postmaster: expected the local part of a mailbox")
         if self.srs_domain and self.srs_secret_file is None:
             raise ValueError("srs_domain: expected srs_secret_file too")
         self._domains = [Address("", domain).ascii_domain for domain in self.domains]
+        listed([("users", name) for name in self.users], self._domains)
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
         self._full: set[Path] = set()  # files that once had an entry
@@ -120,10 +121,11 @@ class Mailboxes:
         """Tell the domains and users, and warn of a mailbox for all that no user has."""
         check.facts.domains.update(dict.fromkeys(self.domains))
         directory = self._directory.get()
-        listed = lines_of(self.users_file) if self.users_file else []
-        check.facts.users.update(dict.fromkeys([*self.users, *(line for _, line in listed)]))
+        lines = lines_of(self.users_file) if self.users_file else []
+        check.facts.users.update(dict.fromkeys([*self.users, *(line for _, line in lines)]))
         check.facts.any_user = check.facts.any_user or directory.users is None
         known = {*(directory.users or ()), *directory.aliases}
+        known.update(local for local, _ in directory.addresses)
         if self.catch_all and known and local_part(self.catch_all) not in known:
             check.warn(
                 f"catch_all: {self.catch_all!r} is neither a user nor an alias, so it gets a"
@@ -189,16 +191,18 @@ class Mailboxes:
                 raise EmptyFileError(
                     f"{path} is empty; write a comment into it if that is on purpose"
                 )
-        users = None
-        if self.users or self.users_file or self.catch_all:
-            listed = lines_of(self.users_file) if self.users_file else []
-            for number, line in listed:
-                if "@" in line and line[0] != '"':
-                    text = f"{line!r} is an address; expected the local part alone"
-                    raise ValueError(f"users_file: {self.users_file}:{number}: {text}")
-            users = {local_part(name) for name in (*self.users, *(line for _, line in listed))}
-        catch_all, postmaster = local_part(self.catch_all), local_part(self.postmaster)
-        directory = Directory(self._domains, users, self.separator, catch_all, postmaster)
+        lines = lines_of(self.users_file) if self.users_file else []
+        names = [("users", name) for name in self.users]
+        names += [(f"users_file: {self.users_file}:{number}", line) for number, line in lines]
+        users, addresses = listed(names, self._domains)
+        directory = Directory(
+            self._domains,
+            users if self.users or self.users_file or self.catch_all else None,
+            self.separator,
+            local_part(self.catch_all),
+            local_part(self.postmaster),
+            addresses=addresses,
+        )
         if self.aliases_file:
             try:
                 directory.aliases = read_aliases(self.aliases_file, self._domains)

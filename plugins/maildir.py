@@ -122,7 +122,10 @@ class Maildir:
             return
         # Somebody else may have made the Maildirs, as in /home.
         domains = list(check.facts.domains)[:1] or [""]
-        users = [Address(user, domains[0]) for user in list(check.facts.users)[:_MOST_TRIED]]
+        users = [
+            Address.parse(user) if "@" in user.strip('"') else Address(user, domains[0])
+            for user in list(check.facts.users)[:_MOST_TRIED]
+        ]
         problems = [check.cannot_write(Path(self._template.fill(user))) for user in users]
         if all(problems):
             check.error(f"path: {problem}")

@@ -487,11 +487,11 @@ ROWS: Final = {
         'use = "relay"\nlisteners = ["submision"]\n',
         "plugins[2] relay, line 37: listeners[0]: no listener is called 'submision'; did you mean",
     ),
-    "a user is an address": row(
+    "a user is an address elsewhere": row(
         '"alice"',
-        '"alice@example.org"',
-        "plugins[0] mailboxes, line 29: users: 'alice@example.org' is an address; expected the"
-        " local part alone, 'alice', as `domains` has the domains",
+        '"alice@example.net"',
+        "plugins[0] mailboxes, line 29: users: 'alice@example.net' is not an address at one of"
+        " `domains`",
     ),
     "a domain is an address": row(
         '["example.org"]',

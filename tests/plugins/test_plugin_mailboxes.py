@@ -52,9 +52,9 @@ def with_aliases(tmp_path: Path, text: str, **options: list[str] | str) -> Mailb
     return build(Mailboxes, table, file="", key="", base=tmp_path)
 
 
-def assert_unknown(mailboxes: Mailboxes, local: str) -> None:
+def assert_unknown(mailboxes: Mailboxes, local: str, domain: str = "example.org") -> None:
     with pytest.raises(Reject) as refusal:
-        route(mailboxes, local)
+        route(mailboxes, local, domain)
     assert str(refusal.value.reply) == "550 5.1.1 no such mailbox"
 
 
@@ -128,6 +128,36 @@ def test_tag_is_left_out_of_the_mailbox() -> None:
 def test_user_with_the_separator_in_the_name_comes_before_the_tag() -> None:
     mailboxes = Mailboxes(domains=["example.org"], users=["c", "c++"])
     assert route(mailboxes, "c++") == ["c++@example.org"]
+
+
+def test_user_with_a_domain_is_in_that_domain_only(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("Alice@Example.COM\ncarol\n")
+    mailboxes = Mailboxes(
+        domains=["example.org", "example.com"],
+        users=["bob@example.org"],
+        users_file=tmp_path / "users",
+    )
+    assert route(mailboxes, "alice+tag", "example.com") == ["alice@example.com"]
+    assert_unknown(mailboxes, "alice")
+    assert route(mailboxes, "bob") == ["bob@example.org"]
+    assert_unknown(mailboxes, "bob", "example.com")
+    assert route(mailboxes, "carol", "example.com") == ["carol@example.com"]
+
+
+def test_alias_leads_to_a_user_of_another_of_our_domains(tmp_path: Path) -> None:
+    (tmp_path / "aliases").write_text("info@example.org: alice@example.com\n")
+    domains, aliases = ["example.org", "example.com"], tmp_path / "aliases"
+    users = ["alice@example.com"]
+    mailboxes = Mailboxes(domains=domains, aliases_file=aliases, users=users)
+    assert route(mailboxes, "info") == ["alice@example.com"]
+    with pytest.raises(ValueError, match="leads to alice, which is neither a user nor an alias"):
+        Mailboxes(domains=domains, aliases_file=aliases, users=["alice@example.org"])
+
+
+def test_users_file_with_an_address_of_another_domain_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("alice\nbob@example.net\n")
+    with pytest.raises(ValueError, match=r"users:2: 'bob@example\.net' is not an address at one"):
+        Mailboxes(domains=["example.org"], users_file=tmp_path / "users")
 
 
 @pytest.mark.parametrize("spelled", ["a b", '"a b"', '"A B"', r'"a\ b"'])
